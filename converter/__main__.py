@@ -1,0 +1,5 @@
+"""``python -m converter`` is ``lensconv``."""
+
+from converter.cli.main import main
+
+main()

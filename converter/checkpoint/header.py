@@ -1,0 +1,260 @@
+"""Reading and writing the header of a safetensors file, trusting nothing.
+
+A file is: eight bytes that give the length of the header (little endian), the header (a JSON object that maps each
+tensor's name to its dtype, shape and place in the data, and ``__metadata__`` to strings), then the data. The parser
+accepts a file only if every byte of it is accounted for: no hole, no overlap, no byte too few or too many. Whatever
+passes can be sliced without a further check.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.dtypes import BITS, tensor_bytes
+from converter.errors import MalformedCheckpoint, MissingInput, printable
+
+#: The length field in front of the header.
+PREFIX_BYTES = 8
+#: Longest header that safetensors itself reads (``MAX_HEADER_SIZE`` in its source).
+MAXIMUM_HEADER_BYTES = 100_000_000
+#: More dimensions than any framework has; keeps the products of hostile shapes short.
+MAXIMUM_DIMENSIONS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor as the header of its file describes it."""
+
+    name: str
+    dtype: str
+    """The safetensors name of the dtype, for example ``BF16``."""
+    shape: tuple[int, ...]
+    start: int
+    """First byte, counted from the start of the data."""
+    end: int
+    """The byte after the last one, counted from the start of the data."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of storage."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The parsed header of one safetensors file."""
+
+    file: Path
+    metadata: dict[str, str]
+    tensors: dict[str, TensorEntry]
+    """By name, in the order of the data."""
+    data_start: int
+    """Bytes in front of the data: the length field and the header."""
+    sha256: str
+    """Of the header with its length field, in hexadecimal digits."""
+    stamp: tuple[int, ...] = ()
+    """Size in bytes and time of the last change in nanoseconds when the header was read; empty when it did not come
+    from a file. No inode: file systems in user space may give a file another one any time."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the whole file."""
+        return self.data_start + max((entry.end for entry in self.tensors.values()), default=0)
+
+
+def read_header(file: Path) -> Header:
+    """Read and check the header of a safetensors file; not one byte of the data is read.
+
+    Raises:
+        MissingInput: the file is not there, is no regular file, or cannot be read.
+        MalformedCheckpoint: the file breaks the format.
+    """
+    try:
+        # A pipe would block on open, and it cannot be read twice.
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise MissingInput(f"{printable(str(file))}: not a regular file", "Check the path.")
+        with file.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            size = status.st_size
+            prefix = stream.read(PREFIX_BYTES)
+            length = header_length(prefix, size, file)
+            body = stream.read(length)
+    except OSError as error:
+        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the path.") from error
+    return replace(parse_header(prefix, body, size, file), stamp=_stamp(status))
+
+
+def changed_since(header: Header) -> bool:
+    """Whether a file has been changed, replaced or removed since its header was read."""
+    try:
+        return _stamp(header.file.stat()) != header.stamp
+    except OSError:
+        return True
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_size, status.st_mtime_ns
+
+
+def header_length(prefix: bytes, file_bytes: int, file: Path) -> int:
+    """The length of the header, once it has been found to fit the size of the file.
+
+    Raises:
+        MalformedCheckpoint: it does not fit.
+    """
+    if file_bytes < PREFIX_BYTES or len(prefix) < PREFIX_BYTES:
+        raise MalformedCheckpoint(file, f"is {file_bytes} bytes long; a safetensors file has at least {PREFIX_BYTES}")
+    length = int.from_bytes(prefix[:PREFIX_BYTES], "little")
+    if length > MAXIMUM_HEADER_BYTES:
+        raise MalformedCheckpoint(file, f"claims a header of {length} bytes; this is not a safetensors file")
+    if PREFIX_BYTES + length > file_bytes:
+        raise MalformedCheckpoint(file, f"claims a header of {length} bytes, but the file ends at byte {file_bytes}")
+    return length
+
+
+def parse_header(prefix: bytes, body: bytes, file_bytes: int, file: Path) -> Header:
+    """Parse a header that has been read already.
+
+    Args:
+        prefix: the first eight bytes of the file.
+        body: the bytes of the header after them.
+        file_bytes: size of the whole file.
+        file: where it came from, for messages.
+
+    Raises:
+        MalformedCheckpoint: anything is not as the format wants it.
+    """
+    length = header_length(prefix, file_bytes, file)
+    if len(body) != length:
+        raise MalformedCheckpoint(file, f"ends inside its header, after {len(body)} of {length} bytes")
+    if not body.startswith(b"{"):
+        raise MalformedCheckpoint(file, "its header does not start with '{'; this is not a safetensors file")
+    content = parse_json_object(body, file, what="the header")
+    metadata = _parse_metadata(content.pop("__metadata__", {}), file)
+    entries = sorted(
+        (_parse_entry(name, value, file) for name, value in content.items()),
+        key=lambda entry: (entry.start, entry.end),
+    )
+    position = 0
+    for entry in entries:
+        if entry.start != position:
+            kind = "overlaps the tensor before it" if entry.start < position else "leaves a hole before it"
+            raise MalformedCheckpoint(file, f"starts at byte {entry.start} of the data and {kind}", tensor=entry.name)
+        position = entry.end
+    data_bytes = file_bytes - PREFIX_BYTES - length
+    if position != data_bytes:
+        state = "is cut short" if data_bytes < position else "has trailing bytes"
+        raise MalformedCheckpoint(file, f"{state}: its tensors take {position} bytes, its data has {data_bytes}")
+    return Header(
+        file=file,
+        metadata=metadata,
+        tensors={entry.name: entry for entry in entries},
+        data_start=PREFIX_BYTES + length,
+        sha256=hashlib.sha256(prefix[:PREFIX_BYTES] + body).hexdigest(),
+    )
+
+
+def parse_json_object(content: bytes, file: Path, what: str) -> dict[str, Any]:
+    """Parse bytes that must hold one JSON object without repeated keys.
+
+    Raises:
+        MalformedCheckpoint: they do not.
+    """
+
+    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+            raise MalformedCheckpoint(file, f"{what} names {printable(repeated)} twice")
+        return result
+
+    try:
+        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=refuse_duplicates, parse_int=_parse_integer)
+    except UnicodeDecodeError as error:
+        raise MalformedCheckpoint(file, f"{what} is not UTF-8 text (byte {error.start})") from error
+    except ValueError as error:
+        raise MalformedCheckpoint(file, f"{what} is not JSON: {printable(str(error))}") from error
+    except RecursionError as error:
+        raise MalformedCheckpoint(file, f"{what} is nested too deeply") from error
+    if not isinstance(parsed, dict):
+        raise MalformedCheckpoint(file, f"{what} is a JSON {type(parsed).__name__}, not an object")
+    return parsed
+
+
+def _parse_integer(text: str) -> int | float:
+    # Minus zero is a float to safetensors, and to Python an integer.
+    return -0.0 if text == "-0" else int(text)
+
+
+def _parse_metadata(value: Any, file: Path) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise MalformedCheckpoint(file, "__metadata__ must map names to strings")
+    try:
+        "".join((*value, *value.values())).encode()
+    except UnicodeEncodeError as error:
+        raise MalformedCheckpoint(file, "its __metadata__ is not valid Unicode") from error
+    return value
+
+
+def _parse_entry(name: str, value: Any, file: Path) -> TensorEntry:
+    def fail(reason: str) -> MalformedCheckpoint:
+        return MalformedCheckpoint(file, reason, tensor=name)
+
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise fail("its name is not valid Unicode") from error
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise fail("its entry must hold dtype, shape and data_offsets, and nothing else")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise fail(f"its dtype {printable(str(dtype))} is not one of the format's")
+    if not _is_list_of_sizes(shape) or len(shape) > MAXIMUM_DIMENSIONS:
+        raise fail("its shape must be a list of at most 64 sizes, none negative")
+    if not _is_list_of_sizes(offsets) or len(offsets) != 2:
+        raise fail("its data_offsets must be two positions, neither negative")
+    start, end = offsets
+    elements = 1
+    for size in shape:
+        # safetensors multiplies from the left in 64 bits, and refuses what leaves them even if a zero follows.
+        elements *= size
+        if elements >= 1 << 64:
+            raise fail(f"its shape {shape} holds more than 64 bits can count")
+    expected = tensor_bytes(dtype, tuple(shape))
+    if expected is None:
+        raise fail(f"its shape {shape} does not fill whole bytes as {dtype}")
+    if end - start != expected:
+        raise fail(f"its shape {shape} as {dtype} takes {expected} bytes, but its offsets span {end - start}")
+    return TensorEntry(name, dtype, tuple(shape), start, end)
+
+
+def _is_list_of_sizes(value: Any) -> bool:
+    # bool is a subclass of int, and sizes beyond 64 bits cannot be real.
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+
+
+def encode_header(entries: Iterable[TensorEntry], metadata: dict[str, str]) -> bytes:
+    """The bytes in front of the data, exactly as safetensors 0.8 writes them.
+
+    Compact JSON, ``__metadata__`` first, then the tensors in the order given, padded with spaces so that the data
+    starts at a multiple of eight bytes.
+    """
+    content: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    for entry in entries:
+        content[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [entry.start, entry.end],
+        }
+    body = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    body += b" " * (-len(body) % 8)
+    return len(body).to_bytes(PREFIX_BYTES, "little") + body

@@ -1,0 +1,84 @@
+"""Reading tensors piece by piece, with plain reads.
+
+A memory map would count every page of the source as memory of the process, and is many times slower on network
+volumes; ``preadv`` into a buffer that is used again does neither.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint.source import SourceTensor
+from converter.errors import MalformedCheckpoint, MissingInput, printable
+
+
+class TensorReader:
+    """Reads ranges of tensors; any thread may call it. Files are opened once and closed with it."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[Path, int] = {}
+        self._opening = threading.Lock()
+
+    def read(self, tensor: SourceTensor, start: int, target: NDArray[np.uint8]) -> None:
+        """Fill a buffer with bytes of a tensor.
+
+        Args:
+            tensor: which one.
+            start: first byte, counted from the start of the tensor.
+            target: one-dimensional; its length says how many bytes.
+
+        Raises:
+            MissingInput: the system cannot read the file.
+            MalformedCheckpoint: the file has become shorter than its header said.
+        """
+        view = target.data
+        position = tensor.offset + start
+        try:
+            descriptor = self._open(tensor.file)
+            while view:
+                count = os.preadv(descriptor, [view], position)
+                if count == 0:
+                    raise MalformedCheckpoint(tensor.file, "became shorter while it was read", tensor=tensor.entry.name)
+                view = view[count:]
+                position += count
+        except OSError as error:
+            raise MissingInput(
+                f"{printable(str(tensor.file))}: cannot be read: {error.strerror or error}", "Check the disk."
+            ) from error
+
+    def read_all(self, tensor: SourceTensor) -> NDArray[np.uint8]:
+        """All bytes of a tensor, in a new buffer. Raises what ``read`` raises."""
+        target = np.empty(tensor.entry.bytes, np.uint8)
+        self.read(tensor, 0, target)
+        return target
+
+    def _open(self, file: Path) -> int:
+        with self._opening:
+            if file not in self._descriptors:
+                self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            return self._descriptors[file]
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def ranges(total: int, step: int) -> Iterator[tuple[int, int]]:
+    """Consecutive (start, stop) pairs that cover ``range(total)`` in steps."""
+    return ((start, min(start + step, total)) for start in range(0, total, step))

@@ -1,0 +1,341 @@
+"""A checkpoint on disk: which files it has, what their headers say, and whether they agree.
+
+A path may name one ``.safetensors`` file, a component folder (``config.json`` and weights), or a pipeline repo (a
+folder with ``model_index.json``), of which the denoiser is opened. Everything a file says is checked against the
+other files before it is believed, and no name that a file holds may lead out of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
+from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, UsageError, printable
+
+#: Stems of the weight files, as diffusers and transformers name them.
+WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
+WEIGHTS_SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+#: Components that denoise, in the order in which they are looked for in a pipeline repo.
+DENOISERS = ("transformer", "unet")
+#: Ends of files that may hold a pickle. They are named in messages and never opened.
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: A config or an index is read whole; nobody's is this long.
+MAXIMUM_JSON_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """One tensor and the file that holds it."""
+
+    entry: TensorEntry
+    file: Path
+    offset: int
+    """First byte, counted from the start of the file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of one component, seen through their headers."""
+
+    folder: Path
+    headers: tuple[Header, ...]
+    """One for each weight file, in the order of their names."""
+    tensors: dict[str, SourceTensor]
+    config: dict[str, Any]
+    """What ``config.json`` says; empty when there is none."""
+    stem: str
+    """Name of the weight file without its suffix, or of all shards without their numbers."""
+    component: str = ""
+    """Name of the component's folder inside the pipeline repo; empty outside of one."""
+    pipeline: Path | None = None
+    """The pipeline repo; None outside of one."""
+    index: Path | None = None
+    """The index of the shards; None when one file holds everything."""
+    problems: tuple[MalformedCheckpoint, ...] = ()
+    """Where the files disagree with each other."""
+    stray_files: tuple[Path, ...] = ()
+    """Weight files in the folder that do not belong to the checkpoint."""
+    is_single_file: bool = False
+    """Whether a file was given, so that nothing beside it counts but its config."""
+
+    @property
+    def class_name(self) -> str:
+        """Class of the model as ``config.json`` names it; empty when it names none."""
+        name = self.config.get("_class_name")
+        if name is None:
+            architectures = self.config.get("architectures")
+            name = architectures[0] if isinstance(architectures, list) and architectures else None
+        return name if isinstance(name, str) else ""
+
+    @property
+    def prefix(self) -> str:
+        """What precedes the names of the component's files inside the pipeline repo, with the slash."""
+        return f"{self.component}/" if self.component else ""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes by name of the tensor."""
+        return {name: tensor.entry.shape for name, tensor in self.tensors.items()}
+
+    @property
+    def total_bytes(self) -> int:
+        """Footprint: bytes of tensor storage."""
+        return sum(tensor.entry.bytes for tensor in self.tensors.values())
+
+    @property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """Footprint by dtype, the largest first."""
+        return count_bytes_by_dtype((tensor.entry.dtype, tensor.entry.bytes) for tensor in self.tensors.values())
+
+
+def count_bytes_by_dtype(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Add up pairs of dtype and bytes; the largest sum comes first."""
+    counter: Counter[str] = Counter()
+    for dtype, size in sizes:
+        counter[dtype] += size
+    return dict(counter.most_common())
+
+
+def open_checkpoint(path: Path, *, component: str | None = None) -> Checkpoint:
+    """Open a checkpoint to convert it: every disagreement between its files is an error.
+
+    Args:
+        path: a ``.safetensors`` file, a component folder or a pipeline repo.
+        component: which folder of a pipeline repo; its denoiser by default.
+
+    Raises:
+        MissingInput: a file is missing or cannot be read.
+        MalformedCheckpoint: a file breaks its format, or two of them disagree.
+        UnsupportedCheckpoint: there are no safetensors weights.
+        UsageError: there is no such component.
+    """
+    checkpoint = examine_checkpoint(path, component=component)
+    if checkpoint.problems:
+        raise checkpoint.problems[0]
+    return checkpoint
+
+
+def examine_checkpoint(path: Path, *, component: str | None = None) -> Checkpoint:
+    """Open a checkpoint to judge it: disagreements between its files are collected in ``problems``.
+
+    Raises: what ``open_checkpoint`` raises, but for those disagreements.
+    """
+    if path.is_file():
+        if component is not None:
+            raise UsageError(f"{printable(str(path))} is a file; only a pipeline repo has components")
+        return _examine_file(path)
+    if not path.is_dir():
+        raise MissingInput(f"{printable(str(path))}: no such file or folder", "Check the path.")
+    if not (path / "model_index.json").is_file():
+        if component is not None:
+            raise UsageError(f"{printable(str(path))} has no model_index.json; only a pipeline repo has components")
+        return _examine_folder(path, component="", pipeline=None)
+    components = pipeline_components(path)
+    if component is None:
+        component = next((name for name in DENOISERS if name in components), None)
+        if component is None:
+            raise UnsupportedCheckpoint(
+                f"{printable(str(path / 'model_index.json'))} names neither {' nor '.join(DENOISERS)}",
+                f"Name one with --component: {', '.join(components) or 'it names none'}.",
+            )
+    elif component not in components:
+        raise UsageError(f"{printable(component)} is no component of {printable(str(path))}: {', '.join(components)}")
+    folder = path / component
+    if not folder.is_dir():
+        raise MissingInput(f"{printable(str(folder))}: no such folder, though model_index.json names it")
+    return _examine_folder(folder, component=component, pipeline=path)
+
+
+def pipeline_components(pipeline: Path) -> tuple[str, ...]:
+    """Names of the components that ``model_index.json`` declares, in its order.
+
+    Raises:
+        MissingInput: the file cannot be read.
+        MalformedCheckpoint: it is not what it should be, or a name leads out of the folder.
+    """
+    file = pipeline / "model_index.json"
+    names = []
+    for name, value in read_json(file).items():
+        if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
+            continue
+        if not is_plain_name(name):
+            raise MalformedCheckpoint(file, f"component {printable(name)} leads out of the folder")
+        names.append(name)
+    return tuple(names)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a file that must hold one JSON object.
+
+    Raises:
+        MissingInput: it is not there or cannot be read.
+        MalformedCheckpoint: it holds something else.
+    """
+    try:
+        if not file.is_file():
+            raise MissingInput(f"{printable(str(file))}: no such file", "Check the path.")
+        with file.open("rb") as stream:
+            content = stream.read(MAXIMUM_JSON_BYTES + 1)
+    except OSError as error:
+        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the path.") from error
+    if len(content) > MAXIMUM_JSON_BYTES:
+        raise MalformedCheckpoint(file, f"is longer than {MAXIMUM_JSON_BYTES} bytes")
+    return parse_json_object(content, file, what="its content")
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """What lies in a folder, by name.
+
+    Raises:
+        MissingInput: it cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise MissingInput(f"{printable(str(folder))}: {error.strerror or error}", "Check the path.") from error
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name from a file stays inside its folder."""
+    return name not in ("", ".", "..") and not set("/\\\0") & set(name)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    # A link to nothing is a file that got lost, not a checkpoint without a config.
+    if not os.path.lexists(file):
+        return {}
+    config = read_json(file)
+    if not isinstance(config.get("_class_name", ""), str):
+        raise MalformedCheckpoint(file, "_class_name is not a string")
+    return config
+
+
+def _examine_file(file: Path) -> Checkpoint:
+    if file.suffix in PICKLE_SUFFIXES:
+        raise _pickle_error(file)
+    header = read_header(file)
+    return Checkpoint(
+        folder=file.parent,
+        headers=(header,),
+        tensors=_locate((header,))[0],
+        config=_read_config(file.parent),
+        stem=file.name.removesuffix(WEIGHTS_SUFFIX),
+        is_single_file=True,
+    )
+
+
+def _examine_folder(folder: Path, *, component: str, pipeline: Path | None) -> Checkpoint:
+    config = _read_config(folder)
+    present = sorted(file.name for file in list_folder(folder) if file.name.endswith(WEIGHTS_SUFFIX))
+    stem = _find_stem(folder, present)
+    index = folder / (stem + INDEX_SUFFIX)
+    problems: list[MalformedCheckpoint] = []
+    if index.is_file():
+        weight_map = _read_weight_map(index)
+        names = sorted(set(weight_map.values()))
+        if stem + WEIGHTS_SUFFIX in present and stem + WEIGHTS_SUFFIX not in names:
+            problems.append(
+                MalformedCheckpoint(
+                    folder,
+                    f"holds both {stem + WEIGHTS_SUFFIX} and {index.name}; loaders disagree on which one counts",
+                    hint="Delete the one that is stale.",
+                )
+            )
+    else:
+        weight_map = None
+        names = [stem + WEIGHTS_SUFFIX]
+    for name in names:
+        if name not in present:
+            raise MissingInput(
+                f"{printable(str(folder / name))}: no such file, though {index.name} names it", "Download it again."
+            )
+    headers = tuple(read_header(folder / name) for name in names)
+    tensors, duplicates = _locate(headers)
+    problems += duplicates
+    if weight_map is not None:
+        problems += _compare_index(index, weight_map, headers)
+    return Checkpoint(
+        folder=folder,
+        headers=headers,
+        tensors=tensors,
+        config=config,
+        stem=stem,
+        component=component,
+        pipeline=pipeline,
+        index=index if weight_map is not None else None,
+        problems=tuple(problems),
+        stray_files=tuple(folder / name for name in present if name not in names),
+    )
+
+
+def _find_stem(folder: Path, present: list[str]) -> str:
+    """The stem of the folder's weights, by the names that the loaders look for, or else by the only file there is."""
+    for stem in WEIGHT_STEMS:
+        if (folder / (stem + INDEX_SUFFIX)).is_file() or stem + WEIGHTS_SUFFIX in present:
+            return stem
+    if len(present) == 1:
+        return present[0].removesuffix(WEIGHTS_SUFFIX)
+    where = printable(str(folder))
+    if present:
+        raise MissingInput(
+            f"{where}: holds {len(present)} safetensors files and no index that says how they belong together",
+            f"Download the {INDEX_SUFFIX.removeprefix('.')} file too.",
+        )
+    pickles = sorted(file for file in list_folder(folder) if file.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise _pickle_error(pickles[0])
+    raise MissingInput(f"{where}: holds no safetensors weights", "Check the path.")
+
+
+def _pickle_error(file: Path) -> UnsupportedCheckpoint:
+    return UnsupportedCheckpoint(
+        f"{printable(str(file))}: may hold a pickle, which can run code when it is opened; lensconv never does",
+        "Convert it to safetensors first.",
+    )
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise MalformedCheckpoint(index, "has no weight_map")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not name.endswith(WEIGHTS_SUFFIX):
+            raise MalformedCheckpoint(index, f"maps to {printable(str(name))}, no safetensors file", tensor=tensor)
+        if not is_plain_name(name):
+            raise MalformedCheckpoint(index, f"maps to {printable(name)}, which leads out of the folder", tensor=tensor)
+    return weight_map
+
+
+def _locate(headers: tuple[Header, ...]) -> tuple[dict[str, SourceTensor], list[MalformedCheckpoint]]:
+    tensors: dict[str, SourceTensor] = {}
+    duplicates = []
+    for header in headers:
+        for name, entry in header.tensors.items():
+            if name in tensors:
+                duplicates.append(
+                    MalformedCheckpoint(header.file, f"is in {tensors[name].file.name} as well", tensor=name)
+                )
+            else:
+                tensors[name] = SourceTensor(entry, header.file, header.data_start + entry.start)
+    return tensors, duplicates
+
+
+def _compare_index(index: Path, weight_map: dict[str, str], headers: tuple[Header, ...]) -> list[MalformedCheckpoint]:
+    """Compare index and shards in both directions."""
+    problems = []
+    shards = {header.file.name: header for header in headers}
+    for tensor, name in weight_map.items():
+        if tensor not in shards[name].tensors:
+            problems.append(MalformedCheckpoint(index, f"is said to be in {name}, which lacks it", tensor=tensor))
+    for name, header in shards.items():
+        for tensor in header.tensors:
+            if weight_map.get(tensor) != name:
+                problems.append(MalformedCheckpoint(header.file, f"{index.name} does not name it here", tensor=tensor))
+    return problems

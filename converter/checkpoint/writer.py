@@ -1,0 +1,105 @@
+"""Writing a checkpoint into slots: preallocated files, any order, any thread.
+
+safetensors' own writer needs every tensor in memory at once. This one needs only the layout, which fixes the header
+and the place of every byte before the first tensor exists.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from converter.checkpoint.layout import Layout
+from converter.errors import DiskError, OutputError, ResourceError, printable
+
+
+class SlotWriter:
+    """Writes the weight files of a layout into a folder.
+
+    Files are created at their final size, so that a full disk shows before any work is done, and with the mode that
+    the umask asks for (safetensors' writer leaves 0600). ``write`` may be called from several threads.
+
+    Args:
+        folder: is made if it is not there; files of an earlier, interrupted run are kept and filled up.
+        layout: what to write.
+
+    Raises:
+        DiskError: there is not enough space.
+        OutputError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self.folder = folder
+        self._descriptors: dict[str, int] = {}
+        # Linux lets one thread at a time write to a file, and the others wait for it at full speed.
+        self._turns = {file.name: threading.Lock() for file in layout.files}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in layout.files:
+                descriptor = os.open(folder / file.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                self._descriptors[file.name] = descriptor
+                _allocate(descriptor, file.total_bytes)
+                self.write(file.name, 0, file.header)
+        except OSError as error:
+            self.close()
+            raise write_error(folder, error) from error
+
+    def write(self, file: str, offset: int, data: bytes | memoryview) -> None:
+        """Write bytes at a place of a file.
+
+        Raises:
+            OSError: the system could not.
+        """
+        view = memoryview(data)
+        if not view.nbytes:
+            return
+        view = view.cast("B")
+        descriptor = self._descriptors[file]
+        with self._turns[file]:
+            while view:
+                written = os.pwrite(descriptor, view, offset)
+                view = view[written:]
+                offset += written
+
+    def sync(self) -> None:
+        """Wait until everything written is on the disk."""
+        for descriptor in self._descriptors.values():
+            os.fsync(descriptor)
+
+    def close(self) -> None:
+        """Close the files; what was written stays."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def __enter__(self) -> SlotWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    if os.fstat(descriptor).st_size > size:
+        os.ftruncate(descriptor, size)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        # Some file systems cannot reserve space; there the file grows as it is written.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):
+            raise
+        os.ftruncate(descriptor, size)
+
+
+def write_error(place: Path, error: OSError) -> ResourceError | OutputError:
+    """Say in lensconv's own terms why something could not be written."""
+    where = printable(str(place))
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return ResourceError(f"{where}: {error.strerror}", "Allow more with ulimit -n, or write fewer, larger shards.")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskError(f"{where}: {error.strerror}", "Free some space, or write to another disk.")
+    return OutputError(f"{where}: cannot be written: {error.strerror or error}", "Write to another folder.")

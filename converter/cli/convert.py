@@ -1,0 +1,76 @@
+"""``lensconv convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from converter.cli.options import PATH, dataclass_options, output_options, pass_console, recipe_options
+from converter.console import Console, readable_size, table
+from converter.conversion.options import ConvertOptions
+from converter.errors import Interrupted
+
+
+@click.command(
+    "convert",
+    short_help="Make the quantized checkpoint.",
+    epilog="Example: lensconv convert Lens/transformer Lens-uint4 --memory 512MB",
+)
+@click.argument("source", type=PATH)
+@click.argument("output", metavar="OUT", type=PATH)
+@recipe_options
+@dataclass_options(
+    ConvertOptions,
+    "jobs",
+    "memory",
+    "quantize_from",
+    "shard_bytes",
+    "device",
+    "allow_nonfinite",
+    "overwrite",
+    "restart",
+)
+@output_options
+@pass_console
+def command(
+    console: Console,
+    /,
+    source: Path,
+    output: Path,
+    recipe: str | None,
+    settings: tuple[str, ...],
+    component: str | None,
+    **options: Any,
+) -> None:
+    """Quantize SOURCE into the folder OUT, byte for byte as SDNQ itself would.
+
+    SOURCE is a component folder, a pipeline repo or one .safetensors file. OUT appears as a whole or not at all. A run
+    that was interrupted goes on where it was when the same command is run again.
+    """
+    from converter.conversion.run import convert
+
+    try:
+        report = convert(
+            source,
+            output,
+            recipe,
+            ConvertOptions(component=component, settings=settings, **options),
+            progress=console.progress,
+            note=console.note,
+        )
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted", "Run the same command again to go on.") from error
+    rows = [[file.name, readable_size(file.bytes), file.sha256[:16]] for file in report.files]
+    dtypes = ", ".join(f"{dtype} {readable_size(size)}" for dtype, size in report.bytes_by_dtype.items())
+    summary = (
+        f"{report.output}: {report.tensors} tensors, {dtypes}. Recipe {report.recipe}. "
+        f"{report.elapsed_s:.1f} s, {readable_size(int(report.bytes_read_per_s))}/s, "
+        f"peak memory {readable_size(report.peak_rss_bytes)}."
+    )
+    console.result(report.to_dict(), table(["file", "size", "sha256"], rows), summary)
+    if report.resumed_tensors:
+        console.note(f"{report.resumed_tensors} tensors were finished by an earlier run and kept.")
+    if report.nonfinite:
+        console.warn(f"{sum(report.nonfinite.values())} numbers in {len(report.nonfinite)} tensors are not finite.")

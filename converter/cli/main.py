@@ -1,0 +1,136 @@
+"""The command ``lensconv``: finds the subcommand, and turns errors into messages and exit codes.
+
+Subcommands are imported when they are called, and what they need is imported when they need it: help and header
+checks start in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from converter._version import __version__
+from converter.console import Console
+from converter.errors import (
+    DiskError,
+    InputError,
+    Interrupted,
+    LensconvError,
+    MemoryLimitError,
+    UsageError,
+    printable,
+)
+
+#: Subcommands in the order of a day's work.
+COMMANDS = ("plan", "convert", "verify", "synth")
+#: Signals that ask a command to stop.
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their own name, imported on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """Names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of that name; None when there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"converter.cli.{cmd_name}").command
+        return command
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="A day's work: lensconv plan SOURCE, lensconv convert SOURCE OUT, lensconv verify OUT --against SOURCE.",
+)
+@click.version_option(__version__, prog_name="lensconv")
+def cli() -> None:
+    """Convert the denoising transformer of an image model to SDNQ uint4: exactly as SDNQ would, streamed, safe to
+    kill, and checked."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit with its code."""
+    _open_closed_streams()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console(as_json="--json" in arguments, quiet="--quiet" in arguments)
+    for number in _STOPPING:
+        # What the shell ignores on purpose (nohup, background jobs) stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    try:
+        code = run(arguments, console)
+    except BrokenPipeError:
+        # The reader of our output went away.
+        code = 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # What could not be written would be tried once more at exit, and change the exit code.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str], console: Console) -> int:
+    """Run the command; every error that can be expected becomes a message and an exit code."""
+    try:
+        result = cli.main(list(arguments), prog_name="lensconv", standalone_mode=False, obj=console)
+        return result if isinstance(result, int) else 0
+    except LensconvError as error:
+        failure = error
+    except click.ClickException as error:
+        failure = _usage_error(error)
+    except (click.Abort, KeyboardInterrupt):
+        failure = Interrupted("interrupted")
+    except MemoryError:
+        failure = MemoryLimitError("there is not enough memory", "Close other programs, or lower --memory and --jobs.")
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        failure = _system_error(error)
+    console.error(failure)
+    return failure.exit_code
+
+
+def _interrupt(*_: Any) -> None:
+    # Cleaning up takes a moment, in which a second one would only do harm.
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _open_closed_streams() -> None:
+    """Give a process that was started without some of the standard streams empty ones.
+
+    Otherwise a file that it writes could get the number of one of them, and with it whatever a library prints.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
+def _usage_error(error: click.ClickException) -> LensconvError:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context is not None else "lensconv"
+    return UsageError(error.format_message(), f"See {path} --help.")
+
+
+def _system_error(error: OSError) -> LensconvError:
+    """What the system refused, where no room had more to say about it."""
+    where = printable(str(error.filename)) + ": " if error.filename else ""
+    message = f"{where}{error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskError(message, "Free some space.")
+    return InputError(message, "Check the path and its permissions.")

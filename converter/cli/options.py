@@ -1,0 +1,109 @@
+"""Options that commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from converter.console import Console
+
+#: Bytes by the suffix of a size; GB are 10^9, GiB 2^30.
+UNITS: dict[str, int] = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+pass_console = click.make_pass_decorator(Console)
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, such as ``5GB``, ``512MiB`` or ``4096``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse the text; a number is taken as it is."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)", str(value).strip().lower())
+        if match is None or match[2] not in UNITS:
+            self.fail(f"{value!r} is no size; write 5GB, 512MiB or a number of bytes", param, ctx)
+        size = int(float(match[1]) * UNITS[match[2]])
+        if size < 1:
+            self.fail("a size is at least one byte", param, ctx)
+        return size
+
+
+SIZE = Size()
+PATH = click.Path(path_type=Path)
+
+
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that every command takes; the console has read them already."""
+    command = click.option("--quiet", is_flag=True, expose_value=False, help="Print errors only.")(command)
+    return click.option(
+        "--json", is_flag=True, expose_value=False, help="Print the result as one JSON object on stdout."
+    )(command)
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose a recipe and a component."""
+    command = click.option(
+        "--component", metavar="NAME", help="Component of a pipeline repo.  [default: transformer, else unet]"
+    )(command)
+    command = click.option(
+        "--set",
+        "settings",
+        metavar="GLOB=DTYPE",
+        multiple=True,
+        help="Quantize matching modules to another dtype, or keep them: '*.attn.*=int8', '*.to_out.0=keep'. "
+        "Repeatable; the last match wins.",
+    )(command)
+    return click.option(
+        "--recipe",
+        metavar="NAME|FILE",
+        help="Built-in recipe or TOML file.  [default: lens-uint4-static for Lens, else sdnq-uint4]",
+    )(command)
+
+
+def dataclass_options(model: type[Any], *names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make an option of each named field of a dataclass; help, type and default stand in the dataclass alone.
+
+    Args:
+        model: a dataclass whose fields carry ``help`` and, where their type does not tell, ``kind`` or ``choices`` in
+            their metadata.
+        names: fields to make options of.
+    """
+    by_name = {field.name: field for field in fields(model)}
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed(names):
+            field = by_name[name]
+            metadata = field.metadata
+            option = metadata.get("option", "--" + name.replace("_", "-"))
+            if isinstance(field.default, bool):
+                command = click.option(option, name, is_flag=True, help=metadata["help"])(command)
+                continue
+            kind: Any = {"size": SIZE, "count": click.IntRange(min=1)}.get(metadata.get("kind", ""), str)
+            if "choices" in metadata:
+                kind = click.Choice(metadata["choices"])
+            shown: Any = metadata.get("shown", field.default is not None)
+            command = click.option(
+                option, name, type=kind, default=field.default, show_default=shown, help=metadata["help"]
+            )(command)
+        return command
+
+    return decorate

@@ -1,0 +1,62 @@
+"""``lensconv plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from converter.cli.options import PATH, dataclass_options, output_options, pass_console, recipe_options
+from converter.console import Console, readable_size, table
+from converter.conversion.options import ConvertOptions
+
+
+@click.command(
+    "plan",
+    short_help="Say what a conversion would give.",
+    epilog="Example: lensconv plan Lens/transformer --set '*.attn.to_out.0=int8'",
+)
+@click.argument("source", type=PATH)
+@recipe_options
+@dataclass_options(ConvertOptions, "jobs", "memory", "shard_bytes")
+@output_options
+@pass_console
+def command(
+    console: Console,
+    /,
+    source: Path,
+    recipe: str | None,
+    settings: tuple[str, ...],
+    component: str | None,
+    **options: Any,
+) -> None:
+    """Say what converting SOURCE would give: sizes to the byte, dtypes, memory.
+
+    Only headers and the config are read, never a weight. SOURCE is a component folder, a pipeline repo or one
+    .safetensors file.
+    """
+    from converter.conversion.preview import plan
+
+    report = plan(source, recipe, ConvertOptions(component=component, settings=settings, **options))
+    rows = [
+        [
+            totals.name,
+            readable_size(totals.source_bytes),
+            readable_size(totals.output_bytes),
+            "quantized" if totals.quantized else "kept",
+        ]
+        for totals in report.families
+    ]
+    rows.append(["all", readable_size(report.source_bytes), readable_size(report.output_bytes), ""])
+    title = f"{report.plan.class_name}, {report.parameters:,} parameters, recipe {report.recipe}"
+    percent = [100 * report.reduction(size) for size in (report.source_bytes, 2 * report.parameters)]
+    lines = [
+        f"{len(report.plan.modules)} modules quantized, {len(report.plan.kept_modules)} kept.",
+        f"{percent[0]:.1f} % smaller than the source, {percent[1]:.1f} % smaller than bfloat16.",
+        "Files: " + ", ".join(f"{name} ({size:,} bytes)" for name, size in report.files),
+        f"Peak memory of the conversion: about {readable_size(report.peak_memory_bytes)}.",
+        *(f"Note: {note}." for note in report.notes),
+    ]
+    families = table(["family", "source", "output", ""], rows, title=title)
+    console.result(report.to_dict(), families, *lines)

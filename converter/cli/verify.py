@@ -1,0 +1,129 @@
+"""``lensconv verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.cli.options import PATH, output_options, pass_console
+from converter.console import Console, readable_size, table
+from converter.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from converter.verification.report import VerifyReport
+
+
+@click.command(
+    "verify",
+    short_help="Check a quantized checkpoint.",
+    epilog="Example: lensconv verify Lens-uint4 --against Lens/transformer --checksums",
+)
+@click.argument("checkpoint", type=PATH)
+@click.option(
+    "--against", metavar="SOURCE", type=PATH, help="Compare every weight with the checkpoint it was made from."
+)
+@click.option("--recipe", metavar="NAME|FILE", help="Check that it is the result of this recipe.")
+@click.option("--checksums", is_flag=True, help="Compare every file with the manifest.")
+@click.option("--load", is_flag=True, help="Load it with SDNQ and with its library, and compare the parameters.")
+@click.option("--fail-under-sqnr", metavar="DB", type=float, help="Fail if a weight's SQNR is lower; needs --against.")
+@click.option("--component", metavar="NAME", help="Component of a pipeline repo.  [default: transformer, else unet]")
+@output_options
+@pass_console
+@click.pass_context
+def command(
+    context: click.Context,
+    console: Console,
+    checkpoint: Path,
+    against: Path | None,
+    recipe: str | None,
+    checksums: bool,
+    load: bool,
+    fail_under_sqnr: float | None,
+    component: str | None,
+) -> None:
+    """Check that CHECKPOINT is a sound SDNQ checkpoint, made by lensconv or by anything else.
+
+    Without options only headers and small files are read. Exits with 1 when a check fails.
+    """
+    from converter.verification.run import verify
+
+    report = verify(
+        checkpoint,
+        component=component,
+        against=against,
+        recipe=recipe,
+        checksums=checksums,
+        load=load,
+        fail_under_sqnr=fail_under_sqnr,
+        progress=console.progress,
+    )
+    console.result(report.to_dict(), *_render(report))
+    context.exit(0 if report.ok else 1)
+
+
+def _render(report: VerifyReport) -> list[RenderableType]:
+    from rich.text import Text
+
+    dtypes = sorted(report.bytes_by_dtype)
+    rows = [
+        [
+            footprint.name,
+            str(footprint.tensors),
+            str(footprint.quantized_modules or ""),
+            *(
+                readable_size(footprint.bytes_by_dtype[dtype]) if dtype in footprint.bytes_by_dtype else ""
+                for dtype in dtypes
+            ),
+            readable_size(footprint.bytes),
+        ]
+        for footprint in report.families
+    ]
+    totals = [readable_size(report.bytes_by_dtype[dtype]) for dtype in dtypes]
+    rows.append(["all", str(report.tensors), str(report.quantized_modules), *totals, readable_size(report.total_bytes)])
+    title = f"{printable(report.class_name) or 'unknown class'}, {report.parameters:,} parameters"
+    parts: list[RenderableType] = [table(["family", "tensors", "quantized", *dtypes, "total"], rows, title=title)]
+    if report.fidelity:
+        parts += _render_fidelity(report.fidelity)
+    for check in report.checks:
+        mark = Text("  ok    ", style="green") if check.ok else Text("  FAIL  ", style="bold red")
+        parts.append(mark + Text(f"{check.name}: {check.detail}", style="default"))
+    parts += [Text(f"  note  {note}") for note in report.notes]
+    failed = [check.name for check in report.checks if not check.ok]
+    if failed:
+        parts.append(Text(f"Not sound: {', '.join(failed)} failed.", style="bold red"))
+    else:
+        parts.append(Text(f"Sound: all {len(report.checks)} checks passed.", style="bold green"))
+    return parts
+
+
+def _render_fidelity(fidelity: dict[str, Any] | Any) -> list[RenderableType]:
+    def number(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    families = [
+        [
+            entry["name"],
+            str(entry["modules"]),
+            number(entry["sqnr_db"], 2),
+            number(entry["sqnr_db_min"], 2),
+            number(entry["cosine_min"], 6),
+        ]
+        for entry in fidelity["families"]
+    ]
+    worst = [
+        [
+            printable(entry["name"]),
+            number(entry["sqnr_db"], 2),
+            number(entry["max_error_steps"], 3),
+            number(entry["cosine"], 6),
+        ]
+        for entry in fidelity["worst"]
+    ]
+    return [
+        table(["against the source", "modules", "SQNR dB", "least", "least cosine"], families),
+        table(["worst modules", "SQNR dB", "steps off", "cosine"], worst),
+    ]

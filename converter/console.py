@@ -1,0 +1,253 @@
+"""The one place that prints.
+
+Results go to stdout only with ``--json``, as exactly one object; everything for people goes to stderr. ``--quiet``
+leaves nothing but errors. Text from files is printed as text: never as markup, never with control characters.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from converter.errors import LensconvError, OutputError, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import RenderableType
+
+#: Seconds between two lines of progress where there is no terminal to draw on.
+LINE_INTERVAL = 5.0
+#: Characters of one line for people; names from files can be longer than any screen.
+LINE_LIMIT = 2000
+
+
+class Progress:
+    """How far some work has come, in bytes. This one shows nothing; it is what library calls get.
+
+    Args:
+        label: what is being done.
+        total: bytes in all.
+        clock: seconds, from any start.
+    """
+
+    def __init__(self, label: str = "", total: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.label = label
+        self.total = total
+        self.done = 0
+        self._clock = clock
+        self._started = clock()
+        self._skipped = 0
+        self._lock = threading.Lock()
+
+    def skip(self, size: int) -> None:
+        """Count bytes that were done before this run; they say nothing about its speed."""
+        with self._lock:
+            self.done += size
+            self._skipped += size
+
+    def advance(self, size: int) -> None:
+        """Count finished bytes. Any thread may call this."""
+        with self._lock:
+            self.done += size
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second so far."""
+        return (self.done - self._skipped) / max(self._clock() - self._started, 1e-9)
+
+    def refresh(self) -> None:
+        """Show the state, if it is time to. Only the main thread calls this."""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.refresh()
+
+
+class LineProgress(Progress):
+    """A line every few seconds, for logs.
+
+    Args:
+        write: prints one line.
+    """
+
+    def __init__(
+        self, label: str, total: int, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(label, total, clock)
+        self._write = write
+        self._next = self._started + LINE_INTERVAL
+
+    def refresh(self) -> None:
+        """Print a line if the last one is old enough."""
+        now = self._clock()
+        if now < self._next:
+            return
+        self._next = now + LINE_INTERVAL
+        left = (self.total - self.done) / self.rate if self.done > self._skipped else None
+        done, total, rate = (readable_size(size) for size in (self.done, self.total, int(self.rate)))
+        self._write(f"{self.label}: {done} of {total}, {rate}/s" + (f", {left:.0f} s left" if left is not None else ""))
+
+
+class BarProgress(Progress):
+    """A bar with bytes, bytes per second and the time that is left, for terminals.
+
+    Args:
+        console: the terminal.
+    """
+
+    def __init__(self, label: str, total: int, console: RichConsole) -> None:
+        from rich import progress
+
+        super().__init__(label, total)
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task(label, total=total)
+
+    def refresh(self) -> None:
+        """Draw the bar."""
+        self._bar.update(self._task, completed=self.done)
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.refresh()
+        self._bar.stop()
+
+
+@dataclass
+class Console:
+    """Where a command's results, notes, errors and progress go."""
+
+    as_json: bool = False
+    """Whether the result is one JSON object on stdout."""
+    quiet: bool = False
+    """Whether to print errors only."""
+    stdout: TextIO | None = None
+    stderr: TextIO | None = None
+
+    def result(self, payload: Mapping[str, Any], *render: RenderableType) -> None:
+        """Give the result: the payload as JSON, or its rendering for people."""
+        if self.as_json:
+            self._write_json(payload)
+        elif not self.quiet:
+            for item in render:
+                self._rich().print(printable(item, LINE_LIMIT) if isinstance(item, str) else item)
+
+    def note(self, text: str) -> None:
+        """Say something that people want to know."""
+        if not self.quiet:
+            self._write(text)
+
+    def warn(self, text: str) -> None:
+        """Say something that people should know."""
+        if not self.quiet:
+            self._write(f"warning: {text}")
+
+    def error(self, error: LensconvError) -> None:
+        """Say what went wrong, and what to do about it."""
+        if self.as_json:
+            with suppress(OutputError):
+                self._write_json(error.to_dict())
+                return
+        self._write(f"error: {error.message}" + (f". {error.hint}" if error.hint else ""))
+
+    def progress(self, label: str, total: int) -> Progress:
+        """Show the progress of work on so many bytes, as a context manager."""
+        if self.quiet:
+            return Progress(label, total)
+        if self._error_stream().isatty():
+            return BarProgress(label, total, self._rich())
+        return LineProgress(label, total, self._write)
+
+    def _write(self, line: str) -> None:
+        stream = self._error_stream()
+        # One write a line, so that lines of several processes do not mix.
+        stream.write(printable(line, LINE_LIMIT) + "\n")
+        stream.flush()
+
+    def _write_json(self, payload: Mapping[str, Any]) -> None:
+        stream = self.stdout or sys.stdout
+        try:
+            stream.write(json.dumps(payload, indent=2) + "\n")
+            stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"the result cannot be written to stdout: {error.strerror or error}") from error
+
+    def _error_stream(self) -> TextIO:
+        return cast(TextIO, _Forgiving(self.stderr or sys.stderr))
+
+    def _rich(self) -> RichConsole:
+        from rich.console import Console as RichConsole
+
+        return RichConsole(file=self._error_stream(), highlight=False, markup=False, emoji=False)
+
+
+class _Forgiving:
+    """A stream that says nothing more once nobody listens: what is shown must not stop the work that it shows.
+
+    Args:
+        stream: what to write to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, if it is possible."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if it is possible."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def readable_size(size: int) -> str:
+    """A number of bytes for people: GB are 10^9 bytes."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.{3 if unit == 'GB' else 1}f} {unit}"
+    return f"{size} B"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> RenderableType:
+    """A table for people; every column but the first is set to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(title=printable(title) or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        result.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        result.add_row(*(Text(printable(cell)) for cell in row))
+    return result

@@ -1,0 +1,69 @@
+"""What the standard library does not do with folders: exchange two in one step, sync their names, tell them apart."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from converter.checkpoint.writer import write_error
+
+#: Flags of Linux' renameat2.
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def inode_of(path: Path) -> tuple[int, int] | None:
+    """Device and inode, which a rename keeps; None when nothing is there."""
+    try:
+        status = path.stat(follow_symlinks=False)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def rename_folder(source: Path, target: Path, flag: int) -> None:
+    """Rename a folder, refusing to replace one by accident, or exchange two, in one step where the system can.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None:
+        if renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flag) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EINVAL):
+            raise OSError(code, os.strerror(code), str(target))
+    if flag == RENAME_EXCHANGE:
+        target.rename(source.with_name("replaced"))
+    source.rename(target)
+
+
+def remove_all_but(folder: Path, wanted: Collection[Path]) -> None:
+    """Remove what an interrupted run left of other files; the source may no longer have them.
+
+    Raises:
+        OutputError: the system refuses.
+    """
+    try:
+        for place, _, files in os.walk(folder, topdown=False):
+            for file in (Path(place) / name for name in files):
+                if file not in wanted:
+                    file.unlink()
+            if Path(place) != folder and not any(Path(place).iterdir()):
+                Path(place).rmdir()
+    except OSError as error:
+        raise write_error(folder, error) from error

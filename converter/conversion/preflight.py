@@ -1,0 +1,53 @@
+"""What is checked before a byte is written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from converter.checkpoint.layout import Layout
+from converter.checkpoint.source import Checkpoint
+from converter.conversion.companions import Companion
+from converter.conversion.staging import Staging
+from converter.errors import DiskError, OutputError, printable
+
+#: Space that must stay free beside what is written.
+SPARE_BYTES = 16_000_000
+
+
+def refuse_overlap(checkpoint: Checkpoint, output: Path) -> None:
+    """Refuse an output inside the source, and one that holds it."""
+    # Path.resolve raises RuntimeError for a link to itself.
+    target = Path(os.path.realpath(output.parent)) / output.name
+    # Links may lead elsewhere, from the repo to a component and from there to a file.
+    paths = [header.file for header in checkpoint.headers]
+    if not checkpoint.is_single_file:
+        paths += [checkpoint.folder, checkpoint.pipeline or checkpoint.folder]
+    sources = [Path(os.path.realpath(path)) for path in paths]
+    if any(target.is_relative_to(source) or source.is_relative_to(target) for source in sources):
+        raise OutputError(
+            f"{printable(str(output))}: lies inside the source, or the source inside it", "Write to another folder."
+        )
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above a path that exists."""
+    return next(parent for parent in path.absolute().parents if parent.is_dir())
+
+
+def check_space(staging: Staging, parent: Path, layout: Layout, companions: list[Companion], *, times: int) -> None:
+    """Check that the output fits on the disk, counting what an interrupted run has reserved already.
+
+    Raises:
+        DiskError: it does not.
+    """
+    needed = times * sum(file.total_bytes for file in layout.files)
+    needed += sum(companion.bytes for companion in companions if not companion.can_share)
+    reserved = sum(file.stat().st_blocks * 512 for file in staging.folder.rglob("*") if file.is_file())
+    status = os.statvfs(parent)
+    free = status.f_bavail * status.f_frsize + reserved
+    if free < needed + SPARE_BYTES:
+        raise DiskError(
+            f"{printable(str(parent))}: {needed} bytes are needed, {max(0, free - SPARE_BYTES)} are free",
+            "Free some space, or write to another disk.",
+        )

@@ -1,0 +1,189 @@
+"""What would a conversion give? Answered from headers and the model's config alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.layout import Layout, lay_out
+from converter.checkpoint.source import Checkpoint, count_bytes_by_dtype, open_checkpoint
+from converter.conversion.jobs import (
+    DEFAULT_BUDGET,
+    PIECE_BYTES,
+    Job,
+    element_bytes,
+    make_jobs,
+    needed_budget,
+)
+from converter.conversion.options import ConvertOptions
+from converter.quantize.plan import FamilyTotals, Plan, family_totals, parameter_count
+from converter.quantize.prediction import predict_plan
+from converter.recipe.recipe import Recipe, choose_recipe
+
+#: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
+#: Measured with the versions in constraints.txt, rounded up.
+OWN_PROCESS_BYTES = 190_000_000
+SDNQ_PROCESS_BYTES = 490_000_000
+#: What a CUDA build of torch takes more as soon as it is imported; measured with torch 2.13.0, rounded up.
+CUDA_LIBRARY_BYTES = 380_000_000
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """What a conversion would give."""
+
+    plan: Plan
+    recipe: str
+    is_exact: bool
+    """False when the weights decide dtypes; sizes are then the least possible."""
+    source_tensors: int
+    source_bytes_by_dtype: Mapping[str, int]
+    parameters: int
+    files: tuple[tuple[str, int], ...]
+    """Weight files and their index: paths inside the release, sizes in bytes."""
+    families: tuple[FamilyTotals, ...]
+    peak_memory_bytes: int
+    """Of all processes of a conversion together, as far as can be foreseen."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def source_bytes(self) -> int:
+        """Footprint of the source."""
+        return sum(self.source_bytes_by_dtype.values())
+
+    @property
+    def output_bytes_by_dtype(self) -> dict[str, int]:
+        """Footprint of the output by dtype, the largest first."""
+        return count_bytes_by_dtype((spec.dtype, spec.bytes) for spec in self.plan.specs)
+
+    @property
+    def output_bytes(self) -> int:
+        """Footprint of the output."""
+        return sum(self.output_bytes_by_dtype.values())
+
+    def reduction(self, original: int) -> float:
+        """By which fraction the output is smaller than so many bytes."""
+        return 1 - self.output_bytes / original if original else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``lensconv plan --json`` shows it; sizes in bytes, reductions as fractions of one."""
+        return {
+            "class_name": self.plan.class_name,
+            "recipe": self.recipe,
+            "exact": self.is_exact,
+            "source": {
+                "tensors": self.source_tensors,
+                "bytes_by_dtype": dict(self.source_bytes_by_dtype),
+                "total_bytes": self.source_bytes,
+                "parameters": self.parameters,
+            },
+            "output": {
+                "tensors": len(self.plan.tensors),
+                "bytes_by_dtype": self.output_bytes_by_dtype,
+                "total_bytes": self.output_bytes,
+                "parameters": self.parameters,
+                "files": [{"name": name, "bytes": size} for name, size in self.files],
+            },
+            "quantized_modules": len(self.plan.modules),
+            "kept_modules": len(self.plan.kept_modules),
+            "modules": {
+                "quantized": [module.name for module in self.plan.modules.values()],
+                "kept": list(self.plan.kept_modules),
+            },
+            "families": [totals.to_dict() for totals in self.families],
+            "reduction": {
+                "vs_source": self.reduction(self.source_bytes),
+                "vs_bf16": self.reduction(2 * self.parameters),
+            },
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "notes": list(self.notes),
+        }
+
+
+def plan(source: Path, recipe: str | Recipe | None = None, options: ConvertOptions | None = None) -> PlanReport:
+    """Plan a conversion without reading a weight.
+
+    SDNQ itself decides, on the model's class without weights; the sizes are those that a conversion will write, to
+    the byte, unless the recipe lets the weights decide.
+
+    Args:
+        source: a component folder, a pipeline repo or a ``.safetensors`` file.
+        recipe: a recipe, its name or its file; the default for the model's class when None.
+        options: as for ``convert``.
+
+    Raises:
+        InputError: the source cannot be converted, or the recipe does not fit it.
+        DependencyError: a package is missing.
+    """
+    from converter.quantize.planner import plan_with_sdnq
+
+    options = options or ConvertOptions()
+    checkpoint = open_checkpoint(source, component=options.component)
+    chosen = choose_recipe(recipe, checkpoint, options.settings)
+    made = plan_with_sdnq(checkpoint, chosen)
+    layout = lay_out(made.specs, stem=made.stem, shard_bytes=options.shard_bytes, index_metadata=made.index_metadata)
+    return PlanReport(
+        plan=made,
+        recipe=chosen.name,
+        is_exact=not chosen.is_data_dependent,
+        source_tensors=len(checkpoint.tensors),
+        source_bytes_by_dtype=checkpoint.bytes_by_dtype,
+        parameters=parameter_count(tensor.entry.shape for tensor in checkpoint.tensors.values()),
+        files=_listed(layout, checkpoint),
+        families=family_totals(made, checkpoint),
+        peak_memory_bytes=predict_peak(
+            make_jobs(made, layout, checkpoint),
+            options,
+            has_planner=options.device == "cpu" and predict_plan(checkpoint, chosen) is not None,
+        ),
+        notes=foresee(chosen, checkpoint),
+    )
+
+
+def predict_peak(jobs: list[Job], options: ConvertOptions, *, has_planner: bool) -> int:
+    """Foresee the peak memory of a conversion, in bytes.
+
+    Args:
+        jobs: what there is to do.
+        options: how to do it.
+        has_planner: whether SDNQ plans in a process of its own; else it works in this one.
+    """
+    in_flight = max(
+        (min(job.tensor.entry.bytes, PIECE_BYTES) // element_bytes(job.tensor) * job.working_bytes for job in jobs),
+        default=0,
+    )
+    pieces = min(options.workers * max(in_flight, needed_budget(jobs)), max(DEFAULT_BUDGET, needed_budget(jobs)))
+    import torch
+
+    processes = SDNQ_PROCESS_BYTES + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
+    if has_planner:
+        processes += OWN_PROCESS_BYTES
+    return processes + min(pieces, options.memory or pieces)
+
+
+def _listed(layout: Layout, checkpoint: Checkpoint) -> tuple[tuple[str, int], ...]:
+    prefix = checkpoint.prefix
+    files = [(prefix + file.name, file.total_bytes) for file in layout.files]
+    if layout.index:
+        files.append((prefix + layout.index_name, len(layout.index)))
+    return tuple(files)
+
+
+def foresee(recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What a user should know before a conversion, besides sizes."""
+    notes = []
+    narrow = {dtype for dtype in checkpoint.bytes_by_dtype if dtype in ("F16", "BF16")}
+    if narrow:
+        notes.append(f"the source holds {' and '.join(sorted(narrow))}: it has been rounded once already")
+    if recipe.is_data_dependent:
+        notes.append("the weights decide dtypes: sizes are the least possible")
+    if recipe.is_random:
+        notes.append(f"SDNQ draws random numbers for this recipe; they are seeded with {recipe.seed}")
+    if recipe.depends_on_threads:
+        notes.append("a factorisation's last bits depend on the number of threads; OMP_NUM_THREADS fixes it")
+    if recipe.options.get("scale_dtype"):
+        notes.append("sdnq.load_sdnq_model 0.2.8 cannot load scales that are quantized; diffusers can")
+    notes += [f"{file.name} is not part of the checkpoint and is ignored" for file in checkpoint.stray_files]
+    return tuple(notes)

@@ -1,0 +1,72 @@
+"""What a conversion tells its caller."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.source import read_json
+from converter.conversion.release import MANIFEST_NAME, ReleaseFile
+from converter.memory import peak_rss_bytes
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion did."""
+
+    output: Path
+    files: tuple[ReleaseFile, ...]
+    bytes_by_dtype: Mapping[str, int]
+    tensors: int
+    recipe: str
+    elapsed_s: float
+    bytes_read_per_s: float
+    """Bytes of the source that this run converted, per second of all that it did."""
+    peak_rss_bytes: int
+    """Of this process and of the planning process beside it, added up."""
+    resumed_tensors: int = 0
+    """Tensors of the output that an interrupted run had finished."""
+    nonfinite: Mapping[str, int] = field(default_factory=dict)
+    """Numbers that are not finite, by tensor of the source."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``lensconv convert --json`` shows it."""
+        return {
+            "output": str(self.output),
+            "recipe": self.recipe,
+            "files": [file.to_dict() for file in self.files],
+            "bytes_by_dtype": dict(self.bytes_by_dtype),
+            "tensors": self.tensors,
+            "elapsed_s": self.elapsed_s,
+            "bytes_read_per_s": self.bytes_read_per_s,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            "resumed_tensors": self.resumed_tensors,
+            "nonfinite": dict(self.nonfinite),
+        }
+
+
+def published_report(output: Path, recipe: str, elapsed_s: float) -> ConvertReport:
+    """The report of a run that was killed after its last step, from the manifest of what it put in place.
+
+    Raises:
+        MissingInput: there is no manifest.
+    """
+    file = output / MANIFEST_NAME
+    content = read_json(file)
+    listed = file.read_bytes()
+    own = ReleaseFile(MANIFEST_NAME, len(listed), hashlib.sha256(listed).hexdigest())
+    return ConvertReport(
+        output=output,
+        files=(*(ReleaseFile(**entry) for entry in content["files"]), own),
+        bytes_by_dtype=content["output"]["bytes_by_dtype"],
+        tensors=content["output"]["tensors"],
+        recipe=recipe,
+        elapsed_s=elapsed_s,
+        bytes_read_per_s=0.0,
+        peak_rss_bytes=peak_rss_bytes(),
+        resumed_tensors=content["output"]["tensors"],
+        nonfinite=content["source"]["nonfinite"],
+    )

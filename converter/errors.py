@@ -1,0 +1,133 @@
+"""Every error that lensconv raises on purpose.
+
+Each class carries the exit code of the command that it ends; nothing else in the project decides one.
+
+LensconvError
+├── InputError               exit 2: what was given is malformed, missing or unsupported
+│   ├── UsageError               the command line itself
+│   ├── MissingInput             a file or folder is not there, or cannot be read
+│   ├── MalformedCheckpoint      a safetensors file, an index or a config breaks its format, or they disagree
+│   ├── UnsupportedCheckpoint    well formed, but not something that can be converted or checked
+│   ├── NonFiniteWeight          NaN or infinity where a weight should be
+│   ├── RecipeError              a recipe is malformed, or names nothing in the model
+│   └── OutputError              the place to write to is taken, inside the source, read-only or in use
+├── ResourceError            exit 3: the machine lacks something
+│   ├── DiskError                free space
+│   ├── MemoryLimitError         memory
+│   ├── DeviceError              an accelerator
+│   └── DependencyError          a package
+└── Interrupted              exit 130: Ctrl-C or a termination signal
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import ClassVar
+
+
+class LensconvError(Exception):
+    """Base of all errors raised on purpose: one line that says what is wrong, and one that says what to do.
+
+    Args:
+        message: what is wrong, naming the file and the tensor.
+        hint: what to do next; empty when the message already says it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = printable(message, 2000)
+        self.hint = printable(hint, 2000)
+
+    def to_dict(self) -> dict[str, dict[str, str]]:
+        """The object that ``--json`` prints in place of a result."""
+        return {"error": {"type": type(self).__name__, "message": self.message, "hint": self.hint}}
+
+
+class InputError(LensconvError):
+    """What was given cannot be used."""
+
+    exit_code = 2
+
+
+class UsageError(InputError):
+    """The command line does not make sense."""
+
+
+class MissingInput(InputError):
+    """A file or folder is not there, or cannot be read."""
+
+
+class MalformedCheckpoint(InputError):
+    """A file of a checkpoint breaks its format, or disagrees with another.
+
+    Args:
+        file: the file at fault.
+        reason: what is wrong with it.
+        tensor: the tensor at fault, where there is one.
+        hint: what to do next.
+    """
+
+    def __init__(
+        self,
+        file: PurePath | str,
+        reason: str,
+        *,
+        tensor: str | None = None,
+        hint: str = "Download or write the file again, then compare its checksum with the publisher's.",
+    ) -> None:
+        where = printable(str(file))
+        if tensor is not None:
+            where += f": tensor {printable(tensor)}"
+        super().__init__(f"{where}: {reason}", hint)
+
+
+class UnsupportedCheckpoint(InputError):
+    """The checkpoint is well formed, but it is not something that can be converted or checked."""
+
+
+class NonFiniteWeight(InputError):
+    """A weight holds NaN, infinity, or a value that overflows bfloat16."""
+
+
+class RecipeError(InputError):
+    """A recipe is malformed, or names something that the model does not have."""
+
+
+class OutputError(InputError):
+    """The output cannot be written where it was asked for."""
+
+
+class ResourceError(LensconvError):
+    """The machine lacks something that the work needs."""
+
+    exit_code = 3
+
+
+class DiskError(ResourceError):
+    """Not enough free space."""
+
+
+class MemoryLimitError(ResourceError):
+    """The memory that was allowed does not suffice."""
+
+
+class DeviceError(ResourceError):
+    """The accelerator that was asked for is not there."""
+
+
+class DependencyError(ResourceError):
+    """A package is missing, or a version of it cannot do what is asked."""
+
+
+class Interrupted(LensconvError):
+    """The user or the system asked the command to stop."""
+
+    exit_code = 130
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Make a string from a file safe to show: control characters escaped, one line, at most ``limit`` characters."""
+    safe = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    return safe if len(safe) <= limit else safe[: limit - 1] + "…"

@@ -1,0 +1,94 @@
+"""The heavy libraries, imported quietly and in one place.
+
+Importing SDNQ pulls in torch, diffusers and transformers, which takes seconds; nothing imports them before it must.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+
+from converter.errors import DependencyError
+
+#: Packages whose versions decide what a conversion writes.
+DECISIVE_PACKAGES = ("sdnq", "torch", "diffusers", "transformers", "safetensors")
+
+#: What SDNQ's functions raise for options or sizes that they cannot work with.
+QUANTIZING_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide the bytes, without importing them.
+
+    Raises:
+        DependencyError: one is not installed.
+    """
+    found = {}
+    for name in DECISIVE_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError as error:
+            raise DependencyError(f"the package {name} is not installed", f"pip install {name}") from error
+    return found
+
+
+def quantization_environment() -> dict[str, str]:
+    """What the environment says to SDNQ, in the order of its names, with lensconv's own default."""
+    # SDNQ compiles a test function at import unless told not to; lensconv runs its functions eagerly, since compiled
+    # ones were slower and not identical.
+    found = {"SDNQ_USE_TORCH_COMPILE": "0"}
+    found.update((name, value) for name, value in os.environ.items() if name.startswith("SDNQ_"))
+    return dict(sorted(found.items()))
+
+
+def library_threads() -> int:
+    """Threads that torch computes with, as far as the environment and the system decide it, without importing torch."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return int(torch.get_num_threads())
+    for name in ("MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return len(os.sched_getaffinity(0))
+
+
+def is_loaded() -> bool:
+    """Whether SDNQ has been imported already, so that planning with it takes no more than its own time."""
+    return "sdnq" in sys.modules
+
+
+def load_library(name: str) -> ModuleType:
+    """Import a module of the heavy libraries without their start-up work and chatter.
+
+    Raises:
+        DependencyError: it cannot be imported.
+    """
+    os.environ.update(quantization_environment())
+    # Missing Triton and OpenVINO kernels serve inference only; they are noise here.
+    logging.getLogger("sdnq").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module = importlib.import_module(name)
+            if name in ("diffusers", "transformers"):
+                log = importlib.import_module(f"{name}.utils.logging")
+                log.set_verbosity_error()
+                log.disable_progress_bar()
+            return module
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise DependencyError(f"{name} cannot be imported: {error}", f"pip install --upgrade {package}") from error

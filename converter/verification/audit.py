@@ -1,0 +1,155 @@
+"""Judging a quantized checkpoint by its headers and its small files.
+
+Neither torch nor diffusers is imported, and no weight is read, unless checksums are asked for. Every check works on
+any checkpoint that SDNQ wrote; those of Lens are also compared with the model's own list of tensors, and releases of
+lensconv with their manifest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.dtypes import WEIGHT_DTYPES
+from converter.checkpoint.header import TensorEntry
+from converter.checkpoint.source import count_bytes_by_dtype, examine_checkpoint
+from converter.errors import InputError, UnsupportedCheckpoint
+from converter.families import family
+from converter.lens.layout import CLASS_NAME, LensConfig, lens_family, lens_tensors
+from converter.verification import checks
+from converter.verification.configuration import read_quantization_config
+from converter.verification.manifest import Manifest, read_manifest
+from converter.verification.modules import part_names, quantized_modules
+from converter.verification.notes import unusual
+from converter.verification.report import Check, FamilyFootprint, VerifyReport
+
+
+class Audit:
+    """A checkpoint and what its headers say about it.
+
+    Args:
+        path: a component folder, a pipeline repo or a ``.safetensors`` file.
+        component: which component of a pipeline repo; its denoiser by default.
+
+    Raises:
+        MissingInput: a file is missing or cannot be read.
+        MalformedCheckpoint: a file breaks its format.
+        UnsupportedCheckpoint: there are no safetensors weights.
+        UsageError: there is no such component.
+    """
+
+    def __init__(self, path: Path, *, component: str | None = None) -> None:
+        self.checkpoint = examine_checkpoint(path, component=component)
+        self.root = self.checkpoint.pipeline or self.checkpoint.folder
+        self.quantization = read_quantization_config(self.checkpoint)
+        self.modules = quantized_modules(self.checkpoint, self.config)
+        self.parts = frozenset(part_names(self.modules))
+        self.manifest: Manifest | None = None
+        self.manifest_problem = ""
+        try:
+            self.manifest = read_manifest(self.root)
+        except InputError as error:
+            self.manifest_problem = error.message
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Content of the quantization config; empty when there is none."""
+        return self.quantization.content
+
+    @cached_property
+    def class_name(self) -> str:
+        """Class of the model; that of Lens is recognised by its tensors too."""
+        is_lens = all(lens_family(name) for name in self.checkpoint.tensors)
+        return self.checkpoint.class_name or (CLASS_NAME if is_lens else "")
+
+    @cached_property
+    def kept(self) -> dict[str, TensorEntry]:
+        """The tensors that belong to no quantized module, by name."""
+        return {name: tensor.entry for name, tensor in self.checkpoint.tensors.items() if name not in self.parts}
+
+    @cached_property
+    def float_dtype(self) -> str:
+        """Dtype of the model when it was quantized: the one that most of the kept tensors have."""
+        floats = Counter(entry.dtype for entry in self.kept.values() if entry.dtype in WEIGHT_DTYPES)
+        return floats.most_common(1)[0][0] if floats else "BF16"
+
+    @cached_property
+    def lens_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the unquantized model; empty when it is not Lens, or no config tells its size."""
+        if self.class_name != CLASS_NAME or not self.checkpoint.config:
+            return {}
+        try:
+            return dict(lens_tensors(LensConfig.from_dict(self.checkpoint.config)))
+        except UnsupportedCheckpoint:
+            return {}
+
+    @cached_property
+    def is_renamed(self) -> bool:
+        """Whether the configuration names weights that the file does not have.
+
+        SDNQ goes by the names of modules; transformers gives the tensors of some classes other ones when it saves
+        them, so that headers do not tell which dtype a weight of such a class has.
+        """
+        lists = (*(self.config.get("modules_dtype_dict") or {}).values(), self.config.get("modules_quant_config") or ())
+        named = {name for names in lists for name in names if name.endswith(".weight") and "*" not in name}
+        return self.class_name != CLASS_NAME and not named <= self.checkpoint.tensors.keys()
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the unquantized model, as far as the tensors tell."""
+        kept = sum(prod(entry.shape) for entry in self.kept.values())
+        return kept + sum(module.elements or 0 for module in self.modules.values())
+
+    @property
+    def unquantized_tensors(self) -> int:
+        """Tensors of the unquantized model."""
+        return len(self.kept) + len(self.modules)
+
+    def weight_shape(self, module: str) -> tuple[int, ...] | None:
+        """Shape of a module's unquantized weight, by its class or the manifest; None where neither tells."""
+        shape = self.lens_shapes.get(f"{module}.weight")
+        if shape is None and self.manifest is not None and self.manifest.component == self.checkpoint.component:
+            shape = self.manifest.shapes.get(module)
+        return shape
+
+    def footprints(self) -> tuple[FamilyFootprint, ...]:
+        """Tensors and bytes by family, the largest first."""
+        members: dict[str, list[tuple[str, int]]] = {}
+        quantized: Counter[str] = Counter()
+        owner = {entry.name: name for name, module in self.modules.items() for entry in module.parts.values()}
+        for name, tensor in self.checkpoint.tensors.items():
+            key = family(f"{owner[name]}.weight" if name in owner else name, self.class_name)
+            members.setdefault(key, []).append((tensor.entry.dtype, tensor.entry.bytes))
+        for name in self.modules:
+            quantized[family(f"{name}.weight", self.class_name)] += 1
+        footprints = (
+            FamilyFootprint(
+                key, len(sizes), sum(size for _, size in sizes), count_bytes_by_dtype(sizes), quantized[key]
+            )
+            for key, sizes in members.items()
+        )
+        return tuple(sorted(footprints, key=lambda footprint: (-footprint.bytes, footprint.name)))
+
+    def report(self, extra: Sequence[Check] = (), fidelity: Mapping[str, Any] | None = None) -> VerifyReport:
+        """Ask everything, and put the answers together with those of other rooms.
+
+        Args:
+            extra: checks of other rooms.
+            fidelity: how far the weights are from their source, when there was one to compare with.
+        """
+        return VerifyReport(
+            class_name=self.class_name,
+            checks=(*checks.check_headers(self), *extra),
+            notes=tuple(unusual(self, is_compared=bool(fidelity))),
+            tensors=len(self.checkpoint.tensors),
+            bytes_by_dtype=self.checkpoint.bytes_by_dtype,
+            total_bytes=self.checkpoint.total_bytes,
+            parameters=self.parameters,
+            quantized_modules=len(self.modules),
+            families=self.footprints(),
+            fidelity=fidelity or {},
+        )

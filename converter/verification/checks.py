@@ -1,0 +1,133 @@
+"""The questions that headers and small files can answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from converter.checkpoint.dtypes import WEIGHT_DTYPES
+from converter.errors import printable
+from converter.lens.layout import CLASS_NAME, lens_family
+from converter.quantize.patterns import matching_pattern
+from converter.verification.configuration import shown
+from converter.verification.manifest import check_manifest
+from converter.verification.parts import check_parts
+from converter.verification.report import Check, list_problems
+
+if TYPE_CHECKING:
+    from converter.verification.audit import Audit
+
+
+def check_headers(audit: Audit) -> Iterator[Check]:
+    """Ask everything that headers and small files can answer."""
+    yield _check_index(audit)
+    yield _check_stray_files(audit)
+    yield _check_config(audit)
+    yield _check_quantized(audit)
+    yield check_parts(audit)
+    yield _check_kept(audit)
+    if audit.class_name == CLASS_NAME:
+        yield _check_modulation(audit)
+        # Without a config nothing tells how large the model is.
+        if audit.checkpoint.config:
+            yield _check_lens_names(audit)
+    manifest = check_manifest(audit)
+    if manifest is not None:
+        yield manifest
+
+
+def _check_index(audit: Audit) -> Check:
+    checkpoint = audit.checkpoint
+    problems = [problem.message for problem in checkpoint.problems]
+    good = f"{len(checkpoint.headers)} files and their index agree" if checkpoint.index else "one file, no index needed"
+    return list_problems("index", problems, good)
+
+
+def _check_stray_files(audit: Audit) -> Check:
+    stray = [
+        f"{printable(file.name)} is not part of the checkpoint, but SDNQ's loader would read it"
+        for file in audit.checkpoint.stray_files
+    ]
+    return list_problems("stray files", stray, "no other weights in the folder")
+
+
+def _check_config(audit: Audit) -> Check:
+    problems = [audit.quantization.problem] if audit.quantization.problem else []
+    if not audit.class_name:
+        problems.append("config.json names no class")
+    return list_problems("config", problems, f"{shown(audit.class_name)}, {shown(audit.config.get('weights_dtype'))}")
+
+
+def _check_quantized(audit: Audit) -> Check:
+    """Whether the modules that are quantized are those that the configuration does not exclude."""
+    excluded = audit.config.get("modules_to_not_convert") or ()
+    problems = [] if audit.modules else ["no tensor is quantized: there is no scale"]
+    for name in audit.modules:
+        pattern = matching_pattern(f"{name}.weight", excluded)
+        if pattern is not None:
+            problems.append(f"{printable(name)} is quantized, but modules_to_not_convert holds {printable(pattern)}")
+    good = f"{len(audit.modules)} modules, none of them excluded by the config"
+    return list_problems("quantized", problems, good)
+
+
+def _check_kept(audit: Audit) -> Check:
+    """Whether what is not quantized is plain numbers: codes without a scale mean nothing."""
+    is_lens = audit.class_name == CLASS_NAME
+    problems = []
+    for name, entry in audit.kept.items():
+        is_code = entry.dtype.startswith(("F4", "F6", "F8")) or (
+            name.endswith(".weight") and entry.dtype in ("U8", "I8", "U16", "I16")
+        )
+        # Lens has no other numbers than floats; other classes have buffers of integers.
+        if is_code or (is_lens and entry.dtype not in WEIGHT_DTYPES):
+            problems.append(f"{printable(name)} is {entry.dtype}, and there is no scale for it")
+    dtypes = Counter(entry.dtype for entry in audit.kept.values())
+    listed = ", ".join(f"{count} in {dtype}" for dtype, count in dtypes.most_common()) or "none"
+    return list_problems("kept tensors", problems, listed)
+
+
+def _check_modulation(audit: Audit) -> Check:
+    """Whether the modulation layers are there, and those that the config excludes are floats."""
+    excluded = audit.config.get("modules_to_not_convert") or ()
+    problems = []
+    dtypes: Counter[str] = Counter()
+    for name, tensor in audit.checkpoint.tensors.items():
+        if lens_family(name) not in ("img_mod", "txt_mod"):
+            continue
+        dtypes[tensor.entry.dtype] += 1
+        is_plain = name in audit.kept and tensor.entry.dtype in WEIGHT_DTYPES
+        weight = name.rpartition(".")[0] + ".weight"
+        if not is_plain and matching_pattern(weight, excluded) is not None:
+            problems.append(f"{printable(name)} is {tensor.entry.dtype}; quantized modulation ruins images")
+    if not dtypes:
+        problems.append("there are no modulation layers")
+    listed = ", ".join(f"{count} tensors in {dtype}" for dtype, count in dtypes.most_common())
+    return list_problems("modulation", problems, listed)
+
+
+def _check_lens_names(audit: Audit) -> Check:
+    """Compare the tensors with those that the class has, in both directions."""
+    expected, shapes = audit.lens_shapes, audit.checkpoint.shapes
+    excluded = audit.config.get("modules_to_not_convert") or ()
+    problems = []
+    for name, shape in expected.items():
+        if name.endswith(".weight") and name.removesuffix(".weight") in audit.modules:
+            continue
+        if name not in shapes:
+            problems.append(f"{name} is missing")
+        elif shapes[name] != shape:
+            problems.append(f"{name} has shape {list(shapes[name])}, should have {list(shape)}")
+        elif len(shape) == 2 and matching_pattern(name, excluded) is None:
+            problems.append(f"{name} is not quantized, and the config does not exclude it")
+    problems += [
+        f"{printable(name)} is not part of {CLASS_NAME}"
+        for name in shapes
+        if name not in expected and name not in audit.parts
+    ]
+    problems += [
+        f"{printable(name)} is not a module of {CLASS_NAME}"
+        for name in audit.modules
+        if f"{name}.weight" not in expected
+    ]
+    return list_problems("names", problems, f"all {len(expected)} tensors of {CLASS_NAME} are there, and no others")

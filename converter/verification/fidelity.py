@@ -1,0 +1,260 @@
+"""How far a quantized checkpoint is from its source, weight by weight.
+
+Both are read tensor by tensor; SDNQ turns codes back into numbers. What was kept must equal the source's rounding to
+its new dtype, bit for bit. What was quantized is compared with the source as it is, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from converter.checkpoint.dtypes import WEIGHT_DTYPES
+from converter.checkpoint.reader import TensorReader, ranges
+from converter.checkpoint.source import Checkpoint, SourceTensor
+from converter.console import Progress
+from converter.errors import UnsupportedCheckpoint, printable
+from converter.families import family
+from converter.quantize.libraries import load_library
+from converter.quantize.models import TORCH_DTYPES, EmptyModel, build_empty_model, saved_names
+from converter.quantize.planner import walk_modules
+from converter.quantize.rules import PARTS
+from converter.quantize.sdnq_kernels import as_tensor
+from converter.verification.audit import Audit
+from converter.verification.configuration import differing_entries
+from converter.verification.measures import Fidelity, ModuleFidelity, by_ratio, ratio_db
+from converter.verification.nearness import compare_errors, dequantize
+from converter.verification.report import Check, list_problems
+
+#: Numbers of a kept tensor that are compared at a time.
+PIECE_ELEMENTS = 1 << 20
+#: The dtypes of unquantized weights.
+_FLOATS = frozenset(TORCH_DTYPES[name] for name in WEIGHT_DTYPES)
+
+
+def measure_fidelity(
+    audit: Audit,
+    source: Checkpoint,
+    *,
+    progress: Callable[[str, int], Progress] = Progress,
+    fail_under_sqnr: float | None = None,
+) -> Fidelity:
+    """Compare a quantized checkpoint with the one that it was made from.
+
+    Args:
+        audit: the quantized checkpoint.
+        source: the unquantized one.
+        progress: opens a display for a label and a number of bytes.
+        fail_under_sqnr: least SQNR of a module, in dB, that passes.
+
+    Raises:
+        UnsupportedCheckpoint: the source is not of the class that the checkpoint names, or SDNQ cannot prepare it.
+    """
+    pair = _Pair(audit, source)
+    checks = [*_check_config(audit, source), pair.check_plan()]
+    total = sum(source.tensors[name].entry.bytes for name in pair.work)
+    with (
+        progress("comparing", total) as shown,
+        TensorReader() as reader,
+        ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="fidelity") as pool,
+    ):
+        futures = [pool.submit(pair.compare, name, reader, shown) for name in pair.work]
+        try:
+            results = []
+            for future in futures:
+                results.append(future.result())
+                shown.refresh()
+        finally:
+            pool.shutdown(cancel_futures=True)
+    different = [result for result in results if isinstance(result, str) and result]
+    modules = tuple(result for result in results if isinstance(result, ModuleFidelity))
+    kept = len(results) - len(modules)
+    checks.append(list_problems("kept equal source", different, f"{kept} tensors equal the source's rounding"))
+    checks += _check_modules(modules, fail_under_sqnr)
+    return Fidelity(tuple(checks), modules)
+
+
+def _check_config(audit: Audit, source: Checkpoint) -> Iterable[Check]:
+    """Compare what both say of the model; loading goes by the quantized checkpoint, this comparison by the source."""
+    if audit.checkpoint.config and source.config:
+        different = differing_entries(audit.checkpoint.config, source.config)
+        problems = [f"config.json and the source's disagree on {printable(', '.join(different))}"] if different else []
+        yield list_problems("config of the source", problems, "config.json says what the source's says")
+
+
+def _check_modules(modules: Sequence[ModuleFidelity], fail_under_sqnr: float | None) -> Iterable[Check]:
+    broken = [f"{printable(module.name)} is not finite" for module in modules if not module.is_finite]
+    yield list_problems("finite", broken, f"{len(modules)} weights come back as finite numbers")
+    far = [
+        f"{printable(module.name)} ({module.sqnr_db:.2f} dB) is farther from the source than quantization explains"
+        for module in sorted(modules, key=by_ratio)
+        if module.is_finite and not module.excess <= 1
+    ]
+    yield list_problems("near source", far, f"{len(modules)} weights are as near as quantization leaves them")
+    if fail_under_sqnr is not None:
+        low = sorted((module for module in modules if not module.sqnr_db >= fail_under_sqnr), key=by_ratio)
+        worst = min((module.sqnr_db for module in modules), default=math.inf)
+        problems = [f"{printable(bad.name)} has {bad.sqnr_db:.2f} dB, under {fail_under_sqnr:g}" for bad in low]
+        yield list_problems("sqnr", problems, f"all weights have {worst:.2f} dB or more")
+
+
+class _Pair:
+    """A quantized checkpoint and its source, matched by the names that the class gives them."""
+
+    def __init__(self, audit: Audit, source: Checkpoint) -> None:
+        self._audit = audit
+        self._quantized = audit.checkpoint
+        self._source = source
+        if not audit.modules:
+            raise UnsupportedCheckpoint(f"{printable(str(audit.root))}: holds nothing quantized to compare")
+        if audit.class_name and source.class_name and audit.class_name != source.class_name:
+            raise UnsupportedCheckpoint(
+                f"{printable(str(source.folder))}: is a {printable(source.class_name)}, "
+                f"the quantized checkpoint a {printable(audit.class_name)}",
+                "Give the checkpoint that it was made from.",
+            )
+        self._empty = build_empty_model(source)
+        self._dequantizers = prepare_quantized(self._empty, audit.config)
+        self._planned: dict[str, torch.Tensor] = {}
+        self._files: dict[str, dict[str, str]] = {}
+        self.work = self._match()
+
+    def _match(self) -> dict[str, tuple[str, str]]:
+        """By tensor of the source, the kind (``kept`` or ``quantized``) and the name in the quantized file."""
+        names = {id(tensor): name for name, tensor in self._empty.model.state_dict(keep_vars=True).items()}
+        work: dict[str, tuple[str, str]] = {}
+        for file_name, tensor in saved_names(self._empty).items():
+            self._planned[file_name] = tensor
+            path, _, part = names[id(tensor)].rpartition(".")
+            if path in self._dequantizers and part in PARTS:
+                work[self._empty.sources[path + ".weight"]] = "quantized", path
+                self._files.setdefault(path, {})[part] = file_name
+            else:
+                work[self._empty.sources[names[id(tensor)]]] = "kept", file_name
+        return work
+
+    def check_plan(self) -> Check:
+        """Compare the tensors with those that SDNQ would write for the source, in both directions."""
+        present = {name: tensor.entry for name, tensor in self._quantized.tensors.items()}
+        wrong = {name: f"{printable(name)} is missing" for name in sorted(self._planned.keys() - present.keys())}
+        for name in sorted(self._planned.keys() & present.keys()):
+            planned, found = self._planned[name], present[name]
+            if tuple(planned.shape) != found.shape:
+                wrong[name] = f"{printable(name)} has shape {list(found.shape)}, should have {list(planned.shape)}"
+            elif not _is_dtype(found.dtype, planned.dtype):
+                wrong[name] = f"{printable(name)} is {found.dtype}, should be {planned.dtype}"
+        # What is wrong cannot be compared; everything else still is.
+        for source, (kind, target) in list(self.work.items()):
+            if wrong.keys() & ({target} if kind == "kept" else set(self._files[target].values())):
+                del self.work[source]
+        problems = list(wrong.values())
+        problems += [f"{printable(name)} is one too many" for name in sorted(present.keys() - self._planned.keys())]
+        return list_problems("plan", problems, f"all {len(self._planned)} tensors that SDNQ plans, and no others")
+
+    def compare(self, name: str, reader: TensorReader, progress: Progress) -> ModuleFidelity | str:
+        """Compare one tensor of the source with what became of it.
+
+        Returns:
+            For a quantized weight how far it is; for a kept tensor what is wrong with it, or nothing.
+        """
+        kind, target = self.work[name]
+        tensor = self._source.tensors[name]
+        if kind == "kept":
+            return self._compare_kept(tensor, self._quantized.tensors[target], reader, progress)
+        result = self._compare_quantized(tensor, target, reader)
+        progress.advance(tensor.entry.bytes)
+        return result
+
+    def _compare_kept(self, source: SourceTensor, kept: SourceTensor, reader: TensorReader, progress: Progress) -> str:
+        where = printable(kept.entry.name)
+        if source.entry.shape != kept.entry.shape:
+            return f"{where} has shape {list(kept.entry.shape)}, the source {list(source.entry.shape)}"
+        dtypes = TORCH_DTYPES[source.entry.dtype], TORCH_DTYPES[kept.entry.dtype]
+        different = 0
+        for start, stop in ranges(math.prod(source.entry.shape), PIECE_ELEMENTS):
+            pieces = []
+            for tensor, dtype in zip((source, kept), dtypes, strict=True):
+                data = np.empty((stop - start) * dtype.itemsize, np.uint8)
+                reader.read(tensor, start * dtype.itemsize, data)
+                pieces.append(torch.from_numpy(data).view(dtype))
+            expected = pieces[0].to(dtypes[1]).view(torch.uint8)
+            different += int((expected != pieces[1].view(torch.uint8)).sum())
+            progress.advance(pieces[0].nbytes)
+        return f"{where} differs from the source's rounding in {different} bytes" if different else ""
+
+    def _compare_quantized(self, source: SourceTensor, path: str, reader: TensorReader) -> ModuleFidelity:
+        parts = {}
+        for part, file_name in self._files[path].items():
+            stored = self._quantized.tensors[file_name]
+            parts[part] = as_tensor(reader.read_all(stored), stored.entry.dtype, stored.entry.shape)
+        dequantizer = self._dequantizers[path]
+        try:
+            restored = dequantize(dequantizer, parts)
+        except RuntimeError as error:
+            raise UnsupportedCheckpoint(
+                f"{printable(path)}: SDNQ cannot turn it back into numbers: {printable(str(error))}",
+                "Use another option than the one that it stumbles over, or another version of sdnq.",
+            ) from error
+        original = as_tensor(reader.read_all(source), source.entry.dtype, source.entry.shape)
+        energy = noise = dot = length = 0.0
+        largest = [0.0]
+        flat = original.reshape(-1), restored.reshape(-1)
+        for start, stop in ranges(original.numel(), PIECE_ELEMENTS):
+            wanted, got = flat[0][start:stop].double(), flat[1][start:stop].double()
+            difference = got - wanted
+            energy += float(wanted.square().sum())
+            noise += float(difference.square().sum())
+            dot += float((wanted * got).sum())
+            length += float(got.square().sum())
+            largest.append(float(difference.abs().max()))
+        norm = math.sqrt(energy) * math.sqrt(length)
+        nearness = compare_errors(dequantizer, parts, restored, original)
+        return ModuleFidelity(
+            name=path,
+            family=family(f"{path}.weight", self._audit.class_name),
+            sqnr_db=ratio_db(energy, noise),
+            max_abs_error=math.nan if math.isnan(noise) else max(largest),
+            max_error_steps=nearness.max_error_steps,
+            cosine=dot / norm if norm else (1.0 if noise == 0 else 0.0),
+            energy=energy,
+            noise=noise,
+            excess=nearness.excess,
+        )
+
+
+def _is_dtype(found: str, planned: torch.dtype) -> bool:
+    """Whether a tensor may have a dtype where SDNQ plans another: floats may be wider or narrower, codes may not."""
+    if planned in _FLOATS:
+        return found in WEIGHT_DTYPES
+    return bool(TORCH_DTYPES.get(found) == planned)
+
+
+def prepare_quantized(empty: EmptyModel, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a model without weights one that takes quantized weights, as SDNQ's loader does.
+
+    Returns:
+        The dequantizer of each quantized module, by path.
+
+    Raises:
+        UnsupportedCheckpoint: SDNQ cannot do it with this configuration.
+    """
+    quantizer = load_library("sdnq.quantizer")
+    try:
+        prepared = quantizer.SDNQConfig.from_dict(dict(config))
+        quantizer.sdnq_post_load_quant(empty.model, quantization_config=prepared, pre_quantized=True)
+    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise UnsupportedCheckpoint(
+            f"SDNQ cannot prepare {type(empty.model).__name__} with this quantization config: {printable(str(error))}",
+            "Update sdnq to the version that wrote it.",
+        ) from error
+    return {
+        named.path: named.module.sdnq_dequantizer
+        for named in walk_modules(empty.model)
+        if hasattr(named.module, "sdnq_dequantizer")
+    }

@@ -1,0 +1,108 @@
+"""Loading a checkpoint as its users will, through SDNQ's own loader and through the library of its class.
+
+Each loader's parameters are compared with the tensors of the file. SDNQ's loader takes them as they are. The loaders of
+diffusers and transformers cast floats to the dtype that was asked for, and scales back to float32 where the
+configuration says so; what they hold is compared with the file after the same casts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from converter.checkpoint.reader import TensorReader
+from converter.checkpoint.source import Checkpoint
+from converter.errors import UnsupportedCheckpoint, printable
+from converter.quantize.libraries import load_library
+from converter.quantize.models import find_class
+from converter.quantize.sdnq_kernels import as_tensor
+from converter.verification.audit import Audit
+from converter.verification.report import Check, list_problems
+
+#: What loaders raise for a checkpoint that they cannot take.
+_LOADING_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def check_loading(audit: Audit) -> Iterator[Check]:
+    """Load a checkpoint through both loaders, one after the other.
+
+    Args:
+        audit: of a component folder or a pipeline repo.
+
+    Raises:
+        UnsupportedCheckpoint: the class is unknown, or there is only a file.
+    """
+    checkpoint = audit.checkpoint
+    if not checkpoint.config:
+        raise UnsupportedCheckpoint(
+            f"{printable(str(checkpoint.folder))}: has no config.json, which loaders need",
+            "Give the component's folder.",
+        )
+    model_class = find_class(audit.class_name, str(checkpoint.folder / "config.json"))
+    loader = load_library("sdnq.loader")
+    folder = str(checkpoint.folder)
+    library = "transformers" if issubclass(model_class, load_library("transformers").PreTrainedModel) else "diffusers"
+    dtype = "dtype" if library == "transformers" else "torch_dtype"
+    yield _check_loader(
+        checkpoint, "load with sdnq", lambda: loader.load_sdnq_model(folder, model_cls=model_class), casts=False
+    )
+    yield _check_loader(
+        checkpoint,
+        f"load with {library}",
+        lambda: model_class.from_pretrained(folder, **{dtype: torch.bfloat16}),
+        casts=True,
+    )
+
+
+def _check_loader(checkpoint: Checkpoint, name: str, load: Callable[[], Any], *, casts: bool) -> Check:
+    try:
+        model = load()
+    except _LOADING_ERRORS as error:
+        return Check(name, False, f"{type(error).__name__}: {printable(str(error))}")
+    state = model.state_dict()
+    if load_library("transformers").PreTrainedModel in type(model).__mro__:
+        # Files of transformers may use other names than the model; the library turns them around when it saves.
+        state = load_library("transformers.core_model_loading").revert_weight_conversion(model, dict(state))
+    problems = [f"{printable(key)} was left without numbers" for key, tensor in state.items() if tensor.is_meta]
+    with TensorReader() as reader:
+        for tensor_name, tensor in checkpoint.tensors.items():
+            loaded = state.get(tensor_name)
+            if loaded is None:
+                problems.append(f"{printable(tensor_name)} is not in the loaded model")
+                continue
+            expected = as_tensor(reader.read_all(tensor), tensor.entry.dtype, tensor.entry.shape)
+            if casts and expected.is_floating_point() and loaded.is_floating_point():
+                expected = _as_loaded(expected, loaded)
+            if not _same_bits(expected, loaded):
+                problems.append(f"{printable(tensor_name)} was loaded as other numbers")
+    return list_problems(name, problems, f"{type(model).__name__}, {len(checkpoint.tensors)} tensors as in the file")
+
+
+def _as_loaded(stored: torch.Tensor, loaded: torch.Tensor) -> torch.Tensor:
+    """The tensor of the file as a loader gives it that was asked for bfloat16."""
+    if stored.dtype == loaded.dtype and _same_bits(stored, loaded):
+        return stored
+    return stored.to(torch.bfloat16).to(loaded.dtype)
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return bool(
+        torch.equal(
+            first.contiguous().reshape(-1).view(torch.uint8), second.detach().contiguous().reshape(-1).view(torch.uint8)
+        )
+    )

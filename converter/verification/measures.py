@@ -1,0 +1,110 @@
+"""How far weights are from their source, as values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from converter.verification.report import Check
+
+#: How many of the worst modules are listed.
+WORST = 10
+
+
+@dataclass(frozen=True)
+class ModuleFidelity:
+    """How far one weight is from its source."""
+
+    name: str
+    family: str
+    sqnr_db: float
+    """Signal-to-quantization-noise ratio: 10·log10 of the source's energy over the error's; infinite if equal."""
+    max_abs_error: float
+    max_error_steps: float | None
+    """The largest error in steps of its own scale, of which half a one is what rounding gives; None where a scale is
+    no step of the weight (with a rotation, a codebook or floats), or all of them are zero."""
+    cosine: float
+    """Cosine of the angle between the weight and its source, both taken as one vector."""
+    energy: float
+    noise: float
+    excess: float
+    """The error as a multiple of what quantization explains; more than one is too far."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the weight comes back as finite numbers."""
+        return math.isfinite(self.noise)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON shows it; what is not finite becomes null."""
+        return {
+            "name": self.name,
+            "family": self.family,
+            "sqnr_db": finite(self.sqnr_db),
+            "max_abs_error": finite(self.max_abs_error),
+            "max_error_steps": finite(self.max_error_steps),
+            "cosine": finite(self.cosine),
+        }
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What a comparison with the source found."""
+
+    checks: tuple[Check, ...]
+    modules: tuple[ModuleFidelity, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``fidelity`` in the JSON of ``verify``; null where a weight that is not finite leaves no figure."""
+        modules = self.modules
+        ratios = [module.sqnr_db for module in modules]
+        families = sorted({module.family for module in modules})
+        steps = [module.max_error_steps for module in modules if module.max_error_steps is not None]
+        return {
+            "sqnr_db": {"min": _of_all(min, ratios, math.inf), "median": _of_all(median, ratios, math.inf)},
+            "max_abs_error": _of_all(max, [module.max_abs_error for module in modules], 0.0),
+            "max_error_steps": _of_all(max, steps, math.inf),
+            "cosine_min": _of_all(min, [module.cosine for module in modules], 1.0),
+            "families": [_family_totals(name, modules) for name in families],
+            "worst": [module.to_dict() for module in sorted(modules, key=by_ratio)[:WORST]],
+        }
+
+
+def by_ratio(module: ModuleFidelity) -> tuple[float, str]:
+    """Sorts the worst modules to the front, and those that are no numbers before them."""
+    return (-math.inf if math.isnan(module.sqnr_db) else module.sqnr_db), module.name
+
+
+def ratio_db(energy: float, noise: float) -> float:
+    """Signal-to-noise ratio in dB: infinite without noise, NaN if the noise is."""
+    if math.isnan(noise) or noise == 0:
+        return math.nan if noise else math.inf
+    # A quotient could leave the range of a float; the difference of logarithms cannot.
+    return 10 * (math.log10(energy) - math.log10(noise)) if energy > 0 and math.isfinite(noise) else -math.inf
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where JSON has no number for it."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _of_all(choose: Callable[[Sequence[float]], float], values: Sequence[float], default: float) -> float | None:
+    """A figure of all modules; none when one of them is NaN, which ``min`` and ``max`` see or not by its position."""
+    if any(map(math.isnan, values)):
+        return None
+    return finite(choose(values) if values else default)
+
+
+def _family_totals(name: str, modules: Iterable[ModuleFidelity]) -> dict[str, Any]:
+    members = [module for module in modules if module.family == name]
+    energy, noise = sum(module.energy for module in members), sum(module.noise for module in members)
+    return {
+        "name": name,
+        "modules": len(members),
+        "sqnr_db": finite(ratio_db(energy, noise)),
+        "sqnr_db_min": finite(min(members, key=by_ratio).sqnr_db),
+        "cosine_min": _of_all(min, [module.cosine for module in members], 1.0),
+    }

@@ -1,0 +1,61 @@
+"""The modules of a quantized checkpoint, put together from the names in its headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from converter.checkpoint.header import TensorEntry
+from converter.checkpoint.source import Checkpoint
+from converter.quantize.rules import PARTS, WeightFormat, weight_format, weights_dtype_of
+
+#: Parts that tell a module that is quantized, or was, where there is a scale.
+_SIGNS_OF_A_MODULE = ("weight", "zero_point", "svd_up", "svd_down")
+
+
+@dataclass(frozen=True)
+class QuantizedModule:
+    """A module and the tensors that its weight became."""
+
+    name: str
+    parts: Mapping[str, TensorEntry]
+    """By part: ``weight``, ``scale`` and so on."""
+    dtype: str
+    """What the configuration says that the weight is, by SDNQ's name."""
+    format: WeightFormat | None
+    """What that means; None when SDNQ has no such dtype."""
+
+    @property
+    def elements(self) -> int | None:
+        """Numbers in the unquantized weight; None when the tensors do not tell."""
+        if self.format is None or "weight" not in self.parts:
+            return None
+        return self.format.elements(self.parts["weight"].shape)
+
+
+def quantized_modules(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, QuantizedModule]:
+    """The quantized modules by name: those that own a scale and a weight.
+
+    A scale alone may be a parameter of the model; with another part beside it, it is what is left of a module.
+
+    Args:
+        checkpoint: with its headers.
+        config: content of its ``quantization_config.json``.
+    """
+    owners = {name.removesuffix(".scale") for name in checkpoint.tensors if name.endswith(".scale")}
+    modules = {}
+    for name in sorted(owners):
+        parts = {
+            part: checkpoint.tensors[f"{name}.{part}"].entry for part in PARTS if f"{name}.{part}" in checkpoint.tensors
+        }
+        if parts.keys().isdisjoint(_SIGNS_OF_A_MODULE):
+            continue
+        dtype = weights_dtype_of(f"{name}.weight", config)
+        modules[name] = QuantizedModule(name, parts, dtype, weight_format(dtype))
+    return modules
+
+
+def part_names(modules: Mapping[str, QuantizedModule]) -> set[str]:
+    """Names of all tensors that belong to quantized modules."""
+    return {entry.name for module in modules.values() for entry in module.parts.values()}

@@ -1,0 +1,106 @@
+"""What is unusual about a checkpoint and yet works."""
+
+from __future__ import annotations
+
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from converter.checkpoint.dtypes import WEIGHT_DTYPES
+from converter.checkpoint.source import WEIGHT_STEMS, read_json
+from converter.errors import printable
+from converter.lens.layout import CLASS_NAME, lens_family
+from converter.quantize.patterns import is_judged
+from converter.verification.configuration import shown
+from converter.verification.manifest import unlisted_files
+from converter.verification.report import NAMED_PROBLEMS
+
+if TYPE_CHECKING:
+    from converter.verification.audit import Audit
+
+
+def unusual(audit: Audit, *, is_compared: bool) -> Iterator[str]:
+    """What somebody who uses the checkpoint may want to know.
+
+    Args:
+        audit: of the checkpoint.
+        is_compared: whether it was compared with its source.
+    """
+    yield from audit.quantization.notes
+    yield from _about_evidence(audit, is_compared)
+    yield from _about_options(audit)
+    if audit.class_name == CLASS_NAME:
+        yield from _about_modulation(audit)
+    yield from _about_files(audit)
+
+
+def _about_evidence(audit: Audit, is_compared: bool) -> Iterator[str]:
+    if audit.manifest is None and not audit.manifest_problem:
+        yield "no manifest: files cannot be compared with what was written"
+        if audit.class_name != CLASS_NAME and not is_compared:
+            yield "headers alone do not tell whether tensors are missing; --against would"
+    elif audit.manifest is not None and audit.manifest.component != audit.checkpoint.component:
+        yield f"the manifest describes the component {shown(audit.manifest.component)}, not this one"
+    if audit.is_renamed:
+        yield "the config names weights otherwise than the file, so that headers do not tell their dtypes; --load would"
+    unlisted = unlisted_files(audit)
+    if unlisted:
+        yield unlisted
+    longest = max(map(len, audit.checkpoint.tensors), default=0)
+    complex_ones = [printable(pattern, 80) for pattern in _patterns(audit) if not is_judged(pattern, longest)]
+    for pattern in complex_ones[:NAMED_PROBLEMS]:
+        yield f"the pattern {pattern} is too complex to be judged; it is taken to match nothing"
+    if len(complex_ones) > NAMED_PROBLEMS:
+        yield f"{len(complex_ones) - NAMED_PROBLEMS} more patterns are too complex to be judged"
+
+
+def _patterns(audit: Audit) -> list[str]:
+    """All patterns of the configuration that name modules, each once."""
+    config = audit.config
+    lists = [config.get(key) or () for key in ("modules_to_not_convert", "modules_to_not_use_matmul")]
+    lists += [config.get("modules_quant_config") or (), *(config.get("modules_dtype_dict") or {}).values()]
+    return list(dict.fromkeys(pattern for patterns in lists for pattern in patterns))
+
+
+def _about_options(audit: Audit) -> Iterator[str]:
+    config = audit.config
+    if any(module.parts["scale"].dtype == "F32" for module in audit.modules.values()):
+        yield "scales are F32 (dequantize_fp32), twice the size of BF16"
+    for option in ("use_svd", "use_hadamard", "use_codebook", "use_dynamic_quantization", "scale_dtype"):
+        if config.get(option):
+            yield f"{option} is on"
+    if config.get("scale_dtype"):
+        yield "sdnq.load_sdnq_model 0.2.8 cannot load scales that are quantized; diffusers can"
+    if config and config.get("sdnq_version") is None:
+        yield "no sdnq_version: written by SDNQ before 0.2.2 or by another tool"
+
+
+def _about_modulation(audit: Audit) -> Iterator[str]:
+    def is_modulation(name: str) -> bool:
+        return lens_family(name) in ("img_mod", "txt_mod")
+
+    if any(is_modulation(f"{name}.weight") for name in audit.modules):
+        yield "modulation layers are quantized, which puts periodic artifacts into images"
+    dtypes = Counter(entry.dtype for name, entry in audit.kept.items() if is_modulation(name))
+    for dtype, count in dtypes.items():
+        if dtype in WEIGHT_DTYPES and dtype != "BF16":
+            yield f"{count} tensors of modulation layers are {dtype}, not BF16"
+
+
+def _about_files(audit: Audit) -> Iterator[str]:
+    checkpoint = audit.checkpoint
+    for header in checkpoint.headers:
+        if header.metadata.get("format") != "pt":
+            yield f"{printable(header.file.name)} does not say format pt; transformers refuses it"
+        if not stat.S_IMODE(header.file.stat().st_mode) & stat.S_IROTH:
+            yield f"{printable(header.file.name)} cannot be read by other users"
+    if checkpoint.index is not None:
+        metadata = read_json(checkpoint.index).get("metadata")
+        total = metadata.get("total_size") if isinstance(metadata, dict) else None
+        if total != checkpoint.total_bytes:
+            yield f"the index says {shown(total)} bytes, the tensors take {checkpoint.total_bytes}"
+    if not checkpoint.config:
+        yield "no config.json beside the weights"
+    elif checkpoint.stem not in WEIGHT_STEMS:
+        yield f"loaders look for {' or '.join(WEIGHT_STEMS)}, not for {printable(checkpoint.stem)}"

@@ -1,0 +1,107 @@
+"""Whether the tensors of a quantized module fit each other and the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import TYPE_CHECKING
+
+from converter.checkpoint.dtypes import WEIGHT_DTYPES
+from converter.errors import printable
+from converter.quantize.rules import WeightFormat, linear_parts, option_of
+from converter.verification.modules import QuantizedModule
+from converter.verification.report import Check, list_problems
+
+if TYPE_CHECKING:
+    from converter.verification.audit import Audit
+
+#: Parts that mean nothing without a scale beside them.
+_DEPENDENT = ("zero_point", "svd_up", "svd_down", "scale_2")
+
+
+def check_parts(audit: Audit) -> Check:
+    """Compare the parts of each quantized module with each other and with what the configuration says."""
+    problems = [problem for module in audit.modules.values() for problem in _part_problems(audit, module)]
+    problems += [
+        f"{printable(name)} has no scale beside it"
+        for name in sorted(audit.kept)
+        if name.rpartition(".")[2] in _DEPENDENT
+    ]
+    return list_problems("packed weights", problems, "weights, scales and zero points fit each other")
+
+
+def _part_problems(audit: Audit, module: QuantizedModule) -> Iterator[str]:
+    name = printable(module.name)
+    weight = module.parts.get("weight")
+    if weight is None:
+        yield f"{name}: has a scale and no weight"
+        return
+    # Nothing says what the tensors should be; another check or a note tells why.
+    if not audit.config or audit.is_renamed:
+        return
+    if module.format is None:
+        yield f"{name}: {printable(module.dtype)} is no dtype of SDNQ's"
+        return
+    if weight.dtype != module.format.storage:
+        yield f"{name}: weight is {weight.dtype}, {printable(module.dtype)} is stored as {module.format.storage}"
+        return
+    shape = audit.weight_shape(module.name)
+    if shape is not None and module.elements != prod(shape):
+        yield f"{name}: weight holds {module.elements} numbers, its shape {list(shape)} {prod(shape)}"
+        return
+    expected = _expected_parts(audit, module, shape)
+    if expected is None:
+        yield from _plausibility_problems(audit, module, module.format)
+        return
+    for part, (dtype, part_shape) in expected.items():
+        found = module.parts.get(part)
+        if found is None:
+            yield f"{name}: has no {part}"
+        elif (found.dtype, found.shape) != (dtype, part_shape):
+            yield f"{name}: {part} is {found.dtype} {list(found.shape)}, should be {dtype} {list(part_shape)}"
+    for part in module.parts.keys() - expected.keys():
+        yield f"{name}: has a {part} that does not belong to {printable(module.dtype)}"
+
+
+def _expected_parts(
+    audit: Audit, module: QuantizedModule, shape: tuple[int, ...] | None
+) -> dict[str, tuple[str, tuple[int, ...]]] | None:
+    """What the parts must be where that follows from the shape of the original weight; None elsewhere."""
+    # Embeddings have matrices too, and other groups.
+    if shape is None or len(shape) != 2 or audit.config.get("quant_embedding"):
+        return None
+    parts = linear_parts(module.name, (shape[0], shape[1]), audit.config, float_dtype=audit.float_dtype)
+    if parts is None:
+        return None
+    return {spec.name.rpartition(".")[2]: (spec.dtype, spec.shape) for spec in parts}
+
+
+def _plausibility_problems(audit: Audit, module: QuantizedModule, fmt: WeightFormat) -> Iterator[str]:
+    """Whether the parts fit each other, where nothing says exactly what they should be."""
+    name, weight = printable(module.name), f"{module.name}.weight"
+    elements, scale, zero_point = module.elements, module.parts["scale"], module.parts.get("zero_point")
+    is_codebook = bool(option_of(weight, "use_codebook", audit.config))
+    scale_dtype = _configured(weight, "scale_dtype", audit)
+    # SDNQ quantizes zero points like scales where it is told nothing else about them.
+    zero_point_dtype = _configured(weight, "zero_point_dtype", audit) or scale_dtype
+    scales = prod(scale.shape)
+    if elements is None or not scales or (elements % scales and not is_codebook and not scale_dtype):
+        yield f"{name}: weight holds {elements} numbers, which {scales} scales cannot share evenly"
+    if fmt.is_unsigned and not is_codebook:
+        if zero_point is None:
+            yield f"{name}: {printable(module.dtype)} needs a zero point, and there is none"
+        elif zero_point.shape != scale.shape and zero_point_dtype == scale_dtype:
+            yield f"{name}: scale has shape {list(scale.shape)}, zero point {list(zero_point.shape)}"
+    elif zero_point is not None:
+        yield f"{name}: {printable(module.dtype)} has no zero point, and here is one"
+    if ("svd_up" in module.parts) != ("svd_down" in module.parts):
+        yield f"{name}: has only one of svd_up and svd_down"
+    for part, found, configured in (("scale", scale, scale_dtype), ("zero_point", zero_point, zero_point_dtype)):
+        if found is not None and found.dtype not in WEIGHT_DTYPES and not configured:
+            yield f"{name}: {part} is {found.dtype}, and the config does not say that it is quantized"
+
+
+def _configured(weight: str, option: str, audit: Audit) -> str:
+    """The dtype that the configuration gives the scales of a weight; empty where it gives none."""
+    value = option_of(weight, option, audit.config)
+    return value if isinstance(value, str) and value != "none" else ""

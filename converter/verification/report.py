@@ -1,0 +1,95 @@
+"""What a verification found, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+#: How many culprits a check names.
+NAMED_PROBLEMS = 3
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question that was asked of a checkpoint, and the answer."""
+
+    name: str
+    ok: bool
+    detail: str
+    """What was found; if the check failed, what is wrong and where."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON shows it."""
+        return {"name": self.name, "ok": self.ok, "detail": self.detail}
+
+
+def list_problems(name: str, problems: Sequence[str], good: str) -> Check:
+    """A check that passes with ``good`` when there are no problems, and names the first few when there are."""
+    if not problems:
+        return Check(name, True, good)
+    more = f"; and {len(problems) - NAMED_PROBLEMS} more" if len(problems) > NAMED_PROBLEMS else ""
+    return Check(name, False, "; ".join(problems[:NAMED_PROBLEMS]) + more)
+
+
+@dataclass(frozen=True)
+class FamilyFootprint:
+    """What a family takes."""
+
+    name: str
+    tensors: int
+    bytes: int
+    bytes_by_dtype: Mapping[str, int]
+    quantized_modules: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON shows it."""
+        return {
+            "name": self.name,
+            "tensors": self.tensors,
+            "bytes": self.bytes,
+            "bytes_by_dtype": dict(self.bytes_by_dtype),
+            "quantized_modules": self.quantized_modules,
+        }
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All that a verification found."""
+
+    class_name: str
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+    """What is unusual and yet works."""
+    tensors: int
+    bytes_by_dtype: Mapping[str, int]
+    total_bytes: int
+    parameters: int
+    """Logical: a packed byte holds several, scales and zero points are none."""
+    quantized_modules: int
+    families: tuple[FamilyFootprint, ...]
+    fidelity: Mapping[str, Any] = field(default_factory=dict)
+    """How far the weights are from the source; empty when there was none to compare with."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether all checks passed."""
+        return all(check.ok for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``lensconv verify --json`` shows it."""
+        result = {
+            "ok": self.ok,
+            "class_name": self.class_name,
+            "checks": [check.to_dict() for check in self.checks],
+            "notes": list(self.notes),
+            "tensors": self.tensors,
+            "bytes_by_dtype": dict(self.bytes_by_dtype),
+            "total_bytes": self.total_bytes,
+            "parameters": self.parameters,
+            "quantized_modules": self.quantized_modules,
+            "families": [family.to_dict() for family in self.families],
+        }
+        if self.fidelity:
+            result["fidelity"] = dict(self.fidelity)
+        return result

@@ -1,0 +1,1 @@
+"""Jinja templates. Installed, this folder is the package ``converter.templates``."""

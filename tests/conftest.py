@@ -1,0 +1,98 @@
+"""Fixtures that most tests use: tiny sources, and the command line run in this process or in another."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converter.cli.main import run
+from converter.console import Console
+
+ROOT = Path(__file__).resolve().parents[1]
+# Tests run side by side, a process for each core; threads of torch that wait for each other would take the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The one object on stdout."""
+        parsed: dict[str, Any] = json.loads(self.stdout)
+        return parsed
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what the user's shell sets out of the tests."""
+    for name in [name for name in os.environ if name.startswith(("SDNQ_", "LENSCONV_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SDNQ_USE_TORCH_COMPILE", "0")
+    monkeypatch.setenv("TERM", "unknown")
+
+
+@pytest.fixture
+def lensconv() -> Callable[..., Outcome]:
+    """Run a command in this process, streams captured."""
+
+    def call(*arguments: object) -> Outcome:
+        texts = [str(argument) for argument in arguments]
+        stdout, stderr = io.StringIO(), io.StringIO()
+        console = Console(as_json="--json" in texts, quiet="--quiet" in texts, stdout=stdout, stderr=stderr)
+        code = run(texts, console)
+        return Outcome(code, stdout.getvalue(), stderr.getvalue())
+
+    return call
+
+
+def command(*arguments: object) -> list[str]:
+    """The command line of lensconv as a process of its own."""
+    return [sys.executable, "-m", "converter", *map(str, arguments)]
+
+
+def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command as a process of its own, from the root of the repository."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, cwd=ROOT, **options)
+
+
+@pytest.fixture(scope="session")
+def lens_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Lens transformer in F32: two blocks of width 192."""
+    from tests.tiny_models import save_model
+
+    return save_model(tmp_path_factory.mktemp("sources") / "lens", "LensTransformer2DModel")
+
+
+@pytest.fixture(scope="session")
+def lens_output(lens_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the default recipe makes of it."""
+    from converter import convert
+
+    output = tmp_path_factory.mktemp("outputs") / "lens"
+    convert(lens_source, output)
+    return output
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of what lies in a folder, hidden ones too."""
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Content of all files below a folder, by their paths in it."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}

@@ -1,0 +1,282 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import jsonschema
+import pytest
+import torch
+
+from converter.checkpoint.header import TensorEntry, encode_header
+from converter.cli.main import COMMANDS, cli
+from converter.conversion.preview import CUDA_LIBRARY_BYTES
+from converter.lens.layout import CLASS_NAME, LensConfig, lens_tensors
+from converter.schemas import NAMES, load_schema
+from tests.conftest import ROOT, Outcome, run_process, snapshot
+
+Lensconv = Callable[..., Outcome]
+
+
+def imports_of(*arguments: object) -> set[str]:
+    """Top-level modules that a command imports."""
+    program = (
+        "import sys\nfrom converter.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\nfinally:\n    print('\\n'.join(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return {line.partition(".")[0] for line in done.stderr.splitlines()}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["convert", "--help"], ["plan", "-h"], ["--version"]])
+def test_help_imports_next_to_nothing(arguments: list[str]) -> None:
+    found = imports_of(*arguments)
+    assert not found & {"torch", "diffusers", "transformers", "sdnq", "numpy", "numba", "rich", "jinja2"}
+    own = {name for name in found if name in {"converter", "click"}}
+    assert own == {"converter", "click"}
+
+
+def test_verifying_headers_imports_neither_torch_nor_diffusers(lens_output: Path) -> None:
+    for arguments in (["verify", lens_output], ["verify", lens_output, "--recipe", "lens-uint4-static", "--checksums"]):
+        assert not imports_of(*arguments) & {"torch", "diffusers", "transformers", "sdnq", "numba"}
+
+
+def test_converting_lens_does_not_import_torch(lens_source: Path, tmp_path: Path) -> None:
+    assert not imports_of("convert", lens_source, tmp_path / "out") & {"torch", "diffusers", "sdnq"}
+
+
+def test_the_public_names() -> None:
+    import converter
+
+    assert sorted(converter.__all__) == converter.__all__
+    for name in converter.__all__:
+        assert getattr(converter, name) is not None
+    assert not imports_of("--help") & {"torch"}
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = converter.nothing
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_an_example_and_the_common_options(name: str) -> None:
+    group = cli.make_context("lensconv", [name, "--help"])
+    command = cli.get_command(group, name)
+    assert command is not None
+    text = command.get_help(click.Context(command, parent=group, info_name=name))
+    assert f"Example: lensconv {name} " in text
+    for option in ("--json", "--quiet", "-h, --help"):
+        assert option in text
+    assert command.short_help
+
+
+def test_examples_in_the_help_are_commands() -> None:
+    """Each example parses: its options exist and take such values."""
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        example = (command.epilog or "").removeprefix("Example: lensconv ")
+        words = shlex.split(example)
+        assert words[0] == name
+        command.make_context(name, words[1:], parent=click.Context(cli, obj=None))
+
+
+def test_every_result_fits_its_schema(lensconv: Lensconv, lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+    calls: dict[str, list[object]] = {
+        "plan": ["plan", lens_source],
+        "convert": ["convert", lens_source, tmp_path / "out"],
+        "verify": ["verify", lens_output, "--against", lens_source],
+        "synth": ["synth", tmp_path / "synth", "--layers", "1"],
+        "error": ["plan", tmp_path / "nowhere"],
+    }
+    for name, arguments in calls.items():
+        outcome = lensconv(*arguments, "--json")
+        assert outcome.code == (2 if name == "error" else 0), outcome.stdout
+        jsonschema.validate(outcome.result, load_schema(name))
+    assert {*calls, "manifest"} == set(NAMES)
+
+
+def test_people_read_stderr_and_quiet_is_quiet(lensconv: Lensconv, lens_source: Path, lens_output: Path) -> None:
+    for arguments in (["plan", lens_source], ["verify", lens_output]):
+        outcome = lensconv(*arguments)
+        assert outcome.stdout == ""
+        assert "img_mod" in outcome.stderr
+        assert lensconv(*arguments, "--quiet") == Outcome(0, "", "")
+
+
+def test_a_failed_check_exits_with_one(lensconv: Lensconv, lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    shutil.copyfile(folder / "diffusion_pytorch_model.safetensors", folder / "old.safetensors")
+    outcome = lensconv("verify", folder, "--json")
+    assert outcome.code == 1
+    assert outcome.result["ok"] is False
+    shown = lensconv("verify", folder)
+    assert shown.code == 1
+    assert "FAIL" in shown.stderr
+    assert "old.safetensors" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["plan"], "Missing argument 'SOURCE'"),
+        (["plan", "x", "--memory", "much"], "is no size"),
+        (["plan", "x", "--memory", "0"], "at least one byte"),
+        (["convert", "x", "y", "--jobs", "0"], "not in the range"),
+        (["convert", "x", "y", "--quantize-from", "int8"], "is not one of"),
+        (["plan", "x", "--no-such-option"], "No such option"),
+    ],
+)
+def test_usage_errors(arguments: list[str], message: str, lensconv: Lensconv) -> None:
+    outcome = lensconv(*arguments, "--json")
+    assert outcome.code == 2
+    assert message in outcome.result["error"]["message"]
+    assert outcome.result["error"]["type"] == "UsageError"
+    assert "--help" in outcome.result["error"]["hint"]
+    plain = lensconv(*arguments)
+    assert plain.stdout == ""
+    assert plain.stderr.startswith("error: ")
+    assert len(plain.stderr.splitlines()) == 1
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    done = run_process()
+    assert done.returncode == 2
+    assert "Commands:" in done.stdout + done.stderr
+
+
+def test_output_that_nobody_reads_any_more(lens_output: Path) -> None:
+    done = run_shell(f"{sys.executable} -m converter verify {lens_output} --json | head -c 1")
+    assert done.stdout == "{"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full"])
+def test_streams_that_are_closed_or_full(streams: str, lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+    done = run_shell(f"{sys.executable} -m converter convert {lens_source} {tmp_path}/out {streams}")
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert snapshot(tmp_path / "out") == snapshot(lens_output)
+
+
+@pytest.mark.parametrize("streams", [">/dev/full", ">/dev/full 2>&1"])
+def test_a_result_that_cannot_be_written(streams: str, lens_output: Path) -> None:
+    done = run_shell(f"{sys.executable} -m converter verify {lens_output} --json {streams}")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: the result cannot be written to stdout") or "2>&1" in streams
+    assert len(done.stderr.splitlines()) <= 1
+
+
+def run_shell(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell from the root of the repository."""
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_memory_is_that_of_the_process_itself() -> None:
+    """A large process that starts it hands its own peak on, as far as the kernel's accounting goes."""
+    program = (
+        "import subprocess, sys\nheavy = bytearray(500 * 10**6)\nheavy[::4096] = bytes(len(heavy[::4096]))\n"
+        "own = 'from converter.memory import peak_rss_bytes; print(peak_rss_bytes())'\n"
+        "subprocess.run([sys.executable, '-c', own])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert 1_000_000 < int(done.stdout) < 200_000_000
+
+
+def test_names_from_files_are_shown_as_text(lens_source: Path, tmp_path: Path, lensconv: Lensconv) -> None:
+    source = shutil.copytree(lens_source, tmp_path / "source")
+    shutil.copyfile(source / "diffusion_pytorch_model.safetensors", source / "\x1b]0;title\a.safetensors")
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text('name = "red \\u001b[31m"\n[sdnq]\nweights_dtype = "int8"\n')
+    for arguments in (["plan", source], ["convert", source, tmp_path / "out"]):
+        outcome = lensconv(*arguments, "--recipe", recipe)
+        assert outcome.code == 0
+        assert "\\x1b]0;title\\x07" in outcome.stderr
+        assert "red \\x1b[31m" in outcome.stderr
+        assert "\x1b" not in outcome.stderr
+
+
+@pytest.fixture(scope="module")
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The 48-block model with all its headers and, in place of weights, holes: 16.4 GB that take no space."""
+    folder = tmp_path_factory.mktemp("full") / "Lens"
+    folder.mkdir()
+    entries, position = [], 0
+    for name, shape in sorted(lens_tensors(LensConfig())):
+        size = 4
+        for side in shape:
+            size *= side
+        entries.append(TensorEntry(name, "F32", shape, position, position + size))
+        position += size
+    header = encode_header(entries, {"format": "pt"})
+    with (folder / "diffusion_pytorch_model.safetensors").open("wb") as stream:
+        stream.write(header)
+        stream.truncate(len(header) + position)
+    (folder / "config.json").write_text(json.dumps({"_class_name": CLASS_NAME, **LensConfig().to_dict()}))
+    return folder
+
+
+def test_the_full_size_plan_gives_the_published_figures(full_size: Path, lensconv: Lensconv) -> None:
+    result = lensconv("plan", full_size, "--json").result
+    assert result["source"] == {
+        "tensors": 1264,
+        "bytes_by_dtype": {"F32": 16_416_900_608},
+        "total_bytes": 16_416_900_608,
+        "parameters": 4_104_225_152,
+    }
+    output = result["output"]
+    assert output["tensors"] == 2224
+    assert output["bytes_by_dtype"] == {"BF16": 2_942_501_632, "U8": 1_358_954_496}
+    assert output["total_bytes"] == 4_301_456_128
+    assert output["parameters"] == 4_104_225_152
+    assert result["quantized_modules"] == 480
+    assert round(100 * result["reduction"]["vs_source"], 1) == 73.8
+    assert round(100 * result["reduction"]["vs_bf16"], 1) == 47.6
+    assert result["peak_memory_bytes"] < 800_000_000 + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
+    (file,) = output["files"]
+    assert file == {"name": "diffusion_pytorch_model.safetensors", "bytes": 4_301_714_344}
+
+
+def test_a_plan_reads_headers_only(full_size: Path, lens_source: Path, lensconv: Lensconv) -> None:
+    """Asked of the kernel: how much this process reads for a plan, once its libraries are there."""
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    assert lensconv("plan", lens_source).code == 0
+    before = bytes_read()
+    assert lensconv("plan", full_size).code == 0
+    assert bytes_read() - before < 20_000_000
+
+
+def test_a_full_disk_is_known_before_anything_is_written(full_size: Path, tmp_path: Path) -> None:
+    """On a file system of 2 MB, which the process mounts for itself."""
+    script = (
+        "set -e\nmkdir small\nmount -t tmpfs -o size=2M none small\n"
+        f"{sys.executable} -m converter convert {full_size} small/out --json; code=$?\nls -A small\nexit $code"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", script.replace("set -e\n", "")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip("this machine lets nobody mount a file system")
+    assert done.returncode == 3, done.stderr
+    content, _, left = done.stdout.rpartition("}\n")
+    assert json.loads(content + "}")["error"]["type"] == "DiskError"
+    assert left == ""

@@ -1,0 +1,152 @@
+"""What is printed where, with a clock that tests wind themselves."""
+
+from __future__ import annotations
+
+import io
+import json
+from threading import Thread
+
+import pytest
+
+from converter.console import Console, LineProgress, Progress, readable_size, table
+from converter.errors import LensconvError, MalformedCheckpoint, OutputError, printable
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Terminal(io.StringIO):
+    """A stream that claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_line_every_few_seconds() -> None:
+    clock, lines = Clock(), list[str]()
+    progress = LineProgress("converting", 10_000_000_000, lines.append, clock)
+    progress.advance(1_000_000_000)
+    clock.now += 4.9
+    progress.refresh()
+    assert lines == []
+    clock.now += 0.1
+    progress.refresh()
+    progress.refresh()
+    assert lines == ["converting: 1.000 GB of 10.000 GB, 200.0 MB/s, 45 s left"]
+    progress.advance(4_000_000_000)
+    clock.now += 5
+    progress.refresh()
+    assert lines[1:] == ["converting: 5.000 GB of 10.000 GB, 500.0 MB/s, 10 s left"]
+
+
+def test_what_was_done_before_says_nothing_about_speed() -> None:
+    clock, lines = Clock(), list[str]()
+    progress = LineProgress("converting", 1000, lines.append, clock)
+    progress.skip(900)
+    clock.now += 5
+    progress.refresh()
+    assert lines == ["converting: 900 B of 1.0 kB, 0 B/s"]
+    progress.advance(50)
+    clock.now += 5
+    progress.refresh()
+    assert lines[1] == "converting: 950 B of 1.0 kB, 5 B/s, 10 s left"
+
+
+def test_many_threads_may_count() -> None:
+    progress = Progress("x", 100)
+
+    def count() -> None:
+        for _ in range(1000):
+            progress.advance(1)
+
+    threads = [Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert progress.done == 8000
+
+
+def test_the_right_progress_for_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    lines, terminal = Console(stderr=io.StringIO()), Console(stderr=Terminal())
+    assert isinstance(lines.progress("x", 1), LineProgress)
+    assert type(Console(quiet=True).progress("x", 1)) is Progress
+    with terminal.progress("converting", 100) as bar:
+        bar.advance(50)
+        bar.refresh()
+    assert isinstance(terminal.stderr, Terminal)
+    assert "converting" in terminal.stderr.getvalue()
+
+
+def test_results_and_errors_as_json() -> None:
+    stdout, stderr = io.StringIO(), io.StringIO()
+    console = Console(as_json=True, stdout=stdout, stderr=stderr)
+    console.result({"a": 1}, "for people")
+    console.note("a note")
+    assert json.loads(stdout.getvalue()) == {"a": 1}
+    assert stderr.getvalue() == "a note\n"
+    stdout.truncate(0)
+    stdout.seek(0)
+    console.error(OutputError("taken", "Move."))
+    assert json.loads(stdout.getvalue()) == {"error": {"type": "OutputError", "message": "taken", "hint": "Move."}}
+
+
+def test_results_and_errors_for_people() -> None:
+    stdout, stderr = io.StringIO(), io.StringIO()
+    console = Console(stdout=stdout, stderr=stderr)
+    console.result({"a": 1}, table(["name", "size"], [["[bold]x[/bold]\x1b[31m", "3"]], title="A table"), "done")
+    console.warn("careful")
+    console.error(OutputError("taken", "Move."))
+    text = stderr.getvalue()
+    assert stdout.getvalue() == ""
+    assert "[bold]x[/bold]" in text
+    assert "\x1b" not in text
+    assert "warning: careful" in text
+    assert "error: taken" in text
+
+
+def test_quiet_leaves_errors() -> None:
+    stderr = io.StringIO()
+    console = Console(quiet=True, stderr=stderr)
+    console.result({}, "x")
+    console.note("x")
+    console.warn("x")
+    assert stderr.getvalue() == ""
+    console.error(OutputError("taken"))
+    assert stderr.getvalue() == "error: taken\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (16_416_900_608, "16.417 GB")],
+)
+def test_sizes(size: int, text: str) -> None:
+    assert readable_size(size) == text
+
+
+def test_names_from_files_are_made_harmless() -> None:
+    assert printable("a\x1b[31mb\nc") == "a\\x1b[31mb\\nc"
+    assert printable("é中") == "é中"
+    assert printable("\ud800\u202e") == "\\ud800\\u202e"
+    assert printable("x" * 300) == "x" * 199 + "…"
+    error = MalformedCheckpoint("a\nb", "is wrong", tensor="\x07")
+    assert error.message == "a\\nb: tensor \\x07: is wrong"
+
+
+def test_every_error_has_an_exit_code_of_the_contract() -> None:
+    def below(kind: type[LensconvError]) -> list[type[LensconvError]]:
+        return [kind, *(found for child in kind.__subclasses__() for found in below(child))]
+
+    import converter.errors
+
+    for kind in below(LensconvError)[1:]:
+        assert kind.exit_code in (1, 2, 3, 130), kind
+        assert kind.__name__ in (converter.errors.__doc__ or ""), f"{kind.__name__} is not drawn in the tree"

@@ -1,0 +1,207 @@
+"""Conversions: what a release holds, and that it is the same every time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from converter import ConvertOptions, Recipe, convert, plan
+from converter.conversion import run as run_module
+from converter.errors import MemoryLimitError
+from converter.quantize.planner_process import PlanAnswer, PlannerProcess
+from converter.quantize.prediction import plans_agree, predict_plan
+from converter.schemas import load_schema
+from tests.conftest import names_in, run_process, snapshot
+from tests.reference import LENS_OPTIONS, convert_with_sdnq, weight_files
+from tests.tiny_models import WEIGHTS, convert_default, save_model
+
+
+def test_what_a_release_holds(lens_source: Path, lens_output: Path) -> None:
+    assert {file.name for file in lens_output.iterdir()} == {
+        WEIGHTS,
+        "config.json",
+        "quantization_config.json",
+        "sdnq_quantization_summary.json",
+        "lensconv_manifest.json",
+    }
+    manifest = json.loads((lens_output / "lensconv_manifest.json").read_text())
+    jsonschema.validate(manifest, load_schema("manifest"))
+    for file in manifest["files"]:
+        content = (lens_output / file["name"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
+    assert {file["name"] for file in manifest["files"]} == {
+        file.name for file in lens_output.iterdir() if file.name != "lensconv_manifest.json"
+    }
+    text = (lens_output / "lensconv_manifest.json").read_text()
+    assert str(lens_source.parent) not in text
+    assert manifest["recipe"]["quantized"]["transformer_blocks.0.attn.img_qkv"]["weights_dtype"] == "uint4"
+    assert "transformer_blocks.0.img_mod.1" in manifest["recipe"]["kept"]
+
+
+def test_the_summary_has_the_published_keys_that_are_known(lens_source: Path, lens_output: Path) -> None:
+    summary = json.loads((lens_output / "sdnq_quantization_summary.json").read_text())
+    source = sum(tensor.nbytes for tensor in load_file(lens_source / WEIGHTS).values())
+    quantized = load_file(lens_output / WEIGHTS)
+    assert summary["method"] == "SDNQ uint4 static"
+    assert summary["base_transformer_dtypes"] == {"FLOAT32": source}
+    assert sum(summary["quant_transformer_dtypes"].values()) == sum(tensor.nbytes for tensor in quantized.values())
+    assert summary["quant_transformer_tensors"] == len(quantized)
+    assert set(summary["modules_to_not_convert_user"]) > {"*.img_mod.*", "*.txt_mod.*", ".proj_out", "norm"}
+    # Nothing measures times or peaks here, and nothing knows the repos' names.
+    assert not [key for key in summary if "time" in key or "peak" in key or "model" in key.replace("modules", "")]
+
+
+def test_files_have_the_mode_of_the_umask(lens_source: Path, tmp_path: Path) -> None:
+    previous = os.umask(0o026)
+    try:
+        convert(lens_source, tmp_path / "out")
+    finally:
+        os.umask(previous)
+    for file in (tmp_path / "out").iterdir():
+        assert file.stat().st_mode & 0o777 == 0o640, file.name
+
+
+@pytest.mark.parametrize("recipe", [None, "sdnq-int8"])
+def test_two_runs_write_the_same_bytes(recipe: str | None, lens_source: Path, tmp_path: Path) -> None:
+    """In other folders, with other hash seeds, threads and memory."""
+    folders = []
+    for number, (seed, jobs, memory) in enumerate([("1", 1, "9MB"), ("2", 5, "64MB")]):
+        folder = tmp_path / f"place {number}" / "out"
+        arguments: list[object] = ["convert", lens_source, folder, "--jobs", jobs, "--memory", memory]
+        if recipe is not None:
+            arguments += ["--recipe", recipe]
+        done = run_process(*arguments, env={**os.environ, "PYTHONHASHSEED": seed})
+        assert done.returncode == 0, done.stderr
+        folders.append(snapshot(folder))
+    assert folders[0] == folders[1]
+
+
+def test_weights_can_be_quantized_from_float32(lens_source: Path, tmp_path: Path) -> None:
+    from converter.quantize.libraries import load_library
+
+    convert(lens_source, tmp_path / "out", options=ConvertOptions(quantize_from="float32"))
+    written = load_file(tmp_path / "out" / WEIGHTS)
+    source = load_file(lens_source / WEIGHTS)
+    quantize = load_library("sdnq.quantizer").sdnq_quantize_layer_weight
+    options = {key: value for key, value in LENS_OPTIONS.items() if key != "modules_to_not_convert"}
+    for name in ("attn.img_qkv", "img_mlp.w2"):
+        path = f"transformer_blocks.1.{name}"
+        _, parts = quantize(source[f"{path}.weight"], layer_class_name="Linear", torch_dtype=torch.bfloat16, **options)
+        for part in ("weight", "scale", "zero_point"):
+            assert torch.equal(written[f"{path}.{part}"], parts[part]), part
+    assert torch.equal(written["proj_out.weight"], source["proj_out.weight"].bfloat16())
+    assert weight_files(tmp_path / "out") != weight_files(convert_default(lens_source, tmp_path / "other"))
+
+
+def test_one_file_without_a_config_is_recognised_as_lens(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "LensTransformer2DModel")
+    alone = tmp_path / "alone" / "lens.safetensors"
+    alone.parent.mkdir()
+    shutil.copyfile(source / WEIGHTS, alone)
+    convert(alone, tmp_path / "out")
+    assert weight_files(tmp_path / "out") == weight_files(convert_default(source, tmp_path / "expected"))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_attention_heads"] == 3
+
+
+def test_too_little_memory_is_said_before_anything_is_written(lens_source: Path, tmp_path: Path) -> None:
+    options = {"weights_dtype": "uint4", "use_hadamard": True}
+    with pytest.raises(MemoryLimitError, match="one tensor alone needs"):
+        convert(lens_source, tmp_path / "out", Recipe("r", options), ConvertOptions(memory=1000))
+    assert names_in(tmp_path) == []
+
+
+def test_the_prediction_is_what_sdnq_plans(lens_source: Path, tmp_path: Path) -> None:
+    from converter.checkpoint.source import open_checkpoint
+    from converter.quantize.planner import plan_with_sdnq
+    from converter.recipe.recipe import find_recipe, parse_setting
+
+    for source in (lens_source, save_model(tmp_path / "wide", "LensTransformer2DModel", num_attention_heads=6)):
+        checkpoint = open_checkpoint(source)
+        for recipe in (
+            find_recipe(None, "LensTransformer2DModel"),
+            find_recipe("sdnq-uint4", ""),
+            find_recipe("sdnq-uint4", "").with_rules([parse_setting("*.attn.*=keep")]),
+        ):
+            predicted = predict_plan(checkpoint, recipe)
+            actual = plan_with_sdnq(checkpoint, recipe)
+            assert predicted is not None
+            assert predicted.tensors == actual.tensors
+            assert plans_agree(predicted, actual)
+
+
+@pytest.mark.parametrize("lie", ["another plan", "a kernel that differs", "a planner that dies"])
+def test_a_wrong_prediction_costs_time_and_no_byte(
+    lie: str, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    monkeypatch.setattr(run_module, "is_loaded", lambda: False)
+    if lie == "another plan":
+
+        def wrong(*arguments: Any) -> Any:
+            predicted = predict_plan(*arguments)
+            assert predicted is not None
+            object.__setattr__(predicted, "tensors", predicted.tensors[::-1])
+            return predicted
+
+        monkeypatch.setattr(run_module, "predict_plan", wrong)
+        options = ConvertOptions(shard_bytes=200_000)
+    else:
+        answer: Callable[[PlannerProcess], PlanAnswer | None] = PlannerProcess.answer
+
+        def lying(self: PlannerProcess) -> PlanAnswer | None:
+            found = answer(self)
+            assert found is not None
+            return None if lie == "a planner that dies" else PlanAnswer(found.plan, kernel_agrees=False)
+
+        monkeypatch.setattr(PlannerProcess, "answer", lying)
+        options = ConvertOptions()
+    convert(lens_source, tmp_path / "out", options=options, note=notes.append)
+    assert bool(notes) == (lie != "a planner that dies")
+    expected = convert_with_sdnq(
+        lens_source,
+        tmp_path / "expected",
+        "LensTransformer2DModel",
+        LENS_OPTIONS,
+        shard="200KB" if lie == "another plan" else "5GB",
+    )
+    assert weight_files(tmp_path / "out") == weight_files(expected)
+
+
+@pytest.mark.parametrize("recipe", [None, "sdnq-uint4", "sdnq-int8"])
+@pytest.mark.parametrize("shard_bytes", [5 * 10**9, 300_000])
+def test_the_plan_is_what_gets_written(recipe: str | None, shard_bytes: int, lens_source: Path, tmp_path: Path) -> None:
+    options = ConvertOptions(shard_bytes=shard_bytes)
+    planned = plan(lens_source, recipe, options).to_dict()
+    report = convert(lens_source, tmp_path / "out", recipe, options)
+    written = {file.name: file.bytes for file in report.files}
+    for file in planned["output"]["files"]:
+        assert written[file["name"]] == file["bytes"] == (tmp_path / "out" / file["name"]).stat().st_size
+    assert planned["output"]["bytes_by_dtype"] == dict(report.bytes_by_dtype)
+    assert planned["output"]["tensors"] == report.tensors
+
+
+def test_nonfinite_numbers_are_converted_and_counted_if_allowed(lens_source: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(lens_source, tmp_path / "source")
+    tensors = load_file(source / WEIGHTS)
+    tensors["transformer_blocks.0.attn.img_qkv.weight"][3, 5] = np.nan
+    tensors["transformer_blocks.0.attn.img_qkv.weight"][90, 0] = np.inf
+    tensors["transformer_blocks.1.img_mod.1.weight"][7, 7] = 3.4e38
+    save_file(tensors, source / WEIGHTS, metadata={"format": "pt"})
+    report = convert(source, tmp_path / "out", options=ConvertOptions(allow_nonfinite=True))
+    counted = {"transformer_blocks.0.attn.img_qkv.weight": 2, "transformer_blocks.1.img_mod.1.weight": 1}
+    assert report.nonfinite == counted
+    manifest = json.loads((tmp_path / "out" / "lensconv_manifest.json").read_text())
+    assert manifest["source"]["nonfinite"] == counted
+    expected = convert_with_sdnq(source, tmp_path / "expected", "LensTransformer2DModel", LENS_OPTIONS)
+    assert weight_files(tmp_path / "out") == weight_files(expected)

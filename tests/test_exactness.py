@@ -1,0 +1,184 @@
+"""The same bytes as SDNQ, for many classes and recipes. ``scripts/exactness`` compares every combination."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from converter import ConvertOptions, Recipe, Rule, convert
+from tests.reference import (
+    FURTHER_RECIPES,
+    LENS_OPTIONS,
+    RECIPES,
+    SHARDS,
+    convert_with_sdnq,
+    read_configs,
+    weight_files,
+)
+from tests.tiny_models import ALL_CLASSES, save_model
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Saved models by class, made when they are first asked for."""
+    folder = tmp_path_factory.mktemp("models")
+
+    class Sources(dict[str, Path]):
+        def __missing__(self, name: str) -> Path:
+            self[name] = save_model(folder / name, name)
+            return self[name]
+
+    return Sources()
+
+
+def assert_same(
+    folder: Path, source: Path, name: str, recipe: Recipe | None, options: dict[str, Any], shard: str
+) -> None:
+    """Assert that both paths write the same files."""
+    expected = convert_with_sdnq(source, folder / "expected", name, options, shard=shard)
+    convert(source, folder / "output", recipe, ConvertOptions(shard_bytes=SHARDS[shard], jobs=2))
+    assert weight_files(folder / "output") == weight_files(expected)
+    assert read_configs(folder / "output") == read_configs(expected)
+
+
+def share_out(names: Iterable[str], recipes: Iterable[str], step: int) -> list[tuple[str, str]]:
+    """Pairs in which each recipe meets every so-manyth name, and each name as many recipes as the next."""
+    return [
+        (name, recipe)
+        for first, recipe in enumerate(recipes)
+        for number, name in enumerate(names)
+        if (number + first) % step == 0
+    ]
+
+
+@pytest.mark.parametrize(("name", "recipe"), share_out(ALL_CLASSES, RECIPES, step=2))
+def test_every_class_gives_the_bytes_of_sdnq(name: str, recipe: str, sources: dict[str, Path], tmp_path: Path) -> None:
+    shard = list(SHARDS)[(ALL_CLASSES.index(name) // 2) % 2]
+    options = RECIPES[recipe]
+    assert_same(tmp_path, sources[name], name, Recipe(recipe, options), options, shard)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    share_out(["LensTransformer2DModel", "UNet2DConditionModel", "Qwen3ForCausalLM"], FURTHER_RECIPES, step=2),
+)
+def test_every_option_gives_the_bytes_of_sdnq(name: str, recipe: str, sources: dict[str, Path], tmp_path: Path) -> None:
+    options = FURTHER_RECIPES[recipe]
+    assert_same(tmp_path, sources[name], name, Recipe(recipe, options), options, "200KB")
+
+
+@pytest.mark.parametrize("shard", SHARDS)
+def test_the_default_recipe_for_lens_is_what_was_published(
+    shard: str, sources: dict[str, Path], tmp_path: Path
+) -> None:
+    name = "LensTransformer2DModel"
+    assert_same(tmp_path, sources[name], name, None, LENS_OPTIONS, shard)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", ["LensTransformer2DModel", "WanTransformer3DModel"])
+def test_sources_in_other_dtypes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", name, dtype=dtype)
+    options = LENS_OPTIONS if name == "LensTransformer2DModel" else {"weights_dtype": "uint4"}
+    assert_same(tmp_path, source, name, None, options, "5GB")
+
+
+def test_a_sharded_source(tmp_path: Path) -> None:
+    name = "LensTransformer2DModel"
+    source = save_model(tmp_path / "source", name, shard="1MB")
+    assert len(list(source.glob("*.safetensors"))) > 2
+    assert_same(tmp_path, source, name, None, LENS_OPTIONS, "200KB")
+
+
+@pytest.mark.parametrize("held", ["both, equal", "both, different", "the alias only"])
+@pytest.mark.parametrize(
+    ("name", "target", "alias"),
+    [
+        ("Qwen3ForCausalLM", "model.embed_tokens.weight", "lm_head.weight"),
+        ("T5EncoderModel", "shared.weight", "encoder.embed_tokens.weight"),
+    ],
+)
+def test_tied_tensors(name: str, target: str, alias: str, held: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = save_model(tmp_path / "source", name)
+    tensors = load_file(source / "model.safetensors")
+    tied = tensors.pop(target)
+    if held != "the alias only":
+        tensors[target] = tied
+    tensors[alias] = tied * 2 if held == "both, different" else tied.clone()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    options = {"weights_dtype": "int8"}
+    assert_same(tmp_path, source, name, Recipe("int8", options), options, "200KB")
+
+
+def test_old_names_of_attention_blocks(tmp_path: Path) -> None:
+    """Autoencoders from before 2023 call their attention query, key, value and proj_attn."""
+    from safetensors.torch import load_file, save_file
+
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    source = save_model(tmp_path / "source", "AutoencoderKL")
+    file = source / "diffusion_pytorch_model.safetensors"
+    tensors = {}
+    for tensor_name, tensor in load_file(file).items():
+        for new, former in old.items():
+            tensor_name = tensor_name.replace(f"attentions.0.{new}.", f"attentions.0.{former}.")
+        tensors[tensor_name] = tensor
+    assert any(".query." in tensor_name for tensor_name in tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    options = {"weights_dtype": "int8"}
+    assert_same(tmp_path, source, "AutoencoderKL", Recipe("int8", options), options, "5GB")
+
+
+def test_rules_become_what_sdnq_would_be_told(tmp_path: Path) -> None:
+    """A recipe with rules equals a run of SDNQ with the lists that the rules resolve to."""
+    name = "FluxTransformer2DModel"
+    source = save_model(tmp_path / "source", name)
+    recipe = Recipe(
+        "mixed",
+        {"weights_dtype": "uint4"},
+        rules=(
+            Rule(family="attn", options={"weights_dtype": "int8"}),
+            Rule(match="*.ff.net.*", keep=True),
+            Rule(match="transformer_blocks.1.attn.to_q", options={"weights_dtype": "int6", "group_size": 32}),
+        ),
+    )
+    attention = [
+        f"{block}.attn.{linear}.weight"
+        for block in ("transformer_blocks.0", "transformer_blocks.1")
+        for linear in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    ]
+    attention += [
+        f"single_transformer_blocks.{number}.attn.{linear}.weight"
+        for number in (0, 1)
+        for linear in ("to_q", "to_k", "to_v")
+    ]
+    special = "transformer_blocks.1.attn.to_q.weight"
+    options = {
+        "weights_dtype": "uint4",
+        "modules_dtype_dict": {"int8": [path for path in attention if path != special]},
+        "modules_quant_config": {special: {"weights_dtype": "int6", "group_size": 32}},
+        "modules_to_not_convert": ["*.ff.net.*"],
+    }
+    assert_same(tmp_path, source, name, recipe, options, "5GB")
+
+
+def test_a_rule_wins_over_what_sdnq_skips(tmp_path: Path) -> None:
+    name = "LensTransformer2DModel"
+    source = save_model(tmp_path / "source", name)
+    output = tmp_path / "output"
+    convert(source, output, "sdnq-int8", ConvertOptions(settings=("txt_in=int8",)))
+    config = read_configs(output)[1]
+    assert config["add_skip_keys"] is False
+    expected = convert_with_sdnq(source, tmp_path / "expected", name, {**config, "quant_method": None}, shard="5GB")
+    assert weight_files(output) == weight_files(expected)
+    from safetensors import safe_open
+
+    with safe_open(output / "diffusion_pytorch_model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert "txt_in.scale" in names
+    assert "proj_out.scale" not in names

@@ -1,0 +1,120 @@
+"""Real processes, really killed. ``scripts/kill_test`` does the same at fifty moments."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from converter.synth import synthesize
+from tests.conftest import ROOT, command, names_in, run_process, snapshot
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two blocks of the real width: 0.8 GB, a second's work."""
+    folder = tmp_path_factory.mktemp("kill") / "source"
+    synthesize(folder, layers=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path) -> dict[str, str]:
+    """Checksums of what a run that nobody kills writes."""
+    done = run_process("convert", source, source.parent / "undisturbed", "--json")
+    assert done.returncode == 0, done.stderr
+    return checksums(done.stdout)
+
+
+def checksums(stdout: str) -> dict[str, str]:
+    return {file["name"]: file["sha256"] for file in json.loads(stdout)["files"]}
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    # A shell's background jobs ignore SIGINT, and so do their children unless somebody wants it again.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def wait_for_journal(output: Path, lines: int) -> int:
+    """Wait until so many tensors are finished; tells how many really are."""
+    journal = output.parent / f".{output.name}.lensconv" / "journal"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        finished = journal.read_bytes().count(b"\n") - 1 if journal.exists() else -1
+        if finished >= lines or output.exists():
+            return finished
+        time.sleep(0.002)
+    raise AssertionError("the conversion did not begin")
+
+
+@pytest.mark.parametrize("lines", [9, 41])
+def test_a_killed_run_goes_on(lines: int, source: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    process = start("convert", source, output, "--json")
+    finished = wait_for_journal(output, lines)
+    process.kill()
+    process.communicate()
+    if output.exists():
+        pytest.fail("the model is too small to kill its conversion in time")
+    done = run_process("convert", source, output, "--json")
+    assert done.returncode == 0, done.stderr
+    assert checksums(done.stdout) == undisturbed
+    # A finished source tensor stands for at least one of the output.
+    assert json.loads(done.stdout)["resumed_tensors"] >= finished
+    assert names_in(tmp_path) == ["out"]
+    assert set(snapshot(output)) == undisturbed.keys()
+
+
+@pytest.mark.parametrize(("sent", "lines"), [(signal.SIGINT, 10), (signal.SIGTERM, -1), (signal.SIGHUP, 30)])
+def test_a_run_that_is_told_to_stop(
+    sent: signal.Signals, lines: int, source: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    process = start("convert", source, output, "--json")
+    if lines >= 0:
+        wait_for_journal(output, lines)
+    else:
+        time.sleep(0.25)  # Still importing, or just begun.
+    process.send_signal(sent)
+    stdout, stderr = process.communicate(timeout=30)
+    if lines < 0 and process.returncode == -sent:
+        return  # Python itself was not up yet.
+    assert process.returncode == 130, stderr
+    assert json.loads(stdout)["error"]["type"] == "Interrupted"
+    assert "Traceback" not in stderr
+    assert not output.exists()
+    assert not planners(), "the planning process was left behind"
+    done = run_process("convert", source, output, "--json")
+    assert checksums(done.stdout) == undisturbed
+    assert names_in(tmp_path) == ["out"]
+
+
+def planners() -> list[str]:
+    """Command lines of planning processes whose parent is gone."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if "planner_process import main" in line and parent == "1":
+            found.append(line)
+    return found
+
+
+def test_a_synthesis_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None:
+    process = start("synth", tmp_path / "out", "--layers", "8")
+    while not (tmp_path / ".out.lensconv").exists():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    assert names_in(tmp_path) == []

@@ -1,0 +1,403 @@
+"""Everything in the corpus of bad input is refused: one line, its exit code, and nothing left behind."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+
+import converter
+from converter import errors
+from converter.cli.main import run
+from converter.console import Console
+from tests.malformed import (
+    CASES,
+    EXIT_CODES,
+    IN_PROCESS,
+    KEPT,
+    LARGEST_FLOAT32,
+    LENS_FILE,
+    QUANTIZED,
+    Case,
+    Invocation,
+    Site,
+    Stored,
+    edit_lens,
+    plant,
+    read_tensors,
+    write_tensors,
+)
+
+#: Seconds after which a command counts as hanging; the first one in a process imports torch and SDNQ.
+TIME_LIMIT = 30.0
+#: Cases that are run as commands of their own as well, so that what a process adds is covered once.
+AS_PROCESS = (
+    "header-length-huge",
+    "header-name-hostile",
+    "index-shard-in-the-parent-folder",
+    "output-is-a-folder",
+    "pickle-is-a-pipe",
+    "usage-unknown-option",
+)
+#: File modes and sizes, link targets and times of everything below a folder, by path.
+Snapshot = dict[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command gave."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+class TookTooLong(BaseException):
+    """A command hangs. No ``Exception``, so that no handler for those swallows it."""
+
+
+@contextmanager
+def time_limit(seconds: float = TIME_LIMIT) -> Iterator[None]:
+    """Fail the test when the block takes longer."""
+
+    def give_up(number: int, frame: FrameType | None) -> NoReturn:
+        raise TookTooLong(number, frame)
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except TookTooLong:
+        pytest.fail(f"hangs: not done after {seconds} s")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _with_json(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """Ask for JSON right after the command, where no option takes it for its value."""
+    return (arguments[0], "--json", *arguments[1:])
+
+
+def run_here(*arguments: str, as_json: bool = True) -> Outcome:
+    """Run the command in this process."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    console = Console(as_json=as_json, stdout=stdout, stderr=stderr)
+    with time_limit():
+        code = run(_with_json(arguments) if as_json else arguments, console)
+    return Outcome(code, stdout.getvalue(), stderr.getvalue())
+
+
+def run_process(*arguments: str, before: tuple[str, ...] = ()) -> Outcome:
+    """Run the command as a process of its own.
+
+    Args:
+        arguments: of the command.
+        before: what to start it by.
+    """
+    root = str(Path(converter.__file__).parents[1])
+    finished = subprocess.run(
+        [*before, sys.executable, "-m", "converter", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=3 * TIME_LIMIT,
+        env={**os.environ, "PYTHONPATH": root},
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    return Outcome(finished.returncode, finished.stdout, finished.stderr)
+
+
+def take_snapshot(site: Site) -> Snapshot:
+    """What lies below the root of a case.
+
+    Times of folders count in the source alone: a staging folder that came and went touches the folder it was in.
+    """
+    found: Snapshot = {}
+    for place, folders, files in os.walk(site.root):
+        for path in (Path(place) / name for name in (*folders, *files)):
+            status = path.lstat()
+            is_folder = stat.S_ISDIR(status.st_mode)
+            found[str(path.relative_to(site.root))] = (
+                status.st_mode,
+                status.st_ino,
+                0 if is_folder else status.st_size,
+                status.st_mtime_ns if not is_folder or path.is_relative_to(site.source) else 0,
+                path.readlink() if path.is_symlink() else None,
+            )
+    return found
+
+
+def check_refusal(case: Case, outcome: Outcome, *, is_json: bool) -> None:
+    """Check what a refused command said."""
+    assert "Traceback" not in outcome.stdout + outcome.stderr
+    assert outcome.code == case.exit_code
+    if is_json:
+        payload = json.loads(outcome.stdout)
+        assert payload.keys() == {"error"}
+        error = payload["error"]
+        assert error.keys() == {"type", "message", "hint"}
+        assert issubclass(getattr(errors, error["type"]), getattr(errors, case.error)), error["type"]
+        assert error["message"]
+        assert (error["message"] + error["hint"]).isprintable(), "control characters or several lines"
+        for fragment in case.message:
+            assert fragment in error["message"]
+        for fragment in case.hint:
+            assert fragment in error["hint"]
+    else:
+        assert outcome.stdout == ""
+        assert outcome.stderr.startswith("error: ")
+        assert outcome.stderr.endswith("\n")
+        assert outcome.stderr[:-1].isprintable(), "control characters or several lines"
+
+
+@pytest.fixture(scope="session")
+def lens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A valid Lens checkpoint of one block, not to be changed."""
+    from tests.tiny_models import save_model
+
+    return save_model(tmp_path_factory.mktemp("lens"), "LensTransformer2DModel", num_layers=1)
+
+
+@pytest.fixture
+def site(tmp_path: Path, lens: Path) -> Site:
+    """An empty folder for one case."""
+    (tmp_path / "work").mkdir()
+    return Site(tmp_path, lens)
+
+
+def test_corpus_is_large_enough() -> None:
+    assert len(CASES) >= 90
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_bad_input_is_refused(case: Case, site: Site, capfd: pytest.CaptureFixture[str]) -> None:
+    invocation = case.build(site)
+    before = take_snapshot(site)
+    was_there = os.path.lexists(invocation.output)
+    for is_json in (True, False):
+        outcome = run_here(*invocation.arguments, as_json=is_json)
+        check_refusal(case, outcome, is_json=is_json)
+        assert os.path.lexists(invocation.output) == was_there
+        assert take_snapshot(site) == before
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", AS_PROCESS)
+def test_bad_input_is_refused_by_a_process(name: str, site: Site) -> None:
+    case = CASES[name]
+    invocation = case.build(site)
+    before = take_snapshot(site)
+    for is_json in (True, False):
+        outcome = run_process(*(_with_json(invocation.arguments) if is_json else invocation.arguments))
+        check_refusal(case, outcome, is_json=is_json)
+        assert take_snapshot(site) == before
+
+
+def test_pickle_would_have_left_a_mark(site: Site) -> None:
+    """The bait of the cases works: whoever unpickles it is found out."""
+    import pickle
+
+    CASES["pickle-that-runs-code"].build(site)
+    before = take_snapshot(site)
+    pickle.loads((site.source / "diffusion_pytorch_model.bin").read_bytes())  # noqa: S301 - our own
+    assert take_snapshot(site) != before
+
+
+def test_device_that_is_not_there(site: Site) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    site.copy_lens()
+    for options in ((), IN_PROCESS):
+        refuse(site, site.convert("--device", "cuda", *options), "DeviceError", "cuda")
+
+
+# Numbers that are not finite, where they are allowed.
+
+
+def test_allowed_nonfinite_numbers_are_counted(site: Site) -> None:
+    flaws = {
+        QUANTIZED: (float("nan"), float("inf"), LARGEST_FLOAT32),
+        KEPT: (float("-inf"), float("nan")),
+        "transformer_blocks.0.img_mod.1.weight": (-LARGEST_FLOAT32,),
+    }
+
+    def edit(tensors: dict[str, Stored]) -> None:
+        for name, numbers in flaws.items():
+            for place, number in enumerate(numbers):
+                plant(tensors[name], number, 40 * place)
+
+    edit_lens(site, edit)
+    counts = {name: len(numbers) for name, numbers in flaws.items()}
+    arguments = site.convert("--allow-nonfinite", *IN_PROCESS).arguments
+    outcome = run_here(*arguments)
+    assert outcome.code == 0, outcome.stdout
+    assert json.loads(outcome.stdout)["nonfinite"] == counts
+    manifest = json.loads((site.output / "lensconv_manifest.json").read_text())
+    assert manifest["source"]["nonfinite"] == counts
+    assert "6 numbers in 3 tensors are not finite" in outcome.stderr
+    kept = np.frombuffer(read_tensors(site.output / LENS_FILE)[KEPT].data, np.uint16)
+    assert kept[0] == 0xFF80, "minus infinity in bfloat16"
+
+
+def test_largest_number_of_bfloat16_is_no_flaw(site: Site) -> None:
+    (largest,) = struct.unpack("<f", b"\x00\x00\x7f\x7f")
+
+    def edit(tensors: dict[str, Stored]) -> None:
+        plant(tensors[QUANTIZED], largest, 0)
+        plant(tensors[KEPT], -largest, 0)
+
+    edit_lens(site, edit)
+    outcome = run_here(*site.convert(*IN_PROCESS).arguments)
+    assert outcome.code == 0, outcome.stdout
+    assert json.loads(outcome.stdout)["nonfinite"] == {}
+
+
+# Sources that are unusual and good.
+
+
+def _to_float16(data: bytes) -> tuple[bytes, bytes]:
+    """Numbers of an F32 tensor in F16, and the same numbers in F32."""
+    narrow = np.frombuffer(data, np.float32).astype(np.float16)
+    return narrow.tobytes(), narrow.astype(np.float32).tobytes()
+
+
+def _to_bfloat16(data: bytes) -> tuple[bytes, bytes]:
+    """Numbers of an F32 tensor cut to BF16, and the same numbers in F32."""
+    narrow = np.frombuffer(data, np.uint32) >> 16
+    return narrow.astype(np.uint16).tobytes(), (narrow << 16).astype(np.uint32).tobytes()
+
+
+def _to_float64(data: bytes) -> tuple[bytes, bytes]:
+    """Numbers of an F32 tensor in F64, and as they are."""
+    return np.frombuffer(data, np.float32).astype(np.float64).tobytes(), data
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cast"), [("F16", _to_float16), ("BF16", _to_bfloat16), ("F64", _to_float64)], ids=["F16", "BF16", "F64"]
+)
+def test_other_floats_convert_as_the_same_numbers_in_f32_do(
+    dtype: str, cast: Callable[[bytes], tuple[bytes, bytes]], site: Site
+) -> None:
+    folders = [site.copy_lens("source"), site.copy_lens("wide")]
+    tensors = read_tensors(folders[0] / LENS_FILE)
+    copies = {name: cast(tensor.data) for name, tensor in tensors.items()}
+    for number, (folder, kind) in enumerate(zip(folders, (dtype, "F32"), strict=True)):
+        cast_tensors = {name: Stored(kind, tensor.shape, copies[name][number]) for name, tensor in tensors.items()}
+        write_tensors(folder / LENS_FILE, cast_tensors)
+        outcome = run_here(*site.convert(*IN_PROCESS, source=folder, output=site.work / folder.name).arguments)
+        assert outcome.code == 0, outcome.stdout
+    first, second = ((site.work / folder.name / LENS_FILE).read_bytes() for folder in folders)
+    assert first == second
+    plan = run_here("plan", str(folders[0]))
+    assert plan.code == 0, plan.stdout
+    notes = " ".join(json.loads(plan.stdout)["notes"])
+    assert (f"the source holds {dtype}: it has been rounded once already" in notes) == (dtype != "F64")
+
+
+def test_single_file_without_config_is_recognised(site: Site) -> None:
+    folder = site.copy_lens()
+    (folder / "config.json").unlink()
+    (folder / LENS_FILE).rename(folder / "lens.safetensors")
+    outcome = run_here(*site.convert(*IN_PROCESS, source=folder / "lens.safetensors").arguments)
+    assert outcome.code == 0, outcome.stdout
+    assert json.loads((site.output / "config.json").read_text())["_class_name"] == "LensTransformer2DModel"
+
+
+def test_unquantized_model_with_its_pickle_beside_it_converts(site: Site) -> None:
+    """A pickle that nobody needs is left alone: neither opened nor copied."""
+    os.mkfifo(site.copy_lens() / "diffusion_pytorch_model.bin")
+    outcome = run_here(*site.convert(*IN_PROCESS).arguments)
+    assert outcome.code == 0, outcome.stdout
+    assert not (site.output / "diffusion_pytorch_model.bin").exists()
+
+
+@pytest.mark.parametrize("glob", ["?ransformer_blocks.*.img_mod.*", "*.img_mod.[z-a1]", "*.img_mo[!x].1"])
+def test_globs_that_are_no_regular_expressions(glob: str, site: Site) -> None:
+    """A glob may look like a broken regular expression, which is what SDNQ would take it for."""
+    site.copy_lens()
+    outcome = run_here(*site.convert("--set", f"{glob}=keep", *IN_PROCESS).arguments)
+    assert outcome.code == 0, outcome.stdout
+
+
+# Disks that are full, or take nothing.
+
+
+@contextmanager
+def mounted(place: Path, options: str) -> Iterator[Path]:
+    """A file system of its own in memory; skips the test where none can be mounted."""
+    place.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip(f"cannot mount a file system: {mount.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def refuse(site: Site, invocation: Invocation, error: str, *message: str) -> None:
+    """Run a command that must be refused, and look for what it leaves."""
+    before = take_snapshot(site)
+    outcome = run_here(*invocation.arguments)
+    check_refusal(Case("", lambda site: site.convert(), error, message), outcome, is_json=True)
+    assert take_snapshot(site) == before
+
+
+def test_disk_without_space_is_noticed_at_once(site: Site) -> None:
+    site.copy_lens()
+    with mounted(site.root / "disk", "size=8m") as disk:
+        refuse(site, site.convert(output=disk / "out"), "DiskError", "disk", "bytes are needed")
+
+
+def test_disk_that_fills_up_half_way(site: Site) -> None:
+    site.copy_lens()
+    # Nodes for the folder itself, the staging folder, the release, the journal and the weights, and for no config.
+    with mounted(site.root / "disk", "size=64m,nr_inodes=5") as disk:
+        refuse(site, site.convert(*IN_PROCESS, output=disk / "out"), "DiskError", "disk", "No space left on device")
+
+
+def test_read_only_disk(site: Site) -> None:
+    site.copy_lens()
+    with mounted(site.root / "disk", "ro") as disk:
+        refuse(site, site.convert(output=disk / "deep" / "out"), "OutputError", "deep/out", "Read-only file system")
+
+
+def test_limit_on_the_size_of_files(site: Site) -> None:
+    site.copy_lens()
+    before = take_snapshot(site)
+    limited = ("sh", "-c", 'ulimit -f 1000; exec "$@"', "sh")
+    outcome = run_process(*_with_json(site.convert().arguments), before=limited)
+    case = Case("", lambda site: site.convert(), "DiskError", ("File too large",))
+    check_refusal(case, outcome, is_json=True)
+    assert take_snapshot(site) == before
+
+
+def test_folder_without_permission(site: Site) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    site.copy_lens()
+    site.work.chmod(0o555)
+    refuse(site, site.convert(), "OutputError", "out", "Permission denied")
+
+
+def test_every_expected_exit_code_is_that_of_its_class() -> None:
+    assert {name: getattr(errors, name).exit_code for name in EXIT_CODES} == EXIT_CODES

@@ -1,0 +1,152 @@
+"""Recipes: what is in the files that ship, and what is said about those that make no sense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from converter import Recipe, Rule, find_recipe
+from converter.errors import RecipeError
+from converter.recipe.recipe import builtin_recipes, parse_recipe, parse_setting, resolve_rules
+
+MODULES = [
+    f"transformer_blocks.{number}.{name}"
+    for number in (0, 1)
+    for name in ("attn.img_qkv", "attn.to_out.0", "img_mod.1", "txt_mod.1", "img_mlp.w1")
+]
+TENSORS = [f"{module}.weight" for module in MODULES] + ["txt_norm.0.weight", "proj_out.bias"]
+LENS = "LensTransformer2DModel"
+
+
+def resolve(*rules: Rule) -> dict[str, Rule]:
+    return resolve_rules(rules, MODULES, TENSORS, LENS)
+
+
+def test_what_ships() -> None:
+    assert [recipe.name for recipe in builtin_recipes()] == ["lens-uint4-static", "sdnq-int8", "sdnq-uint4"]
+    lens = find_recipe(None, LENS)
+    assert lens.name == "lens-uint4-static"
+    assert lens.options == {
+        "weights_dtype": "uint4",
+        "group_size": 0,
+        "use_quantized_matmul": True,
+        "quantized_matmul_dtype": "int8",
+        "dequantize_fp32": False,
+    }
+    assert [rule.match for rule in lens.rules if rule.keep] == ["*.img_mod.*", "*.txt_mod.*"]
+    assert find_recipe(None, "FluxTransformer2DModel").options == {"weights_dtype": "uint4"}
+    assert find_recipe("sdnq-int8", LENS).options == {"weights_dtype": "int8"}
+
+
+def test_a_recipe_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        '[sdnq]\nweights_dtype = "uint4"\ndynamic_loss_threshold = 1\nuse_svd = true\n'
+        '[[rules]]\nfamily = "attn"\nweights_dtype = "int8"\n[[rules]]\nmatch = "*.w1"\nkeep = true\n'
+    )
+    recipe = find_recipe(str(file), LENS)
+    assert recipe.name == "mine"
+    assert recipe.options["dynamic_loss_threshold"] == 1.0
+    assert recipe.rules == (Rule(family="attn", options={"weights_dtype": "int8"}), Rule(match="*.w1", keep=True))
+    assert recipe.is_random
+    assert not recipe.is_data_dependent
+
+
+def test_the_last_rule_wins() -> None:
+    decided = resolve(
+        Rule(match="*.attn.*", options={"weights_dtype": "int8"}),
+        Rule(match="transformer_blocks.1.*", keep=True),
+        Rule(match="*.to_out.0", options={"weights_dtype": "int6"}),
+    )
+    assert decided["transformer_blocks.0.attn.img_qkv"].options == {"weights_dtype": "int8"}
+    assert decided["transformer_blocks.1.attn.img_qkv"].keep
+    assert decided["transformer_blocks.1.attn.to_out.0"].options == {"weights_dtype": "int6"}
+    assert decided["transformer_blocks.1.img_mod.1"].keep
+    assert "transformer_blocks.0.img_mod.1" not in decided
+
+
+@pytest.mark.parametrize("glob", ["*.img_mod.*", "*.img_mod.1", "*.img_mod.1.weight", "transformer_blocks.?.img_mod.1"])
+def test_globs_may_name_modules_or_their_weights(glob: str) -> None:
+    assert set(resolve(Rule(match=glob, keep=True))) == {f"transformer_blocks.{number}.img_mod.1" for number in (0, 1)}
+
+
+def test_a_family_is_what_its_names_say() -> None:
+    decided = resolve(Rule(family="img_mlp", options={"weights_dtype": "int8"}))
+    assert set(decided) == {"transformer_blocks.0.img_mlp.w1", "transformer_blocks.1.img_mlp.w1"}
+
+
+def test_keeping_what_is_kept_anyway_is_no_error() -> None:
+    assert resolve(Rule(match="txt_norm.*", keep=True)) == {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "message", "hint"),
+    [
+        (Rule(match="*.img_mode.*", keep=True), r"\*\.img_mode\.\*: matches nothing", "img_mod"),
+        (Rule(match="*.attn.img_qvk", keep=True), "matches nothing", "img_qkv"),
+        (Rule(match="zzzzzz", keep=True), "matches nothing", "header"),
+        (Rule(match="txt_norm.*", options={"weights_dtype": "int8"}), "cannot quantize", "Remove"),
+        (Rule(family="atn", keep=True), "family atn", "attn"),
+    ],
+)
+def test_a_rule_that_matches_nothing_suggests_names(rule: Rule, message: str, hint: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        resolve(rule)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense", "not TOML"),
+        ("sdnq = 3", "sdnq must be a table"),
+        ("weights = 3", "weights is no key of a recipe"),
+        ("[sdnq]\nweigths_dtype = 'uint4'", "weigths_dtype is no key"),
+        ("[sdnq]\nweights_dtype = 4", "weights_dtype must be a str"),
+        ("[sdnq]\ngroup_size = true", "group_size must be an integer"),
+        ("[sdnq]\nmodules_to_not_convert = []", "modules_to_not_convert is no key"),
+        ("classes = [1]", "list of strings"),
+        ("rules = [1]", "must be a table"),
+        ("[[rules]]\nkeep = true", "either match or family"),
+        ("[[rules]]\nmatch = 'a'\nfamily = 'b'\nkeep = true", "either match or family"),
+        ("[[rules]]\nmatch = 'a'", "either keep = true or options"),
+        ("[[rules]]\nmatch = 'a'\nkeep = true\nweights_dtype = 'int8'", "either keep = true or options"),
+        ("[[rules]]\nmatch = 'a'\nquant_conv = true", "quant_conv is no key of a rule"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(text, where="mine.toml")
+
+
+def test_a_misspelt_key_suggests_the_right_one() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe("[sdnq]\nweigths_dtype = 'uint4'", where="mine.toml")
+    assert "weights_dtype" in caught.value.hint
+
+
+def test_a_recipe_that_is_not_there() -> None:
+    with pytest.raises(RecipeError, match="nowhere") as caught:
+        find_recipe("nowhere", LENS)
+    assert "sdnq-uint4" in caught.value.hint
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        find_recipe(str(file), LENS)
+
+
+def test_settings() -> None:
+    assert parse_setting("*.attn.*=int8") == Rule(match="*.attn.*", options={"weights_dtype": "int8"})
+    assert parse_setting("a=keep") == Rule(match="a", keep=True)
+    for text in ("a", "=int8", "a=", ""):
+        with pytest.raises(RecipeError, match="GLOB=keep or GLOB=DTYPE"):
+            parse_setting(text)
+
+
+def test_settings_come_after_the_recipes_own_rules() -> None:
+    recipe = Recipe("r", {}, (Rule(match="*", keep=True),)).with_rules([parse_setting("*.w1=int8")])
+    assert resolve(*recipe.rules)["transformer_blocks.0.img_mlp.w1"].options == {"weights_dtype": "int8"}

@@ -1,0 +1,170 @@
+"""What comes along into a release, and what a release may replace."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converter import ConvertOptions, convert
+from converter.errors import MissingInput, OutputError
+from converter.synth import synthesize
+from tests.conftest import ROOT, names_in, snapshot
+from tests.reference import weight_files
+from tests.tiny_models import WEIGHTS, convert_default, make_pipeline, save_model
+
+
+def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
+    source = make_pipeline(tmp_path / "source")
+    report = convert(source, tmp_path / "out")
+    original, release = snapshot(source), snapshot(tmp_path / "out")
+    assert set(release) == {
+        "model_index.json",
+        "transformer/config.json",
+        "transformer/quantization_config.json",
+        f"transformer/{WEIGHTS}",
+        "vae/config.json",
+        f"vae/{WEIGHTS}",
+        "tokenizer/nested/vocabulary.txt",
+        "sdnq_quantization_summary.json",
+        "lensconv_manifest.json",
+    }
+    for name in ("model_index.json", "vae/config.json", f"vae/{WEIGHTS}", "tokenizer/nested/vocabulary.txt"):
+        assert release[name] == original[name]
+    assert {file.name for file in report.files} == set(release)
+    component = weight_files(convert_default(source / "transformer", tmp_path / "alone"))
+    assert weight_files(tmp_path / "out" / "transformer") == component
+    # safetensors leaves 0600, which a second name of the same file would keep.
+    assert (tmp_path / "out" / "vae" / WEIGHTS).stat().st_mode & 0o777 == 0o644
+
+
+def test_a_snapshot_of_the_hub_cache_is_followed_into_its_blobs(tmp_path: Path) -> None:
+    plain = make_pipeline(tmp_path / "plain")
+    repo = tmp_path / "hub" / "models--a--b"
+    (repo / "blobs").mkdir(parents=True)
+    for number, file in enumerate(sorted(path for path in plain.rglob("*") if path.is_file())):
+        link = repo / "snapshots" / "0123" / file.relative_to(plain)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, repo / "blobs" / f"{number}")
+        link.symlink_to(os.path.relpath(repo / "blobs" / f"{number}", link.parent))
+    convert(repo / "snapshots" / "0123", tmp_path / "out")
+    for file in (tmp_path / "out").rglob("*"):
+        assert not file.is_symlink()
+    assert (tmp_path / "out" / "tokenizer" / "nested" / "vocabulary.txt").read_text() == "words\n"
+
+
+def test_companions_of_a_component_come_along(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "Qwen3ForCausalLM")
+    (source / "tokenizer.json").write_text("{}")
+    (source / "pytorch_model.bin").write_bytes(b"pickle")
+    convert(source, tmp_path / "out")
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"tokenizer.json", "generation_config.json"} <= names
+    assert "pytorch_model.bin" not in names
+
+
+def test_an_existing_output_is_replaced_only_if_asked(lens_source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    convert(lens_source, output, "sdnq-int8")
+    first = snapshot(output)
+    with pytest.raises(OutputError, match="exists already"):
+        convert(lens_source, output)
+    assert snapshot(output) == first
+    (output / "stale.safetensors").write_bytes(b"")
+    convert(lens_source, output, options=ConvertOptions(overwrite=True))
+    assert "stale.safetensors" not in snapshot(output)
+    assert snapshot(output) != first
+    assert names_in(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+def test_overwriting_spares_what_is_no_checkpoint(with_config: bool, lens_source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    if with_config:
+        (tmp_path / "out" / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match="no checkpoint"):
+        convert(lens_source, tmp_path / "out", options=ConvertOptions(overwrite=True))
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "sub/thesis.txt", "tokenizer.json"])
+def test_overwriting_spares_what_is_no_part_of_the_checkpoint(name: str, lens_source: Path, tmp_path: Path) -> None:
+    output = convert_default(lens_source, tmp_path / "out")
+    own = output / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("years of work")
+    for make in (convert, lambda _, place, options: synthesize(place, layers=1, overwrite=options.overwrite)):
+        with pytest.raises(OutputError, match=f"{name}: is no part of a checkpoint"):
+            make(lens_source, output, options=ConvertOptions(overwrite=True))
+    assert own.read_text() == "years of work"
+
+
+def test_overwriting_replaces_a_whole_pipeline(tmp_path: Path) -> None:
+    source = make_pipeline(tmp_path / "source")
+    shutil.copytree(source, tmp_path / "out")
+    convert(source, tmp_path / "out", options=ConvertOptions(overwrite=True))
+    (tmp_path / "out" / "README.md").write_text("a card")
+    convert(source, tmp_path / "out", "sdnq-int8", ConvertOptions(overwrite=True))
+    assert (tmp_path / "out" / "lensconv_manifest.json").is_file()
+
+
+def test_a_source_behind_links_is_not_overwritten(tmp_path: Path) -> None:
+    real = save_model(tmp_path / "real", "LensTransformer2DModel")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    shutil.copyfile(real / "config.json", linked / "config.json")
+    (linked / WEIGHTS).symlink_to(real / WEIGHTS)
+    repo = tmp_path / "repo"
+    repo.mkdir()
+    (repo / "transformer").symlink_to(real)
+    (repo / "model_index.json").write_text(json.dumps({"transformer": ["diffusers", "LensTransformer2DModel"]}))
+    before = snapshot(real)
+    for source, output in ((linked, real), (repo, real), (repo, real / "out")):
+        with pytest.raises(OutputError, match="lies inside the source, or the source inside it"):
+            convert(source, output, options=ConvertOptions(overwrite=True))
+    assert snapshot(real) == before
+
+
+def test_a_single_file_comes_alone(lens_source: Path, tmp_path: Path) -> None:
+    shutil.copytree(lens_source, tmp_path / "downloads")
+    (tmp_path / "downloads" / "passwords.txt").write_text("secret")
+    convert(tmp_path / "downloads" / WEIGHTS, tmp_path / "downloads" / "out")
+    assert "passwords.txt" not in snapshot(tmp_path / "downloads" / "out")
+    assert weight_files(tmp_path / "downloads" / "out") == weight_files(
+        convert_default(lens_source, tmp_path / "expected")
+    )
+
+
+def test_a_component_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_pipeline(tmp_path / "source")
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        # What a user without rights gets; root, who may run this, reads everything.
+        if str(path).endswith("nested"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(MissingInput, match="nested: Permission denied"):
+        convert(source, tmp_path / "out")
+
+
+def test_an_output_below_a_folder_that_is_not_there(lens_source: Path, tmp_path: Path) -> None:
+    convert(lens_source, tmp_path / "new" / ".." / "out")
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_more_shards_than_files_that_may_be_open(lens_source: Path, tmp_path: Path) -> None:
+    command = f"ulimit -n 64; {sys.executable} -m converter convert {lens_source} {tmp_path}/out --max-shard-size 1"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "ulimit -n" in done.stderr
+    assert names_in(tmp_path) == []

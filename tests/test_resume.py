@@ -1,0 +1,342 @@
+"""Conversions that are interrupted, and what the next run makes of what they left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converter import ConvertOptions, Recipe, convert
+from converter.conversion.staging import Staging
+from converter.errors import DiskError, MalformedCheckpoint, OutputError
+from converter.synth import synthesize
+from tests.conftest import names_in, snapshot
+from tests.reference import weight_files
+from tests.tiny_models import WEIGHTS, convert_default, make_pipeline
+
+
+class Interruption(Exception):
+    """Stands for whatever ends a process in the middle of its work."""
+
+
+def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a conversion end after so many tensors, as if it had been killed."""
+    notes = 0
+    note = Staging.note
+
+    def counting(self: Staging, tensor: str, **facts: Any) -> None:
+        nonlocal notes
+        notes += 1
+        if notes > count:
+            raise Interruption
+        note(self, tensor, **facts)
+
+    monkeypatch.setattr(Staging, "note", counting)
+
+
+RESUMED: dict[str, dict[str, Any] | None] = {
+    "default": None,
+    "svd": {"weights_dtype": "uint4", "use_svd": True, "svd_rank": 8, "svd_steps": 2},
+    "stochastic": {"weights_dtype": "int8", "use_stochastic_rounding": True},
+    "dynamic": {"weights_dtype": "uint4", "use_dynamic_quantization": True, "dynamic_loss_threshold": 0.005},
+    "dynamic svd": {"weights_dtype": "int4", "use_dynamic_quantization": True, "use_svd": True, "svd_rank": 8},
+}
+
+
+def interrupted(count: int, source: Path, output: Path, recipe: Recipe | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a conversion, or go on with it, and end it after so many tensors."""
+    with monkeypatch.context() as patches:
+        interrupt_after(count, patches)
+        with pytest.raises(Interruption):
+            convert(source, output, recipe, ConvertOptions(jobs=1))
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("default", [1]),
+        ("default", [25, 7]),
+        ("svd", [7]),
+        ("stochastic", [7, 3]),
+        ("dynamic", [3]),
+        ("dynamic", [25]),
+        ("dynamic svd", [7, 9]),
+    ],
+)
+def test_an_interrupted_run_goes_on(
+    name: str, counts: list[int], lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = RESUMED[name]
+    recipe = None if options is None else Recipe(name, options)
+    for count in counts:
+        interrupted(count, lens_source, tmp_path / "out", recipe, monkeypatch)
+    report = convert(lens_source, tmp_path / "out", recipe)
+    assert report.resumed_tensors >= sum(counts)
+    assert snapshot(tmp_path / "out") == snapshot(convert_with(lens_source, tmp_path / "undisturbed", recipe))
+    assert names_in(tmp_path) == ["out", "undisturbed"]
+
+
+def convert_with(source: Path, output: Path, recipe: Recipe | None) -> Path:
+    """Convert with a recipe; returns the output."""
+    convert(source, output, recipe)
+    return output
+
+
+@pytest.mark.parametrize("change", ["recipe", "float32", "source", "shards"])
+def test_another_conversion_does_not_go_on(
+    change: str, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(lens_source, tmp_path / "source")
+    with monkeypatch.context() as patches:
+        interrupt_after(5, patches)
+        with pytest.raises(Interruption):
+            convert(source, tmp_path / "out")
+    staged = snapshot(tmp_path / ".out.lensconv")
+    recipe = "sdnq-int8" if change == "recipe" else None
+    if change == "source":
+        os.utime(source / WEIGHTS, (1, 1))
+    options = ConvertOptions(
+        quantize_from="float32" if change == "float32" else "bfloat16",
+        shard_bytes=10**6 if change == "shards" else 5 * 10**9,
+    )
+    with pytest.raises(OutputError, match="differs in") as caught:
+        convert(source, tmp_path / "out", recipe, options)
+    assert "--restart" in caught.value.hint
+    assert snapshot(tmp_path / ".out.lensconv") == staged
+    restarted = ConvertOptions(quantize_from=options.quantize_from, shard_bytes=options.shard_bytes, restart=True)
+    assert convert(source, tmp_path / "out", recipe, restarted).resumed_tensors == 0
+    assert names_in(tmp_path) == ["out", "source"]
+
+
+def test_a_line_of_the_journal_that_was_cut_off_does_no_harm(
+    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patches:
+        interrupt_after(9, patches)
+        with pytest.raises(Interruption):
+            convert(lens_source, tmp_path / "out", options=ConvertOptions(jobs=1))
+    journal = tmp_path / ".out.lensconv" / "journal"
+    journal.write_bytes(journal.read_bytes()[:-7])
+    report = convert(lens_source, tmp_path / "out")
+    assert report.resumed_tensors > 0
+    assert weight_files(tmp_path / "out") == weight_files(convert_default(lens_source, tmp_path / "expected"))
+
+
+@pytest.mark.parametrize("name", ["default", "stochastic", "dynamic", "dynamic svd"])
+def test_what_was_lost_is_made_again(
+    name: str, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots that are gone do not count as finished, in this run or in the one after the next kill."""
+    options = RESUMED[name]
+    recipe = None if options is None else Recipe(name, options)
+    output, staging = tmp_path / "out", tmp_path / ".out.lensconv"
+    interrupted(40, lens_source, output, recipe, monkeypatch)
+    (staging / "release" / WEIGHTS).unlink()
+    interrupted(3, lens_source, output, recipe, monkeypatch)
+    report = convert(lens_source, output, recipe)
+    assert weight_files(output) == weight_files(convert_with(lens_source, tmp_path / "undisturbed", recipe))
+    assert report.resumed_tensors < 40 or "dynamic" in name
+
+
+def test_a_spool_that_was_lost_is_made_again(
+    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe("dynamic", RESUMED["dynamic"] or {})
+    interrupted(9, lens_source, tmp_path / "out", recipe, monkeypatch)
+    spooled = sorted((tmp_path / ".out.lensconv" / "spool").iterdir())
+    os.truncate(spooled[0], 20)
+    assert convert(lens_source, tmp_path / "out", recipe).resumed_tensors == 0
+    assert snapshot(tmp_path / "out") == snapshot(convert_with(lens_source, tmp_path / "undisturbed", recipe))
+
+
+def test_a_run_goes_on_in_the_same_process(lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing SDNQ sets a variable of its own, which is no other environment."""
+    monkeypatch.delenv("SDNQ_USE_TORCH_COMPILE", raising=False)
+    interrupted(5, lens_source, tmp_path / "out", Recipe("int8", {"weights_dtype": "int8"}), monkeypatch)
+    monkeypatch.setenv("SDNQ_USE_TORCH_COMPILE", "0")
+    report = convert(lens_source, tmp_path / "out", Recipe("int8", {"weights_dtype": "int8"}))
+    assert report.resumed_tensors >= 5
+
+
+def test_what_another_plan_finished_is_of_no_use(
+    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run on a prediction that nobody confirmed, then one that plans otherwise."""
+    interrupted(9, lens_source, tmp_path / "out", None, monkeypatch)
+    journal = tmp_path / ".out.lensconv" / "journal"
+    first, *lines = journal.read_text().splitlines()
+    changed = {**json.loads(first), "content": "0" * 64}
+    journal.write_text("\n".join([json.dumps(changed), *lines]) + "\n")
+    assert convert(lens_source, tmp_path / "out").resumed_tensors == 0
+
+
+def test_a_source_that_changes_while_it_is_read(
+    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(lens_source, tmp_path / "source")
+    note = Staging.note
+
+    def changing(self: Staging, tensor: str, **facts: Any) -> None:
+        note(self, tensor, **facts)
+        with (source / WEIGHTS).open("r+b") as stream:
+            stream.seek(-8, os.SEEK_END)
+            stream.write(b"changed!")
+
+    monkeypatch.setattr(Staging, "note", changing)
+    with pytest.raises(MalformedCheckpoint, match="was changed while it was read"):
+        convert(source, tmp_path / "out")
+    assert names_in(tmp_path) == ["source"]
+
+
+def test_a_passing_failure_keeps_what_is_finished(
+    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that appears in the output's place costs a word, not the work."""
+    notes: list[str] = []
+    publish = Staging.publish
+
+    def taken(self: Staging) -> None:
+        (tmp_path / "out").mkdir()
+        publish(self)
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Staging, "publish", taken)
+        with pytest.raises(OutputError, match="exists already"):
+            convert(lens_source, tmp_path / "out", note=notes.append)
+    assert "the same command goes on" in notes[-1]
+    (tmp_path / "out").rmdir()
+    report = convert(lens_source, tmp_path / "out")
+    assert report.resumed_tensors == report.tensors
+    assert report.bytes_read_per_s == 0
+
+
+def test_files_that_left_the_source_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_pipeline(tmp_path / "source")
+
+    def killed(*_: object) -> None:
+        raise Interruption
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Staging, "publish", killed)
+        with pytest.raises(Interruption):
+            convert(source, tmp_path / "out")
+    assert (tmp_path / ".out.lensconv" / "release" / "tokenizer" / "nested" / "vocabulary.txt").is_file()
+    shutil.rmtree(source / "tokenizer" / "nested")
+    (source / "tokenizer" / "merges.txt").write_text("m")
+    report = convert(source, tmp_path / "out")
+    assert snapshot(tmp_path / "out").keys() == {file.name for file in report.files}
+    assert "tokenizer/nested/vocabulary.txt" not in snapshot(tmp_path / "out")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
+def test_a_kill_while_publishing(
+    moment: str, overwrite: bool, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    if overwrite:
+        convert(lens_source, output, "sdnq-int8")
+    old = snapshot(output) if overwrite else {}
+    options = ConvertOptions(overwrite=overwrite)
+
+    def killed(*_: object) -> None:
+        raise Interruption
+
+    with monkeypatch.context() as patches:
+        if moment == "before the rename":
+            patches.setattr("converter.conversion.staging.rename_folder", killed)
+        else:
+            patches.setattr(Staging, "discard", killed)
+        with pytest.raises(Interruption):
+            convert(lens_source, output, options=options)
+    expected = snapshot(convert_default(lens_source, tmp_path / "expected"))
+    assert (snapshot(output) if output.exists() else {}) == (old if moment == "before the rename" else expected)
+    report = convert(lens_source, output, options=options)
+    assert report.resumed_tensors == report.tensors
+    assert {file.name: file.sha256 for file in report.files} == {
+        name: hashlib.sha256(content).hexdigest() for name, content in expected.items()
+    }
+    assert snapshot(output) == expected
+    assert names_in(tmp_path) == ["expected", "out"]
+
+
+def test_only_one_run_writes_an_output(lens_source: Path, tmp_path: Path) -> None:
+    staging = Staging(tmp_path / "out", {}, overwrite=False)
+    with staging:
+        staging.open()
+        staging.begin("")
+        with pytest.raises(OutputError, match="another conversion"):
+            convert(lens_source, tmp_path / "out")
+        assert staging.release.is_dir()
+
+
+@pytest.mark.parametrize("when", ["before", "between two runs"])
+def test_a_foreign_file_in_the_staging_folder_is_not_deleted(
+    when: str, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diary = tmp_path / ".out.lensconv" / "diary.txt"
+    if when == "before":
+        diary.parent.mkdir()
+        diary.write_text("mine")
+        for make in (convert, synthesize_into):
+            with pytest.raises(OutputError, match="diary"):
+                make(lens_source, tmp_path / "out")
+    else:
+        interrupted(5, lens_source, tmp_path / "out", None, monkeypatch)
+        diary.write_text("mine")
+        assert convert(lens_source, tmp_path / "out").resumed_tensors > 0
+    assert diary.read_text() == "mine"
+
+
+def synthesize_into(_: Path, output: Path) -> None:
+    """Draw a model, where a test converts one otherwise."""
+    synthesize(output, layers=1)
+
+
+def test_a_synthesis_does_not_destroy_an_interrupted_conversion(
+    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(5, lens_source, tmp_path / "out", None, monkeypatch)
+    with pytest.raises(OutputError, match="an interrupted conversion is in the way"):
+        synthesize(tmp_path / "out", layers=1)
+    assert convert(lens_source, tmp_path / "out").resumed_tensors >= 5
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_kill_between_two_renames(
+    restart: bool, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file system cannot exchange two folders, the old one steps aside first, and comes back."""
+    output = tmp_path / "out"
+    convert(lens_source, output, "sdnq-int8")
+    old = snapshot(output)
+
+    def killed(release: Path, target: Path, _: int) -> None:
+        target.rename(release.with_name("replaced"))
+        raise Interruption
+
+    with monkeypatch.context() as patches:
+        patches.setattr("converter.conversion.staging.rename_folder", killed)
+        with pytest.raises(Interruption):
+            convert(lens_source, output, options=ConvertOptions(overwrite=True))
+    assert not output.exists()
+    options = ConvertOptions(overwrite=True, restart=restart, jobs=1)
+    with monkeypatch.context() as patches:
+        patches.setattr("converter.conversion.run.check_space", killed_by_a_full_disk)
+        with pytest.raises(DiskError):
+            convert(lens_source, output, options=options)
+    report = convert(lens_source, output, options=options)
+    assert bool(report.resumed_tensors) != restart
+    assert snapshot(output) != old
+    assert names_in(tmp_path) == ["out"]
+
+
+def killed_by_a_full_disk(*_: object, **__: object) -> None:
+    """Fail as the check of the space does."""
+    raise DiskError("full")

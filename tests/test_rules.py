@@ -1,0 +1,199 @@
+"""The rules that are restated without torch, against SDNQ itself."""
+
+from __future__ import annotations
+
+import re
+import time
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converter.quantize.libraries import load_library
+from converter.quantize.patterns import is_judged, matching_pattern
+from converter.quantize.planner import SAFETENSORS_NAMES
+from converter.quantize.rules import group_count, linear_parts, option_of, weight_format, weights_dtype_of
+
+SDNQ_DTYPES: dict[str, dict[str, Any]] = load_library("sdnq.common").dtype_dict
+QUANTIZE = load_library("sdnq.quantizer").sdnq_quantize_layer_weight
+#: Dtypes that SDNQ lists and cannot quantize to on this version of torch.
+BROKEN = {"uint32", "float8_e8m0fnu"}
+
+
+@pytest.mark.parametrize("name", SDNQ_DTYPES)
+def test_formats_of_all_dtypes(name: str) -> None:
+    facts, fmt = SDNQ_DTYPES[name], weight_format(name)
+    assert fmt is not None
+    assert (fmt.bits, fmt.is_unsigned, fmt.is_integer, fmt.is_packed) == (
+        facts["num_bits"],
+        facts["is_unsigned"],
+        facts["is_integer"],
+        facts["is_packed"],
+    )
+    if name in BROKEN:
+        return
+    _, parts = QUANTIZE(torch.randn(64, 128), layer_class_name="Linear", weights_dtype=name)
+    assert SAFETENSORS_NAMES[parts["weight"].dtype] == fmt.storage
+    assert fmt.elements(tuple(parts["weight"].shape)) == 64 * 128
+    assert (parts["zero_point"] is not None) == fmt.is_unsigned
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "int", "int17", "uint0", "float", "nf4", "float4_e2m1fn extra", "fp0", "fp", "fp17", "ufp32"]
+    + [kind + "9" * 5000 for kind in ("fp", "int", "uint", "float")],
+)
+def test_names_that_are_no_dtypes(name: str) -> None:
+    assert weight_format(name) is None
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("kind", ["int", "uint"])
+def test_parts_of_a_linear(kind: str, bits: int) -> None:
+    name = f"{kind}{bits}"
+    shapes = [(64, 128), (128, 341), (48, 96), (40, 96), (1024, 40), (33, 64), (256, 200)]
+    compared = 0
+    for shape in shapes:
+        for use_matmul in (False, True):
+            for group_size in (0, -1, 32, 48):
+                config = {
+                    "weights_dtype": name,
+                    "group_size": group_size,
+                    "use_quantized_matmul": use_matmul,
+                    "dequantize_fp32": not use_matmul,
+                }
+                try:
+                    _, parts = QUANTIZE(
+                        torch.ones(shape), layer_class_name="Linear", torch_dtype=torch.bfloat16, **config
+                    )
+                except RuntimeError:
+                    continue  # A number of codes that does not fill whole bytes; SDNQ has no answer.
+                actual = {
+                    part: (SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape))
+                    for part, tensor in parts.items()
+                    if tensor is not None
+                }
+                predicted = linear_parts("m", shape, config)
+                assert predicted is not None
+                assert {spec.name.removeprefix("m."): (spec.dtype, spec.shape) for spec in predicted} == actual, config
+                compared += 1
+    assert compared > 30
+
+
+NAMES = st.lists(st.sampled_from(["attn", "mod", "1", "norm", "weight", "txt_in"]), min_size=1, max_size=5).map(
+    ".".join
+)
+PATTERNS = st.text(alphabet="atnmod1._*wx", min_size=1, max_size=8) | NAMES | NAMES.map(lambda name: "." + name)
+
+
+@given(name=NAMES, patterns=st.lists(PATTERNS | NAMES.map(lambda name: f"*.{name}.*"), max_size=4))
+def test_patterns_match_as_in_sdnq(name: str, patterns: list[str]) -> None:
+    assert matching_pattern(name, patterns) == load_library("sdnq.utils").check_param_name_in(name, patterns)
+
+
+@given(
+    name=NAMES,
+    dtype=st.sampled_from(["uint4", "int8", "int5"]),
+    by_dtype=st.dictionaries(
+        st.sampled_from(["int8", "uint6", "minimum_6bit", "minimum_uint5", "7bits", "minimum-8-bits", "4bit", "int6"]),
+        st.lists(PATTERNS, max_size=2),
+        max_size=3,
+    ),
+)
+def test_dtypes_of_modules_as_in_sdnq(name: str, dtype: str, by_dtype: dict[str, list[str]]) -> None:
+    config = {"weights_dtype": dtype, "modules_dtype_dict": by_dtype}
+    expected = load_library("sdnq.utils").get_minimum_dtype(dtype, name, by_dtype)
+    assert weights_dtype_of(name, config) == expected
+
+
+def test_a_module_may_have_a_configuration_of_its_own() -> None:
+    config = {"weights_dtype": "uint4", "modules_quant_config": {"a.b.weight": {"weights_dtype": "int6"}}}
+    assert weights_dtype_of("a.b.weight", config) == "int6"
+    assert weights_dtype_of("a.c.weight", config) == "uint4"
+    assert option_of("a.b.weight", "weights_dtype", config) == "int6"
+    assert option_of("a.b.weight", "use_svd", {**config, "use_svd": True}) is True
+
+
+def test_a_dtype_of_thousands_of_digits_is_no_minimum() -> None:
+    key = "minimum_" + "9" * 5000
+    assert weights_dtype_of("a.b.weight", {"weights_dtype": "uint4", "modules_dtype_dict": {key: ["a"]}}) == key
+
+
+def test_a_group_size_that_is_null_is_the_default() -> None:
+    expected = linear_parts("m", (64, 128), {"weights_dtype": "uint4"})
+    assert linear_parts("m", (64, 128), {"weights_dtype": "uint4", "group_size": None}) == expected
+
+
+EXPRESSIONS = st.text(alphabet="atmod1._*[]()|^$\\wb-x", min_size=1, max_size=10) | st.sampled_from(
+    [
+        "(attn|mod)*",
+        "txt_[in]*",
+        "*(norm|weight)$",
+        "*[^t]*1",
+        "(at|attn).*weight|mod*",
+        "[[a]*",
+        "*\\btxt_in",
+    ]
+)
+
+
+@given(name=NAMES, pattern=EXPRESSIONS)
+def test_expressions_match_as_in_sdnq(name: str, pattern: str) -> None:
+    """What is judged is judged as SDNQ does; what is not is refused for a reason."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            expected = load_library("sdnq.utils").check_param_name_in(name, [pattern])
+        except re.error:
+            expected = None
+            assert not is_judged(pattern, len(name))
+    if is_judged(pattern, len(name)):
+        assert matching_pattern(name, [pattern]) == expected
+    else:
+        assert matching_pattern(name, [pattern]) is None
+
+
+@pytest.mark.parametrize("pattern", ["(attn|mod)*", "*[mn]*", "txt_in.(0|1).*", "*(img|txt)_mod[.]1"])
+def test_classes_and_alternatives_are_judged(pattern: str) -> None:
+    assert is_judged(pattern, 120)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_matched_at_once"),
+    [
+        ("*a" * 12 + "*b", True),
+        ("*a." * 40 + "*b", True),
+        ("*" * 900, True),
+        ("(a+)+*$", False),
+        ("(a{1,9}){1,9}*$", False),
+        ("(*a)(*a)(*a)(*a)b", False),
+        ("(a|a)" * 7 + "*b", False),
+        ("(*a|*a)(*a|a)b", False),
+        ("(a)\\1*", False),
+        ("(" * 300 + "*", False),
+        ("*" * 1001, False),
+    ],
+)
+def test_patterns_that_are_programs_are_not_run(pattern: str, is_matched_at_once: bool) -> None:
+    name = "a" * 2000
+    started = time.perf_counter()
+    assert is_judged(pattern, len(name)) == is_matched_at_once
+    assert matching_pattern(name, [pattern]) in (None, "*" * 900)
+    assert time.perf_counter() - started < 1
+
+
+def test_a_pattern_does_not_reach_beyond_a_line() -> None:
+    for name in ("a\nb", "ab\n", "\nb"):
+        for pattern in ("a*b", "*b", "a*", "*"):
+            expected = load_library("sdnq.utils").check_param_name_in(name, [pattern])
+            assert matching_pattern(name, [pattern]) == expected
+
+
+@given(channels=st.integers(1, 5000), group_size=st.integers(-2, 600))
+def test_groups_divide_the_channels(channels: int, group_size: int) -> None:
+    count = group_count(channels, group_size)
+    assert channels % count == 0
+    assert group_size <= 0 or count <= max(1, channels // group_size)

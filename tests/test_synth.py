@@ -1,0 +1,99 @@
+"""Synthetic checkpoints look like the real one, and are the same for everybody."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from converter.checkpoint.source import open_checkpoint
+from converter.errors import OutputError, UsageError
+from converter.lens.layout import LensConfig, lens_tensors
+from converter.synth import synthesize
+from tests.conftest import names_in
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("synth") / "made"
+    synthesize(folder, layers=1, shard_bytes=150_000_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tensors(made: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in made.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def test_the_layout_is_that_of_lens(made: Path) -> None:
+    checkpoint = open_checkpoint(made)
+    assert checkpoint.class_name == "LensTransformer2DModel"
+    assert {name: tensor.entry.shape for name, tensor in checkpoint.tensors.items()} == dict(
+        lens_tensors(LensConfig(num_layers=1))
+    )
+    assert checkpoint.bytes_by_dtype.keys() == {"F32"}
+    assert len(checkpoint.headers) > 1
+    assert checkpoint.index is not None
+    assert json.loads((made / "config.json").read_text())["num_layers"] == 1
+
+
+def test_the_config_is_the_published_one(made: Path) -> None:
+    config = json.loads((made / "config.json").read_text())
+    assert config == {
+        "_class_name": "LensTransformer2DModel",
+        "_diffusers_version": "0.37.1",
+        "patch_size": 2,
+        "in_channels": 128,
+        "out_channels": 32,
+        "num_layers": 1,
+        "attention_head_dim": 64,
+        "num_attention_heads": 24,
+        "inner_dim": 1536,
+        "enc_hidden_dim": 2880,
+        "axes_dims_rope": [8, 28, 28],
+        "gate_mlp": True,
+        "rms_norm": True,
+        "multi_layer_encoder_feature": True,
+        "selected_layer_index": [5, 11, 17, 23],
+    }
+
+
+def test_diffusers_loads_it(made: Path) -> None:
+    from converter.lens.transformer import LensTransformer2DModel
+
+    model = LensTransformer2DModel.from_pretrained(made, torch_dtype=torch.float32)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 84_971_776 + 25_579_904
+
+
+def test_numbers_look_like_a_models(tensors: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        assert torch.isfinite(tensor).all(), name
+        mean, spread = float(tensor.mean()), float(tensor.std())
+        if tensor.ndim == 2:
+            assert spread == pytest.approx(tensor.shape[1] ** -0.5, rel=0.05), name
+        else:
+            assert spread == pytest.approx(0.02, rel=0.3), name
+        assert mean == pytest.approx(1.0 if "norm" in name and "norm_out" not in name else 0.0, abs=0.02), name
+
+
+def test_a_tensor_depends_on_its_name_and_the_seed_alone(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    synthesize(tmp_path / "deeper", layers=2)
+    deeper = load_file(tmp_path / "deeper" / "diffusion_pytorch_model.safetensors")
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, deeper[name]), name
+    synthesize(tmp_path / "other", layers=1, seed=1)
+    other = load_file(tmp_path / "other" / "diffusion_pytorch_model.safetensors")
+    assert not any(torch.equal(tensor, other[name]) for name, tensor in tensors.items())
+
+
+def test_what_cannot_be_made(tmp_path: Path) -> None:
+    for layers in (0, 10**6):
+        with pytest.raises(UsageError, match="between 1 and"):
+            synthesize(tmp_path / "out", layers=layers)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="exists already"):
+        synthesize(tmp_path / "out", layers=1)
+    assert names_in(tmp_path) == ["out"]

@@ -1,0 +1,758 @@
+"""Verification: sound checkpoints pass, whoever made them, and every damage is found and named."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from converter import Recipe, convert, verify
+from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint, UsageError
+from converter.lens.layout import CLASS_NAME
+from converter.quantize.libraries import load_library
+from converter.schemas import load_schema
+from converter.verification.audit import Audit
+from converter.verification.configuration import differing_entries
+from converter.verification.measures import Fidelity, ModuleFidelity
+from converter.verification.report import VerifyReport
+from tests.conftest import Outcome
+from tests.reference import LENS_OPTIONS, convert_with_sdnq
+from tests.tiny_models import model_class, save_model
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+BLOCK = "transformer_blocks.0"
+
+
+def failed(report: VerifyReport) -> dict[str, str]:
+    """Failed checks and what they say."""
+    return {check.name: check.detail for check in report.checks if not check.ok}
+
+
+def test_what_lensconv_writes_is_sound(lens_source: Path, lens_output: Path) -> None:
+    report = verify(
+        lens_output, against=lens_source, recipe="lens-uint4-static", checksums=True, load=True, fail_under_sqnr=15
+    )
+    assert report.ok, failed(report)
+    assert report.notes == ()
+    assert {check.name for check in report.checks} >= {
+        "index",
+        "stray files",
+        "config",
+        "quantized",
+        "packed weights",
+        "kept tensors",
+        "modulation",
+        "names",
+        "manifest",
+        "recipe",
+        "checksums",
+        "config of the source",
+        "near source",
+        "plan",
+        "kept equal source",
+        "sqnr",
+        "load with sdnq",
+        "load with diffusers",
+    }
+    jsonschema.validate(report.to_dict(), load_schema("verify"))
+    source = load_file(lens_source / WEIGHTS)
+    assert report.parameters == sum(tensor.numel() for tensor in source.values())
+    assert sum(footprint.bytes for footprint in report.families) == report.total_bytes
+
+
+def test_what_sdnq_writes_is_sound_and_its_mode_is_noted(lens_source: Path, tmp_path: Path) -> None:
+    output = convert_with_sdnq(lens_source, tmp_path / "out", "LensTransformer2DModel", LENS_OPTIONS)
+    report = verify(output, against=lens_source, recipe="lens-uint4-static", load=True)
+    assert report.ok, failed(report)
+    assert any("cannot be read by other users" in note for note in report.notes)
+    assert any("no manifest" in note for note in report.notes)
+
+
+FOREIGN: dict[str, dict[str, Any]] = {
+    "int8": {"weights_dtype": "int8"},
+    "int8 matmul": {"weights_dtype": "int8", "use_quantized_matmul": True, "dequantize_fp32": False},
+    "int5": {"weights_dtype": "int5"},
+    "float8": {"weights_dtype": "float8_e4m3fn"},
+    "svd": {"weights_dtype": "uint4", "use_svd": True, "svd_rank": 8, "svd_steps": 2},
+    "svd matmul": {"weights_dtype": "int8", "use_svd": True, "svd_rank": 8, "use_quantized_matmul": True},
+    "hadamard": {"weights_dtype": "uint4", "use_hadamard": True},
+    "codebook": {"weights_dtype": "uint4", "use_codebook": True, "codebook_steps": 2},
+    "double": {"weights_dtype": "uint4", "scale_dtype": "uint8"},
+    "dynamic": {"weights_dtype": "uint4", "use_dynamic_quantization": True, "dynamic_loss_threshold": 0.01},
+    "convolutions": {"weights_dtype": "int6", "quant_conv": True, "quant_embedding": True},
+    "mixed": {"weights_dtype": "uint4", "modules_dtype_dict": {"int8": ["*.attn*"], "minimum_6bit": ["*.ff.*"]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        *(("FluxTransformer2DModel", recipe) for recipe in FOREIGN),
+        *(("UNet2DConditionModel", recipe) for recipe in ("svd matmul", "convolutions")),
+        *(("Qwen3ForCausalLM", recipe) for recipe in ("int8 matmul", "convolutions")),
+    ],
+)
+def test_foreign_checkpoints_are_sound(name: str, recipe: str, tmp_path: Path) -> None:
+    fewer: dict[str, Any] = {"num_layers": 1, "num_single_layers": 1} if name == "FluxTransformer2DModel" else {}
+    source = save_model(tmp_path / "source", name, **fewer)
+    shard = "200KB" if recipe in ("int8", "svd") else "5GB"
+    output = convert_with_sdnq(source, tmp_path / "out", name, FOREIGN[recipe], shard=shard)
+    # SDNQ's own loader cannot take scales that are quantized.
+    report = verify(output, against=source, load=recipe != "double")
+    assert report.ok, failed(report)
+    tied = name == "Qwen3ForCausalLM"
+    parameters = sum(tensor.numel() for file in source.glob("*.safetensors") for tensor in load_file(file).values())
+    assert report.parameters == parameters, tied
+    assert not any("missing" in note for note in report.notes)
+    minimum = report.to_dict()["fidelity"]["sqnr_db"]["min"]
+    assert minimum > (15 if "4" in FOREIGN[recipe]["weights_dtype"] else 20)
+
+
+def test_fidelity_is_what_numpy_says(lens_source: Path, lens_output: Path) -> None:
+    report = verify(lens_output, against=lens_source).to_dict()["fidelity"]
+    source, written = load_file(lens_source / WEIGHTS), load_file(lens_output / WEIGHTS)
+    ratios, cosines, largest = {}, {}, 0.0
+    for name in written:
+        if not name.endswith(".scale"):
+            continue
+        module = name.removesuffix(".scale")
+        packed = written[f"{module}.weight"].numpy()
+        codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1, 64).astype(np.float32)
+        scale, zero_point = (
+            written[f"{module}.{part}"].float().numpy().reshape(-1, 1) for part in ("scale", "zero_point")
+        )
+        # SDNQ computes in the dtype of its scales, which is what a model that is loaded has.
+        restored = torch.from_numpy(codes * scale + zero_point).bfloat16().double().numpy().reshape(-1)
+        wanted = source[f"{module}.weight"].double().numpy().reshape(-1)
+        ratios[module] = 10 * math.log10((wanted**2).sum() / ((restored - wanted) ** 2).sum())
+        cosines[module] = float(wanted @ restored / np.linalg.norm(wanted) / np.linalg.norm(restored))
+        largest = max(largest, float(np.abs(restored - wanted).max()))
+    assert report["sqnr_db"]["min"] == pytest.approx(min(ratios.values()), abs=1e-4)
+    assert report["sqnr_db"]["median"] == pytest.approx(float(np.median(list(ratios.values()))), abs=1e-4)
+    assert report["cosine_min"] == pytest.approx(min(cosines.values()), abs=1e-7)
+    assert report["max_abs_error"] == pytest.approx(largest, rel=1e-5)
+    worst = sorted(ratios, key=ratios.__getitem__)[:10]
+    assert [module["name"] for module in report["worst"]] == worst
+    # Half a step is the rounding of codes; the rest that of scales, zero points and results to bfloat16.
+    assert 0.5 < report["max_error_steps"] < 0.75
+
+
+Damage = Callable[[Path, dict[str, torch.Tensor]], None]
+
+
+def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"}
+    )
+
+
+def change_config(**changes: Any) -> Damage:
+    """Change both copies of the quantization config."""
+
+    def damage(folder: Path, _: dict[str, torch.Tensor]) -> None:
+        for name in ("config.json", "quantization_config.json"):
+            content = json.loads((folder / name).read_text())
+            (content if name.startswith("quant") else content["quantization_config"]).update(changes)
+            (folder / name).write_text(json.dumps(content))
+
+    return damage
+
+
+def change_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    def damage(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+        change(tensors)
+        rewrite(folder, tensors)
+
+    return damage
+
+
+def only_in(name: str, **changes: Any) -> Damage:
+    """Change one copy of the quantization config."""
+
+    def damage(folder: Path, _: dict[str, torch.Tensor]) -> None:
+        content = json.loads((folder / name).read_text())
+        (content if name.startswith("quant") else content["quantization_config"]).update(changes)
+        (folder / name).write_text(json.dumps(content))
+
+    return damage
+
+
+def reshape(name: str, *shape: int) -> Damage:
+    return change_tensors(lambda tensors: tensors.update({name: tensors[name].reshape(shape)}))
+
+
+QKV, MOD, OUT = f"{BLOCK}.attn.img_qkv", f"{BLOCK}.img_mod.1", f"{BLOCK}.attn.to_out.0"
+#: Damages that headers and small files show, the check that must fail, and what it must name.
+VISIBLE: dict[str, tuple[Damage, str, str]] = {
+    "no zero point": (change_tensors(lambda t: t.pop(f"{QKV}.zero_point")), "packed weights", QKV),
+    "no scale": (change_tensors(lambda t: t.pop(f"{QKV}.scale")), "packed weights", QKV),
+    "no weight": (change_tensors(lambda t: t.pop(f"{QKV}.weight")), "packed weights", QKV),
+    "no bias": (change_tensors(lambda t: t.pop(f"{QKV}.bias")), "names", f"{QKV}.bias"),
+    "no kept tensor": (change_tensors(lambda t: t.pop("proj_out.weight")), "names", "proj_out.weight"),
+    "one too many": (change_tensors(lambda t: t.update(extra=torch.ones(3))), "names", "extra"),
+    "a scale of another shape": (reshape(f"{QKV}.scale", 3, 576, 1), "packed weights", QKV),
+    "a flat scale": (reshape(f"{QKV}.scale", 1728), "packed weights", QKV),
+    "half a weight": (
+        change_tensors(lambda t: t.update({f"{QKV}.weight": t[f"{QKV}.weight"][::2]})),
+        "packed weights",
+        QKV,
+    ),
+    "a weight of signed bytes": (
+        change_tensors(lambda t: t.update({f"{QKV}.weight": t[f"{QKV}.weight"].view(torch.int8)})),
+        "packed weights",
+        QKV,
+    ),
+    "a scale in F16": (
+        change_tensors(lambda t: t.update({f"{QKV}.scale": t[f"{QKV}.scale"].half()})),
+        "packed weights",
+        QKV,
+    ),
+    "a kept tensor of another shape": (reshape("proj_out.weight", 192, 128), "names", "proj_out.weight"),
+    "modulation in codes without a scale": (
+        change_tensors(lambda t: t.update({f"{MOD}.weight": t[f"{MOD}.weight"].to(torch.uint8)})),
+        "modulation",
+        MOD,
+    ),
+    "no modulation": (
+        change_tensors(lambda t: [t.pop(name) for name in list(t) if "_mod." in name]),
+        "modulation",
+        "there are no modulation layers",
+    ),
+    "a kept tensor in F8": (
+        change_tensors(lambda t: t.update({"proj_out.bias": t["proj_out.bias"].to(torch.float8_e4m3fn)})),
+        "kept tensors",
+        "proj_out.bias",
+    ),
+    "a kept tensor in integers": (
+        change_tensors(lambda t: t.update({"proj_out.bias": t["proj_out.bias"].to(torch.int32)})),
+        "kept tensors",
+        "proj_out.bias",
+    ),
+    "a scale without its weight": (
+        change_tensors(lambda t: [t.pop(f"{QKV}.weight"), t.pop(f"{QKV}.zero_point")]),
+        "names",
+        f"{QKV}.scale is not part of",
+    ),
+    "modulation quantized": (
+        change_tensors(
+            lambda t: t.update(
+                {
+                    f"{MOD}.weight": torch.zeros(1152 * 192 // 2, dtype=torch.uint8),
+                    f"{MOD}.scale": torch.ones(1152, 3, 1, dtype=torch.bfloat16),
+                    f"{MOD}.zero_point": torch.ones(1152, 3, 1, dtype=torch.bfloat16),
+                }
+            )
+        ),
+        "modulation",
+        MOD,
+    ),
+    "a linear that was not quantized": (
+        change_tensors(
+            lambda t: [
+                t.pop(f"{OUT}.scale"),
+                t.pop(f"{OUT}.zero_point"),
+                t.update({f"{OUT}.weight": torch.ones(192, 192, dtype=torch.bfloat16)}),
+            ]
+        ),
+        "names",
+        OUT,
+    ),
+    "another group size": (change_config(group_size=32), "packed weights", QKV),
+    "another dtype": (change_config(weights_dtype="int8"), "packed weights", QKV),
+    "a float of no bits": (change_config(weights_dtype="fp0"), "packed weights", "fp0"),
+    "a dtype of nobody's": (change_config(weights_dtype="nf4"), "packed weights", "nf4"),
+    "float32 scales in the config": (change_config(dequantize_fp32=True), "packed weights", QKV),
+    "excluded in the config": (change_config(modules_to_not_convert=["attn"]), "quantized", "attn"),
+    "nothing excluded": (change_config(modules_to_not_convert=[]), "names", "does not exclude it"),
+    "another method": (change_config(quant_method="gptq"), "config", "gptq"),
+    "configs that disagree": (only_in("config.json", group_size=128), "config", "group_size"),
+    "a stray shard": (
+        lambda folder, _: save_file({"x": torch.ones(3)}, folder / "old-00001-of-00002.safetensors"),
+        "stray files",
+        "old-00001",
+    ),
+    "a file that the manifest lacks": (
+        lambda folder, _: (folder / "quantization_config.json").unlink(),
+        "manifest",
+        "quantization_config.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", VISIBLE)
+def test_damage_that_headers_show(damage: str, lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    break_it, check, named = VISIBLE[damage]
+    break_it(folder, load_file(folder / WEIGHTS))
+    report = verify(folder)
+    assert not report.ok
+    assert check in failed(report), failed(report)
+    assert named in failed(report)[check]
+
+
+#: Damages inside the weights, and the check that finds them.
+HIDDEN: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
+    "a bit of a kept tensor": (lambda t: t["proj_out.weight"].view(torch.int16)[3, 4].add_(1), "kept equal source"),
+    "codes": (lambda t: t[f"{QKV}.weight"][7:5000].bitwise_xor_(15), "sqnr"),
+    "a scale": (lambda t: t[f"{QKV}.scale"][3].mul_(16), "near source"),
+    "scales and zero points exchanged": (
+        lambda t: t.update({f"{QKV}.scale": t[f"{QKV}.zero_point"], f"{QKV}.zero_point": t[f"{QKV}.scale"]}),
+        "near source",
+    ),
+    "a scale that is no number": (lambda t: t[f"{QKV}.scale"][3].fill_(math.nan), "finite"),
+    "two weights exchanged": (
+        lambda t: t.update(
+            {f"{QKV}.weight": t[f"{BLOCK}.attn.txt_qkv.weight"], f"{BLOCK}.attn.txt_qkv.weight": t[f"{QKV}.weight"]}
+        ),
+        "near source",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", HIDDEN)
+def test_damage_that_only_the_weights_show(damage: str, lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    tensors = load_file(folder / WEIGHTS)
+    change, check = HIDDEN[damage]
+    change(tensors)
+    rewrite(folder, tensors)
+    assert verify(folder).ok, "headers cannot show this"
+    report = verify(folder, against=lens_source, fail_under_sqnr=15, checksums=True)
+    assert check in failed(report)
+    assert WEIGHTS in failed(report)["checksums"]
+    jsonschema.validate(json.loads(json.dumps(report.to_dict(), allow_nan=False)), load_schema("verify"))
+
+
+def test_a_shape_damage_is_named_and_the_rest_still_compared(
+    lens_source: Path, lens_output: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    tensors = load_file(folder / WEIGHTS)
+    del tensors[f"{QKV}.zero_point"]
+    rewrite(folder, tensors)
+    report = verify(folder, against=lens_source)
+    assert f"{QKV}.zero_point" in failed(report)["plan"]
+    assert report.to_dict()["fidelity"]["families"]
+
+
+def test_an_index_that_disagrees(tmp_path: Path, lens_source: Path) -> None:
+    from converter import ConvertOptions
+
+    convert(lens_source, tmp_path / "out", options=ConvertOptions(shard_bytes=300_000))
+    index = tmp_path / "out" / f"{WEIGHTS}.index.json"
+    content = json.loads(index.read_text())
+    missing = content["weight_map"].pop("proj_out.bias")
+    index.write_text(json.dumps(content))
+    report = verify(tmp_path / "out")
+    assert "proj_out.bias" in failed(report)["index"]
+    content["weight_map"]["proj_out.bias"] = missing
+    content["metadata"]["total_size"] = 1
+    index.write_text(json.dumps(content))
+    assert any("the index says 1 bytes" in note for note in verify(tmp_path / "out").notes)
+
+
+def test_the_recipe_is_checked_by_headers(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+    assert "recipe" in failed(verify(lens_output, recipe="sdnq-uint4"))
+    convert(lens_source, tmp_path / "out", "sdnq-uint4")
+    report = verify(tmp_path / "out", recipe="lens-uint4-static")
+    assert set(failed(report)) == {"recipe"}
+    assert "modulation layers are quantized, which puts periodic artifacts into images" in report.notes
+    assert verify(tmp_path / "out", against=lens_source, recipe=Recipe("r", {"weights_dtype": "uint4"})).checks[-1].ok
+
+
+def test_what_cannot_be_asked(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--against"):
+        verify(lens_output, fail_under_sqnr=10)
+    flux = save_model(tmp_path / "flux", "FluxTransformer2DModel", num_layers=1, num_single_layers=1)
+    convert(flux, tmp_path / "out")
+    with pytest.raises(UsageError, match="--against"):
+        verify(tmp_path / "out", recipe="sdnq-uint4")
+    with pytest.raises(UnsupportedCheckpoint, match="Flux"):
+        verify(tmp_path / "out", against=lens_source)
+    (tmp_path / "out" / "lensconv_manifest.json").unlink()
+    with pytest.raises(UsageError, match="manifest"):
+        verify(tmp_path / "out", checksums=True)
+
+
+def test_a_config_that_lies_about_the_arithmetic(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    change_config(use_hadamard=True)(folder, {})
+    assert "near source" in failed(verify(folder, against=lens_source))
+
+
+def test_another_source_is_far(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(lens_source, tmp_path / "source")
+    tensors = load_file(other / WEIGHTS)
+    tensors[f"{QKV}.weight"] *= 1.5
+    rewrite(other, tensors)
+    report = verify(lens_output, against=other)
+    assert failed(report).keys() == {"near source"}
+    assert f"{QKV} (" in failed(report)["near source"]
+
+
+def test_the_config_is_compared_with_the_source(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "axes_dims_rope": [16, 24, 24], "_name_or_path": "x"}))
+    report = verify(folder, against=lens_source)
+    assert failed(report)["config of the source"].endswith("disagree on axes_dims_rope")
+    assert differing_entries({"a": {"b": 1, "dtype": 2, "c": 3}}, {"a": {"b": 2, "dtype": 3}, "d": 4}) == ["a.b"]
+
+
+def test_the_recipe_is_compared_with_the_config(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    # The tensors are the same with and without.
+    change_config(use_quantized_matmul=False)(folder, {})
+    report = verify(folder, recipe="lens-uint4-static")
+    assert "disagrees with the recipe on use_quantized_matmul" in failed(report)["recipe"]
+    recipe = Recipe("mine", {"weights_dtype": "uint4", "dequantize_fp32": False, "svd_rank": 16})
+    assert "svd_rank" in failed(verify(folder, against=lens_source, recipe=recipe))["recipe"]
+
+
+@pytest.fixture(scope="module")
+def lens_pipeline(lens_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline repo around the source, with components of other classes."""
+    folder = tmp_path_factory.mktemp("pipelines") / "Lens"
+    shutil.copytree(lens_source, folder / "dit")
+    index: dict[str, Any] = {"_class_name": "P", "transformer": ["x", "y"], "vae": ["x", "y"], "dit": ["x", "y"]}
+    (folder / "transformer").mkdir()
+    (folder / "transformer" / "config.json").write_text('{"_class_name": "Flux"}')
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_the_source_may_be_a_pipeline_or_not(lens_source: Path, lens_output: Path, lens_pipeline: Path) -> None:
+    for source in (lens_pipeline, lens_source / WEIGHTS):
+        report = verify(lens_output, against=source, recipe="lens-uint4-static")
+        assert report.ok, failed(report)
+
+
+def test_a_pipeline_against_a_component(
+    lens_source: Path, lens_output: Path, lens_pipeline: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(lens_output, tmp_path / "dit")
+    shutil.copy(lens_pipeline / "model_index.json", tmp_path)
+    for source in (lens_source, lens_pipeline):
+        report = verify(tmp_path, component="dit", against=source)
+        assert report.ok, failed(report)
+
+
+def test_a_file_without_its_config(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+    file = tmp_path / "lens-small.safetensors"
+    shutil.copy(lens_output / WEIGHTS, file)
+    assert failed(verify(file)).keys() == {"config"}
+    with pytest.raises(UsageError, match="without a config"):
+        verify(file, recipe="lens-uint4-static")
+    shutil.copy(lens_output / "quantization_config.json", tmp_path)
+    report = verify(file, against=lens_source)
+    assert report.ok, failed(report)
+    assert "names" not in {check.name for check in report.checks}
+
+
+def test_a_name_that_loaders_do_not_look_for(lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    (folder / WEIGHTS).rename(folder / "lens.safetensors")
+    assert any("loaders look for" in note and "lens" in note for note in verify(folder).notes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_models_that_were_not_in_bfloat16(dtype: torch.dtype, lens_source: Path, tmp_path: Path) -> None:
+    quantizer, loader = load_library("sdnq.quantizer"), load_library("sdnq.loader")
+    model = model_class("LensTransformer2DModel").from_pretrained(lens_source, torch_dtype=dtype)
+    config = quantizer.SDNQConfig(**{**LENS_OPTIONS, "modules_to_not_convert": ["*.img_mod.*", "*.txt_mod.*"]})
+    loader.save_sdnq_model(quantizer.sdnq_post_load_quant(model, quantization_config=config), str(tmp_path / "out"))
+    report = verify(tmp_path / "out", against=lens_source)
+    assert report.ok, failed(report)
+    name = "F16" if dtype == torch.float16 else "F32"
+    assert f"8 tensors of modulation layers are {name}, not BF16" in report.notes
+
+
+def test_kept_tensors_must_be_as_wide_as_planned(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    tensors = load_file(folder / WEIGHTS)
+    tensors["proj_out.bias"] = tensors["proj_out.bias"].to(torch.float8_e4m3fn)
+    tensors[f"{QKV}.weight"] = tensors[f"{QKV}.weight"].view(torch.int8)
+    rewrite(folder, tensors)
+    detail = failed(verify(folder, against=lens_source))["plan"]
+    assert "proj_out.bias is F8_E4M3" in detail
+    assert f"{QKV}.weight is I8" in detail
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    file = folder / "lensconv_manifest.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def drop(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda m: m.update(files=[entry for entry in m["files"] if entry["name"] != name])
+
+
+def rename(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda m: m["files"].append({"name": name, "bytes": 1, "sha256": "0" * 64})
+
+
+#: Manifests that are not those of the release, and what must be named.
+MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "another format": (lambda m: m.update(format="x\x1b[2J"), "x\\x1b[2J"),
+    "another version": (lambda m: m.update(format_version=2), "version 2"),
+    "a version that is true": (lambda m: m.update(format_version=True), "version True"),
+    "no weights listed": (drop(WEIGHTS), f"{WEIGHTS} is not listed"),
+    "no config listed": (drop("config.json"), "config.json is not listed"),
+    "no quantization config listed": (drop("quantization_config.json"), "quantization_config.json is not listed"),
+    "nothing listed": (lambda m: m.update(files=[]), "is not listed"),
+    "a file listed twice": (lambda m: m["files"].append(m["files"][0]), "twice"),
+    "a file that no file can be": (rename("\ud800"), "\\ud800"),
+    "a name that is too long": (rename("x" * 300), "is missing"),
+    "a folder": (rename("."), "which it cannot mean"),
+    "another header": (lambda m: m["output"]["headers"].update({WEIGHTS: "0" * 64}), f"the header of {WEIGHTS}"),
+    "one header too many": (lambda m: m["output"]["headers"].update(old="0" * 64), "old has a header"),
+    "headers that are numbers": (lambda m: m["output"].update(headers={WEIGHTS: 5}), "header"),
+    "another recipe": (lambda m: m["recipe"]["sdnq"].update(weights_dtype="int8"), "disagree on weights_dtype"),
+    "other tensors": (lambda m: m["output"].update(tensors=5), "its tensors"),
+    "other bytes": (lambda m: m["output"].update(bytes_by_dtype={"BF16": 5}), "its bytes_by_dtype"),
+    "other parameters": (lambda m: m["output"].update(parameters=5), "the output has 5 parameters"),
+    "another source": (lambda m: m["source"].update(parameters=10**12), "the source has 1000000000000 parameters"),
+    "another shape": (lambda m: m["recipe"]["quantized"][QKV].update(shape=[5, 5]), f"{QKV} has shape [5, 5]"),
+    "no shape": (lambda m: m["recipe"]["quantized"][QKV].update(shape=[-1]), f"gives {QKV} a shape"),
+    "another module": (lambda m: m["recipe"]["quantized"].update(x={"shape": [4]}), "x is quantized by the manifest"),
+    "a module by another name": (
+        lambda m: m["recipe"]["quantized"].update(x=m["recipe"]["quantized"].pop(QKV)),
+        f"{QKV} is quantized by its tensors",
+    ),
+    "no recipe": (lambda m: m.pop("recipe"), "has no recipe"),
+}
+
+
+@pytest.mark.parametrize("damage", MANIFESTS)
+def test_a_manifest_must_describe_the_release(damage: str, lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    change, named = MANIFESTS[damage]
+    edit_manifest(folder, change)
+    report = verify(folder, checksums=True)
+    details = failed(report)
+    # Only the manifest lies, but sums cannot be compared with one that makes no sense.
+    assert "manifest" in details
+    assert details.keys() <= {"manifest", "checksums", "packed weights"}
+    assert named in details["manifest"]
+    assert "\x1b" not in details["manifest"]
+
+
+def test_files_that_the_manifest_does_not_list_are_noted(lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    for name in ("README.md", "a.png", "b.png", "c\x1b.png", ".gitattributes"):
+        (folder / name).touch()
+    report = verify(folder, checksums=True)
+    assert report.ok
+    assert report.notes == ("the manifest does not list README.md, a.png, b.png and 1 more",)
+
+
+def test_a_component_that_was_brought_along(lens_output: Path, tmp_path: Path) -> None:
+    """A release's manifest describes one component and lists the files of all."""
+    folder = tmp_path / "release"
+    shutil.copytree(lens_output, folder / "vae")
+    (folder / "vae" / "lensconv_manifest.json").rename(folder / "lensconv_manifest.json")
+    (folder / "model_index.json").write_text('{"vae": ["x", "y"]}')
+
+    def describe_another(content: dict[str, Any]) -> None:
+        content["component"] = "transformer"
+        for entry in content["files"]:
+            entry["name"] = "vae/" + entry["name"]
+
+    edit_manifest(folder, describe_another)
+    report = verify(folder, component="vae", checksums=True)
+    assert report.ok, failed(report)
+    assert any("describes the component transformer" in note for note in report.notes)
+
+
+def write_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], class_name: str, **options: Any) -> Path:
+    """A checkpoint of any class, with both copies of the quantization config."""
+    folder.mkdir()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    quantization = {"quant_method": "sdnq", "weights_dtype": "int8", "sdnq_version": "0.2.8", **options}
+    (folder / "quantization_config.json").write_text(json.dumps(quantization))
+    config = {"_class_name": class_name, "quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+LINEAR = {"a.weight": torch.zeros(64, 64, dtype=torch.int8), "a.scale": torch.ones(64, 1)}
+
+
+def test_a_parameter_named_scale_is_no_quantized_module(tmp_path: Path) -> None:
+    scaled = {**LINEAR, "layer_scale.scale": torch.ones(64)}
+    report = verify(write_checkpoint(tmp_path / "one", scaled, "MimiModel"))
+    assert report.ok, failed(report)
+    assert (report.quantized_modules, report.parameters) == (1, 64 * 64 + 64)
+    for part in ("zero_point", "svd_up"):
+        broken = {**scaled, f"layer_scale.{part}": torch.ones(64)}
+        report = verify(write_checkpoint(tmp_path / part, broken, "MimiModel"))
+        assert "has a scale and no weight" in failed(report)["packed weights"]
+
+
+def test_scales_are_floats_unless_the_config_says_otherwise(tmp_path: Path) -> None:
+    tensors = {**LINEAR, "a.scale": torch.ones(64, 1, dtype=torch.uint8)}
+    report = verify(write_checkpoint(tmp_path / "one", tensors, "FluxTransformer2DModel"))
+    assert "a: scale is U8" in failed(report)["packed weights"]
+    options = {"modules_quant_config": {"a": {"scale_dtype": "uint8"}}}
+    report = verify(write_checkpoint(tmp_path / "two", tensors, "FluxTransformer2DModel", **options))
+    assert report.ok, failed(report)
+
+
+def test_tensors_that_have_other_names_than_their_modules(tmp_path: Path) -> None:
+    """As transformers saves Qwen2.5-VL: the config holds the names of modules."""
+    packed = {
+        "a.weight": torch.zeros(64 * 32, dtype=torch.uint8),
+        "a.scale": torch.ones(64, 1),
+        "a.zero_point": torch.ones(64, 1),
+    }
+    named = {"uint4": ["model.language_model.a.weight"]}
+    report = verify(write_checkpoint(tmp_path / "one", packed, "QwenModel", modules_dtype_dict=named))
+    assert report.ok, failed(report)
+    assert any("names weights otherwise than the file" in note for note in report.notes)
+    named = {"uint4": ["b.weight", "a*"]}
+    report = verify(write_checkpoint(tmp_path / "two", packed, CLASS_NAME, modules_dtype_dict=named))
+    assert not any("names weights otherwise" in note for note in report.notes)
+
+
+def test_other_classes_are_judged_by_the_shapes_in_the_manifest(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "FluxTransformer2DModel", num_layers=1, num_single_layers=1)
+    convert(source, tmp_path / "out", "sdnq-int8")
+    report = verify(tmp_path / "out")
+    assert report.ok, failed(report)
+    assert report.notes == ("scales are F32 (dequantize_fp32), twice the size of BF16",)
+
+    def rename_one(content: dict[str, Any]) -> None:
+        modules = content["recipe"]["quantized"]
+        modules["model.other"] = modules.pop(max(modules))
+
+    edit_manifest(tmp_path / "out", rename_one)
+    assert verify(tmp_path / "out").ok, "a class may give its tensors other names"
+    tensors = load_file(tmp_path / "out" / WEIGHTS)
+    name = next(name for name in sorted(tensors) if name.endswith(".scale"))
+    tensors[name] = tensors[name].reshape(-1)
+    rewrite(tmp_path / "out", tensors)
+    assert f"{name.removesuffix('.scale')}: scale is F32" in failed(verify(tmp_path / "out"))["packed weights"]
+    (tmp_path / "out" / "lensconv_manifest.json").unlink()
+    report = verify(tmp_path / "out")
+    assert "headers alone do not tell whether tensors are missing; --against would" in report.notes
+
+
+def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Callable[..., Outcome], tmp_path: Path) -> None:
+    escape = "\x1b[2J\x07" + "x" * 500
+    options = {"weights_dtype": escape, "modules_to_not_convert": [escape + "+*"], escape: 1}
+    folder = write_checkpoint(tmp_path / "one", {**LINEAR, f"{escape}.scale": torch.ones(3)}, escape, **options)
+    (folder / "quantization_config.json").write_text(json.dumps({**options, "quant_method": escape}))
+    (folder / f"{WEIGHTS}.index.json").write_text(
+        json.dumps(
+            {"metadata": {"total_size": escape}, "weight_map": dict.fromkeys([*LINEAR, f"{escape}.scale"], WEIGHTS)}
+        )
+    )
+    for method in (escape, "sdnq"):
+        (folder / "quantization_config.json").write_text(json.dumps({**options, "quant_method": method}))
+        outcome = lensconv("verify", folder)
+        assert outcome.code == 1
+        assert "\x1b[2J" not in outcome.stderr
+        assert "\x07" not in outcome.stderr
+        assert "x" * 300 not in outcome.stderr
+
+
+def test_a_pattern_that_cannot_be_judged_is_noted(lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    excluded = json.loads((folder / "quantization_config.json").read_text())["modules_to_not_convert"]
+    hostile = [f"(a+)+*${number}" for number in range(5)]
+    change_config(modules_to_not_convert=[*excluded, *hostile, "*a" * 12 + "*b"])(folder, {})
+    (folder / "lensconv_manifest.json").unlink()
+    report = verify(folder)
+    assert report.ok, failed(report)
+    assert "the pattern (a+)+*$0 is too complex to be judged; it is taken to match nothing" in report.notes
+    assert "2 more patterns are too complex to be judged" in report.notes
+
+
+def test_what_sdnq_cannot_restore(lens_source: Path, lens_output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Bad in-place call")
+
+    monkeypatch.setattr("converter.verification.fidelity.dequantize", fail)
+    with pytest.raises(UnsupportedCheckpoint, match=r"attn.*: SDNQ cannot turn it back into numbers: Bad in-place"):
+        verify(lens_output, against=lens_source)
+
+
+def test_two_reports_of_an_audit_are_the_same(lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    (folder / "lensconv_manifest.json").unlink()
+    audit = Audit(folder)
+    assert audit.report() == audit.report()
+    assert len(audit.report().notes) == 1
+
+
+def module(name: str, value: float) -> ModuleFidelity:
+    return ModuleFidelity(name, "attn", value, value, value, value, 1.0, value, 0.5)
+
+
+def test_figures_do_not_depend_on_where_a_weight_that_is_no_number_stands() -> None:
+    sound, broken = module("a", 0.9), module("b", math.nan)
+    assert Fidelity((), (sound, module("c", 0.7))).to_dict()["sqnr_db"] == {"min": 0.7, "median": pytest.approx(0.8)}
+    for modules in ((sound, broken), (broken, sound)):
+        figures = Fidelity((), modules).to_dict()
+        assert figures["sqnr_db"] == {"min": None, "median": None}
+        assert figures["max_abs_error"] is figures["cosine_min"] is figures["max_error_steps"] is None
+        assert figures["families"][0]["cosine_min"] is None
+        assert figures["worst"][0]["name"] == "b"
+
+
+def test_an_unquantized_checkpoint_is_not_sound(lens_source: Path) -> None:
+    report = verify(lens_source)
+    assert {"config", "quantized"} <= failed(report).keys()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"modules_to_not_convert": 5},
+        {"modules_to_not_convert": [5]},
+        {"modules_dtype_dict": {"int8": "x"}},
+        {"weights_dtype": 4},
+        {"group_size": "64"},
+    ],
+)
+def test_a_config_of_the_wrong_types(value: dict[str, Any], lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    change_config(**value)(folder, {})
+    with pytest.raises(MalformedCheckpoint, match=next(iter(value))):
+        Audit(folder)
+
+
+def test_a_manifest_that_leads_out_of_the_folder(lens_output: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(lens_output, tmp_path / "out")
+    manifest = json.loads((folder / "lensconv_manifest.json").read_text())
+    manifest["files"][0]["name"] = "../secret"
+    (folder / "lensconv_manifest.json").write_text(json.dumps(manifest))
+    report = verify(folder, checksums=True)
+    assert {"manifest", "checksums"} <= failed(report).keys()
+
+
+def test_loading_compares_every_parameter(lens_output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loader that gets one number wrong is found out."""
+    loader = load_library("sdnq.loader")
+    original = loader.load_sdnq_model
+
+    def careless(*arguments: Any, **options: Any) -> Any:
+        model = original(*arguments, **options)
+        model.proj_out.weight.data[0, 0] += 1
+        return model
+
+    monkeypatch.setattr(loader, "load_sdnq_model", careless)
+    report = verify(lens_output, load=True)
+    assert "proj_out.weight" in failed(report)["load with sdnq"]
+    assert "load with diffusers" not in failed(report)
