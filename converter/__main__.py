@@ -1,5 +1,19 @@
-"""``python -m converter`` is ``lensconv``."""
+"""``lensconv``, which is also ``python -m converter``."""
 
-from converter.cli.main import main
+import signal
+from typing import NoReturn
 
-main()
+
+def main() -> NoReturn:
+    """Run the command and exit with its code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Until the command itself listens, Ctrl-C ends the process without a traceback out of some import.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    from converter.cli.main import main as run_command
+
+    run_command()
+
+
+if __name__ == "__main__":
+    main()

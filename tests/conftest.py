@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import pytest
 
@@ -18,6 +21,9 @@ from converter.cli.main import run
 from converter.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
+#: Seconds after which a command counts as hanging. The first one in a process imports torch and SDNQ, which takes a
+#: slow disk a while.
+TIME_LIMIT = 120.0
 # Tests run side by side, a process for each core; threads of torch that wait for each other would take the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -35,6 +41,28 @@ class Outcome:
         """The one object on stdout."""
         parsed: dict[str, Any] = json.loads(self.stdout)
         return parsed
+
+
+class TookTooLong(BaseException):
+    """A command hangs. No ``Exception``, so that no handler for those swallows it."""
+
+
+@contextmanager
+def time_limit(seconds: float = TIME_LIMIT) -> Iterator[None]:
+    """Fail the test when the block takes longer."""
+
+    def give_up(number: int, frame: FrameType | None) -> NoReturn:
+        raise TookTooLong(number, frame)
+
+    previous = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except TookTooLong:
+        pytest.fail(f"hangs: not done after {seconds} s")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -81,9 +83,9 @@ def test_a_run_that_is_told_to_stop(
     else:
         time.sleep(0.25)  # Still importing, or just begun.
     process.send_signal(sent)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=120)
     if lines < 0 and process.returncode == -sent:
-        return  # Python itself was not up yet.
+        return  # The command did not listen yet.
     assert process.returncode == 130, stderr
     assert json.loads(stdout)["error"]["type"] == "Interrupted"
     assert "Traceback" not in stderr
@@ -92,6 +94,27 @@ def test_a_run_that_is_told_to_stop(
     done = run_process("convert", source, output, "--json")
     assert checksums(done.stdout) == undisturbed
     assert names_in(tmp_path) == ["out"]
+
+
+def test_the_exit_code_holds_wherever_the_signal_comes(tmp_path: Path) -> None:
+    """Above all in text that Python compiles and runs, as it does to make a named tuple."""
+    program = (
+        "import click\nfrom converter.cli import main\n"
+        "text = 'import os, signal\\nos.kill(os.getpid(), signal.SIGTERM)'\n"
+        "main.LazyGroup.get_command = lambda *_: click.Command('stopped', callback=lambda: exec(text))\n"
+        "main.main(['stopped'])\n"
+    )
+    (tmp_path / "stopped.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "-m", "stopped"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode, done.stdout) == (130, ""), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def planners() -> list[str]:
@@ -114,7 +137,7 @@ def test_a_synthesis_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None
         time.sleep(0.01)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert names_in(tmp_path) == []

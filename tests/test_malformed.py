@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import stat
 import struct
 import subprocess
@@ -14,8 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +22,7 @@ import converter
 from converter import errors
 from converter.cli.main import run
 from converter.console import Console
+from tests.conftest import TIME_LIMIT, time_limit
 from tests.malformed import (
     CASES,
     EXIT_CODES,
@@ -42,8 +41,6 @@ from tests.malformed import (
     write_tensors,
 )
 
-#: Seconds after which a command counts as hanging; the first one in a process imports torch and SDNQ.
-TIME_LIMIT = 30.0
 #: Cases that are run as commands of their own as well, so that what a process adds is covered once.
 AS_PROCESS = (
     "header-length-huge",
@@ -64,28 +61,6 @@ class Outcome:
     code: int
     stdout: str
     stderr: str
-
-
-class TookTooLong(BaseException):
-    """A command hangs. No ``Exception``, so that no handler for those swallows it."""
-
-
-@contextmanager
-def time_limit(seconds: float = TIME_LIMIT) -> Iterator[None]:
-    """Fail the test when the block takes longer."""
-
-    def give_up(number: int, frame: FrameType | None) -> NoReturn:
-        raise TookTooLong(number, frame)
-
-    previous = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    except TookTooLong:
-        pytest.fail(f"hangs: not done after {seconds} s")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 def _with_json(arguments: tuple[str, ...]) -> tuple[str, ...]:

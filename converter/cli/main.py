@@ -65,15 +65,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     _open_closed_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(as_json="--json" in arguments, quiet="--quiet" in arguments)
-    for number in _STOPPING:
-        # What the shell ignores on purpose (nohup, background jobs) stays ignored.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
     try:
+        for number in _STOPPING:
+            # What the shell ignores on purpose (nohup, background jobs) stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _interrupt)
         code = run(arguments, console)
     except BrokenPipeError:
         # The reader of our output went away.
         code = 1
+    except KeyboardInterrupt:
+        # It came just before the command began, or while its error was told.
+        failure = Interrupted("interrupted")
+        console.error(failure)
+        code = failure.exit_code
+    _ignore_signals()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -104,11 +110,24 @@ def run(arguments: Sequence[str], console: Console) -> int:
     return failure.exit_code
 
 
+class _Stop(KeyboardInterrupt):
+    """The user called it off.
+
+    ``python -m`` ends by a SIGINT of its own, whatever the exit code, if a KeyboardInterrupt ever left text that was
+    compiled and run (as in the making of a named tuple), be it caught or not; it looks for that very class, not for
+    this one.
+    """
+
+
 def _interrupt(*_: Any) -> None:
     # Cleaning up takes a moment, in which a second one would only do harm.
+    _ignore_signals()
+    raise _Stop
+
+
+def _ignore_signals() -> None:
     for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _open_closed_streams() -> None:
