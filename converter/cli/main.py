@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -32,6 +33,8 @@ from converter.errors import (
 COMMANDS = ("plan", "convert", "verify", "synth")
 #: Signals that ask a command to stop.
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Seconds between looks whether the import that a signal came into is done.
+_IMPORT_POLL = 0.02
 
 
 class LazyGroup(click.Group):
@@ -119,10 +122,23 @@ class _Stop(KeyboardInterrupt):
     """
 
 
-def _interrupt(*_: Any) -> None:
+def _interrupt(_: int, frame: FrameType | None) -> None:
     # Cleaning up takes a moment, in which a second one would only do harm.
     _ignore_signals()
-    raise _Stop
+    if _is_importing(frame):
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, _IMPORT_POLL)
+    else:
+        raise _Stop
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: libraries swallow what is raised then, and go on without what they lack."""
+    while frame is not None and frame.f_code is not run.__code__:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _ignore_signals() -> None:
@@ -143,7 +159,7 @@ def _open_closed_streams() -> None:
 def _usage_error(error: click.ClickException) -> LensconvError:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "lensconv"
-    return UsageError(error.format_message(), f"See {path} --help.")
+    return UsageError(error.format_message().removesuffix("."), f"See {path} --help.")
 
 
 def _system_error(error: OSError) -> LensconvError:
