@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from converter.cli.main import run
 from converter.console import Console
@@ -26,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT = 120.0
 # Tests run side by side, a process for each core; threads of torch that wait for each other would take the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# How long an example takes is the machine's affair.
+settings.register_profile("lensconv", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lensconv")
 
 
 @dataclass(frozen=True)

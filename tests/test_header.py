@@ -73,7 +73,6 @@ def with_length(body: bytes, data: bytes = b"") -> bytes:
 
 
 @given(TENSORS, METADATA)
-@settings(deadline=None)
 def test_files_of_safetensors_are_read_and_encoded_again(
     tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]
 ) -> None:
@@ -88,7 +87,6 @@ def test_files_of_safetensors_are_read_and_encoded_again(
 
 
 @given(TENSORS.filter(bool))
-@settings(deadline=None)
 def test_a_file_is_laid_out_as_safetensors_would(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
     content = write_with_safetensors(tensors, FILE_METADATA)
     (file,) = lay_out((TensorSpec(name, *tensor) for name, tensor in tensors.items()), stem="model").files
@@ -165,7 +163,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @example(b"")
 @example(bytes(8))
 @example(with_length(b"{}"))
-@settings(deadline=None)
 def test_arbitrary_bytes(folder: Path, content: bytes) -> None:
     check_verdict(content, folder)
 
@@ -200,7 +197,7 @@ def mutated_files(draw: st.DrawFn) -> bytes:
 
 
 @given(mutated_files())
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_mutated_files(folder: Path, content: bytes) -> None:
     check_verdict(content, folder)
 
@@ -234,7 +231,7 @@ _CHANGES = st.lists(st.tuples(st.integers(0, 400), st.sampled_from(TOKENS), st.b
 
 
 @given(VALID, _CHANGES)
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_mutated_headers(folder: Path, content: bytes, changes: Sequence[tuple[int, str, bool]]) -> None:
     header = parse(content)
     body = replace_tokens(content[8 : header.data_start].decode(), changes)
@@ -273,6 +270,6 @@ def _single(entry: str, data: bytes = b"") -> bytes:
 @example(_single(f'{{"dtype":"U8","shape":[0,{2**62},{2**62}],"data_offsets":[0,0]}}'))
 @example(with_length(b'{"__metadata__":{"a":"\\ud800"}}'))
 @example(with_length(b'{"__metadata__":{"\\ud800":"a"}}'))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_odd_shapes(folder: Path, content: bytes) -> None:
     check_verdict(content, folder)

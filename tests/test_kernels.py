@@ -67,7 +67,7 @@ variants = pytest.mark.parametrize(
 
 
 @variants
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     pieces=st.lists(
         st.tuples(
@@ -112,7 +112,7 @@ def draw_group(kind: str, seed: int) -> NDArray[np.float32]:
 
 
 @variants
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     numbers=arrays.arrays(
         np.float32,
@@ -139,7 +139,6 @@ def test_blocks_that_are_not_full(groups: int, round_weights: bool, round_scales
     assert_same(bits, round_weights=round_weights, round_scales=round_scales)
 
 
-@settings(deadline=None)
 @given(bits=arrays.arrays(np.uint32, st.integers(1, 300)))
 def test_rounding_to_bfloat16_is_torchs(bits: NDArray[np.uint32]) -> None:
     rounded = np.empty(bits.size, np.uint16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,27 +43,41 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def wait_for_journal(output: Path, lines: int) -> int:
-    """Wait until so many tensors are finished; tells how many really are."""
-    journal = output.parent / f".{output.name}.lensconv" / "journal"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        finished = journal.read_bytes().count(b"\n") - 1 if journal.exists() else -1
-        if finished >= lines or output.exists():
-            return finished
-        time.sleep(0.002)
-    raise AssertionError("the conversion did not begin")
+def finished_tensors(output: Path) -> int:
+    """Tensors that the journal of a conversion says are finished; -1 before there is a journal."""
+    try:
+        return (output.parent / f".{output.name}.lensconv" / "journal").read_bytes().count(b"\n") - 1
+    except FileNotFoundError:
+        return -1
+
+
+def stop_conversion(source: Path, output: Path, sent: signal.Signals, lines: int) -> tuple[int, str, str, int]:
+    """Send a signal to a conversion once so many tensors are finished.
+
+    Returns:
+        Its exit code, what it printed on stdout and on stderr, and how many tensors were finished.
+    """
+    for _ in range(5):
+        process = start("convert", source, output, "--json")
+        finished = -1
+        while finished < lines and process.poll() is None:
+            finished = max(finished, finished_tensors(output))
+            time.sleep(0.002)
+        process.send_signal(sent)
+        stdout, stderr = process.communicate(timeout=120)
+        if process.returncode != 0:
+            return process.returncode, stdout, stderr, finished
+        # The signal came too late.
+        shutil.rmtree(output)
+    raise AssertionError("every conversion was done before it could be stopped")
 
 
 @pytest.mark.parametrize("lines", [9, 41])
 def test_a_killed_run_goes_on(lines: int, source: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "out"
-    process = start("convert", source, output, "--json")
-    finished = wait_for_journal(output, lines)
-    process.kill()
-    process.communicate()
-    if output.exists():
-        pytest.fail("the model is too small to kill its conversion in time")
+    code, _, stderr, finished = stop_conversion(source, output, signal.SIGKILL, lines)
+    assert code == -signal.SIGKILL, stderr
+    assert not output.exists()
     done = run_process("convert", source, output, "--json")
     assert done.returncode == 0, done.stderr
     assert checksums(done.stdout) == undisturbed
@@ -72,28 +87,33 @@ def test_a_killed_run_goes_on(lines: int, source: Path, undisturbed: dict[str, s
     assert set(snapshot(output)) == undisturbed.keys()
 
 
-@pytest.mark.parametrize(("sent", "lines"), [(signal.SIGINT, 10), (signal.SIGTERM, -1), (signal.SIGHUP, 30)])
+@pytest.mark.parametrize(("sent", "lines"), [(signal.SIGINT, 10), (signal.SIGTERM, 0), (signal.SIGHUP, 30)])
 def test_a_run_that_is_told_to_stop(
     sent: signal.Signals, lines: int, source: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    process = start("convert", source, output, "--json")
-    if lines >= 0:
-        wait_for_journal(output, lines)
-    else:
-        time.sleep(0.25)  # Still importing, or just begun.
-    process.send_signal(sent)
-    stdout, stderr = process.communicate(timeout=120)
-    if lines < 0 and process.returncode == -sent:
-        return  # The command did not listen yet.
-    assert process.returncode == 130, stderr
+    code, stdout, stderr, _ = stop_conversion(source, output, sent, lines)
+    assert code == 130, stderr
     assert json.loads(stdout)["error"]["type"] == "Interrupted"
     assert "Traceback" not in stderr
     assert not output.exists()
-    assert not planners(), "the planning process was left behind"
+    wait_until_no_planner_is_left()
     done = run_process("convert", source, output, "--json")
     assert checksums(done.stdout) == undisturbed
     assert names_in(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.6])
+def test_a_command_that_is_stopped_early(delay: float, source: Path, tmp_path: Path) -> None:
+    """Whenever the signal comes, it gives the exit code, or ends a process that does not listen yet."""
+    process = start("convert", source, tmp_path / "out", "--json")
+    time.sleep(delay)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode in (-signal.SIGTERM, 130), stderr
+    assert not (tmp_path / "out").exists()
+    if process.returncode == 130:
+        assert json.loads(stdout)["error"]["type"] == "Interrupted"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +147,13 @@ def test_the_exit_code_holds_wherever_the_signal_comes(body: str, tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
+def wait_until_no_planner_is_left() -> None:
+    deadline = time.monotonic() + 60
+    while planners():
+        assert time.monotonic() < deadline, "the planning process was left behind"
+        time.sleep(0.05)
+
+
 def planners() -> list[str]:
     """Command lines of planning processes whose parent is gone."""
     found = []
@@ -143,7 +170,7 @@ def planners() -> list[str]:
 
 def test_a_synthesis_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None:
     process = start("synth", tmp_path / "out", "--layers", "8")
-    while not (tmp_path / ".out.lensconv").exists():
+    while not (tmp_path / ".out.lensconv").exists() and process.poll() is None:
         time.sleep(0.01)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)

@@ -54,7 +54,7 @@ def write(folder: Path, state: dict[str, torch.Tensor], **options: Any) -> None:
         (folder / layout.index_name).write_bytes(layout.index)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes=STATES)
 def test_files_are_those_of_safetensors(
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]], tmp_path_factory: pytest.TempPathFactory
@@ -65,7 +65,7 @@ def test_files_are_those_of_safetensors(
     assert (folder / "model.safetensors").read_bytes() == save(state, metadata={"format": "pt"})
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shapes=STATES, shard_bytes=st.integers(1, 200))
 def test_shards_are_those_of_the_hub_library(
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]], shard_bytes: int, tmp_path_factory: pytest.TempPathFactory
