@@ -142,7 +142,8 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _ignore_signals() -> None:
-    for number in _STOPPING:
+    # The alarm of a signal that waited for an import may still be on its way.
+    for number in (*_STOPPING, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
 
 
