@@ -12,8 +12,8 @@ import math
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from converter.conversion.release import CONFIG_NAME, encode_json, write_file
 from converter.conversion.staging import Staging
 from converter.errors import OutputError, UsageError, printable
 from converter.lens.layout import CLASS_NAME, MAXIMUM_LAYERS, LensConfig, lens_family, lens_tensors
+from converter.threads import run_in_threads
 
 #: Numbers drawn at a time.
 PIECE_ELEMENTS = 1 << 20
@@ -133,14 +134,9 @@ def synthesize(
 
 def _write_weights(folder: Path, specs: tuple[TensorSpec, ...], layout: Layout, seed: int, progress: Progress) -> None:
     workers = len(os.sched_getaffinity(0))
-    with SlotWriter(folder, layout) as writer, ThreadPoolExecutor(workers, thread_name_prefix="synth") as pool:
-        futures = [pool.submit(_write_tensor, writer, layout, spec, seed, progress) for spec in specs]
-        try:
-            for future in futures:
-                future.result()
-                progress.refresh()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with SlotWriter(folder, layout) as writer:
+        write = partial(_write_tensor, writer, layout, seed=seed, progress=progress)
+        run_in_threads(write, specs, workers=workers, name="synth", refresh=progress.refresh)
         writer.sync()
 
 

@@ -134,6 +134,7 @@ def test_files_are_hashed_and_written_back_behind_the_slots(tmp_path: Path, monk
     assert len(layout.files) > 1
     with SlotWriter(tmp_path, layout) as writer:
         hasher = FollowingHasher(tmp_path, layout)
+        hasher.start()
         for name, slot in reversed(layout.slots.items()):
             writer.write(slot.file, slot.offset, name.encode() * (slot.bytes // len(name)))
             hasher.finish_slot(name)

@@ -89,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         except OSError:
             # What could not be written would be tried once more at exit, and change the exit code.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if code == Interrupted.exit_code:
+        # Python would wait for threads, and one may be reading what SDNQ's process has yet to say.
+        os._exit(code)
     sys.exit(code)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from converter.conversion.staging import Staging
 from converter.errors import NonFiniteWeight, UnsupportedCheckpoint, printable
 from converter.quantize import kernels
 from converter.quantize.methods import Kind
+from converter.threads import run_in_threads
 
 if TYPE_CHECKING:
     from converter.console import Progress
@@ -296,29 +296,22 @@ class WorkerPool:
             self._jobs.put(job)
         shared = MemoryBudget(budget)
         piece_bytes = min(PIECE_BYTES, max(MINIMUM_PIECE_BYTES, budget // (4 * workers)))
-        with TensorReader() as reader, ThreadPoolExecutor(workers, thread_name_prefix="worker") as pool:
-            futures = [
-                pool.submit(
-                    self._work,
-                    TensorConverter(reader, writer, numerics, shared, piece_bytes, self._progress, self._stop),
-                )
+        with TensorReader() as reader:
+            converters = [
+                TensorConverter(reader, writer, numerics, shared, piece_bytes, self._progress, self._stop)
                 for _ in range(workers)
             ]
             try:
-                waiting: set[Future[None]] = set(futures)
-                while waiting:
-                    # A bounded wait, so that Ctrl-C is noticed and the display stays alive.
-                    done, waiting = wait(waiting, timeout=0.1, return_when=FIRST_EXCEPTION)
-                    self._progress.refresh()
-                    if any(future.exception() for future in done):
-                        break
-            finally:
-                self._stop.set()
-        failures = [error for future in futures if (error := future.exception()) is not None]
-        for error in sorted(failures, key=lambda error: isinstance(error, Stopped)):
-            if isinstance(error, OSError):
+                run_in_threads(
+                    self._work,
+                    converters,
+                    workers=workers,
+                    name="worker",
+                    refresh=self._progress.refresh,
+                    stop=self._stop.set,
+                )
+            except OSError as error:
                 raise write_error(writer.folder, error) from error
-            raise error
 
     def _work(self, converter: TensorConverter) -> None:
         while not self._stop.is_set():
@@ -327,7 +320,10 @@ class WorkerPool:
             except queue.Empty:
                 return
             facts: dict[str, Any] = {"outputs": len(job.outputs)}
-            nonfinite = converter.convert(job)
+            try:
+                nonfinite = converter.convert(job)
+            except Stopped:
+                return
             if nonfinite:
                 facts["nonfinite"] = nonfinite
             if self._random_state is not None and isinstance(job, QuantizeJob):

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import threading
+import queue
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from converter.checkpoint.layout import FileLayout, Layout
 from converter.conversion.writeback import WriteBack
+from converter.threads import HeldSignals, wait_for
 
 #: Bytes read back at a time.
 READ_BYTES = 1 << 20
@@ -32,22 +34,23 @@ class FollowingHasher:
         self._folder = folder
         self._layout = layout
         self._finished: set[str] = set()
-        self._changed = threading.Condition()
+        self._news: queue.SimpleQueue[Sequence[str]] = queue.SimpleQueue()
         self._stopped = False
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hasher")
-        self._result = self._pool.submit(self._run)
+
+    def start(self) -> None:
+        """Begin; ``stop`` must follow, whatever happens."""
+        with HeldSignals():
+            self._result = self._pool.submit(self._run)
 
     def finish_slot(self, *names: str) -> None:
         """Say that tensors are in their slots. Any thread may call this."""
-        with self._changed:
-            self._finished.update(names)
-            self._changed.notify()
+        self._news.put(names)
 
     def stop(self) -> None:
         """Give up what is not done, and wait for the thread."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify()
+        self._stopped = True
+        self._news.put(())
         self._pool.shutdown()
 
     def digests(self) -> dict[str, str]:
@@ -56,7 +59,7 @@ class FollowingHasher:
         Raises:
             OSError: a file could not be read back.
         """
-        return self._result.result()
+        return wait_for(self._result)
 
     def _run(self) -> dict[str, str]:
         digests = {}
@@ -88,6 +91,6 @@ class FollowingHasher:
         return digest.hexdigest()
 
     def _wait_for(self, name: str) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopped or name in self._finished)
-            return not self._stopped
+        while name not in self._finished and not self._stopped:
+            self._finished.update(self._news.get())
+        return not self._stopped

@@ -286,6 +286,7 @@ class _Conversion:
         with SlotWriter(folder, layout) as writer, self._progress("converting", total) as progress:
             hasher = FollowingHasher(folder, layout)
             try:
+                hasher.start()
                 for job in done:
                     hasher.finish_slot(*job.outputs)
                     progress.skip(job.tensor.entry.bytes)

@@ -21,6 +21,7 @@ from converter.checkpoint.source import open_checkpoint
 from converter.memory import peak_rss_bytes
 from converter.quantize.plan import Plan
 from converter.recipe.recipe import Recipe
+from converter.threads import HeldSignals, wait_for
 
 _PR_SET_PDEATHSIG = 1
 
@@ -55,20 +56,21 @@ class PlannerProcess:
         package = str(Path(__file__).resolve().parents[2])
         # -P keeps the current folder off the module path; the package is added last, so that it shadows nothing.
         start = f"import sys; sys.path.append({package!r}); from converter.quantize.planner_process import main; main()"
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", start],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        # Read by a thread, so that the process can go away, and its memory with it, as soon as it has answered.
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="planner")
-        self._content = self._pool.submit(self._process.communicate, pickle.dumps(request))
+        with HeldSignals():
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", start],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            # Read by a thread, so that the process can go away, and its memory with it, as soon as it has answered.
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="planner")
+            self._content = self._pool.submit(self._process.communicate, pickle.dumps(request))
 
     def answer(self) -> PlanAnswer | None:
         """Wait for the plan; None when the process failed, for whatever reason."""
-        content, _ = self._content.result()
+        content, _ = wait_for(self._content)
         if self._process.returncode != 0:
             return None
         answer = pickle.loads(content)  # noqa: S301 - from our own process

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from converter.quantize.models import TORCH_DTYPES, EmptyModel, build_empty_mode
 from converter.quantize.planner import walk_modules
 from converter.quantize.rules import PARTS
 from converter.quantize.sdnq_kernels import as_tensor
+from converter.threads import run_in_threads
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_entries
 from converter.verification.measures import Fidelity, ModuleFidelity, by_ratio, ratio_db
@@ -59,19 +60,10 @@ def measure_fidelity(
     pair = _Pair(audit, source)
     checks = [*_check_config(audit, source), pair.check_plan()]
     total = sum(source.tensors[name].entry.bytes for name in pair.work)
-    with (
-        progress("comparing", total) as shown,
-        TensorReader() as reader,
-        ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="fidelity") as pool,
-    ):
-        futures = [pool.submit(pair.compare, name, reader, shown) for name in pair.work]
-        try:
-            results = []
-            for future in futures:
-                results.append(future.result())
-                shown.refresh()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    workers = len(os.sched_getaffinity(0))
+    with progress("comparing", total) as shown, TensorReader() as reader:
+        compare = partial(pair.compare, reader=reader, progress=shown)
+        results = run_in_threads(compare, pair.work, workers=workers, name="fidelity", refresh=shown.refresh)
     different = [result for result in results if isinstance(result, str) and result]
     modules = tuple(result for result in results if isinstance(result, ModuleFidelity))
     kept = len(results) - len(modules)

@@ -1,0 +1,115 @@
+"""Threads that work while the main thread waits for them, and can be interrupted.
+
+What a signal's handler raises comes between any two steps of the main thread. Where these start a thread, nobody then
+knows that thread, and the process waits for it at its end, for ever; where they take a lock, it is never given back.
+So signals are held back while threads are started and waited for, and handled between two looks at them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+#: Signals that have a handler which may raise: Python's own, those that stop a command, and the alarm.
+_HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+#: Seconds between two looks at the threads, after which Ctrl-C is noticed and the display refreshed.
+_POLL_SECONDS = 0.1
+
+
+class HeldSignals:
+    """Holds signals back while the block runs, but for moments that the block chooses.
+
+    In another thread than the main one it does nothing: handlers run in the main thread alone.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
+        self._arrived: list[signal.Signals] = []
+
+    def handle(self) -> None:
+        """Run the handlers of the signals that came; what they raise is raised here."""
+        while self._arrived:
+            number = self._arrived.pop(0)
+            self._handlers[number](number, inspect.currentframe())
+
+    def __enter__(self) -> HeldSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in _HELD:
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    self._handlers[number] = handler
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._handlers.items():
+            # A handler that has run may have chosen what becomes of further signals.
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, handler)
+        self.handle()
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._arrived.append(signal.Signals(number))
+
+
+def wait_for(future: Future[_Result]) -> _Result:
+    """Wait for what a thread is to bring; what it raised is raised here, and so is what a signal's handler raises."""
+    with HeldSignals() as signals:
+        while not wait([future], timeout=_POLL_SECONDS).done:
+            signals.handle()
+    return future.result()
+
+
+def run_in_threads(
+    function: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    *,
+    workers: int,
+    name: str,
+    refresh: Callable[[], None],
+    stop: Callable[[], None] = lambda: None,
+) -> list[_Result]:
+    """Call a function with every item, in threads; return when no thread is left.
+
+    Args:
+        function: what the threads call.
+        items: one for each call.
+        workers: how many threads.
+        name: of the threads.
+        refresh: called in the main thread, a few times a second.
+        stop: called when no further call is wanted, to shorten those that run; at the end as well.
+
+    Returns:
+        What the calls returned, in the order of the items.
+
+    Raises:
+        BaseException: what the first call raised that failed, after which no other is begun; what a signal's handler
+            raises.
+    """
+    with HeldSignals() as signals, ThreadPoolExecutor(workers, thread_name_prefix=name) as pool:
+        try:
+            futures = [pool.submit(function, item) for item in items]
+            waiting = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_EXCEPTION)
+                refresh()
+                signals.handle()
+                if any(future.exception() for future in done):
+                    break
+        finally:
+            stop()
+            pool.shutdown(cancel_futures=True)
+    for future in futures:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            raise error
+    return [future.result() for future in futures]
