@@ -120,13 +120,17 @@ def test_a_command_that_is_stopped_early(delay: float, source: Path, tmp_path: P
     "body",
     [
         pytest.param("exec('import os, signal; os.kill(os.getpid(), signal.SIGTERM)')", id="in-compiled-text"),
-        pytest.param("import swallowing, time; time.sleep(60); print(swallowing)", id="in-an-import"),
+        pytest.param("import imported, time; time.sleep(60); print(imported)", id="in-an-import"),
+        pytest.param("import finalized, time; finalized.Finalized(); time.sleep(60); print()", id="in-a-finalizer"),
     ],
 )
 def test_the_exit_code_holds_wherever_the_signal_comes(body: str, tmp_path: Path) -> None:
     """``python -m`` has an exit code of its own for the first case; numpy and torch do the like of the second."""
-    (tmp_path / "swallowing.py").write_text(
+    (tmp_path / "imported.py").write_text(
         "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGTERM)\nexcept BaseException:\n    pass\n"
+    )
+    (tmp_path / "finalized.py").write_text(
+        "import os, signal\nclass Finalized:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     (tmp_path / "stopped.py").write_text(
         "import click\nfrom converter.cli import main\n"

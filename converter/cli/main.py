@@ -33,8 +33,8 @@ from converter.errors import (
 COMMANDS = ("plan", "convert", "verify", "synth")
 #: Signals that ask a command to stop.
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Seconds between looks whether the import that a signal came into is done.
-_IMPORT_POLL = 0.02
+#: Seconds until another try, where a signal came into an import or a finalizer.
+_POLL_SECONDS = 0.02
 
 
 class LazyGroup(click.Group):
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     _open_closed_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(as_json="--json" in arguments, quiet="--quiet" in arguments)
+    sys.unraisablehook = _stop_later
     try:
         for number in _STOPPING:
             # What the shell ignores on purpose (nohup, background jobs) stays ignored.
@@ -129,10 +130,22 @@ def _interrupt(_: int, frame: FrameType | None) -> None:
     # Cleaning up takes a moment, in which a second one would only do harm.
     _ignore_signals()
     if _is_importing(frame):
-        signal.signal(signal.SIGALRM, _interrupt)
-        signal.setitimer(signal.ITIMER_REAL, _IMPORT_POLL)
+        _interrupt_soon()
     else:
         raise _Stop
+
+
+def _interrupt_soon() -> None:
+    signal.signal(signal.SIGALRM, _interrupt)
+    signal.setitimer(signal.ITIMER_REAL, _POLL_SECONDS)
+
+
+def _stop_later(unraisable: sys.UnraisableHookArgs) -> None:
+    """Try again where Python drops what is raised, as it does in finalizers."""
+    if unraisable.exc_type is _Stop:
+        _interrupt_soon()
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -145,7 +158,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _ignore_signals() -> None:
-    # The alarm of a signal that waited for an import may still be on its way.
+    # The alarm of a signal that had to wait may still be on its way.
     for number in (*_STOPPING, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
 
