@@ -22,9 +22,8 @@ from converter.cli.main import run
 from converter.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Seconds after which a command counts as hanging. The first one in a process imports torch and SDNQ, which takes a
-#: slow disk a while.
-TIME_LIMIT = 120.0
+#: Seconds after which a command counts as hanging; the first one in a process imports torch and SDNQ.
+TIME_LIMIT = 30.0
 # Tests run side by side, a process for each core; threads of torch that wait for each other would take the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How long an example takes is the machine's affair.

@@ -147,6 +147,7 @@ def test_usage_errors(arguments: list[str], message: str, lensconv: Lensconv) ->
     assert plain.stdout == ""
     assert plain.stderr.startswith("error: ")
     assert len(plain.stderr.splitlines()) == 1
+    assert ".." not in plain.stderr
 
 
 def test_without_a_command_the_help_is_shown() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from converter.synth import synthesize
-from tests.conftest import ROOT, command, names_in, run_process, snapshot
+from tests.conftest import ROOT, TIME_LIMIT, command, names_in, run_process, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,17 @@ def checksums(stdout: str) -> dict[str, str]:
     return {file["name"]: file["sha256"] for file in json.loads(stdout)["files"]}
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
+def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     # A shell's background jobs ignore SIGINT, and so do their children unless somebody wants it again.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
 
 
 def finished_tensors(output: Path) -> int:
@@ -64,7 +71,7 @@ def stop_conversion(source: Path, output: Path, sent: signal.Signals, lines: int
             finished = max(finished, finished_tensors(output))
             time.sleep(0.002)
         process.send_signal(sent)
-        stdout, stderr = process.communicate(timeout=120)
+        stdout, stderr = process.communicate(timeout=TIME_LIMIT)
         if process.returncode != 0:
             return process.returncode, stdout, stderr, finished
         # The signal came too late.
@@ -109,8 +116,9 @@ def test_a_command_that_is_stopped_early(delay: float, source: Path, tmp_path: P
     process = start("convert", source, tmp_path / "out", "--json")
     time.sleep(delay)
     process.send_signal(signal.SIGTERM)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=TIME_LIMIT)
     assert process.returncode in (-signal.SIGTERM, 130), stderr
+    assert "Traceback" not in stderr
     assert not (tmp_path / "out").exists()
     if process.returncode == 130:
         assert json.loads(stdout)["error"]["type"] == "Interrupted"
@@ -145,14 +153,21 @@ def test_the_exit_code_holds_wherever_the_signal_comes(body: str, tmp_path: Path
         check=False,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=50,
+        timeout=TIME_LIMIT,
     )
     assert (done.returncode, done.stdout) == (130, ""), done.stderr
     assert "Traceback" not in done.stderr
 
 
+def test_ctrl_c_while_the_command_is_imported_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    process = start("plan", "source", PYTHONPATH=str(tmp_path))
+    stdout, stderr = process.communicate(timeout=TIME_LIMIT)
+    assert (process.returncode, stdout, stderr) == (-signal.SIGINT, "", "")
+
+
 def wait_until_no_planner_is_left() -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + TIME_LIMIT
     while planners():
         assert time.monotonic() < deadline, "the planning process was left behind"
         time.sleep(0.05)
@@ -178,7 +193,7 @@ def test_a_synthesis_that_is_told_to_stop_leaves_nothing(tmp_path: Path) -> None
         time.sleep(0.01)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=TIME_LIMIT)
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert names_in(tmp_path) == []

@@ -8,6 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 
 import pytest
 
@@ -78,14 +81,32 @@ def test_another_thread_has_no_signals_to_hold() -> None:
     assert run_in_threads(work, [0], workers=1, name="outer", refresh=lambda: None) == [[1, 2]]
 
 
-def test_ctrl_c_ends_the_wait() -> None:
-    from concurrent.futures import Future
-
+@contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Send SIGINT to this process in a moment, and expect it to end the block."""
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with time_limit(), pytest.raises(KeyboardInterrupt):
-        wait_for(Future())
+        yield
     timer.join()
+
+
+def test_ctrl_c_ends_the_wait() -> None:
+    with ctrl_c():
+        wait_for(Future())
+
+
+def test_ctrl_c_ends_the_work() -> None:
+    called_off = threading.Event()
+    finished: list[int] = []
+
+    def work(item: int) -> None:
+        called_off.wait(60)
+        finished.append(item)
+
+    with ctrl_c():
+        run_in_threads(work, range(100), workers=2, name="t", refresh=lambda: None, stop=called_off.set)
+    assert finished in ([0, 1], [1, 0])
 
 
 HAMMERED = """

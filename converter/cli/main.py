@@ -91,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             # What could not be written would be tried once more at exit, and change the exit code.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if code == Interrupted.exit_code:
-        # Python would wait for threads, and one may be reading what SDNQ's process has yet to say.
+        # Python would wait for threads, and one may be reading what SDNQ's process has yet to say. And `python -m`
+        # would end by a SIGINT of its own if the interrupt came into text that was compiled and run, as in the making
+        # of a named tuple.
         os._exit(code)
     sys.exit(code)
 
@@ -117,22 +119,13 @@ def run(arguments: Sequence[str], console: Console) -> int:
     return failure.exit_code
 
 
-class _Stop(KeyboardInterrupt):
-    """The user called it off.
-
-    ``python -m`` ends by a SIGINT of its own, whatever the exit code, if a KeyboardInterrupt ever left text that was
-    compiled and run (as in the making of a named tuple), be it caught or not; it looks for that very class, not for
-    this one.
-    """
-
-
 def _interrupt(_: int, frame: FrameType | None) -> None:
     # Cleaning up takes a moment, in which a second one would only do harm.
     _ignore_signals()
     if _is_importing(frame):
         _interrupt_soon()
     else:
-        raise _Stop
+        raise KeyboardInterrupt
 
 
 def _interrupt_soon() -> None:
@@ -142,7 +135,7 @@ def _interrupt_soon() -> None:
 
 def _stop_later(unraisable: sys.UnraisableHookArgs) -> None:
     """Try again where Python drops what is raised, as it does in finalizers."""
-    if unraisable.exc_type is _Stop:
+    if unraisable.exc_type is KeyboardInterrupt:
         _interrupt_soon()
     else:
         sys.__unraisablehook__(unraisable)
