@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from converter.recipe.recipe import Recipe as Recipe
     from converter.recipe.recipe import Rule as Rule
     from converter.recipe.recipe import find_recipe as find_recipe
-    from converter.synth import SynthReport as SynthReport
-    from converter.synth import synthesize as synthesize
+    from converter.synth.run import SynthReport as SynthReport
+    from converter.synth.run import synthesize as synthesize
     from converter.verification.report import VerifyReport as VerifyReport
     from converter.verification.run import verify as verify
 
@@ -46,7 +46,7 @@ _HOMES = {
     "PlanReport": "converter.conversion.preview",
     "Recipe": "converter.recipe.recipe",
     "Rule": "converter.recipe.recipe",
-    "SynthReport": "converter.synth",
+    "SynthReport": "converter.synth.run",
     "TensorEntry": "converter.checkpoint.header",
     "VerifyReport": "converter.verification.report",
     "convert": "converter.conversion.run",
@@ -54,7 +54,7 @@ _HOMES = {
     "open_checkpoint": "converter.checkpoint.source",
     "plan": "converter.conversion.preview",
     "read_header": "converter.checkpoint.header",
-    "synthesize": "converter.synth",
+    "synthesize": "converter.synth.run",
     "verify": "converter.verification.run",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from converter.lens.layout import CLASS_NAME, lens_family
+from converter.lens_layout import CLASS_NAME, lens_family
 
 #: Roles in models other than Lens, by the words that their authors use; the first match counts.
 _WORDS: tuple[tuple[str, re.Pattern[str]], ...] = (

@@ -19,7 +19,7 @@ import torch
 from converter.checkpoint.header import TensorEntry, encode_header
 from converter.cli.main import COMMANDS, cli
 from converter.conversion.preview import CUDA_LIBRARY_BYTES
-from converter.lens.layout import CLASS_NAME, LensConfig, lens_tensors
+from converter.lens_layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.schemas import NAMES, load_schema
 from tests.conftest import ROOT, Outcome, run_process, snapshot
 

@@ -9,7 +9,7 @@ import torch
 
 from converter.errors import UnsupportedCheckpoint
 from converter.families import family
-from converter.lens.layout import CLASS_NAME, LensConfig, infer_config, lens_family, lens_tensors
+from converter.lens_layout import CLASS_NAME, LensConfig, infer_config, lens_family, lens_tensors
 from converter.lens.transformer import LensTransformer2DModel
 
 CONFIGS = [

@@ -14,7 +14,7 @@ import pytest
 from converter import ConvertOptions, Recipe, convert
 from converter.conversion.staging import Staging
 from converter.errors import DiskError, MalformedCheckpoint, OutputError
-from converter.synth import synthesize
+from converter.synth.run import synthesize
 from tests.conftest import names_in, snapshot
 from tests.reference import weight_files
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline

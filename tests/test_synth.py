@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from converter.checkpoint.source import open_checkpoint
 from converter.errors import OutputError, UsageError
-from converter.lens.layout import LensConfig, lens_tensors
-from converter.synth import synthesize
+from converter.lens_layout import LensConfig, lens_tensors
+from converter.synth.run import synthesize
 from tests.conftest import names_in
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from converter import Recipe, convert, verify
 from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint, UsageError
-from converter.lens.layout import CLASS_NAME
+from converter.lens_layout import CLASS_NAME
 from converter.quantize.libraries import load_library
 from converter.schemas import load_schema
 from converter.verification.audit import Audit

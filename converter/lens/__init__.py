@@ -1,0 +1,28 @@
+"""Lens, the text-to-image model: transformer, text encoder and pipeline.
+
+    import torch
+    from converter.lens import LensPipeline
+
+    pipe = LensPipeline.from_pretrained("Lens-uint4", torch_dtype=torch.bfloat16)
+    image = pipe("a red cube on a wooden table", base_resolution=1024, aspect_ratio="1:1").images[0]
+
+Weights and configs are those of microsoft/Lens, or a release that lensconv made of them. Importing this package makes
+the classes known to diffusers and transformers, so that ``DiffusionPipeline.from_pretrained`` finds them, too.
+"""
+
+from __future__ import annotations
+
+from converter.quantize.libraries import load_library
+
+# SDNQ must not compile a test function while diffusers imports it; see there.
+load_library("diffusers")
+
+from converter.lens.pipeline import LensPipeline as LensPipeline  # noqa: E402
+from converter.lens.pipeline import LensPipelineOutput as LensPipelineOutput  # noqa: E402
+from converter.lens.registration import register as _register  # noqa: E402
+from converter.lens.text_encoder import LensGptOssEncoder as LensGptOssEncoder  # noqa: E402
+from converter.lens.transformer import LensTransformer2DModel as LensTransformer2DModel  # noqa: E402
+
+__all__ = ["LensGptOssEncoder", "LensPipeline", "LensPipelineOutput", "LensTransformer2DModel"]
+
+_register()

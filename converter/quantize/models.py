@@ -23,8 +23,8 @@ from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import Checkpoint
 from converter.errors import DependencyError, UnsupportedCheckpoint, printable
-from converter.lens.layout import CLASS_NAME as LENS
-from converter.lens.layout import MAXIMUM_LAYERS, LensConfig, infer_config, lens_tensors
+from converter.lens_layout import CLASS_NAME as LENS
+from converter.lens_layout import MAXIMUM_LAYERS, LensConfig, infer_config, lens_tensors
 from converter.quantize.libraries import load_library
 
 #: torch's dtypes by the names that safetensors gives them.

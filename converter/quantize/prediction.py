@@ -14,7 +14,7 @@ from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.layout import TensorSpec
 from converter.checkpoint.source import Checkpoint
 from converter.errors import UnsupportedCheckpoint
-from converter.lens.layout import CLASS_NAME, LensConfig, infer_config, lens_tensors
+from converter.lens_layout import CLASS_NAME, LensConfig, infer_config, lens_tensors
 from converter.quantize.methods import FUSED_GROUP, plan_methods
 from converter.quantize.plan import Plan, PlannedModule, PlannedTensor
 from converter.quantize.rules import linear_parts

@@ -33,7 +33,7 @@ from typing import Any
 from converter.checkpoint.source import Checkpoint
 from converter.errors import RecipeError, printable
 from converter.families import family
-from converter.lens.layout import CLASS_NAME, infer_config
+from converter.lens_layout import CLASS_NAME, infer_config
 
 #: The options of ``sdnq.SDNQConfig`` 0.2.8 that change the file, and the type of each. Module lists are not among
 #: them: rules say the same by name, and are checked against the model.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.errors import printable
-from converter.lens.layout import CLASS_NAME, lens_family
+from converter.lens_layout import CLASS_NAME, lens_family
 from converter.quantize.patterns import matching_pattern
 from converter.verification.configuration import shown
 from converter.verification.manifest import check_manifest

@@ -13,7 +13,7 @@ from converter.checkpoint.source import is_plain_name, read_json
 from converter.console import Progress
 from converter.conversion.release import CONFIG_NAME, MANIFEST_NAME, MANIFEST_VERSION, QUANTIZATION_CONFIG_NAME
 from converter.errors import InputError, MalformedCheckpoint, printable
-from converter.lens.layout import CLASS_NAME
+from converter.lens_layout import CLASS_NAME
 from converter.verification.configuration import differing_options, shown
 from converter.verification.report import NAMED_PROBLEMS, Check, list_problems
 

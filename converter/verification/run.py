@@ -18,7 +18,7 @@ from converter.checkpoint.source import (
 from converter.console import Progress
 from converter.conversion.release import CONFIG_NAME, MANIFEST_NAME
 from converter.errors import InputError, UsageError, printable
-from converter.lens.layout import CLASS_NAME, LensConfig, lens_tensors
+from converter.lens_layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.quantize.plan import Plan
 from converter.quantize.prediction import predict_plan
 from converter.recipe.recipe import Recipe, find_recipe

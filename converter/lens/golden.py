@@ -1,0 +1,102 @@
+"""The golden test: a tiny transformer with known weights must give the figures of upstream's own code.
+
+The figures come from microsoft/Lens at commit 5bf0f0c, in float32 on a CPU. A mask that reaches only the first block,
+or position tables that lose half of themselves in bfloat16, are found here; both have happened elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+#: Constructor arguments of the tiny transformer.
+GOLDEN_CONFIG: dict[str, Any] = {
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 4,
+    "num_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 3,
+    "inner_dim": 48,
+    "enc_hidden_dim": 24,
+    "axes_dims_rope": (4, 6, 6),
+    "selected_layer_index": (0, 1, 2),
+}
+#: By grid of tokens: the first four values of the first sample, and the last four of the second, which is masked.
+GOLDEN_VALUES: dict[tuple[int, int], tuple[tuple[float, ...], tuple[float, ...]]] = {
+    (4, 6): ((1.57325, -1.225919, -2.640151, -1.131411), (0.945214, 2.872706, 1.633572, -1.418215)),
+    (3, 5): ((1.572559, -1.226359, -2.639868, -1.130709), (0.277239, -2.200969, -2.395448, -0.074439)),
+}
+#: How far float32 may be off, and bfloat16; a lost half of the tables is off by more than 1.
+TOLERANCE = 2e-5
+BFLOAT16_TOLERANCE = 0.15
+_TEXT_TOKENS = 7
+
+
+def golden_model(model_class: Any) -> Any:
+    """The tiny transformer with its known weights: waves, and near one where a norm wants that.
+
+    Args:
+        model_class: built from ``GOLDEN_CONFIG``.
+    """
+    model = model_class(**GOLDEN_CONFIG).eval()
+    state = model.state_dict()
+    for number, name in enumerate(sorted(state)):
+        wave = torch.sin(0.37 * torch.arange(state[name].numel(), dtype=torch.float64) + 0.11 * number)
+        is_norm = "norm" in name and not name.startswith("norm_out")
+        state[name] = (0.1 * wave + float(is_norm)).reshape(state[name].shape).float()
+    model.load_state_dict(state)
+    return model
+
+
+def golden_output(model: Any, grid: tuple[int, int]) -> torch.Tensor:
+    """What the tiny transformer makes of the known inputs, two samples of them, in the dtype of the model.
+
+    Args:
+        model: from ``golden_model``.
+        grid: rows and columns of image tokens.
+    """
+    tokens, dtype = grid[0] * grid[1], model.dtype
+
+    def wave(*shape: int, phase: int = 0) -> torch.Tensor:
+        values = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+        return torch.cos(0.23 * values + phase).reshape(shape).to(dtype)
+
+    mask = torch.ones(2, _TEXT_TOKENS, dtype=torch.bool)
+    mask[1, 4:] = False
+    with torch.no_grad():
+        output: torch.Tensor = model(
+            hidden_states=wave(2, tokens, GOLDEN_CONFIG["in_channels"]),
+            encoder_hidden_states=[
+                wave(2, _TEXT_TOKENS, GOLDEN_CONFIG["enc_hidden_dim"], phase=1 + index)
+                for index in range(len(GOLDEN_CONFIG["selected_layer_index"]))
+            ],
+            encoder_hidden_states_mask=mask,
+            timestep=torch.tensor([0.7, 0.25]),
+            img_shapes=[(1, *grid)],
+            return_dict=False,
+        )[0]
+    return output
+
+
+def golden_error(model: Any) -> float:
+    """How far the tiny transformer is from upstream's figures at most."""
+    error = 0.0
+    for grid, (first, last) in GOLDEN_VALUES.items():
+        output = golden_output(model, grid).float()
+        found = torch.cat((output[0, 0, :4], output[1, -1, -4:]))
+        error = max(error, float((found - torch.tensor(first + last)).abs().max()))
+    return error
+
+
+def passes_golden_test(model_class: Any) -> bool:
+    """Whether a class computes what upstream computes, in float32 and after ``.to(bfloat16)``.
+
+    What a foreign class raises because it is another model, counts as no.
+    """
+    try:
+        model = golden_model(model_class)
+        return golden_error(model) <= TOLERANCE and golden_error(model.to(torch.bfloat16)) <= BFLOAT16_TOLERANCE
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return False

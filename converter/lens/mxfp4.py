@@ -1,0 +1,61 @@
+"""Whether an MXFP4 text encoder stays packed when it is loaded, or is unpacked to bfloat16 at four times the size.
+
+transformers decides that by the accelerator, Triton and the ``kernels`` package, and unpacks without asking. For the
+encoder of Lens that is the difference between 13.8 and 41.8 GB, which its user should know before it happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from transformers import GptOssConfig, GptOssForCausalLM
+from transformers.quantizers.quantizer_mxfp4 import Mxfp4HfQuantizer
+from transformers.utils.quantization_config import Mxfp4Config
+
+from converter.console import readable_size
+
+#: Options of ``from_pretrained`` that say where the config is.
+_PLACE_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def is_mxfp4(config: Mapping[str, Any]) -> bool:
+    """Whether the content of a ``config.json`` says that the experts are packed."""
+    quantization = config.get("quantization_config")
+    return isinstance(quantization, Mapping) and quantization.get("quant_method") == "mxfp4"
+
+
+def will_unpack() -> bool:
+    """Whether transformers would unpack an MXFP4 checkpoint on this machine; it is asked itself."""
+    quantizer = Mxfp4HfQuantizer(Mxfp4Config(), pre_quantized=True)
+    quantizer.validate_environment()
+    # On a CPU it has kernels for packed weights, and uses them only for those who ask for them.
+    return bool(quantizer.quantization_config.dequantize) or not torch.accelerator.is_available()
+
+
+def unpacking_notice(name: Any, options: Mapping[str, Any]) -> str:
+    """What to say before loading the encoder.
+
+    Args:
+        name: folder or Hub repo.
+        options: of ``from_pretrained``.
+
+    Returns:
+        Empty when nothing is unpacked, or the caller has decided it.
+    """
+    if options.get("quantization_config") is not None:
+        return ""
+    config = options.get("config")
+    if not isinstance(config, GptOssConfig):
+        config = GptOssConfig.from_pretrained(name, **{key: options[key] for key in _PLACE_OPTIONS if key in options})
+    if not is_mxfp4(config.to_dict()) or not will_unpack():
+        return ""
+    with init_empty_weights():
+        parameters = sum(parameter.numel() for parameter in GptOssForCausalLM(config).parameters())
+    return (
+        "the MXFP4 text encoder cannot stay packed on this machine (that takes a GPU of compute capability 7.5 or "
+        "more, Triton and the package kernels): it is unpacked to bfloat16, which takes "
+        f"{readable_size(2 * parameters)} of memory"
+    )

@@ -1,0 +1,43 @@
+"""What loading an SDNQ checkpoint leaves undone: the quantized matmul that its configuration asks for.
+
+``quantization_config.json`` says ``use_quantized_matmul``, but the loaders may leave every layer on dequantized weights
+(the published cards of such checkpoints tell their users to call ``apply_sdnq_options_to_model``). Here it is applied,
+and said.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from converter.quantize.libraries import load_library
+
+logger = logging.getLogger(__name__)
+
+
+def quantized_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers of a model that SDNQ has quantized."""
+    return [module for module in model.modules() if hasattr(module, "sdnq_dequantizer")]
+
+
+def apply_serialized_matmul(model: torch.nn.Module) -> bool:
+    """Turn quantized matmul on where the checkpoint's configuration asks for it and the loader did not.
+
+    Returns:
+        Whether it had to be turned on.
+    """
+    layers = quantized_layers(model)
+    configuration = getattr(model, "quantization_config", None)
+    if not layers or not getattr(configuration, "use_quantized_matmul", False):
+        return False
+    if any(layer.sdnq_dequantizer.use_quantized_matmul for layer in layers):
+        return False
+    load_library("sdnq.loader").apply_sdnq_options_to_model(model, use_quantized_matmul=True)
+    logger.warning(
+        "%s: use_quantized_matmul of the checkpoint's quantization config was not in effect after loading; "
+        "it is now, with %s",
+        type(model).__name__,
+        configuration.quantized_matmul_dtype,  # type: ignore[union-attr]
+    )
+    return True

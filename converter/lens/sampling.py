@@ -1,0 +1,96 @@
+"""The arithmetic between the transformer's calls: noise schedule, guidance, and the way from latents to pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+#: Below this norm a guided velocity counts as zero.
+_LEAST_NORM = 1e-12
+#: Latent pixels a side of a patch, which makes one token.
+_PATCH = 2
+
+
+def noise_schedule(tokens: int, steps: int) -> tuple[list[float], float]:
+    """What the scheduler is given: sigmas before the shift, and how far it shifts them.
+
+    Args:
+        tokens: of the image.
+        steps: how many.
+
+    Returns:
+        Sigmas from 1 to ``1 / steps``, and mu, which is the one that FLUX.2 uses.
+    """
+    return np.linspace(1.0, 1.0 / steps, steps).tolist(), compute_empirical_mu(tokens, steps)
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance whose result keeps the length of the conditional velocity, token by token.
+
+    Args:
+        conditional: velocity with the prompt, ``[batch, tokens, channels]``.
+        unconditional: velocity with the negative prompt.
+        scale: 1 gives the conditional velocity.
+    """
+    guided = unconditional + scale * (conditional - unconditional)
+    length = torch.linalg.vector_norm(guided, dim=-1, keepdim=True)
+    wanted = torch.linalg.vector_norm(conditional, dim=-1, keepdim=True)
+    return guided * torch.where(length > 0, wanted / length.clamp_min(_LEAST_NORM), 1)
+
+
+def unpack_latents(latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Tokens to a grid of patches.
+
+    Args:
+        latents: ``[batch, height * width, channels * 4]``, row by row.
+        height: rows of tokens.
+        width: columns of tokens.
+
+    Returns:
+        ``[batch, channels * 4, height, width]``.
+    """
+    return latents.transpose(1, 2).unflatten(-1, (height, width))
+
+
+def unpatchify(patches: torch.Tensor) -> torch.Tensor:
+    """Patches to latent pixels: ``[batch, channels * 4, height, width]`` to ``[batch, channels, 2 height, 2 width]``.
+
+    A patch lists its channels first, then its rows, then its columns.
+    """
+    pixels = patches.unflatten(1, (-1, _PATCH, _PATCH)).permute(0, 1, 4, 2, 5, 3)
+    return pixels.flatten(4, 5).flatten(2, 3)
+
+
+def pack_latents(latents: torch.Tensor) -> torch.Tensor:
+    """Latent pixels to tokens, the way back: ``[batch, channels, 2 h, 2 w]`` to ``[batch, h * w, channels * 4]``."""
+    patches = latents.unflatten(-1, (-1, _PATCH)).unflatten(2, (-1, _PATCH))
+    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
+
+
+def denormalize(patches: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Undo the normalisation that the autoencoder's batch norm applied.
+
+    Args:
+        patches: ``[batch, channels, height, width]``.
+        mean: running mean, ``[channels]``.
+        variance: running variance, ``[channels]``.
+        epsilon: of the batch norm.
+    """
+    deviation = torch.sqrt(variance + epsilon).to(patches)
+    return patches * deviation[:, None, None] + mean.to(patches)[:, None, None]
+
+
+def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
+    """Decoded pixels from [-1, 1], which they are clamped to, to [0, 1]."""
+    return (pixels.clamp(-1, 1) + 1) / 2
+
+
+def to_uint8(pixels: torch.Tensor) -> np.ndarray:
+    """Decoded pixels in [-1, 1] to bytes, ``[batch, 3, height, width]`` to ``[batch, height, width, 3]``.
+
+    Fractions are cut off, as upstream does; diffusers' image processor would round.
+    """
+    levels = (pixels.clamp(-1, 1) + 1) * 127.5
+    result: np.ndarray = levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return result

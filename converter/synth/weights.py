@@ -1,0 +1,83 @@
+"""Random weights that look like a model's: linears scaled by their fan-in, norms near one.
+
+A tensor's numbers depend on the seed and its name alone, so that a model of fewer layers begins like a deeper one,
+however many threads draw them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from converter.checkpoint.layout import Layout, TensorSpec
+from converter.checkpoint.reader import ranges
+from converter.checkpoint.writer import SlotWriter
+from converter.console import Progress
+from converter.threads import run_in_threads
+
+#: Numbers drawn at a time.
+PIECE_ELEMENTS = 1 << 20
+#: Standard deviation of norm weights around one, and of biases around zero.
+SPREAD = 0.02
+
+
+def write_weights(folder: Path, specs: tuple[TensorSpec, ...], layout: Layout, seed: int, progress: Progress) -> None:
+    """Draw tensors and write them into their slots.
+
+    Args:
+        folder: of the component.
+        specs: F32, BF16 or I64; the last are zeros.
+        layout: where each goes.
+        seed: of the numbers.
+        progress: counts bytes.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    workers = len(os.sched_getaffinity(0))
+    with SlotWriter(folder, layout) as writer:
+        write = partial(_write_tensor, writer, layout, seed=seed, progress=progress)
+        run_in_threads(write, specs, workers=workers, name="synth", refresh=progress.refresh)
+        writer.sync()
+
+
+def _write_tensor(writer: SlotWriter, layout: Layout, spec: TensorSpec, seed: int, progress: Progress) -> None:
+    key = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
+    generator = np.random.Generator(np.random.SFC64([seed, key]))
+    slot = layout.slots[spec.name]
+    scale, centre = _distribution(spec)
+    for start, stop in ranges(math.prod(spec.shape), PIECE_ELEMENTS):
+        numbers = generator.standard_normal(stop - start, dtype=np.float32)
+        numbers *= np.float32(scale)
+        if centre:
+            numbers += np.float32(centre)
+        data = _encode(numbers, spec.dtype)
+        writer.write(slot.file, slot.offset + start * data.itemsize, data.data)
+        progress.advance(data.nbytes)
+
+
+def _distribution(spec: TensorSpec) -> tuple[float, float]:
+    """Standard deviation and mean of a tensor's numbers, by what its name and shape say it is."""
+    if len(spec.shape) > 1:
+        # Experts hold a matrix each, inputs first; kernels of convolutions hold their outputs first.
+        inputs = spec.shape[1] if len(spec.shape) == 3 else math.prod(spec.shape[1:])
+        return 1 / math.sqrt(inputs), 0
+    module, _, parameter = spec.name.rpartition(".")
+    near_one = parameter == "running_var" or (parameter == "weight" and "norm" in module)
+    return SPREAD, float(near_one)
+
+
+def _encode(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 numbers in the dtype of the file."""
+    if dtype == "F32":
+        return numbers
+    if dtype == "BF16":
+        bits = numbers.view(np.uint32)
+        # Half of what is cut off, and one more where the last bit that stays is odd: to nearest, ties to even.
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.zeros(numbers.size, np.int64)
