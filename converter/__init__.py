@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from converter.conversion.report import ConvertReport as ConvertReport
     from converter.conversion.run import convert as convert
     from converter.errors import LensconvError as LensconvError
+    from converter.generation.options import GenerateOptions as GenerateOptions
+    from converter.generation.run import GenerateReport as GenerateReport
+    from converter.generation.run import generate as generate
     from converter.recipe.recipe import Recipe as Recipe
     from converter.recipe.recipe import Rule as Rule
     from converter.recipe.recipe import find_recipe as find_recipe
@@ -41,6 +44,8 @@ _HOMES = {
     "Checkpoint": "converter.checkpoint.source",
     "ConvertOptions": "converter.conversion.options",
     "ConvertReport": "converter.conversion.report",
+    "GenerateOptions": "converter.generation.options",
+    "GenerateReport": "converter.generation.run",
     "Header": "converter.checkpoint.header",
     "LensconvError": "converter.errors",
     "PlanReport": "converter.conversion.preview",
@@ -51,6 +56,7 @@ _HOMES = {
     "VerifyReport": "converter.verification.report",
     "convert": "converter.conversion.run",
     "find_recipe": "converter.recipe.recipe",
+    "generate": "converter.generation.run",
     "open_checkpoint": "converter.checkpoint.source",
     "plan": "converter.conversion.preview",
     "read_header": "converter.checkpoint.header",
@@ -62,6 +68,8 @@ __all__ = [
     "Checkpoint",
     "ConvertOptions",
     "ConvertReport",
+    "GenerateOptions",
+    "GenerateReport",
     "Header",
     "LensconvError",
     "PlanReport",
@@ -73,6 +81,7 @@ __all__ = [
     "__version__",
     "convert",
     "find_recipe",
+    "generate",
     "open_checkpoint",
     "plan",
     "read_header",

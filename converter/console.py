@@ -29,17 +29,21 @@ LINE_LIMIT = 2000
 
 
 class Progress:
-    """How far some work has come, in bytes. This one shows nothing; it is what library calls get.
+    """How far some work has come. This one shows nothing; it is what library calls get.
 
     Args:
         label: what is being done.
-        total: bytes in all.
+        total: how much there is to do.
+        unit: what is counted; empty for bytes.
         clock: seconds, from any start.
     """
 
-    def __init__(self, label: str = "", total: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, label: str = "", total: int = 0, unit: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.label = label
         self.total = total
+        self.unit = unit
         self.done = 0
         self._clock = clock
         self._started = clock()
@@ -47,19 +51,19 @@ class Progress:
         self._lock = threading.Lock()
 
     def skip(self, size: int) -> None:
-        """Count bytes that were done before this run; they say nothing about its speed."""
+        """Count what was done before this run; it says nothing about its speed."""
         with self._lock:
             self.done += size
             self._skipped += size
 
     def advance(self, size: int) -> None:
-        """Count finished bytes. Any thread may call this."""
+        """Count what is done. Any thread may call this."""
         with self._lock:
             self.done += size
 
     @property
     def rate(self) -> float:
-        """Bytes per second so far."""
+        """What is done per second so far."""
         return (self.done - self._skipped) / max(self._clock() - self._started, 1e-9)
 
     def refresh(self) -> None:
@@ -82,9 +86,14 @@ class LineProgress(Progress):
     """
 
     def __init__(
-        self, label: str, total: int, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self,
+        label: str,
+        total: int,
+        write: Callable[[str], None],
+        unit: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(label, total, clock)
+        super().__init__(label, total, unit, clock)
         self._write = write
         self._next = self._started + LINE_INTERVAL
 
@@ -95,26 +104,32 @@ class LineProgress(Progress):
             return
         self._next = now + LINE_INTERVAL
         left = (self.total - self.done) / self.rate if self.done > self._skipped else None
-        done, total, rate = (readable_size(size) for size in (self.done, self.total, int(self.rate)))
-        self._write(f"{self.label}: {done} of {total}, {rate}/s" + (f", {left:.0f} s left" if left is not None else ""))
+        if self.unit:
+            state = f"{self.done} of {self.total} {self.unit}"
+        else:
+            done, total, rate = (readable_size(size) for size in (self.done, self.total, int(self.rate)))
+            state = f"{done} of {total}, {rate}/s"
+        self._write(f"{self.label}: {state}" + (f", {left:.0f} s left" if left is not None else ""))
 
 
 class BarProgress(Progress):
-    """A bar with bytes, bytes per second and the time that is left, for terminals.
+    """A bar with what is done, how fast (for bytes) and the time that is left, for terminals.
 
     Args:
         console: the terminal.
     """
 
-    def __init__(self, label: str, total: int, console: RichConsole) -> None:
+    def __init__(self, label: str, total: int, console: RichConsole, unit: str = "") -> None:
         from rich import progress
 
-        super().__init__(label, total)
+        super().__init__(label, total, unit)
+        counted: tuple[progress.ProgressColumn, ...] = (progress.DownloadColumn(), progress.TransferSpeedColumn())
+        if unit:
+            counted = (progress.MofNCompleteColumn(), progress.TextColumn(unit))
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
-            progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
+            *counted,
             progress.TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
@@ -173,13 +188,13 @@ class Console:
                 return
         self._write(f"error: {error.message}" + (f". {error.hint}" if error.hint else ""))
 
-    def progress(self, label: str, total: int) -> Progress:
-        """Show the progress of work on so many bytes, as a context manager."""
+    def progress(self, label: str, total: int, unit: str = "") -> Progress:
+        """Show the progress of work on so many bytes, or on so many of what ``unit`` says, as a context manager."""
         if self.quiet:
-            return Progress(label, total)
+            return Progress(label, total, unit)
         if self._error_stream().isatty():
-            return BarProgress(label, total, self._rich())
-        return LineProgress(label, total, self._write)
+            return BarProgress(label, total, self._rich(), unit)
+        return LineProgress(label, total, self._write, unit)
 
     def _write(self, line: str) -> None:
         stream = self._error_stream()

@@ -2,7 +2,7 @@
 
 Each class carries the exit code of the command that it ends; nothing else in the project decides one.
 
-LensconvError
+LensconvError               exit 1: what was examined or made is not what it should be
 ├── InputError               exit 2: what was given is malformed, missing or unsupported
 │   ├── UsageError               the command line itself
 │   ├── MissingInput             a file or folder is not there, or cannot be read
@@ -16,6 +16,7 @@ LensconvError
 │   ├── MemoryLimitError         memory
 │   ├── DeviceError              an accelerator
 │   └── DependencyError          a package
+├── ImageError               exit 1: the model drew something that is no image
 └── Interrupted              exit 130: Ctrl-C or a termination signal
 """
 
@@ -119,6 +120,10 @@ class DeviceError(ResourceError):
 
 class DependencyError(ResourceError):
     """A package is missing, or a version of it cannot do what is asked."""
+
+
+class ImageError(LensconvError):
+    """What the model drew is no image."""
 
 
 class Interrupted(LensconvError):

@@ -41,8 +41,12 @@ class LensConfig:
     selected_layer_index: tuple[int, ...] = (5, 11, 17, 23)
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> LensConfig:
+    def from_dict(cls, config: Mapping[str, Any], where: str = "config.json") -> LensConfig:
         """Read the fields out of a ``config.json``; unknown keys are left alone, as diffusers does.
+
+        Args:
+            config: its content.
+            where: the file, for messages.
 
         Raises:
             UnsupportedCheckpoint: a value is of the wrong kind or out of range.
@@ -61,7 +65,7 @@ class LensConfig:
                 valid = type(value) is int and 0 < value <= 1 << 20
             if not valid or (field.name == "num_layers" and value > MAXIMUM_LAYERS):
                 raise UnsupportedCheckpoint(
-                    f"config.json: {field.name} is {printable(str(value))}, which no {CLASS_NAME} can have"
+                    f"{printable(where)}: {field.name} is {printable(str(value))}, which no {CLASS_NAME} can have"
                 )
             values[field.name] = value
         return cls(**values)

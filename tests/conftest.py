@@ -127,3 +127,23 @@ def names_in(folder: Path) -> list[str]:
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Content of all files below a folder, by their paths in it."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture(scope="session")
+def tiny_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole tiny Lens pipeline in the layout of microsoft/Lens."""
+    from converter.synth.run import synthesize
+
+    folder = tmp_path_factory.mktemp("pipelines") / "tiny"
+    synthesize(folder, preset="tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_release(tiny_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the default recipe makes of it."""
+    from converter import convert
+
+    output = tmp_path_factory.mktemp("pipelines") / "tiny-uint4"
+    convert(tiny_repo, output)
+    return output

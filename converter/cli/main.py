@@ -30,7 +30,7 @@ from converter.errors import (
 )
 
 #: Subcommands in the order of a day's work.
-COMMANDS = ("plan", "convert", "verify", "synth")
+COMMANDS = ("plan", "convert", "verify", "generate", "synth")
 #: Signals that ask a command to stop.
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds until another try, where a signal came into an import or a finalizer.

@@ -83,8 +83,8 @@ def dataclass_options(model: type[Any], *names: str) -> Callable[[Callable[..., 
     """Make an option of each named field of a dataclass; help, type and default stand in the dataclass alone.
 
     Args:
-        model: a dataclass whose fields carry ``help`` and, where their type does not tell, ``kind`` or ``choices`` in
-            their metadata.
+        model: a dataclass whose fields carry ``help`` and, where their type does not tell, ``kind``, ``choices`` or
+            ``range`` in their metadata.
         names: fields to make options of.
     """
     by_name = {field.name: field for field in fields(model)}
@@ -97,9 +97,12 @@ def dataclass_options(model: type[Any], *names: str) -> Callable[[Callable[..., 
             if isinstance(field.default, bool):
                 command = click.option(option, name, is_flag=True, help=metadata["help"])(command)
                 continue
-            kind: Any = {"size": SIZE, "count": click.IntRange(min=1)}.get(metadata.get("kind", ""), str)
+            kind: Any = {"size": SIZE, "count": click.IntRange(min=1), "path": PATH}.get(metadata.get("kind", ""), str)
             if "choices" in metadata:
                 kind = click.Choice(metadata["choices"])
+            if "range" in metadata:
+                least, most = metadata["range"]
+                kind = click.IntRange(least, most) if isinstance(least, int) else click.FloatRange(least, most)
             shown: Any = metadata.get("shown", field.default is not None)
             command = click.option(
                 option, name, type=kind, default=field.default, show_default=shown, help=metadata["help"]

@@ -12,16 +12,11 @@ the classes known to diffusers and transformers, so that ``DiffusionPipeline.fro
 
 from __future__ import annotations
 
-from converter.quantize.libraries import load_library
-
-# SDNQ must not compile a test function while diffusers imports it; see there.
-load_library("diffusers")
-
-from converter.lens.pipeline import LensPipeline as LensPipeline  # noqa: E402
-from converter.lens.pipeline import LensPipelineOutput as LensPipelineOutput  # noqa: E402
-from converter.lens.registration import register as _register  # noqa: E402
-from converter.lens.text_encoder import LensGptOssEncoder as LensGptOssEncoder  # noqa: E402
-from converter.lens.transformer import LensTransformer2DModel as LensTransformer2DModel  # noqa: E402
+from converter.lens.pipeline import LensPipeline as LensPipeline
+from converter.lens.pipeline import LensPipelineOutput as LensPipelineOutput
+from converter.lens.registration import register as _register
+from converter.lens.text_encoder import LensGptOssEncoder as LensGptOssEncoder
+from converter.lens.transformer import LensTransformer2DModel as LensTransformer2DModel
 
 __all__ = ["LensGptOssEncoder", "LensPipeline", "LensPipelineOutput", "LensTransformer2DModel"]
 

@@ -30,6 +30,9 @@ QUANTIZING_ERRORS = (
     ValueError,
 )
 
+#: What the loaders of SDNQ, diffusers and transformers raise for a checkpoint that they cannot take.
+LOADING_ERRORS = (*QUANTIZING_ERRORS, ImportError, OSError)
+
 
 def package_versions() -> dict[str, str]:
     """Versions of the packages that decide the bytes, without importing them.
@@ -71,23 +74,29 @@ def is_loaded() -> bool:
     return "sdnq" in sys.modules
 
 
-def load_library(name: str) -> ModuleType:
-    """Import a module of the heavy libraries without their start-up work and chatter.
+def load_library(name: str, *, compiles: bool = False) -> ModuleType:
+    """Import a module of the heavy libraries, or one that imports them, without their start-up work and chatter.
+
+    Args:
+        name: of the module.
+        compiles: whether SDNQ may compile its kernels, which inference on a GPU wants and nothing else does.
 
     Raises:
         DependencyError: it cannot be imported.
     """
-    os.environ.update(quantization_environment())
+    if not compiles:
+        os.environ.update(quantization_environment())
     # Missing Triton and OpenVINO kernels serve inference only; they are noise here.
     logging.getLogger("sdnq").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = importlib.import_module(name)
-            if name in ("diffusers", "transformers"):
-                log = importlib.import_module(f"{name}.utils.logging")
-                log.set_verbosity_error()
-                log.disable_progress_bar()
+            for library in ("diffusers", "transformers"):
+                if library in sys.modules:
+                    log = importlib.import_module(f"{library}.utils.logging")
+                    log.set_verbosity_error()
+                    log.disable_progress_bar()
             return module
     except ImportError as error:
         package = name.partition(".")[0]

@@ -103,10 +103,10 @@ def build_empty_model(checkpoint: Checkpoint) -> EmptyModel:
                 "Give the component's folder, with its config.json.",
             )
         class_name, config = LENS, inferred.to_dict()
-    _refuse_absurd(config, max(MAXIMUM_LAYERS, len(checkpoint.tensors)), where)
+    refuse_absurd(config, max(MAXIMUM_LAYERS, len(checkpoint.tensors)), where)
     if class_name == LENS:
         # Its own checks say more than a constructor that fails.
-        any(lens_tensors(LensConfig.from_dict(config)))
+        any(lens_tensors(LensConfig.from_dict(config, where)))
     model_class = find_class(class_name, where)
     if issubclass(model_class, load_library("transformers").PreTrainedModel):
         return _build_transformers(model_class, checkpoint, config)
@@ -126,11 +126,11 @@ def _constructing(model_class: Any, checkpoint: Checkpoint) -> Iterator[None]:
         ) from error
 
 
-def _refuse_absurd(config: Mapping[str, Any], most: int, where: str) -> None:
+def refuse_absurd(config: Mapping[str, Any], most: int, where: str) -> None:
     """Refuse a config that asks for more layers than there can be; building them would take all memory."""
     for key, value in config.items():
         if isinstance(value, Mapping):
-            _refuse_absurd(value, most, where)
+            refuse_absurd(value, most, where)
         elif re.search("layer|block|depth", key) and type(value) is int and value > most:
             raise UnsupportedCheckpoint(
                 f"{printable(where)}: {printable(key)} is {printable(str(value), 20)}, more than there are tensors",

@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 #: What there are schemas for.
-NAMES = ("convert", "error", "manifest", "plan", "synth", "verify")
+NAMES = ("convert", "error", "generate", "manifest", "plan", "synth", "verify")
 
 
 def load_schema(name: str) -> dict[str, Any]:

@@ -15,25 +15,11 @@ import torch
 from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.source import Checkpoint
 from converter.errors import UnsupportedCheckpoint, printable
-from converter.quantize.libraries import load_library
+from converter.quantize.libraries import LOADING_ERRORS, load_library
 from converter.quantize.models import find_class
 from converter.quantize.sdnq_kernels import as_tensor
 from converter.verification.audit import Audit
 from converter.verification.report import Check, list_problems
-
-#: What loaders raise for a checkpoint that they cannot take.
-_LOADING_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 def check_loading(audit: Audit) -> Iterator[Check]:
@@ -70,7 +56,7 @@ def check_loading(audit: Audit) -> Iterator[Check]:
 def _check_loader(checkpoint: Checkpoint, name: str, load: Callable[[], Any], *, casts: bool) -> Check:
     try:
         model = load()
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         return Check(name, False, f"{type(error).__name__}: {printable(str(error))}")
     state = model.state_dict()
     if load_library("transformers").PreTrainedModel in type(model).__mro__:
