@@ -90,12 +90,16 @@ def test_examples_in_the_help_are_commands() -> None:
         command.make_context(name, words[1:], parent=click.Context(cli, obj=None))
 
 
-def test_every_result_fits_its_schema(lensconv: Lensconv, lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+def test_every_result_fits_its_schema(
+    lensconv: Lensconv, lens_source: Path, lens_output: Path, tiny_release: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "image.png"
     calls: dict[str, list[object]] = {
         "plan": ["plan", lens_source],
         "convert": ["convert", lens_source, tmp_path / "out"],
         "verify": ["verify", lens_output, "--against", lens_source],
         "synth": ["synth", tmp_path / "synth", "--layers", "1"],
+        "generate": ["generate", tiny_release, "--prompt", "x", "--steps", "1", "--out", image],
         "error": ["plan", tmp_path / "nowhere"],
     }
     for name, arguments in calls.items():

@@ -31,7 +31,7 @@ class Terminal(io.StringIO):
 
 def test_a_line_every_few_seconds() -> None:
     clock, lines = Clock(), list[str]()
-    progress = LineProgress("converting", 10_000_000_000, lines.append, clock)
+    progress = LineProgress("converting", 10_000_000_000, lines.append, clock=clock)
     progress.advance(1_000_000_000)
     clock.now += 4.9
     progress.refresh()
@@ -46,9 +46,18 @@ def test_a_line_every_few_seconds() -> None:
     assert lines[1:] == ["converting: 5.000 GB of 10.000 GB, 500.0 MB/s, 10 s left"]
 
 
+def test_what_is_counted_need_not_be_bytes() -> None:
+    clock, lines = Clock(), list[str]()
+    progress = LineProgress("drawing", 20, lines.append, "steps", clock)
+    clock.now += 5
+    progress.advance(4)
+    progress.refresh()
+    assert lines == ["drawing: 4 of 20 steps, 20 s left"]
+
+
 def test_what_was_done_before_says_nothing_about_speed() -> None:
     clock, lines = Clock(), list[str]()
-    progress = LineProgress("converting", 1000, lines.append, clock)
+    progress = LineProgress("converting", 1000, lines.append, clock=clock)
     progress.skip(900)
     clock.now += 5
     progress.refresh()

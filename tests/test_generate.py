@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import resource
@@ -17,9 +18,12 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from converter.checkpoint.header import read_header
+from converter.lens_layout import LensConfig, lens_tensors
+from converter.memory import free_memory_bytes
 from converter.schemas import load_schema
 from tests.conftest import ROOT, Outcome, command, names_in, run_process, snapshot, time_limit
 
@@ -183,7 +187,6 @@ def test_kept_features_spare_the_text_encoder(tiny_repo: Path, tmp_path: Path, l
 def test_features_that_are_none_are_made_anew(
     tiny_repo: Path, tmp_path: Path, lensconv: Lensconv, content: str
 ) -> None:
-    import torch
     from safetensors.torch import load_file, save_file
 
     kept = tmp_path / "kept"
@@ -246,8 +249,6 @@ def test_prompts_of_any_length_and_kind(tiny_repo: Path, tmp_path: Path, lenscon
 
 
 def test_a_machine_without_a_gpu(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
     outcome = draw(lensconv, tiny_repo, tmp_path / "x.png", "--device", "cuda")
@@ -463,10 +464,10 @@ def test_weights_that_are_no_numbers_make_no_image(tiny_repo: Path, tmp_path: Pa
 def test_too_little_memory_is_known_before_anything_is_loaded(
     tiny_repo: Path, tmp_path: Path, lensconv: Lensconv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from converter.generation import run
+    from converter.generation import encoding, run
 
     monkeypatch.setattr(run, "load_pipeline", None)
-    monkeypatch.setattr(run.PromptStage, "encode", None)
+    monkeypatch.setattr(encoding.PromptStage, "encode", None)
     outcome = draw(lensconv, tiny_repo, tmp_path / "x.png", "--height", 16 * 10**6, "--width", 16 * 10**6)
     assert outcome.code == 3
     error = outcome.result["error"]
@@ -525,3 +526,81 @@ def test_a_stopped_run_leaves_nothing(number: signal.Signals, tiny_repo: Path, t
         assert process.returncode == 130, said + rest
         assert "Traceback" not in said + rest
         assert names_in(tmp_path) == []
+
+
+def pack_experts(repo: Path) -> None:
+    """Put the text encoder's experts into MXFP4, as those of GPT-OSS are published: random codes, scales near one."""
+    from safetensors.torch import load_file, save_file
+
+    file = repo / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    generator = torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        shape = experts, outputs, inputs // 32
+        tensors[f"{name}_blocks"] = torch.randint(256, (*shape, 16), dtype=torch.uint8, generator=generator)
+        tensors[f"{name}_scales"] = torch.randint(118, 122, shape, dtype=torch.uint8, generator=generator)
+    save_file(tensors, file, metadata={"format": "pt"})
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    edit_json(
+        repo / "text_encoder" / "config.json",
+        quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": kept},
+    )
+
+
+def test_a_packed_text_encoder_is_unpacked_and_that_is_said(
+    tiny_repo: Path, tmp_path: Path, lensconv: Lensconv
+) -> None:
+    repo = editable(tiny_repo, tmp_path)
+    pack_experts(repo)
+    outcome = draw(lensconv, repo, tmp_path / "x.png")
+    assert outcome.code == 0, outcome.stderr
+    said = outcome.stderr.index("it is unpacked, and takes 3.4 MB")
+    assert said < outcome.stderr.index("loading the text encoder")
+    assert draw(lensconv, tiny_repo, tmp_path / "dense.png").code == 0
+    assert (pixels(tmp_path / "x.png") != pixels(tmp_path / "dense.png")).any()
+
+
+def test_the_real_text_encoder_is_known_not_to_fit(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
+    """A repo whose text encoder has the real size, as headers and holes; unpacked, it takes 41.8 GB."""
+    if free_memory_bytes() > 40_000_000_000:
+        pytest.skip("it fits")
+    repo = editable(tiny_repo, tmp_path)
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_local_experts")
+    sizes = dict(zip(names, (2880, 2880, 64, 8, 32), strict=True))
+    edit_json(repo / "text_encoder" / "config.json", **sizes, head_dim=64, num_experts_per_tok=4, vocab_size=201088)
+    edit_json(repo / "transformer" / "config.json", enc_hidden_dim=2880, num_layers=1)
+    config = LensConfig.from_dict(json.loads((repo / "transformer" / "config.json").read_text()))
+    write_holes(
+        repo / "transformer" / "diffusion_pytorch_model.safetensors",
+        [("F32", name, shape) for name, shape in lens_tensors(config)],
+    )
+    experts = [("U8", f"{name}_blocks", (32, rows, 90, 16)) for name, rows in (("gate_up", 5760), ("down", 2880))]
+    write_holes(
+        repo / "text_encoder" / "model.safetensors",
+        [
+            ("BF16", "model.embed_tokens.weight", (201088, 2880)),
+            ("BF16", "lm_head.weight", (201088, 2880)),
+            *((dtype, f"model.layers.{layer}.{name}", shape) for layer in range(24) for dtype, name, shape in experts),
+        ],
+    )
+    edit_json(repo / "text_encoder" / "config.json", quantization_config={"quant_method": "mxfp4"})
+    started = time.monotonic()
+    outcome = draw(lensconv, repo, tmp_path / "x.png")
+    assert outcome.code == 3, outcome.stdout
+    assert "takes about 40." in outcome.result["error"]["message"]
+    assert "it is unpacked" in outcome.stderr
+    assert time.monotonic() - started < 60
+
+
+def write_holes(file: Path, tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
+    """A safetensors file of so many tensors that takes no space."""
+    content, position = {}, 0
+    for dtype, name, shape in tensors:
+        size = math.prod(shape) * {"F32": 4, "BF16": 2, "U8": 1}[dtype]
+        content[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + size]}
+        position += size
+    header = json.dumps(content).encode()
+    with file.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.truncate(8 + len(header) + position)

@@ -76,16 +76,17 @@ print(sorted(entry.name for entry in resources.files(TEMPLATES_PACKAGE).iterdir(
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == "3 6"
-    assert "benchmark_table.md.jinja" in done.stdout
+    assert done.stdout.splitlines()[0] == "3 7"
+    for name in ("benchmark_table.md.jinja", "gpt_oss_chat.jinja", "usage.md.jinja"):
+        assert name in done.stdout
 
 
 def test_the_commands_and_the_python_of_the_readme_work(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text()
-    section = text.partition("\n## Use\n")[2].partition("\n## ")[0]
+    section = text.partition("\n## Use\n")[2].partition("\n## Recipes\n")[0]
     shell, python = (re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL) for language in ("sh", "python"))
     lines = [shlex.split(line, comments=True) for block in shell for line in block.splitlines()]
-    assert {line[1] for line in lines} == {"synth", "plan", "convert", "verify"}
+    assert {line[1] for line in lines} == {"synth", "plan", "convert", "verify", "generate"}
     runs = [["-m", "converter", *line[1:], *(["--layers", "1"] if line[1] == "synth" else [])] for line in lines]
     assert python
     for arguments in [*runs, *(["-c", program] for program in python)]:

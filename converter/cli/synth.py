@@ -14,7 +14,7 @@ from converter.console import Console, readable_size
 @click.command(
     "synth",
     short_help="Write a random-weight model to try things on.",
-    epilog="Example: lensconv synth Tiny --preset tiny, or: lensconv synth Lens --layers 4",
+    epilog="Example: lensconv synth Lens --preset tiny",
 )
 @click.argument("output", metavar="OUT", type=PATH)
 @click.option(

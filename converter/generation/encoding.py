@@ -51,7 +51,7 @@ class PromptStage:
             OutputError: features cannot be kept.
         """
         tokenizer = load_tokenizer(self.repo)
-        encoder = load_text_encoder(self.repo, self._dtype, self.device, self.offload)
+        encoder = load_text_encoder(self.repo, self._dtype, self.device, self.offload, unpacks=self.unpacks)
         encoder.set_selected_layers(self._config.selected_layer_index)
         encoded = {}
         for prompt in prompts:

@@ -42,8 +42,17 @@ def load_tokenizer(repo: PipelineRepo) -> Any:
             raise ValueError(str(error)) from error
 
 
-def load_text_encoder(repo: PipelineRepo, dtype: torch.dtype, device: torch.device, offload: str) -> Any:
+def load_text_encoder(
+    repo: PipelineRepo, dtype: torch.dtype, device: torch.device, offload: str, *, unpacks: bool
+) -> Any:
     """The text encoder, where it will run.
+
+    Args:
+        repo: where it is.
+        dtype: of its numbers.
+        device: where it runs.
+        offload: as in ``GenerateOptions``.
+        unpacks: whether what is in MXFP4 is unpacked to that dtype.
 
     Raises:
         UnsupportedCheckpoint: it cannot be loaded.
@@ -52,11 +61,10 @@ def load_text_encoder(repo: PipelineRepo, dtype: torch.dtype, device: torch.devi
     """
     checkpoint = repo.text_encoder
     options: dict[str, Any] = {}
-    moves_whole = device.type != "cpu" and offload != "sequential"
-    if moves_whole:
+    if device.type != "cpu" and offload != "sequential":
         # Packed weights cannot be moved once they are loaded.
         options["device_map"] = {"": device}
-    elif repo.has_packed_text_encoder and device.type != "cpu":
+    if unpacks:
         options["quantization_config"] = Mxfp4Config(dequantize=True)
     encoder = _load(LensGptOssEncoder, checkpoint, dtype=dtype, attn_implementation="eager", **options)
     if device.type != "cpu" and offload == "sequential":

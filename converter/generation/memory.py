@@ -13,7 +13,7 @@ from converter.generation.repo import PipelineRepo
 from converter.generation.settings import Settings
 
 #: Bytes of a number by the dtype that is computed in.
-_SIZES = {"bfloat16": 2, "float32": 4}
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 #: Most of what decoding an image takes, in bytes a pixel, with bfloat16 and the real autoencoder: the published run at
 #: 1440x1440 on an H100 allocated 22.342 GB after loading and 27.462 GB at most (benchmark_metrics.json).
 _DECODING_BYTES = (27.462e9 - 22.342e9) / 1440**2
@@ -50,7 +50,7 @@ def predict_memory(
         unpacks: whether an MXFP4 text encoder is unpacked.
         encodes: whether the text encoder is needed at all.
     """
-    size = _SIZES[settings.dtype]
+    size = DTYPE_BYTES[settings.dtype]
     encoder = loaded_bytes(repo.text_encoder, size, unpacks=unpacks) if encodes else 0
     transformer = loaded_bytes(repo.transformer, size)
     vae = loaded_bytes(repo.vae, size)

@@ -23,11 +23,12 @@ from converter.errors import DeviceError, ImageError, UsageError, printable
 from converter.generation.encoding import PromptStage
 from converter.generation.image_file import refuse_place, write_image
 from converter.generation.loading import blaming, forwarding_logs, load_pipeline
-from converter.generation.memory import predict_memory, require_memory
+from converter.generation.memory import DTYPE_BYTES, loaded_bytes, predict_memory, require_memory
 from converter.generation.options import GenerateOptions
 from converter.generation.repo import PipelineRepo, open_pipeline
 from converter.generation.settings import Settings, choose_settings
 from converter.lens.features import PromptFeatures
+from converter.lens.mxfp4 import unpacking_text
 from converter.lens.quantized import quantized_layers
 from converter.memory import free_memory_bytes, peak_rss_bytes
 from converter.quantize.libraries import package_versions, quantization_environment
@@ -107,6 +108,8 @@ def generate(
         unpacks=stage.unpacks,
         encodes=bool(missing),
     )
+    if missing and stage.unpacks:
+        note(unpacking_text(loaded_bytes(opened.text_encoder, DTYPE_BYTES[settings.dtype], unpacks=True)))
     require_memory(need, free_memory_bytes(), _free_device_bytes(device))
     if device.type == "cpu" and options.offload != "none":
         note(f"--offload {options.offload} saves nothing on a CPU; the image is the same")

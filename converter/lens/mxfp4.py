@@ -54,8 +54,16 @@ def unpacking_notice(name: Any, options: Mapping[str, Any]) -> str:
         return ""
     with init_empty_weights():
         parameters = sum(parameter.numel() for parameter in GptOssForCausalLM(config).parameters())
+    return unpacking_text(2 * parameters)
+
+
+def unpacking_text(size: int) -> str:
+    """That the encoder is unpacked, and why.
+
+    Args:
+        size: bytes that it takes then.
+    """
     return (
-        "the MXFP4 text encoder cannot stay packed on this machine (that takes a GPU of compute capability 7.5 or "
-        "more, Triton and the package kernels): it is unpacked to bfloat16, which takes "
-        f"{readable_size(2 * parameters)} of memory"
+        "the MXFP4 text encoder cannot stay packed here (that takes a GPU of compute capability 7.5 or more, Triton "
+        f"and the package kernels): it is unpacked, and takes {readable_size(size)} of memory"
     )

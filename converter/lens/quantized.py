@@ -11,8 +11,6 @@ import logging
 
 import torch
 
-from converter.quantize.libraries import load_library
-
 logger = logging.getLogger(__name__)
 
 
@@ -33,7 +31,10 @@ def apply_serialized_matmul(model: torch.nn.Module) -> bool:
         return False
     if any(layer.sdnq_dequantizer.use_quantized_matmul for layer in layers):
         return False
-    load_library("sdnq.loader").apply_sdnq_options_to_model(model, use_quantized_matmul=True)
+    # Such a model was made by SDNQ, which is imported by now; importing it for others would take seconds.
+    from sdnq.loader import apply_sdnq_options_to_model
+
+    apply_sdnq_options_to_model(model, use_quantized_matmul=True)
     logger.warning(
         "%s: use_quantized_matmul of the checkpoint's quantization config was not in effect after loading; "
         "it is now, with %s",
