@@ -35,7 +35,6 @@ from converter.lens.sampling import (
     unpatchify,
 )
 from converter.resolutions import ASPECT_RATIOS, RESOLUTIONS, resolution
-from converter.synth.run import synthesize
 from tests import lens_reference as reference
 from tests.conftest import names_in
 from tests.test_lens_prompts import LAYERS, MXFP4, PREFIX, conversation, notices, pack_experts, stop_the_clock
@@ -119,10 +118,10 @@ ARGUMENTS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny pipeline in float32."""
     folder = tmp_path_factory.mktemp("pipeline") / "tiny"
-    synthesize(folder, preset="tiny")
+    shutil.copytree(tiny_repo, folder)
     # The statistics that are drawn are nearly those of no norm at all, and leaving it out would hardly show.
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
@@ -634,6 +633,7 @@ def test_embeddings_draw_what_their_prompts_draw(pipe: Any) -> None:
     # Of int64, as tokenizers make masks.
     whole = embeddings(pipe)
     whole["prompt_mask"] = whole["prompt_mask"].long()
+    assert {mask.dtype for mask in pipe.encode_prompt(**whole)[1::2]} == {torch.bool}
     assert torch.equal(draw(pipe, prompt=None, **whole, latents=noise()), expected)
     # They win over prompts.
     assert torch.equal(draw(pipe, OTHER_PROMPT, **whole, negative_prompt="cat", latents=noise()), expected)
@@ -846,11 +846,21 @@ def test_a_callback_can_switch_guidance_off(pipe: Any) -> None:
     middle = Reference(pipe, positive, reference_blank(1), 4.0).latents(noise(), sigmas[:2])
     expected = Reference(pipe, positive, reference_blank(1), 1.0).latents(middle, sigmas[1:])
 
+    batches: list[int] = []
+
     def callback(running: Any, *_: Any) -> dict[str, Any]:
         running._guidance_scale = 1.0
         return {}
 
-    torch.testing.assert_close(draw(pipe, latents=noise(), callback_on_step_end=callback), expected, **TOLERANCE)
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda _module, _positional, arguments: batches.append(len(arguments["hidden_states"])), with_kwargs=True
+    )
+    try:
+        found = draw(pipe, latents=noise(), callback_on_step_end=callback)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert batches == [2, 1, 1]
 
 
 def test_a_callback_can_stop_the_run(pipe: Any) -> None:
@@ -909,6 +919,25 @@ def test_offloading_changes_no_bit(request: pytest.FixtureRequest, kind: str, of
     assert offload(pipe)
     # The second run finds its models where the first one left them.
     assert [picture(pipe), picture(pipe)] == [expected, expected]
+
+
+def test_models_are_sent_back_after_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the models in turn, the next one sends the one before it back; nobody comes after the last."""
+    pipe = load(folder)
+    assert offload_by_model(pipe)
+    order: list[str] = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*values: Any, **options: Any) -> Any:
+            order.append(name)
+            return function(*values, **options)
+
+        return call
+
+    monkeypatch.setattr(pipe.vae, "decode", noted("decode", pipe.vae.decode))
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", noted("free", pipe.maybe_free_model_hooks))
+    picture(pipe)
+    assert order == ["decode", "free"]
 
 
 def test_offloading_by_layer_can_follow_offloading_by_model(folder: Path) -> None:
@@ -995,7 +1024,7 @@ def test_a_packed_text_encoder_is_announced_by_the_pipeline(
     config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": MXFP4}))
     pipe = load(source)
     (notice,) = notices(caplog)
-    assert "unpacked to bfloat16" in notice
+    assert "it is unpacked" in notice
     found = pipe.text_encoder.state_dict()
     assert found.keys() == dense.keys()
     assert all(torch.equal(found[name].bfloat16(), tensor) for name, tensor in dense.items())
@@ -1081,7 +1110,18 @@ def test_bfloat16_is_near_float32(folder: Path, pipe: Any) -> None:
         assert (found.float() - expected).norm() / expected.norm() < 0.04
 
 
-def test_noise_is_drawn_in_the_dtype_of_the_transformer(folder: Path) -> None:
-    half = load(folder, dtype=torch.bfloat16)
-    latents = torch.randn(1, 24, CHANNELS, **same_seed(), dtype=torch.bfloat16)
-    assert torch.equal(draw(half, **same_seed()), draw(half, latents=latents))
+def test_features_take_the_dtype_of_the_transformer(folder: Path, pipe: Any) -> None:
+    """Encoders are in bfloat16 as a rule, whatever the transformer is in."""
+    encoder = LensGptOssEncoder.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16)
+    mixed = load(folder, text_encoder=encoder)
+    embeds, *_ = mixed.encode_prompt(PROMPT)
+    assert {embed.dtype for embed in embeds} == {torch.float32}
+    expected, _ = reference_features(mixed, [PROMPT])
+    for ours, theirs in zip(embeds, expected, strict=True):
+        assert theirs.dtype == torch.bfloat16
+        assert torch.equal(ours, theirs.float())
+    assert draw(mixed, latents=noise()).dtype == torch.float32
+    # And embeddings that are given.
+    given = pipe.encode_prompt(prompt_embeds=expected, prompt_mask=torch.ones(expected[0].shape[:2]))[0]
+    assert {embed.dtype for embed in given} == {torch.float32}
+    assert all(map(torch.equal, given, embeds))

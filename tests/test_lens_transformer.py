@@ -6,9 +6,10 @@ import importlib
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,14 @@ from torch.nn import functional
 import converter.lens.attention as attention_module
 import converter.lens.transformer as transformer_module
 from converter.lens import LensGptOssEncoder, LensPipeline
-from converter.lens.golden import BFLOAT16_TOLERANCE, golden_error, golden_model, golden_output, passes_golden_test
+from converter.lens.golden import golden_error, golden_model, golden_output, passes_golden_test
 from converter.lens.quantized import apply_serialized_matmul, quantized_layers
 from converter.lens.registration import register
 from converter.lens.rotary import rotate, rotation_angles, rotations
 from converter.lens.transformer import LensTransformer2DModel
 from converter.lens_layout import LensConfig, lens_tensors
 from converter.quantize.libraries import load_library
+from converter.verification.nearness import dequantize
 from tests import lens_reference
 from tests.conftest import ROOT
 from tests.lens_reference import GOLDEN, GOLDEN_CONFIG, golden_inputs, golden_state, transformer_forward
@@ -114,11 +116,11 @@ def test_the_golden_test_knows_the_golden_model() -> None:
     model = golden_model(LensTransformer2DModel)
     expected = golden()
     for name, tensor in expected.state_dict().items():
-        assert distance(model.state_dict()[name], tensor) <= 1e-7, name
+        assert distance(model.state_dict()[name], tensor) <= 2e-7, name
     for grid in GOLDEN:
         assert distance(golden_output(model, grid), run(expected, golden_inputs(grid))) <= TOLERANCE
     assert golden_error(model) <= GOLDEN_TOLERANCE
-    assert golden_error(model.to(torch.bfloat16)) <= BFLOAT16_TOLERANCE
+    assert golden_error(model.to(torch.bfloat16)) <= 0.05
     assert passes_golden_test(LensTransformer2DModel)
 
 
@@ -159,13 +161,16 @@ class NormsOtherwise(LensTransformer2DModel):
         )
 
 
-@pytest.mark.filterwarnings("ignore:Casting complex values to real:UserWarning")
-@pytest.mark.parametrize("wrong", [MaskedOnce, LosesHalves, NormsOtherwise])
+@pytest.mark.parametrize("wrong", [MaskedOnce, NormsOtherwise])
 def test_the_golden_test_sees_faults(wrong: Any) -> None:
     assert not passes_golden_test(wrong)
-    if wrong is LosesHalves:
-        # Nothing is wrong with it before it is cast, so that only the pass in bfloat16 can have seen it.
-        assert golden_error(golden_model(wrong)) <= GOLDEN_TOLERANCE
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values to real:UserWarning")
+def test_the_golden_test_sees_lost_halves() -> None:
+    # Nothing is wrong before the cast.
+    assert golden_error(golden_model(LosesHalves)) <= GOLDEN_TOLERANCE
+    assert not passes_golden_test(LosesHalves)
 
 
 def halves_apart(states: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
@@ -212,18 +217,20 @@ def test_a_class_that_raises_is_another_model(error: type[Exception]) -> None:
     assert not passes_golden_test(foreign)
 
 
-#: Where norms are in the model, and upstream's epsilon of each.
-EPSILONS = {
-    r"txt_norm\.\d": 1e-5,
-    r".*attn\.norm_q": 1e-6,
-    r".*attn\.norm_k": 1e-6,
-    r".*attn\.norm_added_q": 1e-6,
-    r".*attn\.norm_added_k": 1e-6,
-    r".*img_norm1": 1e-6,
-    r".*img_norm2": 1e-6,
-    r".*txt_norm1": 1e-6,
-    r".*txt_norm2": 1e-6,
+#: Upstream's epsilon of each norm of the image and of the text.
+IMAGE_EPSILONS = {
+    r".*\.norm_q": 1e-6,
+    r".*\.norm_k": 1e-6,
+    r".*\.img_norm1": 1e-6,
+    r".*\.img_norm2": 1e-6,
     r"norm_out\.norm": 1e-6,
+}
+TEXT_EPSILONS = {
+    r"txt_norm\.\d": 1e-5,
+    r".*\.norm_added_q": 1e-6,
+    r".*\.norm_added_k": 1e-6,
+    r".*\.txt_norm1": 1e-6,
+    r".*\.txt_norm2": 1e-6,
 }
 
 
@@ -234,23 +241,32 @@ def norms(model: Any, pattern: str) -> list[Any]:
 def test_epsilons() -> None:
     """The golden figures do not show them, since nothing there is small."""
     model = golden()
-    for pattern, epsilon in EPSILONS.items():
+    expected = {**IMAGE_EPSILONS, **TEXT_EPSILONS}
+    for pattern, epsilon in expected.items():
         assert {module.eps for module in norms(model, pattern)} == {epsilon}, pattern
-    every = [name for name, module in model.named_modules() if hasattr(module, "eps")]
-    assert all(any(re.fullmatch(pattern, name) for pattern in EPSILONS) for name in every)
+    every = {module for module in model.modules() if hasattr(module, "eps")}
+    assert every == {module for pattern in expected for module in norms(model, pattern)}
 
 
-def test_epsilons_where_they_show() -> None:
-    """Whatever comes into a norm is as small as an epsilon's root, and every epsilon is seen to count."""
+@pytest.mark.parametrize(
+    ("epsilons", "factors", "of_features"),
+    [
+        (IMAGE_EPSILONS, {"img_in|to_out|img_mlp.w2|img_qkv": 1e-3}, 1.0),
+        # Text must have a say for its epsilons to be seen in the image.
+        (TEXT_EPSILONS, {"txt_in|to_add_out|txt_qkv": 1e-3, "to_out": 10.0}, 3e-3),
+    ],
+)
+def test_epsilons_where_they_show(epsilons: dict[str, float], factors: dict[str, float], of_features: float) -> None:
+    """With weights that make what comes into the norms as small as an epsilon's root."""
     model, inputs = golden(), golden_inputs((3, 5))
-    state = model.state_dict()
-    for name in state:
-        if re.search(r"img_in|txt_in|to_out|to_add_out|mlp\.w2|qkv", name):
-            state[name] *= 1e-3
-    inputs["encoder_hidden_states"] = [feature * 3e-3 for feature in inputs["encoder_hidden_states"]]
-    expected = reference(state, inputs)
+    for names, factor in factors.items():
+        for name, parameter in model.named_parameters():
+            if re.search(names, name):
+                parameter.data *= factor
+    inputs["encoder_hidden_states"] = [feature * of_features for feature in inputs["encoder_hidden_states"]]
+    expected = reference(model.state_dict(), inputs)
     assert distance(run(model, inputs), expected) <= TOLERANCE
-    for pattern, epsilon in EPSILONS.items():
+    for pattern, epsilon in epsilons.items():
         for module in norms(model, pattern):
             module.eps = 10 * epsilon
         assert distance(run(model, inputs), expected) > 10 * TOLERANCE, pattern
@@ -262,7 +278,7 @@ def test_epsilons_where_they_show() -> None:
 def cases(draw: st.DrawFn) -> tuple[dict[str, Any], int, Inputs]:
     """A config, a seed for weights, and inputs."""
     axes = draw(st.lists(st.sampled_from([2, 4, 6]), min_size=3, max_size=3))
-    config = {
+    config: dict[str, Any] = {
         "patch_size": draw(st.sampled_from([1, 2])),
         "in_channels": draw(st.integers(1, 9)),
         "out_channels": draw(st.integers(1, 3)),
@@ -331,7 +347,7 @@ def test_a_mask_takes_tokens_out() -> None:
     for feature in inputs["encoder_hidden_states"]:
         feature[1, 4:] = 1000 * torch.randn(3, feature.shape[-1], generator=torch.Generator().manual_seed(0))
     assert distance(run(model, inputs)[1:], expected) <= TOLERANCE
-    assert distance(run(model, {**inputs, "mask": None})[1:], expected) > 1e-2
+    assert distance(run(model, {**inputs, "mask": None})[1:], expected) > 10 * TOLERANCE
 
 
 def test_a_mask_of_nothing_is_no_text() -> None:
@@ -344,7 +360,7 @@ def test_a_mask_of_nothing_is_no_text() -> None:
     mask[1] = False
     masked = run(model, {**inputs, "mask": mask})
     assert distance(masked[1], without[1]) <= TOLERANCE
-    assert distance(masked[0], without[0]) > 1e-2
+    assert distance(masked[0], without[0]) > 10 * TOLERANCE
     others = [torch.cat((feature[:1], feature[1:].flip(1) - 3)) for feature in features]
     assert torch.equal(run(model, {**inputs, "encoder_hidden_states": others, "mask": mask})[1], masked[1])
 
@@ -409,8 +425,8 @@ def test_a_cast_leaves_positions_alone() -> None:
         block.register_forward_pre_hook(lambda _module, _inputs, named: seen.append(named["rotary"]), with_kwargs=True)
     run(model)
     inputs = golden_inputs((3, 5))
-    for key in ("hidden_states", "encoder_hidden_states"):
-        inputs[key] = torch.utils._pytree.tree_map(lambda tensor: tensor.to(torch.bfloat16), inputs[key])
+    inputs["hidden_states"] = inputs["hidden_states"].to(torch.bfloat16)
+    inputs["encoder_hidden_states"] = [feature.to(torch.bfloat16) for feature in inputs["encoder_hidden_states"]]
     output = run(model.to(torch.bfloat16), inputs)
     assert output.dtype == torch.bfloat16
     assert len(seen) == 6
@@ -468,6 +484,19 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert torch.equal(run(loaded), run(golden()))
     halved = LensTransformer2DModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in halved.parameters()} == {torch.bfloat16}
+
+
+def test_what_nobody_reads_is_left_out() -> None:
+    """The text stream behind the last block, and all of it where there is no text."""
+    model, inputs = golden(), golden_inputs((3, 5))
+    blocks = model.transformer_blocks
+    with counted(blocks[1].txt_mlp) as needed, counted(blocks[2].txt_mlp) as unread:
+        run(model, inputs)
+        assert (len(needed), len(unread)) == (1, 0)
+        empty = [feature[:, :0] for feature in inputs["encoder_hidden_states"]]
+        with counted(blocks[1].attn.txt_qkv) as projected:
+            run(model, {**inputs, "encoder_hidden_states": empty, "mask": None})
+        assert (len(needed), len(projected)) == (1, 0)
 
 
 def test_both_kinds_of_result() -> None:
@@ -572,8 +601,9 @@ def test_compiled() -> None:
     expected = run(golden())
     try:
         assert distance(run(torch.compile(golden(), fullgraph=True)), expected) <= TOLERANCE
+        # The code for blocks is that of before; what may differ is what a graph takes in.
         model = golden()
-        model.compile_repeated_blocks(fullgraph=True)
+        model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
         assert all(block._compiled_call_impl is not None for block in model.transformer_blocks)
         assert distance(run(model), expected) <= TOLERANCE
     finally:
@@ -671,11 +701,11 @@ def test_attention_processors() -> None:
 
 
 def test_layerwise_casting() -> None:
-    """All linear layers but those of norms are stored in eight bits and compute as if only rounded to them."""
+    """Linear layers are stored in eight bits, but for norms' and the last one, and compute as if rounded to them."""
     model, rounded = golden(), golden()
     model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     stored = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float8_e4m3fn}
-    assert stored == {name for name in golden().state_dict() if "norm" not in name}
+    assert stored == {name for name in golden().state_dict() if "norm" not in name and not name.startswith("proj_out.")}
     for name, parameter in rounded.named_parameters():
         if name in stored:
             parameter.data = parameter.data.to(torch.float8_e4m3fn).float()
@@ -706,8 +736,8 @@ def make_adapter(model: Any, seed: int = 0, rank: int = RANK) -> State:
         module = name.removesuffix(".weight")
         if module.endswith(ADAPTED):
             rows, columns = tensor.shape
-            state[f"{module}.lora_A.weight"] = 0.1 * torch.randn(rank, columns, generator=generator)
-            state[f"{module}.lora_B.weight"] = 0.1 * torch.randn(rows, rank, generator=generator)
+            state[f"{module}.lora_A.weight"] = 0.3 * torch.randn(rank, columns, generator=generator)
+            state[f"{module}.lora_B.weight"] = 0.3 * torch.randn(rows, rank, generator=generator)
     return state
 
 
@@ -790,8 +820,8 @@ def test_ranks_and_alphas_by_module() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("transformer_blocks.3.attn.img_qkv", "2 of 14 tensors .* transformer_blocks.3"),
-        ("transformer_blocks.0.attn.to_q", "2 of 14 tensors .* to_q"),
+        ("transformer_blocks.3.attn.img_qkv", r"2 of 14 tensors .* transformer_blocks\.3\."),
+        ("transformer_blocks.0.attn.to_q", "2 of 14 tensors .*to_q"),
         ("base_model.model.text_encoder.layer", "2 of 14 tensors .* text_encoder"),
     ],
 )
@@ -820,6 +850,8 @@ def test_the_scale_of_adapters() -> None:
     assert distance(run(model), expected) <= TOLERANCE
 
 
+# PEFT's, whenever there is more than one.
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
 def test_several_adapters() -> None:
     model = golden()
     state, one, two = model.state_dict(), make_adapter(model), make_adapter(model, seed=1, rank=3)
@@ -837,9 +869,11 @@ def test_several_adapters() -> None:
     check()
     model.enable_lora()
     check((one, ALPHA / RANK))
-    model.delete_adapters("one")
     model.set_adapters("two")
+    model.delete_adapters("one")
     check((two, 1.0))
+    with pytest.raises(ValueError, match="one"):
+        model.set_adapter("one")
     model.load_lora_adapter(one, adapter_name="one")
     model.set_adapters(["two", "one"])
     check((two, 1.0), (one, 1.0))
@@ -849,15 +883,14 @@ def test_several_adapters() -> None:
 
 
 def test_merging_an_adapter() -> None:
-    model = golden()
-    state, tensors = model.state_dict(), make_adapter(model)
-    expected = reference(adapted(state, (tensors, 1.0)))
+    model, state = golden(), golden().state_dict()
+    tensors = make_adapter(model)
+    expected = adapted(state, (tensors, 1.0))
     model.load_lora_adapter(tensors)
     model.fuse_lora()
-    model.disable_lora
     weight = model.transformer_blocks[0].attn.img_qkv.base_layer.weight
-    assert distance(weight, adapted(state, (tensors, 1.0))["transformer_blocks.0.attn.img_qkv.weight"]) <= 1e-6
-    assert distance(run(model), expected) <= TOLERANCE
+    assert distance(weight, expected["transformer_blocks.0.attn.img_qkv.weight"]) <= 1e-6
+    assert distance(run(model), reference(expected)) <= TOLERANCE
     model.unfuse_lora()
     model.unload_lora()
     assert distance(run(model), reference(state)) <= TOLERANCE
@@ -873,21 +906,65 @@ def test_an_adapter_saved_by_diffusers(tmp_path: Path) -> None:
     assert distance(run(loaded), run(golden())) > 0.1
 
 
+def as_a_file(folder: Path, _: Path) -> tuple[Any, dict[str, Any]]:
+    return folder / "adapter_model.safetensors", {}
+
+
+def as_a_repository(folder: Path, cache: Path) -> tuple[Any, dict[str, Any]]:
+    """In the Hub's cache, so that no network is needed."""
+    repository, commit = cache / "models--someone--adapter", "0" * 40
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit, "utf-8")
+    options = {"weight_name": "adapter_model.safetensors", "cache_dir": str(cache), "local_files_only": True}
+    return "someone/adapter", options
+
+
+def with_alphas(folder: Path, _: Path) -> tuple[Any, dict[str, Any]]:
+    """As ComfyUI's trainers write them: each module's alpha is a tensor."""
+    tensors = {
+        name.replace("base_model.model.", "diffusion_model."): tensor
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
+    }
+    modules = {name.partition(".lora_")[0] for name in tensors}
+    return tensors | {f"{module}.alpha": torch.tensor(ALPHA) for module in modules}, {}
+
+
+def with_alphas_down_and_up(folder: Path, cache: Path) -> tuple[Any, dict[str, Any]]:
+    tensors, options = with_alphas(folder, cache)
+    for name in tuple(tensors):
+        tensors[name.replace("lora_A", "lora_down").replace("lora_B", "lora_up")] = tensors.pop(name)
+    return tensors, options
+
+
+@pytest.mark.parametrize("source", [as_a_file, as_a_repository, with_alphas, with_alphas_down_and_up])
+def test_alpha_is_not_lost(source: Any, peft_adapter: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    folder, expected = peft_adapter
+    place, options = source(folder, tmp_path)
+    model = golden()
+    model.load_lora_adapter(place, **options)
+    assert distance(run(model), expected) <= TOLERANCE
+
+
 def test_an_adapter_is_of_the_models_dtype() -> None:
     model = golden().to(torch.bfloat16)
     model.load_lora_adapter(make_adapter(model))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
+#: What SDNQ's dequantizer takes.
+PARTS = ("weight", "scale", "zero_point", "svd_up", "svd_down")
+
+
 def tiny_inputs() -> Inputs:
-    """Inputs for the tiny source of the fixtures."""
+    """Inputs for the tiny source of the fixtures; SDNQ multiplies as asked from 32 tokens in a batch on."""
     generator = torch.Generator().manual_seed(0)
     return {
-        "hidden_states": torch.randn(2, 15, 128, generator=generator),
-        "encoder_hidden_states": [torch.randn(2, 7, 64, generator=generator) for _ in range(4)],
-        "mask": golden_inputs((3, 5))["mask"],
+        "hidden_states": torch.randn(2, 24, 128, generator=generator),
+        "encoder_hidden_states": [torch.randn(2, 18, 64, generator=generator) for _ in range(4)],
+        "mask": torch.arange(18) < torch.tensor([[18], [11]]),
         "timestep": torch.tensor([0.7, 0.25]),
-        "grid": (3, 5),
+        "grid": (4, 6),
     }
 
 
@@ -909,7 +986,8 @@ def test_an_adapter_on_quantized_weights(lens_output: Path) -> None:
     state = {name: tensor for name, tensor in model.state_dict().items() if name in plain.state_dict()}
     for name, module in model.named_modules():
         if hasattr(module, "sdnq_dequantizer"):
-            state[f"{name}.weight"] = module.dequantize().weight.detach()
+            parts = {part: getattr(module, part, None) for part in PARTS}
+            state[f"{name}.weight"] = dequantize(module.sdnq_dequantizer, parts)
     plain.load_state_dict(state)
     before = run(model, inputs)
     assert distance(before, run(plain, inputs)) <= 1e-4
@@ -927,12 +1005,16 @@ def test_an_adapter_on_quantized_weights(lens_output: Path) -> None:
     assert torch.equal(run(model, inputs), before)
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == "converter.lens.quantized"]
+
+
 def test_quantized_matmul_that_a_loader_left_off(lens_output: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, inputs = LensTransformer2DModel.from_pretrained(lens_output), tiny_inputs()
     assert uses_matmul(model) == {True}
     caplog.set_level(logging.INFO, "converter.lens.quantized")
     assert not apply_serialized_matmul(model)
-    assert not caplog.records
+    assert not said(caplog)
     expected = run(model, inputs)
     set_matmul(model, False)
     assert uses_matmul(model) == {False}
@@ -941,7 +1023,7 @@ def test_quantized_matmul_that_a_loader_left_off(lens_output: Path, caplog: pyte
     assert apply_serialized_matmul(model)
     assert uses_matmul(model) == {True}
     assert torch.equal(run(model, inputs), expected)
-    (record,) = caplog.records
+    (record,) = said(caplog)
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith("LensTransformer2DModel: use_quantized_matmul")
     assert record.getMessage().endswith("int8")
@@ -954,7 +1036,7 @@ def test_quantized_matmul_that_nobody_asked_for(lens_output: Path, caplog: pytes
     assert not apply_serialized_matmul(model)
     assert uses_matmul(model) == {False}
     assert not apply_serialized_matmul(golden())
-    assert not caplog.records
+    assert not said(caplog)
 
 
 @pytest.mark.parametrize("with_information", [False, True])
@@ -975,35 +1057,38 @@ def test_loading_applies_quantized_matmul(
     assert uses_matmul(loaded[0] if with_information else loaded) == {True}
 
 
-#: Makes the class without registering it: the package is there, but has not been run.
-UNREGISTERED = """
+#: Makes the class without registering it: the package is there, but has not been run. A diffusers that has the class
+#: already is then met twice, once with a right one, and once with a wrong one and a pipeline for it.
+PLANTED = """
 import sys, types
 from converter.quantize.libraries import load_library
+
 diffusers = load_library("diffusers")
+
+def forget():
+    for name in [name for name in sys.modules if (name + ".").startswith("converter.lens.")]:
+        del sys.modules[name]
+
 package = types.ModuleType("converter.lens")
 package.__path__ = ["converter/lens"]
 sys.modules["converter.lens"] = package
-from converter.lens.transformer import LensTransformer2DModel
+from converter.lens.transformer import LensTransformer2DModel as Right
 assert not hasattr(diffusers, "LensTransformer2DModel")
-for name in [name for name in sys.modules if (name + ".").startswith("converter.lens.")]:
-    del sys.modules[name]
-"""
-#: Plants a transformer that computes something else, and a pipeline for it.
-WRONG = """
-class Wrong(LensTransformer2DModel):
+
+class Wrong(Right):
     def forward(self, *arguments, **named):
         return super().forward(*arguments, **{**named, "encoder_hidden_states_mask": None})
 
-diffusers.LensTransformer2DModel = Wrong
-diffusers.LensPipeline = object
+forget()
+diffusers.LensTransformer2DModel = Right
 import converter.lens
-assert diffusers.LensTransformer2DModel is converter.lens.LensTransformer2DModel is not LensTransformer2DModel
+assert diffusers.LensTransformer2DModel is Right is not converter.lens.LensTransformer2DModel
 assert diffusers.LensPipeline is converter.lens.LensPipeline
-"""
-RIGHT = """
-diffusers.LensTransformer2DModel = LensTransformer2DModel
+
+forget()
+diffusers.LensTransformer2DModel, diffusers.LensPipeline = Wrong, object
 import converter.lens
-assert diffusers.LensTransformer2DModel is LensTransformer2DModel is not converter.lens.LensTransformer2DModel
+assert diffusers.LensTransformer2DModel is converter.lens.LensTransformer2DModel is not Right
 assert diffusers.LensPipeline is converter.lens.LensPipeline
 """
 PLAIN = """
@@ -1011,6 +1096,7 @@ import sys
 import converter.lens
 import diffusers, transformers
 from transformers import LensGptOssEncoder
+
 assert diffusers.LensTransformer2DModel is converter.lens.LensTransformer2DModel
 assert diffusers.LensPipeline is converter.lens.LensPipeline
 assert transformers.LensGptOssEncoder is LensGptOssEncoder is converter.lens.LensGptOssEncoder
@@ -1019,9 +1105,7 @@ assert type(model) is converter.lens.LensTransformer2DModel
 """
 
 
-@pytest.mark.parametrize(
-    "program", [PLAIN, UNREGISTERED + WRONG, UNREGISTERED + RIGHT], ids=["plain", "wrong", "right"]
-)
+@pytest.mark.parametrize("program", [PLAIN, PLANTED], ids=["plain", "planted"])
 def test_registration(program: str, tmp_path: Path) -> None:
     golden().save_pretrained(tmp_path)
     done = subprocess.run(
@@ -1046,11 +1130,11 @@ def test_registration_beside_another_pipeline(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_registration_beside_another_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    transformers: Any = sys.modules["transformers"]
-    assert transformers.LensGptOssEncoder is LensGptOssEncoder
-    monkeypatch.setattr(transformers, "LensGptOssEncoder", object)
-    register()
-    assert transformers.LensGptOssEncoder is object
-    monkeypatch.delattr(transformers, "LensGptOssEncoder")
-    register()
-    assert transformers.LensGptOssEncoder is LensGptOssEncoder
+    transformers = sys.modules["transformers"]
+    for theirs in (object, None):
+        if theirs is None:
+            monkeypatch.delattr(transformers, "LensGptOssEncoder")
+        else:
+            monkeypatch.setattr(transformers, "LensGptOssEncoder", theirs)
+        register()
+        assert transformers.LensGptOssEncoder is (theirs or LensGptOssEncoder)

@@ -1,8 +1,9 @@
 """LoRA adapters for Lens, in the spellings that are about.
 
 PEFT writes ``base_model.model.NAME.lora_A.weight`` and keeps rank and alpha in ``adapter_config.json``; diffusers
-writes ``transformer.NAME…``, others ``diffusion_model.NAME…`` or bare names. diffusers' loader takes only its own and
-passes the others over in silence; here all of them load, and a name that the model does not have is an error.
+writes ``transformer.NAME…`` and keeps them in the metadata of the file; others write ``diffusion_model.NAME…`` or bare
+names, ``lora_down`` and ``lora_up``, and an ``alpha`` tensor a module. diffusers takes only its own and passes the
+others over in silence; here all of them load, and a name that the model does not have is an error.
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ from typing import Any
 
 import torch
 from diffusers.loaders import CogView4LoraLoaderMixin
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 
 #: What may stand before a module's name.
 _PREFIX = re.compile(r"^(base_model\.model\.)?(transformer\.|model\.diffusion_model\.|diffusion_model\.)?")
 #: PEFT puts the adapter's name before the parameter's when it is asked for a plain state dict.
 _ADAPTER_NAME = re.compile(r"(?<=\.lora_[AB])\.[^.]+(?=\.(weight|bias)$)")
+#: The other names of the two factors.
+_FACTORS = ((re.compile(r"\.lora[._]down\."), ".lora_A."), (re.compile(r"\.lora[._]up\."), ".lora_B."))
 #: Where a module's name ends.
 _PARAMETER = re.compile(r"\.(lora_|lora\.|lokr_|alpha$)")
-#: What PEFT's ``adapter_config.json`` says that a loader needs.
+_CONFIG_NAME = "adapter_config.json"
+#: Options that say where a file of a Hub repo is.
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+#: What that says that a loader needs.
 _CONFIG_KEYS = ("alpha_pattern", "lora_alpha", "lora_bias", "r", "rank_pattern", "use_dora", "use_rslora")
 
 
@@ -40,19 +48,36 @@ def normalize_adapter(
         ValueError: there are no tensors, or one is for a module that the model does not have.
     """
     known = set(modules)
-    bare = {_ADAPTER_NAME.sub("", _PREFIX.sub("", name, count=1)): tensor for name, tensor in state.items()}
+    bare = {_bare_name(name): tensor for name, tensor in state.items()}
     foreign = sorted(name for name in bare if _PARAMETER.split(name, maxsplit=1)[0] not in known)
     if foreign or not bare:
         raise ValueError(
             f"the adapter has {len(foreign)} of {len(bare)} tensors for modules that the model lacks"
             + (f", such as {foreign[0]}" if foreign else "")
         )
+    alphas = {name.removesuffix(".alpha"): bare.pop(name) for name in tuple(bare) if name.endswith(".alpha")}
+    for module, alpha in alphas.items():
+        factor = bare.get(f"{module}.lora_B.weight")
+        if factor is None:
+            raise ValueError(f"the adapter has an alpha for {module} and no weights")
+        # Without a config, loaders scale by one.
+        bare[f"{module}.lora_B.weight"] = factor * (float(alpha) / factor.shape[1])
+    if alphas:
+        metadata = None
     if metadata is not None:
         metadata = {_PREFIX.sub("", key, count=1): value for key, value in metadata.items()}
         metadata = {key: metadata[key] for key in _CONFIG_KEYS if metadata.get(key) is not None}
         # The tensors tell better than a config's patterns which modules are adapted.
         metadata["target_modules"] = sorted({_PARAMETER.split(name, maxsplit=1)[0] for name in bare})
     return bare, metadata
+
+
+def _bare_name(name: str) -> str:
+    """PEFT's name for a tensor, without what stands before the module's name."""
+    name = _PREFIX.sub("", name, count=1)
+    for pattern, factor in _FACTORS:
+        name = pattern.sub(factor, name)
+    return _ADAPTER_NAME.sub("", name)
 
 
 class LensLoraLoaderMixin(CogView4LoraLoaderMixin):
@@ -63,7 +88,7 @@ class LensLoraLoaderMixin(CogView4LoraLoaderMixin):
         """Read an adapter, from safetensors only.
 
         Args:
-            source: a folder, a Hub repo, or a state dict.
+            source: a folder, a file, a Hub repo, or a state dict.
             options: of every ``lora_state_dict`` of diffusers.
 
         Returns:
@@ -73,6 +98,22 @@ class LensLoraLoaderMixin(CogView4LoraLoaderMixin):
         options["use_safetensors"] = True
         state, metadata = super().lora_state_dict(source, return_lora_metadata=True, **options)
         if metadata is None and not isinstance(source, dict):
-            config = Path(source, options.get("subfolder") or "", "adapter_config.json")
-            metadata = json.loads(config.read_text("utf-8")) if config.is_file() else None
+            metadata = _read_config(source, options)
         return (state, metadata) if wants_metadata else state
+
+
+def _read_config(source: Any, options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """PEFT's config of an adapter, if it has one."""
+    place = Path(source)
+    if place.exists():
+        file = (place if place.is_dir() else place.parent) / (options.get("subfolder") or "") / _CONFIG_NAME
+        if not file.is_file():
+            return None
+    else:
+        places = {key: options[key] for key in _HUB_OPTIONS if options.get(key) is not None}
+        try:
+            file = Path(hf_hub_download(str(source), _CONFIG_NAME, **places))
+        except EntryNotFoundError:
+            return None
+    config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return config
