@@ -738,6 +738,15 @@ def test_arguments_are_checked_before_any_work(
         draw(pipe, **options)
 
 
+def test_prompts_that_are_none(pipe: Any) -> None:
+    with pytest.raises(ValueError, match="there are no prompts"):
+        draw(pipe, [])
+    with pytest.raises(ValueError, match="max_sequence_length is 0"):
+        draw(pipe, max_sequence_length=0)
+    mixed = pipe.encode_prompt(["cat", "cat"], [None, "dog"])
+    assert torch.equal(mixed[2][0], pipe.encode_prompt(["cat", "cat"], ["", "dog"])[2][0])
+
+
 @pytest.mark.parametrize(
     ("options", "grid"),
     [
@@ -1125,3 +1134,19 @@ def test_features_take_the_dtype_of_the_transformer(folder: Path, pipe: Any) -> 
     given = pipe.encode_prompt(prompt_embeds=expected, prompt_mask=torch.ones(expected[0].shape[:2]))[0]
     assert {embed.dtype for embed in given} == {torch.float32}
     assert all(map(torch.equal, given, embeds))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+def test_a_component_that_is_set_later_keeps_its_name_in_the_index(folder: Path, tmp_path: Path) -> None:
+    pipe = load(folder)
+    pipe.text_encoder, pipe.tokenizer = pipe.text_encoder, pipe.tokenizer
+    pipe.transformer = torch.compile(pipe.transformer)
+    pipe.save_pretrained(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert {name: index[name] for name in MODEL_INDEX} == MODEL_INDEX
+
+
+def test_a_fresh_pipeline_can_be_asked_how_it_is(folder: Path) -> None:
+    pipe = load(folder, text_encoder=None, tokenizer=None)
+    assert (pipe.current_timestep, pipe.interrupt, pipe.num_timesteps) == (None, False, 0)
+    assert (pipe.attention_kwargs, pipe.do_classifier_free_guidance) == (None, False)

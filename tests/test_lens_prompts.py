@@ -529,3 +529,22 @@ def test_the_real_encoder_takes_its_published_size(tmp_path: Path) -> None:
     assert "41.83" in from_file
     assert f"{2 * 20_914_757_184 / 10**9:.2f}" == "41.83"
     assert unpacking_notice("nowhere", {"config": GptOssConfig.from_dict(REAL_CONFIG)}) == from_file
+
+
+def test_unpacked_experts_are_found_again_when_they_were_saved(
+    packed: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    """transformers would save them under the names of packed ones, and fill in random numbers when it loads them."""
+    folder, dense = packed
+    LensGptOssEncoder.from_pretrained(folder).save_pretrained(tmp_path)
+    loaded, found = LensGptOssEncoder.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor.bfloat16(), dense[name]), name
+
+
+def test_a_config_given_by_its_path_counts(packed: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL_CONFIG))
+    assert unpacking_notice(tmp_path, {}) == ""
+    assert "it is unpacked" in unpacking_notice(tmp_path, {"config": str(packed[0])})

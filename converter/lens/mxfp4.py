@@ -47,9 +47,10 @@ def unpacking_notice(name: Any, options: Mapping[str, Any]) -> str:
     """
     if options.get("quantization_config") is not None:
         return ""
-    config = options.get("config")
+    config = options.get("config") or name
     if not isinstance(config, GptOssConfig):
-        config = GptOssConfig.from_pretrained(name, **{key: options[key] for key in _PLACE_OPTIONS if key in options})
+        places = {key: options[key] for key in _PLACE_OPTIONS if key in options}
+        config = GptOssConfig.from_pretrained(config, **places)
     if not is_mxfp4(config.to_dict()) or not will_unpack():
         return ""
     with init_empty_weights():

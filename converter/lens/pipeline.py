@@ -91,16 +91,21 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
         self.latent_channels = transformer.config.in_channels if transformer is not None else None
         #: The day that prompts are told; None is the current one. Features, and so images, depend on it.
         self.prompt_date: date | None = None
+        self._guidance_scale = 1.0
+        self._attention_kwargs: dict[str, Any] | None = None
+        self._num_timesteps = 0
+        self._current_timestep: torch.Tensor | None = None
+        self._interrupt = False
         if text_encoder is not None and transformer is not None:
             text_encoder.set_selected_layers(transformer.config.selected_layer_index)
 
-    def register_modules(self, **components: Any) -> None:
-        """Note the components as ``model_index.json`` of microsoft/Lens names them, not by this package's modules."""
-        super().register_modules(**components)
-        for name, component in components.items():
-            entry = _INDEX_ENTRIES.get(type(component).__name__)
-            if entry is not None:
-                self.register_to_config(**{name: entry})
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a component; ``model_index.json`` will name it as microsoft/Lens does, not by this package's modules."""
+        super().__setattr__(name, value)
+        # torch.compile hides a model inside another one.
+        entry = _INDEX_ENTRIES.get(type(getattr(value, "_orig_mod", value)).__name__)
+        if entry is not None and hasattr(self.config, name):
+            self.register_to_config(**{name: entry})
 
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None
@@ -122,27 +127,27 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
 
     @property
     def guidance_scale(self) -> float:
-        """Of the run in progress."""
+        """Of the run in progress, or else of the last one; so are the next ones."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the run in progress needs the negative prompt: at a scale of 1 it cancels out."""
+        """Whether the negative prompt is needed: at a scale of 1 it cancels out."""
         return self._guidance_scale != 1
 
     @property
     def attention_kwargs(self) -> dict[str, Any] | None:
-        """Of the run in progress."""
+        """As they were passed."""
         return self._attention_kwargs
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the run in progress."""
+        """Steps in all."""
         return self._num_timesteps
 
     @property
     def current_timestep(self) -> Any:
-        """Of the run in progress, from 0 to 1000; None outside of one."""
+        """From 0 to 1000; None before the first step and behind the last one."""
         return self._current_timestep
 
     @property
@@ -182,6 +187,8 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
             if prompt is None:
                 raise ValueError("give prompt or prompt_embeds")
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+            if not prompts:
+                raise ValueError("there are no prompts")
             count = len(prompts)
             positive = self._encode(prompts, max_sequence_length, device).repeat(num_images_per_prompt)
         else:
@@ -192,7 +199,8 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
         if negative_prompt_embeds is not None:
             negative = self._given_features(negative_prompt_embeds, negative_prompt_mask, "negative_prompt", device)
         else:
-            texts = [negative_prompt or ""] if isinstance(negative_prompt, str | None) else list(negative_prompt)
+            texts = [negative_prompt] if isinstance(negative_prompt, str | None) else list(negative_prompt)
+            texts = [text or "" for text in texts]
             if len(texts) not in (1, count):
                 raise ValueError(f"{len(texts)} negative prompts for {count} prompts; give one, or one for each")
             if not any(text.strip() for text in texts):
@@ -205,6 +213,8 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
         return [*positive.embeds], positive.mask, [*negative.embeds], negative.mask
 
     def _encode(self, prompts: list[str], maximum: int, device: torch.device) -> PromptFeatures:
+        if maximum < 1:
+            raise ValueError(f"max_sequence_length is {maximum}; at least one token is needed")
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError("this pipeline has no text encoder; give prompt_embeds and negative_prompt_embeds")
         # Once more, for an encoder that came after construction.

@@ -39,6 +39,9 @@ class LensGptOssEncoder(GptOssForCausalLM):
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
         """Save as ``GptOssForCausalLM``, which is what the checkpoint holds and any installation can load."""
+        if getattr(self.config, "quantization_config", None) is None:
+            # Unpacked experts would be saved under the names of packed ones, and not be found again.
+            options.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *arguments, **options)
         self.config.architectures = [GptOssForCausalLM.__name__]
         self.config.save_pretrained(save_directory)
