@@ -1,6 +1,6 @@
 """The tensors of a Lens transformer, by name and shape, from its config alone and without torch.
 
-Names, shapes and order are those of microsoft/Lens (upstream commit 5bf0f0c); ``converter.lens.transformer`` builds
+Names, shapes and order are those of microsoft/Lens (upstream commit 5bf0f0c); ``converter.lens_modules`` builds
 the same list from modules, and a test holds the two against each other.
 """
 

@@ -26,15 +26,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-import converter.lens.attention as attention_module
-import converter.lens.transformer as transformer_module
+import converter.lens_modules.attention as attention_module
+import converter.lens_modules.transformer as transformer_module
 from converter.lens import LensGptOssEncoder, LensPipeline
 from converter.lens.golden import golden_error, golden_model, golden_output, passes_golden_test
 from converter.lens.quantized import apply_serialized_matmul, quantized_layers
 from converter.lens.registration import register
-from converter.lens.rotary import rotate, rotation_angles, rotations
 from converter.lens.transformer import LensTransformer2DModel
 from converter.lens_layout import LensConfig, lens_tensors
+from converter.lens_modules.rotary import rotate, rotation_angles, rotations
 from converter.quantize.libraries import load_library
 from converter.verification.nearness import dequantize
 from tests import lens_reference
@@ -542,7 +542,9 @@ FEATURE = torch.zeros(2, 7, 24)
         ({"img_shapes": None}, "img_shapes must be one"),
         ({"img_shapes": []}, "img_shapes must be one"),
         ({"img_shapes": [(3, 5)]}, "img_shapes must be one"),
-        ({"img_shapes": [(1, 3, 5), (1, 5, 3)]}, "img_shapes must be one"),
+        ({"img_shapes": [(1, 3, 5), (1, 5, 3)]}, "img_shapes differ"),
+        ({"img_shapes": (1, 3, 5)}, "img_shapes must be one"),
+        ({"img_shapes": [(1, -3, -5)]}, "do not make 15 tokens"),
         ({"img_shapes": [[(1, 3, 5)]]}, "img_shapes must be one"),
         ({"img_shapes": [(1, 4, 4)]}, "do not make 15 tokens"),
         ({"img_shapes": [(15, 1, 1)]}, "do not make 15 tokens"),
@@ -1035,7 +1037,7 @@ def test_an_adapter_is_of_the_models_dtype(lens_output: Path) -> None:
     for model in (plain, quantized):
         tensors = make_adapter(unquantized(model))
         # As pipelines load adapters; otherwise PEFT makes room in float32 next to packed weights.
-        model.load_lora_adapter(tensors, low_cpu_mem_usage=True)
+        model.load_lora_adapter(tensors)
         found = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
         assert len(found) == len(tensors)
         assert {parameter.dtype for parameter in found.values()} == {torch.bfloat16}
@@ -1062,7 +1064,7 @@ def test_quantized_matmul_that_a_loader_left_off(lens_output: Path, caplog: pyte
     (record,) = said(caplog)
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith("LensTransformer2DModel: use_quantized_matmul")
-    assert record.getMessage().endswith("int8")
+    assert record.getMessage().endswith("it is now (int8)")
 
 
 def test_quantized_matmul_that_nobody_asked_for(lens_output: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -1174,3 +1176,36 @@ def test_registration_beside_another_encoder(monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setattr(transformers, "LensGptOssEncoder", theirs)
         register()
         assert transformers.LensGptOssEncoder is (theirs or LensGptOssEncoder)
+
+
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+def test_half_an_adapter(factor: str) -> None:
+    """PEFT would draw the other factor at random."""
+    model = golden()
+    tensors = {name: tensor for name, tensor in make_adapter(model).items() if factor not in name}
+    with pytest.raises(ValueError, match=rf"no {factor} for transformer_blocks\.0\.attn"):
+        model.load_lora_adapter(tensors)
+
+
+@pytest.mark.parametrize("error", [AssertionError, ImportError, OSError, NameError])
+def test_a_class_that_cannot_be_built_fails_the_golden_test(error: type[Exception]) -> None:
+    """diffusers' stand-ins for classes whose requirements are missing raise ImportError."""
+
+    def foreign(**_: Any) -> None:
+        raise error("no")
+
+    assert not passes_golden_test(foreign)
+
+
+def test_what_is_not_in_effect_is_not_said_to_be(
+    lens_output: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where SDNQ cannot multiply as the checkpoint asks."""
+    from sdnq import loader
+
+    model = LensTransformer2DModel.from_pretrained(lens_output, torch_dtype=torch.bfloat16)
+    loader.apply_sdnq_options_to_model(model, use_quantized_matmul=False)
+    model.quantization_config.use_quantized_matmul = True
+    monkeypatch.setattr(loader, "apply_sdnq_options_to_model", lambda model, **_: model)
+    assert not apply_serialized_matmul(model)
+    assert "this machine cannot do it" in caplog.text

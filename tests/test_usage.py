@@ -74,7 +74,7 @@ def test_the_usage_of_a_card_runs(tiny_release: Path, packages: Path, tmp_path: 
         base_resolution=1024,
         aspect_ratio="2:1",
         steps=1,
-        guidance=5.0,
+        guidance=1.0,
     )
     programs = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(programs) == 2

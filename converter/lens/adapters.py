@@ -45,7 +45,7 @@ def normalize_adapter(
         modules: names of the modules that the model has.
 
     Raises:
-        ValueError: there are no tensors, or one is for a module that the model does not have.
+        ValueError: there are no tensors, one is for a module that the model does not have, or one is missing.
     """
     known = set(modules)
     bare = {_bare_name(name): tensor for name, tensor in state.items()}
@@ -55,6 +55,11 @@ def normalize_adapter(
             f"the adapter has {len(foreign)} of {len(bare)} tensors for modules that the model lacks"
             + (f", such as {foreign[0]}" if foreign else "")
         )
+    for module in sorted({_PARAMETER.split(name, maxsplit=1)[0] for name in bare if ".lora_" in name}):
+        for part in ("lora_A", "lora_B"):
+            if f"{module}.{part}.weight" not in bare:
+                # PEFT would draw it at random.
+                raise ValueError(f"the adapter has no {part} for {module}")
     alphas = {name.removesuffix(".alpha"): bare.pop(name) for name in tuple(bare) if name.endswith(".alpha")}
     for module, alpha in alphas.items():
         factor = bare.get(f"{module}.lora_B.weight")

@@ -23,22 +23,26 @@ def apply_serialized_matmul(model: torch.nn.Module) -> bool:
     """Turn quantized matmul on where the checkpoint's configuration asks for it and the loader did not.
 
     Returns:
-        Whether it had to be turned on.
+        Whether it had to be turned on, and is.
     """
-    layers = quantized_layers(model)
     configuration = getattr(model, "quantization_config", None)
-    if not layers or not getattr(configuration, "use_quantized_matmul", False):
+    if not getattr(configuration, "use_quantized_matmul", False) or not quantized_layers(model):
         return False
-    if any(layer.sdnq_dequantizer.use_quantized_matmul for layer in layers):
+    if _multiplies_quantized(model):
         return False
     # Such a model was made by SDNQ, which is imported by now; importing it for others would take seconds.
     from sdnq.loader import apply_sdnq_options_to_model
 
     apply_sdnq_options_to_model(model, use_quantized_matmul=True)
+    done = _multiplies_quantized(model)
     logger.warning(
-        "%s: use_quantized_matmul of the checkpoint's quantization config was not in effect after loading; "
-        "it is now, with %s",
+        "%s: use_quantized_matmul of the checkpoint's quantization config was not in effect after loading; %s (%s)",
         type(model).__name__,
+        "it is now" if done else "this machine cannot do it",
         configuration.quantized_matmul_dtype,  # type: ignore[union-attr]
     )
-    return True
+    return done
+
+
+def _multiplies_quantized(model: torch.nn.Module) -> bool:
+    return any(layer.sdnq_dequantizer.use_quantized_matmul for layer in quantized_layers(model))

@@ -149,7 +149,7 @@ def find_class(name: str, where: str) -> Any:
         UnsupportedCheckpoint: neither library has a model of that name.
     """
     if name == LENS:
-        return load_library("converter.lens.transformer").LensTransformer2DModel
+        return load_library("converter.lens_modules.transformer").LensTransformer2DModel
     libraries = load_library("diffusers"), load_library("transformers")
     bases = libraries[0].ModelMixin, libraries[1].PreTrainedModel
     for library in libraries:

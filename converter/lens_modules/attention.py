@@ -10,7 +10,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.normalization import RMSNorm
 from torch import nn
 
-from converter.lens.rotary import rotate
+from converter.lens_modules.rotary import rotate
 
 #: Of the norms of queries and keys; upstream's block overrides its attention's own default of 1e-5.
 NORM_EPSILON = 1e-6
