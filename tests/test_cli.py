@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,8 +19,11 @@ import pytest
 import torch
 
 from converter.checkpoint.header import TensorEntry, encode_header
-from converter.cli.main import COMMANDS, cli
+from converter.cli import main as main_module
+from converter.cli.main import COMMANDS, cli, run
+from converter.console import Console
 from converter.conversion.preview import CUDA_LIBRARY_BYTES
+from converter.errors import InputError
 from converter.lens_layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.schemas import NAMES, load_schema
 from tests.conftest import ROOT, Outcome, run_process, snapshot
@@ -115,6 +120,24 @@ def test_people_read_stderr_and_quiet_is_quiet(lensconv: Lensconv, lens_source: 
         assert outcome.stdout == ""
         assert "img_mod" in outcome.stderr
         assert lensconv(*arguments, "--quiet") == Outcome(0, "", "")
+
+
+@pytest.mark.parametrize("error", [ValueError("no shape"), InputError("cannot be used: no shape")])
+def test_what_a_library_makes_of_a_signal_is_the_signal(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own code turns what a handler raises into another error, and rooms blame a file for that."""
+
+    def command(*_: object, **__: object) -> None:
+        try:
+            main_module._interrupt(signal.SIGINT, None)
+        except KeyboardInterrupt:
+            raise error from None
+
+    monkeypatch.setattr(main_module, "_ignore_signals", lambda: None)
+    monkeypatch.setattr(main_module.cli, "main", command)
+    console = Console(stderr=io.StringIO())
+    assert run([], console) == 130
+    monkeypatch.setattr(main_module.cli, "main", lambda *_, **__: 0)
+    assert run([], console) == 0
 
 
 def test_a_failed_check_exits_with_one(lensconv: Lensconv, lens_output: Path, tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ COMMANDS = ("plan", "convert", "verify", "generate", "synth")
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds until another try, where a signal came into an import or a finalizer.
 _POLL_SECONDS = 0.02
+#: Signals that have asked the command to stop.
+_stops: list[int] = []
 
 
 class LazyGroup(click.Group):
@@ -100,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str], console: Console) -> int:
     """Run the command; every error that can be expected becomes a message and an exit code."""
+    _stops.clear()
     try:
         result = cli.main(list(arguments), prog_name="lensconv", standalone_mode=False, obj=console)
         return result if isinstance(result, int) else 0
@@ -115,11 +118,19 @@ def run(arguments: Sequence[str], console: Console) -> int:
         raise
     except OSError as error:
         failure = _system_error(error)
+    except Exception:
+        # Where a signal comes into torch's own code, it turns what the handler raises into an error of its own.
+        if not _stops:
+            raise
+        failure = Interrupted("interrupted")
+    if _stops and not isinstance(failure, Interrupted):
+        failure = Interrupted("interrupted")
     console.error(failure)
     return failure.exit_code
 
 
-def _interrupt(_: int, frame: FrameType | None) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _stops.append(number)
     # Cleaning up takes a moment, in which a second one would only do harm.
     _ignore_signals()
     if _is_importing(frame):
