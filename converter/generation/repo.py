@@ -62,14 +62,12 @@ class PipelineRepo:
     @property
     def quantization(self) -> dict[str, Any] | None:
         """SDNQ's configuration of the transformer; None when it is not quantized."""
-        found = self.transformer.config.get("quantization_config")
-        return found if isinstance(found, dict) and found.get("quant_method") == "sdnq" else None
+        return _quantization(self.transformer, "sdnq")
 
     @property
     def has_packed_text_encoder(self) -> bool:
         """Whether the text encoder's experts are in MXFP4."""
-        found = self.text_encoder.config.get("quantization_config")
-        return isinstance(found, dict) and found.get("quant_method") == "mxfp4"
+        return _quantization(self.text_encoder, "mxfp4") is not None
 
     @property
     def default_steps(self) -> int:
@@ -88,6 +86,12 @@ class PipelineRepo:
             if re.search(rf"lens[-_]?{name}", names):
                 return steps, guidance
         return DEFAULT_STEPS, DEFAULT_GUIDANCE
+
+
+def _quantization(checkpoint: Checkpoint, method: str) -> dict[str, Any] | None:
+    """The quantization that a component's config speaks of, if it is of that method."""
+    found = checkpoint.config.get("quantization_config")
+    return found if isinstance(found, dict) and found.get("quant_method") == method else None
 
 
 def open_pipeline(path: Path) -> PipelineRepo:

@@ -85,6 +85,7 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
         self.register_modules(
             scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer
         )
+        # By upstream's names, for callers that read them.
         self.vae_scale_factor = PIXELS_PER_TOKEN
         self.default_sample_size = DEFAULT_SIDE
         self.txt_offset = PREFIX_TOKENS

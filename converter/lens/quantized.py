@@ -8,6 +8,7 @@ and said.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ def apply_serialized_matmul(model: torch.nn.Module) -> bool:
     Returns:
         Whether it had to be turned on, and is.
     """
-    configuration = getattr(model, "quantization_config", None)
+    configuration: Any = getattr(model, "quantization_config", None)
     if not getattr(configuration, "use_quantized_matmul", False) or not quantized_layers(model):
         return False
     if _multiplies_quantized(model):
@@ -39,7 +40,7 @@ def apply_serialized_matmul(model: torch.nn.Module) -> bool:
         "%s: use_quantized_matmul of the checkpoint's quantization config was not in effect after loading; %s (%s)",
         type(model).__name__,
         "it is now" if done else "this machine cannot do it",
-        configuration.quantized_matmul_dtype,  # type: ignore[union-attr]
+        configuration.quantized_matmul_dtype,
     )
     return done
 
