@@ -10,12 +10,15 @@ LensconvError               exit 1: what was examined or made is not what it sho
 │   ├── UnsupportedCheckpoint    well formed, but not something that can be converted or checked
 │   ├── NonFiniteWeight          NaN or infinity where a weight should be
 │   ├── RecipeError              a recipe is malformed, or names nothing in the model
+│   ├── SuiteError               a suite of prompts, or a card that should hold one, is malformed
+│   ├── EvidenceError            a file of measurements is of another format, or its figures contradict each other
 │   └── OutputError              the place to write to is taken, inside the source, read-only or in use
 ├── ResourceError            exit 3: the machine lacks something
 │   ├── DiskError                free space
 │   ├── MemoryLimitError         memory
 │   ├── DeviceError              an accelerator
 │   └── DependencyError          a package
+├── HubError                 exit 4: the Hub refuses, lacks something, or cannot be reached
 ├── ImageError               exit 1: the model drew something that is no image
 └── Interrupted              exit 130: Ctrl-C or a termination signal
 """
@@ -96,6 +99,25 @@ class RecipeError(InputError):
     """A recipe is malformed, or names something that the model does not have."""
 
 
+class EvidenceError(InputError):
+    """A file of measurements is not what it should be.
+
+    Args:
+        file: the file at fault.
+        reason: what is wrong with it.
+        hint: what to do next.
+    """
+
+    def __init__(
+        self, file: PurePath | str, reason: str, hint: str = "Measure again with `lensconv bench`; do not edit it."
+    ) -> None:
+        super().__init__(f"{printable(str(file))}: {reason}", hint)
+
+
+class SuiteError(InputError):
+    """A suite of prompts is malformed, or a card holds none that can be read without guessing."""
+
+
 class OutputError(InputError):
     """The output cannot be written where it was asked for."""
 
@@ -120,6 +142,12 @@ class DeviceError(ResourceError):
 
 class DependencyError(ResourceError):
     """A package is missing, or a version of it cannot do what is asked."""
+
+
+class HubError(LensconvError):
+    """The Hub refuses, lacks what was asked for, or cannot be reached."""
+
+    exit_code = 4
 
 
 class ImageError(LensconvError):

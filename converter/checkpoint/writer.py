@@ -103,3 +103,46 @@ def write_error(place: Path, error: OSError) -> ResourceError | OutputError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskError(f"{where}: {error.strerror}", "Free some space, or write to another disk.")
     return OutputError(f"{where}: cannot be written: {error.strerror or error}", "Write to another folder.")
+
+
+def refuse_taken_place(output: Path, *, overwrite: bool) -> None:
+    """Refuse a place where a file cannot go, before its content is made.
+
+    Args:
+        output: the file.
+        overwrite: whether one that is there may be replaced.
+
+    Raises:
+        OutputError: the place is taken, or no file can be there.
+    """
+    where = printable(str(output))
+    if output.is_dir():
+        raise OutputError(f"{where}: is a folder", "Name a file in it.")
+    if os.path.lexists(output) and not overwrite:
+        raise OutputError(f"{where}: exists already", "Choose another name, or replace it with --overwrite.")
+    parent = printable(str(output.parent))
+    if not output.parent.is_dir():
+        raise OutputError(f"{parent}: no such folder", "Make it first.")
+    if not os.access(output.parent, os.W_OK):
+        raise OutputError(f"{parent}: cannot be written", "Check its permissions.")
+
+
+def replace_file(output: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, over one that is there.
+
+    Raises:
+        OutputError: it cannot be written.
+        DiskError: there is no space.
+    """
+    draft = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        try:
+            with draft.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            draft.replace(output)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(output, error) from error

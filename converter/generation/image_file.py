@@ -5,16 +5,16 @@ The file holds nothing that the image does not depend on: the same settings, wei
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
-from converter.checkpoint.writer import write_error
-from converter.errors import OutputError, UsageError, printable
+from converter.checkpoint.writer import refuse_taken_place, replace_file
+from converter.errors import UsageError, printable
 
 #: Key of the text chunk with all settings as JSON; prompts stand in chunks of their own, too.
 METADATA_KEY = "lensconv"
@@ -27,18 +27,9 @@ def refuse_place(output: Path, *, overwrite: bool) -> None:
         UsageError: the name does not end in .png.
         OutputError: the place is taken, or no file can be there.
     """
-    where = printable(str(output))
     if output.suffix.lower() != ".png":
-        raise UsageError(f"--out {where}: the image is a PNG; let the name end in .png")
-    if output.is_dir():
-        raise OutputError(f"{where}: is a folder", "Name a file in it.")
-    if os.path.lexists(output) and not overwrite:
-        raise OutputError(f"{where}: exists already", "Choose another name, or replace it with --overwrite.")
-    parent = output.parent
-    if not parent.is_dir():
-        raise OutputError(f"{printable(str(parent))}: no such folder", "Make it first.")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"{printable(str(parent))}: cannot be written", "Check its permissions.")
+        raise UsageError(f"--out {printable(str(output))}: the image is a PNG; let the name end in .png")
+    refuse_taken_place(output, overwrite=overwrite)
 
 
 def write_image(image: Image, output: Path, metadata: dict[str, Any]) -> None:
@@ -57,15 +48,6 @@ def write_image(image: Image, output: Path, metadata: dict[str, Any]) -> None:
     for key in ("prompt", "negative_prompt"):
         texts.add_itxt(key, metadata[key])
     texts.add_itxt(METADATA_KEY, json.dumps(metadata, sort_keys=True, ensure_ascii=False))
-    draft = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        try:
-            with draft.open("xb") as stream:
-                image.save(stream, "PNG", pnginfo=texts)
-                stream.flush()
-                os.fsync(stream.fileno())
-            draft.replace(output)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise write_error(output, error) from error
+    content = io.BytesIO()
+    image.save(content, "PNG", pnginfo=texts)
+    replace_file(output, content.getvalue())

@@ -1,0 +1,270 @@
+"""Files of measurements: formats, figures that must agree, and statistics, against the published figures."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from converter.errors import EvidenceError, MissingInput
+from converter.evidence.files import FORMATS, read_evidence, read_evidence_folder, write_evidence
+from converter.evidence.statistics import percent_change, slowdown, spread
+from converter.schemas import load_schema
+from tests.conftest import Outcome
+from tests.published import LABELS, published_matrix, published_metrics, published_offload, published_summary
+
+Lensconv = Callable[..., Outcome]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The four published files."""
+    write(tmp_path, "benchmark_metrics.json", published_metrics())
+    write(tmp_path, "comparison_matrix.json", published_matrix())
+    write(tmp_path, "model_cpu_offload_benchmark.json", published_offload())
+    write(tmp_path, "sdnq_quantization_summary.json", published_summary())
+    return tmp_path
+
+
+def write(folder: Path, name: str, content: object) -> Path:
+    file = folder / name
+    file.write_text(json.dumps(content))
+    return file
+
+
+def test_the_published_figures(folder: Path, lensconv: Lensconv) -> None:
+    outcome = lensconv("evidence", folder, "--json")
+    assert outcome.code == 0
+    result = outcome.result
+    assert [file["name"] for file in result["files"]] == [
+        "benchmark_metrics.json",
+        "comparison_matrix.json",
+        "model_cpu_offload_benchmark.json",
+        "sdnq_quantization_summary.json",
+    ]
+    matrix = result["matrix"]
+    assert [row["delta_percent"] for row in matrix["rows"]] == [23.5, 9.3, 28.6, 23.6, 24.7, 8.3, 6.5, 6.6, 9.5, 28.9]
+    assert (matrix["original"]["mean"], matrix["quantized"]["mean"]) == (15.357, 17.937)
+    assert (matrix["original"]["median"], matrix["quantized"]["median"]) == (14.346, 17.813)
+    found = matrix["slowdown"]
+    assert (found["ratio_of_means_percent"], found["mean_difference_s"], found["pairs"]) == (16.8, 2.58, 10)
+    low, high = found["ratio_of_means_percent_interval"]
+    assert low < 16.8 < high
+    shown = lensconv("evidence", folder)
+    assert "+16.8 %" in shown.stderr
+    assert f"{low:+.1f} to {high:+.1f} %" in shown.stderr
+    for label in LABELS:
+        assert label in shown.stderr
+
+
+def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
+    """Other draws than lensconv's own give nearly the same ends."""
+    rows = published_matrix()["prompts"]
+    original, quantized = ([row[name]["time_s"] for row in rows] for name in ("original", "quantized"))
+    draws = np.random.default_rng(7).integers(0, 10, (40_000, 10))
+    ratios = sorted(100 * (sum(quantized[i] for i in draw) / sum(original[i] for i in draw) - 1) for draw in draws)
+    expected = ratios[1000], ratios[39_000]
+    found = slowdown(original, quantized).ratio_of_means_percent_interval
+    assert found is not None
+    assert found == pytest.approx(expected, abs=0.3)
+    assert slowdown(original, quantized) == slowdown(original, quantized)
+
+
+@given(st.lists(st.floats(0.001, 1e5), min_size=1, max_size=30))
+def test_a_spread_is_what_the_standard_library_says(values: list[float]) -> None:
+    found = spread(values)
+    assert found.mean == round(statistics.fmean(values), 3)
+    assert found.median == round(statistics.median(values), 3)
+    assert (found.min, found.max, found.count) == (round(min(values), 3), round(max(values), 3), len(values))
+    assert ("stdev" in found.to_dict()) == (len(values) > 1)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 100), st.floats(0.1, 100)), min_size=2, max_size=12))
+def test_an_interval_holds_the_figure_and_turns_with_the_models(pairs: list[tuple[float, float]]) -> None:
+    original, quantized = zip(*pairs, strict=True)
+    found, turned = slowdown(original, quantized), slowdown(quantized, original)
+    assert found.mean_difference_s == pytest.approx(-turned.mean_difference_s, abs=0.0011)
+    assert found.mean_difference_s_interval is not None
+    low, high = found.mean_difference_s_interval
+    differences = [second - first for first, second in pairs]
+    assert min(differences) - 0.001 <= low <= high <= max(differences) + 0.001
+
+
+def test_one_pair_has_no_interval_and_none_no_slowdown() -> None:
+    assert slowdown([1.0], [2.0]).to_dict()["mean_difference_s_interval"] is None
+    assert slowdown([1.0], [2.0]).ratio_of_means_percent == 100.0
+    with pytest.raises(ValueError, match="0 and 0"):
+        slowdown([], [])
+    with pytest.raises(ValueError, match="cannot be paired"):
+        slowdown([1.0, 2.0], [1.0])
+    assert percent_change(2, 1) == -50
+
+
+def edited(name: str, *path: str | int, value: Any) -> tuple[str, dict[str, Any]]:
+    """A published file with one figure changed."""
+    content = {
+        "benchmark_metrics.json": published_metrics,
+        "comparison_matrix.json": published_matrix,
+        "model_cpu_offload_benchmark.json": published_offload,
+        "sdnq_quantization_summary.json": published_summary,
+    }[name]()
+    target: Any = content
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    return name, content
+
+
+METRICS, MATRIX, OFFLOAD = "benchmark_metrics.json", "comparison_matrix.json", "model_cpu_offload_benchmark.json"
+SUMMARY = "sdnq_quantization_summary.json"
+FOOTPRINT = {
+    "bytes": 4_301_456_128,
+    "bytes_by_dtype": {"BF16": 2_942_501_632, "U8": 1_358_954_496},
+    "families": [
+        {"name": "img_mod", "bytes": 3_000_000_000, "bytes_by_dtype": {"BF16": 2_942_501_632, "U8": 57_498_368}},
+        {"name": "attn", "bytes": 1_301_456_128, "bytes_by_dtype": {"U8": 1_301_456_128}},
+    ],
+}
+
+
+def test_a_footprint_that_is_its_headers_sum(tmp_path: Path) -> None:
+    name, content = edited(METRICS, "models", "quantized", "transformer", value=FOOTPRINT)
+    read_evidence(write(tmp_path, name, content))
+
+
+def damaged_footprint(*path: str | int, value: Any) -> dict[str, Any]:
+    footprint: Any = copy.deepcopy(FOOTPRINT)
+    target = footprint
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    return dict(footprint)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "message"),
+    [
+        (METRICS, ("schema",), "lensconv.benchmark/2", "is of schema lensconv.benchmark/2"),
+        (METRICS, ("schema",), "lensconv.matrix/1", "reads lensconv.benchmark/1"),
+        (MATRIX, ("schema",), 1, "is of schema 1"),
+        (MATRIX, ("schema",), None, "is of no schema"),
+        (MATRIX, ("prompts",), [], "prompts: "),
+        (MATRIX, ("prompts", 3, "seed"), "304", "prompts.3.seed: '304' is not of type 'integer'"),
+        (MATRIX, ("prompts", 3, "original"), {"time_s": -1}, "prompts.3.original"),
+        (MATRIX, ("prompts", 3, "original", "time_s"), math.nan, "prompts.3.original.time_s is no finite number"),
+        (MATRIX, ("prompts", 3, "id"), "P03", "prompt P03 is there 2 times"),
+        (MATRIX, ("prompts", 0, "delta_percent"), 13.5, "P01.delta_percent is 13.5"),
+        (MATRIX, ("prompts", 0, "original", "times_s"), [1, 2, 3], "P01.original.time_s is 19.518"),
+        (MATRIX, ("summary",), {"original": {"mean": 15.0}}, "summary.original.mean is 15.0"),
+        (METRICS, ("models", "original", "transformer_storage_gb"), 8.208, "of 8.208 GB are left"),
+        (METRICS, ("models", "quantized", "generation_time_s", "mean"), 15.0, "generation_time_s.mean is 15.0"),
+        (METRICS, ("models", "quantized", "load_peak_allocated_gb"), 19.0, "more than the 18.516 that were reserved"),
+        (METRICS, ("models", "original", "generation_peak_allocated_gb", "mean"), 28, "outside of its own least"),
+        (METRICS, ("models", "quantized", "transformer"), damaged_footprint("bytes", value=4_301_456_000), "add up to"),
+        (
+            METRICS,
+            ("models", "quantized", "transformer"),
+            damaged_footprint("families", 1, "bytes", value=1),
+            "attn: bytes is 1, and its dtypes add up to 1301456128",
+        ),
+        (
+            METRICS,
+            ("models", "quantized", "transformer"),
+            damaged_footprint("families", value=FOOTPRINT["families"][:1]),  # type: ignore[index]
+            "its families add up to 3000000000",
+        ),
+        (METRICS, ("models", "original", "transformer"), FOOTPRINT, "its headers say 4301456128 bytes"),
+        (OFFLOAD, ("warm_prompts",), ["P02", "P02"], "prompt P02 is there 2 times"),
+        (OFFLOAD, ("models", "original", "cold", "peak_reserved_gb"), 1.0, "models.original.cold.peak_allocated_gb"),
+        (OFFLOAD, ("method",), "magic", "method: "),
+        (SUMMARY, ("quant_transformer_dtypes",), {"UINT8": 1}, "its dtypes add up to 1 bytes"),
+        (SUMMARY, ("transformer_storage_reduction_percent",), 47.6, "is 47.6"),
+    ],
+)
+def test_what_is_refused(
+    name: str, path: tuple[str | int, ...], value: Any, message: str, folder: Path, lensconv: Lensconv
+) -> None:
+    file = write(folder, *edited(name, *path, value=value))
+    outcome = lensconv("evidence", folder, "--json")
+    assert outcome.code == 2, outcome.stdout
+    error = outcome.result["error"]
+    assert error["type"] == "EvidenceError"
+    assert message in error["message"]
+    assert error["message"].startswith(str(file))
+    assert len(lensconv("evidence", folder).stderr.splitlines()) == 1
+
+
+def test_files_that_speak_of_other_weights_or_settings(folder: Path) -> None:
+    def source(digit: str) -> dict[str, Any]:
+        files = [{"name": "model.safetensors", "bytes": 1, "sha256": digit * 64}]
+        return {name: {"repo_id": "x/y", "transformer": files} for name in ("original", "quantized")}
+
+    write(folder, *edited(METRICS, "sources", value=source("a")))
+    write(folder, *edited(MATRIX, "sources", value=source("b")))
+    with pytest.raises(EvidenceError, match="the original weights are others, by benchmark_metrics"):
+        read_evidence_folder(folder)
+    write(folder, *edited(MATRIX, "sources", value=source("a")))
+    read_evidence_folder(folder)
+    write(folder, *edited(MATRIX, "settings", value={"num_inference_steps": 4, "guidance_scale": 5.0}))
+    with pytest.raises(EvidenceError, match="num_inference_steps is 4, and not 20"):
+        read_evidence_folder(folder)
+    name, content = edited(SUMMARY, "quant_transformer_dtypes", value={"UINT8": 2_000_000_000})
+    content |= {"quant_transformer_tensor_storage_gb": 2.0, "transformer_storage_reduction_percent": 87.8}
+    write(folder, MATRIX, published_matrix())
+    write(folder, name, content)
+    with pytest.raises(EvidenceError, match=r"the quantized transformer takes 4.301 GB, and not 2.0"):
+        read_evidence_folder(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"schema": 1, "schema": 1}', b"\xff", b"[" * 100_000])
+def test_files_that_are_no_json_object(content: bytes, tmp_path: Path, lensconv: Lensconv) -> None:
+    (tmp_path / MATRIX).write_bytes(content)
+    outcome = lensconv("evidence", tmp_path / MATRIX, "--json")
+    assert outcome.code == 2
+    assert outcome.result["error"]["type"] == "EvidenceError"
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput, match="holds no measurements"):
+        read_evidence_folder(tmp_path)
+    with pytest.raises(MissingInput, match="no such folder"):
+        read_evidence_folder(tmp_path / "nowhere")
+    with pytest.raises(MissingInput, match="no such file"):
+        read_evidence(tmp_path / "nothing.json")
+
+
+def test_failed_rows_are_left_out_of_statistics(folder: Path, lensconv: Lensconv) -> None:
+    name, content = edited(MATRIX, "prompts", 2, "quantized", value={"failed": "killed by SIGKILL"})
+    (folder / METRICS).unlink()
+    write(folder, name, content)
+    matrix = lensconv("evidence", folder, "--json").result["matrix"]
+    assert matrix["failed"] == 1
+    assert matrix["original"]["count"] == 10
+    assert matrix["quantized"]["count"] == matrix["slowdown"]["pairs"] == len(matrix["rows"]) == 9
+    assert "failed" in lensconv("evidence", folder).stderr
+
+
+def test_what_contradicts_itself_is_not_written(tmp_path: Path) -> None:
+    name, content = edited(MATRIX, "prompts", 3, "id", value="P03")
+    with pytest.raises(EvidenceError):
+        write_evidence(tmp_path, name, content)
+    assert not list(tmp_path.iterdir())
+    write_evidence(tmp_path, MATRIX, published_matrix())
+    assert read_evidence(tmp_path / MATRIX)[1] == published_matrix()
+
+
+def test_what_several_schemas_define_they_define_alike() -> None:
+    definitions: dict[str, Any] = {}
+    for name in {form.schema for form in FORMATS.values()} | {"bench", "evidence"}:
+        for key, definition in load_schema(name).get("$defs", {}).items():
+            if key not in ("model", "matrix"):
+                assert definitions.setdefault(key, definition) == definition, (name, key)
