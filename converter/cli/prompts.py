@@ -1,0 +1,55 @@
+"""``lensconv prompts``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from converter.cli.options import PATH, output_options, pass_console
+from converter.console import Console, table
+
+
+@click.group(
+    "prompts",
+    short_help="Make suites of prompts to compare models with.",
+    epilog="Example: lensconv prompts import README.md --out suite.toml",
+    no_args_is_help=False,
+)
+def command() -> None:
+    """Make suites of prompts: TOML files that name what to draw, and which texts each image must show."""
+
+
+@command.command(
+    "import",
+    short_help="Make a suite of a published model card.",
+    epilog="Example: lensconv prompts import README.md --out suite.toml",
+)
+@click.argument("card")
+@click.option("--out", "output", metavar="SUITE.toml", type=PATH, required=True, help="The suite to make.")
+@click.option("--name", help="Name of the suite.  [default: name of the file, without .toml]")
+@click.option("--overwrite", is_flag=True, help="Replace the suite if it exists.")
+@output_options
+@pass_console
+def import_command(console: Console, /, card: str, output: Path, name: str | None, overwrite: bool) -> None:
+    """Make a suite of the prompts that CARD has published.
+
+    CARD is a file in Markdown or plain text, or hf://OWNER/NAME[@REVISION] for the card of a model on the Hub. Ids,
+    titles and seeds come from its table, prompts from the sections below their headings or from the table. All texts
+    in double quotes become required. Nothing is guessed: a card that contradicts itself is refused.
+    """
+    from converter.prompts.card import import_card
+    from converter.prompts.fetch import read_card
+    from converter.prompts.files import refuse_place, write_suite_file
+
+    refuse_place(output, overwrite=overwrite)
+    suite = import_card(read_card(card), output.stem if name is None else name, where=card)
+    write_suite_file(suite.to_toml(), output)
+    content = suite.to_dict()
+    required = sum(len(prompt.required_text) for prompt in suite.prompts)
+    rows = [[prompt.id, prompt.scenario, str(prompt.seed), str(len(prompt.required_text))] for prompt in suite.prompts]
+    console.result(
+        {"suite": str(output), "name": suite.name, "prompts": content["prompts"], "required_texts": required},
+        table(["prompt", "scenario", "seed", "required texts"], rows, title=suite.name),
+        f"{output}: {len(suite.prompts)} prompts, {required} required texts, SHA-256 {suite.sha256}.",
+    )
