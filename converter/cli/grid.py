@@ -1,0 +1,71 @@
+"""``lensconv grid``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from converter.cli.options import PATH, output_options, pass_console
+from converter.console import Console, readable_size
+from converter.grid.layout import PREVIEW_WIDTH
+
+if TYPE_CHECKING:
+    from converter.grid.report import GridReport
+
+
+@click.command(
+    "grid",
+    short_help="Draw the images of a bench side by side.",
+    epilog="Example: lensconv grid evidence",
+)
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option(
+    "--out",
+    "output",
+    metavar="FOLDER",
+    type=PATH,
+    help="Folder in which assets/comparison is made or replaced.  [default: DIR]",
+)
+@click.option(
+    "--preview-width",
+    type=click.IntRange(min=1),
+    default=PREVIEW_WIDTH,
+    show_default=True,
+    help="Pixels that the preview may be wide; a wider grid is reduced by a whole number.",
+)
+@output_options
+@pass_console
+def command(console: Console, folder: Path, output: Path | None, preview_width: int) -> None:
+    """Draw the images of both models side by side, as they are, with a row for each prompt.
+
+    DIR holds comparison_matrix.json and the images that it names. The grid goes to assets/comparison as WebP of quality
+    98, in several sheets where it is higher than WebP allows, and a preview beside it. No image is resampled in the
+    grid; images that are missing are drawn as such.
+    """
+    # Importing this takes a moment; help does without.
+    from converter.grid.run import make_grid
+
+    report = make_grid(folder, output=output, preview_width=preview_width, progress=console.progress, note=console.note)
+    console.result(report.to_dict(), *_lines(report))
+
+
+def _lines(report: GridReport) -> list[str]:
+    """The result for people."""
+    lines = [
+        f"{report.output / sheet.file}: {sheet.width}x{sheet.height}, {readable_size(sheet.bytes)}."
+        for sheet in report.sheets
+    ]
+    preview = report.preview
+    kind = "lossless" if preview.lossless else f"cells reduced {preview.scale} times"
+    shown = f", {report.preview_rows} of {report.rows} rows" if report.preview_rows < report.rows else ""
+    lines.append(
+        f"{report.output / preview.file}: {preview.width}x{preview.height}, {readable_size(preview.bytes)}, "
+        f"{kind}{shown}."
+    )
+    missing = [f"{cell.id} {cell.model}" for cell in report.missing]
+    if missing:
+        names = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+        lines.append(f"{len(missing)} of {len(report.cells)} cells are missing: {names}.")
+    return lines
