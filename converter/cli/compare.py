@@ -1,0 +1,151 @@
+"""``lensconv compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.cli.options import PATH, output_options, pass_console
+from converter.console import Console, table
+from converter.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from converter.comparison.report import FidelityReport, ImageFidelity, PairFidelity
+
+#: Name in the report, heading, unit and decimals of each figure of a pair of images.
+_FIGURES = (
+    ("psnr_db", "PSNR", " dB", 2),
+    ("ssim", "SSIM", "", 4),
+    ("lpips", "LPIPS", "", 4),
+    ("periodic_grid_added", "added grid", " grey levels", 2),
+)
+
+
+@click.command(
+    "compare",
+    short_help="Compare images of the original and the quantized model.",
+    epilog="Example: lensconv compare images/original images/quantized",
+)
+@click.argument("original", type=PATH)
+@click.argument("quantized", type=PATH)
+@click.option(
+    "--baseline", metavar="FOLDER", type=PATH, help="Images of the original with another seed, to compare drift with."
+)
+@click.option("--prompts", metavar="SUITE", help="Suite of the images: its texts must be readable in them.")
+@click.option("--steps", metavar="N", type=click.IntRange(1, 1000), help="Steps of the images, where they do not tell.")
+@click.option("--no-text", is_flag=True, help="Do not read the images.")
+@click.option("--lpips/--no-lpips", default=True, show_default=True, help="Measure LPIPS, if it is installed.")
+@output_options
+@pass_console
+def command(
+    console: Console,
+    original: Path,
+    quantized: Path,
+    baseline: Path | None,
+    prompts: str | None,
+    steps: int | None,
+    no_text: bool,
+    lpips: bool,
+) -> None:
+    """Compare the images in the folder QUANTIZED with those in ORIGINAL, drawn from the same prompts and seeds.
+
+    Images are PNG or lossless WebP, named ID-SEED.png or ID-SEED-original.png. PSNR, SSIM and LPIPS tell how far the
+    quantized model's images drifted from the original's, not how good they are.
+    """
+    # Importing this takes a second or more; what is wrong with the command line is said at once.
+    from converter.comparison.run import compare
+
+    required: dict[str, tuple[str, ...]] = {}
+    if prompts is not None:
+        from converter.prompts.suite import read_suite
+
+        required = {prompt.id: tuple(prompt.required_text) for prompt in read_suite(prompts).prompts}
+    report = compare(
+        original,
+        quantized,
+        baseline=baseline,
+        required=required,
+        steps=steps,
+        lpips=lpips,
+        text=not no_text,
+        progress=console.progress,
+        note=console.note,
+    )
+    console.result(report.to_dict(), *_render(report))
+
+
+def _render(report: FidelityReport) -> list[RenderableType]:
+    columns = ["image", "seed", "PSNR dB", "SSIM", "LPIPS", "added grid", "text error"]
+    rows = [row for pair in report.pairs for row in _rows(pair)]
+    if report.summary["lpips"] is None:
+        columns, *rows = (_without_lpips(cells) for cells in (columns, *rows))
+    parts: list[RenderableType] = [table(columns, rows)]
+    return [*parts, *render_summary(report.to_dict())]
+
+
+def render_summary(fidelity: Mapping[str, Any]) -> list[RenderableType]:
+    """What ``image_fidelity.json`` says over all pairs."""
+    from rich.text import Text
+
+    steps = fidelity["num_inference_steps"]
+    counted = f"{steps} steps" if steps else "an unknown number of steps"
+    lines = [*_summary_lines(fidelity["summary"])]
+    lines += [f"not measured: {name}: {printable(reason)}" for name, reason in fidelity["not_measured"].items()]
+    return [
+        Text(f"  At {counted}: trajectory drift at the same seed, not quality.", style="bold"),
+        *(Text(f"  {line}") for line in lines),
+    ]
+
+
+def _rows(pair: PairFidelity) -> list[list[str]]:
+    """The pair, and its baseline below it."""
+    rates = [
+        (text.original_cer, text.quantized_cer)
+        for text in pair.text
+        if text.original_cer is not None and text.quantized_cer is not None
+    ]
+    means = [sum(column) / len(rates) for column in zip(*rates, strict=True)]
+    error = " → ".join(f"{mean:.2f}" for mean in means)
+    rows = [[printable(pair.id), _number(pair.seed, 0), *_cells(pair.quantized), error]]
+    if pair.baseline is not None:
+        rows.append(["  other seed", _number(pair.baseline_seed, 0), *_cells(pair.baseline), ""])
+    return rows
+
+
+def _cells(image: ImageFidelity) -> list[str]:
+    psnr = "identical" if image.identical else _number(image.psnr_db, 2)
+    return [psnr, _number(image.ssim, 4), _number(image.lpips, 4), _number(image.periodic_grid.added, 2)]
+
+
+def _without_lpips(cells: list[str]) -> list[str]:
+    return [*cells[:4], *cells[5:]]
+
+
+def _summary_lines(summary: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, title, unit, digits in _FIGURES:
+        figures, other = summary[name], (summary["baseline"] or {}).get(name)
+        if figures is None:
+            continue
+        least, most = _number(figures["min"], digits), _number(figures["max"], digits)
+        line = f"{title}: median {_number(figures['median'], digits)}{unit}, {least} to {most}"
+        if other is not None:
+            line += f"; between seeds of the original: median {_number(other['median'], digits)}{unit}"
+        lines.append(line)
+    text = summary["text"]
+    if text is not None:
+        lines.append(
+            f"text: {text['original_legible']:.0%} of {text['required_strings']} required strings legible in the "
+            f"original's images, {text['quantized_legible']:.0%} in the quantized model's; mean character error rate "
+            f"{text['original_cer_mean']:.2f} and {text['quantized_cer_mean']:.2f}"
+        )
+    return lines
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

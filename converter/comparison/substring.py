@@ -1,0 +1,71 @@
+"""How near a text comes to holding a string."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Marks that a font, a model or a reader may set for plain ones; no misspelling.
+_PLAIN = str.maketrans(
+    {
+        **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4`", "'"),
+        **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033", '"'),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+    }
+)
+
+
+def normalize(text: str) -> str:
+    """Make texts equal that read the same: NFC, no case, plain quotes and dashes, one space between words."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return " ".join(folded.translate(_PLAIN).split())
+
+
+def substring_distance(string: str, text: str) -> int:
+    """Edits that turn some substring of the text into the string: Sellers' algorithm, "The theory and computation of
+    evolutionary distances: pattern recognition", Journal of Algorithms 1 (1980).
+
+    Args:
+        string: what to look for.
+        text: where; the substring may begin and end anywhere in it, and may be empty.
+
+    Returns:
+        The least number of characters inserted, deleted or replaced; at most the length of the string.
+    """
+    letters = _codes(text)
+    places = np.arange(len(letters) + 1)
+    row = np.zeros(len(letters) + 1, dtype=np.int64)
+    for letter in _codes(string):
+        nearest = row + 1
+        nearest[1:] = np.minimum(nearest[1:], row[:-1] + (letters != letter))
+        # Skipping letters of the text costs one each: a running minimum of the cost less the place.
+        row = np.minimum.accumulate(nearest - places) + places
+    return int(row.min())
+
+
+def character_error_rate(required: str, text: str) -> float:
+    """Edits between a required string and the substring of the text that is nearest to it, by the string's length.
+
+    Both are normalized first. A long text holds something like any short string by chance, so that the rate of a string
+    that is not there at all may lie well below 1.
+
+    Args:
+        required: what should be there.
+        text: what was recognized.
+
+    Returns:
+        0 where the string is there, 1 where nothing of it is.
+
+    Raises:
+        ValueError: nothing is required.
+    """
+    wanted = normalize(required)
+    if not wanted:
+        raise ValueError("an empty string cannot be looked for")
+    return substring_distance(wanted, normalize(text)) / len(wanted)
+
+
+def _codes(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

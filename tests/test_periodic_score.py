@@ -1,0 +1,139 @@
+"""The periodic-grid score: what it is of known patterns, and what it does not take for one."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import ImageFilter
+
+from converter.comparison.periodic import PERIODS, lattice_spectrum, own_periodic_score, periodic_grid_score
+from scripts.periodic_images import PATTERNS, draw_clouds, filtered, pattern, scenes, to_pixels
+from scripts.periodic_score import area, report, run_scene
+
+Pixels = NDArray[np.uint8]
+
+
+def clouds(seed: int, side: int = 256) -> Pixels:
+    """An image with a photograph's spectrum."""
+    return draw_clouds(np.random.default_rng(seed), side)
+
+
+def with_pattern(image: Pixels, shape: str, period: int, amplitude: float) -> Pixels:
+    """The image under a pattern of that many levels."""
+    drawn = pattern(shape, period, max(image.shape))[: image.shape[0], : image.shape[1]]
+    return to_pixels(image + amplitude * (drawn if drawn.ndim == 3 else drawn[..., None]))
+
+
+@pytest.mark.parametrize("period", PERIODS)
+@pytest.mark.parametrize("shape", [shape for shape in PATTERNS if shape != "sinusoid, half the image"])
+@pytest.mark.parametrize("size", [(128, 128), (140, 333)])
+def test_the_score_of_a_pattern_is_its_strength(shape: str, period: int, size: tuple[int, int]) -> None:
+    flat = np.full((*size, 3), 120, np.uint8)
+    candidate = with_pattern(flat, shape, period, 8)
+    # Borders that are no whole periods are cut off.
+    whole = candidate[: size[0] // 32 * 32, : size[1] // 32 * 32]
+    strength = np.sqrt(np.mean(whole.var(axis=(0, 1))))
+    assert periodic_grid_score(flat, candidate) == pytest.approx(strength, rel=0.01)
+    assert own_periodic_score(candidate) == pytest.approx(strength, rel=0.01)
+
+
+@pytest.mark.parametrize("period", [8, 16])
+def test_small_images_hold_the_shorter_periods(period: int) -> None:
+    flat = np.full((64, 70, 3), 120, np.uint8)
+    assert periodic_grid_score(flat, with_pattern(flat, "sinusoid", period, 8)) == pytest.approx(4, rel=0.04)
+
+
+def test_a_pattern_in_a_photographs_spectrum_keeps_its_strength() -> None:
+    image, other = clouds(1, 512), clouds(2, 512)
+    for period in (8, 16):
+        score = periodic_grid_score(image, with_pattern(image, "sinusoid", period, 8))
+        assert score == pytest.approx(4, rel=0.05)
+        score = periodic_grid_score(image, with_pattern(other, "sinusoid", period, 8))
+        assert score == pytest.approx(4, rel=0.15)
+
+
+def test_nothing_is_none() -> None:
+    image = clouds(3)
+    flat = np.full((96, 64, 3), 7, np.uint8)
+    assert periodic_grid_score(image, image) == 0
+    assert periodic_grid_score(flat, flat + np.uint8(9)) == pytest.approx(0, abs=1e-3)
+    assert own_periodic_score(flat) == pytest.approx(0, abs=1e-3)
+    assert periodic_grid_score(image[:31], image[:31]) is None
+    assert own_periodic_score(image[:1, :1]) is None
+
+
+def test_neighbourhoods_are_those_of_the_whole_spectrum() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 101, 3)).astype(np.uint8)
+    spectrum = lattice_spectrum(image)
+    assert spectrum is not None
+    grey = image[:, :96].sum(axis=2) / np.sqrt(3)
+    window = np.outer(*(1 - np.cos(2 * np.pi * np.arange(length) / length) for length in (64, 96)))
+    whole = np.fft.fft2((grey - grey.mean()) * window) / (64 * 96)
+    # Of 16 x 16 frequencies, zero is left out, three are their own conjugates, and of the others one of two is there.
+    assert spectrum.weights.tolist().count(1) == 3
+    assert spectrum.weights.tolist().count(2) == 126
+    rows, columns = np.meshgrid(np.arange(-2, 3), np.arange(-4, 5), indexing="ij")
+    at = {
+        tuple(np.round(whole[(4 * row + rows) % 64, (6 * column + columns) % 96].ravel(), 2).tolist())
+        for row in range(16)
+        for column in range(16)
+    }
+    found = {tuple((np.round(patch.astype(complex), 2)).tolist()) for patch in spectrum.patches[0]}
+    assert len(found) == 129
+    assert found <= at
+
+
+def test_images_that_cannot_be_scored_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be compared"):
+        periodic_grid_score(clouds(1)[:64], clouds(1)[:96])
+    with pytest.raises(ValueError, match="no RGB image"):
+        own_periodic_score(clouds(1)[..., 0])
+
+
+@pytest.mark.parametrize("period", [8, 16, 32])
+def test_regular_structure_of_the_original_does_not_count(period: int) -> None:
+    wall = with_pattern(clouds(4), "lines", period, 60)
+    strong = own_periodic_score(wall)
+    assert strong is not None
+    assert strong > 5
+    for changed in (
+        to_pixels(128 + 1.2 * (wall - 128.0)),
+        filtered(wall, ImageFilter.GaussianBlur(1)),
+        np.roll(wall, (3, 2), (0, 1)),
+    ):
+        score = periodic_grid_score(wall, changed)
+        assert score is not None
+        assert score < 0.06 * strong
+
+
+def test_one_colour_counts_for_a_third_of_the_energy() -> None:
+    image = clouds(5)
+    score = periodic_grid_score(image, with_pattern(image, "sinusoid, one channel", 16, 12))
+    assert score == pytest.approx(6 / np.sqrt(3), rel=0.1)
+
+
+def test_a_large_image_takes_seconds() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (2048, 2048, 3)).astype(np.uint8)
+    started = time.process_time()
+    assert periodic_grid_score(image, image[::-1]) is not None
+    assert time.process_time() - started < 2
+
+
+def test_area_counts_ties_half() -> None:
+    assert area([1, 2], [0, 0]) == 1
+    assert area([0, 1], [0, 1]) == 0.5
+    assert area([0], [1, 1]) == 0
+
+
+def test_patterns_are_told_from_everything_else() -> None:
+    chosen = [scene for scene in scenes(256, 22) if scene.natural]
+    found = report([trial for scene in enumerate(chosen) for trial in run_scene(scene, side=256, amplitudes=(2, 8))])
+    assert len(chosen) == 4
+    aligned, drifted = found["natural, aligned"], found["natural, drifted"]
+    assert aligned["area_by_amplitude"]["8"] > 0.98
+    assert aligned["area_by_amplitude"]["2"] > 0.9
+    assert drifted["area_by_amplitude"]["8"] > 0.9
+    assert aligned["clean_score_by_change"]["JPEG 80"]["median"] < 0.2
