@@ -21,6 +21,11 @@ def peak_rss_bytes() -> int:
     return _kibibytes(_STATUS, "VmHWM")
 
 
+def rss_bytes() -> int:
+    """The memory that this process holds now, in bytes; pages of mapped files count."""
+    return _kibibytes(_STATUS, "VmRSS")
+
+
 def free_memory_bytes() -> int:
     """How much more memory this process can have, in bytes: what the machine, its control groups and ulimit leave."""
     free = [_kibibytes(_MEMINFO, "MemAvailable"), *_left_by_cgroups()]

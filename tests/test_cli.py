@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import jsonschema
+import PIL.Image
 import pytest
 import torch
 
@@ -24,11 +25,24 @@ from converter.cli.main import COMMANDS, cli, run
 from converter.console import Console
 from converter.conversion.preview import CUDA_LIBRARY_BYTES
 from converter.errors import InputError
+from converter.evidence.files import FORMATS
 from converter.lens_layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.schemas import NAMES, load_schema
 from tests.conftest import ROOT, Outcome, run_process, snapshot
+from tests.published import published_matrix
 
 Lensconv = Callable[..., Outcome]
+
+
+def all_commands() -> dict[str, click.Command]:
+    """By what is typed, those below a group too."""
+    found: dict[str, click.Command] = {}
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        below = command.commands if isinstance(command, click.Group) else {}
+        found |= {f"{name} {part}": other for part, other in below.items()} or {name: command}
+    return found
 
 
 def imports_of(*arguments: object) -> set[str]:
@@ -44,10 +58,14 @@ def imports_of(*arguments: object) -> set[str]:
     return {line.partition(".")[0] for line in done.stderr.splitlines()}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["convert", "--help"], ["plan", "-h"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], *([*name.split(), "-h"] for name in all_commands())],
+)
 def test_help_imports_next_to_nothing(arguments: list[str]) -> None:
     found = imports_of(*arguments)
-    assert not found & {"torch", "diffusers", "transformers", "sdnq", "numpy", "numba", "rich", "jinja2"}
+    heavy = {"torch", "diffusers", "transformers", "sdnq", "numpy", "numba", "rich", "jinja2"}
+    assert not found & {*heavy, "PIL", "huggingface_hub", "jsonschema", "matplotlib", "scipy", "skimage"}
     own = {name for name in found if name in {"converter", "click"}}
     assert own == {"converter", "click"}
 
@@ -72,12 +90,11 @@ def test_the_public_names() -> None:
         _ = converter.nothing
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", all_commands())
 def test_every_command_has_help_an_example_and_the_common_options(name: str) -> None:
-    group = cli.make_context("lensconv", [name, "--help"])
-    command = cli.get_command(group, name)
-    assert command is not None
-    text = command.get_help(click.Context(command, parent=group, info_name=name))
+    command = all_commands()[name]
+    parent = cli.make_context("lensconv", [name, "--help"])
+    text = command.get_help(click.Context(command, parent=parent, info_name=name))
     assert f"Example: lensconv {name} " in text
     for option in ("--json", "--quiet", "-h, --help"):
         assert option in text
@@ -86,32 +103,44 @@ def test_every_command_has_help_an_example_and_the_common_options(name: str) -> 
 
 def test_examples_in_the_help_are_commands() -> None:
     """Each example parses: its options exist and take such values."""
-    for name in COMMANDS:
-        command = cli.get_command(click.Context(cli), name)
-        assert command is not None
-        example = (command.epilog or "").removeprefix("Example: lensconv ")
-        words = shlex.split(example)
-        assert words[0] == name
-        command.make_context(name, words[1:], parent=click.Context(cli, obj=None))
+    for name, command in all_commands().items():
+        words = shlex.split((command.epilog or "").removeprefix(f"Example: lensconv {name} "))
+        assert words[0] != "Example:"
+        command.make_context(name, words, parent=click.Context(cli, obj=None))
 
 
 def test_every_result_fits_its_schema(
     lensconv: Lensconv, lens_source: Path, lens_output: Path, tiny_release: Path, tmp_path: Path
 ) -> None:
     image = tmp_path / "image.png"
+    evidence = tmp_path / "evidence"
+    evidence.mkdir()
+    (evidence / "comparison_matrix.json").write_text(json.dumps(published_matrix()))
+    for name in ("original", "quantized"):
+        (tmp_path / name).mkdir()
+        PIL.Image.new("RGB", (32, 32), "teal").save(tmp_path / name / "P01-301.png")
+    card = tmp_path / "card.md"
+    card.write_text("| ID | Seed |\n| --- | --- |\n| P01 | 1 |\n\n### P01 - A Cat\n\nA cat.\n")
     calls: dict[str, list[object]] = {
         "plan": ["plan", lens_source],
         "convert": ["convert", lens_source, tmp_path / "out"],
         "verify": ["verify", lens_output, "--against", lens_source],
         "synth": ["synth", tmp_path / "synth", "--layers", "1"],
         "generate": ["generate", tiny_release, "--prompt", "x", "--steps", "1", "--out", image],
+        "prompts": ["prompts", "import", card, "--out", tmp_path / "suite.toml"],
+        "evidence": ["evidence", evidence],
+        "grid": ["grid", evidence],
+        "charts": ["charts", evidence],
+        "image_fidelity": ["compare", tmp_path / "original", tmp_path / "quantized"],
         "error": ["plan", tmp_path / "nowhere"],
     }
     for name, arguments in calls.items():
         outcome = lensconv(*arguments, "--json")
         assert outcome.code == (2 if name == "error" else 0), outcome.stdout
         jsonschema.validate(outcome.result, load_schema(name))
-    assert {*calls, "manifest"} == set(NAMES)
+    files = {form.schema for form in FORMATS.values()}
+    # Its own tests run a benchmark.
+    assert {*calls, *files, "bench", "manifest"} == set(NAMES)
 
 
 def test_people_read_stderr_and_quiet_is_quiet(lensconv: Lensconv, lens_source: Path, lens_output: Path) -> None:

@@ -507,7 +507,7 @@ def test_a_summary_under_the_name_of_a_matrix_is_refused(tmp_path: Path, lenscon
         "quant_transformer_dtypes": {"uint8": 1_000_000_000},
     }
     (tmp_path / "comparison_matrix.json").write_text(json.dumps(summary))
-    assert "comparison_matrix.json: holds what belongs into" in refused(lensconv, tmp_path)
+    assert "comparison_matrix.json: is of no schema" in refused(lensconv, tmp_path)
 
 
 def test_no_folder_is_refused(tmp_path: Path, lensconv: Lensconv) -> None:

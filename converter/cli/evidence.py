@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli.compare import render_summary as render_images
 from converter.cli.options import PATH, output_options, pass_console
+from converter.cli.verify import render_fidelity
 from converter.console import Console, table
 from converter.errors import printable
 
@@ -41,25 +43,31 @@ def command(console: Console, /, path: Path) -> None:
     from converter.evidence.summary import summarise
 
     summary = summarise(path)
-    console.result(summary.to_dict(), *_render(summary.contents))
+    checked = [f"{name}: fits its schema, figures agree" for name in summary.contents]
+    console.result(summary.to_dict(), *checked, *render_contents(summary.contents))
 
 
-def _render(contents: Mapping[str, tuple[str, Mapping[str, Any]]]) -> list[RenderableType]:
-    renderers = {
-        "benchmark_metrics": render_metrics,
-        "comparison_matrix": render_matrix,
-        "model_cpu_offload_benchmark": render_offload,
+def render_contents(contents: Mapping[str, tuple[str, Mapping[str, Any]]]) -> list[RenderableType]:
+    """Tables of files of measurements.
+
+    Args:
+        contents: name of the schema, and content, by file name.
+    """
+    renderers: dict[str, Callable[[Mapping[str, Any]], list[RenderableType]]] = {
+        "benchmark_metrics": _render_metrics,
+        "comparison_matrix": _render_matrix,
+        "model_cpu_offload_benchmark": _render_offload,
+        "image_fidelity": render_images,
+        "weight_fidelity": _render_weights,
     }
     parts: list[RenderableType] = []
-    for name, (schema, content) in contents.items():
-        parts.append(f"{name}: fits its schema, figures agree")
+    for schema, content in contents.values():
         if schema in renderers:
             parts += renderers[schema](content)
     return parts
 
 
-def render_metrics(metrics: Mapping[str, Any]) -> list[RenderableType]:
-    """The table of ``benchmark_metrics.json``."""
+def _render_metrics(metrics: Mapping[str, Any]) -> list[RenderableType]:
     models = [metrics["models"][name] for name in _MODELS]
     rows = [_figures("load time, s", models, "load_time_s")]
     rows += [_figures(f"load {text}", models, f"load_{key}") for key, text in _PEAKS.items()]
@@ -78,8 +86,7 @@ def render_metrics(metrics: Mapping[str, Any]) -> list[RenderableType]:
     return parts
 
 
-def render_matrix(matrix: Mapping[str, Any]) -> list[RenderableType]:
-    """The table of ``comparison_matrix.json``, and how much slower the quantized model is."""
+def _render_matrix(matrix: Mapping[str, Any]) -> list[RenderableType]:
     from converter.evidence.summary import matrix_statistics
 
     statistics = matrix_statistics(matrix)
@@ -109,8 +116,7 @@ def render_matrix(matrix: Mapping[str, Any]) -> list[RenderableType]:
     return parts
 
 
-def render_offload(offload: Mapping[str, Any]) -> list[RenderableType]:
-    """The table of ``model_cpu_offload_benchmark.json``."""
+def _render_offload(offload: Mapping[str, Any]) -> list[RenderableType]:
     models = [offload["models"][name] for name in _MODELS]
     rows = []
     for part, text in (("setup", "set-up"), ("cold", "cold generation"), ("warm", "warm generation")):
@@ -128,6 +134,11 @@ def render_offload(offload: Mapping[str, Any]) -> list[RenderableType]:
     if "warm_slowdown" in offload:
         parts.append(_slowdown(offload["warm_slowdown"], "of warm generations"))
     return parts
+
+
+def _render_weights(weights: Mapping[str, Any]) -> list[RenderableType]:
+    families, _ = render_fidelity(weights["fidelity"])
+    return [families]
 
 
 def _slowdown(found: Mapping[str, Any], what: str) -> str:

@@ -30,7 +30,19 @@ from converter.errors import (
 )
 
 #: Subcommands in the order of a day's work.
-COMMANDS = ("plan", "convert", "verify", "generate", "synth")
+COMMANDS = (
+    "plan",
+    "convert",
+    "verify",
+    "generate",
+    "prompts",
+    "bench",
+    "grid",
+    "charts",
+    "compare",
+    "evidence",
+    "synth",
+)
 #: Signals that ask a command to stop.
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds until another try, where a signal came into an import or a finalizer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def _render(report: VerifyReport) -> list[RenderableType]:
     title = f"{printable(report.class_name) or 'unknown class'}, {report.parameters:,} parameters"
     parts: list[RenderableType] = [table(["family", "tensors", "quantized", *dtypes, "total"], rows, title=title)]
     if report.fidelity:
-        parts += _render_fidelity(report.fidelity)
+        parts += render_fidelity(report.fidelity)
     for check in report.checks:
         mark = Text("  ok    ", style="green") if check.ok else Text("  FAIL  ", style="bold red")
         parts.append(mark + Text(f"{check.name}: {check.detail}", style="default"))
@@ -100,7 +101,9 @@ def _render(report: VerifyReport) -> list[RenderableType]:
     return parts
 
 
-def _render_fidelity(fidelity: dict[str, Any] | Any) -> list[RenderableType]:
+def render_fidelity(fidelity: Mapping[str, Any]) -> list[RenderableType]:
+    """How far weights are from their source: a table of families, and one of the worst modules."""
+
     def number(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 

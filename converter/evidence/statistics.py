@@ -16,6 +16,7 @@ import numpy as np
 
 #: Draws of the bootstrap; the interval's ends then move by less than a twentieth of its width between seeds.
 RESAMPLES = 10_000
+_DRAWS_AT_ONCE = 500
 CONFIDENCE = 0.95
 SEED = 0
 #: Digits behind the point of seconds and GB, as published tables have them.
@@ -100,11 +101,13 @@ def slowdown(original: Sequence[float], quantized: Sequence[float]) -> Slowdown:
     ratio, difference = None, None
     if first.size > 1:
         generator = np.random.default_rng(SEED)
-        # One draw at a time, so that memory does not grow with the number of prompts.
-        draws = (generator.integers(0, first.size, first.size) for _ in range(RESAMPLES))
-        means = np.array([(first[draw].mean(), second[draw].mean()) for draw in draws])
-        ratio = _interval(100 * (means[:, 1] / means[:, 0] - 1), 1)
-        difference = _interval(means[:, 1] - means[:, 0], DIGITS)
+        # A part of the draws at a time, so that memory hardly grows with the number of prompts.
+        draws = (
+            generator.integers(0, first.size, (_DRAWS_AT_ONCE, first.size)) for _ in range(RESAMPLES // _DRAWS_AT_ONCE)
+        )
+        means = np.concatenate([(first[draw].mean(axis=1), second[draw].mean(axis=1)) for draw in draws], axis=1)
+        ratio = _interval(100 * (means[1] / means[0] - 1), 1)
+        difference = _interval(means[1] - means[0], DIGITS)
     return Slowdown(
         pairs=first.size,
         ratio_of_means_percent=percent_change(first.mean(), second.mean()),

@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from accelerate import cpu_offload
 
 from converter.generation.feature_cache import FeatureCache, encoder_identity
-from converter.generation.loading import blaming, load_text_encoder, load_tokenizer
+from converter.generation.loading import blaming, encoder_unpacks, load_text_encoder, load_tokenizer
 from converter.generation.repo import PipelineRepo
 from converter.lens.features import PromptFeatures, encode_prompts
-from converter.lens.mxfp4 import will_unpack
 from converter.lens_layout import LensConfig
 
 
@@ -51,7 +51,11 @@ class PromptStage:
             OutputError: features cannot be kept.
         """
         tokenizer = load_tokenizer(self.repo)
-        encoder = load_text_encoder(self.repo, self._dtype, self.device, self.offload, unpacks=self.unpacks)
+        offloads = self.offload == "sequential" and self.device.type != "cpu"
+        place = torch.device("cpu") if offloads else self.device
+        encoder = load_text_encoder(self.repo, self._dtype, place, unpacks=self.unpacks)
+        if offloads:
+            cpu_offload(encoder, self.device)
         encoder.set_selected_layers(self._config.selected_layer_index)
         encoded = {}
         for prompt in prompts:
@@ -71,7 +75,7 @@ class PromptStage:
     @property
     def unpacks(self) -> bool:
         """Whether the encoder comes in MXFP4 and is unpacked."""
-        return self.repo.has_packed_text_encoder and (will_unpack() or self.offload == "sequential")
+        return encoder_unpacks(self.repo, self.offload)
 
     @property
     def _dtype(self) -> torch.dtype:

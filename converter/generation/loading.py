@@ -10,13 +10,13 @@ from typing import Any
 
 import jinja2
 import torch
-from accelerate import cpu_offload
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from transformers import Mxfp4Config, PreTrainedTokenizerFast
 
 from converter.errors import MalformedCheckpoint, MemoryLimitError, UnsupportedCheckpoint, printable
 from converter.generation.repo import PipelineRepo
 from converter.lens import LensGptOssEncoder, LensPipeline, LensTransformer2DModel
+from converter.lens.mxfp4 import will_unpack
 from converter.lens_layout import MAXIMUM_LAYERS
 from converter.quantize.libraries import LOADING_ERRORS
 from converter.quantize.models import refuse_absurd
@@ -42,16 +42,18 @@ def load_tokenizer(repo: PipelineRepo) -> Any:
             raise ValueError(str(error)) from error
 
 
-def load_text_encoder(
-    repo: PipelineRepo, dtype: torch.dtype, device: torch.device, offload: str, *, unpacks: bool
-) -> Any:
-    """The text encoder, where it will run.
+def encoder_unpacks(repo: PipelineRepo, offload: str) -> bool:
+    """Whether the text encoder comes in MXFP4 and is unpacked."""
+    return repo.has_packed_text_encoder and (will_unpack() or offload == "sequential")
+
+
+def load_text_encoder(repo: PipelineRepo, dtype: torch.dtype, device: torch.device, *, unpacks: bool) -> Any:
+    """The text encoder.
 
     Args:
         repo: where it is.
         dtype: of its numbers.
-        device: where it runs.
-        offload: as in ``GenerateOptions``.
+        device: where it is put; packed weights cannot be moved once they are loaded.
         unpacks: whether what is in MXFP4 is unpacked to that dtype.
 
     Raises:
@@ -59,21 +61,32 @@ def load_text_encoder(
         MalformedCheckpoint: tensors are missing.
         MemoryLimitError: there is not enough memory.
     """
-    checkpoint = repo.text_encoder
     options: dict[str, Any] = {}
-    if device.type != "cpu" and offload != "sequential":
-        # Packed weights cannot be moved once they are loaded.
+    if device.type != "cpu":
         options["device_map"] = {"": device}
     if unpacks:
         options["quantization_config"] = Mxfp4Config(dequantize=True)
-    encoder = _load(LensGptOssEncoder, checkpoint, dtype=dtype, attn_implementation="eager", **options)
-    if device.type != "cpu" and offload == "sequential":
-        cpu_offload(encoder, device)
-    return encoder
+    return _load(LensGptOssEncoder, repo.text_encoder, dtype=dtype, attn_implementation="eager", **options)
 
 
-def load_pipeline(repo: PipelineRepo, dtype: torch.dtype, device: torch.device, offload: str) -> Any:
-    """Everything but the text encoder, where it will run.
+def load_pipeline(
+    repo: PipelineRepo,
+    dtype: torch.dtype,
+    device: torch.device,
+    offload: str,
+    *,
+    text_encoder: Any = None,
+    tokenizer: Any = None,
+) -> Any:
+    """The pipeline, where it will run.
+
+    Args:
+        repo: where it is.
+        dtype: of its numbers.
+        device: where it runs.
+        offload: as in ``GenerateOptions``.
+        text_encoder: one that is loaded; without it the pipeline takes features of prompts.
+        tokenizer: its tokenizer.
 
     Raises: as ``load_text_encoder``.
     """
@@ -83,7 +96,7 @@ def load_pipeline(repo: PipelineRepo, dtype: torch.dtype, device: torch.device, 
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(repo.folder / "scheduler")
         if not scheduler.config.use_dynamic_shifting:
             raise ValueError("use_dynamic_shifting is false, which Lens needs")
-    pipeline = LensPipeline(scheduler, vae, None, None, transformer)
+    pipeline = LensPipeline(scheduler, vae, text_encoder, tokenizer, transformer)
     pipeline.set_progress_bar_config(disable=True)
     with blaming(repo.folder):
         if offload == "model":

@@ -40,7 +40,7 @@ class MemoryNeed:
 def predict_memory(
     repo: PipelineRepo, settings: Settings, *, offload: str, on_cpu: bool, unpacks: bool, encodes: bool
 ) -> MemoryNeed:
-    """What drawing takes at most. The text encoder is gone before the others are loaded.
+    """What drawing takes at most where the text encoder is gone before the others are loaded.
 
     Args:
         repo: what is loaded.
@@ -64,6 +64,35 @@ def predict_memory(
         # The largest layers are a text encoder's embedding and the experts of one of its layers.
         "sequential": max(_largest_tensor(repo.text_encoder, size) if encodes else 0, drawing),
     }[offload]
+    return MemoryNeed(host + _OVERHEAD_BYTES, device + _OVERHEAD_BYTES)
+
+
+def predict_resident_memory(
+    repo: PipelineRepo, settings: Settings, *, offload: str, on_cpu: bool, unpacks: bool
+) -> MemoryNeed:
+    """What drawing takes at most where all components stay loaded, as in a pipeline of diffusers.
+
+    Args:
+        repo: what is loaded.
+        settings: image size and dtype.
+        offload: as in ``GenerateOptions``.
+        on_cpu: whether there is no accelerator.
+        unpacks: whether an MXFP4 text encoder is unpacked.
+    """
+    size = DTYPE_BYTES[settings.dtype]
+    encoder = loaded_bytes(repo.text_encoder, size, unpacks=unpacks)
+    parts = encoder, loaded_bytes(repo.transformer, size), loaded_bytes(repo.vae, size)
+    drawing = _drawing_bytes(repo, settings, size)
+    if on_cpu:
+        return MemoryNeed(sum(parts) + drawing + _OVERHEAD_BYTES, 0)
+    # Packed weights of the text encoder stay on the accelerator, whatever is offloaded.
+    stays = encoder if repo.has_packed_text_encoder and not unpacks else 0
+    device = {
+        "none": sum(parts) + drawing,
+        "model": max(encoder, stays + max(parts[1:]) + drawing),
+        "sequential": max(_largest_tensor(repo.text_encoder, size), drawing),
+    }[offload]
+    host = max(parts) if offload == "none" else sum(parts) - stays
     return MemoryNeed(host + _OVERHEAD_BYTES, device + _OVERHEAD_BYTES)
 
 

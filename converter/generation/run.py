@@ -8,7 +8,6 @@ anything is loaded.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ import torch
 
 from converter._version import __version__
 from converter.console import Progress, readable_size
-from converter.errors import DeviceError, ImageError, UsageError, printable
+from converter.errors import ImageError
+from converter.generation.devices import choose_device, free_device_bytes
 from converter.generation.encoding import PromptStage
 from converter.generation.image_file import refuse_place, write_image
 from converter.generation.loading import blaming, forwarding_logs, load_pipeline
@@ -110,7 +110,7 @@ def generate(
     )
     if missing and stage.unpacks:
         note(unpacking_text(loaded_bytes(opened.text_encoder, DTYPE_BYTES[settings.dtype], unpacks=True)))
-    require_memory(need, free_memory_bytes(), _free_device_bytes(device))
+    require_memory(need, free_memory_bytes(), free_device_bytes(device))
     if device.type == "cpu" and options.offload != "none":
         note(f"--offload {options.offload} saves nothing on a CPU; the image is the same")
     with forwarding_logs(note):
@@ -120,12 +120,7 @@ def generate(
         note(f"drawing: loading the transformer, {readable_size(opened.transformer.total_bytes)}")
         pipeline = load_pipeline(opened, getattr(torch, settings.dtype), device, options.offload)
     image = _draw(pipeline, opened, settings, features, progress)
-    metadata = {
-        **settings.to_dict(),
-        "device": device.type,
-        "quantization": _quantization(opened, pipeline),
-        "versions": {"lensconv": __version__, **package_versions()},
-    }
+    metadata = image_metadata(settings, device, opened, pipeline)
     write_image(image, output, metadata)
     return GenerateReport(
         image=output,
@@ -137,33 +132,39 @@ def generate(
     )
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of that name, ``auto`` for a GPU if there is one.
+def image_metadata(settings: Settings, device: torch.device, repo: PipelineRepo, pipeline: Any) -> dict[str, Any]:
+    """Everything that an image depends on but for the weights, as JSON values."""
+    return {
+        **settings.to_dict(),
+        "device": device.type,
+        "quantization": _quantization(repo, pipeline),
+        "versions": {"lensconv": __version__, **package_versions()},
+    }
+
+
+def call_arguments(settings: Settings) -> dict[str, Any]:
+    """What the pipeline is called with, but for the prompts."""
+    return {
+        "height": settings.height,
+        "width": settings.width,
+        "num_inference_steps": settings.steps,
+        "guidance_scale": settings.guidance,
+        # The noise is drawn on the CPU, so that a seed means the same on every device.
+        "generator": torch.Generator("cpu").manual_seed(settings.seed),
+    }
+
+
+def refuse_what_is_not_finite(latents: torch.Tensor) -> None:
+    """Refuse to make an image of NaN or infinity.
 
     Raises:
-        UsageError: it is no name of one.
-        DeviceError: this machine does not have it.
+        ImageError: it would be one.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name)
-    if match is None:
-        raise UsageError(f"--device {printable(name)}: is none of auto, cpu, cuda, cuda:0, cuda:1 …")
-    if name == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise DeviceError(
-            f"--device {name}: torch {torch.__version__} sees no CUDA GPU on this machine",
-            "Use --device cpu, or install a CUDA build of torch and the driver.",
+    if not latents.isfinite().all():
+        raise ImageError(
+            "the model drew numbers that are not finite",
+            "Check the weights with `lensconv verify`, or compute in another --dtype.",
         )
-    number = int(match[1] or 0)
-    if number >= torch.cuda.device_count():
-        raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
-    return torch.device("cuda", number)
-
-
-def _free_device_bytes(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
 
 
 def _draw(
@@ -182,23 +183,11 @@ def _draw(
         def step_done(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             shown.advance(1)
             shown.refresh()
-            if step == settings.steps - 1 and not tensors["latents"].isfinite().all():
-                raise ImageError(
-                    "the model drew numbers that are not finite",
-                    "Check the weights with `lensconv verify`, or compute in another --dtype.",
-                )
+            if step == settings.steps - 1:
+                refuse_what_is_not_finite(tensors["latents"])
             return {}
 
-        # The noise is drawn on the CPU, so that a seed means the same on every device.
-        return pipeline(
-            **given,
-            height=settings.height,
-            width=settings.width,
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            generator=torch.Generator("cpu").manual_seed(settings.seed),
-            callback_on_step_end=step_done,
-        ).images[0]
+        return pipeline(**given, **call_arguments(settings), callback_on_step_end=step_done).images[0]
 
 
 def _quantization(repo: PipelineRepo, pipeline: Any) -> dict[str, Any] | None:

@@ -10,13 +10,12 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from converter.checkpoint.writer import replace_file, write_error
 from converter.console import Progress
 from converter.errors import EvidenceError, MissingInput, OutputError, UsageError, printable
 from converter.evidence.agreement import MODELS
-from converter.evidence.files import FORMATS, MATRIX_NAME, METRICS_NAME, read_evidence
+from converter.evidence.files import MATRIX_NAME, METRICS_NAME, read_evidence
 from converter.grid.cells import Row, find_rows
 from converter.grid.layout import PREVIEW_WIDTH, SIDE_LIMIT, Measures, Pair, preview_scale, ratio_name, split_rows
 from converter.grid.report import GridReport
@@ -59,7 +58,7 @@ def make_grid(
     output = output or folder
     if not folder.is_dir():
         raise MissingInput(f"{printable(str(folder))}: no such folder", "Check the path; `lensconv bench` makes one.")
-    rows = find_rows(folder, _read(folder / MATRIX_NAME))
+    rows = find_rows(folder, read_evidence(folder / MATRIX_NAME)[1])
     titles = _titles(folder, note)
     place = _place(output)
     sizes = [row.sizes for row in rows]
@@ -81,20 +80,12 @@ def make_grid(
     return report
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """Content of a file of measurements, if it is what its name says."""
-    form, content = read_evidence(file)
-    if form is not FORMATS[file.name]:
-        raise EvidenceError(file, f"holds what belongs into a {form.schema}.json")
-    return content
-
-
 def _titles(folder: Path, note: Callable[[str], None]) -> tuple[str, str]:
     """Names of the models, where a valid file tells them."""
     if not os.path.lexists(folder / METRICS_NAME):
         return _TITLES
     try:
-        models = _read(folder / METRICS_NAME)["models"]
+        models = read_evidence(folder / METRICS_NAME)[1]["models"]
     except (EvidenceError, MissingInput) as error:
         note(f"{error.message}; the columns are titled {' and '.join(_TITLES)}")
         return _TITLES

@@ -1,4 +1,4 @@
-"""JSON Schemas of everything that lensconv prints with ``--json``, and of the manifest."""
+"""JSON Schemas of everything that lensconv prints with ``--json``, of the manifest and of files of measurements."""
 
 from __future__ import annotations
 
@@ -7,10 +7,29 @@ from importlib import resources
 from typing import Any
 
 #: What there are schemas for.
-NAMES = ("convert", "error", "generate", "manifest", "plan", "synth", "verify")
+NAMES = (
+    "bench",
+    "benchmark_metrics",
+    "charts",
+    "comparison_matrix",
+    "convert",
+    "error",
+    "evidence",
+    "generate",
+    "grid",
+    "image_fidelity",
+    "manifest",
+    "model_cpu_offload_benchmark",
+    "plan",
+    "prompts",
+    "sdnq_quantization_summary",
+    "synth",
+    "verify",
+    "weight_fidelity",
+)
 
 
 def load_schema(name: str) -> dict[str, Any]:
-    """The schema of a command's result, of an ``error``, or of the ``manifest``."""
+    """The schema of a command's result, of an ``error``, or of a file."""
     schema: dict[str, Any] = json.loads(resources.files(__name__).joinpath(f"{name}.json").read_text("utf-8"))
     return schema

@@ -1,0 +1,164 @@
+"""What was measured, a JSON object a line, as it was measured; what a benchmark that was killed goes on from.
+
+The first line says what is measured: weights, prompts, settings, machine and versions. Every other one is a load, an
+image or a failure, with the model, the mode and the repeat that it belongs to. Failures stay when a later run succeeds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from converter.checkpoint.writer import write_error
+from converter.errors import EvidenceError, OutputError, printable
+
+JOURNAL_NAME = "measurements.jsonl"
+_FORMAT = "lensconv.measurements/1"
+#: Key of the line in which a load is noted; no prompt's id looks like this.
+LOAD_KEY = "(load)"
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One model in one mode, once."""
+
+    mode: str
+    repeat: int
+    model: str
+
+
+class Journal:
+    """The journal of one folder; at most one process writes it.
+
+    Args:
+        folder: where it is.
+        identity: everything that figures depend on, as JSON values by what to call them.
+        restart: whether to drop what is there.
+
+    Raises:
+        OutputError: it speaks of another benchmark, or another process is at work on it.
+        EvidenceError: it is damaged.
+        DiskError: there is no space.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, restart: bool) -> None:
+        self.file = folder / JOURNAL_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise write_error(self.file, error) from error
+        #: What was measured, by cell and key.
+        self.measured: dict[tuple[Cell, str], dict[str, Any]] = {}
+        #: What failed, in the order in which it did.
+        self.failures: dict[tuple[Cell, str], list[str]] = {}
+        try:
+            self._lock()
+            entries = [] if restart else self._read()
+            if entries:
+                self._compare(entries[0], identity)
+            else:
+                self._write_first({"format": _FORMAT, **identity})
+            for entry in entries[1:]:
+                self._take(entry)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def note(self, cell: Cell, key: str, figures: Mapping[str, Any]) -> None:
+        """Note a measurement, or a failure (``failed``), durably.
+
+        Raises:
+            OutputError: it cannot be written.
+            DiskError: there is no space.
+        """
+        entry = {"mode": cell.mode, "repeat": cell.repeat, "model": cell.model, "key": key, **figures}
+        self._append(entry)
+        self._take(entry)
+
+    def _take(self, entry: Mapping[str, Any]) -> None:
+        figures = dict(entry)
+        try:
+            cell = Cell(figures.pop("mode"), figures.pop("repeat"), figures.pop("model"))
+            key = figures.pop("key")
+        except KeyError as error:
+            raise EvidenceError(self.file, f"a line has no {error}", _RESTART) from error
+        if "failed" in figures:
+            self.failures.setdefault((cell, key), []).append(figures["failed"])
+        else:
+            self.measured[cell, key] = figures
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"{printable(str(self.file))}: another process is measuring into this folder", "Wait for it."
+            ) from error
+
+    def _read(self) -> list[dict[str, Any]]:
+        content = self.file.read_bytes()
+        # A last line that was cut off is no line, and the next one must not be appended to it.
+        complete = content.rpartition(b"\n")[0] + b"\n" if b"\n" in content else b""
+        if len(complete) < len(content):
+            os.ftruncate(self._descriptor, len(complete))
+        try:
+            entries = [json.loads(line) for line in complete.splitlines()]
+        except ValueError as error:
+            raise EvidenceError(self.file, f"is damaged: {printable(str(error))}", _RESTART) from error
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise EvidenceError(self.file, "is damaged: a line is no JSON object", _RESTART)
+        return entries
+
+    def _compare(self, first: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+        if first.get("format") != _FORMAT:
+            shown = printable(str(first.get("format")))
+            raise EvidenceError(self.file, f"is of format {shown}, not {_FORMAT}", _RESTART)
+        for key, value in json.loads(json.dumps(identity)).items():
+            if first.get(key) != value:
+                raise OutputError(
+                    f"{printable(str(self.file))}: holds another benchmark: {_difference(key, first.get(key), value)}",
+                    "Measure into another folder, or drop it with --restart.",
+                )
+
+    def _write_first(self, entry: Mapping[str, Any]) -> None:
+        try:
+            os.ftruncate(self._descriptor, 0)
+        except OSError as error:
+            raise write_error(self.file, error) from error
+        self._append(entry)
+
+    def _append(self, entry: Mapping[str, Any]) -> None:
+        line = (json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        try:
+            written = os.write(self._descriptor, line)
+            if written < len(line):
+                written += os.write(self._descriptor, line[written:])
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise write_error(self.file, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+
+_RESTART = "Drop it with --restart."
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                return _difference(f"{key}.{name}", before.get(name), now.get(name))
+    return f"{printable(key)} was {printable(json.dumps(before), 80)}, and is {printable(json.dumps(now), 80)}"

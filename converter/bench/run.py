@@ -1,0 +1,215 @@
+"""A benchmark from beginning to end: both models are measured, and the files of measurements written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from converter.bench.assembly import Assembly
+from converter.bench.fidelity import compare_images, compare_weights
+from converter.bench.journal import JOURNAL_NAME, Journal
+from converter.bench.measuring import Bench, probe_machine
+from converter.bench.options import BenchOptions
+from converter.bench.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
+from converter.checkpoint.writer import replace_file, write_error
+from converter.console import Progress
+from converter.conversion.release import SUMMARY_NAME
+from converter.errors import OutputError, printable
+from converter.evidence.files import (
+    FORMATS,
+    IMAGES_NAME,
+    MATRIX_NAME,
+    METRICS_NAME,
+    WEIGHTS_NAME,
+    write_evidence,
+)
+from converter.generation.options import GenerateOptions
+from converter.generation.settings import Settings, choose_settings
+from converter.prompts.suite import PromptSuite
+
+#: Opens a display for a label, a number and what is counted.
+ProgressFactory = Callable[[str, int, str], Progress]
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What was measured."""
+
+    output: Path
+    files: tuple[str, ...]
+    """The files of measurements that were written."""
+    evidence: Mapping[str, Mapping[str, Any]]
+    """Their contents, by their names."""
+    images: int
+    """Measured in all, over models, modes and repeats."""
+    resumed: int
+    """Of these, by earlier runs."""
+    failed: tuple[dict[str, Any], ...]
+    """What could not be measured: model, mode, repeat, prompt, reason."""
+    elapsed_s: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything was measured."""
+        return not self.failed
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``lensconv bench --json`` shows it."""
+        models = self.evidence[METRICS_NAME]["models"]
+        return {
+            "ok": self.ok,
+            "output": str(self.output),
+            "files": list(self.files),
+            "images": self.images,
+            "resumed": self.resumed,
+            "failed": list(self.failed),
+            "generation_time_s": {name: models[name].get("generation_time_s") for name in (ORIGINAL, QUANTIZED)},
+            "slowdown": self.evidence[METRICS_NAME].get("slowdown"),
+            "elapsed_s": self.elapsed_s,
+        }
+
+
+def bench(
+    original: Path,
+    quantized: Path,
+    output: Path,
+    suite: PromptSuite,
+    options: BenchOptions | None = None,
+    drawing: GenerateOptions | None = None,
+    *,
+    progress: ProgressFactory = Progress,
+    note: Callable[[str], None] = lambda _: None,
+) -> BenchReport:
+    """Measure the original against the quantized model, and write what was measured.
+
+    A run that was killed goes on where it was; what failed is tried again.
+
+    Args:
+        original: a pipeline repo.
+        quantized: another one, of the same class.
+        output: folder for measurements and images; made if it is not there.
+        suite: the prompts.
+        options: how to measure.
+        drawing: how to draw; the defaults suit the original's variant. Its seed is that of each prompt.
+        progress: opens a display for a label, a number and what is counted.
+        note: is told what people want to know.
+
+    Raises:
+        InputError: a repo is not what it should be, the two are no pair, or a value is out of range.
+        DeviceError: there is no such accelerator.
+        OutputError: measurements cannot be written there, or others are there.
+        DiskError: there is no space.
+    """
+    started = time.monotonic()
+    options, drawing = options or BenchOptions(), drawing or GenerateOptions()
+    _refuse_place(output, original)
+    with progress("looking at the device", 1, "devices") as shown:
+        environment = probe_machine(drawing.device, options.timeout, shown.refresh)
+    subjects = open_subjects(original, quantized, lambda label, total: progress(label, total, ""))
+    settings = [
+        choose_settings(subjects[0].repo, prompt.prompt, replace(drawing, seed=prompt.seed)) for prompt in suite.prompts
+    ]
+    by_name = {subject.name: subject for subject in subjects}
+    identity = _identity(subjects, suite, settings[0], environment)
+    if options.restart:
+        _drop_earlier(output)
+    with Journal(output, identity, restart=options.restart) as journal:
+        work = Bench(output, by_name, suite, settings, options, drawing.device, journal)
+        _note_differences(subjects, note)
+        total = sum(len(work.tasks(cell)) for cell in work.cells)
+        missing = sum(len(work.missing(cell)) for cell in work.cells)
+        if missing < total:
+            note(f"{total - missing} of {total} images were measured by an earlier run")
+        with progress("measuring", total, "images") as shown:
+            shown.skip(total - missing)
+            work.measure(shown)
+        assembly = Assembly(journal, suite, settings, by_name, environment)
+        evidence = assembly.files()
+    for name, content in evidence.items():
+        write_evidence(output, name, content)
+    _copy_summary(subjects[1], output)
+    images = compare_images(output, evidence[MATRIX_NAME], progress, note)
+    if images is not None:
+        write_evidence(output, IMAGES_NAME, images)
+        evidence[IMAGES_NAME] = images
+    weights = compare_weights(by_name, progress, note)
+    if weights is not None:
+        write_evidence(output, WEIGHTS_NAME, weights)
+        evidence[WEIGHTS_NAME] = weights
+    failed = tuple(
+        {"model": cell.model, "mode": cell.mode, "repeat": cell.repeat, "prompt": key, "reason": reason}
+        for (cell, key), reason in work.failed.items()
+    )
+    return BenchReport(
+        output=output,
+        files=tuple(name for name in FORMATS if (output / name).exists()),
+        evidence=evidence,
+        images=total - len(failed),
+        resumed=total - missing,
+        failed=failed,
+        elapsed_s=time.monotonic() - started,
+    )
+
+
+def _refuse_place(output: Path, original: Path) -> None:
+    """Refuse to write into the original, or where no folder can be.
+
+    Raises:
+        OutputError: it would be.
+    """
+    where = printable(str(output))
+    if output.resolve().is_relative_to(original.resolve()):
+        raise OutputError(f"{where}: lies inside the original repo", "Measure into another folder.")
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{where}: is no folder", "Choose another name.")
+
+
+def _identity(
+    subjects: Sequence[Subject], suite: PromptSuite, settings: Settings, environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that figures depend on. One that differs makes another benchmark."""
+    shared = asdict(settings)
+    del shared["prompt"], shared["seed"]
+    return {
+        "sources": {
+            subject.name: {
+                "transformer": [file.to_dict() for file in subject.transformer],
+                "config": subject.repo.transformer.config,
+                "components": subject.other_components,
+            }
+            for subject in subjects
+        },
+        "suite": suite.sha256,
+        "settings": shared,
+        "environment": dict(environment),
+    }
+
+
+def _note_differences(subjects: Sequence[Subject], note: Callable[[str], None]) -> None:
+    """Say when more than the transformer differs, so that nobody blames quantization for it."""
+    first, second = (subject.other_components for subject in subjects)
+    others = [name for name in first if first[name] != second[name]]
+    if others:
+        note(f"the repos differ in more than the transformer: {', '.join(others)}; figures are of both together")
+
+
+def _drop_earlier(output: Path) -> None:
+    """Remove the files of measurements of an earlier run; images are replaced one by one."""
+    try:
+        for name in (*FORMATS, JOURNAL_NAME):
+            (output / name).unlink(missing_ok=True)
+        for kind in (ORIGINAL, QUANTIZED, "baseline"):
+            for image in (output / "images" / kind).glob("*.png"):
+                image.unlink()
+    except OSError as error:
+        raise write_error(output, error) from error
+
+
+def _copy_summary(quantized: Subject, output: Path) -> None:
+    """Put what the release says of its quantization beside the measurements."""
+    file = quantized.repo.folder / SUMMARY_NAME
+    if file.is_file() and not (output / SUMMARY_NAME).exists():
+        replace_file(output / SUMMARY_NAME, file.read_bytes())

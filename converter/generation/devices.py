@@ -1,0 +1,39 @@
+"""Accelerators, by the names that the command line knows."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from converter.errors import DeviceError, UsageError, printable
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name, ``auto`` for a GPU if there is one.
+
+    Raises:
+        UsageError: it is no name of one.
+        DeviceError: this machine does not have it.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name)
+    if match is None:
+        raise UsageError(f"--device {printable(name)}: is none of auto, cpu, cuda, cuda:0, cuda:1 …")
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise DeviceError(
+            f"--device {name}: torch {torch.__version__} sees no CUDA GPU on this machine",
+            "Use --device cpu, or install a CUDA build of torch and the driver.",
+        )
+    number = int(match[1] or 0)
+    if number >= torch.cuda.device_count():
+        raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+    return torch.device("cuda", number)
+
+
+def free_device_bytes(device: torch.device) -> int:
+    """Memory that is free on an accelerator; none on a CPU."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0
