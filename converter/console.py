@@ -138,7 +138,7 @@ class BarProgress(Progress):
 
     def refresh(self) -> None:
         """Draw the bar."""
-        self._bar.update(self._task, completed=self.done)
+        self._bar.update(self._task, completed=self.done, description=self.label)
 
     def __enter__(self) -> Progress:
         self._bar.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,15 +19,20 @@ import jsonschema
 import pytest
 import torch
 
+from converter.bench.assembly import Assembly
 from converter.bench.journal import LOAD_KEY, Cell, Journal
+from converter.bench.machine import describe_machine
 from converter.bench.meter import Meter, Stopwatch
-from converter.errors import OutputError
-from converter.evidence.files import read_evidence_folder
+from converter.bench.subjects import open_subjects
+from converter.console import Progress
+from converter.errors import EvidenceError, OutputError
+from converter.evidence.files import read_evidence_folder, write_evidence
 from converter.evidence.statistics import percent_change, slowdown
 from converter.generation.memory import predict_memory, predict_resident_memory
 from converter.generation.options import GenerateOptions
 from converter.generation.repo import open_pipeline
 from converter.generation.settings import choose_settings
+from converter.prompts.suite import PromptSuite, read_suite
 from converter.schemas import load_schema
 from tests.benches import DRAWING, IDS, LIMIT, SUITE
 from tests.conftest import ROOT, Outcome, command, time_limit
@@ -313,7 +319,14 @@ def test_bad_options(
 
 def test_places_that_cannot_be_written(tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv) -> None:
     (tmp_path / "file").write_text("")
-    for place, message in ((tiny_repo / "out", "lies inside the original repo"), (tmp_path / "file", "is no folder")):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "images").symlink_to(tmp_path)
+    cases = [
+        (tiny_repo / "out", "lies inside the original repo"),
+        (tmp_path / "file", "is no folder"),
+        (tmp_path / "linked", "is a link"),
+    ]
+    for place, message in cases:
         outcome = lensconv("bench", tiny_repo, tiny_release, "--out", place, "--json")
         assert outcome.code == 2
         assert message in outcome.result["error"]["message"]
@@ -327,20 +340,125 @@ def test_a_device_that_is_not_there(tiny_repo: Path, tiny_release: Path, tmp_pat
     assert outcome.result["error"]["type"] == "DeviceError"
 
 
+PLACE = {"mode": "standard", "repeat": 0, "model": "original", "key": "P01"}
+ROW = {
+    "time_s": 1.5,
+    "stages": {name: {"time_s": 0.5} for name in ("text_encoder", "transformer", "vae")},
+    "pixels_sha256": "0" * 64,
+}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[]",
+        b"{}",
+        b"{",
+        b"\xff",
+        b'{"mode": 1}',
+        b'{"format": "lensconv.measurements/1"}',
+        json.dumps({"mode": "standard", "repeat": 0, "model": "original", "key": "P01", "time_s": 1}).encode(),
+        json.dumps({"mode": "standard", "repeat": 0, "model": "other", "key": "P01", **ROW}).encode(),
+        json.dumps(
+            {"mode": "standard", "repeat": 0, "model": "original", "key": "P01", **ROW, "time_s": math.nan}
+        ).encode(),
+    ],
+)
+def test_a_damaged_journal_is_refused(line: bytes, tmp_path: Path) -> None:
+    Journal(tmp_path, {"a": 1}, restart=False).__exit__(None, None, None)
+    with (tmp_path / "measurements.jsonl").open("ab") as stream:
+        stream.write(line + b"\n")
+    with pytest.raises(EvidenceError, match="is damaged: line 2"):
+        Journal(tmp_path, {"a": 1}, restart=False)
+    with Journal(tmp_path, {"a": 1}, restart=True) as journal:
+        assert not journal.measured
+
+
+def test_a_journal_of_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "measurements.jsonl").write_text('{"format": "lensconv.measurements/2"}\n')
+    with pytest.raises(EvidenceError, match="is damaged: line 1"):
+        Journal(tmp_path, {"a": 1}, restart=False)
+
+
 def test_a_journal_is_written_by_one_process(tmp_path: Path) -> None:
     cell = Cell("standard", 0, "original")
     with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
-        journal.note(cell, "P01", {"time_s": 1.5})
+        journal.note(cell, "P01", ROW)
         journal.note(cell, "P02", {"failed": "hung"})
         with pytest.raises(OutputError, match="another process is measuring"):
             Journal(tmp_path, {"a": {"b": 1}}, restart=True)
     with pytest.raises(OutputError, match=r"holds another benchmark: a\.b was 1, and is 2"):
         Journal(tmp_path, {"a": {"b": 2}}, restart=False)
     with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
-        assert journal.measured == {(cell, "P01"): {"time_s": 1.5}}
+        assert journal.measured == {(cell, "P01"): ROW}
         assert journal.failures == {(cell, "P02"): ["hung"]}
     with Journal(tmp_path, {"a": {"b": 2}}, restart=True) as journal:
         assert not journal.measured
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_failures_alone_are_evidence_too(
+    count: int, suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
+) -> None:
+    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, tiny_release, Progress)}
+    prompts = PromptSuite("some", read_suite(suite).prompts[:count])
+    settings = [
+        choose_settings(subjects["original"].repo, prompt.prompt, GenerateOptions(seed=prompt.seed))
+        for prompt in prompts.prompts
+    ]
+    with Journal(tmp_path, {}, restart=False) as journal:
+        for mode in ("standard", "offload"):
+            for model in subjects:
+                for prompt in prompts.prompts:
+                    journal.note(Cell(mode, 0, model), prompt.id, {"failed": "while loading: no memory"})
+        machine = describe_machine("cpu")
+        files = Assembly(journal, prompts, settings, subjects, machine).files()
+        for name, content in files.items():
+            write_evidence(tmp_path, name, content)
+    matrix = files["comparison_matrix.json"]
+    assert [row["quantized"] for row in matrix["prompts"]] == [{"failed": "while loading: no memory"}] * count
+    assert matrix["summary"] == {}
+    warm = files["model_cpu_offload_benchmark.json"]["models"]["original"]["warm"]
+    assert warm == {
+        "failed": "while loading: no memory" if count > 1 else "the suite has one prompt, which is the cold one"
+    }
+    shown = lensconv("evidence", tmp_path)
+    assert shown.code == 0
+    assert "failed" in shown.stderr
+    assert lensconv("charts", tmp_path).code == 0
+    assert "cells are missing" in lensconv("grid", tmp_path).stderr
+
+
+def test_repeats_are_medians_and_largest_peaks(
+    suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path
+) -> None:
+    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, tiny_release, Progress)}
+    prompts = read_suite(suite)
+    repo = subjects["original"].repo
+    settings = [choose_settings(repo, prompt.prompt, GenerateOptions(seed=prompt.seed)) for prompt in prompts.prompts]
+    with Journal(tmp_path, {}, restart=False) as journal:
+        for repeat, time in enumerate((3.0, 1.0, 2.0)):
+            for model, factor in (("original", 1), ("quantized", 2)):
+                cell = Cell("standard", repeat, model)
+                load = {"time_s": time, "peak_rss_gb": time, "cache_warm": repeat < 2, "components": {}}
+                journal.note(cell, LOAD_KEY, load)
+                for prompt in prompts.prompts:
+                    row = {**ROW, "time_s": time * factor, "peak_rss_gb": time, "pixels_sha256": f"{repeat % 2}" * 64}
+                    journal.note(cell, prompt.id, row)
+        journal.note(Cell("standard", 3, "original"), "A1", {"failed": "hung"})
+        files = Assembly(journal, prompts, settings, subjects, describe_machine("cpu")).files()
+    for name, content in files.items():
+        write_evidence(tmp_path, name, content)
+    row = files["comparison_matrix.json"]["prompts"][0]
+    assert (row["original"]["time_s"], row["original"]["times_s"]) == (2.0, [3.0, 1.0, 2.0])
+    assert (row["quantized"]["time_s"], row["original"]["peak_rss_gb"]) == (4.0, 3.0)
+    assert row["delta_percent"] == 100.0
+    assert row["original"]["failed_attempts"] == [{"repeat": 3, "reason": "hung"}]
+    model = files["benchmark_metrics.json"]["models"]["original"]
+    assert (model["load_time_s"], model["load_peak_rss_gb"], model["load_cache_warm"]) == (2.0, 3.0, False)
+    assert model["failed"] == [{"prompt": "A1", "repeat": 3, "reason": "hung"}]
+    assert files["benchmark_metrics.json"]["slowdown"]["mean_difference_s"] == 2.0
+    assert files["benchmark_metrics.json"]["settings"]["repeats"] == 4
 
 
 def test_a_stopwatch_gives_times_and_peaks_of_stages() -> None:

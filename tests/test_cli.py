@@ -140,7 +140,7 @@ def test_every_result_fits_its_schema(
         jsonschema.validate(outcome.result, load_schema(name))
     files = {form.schema for form in FORMATS.values()}
     # Its own tests run a benchmark.
-    assert {*calls, *files, "bench", "manifest"} == set(NAMES)
+    assert {*calls, *files, "bench", "manifest", "measurement"} == set(NAMES)
 
 
 def test_people_read_stderr_and_quiet_is_quiet(lensconv: Lensconv, lens_source: Path, lens_output: Path) -> None:

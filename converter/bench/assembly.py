@@ -219,12 +219,13 @@ class Assembly:
         warm = [_together(figures) for prompt in others if (figures := self._measured(mode, name, prompt.id))]
         failed = self._failures(mode, name)
         reason = {"failed": failed[-1]["reason"] if failed else "not measured"}
+        no_warm = reason if others else {"failed": "the suite has one prompt, which is the cold one"}
         model = {
             "label": subject.label,
             "repo_id": subject.repo_id,
             "setup": _together(loads) if loads else reason,
             "cold": _together(cold) if cold else reason,
-            "warm": {key: spread([row[key] for row in warm]).to_dict() for key in _measured_keys(warm)} or reason,
+            "warm": {key: spread([row[key] for row in warm]).to_dict() for key in _measured_keys(warm)} or no_warm,
             "times_s": {
                 prompt.id: times
                 for prompt in self._suite.prompts

@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
+
+import jsonschema
 
 from converter.checkpoint.writer import write_error
 from converter.errors import EvidenceError, OutputError, printable
+from converter.schemas import load_schema
 
 JOURNAL_NAME = "measurements.jsonl"
 _FORMAT = "lensconv.measurements/1"
@@ -84,11 +87,8 @@ class Journal:
 
     def _take(self, entry: Mapping[str, Any]) -> None:
         figures = dict(entry)
-        try:
-            cell = Cell(figures.pop("mode"), figures.pop("repeat"), figures.pop("model"))
-            key = figures.pop("key")
-        except KeyError as error:
-            raise EvidenceError(self.file, f"a line has no {error}", _RESTART) from error
+        cell = Cell(figures.pop("mode"), figures.pop("repeat"), figures.pop("model"))
+        key = figures.pop("key")
         if "failed" in figures:
             self.failures.setdefault((cell, key), []).append(figures["failed"])
         else:
@@ -108,18 +108,20 @@ class Journal:
         complete = content.rpartition(b"\n")[0] + b"\n" if b"\n" in content else b""
         if len(complete) < len(content):
             os.ftruncate(self._descriptor, len(complete))
-        try:
-            entries = [json.loads(line) for line in complete.splitlines()]
-        except ValueError as error:
-            raise EvidenceError(self.file, f"is damaged: {printable(str(error))}", _RESTART) from error
-        if not all(isinstance(entry, dict) for entry in entries):
-            raise EvidenceError(self.file, "is damaged: a line is no JSON object", _RESTART)
+        validator = jsonschema.Draft202012Validator(load_schema("measurement"))
+        entries = []
+        for number, line in enumerate(complete.splitlines(), 1):
+            try:
+                entry = json.loads(line, parse_constant=_refuse_constant)
+            except (ValueError, RecursionError) as error:
+                reason = f"is damaged: line {number}: {printable(str(error))}"
+                raise EvidenceError(self.file, reason, _RESTART) from error
+            if not validator.is_valid(entry) or ("format" in entry) != (number == 1):
+                raise EvidenceError(self.file, f"is damaged: line {number} is no measurement of lensconv's", _RESTART)
+            entries.append(entry)
         return entries
 
     def _compare(self, first: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-        if first.get("format") != _FORMAT:
-            shown = printable(str(first.get("format")))
-            raise EvidenceError(self.file, f"is of format {shown}, not {_FORMAT}", _RESTART)
         for key, value in json.loads(json.dumps(identity)).items():
             if first.get(key) != value:
                 raise OutputError(
@@ -154,6 +156,10 @@ class Journal:
 
 
 _RESTART = "Drop it with --restart."
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no measurement")
 
 
 def _difference(key: str, before: Any, now: Any) -> str:

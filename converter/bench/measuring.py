@@ -21,6 +21,8 @@ from converter.generation.devices import choose_device
 from converter.generation.settings import Settings
 from converter.prompts.suite import PromptSuite, SuitePrompt
 
+#: Whose images there are: both models', and the original's with a second seed.
+IMAGE_KINDS = (ORIGINAL, QUANTIZED, "baseline")
 #: Workers in succession that hang, or die while loading, after which a cell is given up.
 _FRUITLESS = 3
 
@@ -212,7 +214,7 @@ def image_name(kind: str, prompt: SuitePrompt, seed: int) -> str:
     """Path of an image in the folder of measurements.
 
     Args:
-        kind: ``original``, ``quantized``, or ``baseline`` for the original's second seed.
+        kind: one of ``IMAGE_KINDS``.
         prompt: whose image it is.
         seed: that it was drawn with.
     """

@@ -10,8 +10,8 @@ from typing import Any
 
 from converter.bench.assembly import Assembly
 from converter.bench.fidelity import compare_images, compare_weights
-from converter.bench.journal import JOURNAL_NAME, Journal
-from converter.bench.measuring import Bench, probe_machine
+from converter.bench.journal import Journal
+from converter.bench.measuring import IMAGE_KINDS, Bench, probe_machine
 from converter.bench.options import BenchOptions
 from converter.bench.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
 from converter.checkpoint.writer import replace_file, write_error
@@ -114,11 +114,11 @@ def bench(
     ]
     by_name = {subject.name: subject for subject in subjects}
     identity = _identity(subjects, suite, settings[0], environment)
-    if options.restart:
-        _drop_earlier(output)
     with Journal(output, identity, restart=options.restart) as journal:
-        work = Bench(output, by_name, suite, settings, options, drawing.device, journal)
+        if options.restart:
+            _drop_earlier(output)
         _note_differences(subjects, note)
+        work = Bench(output, by_name, suite, settings, options, drawing.device, journal)
         total = sum(len(work.tasks(cell)) for cell in work.cells)
         missing = sum(len(work.missing(cell)) for cell in work.cells)
         if missing < total:
@@ -126,19 +126,18 @@ def bench(
         with progress("measuring", total, "images") as shown:
             shown.skip(total - missing)
             work.measure(shown)
-        assembly = Assembly(journal, suite, settings, by_name, environment)
-        evidence = assembly.files()
-    for name, content in evidence.items():
-        write_evidence(output, name, content)
-    _copy_summary(subjects[1], output)
-    images = compare_images(output, evidence[MATRIX_NAME], progress, note)
-    if images is not None:
-        write_evidence(output, IMAGES_NAME, images)
-        evidence[IMAGES_NAME] = images
-    weights = compare_weights(by_name, progress, note)
-    if weights is not None:
-        write_evidence(output, WEIGHTS_NAME, weights)
-        evidence[WEIGHTS_NAME] = weights
+        evidence = Assembly(journal, suite, settings, by_name, environment).files()
+        for name, content in evidence.items():
+            write_evidence(output, name, content)
+        _copy_summary(subjects[1], output)
+        comparisons = {
+            IMAGES_NAME: compare_images(output, evidence[MATRIX_NAME], progress, note),
+            WEIGHTS_NAME: compare_weights(by_name, progress, note),
+        }
+        for name, found in comparisons.items():
+            if found is not None:
+                write_evidence(output, name, found)
+                evidence[name] = found
     failed = tuple(
         {"model": cell.model, "mode": cell.mode, "repeat": cell.repeat, "prompt": key, "reason": reason}
         for (cell, key), reason in work.failed.items()
@@ -155,7 +154,7 @@ def bench(
 
 
 def _refuse_place(output: Path, original: Path) -> None:
-    """Refuse to write into the original, or where no folder can be.
+    """Refuse to write into the original, through links, or where no folder can be.
 
     Raises:
         OutputError: it would be.
@@ -165,6 +164,9 @@ def _refuse_place(output: Path, original: Path) -> None:
         raise OutputError(f"{where}: lies inside the original repo", "Measure into another folder.")
     if output.exists() and not output.is_dir():
         raise OutputError(f"{where}: is no folder", "Choose another name.")
+    for place in (output / "images", *(output / "images" / kind for kind in IMAGE_KINDS)):
+        if place.is_symlink():
+            raise OutputError(f"{printable(str(place))}: is a link, which may lead elsewhere", "Remove it.")
 
 
 def _identity(
@@ -197,11 +199,13 @@ def _note_differences(subjects: Sequence[Subject], note: Callable[[str], None]) 
 
 
 def _drop_earlier(output: Path) -> None:
-    """Remove the files of measurements of an earlier run; images are replaced one by one."""
+    """Remove the files of measurements and the images of an earlier run."""
     try:
-        for name in (*FORMATS, JOURNAL_NAME):
-            (output / name).unlink(missing_ok=True)
-        for kind in (ORIGINAL, QUANTIZED, "baseline"):
+        for name in FORMATS:
+            # The summary is the release's own, whose folder this may be.
+            if name != SUMMARY_NAME:
+                (output / name).unlink(missing_ok=True)
+        for kind in IMAGE_KINDS:
             for image in (output / "images" / kind).glob("*.png"):
                 image.unlink()
     except OSError as error:
@@ -210,6 +214,6 @@ def _drop_earlier(output: Path) -> None:
 
 def _copy_summary(quantized: Subject, output: Path) -> None:
     """Put what the release says of its quantization beside the measurements."""
-    file = quantized.repo.folder / SUMMARY_NAME
-    if file.is_file() and not (output / SUMMARY_NAME).exists():
-        replace_file(output / SUMMARY_NAME, file.read_bytes())
+    file, copy = quantized.repo.folder / SUMMARY_NAME, output / SUMMARY_NAME
+    if file.is_file() and not (copy.exists() and copy.samefile(file)):
+        replace_file(copy, file.read_bytes())

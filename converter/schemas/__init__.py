@@ -19,6 +19,7 @@ NAMES = (
     "grid",
     "image_fidelity",
     "manifest",
+    "measurement",
     "model_cpu_offload_benchmark",
     "plan",
     "prompts",
