@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from converter import synthesize
-from converter.bench.job import Job, Task
+from converter.benchmark.job import Job, Task
 from converter.generation.options import GenerateOptions
 from converter.generation.repo import open_pipeline
 from converter.generation.settings import choose_settings
@@ -45,14 +45,13 @@ def main() -> None:
 
 def measure(repo: Path, device: str, pairs: int) -> dict[str, Any]:
     """Draw the same image inside and outside, in turn."""
-    session_module = load_library("converter.bench.session", compiles=True)
+    session_module = load_library("converter.benchmark.session", compiles=True)
     call_arguments = load_library("converter.generation.run").call_arguments
     opened = open_pipeline(repo)
     prompt = builtin_suites()[0].prompts[0]
     settings = choose_settings(opened, prompt.prompt, GenerateOptions(seed=prompt.seed, device=device))
     task = Task("warm", asdict(settings), None)
-    headers = [header.sha256 for header in opened.transformer.headers]
-    session = session_module.Session(Job(str(repo), headers, "none", device, settings.dtype, [task]))
+    session = session_module.Session(Job(str(repo), {}, "none", device, settings.dtype, [task]))
     session.load()
     session.draw(task)
     inside, outside = [], []

@@ -19,13 +19,14 @@ import jsonschema
 import pytest
 import torch
 
-from converter.bench.assembly import Assembly
-from converter.bench.journal import LOAD_KEY, Cell, Journal
-from converter.bench.machine import describe_machine
-from converter.bench.meter import Meter, Stopwatch
-from converter.bench.subjects import open_subjects
+from converter.benchmark.assembly import Assembly
+from converter.benchmark.changes import refuse_changed_files
+from converter.benchmark.journal import LOAD_KEY, Cell, Journal
+from converter.benchmark.machine import describe_machine
+from converter.benchmark.meter import Meter, Stopwatch
+from converter.benchmark.subjects import open_subjects
 from converter.console import Progress
-from converter.errors import EvidenceError, OutputError
+from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput, OutputError
 from converter.evidence.files import read_evidence_folder, write_evidence
 from converter.evidence.statistics import percent_change, slowdown
 from converter.generation.memory import predict_memory, predict_resident_memory
@@ -68,7 +69,7 @@ def workers_below(output: Path) -> list[int]:
             files = [str(link.readlink()) for link in (place / "fd").iterdir()]
         except OSError:
             continue
-        if b"converter.bench.worker" in line and any("memfd:job" in file for file in files):
+        if b"converter.benchmark.worker" in line and any("memfd:job" in file for file in files):
             stdin = (place / "fd" / "0").read_bytes() if (place / "fd" / "0").exists() else b""
             if str(output).encode() in stdin:
                 found.append(int(place.name))
@@ -215,6 +216,29 @@ def test_a_finished_run_measures_nothing_again(finished: Bench, lensconv: Lensco
     assert (finished.output / "measurements.jsonl").read_bytes() == before
 
 
+def test_images_that_are_gone_or_others_are_left_out_and_drawn_again(finished: Bench, lensconv: Lensconv) -> None:
+    copy = finished.output.parent / "copy"
+    shutil.copytree(finished.output, copy)
+    arguments = ["--out", copy, *finished.arguments[7:]]
+    first, second = (copy / "images" / "quantized" / name for name in ("A1-301-quantized.png", "B2-302-quantized.png"))
+    drawn = second.read_bytes()
+    shutil.copyfile(copy / "images" / "original" / "A1-301-original.png", first)
+    second.unlink()
+    shutil.rmtree(copy / "images" / "baseline")
+    # Nothing of this run's own mode draws them.
+    outcome = lensconv(*finished.arguments[:5], *arguments, "--mode", "offload", "--no-baseline")
+    assert outcome.code == 0, outcome.stdout
+    assert "images of A1, B2 are not what was measured" in outcome.stderr
+    evidence = read_evidence_folder(copy)
+    assert [pair["id"] for pair in evidence["image_fidelity.json"]["pairs"]] == ["C3"]
+    assert evidence["image_fidelity.json"]["pairs"][0]["baseline"] is None
+    assert evidence["comparison_matrix.json"]["prompts"][0]["quantized"]["time_s"] > 0
+    outcome = lensconv(*finished.arguments[:5], *arguments)
+    assert (outcome.code, outcome.result["resumed"]) == (0, 10)
+    assert second.read_bytes() == drawn
+    assert len(read_evidence_folder(copy)["image_fidelity.json"]["pairs"]) == 3
+
+
 def test_another_benchmark_in_the_same_folder_is_refused(finished: Bench, lensconv: Lensconv) -> None:
     outcome = lensconv(*finished.arguments, "--steps", 3)
     assert outcome.code == 2
@@ -259,6 +283,7 @@ def test_models_that_are_no_pair(
         (tiny_repo, other, "is a LensPipeline, and"),
         (tiny_repo, lens_output, "is no pipeline repo"),
         (tmp_path / "nowhere", tiny_release, "no such folder"),
+        (tiny_release, tiny_repo, "is quantized, and"),
     ]
     for original, quantized, message in cases:
         outcome = lensconv("bench", original, quantized, "--out", tmp_path / "out", "--json")
@@ -330,6 +355,37 @@ def test_places_that_cannot_be_written(tiny_repo: Path, tiny_release: Path, tmp_
         outcome = lensconv("bench", tiny_repo, tiny_release, "--out", place, "--json")
         assert outcome.code == 2
         assert message in outcome.result["error"]["message"]
+
+
+def test_files_of_another_benchmark_are_not_mixed_in(
+    tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
+) -> None:
+    (tmp_path / "weight_fidelity.json").write_text("{}")
+    outcome = lensconv("bench", tiny_repo, tiny_release, "--out", tmp_path, *DRAWING, "--json")
+    assert outcome.code == 2
+    assert "weight_fidelity.json: is of another benchmark" in outcome.result["error"]["message"]
+    (tmp_path / "weight_fidelity.json").unlink()
+    (tmp_path / "measurements.jsonl").unlink()
+    os.mkfifo(tmp_path / "measurements.jsonl")
+    with time_limit():
+        outcome = lensconv("bench", tiny_repo, tiny_release, "--out", tmp_path, *DRAWING, "--json")
+    assert outcome.code == 2
+    assert "is no file" in outcome.result["error"]["message"]
+
+
+def test_weights_that_change_are_refused(tiny_repo: Path, tiny_release: Path, tmp_path: Path) -> None:
+    release = shutil.copytree(tiny_release, tmp_path / "release")
+    subjects = open_subjects(tiny_repo, release, Progress)
+    for subject in subjects:
+        refuse_changed_files(subject.states)
+    (file,) = (release / "vae").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(MalformedCheckpoint, match="changed while it was measured"):
+        refuse_changed_files(subjects[1].states)
+    assert subjects[1].components != open_subjects(tiny_repo, release, Progress)[1].components
+    file.unlink()
+    with pytest.raises(MissingInput):
+        refuse_changed_files(subjects[1].states)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -485,7 +541,7 @@ def test_a_stopwatch_gives_times_and_peaks_of_stages() -> None:
 
 
 def test_peaks_are_sampled_where_they_cannot_be_reset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("converter.bench.meter._CLEAR_REFS", tmp_path)
+    monkeypatch.setattr("converter.benchmark.meter._CLEAR_REFS", tmp_path)
     meter = Meter(torch.device("cpu"))
     with meter.watching():
         watch = Stopwatch(meter, "first")

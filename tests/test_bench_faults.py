@@ -19,12 +19,12 @@ Lensconv = Callable[..., Outcome]
 FAULTS = """
 import sys
 
-if "converter.bench.worker" in " ".join(sys.orig_argv):
+if "converter.benchmark.worker" in " ".join(sys.orig_argv):
     import importlib.abc, importlib.machinery, os, signal, time
 
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name != "converter.bench.session":
+            if name != "converter.benchmark.session":
                 return None
             sys.meta_path.remove(self)
             spec = importlib.machinery.PathFinder.find_spec(name, path)

@@ -137,7 +137,7 @@ def offload(kind: str = "allocated") -> dict[str, Any]:
         "schema": "lensconv.offload/1",
         "method": "enable_model_cpu_offload",
         "cold_prompt": "P01",
-        "warm_prompts": ["P02"],
+        "warm_prompts": [f"P{number:02}" for number in range(2, 11)],
         "models": models,
     }
 

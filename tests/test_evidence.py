@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import statistics
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from converter.errors import EvidenceError, MissingInput
 from converter.evidence.files import FORMATS, read_evidence, read_evidence_folder, write_evidence
-from converter.evidence.statistics import percent_change, slowdown, spread
+from converter.evidence.statistics import percent_change, slowdown, spread, summarise_times
 from converter.schemas import load_schema
 from tests.conftest import Outcome
 from tests.published import LABELS, published_matrix, published_metrics, published_offload, published_summary
@@ -168,7 +169,12 @@ def damaged_footprint(*path: str | int, value: Any) -> dict[str, Any]:
         (METRICS, ("models", "original", "transformer_storage_gb"), 8.208, "of 8.208 GB are left"),
         (METRICS, ("models", "quantized", "generation_time_s", "mean"), 15.0, "generation_time_s.mean is 15.0"),
         (METRICS, ("models", "quantized", "load_peak_allocated_gb"), 19.0, "more than the 18.516 that were reserved"),
-        (METRICS, ("models", "original", "generation_peak_allocated_gb", "mean"), 28, "outside of its own least"),
+        (
+            METRICS,
+            ("models", "original", "generation_peak_allocated_gb", "mean"),
+            28,
+            "mean is 28, outside of 28 to 27.467",
+        ),
         (METRICS, ("models", "quantized", "transformer"), damaged_footprint("bytes", value=4_301_456_000), "add up to"),
         (
             METRICS,
@@ -210,18 +216,20 @@ def test_files_that_speak_of_other_weights_or_settings(folder: Path) -> None:
 
     write(folder, *edited(METRICS, "sources", value=source("a")))
     write(folder, *edited(MATRIX, "sources", value=source("b")))
-    with pytest.raises(EvidenceError, match="the original weights are others, by benchmark_metrics"):
+    with pytest.raises(EvidenceError, match=r"sources\.original\.transformer is another"):
         read_evidence_folder(folder)
     write(folder, *edited(MATRIX, "sources", value=source("a")))
     read_evidence_folder(folder)
     write(folder, *edited(MATRIX, "settings", value={"num_inference_steps": 4, "guidance_scale": 5.0}))
-    with pytest.raises(EvidenceError, match="num_inference_steps is 4, and not 20"):
+    with pytest.raises(EvidenceError, match=r"settings\.num_inference_steps is 20, and not 4"):
         read_evidence_folder(folder)
     name, content = edited(SUMMARY, "quant_transformer_dtypes", value={"UINT8": 2_000_000_000})
     content |= {"quant_transformer_tensor_storage_gb": 2.0, "transformer_storage_reduction_percent": 87.8}
     write(folder, MATRIX, published_matrix())
     write(folder, name, content)
-    with pytest.raises(EvidenceError, match=r"the quantized transformer takes 4.301 GB, and not 2.0"):
+    with pytest.raises(
+        EvidenceError, match=r"quantized\.transformer_storage_gb is 4\.301, and other figures give 2\.0"
+    ):
         read_evidence_folder(folder)
 
 
@@ -251,6 +259,129 @@ def test_failed_rows_are_left_out_of_statistics(folder: Path, lensconv: Lensconv
     assert matrix["original"]["count"] == 10
     assert matrix["quantized"]["count"] == matrix["slowdown"]["pairs"] == len(matrix["rows"]) == 9
     assert "failed" in lensconv("evidence", folder).stderr
+
+
+def full_matrix() -> dict[str, Any]:
+    """A matrix with the statistics of its rows."""
+    matrix = published_matrix()
+    times = ({row["id"]: row[model]["time_s"] for row in matrix["prompts"]} for model in ("original", "quantized"))
+    return {**matrix, "summary": summarise_times(*times)}
+
+
+def full_offload() -> dict[str, Any]:
+    """An offload benchmark with its times; those of the published rows."""
+    content = published_offload()
+    warm = []
+    for name, model in content["models"].items():
+        rows = {row["id"]: row[name]["time_s"] for row in published_matrix()["prompts"]}
+        model["times_s"] = {key: [time] for key, time in rows.items()}
+        model["cold"]["time_s"] = rows.pop("P01")
+        model["warm"]["time_s"] = spread(list(rows.values())).to_dict()
+        warm.append(rows)
+    return {**content, "warm_slowdown": summarise_times(*warm)["slowdown"]}
+
+
+def images_of_matrix() -> dict[str, Any]:
+    """Fidelity of the published prompts' images, with invented figures."""
+
+    def figures(number: int) -> dict[str, Any]:
+        grid = {"original": 0.1, "quantized": 0.2, "added": 0.1 * number}
+        return {"identical": False, "psnr_db": 20.0 + number, "ssim": 0.5, "lpips": None, "periodic_grid": grid}
+
+    def summary(numbers: list[int]) -> dict[str, Any]:
+        def five(values: list[float]) -> dict[str, Any]:
+            mean, median = statistics.fmean(values), statistics.median(values)
+            return {"mean": mean, "median": median, "min": min(values), "max": max(values), "count": len(values)}
+
+        return {
+            "psnr_db": five([20.0 + number for number in numbers]),
+            "ssim": five([0.5 for _ in numbers]),
+            "lpips": None,
+            "periodic_grid_added": five([0.1 * number for number in numbers]),
+        }
+
+    pairs = [
+        {
+            "id": f"P{number:02}",
+            "seed": 300 + number,
+            "width": 1440,
+            "height": 1440,
+            "num_inference_steps": 20,
+            **figures(number),
+            "baseline": None,
+            "text": [],
+        }
+        for number in range(1, 11)
+    ]
+    return {
+        "schema": "lensconv.fidelity/1",
+        "num_inference_steps": 20,
+        "pairs": pairs,
+        "summary": {**summary(list(range(1, 11))), "baseline": None, "text": None},
+        "methods": {"psnr_db": "x", "ssim": "x", "periodic_grid": "x"},
+        "not_measured": {},
+    }
+
+
+FULL = {MATRIX: full_matrix, OFFLOAD: full_offload, "image_fidelity.json": images_of_matrix, METRICS: published_metrics}
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"),
+    [
+        (MATRIX, ("summary", "slowdown", "ratio_of_means_percent"), 12.0),
+        (MATRIX, ("summary", "slowdown", "pairs"), 99),
+        (MATRIX, ("summary", "original", "stdev"), 0.1),
+        (MATRIX, ("summary", "quantized", "count"), 9),
+        (OFFLOAD, ("models", "original", "cold", "time_s"), 1.0),
+        (OFFLOAD, ("models", "original", "warm", "time_s", "mean"), 15.0),
+        (OFFLOAD, ("models", "quantized", "times_s", "P11"), [1.0]),
+        (OFFLOAD, ("warm_slowdown", "mean_difference_s"), 0.0),
+        (OFFLOAD, ("warm_prompts",), [f"P{number:02}" for number in range(10, 1, -1)]),
+        ("image_fidelity.json", ("summary", "psnr_db", "mean"), 30.0),
+        ("image_fidelity.json", ("summary", "lpips"), {"mean": 1, "median": 1, "min": 1, "max": 1, "count": 1}),
+        ("image_fidelity.json", ("pairs", 0, "psnr_db"), 35.0),
+        ("image_fidelity.json", ("pairs", 0, "id"), "P99"),
+        ("image_fidelity.json", ("pairs", 0, "seed"), 1),
+        (METRICS, ("slowdown",), {"pairs": 10, "ratio_of_means_percent": 1.0, "mean_difference_s": 2.58}),
+        (METRICS, ("models", "original", "generation_time_s", "count"), 9),
+        (METRICS, ("models", "original", "load_times_s"), [1.0, 2.0]),
+        (METRICS, ("models", "original", "generation_peak_allocated_gb"), {"mean": 20.0, "max": 27.467}),
+    ],
+)
+def test_what_can_be_computed_is_computed_again(
+    name: str, path: tuple[str | int, ...], value: Any, folder: Path
+) -> None:
+    contents: dict[str, Any] = {key: make() for key, make in FULL.items()}
+    for file, content in contents.items():
+        write(folder, file, content)
+    read_evidence_folder(folder)
+    target = contents[name]
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
+    write(folder, name, contents[name])
+    with pytest.raises(EvidenceError):
+        read_evidence_folder(folder)
+
+
+def test_images_are_those_that_were_measured(folder: Path) -> None:
+    matrix = published_matrix()
+    digest = hashlib.sha256(b"an image").hexdigest()
+    matrix["prompts"][0]["original"] |= {"image": "images/a.png", "image_sha256": digest}
+    write(folder, MATRIX, matrix)
+    # A folder without its images is still evidence.
+    read_evidence_folder(folder)
+    (folder / "images").mkdir()
+    (folder / "images" / "a.png").write_bytes(b"an image")
+    read_evidence_folder(folder)
+    (folder / "images" / "a.png").write_bytes(b"another image")
+    with pytest.raises(EvidenceError, match=r"images/a\.png is not the image that was measured"):
+        read_evidence_folder(folder)
+    matrix["prompts"][0]["original"]["image"] = "../a.png"
+    write(folder, MATRIX, matrix)
+    with pytest.raises(EvidenceError, match="leads out of the folder"):
+        read_evidence_folder(folder)
 
 
 def test_what_contradicts_itself_is_not_written(tmp_path: Path) -> None:

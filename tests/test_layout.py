@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
 from converter.checkpoint.layout import TensorSpec, lay_out
-from converter.checkpoint.writer import SlotWriter
+from converter.checkpoint.writer import SlotWriter, replace_file
 from converter.conversion.hashing import FollowingHasher
 from converter.errors import DiskError, OutputError
 from converter.quantize.planner import SAFETENSORS_NAMES
+from tests.conftest import names_in
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.float8_e4m3fn])
 STATES = st.dictionaries(
@@ -118,6 +121,21 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_file_that_cannot_exist(tmp_path: Path) -> None:
     with pytest.raises((DiskError, OutputError)):
         SlotWriter(tmp_path, lay_out([TensorSpec("x", "U8", (1 << 60,))], stem="model"))
+
+
+def test_a_file_is_replaced_whole_and_what_a_killed_process_left_goes(tmp_path: Path) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    abandoned, others = (
+        tmp_path / f".a[1].json.{child.pid}",
+        [f".a[1].json.{os.getppid()}", ".a1.json.1", ".a[1].json.x"],
+    )
+    for name in (abandoned.name, *others):
+        (tmp_path / name).write_text("half")
+    replace_file(tmp_path / "a[1].json", b"first")
+    replace_file(tmp_path / "a[1].json", b"second")
+    assert (tmp_path / "a[1].json").read_bytes() == b"second"
+    assert names_in(tmp_path) == sorted(["a[1].json", *others])
 
 
 def test_a_shape_that_does_not_fill_bytes() -> None:

@@ -109,6 +109,33 @@ def test_regular_structure_of_the_original_does_not_count(period: int) -> None:
         assert score < 0.06 * strong
 
 
+def page_of_words(seed: int, side: int = 512, spacing: int = 32) -> Pixels:
+    """Lines of dark words of random lengths, at the spacing of the lattice."""
+    random = np.random.default_rng(seed)
+    page = random.normal(235, 2, (side, side))
+    for top in range(8, side - 16, spacing):
+        left = int(random.integers(4, 30))
+        while left < side - 40:
+            width = int(random.integers(10, 70))
+            page[top : top + 12, left : left + width] = random.normal(40, 2, (12, len(page[top, left : left + width])))
+            left += width + int(random.integers(6, 14))
+    return to_pixels(np.repeat(page[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("period", PERIODS)
+@pytest.mark.parametrize("amplitude", [2, 8])
+def test_a_pattern_on_a_page_of_text_is_found(period: int, amplitude: float) -> None:
+    """The lines have the lattice's own period; what a copy keeps of them is no pattern, and hides none."""
+    page = page_of_words(5)
+    stripes = amplitude * np.sin(2 * np.pi * np.arange(512) / period)[:, None, None]
+    score = periodic_grid_score(page, to_pixels(page + stripes))
+    assert score == pytest.approx(amplitude / np.sqrt(2), rel=0.25)
+    for clean in (filtered(page, ImageFilter.GaussianBlur(0.7)), page_of_words(6)):
+        score = periodic_grid_score(page, clean)
+        assert score is not None
+        assert score < amplitude / 10
+
+
 def test_one_colour_counts_for_a_third_of_the_energy() -> None:
     image = clouds(5)
     score = periodic_grid_score(image, with_pattern(image, "sinusoid, one channel", 16, 12))

@@ -7,8 +7,10 @@ and the place of every byte before the first tensor exists.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -135,6 +137,7 @@ def replace_file(output: Path, content: bytes) -> None:
         DiskError: there is no space.
     """
     draft = output.with_name(f".{output.name}.{os.getpid()}")
+    _remove_abandoned(output)
     try:
         try:
             with draft.open("xb") as stream:
@@ -146,3 +149,12 @@ def replace_file(output: Path, content: bytes) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise write_error(output, error) from error
+
+
+def _remove_abandoned(output: Path) -> None:
+    """Remove drafts of a file whose process was killed."""
+    for draft in output.parent.glob(f".{glob.escape(output.name)}.*"):
+        number = draft.name.rpartition(".")[2]
+        if number.isdecimal() and not Path("/proc", number).exists():
+            with suppress(OSError):
+                draft.unlink()

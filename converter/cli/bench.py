@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from converter.bench.options import BenchOptions
+from converter.benchmark.options import BenchOptions
 from converter.cli.evidence import render_contents
 from converter.cli.options import PATH, dataclass_options, output_options, pass_console
 from converter.console import Console
@@ -73,7 +73,7 @@ def command(
     # Importing this takes seconds; what is wrong with the command line is said at once.
     from converter.quantize.libraries import load_library
 
-    report = load_library("converter.bench.run").bench(
+    report = load_library("converter.benchmark.run").bench(
         original,
         quantized,
         output,

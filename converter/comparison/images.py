@@ -25,6 +25,9 @@ FORMATS = {".png": "PNG", ".webp": "WEBP"}
 MAXIMUM_FILE_BYTES = 1 << 29
 #: Modes that become RGB of 8 bits without loss; alpha must be opaque.
 _MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA")
+_BITS = 8
+#: Where a PNG tells its bits a channel (PNG specification, 11.2.1).
+_DEPTH_PLACE = 24
 #: What Pillow raises for files that break their format, from its own checks and from what it is built on.
 _BROKEN = (
     OSError,
@@ -100,6 +103,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                     raise UsageError(f"{where}: is a WebP with loss", "Give images as they were drawn: PNG.")
                 if getattr(image, "n_frames", 1) > 1:
                     raise UsageError(f"{where}: holds more than one image")
+                if kind == "PNG" and _depth(path) > _BITS:
+                    raise UsageError(f"{where}: has {_depth(path)} bits a channel, not RGB of {_BITS} bits")
                 if image.mode not in _MODES:
                     raise UsageError(f"{where}: has pixels of the kind {image.mode}, not RGB of 8 bits")
                 yield image
@@ -122,6 +127,12 @@ def _settings(text: object) -> Mapping[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return settings if isinstance(settings, dict) else None
+
+
+def _depth(path: Path) -> int:
+    """Bits a channel of a PNG; Pillow drops what is beyond eight without a word."""
+    with path.open("rb") as stream:
+        return stream.read(_DEPTH_PLACE + 1)[_DEPTH_PLACE]
 
 
 def _is_lossless(path: Path) -> bool:

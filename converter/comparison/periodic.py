@@ -35,6 +35,9 @@ _THRESHOLD = 6.0
 _OWN_THRESHOLD = 12.0
 #: Times the original's peak that are taken off: a copy with the phase reversed differs by twice the amplitude.
 _OWN_SHARE = 4.0
+#: Likewise in the difference, times the part of the background that the copy did not keep. Measured: with 2 sharpened
+#: copies score, with 8 patterns on pages of text are found as well.
+_LEFT_SHARE = 8.0
 #: The mean of an exponential distribution over its median.
 _MEAN_OVER_MEDIAN = 1 / math.log(2)
 #: Orthonormal axes of colour: grey, red against blue, green against both. Grey takes most of a photograph's power, so
@@ -120,7 +123,10 @@ def added_score(original: LatticeSpectrum, candidate: LatticeSpectrum) -> float:
     known = original.levels.background
     # The bins beside the lattice as well: the original's structure may have nearly the lattice's period.
     highest = (np.abs(original.patches[..., original.centre]) ** 2).max(axis=-1)
-    own = np.where(highest > _OWN_THRESHOLD * known, _OWN_SHARE * (highest - known), 0)
+    # Of a structure that the difference lacks, a near copy has kept all but what its background tells.
+    left = np.divide(difference.background, known, out=np.ones_like(known), where=known > 0)
+    share = np.where(closer, np.minimum(_OWN_SHARE, _LEFT_SHARE * left), _OWN_SHARE)
+    own = np.where(highest > _OWN_THRESHOLD * known, share * (highest - known), 0)
     return _root(_excess(chosen) - own, candidate.weights)
 
 

@@ -13,12 +13,15 @@ _PLAIN = str.maketrans(
         **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4`", "'"),
         **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033", '"'),
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
+        # Russian leaves its dots out as a rule, and so does tesseract.
+        "\u0451": "\u0435",
     }
 )
 
 
 def normalize(text: str) -> str:
-    """Make texts equal that read the same: NFC, no case, plain quotes and dashes, one space between words."""
+    """Make texts equal that read the same: NFC, no case, plain quotes and dashes, one space between words,
+    the Russian letter io as ie."""
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     return " ".join(folded.translate(_PLAIN).split())
 

@@ -1,17 +1,19 @@
-"""Whether figures agree: those of one file with each other, and those of files that speak of the same thing.
+"""Whether the figures of one file agree with each other: what can be computed from others is computed again.
 
-Files round to three digits, so that a sum of what they show may be off by half a unit of the last one a term.
+Files round to three digits, so that what is computed from their figures may be off by a unit of the last one. Fields
+that a file does not have, as the first published ones, agree with everything.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.errors import printable
-from converter.evidence.statistics import percent_change
+from converter.evidence.statistics import percent_change, spread, summarise_times
 
 MODELS = ("original", "quantized")
 #: What rounding to three digits may shift a figure by; half a unit, and a little for binary fractions.
@@ -19,6 +21,8 @@ _ROUNDING = 0.00051
 #: Likewise for percents with one digit, computed from sizes that are rounded themselves.
 _PERCENT_ROUNDING = 0.051
 _GB = 10**9
+#: Bytes of a weight as everybody loads it, in bfloat16.
+_LOADED_BYTES = 2
 
 
 def disagreements(schema: str, content: Mapping[str, Any]) -> Iterator[str]:
@@ -28,51 +32,16 @@ def disagreements(schema: str, content: Mapping[str, Any]) -> Iterator[str]:
         schema: name of the schema.
         content: of the file.
     """
-    check = {
+    checks: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
         "benchmark_metrics": _check_metrics,
         "comparison_matrix": _check_matrix,
+        "image_fidelity": _check_images,
         "model_cpu_offload_benchmark": _check_offload,
         "sdnq_quantization_summary": _check_summary,
-    }.get(schema)
+    }
     yield from _check_spreads(content, "")
-    if check is not None:
-        yield from check(content)
-
-
-def disagreements_between(files: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[tuple[str, str], str]]:
-    """What contradicts what between files of one folder: pairs of file names, and a reason.
-
-    Args:
-        files: their contents by their names; each agrees with itself.
-    """
-    names = list(files)
-    for index, name in enumerate(names):
-        for other in names[:index]:
-            for model in MODELS:
-                if _weights(files[name], model) not in (None, _weights(files[other], model)) and _weights(
-                    files[other], model
-                ):
-                    yield (name, other), f"the {model} weights are others"
-            for key in ("num_inference_steps", "guidance_scale", "height", "width"):
-                values = [files[one].get("settings", {}).get(key) for one in (name, other)]
-                if None not in values and values[0] != values[1]:
-                    yield (name, other), f"{key} is {values[0]}, and not {values[1]}"
-    metrics, matrix = (files.get(f"{name}.json") for name in ("benchmark_metrics", "comparison_matrix"))
-    if metrics is not None and matrix is not None:
-        for reason in _compare_with_matrix(metrics, matrix):
-            yield ("benchmark_metrics.json", "comparison_matrix.json"), reason
-    summary = files.get("sdnq_quantization_summary.json")
-    if metrics is not None and summary is not None:
-        for model, key in zip(MODELS, ("base", "quant"), strict=True):
-            shown, other_shown = (
-                metrics["models"][model]["transformer_storage_gb"],
-                summary[f"{key}_transformer_tensor_storage_gb"],
-            )
-            if abs(shown - other_shown) > _ROUNDING:
-                yield (
-                    ("benchmark_metrics.json", "sdnq_quantization_summary.json"),
-                    f"the {model} transformer takes {shown} GB, and not {other_shown}",
-                )
+    if schema in checks:
+        yield from checks[schema](content)
 
 
 def measured_times(matrix: Mapping[str, Any], model: str) -> dict[str, float]:
@@ -85,53 +54,131 @@ def measured_times(matrix: Mapping[str, Any], model: str) -> dict[str, float]:
     return {row["id"]: row[model]["time_s"] for row in matrix["prompts"] if "time_s" in row[model]}
 
 
+def differences(where: str, shown: Any, computed: Any) -> Iterator[str]:
+    """What a file shows that is not what its other figures give.
+
+    Args:
+        where: name of the figures.
+        shown: by the file; keys that it does not have are not asked for.
+        computed: from other figures.
+    """
+    if isinstance(shown, Mapping):
+        for key, value in shown.items():
+            # The random numbers behind intervals may differ between versions of numpy.
+            if not key.endswith("_interval"):
+                expected = computed.get(key) if isinstance(computed, Mapping) else None
+                yield from differences(f"{where}.{key}", value, expected)
+    elif isinstance(shown, float | int) and isinstance(computed, float | int):
+        if abs(shown - computed) > 2 * _ROUNDING:
+            yield f"{where} is {shown}, and other figures give {computed}"
+    elif shown != computed:
+        yield f"{where} is {printable(str(shown))}, and other figures give {printable(str(computed))}"
+
+
 def _check_metrics(content: Mapping[str, Any]) -> Iterator[str]:
     sizes = []
-    for model in MODELS:
-        shown = content["models"][model]
-        yield from _check_reserved(shown, f"models.{model}")
-        size = shown["transformer_storage_gb"]
-        footprint = shown.get("transformer")
-        if footprint is not None:
-            where = f"models.{model}.transformer"
-            yield from _check_sum(where, footprint["bytes"], footprint["bytes_by_dtype"])
-            families = footprint.get("families", ())
-            for family in families:
-                yield from _check_sum(f"{where}: {family['name']}", family["bytes"], family["bytes_by_dtype"])
-            total = sum(family["bytes"] for family in families)
-            if families and total != footprint["bytes"]:
-                yield f"{where}: bytes is {footprint['bytes']}, and its families add up to {total}"
-            if abs(size - footprint["bytes"] / _GB) > _ROUNDING:
-                yield f"models.{model}.transformer_storage_gb is {size}, and its headers say {footprint['bytes']} bytes"
-        sizes.append(size)
+    for name in MODELS:
+        model = content["models"][name]
+        where = f"models.{name}"
+        yield from _check_reserved(model, where)
+        if "transformer" in model:
+            yield from _check_footprint(model, where)
+        if "load_times_s" in model:
+            median = statistics.median(model["load_times_s"])
+            yield from differences(f"{where}.load_time_s", model["load_time_s"], median)
+        sizes.append(model["transformer_storage_gb"])
     percent = content.get("transformer_storage_reduction_percent")
     if percent is not None:
         yield from _check_reduction(percent, *sizes)
+    footprints = [content["models"][name].get("transformer", {}) for name in MODELS]
+    parameters = [footprint.get("parameters") for footprint in footprints]
+    if None not in parameters:
+        if parameters[0] != parameters[1]:
+            yield f"models: one transformer has {parameters[0]} parameters, the other {parameters[1]}"
+        shown = content.get("transformer_storage_reduction_vs_bf16_percent")
+        if shown is not None:
+            percent = 100 * (1 - footprints[1]["bytes"] / (_LOADED_BYTES * parameters[0]))
+            yield from differences("transformer_storage_reduction_vs_bf16_percent", shown, round(percent, 1))
+
+
+def _check_footprint(model: Mapping[str, Any], where: str) -> Iterator[str]:
+    footprint, size = model["transformer"], model["transformer_storage_gb"]
+    place = f"{where}.transformer"
+    yield from _check_sum(place, footprint["bytes"], footprint["bytes_by_dtype"])
+    families = footprint.get("families", ())
+    for family in families:
+        yield from _check_sum(f"{place}: {printable(family['name'])}", family["bytes"], family["bytes_by_dtype"])
+    for key in ("bytes", "tensors"):
+        total = sum(family.get(key, 0) for family in families)
+        if families and key in footprint and total != footprint[key]:
+            yield f"{place}: {key} is {footprint[key]}, and its families add up to {total}"
+    if abs(size - footprint["bytes"] / _GB) > _ROUNDING:
+        yield f"{where}.transformer_storage_gb is {size}, and its headers say {footprint['bytes']} bytes"
+    dtypes = footprint["bytes_by_dtype"]
+    if "parameters" in footprint and all(dtype in WEIGHT_DTYPES for dtype in dtypes):
+        counted = sum(size // _bytes_of(dtype) for dtype, size in dtypes.items())
+        if counted != footprint["parameters"]:
+            yield f"{place}: parameters is {footprint['parameters']}, and its dtypes hold {counted}"
+
+
+def _bytes_of(dtype: str) -> int:
+    return int(dtype.lstrip("BF")) // 8
 
 
 def _check_matrix(content: Mapping[str, Any]) -> Iterator[str]:
     yield from _check_ids([row["id"] for row in content["prompts"]])
     for row in content["prompts"]:
+        name = printable(row["id"])
         for model in MODELS:
-            yield from _check_reserved(row[model], f"{printable(row['id'])}.{model}")
-            time, times = row[model].get("time_s"), row[model].get("times_s")
-            if times and abs(statistics.median(times) - time) > _ROUNDING:
-                yield f"{printable(row['id'])}.{model}.time_s is {time}, which is no median of its times"
+            side = row[model]
+            yield from _check_reserved(side, f"{name}.{model}")
+            if "times_s" in side:
+                yield from differences(f"{name}.{model}.time_s", side["time_s"], statistics.median(side["times_s"]))
         if "delta_percent" in row:
             times = [row[model].get("time_s") for model in MODELS]
-            if not all(times) or abs(row["delta_percent"] - percent_change(*times)) > _PERCENT_ROUNDING:
-                yield f"{printable(row['id'])}.delta_percent is {row['delta_percent']}, which its times do not give"
-    summary = content.get("summary", {})
-    for model in MODELS:
-        if model in summary:
-            yield from _check_mean(f"summary.{model}", summary[model], list(measured_times(content, model).values()))
+            if None in times or abs(row["delta_percent"] - percent_change(*times)) > _PERCENT_ROUNDING:
+                yield f"{name}.delta_percent is {row['delta_percent']}, which its times do not give"
+    computed = summarise_times(*(measured_times(content, model) for model in MODELS))
+    yield from differences("summary", content.get("summary", {}), computed)
 
 
 def _check_offload(content: Mapping[str, Any]) -> Iterator[str]:
     yield from _check_ids([content["cold_prompt"], *content["warm_prompts"]])
-    for model in MODELS:
+    medians = []
+    for name in MODELS:
+        model = content["models"][name]
+        where = f"models.{name}"
         for part in ("setup", "cold", "warm"):
-            yield from _check_reserved(content["models"][model][part], f"models.{model}.{part}")
+            yield from _check_reserved(model[part], f"{where}.{part}")
+        if "times_s" not in model:
+            continue
+        times = {key: statistics.median(values) for key, values in model["times_s"].items() if values}
+        for key in times:
+            if key not in (content["cold_prompt"], *content["warm_prompts"]):
+                yield f"{where}.times_s: {printable(key)} is neither the cold prompt nor a warm one"
+        warm = {key: times[key] for key in content["warm_prompts"] if key in times}
+        medians.append(warm)
+        if "time_s" in model["cold"]:
+            yield from differences(f"{where}.cold.time_s", model["cold"]["time_s"], times.get(content["cold_prompt"]))
+        if "time_s" in model["warm"]:
+            computed = spread([round(time, 3) for time in warm.values()]).to_dict() if warm else None
+            yield from differences(f"{where}.warm.time_s", model["warm"]["time_s"], computed)
+    if len(medians) == len(MODELS) and "warm_slowdown" in content:
+        computed = summarise_times(*medians).get("slowdown")
+        yield from differences("warm_slowdown", content["warm_slowdown"], computed)
+
+
+def _check_images(content: Mapping[str, Any]) -> Iterator[str]:
+    pairs = content["pairs"]
+    summary = content["summary"]
+    baselines = [pair["baseline"] for pair in pairs if pair["baseline"] is not None]
+    for where, shown, images in (("summary", summary, pairs), ("summary.baseline", summary["baseline"], baselines)):
+        for key in ("psnr_db", "ssim", "lpips"):
+            if shown is not None:
+                yield from _check_mean(f"{where}.{key}", shown[key], [image[key] for image in images])
+        if shown is not None:
+            added = [image["periodic_grid"]["added"] for image in images]
+            yield from _check_mean(f"{where}.periodic_grid_added", shown["periodic_grid_added"], added)
 
 
 def _check_summary(content: Mapping[str, Any]) -> Iterator[str]:
@@ -173,47 +220,40 @@ def _check_reserved(figures: Mapping[str, Any], where: str) -> Iterator[str]:
         reserved = figures.get(key.replace("_allocated_", "_reserved_"))
         if "_allocated_" not in key or reserved is None:
             continue
-        pairs = [(value, reserved)] if isinstance(value, float | int) else [(value.get("max"), reserved.get("max"))]
-        for allocated, outer in pairs:
-            if None not in (allocated, outer) and allocated > outer + _ROUNDING:
-                yield f"{where}.{key} is {allocated}, more than the {outer} that were reserved"
+        allocated, outer = (item.get("max", 0) if isinstance(item, Mapping) else item for item in (value, reserved))
+        if allocated > outer + _ROUNDING:
+            yield f"{where}.{key} is {allocated}, more than the {outer} that were reserved"
 
 
 def _check_spreads(value: Any, path: str) -> Iterator[str]:
-    """Means and medians lie between the least and the most."""
+    """Means and medians lie between the least and the most, and figures in their intervals."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from _check_spreads(item, f"{path}.{index}")
     if not isinstance(value, Mapping):
         return
-    if "mean" in value:
-        for key in ("mean", "median"):
-            figure = value.get(key)
-            if figure is None or isinstance(figure, bool):
-                continue
-            least, most = value.get("min"), value.get("max")
-            if (least is not None and figure < least - _ROUNDING) or (most is not None and figure > most + _ROUNDING):
-                yield f"{path}.{key} is {figure}, outside of its own least and most"
-    for key, item in value.items():
-        yield from _check_spreads(item, f"{path}.{key}" if path else key)
+    for key, figure in value.items():
+        bounds: Any = value.get(f"{key}_interval")
+        if key in ("mean", "median"):
+            bounds = value.get("min", figure), value.get("max", figure)
+        if bounds is not None and isinstance(figure, float | int):
+            least, most = bounds
+            if not least - _ROUNDING <= figure <= most + _ROUNDING:
+                yield f"{path}.{key} is {figure}, outside of {least} to {most}"
+        yield from _check_spreads(figure, f"{path}.{key}" if path else key)
 
 
-def _check_mean(where: str, shown: Mapping[str, Any], values: Sequence[float]) -> Iterator[str]:
-    for key, expected in (("mean", statistics.fmean), ("median", statistics.median)):
-        if key in shown and (not values or abs(shown[key] - expected(values)) > 2 * _ROUNDING):
-            yield f"{where}.{key} is {shown[key]}, and the prompts give {expected(values) if values else 'none'}"
-
-
-def _compare_with_matrix(metrics: Mapping[str, Any], matrix: Mapping[str, Any]) -> Iterator[str]:
-    if matrix.get("mode", "standard") != "standard":
+def _check_mean(where: str, shown: Mapping[str, Any] | None, figures: Sequence[float | None]) -> Iterator[str]:
+    values = [figure for figure in figures if figure is not None]
+    if shown is None or not values:
+        if shown is not None or values:
+            yield f"{where} is {'there' if shown is not None else 'missing'}, and {len(values)} pairs have it"
         return
-    for model in MODELS:
-        shown = metrics["models"][model].get("generation_time_s")
-        if shown is not None:
-            times = list(measured_times(matrix, model).values())
-            yield from _check_mean(f"models.{model}.generation_time_s", shown, times)
-
-
-def _weights(content: Mapping[str, Any], model: str) -> list[tuple[str, str]] | None:
-    source = content.get("sources", {}).get(model)
-    return None if source is None else sorted((file["name"], file["sha256"]) for file in source["transformer"])
+    computed = {
+        "mean": statistics.fmean(values),
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "count": len(values),
+    }
+    yield from differences(where, shown, computed)

@@ -17,7 +17,9 @@ from converter.checkpoint.source import read_json
 from converter.checkpoint.writer import replace_file
 from converter.conversion.release import SUMMARY_NAME
 from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput, printable
-from converter.evidence.agreement import disagreements, disagreements_between
+from converter.evidence.agreement import disagreements
+from converter.evidence.folder_agreement import disagreements_between
+from converter.evidence.images import changed_images
 from converter.schemas import load_schema
 
 METRICS_NAME = "benchmark_metrics.json"
@@ -87,8 +89,10 @@ def read_evidence_folder(folder: Path) -> dict[str, dict[str, Any]]:
         raise MissingInput(
             f"{where}: holds no measurements, such as {METRICS_NAME}", "Make them with `lensconv bench --out`."
         )
-    for names, reason in disagreements_between(found):
-        raise EvidenceError(folder / names[0], f"{reason}, by {names[1]}")
+    for name, other, reason in disagreements_between(found):
+        raise EvidenceError(folder / name, f"{reason}, by {other}")
+    for reason in changed_images(folder, found.get(MATRIX_NAME, {"prompts": []})):
+        raise EvidenceError(folder / MATRIX_NAME, reason)
     return found
 
 

@@ -8,7 +8,7 @@ time.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -115,6 +115,51 @@ def slowdown(original: Sequence[float], quantized: Sequence[float]) -> Slowdown:
         ratio_of_means_percent_interval=ratio,
         mean_difference_s_interval=difference,
     )
+
+
+def summarise_times(original: Mapping[str, float], quantized: Mapping[str, float]) -> dict[str, Any]:
+    """Statistics of times in seconds, by prompt.
+
+    Returns:
+        The spread of each model (``original``, ``quantized``) and the ``slowdown`` over prompts that both have; each
+        only where there is something to compute it from.
+    """
+    times = {"original": original, "quantized": quantized}
+    found: dict[str, Any] = {
+        model: spread(list(values.values())).to_dict() for model, values in times.items() if values
+    }
+    pairs = [(seconds, quantized[key]) for key, seconds in original.items() if key in quantized]
+    if pairs:
+        found["slowdown"] = slowdown(*zip(*pairs, strict=True)).to_dict()
+    return found
+
+
+def combine(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Several measurements of one thing: the median of ``time_s``, the largest of each ``peak_…``.
+
+    Args:
+        rows: at least one.
+    """
+    found = {"time_s": round(statistics.median(row["time_s"] for row in rows), DIGITS)}
+    for key in shared_figures(rows):
+        if key != "time_s":
+            found[key] = max(row[key] for row in rows)
+    return found
+
+
+def combine_stages(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """The same for the stages of each; all have the same ones.
+
+    Args:
+        rows: at least one.
+    """
+    return {stage: combine([row["stages"][stage] for row in rows]) for stage in rows[0]["stages"]}
+
+
+def shared_figures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the figures that all rows have: ``time_s`` and peaks."""
+    names = [{key for key in row if key == "time_s" or key.startswith("peak_")} for row in rows]
+    return sorted(set.intersection(*names), reverse=True) if names else []
 
 
 def _interval(draws: np.ndarray, digits: int) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.evidence.agreement import MODELS, measured_times
 from converter.evidence.files import FORMATS, read_evidence, read_evidence_folder
-from converter.evidence.statistics import DIGITS, percent_change, slowdown, spread
+from converter.evidence.statistics import DIGITS, percent_change, summarise_times
 
 
 @dataclass(frozen=True)
@@ -54,21 +54,17 @@ def matrix_statistics(matrix: Mapping[str, Any]) -> dict[str, Any]:
         many sides were not measured), for each model its ``Spread``, and ``slowdown``; the last three only where there
         is something to compute them from.
     """
-    times = {model: measured_times(matrix, model) for model in MODELS}
-    original, quantized = (times[model] for model in MODELS)
-    shared = [key for key in original if key in quantized]
-    found: dict[str, Any] = {
+    original, quantized = (measured_times(matrix, model) for model in MODELS)
+    return {
         "rows": [
             {
                 "id": key,
-                "delta_s": round(quantized[key] - original[key], DIGITS),
-                "delta_percent": percent_change(original[key], quantized[key]),
+                "delta_s": round(quantized[key] - seconds, DIGITS),
+                "delta_percent": percent_change(seconds, quantized[key]),
             }
-            for key in shared
+            for key, seconds in original.items()
+            if key in quantized
         ],
-        "failed": sum(len(matrix["prompts"]) - len(times[model]) for model in MODELS),
-        **{model: spread(list(values.values())).to_dict() for model, values in times.items() if values},
+        "failed": 2 * len(matrix["prompts"]) - len(original) - len(quantized),
+        **summarise_times(original, quantized),
     }
-    if shared:
-        found["slowdown"] = slowdown([original[key] for key in shared], [quantized[key] for key in shared]).to_dict()
-    return found

@@ -17,6 +17,8 @@ PREVIEW_WIDTH = 1280
 RATIO_TOLERANCE = 0.03
 #: Height of letters to the width of both columns: shown 800 pixels wide, labels are of 13 pixels.
 _LABEL_SHARE = 1 / 56
+#: Pixels a side of the blocks in which WebP predicts (RFC 6386, section 2: macroblocks).
+_BLOCK = 16
 #: Letters smaller than this cannot be told apart, however small the cells are.
 _LEAST_LABEL = 9
 
@@ -73,14 +75,15 @@ class Measures:
         return 2 * self.label
 
     @property
-    def gap(self) -> int:
-        """Between the columns."""
-        return self.label
+    def columns_at(self) -> tuple[int, int]:
+        """Where the columns begin."""
+        left = _aligned(self.margin)
+        return left, left + _aligned(self.columns[0]) + _aligned(self.label)
 
     @property
-    def title_line(self) -> int:
-        """Height of the line of column titles, with what separates it from the first row."""
-        return self.line(self.title) + self.label
+    def head(self) -> int:
+        """Height of what stands above the first row: the margin, and the line of column titles."""
+        return _aligned(self.margin + self.line(self.title) + self.label)
 
     @property
     def label_line(self) -> int:
@@ -90,12 +93,13 @@ class Measures:
     @property
     def row_gap(self) -> int:
         """Between the cells of a row and the label of the next."""
-        return self.label
+        return _aligned(self.label)
 
     @property
     def width(self) -> int:
         """Of a sheet."""
-        return sum(self.columns) + self.gap + 2 * self.margin
+        left, right = self.columns_at
+        return right + self.columns[1] + left
 
     @staticmethod
     def line(letters: int) -> int:
@@ -104,11 +108,11 @@ class Measures:
 
     def row(self, pair: Pair) -> int:
         """Height of a row with its label."""
-        return self.label_line + max(size.height for size in pair)
+        return _aligned(self.label_line) + _aligned(max(size.height for size in pair))
 
     def height(self, rows: Sequence[Pair]) -> int:
         """Of a sheet with these rows."""
-        return 2 * self.margin + self.title_line + sum(map(self.row, rows)) + self.row_gap * (len(rows) - 1)
+        return self.head + sum(map(self.row, rows)) + self.row_gap * (len(rows) - 1) + self.margin
 
 
 @dataclass(frozen=True)
@@ -135,17 +139,16 @@ def lay_out(measures: Measures, rows: Sequence[Pair]) -> SheetLayout:
         measures: of the whole grid.
         rows: the rows of this sheet.
     """
-    left, right = measures.margin, measures.margin + measures.columns[0] + measures.gap
-    y = measures.margin
+    left, right = measures.columns_at
     titles = (
-        Box(left, y, measures.columns[0], measures.line(measures.title)),
-        Box(right, y, measures.columns[1], measures.line(measures.title)),
+        Box(left, measures.margin, measures.columns[0], measures.line(measures.title)),
+        Box(right, measures.margin, measures.columns[1], measures.line(measures.title)),
     )
-    y += measures.title_line
+    y = measures.head
     placed = []
     for pair in rows:
-        label = Box(left, y, measures.width - 2 * measures.margin, measures.line(measures.label))
-        top = y + measures.label_line
+        top = y + _aligned(measures.label_line)
+        label = Box(left, top - measures.label_line, measures.width - 2 * left, measures.line(measures.label))
         original, quantized = (
             Box(x, top, size.width, size.height) for x, size in zip((left, right), pair, strict=True)
         )
@@ -206,6 +209,11 @@ def preview_scale(rows: Sequence[Pair], width: int, *, least: int = 1) -> int | 
             return scale
         scale += 1
     return None
+
+
+def _aligned(length: int) -> int:
+    """The next multiple of WebP's block, so that a cell is encoded as the image alone would be."""
+    return -(-length // _BLOCK) * _BLOCK
 
 
 def ratio_name(sizes: Iterable[Size]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from converter.bench.job import FAILED, Job
+from converter.benchmark.job import FAILED, Job
 from converter.errors import printable
 from converter.threads import HeldSignals
 
@@ -40,7 +40,7 @@ class WorkerProcess:
         self._tick = tick
         package = str(Path(__file__).resolve().parents[2])
         # -P keeps the current folder off the module path; the package is added last, so that it shadows nothing.
-        start = f"import sys; sys.path.append({package!r}); from converter.bench.worker import main; main()"
+        start = f"import sys; sys.path.append({package!r}); from converter.benchmark.worker import main; main()"
         # In memory, for nothing is written outside of the output's folder.
         self._log, self._input = (os.fdopen(os.memfd_create(name), "w+b") for name in ("log", "job"))
         self._input.write(job.to_json().encode())

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter.benchmark.changes import file_states
 from converter.checkpoint.source import count_bytes_by_dtype, list_folder, read_json
 from converter.console import Progress
 from converter.conversion.release import SUMMARY_NAME, ReleaseFile
 from converter.errors import MissingInput, UnsupportedCheckpoint, UsageError, printable
 from converter.evidence.files import read_evidence
 from converter.families import family
-from converter.generation.repo import WEIGHTS, PipelineRepo, open_pipeline
+from converter.generation.repo import COMPONENT_CLASSES, WEIGHTS, PipelineRepo, open_pipeline
 from converter.lens_layout import CLASS_NAME
 from converter.quantize.plan import parameter_count
 from converter.verification.audit import Audit
@@ -36,41 +37,33 @@ class Subject:
     name: str
     """``original`` or ``quantized``."""
     repo: PipelineRepo
-    transformer: tuple[ReleaseFile, ...]
-    """Its weight files."""
+    weights: Mapping[str, tuple[ReleaseFile, ...]]
+    """Weight files by component."""
+    states: Mapping[str, list[int]]
+    """Of all weight files, before they were read."""
     label: str
     repo_id: str
     """As the Hub names it, as far as the folder tells; else the folder's own name."""
     revision: str | None
 
     @property
-    def headers(self) -> list[str]:
-        """sha256 of the headers of the weight files."""
-        return [header.sha256 for header in self.repo.transformer.headers]
-
-    @property
-    def other_components(self) -> dict[str, Any]:
-        """What tells the components apart that both models should share: configs, and headers with their sizes."""
-        found: dict[str, Any] = {}
-        for name in WEIGHTS:
-            if name != "transformer":
-                checkpoint = self.repo.weights[name]
-                found[name] = [checkpoint.config, [[part.sha256, part.file_bytes] for part in checkpoint.headers]]
-        for name in ("scheduler", "tokenizer"):
-            folder = self.repo.folder / name
-            found[name] = [
-                [file.name, hashlib.sha256(file.read_bytes()).hexdigest()]
-                for file in list_folder(folder)
-                if file.is_file()
-            ]
-        return {name: hashlib.sha256(repr(value).encode()).hexdigest() for name, value in found.items()}
+    def components(self) -> dict[str, dict[str, str]]:
+        """sha256 of every file that a figure may depend on, by component and name."""
+        found = {}
+        for name in COMPONENT_CLASSES:
+            weights = {file.name: file.sha256 for file in self.weights.get(name, ())}
+            for file in list_folder(self.repo.folder / name):
+                if file.is_file() and (name not in WEIGHTS or file.suffix == ".json"):
+                    weights[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            found[name] = weights
+        return found
 
     def source(self) -> dict[str, Any]:
         """The weights, as evidence names them."""
         return {
             "repo_id": self.repo_id,
             "revision": self.revision,
-            "transformer": [file.to_dict() for file in self.transformer],
+            "transformer": [file.to_dict() for file in self.weights["transformer"]],
         }
 
     def footprint(self) -> dict[str, Any]:
@@ -120,19 +113,25 @@ def open_subjects(original: Path, quantized: Path, progress: Callable[[str, int]
     """
     _refuse_other_classes(original, quantized)
     repos = [open_pipeline(place) for place in (original, quantized)]
-    inodes = [{(status.st_dev, status.st_ino) for status in _stats(repo)} for repo in repos]
-    if inodes[0] & inodes[1]:
-        raise _same_weights(original, quantized)
+    if repos[0].quantization is not None and repos[1].quantization is None:
+        raise UsageError(
+            f"{printable(str(original))} is quantized, and {printable(str(quantized))} is not",
+            "Give the original first.",
+        )
     for repo in repos:
         _check_summary(repo)
-    total = sum(header.file_bytes for repo in repos for header in repo.transformer.headers)
-    with progress("checksums", total) as shown:
-        files = [_hash_weights(repo, shown) for repo in repos]
-    if {file.sha256 for file in files[0]} == {file.sha256 for file in files[1]}:
+    states = [file_states(_weight_files(repo)) for repo in repos]
+    # Files that both repos have, by whatever names, are read once.
+    sizes = {(device, inode): size for state in states for device, inode, size, _ in state.values()}
+    with progress("checksums", sum(sizes.values())) as shown:
+        digests: dict[tuple[int, int], str] = {}
+        weights = [_hash_weights(repo, state, digests, shown) for repo, state in zip(repos, states, strict=True)]
+    first, second = ({file.sha256 for file in files["transformer"]} for files in weights)
+    if first == second:
         raise _same_weights(original, quantized)
     subjects = [
-        Subject(name, repo, hashed, _label(name, repo), *_identify(repo.folder))
-        for name, repo, hashed in zip((ORIGINAL, QUANTIZED), repos, files, strict=True)
+        Subject(name, repo, hashed, state, _label(name, repo), *_identify(repo.folder))
+        for name, repo, hashed, state in zip((ORIGINAL, QUANTIZED), repos, weights, states, strict=True)
     ]
     return subjects[0], subjects[1]
 
@@ -149,10 +148,6 @@ def _refuse_other_classes(original: Path, quantized: Path) -> None:
             f"{printable(str(names[1]))}",
             "Compare two repos of the same pipeline.",
         )
-
-
-def _stats(repo: PipelineRepo) -> list[Any]:
-    return [header.file.stat() for header in repo.transformer.headers]
 
 
 def _same_weights(original: Path, quantized: Path) -> UsageError:
@@ -182,23 +177,38 @@ def _check_summary(repo: PipelineRepo) -> None:
         )
 
 
-def _hash_weights(repo: PipelineRepo, progress: Progress) -> tuple[ReleaseFile, ...]:
-    found = []
+def _weight_files(repo: PipelineRepo) -> list[Path]:
+    return [header.file for name in WEIGHTS for header in repo.weights[name].headers]
+
+
+def _hash_weights(
+    repo: PipelineRepo, states: Mapping[str, list[int]], known: dict[tuple[int, int], str], progress: Progress
+) -> dict[str, tuple[ReleaseFile, ...]]:
+    """Weight files by component; ``known`` holds the checksums of files that were read, by device and inode."""
+    found = {}
+    for name in WEIGHTS:
+        files = []
+        for header in repo.weights[name].headers:
+            device, inode, *_ = states[str(header.file.absolute())]
+            if (device, inode) not in known:
+                known[device, inode] = _digest(header.file, progress)
+            files.append(ReleaseFile(header.file.name, header.file_bytes, known[device, inode]))
+        found[name] = tuple(files)
+    return found
+
+
+def _digest(file: Path, progress: Progress) -> str:
+    digest = hashlib.sha256()
     buffer = memoryview(bytearray(_READ_BYTES))
-    for header in repo.transformer.headers:
-        digest = hashlib.sha256()
-        try:
-            with header.file.open("rb", buffering=0) as stream:
-                while count := stream.readinto(buffer):
-                    digest.update(buffer[:count])
-                    progress.advance(count)
-                    progress.refresh()
-        except OSError as error:
-            raise MissingInput(
-                f"{printable(str(header.file))}: {error.strerror or error}", "Check the path."
-            ) from error
-        found.append(ReleaseFile(header.file.name, header.file_bytes, digest.hexdigest()))
-    return tuple(found)
+    try:
+        with file.open("rb", buffering=0) as stream:
+            while count := stream.readinto(buffer):
+                digest.update(buffer[:count])
+                progress.advance(count)
+                progress.refresh()
+    except OSError as error:
+        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the path.") from error
+    return digest.hexdigest()
 
 
 def _label(name: str, repo: PipelineRepo) -> str:

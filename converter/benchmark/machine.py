@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from converter._version import __version__
-from converter.bench.meter import load_nvml
+from converter.benchmark.meter import load_nvml
 from converter.generation.devices import choose_device
 
 #: Packages whose versions a figure depends on.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.bench.subjects import ORIGINAL, QUANTIZED, Subject
+from converter.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
 from converter.comparison.pairs import ImagePair
 from converter.comparison.run import compare_pairs
 from converter.console import Progress
@@ -32,7 +32,14 @@ def compare_images(
         Content of ``image_fidelity.json``; None where no image has a counterpart.
     """
     settings = matrix["settings"]
-    rows = [row for row in matrix["prompts"] if "image" in row[ORIGINAL] and "image" in row[QUANTIZED]]
+    measured = [row for row in matrix["prompts"] if "time_s" in row[ORIGINAL] and "time_s" in row[QUANTIZED]]
+    rows = [row for row in measured if "image" in row[ORIGINAL] and "image" in row[QUANTIZED]]
+    changed = [row["id"] for row in measured if row not in rows]
+    if changed:
+        note(
+            f"images of {', '.join(changed)} are not what was measured, and are left out; --mode {matrix['mode']} "
+            "draws them again"
+        )
     if not rows:
         note("no image of one model has a counterpart; images were not compared")
         return None

@@ -7,19 +7,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from converter.bench.job import BASELINE_SEED_OFFSET
-from converter.bench.journal import LOAD_KEY, Cell, Journal
-from converter.bench.measuring import baseline_key, image_name
-from converter.bench.options import MODES
-from converter.bench.subjects import ORIGINAL, QUANTIZED, Subject
-from converter.evidence.agreement import measured_times
+from converter.benchmark.job import BASELINE_SEED_OFFSET
+from converter.benchmark.journal import LOAD_KEY, Cell, Journal
+from converter.benchmark.measuring import baseline_key, image_name
+from converter.benchmark.options import MODES
+from converter.benchmark.subjects import ORIGINAL, Subject
+from converter.evidence.agreement import MODELS, measured_times
 from converter.evidence.files import MATRIX_NAME, METRICS_NAME, OFFLOAD_NAME, SEQUENTIAL_NAME
-from converter.evidence.statistics import DIGITS, percent_change, slowdown, spread
+from converter.evidence.images import file_sha256
+from converter.evidence.statistics import (
+    DIGITS,
+    combine,
+    combine_stages,
+    percent_change,
+    shared_figures,
+    spread,
+    summarise_times,
+)
 from converter.generation.settings import Settings
 from converter.prompts.suite import PromptSuite, SuitePrompt
 from converter.resolutions import RESOLUTIONS
 
-_MODELS = (ORIGINAL, QUANTIZED)
 _OFFLOADING = {
     "offload": (OFFLOAD_NAME, "enable_model_cpu_offload"),
     "sequential": (SEQUENTIAL_NAME, "enable_sequential_cpu_offload"),
@@ -99,14 +107,8 @@ class Assembly:
         mode = self._modes[0]
         rows = [self._row(mode, prompt) for prompt in self._suite.prompts]
         matrix: dict[str, Any] = {"schema": "lensconv.matrix/1", "mode": mode, **self._shared, "prompts": rows}
-        times = {model: measured_times(matrix, model) for model in _MODELS}
-        summary: dict[str, Any] = {
-            model: spread(list(values.values())).to_dict() for model, values in times.items() if values
-        }
-        pairs = _pairs(times)
-        if pairs:
-            summary["slowdown"] = slowdown(*zip(*pairs, strict=True)).to_dict()
-        return {**matrix, "summary": summary}
+        times = [measured_times(matrix, model) for model in MODELS]
+        return {**matrix, "summary": summarise_times(*times)}
 
     def _row(self, mode: str, prompt: SuitePrompt) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -115,19 +117,16 @@ class Assembly:
             "seed": prompt.seed,
             "prompt": prompt.prompt,
             "required_text": list(prompt.required_text),
-            **{model: self._side(mode, model, prompt) for model in _MODELS},
+            **{model: self._side(mode, model, prompt) for model in MODELS},
         }
-        times = [row[model].get("time_s") for model in _MODELS]
+        times = [row[model].get("time_s") for model in MODELS]
         if all(times):
             row["delta_percent"] = percent_change(*times)
-        baseline = self._kept(ORIGINAL, baseline_key(prompt))
-        if baseline is not None:
-            seed = prompt.seed + BASELINE_SEED_OFFSET
-            row["baseline"] = {
-                "seed": seed,
-                "image": image_name("baseline", prompt, seed),
-                "image_sha256": baseline,
-            }
+        seed = prompt.seed + BASELINE_SEED_OFFSET
+        image = image_name("baseline", prompt, seed)
+        kept = self._kept(ORIGINAL, baseline_key(prompt), image)
+        if kept is not None:
+            row["baseline"] = {"seed": seed, "image": image, "image_sha256": kept}
         return row
 
     def _side(self, mode: str, model: str, prompt: SuitePrompt) -> dict[str, Any]:
@@ -141,13 +140,14 @@ class Assembly:
             reasons = [reason for repeat in failures for reason in failures[repeat]]
             return {"failed": reasons[-1] if reasons else "not measured"}
         side = {
-            **_together(figures),
+            **combine(figures),
             "times_s": [part["time_s"] for part in figures],
-            "stages": _stages(figures),
+            "stages": combine_stages(figures),
         }
-        kept = self._kept(model, prompt.id)
+        image = image_name(model, prompt, prompt.seed)
+        kept = self._kept(model, prompt.id, image)
         if kept is not None:
-            side["image"] = image_name(model, prompt, prompt.seed)
+            side["image"] = image
             side["image_sha256"] = kept
             side["images_agree"] = len({part["pixels_sha256"] for part in self._drawn(model, prompt.id)}) == 1
         failed = [(repeat, reason) for repeat, reasons in failures.items() for reason in reasons]
@@ -156,8 +156,8 @@ class Assembly:
         return side
 
     def _metrics(self, matrix: Mapping[str, Any]) -> dict[str, Any]:
-        models = {model: self._model(model, matrix) for model in _MODELS}
-        before, after = (models[model]["transformer"]["bytes"] for model in _MODELS)
+        models = {model: self._model(model, matrix) for model in MODELS}
+        before, after = (models[model]["transformer"]["bytes"] for model in MODELS)
         loaded = _LOADED_BYTES * models[ORIGINAL]["transformer"]["parameters"]
         metrics = {
             "schema": "lensconv.benchmark/1",
@@ -182,16 +182,16 @@ class Assembly:
         }
         loads = self._measured("standard", name, LOAD_KEY)
         if loads:
-            together = _together(loads)
+            together = combine(loads)
             model |= {f"load_{key}": value for key, value in together.items()}
             model["load_times_s"] = [figures["time_s"] for figures in loads]
             model["load_cache_warm"] = all(figures["cache_warm"] for figures in loads)
             model["components"] = loads[0]["components"]
         sides = [row[name] for row in matrix["prompts"] if "time_s" in row[name]]
         if matrix["mode"] == "standard" and sides:
-            for key in _measured_keys(sides):
+            for key in shared_figures(sides):
                 model[f"generation_{key}"] = spread([side[key] for side in sides]).to_dict()
-            model["stages"] = _stages(sides)
+            model["stages"] = combine_stages(sides)
         failed = self._failures("standard", name)
         if failed:
             model["failed"] = failed
@@ -205,27 +205,25 @@ class Assembly:
             "cold_prompt": first.id,
             "warm_prompts": [prompt.id for prompt in others],
             **self._shared,
-            "models": {model: self._offloaded(mode, model, first, others) for model in _MODELS},
+            "models": {model: self._offloaded(mode, model, first, others) for model in MODELS},
         }
-        pairs = _pairs({model: self._medians(mode, model, others) for model in _MODELS})
-        if pairs:
-            content["warm_slowdown"] = slowdown(*zip(*pairs, strict=True)).to_dict()
-        return content
+        found = summarise_times(*(self._medians(mode, model, others) for model in MODELS))
+        return {**content, "warm_slowdown": found["slowdown"]} if "slowdown" in found else content
 
     def _offloaded(self, mode: str, name: str, first: SuitePrompt, others: Sequence[SuitePrompt]) -> dict[str, Any]:
         subject = self._subjects[name]
         loads = self._measured(mode, name, LOAD_KEY)
         cold = self._measured(mode, name, first.id)
-        warm = [_together(figures) for prompt in others if (figures := self._measured(mode, name, prompt.id))]
+        warm = [combine(figures) for prompt in others if (figures := self._measured(mode, name, prompt.id))]
         failed = self._failures(mode, name)
         reason = {"failed": failed[-1]["reason"] if failed else "not measured"}
         no_warm = reason if others else {"failed": "the suite has one prompt, which is the cold one"}
         model = {
             "label": subject.label,
             "repo_id": subject.repo_id,
-            "setup": _together(loads) if loads else reason,
-            "cold": _together(cold) if cold else reason,
-            "warm": {key: spread([row[key] for row in warm]).to_dict() for key in _measured_keys(warm)} or no_warm,
+            "setup": combine(loads) if loads else reason,
+            "cold": combine(cold) if cold else reason,
+            "warm": {key: spread([row[key] for row in warm]).to_dict() for key in shared_figures(warm)} or no_warm,
             "times_s": {
                 prompt.id: times
                 for prompt in self._suite.prompts
@@ -244,9 +242,11 @@ class Assembly:
             if cell.model == model and name == key:
                 yield figures
 
-    def _kept(self, model: str, key: str) -> str | None:
-        """sha256 of the image that was kept, whatever mode drew it."""
-        return next((part["image_sha256"] for part in self._drawn(model, key) if "image_sha256" in part), None)
+    def _kept(self, model: str, key: str, image: str) -> str | None:
+        """sha256 of an image that was kept; None where it is no longer what was drawn."""
+        figures = self._journal.measured.get((Cell(self._modes[0], 0, model), key), {})
+        digest: str | None = figures.get("image_sha256")
+        return digest if digest is not None and digest == file_sha256(self._journal.file.parent / image) else None
 
     def _medians(self, mode: str, model: str, prompts: Sequence[SuitePrompt]) -> dict[str, float]:
         found = {}
@@ -263,29 +263,3 @@ class Assembly:
             for (cell, key), reasons in self._journal.failures.items()
             if cell.mode == mode and cell.model == model and (cell, key) not in self._journal.measured
         ]
-
-
-def _together(measured: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Median of the times, the largest of each peak."""
-    rows = list(measured)
-    found = {"time_s": round(statistics.median(row["time_s"] for row in rows), DIGITS)}
-    for key in _measured_keys(rows):
-        if key != "time_s":
-            found[key] = max(row[key] for row in rows if key in row)
-    return found
-
-
-def _stages(measured: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    return {stage: _together(part["stages"][stage] for part in measured) for stage in measured[0]["stages"]}
-
-
-def _measured_keys(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The figures that all rows have."""
-    names = [{key for key in row if key == "time_s" or key.startswith("peak_")} for row in rows]
-    return sorted(set.intersection(*names), reverse=True) if names else []
-
-
-def _pairs(times: Mapping[str, Mapping[str, float]]) -> list[tuple[float, float]]:
-    """Times of both models on the prompts that both were measured on."""
-    original, quantized = (times[model] for model in _MODELS)
-    return [(seconds, quantized[key]) for key, seconds in original.items() if key in quantized]

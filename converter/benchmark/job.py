@@ -38,8 +38,8 @@ class Job:
     """What one worker process does: load a pipeline, and draw images."""
 
     repo: str
-    headers: list[str]
-    """sha256 of the headers of the transformer's files, which must still be those that were hashed."""
+    states: dict[str, list[int]]
+    """Of the weight files, which must still be those that were hashed."""
     offload: str
     """As in ``GenerateOptions``."""
     device: str

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from converter.bench.job import Job, Task
-from converter.bench.meter import Meter, Stopwatch
-from converter.errors import MalformedCheckpoint
+from converter.benchmark.changes import refuse_changed_files
+from converter.benchmark.job import Job, Task
+from converter.benchmark.meter import Meter, Stopwatch
 from converter.evidence.statistics import DIGITS
 from converter.generation.devices import choose_device, free_device_bytes
 from converter.generation.image_file import write_image
@@ -43,9 +43,7 @@ class Session:
         if self.device.type == "cpu":
             os.environ.update(quantization_environment())
         self.repo = open_pipeline(Path(job.repo))
-        found = [header.sha256 for header in self.repo.transformer.headers]
-        if found != job.headers:
-            raise MalformedCheckpoint(self.repo.transformer.folder, "changed while it was measured")
+        refuse_changed_files(job.states)
         self._dtype = getattr(torch, job.dtype)
         self._meter = Meter(self.device)
         #: Once it is loaded.

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from converter.bench.assembly import Assembly
-from converter.bench.fidelity import compare_images, compare_weights
-from converter.bench.journal import Journal
-from converter.bench.measuring import IMAGE_KINDS, Bench, probe_machine
-from converter.bench.options import BenchOptions
-from converter.bench.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
+from converter.benchmark.assembly import Assembly
+from converter.benchmark.changes import refuse_changed_files
+from converter.benchmark.fidelity import compare_images, compare_weights
+from converter.benchmark.journal import Journal
+from converter.benchmark.measuring import IMAGE_KINDS, Bench, probe_machine
+from converter.benchmark.options import BenchOptions
+from converter.benchmark.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
 from converter.checkpoint.writer import replace_file, write_error
 from converter.console import Progress
 from converter.conversion.release import SUMMARY_NAME
@@ -24,6 +25,7 @@ from converter.evidence.files import (
     MATRIX_NAME,
     METRICS_NAME,
     WEIGHTS_NAME,
+    read_evidence_folder,
     write_evidence,
 )
 from converter.generation.options import GenerateOptions
@@ -98,7 +100,7 @@ def bench(
         note: is told what people want to know.
 
     Raises:
-        InputError: a repo is not what it should be, the two are no pair, or a value is out of range.
+        InputError: a repo is not what it should be or changes, the two are no pair, or a value is out of range.
         DeviceError: there is no such accelerator.
         OutputError: measurements cannot be written there, or others are there.
         DiskError: there is no space.
@@ -116,7 +118,9 @@ def bench(
     identity = _identity(subjects, suite, settings[0], environment)
     with Journal(output, identity, restart=options.restart) as journal:
         if options.restart:
-            _drop_earlier(output)
+            _drop_earlier(output, quantized)
+        elif journal.is_new:
+            _refuse_foreign(output, quantized)
         _note_differences(subjects, note)
         work = Bench(output, by_name, suite, settings, options, drawing.device, journal)
         total = sum(len(work.tasks(cell)) for cell in work.cells)
@@ -126,6 +130,8 @@ def bench(
         with progress("measuring", total, "images") as shown:
             shown.skip(total - missing)
             work.measure(shown)
+        for subject in subjects:
+            refuse_changed_files(subject.states)
         evidence = Assembly(journal, suite, settings, by_name, environment).files()
         for name, content in evidence.items():
             write_evidence(output, name, content)
@@ -138,6 +144,8 @@ def bench(
             if found is not None:
                 write_evidence(output, name, found)
                 evidence[name] = found
+        # What a reader would refuse is not given to one.
+        read_evidence_folder(output)
     failed = tuple(
         {"model": cell.model, "mode": cell.mode, "repeat": cell.repeat, "prompt": key, "reason": reason}
         for (cell, key), reason in work.failed.items()
@@ -169,6 +177,22 @@ def _refuse_place(output: Path, original: Path) -> None:
             raise OutputError(f"{printable(str(place))}: is a link, which may lead elsewhere", "Remove it.")
 
 
+def _refuse_foreign(output: Path, quantized: Path) -> None:
+    """Refuse a folder that holds files of another benchmark, which would stand beside those of this one.
+
+    Raises:
+        OutputError: it does.
+    """
+    for name in FORMATS:
+        # A release holds a summary of its own.
+        is_own = name == SUMMARY_NAME and output.resolve() == quantized.resolve()
+        if (output / name).exists() and not is_own:
+            raise OutputError(
+                f"{printable(str(output / name))}: is of another benchmark, whose journal is not here",
+                "Measure into another folder, or drop it with --restart.",
+            )
+
+
 def _identity(
     subjects: Sequence[Subject], suite: PromptSuite, settings: Settings, environment: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -176,14 +200,7 @@ def _identity(
     shared = asdict(settings)
     del shared["prompt"], shared["seed"]
     return {
-        "sources": {
-            subject.name: {
-                "transformer": [file.to_dict() for file in subject.transformer],
-                "config": subject.repo.transformer.config,
-                "components": subject.other_components,
-            }
-            for subject in subjects
-        },
+        "sources": {subject.name: subject.components for subject in subjects},
         "suite": suite.sha256,
         "settings": shared,
         "environment": dict(environment),
@@ -192,18 +209,17 @@ def _identity(
 
 def _note_differences(subjects: Sequence[Subject], note: Callable[[str], None]) -> None:
     """Say when more than the transformer differs, so that nobody blames quantization for it."""
-    first, second = (subject.other_components for subject in subjects)
-    others = [name for name in first if first[name] != second[name]]
+    first, second = (subject.components for subject in subjects)
+    others = [name for name in first if name != "transformer" and first[name] != second[name]]
     if others:
         note(f"the repos differ in more than the transformer: {', '.join(others)}; figures are of both together")
 
 
-def _drop_earlier(output: Path) -> None:
-    """Remove the files of measurements and the images of an earlier run."""
+def _drop_earlier(output: Path, quantized: Path) -> None:
+    """Remove the files of measurements and the images of an earlier run, but nothing of a release."""
     try:
         for name in FORMATS:
-            # The summary is the release's own, whose folder this may be.
-            if name != SUMMARY_NAME:
+            if name != SUMMARY_NAME or output.resolve() != quantized.resolve():
                 (output / name).unlink(missing_ok=True)
         for kind in IMAGE_KINDS:
             for image in (output / "images" / kind).glob("*.png"):

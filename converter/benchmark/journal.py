@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ class Journal:
         try:
             self._lock()
             entries = [] if restart else self._read()
+            #: Whether nothing was measured before.
+            self.is_new = len(entries) < 2
             if entries:
                 self._compare(entries[0], identity)
             else:
@@ -95,6 +98,8 @@ class Journal:
             self.measured[cell, key] = figures
 
     def _lock(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            raise OutputError(f"{printable(str(self.file))}: is no file", "Remove it, or measure into another folder.")
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from converter.bench.job import ABORTED, DRAWING, DRAWN, FAILED, LOADED, LOADING, PROBED, Job
+from converter.benchmark.job import ABORTED, DRAWING, DRAWN, FAILED, LOADED, LOADING, PROBED, Job
 from converter.errors import DeviceError, DiskError, LensconvError, OutputError, UsageError
 
 _PR_SET_PDEATHSIG = 1
@@ -61,10 +61,10 @@ def _work(job: Job, say: Callable[..., None]) -> None:
     from converter.quantize.libraries import load_library
 
     if job.probe:
-        machine = load_library("converter.bench.machine", compiles=True)
+        machine = load_library("converter.benchmark.machine", compiles=True)
         say(PROBED, environment=machine.describe_machine(job.device))
         return
-    session = load_library("converter.bench.session", compiles=True).Session(job)
+    session = load_library("converter.benchmark.session", compiles=True).Session(job)
     _warm_cache(session.weight_files)
     say(LOADING)
     say(LOADED, **session.load())

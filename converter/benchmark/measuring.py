@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from converter import errors
-from converter.bench.job import ABORTED, BASELINE_SEED_OFFSET, DRAWING, DRAWN, FAILED, LOADED, PROBED, Job, Task
-from converter.bench.journal import LOAD_KEY, Cell, Journal
-from converter.bench.machine import describe_machine
-from converter.bench.options import MODES, BenchOptions
-from converter.bench.subjects import ORIGINAL, QUANTIZED, Subject
-from converter.bench.worker_process import WorkerProcess
+from converter.benchmark.job import ABORTED, BASELINE_SEED_OFFSET, DRAWING, DRAWN, FAILED, LOADED, PROBED, Job, Task
+from converter.benchmark.journal import LOAD_KEY, Cell, Journal
+from converter.benchmark.machine import describe_machine
+from converter.benchmark.options import MODES, BenchOptions
+from converter.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
+from converter.benchmark.worker_process import WorkerProcess
 from converter.console import Progress
 from converter.errors import DependencyError, LensconvError
+from converter.evidence.images import file_sha256
 from converter.generation.devices import choose_device
 from converter.generation.settings import Settings
 from converter.prompts.suite import PromptSuite, SuitePrompt
@@ -43,7 +43,7 @@ def probe_machine(device: str, timeout: float, tick: Callable[[], None]) -> dict
     if choose_device(device).type == "cpu":
         return describe_machine(device)
     # To ask an accelerator takes memory of it, which would be there as long as this process.
-    job = Job(repo="", headers=[], offload="none", device=device, dtype="bfloat16", tasks=[], probe=True)
+    job = Job(repo="", states={}, offload="none", device=device, dtype="bfloat16", tasks=[], probe=True)
     reason = "it said nothing"
     with WorkerProcess(job, timeout, tick) as worker:
         for event in worker.events():
@@ -75,9 +75,9 @@ class Bench:
 
     @property
     def picture_mode(self) -> str:
-        """The mode whose images are kept: standard, if it is measured."""
-        kept = {cell.mode for (cell, _), figures in self.journal.measured.items() if "image_sha256" in figures}
-        return next(mode for mode in MODES if mode in (kept or self.options.modes))
+        """The mode whose images are kept: standard, if it is or was measured."""
+        known = {cell.mode for cell, _ in self.journal.measured} | set(self.options.modes)
+        return next(mode for mode in MODES if mode in known)
 
     @property
     def cells(self) -> list[Cell]:
@@ -151,7 +151,7 @@ class Bench:
                 Path(task.image).parent.mkdir(parents=True, exist_ok=True)
         job = Job(
             repo=str(subject.repo.folder.absolute()),
-            headers=subject.headers,
+            states=dict(subject.states),
             offload=MODES[cell.mode],
             device=self.device,
             dtype=self.settings[0].dtype,
@@ -204,10 +204,8 @@ class Bench:
             return False
         if task.image is None:
             return True
-        try:
-            return hashlib.sha256(Path(task.image).read_bytes()).hexdigest() == figures.get("image_sha256")
-        except OSError:
-            return False
+        digest = figures.get("image_sha256")
+        return digest is not None and digest == file_sha256(Path(task.image))
 
 
 def image_name(kind: str, prompt: SuitePrompt, seed: int) -> str:

@@ -1,0 +1,40 @@
+"""Whether files are still those that were hashed, told without reading them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from converter.errors import MalformedCheckpoint, MissingInput, printable
+
+
+def file_states(files: Iterable[Path]) -> dict[str, list[int]]:
+    """Device, inode, size and time of change of files, by their paths.
+
+    Raises:
+        MissingInput: one is gone.
+    """
+    found = {}
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the path.") from error
+        found[str(file.absolute())] = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+    return found
+
+
+def refuse_changed_files(states: Mapping[str, list[int]]) -> None:
+    """Refuse files that are not what they were.
+
+    Args:
+        states: as ``file_states`` gave them.
+
+    Raises:
+        MissingInput: one is gone.
+        MalformedCheckpoint: one was changed or replaced.
+    """
+    found = file_states(map(Path, states))
+    for name, state in states.items():
+        if found[name] != state:
+            raise MalformedCheckpoint(name, "changed while it was measured", hint="Measure again with --restart.")
