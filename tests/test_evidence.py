@@ -288,6 +288,11 @@ def images_of_matrix() -> dict[str, Any]:
         grid = {"original": 0.1, "quantized": 0.2, "added": 0.1 * number}
         return {"identical": False, "psnr_db": 20.0 + number, "ssim": 0.5, "lpips": None, "periodic_grid": grid}
 
+    def baseline(number: int) -> dict[str, Any]:
+        shown = figures(number + 1)
+        grid = shown["periodic_grid"]
+        return {**shown, "periodic_grid": {"original": grid["original"], "baseline": 0.2, "added": grid["added"]}}
+
     def summary(numbers: list[int]) -> dict[str, Any]:
         def five(values: list[float]) -> dict[str, Any]:
             mean, median = statistics.fmean(values), statistics.median(values)
@@ -308,7 +313,7 @@ def images_of_matrix() -> dict[str, Any]:
             "height": 1440,
             "num_inference_steps": 20,
             **figures(number),
-            "baseline": None,
+            "baseline": {"seed": 1300 + number, **baseline(number)},
             "text": [],
         }
         for number in range(1, 11)
@@ -317,13 +322,54 @@ def images_of_matrix() -> dict[str, Any]:
         "schema": "lensconv.fidelity/1",
         "num_inference_steps": 20,
         "pairs": pairs,
-        "summary": {**summary(list(range(1, 11))), "baseline": None, "text": None},
+        "summary": {**summary(list(range(1, 11))), "baseline": summary(list(range(2, 12))), "text": None},
         "methods": {"psnr_db": "x", "ssim": "x", "periodic_grid": "x"},
         "not_measured": {},
     }
 
 
-FULL = {MATRIX: full_matrix, OFFLOAD: full_offload, "image_fidelity.json": images_of_matrix, METRICS: published_metrics}
+def full_metrics() -> dict[str, Any]:
+    """Metrics with footprints, parameters and stages; those of the published release where they are known."""
+    content = published_metrics()
+    footprints = {
+        "original": [("img_mod", 1000, {"F32": 10_000_000_000}), ("attn", 264, {"F32": 6_416_900_608})],
+        "quantized": [("img_mod", 1000, {"BF16": 2_942_501_632}), ("attn", 1224, {"U8": 1_358_954_496})],
+    }
+    for name, families in footprints.items():
+        totals: dict[str, int] = {}
+        for _, _, sizes in families:
+            for dtype, size in sizes.items():
+                totals[dtype] = totals.get(dtype, 0) + size
+        content["models"][name]["transformer"] = {
+            "tensors": sum(tensors for _, tensors, _ in families),
+            "parameters": 4_104_225_152,
+            "bytes": sum(totals.values()),
+            "bytes_by_dtype": totals,
+            "families": [
+                {"name": family, "tensors": tensors, "bytes": sum(sizes.values()), "bytes_by_dtype": sizes}
+                for family, tensors, sizes in families
+            ],
+        }
+        rows = {row["id"]: row[name]["time_s"] for row in published_matrix()["prompts"]}
+        content["models"][name]["stages"] = {"vae": {"time_s": statistics.median(rows.values())}}
+    return {**content, "transformer_storage_reduction_vs_bf16_percent": 47.6}
+
+
+def matrix_with_stages() -> dict[str, Any]:
+    """A matrix whose time is all spent in one stage."""
+    matrix = full_matrix()
+    for row in matrix["prompts"]:
+        for model in ("original", "quantized"):
+            row[model]["stages"] = {"vae": {"time_s": row[model]["time_s"]}}
+    return {**matrix, "settings": {"num_inference_steps": 20, "guidance_scale": 5.0}}
+
+
+FULL = {
+    MATRIX: matrix_with_stages,
+    OFFLOAD: full_offload,
+    "image_fidelity.json": images_of_matrix,
+    METRICS: full_metrics,
+}
 
 
 @pytest.mark.parametrize(
@@ -346,6 +392,14 @@ FULL = {MATRIX: full_matrix, OFFLOAD: full_offload, "image_fidelity.json": image
         (METRICS, ("slowdown",), {"pairs": 10, "ratio_of_means_percent": 1.0, "mean_difference_s": 2.58}),
         (METRICS, ("models", "original", "generation_time_s", "count"), 9),
         (METRICS, ("models", "original", "load_times_s"), [1.0, 2.0]),
+        (METRICS, ("models", "original", "generation_time_s", "mean"), 15.4),
+        (METRICS, ("models", "original", "transformer", "parameters"), 4_104_225_151),
+        (METRICS, ("models", "quantized", "transformer", "parameters"), 2_830_205_312),
+        (METRICS, ("models", "quantized", "transformer", "tensors"), 2223),
+        (METRICS, ("models", "quantized", "stages", "vae", "time_s"), 1.0),
+        (METRICS, ("transformer_storage_reduction_vs_bf16_percent",), 73.8),
+        ("image_fidelity.json", ("num_inference_steps",), 4),
+        ("image_fidelity.json", ("summary", "baseline", "psnr_db", "mean"), 26.0),
         (METRICS, ("models", "original", "generation_peak_allocated_gb"), {"mean": 20.0, "max": 27.467}),
     ],
 )
@@ -363,6 +417,13 @@ def test_what_can_be_computed_is_computed_again(
     write(folder, name, contents[name])
     with pytest.raises(EvidenceError):
         read_evidence_folder(folder)
+
+
+def test_files_of_different_days_agree(folder: Path) -> None:
+    for name, date in ((METRICS, "2026-05-24"), (MATRIX, "2026-05-25")):
+        content = FULL[name]()
+        write(folder, name, {**content, "environment": {"hardware": "x", "torch": "2.8.0", "date": date}})
+    read_evidence_folder(folder)
 
 
 def test_images_are_those_that_were_measured(folder: Path) -> None:

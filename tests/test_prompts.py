@@ -317,7 +317,7 @@ def test_cards(shape: str) -> None:
 
 def test_other_marks_around_texts() -> None:
     prompt = 'Curly “ONE”, pointed « TWO », low „THREE“, straight "FOUR “FIVE”" and again “ONE”.'
-    card = f"| ID | Seed |\n|--|--|\n| prompt-03 | 7 |\n\n## Prompt prompt-03\n\n{prompt}\n\nIt's 5 o'clock."
+    card = f"| ID | Seed |\n|--|--|\n| prompt-03 | 7 |\n\n## Prompt prompt-03\n\n> {prompt}\n>\n> It's 5 o'clock."
     (found,) = import_card(card.replace("\n", "\r\n"), "x").prompts
     assert found.required_text == ("ONE", "TWO", "THREE", "FOUR “FIVE”")
     assert found.prompt == f"{prompt}\n\nIt's 5 o'clock."
@@ -368,6 +368,7 @@ ONE = SUITE.prompts[0]
         (markdown_card(body=lambda p: p.prompt + " word" * 4000), "more than 20000"),
         (markdown_card(body=lambda p: p.prompt + " [" * 101), "more than 100 brackets"),
         (markdown_card(header="| ID | Seed | Seed |\n|-|-|-|"), "several columns for the seed"),
+        (markdown_card(header="| ID | Seed | Negative prompt |\n|-|-|-|"), "a table has negative prompts"),
         (markdown_card() + "\n\n| ID | Seed |\n|-|-|\n| P01 | 9 |", "tables give two of seed: 301 and 9"),
         (markdown_card() + f"\n\n### P01 - {ONE.scenario}\n\nOther.", "above different texts"),
         (
@@ -387,11 +388,153 @@ def test_cards_that_leave_something_open(card: str, said: str) -> None:
     assert said in refusal(card).message
 
 
+def section_card(body: str, *, is_last: bool = True) -> str:
+    """A card with a usual table and two prompts, where ``body`` stands below the heading of P02."""
+    table = "| ID | Scenario | Seed |\n|---|---|---|\n| P01 | One | 301 |\n| P02 | Two | 302 |\n\n## Prompts"
+    body = body.replace("PROMPT", 'A bakery "X1".')
+    sections = ['### P01 - One\n\nA door, "OPEN".', f"### P02 - Two\n\n{body}"]
+    return "\n\n".join((table, *(sections if is_last else reversed(sections))))
+
+
+SEVERAL = "several paragraphs follow its heading"
+ASIDE = "its section holds text below a rule or another title"
+TITLE = "its section holds a title with quotation marks"
+NEGATIVE = "has a negative prompt"
+TWICE = "its section says Prompt: twice"
+INCHES = "touches the quotation marks around"
+
+
+@pytest.mark.parametrize("is_last", [True, False])
 @pytest.mark.parametrize(
-    "part", ["> ", "- a\n", "|a", "# *a*\n", "<!--", "**", '"', "```\n", "[a](<", "---\n", "ID Seed\n"]
+    ("body", "said"),
+    [
+        # Other text below the prompt.
+        (
+            'PROMPT\n\nThe images took an hour. Contact me at "x@y".',
+            f"{SEVERAL}, and nothing tells where the prompt ends; the second begins The images took an hour.",
+        ),
+        ("PROMPT\n\n[Full size](b.png)", "the second begins Full size"),
+        ("PROMPT\n\n*A slanted result*", "the second begins A slanted result"),
+        ("PROMPT\n\n**The sign is red.**", "the second begins The sign is red."),
+        ("PROMPT\n![](b.png)\nBelow its image.", "the second begins Below its image."),
+        ("PROMPT\nSeed: 302\nBelow a label.", "the second begins Below a label."),
+        ("PROMPT\n<!-- nothing -->\nBelow a comment.", "the second begins Below a comment."),
+        ("PROMPT\n\n*Figure 1: result*", "Figure 1 is no known label"),
+        ("PROMPT\n\nResult: SDNQ dropped a letter.", "Result is no known label"),
+        ("PROMPT\n\nAll images: 20 steps, CFG 5.", "All images is no known label"),
+        ("> PROMPT\n\nResult: SDNQ dropped a letter.", "both a quoted block and text around it"),
+        # Labels that are not known.
+        ("Seed: 302\nSteps: 20\nCFG: 5\nResolution: 1440x1440\nPROMPT", "Steps is no known label"),
+        ("Seed: 302\nScene: " + "long " * 20 + "\nPROMPT", "Scene is no known label"),
+        ("**Seed:** 302<br>**CFG scale:** 5<br>PROMPT", "CFG scale is no known label"),
+        ("Steps: 20\nPROMPT", "Steps is no known label"),
+        ("PROMPT\nSteps=20", "Steps is no known label"),
+        ("Steps: 20\nCFG: 5", "Steps is no known label"),
+        ("Steps: 20\n\nPROMPT", "Steps is no known label"),
+        ("- Seed: 302\n- Steps: 20\n\nPROMPT", "Steps is no known label"),
+        ("\u6b65\u6570\uff1a20\n\nPROMPT", "\u6b65\u6570 is no known label"),
+        # Several prompts.
+        ("Prompt: first version\n\nPrompt: second version", TWICE),
+        ("Prompt: first version\nPrompt: second version", TWICE),
+        ("#### Prompt\n\n> PROMPT\n\n#### Prompt", TWICE),
+        ("About it.\nPrompt: A bakery.", "the second begins A bakery."),
+        # Text below another title or a rule.
+        (
+            'PROMPT\n\n**Important**\n\nIt must show "HELLO".',
+            f"{ASIDE}, which may or may not be a part of the prompt: It",
+        ),
+        ("PROMPT\n\n**Important**\nIt must show &quot;HELLO&quot;.", ASIDE),
+        ("PROMPT\n\n#### Important\n\n- It must show “HELLO”.", ASIDE),
+        ("PROMPT\n\n#### Important\n\n> It must show «HELLO».", ASIDE),
+        ('PROMPT\n\n#### Important\n\n```\nIt must show <b id="HELLO">.\n```', ASIDE),
+        ('PROMPT\n\n#### Important\n\n<p class="a">It must show "HELLO".</p>', ASIDE),
+        ('PROMPT\n\n---\n\nIt must show "HELLO".', ASIDE),
+        ("**Important**\n\nA bakery.", ASIDE),
+        ("---\n\nA bakery.", ASIDE),
+        ('PROMPT\n\n**It must show "HELLO"**', TITLE),
+        ('PROMPT\n\n#### It must show "HELLO"', TITLE),
+        ('> PROMPT\n\nIt must show "HELLO".\n---', TITLE),
+        ("> PROMPT\n\n" + 'It must show "HELLO". ' * 30 + "\n---", TITLE),
+        ("PROMPT\n\n**Second**\n\nPrompt: A bakery.", SEVERAL),
+        ("PROMPT\n\n---\n\nSeed: 7", "two of seed: 302 and 7"),
+        # Negative prompts.
+        ("PROMPT\n\n#### Negative prompt\n\nblurry, ugly", NEGATIVE),
+        ("PROMPT\n\n### Negative Prompts:\n\nblurry, ugly", NEGATIVE),
+        ("PROMPT\n\n**Negative prompt**\n\nblurry, ugly", NEGATIVE),
+        ("PROMPT\n\n---\n\n**Negative prompt:** blurry, ugly", NEGATIVE),
+        (
+            "> PROMPT\n>\n> Negative prompt: blurry",
+            "a line within its quoted block is labelled: Negative prompt: blurry",
+        ),
+        ("> **Prompt:** PROMPT", "a line within its quoted block is labelled: Prompt: A"),
+        ("```\nSeed: 302\nA bakery.\n```", "a line within its quoted block is labelled: Seed: 302"),
+        # Quotation marks that may open or close.
+        ('A sign "SAY &quot;HI&quot; NOW".', f"a letter or digit {INCHES} 'SAY' from outside, up to character 13"),
+        ('A sign "ROOM "7" HERE".', INCHES),
+        ('A photo of 5" x 7" on a wall.', INCHES),
+        ('A sign "SAY "\u55e8" NOW".', INCHES),
+    ],
 )
-def test_time_grows_with_the_length_of_a_card(part: str) -> None:
-    refusal("### P01 - One\n\n" + part * (100_000 // len(part)))
+def test_sections_that_hold_more_than_a_prompt(body: str, said: str, is_last: bool) -> None:
+    message = refusal(section_card(body, is_last=is_last)).message
+    assert message.startswith("card.md: prompt P02: ")
+    assert said in message
+
+
+def test_a_second_paragraph_is_answered_with_a_way_out() -> None:
+    assert "into a block quote or a code block" in refusal(section_card("PROMPT\n\nMore.")).hint
+    assert "into a block quote or a code block" in refusal(section_card("PROMPT\n\nSteps: 20")).hint
+
+
+@pytest.mark.parametrize(
+    ("body", "prompt"),
+    [
+        ('Interior: a bakery "X1".', 'Interior: a bakery "X1".'),
+        ('Seed: 302\n\nInterior: a bakery "X1".\n\n![](b.png)', 'Interior: a bakery "X1".'),
+        ('Seed: 302\nPrompt: Interior: a bakery "X1".', 'Interior: a bakery "X1".'),
+        ("Interior: a bakery of many loaves and still more people, seen\nat dawn.", None),
+        ("A bakery\nof http://example.com at\n02:17 in winter.", "A bakery of http://example.com at 02:17 in winter."),
+        ("**Image**\n![a](b.png)\n\n**Prompt:** A bakery\nat dawn.", "A bakery at dawn."),
+        ("**Image**\n![a](b.png)\n\n**Prompt:**\n\n> A bakery.", "A bakery."),
+        ('A bakery.\n\n### Notes\n\nIt can show "HELLO".', "A bakery."),
+        ('#### Images\n\n![a "b"](b.png "c")\n\n#### Prompt\n\nA bakery.', "A bakery."),
+        ('A bakery.\n\n#### Images\n\n![a "b"](b.png "c")\n\n<img alt="b">', "A bakery."),
+        ("A bakery.\n\n#### Settings\n\n- Seed: 302\n- Steps: 20", "A bakery."),
+        ("A bakery.\n\n---\n\nDrawn in an hour.", "A bakery."),
+        ('A bakery.\n\n## Notes\n\nIt can show "HELLO".\n\n### Negative prompt\n\nThere is none.', "A bakery."),
+        ('A bakery.\n\nNotes\n-----\n\nIt can show "HELLO".', "A bakery."),
+        ("> A bakery.\n> Text: as it is.\n>\n> At dawn.", "A bakery. Text: as it is.\n\nAt dawn."),
+        ("```\nA bakery.\n\nSteps: of stone.\n```", "A bakery.\n\nSteps: of stone."),
+        ('\u5199\u7740"\u8425\u4e1a"\u5b57\u6837', '\u5199\u7740"\u8425\u4e1a"\u5b57\u6837'),
+    ],
+)
+def test_sections_that_hold_one_prompt(body: str, prompt: str | None) -> None:
+    expected = body.replace("\n", " ") if prompt is None else prompt
+    assert import_card(section_card(body), "x").prompts[1].prompt == expected
+
+
+def test_a_heading_under_bold_titles_ends_what_it_ends_elsewhere() -> None:
+    card = section_card('A bakery.\n\n## Notes\n\nIt "can".').replace("### P01 - One", "**P01 - One**")
+    card = card.replace("### P02 - Two", "**P02 - Two**")
+    assert import_card(card, "x").prompts[1].prompt == "A bakery."
+    assert ASIDE in refusal(card.replace("## Notes", "#### Notes")).message
+
+
+def test_plain_cards_hold_one_prompt_and_nothing_else() -> None:
+    card = plain_card()
+    assert "prompt P10: has a negative prompt" in refusal(card.replace("Notes\n", "Negative prompt\n")).message
+    labelled = card.replace("\n\nSalt Mine Choir, ", "\n\nSeed: 310\nSteps: 20\nSalt Mine Choir, ")
+    assert "prompt P10: Steps is no known label" in refusal(labelled).message
+
+
+@pytest.mark.parametrize(
+    "start", ["### P01 - One\n\n", "### P01 - One\n\nA bakery.\n\n---\n\n", "### P01 - One\n\nSeed: 1\n", "P1: One\n\n"]
+)
+@pytest.mark.parametrize(
+    "part", ["> ", "- a\n", "|a", "# *a*\n", "<!--", "**", '"', "```\n", "[a](<", "---\n", "ID Seed\n", "a ", "A: b\n"]
+)
+def test_time_grows_with_the_length_of_a_card(start: str, part: str) -> None:
+    refusal(start + part * (100_000 // len(part)))
 
 
 def call(*arguments: object) -> Outcome:

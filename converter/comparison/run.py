@@ -153,7 +153,7 @@ class _Comparison:
             "root mean square in grey levels, over pixels and channels, of patterns that repeat every "
             f"{', '.join(map(str, reversed(PERIODS)))} pixels: spectral power at multiples of 1/{PERIODS[0]} cycles "
             "per pixel above the neighbouring frequencies, Hann window, whole image; added: what the original lacks; "
-            "a pattern on a part of the image counts for less, and lines of another pitch than the original's for more; "
+            "a pattern on a part of the image counts for less, and lines of another pitch than the original's count; "
             f"scipy {version('scipy')}"
         )
         if self._reader is not None:

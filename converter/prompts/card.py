@@ -1,7 +1,7 @@
 """A suite from a published card: the matrix of ids and seeds, and the prompts below it.
 
-Nothing is guessed. The ids of matrix and sections must be the same, every title, seed and prompt that is given twice
-must be given twice alike, and what cannot be told apart is refused with its reason.
+Nothing is guessed. The ids of matrix and sections must be the same, a section holds one prompt, every title, seed and
+prompt that is given twice must be given twice alike, and what cannot be told apart is refused with its reason.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from converter.errors import printable
-from converter.prompts.card_parts import CARD_HINT, Row, Section, merge_rows, parse_seed
+from converter.prompts.card_parts import CARD_HINT, Row, merge_rows, parse_seed
 from converter.prompts.checks import fail, normalize
 from converter.prompts.markdown_card import read_markdown
+from converter.prompts.section import Section
 from converter.prompts.suite import PromptSuite, SuitePrompt
 from converter.prompts.text_card import read_plain_text
 
@@ -58,7 +59,7 @@ def quoted_texts(prompt: str, where: str) -> tuple[str, ...]:
     """The texts that a prompt has in double quotes, straight, curly or pointed, each once.
 
     Raises:
-        SuiteError: a quotation mark has no partner, or there is nothing between two.
+        SuiteError: a quotation mark has no partner or perhaps another one, or there is nothing between two.
     """
     texts: dict[str, None] = {}
     start, closing = -1, ""
@@ -67,6 +68,13 @@ def quoted_texts(prompt: str, where: str) -> tuple[str, ...]:
             quoted = " ".join(prompt[start:place].split())
             if not quoted:
                 fail(where, f"has two quotation marks with nothing between them at character {place}", _CORRECT)
+            if character == '"' and (_joins(prompt, start - 1, -1) or _joins(prompt, place, 1)):
+                reason = (
+                    f"a letter or digit touches the quotation marks around {printable(repr(quoted), 60)} from outside"
+                )
+                fail(
+                    where, f"{reason}, up to character {place + 1}, so they may be inches or quotes in quotes", _CORRECT
+                )
             texts[quoted] = None
             closing = ""
         elif not closing and character in _CLOSING:
@@ -79,6 +87,15 @@ def quoted_texts(prompt: str, where: str) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _joins(prompt: str, place: int, step: int) -> bool:
+    """Whether a straight quotation mark touches a word on its outer side, as if it opened or closed the other way.
+
+    Scripts without capital letters, such as Chinese, may put no space there: then only a space inside says so.
+    """
+    outer = prompt[place + step : place + step + 1] if place + step >= 0 else ""
+    return outer.isdigit() or outer.lower() != outer.upper() or (outer.isalpha() and prompt[place - step].isspace())
+
+
 def _merge_sections(found: list[Section], where: str) -> dict[str, Section]:
     """Sections by id. A card may name a prompt again, below its image, say, where no text follows."""
     sections: dict[str, Section] = {}
@@ -88,7 +105,7 @@ def _merge_sections(found: list[Section], where: str) -> dict[str, Section]:
             sections[section.id] = section
             continue
         place = f"{where}: prompt {section.id}"
-        texts = [part.paragraphs + part.quotes for part in (old, section)]
+        texts = [part.contents for part in (old, section)]
         if all(texts) and texts[0] != texts[1]:
             fail(place, "two headings with that id stand above different texts", _CORRECT)
         title = _agreed(old.title, section.title, "title", place)
@@ -131,11 +148,11 @@ def _make_prompt(identifier: str, row: Row | None, section: Section | None, wher
 
 
 def _prompt_of(section: Section, place: str) -> str:
-    if section.quotes and section.paragraphs:
+    if section.quotes and section.text:
         fail(place, "has both a quoted block and text around it, and either may be the prompt", _CORRECT)
     if len(section.quotes) > 1:
         fail(place, f"has {len(section.quotes)} quoted blocks, each of which may be the prompt", _CORRECT)
-    return "\n\n".join(section.quotes or section.paragraphs)
+    return section.quotes[0] if section.quotes else section.text
 
 
 def _agreed(first: str, second: str, what: str, place: str) -> str:

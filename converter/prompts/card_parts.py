@@ -1,10 +1,10 @@
-"""What the readers of cards find, before it is put together: rows of a matrix, and sections with a prompt."""
+"""What tables and headings of cards say about prompts: rows of a matrix, ids, titles and seeds."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from converter.errors import printable
 from converter.prompts.checks import fail
@@ -23,7 +23,6 @@ COLUMNS = {
 }
 #: Ids that are known without a table that names them.
 _USUAL_ID = re.compile(r"P[0-9]{1,6}")
-_LABEL = re.compile(r"(seed|scenario|title|negative prompt|prompt)\s*:", re.IGNORECASE)
 #: What may stand between an id and a title.
 _SEPARATORS = "-–—:.|"  # noqa: RUF001 - typographers' dashes
 #: First cells of rows that sum up the others.
@@ -41,57 +40,6 @@ class Row:
     prompt: str = ""
 
 
-@dataclass
-class Section:
-    """What stands below the heading of a prompt."""
-
-    id: str
-    title: str
-    """The rest of the heading; empty when it only holds the id."""
-    seed: str = ""
-    paragraphs: list[str] = field(default_factory=list)
-    """Text that is the prompt, or a part of it."""
-    quotes: list[str] = field(default_factory=list)
-    """Content of block quotes and code fences, each of which is a prompt if any is."""
-
-    def add_line(self, line: str, where: str) -> str:
-        """Take what a labelled line says.
-
-        Args:
-            line: one line of text.
-            where: the card.
-
-        Returns:
-            What of the line belongs to the prompt.
-
-        Raises:
-            SuiteError: the line contradicts another one, or the prompt has a negative one.
-        """
-        label = _LABEL.match(line.strip())
-        if label is None:
-            return line
-        value = line.strip()[label.end() :].strip()
-        name = label[1].lower()
-        if name == "prompt":
-            return value
-        place = f"{where}: prompt {self.id}"
-        if name == "negative prompt":
-            fail(place, "has a negative prompt, which no suite can hold", "Remove it from a copy of the card.")
-        old = self.seed if name == "seed" else self.title
-        if old and old != value:
-            fail(place, f"{name} is both {printable(old)} and {printable(value)}", "Correct a copy of the card.")
-        if name == "seed":
-            self.seed = value
-        else:
-            self.title = value
-        return ""
-
-
-def is_label(line: str) -> bool:
-    """Whether a line says what it gives, such as ``Seed: 301``."""
-    return _LABEL.match(line.strip()) is not None
-
-
 def find_columns(cells: Sequence[str], where: str) -> dict[str, int] | None:
     """Places of the columns that are read.
 
@@ -103,7 +51,7 @@ def find_columns(cells: Sequence[str], where: str) -> dict[str, int] | None:
         Places by key of ``COLUMNS``; None for a table about something else than prompts.
 
     Raises:
-        SuiteError: two columns hold the same.
+        SuiteError: two columns hold the same, or one holds negative prompts.
     """
     names = [" ".join(cell.split()).lower() for cell in cells]
     found: dict[str, int] = {}
@@ -114,7 +62,11 @@ def find_columns(cells: Sequence[str], where: str) -> dict[str, int] | None:
             fail(where, f"a table has several columns for the {key}: {twice}", "Remove one from a copy of the card.")
         if places:
             found[key] = places[0]
-    return found if "id" in found and ("seed" in found or "prompt" in found) else None
+    if "id" not in found or not ("seed" in found or "prompt" in found):
+        return None
+    if any(name.startswith("negative prompt") for name in names):
+        fail(where, "a table has negative prompts, which no suite can hold", "Remove them from a copy of the card.")
+    return found
 
 
 def make_row(cells: Sequence[str], columns: dict[str, int]) -> Row | None:

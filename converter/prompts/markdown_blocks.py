@@ -25,6 +25,10 @@ class Block:
 
     kind: Kind
     lines: tuple[str, ...]
+    level: int = 0
+    """Of a heading: 1 for the highest."""
+    is_underlined: bool = False
+    """Whether a heading is one because of the line below it."""
 
 
 def split_blocks(text: str) -> list[Block]:
@@ -100,12 +104,16 @@ def split_cells(line: str) -> list[str]:
 
 def _make_blocks(kind: Kind, lines: Sequence[str]) -> Iterator[Block]:
     if kind == "text" and len(lines) > 1 and _is_underline(lines[-1]):
-        yield Block("heading", tuple(line.strip() for line in lines[:-1]))
+        level = 1 if lines[-1].strip()[0] == "=" else 2
+        yield Block("heading", tuple(line.strip() for line in lines[:-1]), level, is_underlined=True)
     elif kind == "heading":
-        title = lines[0].strip().lstrip("#").strip()
+        marked = lines[0].strip()
+        title = marked.lstrip("#")
+        level = len(marked) - len(title)
+        title = title.strip()
         # Marks after the title are decoration.
         bare = title.rstrip("#")
-        yield Block(kind, (bare.strip() if bare != title and bare[-1:] in (" ", "\t", "") else title,))
+        yield Block(kind, (bare.strip() if bare != title and bare[-1:] in (" ", "\t", "") else title,), level)
     elif kind == "quote":
         inner = [_unquote(line) for line in lines]
         if _FENCE.match(inner[0]) and _end_of_code(inner, 0) == len(inner):

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from converter.errors import printable
-from converter.prompts.card_parts import COLUMNS, Row, Section, find_columns, make_row, split_heading
+from converter.prompts.card_parts import COLUMNS, Row, find_columns, make_row, split_heading
 from converter.prompts.checks import fail
+from converter.prompts.section import Section
 
 #: Characters of a line that may be the title of what follows the last prompt.
 _TITLE_LIMIT = 80
@@ -65,20 +66,12 @@ def _read_sections(blocks: Sequence[list[str]], ids: set[str], where: str) -> li
             sections.append(Section(*heading))
             is_open = True
             continue
+        if is_open and block[0].strip().rstrip(":").lower() == "negative prompt":
+            sections[-1].refuse_negative(where)
         # Only below the last prompt may something else begin; elsewhere a short line could be a part of the prompt.
-        is_open = is_open and not (place > last and sections[-1].paragraphs and _is_title(block))
-        if not is_open:
-            continue
-        section = sections[-1]
-        paragraph = " ".join(rest for line in block if (rest := section.add_line(line, where).strip()))
-        if paragraph and section.paragraphs:
-            fail(
-                f"{where}: prompt {section.id}",
-                "several paragraphs follow its heading, and nothing tells where the prompt ends",
-                "Import the Markdown of the card (README.md) instead of its plain text.",
-            )
-        if paragraph:
-            section.paragraphs.append(paragraph)
+        is_open = is_open and not (place > last and sections[-1].text and _is_title(block))
+        if is_open:
+            sections[-1].add_text(block, where)
     return sections
 
 
