@@ -216,12 +216,11 @@ def test_a_finished_run_measures_nothing_again(finished: Bench, lensconv: Lensco
     assert (finished.output / "measurements.jsonl").read_bytes() == before
 
 
-def test_images_that_are_gone_or_others_are_left_out_and_drawn_again(finished: Bench, lensconv: Lensconv) -> None:
+def test_images_that_are_gone_or_others_are_left_out(finished: Bench, lensconv: Lensconv) -> None:
     copy = finished.output.parent / "copy"
     shutil.copytree(finished.output, copy)
     arguments = ["--out", copy, *finished.arguments[7:]]
     first, second = (copy / "images" / "quantized" / name for name in ("A1-301-quantized.png", "B2-302-quantized.png"))
-    drawn = second.read_bytes()
     shutil.copyfile(copy / "images" / "original" / "A1-301-original.png", first)
     second.unlink()
     shutil.rmtree(copy / "images" / "baseline")
@@ -233,10 +232,6 @@ def test_images_that_are_gone_or_others_are_left_out_and_drawn_again(finished: B
     assert [pair["id"] for pair in evidence["image_fidelity.json"]["pairs"]] == ["C3"]
     assert evidence["image_fidelity.json"]["pairs"][0]["baseline"] is None
     assert evidence["comparison_matrix.json"]["prompts"][0]["quantized"]["time_s"] > 0
-    outcome = lensconv(*finished.arguments[:5], *arguments)
-    assert (outcome.code, outcome.result["resumed"]) == (0, 10)
-    assert second.read_bytes() == drawn
-    assert len(read_evidence_folder(copy)["image_fidelity.json"]["pairs"]) == 3
 
 
 def test_another_benchmark_in_the_same_folder_is_refused(finished: Bench, lensconv: Lensconv) -> None:

@@ -71,7 +71,7 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
     longer = tmp_path / "longer.toml"
     longer.write_text(SUITE + '\n[[prompts]]\nid = "D4"\nscenario = "Blue"\nseed = 304\nprompt = "a blue cube"\n')
     output = tmp_path / "evidence"
-    options = ("--mode", "standard", "--no-baseline", "--timeout", 20, "--json")
+    options = ("--mode", "standard", "--no-baseline", "--timeout", 15, "--json")
     arguments = ("bench", tiny_repo, tiny_release, "--prompts", longer, "--out", output, *DRAWING, *options)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with time_limit(LIMIT):
@@ -80,7 +80,7 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
     reasons = {
         "B2": "killed by SIGKILL, perhaps for want of memory",
         "C3": "while warming up: there is not enough memory: CUDA out of memory. Tried to allocate 20.00 GiB.",
-        "D4": "hung: nothing for 20 s, and was killed",
+        "D4": "hung: nothing for 15 s, and was killed",
     }
     assert outcome.result["failed"] == [
         {"model": "quantized", "mode": "standard", "repeat": 0, "prompt": key, "reason": reason}

@@ -18,7 +18,6 @@ import jsonschema
 import matplotlib
 import numpy as np
 import pytest
-from click import Context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -31,7 +30,7 @@ from converter.charts.library import traceless_import
 from converter.charts.run import CHARTS_FOLDER, draw_charts, prepare_charts, render
 from converter.charts.style import DARK, LIGHT, TEXT_SIZE, THEMES, WIDTH, Theme
 from converter.charts.text import drawable, shorten, text_width
-from converter.cli.charts import command
+from converter.cli.main import run
 from converter.console import Console
 from converter.errors import DependencyError, EvidenceError, MissingInput, OutputError
 from converter.evidence.files import (
@@ -627,18 +626,8 @@ def run_command(*arguments: object) -> tuple[str, str]:
     """What the command writes to stdout with ``--json``, and to stderr."""
     stdout, stderr = io.StringIO(), io.StringIO()
     console = Console(as_json=True, stdout=stdout, stderr=stderr)
-    words = [*map(str, arguments), "--json"]
-    command.main(words, prog_name="lensconv charts", standalone_mode=False, obj=console)
+    assert run(["charts", *map(str, arguments), "--json"], console) == 0, stdout.getvalue()
     return stdout.getvalue(), stderr.getvalue()
-
-
-def test_help_is_quick() -> None:
-    code = "import sys; from converter.cli.charts import command; command.main(['--help'], standalone_mode=False); "
-    code += "sys.exit(bool({'torch', 'diffusers', 'numpy', 'matplotlib'} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "Example: lensconv charts evidence" in done.stdout
-    assert Context(command).command.epilog == "Example: lensconv charts evidence"
 
 
 def test_what_cannot_be_used_has_its_exit_code(tmp_path: Path) -> None:

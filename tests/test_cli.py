@@ -106,7 +106,7 @@ def test_examples_in_the_help_are_commands() -> None:
     for name, command in all_commands().items():
         words = shlex.split((command.epilog or "").removeprefix(f"Example: lensconv {name} "))
         assert words[0] != "Example:"
-        command.make_context(name, words, parent=click.Context(cli, obj=None))
+        command.make_context(name, words, parent=cli.make_context("lensconv", [name, "--help"]))
 
 
 def test_every_result_fits_its_schema(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ from converter.comparison.pixels import psnr_db, ssim
 from converter.comparison.run import compare
 from converter.comparison.substring import character_error_rate, normalize, substring_distance
 from converter.comparison.text_accuracy import find_reader, language_of
-from converter.console import Console
 from converter.errors import InputError, MissingInput, UsageError
+from tests.conftest import Outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 Pixels = NDArray[np.uint8]
@@ -534,22 +533,7 @@ def test_small_images_have_no_grid_score_rather_than_none_of_it(tmp_path: Path) 
     }
 
 
-def test_the_command_prints_the_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from converter.cli.compare import command
-
+def test_the_command_prints_the_evidence(tmp_path: Path, lensconv: Callable[..., Outcome]) -> None:
     first, second = folders(tmp_path, "P01-1.png")
-    arguments = [str(first), str(second), "--steps", "20", "--no-lpips", "--no-text", "--json"]
-    command.main(arguments, obj=Console(as_json=True, quiet=True), standalone_mode=False)
-    jsonschema.validate(json.loads(capsys.readouterr().out), schema())
-
-
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; from converter.cli.compare import command\n"
-        "try: command.main(['--help'])\n"
-        "except SystemExit: pass\n"
-        "print({'torch', 'diffusers', 'skimage', 'scipy', 'numpy', 'PIL'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert "\n  Example: lensconv compare images/original images/quantized\n" in done.stdout
-    assert done.stdout.endswith("\nset()\n")
+    outcome = lensconv("compare", first, second, "--steps", 20, "--no-lpips", "--no-text", "--json")
+    jsonschema.validate(outcome.result, schema())

@@ -121,7 +121,7 @@ def test_the_commands_that_measure_are_those_of_the_demo() -> None:
             assert program == "lensconv"
             command = cli.get_command(click.Context(cli), name)
             assert command is not None
-            command.make_context(name, words, parent=click.Context(cli, obj=None))
+            command.make_context(name, words, parent=cli.make_context("lensconv", [name, "--help"]))
             assert ["lensconv", name] in demo or name == "prompts"
             names.append(name)
     assert names == ["bench", "evidence", "grid", "charts", "prompts"]

@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.cli.prompts import command
+from converter.cli.main import run
 from converter.console import Console
-from converter.errors import HubError, LensconvError, MissingInput, OutputError, SuiteError, UsageError
+from converter.errors import HubError, MissingInput, OutputError, SuiteError, UsageError
 from converter.prompts.card import import_card, quoted_texts
 from converter.prompts.checks import LAST_SEED, normalize
 from converter.prompts.fetch import read_card
@@ -540,16 +540,10 @@ def test_time_grows_with_the_length_of_a_card(start: str, part: str) -> None:
 def call(*arguments: object) -> Outcome:
     """Run ``lensconv prompts`` in this process, streams captured."""
     texts = [str(argument) for argument in arguments]
-    console = Console("--json" in texts, "--quiet" in texts, stdout=io.StringIO(), stderr=io.StringIO())
-    code = 0
-    try:
-        command.main(texts, prog_name="lensconv prompts", standalone_mode=False, obj=console)
-    except LensconvError as error:
-        console.error(error)
-        code = error.exit_code
-    assert isinstance(console.stdout, io.StringIO)
-    assert isinstance(console.stderr, io.StringIO)
-    return Outcome(code, console.stdout.getvalue(), console.stderr.getvalue())
+    stdout, stderr = io.StringIO(), io.StringIO()
+    console = Console("--json" in texts, "--quiet" in texts, stdout=stdout, stderr=stderr)
+    code = run(["prompts", *texts], console)
+    return Outcome(code, stdout.getvalue(), stderr.getvalue())
 
 
 def test_import_says_what_it_found(tmp_path: Path) -> None:
@@ -585,18 +579,6 @@ def test_import_writes_nothing_where_it_must_not(tmp_path: Path) -> None:
     assert taken.read_text("utf-8") == "mine"
     card.write_text(markdown_card(), "utf-8")
     assert "name is empty" in call("import", card, "--out", tmp_path / "suite.toml", "--name", "").stderr
-
-
-def test_help_starts_fast() -> None:
-    script = (
-        "import sys; from converter.cli.prompts import command\n"
-        "for words in (['--help'], ['import', '--help']):\n"
-        "    command.main(words, prog_name='lensconv prompts', standalone_mode=False)\n"
-        "assert not {'torch', 'diffusers', 'huggingface_hub', 'markdown_it'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert "\n  Example: lensconv prompts import README.md --out suite.toml\n" in done.stdout
 
 
 @pytest.mark.parametrize(
