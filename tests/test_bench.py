@@ -23,7 +23,9 @@ from converter.benchmark.assembly import Assembly
 from converter.benchmark.changes import refuse_changed_files
 from converter.benchmark.journal import LOAD_KEY, Cell, Journal
 from converter.benchmark.machine import describe_machine
+from converter.benchmark.measuring import Bench
 from converter.benchmark.meter import Meter, Stopwatch
+from converter.benchmark.options import BenchOptions
 from converter.benchmark.subjects import open_subjects
 from converter.console import Progress
 from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput, OutputError
@@ -42,7 +44,7 @@ Lensconv = Callable[..., Outcome]
 
 
 @dataclass(frozen=True)
-class Bench:
+class Finished:
     """A benchmark that was killed once and ended well."""
 
     output: Path
@@ -83,7 +85,7 @@ def journal_rows(output: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def finished(tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Standard and offload, killed by SIGKILL after two images and run again."""
     output = tmp_path_factory.mktemp("bench") / "evidence"
     arguments = ("bench", tiny_repo, tiny_release, "--prompts", suite, "--out", output, *DRAWING, "--json")
@@ -103,10 +105,10 @@ def finished(tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path_factory:
         time.sleep(0.05)
     done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
-    return Bench(output, arguments, rows, orphans, json.loads(done.stdout), read_evidence_folder(output))
+    return Finished(output, arguments, rows, orphans, json.loads(done.stdout), read_evidence_folder(output))
 
 
-def test_a_killed_run_leaves_no_worker_and_goes_on(finished: Bench) -> None:
+def test_a_killed_run_leaves_no_worker_and_goes_on(finished: Finished) -> None:
     assert not finished.orphans
     assert finished.result["ok"] is True
     assert finished.result["images"] == 15
@@ -115,7 +117,7 @@ def test_a_killed_run_leaves_no_worker_and_goes_on(finished: Bench) -> None:
     assert len(rows) == len(set(rows)) == 15 + 4
 
 
-def test_all_files_fit_their_schemas(finished: Bench) -> None:
+def test_all_files_fit_their_schemas(finished: Finished) -> None:
     jsonschema.validate(finished.result, load_schema("bench"))
     assert set(finished.evidence) == {
         "benchmark_metrics.json",
@@ -128,7 +130,7 @@ def test_all_files_fit_their_schemas(finished: Bench) -> None:
     assert finished.result["files"] == list(finished.evidence)
 
 
-def test_the_matrix_says_what_was_measured(finished: Bench, tiny_repo: Path, tiny_release: Path) -> None:
+def test_the_matrix_says_what_was_measured(finished: Finished, tiny_repo: Path, tiny_release: Path) -> None:
     matrix = finished.evidence["comparison_matrix.json"]
     assert [row["id"] for row in matrix["prompts"]] == list(IDS)
     measured = {(row["mode"], row["model"], row["key"]): row for row in journal_rows(finished.output)}
@@ -158,7 +160,7 @@ def test_the_matrix_says_what_was_measured(finished: Bench, tiny_repo: Path, tin
         }
 
 
-def test_footprints_come_from_headers(finished: Bench, tiny_repo: Path, tiny_release: Path) -> None:
+def test_footprints_come_from_headers(finished: Finished, tiny_repo: Path, tiny_release: Path) -> None:
     metrics = finished.evidence["benchmark_metrics.json"]
     for name, repo in (("original", tiny_repo), ("quantized", tiny_release)):
         model, checkpoint = metrics["models"][name], open_pipeline(repo).transformer
@@ -177,7 +179,7 @@ def test_footprints_come_from_headers(finished: Bench, tiny_repo: Path, tiny_rel
     assert os.uname().nodename not in text
 
 
-def test_cold_is_the_first_image_and_warm_the_others(finished: Bench) -> None:
+def test_cold_is_the_first_image_and_warm_the_others(finished: Finished) -> None:
     offload = finished.evidence["model_cpu_offload_benchmark.json"]
     assert (offload["cold_prompt"], offload["warm_prompts"]) == ("A1", ["B2", "C3"])
     rows = {(row["model"], row["key"]): row for row in journal_rows(finished.output) if row["mode"] == "offload"}
@@ -188,7 +190,7 @@ def test_cold_is_the_first_image_and_warm_the_others(finished: Bench) -> None:
         assert model["warm"]["time_s"]["max"] == max(rows[name, key]["time_s"] for key in ("B2", "C3"))
 
 
-def test_fidelity_is_measured_beside_a_baseline(finished: Bench) -> None:
+def test_fidelity_is_measured_beside_a_baseline(finished: Finished) -> None:
     images = finished.evidence["image_fidelity.json"]
     assert images["num_inference_steps"] == 2
     assert [pair["id"] for pair in images["pairs"]] == list(IDS)
@@ -200,14 +202,14 @@ def test_fidelity_is_measured_beside_a_baseline(finished: Bench) -> None:
     assert {"attn", "img_mlp", "txt_mlp"} <= families
 
 
-def test_the_images_are_those_of_generate(finished: Bench, tiny_release: Path, lensconv: Lensconv) -> None:
+def test_the_images_are_those_of_generate(finished: Finished, tiny_release: Path, lensconv: Lensconv) -> None:
     image = finished.output.parent / "B2.png"
     prompt = 'вывеска "ХЛЕБ" над дверью'
     assert lensconv("generate", tiny_release, "--prompt", prompt, "--seed", 302, "--out", image, *DRAWING).code == 0
     assert image.read_bytes() == (finished.output / "images" / "quantized" / "B2-302-quantized.png").read_bytes()
 
 
-def test_a_finished_run_measures_nothing_again(finished: Bench, lensconv: Lensconv) -> None:
+def test_a_finished_run_measures_nothing_again(finished: Finished, lensconv: Lensconv) -> None:
     before = (finished.output / "measurements.jsonl").read_bytes()
     outcome = lensconv(*finished.arguments)
     assert outcome.code == 0
@@ -216,7 +218,7 @@ def test_a_finished_run_measures_nothing_again(finished: Bench, lensconv: Lensco
     assert (finished.output / "measurements.jsonl").read_bytes() == before
 
 
-def test_images_that_are_gone_or_others_are_left_out(finished: Bench, lensconv: Lensconv) -> None:
+def test_images_that_are_gone_or_others_are_left_out(finished: Finished, lensconv: Lensconv) -> None:
     copy = finished.output.parent / "copy"
     shutil.copytree(finished.output, copy)
     arguments = ["--out", copy, *finished.arguments[7:]]
@@ -234,7 +236,7 @@ def test_images_that_are_gone_or_others_are_left_out(finished: Bench, lensconv: 
     assert evidence["comparison_matrix.json"]["prompts"][0]["quantized"]["time_s"] > 0
 
 
-def test_another_benchmark_in_the_same_folder_is_refused(finished: Bench, lensconv: Lensconv) -> None:
+def test_another_benchmark_in_the_same_folder_is_refused(finished: Finished, lensconv: Lensconv) -> None:
     outcome = lensconv(*finished.arguments, "--steps", 3)
     assert outcome.code == 2
     assert "holds another benchmark: settings.steps was 2, and is 3" in outcome.result["error"]["message"]
@@ -478,6 +480,53 @@ def test_failures_alone_are_evidence_too(
     assert "failed" in shown.stderr
     assert lensconv("charts", tmp_path).code == 0
     assert "cells are missing" in lensconv("grid", tmp_path).stderr
+
+
+def test_a_mode_that_failed_altogether_leaves_the_matrix_to_another(
+    suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path
+) -> None:
+    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, tiny_release, Progress)}
+    prompts = read_suite(suite)
+    repo = subjects["original"].repo
+    settings = [choose_settings(repo, prompt.prompt, GenerateOptions(seed=prompt.seed)) for prompt in prompts.prompts]
+    options = BenchOptions(mode="offload")
+    with Journal(tmp_path, {}, restart=False) as journal:
+        work = Bench(tmp_path, subjects, prompts, settings, options, "cpu", journal)
+        for model in subjects:
+            journal.note(Cell("standard", 0, model), "A1", {"failed": "no memory"})
+            for prompt in prompts.prompts:
+                journal.note(Cell("offload", 0, model), prompt.id, ROW)
+        assert work.picture_mode == "offload"
+        files = Assembly(journal, prompts, settings, subjects, describe_machine("cpu")).files()
+    assert files["comparison_matrix.json"]["mode"] == "offload"
+    assert files["comparison_matrix.json"]["summary"]["slowdown"]["pairs"] == 3
+    assert "generation_time_s" not in files["benchmark_metrics.json"]["models"]["original"]
+    for name, content in files.items():
+        write_evidence(tmp_path, name, content)
+    read_evidence_folder(tmp_path)
+
+
+def test_reasons_do_not_tell_where_folders_lie(
+    suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path
+) -> None:
+    """A weight file that cannot be loaded, whose error names its path."""
+    release = shutil.copytree(tiny_release, tmp_path / "release")
+    config = release / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "latent_channels": 7}))
+    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, release, Progress)}
+    prompts = read_suite(suite)
+    repo = subjects["original"].repo
+    settings = [choose_settings(repo, prompt.prompt, GenerateOptions(seed=prompt.seed)) for prompt in prompts.prompts]
+    with Journal(tmp_path / "out", {}, restart=False) as journal:
+        work = Bench(tmp_path / "out", subjects, prompts, settings, BenchOptions(mode="standard"), "cpu", journal)
+        cell = Cell("standard", 0, "quantized")
+        with time_limit(LIMIT):
+            work._run_worker(cell, work.missing(cell), Progress())
+        # What a loader says it says again: all images failed for one reason, without a second worker.
+        (reason,) = set(work.failed.values())
+        assert len(work.failed) == 3
+    assert reason.startswith("while loading: release/vae")
+    assert str(tmp_path) not in (tmp_path / "out" / "measurements.jsonl").read_text()
 
 
 def test_repeats_are_medians_and_largest_peaks(

@@ -60,6 +60,9 @@ class Assembly:
         self._subjects = subjects
         cells = {cell for cell, _ in (*journal.measured, *journal.failures)}
         self._modes = [mode for mode in MODES if any(cell.mode == mode for cell in cells)]
+        drawn = {cell.mode for cell, key in journal.measured if key != LOAD_KEY}
+        #: The first mode that gave images, or else that should have.
+        self._matrix_mode = next((mode for mode in MODES if mode in drawn), self._modes[0])
         self._repeats = {mode: sorted({cell.repeat for cell in cells if cell.mode == mode}) for mode in self._modes}
         self._shared = {
             "environment": {**environment, "date": datetime.now(UTC).date().isoformat()},
@@ -104,7 +107,7 @@ class Assembly:
         }
 
     def _matrix(self) -> dict[str, Any]:
-        mode = self._modes[0]
+        mode = self._matrix_mode
         rows = [self._row(mode, prompt) for prompt in self._suite.prompts]
         matrix: dict[str, Any] = {"schema": "lensconv.matrix/1", "mode": mode, **self._shared, "prompts": rows}
         times = [measured_times(matrix, model) for model in MODELS]
@@ -244,7 +247,7 @@ class Assembly:
 
     def _kept(self, model: str, key: str, image: str) -> str | None:
         """sha256 of an image that was kept; None where it is no longer what was drawn."""
-        figures = self._journal.measured.get((Cell(self._modes[0], 0, model), key), {})
+        figures = self._journal.measured.get((Cell(self._matrix_mode, 0, model), key), {})
         digest: str | None = figures.get("image_sha256")
         return digest if digest is not None and digest == file_sha256(self._journal.file.parent / image) else None
 

@@ -76,7 +76,7 @@ class Bench:
     @property
     def picture_mode(self) -> str:
         """The mode whose images are kept: standard, if it is or was measured."""
-        known = {cell.mode for cell, _ in self.journal.measured} | set(self.options.modes)
+        known = {cell.mode for cell, key in self.journal.measured if key != LOAD_KEY} | set(self.options.modes)
         return next(mode for mode in MODES if mode in known)
 
     @property
@@ -183,7 +183,7 @@ class Bench:
     def _take_failure(
         self, cell: Cell, current: str, event: Mapping[str, Any], left: Sequence[Task], shown: Progress
     ) -> None:
-        reason = event["reason"]
+        reason = self._without_places(event["reason"], self.subjects[cell.model])
         if current == LOAD_KEY:
             # What a loader says it will say again; a death may have been an accident, and costs one image.
             self._fail(cell, left[:1] if event.get("died") else left, f"while loading: {reason}", shown)
@@ -191,6 +191,13 @@ class Bench:
             self._fail(cell, left[:1], f"while warming up: {reason}", shown)
         else:
             self._fail(cell, [task for task in left if task.key == current], reason, shown)
+
+    def _without_places(self, reason: str, subject: Subject) -> str:
+        """A reason that can be published: where folders lie on this machine is nobody's business."""
+        for place, name in ((subject.repo.folder, subject.repo_id), (self.output, self.output.name)):
+            for path in (place.resolve(), place.absolute()):
+                reason = reason.replace(str(path), name)
+        return reason
 
     def _fail(self, cell: Cell, tasks: Sequence[Task], reason: str, shown: Progress) -> None:
         for task in tasks:
