@@ -69,7 +69,8 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="A day's work: lensconv plan SOURCE, lensconv convert SOURCE OUT, lensconv verify OUT --against SOURCE.",
+    epilog="A day's work: lensconv plan SOURCE, lensconv convert SOURCE OUT, lensconv verify OUT --against SOURCE, "
+    "lensconv bench SOURCE OUT --out DIR, lensconv grid DIR.",
 )
 @click.version_option(__version__, prog_name="lensconv")
 def cli() -> None:
