@@ -12,9 +12,9 @@ from converter.benchmark.journal import LOAD_KEY, Cell, Journal
 from converter.benchmark.measuring import baseline_key, image_name
 from converter.benchmark.options import MODES
 from converter.benchmark.subjects import ORIGINAL, Subject
+from converter.checkpoint.checksum import file_sha256
 from converter.evidence.agreement import MODELS, measured_times
 from converter.evidence.files import MATRIX_NAME, METRICS_NAME, OFFLOAD_NAME, SEQUENTIAL_NAME
-from converter.evidence.images import file_sha256
 from converter.evidence.statistics import (
     DIGITS,
     combine,

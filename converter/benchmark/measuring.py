@@ -14,9 +14,9 @@ from converter.benchmark.machine import describe_machine
 from converter.benchmark.options import MODES, BenchOptions
 from converter.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
 from converter.benchmark.worker_process import WorkerProcess
+from converter.checkpoint.checksum import file_sha256
 from converter.console import Progress
 from converter.errors import DependencyError, LensconvError
-from converter.evidence.images import file_sha256
 from converter.generation.devices import choose_device
 from converter.generation.settings import Settings
 from converter.prompts.suite import PromptSuite, SuitePrompt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,19 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from converter.benchmark.changes import file_states
-from converter.checkpoint.source import count_bytes_by_dtype, list_folder, read_json
+from converter.checkpoint.checksum import file_sha256
+from converter.checkpoint.source import list_folder, read_json
 from converter.console import Progress
 from converter.conversion.release import SUMMARY_NAME, ReleaseFile
 from converter.errors import MissingInput, UnsupportedCheckpoint, UsageError, printable
 from converter.evidence.files import read_evidence
-from converter.families import family
 from converter.generation.repo import COMPONENT_CLASSES, WEIGHTS, PipelineRepo, open_pipeline
-from converter.lens_layout import CLASS_NAME
-from converter.quantize.plan import parameter_count
 from converter.verification.audit import Audit
 
 ORIGINAL, QUANTIZED = "original", "quantized"
-_READ_BYTES = 1 << 22
 #: The Hub's cache holds a repo as models--OWNER--NAME/snapshots/REVISION.
 _CACHED_REPO = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})$")
 #: What `hf download --local-dir` notes beside a file: the commit, the etag and the time, a line each.
@@ -53,8 +49,9 @@ class Subject:
         for name in COMPONENT_CLASSES:
             weights = {file.name: file.sha256 for file in self.weights.get(name, ())}
             for file in list_folder(self.repo.folder / name):
-                if file.is_file() and (name not in WEIGHTS or file.suffix == ".json"):
-                    weights[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+                if name not in WEIGHTS or file.suffix == ".json":
+                    digest = file_sha256(file)
+                    weights |= {file.name: digest} if digest is not None else {}
             found[name] = weights
         return found
 
@@ -69,34 +66,17 @@ class Subject:
     def footprint(self) -> dict[str, Any]:
         """Bytes of the transformer's tensors by dtype and family, from its headers."""
         checkpoint = self.repo.transformer
-        if self.repo.quantization is None:
-            parameters = parameter_count(checkpoint.shapes.values())
-            members: dict[str, list[tuple[str, int]]] = {}
-            for name, tensor in checkpoint.tensors.items():
-                members.setdefault(family(name, CLASS_NAME), []).append((tensor.entry.dtype, tensor.entry.bytes))
-            families = [
-                {
-                    "name": name,
-                    "tensors": len(sizes),
-                    "bytes": sum(size for _, size in sizes),
-                    "bytes_by_dtype": count_bytes_by_dtype(sizes),
-                }
-                for name, sizes in members.items()
-            ]
-        else:
-            audit = Audit(self.repo.folder)
-            parameters = audit.parameters
-            families = [part.to_dict() for part in audit.footprints()]
+        audit = Audit(self.repo.folder)
+        families = [family.to_dict() for family in audit.footprints()]
         return {
             "class_name": checkpoint.class_name,
             "tensors": len(checkpoint.tensors),
-            "parameters": parameters,
+            "parameters": audit.parameters,
             "bytes": checkpoint.total_bytes,
             "bytes_by_dtype": checkpoint.bytes_by_dtype,
-            "families": sorted(
-                ({key: part[key] for key in ("name", "tensors", "bytes", "bytes_by_dtype")} for part in families),
-                key=lambda part: (-part["bytes"], part["name"]),
-            ),
+            "families": [
+                {key: family[key] for key in ("name", "tensors", "bytes", "bytes_by_dtype")} for family in families
+            ],
         }
 
 
@@ -198,17 +178,13 @@ def _hash_weights(
 
 
 def _digest(file: Path, progress: Progress) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(_READ_BYTES))
     try:
-        with file.open("rb", buffering=0) as stream:
-            while count := stream.readinto(buffer):
-                digest.update(buffer[:count])
-                progress.advance(count)
-                progress.refresh()
+        digest = file_sha256(file, progress)
     except OSError as error:
         raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the path.") from error
-    return digest.hexdigest()
+    if digest is None:
+        raise MissingInput(f"{printable(str(file))}: no such file", "Check the path.")
+    return digest
 
 
 def _label(name: str, repo: PipelineRepo) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from converter.charts.chart import Chart, Evidence, LeftOut
 from converter.charts.library import fixed_settings, traceless_import
 from converter.charts.style import THEMES, Theme
-from converter.checkpoint.writer import replace_file, write_error
-from converter.errors import MissingInput, OutputError, printable
+from converter.checkpoint.writer import folder_inside, replace_file, write_error
+from converter.errors import MissingInput, printable
 from converter.evidence.files import read_evidence_folder
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def draw_charts(
         DependencyError: matplotlib is missing.
     """
     evidence = read_evidence_folder(folder)
-    target = _find_target(folder if output is None else output)
+    target = folder_inside(folder if output is None else output, CHARTS_FOLDER)
     charts = prepare_charts(evidence)
     ready = [chart for chart in charts if isinstance(chart, Chart)]
     left_out = tuple(chart for chart in charts if isinstance(chart, LeftOut))
@@ -146,25 +146,6 @@ def _shrink(stream: io.BytesIO) -> bytes:
     with Image.open(stream) as image:
         image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(shrunk, "png", optimize=True)
     return shrunk.getvalue()
-
-
-def _find_target(root: Path) -> Path:
-    """The folder of charts, which must not lie elsewhere by a link.
-
-    Raises:
-        OutputError: it does.
-    """
-    target = root / CHARTS_FOLDER
-    try:
-        inside = target.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError) as error:
-        raise OutputError(f"{printable(str(target))}: cannot be followed: {error}", "Remove the link.") from error
-    if not inside:
-        raise OutputError(
-            f"{printable(str(target))}: a link leads out of the folder",
-            "Remove it, or choose another folder with --out.",
-        )
-    return target
 
 
 def _write(target: Path, files: dict[str, bytes]) -> None:

@@ -129,6 +129,23 @@ def refuse_taken_place(output: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{parent}: cannot be written", "Check its permissions.")
 
 
+def folder_inside(root: Path, name: str) -> Path:
+    """A folder below another, which need not be there yet, and must not lie elsewhere by a link.
+
+    Raises:
+        OutputError: it does.
+    """
+    folder = root / name
+    where = printable(str(folder))
+    try:
+        is_inside = folder.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"{where}: cannot be followed: {error}", "Remove the link.") from error
+    if not is_inside:
+        raise OutputError(f"{where}: a link leads out of the folder", "Remove it, or choose another folder with --out.")
+    return folder
+
+
 def replace_file(output: Path, content: bytes) -> None:
     """Write a file, whole or not at all, over one that is there.
 

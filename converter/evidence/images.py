@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.checksum import file_sha256
 from converter.errors import printable
 from converter.evidence.agreement import MODELS
-
-
-def file_sha256(file: Path) -> str | None:
-    """Hexadecimal digits; None where there is no such file."""
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-    except OSError:
-        return None
 
 
 def changed_images(folder: Path, matrix: Mapping[str, Any]) -> Iterator[str]:

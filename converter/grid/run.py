@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from converter.checkpoint.writer import replace_file, write_error
+from converter.checkpoint.writer import folder_inside, replace_file, write_error
 from converter.console import Progress
-from converter.errors import EvidenceError, MissingInput, OutputError, UsageError, printable
+from converter.errors import EvidenceError, MissingInput, UsageError, printable
 from converter.evidence.agreement import MODELS
 from converter.evidence.files import MATRIX_NAME, METRICS_NAME, read_evidence
 from converter.grid.cells import Row, find_rows
@@ -60,7 +60,7 @@ def make_grid(
         raise MissingInput(f"{printable(str(folder))}: no such folder", "Check the path; `lensconv bench` makes one.")
     rows = find_rows(folder, read_evidence(folder / MATRIX_NAME)[1])
     titles = _titles(folder, note)
-    place = _place(output)
+    place = folder_inside(output, str(FOLDER))
     sizes = [row.sizes for row in rows]
     counts = _split(sizes)
     scale = preview_scale(sizes, preview_width, least=1 if len(counts) == 1 else 2)
@@ -114,15 +114,6 @@ def _names(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
     if len(counts) == 1:
         return [f"{name}.webp"]
     return [f"{name}-{number}of{len(counts)}.webp" for number in range(1, len(counts) + 1)]
-
-
-def _place(output: Path) -> Path:
-    """The folder of the pictures, which need not be there yet."""
-    place = output / FOLDER
-    root = os.path.realpath(output)
-    if os.path.commonpath((root, os.path.realpath(place))) != root:
-        raise OutputError(f"{printable(str(place))}: a link leads out of the folder", "Remove the link.")
-    return place
 
 
 def _write(place: Path, contents: Mapping[str, bytes]) -> None:

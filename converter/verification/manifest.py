@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.source import is_plain_name, read_json
 from converter.console import Progress
 from converter.conversion.release import CONFIG_NAME, MANIFEST_NAME, MANIFEST_VERSION, QUANTIZATION_CONFIG_NAME
@@ -19,8 +19,6 @@ from converter.verification.report import NAMED_PROBLEMS, Check, list_problems
 
 if TYPE_CHECKING:
     from converter.verification.audit import Audit
-
-_HASHED_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -241,7 +239,7 @@ def check_sums(root: Path, progress: Progress) -> Check:
     problems = []
     for name, entry in listed.items():
         try:
-            digest = _digest(root / name, progress)
+            digest = file_sha256(root / name, progress)
         except (OSError, ValueError) as error:
             problems.append(f"{printable(name)} cannot be read: {printable(str(error), 80)}")
             continue
@@ -251,17 +249,3 @@ def check_sums(root: Path, progress: Progress) -> Check:
             problems.append(f"{printable(name)} has another sha256 than the manifest says")
     good = f"{len(listed)} files, of {len(files_below(root))} in the folder, are as written"
     return list_problems("checksums", problems, good)
-
-
-def _digest(file: Path, progress: Progress) -> str | None:
-    """sha256 of a file; None when it is not there."""
-    # A pipe would block on open.
-    if not file.is_file():
-        return None
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while chunk := stream.read(_HASHED_BYTES):
-            digest.update(chunk)
-            progress.advance(len(chunk))
-            progress.refresh()
-    return digest.hexdigest()
