@@ -23,7 +23,7 @@ from converter.benchmark.assembly import Assembly
 from converter.benchmark.changes import refuse_changed_files
 from converter.benchmark.journal import LOAD_KEY, Cell, Journal
 from converter.benchmark.machine import describe_machine
-from converter.benchmark.measuring import Bench
+from converter.benchmark.measuring import Bench, image_name
 from converter.benchmark.meter import Meter, Stopwatch
 from converter.benchmark.options import BenchOptions
 from converter.benchmark.subjects import open_subjects
@@ -544,6 +544,11 @@ def test_repeats_are_medians_and_largest_peaks(
                 journal.note(cell, LOAD_KEY, load)
                 for prompt in prompts.prompts:
                     row = {**ROW, "time_s": time * factor, "peak_rss_gb": time, "pixels_sha256": f"{repeat % 2}" * 64}
+                    if repeat == 0:
+                        image = tmp_path / image_name(model, prompt, prompt.seed)
+                        image.parent.mkdir(parents=True, exist_ok=True)
+                        image.write_bytes(b"an image")
+                        row["image_sha256"] = hashlib.sha256(b"an image").hexdigest()
                     journal.note(cell, prompt.id, row)
         journal.note(Cell("standard", 3, "original"), "A1", {"failed": "hung"})
         files = Assembly(journal, prompts, settings, subjects, describe_machine("cpu")).files()
@@ -553,6 +558,8 @@ def test_repeats_are_medians_and_largest_peaks(
     assert (row["original"]["time_s"], row["original"]["times_s"]) == (2.0, [3.0, 1.0, 2.0])
     assert (row["quantized"]["time_s"], row["original"]["peak_rss_gb"]) == (4.0, 3.0)
     assert row["delta_percent"] == 100.0
+    # Repeats drew other pixels.
+    assert row["original"]["images_agree"] is False
     assert row["original"]["failed_attempts"] == [{"repeat": 3, "reason": "hung"}]
     model = files["benchmark_metrics.json"]["models"]["original"]
     assert (model["load_time_s"], model["load_peak_rss_gb"], model["load_cache_warm"]) == (2.0, 3.0, False)
