@@ -18,7 +18,8 @@ LensconvError               exit 1: what was examined or made is not what it sho
 │   ├── MemoryLimitError         memory
 │   ├── DeviceError              an accelerator
 │   └── DependencyError          a package
-├── HubError                 exit 4: the Hub refuses, lacks something, or cannot be reached
+├── HubError                 exit 4: the Hub refuses, lacks something, differs, or cannot be reached
+├── ReleaseError             exit 1: a release holds what must not be published, or is not what its manifest says
 ├── ImageError               exit 1: the model drew something that is no image
 └── Interrupted              exit 130: Ctrl-C or a termination signal
 """
@@ -145,9 +146,13 @@ class DependencyError(ResourceError):
 
 
 class HubError(LensconvError):
-    """The Hub refuses, lacks what was asked for, or cannot be reached."""
+    """The Hub refuses, lacks what was asked for, holds something else, or cannot be reached."""
 
     exit_code = 4
+
+
+class ReleaseError(LensconvError):
+    """A release holds what must not be published, or is not what its manifest says."""
 
 
 class ImageError(LensconvError):

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from converter.console import Console
+from converter.hub.places import is_place
 
 #: Bytes by the suffix of a size; GB are 10^9, GiB 2^30.
 UNITS: dict[str, int] = {
@@ -47,8 +48,22 @@ class Size(click.ParamType[int]):
         return size
 
 
+class PathOrPlace(click.ParamType[Path | str]):
+    """A path, or an address on the Hub such as ``hf://OWNER/NAME@REVISION``, which stays text."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Tell one from the other; whether there is such a thing is found out when it is opened."""
+        if isinstance(value, str) and is_place(value):
+            return value
+        path: Path = PATH.convert(value, param, ctx)
+        return path
+
+
 SIZE = Size()
 PATH = click.Path(path_type=Path)
+PATH_OR_PLACE = PathOrPlace()
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:

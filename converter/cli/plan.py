@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from converter.cli.options import PATH, dataclass_options, output_options, pass_console, recipe_options
+from converter.cli.options import PATH_OR_PLACE, dataclass_options, output_options, pass_console, recipe_options
 from converter.console import Console, readable_size, table
 from converter.conversion.options import ConvertOptions
 
@@ -17,7 +17,7 @@ from converter.conversion.options import ConvertOptions
     short_help="Say what a conversion would give.",
     epilog="Example: lensconv plan Lens/transformer --set '*.attn.to_out.0=int8'",
 )
-@click.argument("source", type=PATH)
+@click.argument("source", type=PATH_OR_PLACE)
 @recipe_options
 @dataclass_options(ConvertOptions, "jobs", "memory", "shard_bytes")
 @output_options
@@ -25,7 +25,7 @@ from converter.conversion.options import ConvertOptions
 def command(
     console: Console,
     /,
-    source: Path,
+    source: Path | str,
     recipe: str | None,
     settings: tuple[str, ...],
     component: str | None,
@@ -33,8 +33,8 @@ def command(
 ) -> None:
     """Say what converting SOURCE would give: sizes to the byte, dtypes, memory.
 
-    Only headers and the config are read, never a weight. SOURCE is a component folder, a pipeline repo or one
-    .safetensors file.
+    Only headers and the config are read, never a weight. SOURCE is a component folder, a pipeline repo, one
+    .safetensors file, or hf://OWNER/NAME[@REVISION].
     """
     from converter.conversion.preview import plan
 
@@ -52,6 +52,7 @@ def command(
     title = f"{report.plan.class_name}, {report.parameters:,} parameters, recipe {report.recipe}"
     percent = [100 * report.reduction(size) for size in (report.source_bytes, 2 * report.parameters)]
     lines = [
+        *([f"Source: {report.place}."] if report.place else []),
         f"{len(report.plan.modules)} modules quantized, {len(report.plan.kept_modules)} kept.",
         f"{percent[0]:.1f} % smaller than the source, {percent[1]:.1f} % smaller than bfloat16.",
         "Files: " + ", ".join(f"{name} ({size:,} bytes)" for name, size in report.files),

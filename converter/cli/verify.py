@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.options import PATH, output_options, pass_console
+from converter.cli.options import PATH, PATH_OR_PLACE, output_options, pass_console
 from converter.console import Console, readable_size, table
 from converter.errors import printable
 
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     short_help="Check a quantized checkpoint.",
     epilog="Example: lensconv verify Lens-uint4 --against Lens/transformer --checksums",
 )
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=PATH_OR_PLACE)
 @click.option(
-    "--against", metavar="SOURCE", type=PATH, help="Compare every weight with the checkpoint it was made from."
+    "--against",
+    metavar="SOURCE",
+    type=PATH,
+    help="Compare every weight with the checkpoint it was made from; of hf://, every file with the release on disk.",
 )
 @click.option("--recipe", metavar="NAME|FILE", help="Check that it is the result of this recipe.")
 @click.option("--checksums", is_flag=True, help="Compare every file with the manifest.")
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 def command(
     context: click.Context,
     console: Console,
-    checkpoint: Path,
+    checkpoint: Path | str,
     against: Path | None,
     recipe: str | None,
     checksums: bool,
@@ -48,7 +51,9 @@ def command(
 ) -> None:
     """Check that CHECKPOINT is a sound SDNQ checkpoint, made by lensconv or by anything else.
 
-    Without options only headers and small files are read. Exits with 1 when a check fails.
+    Without options only headers and small files are read. Exits with 1 when a check fails. CHECKPOINT is a component
+    folder, a pipeline repo, one .safetensors file, or hf://OWNER/NAME[@REVISION], which is not downloaded: headers and
+    small files are read, everything else is held against the Hub's records.
     """
     from converter.verification.run import verify
 
@@ -69,6 +74,8 @@ def command(
 def _render(report: VerifyReport) -> list[RenderableType]:
     from rich.text import Text
 
+    from converter.verification.remote import RemoteVerifyReport
+
     dtypes = sorted(report.bytes_by_dtype)
     rows = [
         [
@@ -87,6 +94,9 @@ def _render(report: VerifyReport) -> list[RenderableType]:
     rows.append(["all", str(report.tensors), str(report.quantized_modules), *totals, readable_size(report.total_bytes)])
     title = f"{printable(report.class_name) or 'unknown class'}, {report.parameters:,} parameters"
     parts: list[RenderableType] = [table(["family", "tensors", "quantized", *dtypes, "total"], rows, title=title)]
+    if isinstance(report, RemoteVerifyReport):
+        read = f"{readable_size(report.received_bytes)} of {readable_size(report.repo_bytes)} read"
+        parts.append(Text(f"{report.place}: {read}"))
     if report.fidelity:
         parts += render_fidelity(report.fidelity)
     for check in report.checks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from converter.conversion.jobs import (
     needed_budget,
 )
 from converter.conversion.options import ConvertOptions
+from converter.hub.places import is_place, parse_place
 from converter.quantize.plan import FamilyTotals, Plan, family_totals, parameter_count
 from converter.quantize.prediction import predict_plan
 from converter.recipe.recipe import Recipe, choose_recipe
@@ -47,6 +48,8 @@ class PlanReport:
     peak_memory_bytes: int
     """Of all processes of a conversion together, as far as can be foreseen."""
     notes: tuple[str, ...] = ()
+    place: str = ""
+    """The repo on the Hub at the commit that was looked at; empty when the source is on disk."""
 
     @property
     def source_bytes(self) -> int:
@@ -74,6 +77,7 @@ class PlanReport:
             "recipe": self.recipe,
             "exact": self.is_exact,
             "source": {
+                **({"place": self.place} if self.place else {}),
                 "tensors": self.source_tensors,
                 "bytes_by_dtype": dict(self.source_bytes_by_dtype),
                 "total_bytes": self.source_bytes,
@@ -102,24 +106,36 @@ class PlanReport:
         }
 
 
-def plan(source: Path, recipe: str | Recipe | None = None, options: ConvertOptions | None = None) -> PlanReport:
+def plan(source: Path | str, recipe: str | Recipe | None = None, options: ConvertOptions | None = None) -> PlanReport:
     """Plan a conversion without reading a weight.
 
     SDNQ itself decides, on the model's class without weights; the sizes are those that a conversion will write, to
     the byte, unless the recipe lets the weights decide.
 
     Args:
-        source: a component folder, a pipeline repo or a ``.safetensors`` file.
+        source: a component folder, a pipeline repo or a ``.safetensors`` file; or ``hf://OWNER/NAME`` with an optional
+            ``@REVISION``, of which nothing but headers and small files is read.
         recipe: a recipe, its name or its file; the default for the model's class when None.
         options: as for ``convert``.
 
     Raises:
         InputError: the source cannot be converted, or the recipe does not fit it.
         DependencyError: a package is missing.
+        HubError: the Hub refuses, or cannot be reached.
     """
+    options = options or ConvertOptions()
+    if isinstance(source, str) and is_place(source):
+        from converter.hub.shadow import shadowed
+
+        with shadowed(parse_place(source), options.component) as shadow:
+            report = _plan(shadow.folder, recipe, options)
+        return replace(report, place=str(shadow.repo.place))
+    return _plan(Path(source), recipe, options)
+
+
+def _plan(source: Path, recipe: str | Recipe | None, options: ConvertOptions) -> PlanReport:
     from converter.quantize.planner import plan_with_sdnq
 
-    options = options or ConvertOptions()
     checkpoint = open_checkpoint(source, component=options.component)
     chosen = choose_recipe(recipe, checkpoint, options.settings)
     made = plan_with_sdnq(checkpoint, chosen)

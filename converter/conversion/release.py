@@ -23,6 +23,9 @@ MANIFEST_NAME = "lensconv_manifest.json"
 SUMMARY_NAME = "sdnq_quantization_summary.json"
 QUANTIZATION_CONFIG_NAME = "quantization_config.json"
 CONFIG_NAME = "config.json"
+CARD_NAME = "README.md"
+#: Folder in a release for what lensconv notes about it on this machine; it is never published.
+STATE_FOLDER = ".lensconv"
 #: Version of the manifest's format.
 MANIFEST_VERSION = 1
 

@@ -18,6 +18,7 @@ from converter.checkpoint.source import (
 from converter.console import Progress
 from converter.conversion.release import CONFIG_NAME, MANIFEST_NAME
 from converter.errors import InputError, UsageError, printable
+from converter.hub.places import HubPlace, is_place, parse_place
 from converter.lens_layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.quantize.plan import Plan
 from converter.quantize.prediction import predict_plan
@@ -32,7 +33,7 @@ _PLACEMENT = ("sdnq_version", "quantization_device", "return_device", "non_block
 
 
 def verify(
-    path: Path,
+    path: Path | str,
     *,
     component: str | None = None,
     against: Path | None = None,
@@ -47,9 +48,11 @@ def verify(
     Headers and small files are always checked, without torch. The rest is done on request.
 
     Args:
-        path: a component folder, a pipeline repo or a ``.safetensors`` file.
+        path: a component folder, a pipeline repo or a ``.safetensors`` file; or ``hf://OWNER/NAME`` with an optional
+            ``@REVISION``, of which nothing but headers and small files is read.
         component: which component of a pipeline repo; its denoiser by default.
-        against: the checkpoint that it was made from, to compare every weight with.
+        against: the checkpoint that it was made from, to compare every weight with; for a repo on the Hub the release
+            on disk, to compare every file with.
         recipe: a recipe, its name or its file, that it must be the result of.
         checksums: whether to compare every file with the manifest.
         load: whether to load it through SDNQ's loader and through its library.
@@ -59,7 +62,16 @@ def verify(
     Raises:
         InputError: a file is missing or malformed, or what was asked for makes no sense.
         ResourceError: memory or a package is lacking.
+        HubError: the Hub refuses, or cannot be reached.
     """
+    if isinstance(path, str) and is_place(path):
+        if checksums or load or fail_under_sqnr is not None:
+            raise UsageError(
+                f"{printable(path)}: --checksums, --load and --fail-under-sqnr need the weights, which stay on the Hub",
+                "Download the repo with `hf download OWNER/NAME --local-dir DIR`, then verify DIR.",
+            )
+        return _verify_remote(parse_place(path), component=component, against=against, recipe=recipe, progress=progress)
+    path = Path(path)
     if fail_under_sqnr is not None and against is None:
         raise UsageError("--fail-under-sqnr needs --against SOURCE", "Without the source there is nothing to measure.")
     audit = Audit(path, component=component)
@@ -85,6 +97,30 @@ def verify(
 
         extra += check_loading(audit)
     return audit.report(extra, fidelity)
+
+
+def _verify_remote(
+    place: HubPlace,
+    *,
+    component: str | None,
+    against: Path | None,
+    recipe: str | Recipe | None,
+    progress: Callable[[str, int], Progress],
+) -> VerifyReport:
+    """Check a repo on the Hub by what its headers, its small files and the Hub's records say."""
+    from converter.hub.shadow import shadowed
+    from converter.verification.remote import RemoteVerifyReport, check_local, check_records, local_sizes
+
+    # What is wrong with the local side needs no network to be told.
+    sizes = local_sizes(against) if against is not None else {}
+    with shadowed(place, component) as shadow:
+        audit = Audit(shadow.folder, component=component)
+        extra = [_check_recipe(audit, None, recipe)] if recipe is not None else []
+        extra.append(check_records(shadow, audit.manifest))
+        if against is not None:
+            with progress("hashing", sum(sizes.values())) as shown:
+                extra.append(check_local(shadow.repo, against, sizes, shown))
+        return RemoteVerifyReport.of(audit.report(extra), shadow)
 
 
 def _open_source(path: Path, audit: Audit) -> Checkpoint:

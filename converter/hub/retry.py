@@ -1,0 +1,165 @@
+"""Patience with the Hub: what passes is tried again, what does not is told at once.
+
+huggingface_hub itself retries only some of its calls (not commits, tags, branches, whoami or paths-info), so every
+call goes through here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+from converter.hub.failures import (
+    FULL_DISK,
+    chain,
+    class_names,
+    client_errors,
+    deciding,
+    hub_failure,
+    is_locked,
+    xet_status,
+)
+
+#: Statuses that pass, as huggingface_hub 2.4 has them in ``_DEFAULT_RETRY_ON_STATUS_CODES``.
+TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)
+#: Seconds before the second try; doubled for each one after it.
+FIRST_WAIT = 1.0
+#: Seconds between two tries at most, unless the Hub asks for more.
+LONGEST_WAIT = 30.0
+
+T = TypeVar("T")
+
+
+class Retry:
+    """Calls the Hub until it answers, within bounds.
+
+    Args:
+        total_seconds: for one call with all its tries; no try begins later.
+        attempts: tries of one call at most.
+        clock: seconds, from any start.
+        sleep: waits for so many seconds.
+        note: is told that it takes longer, and why.
+    """
+
+    def __init__(
+        self,
+        total_seconds: float = 180.0,
+        *,
+        attempts: int = 8,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self._total_seconds = total_seconds
+        self._attempts = attempts
+        self._clock = clock
+        self._sleep = sleep
+        self._note = note
+
+    def call(
+        self, what: str, function: Callable[[], T], *, is_fatal: Callable[[BaseException], bool] | None = None
+    ) -> T:
+        """Call a function that asks the Hub for something.
+
+        Args:
+            what: what it is about, for messages.
+            function: must be safe to be called again.
+            is_fatal: says of what would be tried again that it must not be; sees the client's own exception.
+
+        Raises:
+            LensconvError: what ``hub_failure`` makes of the last exception, which is its ``__cause__``.
+        """
+        deadline = self._clock() + self._total_seconds
+        for attempt in range(1, self._attempts + 1):
+            try:
+                return function()
+            except client_errors() as error:
+                wait = wait_seconds(error, attempt)
+                if (
+                    not is_transient(error)
+                    or (is_fatal is not None and is_fatal(error))
+                    or attempt == self._attempts
+                    or self._clock() + wait > deadline
+                ):
+                    raise hub_failure(what, error) from error
+                if self._note is not None:
+                    self._note(f"{what}: {_told(error)}; trying again in {wait:.0f} s")
+            self._sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether what the Hub's client raised may pass by itself."""
+    from huggingface_hub import errors
+
+    error = deciding(error)
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        cause = error.__cause__ or error.__context__
+        return cause is not None and is_transient(cause)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return False
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code in TRANSIENT_STATUSES
+    if any(isinstance(link, ssl.SSLCertVerificationError) for link in chain(error)):
+        return False
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return False
+    if "xet-write-token" in str(error) or "xet-read-token" in str(error):
+        # A server without Xet will not get one while we wait; one that is busy will answer.
+        status = xet_status(error)
+        return status in TRANSIENT_STATUSES if status is not None else "timed out" in str(error).lower()
+    if is_locked(error) or "cannot schedule new futures" in str(error):
+        return False
+    if class_names(error) & {"TimeoutException", "NetworkError", "RemoteProtocolError"}:
+        return True
+    # hf_xet raises builtin classes, not subclasses of them; pages of a proxy come where JSON should.
+    return isinstance(error, json.JSONDecodeError | ConnectionError | TimeoutError) or type(error) is RuntimeError
+
+
+def wait_seconds(error: BaseException, attempt: int) -> float:
+    """Seconds until another try.
+
+    Args:
+        error: what the client raised.
+        attempt: how many tries there have been.
+    """
+    backoff = min(FIRST_WAIT * 2.0 ** (attempt - 1), LONGEST_WAIT)
+    response = getattr(error, "response", None)
+    if response is None:
+        return backoff
+    asked = _retry_after(response.headers)
+    if asked is None and response.status_code == 429:
+        # The draft of RateLimit header fields: "api";r=0;t=55 with the seconds until the window ends.
+        match = re.search(r";\s*t\s*=\s*([0-9]{1,9})", response.headers.get("ratelimit", ""))
+        asked = float(match[1]) if match else None
+    return backoff if asked is None else max(asked, FIRST_WAIT)
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Seconds that a server asks for, given as a number or as a date."""
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(?:\.[0-9]{1,9})?", value):
+        return float(value)
+    until = _seconds(value)
+    if until is None:
+        return None
+    # Counted from the server's own time, which need not be ours.
+    now = _seconds(headers.get("date", ""))
+    return max(0.0, until - (time.time() if now is None else now))
+
+
+def _seconds(date: str) -> float | None:
+    try:
+        return parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None
+
+
+def _told(error: BaseException) -> str:
+    response = getattr(error, "response", None)
+    return f"the Hub answers {response.status_code}" if response is not None else "the Hub does not answer"

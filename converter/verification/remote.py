@@ -1,0 +1,165 @@
+"""A repo on the Hub, held against its manifest and against a release on disk by what the Hub records of its files.
+
+The Hub knows the sha256 of what lies in LFS or Xet, and git's sha1 of everything else. Bytes of weights are compared
+without being read; small files of the first kind are read where a manifest gives their sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.checksum import file_sha256
+from converter.console import Progress
+from converter.errors import MissingInput, UsageError, printable
+from converter.hub.places import is_place
+from converter.hub.records import RemoteFile
+from converter.hub.remote import RemoteRepo, git_sha1
+from converter.hub.shadow import Shadow
+from converter.verification.manifest import ListedFile, Manifest, files_below
+from converter.verification.report import Check, VerifyReport, list_problems
+
+#: Bytes of files that are read for nothing but their sha256. Those beyond are compared by size.
+HASHED_BYTES = 400_000
+#: Bytes of a file that is read whole to get git's sha1; the Hub takes no larger ones without LFS.
+MAXIMUM_GIT_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class RemoteVerifyReport(VerifyReport):
+    """All that a verification of a repo on the Hub found."""
+
+    place: str = ""
+    """The repo at the commit that was looked at."""
+    repo_bytes: int = 0
+    received_bytes: int = 0
+    """What had to be downloaded for it."""
+
+    @classmethod
+    def of(cls, report: VerifyReport, shadow: Shadow) -> RemoteVerifyReport:
+        """What was found out about the folder that stands for a repo, said of the repo."""
+        values = {field.name: getattr(report, field.name) for field in fields(VerifyReport)}
+        values["checks"] = tuple(replace(check, detail=shadow.named(check.detail)) for check in report.checks)
+        values["notes"] = tuple(map(shadow.named, report.notes))
+        repo = shadow.repo
+        return cls(
+            **values,
+            place=str(repo.place),
+            repo_bytes=sum(file.bytes for file in repo.files.values()),
+            received_bytes=repo.received_bytes,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``lensconv verify --json`` shows it."""
+        remote = {"place": self.place, "bytes": self.repo_bytes, "received_bytes": self.received_bytes}
+        return {**super().to_dict(), "hub": remote}
+
+
+def check_records(shadow: Shadow, manifest: Manifest | None) -> Check:
+    """Compare the Hub's records with what was read, and with the manifest where there is one.
+
+    Args:
+        shadow: the repo; small files that the manifest lists are read.
+        manifest: what should be there.
+
+    Raises:
+        HubError: a file cannot be read.
+    """
+    listed = manifest.files if manifest is not None else {}
+    unread = _read_small_files(shadow, listed)
+    problems = [problem for name, entry in listed.items() for problem in _differences(shadow, name, entry)]
+    for path, content in shadow.contents.items():
+        file = shadow.repo.files[path]
+        digest = git_sha1(content) if file.sha256 is None else hashlib.sha256(content).hexdigest()
+        if digest != (file.sha256 or file.git_sha1):
+            problems.append(f"{printable(path)} is sent with other bytes than the Hub records")
+    if manifest is None:
+        return list_problems(
+            "hub", problems, f"{len(shadow.contents)} files that were read are as the Hub records them"
+        )
+    by_size = f", {len(unread)} of them by size alone" if unread else ""
+    return list_problems("hub", problems, f"{len(listed)} files are there with the manifest's sha256{by_size}")
+
+
+def _read_small_files(shadow: Shadow, listed: Mapping[str, ListedFile]) -> list[str]:
+    """Read the files whose sha256 nobody else knows, the smallest first; return those that would be too much."""
+    files = shadow.repo.files
+    wanted = [name for name in listed if name in files and files[name].sha256 is None and name not in shadow.contents]
+    wanted.sort(key=lambda name: files[name].bytes)
+    total, chosen = 0, []
+    for name in wanted:
+        total += files[name].bytes
+        if total > HASHED_BYTES:
+            break
+        chosen.append(name)
+    shadow.fetch(chosen)
+    return wanted[len(chosen) :]
+
+
+def _differences(shadow: Shadow, name: str, listed: ListedFile) -> Iterator[str]:
+    file = shadow.repo.files.get(name)
+    if file is None:
+        yield f"{printable(name)} is missing"
+        return
+    if file.bytes != listed.bytes:
+        yield f"{printable(name)} has {file.bytes} bytes, by the manifest {listed.bytes}"
+        return
+    sha256 = file.sha256
+    if sha256 is None and name in shadow.contents:
+        sha256 = hashlib.sha256(shadow.contents[name]).hexdigest()
+    if sha256 is not None and sha256 != listed.sha256:
+        yield f"{printable(name)} has another sha256 than the manifest says"
+
+
+def local_sizes(release: Path) -> dict[str, int]:
+    """Sizes of a release's files by path; hidden ones are left out, as tools keep their own records in them.
+
+    Raises:
+        UsageError: it is no path.
+        MissingInput: there is no such folder.
+    """
+    if is_place(str(release)) or str(release).lower().startswith("hf:/"):
+        raise UsageError("--against compares a repo on the Hub with a release on disk, not with another repo")
+    if not release.is_dir():
+        raise MissingInput(f"{printable(str(release))}: no such folder", "Name the release that was published.")
+    return {name: size for name, size in files_below(release).items() if not _is_hidden(name)}
+
+
+def check_local(repo: RemoteRepo, release: Path, sizes: Mapping[str, int], progress: Progress) -> Check:
+    """Compare the Hub's records with a release on disk, in both directions.
+
+    Args:
+        repo: the repo.
+        release: the release's folder.
+        sizes: of its files, from ``local_sizes``.
+        progress: is told how many bytes have been read.
+    """
+    remote = {path: file for path, file in repo.files.items() if not _is_hidden(path)}
+    problems = []
+    for name in sorted(remote.keys() | sizes.keys()):
+        if name not in sizes:
+            problems.append(f"{printable(name)} is on the Hub and not in {printable(str(release))}")
+        elif name not in remote:
+            problems.append(f"{printable(name)} is not on the Hub")
+        elif remote[name].bytes != sizes[name]:
+            problems.append(f"{printable(name)} has {remote[name].bytes} bytes on the Hub, {sizes[name]} on disk")
+        elif not _is_same(release / name, remote[name], progress):
+            problems.append(f"{printable(name)} has other bytes on the Hub than on disk")
+    return list_problems("against", problems, f"{len(sizes)} files are the same on the Hub and on disk")
+
+
+def _is_same(file: Path, record: RemoteFile, progress: Progress) -> bool:
+    if record.sha256 is not None:
+        return file_sha256(file, progress) == record.sha256
+    if record.bytes > MAXIMUM_GIT_BYTES:
+        return False
+    content = file.read_bytes()
+    progress.advance(len(content))
+    return git_sha1(content) == record.git_sha1
+
+
+def _is_hidden(name: str) -> bool:
+    return "/." in f"/{name}"

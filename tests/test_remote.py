@@ -1,0 +1,970 @@
+"""Repos on the Hub that are checked without being downloaded, and what becomes of failures on the way."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib
+import json
+import re
+import shutil
+import socket
+import ssl
+import struct
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from converter import plan, verify
+from converter.checkpoint.header import TensorEntry, encode_header
+from converter.errors import (
+    DiskError,
+    HubError,
+    LensconvError,
+    MalformedCheckpoint,
+    MissingInput,
+    UnsupportedCheckpoint,
+    UsageError,
+)
+from converter.hub.failures import hub_failure, quiet_hub, redact
+from converter.hub.places import HubPlace, is_place, parse_place
+from converter.hub.records import MAXIMUM_FILE_BYTES, MAXIMUM_FILES
+from converter.hub.remote import RemoteRepo, git_sha1
+from converter.hub.retry import Retry, is_transient, wait_seconds
+from converter.lens_layout import LensConfig, lens_tensors
+from converter.schemas import load_schema
+from converter.verification.remote import RemoteVerifyReport
+from converter.verification.report import VerifyReport
+from tests.conftest import Outcome
+
+COMMIT = "c" * 40
+PLACE = "hf://maker/model"
+PINNED = f"{PLACE}@{COMMIT}"
+TOKEN = "hf_" + "Secret" * 6
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+#: Files larger than this are in LFS.
+GIT_BYTES = 4096
+
+
+class LoopbackHub:
+    """A Hub on this machine that has one repo: a folder. LFS answers under another host name than the rest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records: list[Any] = record_files(folder)
+        self.page = 1000
+        self.faults: dict[str, Callable[[Handler], object]] = {}
+        """What answers in place of the Hub, by a part of the path."""
+        self.seen: list[tuple[str, str, str]] = []
+        """Host, path and Authorization of all requests."""
+        self.sent = 0
+        self.url = ""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers a request."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    hub: LoopbackHub
+
+    def do_GET(self) -> None:
+        """Answer with the fault that was asked for, or with what the Hub says."""
+        self.hub.seen.append((self.headers["Host"], self.path, self.headers.get("Authorization", "")))
+        for part, fault in self.hub.faults.items():
+            if part in self.path:
+                fault(self)
+                return
+        route, _, query = self.path.partition("?")
+        if "/revision/" in route or route == "/api/models/maker/model":
+            self.reply(json.dumps({"id": "maker/model", "sha": COMMIT}).encode())
+        elif f"/tree/{COMMIT}" in route:
+            self.tree(query)
+        elif f"/resolve/{COMMIT}/" in route:
+            self.resolve(route.partition(f"/resolve/{COMMIT}/")[2])
+        elif route.startswith("/lfs/"):
+            self.piece(self.hub.folder / route.removeprefix("/lfs/"))
+        else:
+            self.reply(b"", 404, {"X-Error-Code": "RepoNotFound"})
+
+    def tree(self, query: str) -> None:
+        """A page of the records."""
+        match = re.search(r"cursor=(\d+)", query)
+        start = int(match[1]) if match else 0
+        end = start + self.hub.page
+        more = {}
+        if end < len(self.hub.records):
+            # The Hub may be behind another name, which must not get the token.
+            address = f"http://localhost:1/api/models/maker/model/tree/{COMMIT}?recursive=true&cursor={end}"
+            more = {"Link": f'<{address}>; rel="next"'}
+        self.reply(json.dumps(self.hub.records[start:end]).encode(), headers=more)
+
+    def resolve(self, path: str) -> None:
+        """A file, or where it is."""
+        record = next((record for record in self.hub.records if record["path"] == path), None)
+        if record is None:
+            self.reply(b"", 404, {"X-Error-Code": "EntryNotFound"})
+        elif "lfs" in record:
+            address = f"{self.hub.url.replace('127.0.0.1', 'localhost')}/lfs/{path}?Signature=s"
+            self.reply(b"", 302, {"Location": address})
+        else:
+            self.piece(self.hub.folder / path)
+
+    def piece(self, file: Path) -> None:
+        """What the request's range asks for."""
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"])
+        assert match
+        start, last, size = int(match[1]), int(match[2]), file.stat().st_size
+        with file.open("rb") as stream:
+            stream.seek(start)
+            content = stream.read(last + 1 - start)
+        self.reply(content, 206, {"Content-Range": f"bytes {start}-{last}/{size}"})
+
+    def reply(
+        self, content: bytes, status: int = 200, headers: Mapping[str, str] | None = None, length: int | None = None
+    ) -> None:
+        """Send an answer."""
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.end_headers()
+        self.wfile.write(content)
+        self.hub.sent += len(content)
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - http.server's name
+        """Keep stderr clean."""
+
+
+def record_files(folder: Path) -> list[Any]:
+    """A folder as the Hub lists it."""
+    records: list[Any] = []
+    for file in sorted(folder.rglob("*")):
+        path, size = file.relative_to(folder).as_posix(), file.stat().st_size
+        if file.is_dir():
+            records.append({"type": "directory", "path": path, "oid": "d" * 40, "size": 0})
+        elif size <= GIT_BYTES:
+            records.append({"type": "file", "path": path, "oid": git_sha1(file.read_bytes()), "size": size})
+        else:
+            sha256 = "0" * 64 if size > 1 << 30 else hashlib.sha256(file.read_bytes()).hexdigest()
+            lfs = {"oid": sha256, "size": size, "pointerSize": 130}
+            records.append({"type": "file", "path": path, "oid": "e" * 40, "size": size, "lfs": lfs})
+    return records
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _client_of_this_module() -> Iterator[None]:
+    """Let the client begin anew, so that it sees no proxy, and close its connections at the end."""
+    from huggingface_hub import close_session
+
+    close_session()
+    yield
+    close_session()
+
+
+@pytest.fixture(autouse=True)
+def _plain_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Leave out what the machine says about the Hub, and waits; look for leftovers."""
+    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # The client would ask its Hub once for something of its own.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr("converter.hub.retry.FIRST_WAIT", 0.001)
+    shadows = tmp_path / "shadows"
+    shadows.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(shadows))
+    yield
+    assert list(shadows.iterdir()) == []
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], LoopbackHub]]:
+    """Make a Hub that has a folder as its only repo."""
+    servers = []
+
+    def start(folder: Path) -> LoopbackHub:
+        hub = LoopbackHub(folder)
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        servers.append((server, thread))
+        hub.url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        return hub
+
+    yield start
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.socket.close()
+
+
+@pytest.fixture
+def release(tiny_release: Path, tmp_path: Path) -> Path:
+    """A release that may be changed."""
+    folder = tmp_path / "release"
+    shutil.copytree(tiny_release, folder)
+    (folder / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
+    return folder
+
+
+def failed(report: VerifyReport) -> dict[str, str]:
+    """Failed checks and what they say."""
+    return {check.name: check.detail for check in report.checks if not check.ok}
+
+
+def check_of(report: VerifyReport, name: str) -> str:
+    """What a check says."""
+    (found,) = (check.detail for check in report.checks if check.name == name)
+    return found
+
+
+def refusal(call: Callable[[], object], kind: type[LensconvError] = HubError) -> str:
+    """What an error says, once it has been found to be safe to show."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert type(caught.value) is kind
+    text = f"{caught.value.message} {caught.value.hint}"
+    assert "Secret" not in text
+    assert "lensconv-" not in text
+    assert str(caught.value) == caught.value.message
+    return text
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "repo_id", "revision"),
+    [
+        (PLACE, "maker/model", None),
+        (PINNED, "maker/model", COMMIT),
+        ("hf://a/b_.c-d@refs/pr/1", "a/b_.c-d", "refs/pr/1"),
+        ("hf://a/b@fix--it", "a/b", "fix--it"),
+    ],
+)
+def test_addresses(text: str, repo_id: str, revision: str | None) -> None:
+    assert is_place(text)
+    assert parse_place(text) == HubPlace(repo_id, revision)
+    assert str(parse_place(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["HF://a/b", "hf://a", "hf://a/b--c", "hf://a/b.git", "hf://a/b@x//y", "hf://a/b@../c"]
+)
+def test_addresses_that_make_no_sense(text: str) -> None:
+    assert is_place(text)
+    with pytest.raises(UsageError, match="no model on the Hub"):
+        parse_place(text)
+
+
+# Failures
+
+
+def client_module() -> Any:
+    """Httpx or httpx2, whichever the client uses."""
+    from huggingface_hub import errors
+
+    return importlib.import_module(errors.HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
+
+
+def answered(status: int, headers: dict[str, str] | None = None, content: bytes = b"") -> Any:
+    """What the client raises when the Hub answers with a status."""
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+    http = client_module()
+    request = http.Request("GET", "https://hub/api/models/a/b", headers={"Authorization": "Bearer other-token"})
+    with pytest.raises(OSError, match=r".") as caught:
+        hf_raise_for_status(http.Response(status, headers=headers, content=content, request=request))
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "status 401"),
+        (401, {}, "no such model, or it is private"),
+        (402, {"X-Error-Message": "pay"}, "wants payment: pay"),
+        (403, {"X-Error-Message": "Private storage quota reached"}, "status 403: Private storage quota reached"),
+        (403, {"X-Error-Code": "GatedRepo"}, "is gated"),
+        (403, {"X-Error-Message": "Access to this resource is disabled."}, "has been disabled"),
+        (404, {"X-Error-Code": "RepoNotFound"}, "no such model"),
+        (404, {"X-Error-Code": "RevisionNotFound"}, "no such revision"),
+        (404, {"X-Error-Code": "EntryNotFound"}, "no such file"),
+        (409, {"X-Error-Message": "tag is there"}, "there already, or is being changed by somebody else: tag is there"),
+        (412, {}, "the repo changed in the meantime"),
+        (413, {}, "too large"),
+        (418, {"X-Error-Message": f"tea, not {TOKEN} or other-token"}, "status 418: tea, not … or …"),
+        (429, {}, "re-run to resume"),
+        (503, {"X-Error-Message": "long story"}, "the Hub answers with status 503 Try again later."),
+    ],
+)
+def test_answers_that_refuse(status: int, headers: dict[str, str], said: str) -> None:
+    failure = hub_failure("hf://a/b", answered(status, headers))
+    assert type(failure) is HubError
+    assert failure.message.startswith("hf://a/b: ")
+    assert said in f"{failure.message} {failure.hint}"
+    assert failure.hint
+    assert "https://" not in failure.message + failure.hint
+
+
+def test_pages_are_not_shown() -> None:
+    error = answered(403, {"Content-Type": "text/plain"}, b"<!DOCTYPE html><p>blocked</p>")
+    assert hub_failure("x", error).message == "x: the Hub answers with status 403"
+
+
+def failures() -> list[tuple[BaseException, type[LensconvError], str]]:
+    """What the client or the system raises, and what becomes of it."""
+    from huggingface_hub import errors
+
+    http = client_module()
+
+    def caused(cause: BaseException) -> BaseException:
+        error: BaseException = http.ConnectError(f"cannot connect with {TOKEN}")
+        error.__cause__ = cause
+        return error
+
+    missing = errors.LocalEntryNotFoundError("not there")
+    missing.__cause__ = answered(404, {"X-Error-Code": "RevisionNotFound"})
+    return [
+        (missing, HubError, "no such revision"),
+        (errors.HFValidationError("no"), UsageError, "OWNER/NAME"),
+        (errors.OfflineModeIsEnabled("off"), HubError, "HF_HUB_OFFLINE"),
+        (errors.FileMetadataError("?"), HubError, "not the Hub"),
+        (errors.OIDCError("no"), HubError, "there is no token"),
+        (UnicodeEncodeError("ascii", "ä", 0, 1, "no"), HubError, "the token is not ASCII"),
+        (json.JSONDecodeError("no", "<html>", 0), HubError, "is a page and not JSON"),
+        (KeyError("sha"), HubError, "makes no sense (KeyError)"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), DiskError, "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), HubError, "/x: Permission denied"),
+        (RuntimeError(f"Data processing error: xet-write-token {TOKEN}"), HubError, "HF_HUB_DISABLE_XET=1"),
+        (ConnectionError("Network error"), HubError, "the transfer failed: Network error"),
+        (http.TooManyRedirects("loop"), HubError, "one address leads to the next"),
+        (http.InvalidURL("no"), HubError, "Check HF_ENDPOINT"),
+        (http.ProxyError("407"), HubError, "the proxy refuses"),
+        (http.ReadTimeout("slow"), HubError, "does not answer in time"),
+        (caused(socket.gaierror(-2, "Name or service not known")), HubError, "its name is not known"),
+        (caused(ssl.SSLCertVerificationError("self-signed")), HubError, "no secure connection"),
+        (caused(ConnectionRefusedError(errno.ECONNREFUSED, "refused")), HubError, "refuses the connection"),
+        (caused(ConnectionResetError(errno.ECONNRESET, "reset")), HubError, "broke off"),
+        (HubError("told already"), HubError, "told already"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(failures())))
+def test_failures_without_an_answer(number: int) -> None:
+    error, kind, said = failures()[number]
+    failure = hub_failure("hf://a/b", error)
+    assert type(failure) is kind
+    assert said in f"{failure.message} {failure.hint}"
+    assert "Secret" not in failure.message + failure.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"token {TOKEN}!", "token …!"),
+        ("another hf_abc-D_1, API_ORG_xyz", "another hf_…, hf_…"),
+        (
+            "Authorization: Bearer abc, 'authorization': 'Basic xyz'",
+            "Authorization: Bearer …, 'authorization': 'Basic …'",
+        ),
+        ("bearer abcdefgh1 or a basic plan", "bearer … or a basic plan"),
+        ("see https://user:pass@host:1/a/b?X-Amz-Signature=s#f now", "see https://host:1/a/b now"),
+        ("two\nlines\tand \x1b[31m", "two lines and \\x1b[31m"),
+        ("z" * 400, "z" * 299 + "…"),
+    ],
+)
+def test_what_servers_say_is_made_safe(text: str, expected: str) -> None:
+    assert redact(text) == expected
+
+
+def test_tokens_of_all_kinds_are_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_TOKEN", "pa ss/word")
+    (tmp_path / "token").write_text("from-a-file\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert redact("pa ss/word pa%20ss%2Fword from-a-file given", "given") == "… … … …"
+
+
+def test_a_quiet_client_is_as_before_afterwards(caplog: pytest.LogCaptureFixture) -> None:
+    from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, progress_bar_states
+
+    logger, before = hub_logging.get_logger("huggingface_hub.test"), dict(progress_bar_states)
+
+    def speak() -> None:
+        with quiet_hub():
+            assert are_progress_bars_disabled("huggingface_hub.upload")
+            logger.warning("be careful")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        speak()
+    assert progress_bar_states == before
+    assert caplog.messages == []
+    logger.warning("be careful")
+    assert caplog.messages == ["be careful"]
+
+
+# Patience
+
+
+class Clock:
+    """Time that passes by sleeping."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def retried(*errors: BaseException, seconds: float = 300, **options: Any) -> tuple[str, list[float], list[str]]:
+    """Call what fails with each error in turn and then returns; say what came of it, the waits and the notes."""
+    clock, notes, rest = Clock(), list[str](), list(errors)
+
+    def function() -> str:
+        if rest:
+            raise rest.pop(0)
+        return "done"
+
+    retry = Retry(seconds, clock=clock, sleep=clock.sleep, note=notes.append)
+    try:
+        result = retry.call("hf://a/b", function, **options)
+    except LensconvError as error:
+        result = error.message if error.__cause__ is not None else "from nothing"
+    return result, clock.slept, notes
+
+
+@pytest.fixture
+def true_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as they are for people."""
+    monkeypatch.setattr("converter.hub.retry.FIRST_WAIT", 1.0)
+
+
+@pytest.mark.usefixtures("true_waits")
+def test_what_passes_is_tried_again() -> None:
+    http = client_module()
+    passing = [
+        answered(429, {"Retry-After": "5"}),
+        answered(502),
+        json.JSONDecodeError("no", "<html>", 0),
+        http.ConnectError("x"),
+        ConnectionError("xorb"),
+        RuntimeError("hf_xet"),
+    ]
+    result, slept, notes = retried(*passing)
+    assert (result, slept) == ("done", [5, 2, 4, 8, 16, 30])
+    assert notes[:2] == [
+        "hf://a/b: the Hub answers 429; trying again in 5 s",
+        "hf://a/b: the Hub answers 502; trying again in 2 s",
+    ]
+    assert "does not answer; trying again in 4 s" in notes[2]
+
+
+@pytest.mark.usefixtures("true_waits")
+def test_patience_ends() -> None:
+    busy = [answered(503) for _ in range(99)]
+    assert retried(*busy)[:2] == ("hf://a/b: the Hub answers with status 503", [1, 2, 4, 8, 16, 30, 30])
+    assert retried(*busy, seconds=10)[1] == [1, 2, 4]
+    # There is no use in waiting for less than the Hub asks for.
+    assert retried(answered(429, {"Retry-After": "400"}))[1] == []
+    assert retried(answered(503), is_fatal=lambda error: error.response.status_code == 503)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (429, {"Retry-After": "7.5"}, 7.5),
+        (503, {"Retry-After": "7"}, 7),
+        (429, {"Date": formatdate(1000, usegmt=True), "Retry-After": formatdate(1012, usegmt=True)}, 12),
+        (429, {"Retry-After": "soon"}, 4),
+        (429, {"RateLimit": '"api";r=0;t=55'}, 55),
+        (503, {"RateLimit": '"api";r=9;t=55'}, 4),
+        (429, {"Retry-After": "0"}, 1),
+        (429, {"Retry-After": "9" * 99}, 4),
+    ],
+)
+@pytest.mark.usefixtures("true_waits")
+def test_the_hub_says_how_long(status: int, headers: dict[str, str], seconds: float) -> None:
+    assert wait_seconds(answered(status, headers), 3) == seconds
+
+
+def test_what_does_not_pass_is_told_at_once() -> None:
+    from huggingface_hub import errors
+
+    http = client_module()
+    untrusted = http.ConnectError("tls")
+    untrusted.__cause__ = ssl.SSLCertVerificationError("self-signed")
+    for error in (
+        *(answered(status) for status in (400, 401, 403, 404, 409, 412, 413)),
+        untrusted,
+        errors.OfflineModeIsEnabled("off"),
+        ConnectionError("xet-write-token: 404"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        RecursionError(),
+        KeyError("sha"),
+    ):
+        assert not is_transient(error)
+    # What is no failure of the Hub stays what it is.
+    for mistake in (ZeroDivisionError(), KeyboardInterrupt()):
+        with pytest.raises(type(mistake)):
+            retried(mistake)
+
+
+# Sound repos
+
+
+def test_a_release_on_the_hub_is_sound(
+    release: Path, serve: Callable[[Path], LoopbackHub], lensconv: Callable[..., Outcome]
+) -> None:
+    hub = serve(release)
+    hub.page = 5
+    outcome = lensconv("verify", f"{PLACE}@v1", "--recipe", "lens-uint4-static", "--against", release, "--json")
+    assert outcome.code == 0, outcome
+    result = outcome.result
+    jsonschema.validate(result, load_schema("verify"))
+    local = lensconv("verify", release, "--recipe", "lens-uint4-static", "--json").result
+    added = {"hub", "against"}
+    assert [check for check in result["checks"] if check["name"] not in added] == local["checks"]
+    for key in local.keys() - {"checks"}:
+        assert result[key] == local[key]
+    assert added <= {check["name"] for check in result["checks"]}
+    total = sum(record["size"] for record in hub.records)
+    assert result["hub"] == {"place": PINNED, "bytes": total, "received_bytes": hub.sent}
+    assert "/api/models/maker/model/revision/v1" in hub.seen[0][1]
+    # The weights stay where they are, and the token where it belongs.
+    assert not any("vae/diffusion" in path or "text_encoder/model" in path for _, path, _ in hub.seen)
+    hosts = {host.partition(":")[0]: authorization for host, _, authorization in hub.seen}
+    assert hosts == {"127.0.0.1": f"Bearer {TOKEN}", "localhost": ""}
+
+
+def test_people_see_the_address(
+    lens_output: Path, serve: Callable[[Path], LoopbackHub], lensconv: Callable[..., Outcome]
+) -> None:
+    serve(lens_output)
+    outcome = lensconv("verify", PLACE)
+    assert outcome.code == 0, outcome
+    assert PINNED in " ".join(outcome.stderr.split())
+    assert outcome.stdout == ""
+
+
+def test_other_components(release: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+    hub = serve(release)
+    report = verify(PLACE, component="vae")
+    assert "transformer/" not in "".join(path for _, path, _ in hub.seen if WEIGHTS in path)
+    assert report.class_name == "AutoencoderKLFlux2"
+    text = refusal(lambda: verify(PLACE, component="unet"), UsageError)
+    assert f"unet is no component of {PINNED}" in text
+
+
+def test_plans(tiny_repo: Path, serve: Callable[[Path], LoopbackHub], lensconv: Callable[..., Outcome]) -> None:
+    serve(tiny_repo)
+    report = plan(PLACE)
+    local = plan(tiny_repo)
+    assert report.place == PINNED
+    expected = local.to_dict()
+    expected["source"] = {"place": PINNED, **expected["source"]}
+    outcome = lensconv("plan", PLACE, "--json")
+    jsonschema.validate(outcome.result, load_schema("plan"))
+    assert outcome.result == report.to_dict() == expected
+    assert f"Source: {PINNED}." in " ".join(lensconv("plan", PLACE).stderr.split())
+
+
+def test_sixteen_gigabytes(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+    """The source of Lens: its true header, and a hole where the weights would be."""
+    entries, position = [], 0
+    for name, shape in lens_tensors(LensConfig()):
+        size = 4
+        for length in shape:
+            size *= length
+        entries.append(TensorEntry(name, "F32", shape, position, position + size))
+        position += size
+    folder = tmp_path / "repo" / "transformer"
+    folder.mkdir(parents=True)
+    with (folder / WEIGHTS).open("wb") as stream:
+        start = stream.write(encode_header(entries, {"format": "pt"}))
+        stream.truncate(start + position)
+    (folder / "config.json").write_text('{"_class_name": "LensTransformer2DModel"}')
+    (folder.parent / "model_index.json").write_text('{"transformer": ["diffusers", "LensTransformer2DModel"]}')
+    hub = serve(folder.parent)
+    report = verify(PLACE)
+    assert isinstance(report, RemoteVerifyReport)
+    assert (report.tensors, report.total_bytes) == (1264, 16_416_900_608)
+    assert report.received_bytes == hub.sent < 400_000
+    assert "neither config.json nor quantization_config.json" in failed(report)["config"]
+    assert len([path for _, path, _ in hub.seen if path.startswith("/lfs/")]) == 1
+
+
+# Repos that are not as they should be
+
+
+def test_differences_from_the_manifest(release: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+    (release / "README.md").write_text("# Model\n")
+    hub = serve(release)
+    records = {record["path"]: record for record in hub.records}
+    assert verify(PLACE).ok
+    assert verify(PLACE).notes == ("the manifest does not list README.md",)
+    # Another sha256 at the same size, of a file in LFS.
+    weights = records["vae/" + WEIGHTS]
+    weights["lfs"]["oid"] = "1" * 64
+    assert failed(verify(PLACE)) == {"hub": f"vae/{WEIGHTS} has another sha256 than the manifest says"}
+    hub.records.remove(weights)
+    assert failed(verify(PLACE))["hub"] == f"vae/{WEIGHTS} is missing"
+    hub.records = record_files(release)
+    # A small file that git has.
+    file = release / "scheduler" / "scheduler_config.json"
+    content = file.read_bytes()
+    file.write_bytes(content.swapcase())
+    assert "is sent with other bytes" in failed(verify(PLACE))["hub"]
+    hub.records = record_files(release)
+    assert failed(verify(PLACE)) == {"hub": "scheduler/scheduler_config.json has another sha256 than the manifest says"}
+    file.write_bytes(content + b" ")
+    hub.records = record_files(release)
+    assert set(failed(verify(PLACE))) == {"hub", "manifest"}
+
+
+def test_small_files_beyond_the_budget(
+    release: Path, serve: Callable[[Path], LoopbackHub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.verification.remote.HASHED_BYTES", 500)
+    serve(release)
+    report = verify(PLACE)
+    assert report.ok
+    assert "of them by size alone" in check_of(report, "hub")
+
+
+def test_differences_from_a_release_on_disk(
+    release: Path, tiny_release: Path, serve: Callable[[Path], LoopbackHub], tmp_path: Path
+) -> None:
+    hub = serve(release)
+    assert check_of(verify(PLACE, against=tiny_release), "against").endswith("are the same on the Hub and on disk")
+    other = tmp_path / "other"
+    shutil.copytree(tiny_release, other)
+    (other / "more.txt").touch()
+    assert failed(verify(PLACE, against=other)) == {"against": "more.txt is not on the Hub"}
+    (other / "more.txt").unlink()
+    (other / ".lensconv").mkdir()
+    (other / ".lensconv" / "stamps.json").write_text("{}")
+    for name in ("transformer/" + WEIGHTS, "model_index.json"):
+        content = (other / name).read_bytes()
+        (other / name).write_bytes(content[:-1] + b"?")
+        assert failed(verify(PLACE, against=other)) == {"against": f"{name} has other bytes on the Hub than on disk"}
+        (other / name).write_bytes(content[:-1])
+        assert "bytes on the Hub" in failed(verify(PLACE, against=other))["against"]
+        (other / name).unlink()
+        assert f"{name} is on the Hub and not in" in failed(verify(PLACE, against=other))["against"]
+        (other / name).write_bytes(content)
+    hub.seen.clear()
+    refusal(lambda: verify(PLACE, against=tmp_path / "nothing"), MissingInput)
+    refusal(lambda: verify(PLACE, against=Path(PLACE)), UsageError)
+    assert hub.seen == []
+
+
+def test_options_that_need_the_weights(lensconv: Callable[..., Outcome], tmp_path: Path) -> None:
+    for options in (["--load"], ["--checksums"], ["--fail-under-sqnr", "10"]):
+        outcome = lensconv("verify", PLACE, *options, "--json")
+        assert outcome.code == 2
+        assert "hf download" in outcome.result["error"]["hint"]
+    for name in ("verify", "plan"):
+        outcome = lensconv(name, tmp_path / "nothing", "--json")
+        assert (outcome.code, outcome.result["error"]["type"]) == (2, "MissingInput")
+        assert lensconv(name, "hf://maker", "--json").code == 2
+
+
+def write_weights(file: Path, *names: str) -> None:
+    """Write a weight file with one number for each name."""
+    entries = [TensorEntry(name, "F32", (1,), 4 * index, 4 * index + 4) for index, name in enumerate(names)]
+    file.write_bytes(encode_header(entries, {"format": "pt"}) + bytes(4 * len(names)))
+
+
+def test_other_layouts(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+    def repo(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        serve(folder)
+        return folder
+
+    def refused(folder: Path, kind: type[LensconvError]) -> str:
+        serve(folder)
+        return refusal(lambda: verify(PLACE), kind)
+
+    transformers = repo("transformers")
+    (transformers / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    write_weights(transformers / "model-1.safetensors", "a", "b")
+    write_weights(transformers / "model-2.safetensors", "c")
+    write_weights(transformers / "consolidated.safetensors", "a", "b", "c")
+    weight_map = {"a": "model-1.safetensors", "b": "model-1.safetensors", "c": "model-2.safetensors"}
+    (transformers / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    hub = serve(transformers)
+    report = verify(PLACE)
+    assert (report.class_name, report.tensors) == ("LlamaForCausalLM", 3)
+    assert not any("consolidated" in path for _, path, _ in hub.seen)
+    (transformers / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+    assert f"{PINNED}/model.safetensors.index.json" in refused(transformers, MalformedCheckpoint)
+    single = repo("single")
+    write_weights(single / "anything.safetensors", "a")
+    serve(single)
+    assert verify(PLACE).tensors == 1
+    write_weights(single / "more.safetensors", "b")
+    assert f"{PINNED}: holds 2 safetensors files and no index" in refused(single, MissingInput)
+    (repo("gguf") / "model-Q4_K_M.gguf").touch()
+    assert f"{PINNED}: holds GGUF" in refused(tmp_path / "gguf", UnsupportedCheckpoint)
+    (repo("pickle") / "pytorch_model.bin").touch()
+    assert f"{PINNED}/pytorch_model.bin: may hold a pickle" in refused(tmp_path / "pickle", UnsupportedCheckpoint)
+    assert f"{PINNED}: holds no safetensors weights" in refused(repo("empty"), MissingInput)
+
+
+def test_weight_files_that_are_none(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+    file = tmp_path / "repo" / "model.safetensors"
+    file.parent.mkdir()
+    good = encode_header([TensorEntry("a", "F32", (1,), 0, 4)], {}) + bytes(4)
+    for content, said in (
+        (b"", "is 0 bytes long"),
+        (good[:-1], "is cut short"),
+        (good + b"\0", "has trailing bytes"),
+        (struct.pack("<Q", 1 << 40) + bytes(9000), "claims a header of 1099511627776 bytes"),
+        (struct.pack("<Q", 9999) + bytes(9000), "but the file ends at byte 9008"),
+        (b"version https://git-lfs", "this is not a safetensors file"),
+    ):
+        file.write_bytes(content)
+        serve(file.parent)
+        text = refusal(lambda: verify(PLACE), MalformedCheckpoint)
+        assert text.startswith(f"{PINNED}/model.safetensors: ")
+        assert said in text
+
+
+def test_long_headers_take_a_second_request(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+    file = tmp_path / "repo" / "model.safetensors"
+    file.parent.mkdir()
+    write_weights(file, *(f"a name that takes some space {number}" for number in range(5000)))
+    size = file.stat().st_size
+    with file.open("r+b") as stream:
+        header = int.from_bytes(stream.read(8), "little") + 8
+    hub = serve(file.parent)
+    assert header > 320 * 1024
+    assert verify(PLACE).tensors == 5000
+    assert header < hub.sent < header + 1000 < size
+
+
+# A Hub that is broken, or hostile
+
+
+def git_record(path: str, size: Any = 0) -> dict[str, Any]:
+    """A small file as the Hub lists it."""
+    return {"type": "file", "path": path, "oid": "e" * 40, "size": size}
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([git_record("../x")], "../x is no path"),
+        ([git_record("/etc/passwd")], "is no path"),
+        ([git_record("a//b")], "is no path"),
+        ([git_record("a/./b")], "is no path"),
+        ([git_record("a\\b")], "is no path"),
+        ([git_record("a\0b")], "is no path"),
+        ([git_record("a" * 256)], "is no path"),
+        ([git_record("/".join("a" * 600))], "is no path"),
+        ([git_record("")], "is no path"),
+        ([git_record("\ud800")], "is no valid Unicode"),
+        ([{"type": "directory", "path": "../x", "oid": "d" * 40}], "is no path"),
+        ([git_record("a"), git_record("a")], "is listed twice"),
+        ([git_record("Config.json"), git_record("config.json")], "in nothing but case"),
+        ([git_record("a"), git_record("a/b")], "lies in a, which is a file"),
+        ([git_record("a/b/c"), git_record("A")], "lies in A, which is a file"),
+        ([git_record("a", 1 << 63)], "is said to have 9223372036854775808 bytes"),
+        ([git_record("a", MAXIMUM_FILE_BYTES + 1)], "is said to have"),
+        ([git_record("a", -1)], "is said to have -1 bytes"),
+        ([git_record("a", True)], "is said to have True bytes"),
+        ([git_record("a", "7")], "is said to have 7 bytes"),
+        ([{**git_record("a"), "oid": "x"}], "without its id"),
+        ([{**git_record("a"), "lfs": {"oid": "x"}}], "without its sha256"),
+        ([{**git_record("a", 5), "lfs": {"oid": "1" * 64, "size": 6}}], "has two sizes"),
+        ([{"type": "file"}], "without a path"),
+        ([git_record(str(number)) for number in range(MAXIMUM_FILES + 1)], "more than 20000 files"),
+        ([git_record("config.json", 2_000_000_000)], "config.json: has 2000000000 bytes; no such file"),
+    ],
+)
+def test_records_that_cannot_be(
+    records: list[Any], said: str, tmp_path: Path, serve: Callable[[Path], LoopbackHub]
+) -> None:
+    hub = serve(tmp_path)
+    hub.page = 100_000
+    hub.records = [*records, git_record("model.safetensors", 9)]
+    assert said in refusal(lambda: verify(PLACE))
+
+
+def test_the_largest_record_that_is_taken(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+    hub = serve(tmp_path)
+    hub.records = [git_record("big.bin", MAXIMUM_FILE_BYTES)]
+    assert "may hold a pickle" in refusal(lambda: verify(PLACE), UnsupportedCheckpoint)
+
+
+def test_listings_without_an_end(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+    hub = serve(tmp_path)
+
+    def endless(handler: Handler) -> None:
+        records = [git_record(f"{len(hub.seen)}-{number}") for number in range(1000)]
+        handler.reply(json.dumps(records).encode(), headers={"Link": f"<{hub.url}/x?cursor=1>; rel=next"})
+
+    hub.faults["/tree/"] = endless
+    assert "more than 20000 files" in refusal(lambda: verify(PLACE))
+    hub.faults["/tree/"] = lambda handler: handler.reply(b"[]", headers={"Link": f"<{hub.url}/x?cursor=1>; rel=next"})
+    assert "list of files makes no sense" in refusal(lambda: verify(PLACE))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{}", "names no commit"),
+        (b"[]", "names no commit"),
+        (b'{"sha": "../../x"}', "names no commit"),
+        (b"<html>", "is a page and not JSON"),
+        (b"\xff\xfe", "is a page and not JSON"),
+        (b"[" * 100_000, "makes no sense"),
+        (b"9" * 5000, "makes no sense"),
+        (b" " * 16_000_001, "more than 16000000 bytes"),
+    ],
+)
+def test_answers_that_make_no_sense(
+    content: bytes, said: str, tmp_path: Path, serve: Callable[[Path], LoopbackHub]
+) -> None:
+    hub = serve(tmp_path)
+    hub.faults["/api/models/maker/model?"] = lambda handler: handler.reply(content)
+    text = refusal(lambda: verify(PLACE))
+    assert text.startswith(f"{PLACE}: ")
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "tries"),
+    [
+        (lambda handler: handler.reply(b"x", 206), "others are sent", 1),
+        (lambda handler: handler.reply(b"x", 206, {"Content-Range": "bytes 1-2/3"}), "bytes 1-2/3 are sent", 1),
+        (lambda handler: handler.reply(b"x", 416), "status 416", 1),
+        (lambda handler: handler.reply(b"", 302, {"Location": handler.path}), "one address leads to the next", 21),
+        (lambda handler: handler.reply(b"", 302, {"Location": "ftp://x/y"}), "its address makes no sense", 1),
+        (lambda handler: handler.reply(b"", 304), "status 304", 1),
+        (lambda handler: handler.reply(b"", 401, {"X-Error-Code": "GatedRepo"}), "the repo is gated", 1),
+        (lambda handler: handler.reply(b"", 404, {"X-Error-Code": "EntryNotFound"}), "no such file", 1),
+        (lambda handler: handler.reply(f"no {TOKEN}".encode(), 403), "status 403: no …", 1),
+        (lambda handler: handler.reply(b"", 503), "status 503", 5),
+        (lambda handler: handler.reply(b"x", 200, {"Content-Encoding": "gzip"}), "compressed", 1),
+        (lambda handler: handler.reply(b"only this"), "by the Hub's record, but 9 are sent", 1),
+    ],
+)
+def test_pieces_that_do_not_come(
+    fault: Callable[[Handler], object],
+    said: str,
+    tries: int,
+    lens_output: Path,
+    serve: Callable[[Path], LoopbackHub],
+) -> None:
+    hub = serve(lens_output)
+    hub.faults[WEIGHTS] = fault
+    text = refusal(lambda: verify(PLACE))
+    assert text.startswith(f"{PINNED}/{WEIGHTS}: ")
+    assert said in text
+    assert len([path for _, path, _ in hub.seen if WEIGHTS in path]) == tries
+
+
+def test_pieces_that_break_off_are_asked_for_again(lens_output: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+    hub = serve(lens_output)
+    broken = []
+
+    def break_off(handler: Handler) -> None:
+        broken.append(handler.path)
+        if len(broken) > 2:
+            del hub.faults[f"/lfs/{WEIGHTS}"]
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers["Range"])
+        assert match
+        size = (lens_output / WEIGHTS).stat().st_size
+        found = {"Content-Range": f"bytes {match[1]}-{match[2]}/{size}"}
+        handler.reply(b"x", 206, found, length=1 + int(match[2]))
+        handler.close_connection = True
+
+    hub.faults[f"/lfs/{WEIGHTS}"] = break_off
+    assert verify(PLACE).ok
+    assert len(broken) == 3
+
+
+def test_a_server_without_ranges_sends_no_more_than_is_read(
+    tmp_path: Path, serve: Callable[[Path], LoopbackHub]
+) -> None:
+    file = tmp_path / "repo" / "model.safetensors"
+    file.parent.mkdir()
+    write_weights(file, *(f"a name that takes some space {number}" for number in range(5000)))
+    with file.open("r+b") as stream:
+        header = int.from_bytes(stream.read(8), "little") + 8
+        entries = [TensorEntry("a", "U8", (10**11,), 0, 10**11)]
+        stream.seek(0)
+        stream.truncate(0)
+        start = stream.write(encode_header(entries, {"long": "x" * 500_000}))
+        stream.truncate(start + 10**11)
+    assert header
+    hub = serve(file.parent)
+
+    def everything(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(file.stat().st_size))
+        handler.end_headers()
+        handler.close_connection = True
+        with file.open("rb") as stream:
+            # Whoever does not stop fails at the end of this, not at the end of the memory.
+            while hub.sent < 50_000_000 and (chunk := stream.read(1 << 16)):
+                try:
+                    handler.wfile.write(chunk)
+                except OSError:
+                    return
+                hub.sent += len(chunk)
+
+    hub.faults["/lfs/"] = everything
+    report = verify(PLACE)
+    assert isinstance(report, RemoteVerifyReport)
+    assert report.total_bytes == 10**11
+    assert report.received_bytes < 2_000_000
+
+
+def test_repos_that_may_not_be_seen(
+    tmp_path: Path, serve: Callable[[Path], LoopbackHub], lensconv: Callable[..., Outcome]
+) -> None:
+    hub = serve(tmp_path)
+    for status, code, said in (
+        (404, "RepoNotFound", "there is no such model, or it is private"),
+        (404, "RevisionNotFound", "the repo has no such revision"),
+        (403, "GatedRepo", "the repo is gated"),
+        (401, "", "status 401"),
+    ):
+        hub.faults["/api/"] = lambda handler, status=status, code=code: handler.reply(  # type: ignore[misc]
+            b"", status, {"X-Error-Code": code}
+        )
+        for name in ("verify", "plan"):
+            outcome = lensconv(name, PLACE, "--json")
+            assert outcome.code == HubError.exit_code == 4
+            jsonschema.validate(outcome.result, load_schema("error"))
+            assert outcome.result["error"]["message"] == f"{PLACE}: {said}" or said in outcome.stdout
+            assert TOKEN not in outcome.stdout + outcome.stderr
+
+
+def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://user:{TOKEN}@127.0.0.1:9")
+    assert "the Hub cannot be reached: it refuses the connection" in refusal(lambda: RemoteRepo.open(HubPlace("a/b")))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://host:port")
+    assert "its address makes no sense" in refusal(lambda: RemoteRepo.open(HubPlace("a/b")))
