@@ -1,0 +1,350 @@
+"""Publishing: what is refused before the first request, and releases put on a real local Hub by the real client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converter.errors import MissingInput, ReleaseError, UsageError
+from converter.publishing.difference import compare
+from converter.publishing.files import hash_files
+from converter.publishing.options import PublishOptions
+from converter.publishing.preflight import examine_release
+from converter.publishing.run import publish
+from converter.publishing.secrets import find_secrets
+from converter.rehearsal.process import RunningHub, running_hub
+from converter.rehearsal.settings import Account, HubSettings
+from tests.conftest import ROOT, snapshot
+
+MANIFEST = "lensconv_manifest.json"
+FRONT_MATTER = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n"
+TOKEN = "hf_" + "a1" * 17
+
+#: Addresses that this process asked to connect to.
+_connections: list[Any] = []
+sys.addaudithook(lambda event, arguments: _connections.append(arguments) if event == "socket.connect" else None)
+
+
+def list_file(release: Path, name: str, content: bytes) -> None:
+    """Write a file of a release, and list it in the manifest."""
+    (release / name).write_bytes(content)
+    manifest = json.loads((release / MANIFEST).read_text())
+    entry = {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"] = [file for file in manifest["files"] if file["name"] != name] + [entry]
+    (release / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def release(tiny_release: Path, tmp_path: Path) -> Path:
+    """A release with a card."""
+    folder = tmp_path / "release"
+    shutil.copytree(tiny_release, folder)
+    list_file(folder, "README.md", (FRONT_MATTER + "# Tiny\n").encode())
+    return folder
+
+
+def add_hidden(release: Path) -> None:
+    (release / ".env").write_text("X=1")
+
+
+def add_secret(release: Path) -> None:
+    list_file(release, "notes.json", json.dumps({"note": TOKEN}).encode())
+
+
+def add_link_to_elsewhere(release: Path) -> None:
+    (release / "vae" / "more.json").symlink_to("/etc/hostname")
+
+
+def add_folder_link(release: Path) -> None:
+    (release / "more").symlink_to(release / "vae")
+
+
+def add_unlisted(release: Path) -> None:
+    (release / "vae" / "more.json").write_text("{}")
+
+
+def add_empty_weights(release: Path) -> None:
+    list_file(release, "vae/more.safetensors", b"")
+
+
+def add_sparse_giant(release: Path) -> None:
+    file = release / "transformer" / "diffusion_pytorch_model.safetensors"
+    os.truncate(file, 250 * 10**9)
+
+
+def add_latin_card(release: Path) -> None:
+    list_file(release, "README.md", FRONT_MATTER.encode() + "Grüße".encode("latin-1"))
+
+
+def add_bad_metadata(release: Path) -> None:
+    list_file(release, "README.md", b"---\nlicense: [\n---\n")
+
+
+def add_gitignore(release: Path) -> None:
+    (release / ".gitignore").write_text("*.safetensors\n")
+
+
+def flip_a_weight(release: Path) -> None:
+    file = release / "transformer" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def edit_card(release: Path) -> None:
+    (release / "README.md").write_bytes((FRONT_MATTER + "# Tinz\n").encode())
+
+
+def drop_card(release: Path) -> None:
+    manifest = json.loads((release / MANIFEST).read_text())
+    manifest["files"] = [file for file in manifest["files"] if file["name"] != "README.md"]
+    (release / MANIFEST).write_text(json.dumps(manifest))
+
+
+FAULTS: dict[Callable[[Path], None], str] = {
+    add_hidden: r"\.env is hidden",
+    add_secret: "notes.json holds a Hugging Face token in line 1",
+    add_link_to_elsewhere: "vae/more.json is a link",
+    add_folder_link: "more is a link",
+    add_unlisted: "vae/more.json is not in the manifest",
+    add_empty_weights: "vae/more.safetensors is empty",
+    add_sparse_giant: "has 250.0 GB",
+    add_latin_card: "README.md is not UTF-8",
+    add_bad_metadata: "README.md",
+    add_gitignore: r"\.gitignore would make",
+    flip_a_weight: "another sha256",
+    edit_card: "README.md has another sha256",
+    drop_card: "README.md is not in the manifest",
+}
+
+
+@pytest.mark.parametrize("spoil", FAULTS, ids=lambda function: function.__name__)
+def test_what_must_not_be_published_reaches_no_network(release: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(release)
+    _connections.clear()
+    with pytest.raises(ReleaseError, match=FAULTS[spoil]) as caught:
+        publish(release, "owner/tiny")
+    assert TOKEN not in caught.value.message
+    assert _connections == []
+
+
+@pytest.mark.parametrize(
+    ("repository", "options"),
+    [
+        ("tiny", {}),
+        ("owner/tiny@main", {}),
+        ("owner/tiny", {"tag": "v 1"}),
+        ("owner/tiny", {"tag": "../v1"}),
+        ("owner/tiny", {"create_pr": True, "tag": "v1"}),
+        ("owner/tiny", {"message": "two\nlines"}),
+    ],
+)
+def test_requests_that_make_no_sense(release: Path, repository: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        publish(release, repository, PublishOptions(**options))
+
+
+def test_a_folder_that_is_no_release(tmp_path: Path) -> None:
+    with pytest.raises(MissingInput):
+        publish(tmp_path / "nothing", "owner/tiny")
+    with pytest.raises(ReleaseError, match=MANIFEST):
+        publish(tmp_path, "owner/tiny")
+
+
+def test_files_are_hashed_again_only_where_they_changed(release: Path) -> None:
+    first = examine_release(release, "owner/tiny")
+    notes = release / ".lensconv" / "checksums.json"
+    noted = json.loads(notes.read_text())
+    for entry in noted.values():
+        entry["git_sha1"] = "noted"
+    notes.write_text(json.dumps(noted))
+    edit_card(release)
+    names = [file.name for file in first.files]
+    again = {file.name: file for file in hash_files(release, names)}
+    assert {name for name in names if again[name].git_sha1 != "noted"} == {"README.md"}
+    assert again["README.md"].sha256 == hashlib.sha256((release / "README.md").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        (f"token: {TOKEN}", ["a Hugging Face token"]),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----", ["a private key"]),
+        ("AKIA" + "ABCDEFGH12345678", ["an AWS access key"]),
+        ("ghp_" + "a" * 36, ["a GitHub token"]),
+        ('{"api_key": "abcdefgh12345678ABCDEFGH"}', ["what looks like a secret"]),
+        ('{"pad_token": "<|endoftext|>", "api_key": null, "hf_token": "your-token-goes-here-please"}', []),
+        ("the word hf_hub_download is no token, and neither is hf_short", []),
+        ("line\nmine is secret-of-mine", ["the token that is in use"]),
+    ],
+)
+def test_secrets_are_known_by_their_form(text: str, kinds: list[str]) -> None:
+    assert [kind for kind, _ in find_secrets(text.encode(), ("secret-of-mine",))] == kinds
+
+
+@dataclass
+class Publisher:
+    """A user with a release and a Hub."""
+
+    hub: RunningHub
+    release: Path
+    environment: dict[str, str]
+    repository: str
+
+    def publish(self, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Publish in a process of its own, as HF_ENDPOINT and HF_HUB_DISABLE_XET are read when the client is
+        imported."""
+        program = (
+            "import json, sys\n"
+            "from pathlib import Path\n"
+            "from converter.errors import LensconvError\n"
+            "from converter.publishing.options import PublishOptions\n"
+            "from converter.publishing.run import publish\n"
+            "try:\n"
+            "    receipt = publish(Path(sys.argv[1]), sys.argv[2], PublishOptions(**json.loads(sys.argv[3])))\n"
+            "except LensconvError as error:\n"
+            "    print(json.dumps(error.to_dict()))\n"
+            "    sys.exit(error.exit_code)\n"
+            "print(json.dumps(receipt.to_dict()))\n"
+        )
+        settings = {"patience": 20, **options}
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", program, self.release, self.repository, json.dumps(settings)],
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        assert self.hub.account.token not in done.stdout + done.stderr
+        return done
+
+    def commits(self) -> list[str]:
+        """Of main, the newest first."""
+        return [commit.commit_id for commit in self.api().list_repo_commits(self.repository)]
+
+    def api(self) -> Any:
+        """A client of the same Hub in this process."""
+        from huggingface_hub import HfApi
+
+        return HfApi(endpoint=self.hub.endpoint, token=self.hub.account.token)
+
+    def main_is_whole(self) -> bool:
+        """Whether main holds the release, file by file."""
+        from converter.hub.places import HubPlace
+        from converter.hub.remote import RemoteRepo
+
+        place = HubPlace(self.repository)
+        remote = RemoteRepo.open(place, endpoint=self.hub.endpoint, token=self.hub.account.token)
+        files = json.loads((self.release / MANIFEST).read_text())["files"]
+        return not compare(hash_files(self.release, [*(file["name"] for file in files), MANIFEST]), remote.files)
+
+
+@pytest.fixture(scope="module", params=["lfs", "xet"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """How files are uploaded."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def hub(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
+    """A Hub for all tests with one transport; each has its own repo."""
+    accounts = (Account.new("owner"), Account.new("reader", "read"))
+    with running_hub(HubSettings(tmp_path_factory.mktemp(transport), accounts)) as running:
+        yield running
+
+
+@pytest.fixture
+def publisher(
+    request: pytest.FixtureRequest, hub: RunningHub, transport: str, release: Path, tmp_path: Path
+) -> Iterator[Publisher]:
+    """A user who publishes."""
+    environment = hub.environment(os.environ, tmp_path / "home", xet=transport == "xet")
+    environment |= {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1", "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
+    name = request.node.name.partition("[")[0].removeprefix("test_").replace("_", "-")
+    yield Publisher(hub, release, environment, f"owner/{name}")
+    hub.clear_faults()
+
+
+def test_a_release_comes_whole_and_once(publisher: Publisher) -> None:
+    before = snapshot(publisher.release)
+    receipt = json.loads(publisher.publish(tag="v1").stdout)
+    assert receipt["changed"]
+    assert receipt["commit"] == publisher.commits()[0]
+    assert receipt["read_back"]["bytes"] == receipt["total_bytes"]
+    assert publisher.main_is_whole()
+    refs = publisher.api().list_repo_refs(publisher.repository)
+    assert [(tag.name, tag.target_commit) for tag in refs.tags] == [("v1", receipt["commit"])]
+    folder = Path(publisher.api().snapshot_download(publisher.repository, cache_dir=publisher.release.parent / "cache"))
+    found = {name: content for name, content in snapshot(folder).items() if name != ".gitattributes"}
+    assert found == before
+
+    again = json.loads(publisher.publish(tag="v1").stdout)
+    assert (again["changed"], again["commit"]) == (False, receipt["commit"])
+    assert len(publisher.commits()) == 2
+
+    list_file(publisher.release, "README.md", (FRONT_MATTER + "# Another\n").encode())
+    taken = publisher.publish(tag="v1")
+    assert taken.returncode == 4
+    assert "tag v1 names" in json.loads(taken.stdout)["error"]["message"]
+    assert publisher.commits()[0] == receipt["commit"]
+
+
+def test_a_commit_whose_answer_is_lost_is_found_again(publisher: Publisher) -> None:
+    publisher.hub.fault("drop_after", method="POST", path="/commit/main")
+    receipt = json.loads(publisher.publish().stdout)
+    assert publisher.hub.faults() == []
+    assert publisher.commits() == [receipt["commit"], receipt["parent"]]
+    assert publisher.main_is_whole()
+
+
+def test_a_head_that_moved_is_left_alone(publisher: Publisher) -> None:
+    assert publisher.publish().returncode == 0
+    list_file(publisher.release, "README.md", (FRONT_MATTER + "# Another\n").encode())
+    publisher.hub.fault("move_head", repo=publisher.repository, method="POST", path="/commit/main")
+    done = publisher.publish()
+    assert done.returncode == 4
+    assert "has changed since it was read" in json.loads(done.stdout)["error"]["message"]
+    assert len(publisher.commits()) == 3
+
+
+def test_a_pull_request_is_used_again(publisher: Publisher) -> None:
+    assert publisher.publish().returncode == 0
+    for text in ("One", "Two"):
+        list_file(publisher.release, "README.md", (FRONT_MATTER + f"# {text}\n").encode())
+        assert json.loads(publisher.publish(create_pr=True).stdout)["pull_request"] == 1
+    discussions = list(publisher.api().get_repo_discussions(publisher.repository))
+    assert [(discussion.num, discussion.status) for discussion in discussions] == [(1, "open")]
+    assert len(publisher.commits()) == 2
+    publisher.api().merge_pull_request(publisher.repository, 1)
+    assert publisher.main_is_whole()
+
+
+def test_a_token_that_may_only_read(publisher: Publisher) -> None:
+    publisher.environment["HF_TOKEN"] = publisher.hub.token("reader")
+    publisher.repository = publisher.repository.replace("owner/", "reader/")
+    done = publisher.publish()
+    assert done.returncode == 4
+    assert publisher.hub.token("reader") not in done.stdout + done.stderr
+
+
+def test_bytes_that_the_hub_serves_wrongly_are_noticed(publisher: Publisher) -> None:
+    # The Hub keeps one copy of a content for all repos, so that no test may follow this one.
+    manifest = json.loads((publisher.release / MANIFEST).read_text())
+    weights = max(manifest["files"], key=lambda file: file["bytes"])
+    publisher.hub.fault("corrupt", sha256=weights["sha256"], method="POST", path="/commit/main")
+    done = publisher.publish(tag="v1", patience=2)
+    assert done.returncode == 4
+    assert weights["name"] in json.loads(done.stdout)["error"]["message"]
+    assert publisher.api().list_repo_refs(publisher.repository).tags == []
