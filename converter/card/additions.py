@@ -1,0 +1,78 @@
+"""The files that a card brings into a release: measurements, and the pictures that it shows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from converter.card.evidence import CardEvidence
+from converter.card.release import CardRelease
+from converter.checkpoint.source import is_plain_name
+from converter.conversion.release import SUMMARY_NAME, ReleaseFile
+from converter.errors import EvidenceError, MissingInput, OutputError, printable
+from converter.evidence.files import MATRIX_NAME
+
+_ASSET_FOLDERS = ("assets/comparison", "assets/charts")
+_PICTURES = (".webp", ".png", ".svg", ".jpg", ".jpeg")
+_IMAGES_FOLDER = "images/quantized"
+
+
+def collect_additions(release: CardRelease, evidence: CardEvidence) -> dict[str, bytes]:
+    """Contents of the files to add, by path in the release.
+
+    Raises:
+        MissingInput: a file cannot be read.
+        EvidenceError: a path leads out of the folder.
+        OutputError: ``convert`` wrote another file of that name.
+    """
+    if not evidence.files:
+        return {}
+    names = [name for name in evidence.files if name != SUMMARY_NAME or release.summary is None]
+    names += sorted({*_assets(evidence.folder), *_images(evidence)})
+    found = {}
+    for name in names:
+        content = _read(evidence.folder, name)
+        if name not in release.written:
+            found[name] = content
+        elif hashlib.sha256(content).hexdigest() != release.written[name]:
+            raise OutputError(f"{printable(name)}: `convert` wrote another file of that name", "Leave it out.")
+    return found
+
+
+def describe(name: str, content: bytes) -> ReleaseFile:
+    """A file as the manifest lists it."""
+    return ReleaseFile(name, len(content), hashlib.sha256(content).hexdigest())
+
+
+def quantized_images(matrix: Mapping[str, object], folder: Path) -> Iterator[tuple[Mapping[str, str], str]]:
+    """Rows of a matrix with the path of the quantized model's image, where it is there."""
+    rows = matrix["prompts"]
+    for row in rows if isinstance(rows, list) else ():
+        name = row["quantized"].get("image", "")
+        plain = all(is_plain_name(part) for part in name.split("/"))
+        if plain and name.startswith(f"{_IMAGES_FOLDER}/") and (folder / name).is_file():
+            yield row, name
+
+
+def _assets(folder: Path) -> Iterator[str]:
+    for place in _ASSET_FOLDERS:
+        for file in sorted((folder / place).glob("*")):
+            if file.is_file() and file.suffix in _PICTURES and is_plain_name(file.name):
+                yield f"{place}/{file.name}"
+
+
+def _images(evidence: CardEvidence) -> Iterator[str]:
+    matrix = evidence.files.get(MATRIX_NAME)
+    if matrix is not None:
+        yield from (name for _, name in quantized_images(matrix, evidence.folder))
+
+
+def _read(folder: Path, name: str) -> bytes:
+    file = folder / name
+    try:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise EvidenceError(file, "leads out of the folder", "Copy the file itself.")
+        return file.read_bytes()
+    except OSError as error:
+        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the file.") from error

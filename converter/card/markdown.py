@@ -1,0 +1,127 @@
+"""Text from elsewhere as Markdown that shows that very text, and nothing else.
+
+What a template shows is escaped unless it is ``Markdown`` already. Escaped text is one line and may stand anywhere: at
+the start of a line, in a heading, in a cell of a table. Bare addresses, mentions and emoji codes, which sites turn into
+something else after Markdown is read, are broken up by empty comments, which no reader sees.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from urllib.parse import quote
+
+#: Characters that nobody sees and that change what others see: marks of direction, spaces without width, and the tags
+#: that spell letters invisibly.
+_INVISIBLE = re.compile(
+    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+_SEPARATORS = "\n\r\t\u2028\u2029"
+#: A backslash would not do for these: the Hub reads ``\\(`` and ``$$`` as the start of a formula.
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\\": "&#92;", "$": "&#36;"}
+#: What an entity or a backslash makes plain, wherever it stands.
+_MARKS = re.compile(r"[&<>\\$`*_\[\]|~#!]")
+#: What means something at the start of a line alone: lists, underlines of headings, lines across the page.
+_LINE_START = re.compile(r"\A(?:([-+=:])|(\d{1,9})([.)]))")
+#: Where an address, a mention or an emoji code is broken up.
+_LINK_SIGNS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?=\S)|(?<=:)(?=[\w+-]+:)", re.IGNORECASE)
+_COMMENT = "<!-- -->"
+
+
+class Markdown(str):
+    """Text that is Markdown already, and is not escaped again."""
+
+    __slots__ = ()
+
+
+def visible(text: str) -> str:
+    """The text with all that cannot be seen, or would hide something, as escapes such as ``\\u202e``.
+
+    Line breaks and tabs stay.
+    """
+    return "".join(character if _is_harmless(character) else ascii(character)[1:-1] for character in text)
+
+
+def one_line(text: str) -> str:
+    """The visible text in one line, with single spaces."""
+    return " ".join(re.sub(f"[{_SEPARATORS}]", " ", visible(text)).split())
+
+
+def escape(text: str) -> Markdown:
+    """One line of Markdown that shows the text, white space as single spaces."""
+    # In one go: what stands for one mark holds others.
+    escaped = _MARKS.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), one_line(text))
+    escaped = _LINE_START.sub(lambda found: f"{found[2] or ''}\\{found[1] or found[3]}", escaped)
+    return Markdown(_LINK_SIGNS.sub(_COMMENT, escaped))
+
+
+def lines(text: str) -> Markdown:
+    """Markdown that shows the text with its line breaks, in one line of the source."""
+    parts = re.split("\r\n|[\n\r\u2028\u2029]", text.strip(f" {_SEPARATORS}"))
+    return Markdown("<br>".join(escape(part) for part in parts))
+
+
+def code(text: str) -> Markdown:
+    """The text as code inside a line; in a table, too."""
+    line = one_line(text)
+    if not line:
+        return Markdown("")
+    # A pipe ends a cell even in code, and a backslash before it shows outside of tables.
+    if "`" in line or "|" in line:
+        return Markdown(f"<code>{escape(line)}</code>")
+    return Markdown(f"`{line}`")
+
+
+def fence(text: str, language: str = "") -> Markdown:
+    """The text as a block of code, which must start a line.
+
+    Args:
+        text: any; no run of backticks in it can end the block.
+        language: for colours; letters, digits and ``+-``, nothing else is taken.
+    """
+    content = visible(text.replace("\r\n", "\n").replace("\r", "\n")).strip("\n")
+    longest = max((len(run) for run in re.findall("`+", content)), default=0)
+    mark = "`" * max(3, longest + 1)
+    return Markdown(f"{mark}{re.sub('[^a-z0-9+-]', '', language)}\n{content}\n{mark}")
+
+
+def link(text: str, address: str) -> Markdown:
+    """A link; the text is escaped unless it is Markdown."""
+    return Markdown(f"[{text if isinstance(text, Markdown) else escape(text)}]({_address(address)})")
+
+
+def image(text: str, address: str) -> Markdown:
+    """An image with the text that stands for it."""
+    return Markdown(f"!{link(text, address)}")
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], align: str = "") -> Markdown:
+    """A table; cells are escaped unless they are Markdown.
+
+    Args:
+        columns: titles.
+        rows: as many cells each.
+        align: ``l`` or ``r`` for each column; by default the first is set to the left and the others to the right.
+    """
+    align = align or "l" + "r" * (len(columns) - 1)
+    marks = ("---:" if letter == "r" else "---" for letter in align)
+    body = [[_cell(cell) for cell in row] for row in (columns, *rows)]
+    found = [body[0], list(marks), *body[1:]]
+    return Markdown("\n".join(f"| {' | '.join(row)} |" for row in found))
+
+
+def _cell(value: object) -> str:
+    return value if isinstance(value, Markdown) else escape(str(value))
+
+
+def _address(address: str) -> str:
+    """An address that cannot end the link around it."""
+    return quote(one_line(address), safe="/:?#@!$&'*+,;=%~")
+
+
+def _is_harmless(character: str) -> bool:
+    if character in _SEPARATORS:
+        return True
+    # Cc: control characters; Cs: halves of a character; Cn: no character at all.
+    return unicodedata.category(character) not in ("Cc", "Cs", "Cn") and not _INVISIBLE.match(character)

@@ -1,0 +1,199 @@
+"""A card as the Hub would show it: one HTML document that needs nothing else, runs nothing and sends nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from html import escape
+from typing import Any
+
+from converter.card.metadata import parse_metadata, split_card
+from converter.card.page_style import STYLE
+
+#: Elements that pages of the Hub show.
+_TAGS = frozenset(
+    [
+        "a",
+        "b",
+        "blockquote",
+        "br",
+        "center",
+        "code",
+        "dd",
+        "del",
+        "details",
+        "div",
+        "dl",
+        "dt",
+        "em",
+        "figcaption",
+        "figure",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "hr",
+        "i",
+        "img",
+        "ins",
+        "kbd",
+        "li",
+        "ol",
+        "p",
+        "picture",
+        "pre",
+        "q",
+        "s",
+        "samp",
+        "small",
+        "source",
+        "span",
+        "strong",
+        "sub",
+        "summary",
+        "sup",
+        "table",
+        "tbody",
+        "td",
+        "tfoot",
+        "th",
+        "thead",
+        "tr",
+        "tt",
+        "u",
+        "ul",
+        "var",
+    ]
+)
+_ATTRIBUTES = {
+    "a": {"href", "title"},
+    "img": {"src", "alt", "title", "width", "height"},
+    "source": {"media", "srcset"},
+    "code": {"class"},
+    "td": {"align", "colspan", "rowspan"},
+    "th": {"align", "colspan", "rowspan"},
+    "ol": {"start"},
+    "details": {"open"},
+    "div": {"align"},
+    "p": {"align"},
+}
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:|//|#", re.IGNORECASE)
+_ALIGN = re.compile(r'<(t[dh]) style="text-align:(left|right|center)">')
+#: No scripts, frames, forms or fonts; styles of this page and images alone.
+_POLICY = (
+    "default-src 'none'; img-src 'self' data: https:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+)
+#: Keys whose values are shown as labels.
+_LABELS = ("pipeline_tag", "library_name", "language", "tags", "license")
+
+
+def render_page(
+    markdown: str, resolve: Callable[[str], str], *, link: Callable[[str], str] = lambda address: address
+) -> str:
+    """Render a card.
+
+    Args:
+        markdown: the whole card, with its front matter.
+        resolve: makes of the path of an image inside the repo the address that the page uses.
+        link: the same for links to files inside the repo; by default they stay.
+    """
+    metadata, _ = parse_metadata(markdown)
+    front, body = split_card(markdown)
+    content = _sanitise(_to_html(body), resolve, link)
+    parts = [_labels(metadata), _front_matter(metadata) if front is not None else "", _gallery(metadata, resolve)]
+    title = re.search("<h1>(.*?)</h1>", content, re.DOTALL)
+    name = re.sub("<[^>]*>", "", title[1]) if title else "Model card"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
+        f"<title>{name}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{''.join(parts)}<article>\n{content}</article>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _to_html(body: str) -> str:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    # Styles are not let through, and this is what those of cells say.
+    return _ALIGN.sub(r'<\1 align="\2">', parser.render(body))
+
+
+def _sanitise(html: str, resolve: Callable[[str], str], link: Callable[[str], str]) -> str:
+    import nh3
+
+    def rewrite(tag: str, attribute: str, value: str) -> str | None:
+        if attribute in ("src", "srcset"):
+            return _image_address(value, resolve)
+        if attribute == "href" and not _ADDRESS.match(value):
+            return link(value)
+        if (tag, attribute) == ("code", "class"):
+            return value if re.fullmatch("language-[a-z0-9+-]+", value) else None
+        return value
+
+    return nh3.clean(
+        html,
+        tags=set(_TAGS),
+        attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()},
+        url_schemes={"http", "https", "mailto"},
+        attribute_filter=rewrite,
+        link_rel="nofollow noopener noreferrer",
+        strip_comments=True,
+    )
+
+
+def _image_address(value: str, resolve: Callable[[str], str]) -> str | None:
+    """Where an image comes from; None for what is neither in the repo nor on the web."""
+    value = value.strip()
+    if not _ADDRESS.match(value):
+        return resolve(value)
+    return value if value.lower().startswith("https://") else None
+
+
+def _labels(metadata: Mapping[str, Any]) -> str:
+    """Labels above the card: task, library, languages, tags and license."""
+    found = []
+    for key in _LABELS:
+        prefix = "license: " if key == "license" else ""
+        found += [f'<span class="label">{escape(prefix + text)}</span>' for text in _texts(metadata.get(key))]
+    return f'<div class="labels">{" ".join(found)}</div>\n' if found else ""
+
+
+def _front_matter(metadata: Mapping[str, Any]) -> str:
+    """The front matter as a table; the gallery is shown as one."""
+    rows = "".join(
+        f"<tr><th>{escape(key)}</th><td>{escape(', '.join(_texts(value)))}</td></tr>\n"
+        for key, value in metadata.items()
+        if key != "widget"
+    )
+    return f'<table class="metadata">\n{rows}</table>\n' if rows else ""
+
+
+def _gallery(metadata: Mapping[str, Any], resolve: Callable[[str], str]) -> str:
+    figures = []
+    for text, address in _gallery_images(metadata.get("widget")):
+        source = _image_address(address, resolve)
+        if source is not None:
+            figures.append(
+                f'<figure><img src="{escape(source)}" alt="{escape(text)}">'
+                f"<figcaption>{escape(text)}</figcaption></figure>\n"
+            )
+    return f'<section class="gallery">\n{"".join(figures)}</section>\n' if figures else ""
+
+
+def _gallery_images(widget: Any) -> Iterator[tuple[str, str]]:
+    for entry in widget if isinstance(widget, list) else ():
+        output = entry.get("output") if isinstance(entry, Mapping) else None
+        if isinstance(output, Mapping) and isinstance(output.get("url"), str):
+            yield str(entry.get("text", "")), output["url"]
+
+
+def _texts(value: Any) -> list[str]:
+    """A value of the front matter as texts, one or several."""
+    if value is None:
+        return []
+    return [text for item in value for text in _texts(item)] if isinstance(value, list) else [str(value)]
