@@ -160,7 +160,7 @@ def build_context(
         "recipe": _recipe_table(release, metadata),
         "matmul": bool(release.audit.config.get("use_quantized_matmul")),
         "usage": _usage(repository, settings) if release.is_lens else None,
-        "pins": _pins(environment, release),
+        "pins": _pins(release),
         "comparison": PREVIEW_PICTURE if PREVIEW_PICTURE in names else None,
         "sheets": [name for name in names if name.startswith(_SHEET_START)],
         "charts": _charts(names),
@@ -223,7 +223,7 @@ def _recipe_table(release: CardRelease, metadata: CardMetadata) -> Markdown:
 
 
 def _usage(repository: str, settings: Mapping[str, Any]) -> Markdown:
-    shown = {key: settings.get(key) or default for key, default in _DEFAULT_SETTINGS.items()}
+    shown = {key: default if settings.get(key) is None else settings[key] for key, default in _DEFAULT_SETTINGS.items()}
     text = render(
         "usage.md.jinja",
         repository=_in_quotes(repository),
@@ -237,14 +237,15 @@ def _usage(repository: str, settings: Mapping[str, Any]) -> Markdown:
 
 def _in_quotes(text: str) -> str:
     """Text that stands for itself between double quotes in Python."""
-    return json.dumps(text)[1:-1]
+    # Three backticks would end the block of code around it.
+    return json.dumps(text)[1:-1].replace("`", "\\u0060")
 
 
-def _pins(environment: Mapping[str, Any], release: CardRelease) -> list[str]:
-    """Requirements with the versions that the release was made or measured with."""
-    versions = {**release.content.get("versions", {}), **environment}
-    pairs = ((name, versions.get(name)) for name in _PINNED)
-    return [f"{name}=={version}" for name, version in pairs if version is not None]
+def _pins(release: CardRelease) -> list[str]:
+    """Requirements with the versions that the release was made with."""
+    pairs = ((name, release.content["versions"].get(name)) for name in _PINNED)
+    # What follows a plus sign names a build, which other machines need not have.
+    return [f"{name}=={str(version).partition('+')[0]}" for name, version in pairs if version is not None]
 
 
 def _listed(values: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -85,7 +85,11 @@ def _make_environment(template: Path | None) -> jinja2.Environment:
 
 
 def _finalize(value: Any) -> Any:
-    return markdown.escape(value) if isinstance(value, str) and not isinstance(value, Markdown) else value
+    if not isinstance(value, str) or isinstance(value, Markdown):
+        return value
+    # What separates a text from its neighbours is no part of it.
+    before, after = (" " if end.isspace() else "" for end in (value[:1], value[-1:]))
+    return Markdown(f"{before}{markdown.escape(value)}{after if value.strip() else ''}")
 
 
 def _loader(template: Path | None) -> Callable[[str], tuple[str, str, Callable[[], bool]] | None]:

@@ -23,7 +23,7 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\\": "&#92;", "$": "&#36;"
 #: What an entity or a backslash makes plain, wherever it stands.
 _MARKS = re.compile(r"[&<>\\$`*_\[\]|~#!]")
 #: What means something at the start of a line alone: lists, underlines of headings, lines across the page.
-_LINE_START = re.compile(r"\A(?:([-+=:])|(\d{1,9})([.)]))")
+_LINE_START = re.compile(r"\A(?:([-+=:])|(\d{1,9})([.)])(?=\s|\Z))")
 #: Where an address, a mention or an emoji code is broken up.
 _LINK_SIGNS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?=\S)|(?<=:)(?=[\w+-]+:)", re.IGNORECASE)
 _COMMENT = "<!-- -->"

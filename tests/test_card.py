@@ -1,0 +1,184 @@
+"""Cards: every figure of the evidence, nothing of anybody else's, and texts that stay texts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from converter.card.environment import render_card
+from converter.card.metadata import check_metadata
+from converter.card.options import CardOptions
+from converter.card.page import render_page
+from converter.card.run import make_card
+from converter.errors import EvidenceError, InputError, ReleaseError, UsageError
+from converter.publishing.preflight import examine_release
+from converter.verification.run import verify
+from tests.conftest import snapshot
+from tests.published import published_matrix, published_metrics, published_offload, published_summary
+
+UNVERIFIED = CardOptions(repo="owner/Tiny", license="mit", unverified=True)
+
+
+@pytest.fixture
+def release(tiny_release: Path, tmp_path: Path) -> Path:
+    """A release without a card."""
+    return Path(shutil.copytree(tiny_release, tmp_path / "release"))
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """The published figures, which carry no sha256."""
+    folder = tmp_path / "evidence"
+    folder.mkdir()
+    for name, content in (
+        ("benchmark_metrics.json", published_metrics()),
+        ("comparison_matrix.json", published_matrix()),
+        ("model_cpu_offload_benchmark.json", published_offload()),
+        ("sdnq_quantization_summary.json", published_summary()),
+    ):
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def numbers_in(value: object) -> set[str]:
+    """Figures with a fraction, as tables show them."""
+    if isinstance(value, dict):
+        return set().union(*map(numbers_in, value.values())) if value else set()
+    if isinstance(value, list):
+        return set().union(*map(numbers_in, value)) if value else set()
+    return {f"{value:.3f}"} if isinstance(value, float) and value not in (5.0, 73.8) else set()
+
+
+def test_every_published_figure_is_on_the_card(release: Path, published: Path) -> None:
+    report = make_card(release, published, UNVERIFIED)
+    text = (release / "README.md").read_text()
+    contents = (published_metrics(), published_matrix(), published_offload(), published_summary())
+    expected = set().union(*map(numbers_in, contents))
+    assert len(expected) >= 60
+    assert {number for number in expected if number not in text} == set()
+    deltas = ["+23.5%", "+9.3%", "+28.6%", "+23.6%", "+24.7%", "+8.3%", "+6.5%", "+6.6%", "+9.5%", "+28.9%"]
+    rows = re.findall(r"^\| P\d\d .*$", text, re.MULTILINE)
+    assert [delta in row for delta, row in zip(deltas, rows, strict=True)] == [True] * 10
+    for figure in ("73.8%", "47.6%", "+16.8%", "+11.4% to +22.3%", "1,358,954,496", "2,942,501,632"):
+        assert figure in text
+    assert not report.verified
+    assert "Unverified figures" in text
+    assert "of another checkpoint" in text
+    assert check_metadata(text) == []
+
+
+def test_figures_without_a_checksum_are_taken_only_when_asked_for(release: Path, published: Path) -> None:
+    before = snapshot(release)
+    (published / "sdnq_quantization_summary.json").unlink()
+    with pytest.raises(EvidenceError, match="carries no sha256"):
+        make_card(release, published)
+    assert snapshot(release) == before
+
+
+def test_the_card_is_listed_and_the_release_fit_to_be_published(release: Path, published: Path) -> None:
+    make_card(release, published, UNVERIFIED)
+    first = snapshot(release)
+    assert verify(release, checksums=True).ok
+    assert {file.name for file in examine_release(release, "owner/Tiny").files} == {*first}
+    with pytest.raises(ReleaseError, match="tells people to load owner/Tiny"):
+        examine_release(release, "owner/Other")
+    shutil.rmtree(release / ".lensconv")
+    make_card(release, published, UNVERIFIED)
+    assert snapshot(release) == first
+    # Without the measurements they leave the release again.
+    for name in ("benchmark_metrics.json", "comparison_matrix.json", "model_cpu_offload_benchmark.json"):
+        (release / name).unlink()
+    make_card(release)
+    assert not (release / "benchmark_metrics.json").exists()
+    assert verify(release, checksums=True).ok
+
+
+def test_a_card_written_by_hand_is_kept_and_adopted(release: Path) -> None:
+    make_card(release)
+    card = release / "README.md"
+    card.write_text(card.read_text() + "\nOne more line.\n")
+    with pytest.raises(ReleaseError, match="written by hand"):
+        make_card(release)
+    make_card(release, options=CardOptions(adopt=True))
+    assert verify(release, checksums=True).ok
+    assert card.read_text().endswith("One more line.\n")
+    card.write_text("no front matter")
+    with pytest.raises(ReleaseError, match="front matter"):
+        make_card(release, options=CardOptions(adopt=True))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        CardOptions(repo="tiny"),
+        CardOptions(repo="a/b/c"),
+        CardOptions(base_model="](x)"),
+        CardOptions(base_revision="main"),
+    ],
+)
+def test_options_that_make_no_sense(release: Path, options: CardOptions) -> None:
+    with pytest.raises(UsageError):
+        make_card(release, options=options)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{{ nothing }}", "line 1"),
+        ("\n{% if %}", "line 2"),
+        ("{{ ''.__class__.__mro__ }}", "line 1"),
+        ("{% for i in range(10 ** 9) %}x{% endfor %}", "turns"),
+        ("{% include 'other.jinja' %}", "other.jinja"),
+        ("{{ 1 / 0 }}", "division"),
+    ],
+)
+def test_a_template_that_fails_says_where(tmp_path: Path, text: str, reason: str) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text(text)
+    with pytest.raises(InputError, match=reason):
+        render_card({}, template)
+
+
+class Shown(HTMLParser):
+    """The text of the element that holds what was escaped, and the elements inside it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.elements: list[str] = []
+        self._inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002 - as its base
+        """Note an element."""
+        if self._inside:
+            self.elements.append(tag)
+        self._inside = self._inside or tag == "em"
+
+    def handle_endtag(self, tag: str) -> None:
+        """End what is looked at."""
+        self._inside = self._inside and tag != "em"
+
+    def handle_data(self, data: str) -> None:
+        """Note a text."""
+        self.text += data if self._inside else ""
+
+
+@given(st.text(max_size=60) | st.text("<>&|`*_[]()!#-+=:.@/\\{}%\"' a1\n", max_size=40))
+@settings(max_examples=150)
+def test_any_text_comes_back_as_that_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    template = tmp_path_factory.getbasetemp() / "escaped.jinja"
+    if not template.exists():
+        template.write_text("---\nlicense: mit\n---\n\n| a | b |\n| --- | --- |\n| <em>{{ text }}</em> | c |\n")
+    from converter.card.markdown import one_line
+
+    shown = Shown(render_page(render_card({"text": text}, template), lambda path: path))
+    assert " ".join(shown.text.split()) == one_line(text)
+    assert shown.elements == []
