@@ -132,6 +132,7 @@ def test_every_result_fits_its_schema(
         "grid": ["grid", evidence],
         "charts": ["charts", evidence],
         "image_fidelity": ["compare", tmp_path / "original", tmp_path / "quantized"],
+        "card": ["card", shutil.copytree(tiny_release, tmp_path / "release")],
         "error": ["plan", tmp_path / "nowhere"],
     }
     for name, arguments in calls.items():
@@ -139,8 +140,8 @@ def test_every_result_fits_its_schema(
         assert outcome.code == (2 if name == "error" else 0), outcome.stdout
         jsonschema.validate(outcome.result, load_schema(name))
     files = {form.schema for form in FORMATS.values()}
-    # Its own tests run a benchmark.
-    assert {*calls, *files, "bench", "manifest", "measurement"} == set(NAMES)
+    # Benchmarks and Hubs have tests of their own.
+    assert {*calls, *files, "bench", "hub", "manifest", "measurement", "publish"} == set(NAMES)
 
 
 def test_people_read_stderr_and_quiet_is_quiet(lensconv: Lensconv, lens_source: Path, lens_output: Path) -> None:

@@ -78,7 +78,7 @@ print(sorted(entry.name for entry in resources.files(TEMPLATES_PACKAGE).iterdir(
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == "3 19"
+    assert done.stdout.splitlines()[0] == "3 22"
     for name in ("benchmark_table.md.jinja", "gpt_oss_chat.jinja", "usage.md.jinja"):
         assert name in done.stdout
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from converter.errors import MissingInput, ReleaseError, UsageError
@@ -24,7 +26,8 @@ from converter.publishing.run import publish
 from converter.publishing.secrets import find_secrets
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
-from tests.conftest import ROOT, snapshot
+from converter.schemas import load_schema
+from tests.conftest import ROOT, command, snapshot
 
 MANIFEST = "lensconv_manifest.json"
 FRONT_MATTER = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n"
@@ -277,9 +280,24 @@ def publisher(
     hub.clear_faults()
 
 
+def test_a_hub_serves_until_it_is_stopped(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command("hub", "serve", "--folder", tmp_path, "--json"), stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        while not said.endswith("\n}\n"):
+            said += process.stdout.readline()
+        answer = json.loads(said)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    jsonschema.validate(answer, load_schema("hub"))
+
+
 def test_a_release_comes_whole_and_once(publisher: Publisher) -> None:
     before = snapshot(publisher.release)
     receipt = json.loads(publisher.publish(tag="v1").stdout)
+    jsonschema.validate(receipt, load_schema("publish"))
     assert receipt["changed"]
     assert receipt["commit"] == publisher.commits()[0]
     assert receipt["read_back"]["bytes"] == receipt["total_bytes"]

@@ -41,6 +41,9 @@ COMMANDS = (
     "charts",
     "compare",
     "evidence",
+    "card",
+    "publish",
+    "hub",
     "synth",
 )
 #: Signals that ask a command to stop.
@@ -70,7 +73,8 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="A day's work: lensconv plan SOURCE, lensconv convert SOURCE OUT, lensconv verify OUT --against SOURCE, "
-    "lensconv bench SOURCE OUT --out DIR, lensconv grid DIR.",
+    "lensconv bench SOURCE OUT --out DIR, lensconv grid DIR, lensconv card OUT --evidence DIR, "
+    "lensconv publish OUT OWNER/NAME.",
 )
 @click.version_option(__version__, prog_name="lensconv")
 def cli() -> None:

@@ -59,9 +59,13 @@ class Application:
                 await self._cut(scope, receive)
                 return
             channel.exchange.status = response.status_code
-            await response(scope, channel.receive, channel.send)
+            await self._send(response, scope, channel, receive)
         except ClientDisconnect:
             return
+
+    async def _send(self, response: Response, scope: Scope, channel: _Channel, receive: Receive) -> None:
+        try:
+            await response(scope, channel.receive, channel.send)
         except (OSError, ValueError):
             # What is stored is damaged, and the headers are out already: the client must not take this for the end.
             await self._cut(scope, receive)
@@ -89,6 +93,8 @@ class Application:
             return await handler(Call(self._hub, request, parts, self._viewer(request)))
         except Refusal as refusal:
             return refusal.response()
+        except OSError as error:
+            return Refusal(507, f"The Hub cannot store or read this: {error.strerror}").response()
 
     def _viewer(self, request: Request) -> Viewer | None:
         """The one whose token a request carries.

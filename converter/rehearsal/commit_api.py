@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from converter.rehearsal.call import Call, parse_object, text_of
 from converter.rehearsal.card_metadata import check_card
-from converter.rehearsal.discussions import Discussions
+from converter.rehearsal.discussions import Discussions, commit_target
 from converter.rehearsal.history import PULLS, Entry, Repo, lfs_entry, regular_entry
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.modes import REGULAR_LIMIT
@@ -47,13 +47,8 @@ class Draft:
 async def create_commit(call: Call) -> Response:
     """POST .../commit/REV."""
     opens_pull_request = bool(call.query.get("create_pr"))
-    repo = call.repo()
-    author = call.user().name
-    if call.user().role != "write":
-        raise Refusal(403, "Forbidden: you must use a write token to write to a repo")
+    repo, author = commit_target(call), call.user().name
     discussions = Discussions(call.hub)
-    if not opens_pull_request and not discussions.is_own_pull_request(repo, call.revision, author):
-        call.writer(repo.owner, "write to a repo")
     # What cannot be is refused before content is read.
     call.hub.history.branch(repo, call.revision)
     draft = await _read(call)

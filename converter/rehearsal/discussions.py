@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
+from converter.rehearsal.call import Call
 from converter.rehearsal.history import HEADS, PULLS, Entry, Repo, now
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.replies import Refusal
@@ -171,6 +172,23 @@ class Discussions:
             answer["filesWithConflicts"] = self.conflicts(repo, row)
             answer["diff"] = ""
         return answer
+
+
+def commit_target(call: Call) -> Repo:
+    """The repo that the one who asks may commit to, at the revision that the path names.
+
+    Whoever may read a repo and write at all may open a pull request, and add to those that they have opened.
+
+    Raises:
+        Refusal: there is none, or they may not.
+    """
+    repo, viewer = call.repo(), call.user()
+    is_offer = bool(call.query.get("create_pr"))
+    if not is_offer and not Discussions(call.hub).is_own_pull_request(repo, call.revision, viewer.name):
+        call.writer(repo.owner, "write to a repo")
+    if viewer.role != "write":
+        raise Refusal(403, "Forbidden: you must use a write token to write to a repo")
+    return repo
 
 
 def base_ref(history_refs: Mapping[str, str]) -> str:

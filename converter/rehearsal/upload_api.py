@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from converter.rehearsal.blobs import PIECE_BYTES
 from converter.rehearsal.call import Call, text_of
+from converter.rehearsal.discussions import commit_target
 from converter.rehearsal.history import Repo
 from converter.rehearsal.modes import is_ignored, is_lfs
 from converter.rehearsal.names import check_path, check_sha256, check_size
@@ -30,9 +31,7 @@ _TOKEN_SECONDS = 3600
 
 async def preupload(call: Call) -> Response:
     """POST .../preupload/REV: which files go where, and what the repo has in their places."""
-    wants_pull_request = bool(call.query.get("create_pr"))
-    repo = call.repo() if wants_pull_request else call.writable_repo()
-    call.user()
+    repo = commit_target(call)
     values = await call.json()
     files = _objects(values, "files")
     commit = call.hub.history.resolve(repo, call.revision)
@@ -158,7 +157,7 @@ async def verify_object(call: Call) -> Response:
 
 async def xet_write_token(call: Call) -> Response:
     """GET .../xet-write-token/REV. With create_pr the revision says nothing; the client even sends None."""
-    repo = _upload_target(call) if call.query.get("create_pr") else call.writable_repo()
+    repo = commit_target(call)
     call.hub.check_quota(repo, 0)
     return _xet_token(call, "write")
 
