@@ -1,0 +1,155 @@
+"""A local Hub for tests, and ways to ask it: the client that everybody uses, in a process of its own, and bare HTTP."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from converter.rehearsal.process import RunningHub
+from converter.rehearsal.settings import Account, HubSettings
+from tests.conftest import ROOT
+
+#: What every program for the client begins with.
+_PRELUDE = """
+import json, os, sys, warnings
+from pathlib import Path
+from huggingface_hub import (
+    CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, hf_hub_url, snapshot_download
+)
+from huggingface_hub.utils import get_session, build_hf_headers
+api, found = HfApi(), {}
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a Hub answers."""
+
+    status: int
+    headers: dict[str, str]
+    """By their names in small letters."""
+    body: bytes
+
+    @property
+    def content(self) -> Any:
+        """The body, from JSON."""
+        return json.loads(self.body)
+
+
+def small_hub(folder: Path) -> HubSettings:
+    """Settings of a Hub with three accounts, whose limits are low enough to be met."""
+    accounts = (Account.new("alice", "write", "lab"), Account.new("bob"), Account.new("reader", "read", "lab"))
+    return HubSettings(folder, accounts, multipart_bytes=1_000_000, part_bytes=400_000, page_entries=3)
+
+
+def run_client(
+    hub: RunningHub,
+    home: Path,
+    program: str,
+    *arguments: object,
+    token: str | None = None,
+    xet: bool = False,
+    **variables: str,
+) -> dict[str, Any]:
+    """Run a program with huggingface_hub as it is; gives what it puts into ``found``."""
+    environment = hub.environment(os.environ, home, token=token, xet=xet) | variables
+    done = subprocess.run(
+        [sys.executable, "-c", f"{_PRELUDE}\n{program}\nprint(json.dumps(found))", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def ask(
+    hub: RunningHub,
+    method: str,
+    path: str,
+    body: object = None,
+    *,
+    token: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> Answer:
+    """Send one request as it stands; what is no bytes goes as JSON.
+
+    Args:
+        token: what it shows; None for that of the first account, empty for none.
+    """
+    address = urlsplit(hub.endpoint)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
+    shown = hub.token() if token is None else token
+    sent = {**({"Authorization": f"Bearer {shown}"} if shown else {}), **(headers or {})}
+    content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    try:
+        connection.request(method, path, content, sent)
+        response = connection.getresponse()
+        found = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, found, response.read())
+    finally:
+        connection.close()
+
+
+def make_repo(hub: RunningHub, name: str, owner: str = "alice", **values: object) -> str:
+    """Make a repo; gives its name for addresses."""
+    answer = ask(hub, "POST", "/api/repos/create", {"name": name, "organization": owner, **values})
+    assert answer.status == 200, answer.body
+    return f"{owner}/{name}"
+
+
+def commit(
+    hub: RunningHub,
+    repo: str,
+    files: dict[str, bytes] | None = None,
+    *operations: dict[str, Any],
+    revision: str = "main",
+    token: str | None = None,
+    **header: str,
+) -> Answer:
+    """Commit regular files, and further operations."""
+    lines: list[dict[str, Any]] = [{"key": "header", "value": {"summary": "A commit", "description": "", **header}}]
+    for path, content in (files or {}).items():
+        text = base64.b64encode(content).decode()
+        lines.append({"key": "file", "value": {"path": path, "content": text, "encoding": "base64"}})
+    body = b"\n".join(json.dumps(line).encode() for line in [*lines, *operations])
+    return ask(hub, "POST", f"/api/models/{repo}/commit/{revision}", body, token=token)
+
+
+def upload(hub: RunningHub, repo: str, content: bytes) -> str:
+    """Store an LFS object in one piece; gives its sha256."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    wanted = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": sha256, "size": len(content)}]}
+    answer = ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", wanted)
+    assert answer.status == 200, answer.body
+    (item,) = answer.content["objects"]
+    if "actions" in item:
+        place = urlsplit(item["actions"]["upload"]["href"])
+        assert ask(hub, "PUT", f"{place.path}?{place.query}", content, token="").status == 200
+    return sha256
+
+
+def lfs_file(path: str, content: bytes, sha256: str = "") -> dict[str, Any]:
+    """The operation that adds an LFS object to a commit."""
+    oid = sha256 or hashlib.sha256(content).hexdigest()
+    return {"key": "lfsFile", "value": {"path": path, "algo": "sha256", "oid": oid, "size": len(content)}}
+
+
+def head(hub: RunningHub, repo: str, revision: str = "main") -> str:
+    """The commit that a revision names."""
+    answer = ask(hub, "GET", f"/api/models/{repo}/revision/{revision.replace('/', '%2F')}")
+    assert answer.status == 200, answer.body
+    return str(answer.content["sha"])
