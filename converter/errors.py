@@ -19,6 +19,7 @@ LensconvError               exit 1: what was examined or made is not what it sho
 │   ├── DeviceError              an accelerator
 │   └── DependencyError          a package
 ├── HubError                 exit 4: the Hub refuses, lacks something, differs, or cannot be reached
+│   └── MissingObject            it no longer has a file that was uploaded
 ├── ReleaseError             exit 1: a release holds what must not be published, or is not what its manifest says
 ├── ImageError               exit 1: the model drew something that is no image
 └── Interrupted              exit 130: Ctrl-C or a termination signal
@@ -149,6 +150,10 @@ class HubError(LensconvError):
     """The Hub refuses, lacks what was asked for, holds something else, or cannot be reached."""
 
     exit_code = 4
+
+
+class MissingObject(HubError):
+    """The Hub does not have what was uploaded; with fresh operations it is uploaded again."""
 
 
 class ReleaseError(LensconvError):

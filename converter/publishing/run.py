@@ -14,7 +14,7 @@ from pathlib import Path
 
 from converter.console import Progress, readable_size
 from converter.conversion.release import CARD_NAME
-from converter.errors import HubError, UsageError, printable
+from converter.errors import HubError, MissingObject, UsageError, printable
 from converter.hub.failures import quiet_hub
 from converter.hub.places import parse_place
 from converter.hub.remote import RemoteRepo
@@ -26,7 +26,7 @@ from converter.publishing.proof import ReadBack, prove_bytes, prove_records
 from converter.publishing.pull_request import offer_pull_request, open_pull_request
 from converter.publishing.receipt import Receipt, is_proven, write_receipt
 from converter.publishing.session import HubSession, RemoteRefs
-from converter.publishing.transaction import MissingObject, Target, make_commit
+from converter.publishing.transaction import Target, make_commit
 from converter.publishing.upload import refuse_changed, upload
 from converter.verification.report import NAMED_PROBLEMS
 

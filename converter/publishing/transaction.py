@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from converter.errors import HubError, LensconvError
+from converter.errors import HubError, MissingObject
 from converter.hub.failures import client_errors, hub_failure
 from converter.hub.retry import is_transient
 from converter.publishing.difference import Difference, compare
@@ -28,10 +28,6 @@ _HISTORY = 50
 #: Statuses that say for certain that no commit was made. 409 and 412 do not: they may be the answer to a second request
 #: for what a first one has done.
 _REFUSALS = range(400, 409)
-
-
-class MissingObject(LensconvError):
-    """The Hub does not have what was uploaded; with fresh operations it is uploaded again."""
 
 
 @dataclass(frozen=True)
