@@ -26,7 +26,7 @@ from converter.rehearsal.modes import GITATTRIBUTES, is_ignored, is_lfs
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
-from tests.conftest import ROOT, snapshot
+from tests.conftest import ROOT, command, snapshot
 from tests.hubs import ask, commit, head, lfs_file, make_repo, run_client, small_hub, upload
 
 CARD = b"---\nlicense: mit\nbase_model: a/b\ntags: [x]\n---\n# A <b>card</b>\n\n![one](images/one.png)\n"
@@ -45,16 +45,14 @@ def _no_faults_are_left(request: pytest.FixtureRequest) -> Iterator[None]:
         request.getfixturevalue("hub").clear_faults()
 
 
-@pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_release(folder: Path, seed: int) -> Path:
     """Files of all kinds that uploads tell apart: regular, in one piece, in parts, well and badly compressible."""
-    folder = tmp_path_factory.mktemp("release")
-    generator = np.random.default_rng(0)
-    (folder / "transformer").mkdir()
+    generator = np.random.default_rng(seed)
+    (folder / "transformer").mkdir(parents=True)
     halves = (generator.standard_normal(500_000).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     (folder / "transformer" / "weights.safetensors").write_bytes(halves.tobytes())
     (folder / "noise.bin").write_bytes(generator.bytes(1_300_001))
-    (folder / "words.bin").write_bytes(b"lens " * 50_001)
+    (folder / "words.bin").write_bytes(b"lens%d " % seed * 50_001)
     (folder / "README.md").write_bytes(CARD)
     (folder / "config.json").write_text("{}")
     (folder / "empty.txt").write_text("")
@@ -123,8 +121,10 @@ found["squashed"] = len(api.list_repo_commits(repo))
 
 
 @pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
-def test_a_release_goes_through(hub: RunningHub, release: Path, tmp_path: Path, xet: bool) -> None:
+def test_a_release_goes_through(hub: RunningHub, tmp_path: Path, xet: bool) -> None:
     hub.forget_requests()
+    # What one way has brought need not go the other.
+    release = make_release(tmp_path / "release", seed=int(xet))
     repo = f"lab/journey-{xet}"
     found = run_client(hub, tmp_path / "home", JOURNEY, repo, release, xet=xet)
     assert found["who"] == "alice"
@@ -299,6 +299,29 @@ def test_what_is_uploaded_is_what_was_announced(hub: RunningHub) -> None:
     assert ask(hub, "PUT", f"/_lfs{path}", content, token="").headers["etag"]
     assert "actions" not in ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", wanted).content["objects"][0]
     assert not list((hub.settings.folder / "incoming").iterdir())
+
+
+def test_parts_must_make_up_what_was_announced(hub: RunningHub) -> None:
+    repo, content = make_repo(hub, "parts"), b"\3" * 1_000_001
+    sha256 = hashlib.sha256(content).hexdigest()
+    wanted = {"operation": "upload", "transfers": ["multipart"], "objects": [{"oid": sha256, "size": len(content)}]}
+
+    def place(address: str) -> str:
+        return "/_lfs" + address.partition("/_lfs")[2]
+
+    for last, status in ((b"\4" * 200_001, 400), (b"\3" * 200_001, 200)):
+        batch = ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", wanted).content["objects"][0]
+        action = batch["actions"]["upload"]
+        pieces = {"1": content[:400_000], "2": content[:400_000], "3": last}
+        tags = [ask(hub, "PUT", place(action["header"][number]), pieces[number], token="") for number in pieces]
+        parts = [{"partNumber": number, "etag": answer.headers["etag"]} for number, answer in enumerate(tags, start=1)]
+        assert ask(hub, "PUT", place(action["header"]["3"]), b"short", token="").status == 400
+        assert ask(hub, "POST", place(action["href"]), {"oid": sha256, "parts": parts[1:]}).status == 400
+        assert ask(hub, "PUT", place(action["header"]["3"]), last, token="").status == 200
+        assert ask(hub, "POST", place(action["href"]), {"oid": sha256, "parts": parts}).status == status
+    verify = ask(hub, "POST", f"/{repo}.git/info/lfs/verify", {"oid": sha256, "size": len(content)})
+    assert verify.status == 200
+    assert ask(hub, "POST", f"/{repo}.git/info/lfs/verify", {"oid": sha256, "size": 1}).status == 404
 
 
 def test_hostile_requests_are_refused(hub: RunningHub) -> None:
@@ -611,10 +634,8 @@ def test_broken_lz4_is_refused() -> None:
 
 
 def test_serve_says_where_it_is_and_ends_with_ctrl_c(tmp_path: Path) -> None:
-    # As long as the command is not among the others.
-    program = "import sys; from converter.cli import main as m; m.COMMANDS += ('hub',); m.main(sys.argv[1:])"
     process = subprocess.Popen(
-        [sys.executable, "-c", program, "hub", "serve", "--json", "--folder", tmp_path, "--account", "ann:read"],
+        command("hub", "serve", "--json", "--folder", tmp_path, "--account", "ann:read"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
