@@ -17,7 +17,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from converter.errors import MissingInput, ReleaseError, UsageError
+from converter.conversion.replacing import refuse_what_is_no_checkpoint
+from converter.errors import MissingInput, OutputError, ReleaseError, UsageError
 from converter.publishing.difference import compare
 from converter.publishing.files import hash_files
 from converter.publishing.options import PublishOptions
@@ -176,6 +177,15 @@ def test_files_are_hashed_again_only_where_they_changed(release: Path) -> None:
     again = {file.name: file for file in hash_files(release, names)}
     assert {name for name in names if again[name].git_sha1 != "noted"} == {"README.md"}
     assert again["README.md"].sha256 == hashlib.sha256((release / "README.md").read_bytes()).hexdigest()
+
+
+def test_a_release_that_was_examined_may_be_made_anew(release: Path) -> None:
+    examine_release(release, "owner/tiny")
+    assert (release / ".lensconv").is_dir()
+    refuse_what_is_no_checkpoint(release)
+    add_hidden(release)
+    with pytest.raises(OutputError, match=r"\.env"):
+        refuse_what_is_no_checkpoint(release)
 
 
 @pytest.mark.parametrize(

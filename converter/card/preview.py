@@ -7,9 +7,9 @@ import mimetypes
 from pathlib import Path
 
 from converter.card.page import render_page
-from converter.card.release import README_NAME
 from converter.checkpoint.source import is_plain_name
 from converter.checkpoint.writer import refuse_taken_place, replace_file
+from converter.conversion.release import CARD_NAME
 
 #: Pictures up to this size are part of the page; the Hub's own limit for one that a card shows is 20 MB.
 _EMBEDDED_BYTES = 20_000_000
@@ -26,7 +26,7 @@ def write_preview(root: Path, page: Path) -> None:
         OutputError: it cannot be written.
     """
     refuse_taken_place(page, overwrite=True)
-    text = (root / README_NAME).read_text("utf-8")
+    text = (root / CARD_NAME).read_text("utf-8")
     replace_file(page, render_page(text, lambda path: _embed(root, path)).encode())
 
 

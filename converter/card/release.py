@@ -18,7 +18,6 @@ from converter.verification.audit import Audit
 from converter.verification.manifest import Manifest, read_manifest
 from converter.verification.report import FamilyFootprint
 
-README_NAME = "README.md"
 _INDEX_NAME = "model_index.json"
 #: What Lens' families hold.
 _LENS_ROLES = {

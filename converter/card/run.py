@@ -18,10 +18,11 @@ from converter.card.environment import render_card
 from converter.card.evidence import CardEvidence, read_card_evidence
 from converter.card.metadata import CardMetadata, check_metadata, is_repo_id
 from converter.card.options import CardOptions
-from converter.card.release import README_NAME, CardRelease, read_release
+from converter.card.release import CardRelease, read_release
 from converter.checkpoint.writer import folder_inside, replace_file
-from converter.conversion.release import MANIFEST_NAME, ReleaseFile, encode_json
+from converter.conversion.release import CARD_NAME, MANIFEST_NAME, ReleaseFile, encode_json
 from converter.errors import MissingInput, ReleaseError, UsageError, printable
+from converter.verification.report import first_few
 
 _TAGS = ("sdnq", "quantized", "static-quantization", "4-bit precision")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -86,11 +87,11 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
     text = render_card(context, options.template)
     _refuse_bad_metadata(root, text)
     _keep_edited_card(release, text)
-    contents[README_NAME] = text.encode()
+    contents[CARD_NAME] = text.encode()
     _write(release, contents, verified=found.is_verified, repository=options.repo)
     missing = left_out(context)
     return CardReport(
-        card=root / README_NAME,
+        card=root / CARD_NAME,
         files=tuple(describe(name, contents[name]) for name in sorted(contents)),
         sections=tuple(section for section in SECTIONS if section not in missing),
         left_out=missing,
@@ -101,7 +102,7 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
 
 def _adopt(release: CardRelease, options: CardOptions) -> CardReport:
     """List the card that is there, with the files that came with an earlier one."""
-    card = release.root / README_NAME
+    card = release.root / CARD_NAME
     try:
         content = card.read_bytes()
         text = content.decode()
@@ -112,10 +113,10 @@ def _adopt(release: CardRelease, options: CardOptions) -> CardReport:
             f"{printable(str(card))}: {error.strerror or error}", "Write one, or leave --adopt."
         ) from error
     _refuse_bad_metadata(release.root, text)
-    contents = {README_NAME: content}
+    contents = {CARD_NAME: content}
     for name in release.added:
         file = release.root / name
-        if name != README_NAME and file.is_file():
+        if name != CARD_NAME and file.is_file():
             contents[name] = file.read_bytes()
     noted = release.content.get("card")
     noted = noted if isinstance(noted, dict) else {}
@@ -165,17 +166,17 @@ def _warnings(metadata: CardMetadata, evidence: CardEvidence) -> list[str]:
 def _refuse_bad_metadata(root: Path, text: str) -> None:
     faults = check_metadata(text)
     if faults:
-        raise ReleaseError(f"{printable(str(root / README_NAME))}: {'; '.join(faults[:3])}", "Mend it and try again.")
+        raise ReleaseError(f"{printable(str(root / CARD_NAME))}: {first_few(faults)}", "Mend it and try again.")
 
 
 def _keep_edited_card(release: CardRelease, text: str) -> None:
     """Refuse to replace a card that somebody wrote by hand."""
-    card = release.root / README_NAME
+    card = release.root / CARD_NAME
     if not card.exists():
         return
-    listed = release.manifest.files.get(README_NAME)
+    listed = release.manifest.files.get(CARD_NAME)
     present = card.read_bytes()
-    if present != text.encode() and (listed is None or describe(README_NAME, present).sha256 != listed.sha256):
+    if present != text.encode() and (listed is None or describe(CARD_NAME, present).sha256 != listed.sha256):
         raise ReleaseError(
             f"{printable(str(card))}: was written by hand, and would be lost",
             "List it with --adopt, or move it away to have it made anew.",

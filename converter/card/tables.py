@@ -162,11 +162,6 @@ def summary_vs_bf16(summary: Mapping[str, Any]) -> float | None:
     return reduction(loaded, sum(summary["quant_transformer_dtypes"].values()))
 
 
-def peak_kind(matrix: Mapping[str, Any]) -> str:
-    """What the memory columns of the matrix show, in words; empty when there are none."""
-    return PEAKS.get(_peak(matrix), "")
-
-
 def _peak(matrix: Mapping[str, Any]) -> str:
     sides = [row[model] for row in matrix["prompts"] for model in MODELS]
     return next((key for key in PEAKS if any(key in side for side in sides)), "")

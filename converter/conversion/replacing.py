@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from converter.checkpoint.source import INDEX_SUFFIX, WEIGHTS_SUFFIX, pipeline_components, read_json
-from converter.conversion.release import CONFIG_NAME, MANIFEST_NAME, QUANTIZATION_CONFIG_NAME, SUMMARY_NAME
+from converter.conversion.release import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    QUANTIZATION_CONFIG_NAME,
+    STATE_FOLDER,
+    SUMMARY_NAME,
+)
 from converter.errors import InputError, OutputError, printable
 
 #: Files beside the weights that a checkpoint may hold without a manifest that lists them.
@@ -28,7 +34,9 @@ def refuse_what_is_no_checkpoint(output: Path) -> None:
         OutputError: a file in the folder is no part of a checkpoint, or there are no weights.
     """
     where = printable(str(output))
-    files = sorted(file for file in output.rglob("*") if not file.is_dir())
+    # What was noted about the old release goes with it.
+    noted = output / STATE_FOLDER
+    files = sorted(file for file in output.rglob("*") if not file.is_dir() and noted not in file.parents)
     if files and not any(file.suffix == WEIGHTS_SUFFIX for file in files):
         raise OutputError(f"{where}: holds no checkpoint, which is all that --overwrite replaces")
     known = {*_CHECKPOINT_FILES}

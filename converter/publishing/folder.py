@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from converter.checkpoint.source import WEIGHTS_SUFFIX
 from converter.conversion.release import CARD_NAME, MANIFEST_NAME, STATE_FOLDER
 from converter.errors import MissingInput, printable
 from converter.hub.records import MAXIMUM_FILES
@@ -21,7 +22,6 @@ _IGNORED_FOLDERS = (STATE_FOLDER, ".git", ".cache/huggingface")
 #: The Hub's table of storage limits: files above are refused, or should be split.
 MAXIMUM_FILE_BYTES = 200 * 10**9
 ADVISED_FILE_BYTES = 50 * 10**9
-WEIGHTS_SUFFIX = ".safetensors"
 
 
 def find_faults(root: Path, listed: Mapping[str, ListedFile]) -> Iterator[str]:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.header import read_header
-from converter.checkpoint.source import read_json
+from converter.checkpoint.source import WEIGHTS_SUFFIX, read_json
 from converter.console import Progress
 from converter.conversion.release import CARD_NAME, MANIFEST_NAME
 from converter.errors import InputError, MissingInput, ReleaseError, printable
 from converter.publishing.files import PublishedFile, hash_files
-from converter.publishing.folder import WEIGHTS_SUFFIX, advice, find_faults
+from converter.publishing.folder import advice, find_faults
 from converter.publishing.secrets import find_secrets
 from converter.verification.manifest import ListedFile, read_manifest
-from converter.verification.report import NAMED_PROBLEMS
+from converter.verification.report import first_few
 from converter.verification.run import verify
 
 #: Longest file that is searched for secrets; tokenizers are the longest texts, with some 30 MB.
@@ -45,10 +45,6 @@ class FitRelease:
     def manifest_sha256(self) -> str:
         """sha256 of the manifest, which names those of all other files: it stands for the whole release."""
         return next(file.sha256 for file in self.files if file.name == MANIFEST_NAME)
-
-    def changed_files(self) -> list[str]:
-        """Names of files that are no longer what was examined."""
-        return [file.name for file in self.files if file.has_changed()]
 
 
 def examine_release(root: Path, repository: str, progress: Callable[[str, int], Progress] = Progress) -> FitRelease:
@@ -92,8 +88,7 @@ def examine_release(root: Path, repository: str, progress: Callable[[str, int], 
 def _refuse(root: Path, faults: Iterable[str], hint: str) -> None:
     found = list(faults)
     if found:
-        more = f"; and {len(found) - NAMED_PROBLEMS} more" if len(found) > NAMED_PROBLEMS else ""
-        raise ReleaseError(f"{printable(str(root))}: {'; '.join(found[:NAMED_PROBLEMS])}{more}", hint)
+        raise ReleaseError(f"{printable(str(root))}: {first_few(found)}", hint)
 
 
 def _secrets_in(root: Path, names: Iterable[str]) -> Iterator[str]:

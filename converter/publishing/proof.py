@@ -13,7 +13,7 @@ from converter.errors import HubError, ReleaseError, printable
 from converter.hub.remote import RemoteRepo
 from converter.publishing.difference import compare, describe
 from converter.publishing.files import PublishedFile
-from converter.verification.report import NAMED_PROBLEMS
+from converter.verification.report import first_few
 
 #: Bytes that are read back in any case: whole files, the shortest first.
 _WHOLE_BYTES = 256 << 20
@@ -48,10 +48,7 @@ def prove_records(files: Iterable[PublishedFile], remote: RemoteRepo) -> None:
     difference = compare(files, remote.files)
     if difference:
         faults = list(describe(difference, remote.files))
-        more = f"; and {len(faults) - NAMED_PROBLEMS} more" if len(faults) > NAMED_PROBLEMS else ""
-        raise HubError(
-            f"{remote.place}: is not the release: {'; '.join(faults[:NAMED_PROBLEMS])}{more}", "Publish it again."
-        )
+        raise HubError(f"{remote.place}: is not the release: {first_few(faults)}", "Publish it again.")
 
 
 def prove_bytes(

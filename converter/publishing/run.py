@@ -28,7 +28,7 @@ from converter.publishing.receipt import Receipt, is_proven, write_receipt
 from converter.publishing.session import HubSession, RemoteRefs
 from converter.publishing.transaction import Target, make_commit
 from converter.publishing.upload import refuse_changed, upload
-from converter.verification.report import NAMED_PROBLEMS
+from converter.verification.report import first_few
 
 #: Names that git takes for branches and tags, without what it takes only in places.
 _REF_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,98}[A-Za-z0-9])?")
@@ -265,11 +265,8 @@ def _announce(difference: Difference) -> Iterator[str]:
     if difference.added:
         yield f"{len(difference.added)} files to upload, {readable_size(difference.added_bytes)}"
     if difference.deleted:
-        named = ", ".join(printable(name) for name in difference.deleted[:NAMED_PROBLEMS])
-        more = (
-            f" and {len(difference.deleted) - NAMED_PROBLEMS} more" if len(difference.deleted) > NAMED_PROBLEMS else ""
-        )
-        yield f"the release does not have {named}{more}, to be deleted there"
+        names = first_few([printable(name) for name in difference.deleted])
+        yield f"to be deleted there, as the release does not have them: {names}"
 
 
 def _taken_tag(session: HubSession, tag: str | None, tagged: str | None) -> HubError:

@@ -26,10 +26,13 @@ class Check:
 
 def list_problems(name: str, problems: Sequence[str], good: str) -> Check:
     """A check that passes with ``good`` when there are no problems, and names the first few when there are."""
-    if not problems:
-        return Check(name, True, good)
-    more = f"; and {len(problems) - NAMED_PROBLEMS} more" if len(problems) > NAMED_PROBLEMS else ""
-    return Check(name, False, "; ".join(problems[:NAMED_PROBLEMS]) + more)
+    return Check(name, False, first_few(problems)) if problems else Check(name, True, good)
+
+
+def first_few(texts: Sequence[str]) -> str:
+    """The first of several texts, and how many more there are."""
+    more = f"; and {len(texts) - NAMED_PROBLEMS} more" if len(texts) > NAMED_PROBLEMS else ""
+    return "; ".join(texts[:NAMED_PROBLEMS]) + more
 
 
 @dataclass(frozen=True)
