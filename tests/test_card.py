@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -80,6 +81,38 @@ def test_figures_without_a_checksum_are_taken_only_when_asked_for(release: Path,
     with pytest.raises(EvidenceError, match="carries no sha256"):
         make_card(release, published)
     assert snapshot(release) == before
+
+
+def sourced(folder: Path, digest: str) -> Path:
+    """A matrix that names the weights that it was measured on."""
+    weights = [{"name": "diffusion_pytorch_model.safetensors", "bytes": 1, "sha256": digest}]
+    source = {"repo_id": "owner/tiny", "revision": None, "transformer": weights}
+    content = {**published_matrix(), "sources": {"original": source, "quantized": source}}
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "comparison_matrix.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_measurements_of_other_weights_are_stale(release: Path, published: Path) -> None:
+    before = snapshot(release)
+    weights = release / "transformer" / "diffusion_pytorch_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    for unverified in (False, True):
+        with pytest.raises(EvidenceError, match="stale"):
+            make_card(release, sourced(published, "0" * 64), CardOptions(unverified=unverified))
+    assert snapshot(release) == before
+    assert make_card(release, sourced(published, digest)).verified
+    assert "Unverified" not in (release / "README.md").read_text()
+
+
+def test_what_a_later_card_does_not_use_leaves_the_release(release: Path, published: Path) -> None:
+    make_card(release, published, UNVERIFIED)
+    assert (release / "model_cpu_offload_benchmark.json").is_file()
+    (published / "model_cpu_offload_benchmark.json").unlink()
+    make_card(release, published, UNVERIFIED)
+    assert not (release / "model_cpu_offload_benchmark.json").exists()
+    assert verify(release, checksums=True).ok
 
 
 def test_the_card_is_listed_and_the_release_fit_to_be_published(release: Path, published: Path) -> None:

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -345,6 +347,25 @@ def test_a_head_that_moved_is_left_alone(publisher: Publisher) -> None:
     assert done.returncode == 4
     assert "has changed since it was read" in json.loads(done.stdout)["error"]["message"]
     assert len(publisher.commits()) == 3
+
+
+def test_a_file_that_changes_while_it_is_uploaded(publisher: Publisher) -> None:
+    publisher.hub.fault("delay", method="POST", path="/preupload/", seconds=1.5)
+    weights = publisher.release / "transformer" / "diffusion_pytorch_model.safetensors"
+
+    def change() -> None:
+        # The pause has begun when the fault is used up.
+        while publisher.hub.faults():
+            time.sleep(0.05)
+        flip_a_weight(publisher.release)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    done = publisher.publish()
+    thread.join()
+    assert done.returncode == 1
+    assert f"{weights.name}: has changed" in json.loads(done.stdout)["error"]["message"]
+    assert len(publisher.commits()) == 1
 
 
 def test_a_pull_request_is_used_again(publisher: Publisher) -> None:
