@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     "message",
     "read_back",
     "patience",
+    "receipt",
     "dry_run",
 )
 @output_options

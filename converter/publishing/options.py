@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 #: The branch that people see.
 MAIN = "main"
@@ -38,6 +39,14 @@ class PublishOptions:
             "help": "Seconds to go on asking a Hub that is busy or does not answer, for each thing that it is to do.",
             "kind": "count",
             "shown": True,
+        },
+    )
+    receipt: Path | None = field(
+        default=None,
+        metadata={
+            "help": "Where the receipt is written, and that of an earlier run is read.  "
+            "[default: .lensconv/receipt.json in RELEASE]",
+            "kind": "path",
         },
     )
     dry_run: bool = field(

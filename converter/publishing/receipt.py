@@ -17,6 +17,7 @@ from converter.publishing.difference import Difference
 from converter.publishing.preflight import FitRelease
 from converter.publishing.proof import ReadBack
 
+#: Name of a receipt in a release.
 RECEIPT_NAME = "receipt.json"
 
 
@@ -73,19 +74,24 @@ class Receipt:
         }
 
 
-def write_receipt(root: Path, receipt: Receipt) -> bool:
-    """Note a receipt in the release; False where the folder cannot be written to."""
+def receipt_file(root: Path) -> Path:
+    """Where the receipt of a release lies, unless it is wanted elsewhere."""
+    return root / STATE_FOLDER / RECEIPT_NAME
+
+
+def write_receipt(file: Path, receipt: Receipt) -> bool:
+    """Write a receipt, and the folder that it lies in; False where that cannot be written to."""
     with suppress(OSError, LensconvError):
-        (root / STATE_FOLDER).mkdir(exist_ok=True)
-        replace_file(root / STATE_FOLDER / RECEIPT_NAME, (json.dumps(receipt.to_dict(), indent=2) + "\n").encode())
+        file.parent.mkdir(exist_ok=True)
+        replace_file(file, (json.dumps(receipt.to_dict(), indent=2) + "\n").encode())
         return True
     return False
 
 
-def is_proven(root: Path, page: str, commit: str, manifest_sha256: str) -> bool:
-    """Whether an earlier run has read this release back from this commit."""
+def is_proven(file: Path, page: str, commit: str, manifest_sha256: str) -> bool:
+    """Whether an earlier run, whose receipt this is, has read this release back from this commit."""
     try:
-        noted: Mapping[str, Any] = read_json(root / STATE_FOLDER / RECEIPT_NAME)
+        noted: Mapping[str, Any] = read_json(file)
     except InputError:
         return False
     return (noted.get("page"), noted.get("commit"), noted.get("manifest_sha256")) == (page, commit, manifest_sha256)

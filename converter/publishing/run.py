@@ -24,7 +24,7 @@ from converter.publishing.options import MAIN, PublishOptions
 from converter.publishing.preflight import FitRelease, examine_release
 from converter.publishing.proof import ReadBack, prove_bytes, prove_records
 from converter.publishing.pull_request import offer_pull_request, open_pull_request
-from converter.publishing.receipt import Receipt, is_proven, write_receipt
+from converter.publishing.receipt import Receipt, is_proven, receipt_file, write_receipt
 from converter.publishing.session import HubSession, RemoteRefs
 from converter.publishing.transaction import Target, make_commit
 from converter.publishing.upload import refuse_changed, upload
@@ -129,9 +129,13 @@ class _Publication:
         if self.options.tag:
             self._tag(self.options.tag, commit)
         receipt = self._receipt(commit, target, difference, read_back)
-        if not write_receipt(self.release.root, receipt):
-            self.note("the release folder cannot be written to, so that no receipt lies there")
+        if not write_receipt(self._receipt_file, receipt):
+            self.note(f"{printable(str(self._receipt_file))}: no receipt can be written there")
         return receipt
+
+    @property
+    def _receipt_file(self) -> Path:
+        return self.options.receipt or receipt_file(self.release.root)
 
     def _prepare_repo(self) -> bool:
         """Make the repo if there is none, and prove the right to write; False in a dry run that would make it."""
@@ -217,7 +221,7 @@ class _Publication:
         remote = self._records(commit)
         prove_records(self.release.files, remote)
         everything = self.options.read_back
-        if is_proven(self.release.root, self.session.address, commit, self.release.manifest_sha256) and not everything:
+        if is_proven(self._receipt_file, self.session.address, commit, self.release.manifest_sha256) and not everything:
             return None
         # An earlier run may have ended between its commit and its proof.
         files = self.release.files if everything or not difference else difference.added
