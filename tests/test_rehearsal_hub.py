@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import json
@@ -27,7 +28,7 @@ from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
 from tests.conftest import ROOT, command, snapshot
-from tests.hubs import ask, commit, head, lfs_file, make_repo, run_client, small_hub, upload
+from tests.hubs import Answer, ask, commit, head, lfs_file, make_repo, run_client, small_hub, upload
 
 CARD = b"---\nlicense: mit\nbase_model: a/b\ntags: [x]\n---\n# A <b>card</b>\n\n![one](images/one.png)\n"
 
@@ -545,27 +546,64 @@ def test_large_uploads_need_little_memory(hub: RunningHub) -> None:
 
 def test_pages(hub: RunningHub) -> None:
     repo = make_repo(hub, "shown")
-    make_repo(hub, "hidden", private=True)
     image = b"\x89PNG\r\n\x1a\nxx"
     upload(hub, repo, image)
     evil = {"README.md": CARD + b"<script>alert(1)</script>", "<script>.txt": b"x", "page.html": b"<script></script>"}
     assert commit(hub, repo, evil, lfs_file("images/one.png", image)).status == 200
     made = head(hub, repo)
-    page = ask(hub, "GET", f"/{repo}", token="")
-    assert page.headers["content-type"].startswith("text/html")
-    assert f'src="/{repo}/card/{made}"' in page.body.decode()
-    assert "images/one.png" in page.body.decode()
-    assert b"<script" not in page.body
-    card = ask(hub, "GET", f"/{repo}/card/main", token="")
-    assert b"<script" not in card.body
-    assert b"card" in card.body
-    assert "sandbox" in card.headers["content-security-policy"]
+    offer = {"title": "<script>", "description": "<script>", "pullRequest": True}
+    assert ask(hub, "POST", f"/api/models/{repo}/discussions", offer).status == 200
+    assert commit(hub, repo, {"a.txt": b"a"}, revision="refs%2Fpr%2F1", summary="<script>").status == 200
+    wanted = {
+        "": [f'src="/{repo}/image/{made}/images/one.png"', "card", "Discussions (1)"],
+        "/card/main": ["license: mit"],
+        "/tree/main": ["images/one.png", "&lt;script&gt;.txt", "5 files", "refs/pr/1", "LFS"],
+        f"/tree/{made}": ["images/one.png"],
+        "/commits/main": ["A commit", "initial commit"],
+        f"/commit/{made}": ["images/one.png", "added", "4 files"],
+        "/discussions": ["&lt;script&gt;", "draft"],
+        "/discussions/1": ["&lt;script&gt;", "a.txt", "1 file", f"/{repo}/tree/refs%2Fpr%2F1"],
+    }
+    for path, texts in wanted.items():
+        page = ask(hub, "GET", f"/{repo}{path}", token="")
+        assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8"), path
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert page.headers["cross-origin-resource-policy"] == "same-origin"
+        assert b"<script" not in page.body
+        assert [text for text in texts if text not in page.body.decode()] == [], path
     assert ask(hub, "GET", f"/{repo}/image/main/images/one.png", token="").body == image
     assert ask(hub, "GET", f"/{repo}/resolve/main/page.html").headers["content-type"].startswith("text/plain")
-    assert ask(hub, "GET", "/alice/hidden", token="").status == 401
-    listed = ask(hub, "GET", "/", token="").body
-    assert (b"alice/shown" in listed, b"alice/hidden" in listed) == (True, False)
-    assert ask(hub, "GET", f"/{repo}/tree/{made}", token="").status == 200
+
+
+def test_pages_of_private_repos_are_for_those_who_sign_in(hub: RunningHub) -> None:
+    repo = make_repo(hub, "hidden", private=True)
+    assert commit(hub, repo, {"README.md": CARD}).status == 200
+
+    def look(path: str, name: str = "", password: str = "", method: str = "GET") -> Answer:
+        pair = base64.b64encode(f"{name}:{password}".encode()).decode()
+        sent = {"Authorization": f"Basic {pair}"} if name else {}
+        return ask(hub, method, path, token="", headers={"Accept": "text/html,*/*;q=0.8", **sent})
+
+    asked = look(f"/{repo}")
+    assert (asked.status, asked.headers["content-type"]) == (401, "text/html; charset=utf-8")
+    assert asked.headers["www-authenticate"].startswith("Basic ")
+    assert b"Lens" not in asked.body
+    for name, password in (("alice", "wrong"), ("bob", hub.token("alice")), ("bob", hub.token("bob"))):
+        assert look(f"/{repo}", name, password).status in (401, 404)
+    assert (look("/", "alice", hub.token()).status, look("/sign-in").status) == (200, 401)
+    assert look("/sign-in", "alice", hub.token()).headers["location"] == "/"
+    for path in ("", "/tree/main", "/commits/main", "/resolve/main/README.md"):
+        assert look(f"/{repo}{path}", "alice", hub.token()).status == 200
+    listed = [look("/", name, hub.token(name) if name else "").body for name in ("alice", "bob", "")]
+    assert [repo.encode() in body for body in listed] == [True, False, False]
+    # A browser sends them wherever a page of another site leads it: they open what shows, never what changes.
+    for method, path in (("GET", "/api/whoami-v2"), ("POST", "/api/repos/create"), ("GET", f"/api/models/{repo}")):
+        refused = look(path, "alice", hub.token(), method)
+        assert (refused.status, "www-authenticate" in refused.headers) == (401, False)
+    # What is no browser is answered as the Hub does.
+    plain = ask(hub, "GET", f"/{repo}/resolve/main/README.md", token="")
+    assert (plain.status, plain.headers["content-type"]) == (401, "application/json")
+    assert "www-authenticate" not in plain.headers
 
 
 def test_rules_of_git_mean_what_git_says(tmp_path: Path) -> None:

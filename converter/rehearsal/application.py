@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -14,6 +17,7 @@ from converter.rehearsal.call import Call, Viewer
 from converter.rehearsal.control_api import apply
 from converter.rehearsal.faults import STATE_ACTIONS, Fault
 from converter.rehearsal.hub import Hub
+from converter.rehearsal.pages import refusal_page
 from converter.rehearsal.replies import Refusal
 from converter.rehearsal.routes import find_route
 from converter.rehearsal.traffic import Exchange, Traffic
@@ -21,6 +25,7 @@ from converter.rehearsal.traffic import Exchange, Traffic
 #: Hosts that requests may name; a page of another site that reaches this machine under its own name is refused.
 _HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::\d{1,5})?")
 _BEARER = re.compile(r"Bearer (?P<token>[!-~]{1,512})", re.IGNORECASE)
+_BASIC = re.compile(r"Basic (?P<pair>[A-Za-z0-9+/=]{1,1024})", re.IGNORECASE)
 _CONTROL = "/_control/"
 
 
@@ -86,18 +91,29 @@ class Application:
         return response
 
     async def _answer(self, request: Request, method: str, path: str) -> Response:
+        call = Call(self._hub, request, {}, None)
+        is_for_browsers = False
         try:
             if not _HOST.fullmatch(request.headers.get("host", "")):
                 raise Refusal(421, "This Hub is on this machine only")
-            handler, parts = find_route(method, path)
-            return await handler(Call(self._hub, request, parts, self._viewer(request)))
+            route = find_route(method, path)
+            is_for_browsers = route.is_for_browsers
+            call = replace(call, parts=route.parts, viewer=self._viewer(request, is_for_browsers))
+            return await route.handler(call)
         except Refusal as refusal:
+            # Clients of the Hub never ask for HTML.
+            if "text/html" in request.headers.get("accept", ""):
+                return refusal_page(call, refusal, asks_who=is_for_browsers)
             return refusal.response()
         except OSError as error:
             return Refusal(507, f"The Hub cannot store or read this: {error.strerror}").response()
 
-    def _viewer(self, request: Request) -> Viewer | None:
+    def _viewer(self, request: Request, is_for_browsers: bool) -> Viewer | None:
         """The one whose token a request carries.
+
+        Args:
+            request: the request.
+            is_for_browsers: whether the token may also come as the password of an account.
 
         Raises:
             Refusal: it is the token of nobody.
@@ -105,9 +121,15 @@ class Application:
         header = request.headers.get("authorization")
         if header is None:
             return None
-        match = _BEARER.fullmatch(header)
-        row = self._hub.database.account(match["token"]) if match is not None else None
-        if row is None:
+        name, token = "", ""
+        if (match := _BEARER.fullmatch(header)) is not None:
+            token = match["token"]
+        elif is_for_browsers and (match := _BASIC.fullmatch(header)) is not None:
+            with suppress(ValueError):
+                name, _, token = base64.b64decode(match["pair"], validate=True).decode().partition(":")
+        # Found by its hash, so that the time that this takes tells nothing.
+        row = self._hub.database.account(token)
+        if row is None or name not in ("", row["name"]):
             raise Refusal(401, "Invalid credentials in Authorization header")
         return Viewer(row["name"], row["role"], tuple(row["organizations"].split()))
 

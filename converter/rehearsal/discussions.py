@@ -109,6 +109,10 @@ class Discussions:
         """Files that a pull request and its base have changed, each in its own way."""
         return self._merge(repo, row)[1] if row["is_pull_request"] and not row["merge_commit"] else []
 
+    def before_and_after(self, repo: Repo, row: sqlite3.Row) -> tuple[dict[str, Entry], dict[str, Entry]]:
+        """Files of the base of a pull request, and what merging makes of them, but for those in conflict."""
+        return self._history.tree(repo, self._history.refs(repo)[row["base"]]), self._merge(repo, row)[0]
+
     def merge(self, repo: Repo, number: int, author: str) -> str:
         """Merge a pull request: one commit on its base; gives its id.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from converter.rehearsal import (
     accounts_api,
@@ -72,33 +73,59 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("PUT", f"/_lfs/{_OID}/part/{_NUMBER}", upload_api.put_part),
     ("POST", f"/_lfs/{_OID}/complete", upload_api.complete_parts),
     ("GET", f"/_files/{_OID}", files_api.send_object),
+)
+#: What a browser shows. It changes nothing, and it alone takes a name and a password in place of a bearer token:
+#: a browser sends these by itself, also where a page of another site makes it ask.
+_BROWSER_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", f"{_PAGE}/resolve/{_REV}/(?P<path>.+)", files_api.resolve),
     ("GET", f"{_PAGE}/image/{_REV}/(?P<path>.+)", files_api.show_image),
     ("GET", "/", pages.show_all),
-    ("GET", f"{_PAGE}/card/{_REV}", pages.show_card),
-    ("GET", f"{_PAGE}(?:/tree/{_REV})?", pages.show_repo),
+    ("GET", "/sign-in", pages.sign_in),
+    ("GET", f"{_PAGE}(?:/card/{_REV})?", pages.show_card),
+    ("GET", f"{_PAGE}/tree/{_REV}", pages.show_files),
+    ("GET", f"{_PAGE}/commits/{_REV}", pages.show_commits),
+    ("GET", f"{_PAGE}/commit/{_REV}", pages.show_commit),
+    ("GET", f"{_PAGE}/discussions", pages.show_discussions),
+    ("GET", f"{_PAGE}/discussions/{_NUMBER}", pages.show_discussion),
 )
-_COMPILED = [(method, re.compile(pattern), handler) for method, pattern, handler in _ROUTES]
 
 
-def find_route(method: str, path: str) -> tuple[Handler, dict[str, str]]:
-    """What answers a request, and what its path names.
+@dataclass(frozen=True)
+class Route:
+    """What answers a request."""
+
+    handler: Handler
+    parts: dict[str, str]
+    """What the path names, still percent-encoded."""
+    is_for_browsers: bool
+
+
+_COMPILED = [
+    (method, re.compile(pattern), handler, is_for_browsers)
+    for routes, is_for_browsers in ((_ROUTES, False), (_BROWSER_ROUTES, True))
+    for method, pattern, handler in routes
+]
+
+
+def find_route(method: str, path: str) -> Route:
+    """What answers a request.
 
     Raises:
         Refusal: nothing does.
     """
     wanted = "GET" if method == "HEAD" else method
     other_methods: set[str] = set()
-    for known, handler, parts in _matching(path):
+    for known, route in _matching(path):
         if known == wanted:
-            return handler, parts
+            return route
         other_methods.add(known)
     if other_methods:
         raise Refusal(405, "Method not allowed", headers={"Allow": ", ".join(sorted(other_methods))})
     raise Refusal(404, "Not found")
 
 
-def _matching(path: str) -> Iterator[tuple[str, Handler, dict[str, str]]]:
-    for method, pattern, handler in _COMPILED:
+def _matching(path: str) -> Iterator[tuple[str, Route]]:
+    for method, pattern, handler, is_for_browsers in _COMPILED:
         if (match := pattern.fullmatch(path)) is not None:
-            yield method, handler, {name: value for name, value in match.groupdict().items() if value is not None}
+            parts = {name: value for name, value in match.groupdict().items() if value is not None}
+            yield method, Route(handler, parts, is_for_browsers)
