@@ -27,6 +27,8 @@ _LINE_START = re.compile(r"\A(?:([-+=:])|(\d{1,9})([.)])(?=\s|\Z))")
 #: Where an address, a mention or an emoji code is broken up.
 _LINK_SIGNS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?=\S)|(?<=:)(?=[\w+-]+:)", re.IGNORECASE)
 _COMMENT = "<!-- -->"
+#: An address that does not lead into the repo.
+_ELSEWHERE = re.compile(r"(?:https?:|mailto:|#)", re.IGNORECASE)
 
 
 class Markdown(str):
@@ -87,13 +89,30 @@ def fence(text: str, language: str = "") -> Markdown:
 
 
 def link(text: str, address: str) -> Markdown:
-    """A link; the text is escaped unless it is Markdown."""
+    """A link; the text is escaped unless it is Markdown.
+
+    Args:
+        text: what is shown.
+        address: a path in the repo, as its file is called; or an address that begins with ``https:``, ``http:``,
+            ``mailto:`` or ``#``.
+    """
     return Markdown(f"[{text if isinstance(text, Markdown) else escape(text)}]({_address(address)})")
 
 
-def image(text: str, address: str) -> Markdown:
-    """An image with the text that stands for it."""
-    return Markdown(f"!{link(text, address)}")
+def image(text: str, address: str, dark: str = "") -> Markdown:
+    """An image with the text that stands for it.
+
+    Args:
+        text: for those who do not see it.
+        address: as for ``link``.
+        dark: that of the image for pages in dark colours, where there is one.
+    """
+    if not dark:
+        return Markdown(f"!{link(text, address)}")
+    return Markdown(
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_address(dark)}">'
+        f'<img src="{_address(address)}" alt="{_attribute(text)}"></picture>'
+    )
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], align: str = "") -> Markdown:
@@ -116,8 +135,15 @@ def _cell(value: object) -> str:
 
 
 def _address(address: str) -> str:
-    """An address that cannot end the link around it."""
-    return quote(one_line(address), safe="/:?#@!$&'*+,;=%~")
+    """An address that cannot end the link or the attribute around it."""
+    if not _ELSEWHERE.match(address):
+        return quote(address, safe="/")
+    return quote(one_line(address), safe="/:?#@!$&*+,;=%~").replace("&", "&amp;")
+
+
+def _attribute(text: str) -> str:
+    """A text between the double quotes of an attribute: all but letters and digits that ASCII has is spelt out."""
+    return re.sub(r"[!-/:-@\[-`{-~]", lambda found: f"&#{ord(found[0])};", one_line(text))
 
 
 def _is_harmless(character: str) -> bool:

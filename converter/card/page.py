@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
+from itertools import pairwise
 from typing import Any
+from urllib.parse import quote
 
 from converter.card.metadata import parse_metadata, split_card
 from converter.card.page_style import STYLE
@@ -81,10 +87,15 @@ _ATTRIBUTES = {
 }
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*:|//|#", re.IGNORECASE)
 _ALIGN = re.compile(r'<(t[dh]) style="text-align:(left|right|center)">')
-#: No scripts, frames, forms or fonts; styles of this page and images alone.
+_HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+_STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+#: No scripts, frames, forms or fonts; this one style sheet, and images.
 _POLICY = (
-    "default-src 'none'; img-src 'self' data: https:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    f"default-src 'none'; img-src 'self' data: https:; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; "
+    "form-action 'none'"
 )
+#: Letters, their marks, digits, and what connects words: what the name of a heading keeps of its text.
+_NAME_CATEGORIES = frozenset(["Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc"])
 #: Keys whose values are shown as labels.
 _LABELS = ("pipeline_tag", "library_name", "language", "tags", "license")
 
@@ -96,49 +107,76 @@ def render_page(
 
     Args:
         markdown: the whole card, with its front matter.
-        resolve: makes of the path of an image inside the repo the address that the page uses.
+        resolve: makes of the address of an image inside the repo, which is relative and in which special characters
+            stand as ``%20``, the address that the page uses.
         link: the same for links to files inside the repo; by default they stay.
     """
     metadata, _ = parse_metadata(markdown)
     front, body = split_card(markdown)
-    content = _sanitise(_to_html(body), resolve, link)
-    parts = [_labels(metadata), _front_matter(metadata) if front is not None else "", _gallery(metadata, resolve)]
-    title = re.search("<h1>(.*?)</h1>", content, re.DOTALL)
-    name = re.sub("<[^>]*>", "", title[1]) if title else "Model card"
+    html, title = _to_html(body)
+    content = _sanitise(html, resolve, link)
+    parts = [_labels(metadata), _gallery(metadata, resolve), _front_matter(metadata) if front is not None else ""]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{name}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"{''.join(parts)}<article>\n{content}</article>\n</main>\n</body>\n</html>\n"
     )
 
 
-def _to_html(body: str) -> str:
+def _to_html(body: str) -> tuple[str, str]:
+    """The card before it is sanitised, with names for its headings; and the text of its first heading."""
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    tokens = parser.parse(body)
+    title, taken = "", Counter[str]()
+    for token, inside in pairwise(tokens):
+        if token.type == "heading_open":
+            parts = (child.content for child in inside.children or () if child.type in ("text", "code_inline"))
+            text = "".join(parts)
+            title = title or text
+            token.attrSet("id", _heading_name(text, taken))
     # Styles are not let through, and this is what those of cells say.
-    return _ALIGN.sub(r'<\1 align="\2">', parser.render(body))
+    html = _ALIGN.sub(r'<\1 align="\2">', parser.renderer.render(tokens, parser.options, {}))
+    return html, title or "Model card"
+
+
+def _heading_name(text: str, taken: Counter[str]) -> str:
+    """What links to a heading call it, by GitHub's rule: small letters, hyphens for spaces, and no punctuation.
+
+    Args:
+        text: of the heading.
+        taken: names that were given, and how often each was asked for; this one is noted.
+    """
+    kept = (letter for letter in text.lower() if letter in "- " or unicodedata.category(letter) in _NAME_CATEGORIES)
+    base = name = "".join(kept).replace(" ", "-")
+    while name in taken:
+        taken[base] += 1
+        name = f"{base}-{taken[base]}"
+    taken[name] = 0
+    return name
 
 
 def _sanitise(html: str, resolve: Callable[[str], str], link: Callable[[str], str]) -> str:
     import nh3
 
     def rewrite(tag: str, attribute: str, value: str) -> str | None:
-        if attribute in ("src", "srcset"):
+        if attribute == "src" or (attribute == "srcset" and not re.search(r"[\s,]", value.strip())):
             return _image_address(value, resolve)
         if attribute == "href" and not _ADDRESS.match(value):
             return link(value)
         if (tag, attribute) == ("code", "class"):
             return value if re.fullmatch("language-[a-z0-9+-]+", value) else None
-        return value
+        # What is left of srcset names several images, of which one is enough.
+        return None if attribute == "srcset" else value
 
     return nh3.clean(
         html,
         tags=set(_TAGS),
-        attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()},
+        attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()} | {tag: {"id"} for tag in _HEADINGS},
         url_schemes={"http", "https", "mailto"},
         attribute_filter=rewrite,
         link_rel="nofollow noopener noreferrer",
@@ -156,10 +194,11 @@ def _image_address(value: str, resolve: Callable[[str], str]) -> str | None:
 
 def _labels(metadata: Mapping[str, Any]) -> str:
     """Labels above the card: task, library, languages, tags and license."""
-    found = []
+    texts: dict[str, None] = {}
     for key in _LABELS:
         prefix = "license: " if key == "license" else ""
-        found += [f'<span class="label">{escape(prefix + text)}</span>' for text in _texts(metadata.get(key))]
+        texts |= dict.fromkeys(prefix + text for text in _texts(metadata.get(key)))
+    found = [f'<span class="label">{escape(text)}</span>' for text in texts]
     return f'<div class="labels">{" ".join(found)}</div>\n' if found else ""
 
 
@@ -170,13 +209,16 @@ def _front_matter(metadata: Mapping[str, Any]) -> str:
         for key, value in metadata.items()
         if key != "widget"
     )
-    return f'<table class="metadata">\n{rows}</table>\n' if rows else ""
+    shown = f"<summary>Metadata</summary>\n<table>\n{rows}</table>"
+    return f'<details class="metadata">{shown}</details>\n' if rows else ""
 
 
 def _gallery(metadata: Mapping[str, Any], resolve: Callable[[str], str]) -> str:
     figures = []
     for text, address in _gallery_images(metadata.get("widget")):
-        source = _image_address(address, resolve)
+        inside = _ADDRESS.match(address) is None
+        # Written as a path, and read as an address.
+        source = _image_address(quote(address, safe="/%") if inside else address, resolve)
         if source is not None:
             figures.append(
                 f'<figure><img src="{escape(source)}" alt="{escape(text)}">'

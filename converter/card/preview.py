@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import mimetypes
 from pathlib import Path
+from urllib.parse import unquote
 
 from converter.card.page import render_page
 from converter.checkpoint.source import is_plain_name
@@ -30,8 +31,9 @@ def write_preview(root: Path, page: Path) -> None:
     replace_file(page, render_page(text, lambda path: _embed(root, path)).encode())
 
 
-def _embed(root: Path, path: str) -> str:
+def _embed(root: Path, address: str) -> str:
     """A picture of the release as an address that holds it; anything else as it is."""
+    path = unquote(address)
     file = root / path
     kind = mimetypes.guess_type(file.name)[0] or ""
     if (
@@ -41,5 +43,5 @@ def _embed(root: Path, path: str) -> str:
         or file.stat().st_size > _EMBEDDED_BYTES
         or not file.resolve().is_relative_to(root.resolve())
     ):
-        return path
+        return address
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"

@@ -1,0 +1,464 @@
+"""Hostile texts in a card, all the way into a browser: they are shown, run nothing, ask for nothing, break nothing."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import json
+import re
+import shutil
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from converter.card.metadata import CardMetadata, check_metadata, is_repo_id, split_card
+from converter.card.page import render_page
+from converter.cli.main import run
+from converter.console import Console
+from tests.browser import look_at, needs_browser, running_site
+from tests.published import published_metrics
+
+#: Sets a mark in the window that a script runs in, or in the one around its frame.
+_RUN = "window.ran=1"
+#: What somebody may write into a prompt, a name or a version. Hosts below ``.example`` lead to the test.
+_HOSTILE = (
+    r"a | b || c \| d \\| e |",
+    "` `` ``` ```` `code` ``a|b`` end`",
+    "<b>bold</b> <table><tr><td>cell</td></tr></table></td></tr></tbody></table>",
+    f"<script>{_RUN}</script>",
+    f"<img src=http://image.example/i onerror='{_RUN}'>",
+    f"\"'><svg/onload={_RUN}>",
+    f"[click](javascript:{_RUN}) <a href='javascript:{_RUN}'>there</a>",
+    f"[data](data:text/html,<script>{_RUN}</script>)",
+    "{{ 7 * 7 }} {% for x in range(9) %}{{ x }}{% endfor %} {# note #} ${7*7} <%= 7 %>",
+    '![pixel](http://markdown.example/pixel.png "title")',
+    "<http://auto.example/> https://bare.example/a www.bare.example me@mail.example mailto:me@mail.example",
+    '[a]: http://reference.example/ "title"',
+    "---\nlicense: other\n---\n",
+    "key: {a: 1, 'b': \"c\"} # comment",
+    '!!python/object/apply:os.system ["true"]',
+    "&anchor *alias %directive @at ? : , [x]",
+    "no",
+    "1e3",
+    "<!-- comment --> --> <!-- open",
+    "line\nbreak\r\nmore\rend",
+    "one\u2028two\u2029three\u0085four",
+    "\u202egnp.exe\u202c \u2066isolated\u2069",
+    "zero\u200bwidth\ufeff\u2060 \U000e0041tag",
+    "nul\0 bell\a escape\x1b[31m",
+    "text\n| --- | --- |\n| x | y |",
+    "- item\n- [ ] task\n+ item\n* item",
+    "1. one\n2) two",
+    "# heading\n## another ##",
+    f"```html\n<script>{_RUN}</script>\n```\n~~~\ntildes",
+    "setext\n===\nmore\n---",
+    "&lt;script&gt; &#x3c;b&#x3e; &amp; &nbsp; &#0; &copy",
+    "W" * 700,
+    f"![<img src=x onerror='{_RUN}'>](http://alternative.example/)",
+    "<style>*{display:none}</style> <p style='position:fixed;inset:0'>",
+    f"<svg><script>{_RUN}</script><foreignObject><math><mtext>",
+    '<iframe srcdoc="<script>parent.ran=1</script>"></iframe><iframe src=http://frame.example/></iframe>',
+    r"$$x^2$$ \(y\) \[z\] $a_b$",
+    ":rocket: :+1: @everyone #1 GH-1 a/b@0123456789abcdef0123456789abcdef01234567",
+    "[^1] [^1]: note ~~strike~~ **bold** _em_ __b__ ==mark== H~2~O [x][y] [[wiki]]",
+    "<meta http-equiv=refresh content='0;url=http://refresh.example/'><base href=http://base.example/>",
+    f"<form action=http://form.example/><input autofocus onfocus='{_RUN}'>",
+    r"C:\path\*_\n \" \' %7B${IFS} \u0022 \x41",
+    f"</title></head></code></pre></article><body onload='{_RUN}'>",
+    "]]> <![CDATA[ x ]]> <?php x ?> <!DOCTYPE x>",
+    '"""); import os  # \' """ \\',
+    "> quote\n> more\n    code\n\tcode",
+    "family \U0001f469\u200d\U0001f469\u200d\U0001f467 e\u0301 \u05e2\u05d1\u05e8\u05d9\u05ea",
+)
+#: Hosts and paths that are asked for where these texts are taken for Markdown.
+_ASKED_FOR = (("image", "i"), ("markdown", "pixel.png"), ("alternative", ""), ("frame", ""))
+#: How those are shown that hold what nobody would see.
+_SHOWN = {
+    "one\u2028two\u2029three\u0085four": "one two three\\x85four",
+    "\u202egnp.exe\u202c \u2066isolated\u2069": "\\u202egnp.exe\\u202c \\u2066isolated\\u2069",
+    "zero\u200bwidth\ufeff\u2060 \U000e0041tag": "zero\\u200bwidth\\ufeff\\u2060 \\U000e0041tag",
+    "nul\0 bell\a escape\x1b[31m": "nul\\x00 bell\\x07 escape\\x1b[31m",
+}
+_COUNT = len(_HOSTILE)
+_SHA256 = re.compile("[0-9a-f]{64}")
+#: Without a name of a repo, a card is called after its folder.
+_FOLDER = f"\"'<img src=x onerror={_RUN}> | `[a](b)` ``` {{{{ x }}}} <!-- *"
+_METADATA = CardMetadata("mit", None, None, "o/n", None, "diffusers", "text-to-image", ("en",), ("sdnq",), ())
+#: What a page is asked in the browser; ``innerText`` is what people see.
+_PROBE = """
+const seen = element => element.innerText.split(/\\s+/).filter(Boolean).join(' ');
+const all = (selector, give) => [...page.querySelectorAll(selector)].map(give);
+return {
+  ran: frame.ran === 1,
+  title: page.title,
+  elements: [...new Set(all('body *', element => element.localName))].sort(),
+  handlers: all('*', element => [...element.attributes].filter(a => /^on|^style$/i.test(a.name)).length)
+    .reduce((sum, count) => sum + count, 0),
+  addresses: all('a', element => element.getAttribute('href')),
+  broken: all('img', element => element).filter(image => !image.naturalWidth).map(image => image.src.slice(0, 80)),
+  images: all('img', image => image.alt),
+  tables: all('article table', table => [...table.rows].map(row => [...row.cells].map(seen))),
+  headings: all('h1, h2, h3', seen),
+  paragraphs: all('article > p', seen),
+  points: all('article li', seen),
+  captions: all('figcaption', element => element.textContent),
+  blocks: all('pre', element => element.textContent),
+  styled: frame.getComputedStyle(page.querySelector('main') || page.body).maxWidth,
+  wide: page.documentElement.scrollWidth - page.documentElement.clientWidth,
+};
+"""
+
+
+def shown(text: str) -> str:
+    """What people see of a text, in one line."""
+    return " ".join(_SHOWN.get(text, text).split())
+
+
+def squeezed(texts: Iterable[str]) -> list[str]:
+    """Texts without white space, which differs where lines are broken."""
+    return ["".join(text.split()) for text in texts]
+
+
+def hostile_text(place: str, number: int) -> str:
+    """A text of the corpus; each place begins with another one."""
+    text = _HOSTILE[(number + zlib.crc32(place.encode())) % _COUNT]
+    if place.startswith("file"):
+        # What no name of a file has, and a length that all file systems take.
+        return re.sub(r"[/\\%\0-\x1f\x7f-\x9f\u2028\u2029]", "_", text)[:60]
+    return text
+
+
+def harmless_text(place: str, number: int) -> str:
+    """A text that names its place."""
+    return f"text{number}of{place}end"
+
+
+def translated(harmless: str) -> str:
+    """What stands in the hostile card where this stands in the harmless one."""
+
+    def replaced(found: re.Match[str]) -> str:
+        text = shown(hostile_text(found[2], int(found[1])))
+        return text if found[2] != "reason" or len(text) <= 300 else f"{text[:299]}…"
+
+    return re.sub(r"text([0-9]+)of([a-z]+?)end", replaced, harmless.replace("folder", shown(_FOLDER)))
+
+
+Text = Callable[[str, int], str]
+
+
+def each(text: Text, place: str) -> list[str]:
+    """All texts for a place."""
+    return [text(place, number) for number in range(_COUNT)]
+
+
+def picture() -> bytes:
+    """The smallest PNG."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0\0")) + chunk(b"IEND", b"")
+
+
+def spread(value: float) -> dict[str, float]:
+    """Statistics of figures that are all the same."""
+    return {"mean": value, "median": value, "min": value, "max": value, "count": _COUNT}
+
+
+def write_release(source: Path, release: Path, text: Text) -> str:
+    """Copy a release, with texts in what its manifest and its configs say; gives the sha256 of its weights."""
+    shutil.copytree(source, release)
+    manifest = json.loads((release / "lensconv_manifest.json").read_text())
+    manifest["versions"] |= {text("versionname", n): text("version", n) for n in range(_COUNT)}
+    manifest["versions"] |= {"sdnq": text("sdnq", 0), "torch": text("torch", 0), "lensconv": text("lensconv", 0)}
+    manifest["recipe"] |= {"name": text("recipe", 0), "seed": text("seed", 0), "quantize_from": text("quantizefrom", 0)}
+    manifest["source"]["files"] = [
+        {"name": name, "bytes": 1, "header_sha256": text("header", number)}
+        for number, name in enumerate(each(text, "source"))
+    ]
+    manifest["source"]["bytes_by_dtype"][f"Z{text('dtype', 0)}"] = 0
+    (release / "lensconv_manifest.json").write_text(json.dumps(manifest))
+    index = json.loads((release / "model_index.json").read_text())
+    index |= {text("filecomponent", n): ["diffusers", text("class", n)] for n in range(_COUNT)}
+    (release / "model_index.json").write_text(json.dumps(index))
+    config = json.loads((release / "text_encoder" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": text("quantmethod", 0)}
+    (release / "text_encoder" / "config.json").write_text(json.dumps(config))
+    return hashlib.sha256((release / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()).hexdigest()
+
+
+def write_evidence(folder: Path, sha256: str, text: Text) -> None:
+    """Write measurements of a release and pictures, with texts wherever their formats take some."""
+    weights = [{"name": "diffusion_pytorch_model.safetensors", "bytes": 1, "sha256": sha256}]
+    source = {"repo_id": text("repo", 0), "revision": None, "transformer": weights}
+    sources = {"original": source, "quantized": source}
+    names = ("hardware", "torch", "cuda", "driver", "storage", "sdnq", "diffusers", "transformers", "accelerate")
+    environment = {name: text(f"environment{name}", 0) for name in (*names, "safetensors", "lensconv")}
+    environment["date"] = "2026-05-24"
+    settings = {**published_metrics()["settings"], "aspect_ratio": text("aspectratio", 0), "dtype": text("dtype", 0)}
+    ids = each(text, "id")
+    rows: list[dict[str, Any]] = []
+    for number, identity in enumerate(ids):
+        image = f"images/quantized/{number} {text('fileimage', number)}.png"
+        (folder / image).parent.mkdir(parents=True, exist_ok=True)
+        (folder / image).write_bytes(picture())
+        side: dict[str, Any] = {"time_s": 1.5, "peak_allocated_gb": 2.5}
+        rows.append(
+            {
+                "id": identity,
+                "scenario": text("scenario", number),
+                "seed": number,
+                "prompt": text("prompt", number),
+                "original": side if number % 2 else {"failed": text("reason", number)},
+                "quantized": {**side, "image": image, "image_sha256": hashlib.sha256(picture()).hexdigest()},
+            }
+        )
+    common = {"environment": environment, "settings": settings, "sources": sources}
+    metrics = published_metrics() | common
+    for name in ("original", "quantized"):
+        metrics["models"][name] |= {"label": text(f"label{name}", 0), "repo_id": text("modelrepo", 0)}
+        metrics["models"][name]["generation_time_s"] = {"mean": 1.5, "median": 1.5}
+        metrics["models"][name]["generation_peak_allocated_gb"] = {"mean": 2.5, "max": 2.5}
+    failed = [{"prompt": text("failedprompt", n), "reason": text("reason", n)} for n in range(_COUNT)]
+    metrics["models"]["quantized"]["failed"] = failed
+    point = {"time_s": 1.5}
+    model = {"setup": point, "cold": point, "warm": {"time_s": {"mean": 1.5}}}
+    offload: dict[str, Any] = {
+        "schema": "lensconv.offload/1",
+        "method": "enable_model_cpu_offload",
+        "cold_prompt": ids[0],
+        "warm_prompts": ids[1:],
+        "models": {name: {**model, "label": text(f"label{name}", 0)} for name in ("original", "quantized")},
+    }
+    offload["models"]["original"] = {**offload["models"]["original"], "setup": {"failed": text("reason", 3)}}
+    pair: dict[str, Any] = {
+        "width": 64,
+        "height": 64,
+        "num_inference_steps": 20,
+        "identical": False,
+        "psnr_db": 30.0,
+        "ssim": 0.5,
+        "lpips": None,
+        "periodic_grid": {"original": 1.0, "quantized": 1.0, "added": 0.0},
+        "baseline": None,
+        "text": [],
+    }
+    summary = {"psnr_db": spread(30.0), "ssim": spread(0.5), "lpips": None, "periodic_grid_added": spread(0.0)}
+    images = {
+        "schema": "lensconv.fidelity/1",
+        "num_inference_steps": 20,
+        "pairs": [{"id": identity, "seed": number, **pair} for number, identity in enumerate(ids)],
+        "summary": {**summary, "baseline": None, "text": None},
+        "methods": {name: text("method", 0) for name in ("psnr_db", "ssim", "periodic_grid")},
+        "not_measured": {"lpips": text("lpips", 0), "text": text("text", 0)},
+        "sources": sources,
+    }
+    family = {"modules": 1, "sqnr_db": 20.0, "sqnr_db_min": 20.0, "cosine_min": 0.9}
+    fidelity = {
+        "sqnr_db": {"min": 20.0, "median": 20.0},
+        "max_abs_error": 0.1,
+        "max_error_steps": 0.5,
+        "cosine_min": 0.9,
+        "families": [{"name": name, **family} for name in each(text, "family")],
+        "worst": [],
+    }
+    contents = {
+        "benchmark_metrics.json": metrics,
+        "comparison_matrix.json": {"schema": "lensconv.matrix/1", "prompts": rows, **common},
+        "model_cpu_offload_benchmark.json": offload | common,
+        "image_fidelity.json": images,
+        "weight_fidelity.json": {"schema": "lensconv.weights/1", "sources": sources, "fidelity": fidelity},
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content))
+    for name in ("comparison", "charts"):
+        (folder / "assets" / name).mkdir(parents=True)
+    (folder / "assets" / "comparison" / "comparison_preview.webp").write_bytes(picture())
+    for number in range(_COUNT):
+        name = f"{number} {text('filesheet', number)}"
+        (folder / "assets" / "comparison" / f"comparison_grid_{name}.webp").write_bytes(picture())
+        for theme in ("light", "dark"):
+            (folder / "assets" / "charts" / f"{name}-{theme}.png").write_bytes(picture())
+
+
+@dataclass(frozen=True)
+class Made:
+    """A card and its page."""
+
+    card: str
+    page: str
+    release: Path
+
+
+def make(source: Path, place: Path, text: Text) -> Made:
+    """Make a card with texts in all places, as the command does."""
+    release = place / (_FOLDER if text is hostile_text else "folder")
+    digest = write_release(source, release, text)
+    write_evidence(place / "evidence", digest, text)
+    options = [part for tag in tags(text) for part in ("--tag", tag)]
+    page = place / "page.html"
+    arguments = ["card", str(release), "--evidence", str(place / "evidence"), "--preview", str(page), *options]
+    errors = io.StringIO()
+    assert run(arguments, Console(stdout=io.StringIO(), stderr=errors)) == 0, errors.getvalue()
+    return Made((release / "README.md").read_text("utf-8"), page.read_text("utf-8"), release)
+
+
+def tags(text: Text) -> list[str]:
+    """Those texts that can be tags; longer ones are refused."""
+    return [tag for tag in each(text, "tag") if len(tag) <= 100]
+
+
+@pytest.fixture(scope="module")
+def hostile(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A card of hostile texts."""
+    return make(tiny_release, tmp_path_factory.mktemp("hostile"), hostile_text)
+
+
+@pytest.fixture(scope="module")
+def harmless(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The same card with harmless texts."""
+    return make(tiny_release, tmp_path_factory.mktemp("harmless"), harmless_text)
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(set(_HOSTILE)) == _COUNT >= 40
+
+
+def test_the_front_matter_holds_the_very_texts(hostile: Made) -> None:
+    front, _ = split_card(hostile.card)
+    content = yaml.safe_load(front or "")
+    expected = [shown(tag) for tag in tags(hostile_text)]
+    assert content["tags"][-len(expected) :] == expected
+    assert [item["text"] for item in content["widget"]] == [shown(text) for text in each(hostile_text, "prompt")]
+    assert check_metadata(hostile.card) == []
+
+
+@needs_browser
+def test_the_page_shows_hostile_texts_and_nothing_comes_of_them(hostile: Made, harmless: Made) -> None:
+    # Without the policy of the page, so that it is the escaping that is proven.
+    pages = {"whole": harmless.page}
+    pages |= {name: without_policy(made.page) for name, made in (("hostile", hostile), ("harmless", harmless))}
+    # The same texts as Markdown: one by one in cards, which are sanitised; and as they are, which shows that the
+    # browser would have run them, and the site have seen what they ask for.
+    texts = [text for text in _HOSTILE if "refresh" not in text]
+    pages["sanitised"] = "".join(without_policy(render_page(text, str)) for text in texts)
+    bare = sorted((text.replace(".example", ".bare.example") for text in texts), key=lambda text: "<!--" in text)
+    pages["bare"] = f"<!doctype html>{''.join(map(MarkdownIt('commonmark', {'html': True}).render, bare))}"
+    with running_site(pages) as site:
+        found = look_at(site, _PROBE, width=390)
+    assert found["bare"]["ran"]
+    of_bare = {f"{host}.bare.example/{path}" for host, path in _ASKED_FOR}
+    of_browser = {f"127.0.0.1/{name}" for name in (*pages, "probe", "favicon.ico")}
+    assert of_bare <= set(site.asked) <= of_bare | of_browser
+    for name in ("hostile", "harmless", "sanitised"):
+        assert not found[name]["ran"]
+        assert found[name]["handlers"] == 0
+    assert_shown(found["hostile"], found["harmless"])
+    # The policy lets through what the page itself needs.
+    assert found["whole"] == found["harmless"]
+    assert found["whole"]["styled"] == "980px"
+
+
+def assert_shown(found: dict[str, Any], twin: dict[str, Any]) -> None:
+    """Compare the page of hostile texts with that of harmless ones, text by text."""
+    assert found["elements"] == sorted({*twin["elements"], "br"})
+    assert found["broken"] == twin["broken"] == []
+    assert found["wide"] == twin["wide"] == 0
+    assert found["title"] == shown(_FOLDER)
+    assert [[len(row) for row in table] for table in found["tables"]] == [
+        [len(row) for row in table] for table in twin["tables"]
+    ]
+    # Where the harmless page has the name of a place, the hostile one has the text of that place.
+    for key in ("headings", "paragraphs", "points", "captions", "images"):
+        assert squeezed(found[key]) == squeezed(map(translated, twin[key])), key
+    for table, other in zip(found["tables"], twin["tables"], strict=True):
+        # Rows are sorted by names, which are others; so are the files.
+        rows, expected = ([row for row in rows if not _SHA256.fullmatch(row[-1])] for rows in (table, other))
+        assert sorted(map(squeezed, rows)) == sorted(squeezed(map(translated, row)) for row in expected)
+    for address, other in zip(found["addresses"], twin["addresses"], strict=True):
+        assert address == other or re.fullmatch(r"assets/[\w/%.~-]+", address)
+    assert_programs_hold(found["blocks"])
+
+
+def assert_programs_hold(blocks: list[str]) -> None:
+    """Look for the name of the release in programs, as a text of Python, and at the versions."""
+    programs = [ast.parse(block) for block in blocks if "import" in block]
+    assert len(programs) == 3
+    texts = {node.value for program in programs for node in ast.walk(program) if isinstance(node, ast.Constant)}
+    assert {_FOLDER, hostile_text("aspectratio", 0)} <= texts
+    (pins,) = (block for block in blocks if "torch==" in block)
+    for name in ("sdnq", "torch", "lensconv"):
+        text = "".join(shown(hostile_text(name, 0)).partition("+")[0].split())
+        assert f"{name}=={text}" in "".join(pins.split())
+
+
+def without_policy(page: str) -> str:
+    """A page that may run and fetch what it likes."""
+    found, count = re.subn('<meta http-equiv="Content-Security-Policy"[^>]*>', "", page)
+    assert count == 1
+    return found
+
+
+def test_the_markdown_has_no_html_but_its_own(hostile: Made, harmless: Made) -> None:
+    # Sites read the card with renderers of their own; what is HTML to them is what is HTML to CommonMark.
+    assert html_of(hostile.card) - {"<!-- -->", "<br>", "<code>", "</code>"} == html_of(harmless.card)
+    assert links_of(hostile.card) == links_of(harmless.card)
+
+
+def inline_tokens(card: str) -> Iterator[Token]:
+    """What stands in the lines of a card."""
+    for token in MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(split_card(card)[1]):
+        assert token.type != "html_block"
+        yield from token.children or ()
+
+
+def html_of(card: str) -> set[str]:
+    """Tags and comments in the lines of a card; those of charts without what they say."""
+    found = (token.content for token in inline_tokens(card) if token.type == "html_inline")
+    return {re.sub(r'(srcset|src|alt)="[^"]*"', r'\1=""', tag) for tag in found}
+
+
+def links_of(card: str) -> Counter[str]:
+    """How many links, images, and marks of emphasis of each kind there are."""
+    kinds = ("link_open", "image", "em_open", "strong_open", "s_open", "hardbreak")
+    return Counter(token.type for token in inline_tokens(card) if token.type in kinds)
+
+
+@pytest.mark.parametrize("text", _HOSTILE)
+def test_what_cannot_be_a_license_or_a_name_is_refused(text: str) -> None:
+    assert not is_repo_id(text)
+    card = replace(_METADATA, license=text).to_yaml()
+    assert any(problem.startswith("license ") for problem in check_metadata(card))
+    card = replace(_METADATA, base_revision=text).to_yaml()
+    assert any(problem.startswith("base_model_revision ") for problem in check_metadata(card))
+    if text != "no":
+        card = replace(_METADATA, languages=(text,)).to_yaml()
+        assert any(problem.startswith("language ") for problem in check_metadata(card))
+
+
+@pytest.mark.parametrize("option", ["--repo", "--base-model", "--base-revision", "--license", "--language"])
+def test_options_refuse_hostile_texts(tiny_release: Path, tmp_path: Path, option: str) -> None:
+    release = Path(shutil.copytree(tiny_release, tmp_path / "release"))
+    errors = io.StringIO()
+    code = run(["card", str(release), option, _HOSTILE[4]], Console(stdout=io.StringIO(), stderr=errors))
+    assert code in (1, 2)
+    assert "<img src=" in errors.getvalue()
+    assert not (release / "README.md").exists()
+
+
+def test_headings_have_the_names_that_links_use() -> None:
+    page = render_page("# A *b* `c_d`!\n\n## A b c_d\n\n### Ünï — 10 × 2\n\n[up](#a-b-c_d)\n", str)  # noqa: RUF001
+    assert re.findall('<h[1-3] id="([^"]*)"', page) == ["a-b-c_d", "a-b-c_d-1", "ünï--10--2"]
+    assert '<a href="#a-b-c_d"' in page
+    assert "<title>A b c_d!</title>" in page
