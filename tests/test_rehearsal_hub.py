@@ -591,7 +591,7 @@ def test_pages_of_private_repos_are_for_those_who_sign_in(hub: RunningHub) -> No
     for name, password in (("alice", "wrong"), ("bob", hub.token("alice")), ("bob", hub.token("bob"))):
         assert look(f"/{repo}", name, password).status in (401, 404)
     assert (look("/", "alice", hub.token()).status, look("/sign-in").status) == (200, 401)
-    assert look("/sign-in", "alice", hub.token()).headers["location"] == "/"
+    assert repo.encode() in look("/sign-in", "alice", hub.token()).body
     for path in ("", "/tree/main", "/commits/main", "/resolve/main/README.md"):
         assert look(f"/{repo}{path}", "alice", hub.token()).status == 200
     listed = [look("/", name, hub.token(name) if name else "").body for name in ("alice", "bob", "")]
@@ -603,7 +603,6 @@ def test_pages_of_private_repos_are_for_those_who_sign_in(hub: RunningHub) -> No
     # What is no browser is answered as the Hub does.
     plain = ask(hub, "GET", f"/{repo}/resolve/main/README.md", token="")
     assert (plain.status, plain.headers["content-type"]) == (401, "application/json")
-    assert "www-authenticate" not in plain.headers
 
 
 def test_rules_of_git_mean_what_git_says(tmp_path: Path) -> None:

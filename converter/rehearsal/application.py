@@ -102,9 +102,12 @@ class Application:
             return await route.handler(call)
         except Refusal as refusal:
             # Clients of the Hub never ask for HTML.
-            if "text/html" in request.headers.get("accept", ""):
-                return refusal_page(call, refusal, asks_who=is_for_browsers)
-            return refusal.response()
+            is_page = "text/html" in request.headers.get("accept", "")
+            response = refusal_page(call, refusal) if is_page else refusal.response()
+            if refusal.status == 401 and is_for_browsers:
+                # For images of a page, too: a browser sends what it knows once it is asked.
+                response.headers["WWW-Authenticate"] = 'Basic realm="A Hub on this machine: account and token"'
+            return response
         except OSError as error:
             return Refusal(507, f"The Hub cannot store or read this: {error.strerror}").response()
 

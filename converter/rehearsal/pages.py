@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 from converter.card.page import render_page
 from converter.card.page_style import STYLE
@@ -59,9 +59,9 @@ async def show_all(call: Call) -> Response:
 
 
 async def sign_in(call: Call) -> Response:
-    """GET /sign-in: asks the browser for a name and a token, and leads to all repos."""
+    """GET /sign-in: has the browser ask for a name and a token, which it sends from then on."""
     call.user()
-    return RedirectResponse("/", 303, headers={"Cache-Control": "no-store"})
+    return await show_all(call)
 
 
 async def show_card(call: Call) -> Response:
@@ -197,19 +197,11 @@ async def show_discussion(call: Call) -> Response:
     )
 
 
-def refusal_page(call: Call, refusal: Refusal, *, asks_who: bool) -> Response:
-    """What a browser shows of a refusal.
-
-    Args:
-        call: the request.
-        refusal: why there is nothing else.
-        asks_who: whether the browser shall ask for a name and a token, where these are missing or wrong.
-    """
+def refusal_page(call: Call, refusal: Refusal) -> Response:
+    """What a browser shows of a refusal."""
     title = {401: "Not found, or not for everybody", 404: "Not found"}.get(refusal.status, "Refused")
     response = _page(call, "refusal", title, message=refusal.message, status=refusal.status)
     response.status_code = refusal.status
-    if refusal.status == 401 and asks_who:
-        response.headers["WWW-Authenticate"] = 'Basic realm="A Hub on this machine: account and token"'
     return response
 
 
