@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from converter.benchmark.options import BenchOptions as BenchOptions
     from converter.benchmark.run import BenchReport as BenchReport
     from converter.benchmark.run import bench as bench
+    from converter.card.options import CardOptions as CardOptions
+    from converter.card.run import CardReport as CardReport
+    from converter.card.run import make_card as make_card
     from converter.charts.run import ChartsReport as ChartsReport
     from converter.charts.run import draw_charts as draw_charts
     from converter.checkpoint.header import Header as Header
@@ -48,9 +51,14 @@ if TYPE_CHECKING:
     from converter.prompts.suite import PromptSuite as PromptSuite
     from converter.prompts.suite import SuitePrompt as SuitePrompt
     from converter.prompts.suite import read_suite as read_suite
+    from converter.publishing.options import PublishOptions as PublishOptions
+    from converter.publishing.receipt import Receipt as Receipt
+    from converter.publishing.run import publish as publish
     from converter.recipe.recipe import Recipe as Recipe
     from converter.recipe.recipe import Rule as Rule
     from converter.recipe.recipe import find_recipe as find_recipe
+    from converter.rehearsal.rehearse import Rehearsal as Rehearsal
+    from converter.rehearsal.rehearse import rehearse as rehearse
     from converter.synth.run import SynthReport as SynthReport
     from converter.synth.run import synthesize as synthesize
     from converter.verification.report import VerifyReport as VerifyReport
@@ -59,6 +67,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "BenchOptions": "converter.benchmark.options",
     "BenchReport": "converter.benchmark.run",
+    "CardOptions": "converter.card.options",
+    "CardReport": "converter.card.run",
     "ChartsReport": "converter.charts.run",
     "Checkpoint": "converter.checkpoint.source",
     "ConvertOptions": "converter.conversion.options",
@@ -71,7 +81,10 @@ _HOMES = {
     "LensconvError": "converter.errors",
     "PlanReport": "converter.conversion.preview",
     "PromptSuite": "converter.prompts.suite",
+    "PublishOptions": "converter.publishing.options",
+    "Receipt": "converter.publishing.receipt",
     "Recipe": "converter.recipe.recipe",
+    "Rehearsal": "converter.rehearsal.rehearse",
     "Rule": "converter.recipe.recipe",
     "SuitePrompt": "converter.prompts.suite",
     "SynthReport": "converter.synth.run",
@@ -84,13 +97,16 @@ _HOMES = {
     "find_recipe": "converter.recipe.recipe",
     "generate": "converter.generation.run",
     "import_card": "converter.prompts.card",
+    "make_card": "converter.card.run",
     "make_grid": "converter.grid.run",
     "open_checkpoint": "converter.checkpoint.source",
     "plan": "converter.conversion.preview",
+    "publish": "converter.publishing.run",
     "read_evidence": "converter.evidence.files",
     "read_evidence_folder": "converter.evidence.files",
     "read_header": "converter.checkpoint.header",
     "read_suite": "converter.prompts.suite",
+    "rehearse": "converter.rehearsal.rehearse",
     "synthesize": "converter.synth.run",
     "verify": "converter.verification.run",
 }
@@ -98,6 +114,8 @@ _HOMES = {
 __all__ = [
     "BenchOptions",
     "BenchReport",
+    "CardOptions",
+    "CardReport",
     "ChartsReport",
     "Checkpoint",
     "ConvertOptions",
@@ -110,7 +128,10 @@ __all__ = [
     "LensconvError",
     "PlanReport",
     "PromptSuite",
+    "PublishOptions",
+    "Receipt",
     "Recipe",
+    "Rehearsal",
     "Rule",
     "SuitePrompt",
     "SynthReport",
@@ -124,13 +145,16 @@ __all__ = [
     "find_recipe",
     "generate",
     "import_card",
+    "make_card",
     "make_grid",
     "open_checkpoint",
     "plan",
+    "publish",
     "read_evidence",
     "read_evidence_folder",
     "read_header",
     "read_suite",
+    "rehearse",
     "synthesize",
     "verify",
 ]

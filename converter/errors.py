@@ -27,6 +27,7 @@ LensconvError               exit 1: what was examined or made is not what it sho
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import ClassVar
 
@@ -49,6 +50,18 @@ class LensconvError(Exception):
     def to_dict(self) -> dict[str, dict[str, str]]:
         """The object that ``--json`` prints in place of a result."""
         return {"error": {"type": type(self).__name__, "message": self.message, "hint": self.hint}}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, str]) -> LensconvError:
+        """The error that another process of lensconv has told: what ``error`` holds in the object of ``to_dict``."""
+        kinds = [LensconvError]
+        for kind in kinds:
+            kinds += kind.__subclasses__()
+        kind = next((kind for kind in kinds if kind.__name__ == content["type"]), LensconvError)
+        # Some of the classes put their message together from parts.
+        error = kind.__new__(kind)
+        LensconvError.__init__(error, content["message"], content["hint"])
+        return error
 
 
 class InputError(LensconvError):

@@ -140,8 +140,8 @@ def test_every_result_fits_its_schema(
         assert outcome.code == (2 if name == "error" else 0), outcome.stdout
         jsonschema.validate(outcome.result, load_schema(name))
     files = {form.schema for form in FORMATS.values()}
-    # Benchmarks and Hubs have tests of their own.
-    assert {*calls, *files, "bench", "hub", "manifest", "measurement", "publish"} == set(NAMES)
+    # Benchmarks, Hubs and rehearsals have tests of their own.
+    assert {*calls, *files, "bench", "hub", "manifest", "measurement", "publish", "rehearsal"} == set(NAMES)
 
 
 def test_people_read_stderr_and_quiet_is_quiet(lensconv: Lensconv, lens_source: Path, lens_output: Path) -> None:

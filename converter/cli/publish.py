@@ -9,11 +9,14 @@ import click
 
 from converter.cli.options import PATH, dataclass_options, output_options, pass_console
 from converter.console import Console, readable_size
-from converter.errors import printable
+from converter.errors import UsageError, printable
 from converter.publishing.options import PublishOptions
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from converter.publishing.receipt import Receipt
+    from converter.rehearsal.rehearse import Rehearsal
 
 
 @click.command(
@@ -35,15 +38,46 @@ if TYPE_CHECKING:
     "receipt",
     "dry_run",
 )
+@click.option(
+    "--rehearse",
+    is_flag=True,
+    help="Publish on a Hub of this machine instead, audit the repo, download it and draw an image with it.",
+)
+@click.option(
+    "--keep",
+    metavar="DIR",
+    type=PATH,
+    help="Keep the image of the rehearsal in DIR, and its Hub, for `lensconv hub serve --folder DIR/hub`.",
+)
 @output_options
 @pass_console
-def command(console: Console, /, release: Path, repository: str, **options: Any) -> None:
+@click.pass_context
+def command(
+    context: click.Context,
+    console: Console,
+    /,
+    release: Path,
+    repository: str,
+    rehearse: bool,
+    keep: Path | None,
+    **options: Any,
+) -> None:
     """Put the folder RELEASE on the Hub as OWNER/NAME: all of it in one commit, or nothing.
 
     What its manifest lists is published, and the folder must hold nothing else. It is examined before the first
     request; the commit is held against it, by checksums and by the bytes that the Hub serves, before it is tagged. The
     same command goes on where an earlier one was stopped, and does nothing where there is nothing to do.
     """
+    if rehearse:
+        from converter.rehearsal.rehearse import rehearse as run_rehearsal
+
+        rehearsal = run_rehearsal(
+            release, repository, PublishOptions(**options), keep=keep, note=console.note, quiet=console.quiet
+        )
+        console.result(rehearsal.to_dict(), *_render_rehearsal(rehearsal))
+        context.exit(rehearsal.exit_code)
+    if keep is not None:
+        raise UsageError("--keep goes with --rehearse only")
     from converter.publishing.run import publish
 
     receipt = publish(release, repository, PublishOptions(**options), progress=console.progress, note=console.note)
@@ -67,3 +101,21 @@ def _render(receipt: Receipt) -> list[str]:
     if receipt.tag:
         lines.append(f"Tagged {receipt.tag}.")
     return lines
+
+
+def _render_rehearsal(rehearsal: Rehearsal) -> list[RenderableType]:
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for step in rehearsal.steps:
+        mark = Text("  ok    ", style="green") if not step.exit_code else Text("  FAIL  ", style="bold red")
+        parts.append(mark + Text(f"{step.name}, {step.elapsed_s:.1f} s: {printable(step.detail)}", style="default"))
+    if rehearsal.exit_code:
+        parts.append(Text(f"Not fit for the world: {rehearsal.steps[-1].name} failed.", style="bold red"))
+    else:
+        parts.append(Text("Rehearsed: published, looked at, audited, downloaded and used.", style="bold green"))
+    if rehearsal.folder is not None:
+        parts.append(f"To look at it: lensconv hub serve --folder {printable(str(rehearsal.folder / 'hub'))}")
+    if rehearsal.image is not None:
+        parts.append(f"The image: {printable(str(rehearsal.image))}")
+    return parts

@@ -26,6 +26,7 @@ NAMES = (
     "plan",
     "prompts",
     "publish",
+    "rehearsal",
     "sdnq_quantization_summary",
     "synth",
     "verify",

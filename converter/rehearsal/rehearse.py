@@ -1,0 +1,332 @@
+"""A dress rehearsal of a publication, on a Hub of this machine.
+
+What people will do is done once, by processes that know nothing of each other: the release is published, its page is
+opened, the repo is audited from afar, downloaded into an empty cache, and an image is drawn from the download. The
+first step that fails ends the rehearsal.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urljoin
+
+from converter.checkpoint.writer import write_error
+from converter.console import readable_size
+from converter.errors import DiskError, HubError, LensconvError, ReleaseError, ResourceError, UsageError, printable
+from converter.hub.places import parse_place
+from converter.publishing.options import PublishOptions
+from converter.rehearsal.process import RunningHub, running_hub
+from converter.rehearsal.settings import Account, HubSettings
+
+#: An image that shows that the download draws, and nothing of how well: small and of few steps, so that it takes
+#: seconds on a GPU.
+_IMAGE_OPTIONS = ("--height", "256", "--width", "256", "--steps", "4")
+_PROMPT = "A cat holding a sign that says hello world"
+_IMAGE_NAME = "image.png"
+#: A release with this file is a whole pipeline.
+_PIPELINE_INDEX = "model_index.json"
+#: How often the release lies on the disk besides: on the Hub, and in the cache.
+_COPIES = 2
+#: Seconds until the Hub must have answered a request of a browser.
+_PAGE_SECONDS = 60.0
+#: Characters of the last line of a process that failed.
+_REASON_LENGTH = 500
+_DOWNLOAD = """
+import sys
+from huggingface_hub import snapshot_download
+print(snapshot_download(sys.argv[1], revision=sys.argv[2]))
+"""
+#: What huggingface_hub takes for yes in its variables.
+_TRUE_VALUES = ("1", "ON", "YES", "TRUE")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a rehearsal."""
+
+    name: str
+    """``publish``, ``page``, ``audit``, ``download``, and ``generate`` or, for what is no pipeline, ``load``."""
+    elapsed_s: float
+    detail: str
+    """What was seen, or what went wrong."""
+    exit_code: int = 0
+    """That of what went wrong."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``--json`` shows it."""
+        return {
+            "name": self.name,
+            "ok": self.exit_code == 0,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "detail": self.detail,
+        }
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """How a rehearsal went."""
+
+    repository: str
+    receipt: dict[str, Any]
+    """Of the publication on the local Hub, as its process told it."""
+    steps: tuple[Step, ...]
+    folder: Path | None
+    """Where the Hub and the image were kept."""
+    image: Path | None
+
+    @property
+    def exit_code(self) -> int:
+        """Of what went wrong; 0 where nothing did."""
+        return self.steps[-1].exit_code
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``lensconv publish --rehearse --json`` shows it."""
+        return {
+            "ok": self.exit_code == 0,
+            "repository": self.repository,
+            "receipt": self.receipt,
+            "steps": [step.to_dict() for step in self.steps],
+            "folder": str(self.folder) if self.folder else None,
+            "image": str(self.image) if self.image else None,
+        }
+
+
+def rehearse(
+    root: Path,
+    repository: str,
+    options: PublishOptions | None = None,
+    *,
+    keep: Path | None = None,
+    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005 - nobody listens
+    quiet: bool = True,
+) -> Rehearsal:
+    """Publish a release on a Hub of this machine, and use it from there as people will.
+
+    The world's Hub is asked nothing, and what the release folder notes of a real publication is left as it is.
+
+    Args:
+        root: the release folder.
+        repository: ``OWNER/NAME``, as it is to be on the world's Hub.
+        options: how to publish.
+        keep: folder that keeps the Hub, as ``hub``, and the image; by default nothing is kept.
+        note: is told what people want to know.
+        quiet: whether the processes say nothing on stderr.
+
+    Raises:
+        UsageError: what was asked for makes no sense.
+        DiskError: the release would not fit on the disk twice more.
+        LensconvError: what publishing raises. Where a later step fails, the report tells.
+    """
+    options = options or PublishOptions()
+    owner = parse_place(f"hf://{repository}").repo_id.partition("/")[0]
+    if options.dry_run:
+        raise UsageError("--rehearse goes without --dry-run", "A rehearsal changes nothing but a Hub of its own.")
+    with _working_folder(root, keep) as work:
+        kept = keep or work
+        with running_hub(HubSettings(kept / "hub", (Account.new(owner),))) as hub:
+            note(f"a Hub of this machine is at {hub.endpoint}")
+            options = replace(options, receipt=work / "receipt.json")
+            course = _Course(hub, root, repository, options, work, kept / _IMAGE_NAME, note, quiet)
+            steps = tuple(course.steps())
+        drawn = steps[-1].name == "generate" and not steps[-1].exit_code
+        return Rehearsal(repository, course.receipt, steps, keep, course.image if keep and drawn else None)
+
+
+@contextmanager
+def _working_folder(root: Path, keep: Path | None) -> Iterator[Path]:
+    """A folder that is removed at the end, on a disk that has room for what a rehearsal takes."""
+    if keep is not None:
+        if keep.resolve().is_relative_to(root.resolve()):
+            raise UsageError(f"{printable(str(keep))}: lies in the release", "Keep the rehearsal elsewhere.")
+        try:
+            keep.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(keep, error) from error
+    with tempfile.TemporaryDirectory(prefix="lensconv-rehearsal-", dir=keep) as name:
+        wanted = _COPIES * sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
+        free = shutil.disk_usage(name).free
+        if free < wanted:
+            raise DiskError(
+                f"{printable(str(Path(name).parent))}: a rehearsal takes {readable_size(wanted)}, and "
+                f"{readable_size(free)} are free",
+                "Free some space, or name a folder on a larger disk with --keep.",
+            )
+        yield Path(name)
+
+
+@dataclass
+class _Course:
+    """The steps, one after the other."""
+
+    hub: RunningHub
+    root: Path
+    repository: str
+    options: PublishOptions
+    work: Path
+    image: Path
+    note: Callable[[str], None]
+    quiet: bool
+    receipt: dict[str, Any] = field(default_factory=dict)
+    downloaded: Path = Path()
+
+    def steps(self) -> Iterator[Step]:
+        """Take them, up to the first that fails."""
+        is_pipeline = (self.root / _PIPELINE_INDEX).is_file()
+        parts: dict[str, Callable[[], str]] = {
+            "publish": self.publish,
+            "page": self.open_page,
+            "audit": self.audit,
+            "download": self.download,
+            **({"generate": self.generate} if is_pipeline else {"load": self.load}),
+        }
+        for name, part in parts.items():
+            self.note(f"rehearsing: {name}")
+            started = time.monotonic()
+            try:
+                detail, exit_code = part(), 0
+            except LensconvError as error:
+                if name == "publish":
+                    raise
+                detail, exit_code = f"{error.message}. {error.hint}".rstrip(". "), error.exit_code
+            yield Step(name, time.monotonic() - started, detail, exit_code)
+            if exit_code:
+                return
+
+    def publish(self) -> str:
+        """With the command itself."""
+        options, default = self.options, PublishOptions()
+        arguments = ["--message", options.message, "--patience", str(options.patience)]
+        arguments += ["--receipt", str(options.receipt)]
+        arguments += ["--tag", options.tag] if options.tag is not None else []
+        arguments += ["--revision", options.revision] if options.revision != default.revision else []
+        flags = {"--private": options.private, "--create-pr": options.create_pr, "--read-back": options.read_back}
+        arguments += [name for name, is_set in flags.items() if is_set]
+        self.receipt = self._lensconv("publish", str(self.root), self.repository, *arguments)
+        files = f"{len(self.receipt['files'])} files, {readable_size(self.receipt['total_bytes'])}"
+        how = "in one commit" if self.receipt["changed"] else "there already"
+        return f"{files}, {how}, {self.receipt['commit'][:12]}"
+
+    def open_page(self) -> str:
+        """As a browser would: the repo's page, the card, and the images that the card shows."""
+        address = f"{self.hub.endpoint}/{quote(self.repository)}"
+        if self.repository not in self._get(address).decode():
+            raise HubError("the repo's page does not name it")
+        card = f"{address}/card/{self.receipt['commit']}"
+        page = _Images()
+        page.feed(self._get(card).decode())
+        own = [place for place in (urljoin(card, found) for found in page.found) if place.startswith(address)]
+        shown = sum(len(self._get(place)) for place in own)
+        images = "one image" if len(own) == 1 else f"{len(own)} images"
+        return f"{address} shows the card, with {images}, {readable_size(shown)}"
+
+    def audit(self) -> str:
+        """From afar."""
+        place = f"hf://{self.repository}@{self.receipt['commit']}"
+        report = self._verify(place, "--against", str(self.root))
+        return f"{len(report['checks'])} checks passed, {readable_size(report['hub']['received_bytes'])} read"
+
+    def download(self) -> str:
+        """Into an empty cache; then every file is compared with the manifest."""
+        command = [sys.executable, "-P", "-c", _DOWNLOAD, self.repository, self.receipt["commit"]]
+        done = self._run(command, self._environment("download"), subprocess.PIPE)
+        if done.returncode:
+            lines = done.stderr.split("\n")
+            reason = next((line for line in reversed(lines) if line.strip()), f"it ended with {done.returncode}")
+            raise HubError(f"snapshot_download: {reason[:_REASON_LENGTH]}")
+        self.downloaded = Path(done.stdout.strip())
+        self._verify(str(self.downloaded), "--checksums", offline=True)
+        return f"{len(self.receipt['files'])} files, all with the manifest's sha256"
+
+    def generate(self) -> str:
+        """From the download, without the Hub."""
+        arguments = ["--prompt", _PROMPT, "--out", str(self.image), "--overwrite", *_IMAGE_OPTIONS]
+        drawn = self._lensconv("generate", str(self.downloaded), *arguments, offline=True)
+        settings = drawn["settings"]
+        return f"{settings['width']}x{settings['height']}, {settings['steps']} steps, on {settings['device']}"
+
+    def load(self) -> str:
+        """The download with its library, where there is no pipeline to draw with."""
+        report = self._verify(str(self.downloaded), "--load", offline=True)
+        return f"{report['parameters']:,} parameters"
+
+    def _verify(self, *arguments: str, offline: bool = False) -> dict[str, Any]:
+        report = self._lensconv("verify", *arguments, offline=offline)
+        failed = [f"{check['name']}: {check['detail']}" for check in report["checks"] if not check["ok"]]
+        if failed:
+            raise ReleaseError("; ".join(failed))
+        return report
+
+    def _lensconv(self, *arguments: str, offline: bool = False) -> dict[str, Any]:
+        """Run a command; gives the object that it prints.
+
+        Raises:
+            LensconvError: what it failed with.
+        """
+        output = ("--json", "--quiet") if self.quiet else ("--json",)
+        environment = self._environment("download" if offline else "home") | (
+            {"HF_HUB_OFFLINE": "1", "HF_TOKEN": ""} if offline else {}
+        )
+        done = self._run([sys.executable, "-P", "-m", "converter", *arguments, *output], environment, None)
+        try:
+            answer: dict[str, Any] = json.loads(done.stdout)
+        except ValueError:
+            raise ResourceError(f"lensconv {arguments[0]} ended with {done.returncode} and no word") from None
+        if "error" in answer:
+            raise LensconvError.from_dict(answer["error"])
+        return answer
+
+    def _run(
+        self, command: list[str], environment: dict[str, str], stderr: int | None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            check=False,
+        )
+
+    def _environment(self, home: str) -> dict[str, str]:
+        xet = os.environ.get("HF_HUB_DISABLE_XET", "").upper() not in _TRUE_VALUES
+        return self.hub.environment(os.environ, self.work / home, xet=xet)
+
+    def _get(self, address: str) -> bytes:
+        """What a browser gets."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener.addheaders.append(("Authorization", f"Bearer {self.hub.account.token}"))
+        try:
+            with opener.open(address, timeout=_PAGE_SECONDS) as response:
+                content: bytes = response.read()
+                return content
+        except (OSError, http.client.HTTPException) as error:
+            raise HubError(f"{address}: {error}") from error
+
+
+class _Images(HTMLParser):
+    """Addresses of the images of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note an image."""
+        for name, value in attrs:
+            if value and (tag, name) in (("img", "src"), ("source", "srcset")):
+                self.found.append(value)

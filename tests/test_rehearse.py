@@ -1,0 +1,115 @@
+"""The dress rehearsal: a release that goes through all of it, and releases that do not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jsonschema
+import pytest
+from PIL import Image
+
+from converter.errors import DiskError, EvidenceError, LensconvError, MissingInput, UsageError
+from converter.publishing.options import PublishOptions
+from converter.rehearsal.rehearse import rehearse
+from converter.schemas import load_schema
+from tests.conftest import names_in, run_process, snapshot
+
+CARD = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n# Tiny\n\n![A sign](sign.png)\n"
+
+
+def add_listed(release: Path, name: str, content: bytes) -> None:
+    """Put a file into a release and its manifest."""
+    (release / name).write_bytes(content)
+    manifest = json.loads((release / "lensconv_manifest.json").read_text())
+    manifest["files"].append({"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+    (release / "lensconv_manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def release(tiny_release: Path, tmp_path: Path) -> Path:
+    """A release with a card that shows an image, and what is noted of a real publication."""
+    folder = tmp_path / "release"
+    shutil.copytree(tiny_release, folder)
+    Image.new("RGB", (8, 8)).save(tmp_path / "sign.png")
+    add_listed(folder, "sign.png", (tmp_path / "sign.png").read_bytes())
+    add_listed(folder, "README.md", CARD.encode())
+    (folder / ".lensconv").mkdir()
+    (folder / ".lensconv" / "receipt.json").write_text("{}")
+    return folder
+
+
+def test_a_release_goes_through_all_of_it(release: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "kept"
+    arguments = ("publish", release, "alice/tiny", "--rehearse", "--keep", keep, "--private", "--tag", "v1", "--json")
+    # A token and an endpoint of the world are not used.
+    environment = os.environ | {"HF_TOKEN": "hf_" + "b" * 34, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = run_process(*arguments, env=environment)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    jsonschema.validate(report, load_schema("rehearsal"))
+    jsonschema.validate(report["receipt"], load_schema("publish"))
+    assert [step["name"] for step in report["steps"]] == ["publish", "page", "audit", "download", "generate"]
+    assert report["ok"]
+    assert all(step["ok"] for step in report["steps"])
+    assert (report["receipt"]["private"], report["receipt"]["tag"]) == (True, "v1")
+    assert "one image" in report["steps"][1]["detail"]
+    with Image.open(report["image"]) as image:
+        assert image.size == (256, 256)
+    assert names_in(keep) == ["hub", "image.png"]
+    assert (release / ".lensconv" / "receipt.json").read_text() == "{}"
+
+
+def test_what_fails_ends_it_and_is_told(release: Path) -> None:
+    manifest = json.loads((release / "lensconv_manifest.json").read_text())
+    manifest["files"] = [file for file in manifest["files"] if file["name"] != "sign.png"]
+    (release / "lensconv_manifest.json").write_text(json.dumps(manifest))
+    (release / "sign.png").unlink()
+    report = rehearse(release, "alice/tiny")
+    assert [step.name for step in report.steps] == ["publish", "page"]
+    assert report.exit_code == 4
+    assert not report.to_dict()["ok"]
+    assert "sign.png: HTTP Error 404" in report.steps[-1].detail
+    assert report.image is None
+
+
+def test_a_release_that_is_not_fit_is_refused_as_publish_does(release: Path) -> None:
+    (release / ".env").write_text("X=1")
+    before = snapshot(release)
+    rehearsed = run_process("publish", release, "alice/tiny", "--rehearse", "--json")
+    published = run_process("publish", release, "alice/tiny", "--dry-run", "--json")
+    assert (rehearsed.returncode, rehearsed.stdout) == (published.returncode, published.stdout)
+    assert published.returncode == 1
+    assert ".env" in published.stdout
+    assert snapshot(release) == before
+
+
+def test_what_makes_no_sense_is_refused(release: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--dry-run"):
+        rehearse(release, "alice/tiny", PublishOptions(dry_run=True))
+    with pytest.raises(UsageError, match="lies in the release"):
+        rehearse(release, "alice/tiny", keep=release / "kept")
+    with pytest.raises(MissingInput, match="no-such"):
+        rehearse(tmp_path / "no-such", "alice/tiny")
+    done = run_process("publish", release, "alice/tiny", "--keep", tmp_path / "kept")
+    assert done.returncode == 2
+    assert "--rehearse" in done.stderr
+    assert not (release / "kept").exists()
+
+
+def test_a_release_that_does_not_fit_on_the_disk_twice_is_refused(release: Path, tmp_path: Path) -> None:
+    os.truncate(release / "sign.png", 10**13)
+    with pytest.raises(DiskError, match="a rehearsal takes 20000"):
+        rehearse(release, "alice/tiny", keep=tmp_path / "kept")
+    assert names_in(tmp_path / "kept") == []
+
+
+@pytest.mark.parametrize("error", [UsageError("a", "b"), EvidenceError("file", "reason"), LensconvError("a")])
+def test_an_error_is_the_same_in_another_process(error: LensconvError) -> None:
+    again = LensconvError.from_dict(error.to_dict()["error"])
+    assert type(again) is type(error)
+    assert again.to_dict() == error.to_dict()
+    assert str(again) == str(error)
