@@ -99,20 +99,23 @@ def link(text: str, address: str) -> Markdown:
     return Markdown(f"[{text if isinstance(text, Markdown) else escape(text)}]({_address(address)})")
 
 
-def image(text: str, address: str, dark: str = "") -> Markdown:
+def image(text: str, address: str, dark: str = "", width: int = 0) -> Markdown:
     """An image with the text that stands for it.
 
     Args:
         text: for those who do not see it.
         address: as for ``link``.
         dark: that of the image for pages in dark colours, where there is one.
+        width: in pixels, at most; 0 for the image's own.
     """
-    if not dark:
+    if not dark and not width:
         return Markdown(f"!{link(text, address)}")
-    return Markdown(
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_address(dark)}">'
-        f'<img src="{_address(address)}" alt="{_attribute(text)}"></picture>'
-    )
+    size = f' width="{width:d}"' if width else ""
+    picture = f'<img src="{_address(address)}" alt="{_attribute(text)}"{size}>'
+    if dark:
+        source = f'<source media="(prefers-color-scheme: dark)" srcset="{_address(dark)}">'
+        picture = f"<picture>{source}{picture}</picture>"
+    return Markdown(picture)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], align: str = "") -> Markdown:

@@ -25,6 +25,7 @@ pre { background: var(--shade); border-radius: 6px; padding: 16px; overflow-x: a
 pre code { background: none; padding: 0; overflow-wrap: normal; }
 table { display: block; width: max-content; max-width: 100%; overflow-x: auto; border-collapse: collapse;
   overflow-wrap: normal; font-variant-numeric: tabular-nums; }
+td:last-child:not([align="right"]) { overflow-wrap: anywhere; }
 th, td { border: 1px solid var(--line); padding: 6px 13px; text-align: left; }
 [align="right"] { text-align: right; } [align="center"] { text-align: center; }
 tbody tr:nth-child(even) { background: var(--shade); }
@@ -34,11 +35,14 @@ summary { cursor: pointer; }
 .labels { display: flex; flex-wrap: wrap; gap: 6px; margin-bottom: 16px; }
 .label { border: 1px solid var(--line); border-radius: 8px; padding: 1px 10px; font-size: 14px;
   background: var(--shade); }
-.metadata { font-size: 12px; } .metadata th { color: var(--soft); font-weight: 600; }
-.gallery { display: grid;
-  grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 12px; margin-bottom: 24px; }
-.gallery figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
+.metadata { font-size: 12px; color: var(--soft); } .metadata table { margin: 8px 0 0; }
+.gallery { display: flex; gap: 12px; margin-bottom: 16px; padding-bottom: 8px; overflow-x: auto; }
+.gallery figure { flex: 0 0 200px; margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
 .gallery img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; }
-.gallery figcaption { padding: 8px; font-size: 12px; color: var(--soft);
+.gallery figcaption { margin: 8px; font-size: 12px; line-height: 1.4; color: var(--soft);
   display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
+@media (max-width: 600px) {
+  main { padding: 16px 16px 48px; } h1 { font-size: 1.75em; } pre { padding: 12px; }
+  article table { font-size: 14px; } th, td { padding: 4px 8px; }
+}
 """
