@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from converter.card.environment import render_card
 from converter.card.metadata import check_metadata
 from converter.card.options import CardOptions
 from converter.card.page import render_page
 from converter.card.run import make_card
-from converter.errors import EvidenceError, InputError, ReleaseError, UsageError
+from converter.charts.run import draw_charts
+from converter.errors import EvidenceError, InputError, ReleaseError, SuiteError, UsageError
+from converter.evidence.origin import grid_text, origin_note
+from converter.prompts.suite import PromptSuite, SuitePrompt
 from converter.publishing.preflight import examine_release
 from converter.verification.run import verify
 from tests.conftest import snapshot
@@ -104,6 +110,49 @@ def test_measurements_of_other_weights_are_stale(release: Path, published: Path)
     assert snapshot(release) == before
     assert make_card(release, sourced(published, digest)).verified
     assert "Unverified" not in (release / "README.md").read_text()
+
+
+def test_pictures_of_other_measurements_are_stale(release: Path, published: Path) -> None:
+    (chart, *_) = [chart for chart in draw_charts(published).charts if chart.name == "time"]
+    grid = published / "assets" / "comparison" / "comparison_preview.webp"
+    grid.parent.mkdir()
+    Image.new("RGB", (8, 8)).save(grid, exif=origin_note(grid_text(published_matrix())))
+    make_card(release, published, UNVERIFIED)
+    text = html.unescape((release / "README.md").read_text())
+    assert f'alt="{chart.description}"' in text
+    assert "](assets/comparison/comparison_preview.webp)" in text
+    # Nothing comes along that the card does not show.
+    assert not list((release / "assets").rglob("*.svg"))
+    before = snapshot(release)
+    shutil.copy(published / "assets/charts/memory-dark.png", published / "assets/charts/time-dark.png")
+    with pytest.raises(EvidenceError, match=r"time-dark.png: was drawn from other measurements.*") as caught:
+        make_card(release, published, UNVERIFIED)
+    assert "lensconv charts" in caught.value.hint
+    Image.new("RGB", (8, 8)).save(grid)
+    with pytest.raises(EvidenceError, match=r"comparison_preview\.webp: was drawn from other"):
+        make_card(release, published, UNVERIFIED)
+    assert snapshot(release) == before
+
+
+def test_prompts_of_the_suite_that_was_drawn_are_shown_in_full(release: Path, published: Path, tmp_path: Path) -> None:
+    rows = published_matrix()["prompts"]
+    assert make_card(release, published, UNVERIFIED).left_out["prompts"]
+    prompts = tuple(
+        SuitePrompt(row["id"], row["scenario"], row["seed"], f"A sign of {row['scenario']}.", ()) for row in rows
+    )
+    suite = tmp_path / "suite.toml"
+    suite.write_text(PromptSuite("drawn", prompts).to_toml())
+    options = replace(UNVERIFIED, prompts=str(suite))
+    assert "prompts" not in make_card(release, published, options).left_out
+    text = (release / "README.md").read_text()
+    assert all(prompt.prompt in text for prompt in prompts)
+    before = snapshot(release)
+    suite.write_text(PromptSuite("other", (*prompts[:9], replace(prompts[9], seed=7))).to_toml())
+    with pytest.raises(EvidenceError, match="prompt P10, seed 310, is not as in the suite"):
+        make_card(release, published, options)
+    with pytest.raises(SuiteError):
+        make_card(release, published, replace(UNVERIFIED, prompts="no-such-suite"))
+    assert snapshot(release) == before
 
 
 def test_what_a_later_card_does_not_use_leaves_the_release(release: Path, published: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from converter.errors import EvidenceError
+from converter.evidence.origin import grid_text, is_drawn_from
 from converter.grid.cells import find_rows, read_pixels
 from converter.grid.drawing import BACKGROUND
 from converter.grid.layout import SIDE_LIMIT, Measures, Size, preview_scale, ratio_name, split_rows
@@ -152,18 +154,31 @@ def test_the_sheet_loses_little(tmp_path: Path, lensconv: Lensconv) -> None:
             assert difference(cut(np.roll(sheet, 1, axis), cell), image_of(folder, cell)) > 2
 
 
-def test_two_runs_give_the_same_bytes_and_no_metadata(tmp_path: Path, lensconv: Lensconv) -> None:
+def test_two_runs_give_the_same_bytes_and_the_origin_alone(tmp_path: Path, lensconv: Lensconv) -> None:
     folder = make_bench(tmp_path / "bench", ((64, 64), (64, 64)))
     first = draw(lensconv, folder, "--out", tmp_path / "one")
     os.utime(folder / "images/original/P01-301-original.png", (1, 1))
     assert draw(lensconv, folder, "--out", tmp_path / "two") == first
     assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two")
     assert names_in(folder) == ["comparison_matrix.json", "images"]
+    matrix = json.loads((folder / "comparison_matrix.json").read_text())
+    other = copy.deepcopy(matrix)
+    other["prompts"][0]["quantized"]["image_sha256"] = "0" * 64
     for name, kind in ((SHEET, b"VP8 "), (PREVIEW, b"VP8L")):
         content = (tmp_path / "one" / name).read_bytes()
-        length = struct.unpack("<I", content[16:20])[0]
-        assert content[12:16] == kind
-        assert len(content) == 20 + length + length % 2
+        assert chunks(content) == [b"VP8X", kind, b"EXIF"]
+        assert is_drawn_from(content, grid_text(matrix))
+        assert not is_drawn_from(content, grid_text(other))
+
+
+def chunks(content: bytes) -> list[bytes]:
+    """Names of the parts of a WebP file, by its container format."""
+    names, place = [], 12
+    while place < len(content):
+        names.append(content[place : place + 4])
+        length = struct.unpack("<I", content[place + 4 : place + 8])[0]
+        place += 8 + length + length % 2
+    return names
 
 
 def test_a_wide_grid_is_reduced_by_a_whole_number(tmp_path: Path, lensconv: Lensconv) -> None:

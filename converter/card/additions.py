@@ -7,19 +7,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from converter.card.evidence import CardEvidence
+from converter.card.pictures import CardPictures
 from converter.card.release import CardRelease
 from converter.checkpoint.source import is_plain_name
 from converter.conversion.release import SUMMARY_NAME, ReleaseFile
 from converter.errors import EvidenceError, MissingInput, OutputError, printable
 from converter.evidence.files import MATRIX_NAME
 
-_ASSET_FOLDERS = ("assets/comparison", "assets/charts")
-_PICTURES = (".webp", ".png", ".svg", ".jpg", ".jpeg")
 _IMAGES_FOLDER = "images/quantized"
 
 
-def collect_additions(release: CardRelease, evidence: CardEvidence) -> dict[str, bytes]:
-    """Contents of the files to add, by path in the release.
+def collect_additions(release: CardRelease, evidence: CardEvidence, pictures: CardPictures) -> dict[str, bytes]:
+    """Contents of the files to add, by path in the release: measurements, and what the card shows.
 
     Raises:
         MissingInput: a file cannot be read.
@@ -29,7 +28,7 @@ def collect_additions(release: CardRelease, evidence: CardEvidence) -> dict[str,
     if not evidence.files:
         return {}
     names = [name for name in evidence.files if name != SUMMARY_NAME or release.summary is None]
-    names += sorted({*_assets(evidence.folder), *_images(evidence)})
+    names += sorted({*pictures.files, *_images(evidence)})
     found = {}
     for name in names:
         content = _read(evidence.folder, name)
@@ -53,13 +52,6 @@ def quantized_images(matrix: Mapping[str, object], folder: Path) -> Iterator[tup
         plain = all(is_plain_name(part) for part in name.split("/"))
         if plain and name.startswith(f"{_IMAGES_FOLDER}/") and (folder / name).is_file():
             yield row, name
-
-
-def _assets(folder: Path) -> Iterator[str]:
-    for place in _ASSET_FOLDERS:
-        for file in sorted((folder / place).glob("*")):
-            if file.is_file() and file.suffix in _PICTURES and is_plain_name(file.name):
-                yield f"{place}/{file.name}"
 
 
 def _images(evidence: CardEvidence) -> Iterator[str]:

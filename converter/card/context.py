@@ -11,6 +11,7 @@ from converter.card.additions import quantized_images
 from converter.card.evidence import CardEvidence
 from converter.card.markdown import Markdown, code, table
 from converter.card.metadata import CardMetadata, GalleryImage
+from converter.card.pictures import CardPictures
 from converter.card.release import CardRelease
 from converter.conversion.release import SUMMARY_NAME, ReleaseFile
 from converter.evidence.files import (
@@ -21,12 +22,8 @@ from converter.evidence.files import (
     SEQUENTIAL_NAME,
     WEIGHTS_NAME,
 )
-from converter.prompts.suite import builtin_suites
 from converter.rendering import render
 
-PREVIEW_PICTURE = "assets/comparison/comparison_preview.webp"
-_SHEET_START = "assets/comparison/comparison_grid_"
-_CHART_START = "assets/charts/"
 #: What the published benchmark drew with; for a release that nobody measured.
 _DEFAULT_SETTINGS: dict[str, Any] = {
     "base_resolution": 1440,
@@ -82,7 +79,7 @@ _REASONS = {
     "images": f"there is no {IMAGES_NAME}",
     "weights": f"there is no {WEIGHTS_NAME}",
     "ablation": "no evidence tells of one",
-    "prompts": f"no {MATRIX_NAME} tells the prompts",
+    "prompts": f"no {MATRIX_NAME} tells the prompts; --prompts names the suite that was drawn",
 }
 SECTIONS = ("quantized", "recipe", *_REASONS, "provenance", "limits")
 
@@ -92,14 +89,13 @@ def left_out(context: Mapping[str, Any]) -> dict[str, str]:
     return {name: reason for name, reason in _REASONS.items() if not context[name]}
 
 
-def find_gallery(evidence: CardEvidence) -> tuple[GalleryImage, ...]:
-    """Images of the quantized model with their prompts."""
+def find_gallery(evidence: CardEvidence, texts: Mapping[str, str]) -> tuple[GalleryImage, ...]:
+    """Images of the quantized model with their prompts, by id, or else their titles."""
     matrix = evidence.files.get(MATRIX_NAME)
     if matrix is None:
         return ()
-    texts = dict(_prompt_texts(matrix))
     pairs = quantized_images(matrix, evidence.folder)
-    return tuple(GalleryImage(texts.get(row["id"]) or row["scenario"], name) for row, name in pairs)
+    return tuple(GalleryImage(texts.get(row["id"], row["scenario"]), name) for row, name in pairs)
 
 
 def find_ablation(evidence: CardEvidence) -> str:
@@ -114,6 +110,8 @@ def build_context(
     *,
     title: str,
     repository: str,
+    prompt_texts: Mapping[str, str],
+    pictures: CardPictures,
     additions: Sequence[ReleaseFile],
 ) -> dict[str, Any]:
     """All that a template may use.
@@ -124,6 +122,8 @@ def build_context(
         metadata: its front matter.
         title: of the card.
         repository: what programs load it by.
+        prompt_texts: in full, by id.
+        pictures: the comparison grid and the charts.
         additions: files that come with the card.
     """
     files = evidence.files
@@ -161,9 +161,9 @@ def build_context(
         "matmul": bool(release.audit.config.get("use_quantized_matmul")),
         "usage": _usage(repository, settings) if release.is_lens else None,
         "pins": _pins(release),
-        "comparison": PREVIEW_PICTURE if PREVIEW_PICTURE in names else None,
-        "sheets": [name for name in names if name.startswith(_SHEET_START)],
-        "charts": _charts(names),
+        "comparison": pictures.preview,
+        "sheets": pictures.sheets,
+        "charts": pictures.charts,
         "environment": _listed(environment, _ENVIRONMENT),
         "settings": _listed(settings, _SETTINGS),
         "benchmark": tables.benchmark_table(metrics, _vs_bf16(metrics, summary)) if metrics else None,
@@ -176,7 +176,7 @@ def build_context(
         "image_text": fidelity_tables.text_table(images) if images else None,
         "weights": fidelity_tables.weights_table(files[WEIGHTS_NAME]) if WEIGHTS_NAME in files else None,
         "ablation": find_ablation(evidence),
-        "prompts": _prompts(matrix) if matrix else [],
+        "prompts": _prompts(matrix, prompt_texts) if matrix else [],
         "evidence_files": [name for name in names if "/" not in name],
         "provenance": _provenance_table(release, metadata),
         "source_files": _source_table(release),
@@ -253,17 +253,6 @@ def _listed(values: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[s
     return [(label, str(values[key])) for key, label in names.items() if values.get(key) is not None]
 
 
-def _charts(names: Sequence[str]) -> list[dict[str, str]]:
-    """Charts that there is a light picture of, with the dark one's path where there is one."""
-    found = []
-    for name in names:
-        if name.startswith(_CHART_START) and name.endswith("-light.png"):
-            chart = name.removeprefix(_CHART_START).removesuffix("-light.png")
-            dark = f"{_CHART_START}{chart}-dark.png"
-            found.append({"name": chart, "light": name, "dark": dark if dark in names else ""})
-    return found
-
-
 def _vs_bf16(metrics: Mapping[str, Any], summary: Mapping[str, Any]) -> float | None:
     stated: float | None = metrics.get("transformer_storage_reduction_vs_bf16_percent")
     return stated if stated is not None else tables.summary_vs_bf16(summary) if summary else None
@@ -279,23 +268,11 @@ def _offload(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prompt_texts(matrix: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Prompts by their ids: as the matrix has them, or those of a built-in suite with the same titles and seeds."""
-    known = {
-        (entry.id, entry.scenario, entry.seed): entry.prompt for suite in builtin_suites() for entry in suite.prompts
-    }
+def _prompts(matrix: Mapping[str, Any], texts: Mapping[str, str]) -> list[dict[str, Any]]:
     return [
-        (row["id"], row.get("prompt") or known.get((row["id"], row["scenario"], row["seed"]), ""))
+        {"id": row["id"], "scenario": row["scenario"], "seed": row["seed"], "text": texts[row["id"]]}
         for row in matrix["prompts"]
-    ]
-
-
-def _prompts(matrix: Mapping[str, Any]) -> list[dict[str, Any]]:
-    titles = {row["id"]: row for row in matrix["prompts"]}
-    return [
-        {"id": key, "scenario": titles[key]["scenario"], "seed": titles[key]["seed"], "text": text}
-        for key, text in _prompt_texts(matrix)
-        if text
+        if row["id"] in texts
     ]
 
 

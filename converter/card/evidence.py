@@ -31,6 +31,8 @@ class CardEvidence:
     """What unverified ones say that the release's headers do not."""
     foreign_summary: Mapping[str, Any] | None
     """A summary of another checkpoint, which does not take the place of the release's own."""
+    as_found: Mapping[str, Mapping[str, Any]]
+    """Measurements as the folder has them, which charts are drawn from."""
 
     @property
     def is_verified(self) -> bool:
@@ -52,8 +54,9 @@ def read_card_evidence(release: CardRelease, folder: Path | None, *, unverified:
     """
     place = folder or release.root
     if folder is None and not any((place / name).exists() for name in FORMATS):
-        return CardEvidence(place, {}, (), (), None)
-    found: dict[str, dict[str, Any]] = read_evidence_folder(place)
+        return CardEvidence(place, {}, (), (), None, {})
+    as_found = read_evidence_folder(place)
+    found = dict(as_found)
     own = release.summary
     foreign = None
     if SUMMARY_NAME in found and found[SUMMARY_NAME] != own:
@@ -78,7 +81,7 @@ def read_card_evidence(release: CardRelease, folder: Path | None, *, unverified:
         )
     contradictions = tuple(_contradictions(found, foreign, release)) if doubtful else ()
     ordered = {name: found[name] for name in FORMATS if name in found}
-    return CardEvidence(place, ordered, doubtful, contradictions, foreign)
+    return CardEvidence(place, ordered, doubtful, contradictions, foreign, as_found)
 
 
 def _check_sources(file: Path, sources: Mapping[str, Any], release: CardRelease) -> None:

@@ -20,6 +20,12 @@ class CardOptions:
         default=None, metadata={"help": "Commit of the source.  [default: what the evidence names]"}
     )
     license: str | None = field(default=None, metadata={"help": "Identifier of the license, as the Hub has them: mit."})
+    prompts: str | None = field(
+        default=None,
+        metadata={
+            "help": "NAME or FILE.toml of the suite that was drawn, where the measurements do not tell its prompts."
+        },
+    )
     unverified: bool = field(
         default=False, metadata={"help": "Take figures that carry no sha256 of the weights; the card says so."}
     )

@@ -16,12 +16,15 @@ from converter.card.additions import collect_additions, describe
 from converter.card.context import SECTIONS, build_context, find_gallery, left_out
 from converter.card.environment import render_card
 from converter.card.evidence import CardEvidence, read_card_evidence
-from converter.card.metadata import CardMetadata, check_metadata, is_repo_id
+from converter.card.metadata import CardMetadata, GalleryImage, check_metadata, is_repo_id
 from converter.card.options import CardOptions
+from converter.card.pictures import find_pictures
+from converter.card.prompt_texts import find_prompt_texts
 from converter.card.release import CardRelease, read_release
 from converter.checkpoint.writer import folder_inside, replace_file
 from converter.conversion.release import CARD_NAME, MANIFEST_NAME, ReleaseFile, encode_json
 from converter.errors import MissingInput, ReleaseError, UsageError, printable
+from converter.evidence.files import MATRIX_NAME
 from converter.verification.report import first_few
 
 _TAGS = ("sdnq", "quantized", "static-quantization", "4-bit precision")
@@ -66,7 +69,9 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
     Raises:
         UsageError: what was asked for makes no sense.
         MissingInput: something is missing or cannot be read.
-        EvidenceError: measurements are malformed, of other weights, or cannot be verified.
+        EvidenceError: measurements are malformed, of other weights, or cannot be verified; a picture or the suite does
+            not belong to them.
+        SuiteError: the suite is malformed.
         InputError: the release or the template breaks its format.
         ReleaseError: the card would not be what the Hub takes, or one that was edited by hand would be lost.
         OutputError: a file cannot be written.
@@ -78,12 +83,23 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
     if options.adopt:
         return _adopt(release, options)
     found = read_card_evidence(release, evidence, unverified=options.unverified)
-    metadata = _metadata(release, found, options)
-    contents = collect_additions(release, found)
+    texts = find_prompt_texts(found.files.get(MATRIX_NAME), options.prompts)
+    metadata = _metadata(release, found, options, find_gallery(found, texts))
+    pictures = find_pictures(found)
+    contents = collect_additions(release, found, pictures)
     added = [describe(name, content) for name, content in contents.items()]
     name = root.resolve().name
     title = (options.repo or name).rpartition("/")[2]
-    context = build_context(release, found, metadata, title=title, repository=options.repo or name, additions=added)
+    context = build_context(
+        release,
+        found,
+        metadata,
+        title=title,
+        repository=options.repo or name,
+        prompt_texts=texts,
+        pictures=pictures,
+        additions=added,
+    )
     text = render_card(context, options.template)
     _refuse_bad_metadata(root, text)
     _keep_edited_card(release, text)
@@ -126,7 +142,9 @@ def _adopt(release: CardRelease, options: CardOptions) -> CardReport:
     return CardReport(card, files, (), {}, verified, ())
 
 
-def _metadata(release: CardRelease, evidence: CardEvidence, options: CardOptions) -> CardMetadata:
+def _metadata(
+    release: CardRelease, evidence: CardEvidence, options: CardOptions, gallery: tuple[GalleryImage, ...]
+) -> CardMetadata:
     original: Mapping[str, Any] = next(
         (content["sources"]["original"] for content in evidence.files.values() if "sources" in content), {}
     )
@@ -150,7 +168,7 @@ def _metadata(release: CardRelease, evidence: CardEvidence, options: CardOptions
         pipeline_tag="text-to-image",
         languages=options.languages or ("en",),
         tags=(*family, "text-to-image", *_TAGS, *((dtype,) if dtype else ()), *options.tags),
-        gallery=find_gallery(evidence),
+        gallery=gallery,
     )
 
 

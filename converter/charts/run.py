@@ -14,6 +14,7 @@ from converter.charts.style import THEMES, Theme
 from converter.checkpoint.writer import folder_inside, replace_file, write_error
 from converter.errors import MissingInput, printable
 from converter.evidence.files import read_evidence_folder
+from converter.evidence.origin import origin_note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,22 +130,24 @@ def render(chart: Chart, theme: Theme) -> dict[str, bytes]:
     """The files of a chart in one theme, by the ending of their names."""
     with fixed_settings():
         figure = chart.draw(theme)
-        return {kind: _save(figure, kind) for kind in _METADATA}
+        return {kind: _save(figure, kind, chart.description) for kind in _METADATA}
 
 
-def _save(figure: Figure, kind: str) -> bytes:
+def _save(figure: Figure, kind: str, description: str) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format=kind, metadata=_METADATA[kind])
-    return _shrink(stream) if kind == "png" else stream.getvalue()
+    return _shrink(stream, description) if kind == "png" else stream.getvalue()
 
 
-def _shrink(stream: io.BytesIO) -> bytes:
+def _shrink(stream: io.BytesIO, description: str) -> bytes:
     """A PNG with a palette, which takes a third of the space; edges of letters lose shades that nobody sees."""
     from PIL import Image
 
     shrunk = io.BytesIO()
     with Image.open(stream) as image:
-        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(shrunk, "png", optimize=True)
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+            shrunk, "png", optimize=True, exif=origin_note(description)
+        )
     return shrunk.getvalue()
 
 

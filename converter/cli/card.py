@@ -22,7 +22,9 @@ from converter.errors import printable
 @click.option(
     "--evidence", metavar="DIR", type=PATH, help="What `bench`, `grid` and `charts` made.  [default: RELEASE]"
 )
-@dataclass_options(CardOptions, "repo", "base_model", "base_revision", "license", "unverified", "template", "adopt")
+@dataclass_options(
+    CardOptions, "repo", "base_model", "base_revision", "license", "prompts", "unverified", "template", "adopt"
+)
 @click.option("--language", "languages", metavar="CODE", multiple=True, help="Repeatable.  [default: en]")
 @click.option("--tag", "tags", metavar="TAG", multiple=True, help="A tag more for the Hub. Repeatable.")
 @click.option("--preview", metavar="FILE", type=PATH, help="Write the card as a page, as the Hub would show it, too.")

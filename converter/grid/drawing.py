@@ -141,11 +141,12 @@ def new_canvas(size: Size) -> Image.Image:
     return Image.new("RGB", (size.width, size.height), BACKGROUND)
 
 
-def encode(image: Image.Image, *, quality: int | None) -> bytes:
-    """The image as WebP, without metadata: the same pixels give the same bytes.
+def encode(image: Image.Image, origin: Image.Exif, *, quality: int | None) -> bytes:
+    """The image as WebP: the same pixels of the same origin give the same bytes.
 
     Args:
         image: RGB, at most 16,383 pixels a side.
+        origin: what the file says of what it was drawn from.
         quality: 0 to 100; None for lossless.
 
     Raises:
@@ -154,9 +155,9 @@ def encode(image: Image.Image, *, quality: int | None) -> bytes:
     stream = BytesIO()
     try:
         if quality is None:
-            image.save(stream, "WEBP", lossless=True, method=_LOSSLESS_METHOD)
+            image.save(stream, "WEBP", lossless=True, method=_LOSSLESS_METHOD, exif=origin)
         else:
-            image.save(stream, "WEBP", quality=quality, method=_LOSSY_METHOD)
+            image.save(stream, "WEBP", quality=quality, method=_LOSSY_METHOD, exif=origin)
     except (OSError, ValueError) as error:
         raise OutputError(f"{image.width}x{image.height} pixels cannot be written as WebP: {error}") from error
     return stream.getvalue()

@@ -16,13 +16,14 @@ from converter.console import Progress
 from converter.errors import EvidenceError, MissingInput, UsageError, printable
 from converter.evidence.agreement import MODELS
 from converter.evidence.files import MATRIX_NAME, METRICS_NAME, read_evidence
+from converter.evidence.origin import grid_text, origin_note
 from converter.grid.cells import Row, find_rows
 from converter.grid.layout import PREVIEW_WIDTH, SIDE_LIMIT, Measures, Pair, preview_scale, ratio_name, split_rows
 from converter.grid.report import GridReport
 from converter.grid.sheets import FOLDER, PREVIEW_NAME, SHEET_QUALITY, Drawing
 
 #: Names of sheets, of this run and of earlier ones.
-_SHEET_PATTERN = re.compile(rf"comparison_grid_(\d+to\d+|mixed)_q{SHEET_QUALITY}(-\d+of\d+)?\.webp")
+SHEET_PATTERN = re.compile(rf"comparison_grid_(\d+to\d+|mixed)_q{SHEET_QUALITY}(-\d+of\d+)?\.webp")
 _TITLES = ("Original", "Quantized")
 
 #: Opens a display for a label, a number and what is counted.
@@ -58,7 +59,8 @@ def make_grid(
     output = output or folder
     if not folder.is_dir():
         raise MissingInput(f"{printable(str(folder))}: no such folder", "Check the path; `lensconv bench` makes one.")
-    rows = find_rows(folder, read_evidence(folder / MATRIX_NAME)[1])
+    matrix = read_evidence(folder / MATRIX_NAME)[1]
+    rows = find_rows(folder, matrix)
     titles = _titles(folder, note)
     place = folder_inside(output, str(FOLDER))
     sizes = [row.sizes for row in rows]
@@ -69,7 +71,7 @@ def make_grid(
     if len(counts) > 1:
         note(f"WebP allows {SIDE_LIMIT} pixels a side: {len(rows)} rows are split over {len(counts)} sheets")
     with progress("drawing the grid", len(rows) + len(counts) + 1, "steps") as display:
-        drawing = Drawing(rows, titles, scale, display)
+        drawing = Drawing(rows, titles, scale, origin_note(grid_text(matrix)), display)
         drawn = [drawing.draw_sheet(name, count) for name, count in zip(_names(rows, counts), counts, strict=True)]
         drawn_preview = drawing.draw_preview()
     report = GridReport(output, tuple(sheet for sheet, _ in drawn), drawn_preview[0])
@@ -128,7 +130,7 @@ def _write(place: Path, contents: Mapping[str, bytes]) -> None:
         for file in sorted(place.iterdir()):
             # A link is removed itself, not what it leads to.
             if (
-                _SHEET_PATTERN.fullmatch(file.name)
+                SHEET_PATTERN.fullmatch(file.name)
                 and file.name not in contents
                 and (file.is_symlink() or file.is_file())
             ):

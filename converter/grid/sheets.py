@@ -37,11 +37,15 @@ class Drawing:
         rows: all rows.
         titles: of the columns.
         scale: by which the cells of the preview are reduced.
+        origin: what the files say of what they were drawn from.
         display: counts each row, sheet and the preview: encoding a sheet takes longer than drawing it.
     """
 
-    def __init__(self, rows: Sequence[Row], titles: tuple[str, str], scale: int, display: Progress) -> None:
+    def __init__(
+        self, rows: Sequence[Row], titles: tuple[str, str], scale: int, origin: Image.Exif, display: Progress
+    ) -> None:
         self._rows = rows
+        self._origin = origin
         self._titles = titles
         self._measures = Measures.of([row.sizes for row in rows])
         self._scale = scale
@@ -74,7 +78,7 @@ class Drawing:
             self._draw_row(picture, index, row)
             self._drawn += 1
             self._advance()
-        content = encode(picture.canvas, quality=SHEET_QUALITY)
+        content = encode(picture.canvas, self._origin, quality=SHEET_QUALITY)
         self._advance()
         size = layout.size
         cells = tuple(_placed(rows, layout))
@@ -90,7 +94,7 @@ class Drawing:
             OutputError: the encoder refuses it.
         """
         lossless = self._scale == 1
-        content = encode(self._small.canvas, quality=None if lossless else _PREVIEW_QUALITY)
+        content = encode(self._small.canvas, self._origin, quality=None if lossless else _PREVIEW_QUALITY)
         self._advance()
         size, cells = self._small.layout.size, tuple(_placed(self._shown, self._small.layout))
         name = str(FOLDER / PREVIEW_NAME)
