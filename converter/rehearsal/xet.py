@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from converter.rehearsal.lz4 import decompress_frame
-
 _SHARD_HEADER = 48
 _FILE = struct.Struct("<32sIIQ")
 _TERM = struct.Struct("<32sIIII")
@@ -28,6 +26,8 @@ _END = b"\xff" * 32
 _CHUNK_HEADER = 8
 _FOOTER = b"XETBLOB"
 _PLAIN, _LZ4, _GROUPED_LZ4 = 0, 1, 2
+#: Bytes that are read before they are handed on.
+_PIECE_BYTES = 2**20
 #: Bytes of a shard, which the Hub limits to 64 MiB.
 _SHARD_LIMIT = 256 * 2**20
 
@@ -93,6 +93,17 @@ class XetStore:
             OSError: a xorb cannot be read.
             ValueError: what is stored is damaged.
         """
+        # Chunks are short, and each piece goes from thread to thread.
+        piece = bytearray()
+        for content in self._chunk_contents(file, start, stop):
+            piece += content
+            if len(piece) >= _PIECE_BYTES:
+                yield bytes(piece)
+                piece.clear()
+        if piece:
+            yield bytes(piece)
+
+    def _chunk_contents(self, file: XetFile, start: int, stop: int) -> Iterator[bytes]:
         position = 0
         for term in file.terms:
             if position >= stop:
@@ -122,6 +133,9 @@ class XetStore:
             stream.seek(packed_at)
             data = stream.read(packed)
         if packing != _PLAIN:
+            # The compiler behind it takes a third of a second, which a Hub that is never asked for this need not wait.
+            from converter.rehearsal.lz4 import decompress_frame
+
             data = decompress_frame(data, size)
             if packing == _GROUPED_LZ4:
                 data = _ungroup(data)
