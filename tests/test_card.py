@@ -155,6 +155,20 @@ def test_prompts_of_the_suite_that_was_drawn_are_shown_in_full(release: Path, pu
     assert snapshot(release) == before
 
 
+def test_pins_are_the_versions_that_drew_or_else_those_that_made_it(release: Path, published: Path) -> None:
+    make_card(release, published, UNVERIFIED)
+    text = (release / "README.md").read_text()
+    made = json.loads((release / "lensconv_manifest.json").read_text())["versions"]
+    assert "Versions that it was made with:" in text
+    assert f"sdnq=={made['sdnq']}\n" in text
+    metrics = published_metrics()
+    metrics["environment"] |= {"sdnq": "0.2.4", "torch": "2.11.0+cu128", "accelerate": "1.13.0"}
+    (published / "benchmark_metrics.json").write_text(json.dumps(metrics))
+    make_card(release, published, UNVERIFIED)
+    text = (release / "README.md").read_text()
+    assert "Versions that it was measured with:\n\n```text\nsdnq==0.2.4\ntorch==2.11.0\naccelerate==1.13.0\n```" in text
+
+
 def test_what_a_later_card_does_not_use_leaves_the_release(release: Path, published: Path) -> None:
     make_card(release, published, UNVERIFIED)
     assert (release / "model_cpu_offload_benchmark.json").is_file()

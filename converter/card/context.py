@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,6 +60,8 @@ _ENVIRONMENT = {
 }
 #: Packages that a pinned installation names.
 _PINNED = ("lensconv", "sdnq", "torch", "diffusers", "transformers", "accelerate", "safetensors")
+#: What PEP 440 makes versions of; anything else would be an argument of its own.
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.!-]*")
 _RECIPE_KEYS = (
     "weights_dtype",
     "quantized_matmul_dtype",
@@ -160,7 +163,9 @@ def build_context(
         "recipe": _recipe_table(release, metadata),
         "matmul": bool(release.audit.config.get("use_quantized_matmul")),
         "usage": _usage(repository, settings) if release.is_lens else None,
-        "pins": _pins(release),
+        "pins": _pins(environment if "sdnq" in environment else release.content["versions"]),
+        "pins_drew": "sdnq" in environment,
+        "encoder_quantization": release.encoder_quantization,
         "comparison": pictures.preview,
         "sheets": pictures.sheets,
         "charts": pictures.charts,
@@ -241,11 +246,11 @@ def _in_quotes(text: str) -> str:
     return json.dumps(text)[1:-1].replace("`", "\\u0060")
 
 
-def _pins(release: CardRelease) -> list[str]:
-    """Requirements with the versions that the release was made with."""
-    pairs = ((name, release.content["versions"].get(name)) for name in _PINNED)
+def _pins(versions: Mapping[str, Any]) -> list[str]:
+    """Requirements with these versions."""
     # What follows a plus sign names a build, which other machines need not have.
-    return [f"{name}=={str(version).partition('+')[0]}" for name, version in pairs if version is not None]
+    pairs = ((name, str(versions.get(name)).partition("+")[0]) for name in _PINNED if name in versions)
+    return [f"{name}=={version}" for name, version in pairs if _VERSION.fullmatch(version)]
 
 
 def _listed(values: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
