@@ -19,7 +19,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.errors import DependencyError, OutputError, UsageError
@@ -678,23 +678,28 @@ def test_broken_lz4_is_refused() -> None:
             decompress_frame(data, 100)
 
 
+@settings(max_examples=300)
 @given(
-    sequences=st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 60), st.integers(0, 50)), max_size=8),
+    sequences=st.lists(st.tuples(st.binary(min_size=1, max_size=40), st.floats(0, 1), st.integers(0, 50)), max_size=6),
     last=st.binary(max_size=20),
-    limit=st.integers(0, 400),
+    spare=st.sampled_from([0, 0, 7, -1, -9]),
     change=st.none() | st.tuples(st.integers(0, 1000), st.integers(0, 255)),
 )
 def test_lz4_blocks_are_unpacked_as_the_format_says(
-    sequences: list[tuple[bytes, int, int]], last: bytes, limit: int, change: tuple[int, int] | None
+    sequences: list[tuple[bytes, float, int]], last: bytes, spare: int, change: tuple[int, int] | None
 ) -> None:
-    block = bytearray()
-    for literals, distance, length in [*sequences, (last, -1, 0)]:
-        block.append(min(len(literals), 15) << 4 | min(length, 15))
+    block, size = bytearray(), 0
+    for literals, place, length in [*sequences, (last, 0.0, -4)]:
+        size += len(literals)
+        block.append(min(len(literals), 15) << 4 | max(min(length, 15), 0))
         block += (bytes([len(literals) - 15]) if len(literals) >= 15 else b"") + literals
-        if distance >= 0:
+        if length >= 0:
+            distance = 1 + int(place * (size - 1))
             block += distance.to_bytes(2, "little") + (bytes([length - 15]) if length >= 15 else b"")
+        size += length + 4
     if change is not None:
         block[change[0] % len(block)] = change[1]
+    limit = max(size + spare, 0)
     wanted = unpacked(bytes(block), limit)
     if wanted is None:
         with pytest.raises(ValueError, match="LZ4"):
