@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "publish.json", help="where results go")
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp(dir=arguments.work))
+    # A machine that has something else to do tells nothing.
+    load = round(os.getloadavg()[0], 2)
     try:
         source = synthesize(work, arguments.layers)
         result = {
@@ -61,6 +63,7 @@ def main() -> None:
                 **{package: version(package) for package in ("huggingface_hub", "hf-xet")},
             },
             "layers": arguments.layers,
+            "load_average_before": load,
             # The system counts what the parent held when it started a process: nothing can be seen below this.
             "rss_floor_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "audit": measure_audit(work, source, arguments.pairs),
@@ -211,9 +214,10 @@ def bytes_below(folder: Path) -> int:
 
 
 def medians(items: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The median of each figure."""
-    items = list(items)
-    return {name: round(statistics.median(item[name] for item in items), 3) for name in items[0]}
+    """The median of each figure: seconds, and whole numbers of the rest."""
+    found = list(items)
+    middles = {name: statistics.median(item[name] for item in found) for name in found[0]}
+    return {name: round(middle, 3) if name in ("wall", "cpu") else int(middle) for name, middle in middles.items()}
 
 
 def without_runs(value: Any) -> Any:
