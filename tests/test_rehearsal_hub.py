@@ -579,7 +579,8 @@ def test_pages(hub: RunningHub) -> None:
         assert page.headers["cross-origin-resource-policy"] == "same-origin"
         assert b"<script" not in page.body
         assert [text for text in texts if text not in page.body.decode()] == [], path
-    assert ask(hub, "GET", f"/{repo}/image/main/images/one.png", token="").body == image
+    shown = ask(hub, "GET", f"/{repo}/image/main/images/one.png", token="")
+    assert (shown.body, shown.headers["cross-origin-resource-policy"]) == (image, "same-origin")
     assert ask(hub, "GET", f"/{repo}/resolve/main/page.html").headers["content-type"].startswith("text/plain")
 
 

@@ -82,6 +82,8 @@ def _bytes(call: Call, sha256: str, size: int, headers: dict[str, str]) -> Respo
         "X-Content-Type-Options": "nosniff",
         # Files come from anybody: what a browser opens must not act as a page of the Hub.
         "Content-Security-Policy": "default-src 'none'; sandbox",
+        # A browser that is signed in sends its password along with what a page of another site loads.
+        "Cross-Origin-Resource-Policy": "same-origin",
     }
     if is_part:
         headers["Content-Range"] = f"bytes {first}-{stop - 1}/{size}"
