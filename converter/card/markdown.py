@@ -52,10 +52,7 @@ def one_line(text: str) -> str:
 
 def escape(text: str) -> Markdown:
     """One line of Markdown that shows the text, white space as single spaces."""
-    # In one go: what stands for one mark holds others.
-    escaped = _MARKS.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), one_line(text))
-    escaped = _LINE_START.sub(lambda found: f"{found[2] or ''}\\{found[1] or found[3]}", escaped)
-    return Markdown(_LINK_SIGNS.sub(_COMMENT, escaped))
+    return Markdown(_LINK_SIGNS.sub(_COMMENT, _escape_marks(text)))
 
 
 def lines(text: str) -> Markdown:
@@ -109,7 +106,8 @@ def image(text: str, address: str, dark: str = "", width: int = 0) -> Markdown:
         width: in pixels, at most; 0 for the image's own.
     """
     if not dark and not width:
-        return Markdown(f"!{link(text, address)}")
+        # Text that stands for an image is no place for links, and would show the comments that break them up.
+        return Markdown(f"![{_escape_marks(text)}]({_address(address)})")
     size = f' width="{width:d}"' if width else ""
     picture = f'<img src="{_address(address)}" alt="{_attribute(text)}"{size}>'
     if dark:
@@ -131,6 +129,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], align: str =
     body = [[_cell(cell) for cell in row] for row in (columns, *rows)]
     found = [body[0], list(marks), *body[1:]]
     return Markdown("\n".join(f"| {' | '.join(row)} |" for row in found))
+
+
+def _escape_marks(text: str) -> str:
+    # In one go: what stands for one mark holds others.
+    escaped = _MARKS.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), one_line(text))
+    return _LINE_START.sub(lambda found: f"{found[2] or ''}\\{found[1] or found[3]}", escaped)
 
 
 def _cell(value: object) -> str:
