@@ -9,7 +9,7 @@ import click
 
 from converter.cli.options import PATH, dataclass_options, output_options, pass_console
 from converter.console import Console, readable_size
-from converter.errors import UsageError, printable
+from converter.errors import ResourceError, UsageError, printable
 from converter.publishing.options import PublishOptions
 
 if TYPE_CHECKING:
@@ -110,8 +110,11 @@ def _render_rehearsal(rehearsal: Rehearsal) -> list[RenderableType]:
     for step in rehearsal.steps:
         mark = Text("  ok    ", style="green") if not step.exit_code else Text("  FAIL  ", style="bold red")
         parts.append(mark + Text(f"{step.name}, {step.elapsed_s:.1f} s: {printable(step.detail)}", style="default"))
-    if rehearsal.exit_code:
-        parts.append(Text(f"Not fit for the world: {rehearsal.steps[-1].name} failed.", style="bold red"))
+    failed = rehearsal.steps[-1].name
+    if rehearsal.exit_code == ResourceError.exit_code:
+        parts.append(Text(f"Rehearsed up to {failed}, for which this machine lacks something.", style="bold red"))
+    elif rehearsal.exit_code:
+        parts.append(Text(f"Not fit for the world: {failed} failed.", style="bold red"))
     else:
         parts.append(Text("Rehearsed: published, looked at, audited, downloaded and used.", style="bold green"))
     if rehearsal.folder is not None:
