@@ -25,7 +25,7 @@ pre { background: var(--shade); border-radius: 6px; padding: 16px; overflow-x: a
 pre code { background: none; padding: 0; overflow-wrap: normal; }
 table { display: block; width: max-content; max-width: 100%; overflow-x: auto; border-collapse: collapse;
   overflow-wrap: normal; font-variant-numeric: tabular-nums; }
-td:last-child:not([align="right"]) { overflow-wrap: anywhere; }
+td:last-child:not([align="right"]) { overflow-wrap: anywhere; min-width: 12em; }
 th, td { border: 1px solid var(--line); padding: 6px 13px; text-align: left; }
 [align="right"] { text-align: right; } [align="center"] { text-align: center; }
 tbody tr:nth-child(even) { background: var(--shade); }
@@ -43,6 +43,6 @@ summary { cursor: pointer; }
   display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
 @media (max-width: 600px) {
   main { padding: 16px 16px 48px; } h1 { font-size: 1.75em; } pre { padding: 12px; }
-  article table { font-size: 14px; } th, td { padding: 4px 8px; }
+  article table { font-size: 14px; } th, td { padding: 4px 8px; } td code { white-space: nowrap; }
 }
 """
