@@ -144,7 +144,7 @@ def _cell(value: object) -> str:
 def _address(address: str) -> str:
     """An address that cannot end the link or the attribute around it."""
     if not _ELSEWHERE.match(address):
-        return quote(address, safe="/")
+        return quote(address, safe="/", errors="surrogatepass")
     return quote(one_line(address), safe="/:?#@!$&*+,;=%~").replace("&", "&amp;")
 
 
