@@ -37,6 +37,7 @@ XET_HINT = "Set HF_HUB_DISABLE_XET=1 and run the command again."
 
 #: What is known about a status: what to say instead of its number, where there is better, and what to do about it.
 _STATUSES: dict[int, tuple[str, str]] = {
+    400: ("", "Mend what it names, then run the command again."),
     401: ("", TOKEN_HINT),
     402: ("the Hub wants payment", "The account lacks the plan or the storage for this; see its billing page."),
     403: ("", "The token has no right to this, or the account has no storage left for it; see the token's settings."),
@@ -48,8 +49,13 @@ _STATUSES: dict[int, tuple[str, str]] = {
     429: ("the Hub has had too many requests", "Wait a while, then re-run to resume."),
 }
 
+#: The variable that says where hf_xet writes its log.
+XET_LOG = "HF_XET_LOG_DEST"
 #: The system's words for a disk, or a share of one, that is full.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+#: Classes of httpx and httpx2 for requests that got no answer.
+NO_ANSWER = {"TimeoutException", "NetworkError", "RemoteProtocolError"}
 
 _TOKEN = re.compile(r"(?:hf|api_org)_[A-Za-z0-9_-]+", re.IGNORECASE)
 _AUTHORIZATION = re.compile(
@@ -96,6 +102,9 @@ def _refusal(what: str, error: Any) -> HubError:
             "Ask for access on its page, then set HF_TOKEN, or log in with `hf auth login`.",
         )
     if isinstance(error, errors.RepositoryNotFoundError):
+        if error.response.status_code == 401 and _sent_token(error) and not error.response.headers.get("x-error-code"):
+            # The client takes every 401 for a repo that is not there; a token that has been revoked gives one, too.
+            return HubError(f"{what}: there is no such model, or the token gives no access to it", TOKEN_HINT)
         return HubError(f"{what}: there is no such model, or it is private", ACCESS_HINT)
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"{what}: the repo has no such revision", "Name a branch, a tag or a commit of it.")
@@ -104,9 +113,12 @@ def _refusal(what: str, error: Any) -> HubError:
     if isinstance(error, errors.DisabledRepoError):
         return HubError(f"{what}: the repo has been disabled", "Its page says why.")
     status = error.response.status_code
-    known, hint = _STATUSES.get(status, ("", LATER_HINT if status >= 500 else ACCESS_HINT))
     # A server that is broken seldom says more than that.
-    said = _server_text(error) if status < 500 else ""
+    return _status_failure(what, status, _server_text(error) if status < 500 else "")
+
+
+def _status_failure(what: str, status: int, said: str = "") -> HubError:
+    known, hint = _STATUSES.get(status, ("", LATER_HINT if status >= 500 else ACCESS_HINT))
     return HubError(f"{what}: {known or f'the Hub answers with status {status}'}{said and f': {said}'}", hint)
 
 
@@ -114,12 +126,18 @@ def _server_text(error: Any) -> str:
     text = error.server_message or ""
     if text.lstrip().lower().startswith(("<!doctype", "<html")):
         return ""
-    sent = ""
+    # Whatever token was sent, from wherever it came, is in there.
+    sent = _sent_token(error)
+    # What is shown is a sentence already, or part of one.
+    return redact(text, sent, sent.partition(" ")[2]).rstrip(".")
+
+
+def _sent_token(error: Any) -> str:
+    """The header that proved who asked; empty where there was none."""
     # An answer that was made by hand has no request, and says so by raising.
     with suppress(RuntimeError):
-        # Whatever token was sent, from wherever it came, is in there.
-        sent = error.response.request.headers.get("authorization", "")
-    return redact(text, sent, sent.partition(" ")[2])
+        return str(error.response.request.headers.get("authorization", ""))
+    return ""
 
 
 def _system_failure(what: str, error: BaseException) -> LensconvError | None:
@@ -130,8 +148,13 @@ def _system_failure(what: str, error: BaseException) -> LensconvError | None:
         return HubError(f"{what}: HF_HUB_OFFLINE forbids to ask the Hub", "Unset HF_HUB_OFFLINE.")
     if isinstance(error, errors.FileMetadataError):
         return HubError(f"{what}: what answers is not the Hub", STRANGER_HINT)
-    if isinstance(error, errors.LocalTokenNotFoundError | errors.OIDCError):
+    if isinstance(error, errors.LocalTokenNotFoundError):
         return HubError(f"{what}: there is no token", "Set HF_TOKEN, or log in with `hf auth login`.")
+    if isinstance(error, errors.OIDCError):
+        return HubError(
+            f"{what}: there is no token: the exchange that HF_OIDC_RESOURCE asks for gave none",
+            "Unset HF_OIDC_RESOURCE and set HF_TOKEN, or see to HF_OIDC_ID_TOKEN.",
+        )
     if isinstance(error, UnicodeEncodeError):
         return HubError(f"{what}: the token is not ASCII", "Set HF_TOKEN again, or unset it.")
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
@@ -154,7 +177,13 @@ def _network_failure(what: str, error: BaseException) -> HubError:
     text = str(error)
     if is_locked(error):
         return HubError(f"{what}: another upload is running", "Wait for it to end, then run the command again.")
-    if "xet-write-token" in text or "xet-read-token" in text:
+    if is_about_xet_token(error):
+        status = xet_status(error)
+        # What a Hub without Xet answers tells of Xet; anything else tells of the Hub or of the token.
+        if status is not None and status != 404:
+            return _status_failure(what, status)
+        if "timed out" in text.lower():
+            return HubError(f"{what}: the Hub cannot be reached: it does not answer in time", NETWORK_HINT)
         return HubError(f"{what}: the Hub gives no access to its Xet storage", XET_HINT)
     if type(error) in (RuntimeError, ConnectionError):
         # hf_xet has no classes of its own.
@@ -194,7 +223,7 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def deciding(error: BaseException) -> BaseException:
-    """What a wrapper was raised from, where that says more: an answer of the Hub, or a full disk.
+    """What a wrapper was raised from, where that says more: an answer of the Hub, none at all, or a full disk.
 
     The client's LFS path wraps what goes wrong as ``RuntimeError("Error while uploading …")``.
     """
@@ -205,7 +234,7 @@ def deciding(error: BaseException) -> BaseException:
         if link is None:
             break
         full = isinstance(link, OSError) and link.errno in FULL_DISK
-        if full or isinstance(link, errors.HfHubHTTPError):
+        if full or isinstance(link, errors.HfHubHTTPError) or class_names(link) & NO_ANSWER:
             return link
         link = link.__cause__
     return error
@@ -215,6 +244,19 @@ def xet_status(error: BaseException) -> int | None:
     """The status of HTTP that a text of hf_xet holds."""
     match = re.search(r"(?<![0-9.:])([45][0-9]{2})(?![0-9.])", re.sub(r"\S+://\S+", "", str(error)))
     return int(match[1]) if match else None
+
+
+def is_about_xet_token(error: BaseException) -> bool:
+    """Whether hf_xet did not get leave to use the Xet storage."""
+    return "xet-write-token" in str(error) or "xet-read-token" in str(error)
+
+
+def answered_status(error: BaseException) -> int | None:
+    """The status with which the Hub has answered; None where it has not, or that cannot be told."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return int(response.status_code)
+    return xet_status(error) if is_about_xet_token(error) else None
 
 
 def is_locked(error: BaseException) -> bool:
@@ -282,10 +324,15 @@ def _tokens() -> Iterator[str]:
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Keep the client from talking: its log at errors only, no bars, no warnings. Afterwards all is as it was."""
+    """Keep the client from talking: its log at errors only, no bars, no warnings. Afterwards all is as it was.
+
+    hf_xet, where it cannot write its log, writes it to stdout: it gets none, unless the user has said where it goes.
+    """
     from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import progress_bar_states
 
+    is_log_placed = XET_LOG in os.environ
+    os.environ.setdefault(XET_LOG, os.devnull)
     verbosity, bars = hub_logging.get_verbosity(), dict(progress_bar_states)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -298,3 +345,5 @@ def quiet_hub() -> Iterator[None]:
             hub_logging.set_verbosity(verbosity)
             progress_bar_states.clear()
             progress_bar_states.update(bars)
+            if not is_log_placed:
+                os.environ.pop(XET_LOG, None)

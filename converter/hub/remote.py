@@ -49,14 +49,15 @@ class RemoteRepo:
 
     @classmethod
     def open(
-        cls, place: HubPlace, endpoint: str | None = None, token: str | None = None, retry: Retry | None = None
+        cls, place: HubPlace, endpoint: str | None = None, token: str | bool | None = None, retry: Retry | None = None
     ) -> RemoteRepo:
         """Find out which commit a revision is, and which files it has.
 
         Args:
             place: the repo, at its main branch if it names no revision.
             endpoint: address of the Hub; that of huggingface_hub when None.
-            token: what to prove who asks with; that of huggingface_hub when None.
+            token: what to prove who asks with; that of huggingface_hub when None, and when True even where it is not to
+                be shown without being asked for.
             retry: how patient to be.
 
         Raises:
@@ -113,7 +114,7 @@ class Requests:
         retry: how patient to be.
     """
 
-    def __init__(self, endpoint: str | None, token: str | None, retry: Retry) -> None:
+    def __init__(self, endpoint: str | None, token: str | bool | None, retry: Retry) -> None:
         from huggingface_hub import constants
 
         self._endpoint = (endpoint or constants.ENDPOINT).rstrip("/")

@@ -10,19 +10,22 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from converter.hub.failures import (
     FULL_DISK,
+    NO_ANSWER,
+    answered_status,
     chain,
     class_names,
     client_errors,
     deciding,
     hub_failure,
+    is_about_xet_token,
     is_locked,
-    xet_status,
 )
 
 #: Statuses that pass, as huggingface_hub 2.4 has them in ``_DEFAULT_RETRY_ON_STATUS_CODES``.
@@ -109,13 +112,13 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         return False
-    if "xet-write-token" in str(error) or "xet-read-token" in str(error):
+    if is_about_xet_token(error):
         # A server without Xet will not get one while we wait; one that is busy will answer.
-        status = xet_status(error)
+        status = answered_status(error)
         return status in TRANSIENT_STATUSES if status is not None else "timed out" in str(error).lower()
     if is_locked(error) or "cannot schedule new futures" in str(error):
         return False
-    if class_names(error) & {"TimeoutException", "NetworkError", "RemoteProtocolError"}:
+    if class_names(error) & NO_ANSWER:
         return True
     # hf_xet raises builtin classes, not subclasses of them; pages of a proxy come where JSON should.
     return isinstance(error, json.JSONDecodeError | ConnectionError | TimeoutError) or type(error) is RuntimeError
@@ -129,15 +132,56 @@ def wait_seconds(error: BaseException, attempt: int) -> float:
         attempt: how many tries there have been.
     """
     backoff = min(FIRST_WAIT * 2.0 ** (attempt - 1), LONGEST_WAIT)
-    response = getattr(error, "response", None)
+    response = getattr(deciding(error), "response", None)
     if response is None:
         return backoff
+    asked = _asked_seconds(response)
+    return backoff if asked is None else max(asked, FIRST_WAIT)
+
+
+@contextmanager
+def bounded_hub(seconds: float) -> Iterator[None]:
+    """Keep the client from waiting without end. Afterwards all is as it was.
+
+    By itself it waits for an answer for ever, and some of its calls sleep for as long as a server asks for. Here such a
+    server is refused, so that it meets the bounds of ``Retry``.
+
+    Args:
+        seconds: to wait for an answer, or for the network to take a piece of what is sent.
+    """
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http, hf_raise_for_status  # type: ignore[attr-defined]
+
+    def refuse_long_waits(response: Any) -> None:
+        if response.status_code in TRANSIENT_STATUSES and (_asked_seconds(response) or 0.0) > LONGEST_WAIT:
+            response.read()
+            hf_raise_for_status(response)
+
+    # The user's own, where a program has set one; there is no public way to ask for it.
+    factory = _http._GLOBAL_CLIENT_FACTORY
+
+    def make() -> Any:
+        client = factory()
+        client.timeout = seconds
+        hooks = client.event_hooks
+        client.event_hooks = {**hooks, "response": [*hooks["response"], refuse_long_waits]}
+        return client
+
+    set_client_factory(make)
+    try:
+        yield
+    finally:
+        set_client_factory(factory)
+
+
+def _asked_seconds(response: Any) -> float | None:
+    """Seconds that an answer asks to be left alone; None where it does not say."""
     asked = _retry_after(response.headers)
     if asked is None and response.status_code == 429:
         # The draft of RateLimit header fields: "api";r=0;t=55 with the seconds until the window ends.
         match = re.search(r";\s*t\s*=\s*([0-9]{1,9})", response.headers.get("ratelimit", ""))
         asked = float(match[1]) if match else None
-    return backoff if asked is None else max(asked, FIRST_WAIT)
+    return asked
 
 
 def _retry_after(headers: Any) -> float | None:
@@ -161,5 +205,5 @@ def _seconds(date: str) -> float | None:
 
 
 def _told(error: BaseException) -> str:
-    response = getattr(error, "response", None)
-    return f"the Hub answers {response.status_code}" if response is not None else "the Hub does not answer"
+    status = answered_status(deciding(error))
+    return f"the Hub answers {status}" if status is not None else "the Hub does not answer"

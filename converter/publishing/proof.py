@@ -101,16 +101,18 @@ def _is_whole(file: PublishedFile, pieces: list[tuple[int, int]]) -> bool:
 
 def _compare_pieces(file: PublishedFile, pieces: list[tuple[int, int]], remote: RemoteRepo, progress: Progress) -> None:
     digest = hashlib.sha256()
-    with file.file.open("rb") as stream:
+    try:
+        stream = file.file.open("rb")
+    except OSError as error:
+        raise _changed(file) from error
+    with stream:
         for start, end in pieces:
             served = remote.read(file.name, start, end)
             digest.update(served)
             stream.seek(start)
             if served != stream.read(end - start):
                 if file.has_changed():
-                    raise ReleaseError(
-                        f"{printable(str(file.file))}: has changed since it was published", "Publish it again."
-                    )
+                    raise _changed(file)
                 raise HubError(
                     f"{remote.where(file.name)}: the Hub serves other bytes than were uploaded, between {start} and "
                     f"{end}; its record of the file is right, its storage is not",
@@ -120,3 +122,10 @@ def _compare_pieces(file: PublishedFile, pieces: list[tuple[int, int]], remote: 
             progress.refresh()
     if _is_whole(file, pieces) and digest.hexdigest() != file.sha256:
         raise HubError(f"{remote.where(file.name)}: has another sha256 than the manifest says", "Publish it again.")
+
+
+def _changed(file: PublishedFile) -> ReleaseError:
+    return ReleaseError(
+        f"{printable(str(file.file))}: has changed since it was published, so that nothing can be held against it",
+        "Publish it again.",
+    )

@@ -88,10 +88,10 @@ def write_receipt(file: Path, receipt: Receipt) -> bool:
     return False
 
 
-def is_proven(file: Path, page: str, commit: str, manifest_sha256: str) -> bool:
-    """Whether an earlier run, whose receipt this is, has read this release back from this commit."""
+def is_proven(file: Path, page: str, commit: str) -> bool:
+    """Whether an earlier run, whose receipt this is, has read a release back from this commit."""
     try:
         noted: Mapping[str, Any] = read_json(file)
     except InputError:
         return False
-    return (noted.get("page"), noted.get("commit"), noted.get("manifest_sha256")) == (page, commit, manifest_sha256)
+    return (noted.get("page"), noted.get("commit")) == (page, commit)

@@ -15,10 +15,10 @@ from pathlib import Path
 from converter.console import Progress, readable_size
 from converter.conversion.release import CARD_NAME
 from converter.errors import HubError, MissingObject, UsageError, printable
-from converter.hub.failures import quiet_hub
+from converter.hub.failures import LATER_HINT, XET_HINT, quiet_hub
 from converter.hub.places import parse_place
 from converter.hub.remote import RemoteRepo
-from converter.hub.retry import Retry
+from converter.hub.retry import Retry, bounded_hub
 from converter.publishing.difference import Difference, compare
 from converter.publishing.options import MAIN, PublishOptions
 from converter.publishing.preflight import FitRelease, examine_release
@@ -27,13 +27,15 @@ from converter.publishing.pull_request import offer_pull_request, open_pull_requ
 from converter.publishing.receipt import Receipt, is_proven, receipt_file, write_receipt
 from converter.publishing.session import HubSession, RemoteRefs
 from converter.publishing.transaction import Target, make_commit
-from converter.publishing.upload import refuse_changed, upload
+from converter.publishing.upload import read_unchanged, refuse_changed, upload
 from converter.verification.report import first_few
 
 #: Names that git takes for branches and tags, without what it takes only in places.
 _REF_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,98}[A-Za-z0-9])?")
 #: Length of a commit's title that the Hub takes.
 _TITLE_LENGTH = 200
+#: Seconds that a Hub has for an answer; its own gateways give up after one minute.
+_ANSWER_SECONDS = 120
 #: Status that says that a tag of that name is there.
 _CONFLICT = 409
 
@@ -69,7 +71,7 @@ def publish(
     release = examine_release(root, repository, progress)
     for line in release.advice:
         note(line)
-    with quiet_hub():
+    with quiet_hub(), bounded_hub(min(options.patience, _ANSWER_SECONDS)):
         session = HubSession(repository, Retry(options.patience, note=note))
         return _Publication(session, release, options, progress, note).run()
 
@@ -86,6 +88,8 @@ def _check_request(repository: str, options: PublishOptions) -> None:
             raise UsageError(
                 f"{option} {printable(name)}: no name that git takes", "Use letters, digits, '.', '-', '_'."
             )
+    if options.tag is not None and (options.tag in (MAIN, options.revision) or options.tag.startswith("refs/")):
+        raise UsageError(f"--tag {printable(options.tag)}: a branch has that name", "Choose another, such as v1.")
     if not options.message.strip() or "\n" in options.message or len(options.message) > _TITLE_LENGTH:
         raise UsageError(f"--message takes one line of up to {_TITLE_LENGTH} characters")
 
@@ -123,7 +127,7 @@ class _Publication:
         if not difference:
             self.note(f"{target.revision} holds this release already")
         commit = self._commit(target, difference) if difference else target.parent
-        read_back = self._prove(commit, difference)
+        read_back = self._prove(commit, target, difference)
         if self.pull_request is not None:
             offer_pull_request(self.session, self.pull_request)
         if self.options.tag:
@@ -147,13 +151,21 @@ class _Publication:
                 return False
             self.session.create(private=self.options.private)
             info = self.session.describe()
+        name = getattr(info, "id", self.session.repository)
+        if name != self.session.repository:
+            raise HubError(
+                f"{self.session.place}: is called {printable(str(name))} now",
+                "Make the card anew with that name (`lensconv card --repo`), then publish to it.",
+            )
         self.private = bool(getattr(info, "private", self.options.private))
         if self.options.private and not self.private:
             raise HubError(
                 f"{self.session.place}: is public, and --private does not change that",
                 "Change it on the repo's settings page first, or leave --private away.",
             )
-        self.session.prove_write_access()
+        # A pull request may come from whoever may read the repo.
+        if not self.options.create_pr:
+            self.session.prove_write_access()
         return True
 
     def _choose_target(self, refs: RemoteRefs) -> Target:
@@ -199,9 +211,11 @@ class _Publication:
             raise _taken_tag(self.session, tag, tagged)
 
     def _commit(self, target: Target, difference: Difference) -> str:
+        from huggingface_hub import constants
+
         card = next((file for file in difference.added if file.name == CARD_NAME), None)
         if card is not None:
-            self.session.check_card(card.file.read_text("utf-8"))
+            self.session.check_card(read_unchanged(card).decode())
         try:
             return self._upload_and_commit(target, difference)
         except MissingObject as error:
@@ -209,23 +223,27 @@ class _Publication:
         try:
             return self._upload_and_commit(target, difference)
         except MissingObject as error:
-            raise HubError(error.message, "Set HF_HUB_DISABLE_XET=1, then publish again.") from error
+            raise HubError(error.message, LATER_HINT if constants.HF_HUB_DISABLE_XET else XET_HINT) from error
 
     def _upload_and_commit(self, target: Target, difference: Difference) -> str:
         operations = upload(self.session, difference.added, target.revision, self.progress)
         refuse_changed(self.release.files)
         return make_commit(self.session, self.release, target, difference, operations, self.options.message)
 
-    def _prove(self, commit: str, difference: Difference) -> ReadBack | None:
+    def _prove(self, commit: str, target: Target, difference: Difference) -> ReadBack | None:
         """Hold the commit against the release; what an earlier run has read back is not read again."""
         remote = self._records(commit)
         prove_records(self.release.files, remote)
         everything = self.options.read_back
-        if is_proven(self._receipt_file, self.session.address, commit, self.release.manifest_sha256) and not everything:
+        if self._is_proven(commit) and not everything:
             return None
         # An earlier run may have ended between its commit and its proof.
-        files = self.release.files if everything or not difference else difference.added
+        is_new = bool(difference) and self._is_proven(target.parent) and not everything
+        files = difference.added if is_new else self.release.files
         return prove_bytes(files, remote, everything=everything, progress=self.progress)
+
+    def _is_proven(self, commit: str) -> bool:
+        return is_proven(self._receipt_file, self.session.address, commit)
 
     def _tag(self, tag: str, commit: str) -> None:
         """Tag the commit; a tag of that name that is there already must be this one."""

@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-#: Kinds of secrets that have a form of their own, by the prefixes that their issuers document.
+#: Kinds of secrets that have a form of their own, by the prefixes that their issuers document. Each pattern begins with
+#: the prefix itself and looks back from its end, as Python finds a fixed text far faster than a choice.
 _PATTERNS = {
-    "a Hugging Face token": rb"(?<![A-Za-z0-9_])(?:hf|api_org)_[A-Za-z0-9]{30,}",
-    "an AWS access key": rb"(?<![A-Z0-9])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Z0-9])",
-    "a GitHub token": rb"(?<![A-Za-z0-9_])(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,})",
-    "a GitLab token": rb"(?<![A-Za-z0-9_-])glpat-[A-Za-z0-9_-]{20,}",
-    "a Google API key": rb"(?<![A-Za-z0-9_-])AIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])",
-    "a Slack token": rb"(?<![A-Za-z0-9-])xox[abeoprs]-[A-Za-z0-9-]{20,}",
-    "an OpenAI or Anthropic key": rb"(?<![A-Za-z0-9_-])sk-(?:ant-|proj-|svcacct-)?[A-Za-z0-9_-]{40,}",
-    "a Weights & Biases or PyPI token": rb"(?<![A-Za-z0-9_-])(?:pypi-AgEIcHlwaS5vcmc|wandb_v1_)[A-Za-z0-9_-]{20,}",
-    "a private key": rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----",
+    rb"hf_(?<![A-Za-z0-9_]hf_)[A-Za-z0-9]{30,}": "a Hugging Face token",
+    rb"api_org_(?<![A-Za-z0-9_]api_org_)[A-Za-z0-9]{30,}": "a Hugging Face token",
+    rb"AKIA(?<![A-Z0-9]AKIA)[A-Z0-9]{16}(?![A-Z0-9])": "an AWS access key",
+    rb"ASIA(?<![A-Z0-9]ASIA)[A-Z0-9]{16}(?![A-Z0-9])": "an AWS access key",
+    rb"gh[pousr]_(?<![A-Za-z0-9_]gh._)[A-Za-z0-9]{36}": "a GitHub token",
+    rb"github_pat_(?<![A-Za-z0-9_]github_pat_)[A-Za-z0-9_]{60,}": "a GitHub token",
+    rb"glpat-(?<![A-Za-z0-9_-]glpat-)[A-Za-z0-9_-]{20,}": "a GitLab token",
+    rb"AIza(?<![A-Za-z0-9_-]AIza)[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])": "a Google API key",
+    rb"xox[abeoprs]-(?<![A-Za-z0-9-]xox.-)[A-Za-z0-9-]{20,}": "a Slack token",
+    rb"sk-(?<![A-Za-z0-9_-]sk-)(?:ant-|proj-|svcacct-)?[A-Za-z0-9_-]{40,}": "an OpenAI or Anthropic key",
+    rb"pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{20,}": "a PyPI token",
+    rb"wandb_v1_[A-Za-z0-9_-]{20,}": "a Weights & Biases token",
+    rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----": "a private key",
 }
-_ANY = re.compile(b"|".join(b"(" + pattern + b")" for pattern in _PATTERNS.values()))
 #: Names of variables that hold what nobody should see, with a value that could be one.
 _ASSIGNED = re.compile(
     rb"(?i)(?<![a-z0-9])(?:hf_token|hugging_?face_?hub_?token|api_?key|secret_?key|access_?token|password)"
@@ -32,8 +36,9 @@ def find_secrets(content: bytes, known: tuple[str, ...] = ()) -> Iterator[tuple[
         content: of the file.
         known: secrets that are in use and must not be in any file, such as the user's own token.
     """
-    for match in _ANY.finditer(content):
-        yield list(_PATTERNS)[(match.lastindex or 1) - 1], _line(content, match.start())
+    for pattern, kind in _PATTERNS.items():
+        for match in re.finditer(pattern, content):
+            yield kind, _line(content, match.start())
     for match in _ASSIGNED.finditer(content):
         # A word or a path is no secret; what was drawn at random has digits among its letters.
         value = match[1]

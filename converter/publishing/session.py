@@ -46,7 +46,8 @@ class HubSession:
 
         self.repository = repository
         self.retry = retry
-        self.api = HfApi()
+        # Whoever publishes means to show their token, even where HF_HUB_DISABLE_IMPLICIT_TOKEN keeps it from the rest.
+        self.api = HfApi(token=True)
         self.place = HubPlace(repository)
 
     def call(self, what: str, function: Callable[[], _Answer]) -> _Answer:
@@ -74,7 +75,16 @@ class HubSession:
         """
         from huggingface_hub import get_token
 
-        if not get_token():
+        try:
+            token = self.call("looking for the token", get_token)
+        except HubError as error:
+            if isinstance(error.__cause__, UnicodeError):
+                raise HubError(
+                    f"{self.place}: the file that should hold the token holds something else",
+                    "Log in again with `hf auth login`, or set HF_TOKEN.",
+                ) from error
+            raise
+        if not token:
             raise HubError(f"{self.place}: there is no token", "Set HF_TOKEN, or log in with `hf auth login`.")
         answer = self.call("asking who you are", self.api.whoami)
         name = answer.get("name")
@@ -121,7 +131,7 @@ class HubSession:
 
     def files_at(self, commit: str) -> RemoteRepo:
         """The files of a commit, as the Hub records them."""
-        return RemoteRepo.open(HubPlace(self.repository, commit), retry=self.retry)
+        return RemoteRepo.open(HubPlace(self.repository, commit), token=True, retry=self.retry)
 
     def check_card(self, text: str) -> None:
         """Let the Hub check the metadata of a card, before anything is uploaded for it.
@@ -139,7 +149,7 @@ class HubSession:
             response = get_session().post(
                 f"{self.api.endpoint}/api/validate-yaml",
                 json={"content": text, "repoType": "model"},
-                headers=build_hf_headers(),
+                headers=build_hf_headers(token=True),
             )
             # The errors that it names come with this status.
             if response.status_code != 400:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from converter.console import Progress
-from converter.errors import HubError, MissingInput, ReleaseError, printable
+from converter.errors import HubError, ReleaseError, printable
+from converter.hub.failures import client_errors
 from converter.publishing.files import MAXIMUM_REGULAR_BYTES, PublishedFile
 from converter.publishing.reading import reading_shown
 from converter.publishing.session import HubSession
@@ -68,18 +69,25 @@ def _upload_group(
     session: HubSession, group: Sequence[PublishedFile], revision: str, progress: Progress
 ) -> list[CommitOperationAdd]:
     def send() -> list[CommitOperationAdd]:
+        # What the client says of a file that is gone is no fault of the Hub.
+        refuse_changed(group)
         # The client notes in an operation what it has sent, right or wrong: each attempt makes its own.
         operations = [_operation(file) for file in group]
-        with reading_shown([file.file for file in group], progress):
-            session.api.preupload_lfs_files(
-                session.repository,
-                operations,
-                revision=revision,
-                num_threads=2,
-                free_memory=False,
-                # A .gitignore on the Hub would make the client leave files out.
-                gitignore_content="",
-            )
+        try:
+            with reading_shown([file.file for file in group], progress):
+                session.api.preupload_lfs_files(
+                    session.repository,
+                    operations,
+                    revision=revision,
+                    num_threads=2,
+                    free_memory=False,
+                    # A .gitignore on the Hub would make the client leave files out.
+                    gitignore_content="",
+                )
+        except client_errors():
+            # A Hub that refuses what has changed is right.
+            refuse_changed(group)
+            raise
         return operations
 
     name = printable(group[0].name) + (f" and {len(group) - 1} more" if len(group) > 1 else "")
@@ -96,19 +104,31 @@ def _upload_group(
 def _operation(file: PublishedFile) -> CommitOperationAdd:
     from huggingface_hub import CommitOperationAdd
 
+    if file.bytes <= MAXIMUM_REGULAR_BYTES:
+        # What is held in memory cannot change any more before the commit.
+        return CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=read_unchanged(file))
     try:
-        if file.bytes > MAXIMUM_REGULAR_BYTES:
-            operation = CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=str(file.file.resolve()))
-            # It is known, and reading gigabytes once more to find it out would take its time.
-            operation.upload_info.sha256 = bytes.fromhex(file.sha256)
-            return operation
+        operation = CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=str(file.file.resolve()))
+    except (OSError, ValueError) as error:
+        raise _changed(file) from error
+    # It is known, and reading gigabytes once more to find it out would take its time.
+    operation.upload_info.sha256 = bytes.fromhex(file.sha256)
+    return operation
+
+
+def read_unchanged(file: PublishedFile) -> bytes:
+    """The content of a file, as it was examined.
+
+    Raises:
+        ReleaseError: it is another, or cannot be read any more.
+    """
+    try:
         content = file.file.read_bytes()
     except OSError as error:
-        raise MissingInput(f"{printable(str(file.file))}: {error.strerror or error}", "Publish again.") from error
-    # What is held in memory cannot change any more before the commit.
+        raise _changed(file) from error
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise _changed(file)
-    return CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=content)
+    return content
 
 
 def _changed(file: PublishedFile) -> ReleaseError:
