@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from converter.card.environment import render_card
-from converter.card.metadata import check_metadata
+from converter.card.metadata import CardMetadata, GalleryImage, check_metadata, parse_metadata
 from converter.card.options import CardOptions
 from converter.card.page import render_page
 from converter.card.run import make_card
@@ -153,6 +153,18 @@ def test_prompts_of_the_suite_that_was_drawn_are_shown_in_full(release: Path, pu
     with pytest.raises(SuiteError):
         make_card(release, published, replace(UNVERIFIED, prompts="no-such-suite"))
     assert snapshot(release) == before
+
+
+def test_texts_that_look_like_numbers_are_in_quotes() -> None:
+    gallery = (GalleryImage("12e4", "images/quantized/a%41.png"),)
+    tags = ("1e3", "08", "0o17", ".5", "v1", "no")
+    metadata = CardMetadata("mit", None, None, None, None, "diffusers", "text-to-image", ("en",), tags, gallery)
+    text = metadata.to_yaml()
+    # YAML 1.2 has other numbers than YAML 1.1, which PyYAML writes.
+    for shown in ("- '1e3'", "- '08'", "- '0o17'", "- '.5'", "- v1", "- 'no'", "text: '12e4'", "a%2541.png"):
+        assert shown in text
+    content, problems = parse_metadata(text)
+    assert (content["tags"], problems) == ([*tags], [])
 
 
 def test_pins_are_the_versions_that_drew_or_else_those_that_made_it(release: Path, published: Path) -> None:

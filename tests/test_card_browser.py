@@ -143,7 +143,7 @@ def hostile_text(place: str, number: int) -> str:
     text = _HOSTILE[(number + zlib.crc32(place.encode())) % _COUNT]
     if place.startswith("file"):
         # What no name of a file has, and a length that all file systems take.
-        return re.sub(r"[/\\%\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "_", text)[:60]
+        return re.sub(r"[/\\\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "_", text)[:60]
     return text
 
 

@@ -290,7 +290,7 @@ def _provenance_table(release: CardRelease, metadata: CardMetadata) -> Markdown:
         ["Quantized from", str(release.content["recipe"].get("quantize_from", ""))],
     ]
     rows += [[f"Made with {name}", str(version)] for name, version in sorted(release.content["versions"].items())]
-    return table(["", ""], rows, "ll")
+    return table(["Field", "Value"], rows, "ll")
 
 
 def _source_table(release: CardRelease) -> Markdown:

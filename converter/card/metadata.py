@@ -6,11 +6,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from converter.card.hub_lists import BASE_MODEL_RELATIONS, LANGUAGES, LICENSES, NO_LANGUAGE, PIPELINE_TAGS
 from converter.card.markdown import one_line
 from converter.errors import printable
+
+if TYPE_CHECKING:
+    import yaml
 
 #: The first block between lines of three dashes, as huggingface_hub's REGEX_YAML_BLOCK and the Hub find it.
 _FRONT_MATTER = re.compile(
@@ -22,6 +26,8 @@ _MAXIMUM_CHARACTERS = 1_000_000
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 _REPO_ID_LIMIT = 96
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+#: As 1e3, 0o17 and 08.
+_LIKE_A_NUMBER = re.compile(r"[-+.]*[0-9][\w.+:-]*", re.ASCII)
 #: The Hub cuts tags that are longer.
 _TAG_LIMIT = 100
 
@@ -53,15 +59,19 @@ class CardMetadata:
 
     def to_yaml(self) -> str:
         """The front matter with its dashes; every text is one line, so that none can end it."""
+        import yaml
         from huggingface_hub import ModelCardData
 
+        yaml.add_representer(_Quoted, _in_quotes)
         extra: dict[str, Any] = {}
         if self.base_model is not None:
             extra["base_model_relation"] = "quantized"
             if self.base_revision is not None:
                 extra["base_model_revision"] = one_line(self.base_revision)
         if self.gallery:
-            extra["widget"] = [{"text": one_line(item.text), "output": {"url": item.path}} for item in self.gallery]
+            extra["widget"] = [
+                {"text": _text(item.text), "output": {"url": quote(item.path, safe="/")}} for item in self.gallery
+            ]
         data = ModelCardData(
             license=_line(self.license),
             license_name=_line(self.license_name),
@@ -70,10 +80,26 @@ class CardMetadata:
             library_name=one_line(self.library_name),
             pipeline_tag=one_line(self.pipeline_tag),
             language=[one_line(language) for language in self.languages] or None,
-            tags=list(dict.fromkeys(one_line(tag) for tag in self.tags)) or None,
+            tags=list(dict.fromkeys(_text(tag) for tag in self.tags)) or None,
             **extra,
         )
         return f"---\n{data.to_yaml(line_break=chr(10)).strip()}\n---\n"
+
+
+class _Quoted(str):
+    """A text that stands in quotes."""
+
+    __slots__ = ()
+
+
+def _in_quotes(dumper: yaml.Dumper, text: _Quoted) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", str(text), style="'")
+
+
+def _text(text: str) -> str:
+    """One line, in quotes where YAML 1.2 would read a number and YAML 1.1, for which PyYAML writes, a text."""
+    line = one_line(text)
+    return _Quoted(line) if _LIKE_A_NUMBER.fullmatch(line) else line
 
 
 def is_repo_id(text: str, *, with_owner: bool = True) -> bool:

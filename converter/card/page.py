@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from itertools import pairwise
 from typing import Any
-from urllib.parse import quote
 
 from converter.card.metadata import parse_metadata, split_card
 from converter.card.page_style import STYLE
@@ -216,9 +215,7 @@ def _front_matter(metadata: Mapping[str, Any]) -> str:
 def _gallery(metadata: Mapping[str, Any], resolve: Callable[[str], str]) -> str:
     figures = []
     for text, address in _gallery_images(metadata.get("widget")):
-        inside = _ADDRESS.match(address) is None
-        # Written as a path, and read as an address.
-        source = _image_address(quote(address, safe="/%") if inside else address, resolve)
+        source = _image_address(address, resolve)
         if source is not None:
             figures.append(
                 f'<figure><img src="{escape(source)}" alt="{escape(text)}">'
