@@ -149,8 +149,8 @@ def _address(address: str) -> str:
 
 
 def _attribute(text: str) -> str:
-    """A text between the double quotes of an attribute: all but letters and digits that ASCII has is spelt out."""
-    return re.sub(r"[!-/:-@\[-`{-~]", lambda found: f"&#{ord(found[0])};", one_line(text))
+    """A text between the double quotes of an attribute: what HTML or Markdown may take for a mark is spelt out."""
+    return re.sub(r"[!-$&'*<-@\[-`{-~]", lambda found: f"&#{ord(found[0])};", one_line(text))
 
 
 def _is_harmless(character: str) -> bool:
