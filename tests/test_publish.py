@@ -151,6 +151,9 @@ def test_what_must_not_be_published_reaches_no_network(release: Path, spoil: Cal
         ("owner/tiny@main", {}),
         ("owner/tiny", {"tag": "v 1"}),
         ("owner/tiny", {"tag": "../v1"}),
+        ("owner/tiny", {"tag": "main"}),
+        ("owner/tiny", {"tag": "next", "revision": "next"}),
+        ("owner/tiny", {"tag": "refs/pr/1"}),
         ("owner/tiny", {"create_pr": True, "tag": "v1"}),
         ("owner/tiny", {"message": "two\nlines"}),
     ],
@@ -194,6 +197,12 @@ def test_a_release_that_was_examined_may_be_made_anew(release: Path) -> None:
     ("text", "kinds"),
     [
         (f"token: {TOKEN}", ["a Hugging Face token"]),
+        ("hf_oauth_" + "eyJhbGciOiJIUzI1NiJ9." + "a" * 20, ["a Hugging Face token"]),
+        (f"a_{TOKEN} is part of another word, {TOKEN} is none", ["a Hugging Face token"]),
+        (
+            "token\n" + "ASIA" + "ABCDEFGH12345678" + "\n" + "wandb_v1_" + "a" * 30,
+            ["an AWS access key", "a Weights & Biases token"],
+        ),
         ("-----BEGIN OPENSSH PRIVATE KEY-----", ["a private key"]),
         ("AKIA" + "ABCDEFGH12345678", ["an AWS access key"]),
         ("ghp_" + "a" * 36, ["a GitHub token"]),
@@ -275,7 +284,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def hub(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
     """A Hub for all tests with one transport; each has its own repo."""
-    accounts = (Account.new("owner"), Account.new("reader", "read"))
+    accounts = (Account.new("owner"), Account.new("reader", "read"), Account.new("stranger"))
     with running_hub(HubSettings(tmp_path_factory.mktemp(transport), accounts)) as running:
         yield running
 
@@ -364,7 +373,7 @@ def test_a_file_that_changes_while_it_is_uploaded(publisher: Publisher) -> None:
     done = publisher.publish()
     thread.join()
     assert done.returncode == 1
-    assert f"{weights.name}: has changed" in json.loads(done.stdout)["error"]["message"]
+    assert f"{weights.name}: has changed since it was examined" in json.loads(done.stdout)["error"]["message"]
     assert len(publisher.commits()) == 1
 
 
@@ -372,12 +381,57 @@ def test_a_pull_request_is_used_again(publisher: Publisher) -> None:
     assert publisher.publish().returncode == 0
     for text in ("One", "Two"):
         list_file(publisher.release, "README.md", (FRONT_MATTER + f"# {text}\n").encode())
-        assert json.loads(publisher.publish(create_pr=True).stdout)["pull_request"] == 1
+        receipt = json.loads(publisher.publish(create_pr=True).stdout)
+        assert receipt["pull_request"] == 1
+        # What the commit before holds is read back too where no receipt says that it was.
+        assert receipt["read_back"]["files"] == (2 if text == "One" else len(receipt["files"]))
+        (publisher.release / ".lensconv" / "receipt.json").unlink()
     discussions = list(publisher.api().get_repo_discussions(publisher.repository))
     assert [(discussion.num, discussion.status) for discussion in discussions] == [(1, "open")]
     assert len(publisher.commits()) == 2
     publisher.api().merge_pull_request(publisher.repository, 1)
     assert publisher.main_is_whole()
+    # Somebody without the right to write may offer a change.
+    publisher.environment["HF_TOKEN"] = publisher.hub.token("stranger")
+    list_file(publisher.release, "README.md", (FRONT_MATTER + "# Offered\n").encode())
+    assert json.loads(publisher.publish(create_pr=True).stdout)["pull_request"] == 2
+
+
+def test_what_no_release_put_there_is_not_lost(publisher: Publisher) -> None:
+    from huggingface_hub import CommitOperationAdd
+
+    api = publisher.api()
+    api.create_repo(publisher.repository)
+    theirs = [CommitOperationAdd("README.md", FRONT_MATTER.encode()), CommitOperationAdd("vae/config.json", b"{}")]
+    api.create_commit(publisher.repository, theirs, commit_message="Another model")
+    done = publisher.publish()
+    assert done.returncode == 4
+    assert "would lose: vae/config.json" in json.loads(done.stdout)["error"]["message"]
+    assert len(publisher.commits()) == 2
+
+
+def test_a_repo_with_another_name(publisher: Publisher) -> None:
+    publisher.api().create_repo("owner/another", exist_ok=True)
+    moved = {"Location": "/api/models/owner/another"}
+    publisher.hub.fault("status", status=307, headers=moved, path=f"/api/models/{publisher.repository}$")
+    done = publisher.publish()
+    assert done.returncode == 4
+    assert "is called owner/another now" in json.loads(done.stdout)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [("HF_TOKEN_PATH", "the file that should hold the token"), ("HF_OIDC_RESOURCE", "there is no token")],
+)
+def test_tokens_that_cannot_be_had(release: Path, tmp_path: Path, variable: str, message: str) -> None:
+    (tmp_path / "token").write_bytes(b"\xff\xfe" * 20)
+    kept = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+    place = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "home"), variable: str(tmp_path / "token")}
+    program = command("publish", release, "owner/tiny")
+    done = subprocess.run(program, env=kept | place, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 4
+    assert [line[:7] for line in done.stderr.splitlines()] == ["error: "]
+    assert message in done.stderr
 
 
 def test_a_token_that_may_only_read(publisher: Publisher) -> None:

@@ -13,6 +13,7 @@ import ssl
 import struct
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,7 +38,7 @@ from converter.hub.failures import hub_failure, quiet_hub, redact
 from converter.hub.places import HubPlace, is_place, parse_place
 from converter.hub.records import MAXIMUM_FILE_BYTES, MAXIMUM_FILES
 from converter.hub.remote import RemoteRepo, git_sha1
-from converter.hub.retry import Retry, is_transient, wait_seconds
+from converter.hub.retry import Retry, bounded_hub, is_transient, wait_seconds
 from converter.lens_layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
 from converter.verification.remote import RemoteVerifyReport
@@ -530,6 +531,29 @@ def test_what_does_not_pass_is_told_at_once() -> None:
     for mistake in (ZeroDivisionError(), KeyboardInterrupt()):
         with pytest.raises(type(mistake)):
             retried(mistake)
+
+
+def test_no_wait_is_without_end(serve: Callable[[Path], LoopbackHub], tmp_path: Path) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import get_session, http_backoff  # type: ignore[attr-defined]
+
+    hub = serve(tmp_path)
+    hub.faults["/silent"] = lambda _: time.sleep(1.0)
+    hub.faults["/busy"] = lambda handler: handler.reply(b"", 429, {"Retry-After": "3600"})
+    hub.faults["/api"] = lambda handler: handler.reply(b"", 503, {"Retry-After": "1"})
+    before = get_session()
+    with bounded_hub(0.2):
+        with pytest.raises(client_module().ReadTimeout) as silent:
+            get_session().get(f"{hub.url}/silent")
+        assert is_transient(silent.value)
+        # The client itself would sleep for an hour here, and then ask again.
+        with pytest.raises(HfHubHTTPError) as busy:
+            http_backoff("GET", f"{hub.url}/busy")
+        assert wait_seconds(busy.value, 1) == 3600
+        # What it does by itself in a moment is left to it.
+        assert get_session().get(f"{hub.url}/api").status_code == 503
+    assert get_session().timeout == before.timeout
+    assert get_session().event_hooks == before.event_hooks
 
 
 # Sound repos

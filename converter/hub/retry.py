@@ -158,7 +158,7 @@ def bounded_hub(seconds: float) -> Iterator[None]:
             hf_raise_for_status(response)
 
     # The user's own, where a program has set one; there is no public way to ask for it.
-    factory = _http._GLOBAL_CLIENT_FACTORY
+    factory = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
 
     def make() -> Any:
         client = factory()

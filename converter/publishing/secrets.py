@@ -8,7 +8,7 @@ from collections.abc import Iterator
 #: Kinds of secrets that have a form of their own, by the prefixes that their issuers document. Each pattern begins with
 #: the prefix itself and looks back from its end, as Python finds a fixed text far faster than a choice.
 _PATTERNS = {
-    rb"hf_(?<![A-Za-z0-9_]hf_)[A-Za-z0-9]{30,}": "a Hugging Face token",
+    rb"hf_(?<![A-Za-z0-9_]hf_)(?:[A-Za-z0-9]{30,}|(?:oauth|jwt)_[A-Za-z0-9._-]{30,})": "a Hugging Face token",
     rb"api_org_(?<![A-Za-z0-9_]api_org_)[A-Za-z0-9]{30,}": "a Hugging Face token",
     rb"AKIA(?<![A-Z0-9]AKIA)[A-Z0-9]{16}(?![A-Z0-9])": "an AWS access key",
     rb"ASIA(?<![A-Z0-9]ASIA)[A-Z0-9]{16}(?![A-Z0-9])": "an AWS access key",
