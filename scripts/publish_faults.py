@@ -428,6 +428,11 @@ SCENES: dict[str, Scene] = {
         fault={"action": "delay", "seconds": 60, "method": "POST", "path": "/commit/"},
         options=("--patience", "3"),
     ),
+    "silence where an upload begins": Scene(
+        codes=(0,),
+        fault={"action": "delay", "seconds": 20, "path": "xet-write-token|objects/batch"},
+        options=("--patience", "3"),
+    ),
     "the repo has another name now": Scene(
         reason="is called lab/another now",
         fault={

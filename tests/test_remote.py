@@ -6,6 +6,7 @@ import errno
 import hashlib
 import importlib
 import json
+import os
 import re
 import shutil
 import socket
@@ -539,19 +540,21 @@ def test_no_wait_is_without_end(serve: Callable[[Path], LoopbackHub], tmp_path: 
 
     hub = serve(tmp_path)
     hub.faults["/silent"] = lambda _: time.sleep(1.0)
-    hub.faults["/busy"] = lambda handler: handler.reply(b"", 429, {"Retry-After": "3600"})
+    hub.faults["/busy"] = lambda handler: handler.reply(b"", 429, {"Retry-After": "31"})
     hub.faults["/api"] = lambda handler: handler.reply(b"", 503, {"Retry-After": "1"})
     before = get_session()
     with bounded_hub(0.2):
+        assert os.environ["HF_XET_CLIENT_READ_TIMEOUT"] == "1s"
         with pytest.raises(client_module().ReadTimeout) as silent:
             get_session().get(f"{hub.url}/silent")
         assert is_transient(silent.value)
-        # The client itself would sleep for an hour here, and then ask again.
+        # The client itself would sleep for that long here, and then ask again.
         with pytest.raises(HfHubHTTPError) as busy:
             http_backoff("GET", f"{hub.url}/busy")
-        assert wait_seconds(busy.value, 1) == 3600
+        assert wait_seconds(busy.value, 1) == 31
         # What it does by itself in a moment is left to it.
         assert get_session().get(f"{hub.url}/api").status_code == 503
+    assert "HF_XET_CLIENT_READ_TIMEOUT" not in os.environ
     assert get_session().timeout == before.timeout
     assert get_session().event_hooks == before.event_hooks
 

@@ -331,10 +331,8 @@ def quiet_hub() -> Iterator[None]:
     from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import progress_bar_states
 
-    is_log_placed = XET_LOG in os.environ
-    os.environ.setdefault(XET_LOG, os.devnull)
     verbosity, bars = hub_logging.get_verbosity(), dict(progress_bar_states)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), variable_unless_set(XET_LOG, os.devnull):
         warnings.simplefilter("ignore")
         hub_logging.set_verbosity(logging.ERROR)
         progress_bar_states.clear()
@@ -345,5 +343,15 @@ def quiet_hub() -> Iterator[None]:
             hub_logging.set_verbosity(verbosity)
             progress_bar_states.clear()
             progress_bar_states.update(bars)
-            if not is_log_placed:
-                os.environ.pop(XET_LOG, None)
+
+
+@contextmanager
+def variable_unless_set(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment for as long as a block runs; what the user has set stays."""
+    is_set = name in os.environ
+    os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        if not is_set:
+            os.environ.pop(name, None)

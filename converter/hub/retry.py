@@ -26,12 +26,15 @@ from converter.hub.failures import (
     hub_failure,
     is_about_xet_token,
     is_locked,
+    variable_unless_set,
 )
 
 #: Statuses that pass, as huggingface_hub 2.4 has them in ``_DEFAULT_RETRY_ON_STATUS_CODES``.
 TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)
 #: Seconds before the second try; doubled for each one after it.
 FIRST_WAIT = 1.0
+#: The variable that says how long hf_xet waits for an answer; three times two minutes by itself.
+XET_TIMEOUT = "HF_XET_CLIENT_READ_TIMEOUT"
 #: Seconds between two tries at most, unless the Hub asks for more.
 LONGEST_WAIT = 30.0
 
@@ -169,7 +172,8 @@ def bounded_hub(seconds: float) -> Iterator[None]:
 
     set_client_factory(make)
     try:
-        yield
+        with variable_unless_set(XET_TIMEOUT, f"{max(1, round(seconds))}s"):
+            yield
     finally:
         set_client_factory(factory)
 
