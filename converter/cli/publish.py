@@ -118,7 +118,9 @@ def _render_rehearsal(rehearsal: Rehearsal) -> list[RenderableType]:
     else:
         parts.append(Text("Rehearsed: published, looked at, audited, downloaded and used.", style="bold green"))
     if rehearsal.folder is not None:
-        parts.append(f"To look at it: lensconv hub serve --folder {printable(str(rehearsal.folder / 'hub'))}")
+        # Private repos are shown to their owner alone.
+        account = f" --account {rehearsal.repository.partition('/')[0]}" if rehearsal.receipt["private"] else ""
+        parts.append(f"To look at it: lensconv hub serve --folder {printable(str(rehearsal.folder / 'hub'))}{account}")
     if rehearsal.image is not None:
         parts.append(f"The image: {printable(str(rehearsal.image))}")
     return parts
