@@ -155,6 +155,14 @@ def test_prompts_of_the_suite_that_was_drawn_are_shown_in_full(release: Path, pu
     assert snapshot(release) == before
 
 
+def test_programs_are_for_whole_pipelines(release: Path, lens_output: Path, tmp_path: Path) -> None:
+    component = Path(shutil.copytree(lens_output, tmp_path / "component"))
+    for folder, is_shown in ((release, True), (component, False)):
+        report = make_card(folder, options=CardOptions(license="mit"))
+        assert ("usage" in report.sections) == is_shown
+        assert ("from_pretrained(" in (folder / "README.md").read_text()) == is_shown
+
+
 def test_texts_that_look_like_numbers_are_in_quotes() -> None:
     gallery = (GalleryImage("12e4", "images/quantized/a%41.png"),)
     tags = ("1e3", "08", "0o17", ".5", "v1", "no")

@@ -73,7 +73,7 @@ _RECIPE_KEYS = (
 )
 #: Sections that need something, in the order of the card, and why one is not there.
 _REASONS = {
-    "usage": "programs are known for Lens alone",
+    "usage": "programs are known for whole pipelines of Lens alone",
     "comparison": "there is no comparison grid; `lensconv grid` draws one",
     "charts": "there are no charts; `lensconv charts` draws them",
     "benchmark": f"there is no {METRICS_NAME}",
@@ -162,7 +162,7 @@ def build_context(
         "storage": tables.storage_table(summary) if summary else None,
         "recipe": _recipe_table(release, metadata),
         "matmul": bool(release.audit.config.get("use_quantized_matmul")),
-        "usage": _usage(repository, settings) if release.is_lens else None,
+        "usage": _usage(repository, settings) if release.is_lens and release.components else None,
         "pins": _pins(environment if "sdnq" in environment else release.content["versions"]),
         "pins_drew": "sdnq" in environment,
         "encoder_quantization": release.encoder_quantization,

@@ -42,7 +42,6 @@ class CardRelease:
     audit: Audit
     components: Mapping[str, str]
     """Class of each component of the pipeline; empty outside of one."""
-    pipeline_class: str
     encoder_quantization: str
     """How the text encoder is stored, where its config tells."""
 
@@ -163,10 +162,8 @@ def read_release(root: Path) -> CardRelease:
     if not audit.modules:
         raise UnsupportedCheckpoint(f"{where}: no module of it is quantized", "Make it with `lensconv convert`.")
     _check(audit, manifest)
-    components, pipeline_class = _read_index(root)
-    return CardRelease(
-        root, manifest, read_json(root / MANIFEST_NAME), audit, components, pipeline_class, _encoder(root, components)
-    )
+    components = _read_index(root)
+    return CardRelease(root, manifest, read_json(root / MANIFEST_NAME), audit, components, _encoder(root, components))
 
 
 def _check(audit: Audit, manifest: Manifest) -> None:
@@ -184,12 +181,12 @@ def _check(audit: Audit, manifest: Manifest) -> None:
             raise MalformedCheckpoint(audit.root, f"{check.name}: {check.detail}", hint="See `lensconv verify`.")
 
 
-def _read_index(root: Path) -> tuple[dict[str, str], str]:
+def _read_index(root: Path) -> dict[str, str]:
     if not (root / _INDEX_NAME).is_file():
-        return {}, ""
+        return {}
     index = read_json(root / _INDEX_NAME)
     pairs = ((name, value) for name, value in index.items() if isinstance(value, list) and len(value) > 1)
-    return {name: str(value[1]) for name, value in pairs if value[1]}, str(index.get("_class_name", ""))
+    return {name: str(value[1]) for name, value in pairs if value[1]}
 
 
 def _encoder(root: Path, components: Mapping[str, str]) -> str:

@@ -231,7 +231,7 @@ class _Course:
         own = [place for place in (urljoin(card, found) for found in page.found) if place.startswith(address)]
         shown = sum(len(self._get(place)) for place in own)
         images = "one image" if len(own) == 1 else f"{len(own)} images"
-        return f"{address} shows the card, with {images}, {readable_size(shown)}"
+        return f"{address} shows the card" + (f", with {images}, {readable_size(shown)}" if own else "")
 
     def audit(self) -> str:
         """From afar."""
