@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -538,8 +539,13 @@ def test_no_wait_is_without_end(serve: Callable[[Path], LoopbackHub], tmp_path: 
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import get_session, http_backoff  # type: ignore[attr-defined]
 
+    def slow(handler: Handler) -> None:
+        time.sleep(1.0)
+        with suppress(OSError):
+            handler.reply(b"")
+
     hub = serve(tmp_path)
-    hub.faults["/silent"] = lambda _: time.sleep(1.0)
+    hub.faults["/silent"] = slow
     hub.faults["/busy"] = lambda handler: handler.reply(b"", 429, {"Retry-After": "31"})
     hub.faults["/api"] = lambda handler: handler.reply(b"", 503, {"Retry-After": "1"})
     before = get_session()
