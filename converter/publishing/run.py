@@ -306,7 +306,7 @@ def _announce(difference: Difference) -> Iterator[str]:
 
 def _taken_tag(session: HubSession, tag: str | None, tagged: str | None) -> HubError:
     if tagged is None:
-        return HubError(f"{session.place}: tag {tag} was made and is not there", "Publish again.")
+        return HubError(f"{session.place}: the Hub took tag {tag}, but does not have it", "Publish again.")
     return HubError(
         f"{session.place}: tag {tag} names {tagged[:12]}, which is not this release", "Choose another name for the tag."
     )

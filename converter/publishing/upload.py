@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from converter.console import Progress
-from converter.errors import HubError, ReleaseError, printable
-from converter.hub.failures import client_errors
+from converter.errors import HubError, MissingObject, ReleaseError, printable
+from converter.hub.failures import client_errors, deciding
 from converter.publishing.files import MAXIMUM_REGULAR_BYTES, PublishedFile
 from converter.publishing.reading import reading_shown
 from converter.publishing.session import HubSession
@@ -42,7 +42,8 @@ def upload(
         progress: opens a display for a label and a number of bytes.
 
     Raises:
-        HubError: the Hub refuses, or does not answer.
+        MissingObject: it does not have what it has taken.
+        HubError: it refuses, or does not answer.
         ReleaseError: a file has changed since it was examined.
     """
     operations: list[CommitOperationAdd] = []
@@ -84,9 +85,11 @@ def _upload_group(
                     # A .gitignore on the Hub would make the client leave files out.
                     gitignore_content="",
                 )
-        except client_errors():
+        except client_errors() as error:
             # A Hub that refuses what has changed is right.
             refuse_changed(group)
+            if _is_missing(error):
+                raise MissingObject(f"{session.place}: the Hub does not have a file that was uploaded") from error
             raise
         return operations
 
@@ -99,6 +102,17 @@ def _upload_group(
                 "Delete it on the repo's page, then publish again.",
             )
     return operations
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Whether the check that follows an upload over LFS finds nothing, as where a proxy has taken the upload."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    error = deciding(error)
+    # What is missing otherwise, such as the repo, has a class of its own.
+    if type(error) is not HfHubHTTPError or error.response.status_code != 404:
+        return False
+    return "/lfs/" in error.response.request.url.path and not error.response.request.url.path.endswith("/batch")
 
 
 def _operation(file: PublishedFile) -> CommitOperationAdd:
