@@ -186,6 +186,8 @@ class Stage:
             told = [line for line in said if line.startswith("error: ")]
             if len(told) != bool(done.returncode) or (told and said[-1] != told[0]) or "Traceback" in done.stderr:
                 faults.append(f"this was said: {done.stderr[-500:]!r}")
+            if done.stdout:
+                faults.append(f"without --json stdout is nobody's: {done.stdout[:300]!r}")
             if token in done.stdout + done.stderr:
                 faults.append("the output holds the token")
         for folder in (self.release, Path(self.environment["HF_HOME"])):
