@@ -342,6 +342,10 @@ def test_a_release_comes_whole_and_once(publisher: Publisher) -> None:
 
 def test_a_commit_whose_answer_is_lost_is_found_again(publisher: Publisher) -> None:
     publisher.hub.fault("drop_after", method="POST", path="/commit/main")
+    if "HF_HUB_DISABLE_XET" in publisher.environment:
+        # A proxy takes the upload in place of the storage, which has to be seen and mended, too.
+        list_file(publisher.release, "extra.bin", os.urandom(1000))
+        publisher.hub.fault("status", status=200, method="PUT", path="/_lfs/")
     receipt = json.loads(publisher.publish().stdout)
     assert publisher.hub.faults() == []
     assert publisher.commits() == [receipt["commit"], receipt["parent"]]
