@@ -401,17 +401,18 @@ def test_a_pull_request_is_used_again(publisher: Publisher) -> None:
     assert json.loads(publisher.publish(create_pr=True).stdout)["pull_request"] == 2
 
 
-def test_what_no_release_put_there_is_not_lost(publisher: Publisher) -> None:
+def test_what_another_tool_put_there_stays_in_the_history_alone(publisher: Publisher) -> None:
     from huggingface_hub import CommitOperationAdd
 
     api = publisher.api()
     api.create_repo(publisher.repository)
-    theirs = [CommitOperationAdd("README.md", FRONT_MATTER.encode()), CommitOperationAdd("vae/config.json", b"{}")]
+    theirs = [CommitOperationAdd("README.md", FRONT_MATTER.encode()), CommitOperationAdd("model.bin", b"{}")]
     api.create_commit(publisher.repository, theirs, commit_message="Another model")
     done = publisher.publish()
-    assert done.returncode == 4
-    assert "would lose: vae/config.json" in json.loads(done.stdout)["error"]["message"]
-    assert len(publisher.commits()) == 2
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["deleted"] == ["model.bin"]
+    assert publisher.main_is_whole()
+    assert len(publisher.commits()) == 3
 
 
 def test_a_repo_with_another_name(publisher: Publisher) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.console import Progress, readable_size
-from converter.conversion.release import CARD_NAME, MANIFEST_NAME
+from converter.conversion.release import CARD_NAME
 from converter.errors import HubError, MissingObject, UsageError, printable
 from converter.hub.failures import LATER_HINT, XET_HINT, quiet_hub
 from converter.hub.places import parse_place
@@ -122,8 +122,6 @@ class _Publication:
             difference = self._difference(target)
         for line in _announce(difference):
             self.note(line)
-        if not self.options.dry_run and not self.options.create_pr:
-            self._refuse_foreign_files(target, difference)
         if self.options.dry_run:
             return self._receipt(None, target, difference, None)
         if not difference:
@@ -211,17 +209,6 @@ class _Publication:
         tagged = refs.tags.get(tag) if tag else None
         if tagged is not None and (difference or tagged != target.parent):
             raise _taken_tag(self.session, tag, tagged)
-
-    def _refuse_foreign_files(self, target: Target, difference: Difference) -> None:
-        """Lose nothing but a card that no release has put there: the name may be that of another model."""
-        found = self._records(target.parent).files
-        replaced = [file.name for file in difference.added if file.name in found and file.name != CARD_NAME]
-        lost = [printable(name) for name in (*difference.deleted, *replaced)]
-        if lost and MANIFEST_NAME not in found:
-            raise HubError(
-                f"{self.session.place}: holds what no release of lensconv put there, and would lose: {first_few(lost)}",
-                "Check the name. To replace it, publish with --create-pr, look at the changes, and merge them.",
-            )
 
     def _commit(self, target: Target, difference: Difference) -> str:
         from huggingface_hub import constants
