@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from converter.errors import MemoryLimitError
 from converter.quantize.planner_process import PlanAnswer, PlannerProcess
 from converter.quantize.prediction import plans_agree, predict_plan
 from converter.schemas import load_schema
-from tests.conftest import names_in, run_process, snapshot
+from tests.conftest import ROOT, names_in, snapshot
 from tests.reference import LENS_OPTIONS, convert_with_sdnq, weight_files
 from tests.tiny_models import WEIGHTS, convert_default, save_model
 
@@ -72,19 +74,35 @@ def test_files_have_the_mode_of_the_umask(lens_source: Path, tmp_path: Path) -> 
         assert file.stat().st_mode & 0o777 == 0o640, file.name
 
 
-@pytest.mark.parametrize("recipe", [None, "sdnq-int8"])
-def test_two_runs_write_the_same_bytes(recipe: str | None, lens_source: Path, tmp_path: Path) -> None:
+#: Converts with the default recipe and with another one.
+_CONVERT_TWICE = """
+import sys
+from converter.cli.main import run
+from converter.console import Console
+source, place, *options = sys.argv[1:]
+for recipe in ("lens-uint4-static", "sdnq-int8"):
+    assert run(["convert", source, f"{place}/{recipe}", "--recipe", recipe, *options], Console()) == 0
+"""
+
+
+def test_two_runs_write_the_same_bytes(lens_source: Path, tmp_path: Path) -> None:
     """In other folders, with other hash seeds, threads and memory."""
     folders = []
-    for number, (seed, jobs, memory) in enumerate([("1", 1, "9MB"), ("2", 5, "64MB")]):
-        folder = tmp_path / f"place {number}" / "out"
-        arguments: list[object] = ["convert", lens_source, folder, "--jobs", jobs, "--memory", memory]
-        if recipe is not None:
-            arguments += ["--recipe", recipe]
-        done = run_process(*arguments, env={**os.environ, "PYTHONHASHSEED": seed})
+    for number, (seed, jobs, memory) in enumerate([("1", "1", "9MB"), ("2", "5", "64MB")]):
+        folder = tmp_path / f"place {number}"
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", _CONVERT_TWICE, lens_source, folder, "--jobs", jobs, "--memory", memory],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
         assert done.returncode == 0, done.stderr
         folders.append(snapshot(folder))
     assert folders[0] == folders[1]
+    assert {name.partition("/")[0] for name in folders[0]} == {"lens-uint4-static", "sdnq-int8"}
 
 
 def test_weights_can_be_quantized_from_float32(lens_source: Path, tmp_path: Path) -> None:
