@@ -225,11 +225,12 @@ class Publisher:
     environment: dict[str, str]
     repository: str
 
-    def publish(self, **options: Any) -> subprocess.CompletedProcess[str]:
+    def publish(self, *, trusted_from: int | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
         """Publish in a process of its own, as HF_ENDPOINT and HF_HUB_DISABLE_XET are read when the client is
-        imported."""
+        imported; from so many bytes on what uploads a file hashes it."""
+        limit = f"import converter.publishing.run as run\nrun.TRUSTED_BYTES = {trusted_from}\n" if trusted_from else ""
         program = (
-            "import json, sys\n"
+            f"{limit}import json, sys\n"
             "from pathlib import Path\n"
             "from converter.errors import LensconvError\n"
             "from converter.publishing.options import PublishOptions\n"
@@ -379,6 +380,24 @@ def test_a_file_that_changes_while_it_is_uploaded(publisher: Publisher) -> None:
     assert done.returncode == 1
     assert f"{weights.name}: has changed since it was examined" in json.loads(done.stdout)["error"]["message"]
     assert len(publisher.commits()) == 1
+
+
+def test_a_long_file_that_is_not_what_the_manifest_says(publisher: Publisher) -> None:
+    list_file(publisher.release, "long.bin", bytes(11 << 20))
+    with (publisher.release / "long.bin").open("r+b") as stream:
+        stream.write(b"x")
+    for dry_run in (False, True, False):
+        done = publisher.publish(trusted_from=1 << 20, dry_run=dry_run)
+        assert done.returncode == 1
+        assert "long.bin" in json.loads(done.stdout)["error"]["message"]
+        assert "another sha256" in json.loads(done.stdout)["error"]["message"]
+    assert len(publisher.commits()) == 1
+    with (publisher.release / "long.bin").open("r+b") as stream:
+        stream.write(b"\0")
+    assert publisher.publish(trusted_from=1 << 20).returncode == 0
+    assert publisher.main_is_whole()
+    noted = json.loads((publisher.release / ".lensconv" / "checksums.json").read_text())
+    assert {"long.bin", "README.md"} <= noted.keys()
 
 
 def test_a_pull_request_is_used_again(publisher: Publisher) -> None:

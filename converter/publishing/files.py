@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,10 @@ class PublishedFile:
     git_sha1: str
     """What git calls a file of this content; empty for files that are too long for git."""
     stamp: tuple[int, ...]
-    """State of the file when it was hashed: bytes, times of change in nanoseconds, inode."""
+    """State of the file when it was examined: bytes, times of change in nanoseconds, inode."""
+    is_hashed: bool = True
+    """Whether the checksums are those of the file. Else they are the manifest's, and to be found true before a commit:
+    a long file is read once, by what uploads it."""
 
     def has_changed(self) -> bool:
         """Whether the file was changed, replaced or removed since it was hashed."""
@@ -55,6 +58,22 @@ def file_stamp(file: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def is_noted(root: Path, name: str) -> bool:
+    """Whether a file was hashed before and has not changed since."""
+    entry = _read_checksums(root).get(name)
+    return entry is not None and entry[0] == file_stamp(root / name)
+
+
+def note_hashed(root: Path, files: Iterable[PublishedFile]) -> None:
+    """Note that the checksums of files were found true, so that they are not read again."""
+    noted = {
+        name: PublishedFile(name, root / name, sum(stamp[:1]), *hashes, stamp)
+        for name, (stamp, hashes) in _read_checksums(root).items()
+        if stamp == file_stamp(root / name)
+    }
+    _write_checksums(root, noted | {file.name: file for file in files})
 
 
 def hash_files(
@@ -95,7 +114,7 @@ def hash_files(
         )
     found |= {file.name: file for file in hashed}
     if unknown:
-        _write_checksums(root, found)
+        note_hashed(root, found.values())
     return [found[name] for name in names]
 
 

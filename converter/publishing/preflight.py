@@ -13,7 +13,7 @@ from converter.checkpoint.source import WEIGHTS_SUFFIX, read_json
 from converter.console import Progress
 from converter.conversion.release import CARD_NAME, MANIFEST_NAME
 from converter.errors import InputError, MissingInput, ReleaseError, printable
-from converter.publishing.files import PublishedFile, hash_files
+from converter.publishing.files import PublishedFile, file_stamp, hash_files, is_noted
 from converter.publishing.folder import advice, find_faults
 from converter.publishing.secrets import find_secrets
 from converter.verification.manifest import ListedFile, read_manifest
@@ -47,13 +47,20 @@ class FitRelease:
         return next(file.sha256 for file in self.files if file.name == MANIFEST_NAME)
 
 
-def examine_release(root: Path, repository: str, progress: Callable[[str, int], Progress] = Progress) -> FitRelease:
+def examine_release(
+    root: Path,
+    repository: str,
+    progress: Callable[[str, int], Progress] = Progress,
+    *,
+    trusted_from: int | None = None,
+) -> FitRelease:
     """Find a release fit to be published, or say why it is not.
 
     Args:
         root: the release folder.
         repository: ``OWNER/NAME`` that it is to become.
         progress: opens a display for a label and a number of bytes.
+        trusted_from: files from so many bytes on are not read yet, if they were never hashed; None for none.
 
     Raises:
         MissingInput: there is no such folder, or something in it cannot be read.
@@ -76,13 +83,38 @@ def examine_release(root: Path, repository: str, progress: Callable[[str, int], 
     _refuse(root, _secrets_in(root, (*manifest.files, MANIFEST_NAME)), "Take it out, and revoke it at its issuer.")
     _refuse(root, _card_faults(root, repository), "Make the card anew with `lensconv card`.")
     _refuse(root, _weight_faults(root, manifest.files), "Convert again, or download the release again.")
-    files = hash_files(root, sorted((*manifest.files, MANIFEST_NAME)), progress)
+    trusted = [
+        PublishedFile(name, root / name, file.bytes, file.sha256, "", file_stamp(root / name), is_hashed=False)
+        for name, file in manifest.files.items()
+        if trusted_from is not None and file.bytes >= trusted_from and not is_noted(root, name)
+    ]
+    names = {*manifest.files, MANIFEST_NAME} - {file.name for file in trusted}
+    files = hash_files(root, sorted(names), progress)
+    _refuse_other_content(root, files, manifest.files)
+    return FitRelease(
+        root, tuple(sorted([*files, *trusted], key=lambda file: file.name)), tuple(advice(manifest.files))
+    )
+
+
+def hash_trusted(
+    release: FitRelease, files: Iterable[PublishedFile], progress: Callable[[str, int], Progress] = Progress
+) -> None:
+    """Read those of some files of a release that were not read yet.
+
+    Raises:
+        MissingInput: a file cannot be read.
+        ReleaseError: one is not what the manifest says, or is being changed.
+    """
+    trusted = {file.name: ListedFile(file.bytes, file.sha256) for file in files if not file.is_hashed}
+    _refuse_other_content(release.root, hash_files(release.root, sorted(trusted), progress), trusted)
+
+
+def _refuse_other_content(root: Path, files: Iterable[PublishedFile], listed: Mapping[str, ListedFile]) -> None:
     _refuse(
         root,
-        _checksum_faults(files, manifest.files),
+        _checksum_faults(files, listed),
         "Make it again; a card that was edited by hand is listed with `lensconv card --adopt`.",
     )
-    return FitRelease(root, tuple(files), tuple(advice(manifest.files)))
 
 
 def _refuse(root: Path, faults: Iterable[str], hint: str) -> None:

@@ -1,6 +1,7 @@
 """A publication from beginning to end.
 
-The order is what makes it safe: the folder is examined before the first request, the right to write is proven before
+The order is what makes it safe: the folder is examined before the first request (but for the bytes of giant files,
+which are compared with the manifest when they have been sent, before the commit), the right to write is proven before
 the first byte is sent, everything is uploaded before the one commit, the commit is proven before it is tagged. Each
 step can be repeated, so that the same command goes on wherever an earlier one was stopped.
 """
@@ -20,8 +21,9 @@ from converter.hub.places import parse_place
 from converter.hub.remote import RemoteRepo
 from converter.hub.retry import Retry, bounded_hub
 from converter.publishing.difference import Difference, compare
+from converter.publishing.files import note_hashed
 from converter.publishing.options import MAIN, PublishOptions
-from converter.publishing.preflight import FitRelease, examine_release
+from converter.publishing.preflight import FitRelease, examine_release, hash_trusted
 from converter.publishing.proof import ReadBack, prove_bytes, prove_records
 from converter.publishing.pull_request import offer_pull_request, open_pull_request
 from converter.publishing.receipt import Receipt, is_proven, receipt_file, write_receipt
@@ -30,6 +32,9 @@ from converter.publishing.transaction import Target, make_commit
 from converter.publishing.upload import read_unchanged, refuse_changed, upload
 from converter.verification.report import first_few
 
+#: Files from this size on are hashed by what uploads them, if that has to be done: reading them once more would take
+#: as long as a fifth of sending them to a Hub that is near.
+TRUSTED_BYTES = 1 << 30
 #: Names that git takes for branches and tags, without what it takes only in places.
 _REF_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,98}[A-Za-z0-9])?")
 #: Length of a commit's title that the Hub takes.
@@ -68,7 +73,7 @@ def publish(
     """
     options = options or PublishOptions()
     _check_request(repository, options)
-    release = examine_release(root, repository, progress)
+    release = examine_release(root, repository, progress, trusted_from=TRUSTED_BYTES)
     for line in release.advice:
         note(line)
     with quiet_hub(), bounded_hub(min(options.patience, _ANSWER_SECONDS)):
@@ -112,6 +117,7 @@ class _Publication:
         """Publish, and say what was done."""
         user = self.session.user()
         if not self._prepare_repo():
+            hash_trusted(self.release, self.release.files, self.progress)
             return self._receipt(None, None, compare(self.release.files, {}), None)
         refs = self.session.refs()
         target = self._choose_target(refs)
@@ -122,6 +128,9 @@ class _Publication:
             difference = self._difference(target)
         for line in _announce(difference):
             self.note(line)
+        # What is uploaded is hashed on the way.
+        sent = () if self.options.dry_run else difference.added
+        hash_trusted(self.release, [file for file in self.release.files if file not in sent], self.progress)
         if self.options.dry_run:
             return self._receipt(None, target, difference, None)
         if not difference:
@@ -228,6 +237,7 @@ class _Publication:
     def _upload_and_commit(self, target: Target, difference: Difference) -> str:
         operations = upload(self.session, difference.added, target.revision, self.progress)
         refuse_changed(self.release.files)
+        note_hashed(self.release.root, difference.added)
         return make_commit(self.session, self.release, target, difference, operations, self.options.message)
 
     def _prove(self, commit: str, target: Target, difference: Difference) -> ReadBack | None:

@@ -101,6 +101,14 @@ def _upload_group(
                 f"{session.place}: a .gitignore there keeps {printable(operation.path_in_repo)} out",
                 "Delete it on the repo's page, then publish again.",
             )
+    for file, operation in zip(group, operations, strict=True):
+        # The client has hashed what it sent.
+        if operation.upload_info.sha256.hex() != file.sha256:
+            refuse_changed([file])
+            raise ReleaseError(
+                f"{printable(str(file.file))}: has another sha256 than the manifest says; nothing was published",
+                "Convert again, or download the release again.",
+            )
     return operations
 
 
@@ -125,8 +133,9 @@ def _operation(file: PublishedFile) -> CommitOperationAdd:
         operation = CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=str(file.file.resolve()))
     except (OSError, ValueError) as error:
         raise _changed(file) from error
-    # It is known, and reading gigabytes once more to find it out would take its time.
-    operation.upload_info.sha256 = bytes.fromhex(file.sha256)
+    if file.is_hashed:
+        # It is known, and reading gigabytes once more to find it out would take its time.
+        operation.upload_info.sha256 = bytes.fromhex(file.sha256)
     return operation
 
 
