@@ -14,6 +14,7 @@ from typing import Any
 from converter.errors import UnsupportedCheckpoint, printable
 
 CLASS_NAME = "LensTransformer2DModel"
+PIPELINE_CLASS_NAME = "LensPipeline"
 #: Channels of the sinusoidal timestep embedding; fixed in upstream's code.
 TIMESTEP_CHANNELS = 256
 #: Config files are small numbers; more would only serve to exhaust memory.

@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT = 30.0
 # Tests run side by side, a process for each core; threads of torch that wait for each other would take the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell's background jobs ignore SIGINT, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes is the machine's affair.
 settings.register_profile("lensconv", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("lensconv")

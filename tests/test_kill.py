@@ -38,8 +38,6 @@ def checksums(stdout: str) -> dict[str, str]:
 
 
 def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    # A shell's background jobs ignore SIGINT, and so do their children unless somebody wants it again.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         command(*arguments),
         stdout=subprocess.PIPE,
@@ -47,7 +45,13 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
         text=True,
         cwd=ROOT,
         env={**os.environ, **environment},
+        preexec_fn=listen,
     )
+
+
+def listen() -> None:
+    """Undo what nohup does to its program and all that this starts."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def finished_tensors(output: Path) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from converter.checkpoint.source import Checkpoint, open_checkpoint, read_json
 from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
-from converter.lens_layout import CLASS_NAME, LensConfig, lens_tensors
+from converter.lens_layout import CLASS_NAME, PIPELINE_CLASS_NAME, LensConfig, lens_tensors
 
 #: Classes that each component may be, as repos of microsoft/Lens and copies saved by newer libraries name them.
 COMPONENT_CLASSES: dict[str, tuple[str, ...]] = {
@@ -25,7 +25,6 @@ COMPONENT_CLASSES: dict[str, tuple[str, ...]] = {
 }
 #: Components that have weights, in the order in which they run.
 WEIGHTS = ("text_encoder", "transformer", "vae")
-_PIPELINE = "LensPipeline"
 #: Model types of the text encoder's config.
 _TEXT_ENCODER_TYPE = "gpt_oss"
 #: Steps and guidance by the variant that a repo's name tells; their configs are the same.
@@ -122,9 +121,9 @@ def open_pipeline(path: Path) -> PipelineRepo:
 
 def _check_index(file: Path, index: dict[str, Any]) -> None:
     name = index.get("_class_name")
-    if name != _PIPELINE:
+    if name != PIPELINE_CLASS_NAME:
         raise UnsupportedCheckpoint(
-            f"{printable(str(file))}: is for {printable(str(name))}; lensconv draws with {_PIPELINE}"
+            f"{printable(str(file))}: is for {printable(str(name))}; lensconv draws with {PIPELINE_CLASS_NAME}"
         )
     for component, classes in COMPONENT_CLASSES.items():
         entry = index.get(component)

@@ -24,10 +24,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin
 
+from converter.checkpoint.source import read_json
 from converter.checkpoint.writer import write_error
 from converter.console import readable_size
-from converter.errors import DiskError, HubError, LensconvError, ReleaseError, ResourceError, UsageError, printable
+from converter.errors import (
+    DiskError,
+    HubError,
+    InputError,
+    LensconvError,
+    ReleaseError,
+    ResourceError,
+    UsageError,
+    printable,
+)
 from converter.hub.places import parse_place
+from converter.hub.shadow import PIPELINE_NAME
+from converter.lens_layout import PIPELINE_CLASS_NAME
 from converter.publishing.options import PublishOptions
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
@@ -37,8 +49,6 @@ from converter.rehearsal.settings import Account, HubSettings
 _IMAGE_OPTIONS = ("--height", "256", "--width", "256", "--steps", "4")
 _PROMPT = "A cat holding a sign that says hello world"
 _IMAGE_NAME = "image.png"
-#: A release with this file is a whole pipeline.
-_PIPELINE_INDEX = "model_index.json"
 #: How often the release lies on the disk besides: on the Hub, and in the cache.
 _COPIES = 2
 #: Seconds until the Hub must have answered a request of a browser.
@@ -59,7 +69,7 @@ class Step:
     """A part of a rehearsal."""
 
     name: str
-    """``publish``, ``page``, ``audit``, ``download``, and ``generate`` or, for what is no pipeline, ``load``."""
+    """``publish``, ``page``, ``audit``, ``download``, and ``generate`` or, for what is no Lens pipeline, ``load``."""
     elapsed_s: float
     detail: str
     """What was seen, or what went wrong."""
@@ -185,13 +195,12 @@ class _Course:
 
     def steps(self) -> Iterator[Step]:
         """Take them, up to the first that fails."""
-        is_pipeline = (self.root / _PIPELINE_INDEX).is_file()
         parts: dict[str, Callable[[], str]] = {
             "publish": self.publish,
             "page": self.open_page,
             "audit": self.audit,
             "download": self.download,
-            **({"generate": self.generate} if is_pipeline else {"load": self.load}),
+            **({"generate": self.generate} if self.can_draw() else {"load": self.load}),
         }
         for name, part in parts.items():
             self.note(f"rehearsing: {name}")
@@ -205,6 +214,13 @@ class _Course:
             yield Step(name, time.monotonic() - started, detail, exit_code)
             if exit_code:
                 return
+
+    def can_draw(self) -> bool:
+        """Whether the release is a whole pipeline, and one that `generate` knows."""
+        try:
+            return read_json(self.root / PIPELINE_NAME).get("_class_name") == PIPELINE_CLASS_NAME
+        except InputError:
+            return False
 
     def publish(self) -> str:
         """With the command itself."""
@@ -259,7 +275,7 @@ class _Course:
         return f"{settings['width']}x{settings['height']}, {settings['steps']} steps, on {settings['device']}"
 
     def load(self) -> str:
-        """The download with its library, where there is no pipeline to draw with."""
+        """The download with its library, where `generate` cannot draw with it."""
         report = self._verify(str(self.downloaded), "--load", offline=True)
         return f"{report['parameters']:,} parameters"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.layout import TensorSpec
-from converter.lens_layout import LensConfig
+from converter.lens_layout import PIPELINE_CLASS_NAME, LensConfig
 from converter.quantize.libraries import load_library
 
 #: The version of diffusers that microsoft/Lens was saved with; part of its configs.
@@ -39,7 +39,7 @@ SCHEDULER_CONFIG: dict[str, Any] = {
     "use_karras_sigmas": False,
 }
 MODEL_INDEX: dict[str, Any] = {
-    "_class_name": "LensPipeline",
+    "_class_name": PIPELINE_CLASS_NAME,
     "_diffusers_version": DIFFUSERS_VERSION,
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     "text_encoder": ["transformers", "LensGptOssEncoder"],
