@@ -79,6 +79,8 @@ def test_every_published_figure_is_on_the_card(release: Path, published: Path) -
     assert "Unverified figures" in text
     assert "of another checkpoint" in text
     assert check_metadata(text) == []
+    assert "- model-cpu-offload\n" in text
+    assert "- ablation\n" not in text
 
 
 def test_figures_without_a_checksum_are_taken_only_when_asked_for(release: Path, published: Path) -> None:

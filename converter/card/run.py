@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.card.additions import collect_additions, describe
-from converter.card.context import SECTIONS, build_context, find_gallery, left_out
+from converter.card.context import SECTIONS, build_context, find_ablation, find_gallery, left_out
 from converter.card.environment import render_card
 from converter.card.evidence import CardEvidence, read_card_evidence
 from converter.card.metadata import CardMetadata, GalleryImage, check_metadata, is_repo_id
@@ -24,7 +24,7 @@ from converter.card.release import CardRelease, read_release
 from converter.checkpoint.writer import folder_inside, replace_file
 from converter.conversion.release import CARD_NAME, MANIFEST_NAME, ReleaseFile, encode_json
 from converter.errors import MissingInput, ReleaseError, UsageError, printable
-from converter.evidence.files import MATRIX_NAME
+from converter.evidence.files import MATRIX_NAME, OFFLOAD_NAME
 from converter.verification.report import first_few
 
 _TAGS = ("sdnq", "quantized", "static-quantization", "4-bit precision")
@@ -158,6 +158,7 @@ def _metadata(
         raise UsageError(f"--base-revision {printable(options.base_revision)}: is no commit of 40 hexadecimal digits")
     dtype = str(release.audit.config.get("weights_dtype", ""))
     family = ("lens",) if release.is_lens else ()
+    shown = {"ablation": bool(find_ablation(evidence)), "model-cpu-offload": OFFLOAD_NAME in evidence.files}
     return CardMetadata(
         license=options.license,
         license_name=None,
@@ -167,7 +168,14 @@ def _metadata(
         library_name="diffusers",
         pipeline_tag="text-to-image",
         languages=options.languages or ("en",),
-        tags=(*family, "text-to-image", *_TAGS, *((dtype,) if dtype else ()), *options.tags),
+        tags=(
+            *family,
+            "text-to-image",
+            *_TAGS,
+            *((dtype,) if dtype else ()),
+            *(tag for tag in shown if shown[tag]),
+            *options.tags,
+        ),
         gallery=gallery,
     )
 
