@@ -10,7 +10,7 @@ from typing import Any
 
 from converter.benchmark.changes import file_states
 from converter.checkpoint.checksum import file_sha256
-from converter.checkpoint.source import list_folder, read_json
+from converter.checkpoint.source import PIPELINE_INDEX, list_folder, read_json
 from converter.console import Progress
 from converter.conversion.release import SUMMARY_NAME, ReleaseFile
 from converter.errors import MissingInput, UnsupportedCheckpoint, UsageError, printable
@@ -119,7 +119,7 @@ def open_subjects(original: Path, quantized: Path, progress: Callable[[str, int]
 def _refuse_other_classes(original: Path, quantized: Path) -> None:
     names = []
     for place in (original, quantized):
-        index = place / "model_index.json"
+        index = place / PIPELINE_INDEX
         # What is wrong with the folder is said by what opens it.
         names.append(read_json(index).get("_class_name") if index.is_file() else None)
     if None not in names and names[0] != names[1]:

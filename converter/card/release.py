@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.card import figures
-from converter.checkpoint.source import read_json
+from converter.checkpoint.source import PIPELINE_INDEX, read_json
 from converter.conversion.release import CONFIG_NAME, MANIFEST_NAME, SUMMARY_NAME
 from converter.errors import InputError, MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
 from converter.lens_layout import CLASS_NAME
@@ -18,7 +18,6 @@ from converter.verification.audit import Audit
 from converter.verification.manifest import Manifest, read_manifest
 from converter.verification.report import FamilyFootprint
 
-_INDEX_NAME = "model_index.json"
 #: What Lens' families hold.
 _LENS_ROLES = {
     "img_mod": "modulation of the image stream",
@@ -182,9 +181,9 @@ def _check(audit: Audit, manifest: Manifest) -> None:
 
 
 def _read_index(root: Path) -> dict[str, str]:
-    if not (root / _INDEX_NAME).is_file():
+    if not (root / PIPELINE_INDEX).is_file():
         return {}
-    index = read_json(root / _INDEX_NAME)
+    index = read_json(root / PIPELINE_INDEX)
     pairs = ((name, value) for name, value in index.items() if isinstance(value, list) and len(value) > 1)
     return {name: str(value[1]) for name, value in pairs if value[1]}
 

@@ -21,6 +21,8 @@ from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheck
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
 WEIGHTS_SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
+#: A folder with this file is a pipeline repo; the file names the classes of its components.
+PIPELINE_INDEX = "model_index.json"
 #: Components that denoise, in the order in which they are looked for in a pipeline repo.
 DENOISERS = ("transformer", "unet")
 #: Ends of files that may hold a pickle. They are named in messages and never opened.
@@ -132,23 +134,23 @@ def examine_checkpoint(path: Path, *, component: str | None = None) -> Checkpoin
         return _examine_file(path)
     if not path.is_dir():
         raise MissingInput(f"{printable(str(path))}: no such file or folder", "Check the path.")
-    if not (path / "model_index.json").is_file():
+    if not (path / PIPELINE_INDEX).is_file():
         if component is not None:
-            raise UsageError(f"{printable(str(path))} has no model_index.json; only a pipeline repo has components")
+            raise UsageError(f"{printable(str(path))} has no {PIPELINE_INDEX}; only a pipeline repo has components")
         return _examine_folder(path, component="", pipeline=None)
     components = pipeline_components(path)
     if component is None:
         component = next((name for name in DENOISERS if name in components), None)
         if component is None:
             raise UnsupportedCheckpoint(
-                f"{printable(str(path / 'model_index.json'))} names neither {' nor '.join(DENOISERS)}",
+                f"{printable(str(path / PIPELINE_INDEX))} names neither {' nor '.join(DENOISERS)}",
                 f"Name one with --component: {', '.join(components) or 'it names none'}.",
             )
     elif component not in components:
         raise UsageError(f"{printable(component)} is no component of {printable(str(path))}: {', '.join(components)}")
     folder = path / component
     if not folder.is_dir():
-        raise MissingInput(f"{printable(str(folder))}: no such folder, though model_index.json names it")
+        raise MissingInput(f"{printable(str(folder))}: no such folder, though {PIPELINE_INDEX} names it")
     return _examine_folder(folder, component=component, pipeline=path)
 
 
@@ -159,7 +161,7 @@ def pipeline_components(pipeline: Path) -> tuple[str, ...]:
         MissingInput: the file cannot be read.
         MalformedCheckpoint: it is not what it should be, or a name leads out of the folder.
     """
-    file = pipeline / "model_index.json"
+    file = pipeline / PIPELINE_INDEX
     names = []
     for name, value in read_json(file).items():
         if name.startswith("_") or not isinstance(value, list) or value == [None, None]:

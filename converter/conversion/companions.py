@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.checkpoint.source import INDEX_SUFFIX, Checkpoint, list_folder, pipeline_components
+from converter.checkpoint.source import INDEX_SUFFIX, PIPELINE_INDEX, Checkpoint, list_folder, pipeline_components
 from converter.console import Progress
 from converter.conversion.release import (
     CONFIG_NAME,
@@ -71,11 +71,11 @@ def find_companions(checkpoint: Checkpoint, output: Path) -> list[Companion]:
         ):
             found.append((file, prefix + name))
     if checkpoint.pipeline is not None:
-        found.append((checkpoint.pipeline / "model_index.json", "model_index.json"))
-        reserved = {SUMMARY_NAME, MANIFEST_NAME, "model_index.json"}
+        found.append((checkpoint.pipeline / PIPELINE_INDEX, PIPELINE_INDEX))
+        reserved = {SUMMARY_NAME, MANIFEST_NAME, PIPELINE_INDEX}
         for component in pipeline_components(checkpoint.pipeline):
             if component in reserved:
-                raise MalformedCheckpoint(checkpoint.pipeline / "model_index.json", f"names a component {component}")
+                raise MalformedCheckpoint(checkpoint.pipeline / PIPELINE_INDEX, f"names a component {component}")
             if component != checkpoint.component:
                 found += _component_files(checkpoint.pipeline, component)
     device = output.stat().st_dev
@@ -92,7 +92,7 @@ def _component_files(pipeline: Path, component: str) -> Iterator[tuple[Path, str
     folder = pipeline / component
     if not folder.is_dir():
         raise MissingInput(
-            f"{printable(str(folder))}: no such folder, though model_index.json names it",
+            f"{printable(str(folder))}: no such folder, though {PIPELINE_INDEX} names it",
             "Download the whole repo, or give the folder of the transformer alone.",
         )
     for place, folders, files in os.walk(folder, onerror=_refuse_unreadable):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converter.checkpoint.source import INDEX_SUFFIX, WEIGHTS_SUFFIX, pipeline_components, read_json
+from converter.checkpoint.source import INDEX_SUFFIX, PIPELINE_INDEX, WEIGHTS_SUFFIX, pipeline_components, read_json
 from converter.conversion.release import (
     CONFIG_NAME,
     MANIFEST_NAME,
@@ -20,7 +20,7 @@ _CHECKPOINT_FILES = (
     MANIFEST_NAME,
     QUANTIZATION_CONFIG_NAME,
     SUMMARY_NAME,
-    "model_index.json",
+    PIPELINE_INDEX,
     "generation_config.json",
     "README.md",
     ".gitattributes",
@@ -45,7 +45,7 @@ def refuse_what_is_no_checkpoint(output: Path) -> None:
         if (output / MANIFEST_NAME).is_file():
             listed = read_json(output / MANIFEST_NAME).get("files")
             known |= {str(file.get("name")) for file in listed or () if isinstance(file, dict)}
-        elif (output / "model_index.json").is_file():
+        elif (output / PIPELINE_INDEX).is_file():
             components = pipeline_components(output)
     except InputError:
         # What cannot be understood vouches for nothing.

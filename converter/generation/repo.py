@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.source import Checkpoint, open_checkpoint, read_json
+from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, open_checkpoint, read_json
 from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
 from converter.lens_layout import CLASS_NAME, PIPELINE_CLASS_NAME, LensConfig, lens_tensors
 
@@ -104,13 +104,13 @@ def open_pipeline(path: Path) -> PipelineRepo:
     where = printable(str(path))
     if not path.exists():
         raise MissingInput(f"{where}: no such folder", "Check the path; `hf download` brings a repo from the Hub.")
-    if not (path / "model_index.json").is_file():
+    if not (path / PIPELINE_INDEX).is_file():
         raise UnsupportedCheckpoint(
-            f"{where}: is no pipeline repo, it has no model_index.json",
+            f"{where}: is no pipeline repo, it has no {PIPELINE_INDEX}",
             "Give the folder that holds the transformer's, the text encoder's and the other folders.",
         )
-    index = read_json(path / "model_index.json")
-    _check_index(path / "model_index.json", index)
+    index = read_json(path / PIPELINE_INDEX)
+    _check_index(path / PIPELINE_INDEX, index)
     weights = {name: open_checkpoint(path, component=name) for name in WEIGHTS}
     for name, file in (("scheduler", "scheduler_config.json"), ("tokenizer", "tokenizer.json")):
         read_json(path / name / file)

@@ -19,6 +19,7 @@ from converter.checkpoint.source import (
     DENOISERS,
     INDEX_SUFFIX,
     PICKLE_SUFFIXES,
+    PIPELINE_INDEX,
     WEIGHT_STEMS,
     WEIGHTS_SUFFIX,
     pipeline_components,
@@ -30,9 +31,8 @@ from converter.hub.places import HubPlace
 from converter.hub.remote import RemoteRepo
 from converter.threads import run_in_threads
 
-PIPELINE_NAME = "model_index.json"
 #: Files that a check reads whole: of the repo, and of a component.
-ROOT_NAMES = (PIPELINE_NAME, "lensconv_manifest.json")
+ROOT_NAMES = (PIPELINE_INDEX, "lensconv_manifest.json")
 COMPONENT_NAMES = ("config.json", "quantization_config.json")
 #: Bytes of one of them. Indexes of the largest models have ten million.
 MAXIMUM_SMALL_BYTES = 16_000_000
@@ -151,7 +151,7 @@ def _make_hole(file: Path, size: int) -> None:
 
 def _component_prefix(shadow: Shadow, component: str | None) -> str | None:
     """What precedes the component's files in the repo, with the slash; None when there is no such component."""
-    if PIPELINE_NAME not in shadow.repo.files:
+    if PIPELINE_INDEX not in shadow.repo.files:
         return "" if component is None else None
     try:
         components = pipeline_components(shadow.folder)

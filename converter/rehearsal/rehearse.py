@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin
 
-from converter.checkpoint.source import read_json
+from converter.checkpoint.source import PIPELINE_INDEX, read_json
 from converter.checkpoint.writer import write_error
 from converter.console import readable_size
 from converter.errors import (
@@ -38,7 +38,6 @@ from converter.errors import (
     printable,
 )
 from converter.hub.places import parse_place
-from converter.hub.shadow import PIPELINE_NAME
 from converter.lens_layout import PIPELINE_CLASS_NAME
 from converter.publishing.options import PublishOptions
 from converter.rehearsal.process import RunningHub, running_hub
@@ -218,7 +217,7 @@ class _Course:
     def can_draw(self) -> bool:
         """Whether the release is a whole pipeline, and one that `generate` knows."""
         try:
-            return read_json(self.root / PIPELINE_NAME).get("_class_name") == PIPELINE_CLASS_NAME
+            return read_json(self.root / PIPELINE_INDEX).get("_class_name") == PIPELINE_CLASS_NAME
         except InputError:
             return False
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.layout import TensorSpec
+from converter.checkpoint.source import PIPELINE_INDEX
 from converter.lens_layout import PIPELINE_CLASS_NAME, LensConfig
 from converter.quantize.libraries import load_library
 
@@ -150,7 +151,7 @@ def small_files(tokenizer: Any) -> dict[str, bytes]:
         "pad_token_id": tokenizer.pad_token_id,
     }
     files = {
-        "model_index.json": MODEL_INDEX,
+        PIPELINE_INDEX: MODEL_INDEX,
         "scheduler/scheduler_config.json": SCHEDULER_CONFIG,
         "text_encoder/generation_config.json": generation,
     }

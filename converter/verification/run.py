@@ -9,6 +9,7 @@ from pathlib import Path
 from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import (
     DENOISERS,
+    PIPELINE_INDEX,
     Checkpoint,
     SourceTensor,
     open_checkpoint,
@@ -128,7 +129,7 @@ def _open_source(path: Path, audit: Audit) -> Checkpoint:
 
     Raises: what ``open_checkpoint`` raises.
     """
-    if not (path / "model_index.json").is_file():
+    if not (path / PIPELINE_INDEX).is_file():
         return open_checkpoint(path)
     if audit.checkpoint.component:
         return open_checkpoint(path, component=audit.checkpoint.component)
