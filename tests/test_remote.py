@@ -36,11 +36,12 @@ from converter.errors import (
     UnsupportedCheckpoint,
     UsageError,
 )
-from converter.hub.failures import hub_failure, quiet_hub, redact
+from converter.hub.client import bounded_hub, quiet_hub
+from converter.hub.failures import hub_failure, redact
 from converter.hub.places import HubPlace, is_place, parse_place
 from converter.hub.records import MAXIMUM_FILE_BYTES, MAXIMUM_FILES
 from converter.hub.remote import RemoteRepo, git_sha1
-from converter.hub.retry import Retry, bounded_hub, is_transient, wait_seconds
+from converter.hub.retry import Retry, is_transient, wait_seconds
 from converter.lens_layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
 from converter.verification.remote import RemoteVerifyReport

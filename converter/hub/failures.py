@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import re
 import socket
 import ssl
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -49,8 +47,6 @@ _STATUSES: dict[int, tuple[str, str]] = {
     429: ("the Hub has had too many requests", "Wait a while, then re-run to resume."),
 }
 
-#: The variable that says where hf_xet writes its log.
-XET_LOG = "HF_XET_LOG_DEST"
 #: The system's words for a disk, or a share of one, that is full.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
@@ -320,38 +316,3 @@ def _tokens() -> Iterator[str]:
         yield os.environ.get(name, "").strip()
     with suppress(OSError, UnicodeError):
         yield Path(constants.HF_TOKEN_PATH).read_text(encoding="utf-8").strip()
-
-
-@contextmanager
-def quiet_hub() -> Iterator[None]:
-    """Keep the client from talking: its log at errors only, no bars, no warnings. Afterwards all is as it was.
-
-    hf_xet, where it cannot write its log, writes it to stdout: it gets none, unless the user has said where it goes.
-    """
-    from huggingface_hub.utils import logging as hub_logging
-    from huggingface_hub.utils.tqdm import progress_bar_states
-
-    verbosity, bars = hub_logging.get_verbosity(), dict(progress_bar_states)
-    with warnings.catch_warnings(), variable_unless_set(XET_LOG, os.devnull):
-        warnings.simplefilter("ignore")
-        hub_logging.set_verbosity(logging.ERROR)
-        progress_bar_states.clear()
-        progress_bar_states["_global"] = False
-        try:
-            yield
-        finally:
-            hub_logging.set_verbosity(verbosity)
-            progress_bar_states.clear()
-            progress_bar_states.update(bars)
-
-
-@contextmanager
-def variable_unless_set(name: str, value: str) -> Iterator[None]:
-    """A variable of the environment for as long as a block runs; what the user has set stays."""
-    is_set = name in os.environ
-    os.environ.setdefault(name, value)
-    try:
-        yield
-    finally:
-        if not is_set:
-            os.environ.pop(name, None)

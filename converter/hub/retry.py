@@ -10,8 +10,7 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
@@ -26,15 +25,12 @@ from converter.hub.failures import (
     hub_failure,
     is_about_xet_token,
     is_locked,
-    variable_unless_set,
 )
 
 #: Statuses that pass, as huggingface_hub 2.4 has them in ``_DEFAULT_RETRY_ON_STATUS_CODES``.
 TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)
 #: Seconds before the second try; doubled for each one after it.
 FIRST_WAIT = 1.0
-#: The variable that says how long hf_xet waits for an answer; three times two minutes by itself.
-XET_TIMEOUT = "HF_XET_CLIENT_READ_TIMEOUT"
 #: Seconds between two tries at most, unless the Hub asks for more.
 LONGEST_WAIT = 30.0
 
@@ -138,47 +134,11 @@ def wait_seconds(error: BaseException, attempt: int) -> float:
     response = getattr(deciding(error), "response", None)
     if response is None:
         return backoff
-    asked = _asked_seconds(response)
+    asked = asked_seconds(response)
     return backoff if asked is None else max(asked, FIRST_WAIT)
 
 
-@contextmanager
-def bounded_hub(seconds: float) -> Iterator[None]:
-    """Keep the client from waiting without end. Afterwards all is as it was.
-
-    By itself it waits for an answer for ever, and some of its calls sleep for as long as a server asks for. Here such a
-    server is refused, so that it meets the bounds of ``Retry``.
-
-    Args:
-        seconds: to wait for an answer, or for the network to take a piece of what is sent.
-    """
-    from huggingface_hub import set_client_factory
-    from huggingface_hub.utils import _http, hf_raise_for_status  # type: ignore[attr-defined]
-
-    def refuse_long_waits(response: Any) -> None:
-        if response.status_code in TRANSIENT_STATUSES and (_asked_seconds(response) or 0.0) > LONGEST_WAIT:
-            response.read()
-            hf_raise_for_status(response)
-
-    # The user's own, where a program has set one; there is no public way to ask for it.
-    factory = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
-
-    def make() -> Any:
-        client = factory()
-        client.timeout = seconds
-        hooks = client.event_hooks
-        client.event_hooks = {**hooks, "response": [*hooks["response"], refuse_long_waits]}
-        return client
-
-    set_client_factory(make)
-    try:
-        with variable_unless_set(XET_TIMEOUT, f"{max(1, round(seconds))}s"):
-            yield
-    finally:
-        set_client_factory(factory)
-
-
-def _asked_seconds(response: Any) -> float | None:
+def asked_seconds(response: Any) -> float | None:
     """Seconds that an answer asks to be left alone; None where it does not say."""
     asked = _retry_after(response.headers)
     if asked is None and response.status_code == 429:

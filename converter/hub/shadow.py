@@ -26,7 +26,7 @@ from converter.checkpoint.source import (
     read_json,
 )
 from converter.errors import HubError, InputError, LensconvError, UnsupportedCheckpoint, printable
-from converter.hub.failures import quiet_hub
+from converter.hub.client import quiet_hub
 from converter.hub.places import HubPlace
 from converter.hub.remote import RemoteRepo
 from converter.threads import run_in_threads

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from converter.conversion.release import CARD_NAME
 from converter.errors import HubError, MissingInput, UsageError, printable
-from converter.hub.failures import client_errors, hub_failure, quiet_hub
+from converter.hub.client import quiet_hub
+from converter.hub.failures import client_errors, hub_failure
 from converter.hub.places import HubPlace, is_place, parse_place
 from converter.prompts.card import MAXIMUM_CARD_BYTES
 from converter.prompts.files import read_text_file

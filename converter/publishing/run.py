@@ -16,10 +16,11 @@ from pathlib import Path
 from converter.console import Progress, readable_size
 from converter.conversion.release import CARD_NAME
 from converter.errors import HubError, MissingObject, UsageError, printable
-from converter.hub.failures import LATER_HINT, XET_HINT, quiet_hub
+from converter.hub.client import bounded_hub, quiet_hub
+from converter.hub.failures import LATER_HINT, XET_HINT
 from converter.hub.places import parse_place
 from converter.hub.remote import RemoteRepo
-from converter.hub.retry import Retry, bounded_hub
+from converter.hub.retry import Retry
 from converter.publishing.difference import Difference, compare
 from converter.publishing.files import note_hashed
 from converter.publishing.options import MAIN, PublishOptions
