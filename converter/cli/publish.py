@@ -65,8 +65,9 @@ def command(
     """Put the folder RELEASE on the Hub as OWNER/NAME: all of it in one commit, or nothing.
 
     What its manifest lists is published, and the folder must hold nothing else. It is examined before the first
-    request; the commit is held against it, by checksums and by the bytes that the Hub serves, before it is tagged. The
-    same command goes on where an earlier one was stopped, and does nothing where there is nothing to do.
+    request (files above 1 GiB that were never hashed: as they are sent); the commit is held against it, by checksums
+    and by the bytes that the Hub serves, before it is tagged. The same command goes on where an earlier one was
+    stopped, and does nothing where there is nothing to do.
     """
     if rehearse:
         from converter.rehearsal.rehearse import rehearse as run_rehearsal

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,20 +60,23 @@ def file_stamp(file: Path) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def is_noted(root: Path, name: str) -> bool:
-    """Whether a file was hashed before and has not changed since."""
-    entry = _read_checksums(root).get(name)
-    return entry is not None and entry[0] == file_stamp(root / name)
+def noted_files(root: Path) -> set[str]:
+    """Names of the files that were hashed before and have not changed since."""
+    return {name for name, entry in _read_checksums(root).items() if entry[0] == file_stamp(root / name)}
 
 
 def note_hashed(root: Path, files: Iterable[PublishedFile]) -> None:
     """Note that the checksums of files were found true, so that they are not read again."""
-    noted = {
-        name: PublishedFile(name, root / name, sum(stamp[:1]), *hashes, stamp)
-        for name, (stamp, hashes) in _read_checksums(root).items()
-        if stamp == file_stamp(root / name)
+    entries = {name: entry for name, entry in _read_checksums(root).items() if entry[0] == file_stamp(root / name)}
+    entries |= {file.name: (file.stamp, (file.sha256, file.git_sha1)) for file in files}
+    content = {
+        name: {"stamp": list(stamp), "sha256": sha256, "git_sha1": git_sha1}
+        for name, (stamp, (sha256, git_sha1)) in entries.items()
     }
-    _write_checksums(root, noted | {file.name: file for file in files})
+    # A release that cannot be written to is hashed anew each time.
+    with suppress(OSError, LensconvError):
+        (root / STATE_FOLDER).mkdir(exist_ok=True)
+        replace_file(root / STATE_FOLDER / CHECKSUMS_NAME, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def hash_files(
@@ -90,6 +93,8 @@ def hash_files(
         MissingInput: a file cannot be read.
         ReleaseError: a file is being changed.
     """
+    if not names:
+        return []
     known = _read_checksums(root)
     found: dict[str, PublishedFile] = {}
     unknown: list[str] = []
@@ -153,14 +158,3 @@ def _read_checksums(root: Path) -> dict[str, tuple[tuple[int, ...], tuple[str, s
             if all(isinstance(digest, str) for digest in hashes):
                 found[name] = tuple(entry["stamp"]), (str(hashes[0]), str(hashes[1]))
     return found
-
-
-def _write_checksums(root: Path, files: Mapping[str, PublishedFile]) -> None:
-    content = {
-        file.name: {"stamp": list(file.stamp), "sha256": file.sha256, "git_sha1": file.git_sha1}
-        for file in files.values()
-    }
-    # A release that cannot be written to is hashed anew each time.
-    with suppress(OSError, LensconvError):
-        (root / STATE_FOLDER).mkdir(exist_ok=True)
-        replace_file(root / STATE_FOLDER / CHECKSUMS_NAME, (json.dumps(content, indent=1) + "\n").encode())

@@ -13,7 +13,7 @@ from converter.checkpoint.source import WEIGHTS_SUFFIX, read_json
 from converter.console import Progress
 from converter.conversion.release import CARD_NAME, MANIFEST_NAME
 from converter.errors import InputError, MissingInput, ReleaseError, printable
-from converter.publishing.files import PublishedFile, file_stamp, hash_files, is_noted
+from converter.publishing.files import PublishedFile, file_stamp, hash_files, noted_files
 from converter.publishing.folder import advice, find_faults
 from converter.publishing.secrets import find_secrets
 from converter.verification.manifest import ListedFile, read_manifest
@@ -83,10 +83,11 @@ def examine_release(
     _refuse(root, _secrets_in(root, (*manifest.files, MANIFEST_NAME)), "Take it out, and revoke it at its issuer.")
     _refuse(root, _card_faults(root, repository), "Make the card anew with `lensconv card`.")
     _refuse(root, _weight_faults(root, manifest.files), "Convert again, or download the release again.")
+    noted = noted_files(root)
     trusted = [
         PublishedFile(name, root / name, file.bytes, file.sha256, "", file_stamp(root / name), is_hashed=False)
         for name, file in manifest.files.items()
-        if trusted_from is not None and file.bytes >= trusted_from and not is_noted(root, name)
+        if trusted_from is not None and file.bytes >= trusted_from and name not in noted
     ]
     names = {*manifest.files, MANIFEST_NAME} - {file.name for file in trusted}
     files = hash_files(root, sorted(names), progress)

@@ -130,8 +130,8 @@ class _Publication:
         for line in _announce(difference):
             self.note(line)
         # What is uploaded is hashed on the way.
-        sent = () if self.options.dry_run else difference.added
-        hash_trusted(self.release, [file for file in self.release.files if file not in sent], self.progress)
+        sent = set() if self.options.dry_run else {file.name for file in difference.added}
+        hash_trusted(self.release, (file for file in self.release.files if file.name not in sent), self.progress)
         if self.options.dry_run:
             return self._receipt(None, target, difference, None)
         if not difference:
