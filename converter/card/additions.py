@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from converter.card.evidence import CardEvidence
+from converter.card.evidence import CardEvidence, read_beside
 from converter.card.pictures import CardPictures
 from converter.card.release import CardRelease
 from converter.checkpoint.source import is_plain_name
 from converter.conversion.release import SUMMARY_NAME, ReleaseFile
-from converter.errors import EvidenceError, MissingInput, OutputError, printable
+from converter.errors import OutputError, printable
 from converter.evidence.files import MATRIX_NAME
 
 _IMAGES_FOLDER = "images/quantized"
@@ -28,10 +28,10 @@ def collect_additions(release: CardRelease, evidence: CardEvidence, pictures: Ca
     if not evidence.files:
         return {}
     names = [name for name in evidence.files if name != SUMMARY_NAME or release.summary is None]
-    names += sorted({*pictures.files, *_images(evidence)})
+    names += sorted(_images(evidence))
+    contents = {**{name: read_beside(evidence.folder, name) for name in names}, **pictures.contents}
     found = {}
-    for name in names:
-        content = _read(evidence.folder, name)
+    for name, content in contents.items():
         if name not in release.written:
             found[name] = content
         elif hashlib.sha256(content).hexdigest() != release.written[name]:
@@ -58,13 +58,3 @@ def _images(evidence: CardEvidence) -> Iterator[str]:
     matrix = evidence.files.get(MATRIX_NAME)
     if matrix is not None:
         yield from (name for _, name in quantized_images(matrix, evidence.folder))
-
-
-def _read(folder: Path, name: str) -> bytes:
-    file = folder / name
-    try:
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise EvidenceError(file, "leads out of the folder", "Copy the file itself.")
-        return file.read_bytes()
-    except OSError as error:
-        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the file.") from error

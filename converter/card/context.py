@@ -141,6 +141,7 @@ def build_context(
     titles = tables.labels(metrics["models"]) if metrics else ["Original", "Quantized"]
     names = [file.name for file in additions]
     own = release.figures()
+    own_summary = [SUMMARY_NAME] if SUMMARY_NAME in release.written and evidence.foreign_summary is None else []
     return {
         "title": title,
         "metadata": Markdown(metadata.to_yaml()),
@@ -182,7 +183,7 @@ def build_context(
         "weights": fidelity_tables.weights_table(files[WEIGHTS_NAME]) if WEIGHTS_NAME in files else None,
         "ablation": find_ablation(evidence),
         "prompts": _prompts(matrix, prompt_texts) if matrix else [],
-        "evidence_files": [name for name in names if "/" not in name],
+        "evidence_files": [*own_summary, *(name for name in names if "/" not in name)],
         "provenance": _provenance_table(release, metadata),
         "source_files": _source_table(release),
         "files": _files_table(release, additions),

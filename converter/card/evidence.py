@@ -11,7 +11,7 @@ from converter.card.figures import GB
 from converter.card.release import CardRelease
 from converter.checkpoint.dtypes import LONG_NAMES
 from converter.conversion.release import SUMMARY_NAME
-from converter.errors import EvidenceError
+from converter.errors import EvidenceError, MissingInput, printable
 from converter.evidence.files import FORMATS, METRICS_NAME, read_evidence_folder
 
 #: Half a unit of the last digit of a size in GB, and a little for binary fractions.
@@ -82,6 +82,22 @@ def read_card_evidence(release: CardRelease, folder: Path | None, *, unverified:
     contradictions = tuple(_contradictions(found, foreign, release)) if doubtful else ()
     ordered = {name: found[name] for name in FORMATS if name in found}
     return CardEvidence(place, ordered, doubtful, contradictions, foreign, as_found)
+
+
+def read_beside(folder: Path, name: str) -> bytes:
+    """The content of a file in a folder of measurements.
+
+    Raises:
+        EvidenceError: it leads out of the folder.
+        MissingInput: it cannot be read.
+    """
+    file = folder / name
+    try:
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise EvidenceError(file, "leads out of the folder", "Copy the file itself.")
+        return file.read_bytes()
+    except OSError as error:
+        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the file.") from error
 
 
 def _check_sources(file: Path, sources: Mapping[str, Any], release: CardRelease) -> None:

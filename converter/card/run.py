@@ -158,7 +158,10 @@ def _metadata(
         raise UsageError(f"--base-revision {printable(options.base_revision)}: is no commit of 40 hexadecimal digits")
     dtype = str(release.audit.config.get("weights_dtype", ""))
     family = ("lens",) if release.is_lens else ()
-    shown = {"ablation": bool(find_ablation(evidence)), "model-cpu-offload": OFFLOAD_NAME in evidence.files}
+    tags = [*family, "text-to-image", *_TAGS]
+    tags += [dtype] if dtype else []
+    tags += ["ablation"] if find_ablation(evidence) else []
+    tags += ["model-cpu-offload"] if OFFLOAD_NAME in evidence.files else []
     return CardMetadata(
         license=options.license,
         license_name=None,
@@ -168,14 +171,7 @@ def _metadata(
         library_name="diffusers",
         pipeline_tag="text-to-image",
         languages=options.languages or ("en",),
-        tags=(
-            *family,
-            "text-to-image",
-            *_TAGS,
-            *((dtype,) if dtype else ()),
-            *(tag for tag in shown if shown[tag]),
-            *options.tags,
-        ),
+        tags=(*tags, *options.tags),
         gallery=gallery,
     )
 
