@@ -254,6 +254,14 @@ def readable_size(size: int) -> str:
     return f"{size} B"
 
 
+def verdict(text: str, *, ok: bool) -> RenderableType:
+    """A line about something that was checked, with a mark before it."""
+    from rich.text import Text
+
+    mark = Text("  ok    ", style="green") if ok else Text("  FAIL  ", style="bold red")
+    return mark + Text(printable(text, LINE_LIMIT), style="default")
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> RenderableType:
     """A table for people; every column but the first is set to the right."""
     from rich import box

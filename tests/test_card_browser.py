@@ -25,7 +25,7 @@ from PIL import Image
 
 from converter.card.markdown import image, link
 from converter.card.metadata import CardMetadata, check_metadata, is_repo_id, split_card
-from converter.card.page import render_page
+from converter.card.page import render_content, render_page
 from converter.charts.chart import Chart
 from converter.charts.run import prepare_charts
 from converter.cli.main import run
@@ -489,7 +489,7 @@ def test_addresses_lead_to_files_of_any_name(text: str) -> None:
 
     path = f"assets/{text}"
     card = f"{image(text, path)} {image(text, path, path, 640)} {link(text, path)}"
-    page = render_page(card, note, link=note)
+    page, _ = render_content(card, note, link=note)
     assert asked == [path] * 4
     content = page.partition("<article>")[2].partition("</article>")[0]
     assert re.findall("<([a-z]+)", content) == ["p", "img", "picture", "source", "img", "a"]

@@ -99,10 +99,23 @@ _NAME_CATEGORIES = frozenset(["Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "N
 _LABELS = ("pipeline_tag", "library_name", "language", "tags", "license")
 
 
-def render_page(
+def render_page(markdown: str, resolve: Callable[[str], str]) -> str:
+    """A card as a document of its own; see ``render_content``."""
+    content, title = render_content(markdown, resolve)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{content}</main>\n</body>\n</html>\n"
+    )
+
+
+def render_content(
     markdown: str, resolve: Callable[[str], str], *, link: Callable[[str], str] = lambda address: address
-) -> str:
-    """Render a card.
+) -> tuple[str, str]:
+    """A card as HTML that is safe to put into a page with ``page_style.STYLE``, and the text of its first heading.
 
     Args:
         markdown: the whole card, with its front matter.
@@ -115,14 +128,7 @@ def render_page(
     html, title = _to_html(body)
     content = _sanitise(html, resolve, link)
     parts = [_labels(metadata), _gallery(metadata, resolve), _front_matter(metadata) if front is not None else ""]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"{''.join(parts)}<article>\n{content}</article>\n</main>\n</body>\n</html>\n"
-    )
+    return f"{''.join(parts)}<article>\n{content}</article>\n", title
 
 
 def _to_html(body: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.options import PATH, dataclass_options, output_options, pass_console
-from converter.console import Console, readable_size
+from converter.console import Console, readable_size, verdict
 from converter.errors import ResourceError, UsageError, printable
 from converter.publishing.options import PublishOptions
 
@@ -107,10 +107,10 @@ def _render(receipt: Receipt) -> list[str]:
 def _render_rehearsal(rehearsal: Rehearsal) -> list[RenderableType]:
     from rich.text import Text
 
-    parts: list[RenderableType] = []
-    for step in rehearsal.steps:
-        mark = Text("  ok    ", style="green") if not step.exit_code else Text("  FAIL  ", style="bold red")
-        parts.append(mark + Text(f"{step.name}, {step.elapsed_s:.1f} s: {printable(step.detail)}", style="default"))
+    parts = [
+        verdict(f"{step.name}, {step.elapsed_s:.1f} s: {step.detail}", ok=not step.exit_code)
+        for step in rehearsal.steps
+    ]
     failed = rehearsal.steps[-1].name
     if rehearsal.exit_code == ResourceError.exit_code:
         parts.append(Text(f"Rehearsed up to {failed}, for which this machine lacks something.", style="bold red"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.options import PATH, PATH_OR_PLACE, output_options, pass_console
-from converter.console import Console, readable_size, table
+from converter.console import Console, readable_size, table, verdict
 from converter.errors import printable
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def _render(report: VerifyReport) -> list[RenderableType]:
     if report.fidelity:
         parts += render_fidelity(report.fidelity)
     for check in report.checks:
-        mark = Text("  ok    ", style="green") if check.ok else Text("  FAIL  ", style="bold red")
-        parts.append(mark + Text(f"{check.name}: {check.detail}", style="default"))
+        parts.append(verdict(f"{check.name}: {check.detail}", ok=check.ok))
     parts += [Text(f"  note  {note}") for note in report.notes]
     failed = [check.name for check in report.checks if not check.ok]
     if failed:

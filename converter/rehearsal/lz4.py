@@ -64,23 +64,32 @@ def decompress_frame(data: bytes, limit: int) -> bytes:
 
 # numba keeps compiled code in __pycache__ beside this file, as Python does; where that cannot be written, it would
 # look for other places. It checks no index by itself: whatever comes from a block is held against the ends here.
-@njit(nogil=True, cache=os.access(Path(__file__).parent, os.W_OK))  # type: ignore[untyped-decorator]
+_compiled = njit(nogil=True, cache=os.access(Path(__file__).parent, os.W_OK))
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _read_length(block: NDArray[np.uint8], position: int, nibble: int) -> tuple[int, int]:
+    """A length that begins with four bits, and the place after it; ``_CUT_OFF`` where the block ends in it."""
+    length, more = nibble, 255 if nibble == 15 else 0
+    while more == 255:
+        if position >= block.size:
+            return _CUT_OFF, position
+        # For numba, sums of unsigned and signed integers are floats.
+        more = int(np.int64(block[position]))
+        position += 1
+        length += more
+    return length, position
+
+
+@_compiled  # type: ignore[untyped-decorator]
 def _decompress_block(block: NDArray[np.uint8], output: NDArray[np.uint8], done: int) -> int:
     """Put the content of a block behind what is done; gives what is done then, or what is wrong."""
     position, end, limit = 0, block.size, output.size
     while position < end:
-        token = int(block[position])
+        token = int(np.int64(block[position]))
         position += 1
-        literals = token >> 4
-        if literals == 15:
-            more = 255
-            while more == 255:
-                if position >= end:
-                    return _CUT_OFF
-                more = int(block[position])
-                position += 1
-                literals += more
-        if literals > end - position:
+        literals, position = _read_length(block, position, token >> 4)
+        if literals < 0 or literals > end - position:
             return _CUT_OFF
         if literals > limit - done:
             return _TOO_LONG
@@ -94,16 +103,9 @@ def _decompress_block(block: NDArray[np.uint8], output: NDArray[np.uint8], done:
         if end - position < 2:
             return _CUT_OFF
         distance = int(block[position]) | int(block[position + 1]) << 8
-        position += 2
-        length = token & 15
-        if length == 15:
-            more = 255
-            while more == 255:
-                if position >= end:
-                    return _CUT_OFF
-                more = int(block[position])
-                position += 1
-                length += more
+        length, position = _read_length(block, position + 2, token & 15)
+        if length < 0:
+            return _CUT_OFF
         length += 4
         if distance == 0 or distance > done:
             return _NO_MATCH

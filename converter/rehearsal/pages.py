@@ -13,7 +13,7 @@ from urllib.parse import quote
 import jinja2
 from starlette.responses import HTMLResponse, Response
 
-from converter.card.page import render_page
+from converter.card.page import render_content
 from converter.card.page_style import STYLE
 from converter.console import readable_size
 from converter.rehearsal.call import Call
@@ -72,9 +72,7 @@ async def show_card(call: Call) -> Response:
     text = call.hub.readme(repo, commit)
     card = None
     if text:
-        page = render_page(text, lambda path: _inside(image, path), link=lambda path: _inside(link, path))
-        # It is sanitised, and the one element of this name is around all of the card.
-        card = page.partition("<main>\n")[2].rpartition("</main>")[0]
+        card, _ = render_content(text, lambda path: _inside(image, path), link=lambda path: _inside(link, path))
     return _repo_page(call, repo, "Card", "card", card=card)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from converter.errors import DependencyError, LensconvError, OutputError, ResourceError, UsageError
+from converter.errors import LensconvError, ResourceError, UsageError
 from converter.rehearsal.server import check_packages
 from converter.rehearsal.settings import DEFAULT_NAME, Account, HubSettings
 
@@ -22,9 +22,6 @@ from converter.rehearsal.settings import DEFAULT_NAME, Account, HubSettings
 _STOP_SECONDS = 5.0
 #: Seconds until an answer to a control request must have come.
 _CONTROL_SECONDS = 30.0
-_ERRORS: dict[str, type[LensconvError]] = {
-    error.__name__: error for error in (DependencyError, OutputError, ResourceError, UsageError)
-}
 #: Variables that would lead a client of the Hub elsewhere, or stop it.
 _FOREIGN_VARIABLES = (
     "HF_HUB_OFFLINE",
@@ -182,8 +179,7 @@ def _start(process: subprocess.Popen[str], settings: HubSettings) -> str:
     except ValueError:
         raise ResourceError("the local Hub does not start") from None
     if "error" in answer:
-        error = answer["error"]
-        raise _ERRORS.get(error["type"], ResourceError)(error["message"], error["hint"])
+        raise LensconvError.from_dict(answer["error"])
     return str(answer["endpoint"])
 
 
