@@ -332,6 +332,11 @@ def _tag_old(stage: Stage) -> None:
     stage.api.create_tag(stage.repository, tag="v1", revision=stage.old)
 
 
+def _silence(method: str, path: str) -> Scene:
+    fault = {"action": "delay", "seconds": 60, "method": method, "path": path}
+    return Scene(reason="does not answer in time", fault=fault, options=("--patience", "3"))
+
+
 def _quota(stage: Stage) -> dict[str, Any]:
     del stage
     return {"action": "quota", "bytes": 1000}
@@ -420,16 +425,8 @@ SCENES: dict[str, Scene] = {
         long=True,
         end=None,
     ),
-    "silence on whoami": Scene(
-        reason="does not answer in time",
-        fault={"action": "delay", "seconds": 60, "method": "GET", "path": "whoami"},
-        options=("--patience", "3"),
-    ),
-    "silence on the commit": Scene(
-        reason="does not answer in time",
-        fault={"action": "delay", "seconds": 60, "method": "POST", "path": "/commit/"},
-        options=("--patience", "3"),
-    ),
+    "silence on whoami": _silence("GET", "whoami"),
+    "silence on the commit": _silence("POST", "/commit/"),
     "silence where an upload begins": Scene(
         codes=(0,),
         fault={"action": "delay", "seconds": 20, "path": "xet-write-token|objects/batch"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from converter.cli.main import run
 from converter.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
+_MANIFEST = "lensconv_manifest.json"
 #: Seconds after which a command counts as hanging; the first one in a process imports torch and SDNQ.
 TIME_LIMIT = 30.0
 # Tests run side by side, a process for each core; threads of torch that wait for each other would take the cores.
@@ -149,3 +151,12 @@ def tiny_release(tiny_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     output = tmp_path_factory.mktemp("pipelines") / "tiny-uint4"
     convert(tiny_repo, output)
     return output
+
+
+def list_file(release: Path, name: str, content: bytes) -> None:
+    """Write a file of a release, and list it in the manifest."""
+    (release / name).write_bytes(content)
+    manifest = json.loads((release / _MANIFEST).read_text())
+    entry = {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["files"] = [file for file in manifest["files"] if file["name"] != name] + [entry]
+    (release / _MANIFEST).write_text(json.dumps(manifest))

@@ -30,7 +30,7 @@ from converter.publishing.secrets import find_secrets
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
-from tests.conftest import ROOT, command, snapshot
+from tests.conftest import ROOT, command, list_file, snapshot
 
 MANIFEST = "lensconv_manifest.json"
 FRONT_MATTER = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n"
@@ -39,15 +39,6 @@ TOKEN = "hf_" + "a1" * 17
 #: Addresses that this process asked to connect to.
 _connections: list[Any] = []
 sys.addaudithook(lambda event, arguments: _connections.append(arguments) if event == "socket.connect" else None)
-
-
-def list_file(release: Path, name: str, content: bytes) -> None:
-    """Write a file of a release, and list it in the manifest."""
-    (release / name).write_bytes(content)
-    manifest = json.loads((release / MANIFEST).read_text())
-    entry = {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest["files"] = [file for file in manifest["files"] if file["name"] != name] + [entry]
-    (release / MANIFEST).write_text(json.dumps(manifest))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,17 +15,9 @@ from converter.errors import DiskError, EvidenceError, LensconvError, MissingInp
 from converter.publishing.options import PublishOptions
 from converter.rehearsal.rehearse import rehearse
 from converter.schemas import load_schema
-from tests.conftest import names_in, run_process, snapshot
+from tests.conftest import list_file, names_in, run_process, snapshot
 
 CARD = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n# Tiny\n\n![A sign](sign.png)\n"
-
-
-def add_listed(release: Path, name: str, content: bytes) -> None:
-    """Put a file into a release and its manifest."""
-    (release / name).write_bytes(content)
-    manifest = json.loads((release / "lensconv_manifest.json").read_text())
-    manifest["files"].append({"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
-    (release / "lensconv_manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.fixture
@@ -35,8 +26,8 @@ def release(tiny_release: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "release"
     shutil.copytree(tiny_release, folder)
     Image.new("RGB", (8, 8)).save(tmp_path / "sign.png")
-    add_listed(folder, "sign.png", (tmp_path / "sign.png").read_bytes())
-    add_listed(folder, "README.md", CARD.encode())
+    list_file(folder, "sign.png", (tmp_path / "sign.png").read_bytes())
+    list_file(folder, "README.md", CARD.encode())
     (folder / ".lensconv").mkdir()
     (folder / ".lensconv" / "receipt.json").write_text("{}")
     return folder

@@ -1,0 +1,246 @@
+"""The steps of a rehearsal, each taken by a process that knows nothing of the others."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urljoin
+
+from converter.checkpoint.source import PIPELINE_INDEX, read_json
+from converter.console import readable_size
+from converter.errors import HubError, InputError, LensconvError, ReleaseError, ResourceError
+from converter.lens_layout import PIPELINE_CLASS_NAME
+from converter.publishing.options import PublishOptions
+from converter.rehearsal.process import RunningHub
+
+#: An image that shows that the download draws, and nothing of how well: small and of few steps, so that it takes
+#: seconds on a GPU.
+_IMAGE_OPTIONS = ("--height", "256", "--width", "256", "--steps", "4")
+_PROMPT = "A cat holding a sign that says hello world"
+#: Seconds until the Hub must have answered a request of a browser.
+_PAGE_SECONDS = 60.0
+#: Characters of the last line of a process that failed.
+_REASON_LENGTH = 500
+_DOWNLOAD = """
+import sys
+from huggingface_hub import snapshot_download
+print(snapshot_download(sys.argv[1], revision=sys.argv[2]))
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of a rehearsal."""
+
+    name: str
+    """``publish``, ``page``, ``audit``, ``download``, and ``generate`` or, for what is no Lens pipeline, ``load``."""
+    elapsed_s: float
+    detail: str
+    """What was seen, or what went wrong."""
+    exit_code: int = 0
+    """That of what went wrong."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``--json`` shows it."""
+        return {
+            "name": self.name,
+            "ok": self.exit_code == 0,
+            "elapsed_s": round(self.elapsed_s, 3),
+            "detail": self.detail,
+        }
+
+
+@dataclass
+class Course:
+    """What is rehearsed, and the steps.
+
+    Args:
+        hub: the Hub.
+        root: the release folder.
+        repository: ``OWNER/NAME``.
+        options: how to publish.
+        work: folder for the caches.
+        image: where the image goes.
+        note: is told what people want to know.
+        quiet: whether the processes say nothing on stderr.
+    """
+
+    hub: RunningHub
+    root: Path
+    repository: str
+    options: PublishOptions
+    work: Path
+    image: Path
+    note: Callable[[str], None]
+    quiet: bool
+    receipt: dict[str, Any] = field(default_factory=dict, init=False)
+    """Of the publication, once there is one."""
+    downloaded: Path = field(default=Path(), init=False)
+    """The release as it was downloaded, once it was."""
+
+    def take(self) -> Iterator[Step]:
+        """Take the steps, up to the first that fails.
+
+        Raises:
+            LensconvError: what publishing raises.
+        """
+        parts: dict[str, Callable[[], str]] = {
+            "publish": self.publish,
+            "page": self.open_page,
+            "audit": self.audit,
+            "download": self.download,
+            **({"generate": self.generate} if self.can_draw() else {"load": self.load}),
+        }
+        for name, part in parts.items():
+            self.note(f"rehearsing: {name}")
+            started = time.monotonic()
+            try:
+                detail, exit_code = part(), 0
+            except LensconvError as error:
+                if name == "publish":
+                    raise
+                detail, exit_code = f"{error.message}. {error.hint}".rstrip(". "), error.exit_code
+            yield Step(name, time.monotonic() - started, detail, exit_code)
+            if exit_code:
+                return
+
+    def can_draw(self) -> bool:
+        """Whether the release is a whole pipeline, and one that `generate` knows."""
+        try:
+            return read_json(self.root / PIPELINE_INDEX).get("_class_name") == PIPELINE_CLASS_NAME
+        except InputError:
+            return False
+
+    def publish(self) -> str:
+        """With the command itself."""
+        options = self.options
+        arguments = [f"--message={options.message}", f"--revision={options.revision}", f"--receipt={options.receipt}"]
+        arguments += [f"--patience={options.patience}", *([f"--tag={options.tag}"] if options.tag is not None else [])]
+        flags = {"--private": options.private, "--create-pr": options.create_pr, "--read-back": options.read_back}
+        arguments += [name for name, is_set in flags.items() if is_set]
+        self.receipt = self._lensconv("publish", str(self.root), self.repository, *arguments)
+        files = f"{len(self.receipt['files'])} files, {readable_size(self.receipt['total_bytes'])}"
+        how = "in one commit" if self.receipt["changed"] else "there already"
+        return f"{files}, {how}, {self.receipt['commit'][:12]}"
+
+    def open_page(self) -> str:
+        """As a browser would: the repo's page, the card, and the images that the card shows."""
+        address = f"{self.hub.endpoint}/{quote(self.repository)}"
+        if self.repository not in self._get(address).decode():
+            raise HubError("the repo's page does not name it")
+        card = f"{address}/card/{self.receipt['commit']}"
+        page = _Images()
+        page.feed(self._get(card).decode())
+        own = [place for place in (urljoin(card, found) for found in page.found) if place.startswith(address)]
+        shown = sum(len(self._get(place)) for place in own)
+        images = "one image" if len(own) == 1 else f"{len(own)} images"
+        return f"{address} shows the card" + (f", with {images}, {readable_size(shown)}" if own else "")
+
+    def audit(self) -> str:
+        """From afar."""
+        place = f"hf://{self.repository}@{self.receipt['commit']}"
+        report = self._verify(place, "--against", str(self.root))
+        return f"{len(report['checks'])} checks passed, {readable_size(report['hub']['received_bytes'])} read"
+
+    def download(self) -> str:
+        """Into an empty cache; then every file is compared with the manifest."""
+        command = [sys.executable, "-P", "-c", _DOWNLOAD, self.repository, self.receipt["commit"]]
+        done = self._run(command, self._environment("download"), subprocess.PIPE)
+        if done.returncode:
+            lines = done.stderr.split("\n")
+            reason = next((line for line in reversed(lines) if line.strip()), f"it ended with {done.returncode}")
+            raise HubError(f"snapshot_download: {reason[:_REASON_LENGTH]}")
+        self.downloaded = Path(done.stdout.strip())
+        self._verify(str(self.downloaded), "--checksums", offline=True)
+        return f"{len(self.receipt['files'])} files, all with the manifest's sha256"
+
+    def generate(self) -> str:
+        """From the download, without the Hub."""
+        arguments = ["--prompt", _PROMPT, "--out", str(self.image), "--overwrite", *_IMAGE_OPTIONS]
+        drawn = self._lensconv("generate", str(self.downloaded), *arguments, offline=True)
+        settings = drawn["settings"]
+        return f"{settings['width']}x{settings['height']}, {settings['steps']} steps, on {settings['device']}"
+
+    def load(self) -> str:
+        """The download with its library, where `generate` cannot draw with it."""
+        report = self._verify(str(self.downloaded), "--load", offline=True)
+        return f"{report['parameters']:,} parameters"
+
+    def _verify(self, *arguments: str, offline: bool = False) -> dict[str, Any]:
+        report = self._lensconv("verify", *arguments, offline=offline)
+        failed = [f"{check['name']}: {check['detail']}" for check in report["checks"] if not check["ok"]]
+        if failed:
+            raise ReleaseError("; ".join(failed))
+        return report
+
+    def _lensconv(self, *arguments: str, offline: bool = False) -> dict[str, Any]:
+        """Run a command; gives the object that it prints.
+
+        Raises:
+            LensconvError: what it failed with.
+        """
+        output = ("--json", "--quiet") if self.quiet else ("--json",)
+        environment = self._environment("download" if offline else "home") | (
+            {"HF_HUB_OFFLINE": "1", "HF_TOKEN": ""} if offline else {}
+        )
+        done = self._run([sys.executable, "-P", "-m", "converter", *arguments, *output], environment, None)
+        try:
+            answer: dict[str, Any] = json.loads(done.stdout)
+        except ValueError:
+            raise ResourceError(f"lensconv {arguments[0]} ended with {done.returncode} and no word") from None
+        if "error" in answer:
+            raise LensconvError.from_dict(answer["error"])
+        return answer
+
+    def _run(
+        self, command: list[str], environment: dict[str, str], stderr: int | None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            check=False,
+        )
+
+    def _environment(self, home: str) -> dict[str, str]:
+        from huggingface_hub import constants
+
+        return self.hub.environment(os.environ, self.work / home, xet=not constants.HF_HUB_DISABLE_XET)
+
+    def _get(self, address: str) -> bytes:
+        """What a browser gets."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener.addheaders.append(("Authorization", f"Bearer {self.hub.account.token}"))
+        try:
+            with opener.open(address, timeout=_PAGE_SECONDS) as response:
+                content: bytes = response.read()
+                return content
+        except (OSError, http.client.HTTPException) as error:
+            raise HubError(f"{address}: {error}") from error
+
+
+class _Images(HTMLParser):
+    """Addresses of the images of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note an image."""
+        for name, value in attrs:
+            if value and (tag, name) in (("img", "src"), ("source", "srcset")):
+                self.found.append(value)
