@@ -22,7 +22,7 @@ import pytest
 from converter.conversion.replacing import refuse_what_is_no_checkpoint
 from converter.errors import MissingInput, OutputError, ReleaseError, UsageError
 from converter.publishing.difference import compare
-from converter.publishing.files import hash_files
+from converter.publishing.files import hash_files, noted_files
 from converter.publishing.options import PublishOptions
 from converter.publishing.preflight import examine_release
 from converter.publishing.run import publish
@@ -33,6 +33,7 @@ from converter.schemas import load_schema
 from tests.conftest import ROOT, command, list_file, snapshot
 
 MANIFEST = "lensconv_manifest.json"
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 FRONT_MATTER = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n"
 TOKEN = "hf_" + "a1" * 17
 
@@ -159,6 +160,20 @@ def test_a_folder_that_is_no_release(tmp_path: Path) -> None:
         publish(tmp_path / "nothing", "owner/tiny")
     with pytest.raises(ReleaseError, match=MANIFEST):
         publish(tmp_path, "owner/tiny")
+
+
+def test_long_files_are_left_to_the_upload_unless_they_were_hashed(release: Path) -> None:
+    def read() -> set[str]:
+        return {
+            file.name for file in examine_release(release, "owner/tiny", trusted_from=100_000).files if file.is_hashed
+        }
+
+    assert MANIFEST in read()
+    assert WEIGHTS not in read()
+    examine_release(release, "owner/tiny")
+    assert WEIGHTS in read()
+    os.utime(release / WEIGHTS)
+    assert WEIGHTS not in read()
 
 
 def test_files_are_hashed_again_only_where_they_changed(release: Path) -> None:
@@ -385,10 +400,10 @@ def test_a_long_file_that_is_not_what_the_manifest_says(publisher: Publisher) ->
     assert len(publisher.commits()) == 1
     with (publisher.release / "long.bin").open("r+b") as stream:
         stream.write(b"\0")
-    assert publisher.publish(trusted_from=1 << 20).returncode == 0
+    published = publisher.publish(trusted_from=1 << 20)
+    assert published.returncode == 0
     assert publisher.main_is_whole()
-    noted = json.loads((publisher.release / ".lensconv" / "checksums.json").read_text())
-    assert {"long.bin", "README.md"} <= noted.keys()
+    assert noted_files(publisher.release) == {file["name"] for file in json.loads(published.stdout)["files"]}
 
 
 def test_a_pull_request_is_used_again(publisher: Publisher) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,14 +10,19 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
-from converter.errors import DiskError, EvidenceError, LensconvError, MissingInput, UsageError
+from converter.errors import DiskError, EvidenceError, LensconvError, MissingInput, ReleaseError, UsageError
 from converter.publishing.options import PublishOptions
+from converter.rehearsal.course import Course
+from converter.rehearsal.process import running_hub
 from converter.rehearsal.rehearse import rehearse
+from converter.rehearsal.settings import HubSettings
 from converter.schemas import load_schema
 from tests.conftest import list_file, names_in, run_process, snapshot
 
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CARD = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n# Tiny\n\n![A sign](sign.png)\n"
 
 
@@ -65,6 +71,21 @@ def test_what_fails_ends_it_and_is_told(release: Path) -> None:
     assert not report.to_dict()["ok"]
     assert "sign.png: HTTP Error 404" in report.steps[-1].detail
     assert report.image is None
+
+
+def test_what_was_downloaded_is_held_against_the_manifest(
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over LFS, where the client itself compares nothing but sizes."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with running_hub(HubSettings(tmp_path / "hub")) as hub:
+        options = PublishOptions(receipt=tmp_path / "receipt.json")
+        course = Course(hub, release, "rehearsal/tiny", options, tmp_path, tmp_path / "x.png", lambda _: None, True)
+        course.publish()
+        sha256 = hashlib.sha256((release / WEIGHTS).read_bytes()).hexdigest()
+        hub.fault("corrupt", sha256=sha256)
+        with pytest.raises(ReleaseError, match="diffusion_pytorch_model"):
+            course.download()
 
 
 def test_a_release_that_is_not_fit_is_refused_as_publish_does(release: Path) -> None:
