@@ -32,7 +32,7 @@ from converter.schemas import load_schema
 from tests.conftest import ROOT, command, snapshot
 from tests.hubs import Answer, ask, commit, head, lfs_file, make_repo, run_client, small_hub, upload
 
-CARD = b"---\nlicense: mit\nbase_model: a/b\ntags: [x]\n---\n# A <b>card</b>\n\n![one](images/one.png)\n"
+CARD = b"---\nlicense: mit\nbase_model: a/b\ntags: [x]\n---\n# A <b>card</b>\n\n![one](images/one.png) [a page](page.html)\n"
 
 
 @pytest.fixture(scope="module")
@@ -563,7 +563,12 @@ def test_pages(hub: RunningHub) -> None:
     assert ask(hub, "POST", f"/api/models/{repo}/discussions", offer).status == 200
     assert commit(hub, repo, {"a.txt": b"a"}, revision="refs%2Fpr%2F1", summary="<script>").status == 200
     wanted = {
-        "": [f'src="/{repo}/image/{made}/images/one.png"', "card", "Discussions (1)"],
+        "": [
+            f'src="/{repo}/image/{made}/images/one.png"',
+            f'href="/{repo}/resolve/{made}/page.html"',
+            "card",
+            "Discussions (1)",
+        ],
         "/card/main": ["license: mit"],
         "/tree/main": ["images/one.png", "&lt;script&gt;.txt", "5 files", "refs/pr/1", "LFS"],
         f"/tree/{made}": ["images/one.png"],

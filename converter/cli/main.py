@@ -61,7 +61,7 @@ class LazyGroup(click.Group):
         """Names of the commands."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - likewise
         """The command of that name; None when there is none."""
         if cmd_name not in COMMANDS:
             return None
