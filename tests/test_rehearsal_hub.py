@@ -32,7 +32,10 @@ from converter.schemas import load_schema
 from tests.conftest import ROOT, command, snapshot
 from tests.hubs import Answer, ask, commit, head, lfs_file, make_repo, run_client, small_hub, upload
 
-CARD = b"---\nlicense: mit\nbase_model: a/b\ntags: [x]\n---\n# A <b>card</b>\n\n![one](images/one.png) [a page](page.html)\n"
+CARD = (
+    b"---\nlicense: mit\nbase_model: a/b\ntags: [x]\n---\n"
+    b"# A <b>card</b>\n\n![one](images/one.png) [a page](page.html)\n"
+)
 
 
 @pytest.fixture(scope="module")
