@@ -5,6 +5,7 @@ Importing SDNQ pulls in torch, diffusers and transformers, which takes seconds; 
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -91,7 +92,7 @@ def load_library(name: str, *, compiles: bool = False) -> ModuleType:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = importlib.import_module(name)
+            module = sys.modules.get(name) or _import(name)
             for library in ("diffusers", "transformers"):
                 if library in sys.modules:
                     log = importlib.import_module(f"{library}.utils.logging")
@@ -101,3 +102,15 @@ def load_library(name: str, *, compiles: bool = False) -> ModuleType:
     except ImportError as error:
         package = name.partition(".")[0]
         raise DependencyError(f"{name} cannot be imported: {error}", f"pip install --upgrade {package}") from error
+
+
+def _import(name: str) -> ModuleType:
+    """Import a module, and keep the collector of garbage from going through what stays for good, now and later."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.freeze()
+        if was_enabled:
+            gc.enable()
