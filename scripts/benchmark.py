@@ -37,7 +37,7 @@ REFERENCE = """
 import sys, torch
 from sdnq.loader import save_sdnq_model
 from sdnq.quantizer import sdnq_post_load_quant
-from converter.lens_modules.transformer import LensTransformer2DModel
+from converter.models.lens.modules import LensTransformer2DModel
 model = LensTransformer2DModel.from_pretrained(sys.argv[1], torch_dtype=torch.bfloat16)
 model = sdnq_post_load_quant(
     model, weights_dtype="uint4", quantized_matmul_dtype="int8", use_quantized_matmul=True, dequantize_fp32=False,

@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from converter.conversion.staging import SPOOLED
+from converter.checkpoint.staging import SPOOLED
 
 
 def main() -> None:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from converter import synthesize
-from converter.benchmark.job import Job, Task
-from converter.generation.options import GenerateOptions
-from converter.generation.repo import open_pipeline
-from converter.generation.settings import choose_settings
-from converter.prompts.suite import builtin_suites
-from converter.quantize.libraries import load_library
+from converter.libraries import load_library
+from converter.measurement.benchmark.job import Job, Task
+from converter.measurement.generation.options import GenerateOptions
+from converter.measurement.generation.repo import open_pipeline
+from converter.measurement.generation.settings import choose_settings
+from converter.measurement.prompts.suite import builtin_suites
 from scripts.benchmark import describe_machine
 
 
@@ -45,8 +45,8 @@ def main() -> None:
 
 def measure(repo: Path, device: str, pairs: int) -> dict[str, Any]:
     """Draw the same image inside and outside, in turn."""
-    session_module = load_library("converter.benchmark.session", compiles=True)
-    call_arguments = load_library("converter.generation.run").call_arguments
+    session_module = load_library("converter.measurement.benchmark.session", compiles=True)
+    call_arguments = load_library("converter.measurement.generation.generate").call_arguments
     opened = open_pipeline(repo)
     prompt = builtin_suites()[0].prompts[0]
     settings = choose_settings(opened, prompt.prompt, GenerateOptions(seed=prompt.seed, device=device))

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.stats import mannwhitneyu
 
 from converter._version import __version__
-from converter.comparison.periodic import PERIODS, LatticeSpectrum, added_score, lattice_spectrum
+from converter.measurement.comparison.periodic import PERIODS, LatticeSpectrum, added_score, lattice_spectrum
 from scripts.periodic_images import CHANGES, PATTERNS, Scene, pattern, scenes, to_pixels
 
 ROOT = Path(__file__).resolve().parents[1]

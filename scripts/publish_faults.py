@@ -27,18 +27,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converter.card.options import CardOptions
-from converter.card.run import make_card
-from converter.conversion.release import MANIFEST_NAME, STATE_FOLDER
-from converter.conversion.run import convert
+from converter.conversion.convert import convert
+from converter.conversion.release.manifest import MANIFEST_NAME, STATE_FOLDER
 from converter.hub.places import HubPlace
 from converter.hub.remote import RemoteRepo
-from converter.publishing.difference import compare
-from converter.publishing.files import PublishedFile
-from converter.publishing.preflight import examine_release
+from converter.presentation.card.make_card import make_card
+from converter.presentation.card.options import CardOptions
+from converter.publication.difference import compare
+from converter.publication.files import PublishedFile
+from converter.publication.preflight import examine_release
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
-from converter.synth.run import synthesize
+from converter.synthesis.synthesize import synthesize
 
 ENDPOINTS = {
     "whoami": ("GET", "whoami-v2"),

@@ -29,7 +29,7 @@ from typing import Any
 
 from converter._version import __version__
 from converter.checkpoint.checksum import file_sha256
-from converter.conversion.release import STATE_FOLDER
+from converter.conversion.release.manifest import STATE_FOLDER
 from converter.rehearsal.blobs import Blobs
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import DEFAULT_NAME, HubSettings

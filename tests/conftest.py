@@ -136,7 +136,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="session")
 def tiny_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole tiny Lens pipeline in the layout of microsoft/Lens."""
-    from converter.synth.run import synthesize
+    from converter.synthesis.synthesize import synthesize
 
     folder = tmp_path_factory.mktemp("pipelines") / "tiny"
     synthesize(folder, preset="tiny")

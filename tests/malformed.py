@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter.conversion.convert import convert
 from converter.conversion.options import ConvertOptions
-from converter.conversion.run import convert
 
 #: Exit codes of the contract (section 4 of the design), by the type of the error.
 EXIT_CODES: dict[str, int] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from converter.quantize.libraries import load_library
+from converter.libraries import load_library
 from tests.tiny_models import DIFFUSERS, model_class
 
 #: What the recipe lens-uint4-static means in SDNQ's own terms.

@@ -19,23 +19,23 @@ import jsonschema
 import pytest
 import torch
 
-from converter.benchmark.assembly import Assembly
-from converter.benchmark.changes import refuse_changed_files
-from converter.benchmark.journal import LOAD_KEY, Cell, Journal
-from converter.benchmark.machine import describe_machine
-from converter.benchmark.measuring import Bench, image_name
-from converter.benchmark.meter import Meter, Stopwatch
-from converter.benchmark.options import BenchOptions
-from converter.benchmark.subjects import open_subjects
 from converter.console import Progress
 from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput, OutputError
-from converter.evidence.files import read_evidence_folder, write_evidence
-from converter.evidence.statistics import percent_change, slowdown
-from converter.generation.memory import predict_memory, predict_resident_memory
-from converter.generation.options import GenerateOptions
-from converter.generation.repo import open_pipeline
-from converter.generation.settings import choose_settings
-from converter.prompts.suite import PromptSuite, read_suite
+from converter.measurement.benchmark.assembly import Assembly
+from converter.measurement.benchmark.changes import refuse_changed_files
+from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
+from converter.measurement.benchmark.machine import describe_machine
+from converter.measurement.benchmark.measuring import Bench, image_name
+from converter.measurement.benchmark.meter import Meter, Stopwatch
+from converter.measurement.benchmark.options import BenchOptions
+from converter.measurement.benchmark.subjects import open_subjects
+from converter.measurement.evidence.files import read_evidence_folder, write_evidence
+from converter.measurement.evidence.statistics import percent_change, slowdown
+from converter.measurement.generation.memory import predict_memory, predict_resident_memory
+from converter.measurement.generation.options import GenerateOptions
+from converter.measurement.generation.repo import open_pipeline
+from converter.measurement.generation.settings import choose_settings
+from converter.measurement.prompts.suite import PromptSuite, read_suite
 from converter.schemas import load_schema
 from tests.benches import DRAWING, IDS, LIMIT, SUITE
 from tests.conftest import ROOT, Outcome, command, time_limit
@@ -71,7 +71,7 @@ def workers_below(output: Path) -> list[int]:
             files = [str(link.readlink()) for link in (place / "fd").iterdir()]
         except OSError:
             continue
-        if b"converter.benchmark.worker" in line and any("memfd:job" in file for file in files):
+        if b"converter.measurement.benchmark.worker" in line and any("memfd:job" in file for file in files):
             stdin = (place / "fd" / "0").read_bytes() if (place / "fd" / "0").exists() else b""
             if str(output).encode() in stdin:
                 found.append(int(place.name))
@@ -592,7 +592,7 @@ def test_a_stopwatch_gives_times_and_peaks_of_stages() -> None:
 
 
 def test_peaks_are_sampled_where_they_cannot_be_reset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("converter.benchmark.meter._CLEAR_REFS", tmp_path)
+    monkeypatch.setattr("converter.measurement.benchmark.meter._CLEAR_REFS", tmp_path)
     meter = Meter(torch.device("cpu"))
     with meter.watching():
         watch = Stopwatch(meter, "first")

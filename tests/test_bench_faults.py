@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from converter.evidence.files import read_evidence_folder
+from converter.measurement.evidence.files import read_evidence_folder
 from converter.schemas import load_schema
 from tests.benches import DRAWING, LIMIT, SUITE
 from tests.conftest import Outcome, time_limit
@@ -19,12 +19,12 @@ Lensconv = Callable[..., Outcome]
 FAULTS = """
 import sys
 
-if "converter.benchmark.worker" in " ".join(sys.orig_argv):
+if "converter.measurement.benchmark.worker" in " ".join(sys.orig_argv):
     import importlib.abc, importlib.machinery, os, signal, time
 
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name != "converter.benchmark.session":
+            if name != "converter.measurement.benchmark.session":
                 return None
             sys.meta_path.remove(self)
             spec = importlib.machinery.PathFinder.find_spec(name, path)

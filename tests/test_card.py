@@ -16,17 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from converter.card.environment import render_card
-from converter.card.metadata import CardMetadata, GalleryImage, check_metadata, parse_metadata
-from converter.card.options import CardOptions
-from converter.card.page import render_page
-from converter.card.run import make_card
-from converter.charts.run import draw_charts
 from converter.errors import EvidenceError, InputError, ReleaseError, SuiteError, UsageError
-from converter.evidence.origin import grid_text, origin_note
-from converter.prompts.suite import PromptSuite, SuitePrompt
-from converter.publishing.preflight import examine_release
-from converter.verification.run import verify
+from converter.measurement.evidence.origin import grid_text, origin_note
+from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
+from converter.presentation.card.environment import render_card
+from converter.presentation.card.make_card import make_card
+from converter.presentation.card.metadata import CardMetadata, GalleryImage, check_metadata, parse_metadata
+from converter.presentation.card.options import CardOptions
+from converter.presentation.card.page import render_page
+from converter.presentation.charts.draw_charts import draw_charts
+from converter.publication.preflight import examine_release
+from converter.verification.verify import verify
 from tests.conftest import snapshot
 from tests.published import published_matrix, published_metrics, published_offload, published_summary
 
@@ -295,7 +295,7 @@ def test_any_text_comes_back_as_that_text(tmp_path_factory: pytest.TempPathFacto
     template = tmp_path_factory.getbasetemp() / "escaped.jinja"
     if not template.exists():
         template.write_text("---\nlicense: mit\n---\n\n| a | b |\n| --- | --- |\n| <em>{{ text }}</em> | c |\n")
-    from converter.card.markdown import one_line
+    from converter.presentation.card.markdown import one_line
 
     shown = Shown(render_page(render_card({"text": text}, template), lambda path: path))
     assert " ".join(shown.text.split()) == one_line(text)

@@ -23,14 +23,14 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from PIL import Image
 
-from converter.card.markdown import image, link
-from converter.card.metadata import CardMetadata, check_metadata, is_repo_id, split_card
-from converter.card.page import render_content, render_page
-from converter.charts.chart import Chart
-from converter.charts.run import prepare_charts
 from converter.cli.main import run
 from converter.console import Console
-from converter.evidence.origin import grid_text, origin_note
+from converter.measurement.evidence.origin import grid_text, origin_note
+from converter.presentation.card.markdown import image, link
+from converter.presentation.card.metadata import CardMetadata, check_metadata, is_repo_id, split_card
+from converter.presentation.card.page import render_content, render_page
+from converter.presentation.charts.chart import Chart
+from converter.presentation.charts.draw_charts import prepare_charts
 from tests.browser import look_at, needs_browser, running_site
 from tests.published import published_metrics
 

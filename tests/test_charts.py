@@ -25,15 +25,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
-from converter.charts.chart import Chart, LeftOut
-from converter.charts.library import traceless_import
-from converter.charts.run import CHARTS_FOLDER, draw_charts, prepare_charts, render
-from converter.charts.style import DARK, LIGHT, TEXT_SIZE, THEMES, WIDTH, Theme
-from converter.charts.text import drawable, shorten, text_width
 from converter.cli.main import run
 from converter.console import Console
 from converter.errors import DependencyError, EvidenceError, MissingInput, OutputError
-from converter.evidence.files import (
+from converter.measurement.evidence.files import (
     MATRIX_NAME,
     METRICS_NAME,
     OFFLOAD_NAME,
@@ -42,7 +37,12 @@ from converter.evidence.files import (
     read_evidence_folder,
     write_evidence,
 )
-from converter.evidence.statistics import slowdown
+from converter.measurement.evidence.statistics import slowdown
+from converter.presentation.charts.chart import Chart, LeftOut
+from converter.presentation.charts.draw_charts import CHARTS_FOLDER, draw_charts, prepare_charts, render
+from converter.presentation.charts.library import traceless_import
+from converter.presentation.charts.style import DARK, LIGHT, TEXT_SIZE, THEMES, WIDTH, Theme
+from converter.presentation.charts.text import drawable, shorten, text_width
 from converter.schemas import load_schema
 from tests.conftest import ROOT, names_in, snapshot
 
@@ -293,7 +293,7 @@ def test_two_processes_write_the_same_bytes_and_leave_nothing_else(
     (tmp_path / "temporary").mkdir()
     (tmp_path / "home").mkdir()
     (tmp_path / "work" / "matplotlibrc").write_text("savefig.dpi: 300\nsvg.fonttype: none\ntext.antialiased: False\n")
-    code = "import sys; from pathlib import Path; from converter.charts.run import draw_charts; "
+    code = "import sys; from pathlib import Path; from converter.presentation.charts.draw_charts import draw_charts; "
     code += "draw_charts(Path(sys.argv[1]), output=Path(sys.argv[2]))"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home")}
     environment["TMPDIR"] = str(tmp_path / "temporary")

@@ -21,16 +21,16 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
-import converter.comparison.text_accuracy as text_accuracy
+import converter.measurement.comparison.text_accuracy as text_accuracy
 from converter.cli.compare import _render
-from converter.comparison.images import read_pixels
-from converter.comparison.pairs import find_pairs, parse_name
-from converter.comparison.perceptual import Lpips, NotMeasured
-from converter.comparison.pixels import psnr_db, ssim
-from converter.comparison.run import compare
-from converter.comparison.substring import character_error_rate, normalize, substring_distance
-from converter.comparison.text_accuracy import find_reader, language_of
 from converter.errors import InputError, MissingInput, UsageError
+from converter.measurement.comparison.compare import compare
+from converter.measurement.comparison.images import read_pixels
+from converter.measurement.comparison.pairs import find_pairs, parse_name
+from converter.measurement.comparison.perceptual import Lpips, NotMeasured
+from converter.measurement.comparison.pixels import psnr_db, ssim
+from converter.measurement.comparison.substring import character_error_rate, normalize, substring_distance
+from converter.measurement.comparison.text_accuracy import find_reader, language_of
 from tests.conftest import Outcome
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, convert, plan
-from converter.conversion import run as run_module
+from converter.conversion import convert as convert_module
+from converter.conversion.planner_process import PlanAnswer, PlannerProcess
+from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.errors import MemoryLimitError
-from converter.quantize.planner_process import PlanAnswer, PlannerProcess
-from converter.quantize.prediction import plans_agree, predict_plan
 from converter.schemas import load_schema
 from tests.conftest import ROOT, names_in, snapshot
 from tests.reference import LENS_OPTIONS, convert_with_sdnq, weight_files
@@ -106,7 +106,7 @@ def test_two_runs_write_the_same_bytes(lens_source: Path, tmp_path: Path) -> Non
 
 
 def test_weights_can_be_quantized_from_float32(lens_source: Path, tmp_path: Path) -> None:
-    from converter.quantize.libraries import load_library
+    from converter.libraries import load_library
 
     convert(lens_source, tmp_path / "out", options=ConvertOptions(quantize_from="float32"))
     written = load_file(tmp_path / "out" / WEIGHTS)
@@ -141,8 +141,8 @@ def test_too_little_memory_is_said_before_anything_is_written(lens_source: Path,
 
 def test_the_prediction_is_what_sdnq_plans(lens_source: Path, tmp_path: Path) -> None:
     from converter.checkpoint.source import open_checkpoint
-    from converter.quantize.planner import plan_with_sdnq
-    from converter.recipe.recipe import find_recipe, parse_setting
+    from converter.conversion.planning.planner import plan_with_sdnq
+    from converter.conversion.recipe.recipe import find_recipe, parse_setting
 
     for source in (lens_source, save_model(tmp_path / "wide", "LensTransformer2DModel", num_attention_heads=6)):
         checkpoint = open_checkpoint(source)
@@ -163,7 +163,7 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
     lie: str, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
-    monkeypatch.setattr(run_module, "is_loaded", lambda: False)
+    monkeypatch.setattr(convert_module, "is_loaded", lambda: False)
     if lie == "another plan":
 
         def wrong(*arguments: Any) -> Any:
@@ -172,7 +172,7 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
             object.__setattr__(predicted, "tensors", predicted.tensors[::-1])
             return predicted
 
-        monkeypatch.setattr(run_module, "predict_plan", wrong)
+        monkeypatch.setattr(convert_module, "predict_plan", wrong)
         options = ConvertOptions(shard_bytes=200_000)
     else:
         answer: Callable[[PlannerProcess], PlanAnswer | None] = PlannerProcess.answer

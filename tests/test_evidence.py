@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.errors import EvidenceError, MissingInput
-from converter.evidence.files import FORMATS, read_evidence, read_evidence_folder, write_evidence
-from converter.evidence.statistics import percent_change, slowdown, spread, summarise_times
+from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder, write_evidence
+from converter.measurement.evidence.statistics import percent_change, slowdown, spread, summarise_times
 from converter.schemas import load_schema
 from tests.conftest import Outcome
 from tests.published import LABELS, published_matrix, published_metrics, published_offload, published_summary

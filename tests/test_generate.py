@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 
 from converter.checkpoint.header import read_header
-from converter.lens_layout import LensConfig, lens_tensors
 from converter.memory import free_memory_bytes
+from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
 from tests.conftest import ROOT, Outcome, command, names_in, snapshot, time_limit
 
@@ -135,9 +135,9 @@ def test_sizes(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
 
 
 def test_defaults_suit_the_variant(tiny_repo: Path, tmp_path: Path) -> None:
-    from converter.generation.options import GenerateOptions
-    from converter.generation.repo import open_pipeline
-    from converter.generation.settings import choose_settings
+    from converter.measurement.generation.options import GenerateOptions
+    from converter.measurement.generation.repo import open_pipeline
+    from converter.measurement.generation.settings import choose_settings
 
     found = {}
     for name in ("Lens", "Lens-Turbo-uint4", "models--microsoft--Lens-Base/snapshots/abc"):
@@ -465,9 +465,9 @@ def test_weights_that_are_no_numbers_make_no_image(tiny_repo: Path, tmp_path: Pa
 def test_too_little_memory_is_known_before_anything_is_loaded(
     tiny_repo: Path, tmp_path: Path, lensconv: Lensconv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from converter.generation import encoding, run
+    from converter.measurement.generation import encoding, generate
 
-    monkeypatch.setattr(run, "load_pipeline", None)
+    monkeypatch.setattr(generate, "load_pipeline", None)
     monkeypatch.setattr(encoding.PromptStage, "encode", None)
     outcome = draw(lensconv, tiny_repo, tmp_path / "x.png", "--height", 16 * 10**6, "--width", 16 * 10**6)
     assert outcome.code == 3

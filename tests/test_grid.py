@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from converter.errors import EvidenceError
-from converter.evidence.origin import grid_text, is_drawn_from
-from converter.grid.cells import find_rows, read_pixels
-from converter.grid.drawing import BACKGROUND
-from converter.grid.layout import SIDE_LIMIT, Measures, Size, preview_scale, ratio_name, split_rows
-from converter.resolutions import RESOLUTIONS
+from converter.measurement.evidence.origin import grid_text, is_drawn_from
+from converter.models.lens.resolutions import RESOLUTIONS
+from converter.presentation.grid.cells import find_rows, read_pixels
+from converter.presentation.grid.drawing import BACKGROUND
+from converter.presentation.grid.layout import SIDE_LIMIT, Measures, Size, preview_scale, ratio_name, split_rows
 from converter.schemas import load_schema
 from tests.conftest import ROOT, Outcome, names_in, snapshot
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from converter.quantize import kernels
-from converter.quantize.sdnq_kernels import quantize_with_sdnq
-from converter.quantize.selfcheck import sample_weights
+from converter.conversion.kernels import fused
+from converter.conversion.kernels.sdnq import quantize_with_sdnq
+from converter.conversion.kernels.selfcheck import sample_weights
 
 #: Bits of the largest finite float32 that stays finite in bfloat16.
 LARGEST = 0x7F7F7FFF
@@ -34,8 +34,8 @@ def options(*, dequantize_fp32: bool) -> dict[str, Any]:
 def assert_same(bits: NDArray[np.uint32], *, round_weights: bool, round_scales: bool) -> None:
     """Assert that kernel and SDNQ agree on groups of 64 numbers, given by their bits."""
     # Two groups a row, since SDNQ takes a row of one group by another path.
-    rows = np.resize(bits.reshape(-1, kernels.GROUP), (bits.size // kernels.GROUP // 2 * 2, kernels.GROUP))
-    rows = np.ascontiguousarray(rows).reshape(-1, 2 * kernels.GROUP)
+    rows = np.resize(bits.reshape(-1, fused.GROUP), (bits.size // fused.GROUP // 2 * 2, fused.GROUP))
+    rows = np.ascontiguousarray(rows).reshape(-1, 2 * fused.GROUP)
     expected = quantize_with_sdnq(
         rows.reshape(-1).view(np.uint8),
         "F32",
@@ -46,8 +46,8 @@ def assert_same(bits: NDArray[np.uint32], *, round_weights: bool, round_scales: 
     )
     packed = np.empty(rows.size // 2, np.uint8)
     scale_type: type[Any] = np.uint16 if round_scales else np.uint32
-    scales, zero_points = (np.empty(rows.size // kernels.GROUP, scale_type) for _ in range(2))
-    largest = kernels.quantize_uint4(rows.reshape(-1), packed, scales, zero_points, round_weights=round_weights)
+    scales, zero_points = (np.empty(rows.size // fused.GROUP, scale_type) for _ in range(2))
+    largest = fused.quantize_uint4(rows.reshape(-1), packed, scales, zero_points, round_weights=round_weights)
     assert largest == int((rows & 0x7FFFFFFF).max())
     for part, found in (("weight", packed), ("scale", scales), ("zero_point", zero_points)):
         np.testing.assert_array_equal(expected.bytes_of(part), found.view(np.uint8), err_msg=part)
@@ -86,16 +86,16 @@ def test_groups_of_every_kind(pieces: list[tuple[str, int]], round_weights: bool
 def draw_group(kind: str, seed: int) -> NDArray[np.float32]:
     """64 numbers of one kind."""
     generator = np.random.default_rng(seed)
-    normal = generator.standard_normal(kernels.GROUP)
+    normal = generator.standard_normal(fused.GROUP)
     exponent = generator.integers(-30, 30)
     match kind:
         case "any bits":
-            bits = generator.integers(0, 2**32, kernels.GROUP, dtype=np.uint64).astype(np.uint32)
+            bits = generator.integers(0, 2**32, fused.GROUP, dtype=np.uint64).astype(np.uint32)
             values: NDArray[Any] = np.nan_to_num(bits.view(np.float32), posinf=1.0, neginf=-1.0)
         case "normal":
             values = normal * 10.0**exponent
         case "constant":
-            values = np.full(kernels.GROUP, normal[0] * 10.0**exponent)
+            values = np.full(fused.GROUP, normal[0] * 10.0**exponent)
         case "denormal":
             values = normal * 1e-40
         case "huge":
@@ -103,9 +103,9 @@ def draw_group(kind: str, seed: int) -> NDArray[np.float32]:
         case "tiny range":
             values = normal[0] * 10.0**exponent * (1 + 1e-6 * normal)
         case "zeros":
-            values = np.where(normal > 0, generator.choice([0.0, -0.0], kernels.GROUP), normal * normal[0])
+            values = np.where(normal > 0, generator.choice([0.0, -0.0], fused.GROUP), normal * normal[0])
         case _:
-            values = generator.integers(-8, 9, kernels.GROUP) / 2
+            values = generator.integers(-8, 9, fused.GROUP) / 2
     with np.errstate(over="ignore"):
         clipped: NDArray[np.float32] = np.clip(values, -3.4e38, 3.4e38).astype(np.float32)
     return clipped
@@ -116,7 +116,7 @@ def draw_group(kind: str, seed: int) -> NDArray[np.float32]:
 @given(
     numbers=arrays.arrays(
         np.float32,
-        (2, kernels.GROUP),
+        (2, fused.GROUP),
         elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
         fill=st.sampled_from([0.0, -0.0, 1.0]),
     )
@@ -128,35 +128,35 @@ def test_numbers_that_hypothesis_finds(numbers: NDArray[np.float32], round_weigh
 @variants
 def test_many_groups_of_any_finite_bits(round_weights: bool, round_scales: bool) -> None:
     generator = np.random.default_rng(0)
-    bits = generator.integers(0, 2**32, 4096 * kernels.GROUP, dtype=np.uint64).astype(np.uint32)
+    bits = generator.integers(0, 2**32, 4096 * fused.GROUP, dtype=np.uint64).astype(np.uint32)
     assert_same(finite_bits(bits.view(np.float32)), round_weights=round_weights, round_scales=round_scales)
 
 
 @variants
 @pytest.mark.parametrize("groups", [2, 62, 64, 66, 130])
 def test_blocks_that_are_not_full(groups: int, round_weights: bool, round_scales: bool) -> None:
-    bits = sample_weights().reshape(-1)[: groups * kernels.GROUP]
+    bits = sample_weights().reshape(-1)[: groups * fused.GROUP]
     assert_same(bits, round_weights=round_weights, round_scales=round_scales)
 
 
 @given(bits=arrays.arrays(np.uint32, st.integers(1, 300)))
 def test_rounding_to_bfloat16_is_torchs(bits: NDArray[np.uint32]) -> None:
     rounded = np.empty(bits.size, np.uint16)
-    largest = kernels.round_to_bfloat16(bits, rounded)
+    largest = fused.round_to_bfloat16(bits, rounded)
     assert largest == int((bits & 0x7FFFFFFF).max())
     expected = torch.from_numpy(bits.view(np.float32).copy()).bfloat16()
-    numbers = (bits & 0x7FFFFFFF) <= kernels.INFINITE
+    numbers = (bits & 0x7FFFFFFF) <= fused.INFINITE
     np.testing.assert_array_equal(rounded[numbers], expected.view(torch.int16).numpy().view(np.uint16)[numbers])
 
 
 @pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00001, 0x7F7F8000, 0xFF7FFFFF])
 def test_what_is_not_finite_is_reported(bits: int) -> None:
-    weights = np.zeros(kernels.GROUP * 3, np.uint32)
+    weights = np.zeros(fused.GROUP * 3, np.uint32)
     weights[100] = bits
     packed, scales = np.empty(weights.size // 2, np.uint8), np.empty(3, np.uint16)
-    largest = kernels.quantize_uint4(weights, packed, scales, scales.copy(), round_weights=True)
-    assert largest >= kernels.OVERFLOWS_BFLOAT16
-    assert kernels.round_to_bfloat16(weights, np.empty(weights.size, np.uint16)) >= kernels.OVERFLOWS_BFLOAT16
+    largest = fused.quantize_uint4(weights, packed, scales, scales.copy(), round_weights=True)
+    assert largest >= fused.OVERFLOWS_BFLOAT16
+    assert fused.round_to_bfloat16(weights, np.empty(weights.size, np.uint16)) >= fused.OVERFLOWS_BFLOAT16
 
 
 @pytest.mark.parametrize(
@@ -165,10 +165,10 @@ def test_what_is_not_finite_is_reported(bits: int) -> None:
 )
 def test_widening_keeps_the_value(dtype: torch.dtype, name: str) -> None:
     numbers = torch.linspace(-3, 3, 1000, dtype=torch.float64).to(dtype)
-    bits = kernels.widen(numbers.view(torch.uint8).numpy(), name)
+    bits = fused.widen(numbers.view(torch.uint8).numpy(), name)
     np.testing.assert_array_equal(bits.view(np.float32), numbers.float().numpy())
 
 
 def test_widening_refuses_other_dtypes() -> None:
     with pytest.raises(ValueError, match="I8"):
-        kernels.widen(np.zeros(8, np.uint8), "I8")
+        fused.widen(np.zeros(8, np.uint8), "I8")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.synth.run import synthesize
+from converter.synthesis.synthesize import synthesize
 from tests.conftest import ROOT, TIME_LIMIT, command, names_in, run_process, snapshot
 
 

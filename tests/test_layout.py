@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save, save_file
 
 from converter.checkpoint.layout import TensorSpec, lay_out
 from converter.checkpoint.writer import SlotWriter, replace_file
-from converter.conversion.hashing import FollowingHasher
+from converter.conversion.execution.hashing import FollowingHasher
+from converter.conversion.planning.planner import SAFETENSORS_NAMES
 from converter.errors import DiskError, OutputError
-from converter.quantize.planner import SAFETENSORS_NAMES
 from tests.conftest import names_in
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.float8_e4m3fn])
@@ -145,8 +145,8 @@ def test_a_shape_that_does_not_fill_bytes() -> None:
 
 def test_files_are_hashed_and_written_back_behind_the_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However the slots are filled, and however often the hasher hands on what it has."""
-    monkeypatch.setattr("converter.conversion.writeback.STEP_BYTES", 4096)
-    monkeypatch.setattr("converter.conversion.hashing.READ_BYTES", 1000)
+    monkeypatch.setattr("converter.conversion.execution.writeback.STEP_BYTES", 4096)
+    monkeypatch.setattr("converter.conversion.execution.hashing.READ_BYTES", 1000)
     specs = [TensorSpec(f"t{number}", "U8", (3000 + 17 * number,)) for number in range(20)]
     layout = lay_out(specs, stem="model", shard_bytes=30_000)
     assert len(layout.files) > 1

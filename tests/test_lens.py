@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from converter.errors import UnsupportedCheckpoint
-from converter.families import family
-from converter.lens.transformer import LensTransformer2DModel
-from converter.lens_layout import CLASS_NAME, LensConfig, infer_config, lens_family, lens_tensors
+from converter.models.families import family
+from converter.models.lens.layout import CLASS_NAME, LensConfig, infer_config, lens_family, lens_tensors
+from converter.models.lens.transformer import LensTransformer2DModel
 
 CONFIGS = [
     LensConfig(),

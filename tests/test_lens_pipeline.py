@@ -24,7 +24,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from converter import convert
 from converter.lens import LensGptOssEncoder, LensPipeline, LensPipelineOutput, LensTransformer2DModel
-from converter.lens.sampling import (
+from converter.models.lens.resolutions import ASPECT_RATIOS, RESOLUTIONS, resolution
+from converter.models.lens.sampling import (
     denormalize,
     guide,
     noise_schedule,
@@ -34,7 +35,6 @@ from converter.lens.sampling import (
     unpack_latents,
     unpatchify,
 )
-from converter.resolutions import ASPECT_RATIOS, RESOLUTIONS, resolution
 from tests import lens_reference as reference
 from tests.conftest import names_in
 from tests.test_lens_prompts import LAYERS, MXFP4, PREFIX, conversation, notices, pack_experts, stop_the_clock

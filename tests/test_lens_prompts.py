@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GptOssConfig, GptO
 from transformers.quantizers.quantizer_mxfp4 import Mxfp4HfQuantizer
 
 from converter.lens import LensGptOssEncoder
-from converter.lens.features import PromptFeatures, encode_prompts, join_features
-from converter.lens.mxfp4 import unpacking_notice
-from converter.lens.prompts import render_prompt, tokenize_prompts
-from converter.synth.tokenizer import build_tokenizer
+from converter.models.lens.features import PromptFeatures, encode_prompts, join_features
+from converter.models.lens.mxfp4 import unpacking_notice
+from converter.models.lens.prompts import render_prompt, tokenize_prompts
+from converter.synthesis.tokenizer import build_tokenizer
 from tests import lens_reference as reference
 from tests.conftest import snapshot
 

@@ -26,16 +26,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-import converter.lens_modules.attention as attention_module
-import converter.lens_modules.transformer as transformer_module
+import converter.models.lens.attention as attention_module
+import converter.models.lens.modules as transformer_module
 from converter.lens import LensGptOssEncoder, LensPipeline
-from converter.lens.golden import golden_error, golden_model, golden_output, passes_golden_test
-from converter.lens.quantized import apply_serialized_matmul, quantized_layers
-from converter.lens.registration import register
-from converter.lens.transformer import LensTransformer2DModel
-from converter.lens_layout import LensConfig, lens_tensors
-from converter.lens_modules.rotary import rotate, rotation_angles, rotations
-from converter.quantize.libraries import load_library
+from converter.libraries import load_library
+from converter.models.lens.golden import golden_error, golden_model, golden_output, passes_golden_test
+from converter.models.lens.layout import LensConfig, lens_tensors
+from converter.models.lens.quantized import apply_serialized_matmul, quantized_layers
+from converter.models.lens.registration import register
+from converter.models.lens.rotary import rotate, rotation_angles, rotations
+from converter.models.lens.transformer import LensTransformer2DModel
 from converter.verification.nearness import dequantize
 from tests import lens_reference
 from tests.conftest import ROOT
@@ -1044,13 +1044,13 @@ def test_an_adapter_is_of_the_models_dtype(lens_output: Path) -> None:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    return [record for record in caplog.records if record.name == "converter.lens.quantized"]
+    return [record for record in caplog.records if record.name == "converter.models.lens.quantized"]
 
 
 def test_quantized_matmul_that_a_loader_left_off(lens_output: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, inputs = LensTransformer2DModel.from_pretrained(lens_output), tiny_inputs()
     assert uses_matmul(model) == {True}
-    caplog.set_level(logging.INFO, "converter.lens.quantized")
+    caplog.set_level(logging.INFO, "converter.models.lens.quantized")
     assert not apply_serialized_matmul(model)
     assert not said(caplog)
     expected = run(model, inputs)
@@ -1095,22 +1095,20 @@ def test_loading_applies_quantized_matmul(
     assert uses_matmul(loaded[0] if with_information else loaded) == {True}
 
 
-#: Makes the class without registering it: the package is there, but has not been run. A diffusers that has the class
-#: already is then met twice, once with a right one, and once with a wrong one and a pipeline for it.
+#: A diffusers that has the class already is met twice, once with a right one, and once with a wrong one and a pipeline
+#: for it.
 PLANTED = """
-import sys, types
-from converter.quantize.libraries import load_library
+import sys
+from converter.libraries import load_library
 
 diffusers = load_library("diffusers")
 
 def forget():
-    for name in [name for name in sys.modules if (name + ".").startswith("converter.lens.")]:
+    packages = ("converter.lens.", "converter.models.lens.")
+    for name in [name for name in sys.modules if (name + ".").startswith(packages)]:
         del sys.modules[name]
 
-package = types.ModuleType("converter.lens")
-package.__path__ = ["converter/lens"]
-sys.modules["converter.lens"] = package
-from converter.lens.transformer import LensTransformer2DModel as Right
+from converter.models.lens.transformer import LensTransformer2DModel as Right
 assert not hasattr(diffusers, "LensTransformer2DModel")
 
 class Wrong(Right):

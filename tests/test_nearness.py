@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from converter.quantize.libraries import load_library
+from converter.libraries import load_library
 from converter.verification.measures import ratio_db
 from converter.verification.nearness import Nearness, compare_errors, dequantize
 

@@ -68,7 +68,7 @@ def test_templates_recipes_and_schemas_are_found_from_the_wheel(wheel: Path, tmp
     zipfile.ZipFile(wheel).extractall(tmp_path)
     program = """
 from converter.rendering import TEMPLATES_PACKAGE, render
-from converter.recipe.recipe import builtin_recipes
+from converter.conversion.recipe.recipe import builtin_recipes
 from converter.schemas import NAMES, load_schema
 from importlib import resources
 import converter

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import ImageFilter
 
-from converter.comparison.periodic import PERIODS, lattice_spectrum, own_periodic_score, periodic_grid_score
+from converter.measurement.comparison.periodic import PERIODS, lattice_spectrum, own_periodic_score, periodic_grid_score
 from scripts.periodic_images import PATTERNS, draw_clouds, filtered, pattern, scenes, to_pixels
 from scripts.periodic_score import area, report, run_scene
 

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from converter.cli.main import run
 from converter.console import Console
 from converter.errors import HubError, MissingInput, OutputError, SuiteError, UsageError
-from converter.prompts.card import import_card, quoted_texts
-from converter.prompts.checks import LAST_SEED, normalize
-from converter.prompts.fetch import read_card
-from converter.prompts.suite import PromptSuite, SuitePrompt, builtin_suites, parse_suite, read_suite
+from converter.measurement.prompts.card import import_card, quoted_texts
+from converter.measurement.prompts.checks import LAST_SEED, normalize
+from converter.measurement.prompts.fetch import read_card
+from converter.measurement.prompts.suite import PromptSuite, SuitePrompt, builtin_suites, parse_suite, read_suite
 from converter.schemas import load_schema
 from tests.conftest import ROOT, Outcome, names_in
 
@@ -647,7 +647,7 @@ def hub() -> Iterator[str]:
 SCRIPT = """
 import json, sys, time
 from converter.errors import LensconvError
-from converter.prompts.fetch import read_card
+from converter.measurement.prompts.fetch import read_card
 time.sleep = lambda seconds: None
 outcomes = {}
 for place in sys.argv[1:]:

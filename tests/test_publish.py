@@ -19,14 +19,14 @@ from typing import Any
 import jsonschema
 import pytest
 
-from converter.conversion.replacing import refuse_what_is_no_checkpoint
+from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
 from converter.errors import MissingInput, OutputError, ReleaseError, UsageError
-from converter.publishing.difference import compare
-from converter.publishing.files import hash_files, noted_files
-from converter.publishing.options import PublishOptions
-from converter.publishing.preflight import examine_release
-from converter.publishing.run import publish
-from converter.publishing.secrets import find_secrets
+from converter.publication.difference import compare
+from converter.publication.files import hash_files, noted_files
+from converter.publication.options import PublishOptions
+from converter.publication.preflight import examine_release
+from converter.publication.publish import publish
+from converter.publication.secrets import find_secrets
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
@@ -234,13 +234,15 @@ class Publisher:
     def publish(self, *, trusted_from: int | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
         """Publish in a process of its own, as HF_ENDPOINT and HF_HUB_DISABLE_XET are read when the client is
         imported; from so many bytes on what uploads a file hashes it."""
-        limit = f"import converter.publishing.run as run\nrun.TRUSTED_BYTES = {trusted_from}\n" if trusted_from else ""
+        limit = (
+            f"import converter.publication.publish as run\nrun.TRUSTED_BYTES = {trusted_from}\n" if trusted_from else ""
+        )
         program = (
             f"{limit}import json, sys\n"
             "from pathlib import Path\n"
             "from converter.errors import LensconvError\n"
-            "from converter.publishing.options import PublishOptions\n"
-            "from converter.publishing.run import publish\n"
+            "from converter.publication.options import PublishOptions\n"
+            "from converter.publication.publish import publish\n"
             "try:\n"
             "    receipt = publish(Path(sys.argv[1]), sys.argv[2], PublishOptions(**json.loads(sys.argv[3])))\n"
             "except LensconvError as error:\n"

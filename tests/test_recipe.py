@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from converter import Recipe, Rule, find_recipe
+from converter.conversion.recipe.recipe import builtin_recipes, parse_recipe, parse_setting, resolve_rules
 from converter.errors import RecipeError
-from converter.recipe.recipe import builtin_recipes, parse_recipe, parse_setting, resolve_rules
 
 MODULES = [
     f"transformer_blocks.{number}.{name}"

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from converter.errors import DiskError, EvidenceError, LensconvError, MissingInput, ReleaseError, UsageError
-from converter.publishing.options import PublishOptions
+from converter.publication.options import PublishOptions
 from converter.rehearsal.course import Course
 from converter.rehearsal.process import running_hub
 from converter.rehearsal.rehearse import rehearse

@@ -14,7 +14,7 @@ import pytest
 
 from converter import ConvertOptions, convert
 from converter.errors import MissingInput, OutputError
-from converter.synth.run import synthesize
+from converter.synthesis.synthesize import synthesize
 from tests.conftest import ROOT, names_in, snapshot
 from tests.reference import weight_files
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline, save_model

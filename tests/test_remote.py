@@ -42,7 +42,7 @@ from converter.hub.places import HubPlace, is_place, parse_place
 from converter.hub.records import MAXIMUM_FILE_BYTES, MAXIMUM_FILES
 from converter.hub.remote import RemoteRepo, git_sha1
 from converter.hub.retry import Retry, is_transient, wait_seconds
-from converter.lens_layout import LensConfig, lens_tensors
+from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
 from converter.verification.remote import RemoteVerifyReport
 from converter.verification.report import VerifyReport

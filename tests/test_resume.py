@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from converter import ConvertOptions, Recipe, convert
-from converter.conversion.staging import Staging
+from converter.checkpoint.staging import Staging
 from converter.errors import DiskError, MalformedCheckpoint, OutputError
-from converter.synth.run import synthesize
+from converter.synthesis.synthesize import synthesize
 from tests.conftest import names_in, snapshot
 from tests.reference import weight_files
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline
@@ -250,7 +250,7 @@ def test_a_kill_while_publishing(
 
     with monkeypatch.context() as patches:
         if moment == "before the rename":
-            patches.setattr("converter.conversion.staging.rename_folder", killed)
+            patches.setattr("converter.checkpoint.staging.rename_folder", killed)
         else:
             patches.setattr(Staging, "discard", killed)
         with pytest.raises(Interruption):
@@ -267,7 +267,7 @@ def test_a_kill_while_publishing(
 
 
 def test_only_one_run_writes_an_output(lens_source: Path, tmp_path: Path) -> None:
-    staging = Staging(tmp_path / "out", {}, overwrite=False)
+    staging = Staging(tmp_path / "out", {}, None)
     with staging:
         staging.open()
         staging.begin("")
@@ -322,13 +322,13 @@ def test_a_kill_between_two_renames(
         raise Interruption
 
     with monkeypatch.context() as patches:
-        patches.setattr("converter.conversion.staging.rename_folder", killed)
+        patches.setattr("converter.checkpoint.staging.rename_folder", killed)
         with pytest.raises(Interruption):
             convert(lens_source, output, options=ConvertOptions(overwrite=True))
     assert not output.exists()
     options = ConvertOptions(overwrite=True, restart=restart, jobs=1)
     with monkeypatch.context() as patches:
-        patches.setattr("converter.conversion.run.check_space", killed_by_a_full_disk)
+        patches.setattr("converter.conversion.convert.check_space", killed_by_a_full_disk)
         with pytest.raises(DiskError):
             convert(lens_source, output, options=options)
     report = convert(lens_source, output, options=options)

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.quantize.libraries import load_library
-from converter.quantize.patterns import is_judged, matching_pattern
-from converter.quantize.planner import SAFETENSORS_NAMES
-from converter.quantize.rules import group_count, linear_parts, option_of, weight_format, weights_dtype_of
+from converter.conversion.planning.patterns import is_judged, matching_pattern
+from converter.conversion.planning.planner import SAFETENSORS_NAMES
+from converter.conversion.planning.rules import group_count, linear_parts, option_of, weight_format, weights_dtype_of
+from converter.libraries import load_library
 from tests.conftest import time_limit
 
 SDNQ_DTYPES: dict[str, dict[str, Any]] = load_library("sdnq.common").dtype_dict

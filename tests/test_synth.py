@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from converter.checkpoint.source import open_checkpoint
 from converter.errors import OutputError, UsageError
-from converter.lens_layout import LensConfig, lens_tensors
-from converter.synth.run import synthesize
+from converter.models.lens.layout import LensConfig, lens_tensors
+from converter.synthesis.synthesize import synthesize
 from tests.conftest import names_in
 
 
@@ -62,7 +62,7 @@ def test_the_config_is_the_published_one(made: Path) -> None:
 
 
 def test_diffusers_loads_it(made: Path) -> None:
-    from converter.lens.transformer import LensTransformer2DModel
+    from converter.models.lens.transformer import LensTransformer2DModel
 
     model = LensTransformer2DModel.from_pretrained(made, torch_dtype=torch.float32)
     assert sum(parameter.numel() for parameter in model.parameters()) == 84_971_776 + 25_579_904

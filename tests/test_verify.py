@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from converter import Recipe, convert, verify
 from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint, UsageError
-from converter.lens_layout import CLASS_NAME
-from converter.quantize.libraries import load_library
+from converter.libraries import load_library
+from converter.models.lens.layout import CLASS_NAME
 from converter.schemas import load_schema
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_entries

@@ -261,7 +261,7 @@ def model_class(name: str) -> Any:
     import transformers
 
     if name == "LensTransformer2DModel":
-        from converter.lens_modules.transformer import LensTransformer2DModel
+        from converter.models.lens.modules import LensTransformer2DModel
 
         return LensTransformer2DModel
     return getattr(diffusers, name) if name in DIFFUSERS else getattr(transformers, name)

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
-from converter.benchmark.options import BenchOptions
 from converter.cli.evidence import render_contents
 from converter.cli.options import PATH, dataclass_options, output_options, pass_console
 from converter.console import Console
-from converter.generation.options import GenerateOptions
+from converter.measurement.benchmark.options import BenchOptions
+from converter.measurement.generation.options import GenerateOptions
 
 #: How images are drawn; the rest of generate's options is not for a benchmark.
 _DRAWING = (
@@ -65,15 +65,15 @@ def command(
     Each model and mode runs in new processes. What fails becomes a failed row, and the rest goes on; a run that was
     stopped goes on where it was. The files in DIR are what `grid`, `charts` and the model card are made from.
     """
-    from converter.prompts.suite import read_suite
+    from converter.measurement.prompts.suite import read_suite
 
     suite = read_suite(prompts)
     measuring = BenchOptions(**{field.name: options.pop(field.name) for field in fields(BenchOptions)})
     drawing = GenerateOptions(**options)
     # Importing this takes seconds; what is wrong with the command line is said at once.
-    from converter.quantize.libraries import load_library
+    from converter.libraries import load_library
 
-    report = load_library("converter.benchmark.run").bench(
+    report = load_library("converter.measurement.benchmark.bench").bench(
         original,
         quantized,
         output,
@@ -88,7 +88,7 @@ def command(
 
 
 def _render(evidence: Mapping[str, Mapping[str, Any]], report: Any) -> list[Any]:
-    from converter.evidence.files import FORMATS
+    from converter.measurement.evidence.files import FORMATS
 
     parts = render_contents({name: (FORMATS[name].schema, content) for name, content in evidence.items()})
     parts += [

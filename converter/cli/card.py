@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from converter.card.options import CardOptions
 from converter.cli.options import PATH, dataclass_options, output_options, pass_console
 from converter.console import Console
 from converter.errors import printable
+from converter.presentation.card.options import CardOptions
 
 
 @click.command(
@@ -36,8 +36,8 @@ def command(console: Console, /, release: Path, evidence: Path | None, preview: 
     Figures belong to the release by the sha256 of its weights, or are refused. What was not measured is left out.
     Everything that comes in is listed in the manifest, so that `publish` takes it along.
     """
-    from converter.card.preview import write_preview
-    from converter.card.run import make_card
+    from converter.presentation.card.make_card import make_card
+    from converter.presentation.card.preview import write_preview
 
     report = make_card(release, evidence, CardOptions(**options))
     for warning in report.warnings:

@@ -26,7 +26,7 @@ def command(console: Console, /, directory: Path, output: Path | None) -> None:
     not there is left out. The same measurements give the same bytes.
     """
     # Importing this takes a moment; what is wrong with the command line is said at once.
-    from converter.charts.run import CHARTS_FOLDER, draw_charts
+    from converter.presentation.charts.draw_charts import CHARTS_FOLDER, draw_charts
 
     report = draw_charts(directory, output=output, note=console.note)
     names = ", ".join(chart.name for chart in report.charts)

@@ -15,7 +15,7 @@ from converter.errors import printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from converter.comparison.report import FidelityReport, ImageFidelity, PairFidelity
+    from converter.measurement.comparison.report import FidelityReport, ImageFidelity, PairFidelity
 
 #: Name in the report, heading, unit and decimals of each figure of a pair of images.
 _FIGURES = (
@@ -58,11 +58,11 @@ def command(
     quantized model's images drifted from the original's, not how good they are.
     """
     # Importing this takes a second or more; what is wrong with the command line is said at once.
-    from converter.comparison.run import compare
+    from converter.measurement.comparison.compare import compare
 
     required: dict[str, tuple[str, ...]] = {}
     if prompts is not None:
-        from converter.prompts.suite import read_suite
+        from converter.measurement.prompts.suite import read_suite
 
         required = {prompt.id: tuple(prompt.required_text) for prompt in read_suite(prompts).prompts}
     report = compare(

@@ -49,7 +49,7 @@ def command(
     SOURCE is a component folder, a pipeline repo or one .safetensors file. OUT appears as a whole or not at all. A run
     that was interrupted goes on where it was when the same command is run again.
     """
-    from converter.conversion.run import convert
+    from converter.conversion.convert import convert
 
     try:
         report = convert(

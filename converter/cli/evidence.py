@@ -40,7 +40,7 @@ def command(console: Console, /, path: Path) -> None:
 
     Files of another schema, and figures that contradict each other, are refused.
     """
-    from converter.evidence.summary import summarise
+    from converter.measurement.evidence.summary import summarise
 
     summary = summarise(path)
     checked = [f"{name}: fits its schema, figures agree" for name in summary.contents]
@@ -87,7 +87,7 @@ def _render_metrics(metrics: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _render_matrix(matrix: Mapping[str, Any]) -> list[RenderableType]:
-    from converter.evidence.summary import matrix_statistics
+    from converter.measurement.evidence.summary import matrix_statistics
 
     statistics = matrix_statistics(matrix)
     peak = next((key for key in _PEAKS if any(key in row[model] for row in matrix["prompts"] for model in _MODELS)), "")

@@ -9,7 +9,7 @@ import click
 
 from converter.cli.options import PATH, dataclass_options, output_options, pass_console
 from converter.console import Console, readable_size
-from converter.generation.options import GenerateOptions
+from converter.measurement.generation.options import GenerateOptions
 
 
 @click.command(
@@ -46,9 +46,9 @@ def command(console: Console, /, repo: Path, prompt: str, output: Path, **option
     what drawing takes is told, and refused if it is not there, before that. The PNG holds its settings.
     """
     # Importing this takes seconds; what is wrong with the command line is said at once.
-    from converter.quantize.libraries import load_library
+    from converter.libraries import load_library
 
-    report = load_library("converter.generation.run", compiles=True).generate(
+    report = load_library("converter.measurement.generation.generate", compiles=True).generate(
         repo, prompt, output, GenerateOptions(**options), progress=console.progress, note=console.note
     )
     settings = report.settings

@@ -9,10 +9,10 @@ import click
 
 from converter.cli.options import PATH, output_options, pass_console
 from converter.console import Console, readable_size
-from converter.grid.layout import PREVIEW_WIDTH
+from converter.presentation.grid.layout import PREVIEW_WIDTH
 
 if TYPE_CHECKING:
-    from converter.grid.report import GridReport
+    from converter.presentation.grid.report import GridReport
 
 
 @click.command(
@@ -45,7 +45,7 @@ def command(console: Console, folder: Path, output: Path | None, preview_width: 
     grid; images that are missing are drawn as such.
     """
     # Importing this takes a moment; help does without.
-    from converter.grid.run import make_grid
+    from converter.presentation.grid.make_grid import make_grid
 
     report = make_grid(folder, output=output, preview_width=preview_width, progress=console.progress, note=console.note)
     console.result(report.to_dict(), *_lines(report))

@@ -38,9 +38,9 @@ def import_command(console: Console, /, card: str, output: Path, name: str | Non
     titles and seeds come from its table, prompts from the sections below their headings or from the table. All texts
     in double quotes become required. Nothing is guessed: a card that contradicts itself is refused.
     """
-    from converter.prompts.card import import_card
-    from converter.prompts.fetch import read_card
-    from converter.prompts.files import refuse_place, write_suite_file
+    from converter.measurement.prompts.card import import_card
+    from converter.measurement.prompts.fetch import read_card
+    from converter.measurement.prompts.files import refuse_place, write_suite_file
 
     refuse_place(output, overwrite=overwrite)
     suite = import_card(read_card(card), output.stem if name is None else name, where=card)

@@ -10,12 +10,12 @@ import click
 from converter.cli.options import PATH, dataclass_options, output_options, pass_console
 from converter.console import Console, readable_size, verdict
 from converter.errors import ResourceError, UsageError, printable
-from converter.publishing.options import PublishOptions
+from converter.publication.options import PublishOptions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from converter.publishing.receipt import Receipt
+    from converter.publication.receipt import Receipt
     from converter.rehearsal.rehearse import Rehearsal
 
 
@@ -79,7 +79,7 @@ def command(
         context.exit(rehearsal.exit_code)
     if keep is not None:
         raise UsageError("--keep goes with --rehearse only")
-    from converter.publishing.run import publish
+    from converter.publication.publish import publish
 
     receipt = publish(release, repository, PublishOptions(**options), progress=console.progress, note=console.note)
     console.result(receipt.to_dict(), *_render(receipt))

@@ -52,7 +52,7 @@ def command(
     Names, shapes, F32 and shards are those of microsoft/Lens; at full depth its transformer takes 16.4 GB. The tiny
     pipeline takes 30 MB; `lensconv generate` draws with it.
     """
-    from converter.synth.run import synthesize
+    from converter.synthesis.synthesize import synthesize
 
     report = synthesize(
         output,

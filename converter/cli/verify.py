@@ -55,7 +55,7 @@ def command(
     folder, a pipeline repo, one .safetensors file, or hf://OWNER/NAME[@REVISION], which is not downloaded: headers and
     small files are read, everything else is held against the Hub's records.
     """
-    from converter.verification.run import verify
+    from converter.verification.verify import verify
 
     report = verify(
         checkpoint,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from converter.checkpoint.layout import Layout
 from converter.checkpoint.source import Checkpoint
-from converter.conversion.companions import Companion
-from converter.conversion.staging import Staging
+from converter.checkpoint.staging import Staging
+from converter.conversion.release.companions import Companion
 from converter.errors import DiskError, OutputError, printable
 
 #: Space that must stay free beside what is written.

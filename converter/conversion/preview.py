@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.checkpoint.layout import Layout, lay_out
 from converter.checkpoint.source import Checkpoint, count_bytes_by_dtype, open_checkpoint
-from converter.conversion.jobs import (
+from converter.conversion.execution.jobs import (
     DEFAULT_BUDGET,
     PIECE_BYTES,
     Job,
@@ -18,10 +18,10 @@ from converter.conversion.jobs import (
     needed_budget,
 )
 from converter.conversion.options import ConvertOptions
+from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count
+from converter.conversion.planning.prediction import predict_plan
+from converter.conversion.recipe.recipe import Recipe, choose_recipe
 from converter.hub.places import is_place, parse_place
-from converter.quantize.plan import FamilyTotals, Plan, family_totals, parameter_count
-from converter.quantize.prediction import predict_plan
-from converter.recipe.recipe import Recipe, choose_recipe
 
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
 #: Measured with the versions in constraints.txt, rounded up.
@@ -134,7 +134,7 @@ def plan(source: Path | str, recipe: str | Recipe | None = None, options: Conver
 
 
 def _plan(source: Path, recipe: str | Recipe | None, options: ConvertOptions) -> PlanReport:
-    from converter.quantize.planner import plan_with_sdnq
+    from converter.conversion.planning.planner import plan_with_sdnq
 
     checkpoint = open_checkpoint(source, component=options.component)
     chosen = choose_recipe(recipe, checkpoint, options.settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.source import read_json
-from converter.conversion.release import MANIFEST_NAME, ReleaseFile
+from converter.conversion.release.manifest import MANIFEST_NAME, ReleaseFile
 from converter.memory import peak_rss_bytes
 
 

@@ -1,1 +1,4 @@
-"""The Hub as other rooms see it: addresses, failures, patience, and repos that are read without being downloaded."""
+"""The Hub as a client sees it: addresses, failures, retries, records.
+
+Repos are read by byte ranges, without downloading them.
+"""

@@ -1,1 +1,4 @@
-"""A Hub on this machine that speaks the real one's protocol, and a dress rehearsal of a release on it."""
+"""A Hub on this machine that speaks the protocol of the real one.
+
+``rehearse`` publishes a release there, downloads it, and draws an image with it.
+"""

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from converter.card.hub_lists import BASE_MODEL_RELATIONS, LICENSES, PIPELINE_TAGS
+from converter.presentation.card.hub_lists import BASE_MODEL_RELATIONS, LICENSES, PIPELINE_TAGS
 
 _BLOCK = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(?P<yaml>.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _MODEL = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)?")

@@ -19,8 +19,8 @@ from urllib.parse import quote, urljoin
 from converter.checkpoint.source import PIPELINE_INDEX, read_json
 from converter.console import readable_size
 from converter.errors import HubError, InputError, LensconvError, ReleaseError, ResourceError
-from converter.lens_layout import PIPELINE_CLASS_NAME
-from converter.publishing.options import PublishOptions
+from converter.models.lens.layout import PIPELINE_CLASS_NAME
+from converter.publication.options import PublishOptions
 from converter.rehearsal.process import RunningHub
 
 #: An image that shows that the download draws, and nothing of how well: small and of few steps, so that it takes

@@ -13,9 +13,9 @@ from urllib.parse import quote
 import jinja2
 from starlette.responses import HTMLResponse, Response
 
-from converter.card.page import render_content
-from converter.card.page_style import STYLE
 from converter.console import readable_size
+from converter.presentation.card.page import render_content
+from converter.presentation.card.page_style import STYLE
 from converter.rehearsal.call import Call
 from converter.rehearsal.discussions import Discussions
 from converter.rehearsal.history import HEADS, MAIN, PULLS, TAGS, Entry, Repo

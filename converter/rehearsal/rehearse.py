@@ -19,7 +19,7 @@ from converter.checkpoint.writer import write_error
 from converter.console import readable_size
 from converter.errors import DiskError, UsageError, printable
 from converter.hub.places import parse_place
-from converter.publishing.options import PublishOptions
+from converter.publication.options import PublishOptions
 from converter.rehearsal.course import Course, Step
 from converter.rehearsal.process import running_hub
 from converter.rehearsal.settings import Account, HubSettings

@@ -18,8 +18,8 @@ from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import count_bytes_by_dtype, examine_checkpoint
 from converter.errors import InputError, UnsupportedCheckpoint
-from converter.families import family
-from converter.lens_layout import CLASS_NAME, LensConfig, lens_family, lens_tensors
+from converter.models.families import family
+from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_family, lens_tensors
 from converter.verification import checks
 from converter.verification.configuration import read_quantization_config
 from converter.verification.manifest import Manifest, read_manifest

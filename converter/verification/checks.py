@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
+from converter.conversion.planning.patterns import matching_pattern
 from converter.errors import printable
-from converter.lens_layout import CLASS_NAME, lens_family
-from converter.quantize.patterns import matching_pattern
+from converter.models.lens.layout import CLASS_NAME, lens_family
 from converter.verification.configuration import shown
 from converter.verification.manifest import check_manifest
 from converter.verification.parts import check_parts

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.checkpoint.source import Checkpoint, read_json
-from converter.conversion.release import CONFIG_NAME, QUANTIZATION_CONFIG_NAME
+from converter.conversion.release.manifest import CONFIG_NAME, QUANTIZATION_CONFIG_NAME
 from converter.errors import MalformedCheckpoint, printable
 
 #: Lists that SDNQ writes in any order.

@@ -19,13 +19,13 @@ from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import Checkpoint, SourceTensor
 from converter.console import Progress
+from converter.conversion.kernels.sdnq import as_tensor
+from converter.conversion.planning.planner import walk_modules
+from converter.conversion.planning.rules import PARTS
 from converter.errors import UnsupportedCheckpoint, printable
-from converter.families import family
-from converter.quantize.libraries import load_library
-from converter.quantize.models import TORCH_DTYPES, EmptyModel, build_empty_model, saved_names
-from converter.quantize.planner import walk_modules
-from converter.quantize.rules import PARTS
-from converter.quantize.sdnq_kernels import as_tensor
+from converter.libraries import load_library
+from converter.models.classes import TORCH_DTYPES, EmptyModel, build_empty_model, saved_names
+from converter.models.families import family
 from converter.threads import run_in_threads
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_entries

@@ -14,10 +14,10 @@ import torch
 
 from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.source import Checkpoint
+from converter.conversion.kernels.sdnq import as_tensor
 from converter.errors import UnsupportedCheckpoint, printable
-from converter.quantize.libraries import LOADING_ERRORS, load_library
-from converter.quantize.models import find_class
-from converter.quantize.sdnq_kernels import as_tensor
+from converter.libraries import LOADING_ERRORS, load_library
+from converter.models.classes import find_class
 from converter.verification.audit import Audit
 from converter.verification.report import Check, list_problems
 

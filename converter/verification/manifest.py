@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.source import is_plain_name, read_json
 from converter.console import Progress
-from converter.conversion.release import CONFIG_NAME, MANIFEST_NAME, MANIFEST_VERSION, QUANTIZATION_CONFIG_NAME
+from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, MANIFEST_VERSION, QUANTIZATION_CONFIG_NAME
 from converter.errors import InputError, MalformedCheckpoint, printable
-from converter.lens_layout import CLASS_NAME
+from converter.models.lens.layout import CLASS_NAME
 from converter.verification.configuration import differing_options, shown
 from converter.verification.report import NAMED_PROBLEMS, Check, list_problems
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import Checkpoint
-from converter.quantize.rules import PARTS, WeightFormat, weight_format, weights_dtype_of
+from converter.conversion.planning.rules import PARTS, WeightFormat, weight_format, weights_dtype_of
 
 #: Parts that tell a module that is quantized, or was, where there is a scale.
 _SIGNS_OF_A_MODULE = ("weight", "zero_point", "svd_up", "svd_down")

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from converter.quantize.libraries import load_library
+from converter.libraries import load_library
 
 #: Largest rms error of the numbers that share a scale, in steps; with a tenth to spare.
 STEPS, STOCHASTIC_STEPS = 0.55, 1.1

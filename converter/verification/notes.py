@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.source import WEIGHT_STEMS, read_json
+from converter.conversion.planning.patterns import is_judged
 from converter.errors import printable
-from converter.lens_layout import CLASS_NAME, lens_family
-from converter.quantize.patterns import is_judged
+from converter.models.lens.layout import CLASS_NAME, lens_family
 from converter.verification.configuration import shown
 from converter.verification.manifest import unlisted_files
 from converter.verification.report import NAMED_PROBLEMS

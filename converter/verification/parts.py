@@ -7,8 +7,8 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
+from converter.conversion.planning.rules import WeightFormat, linear_parts, option_of
 from converter.errors import printable
-from converter.quantize.rules import WeightFormat, linear_parts, option_of
 from converter.verification.modules import QuantizedModule
 from converter.verification.report import Check, list_problems
 

@@ -1,0 +1,176 @@
+"""SDNQ's own functions on raw bytes: for every recipe that lensconv's kernel does not cover."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from converter.errors import DeviceError, MemoryLimitError, UnsupportedCheckpoint, printable
+from converter.libraries import QUANTIZING_ERRORS, load_library
+from converter.models.classes import TORCH_DTYPES
+
+#: Options that ``sdnq_quantize_layer_weight`` does not take: they choose between it and its dynamic form.
+_DYNAMIC_OPTIONS = ("use_dynamic_quantization", "dynamic_loss_threshold")
+#: The lists of SDNQ's configuration that a weight can add to where it decides about its dtype.
+DECIDED_LISTS = ("modules_dtype_dict", "modules_to_not_convert", "modules_to_not_use_matmul")
+
+
+@dataclass(frozen=True)
+class QuantizedParts:
+    """What SDNQ made of a weight."""
+
+    parts: Mapping[str, torch.Tensor]
+    """Contiguous and on the CPU, by their names in SDNQ; none when SDNQ decided to keep the weight."""
+    decisions: Mapping[str, Any] = field(default_factory=dict)
+    """What the weight decided, as entries for SDNQ's configuration; empty unless dtypes depend on weights."""
+
+    def bytes_of(self, part: str) -> NDArray[np.uint8]:
+        """The bytes of one part."""
+        return as_bytes(self.parts[part])
+
+
+def as_tensor(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """See bytes as a tensor of a safetensors dtype; memory is shared."""
+    return torch.from_numpy(data).view(TORCH_DTYPES[dtype]).reshape(shape)
+
+
+def as_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
+    """The bytes of a tensor in memory order."""
+    data: NDArray[np.uint8] = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return data
+
+
+def open_device(name: str) -> torch.device:
+    """Find the device to compute on.
+
+    Raises:
+        DeviceError: torch does not know it, or it is not there.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = printable(str(error).splitlines()[0]) if str(error) else "is not there"
+        raise DeviceError(f"device {printable(name)}: {reason}", "Use --device cpu.") from error
+    return device
+
+
+def quantize_with_sdnq(
+    data: NDArray[np.uint8],
+    dtype: str,
+    shape: tuple[int, ...],
+    options: Mapping[str, Any],
+    *,
+    from_float32: bool,
+    device: torch.device,
+) -> QuantizedParts:
+    """Quantize a weight, or a run of its rows.
+
+    Args:
+        data: its bytes.
+        dtype: its safetensors dtype.
+        shape: its shape.
+        options: arguments of ``sdnq_quantize_layer_weight``.
+        from_float32: whether SDNQ sees the weight in float32 instead of the dtype that a loader would give it.
+        device: where to compute.
+
+    Raises:
+        MemoryLimitError: the device has not enough memory.
+        UnsupportedCheckpoint: SDNQ cannot quantize this weight with these options.
+    """
+    with _blaming(options, device):
+        quantizer = load_library("sdnq.quantizer")
+        result_dtype: torch.dtype = getattr(torch, options["torch_dtype"])
+        weight = as_tensor(data, dtype, shape).to(torch.float32 if from_float32 else result_dtype).to(device)
+        arguments = {name: value for name, value in options.items() if name not in _DYNAMIC_OPTIONS}
+        arguments["torch_dtype"] = result_dtype
+        decisions = {}
+        if options["use_dynamic_quantization"]:
+            config = quantizer.SDNQConfig(weights_dtype=options["weights_dtype"])
+            result, config = quantizer.sdnq_quantize_layer_weight_dynamic(
+                weight,
+                dynamic_loss_threshold=options["dynamic_loss_threshold"],
+                quantization_config=config,
+                **arguments,
+            )
+            decisions = {name: getattr(config, name) for name in DECIDED_LISTS}
+            if result is None:
+                return QuantizedParts({}, decisions)
+        else:
+            result = quantizer.sdnq_quantize_layer_weight(weight, **arguments)
+        dequantizer, values = result
+        # SDNQ notes this where it puts the parts into the module.
+        if decisions and options["use_quantized_matmul"] and not dequantizer.use_quantized_matmul:
+            decisions["modules_to_not_use_matmul"] = [options["param_name"]]
+        parts = {name: value.cpu().contiguous() for name, value in values.items() if value is not None}
+        return QuantizedParts(parts, decisions)
+
+
+@contextmanager
+def _blaming(options: Mapping[str, Any], device: torch.device) -> Iterator[None]:
+    """Say in lensconv's own terms why SDNQ could not quantize a weight."""
+    where = printable(str(options.get("param_name", "")))
+    try:
+        yield
+    except QUANTIZING_ERRORS as error:
+        # On the CPU, torch has no class of its own for this.
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise MemoryLimitError(
+                f"{where}: device {device} has not enough memory for it", "Free some of it, or use another device."
+            ) from error
+        raise UnsupportedCheckpoint(
+            f"{where}: SDNQ cannot quantize it with this recipe: {printable(str(error) or repr(error))}",
+            "Keep this module, or choose another dtype or other options.",
+        ) from error
+
+
+def count_nonfinite(data: NDArray[np.uint8], dtype: str, *, as_bfloat16: bool) -> int:
+    """Count NaN, infinity and, where the numbers are to be bfloat16, what overflows it."""
+    numbers = torch.from_numpy(data).view(TORCH_DTYPES[dtype])
+    if as_bfloat16:
+        numbers = numbers.to(torch.bfloat16)
+    return int(numbers.numel() - torch.isfinite(numbers).sum())
+
+
+class RandomState:
+    """torch's generator on a device, seeded for a block and given back as it was found.
+
+    Args:
+        seed: for a run from the beginning.
+        device: whose generator.
+        state: what ``encode`` told of an interrupted run, to go on from there.
+    """
+
+    def __init__(self, seed: int, device: str, state: str | None) -> None:
+        self._generator = torch.default_generator
+        opened = open_device(device)
+        if opened.type == "cuda":
+            self._generator = torch.cuda.default_generators[opened.index or 0]
+        self._found = self._generator.get_state()
+        self._seed = seed
+        self._state = state
+
+    def encode(self) -> str:
+        """The present state, as text."""
+        return base64.b64encode(self._generator.get_state().numpy().tobytes()).decode()
+
+    def __enter__(self) -> RandomState:
+        if self._state is None:
+            self._generator.manual_seed(self._seed)
+        else:
+            content = bytearray(base64.b64decode(self._state))
+            self._generator.set_state(torch.frombuffer(content, dtype=torch.uint8))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._generator.set_state(self._found)

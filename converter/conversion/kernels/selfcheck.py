@@ -1,0 +1,72 @@
+"""Whether lensconv's kernel gives SDNQ's bytes here and now.
+
+The kernel is proven against SDNQ by the tests, with the versions that the tests ran with. A user may have others, so
+each plan that wants the kernel is checked once more, in milliseconds, on groups of every kind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from converter.conversion.kernels import fused
+from converter.conversion.planning.methods import Kind, Method, plan_methods
+from converter.conversion.planning.plan import Plan, PlannedModule
+
+#: Rows of the sample, of four groups each.
+SAMPLE_ROWS = 256
+
+
+def sample_weights() -> fused.Bits32:
+    """Bits of float32 weights: plain, constant, tiny, huge and mixed groups, the same in every run."""
+    generator = np.random.default_rng(0)
+    shape = SAMPLE_ROWS, 4 * fused.GROUP
+    numbers = generator.standard_normal(shape, dtype=np.float32)
+    numbers[1::8] = numbers[1::8, :1]
+    numbers[2::8] *= np.float32(1e-39)
+    numbers[3::8] *= np.float32(1e37)
+    numbers[4::8] = np.float32(1) + numbers[4::8] * np.float32(1e-6)
+    numbers[5::8] = np.where(numbers[5::8] > 0, np.abs(numbers[6::8]), np.copysign(np.float32(0), numbers[6::8]))
+    numbers[7::8] = np.round(numbers[7::8] * 4) / 2
+    return numbers.view(np.uint32)
+
+
+def kernel_agrees(plan: Plan) -> bool:
+    """Compare the kernel with SDNQ, for every set of options with which the plan would use it."""
+    checked: dict[str, tuple[PlannedModule, Method]] = {}
+    for source, method in plan_methods(plan).items():
+        if method.kind is Kind.FUSED:
+            module = plan.modules[source]
+            options = {name: value for name, value in module.options.items() if name != "param_name"}
+            checked.setdefault(repr(sorted(options.items())), (module, method))
+    return all(
+        _agrees(module, method, from_float32=from_float32)
+        for module, method in checked.values()
+        for from_float32 in (False, True)
+    )
+
+
+def _agrees(module: PlannedModule, method: Method, *, from_float32: bool) -> bool:
+    import torch
+
+    from converter.conversion.kernels.sdnq import quantize_with_sdnq
+
+    bits = sample_weights()
+    expected = quantize_with_sdnq(
+        bits.reshape(-1).view(np.uint8),
+        "F32",
+        bits.shape,
+        module.options,
+        from_float32=from_float32,
+        device=torch.device("cpu"),
+    )
+    packed = np.empty(bits.size // 2, np.uint8)
+    scale_type: type[Any] = np.uint16 if method.round_scales else np.uint32
+    scales = np.empty(bits.size // fused.GROUP, scale_type)
+    zero_points = np.empty_like(scales)
+    fused.quantize_uint4(bits.reshape(-1), packed, scales, zero_points, round_weights=not from_float32)
+    found = {"weight": packed, "scale": scales, "zero_point": zero_points}
+    return expected.parts.keys() == found.keys() and all(
+        np.array_equal(expected.bytes_of(part), array.view(np.uint8)) for part, array in found.items()
+    )

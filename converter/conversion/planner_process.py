@@ -1,0 +1,106 @@
+"""SDNQ's plan from a second process, while the first one is already at work.
+
+Run as ``python -m converter.conversion.planner_process``: it reads a pickled request from stdin and writes a pickled
+answer to stdout. Both ends are this package; nothing else is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.checkpoint.source import open_checkpoint
+from converter.conversion.planning.plan import Plan
+from converter.conversion.recipe.recipe import Recipe
+from converter.memory import peak_rss_bytes
+from converter.threads import HeldSignals, wait_for
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What to plan."""
+
+    path: Path
+    component: str | None
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class PlanAnswer:
+    """SDNQ's plan, and whether lensconv's kernel gives SDNQ's bytes with the installed versions."""
+
+    plan: Plan
+    kernel_agrees: bool
+    peak_rss_bytes: int = 0
+    """Of the second process; none where the plan was made in this one."""
+
+
+class PlannerProcess:
+    """A second process that plans.
+
+    Args:
+        request: what to plan.
+    """
+
+    def __init__(self, request: PlanRequest) -> None:
+        package = str(Path(__file__).resolve().parents[2])
+        # -P keeps the current folder off the module path; the package is added last, so that it shadows nothing.
+        start = (
+            f"import sys; sys.path.append({package!r}); from converter.conversion.planner_process import main; main()"
+        )
+        with HeldSignals():
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", start],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            # Read by a thread, so that the process can go away, and its memory with it, as soon as it has answered.
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="planner")
+            self._content = self._pool.submit(self._process.communicate, pickle.dumps(request))
+
+    def answer(self) -> PlanAnswer | None:
+        """Wait for the plan; None when the process failed, for whatever reason."""
+        content, _ = wait_for(self._content)
+        if self._process.returncode != 0:
+            return None
+        answer = pickle.loads(content)  # noqa: S301 - from our own process
+        return answer if isinstance(answer, PlanAnswer) else None
+
+    def stop(self) -> None:
+        """End the process if it still runs."""
+        self._process.kill()
+        self._pool.shutdown()
+
+
+def main() -> None:
+    """Answer one request."""
+    # Everything that is allocated here lives to the end; looking for garbage takes a tenth of the time.
+    gc.disable()
+    # A parent that is killed takes this process with it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    request = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from our own process
+    # Whatever a library prints must not mix with the answer.
+    answer_stream = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    from converter.conversion.kernels.selfcheck import kernel_agrees
+    from converter.conversion.planning.planner import plan_with_sdnq
+
+    checkpoint = open_checkpoint(request.path, component=request.component)
+    plan = plan_with_sdnq(checkpoint, request.recipe)
+    with answer_stream:
+        agrees = kernel_agrees(plan)
+        answer_stream.write(pickle.dumps(PlanAnswer(plan, agrees, peak_rss_bytes())))
+    # Taking the libraries down in good order would take as long as a tenth of the conversion.
+    os._exit(0)

@@ -1,0 +1,94 @@
+"""How the weight of a module gets quantized: by lensconv's kernel, or by SDNQ in row chunks or as a whole.
+
+Rows are independent of each other unless something couples them: a transposed result, a factorisation, a codebook of
+scales, one scale for the tensor. SDNQ called on a run of rows then gives the bytes that it gives for these rows of
+the whole tensor, and memory does not grow with the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from math import gcd, prod
+
+from converter.checkpoint.layout import TensorSpec
+from converter.conversion.planning.plan import Plan, PlannedModule
+
+#: Weights that share a scale in lensconv's kernel (``GROUP`` in ``kernels.fused``, without importing numba).
+FUSED_GROUP = 64
+#: Every packed format of SDNQ 0.2.8 packs 2, 4, 8 or 16 numbers at a time; runs of 128 fill whole bytes in each.
+PACKING_RUN = 128
+#: Bytes of memory that SDNQ takes for one number beside its source, at most, while it quantizes rows: bfloat16 and
+#: float32 copies, the scaled numbers, codes and what packing takes. Measured over all integer and float formats.
+ROWS_WORKING_BYTES = 40
+#: The same where it factorises, rotates, tries dtypes or sorts a codebook.
+WHOLE_WORKING_BYTES = 96
+
+
+class Kind(Enum):
+    """Who does the arithmetic, on how much at a time."""
+
+    FUSED = "lensconv's kernel"
+    ROWS = "SDNQ on runs of rows"
+    WHOLE = "SDNQ on the whole tensor"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """The way in which one module is quantized."""
+
+    kind: Kind
+    round_scales: bool = False
+    """Whether lensconv's kernel writes scales and zero points as bfloat16 (else float32)."""
+    rows_multiple: int = 1
+    """Runs of rows must be multiples of this, so that each packs into whole bytes."""
+
+
+def choose_method(module: PlannedModule, parts: Mapping[str, TensorSpec], *, use_fused: bool = True) -> Method:
+    """Choose the fastest way that is known to give SDNQ's bytes.
+
+    Args:
+        module: what to quantize and how.
+        parts: the tensors that it becomes, by part.
+        use_fused: whether lensconv's kernel may be chosen.
+    """
+    options = module.options
+    couples = ("use_svd", "use_hadamard", "use_codebook", "use_stochastic_rounding", "use_dynamic_quantization")
+    if (
+        any(options.get(name) for name in couples)
+        or options.get("scale_dtype") not in (None, "none")
+        or options.get("zero_point_dtype") not in (None, "none")
+        or options.get("group_size") == -2
+        # A constant group gives 0/0, which becomes uint32 by a rule that depends on the position in the tensor.
+        or options["weights_dtype"] == "uint32"
+    ):
+        return Method(Kind.WHOLE)
+    if use_fused and _is_fused(module):
+        return Method(Kind.FUSED, round_scales=not options["dequantize_fp32"])
+    rows = module.shape[0]
+    # A transposed result has its rows in the last dimension; so has the weight of a transposed convolution.
+    if rows == 1 or "ConvTranspose" in options["layer_class_name"] or parts["scale"].shape[0] != rows:
+        return Method(Kind.WHOLE)
+    return Method(Kind.ROWS, rows_multiple=PACKING_RUN // gcd(PACKING_RUN, prod(module.shape[1:])))
+
+
+def _is_fused(module: PlannedModule) -> bool:
+    options = module.options
+    return (
+        options["weights_dtype"] == "uint4"
+        and options["layer_class_name"] == "Linear"
+        and options["torch_dtype"] == "bfloat16"
+        and options["group_size"] in (0, FUSED_GROUP)
+        and module.shape[1] % FUSED_GROUP == 0
+        and options.get("quantized_matmul_dtype") in (None, "int8", "uint8")
+    )
+
+
+def plan_methods(plan: Plan) -> dict[str, Method]:
+    """The method for every quantized module, by the source name of its weight."""
+    parts: dict[str, dict[str, TensorSpec]] = {}
+    for tensor in plan.tensors:
+        if tensor.part:
+            parts.setdefault(tensor.source, {})[tensor.part] = tensor.spec
+    return {source: choose_method(module, parts[source]) for source, module in plan.modules.items()}

@@ -1,0 +1,189 @@
+"""The files of the source that come along unchanged: the other components of a pipeline repo, tokenizers, settings."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.checkpoint.source import INDEX_SUFFIX, PIPELINE_INDEX, Checkpoint, list_folder, pipeline_components
+from converter.console import Progress
+from converter.conversion.release.manifest import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    QUANTIZATION_CONFIG_NAME,
+    SUMMARY_NAME,
+    ReleaseFile,
+)
+from converter.errors import MalformedCheckpoint, MissingInput, printable
+
+#: Small text files that a component's folder may hold beside its weights: tokenizers, generation settings.
+COMPANION_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+#: ioctl of Linux that makes a file share the blocks of another.
+_FICLONE = 0x40049409
+_COPY_BYTES = 4 << 20
+#: What Linux tells of this process.
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A file of the source that comes along unchanged."""
+
+    source: Path
+    name: str
+    """Path inside the release, with slashes."""
+    bytes: int
+    can_share: bool
+    """Whether it can have a second name in the output, so that no space is needed for it."""
+
+
+def find_companions(checkpoint: Checkpoint, output: Path) -> list[Companion]:
+    """The files that come along: of the converted component, and of the pipeline repo around it.
+
+    Args:
+        checkpoint: the source.
+        output: where the release will be, or a folder on the same file system.
+
+    Raises:
+        MissingInput: a component that the pipeline names is missing.
+        MalformedCheckpoint: a link leads out of the pipeline repo.
+    """
+    found: list[tuple[Path, str]] = []
+    prefix = checkpoint.prefix
+    own = (CONFIG_NAME, QUANTIZATION_CONFIG_NAME, SUMMARY_NAME, MANIFEST_NAME)
+    weights = {header.file.name for header in checkpoint.headers}
+    for file in () if checkpoint.is_single_file else list_folder(checkpoint.folder):
+        name = file.name
+        if (
+            name.endswith(COMPANION_SUFFIXES)
+            and name not in own
+            and name not in weights
+            and not name.endswith(INDEX_SUFFIX)
+            and file.is_file()
+            and (checkpoint.pipeline is not None or checkpoint.config)
+        ):
+            found.append((file, prefix + name))
+    if checkpoint.pipeline is not None:
+        found.append((checkpoint.pipeline / PIPELINE_INDEX, PIPELINE_INDEX))
+        reserved = {SUMMARY_NAME, MANIFEST_NAME, PIPELINE_INDEX}
+        for component in pipeline_components(checkpoint.pipeline):
+            if component in reserved:
+                raise MalformedCheckpoint(checkpoint.pipeline / PIPELINE_INDEX, f"names a component {component}")
+            if component != checkpoint.component:
+                found += _component_files(checkpoint.pipeline, component)
+    device = output.stat().st_dev
+    companions = []
+    for file, name in found:
+        real = _resolve_inside(file, checkpoint.pipeline or checkpoint.folder)
+        status = real.stat()
+        can_share = status.st_dev == device and _has_default_mode(status)
+        companions.append(Companion(real, name, status.st_size, can_share))
+    return companions
+
+
+def _component_files(pipeline: Path, component: str) -> Iterator[tuple[Path, str]]:
+    folder = pipeline / component
+    if not folder.is_dir():
+        raise MissingInput(
+            f"{printable(str(folder))}: no such folder, though {PIPELINE_INDEX} names it",
+            "Download the whole repo, or give the folder of the transformer alone.",
+        )
+    for place, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+        folders.sort()
+        for name in sorted(files):
+            file = Path(place) / name
+            yield file, file.relative_to(pipeline).as_posix()
+        for name in folders:
+            if (Path(place) / name).is_symlink():
+                raise MalformedCheckpoint(Path(place) / name, "is a link to a folder", hint="Replace it by the folder.")
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise MissingInput(f"{printable(str(error.filename))}: {error.strerror}", "Check its permissions.") from error
+
+
+def _resolve_inside(file: Path, root: Path) -> Path:
+    """Follow links, within the repo and within the blobs of a Hub cache that holds it.
+
+    A repo from elsewhere could otherwise link to a private file, which would end up in the release.
+    """
+    real, root = Path(os.path.realpath(file)), Path(os.path.realpath(root))
+    allowed = [root]
+    # The Hub's cache keeps NAME/snapshots/REVISION/FILE as links to NAME/blobs/HASH.
+    for parent in root.parents:
+        if parent.name == "snapshots":
+            allowed.append(parent.parent / "blobs")
+    if not any(real.is_relative_to(folder) for folder in allowed):
+        raise MalformedCheckpoint(file, f"is a link out of {root}", hint="Replace it by the file itself.")
+    try:
+        regular = stat.S_ISREG(real.stat().st_mode)
+    except OSError as error:
+        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Download it again.") from error
+    if not regular:
+        raise MalformedCheckpoint(file, "is not a regular file", hint="Remove it.")
+    return real
+
+
+def bring_companion(companion: Companion, folder: Path, progress: Progress) -> ReleaseFile:
+    """Put a file into the release by sharing its blocks, by a second name, or by copying it.
+
+    Raises:
+        OSError: none of them works.
+    """
+    target = folder / companion.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    if not (_share_blocks(companion.source, target) or _link(companion.source, target)):
+        with companion.source.open("rb") as source, target.open("xb") as copy:
+            while chunk := source.read(_COPY_BYTES):
+                copy.write(chunk)
+    digest = hashlib.sha256()
+    size = 0
+    with target.open("rb") as stream:
+        while chunk := stream.read(_COPY_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            progress.advance(len(chunk))
+            progress.refresh()
+        os.fsync(stream.fileno())
+    return ReleaseFile(companion.name, size, digest.hexdigest())
+
+
+def _share_blocks(source: Path, target: Path) -> bool:
+    with source.open("rb") as original, target.open("xb") as copy:
+        try:
+            fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
+        except OSError:
+            copied = False
+        else:
+            copied = True
+    if not copied:
+        target.unlink()
+    return copied
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Give the file a second name, if its mode is what a new file would have."""
+    if not _has_default_mode(source.stat()):
+        return False
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return False
+    return True
+
+
+def _has_default_mode(status: os.stat_result) -> bool:
+    """Whether a file has the mode that a new one would get."""
+    # Asking for the umask by setting it would change it for other threads, if only for a moment.
+    (umask,) = re.findall(r"^Umask:\s*([0-7]+)$", _STATUS.read_text(), flags=re.MULTILINE)
+    return stat.S_IMODE(status.st_mode) == 0o666 & ~int(umask, 8)

@@ -1,1 +1,0 @@
-"""The comparison grid: images of both models side by side, pixel for pixel, with a row for each prompt."""

@@ -1,0 +1,102 @@
+"""How far the quantized model is from the original: its images and its weights, measured after everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from converter.console import Progress
+from converter.errors import InputError
+from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
+from converter.measurement.comparison.compare import compare_pairs
+from converter.measurement.comparison.pairs import ImagePair
+from converter.verification.verify import verify
+
+
+def compare_images(
+    output: Path,
+    matrix: Mapping[str, Any],
+    progress: Callable[[str, int, str], Progress],
+    note: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Compare the images of all prompts that both models drew.
+
+    Args:
+        output: folder of the measurements.
+        matrix: content of ``comparison_matrix.json``.
+        progress: opens a display for a label, a number and what is counted.
+        note: is told what people want to know.
+
+    Returns:
+        Content of ``image_fidelity.json``; None where no image has a counterpart.
+    """
+    settings = matrix["settings"]
+    measured = [row for row in matrix["prompts"] if "time_s" in row[ORIGINAL] and "time_s" in row[QUANTIZED]]
+    rows = [row for row in measured if "image" in row[ORIGINAL] and "image" in row[QUANTIZED]]
+    changed = [row["id"] for row in measured if row not in rows]
+    if changed:
+        note(
+            f"images of {', '.join(changed)} are not what was measured, and are left out; --mode {matrix['mode']} "
+            "draws them again"
+        )
+    if not rows:
+        note("no image of one model has a counterpart; images were not compared")
+        return None
+    pairs = [
+        ImagePair(
+            key=f"{row['id']}-{row['seed']}",
+            id=row["id"],
+            seed=row["seed"],
+            steps=settings["num_inference_steps"],
+            width=settings["width"],
+            height=settings["height"],
+            original=output / row[ORIGINAL]["image"],
+            quantized=output / row[QUANTIZED]["image"],
+            baseline=output / row["baseline"]["image"] if "baseline" in row else None,
+            baseline_seed=row["baseline"]["seed"] if "baseline" in row else None,
+        )
+        for row in rows
+    ]
+    required = {row["id"]: row["required_text"] for row in rows}
+    report = compare_pairs(pairs, required=required, progress=progress, note=note)
+    return {**report.to_dict(), "sources": matrix["sources"]}
+
+
+def compare_weights(
+    subjects: Mapping[str, Subject],
+    progress: Callable[[str, int, str], Progress],
+    note: Callable[[str], None],
+) -> dict[str, Any] | None:
+    """Compare the transformers' weights, by family.
+
+    Args:
+        subjects: the models, by name.
+        progress: opens a display for a label, a number and what is counted.
+        note: is told what people want to know.
+
+    Returns:
+        Content of ``weight_fidelity.json``; None where they cannot be compared.
+    """
+    if subjects[QUANTIZED].repo.quantization is None:
+        note("the second model is not quantized; weights were not compared")
+        return None
+    try:
+        report = verify(
+            subjects[QUANTIZED].repo.folder,
+            against=subjects[ORIGINAL].repo.folder,
+            progress=lambda label, total: progress(label, total, ""),
+        )
+    except InputError as error:
+        note(f"weights were not compared: {error.message}")
+        return None
+    for check in report.checks:
+        if not check.ok:
+            note(f"weights: {check.name}: {check.detail}")
+    if not report.fidelity:
+        return None
+    return {
+        "schema": "lensconv.weights/1",
+        "sources": {name: subject.source() for name, subject in subjects.items()},
+        "fidelity": dict(report.fidelity),
+    }

@@ -1,0 +1,175 @@
+"""What happens inside a worker: a pipeline is loaded, images are drawn, and both are measured."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from converter.libraries import quantization_environment
+from converter.measurement.benchmark.changes import refuse_changed_files
+from converter.measurement.benchmark.job import Job, Task
+from converter.measurement.benchmark.meter import Meter, Stopwatch
+from converter.measurement.evidence.statistics import DIGITS
+from converter.measurement.generation.devices import choose_device, free_device_bytes
+from converter.measurement.generation.generate import call_arguments, image_metadata, refuse_what_is_not_finite
+from converter.measurement.generation.image_file import write_image
+from converter.measurement.generation.loading import (
+    blaming,
+    encoder_unpacks,
+    load_pipeline,
+    load_text_encoder,
+    load_tokenizer,
+)
+from converter.measurement.generation.memory import predict_resident_memory, require_memory
+from converter.measurement.generation.repo import WEIGHTS, open_pipeline
+from converter.measurement.generation.settings import Settings
+from converter.memory import free_memory_bytes
+
+
+class Session:
+    """One pipeline on one device.
+
+    Args:
+        job: what to load and how.
+
+    Raises:
+        InputError: the repo is not what it should be, or its weights changed.
+        DeviceError: there is no such accelerator.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.device = choose_device(job.device)
+        if self.device.type == "cpu":
+            os.environ.update(quantization_environment())
+        self.repo = open_pipeline(Path(job.repo))
+        refuse_changed_files(job.states)
+        self._dtype = getattr(torch, job.dtype)
+        self._meter = Meter(self.device)
+        #: Once it is loaded.
+        self.pipeline: Any = None
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that loading reads."""
+        return [header.file for name in WEIGHTS for header in self.repo.weights[name].headers]
+
+    def load(self) -> dict[str, Any]:
+        """Load everything, and keep it loaded.
+
+        Returns:
+            ``time_s``, ``peak_…_gb``, whether all files fit into the page cache (``cache_warm``), and what the
+            components take (``components``).
+
+        Raises:
+            InputError: a component cannot be loaded.
+            MemoryLimitError: there is not enough memory.
+        """
+        job = self._job
+        unpacks = encoder_unpacks(self.repo, job.offload)
+        settings = Settings(**job.tasks[0].settings)
+        need = predict_resident_memory(
+            self.repo, settings, offload=job.offload, on_cpu=self.device.type == "cpu", unpacks=unpacks
+        )
+        free = free_memory_bytes()
+        require_memory(need, free, free_device_bytes(self.device))
+        if self.device.type == "cuda":
+            # Setting up the device is not loading.
+            torch.zeros(1, device=self.device)
+        self.synchronize()
+        with self._meter.watching():
+            watch = Stopwatch(self._meter, "load")
+            stays = self.repo.has_packed_text_encoder and not unpacks
+            on_device = job.offload == "none" or (job.offload == "model" and stays)
+            self.pipeline = load_pipeline(
+                self.repo,
+                self._dtype,
+                self.device,
+                job.offload,
+                tokenizer=load_tokenizer(self.repo),
+                text_encoder=load_text_encoder(
+                    self.repo, self._dtype, self.device if on_device else torch.device("cpu"), unpacks=unpacks
+                ),
+            )
+            figures = watch.stop()
+        figures.pop("stages")
+        self.pipeline.prompt_date = date.fromisoformat(settings.date)
+        cached = sum(file.stat().st_size for file in self.weight_files) < free
+        return {**figures, "cache_warm": cached, "components": self._component_sizes()}
+
+    def draw(self, task: Task) -> dict[str, Any]:
+        """Draw an image, and write it where the task says.
+
+        Returns:
+            ``time_s``, ``peak_…_gb`` and ``stages``; ``pixels_sha256``, and ``image_sha256`` of the file.
+
+        Raises:
+            UnsupportedCheckpoint: the model raises an error.
+            MemoryLimitError: memory is used up.
+            ImageError: the model draws what is no image.
+            OutputError: the image cannot be written.
+            DiskError: there is no space for it.
+        """
+        settings = Settings(**task.settings)
+        # Garbage of the last image would count as memory of this one, and collecting it as time.
+        gc.collect()
+        self.synchronize()
+        with self._meter.watching(), blaming(self.repo.folder):
+            image, figures = self._measure(settings)
+        figures["pixels_sha256"] = hashlib.sha256(image.tobytes()).hexdigest()
+        if task.image is not None:
+            output = Path(task.image)
+            write_image(image, output, image_metadata(settings, self.device, self.repo, self.pipeline))
+            figures["image_sha256"] = hashlib.sha256(output.read_bytes()).hexdigest()
+        return figures
+
+    def synchronize(self) -> None:
+        """Wait for what was asked of the device."""
+        self._meter.synchronize()
+
+    def _measure(self, settings: Settings) -> tuple[Any, dict[str, Any]]:
+        """Call the pipeline as anybody would; its stages are told by what it calls."""
+        latents = []
+
+        def step_done(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            if step == settings.steps - 1:
+                latents.append(tensors["latents"])
+                watch.begin("vae")
+            return {}
+
+        watch = Stopwatch(self._meter, "text_encoder")
+        hook = self.pipeline.transformer.register_forward_pre_hook(lambda *_: watch.begin("transformer"))
+        try:
+            image = self.pipeline(
+                settings.prompt,
+                settings.negative_prompt,
+                **call_arguments(settings),
+                callback_on_step_end=step_done,
+            ).images[0]
+            figures = watch.stop()
+        finally:
+            hook.remove()
+        refuse_what_is_not_finite(latents[0])
+        return image, figures
+
+    def _component_sizes(self) -> dict[str, dict[str, float]]:
+        components = {name: getattr(self.pipeline, name) for name in WEIGHTS}
+        # What sequential offloading holds is on the meta device, as far as the model knows.
+        return {name: _memory_of(model) for name, model in components.items() if model.device.type != "meta"}
+
+
+def _memory_of(module: torch.nn.Module) -> dict[str, float]:
+    """GB of a module's parameters and buffers, and how much of that is on an accelerator."""
+    sizes = {
+        tensor.untyped_storage().data_ptr(): (tensor.untyped_storage().nbytes(), tensor.device.type)
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    total = sum(size for size, _ in sizes.values())
+    on_device = sum(size for size, kind in sizes.values() if kind != "cpu")
+    return {"memory_gb": round(total / 1e9, DIGITS), "device_gb": round(on_device / 1e9, DIGITS)}

@@ -1,0 +1,121 @@
+"""The parent's side of a worker: start it, hear what it says, end it."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from converter.errors import printable
+from converter.measurement.benchmark.job import FAILED, Job
+from converter.threads import HeldSignals
+
+#: Seconds between two refreshes of what is shown.
+_REFRESH = 0.5
+#: Bytes of the end of a worker's output that are searched for a reason.
+_TAIL_BYTES = 4000
+_PIPE_BYTES = 1 << 16
+
+
+class WorkerProcess:
+    """A worker, as a context manager that leaves none behind.
+
+    Args:
+        job: what it does.
+        timeout: seconds between two of its events, after which it counts as hanging.
+        tick: called while waiting.
+    """
+
+    def __init__(self, job: Job, timeout: float, tick: Callable[[], None]) -> None:
+        self._timeout = timeout
+        self._tick = tick
+        package = str(Path(__file__).resolve().parents[3])
+        # -P keeps the current folder off the module path; the package is added last, so that it shadows nothing.
+        start = (
+            f"import sys; sys.path.append({package!r}); from converter.measurement.benchmark.worker import main; main()"
+        )
+        # In memory, for nothing is written outside of the output's folder.
+        self._log, self._input = (os.fdopen(os.memfd_create(name), "w+b") for name in ("log", "job"))
+        self._input.write(job.to_json().encode())
+        self._input.seek(0)
+        try:
+            with HeldSignals():
+                self._pipe, writer = os.pipe()
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", start, str(os.getpid()), str(writer)],
+                    stdin=self._input,
+                    stdout=self._log,
+                    stderr=self._log,
+                    pass_fds=(writer,),
+                    start_new_session=True,
+                )
+                os.close(writer)
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What it says; if it dies or hangs, a last event ``FAILED`` tells so, with ``died`` and ``hung``."""
+        buffer = b""
+        while True:
+            content = self._read()
+            if content is None:
+                self.stop()
+                reason = f"hung: nothing for {self._timeout:g} s, and was killed"
+                yield {"event": FAILED, "reason": reason, "died": True, "hung": True}
+                return
+            if not content:
+                break
+            *lines, buffer = (buffer + content).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+        code = self._process.wait()
+        if code != 0:
+            yield {"event": FAILED, "reason": self._reason(code), "died": True}
+
+    def stop(self) -> None:
+        """Kill it, with all that it started."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _read(self) -> bytes | None:
+        """More of what it says; empty at the end, None when it hangs."""
+        deadline = time.monotonic() + self._timeout
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._pipe, selectors.EVENT_READ)
+            while (left := deadline - time.monotonic()) > 0:
+                if selector.select(min(_REFRESH, left)):
+                    return os.read(self._pipe, _PIPE_BYTES)
+                self._tick()
+        return None
+
+    def _reason(self, code: int) -> str:
+        if code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - _TAIL_BYTES))
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return f"ended with exit code {code}" + (f": {printable(lines[-1])}" if lines else "")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with HeldSignals():
+            self.stop()
+            os.close(self._pipe)
+            self._log.close()
+            self._input.close()

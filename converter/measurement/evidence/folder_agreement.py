@@ -1,0 +1,82 @@
+"""Whether files of measurements in one folder speak of the same: weights, prompts, settings and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+from converter.measurement.evidence.agreement import MODELS, differences
+from converter.measurement.evidence.statistics import combine_stages, shared_figures, spread
+
+METRICS, MATRIX = "benchmark_metrics.json", "comparison_matrix.json"
+IMAGES, SUMMARY = "image_fidelity.json", "sdnq_quantization_summary.json"
+#: What all files say of a benchmark that was measured once.
+_SHARED = ("sources", "settings", "environment")
+
+
+def disagreements_between(files: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    """What contradicts what: the names of two files, and a reason.
+
+    Args:
+        files: their contents by their names; each agrees with itself.
+    """
+    for first, second in combinations(files, 2):
+        for key in _SHARED:
+            values = [files[name].get(key, {}) for name in (first, second)]
+            for reason in _unequal(key, *values):
+                yield first, second, reason
+    for name, content in files.items():
+        if "cold_prompt" in content and MATRIX in files:
+            ids = [row["id"] for row in files[MATRIX]["prompts"]]
+            if [content["cold_prompt"], *content["warm_prompts"]] != ids:
+                yield name, MATRIX, "the prompts are others, or in another order"
+    for names, compare in (((METRICS, MATRIX), _metrics), ((IMAGES, MATRIX), _images), ((METRICS, SUMMARY), _summary)):
+        if all(name in files for name in names):
+            for reason in compare(*(files[name] for name in names)):
+                yield *names, reason
+
+
+def _unequal(where: str, first: Any, second: Any) -> Iterator[str]:
+    """Fields that both have, with other values; a later run may have another date."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        for key in (key for key in first if key in second):
+            if (where, key) != ("environment", "date"):
+                yield from _unequal(f"{where}.{key}", first[key], second[key])
+    elif first != second:
+        shown = f"is {first}, and not {second}" if isinstance(first, str | int | float) else "is another"
+        yield f"{where} {shown}"
+
+
+def _metrics(metrics: Mapping[str, Any], matrix: Mapping[str, Any]) -> Iterator[str]:
+    if matrix.get("mode", "standard") != "standard":
+        return
+    for name in MODELS:
+        model = metrics["models"][name]
+        sides = [row[name] for row in matrix["prompts"] if "time_s" in row[name]]
+        for key in ("time_s", *(part for part in shared_figures(sides) if part != "time_s")):
+            shown = model.get(f"generation_{key}")
+            if shown is not None:
+                computed = spread([side[key] for side in sides]).to_dict() if sides else None
+                yield from differences(f"models.{name}.generation_{key}", shown, computed)
+        if "stages" in model and all("stages" in side for side in sides):
+            yield from differences(f"models.{name}.stages", model["stages"], combine_stages(sides) if sides else None)
+    if "slowdown" in metrics and "summary" in matrix:
+        yield from differences("slowdown", metrics["slowdown"], matrix["summary"].get("slowdown"))
+
+
+def _images(images: Mapping[str, Any], matrix: Mapping[str, Any]) -> Iterator[str]:
+    seeds = {row["id"]: row["seed"] for row in matrix["prompts"]}
+    for pair in images["pairs"]:
+        if pair["id"] not in seeds or pair["seed"] not in (None, seeds[pair["id"]]):
+            yield f"{pair['id']} with seed {pair['seed']} is no prompt"
+    steps = matrix.get("settings", {}).get("num_inference_steps")
+    if None not in (steps, images["num_inference_steps"]) and steps != images["num_inference_steps"]:
+        yield f"num_inference_steps is {images['num_inference_steps']}, and not {steps}"
+
+
+def _summary(metrics: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator[str]:
+    for model, key in zip(MODELS, ("base", "quant"), strict=True):
+        shown = metrics["models"][model]["transformer_storage_gb"]
+        other = summary[f"{key}_transformer_tensor_storage_gb"]
+        yield from differences(f"models.{model}.transformer_storage_gb", shown, other)

@@ -1,0 +1,70 @@
+"""What files of measurements say in sum, recomputed from their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.measurement.evidence.agreement import MODELS, measured_times
+from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder
+from converter.measurement.evidence.statistics import DIGITS, percent_change, summarise_times
+
+
+@dataclass(frozen=True)
+class EvidenceSummary:
+    """Files that were checked, and their statistics."""
+
+    contents: Mapping[str, tuple[str, Mapping[str, Any]]]
+    """Name of the schema, and content, by file name."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``lensconv evidence --json`` shows it."""
+        files = [
+            {"name": name, "schema": schema, "version": content.get("schema")}
+            for name, (schema, content) in self.contents.items()
+        ]
+        matrices = [content for schema, content in self.contents.values() if schema == "comparison_matrix"]
+        return {"files": files, "matrix": matrix_statistics(matrices[0]) if matrices else None}
+
+
+def summarise(path: Path) -> EvidenceSummary:
+    """Read and check one file of measurements, or all of a folder.
+
+    Raises:
+        MissingInput: there are none.
+        EvidenceError: one is of another format, or figures contradict each other.
+    """
+    if path.is_dir():
+        found = read_evidence_folder(path)
+        return EvidenceSummary({name: (FORMATS[name].schema, content) for name, content in found.items()})
+    form, content = read_evidence(path)
+    return EvidenceSummary({path.name: (form.schema, content)})
+
+
+def matrix_statistics(matrix: Mapping[str, Any]) -> dict[str, Any]:
+    """Statistics of a comparison matrix.
+
+    Args:
+        matrix: content of ``comparison_matrix.json``.
+
+    Returns:
+        ``rows`` (of prompts that both models were measured on: id, ``delta_s``, ``delta_percent``), ``failed`` (how
+        many sides were not measured), for each model its ``Spread``, and ``slowdown``; the last three only where there
+        is something to compute them from.
+    """
+    original, quantized = (measured_times(matrix, model) for model in MODELS)
+    return {
+        "rows": [
+            {
+                "id": key,
+                "delta_s": round(quantized[key] - seconds, DIGITS),
+                "delta_percent": percent_change(seconds, quantized[key]),
+            }
+            for key, seconds in original.items()
+            if key in quantized
+        ],
+        "failed": 2 * len(matrix["prompts"]) - len(original) - len(quantized),
+        **summarise_times(original, quantized),
+    }

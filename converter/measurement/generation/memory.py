@@ -1,0 +1,148 @@
+"""How much memory drawing will take, told from headers before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from converter.checkpoint.dtypes import WEIGHT_DTYPES
+from converter.checkpoint.source import Checkpoint
+from converter.console import readable_size
+from converter.errors import MemoryLimitError
+from converter.measurement.generation.repo import PipelineRepo
+from converter.measurement.generation.settings import Settings
+
+#: Bytes of a number by the dtype that is computed in.
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+#: Most of what decoding an image takes, in bytes a pixel, with bfloat16 and the real autoencoder: the published run at
+#: 1440x1440 on an H100 allocated 22.342 GB after loading and 27.462 GB at most (benchmark_metrics.json).
+_DECODING_BYTES = (27.462e9 - 22.342e9) / 1440**2
+#: Channels of the real autoencoder at full size; fewer take less.
+_DECODING_CHANNELS = 128
+#: Tensors of a token's full width that live at the same time inside a block: the stream, its norm, queries, keys and
+#: values before and after rotation in float32, attention, and the SwiGLU's.
+_LIVE_WIDTHS = 24
+#: What libraries and buffers take beside the weights.
+_OVERHEAD_BYTES = 300_000_000
+#: Text tokens at most.
+_TEXT_TOKENS = 415
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes at most."""
+
+    host: int
+    device: int
+    """On the accelerator; 0 where there is none."""
+
+
+def predict_memory(
+    repo: PipelineRepo, settings: Settings, *, offload: str, on_cpu: bool, unpacks: bool, encodes: bool
+) -> MemoryNeed:
+    """What drawing takes at most where the text encoder is gone before the others are loaded.
+
+    Args:
+        repo: what is loaded.
+        settings: image size and dtype.
+        offload: as in ``GenerateOptions``.
+        on_cpu: whether there is no accelerator.
+        unpacks: whether an MXFP4 text encoder is unpacked.
+        encodes: whether the text encoder is needed at all.
+    """
+    size = DTYPE_BYTES[settings.dtype]
+    encoder = loaded_bytes(repo.text_encoder, size, unpacks=unpacks) if encodes else 0
+    transformer = loaded_bytes(repo.transformer, size)
+    vae = loaded_bytes(repo.vae, size)
+    drawing = _drawing_bytes(repo, settings, size)
+    if on_cpu:
+        return MemoryNeed(max(encoder, transformer + vae + drawing) + _OVERHEAD_BYTES, 0)
+    host = max(encoder, transformer, vae) if offload == "none" else max(encoder, transformer + vae)
+    device = {
+        "none": max(encoder, transformer + vae + drawing),
+        "model": max(encoder, transformer + drawing, vae + drawing),
+        # The largest layers are a text encoder's embedding and the experts of one of its layers.
+        "sequential": max(_largest_tensor(repo.text_encoder, size) if encodes else 0, drawing),
+    }[offload]
+    return MemoryNeed(host + _OVERHEAD_BYTES, device + _OVERHEAD_BYTES)
+
+
+def predict_resident_memory(
+    repo: PipelineRepo, settings: Settings, *, offload: str, on_cpu: bool, unpacks: bool
+) -> MemoryNeed:
+    """What drawing takes at most where all components stay loaded, as in a pipeline of diffusers.
+
+    Args:
+        repo: what is loaded.
+        settings: image size and dtype.
+        offload: as in ``GenerateOptions``.
+        on_cpu: whether there is no accelerator.
+        unpacks: whether an MXFP4 text encoder is unpacked.
+    """
+    size = DTYPE_BYTES[settings.dtype]
+    encoder = loaded_bytes(repo.text_encoder, size, unpacks=unpacks)
+    parts = encoder, loaded_bytes(repo.transformer, size), loaded_bytes(repo.vae, size)
+    drawing = _drawing_bytes(repo, settings, size)
+    if on_cpu:
+        return MemoryNeed(sum(parts) + drawing + _OVERHEAD_BYTES, 0)
+    # Packed weights of the text encoder stay on the accelerator, whatever is offloaded.
+    stays = encoder if repo.has_packed_text_encoder and not unpacks else 0
+    device = {
+        "none": sum(parts) + drawing,
+        "model": max(encoder, stays + max(parts[1:]) + drawing),
+        "sequential": max(_largest_tensor(repo.text_encoder, size), drawing),
+    }[offload]
+    host = max(parts) if offload == "none" else sum(parts) - stays
+    return MemoryNeed(host + _OVERHEAD_BYTES, device + _OVERHEAD_BYTES)
+
+
+def loaded_bytes(checkpoint: Checkpoint, size: int, *, unpacks: bool = False) -> int:
+    """What a component takes once it is loaded.
+
+    Args:
+        checkpoint: its headers.
+        size: bytes of a number in the dtype that is computed in.
+        unpacks: whether numbers in MXFP4 are unpacked to that dtype.
+    """
+    total = 0
+    for name, tensor in checkpoint.tensors.items():
+        entry = tensor.entry
+        if entry.dtype in WEIGHT_DTYPES:
+            total += prod(entry.shape) * size
+        elif unpacks and name.endswith("_blocks"):
+            # A byte holds two numbers.
+            total += 2 * entry.bytes * size
+        elif not (unpacks and name.endswith("_scales")):
+            total += entry.bytes
+    return total
+
+
+def require_memory(need: MemoryNeed, host_free: int, device_free: int) -> None:
+    """Refuse what does not fit.
+
+    Raises:
+        MemoryLimitError: the host's memory or the accelerator's does not suffice.
+    """
+    for where, wanted, free in (("memory", need.host, host_free), ("GPU memory", need.device, device_free)):
+        if wanted > free:
+            raise MemoryLimitError(
+                f"drawing takes about {readable_size(wanted)} of {where}, and {readable_size(free)} are free",
+                "Close other programs, draw a smaller image, or use --dtype bfloat16, --offload or a quantized repo.",
+            )
+
+
+def _drawing_bytes(repo: PipelineRepo, settings: Settings, size: int) -> int:
+    """Of the transformer's and of the autoencoder's activations, whichever is more: they do not run together."""
+    channels = repo.vae.config.get("block_out_channels")
+    widest = channels[0] if isinstance(channels, list) and channels and type(channels[0]) is int else _DECODING_CHANNELS
+    pixels = settings.height * settings.width
+    decoding = pixels * _DECODING_BYTES * (size / 2) * widest / _DECODING_CHANNELS
+    rows, columns = settings.grid
+    samples = 1 if settings.guidance == 1 else 2
+    width = repo.transformer.tensors["img_in.weight"].entry.shape[0]
+    denoising = samples * (rows * columns + _TEXT_TOKENS) * width * _LIVE_WIDTHS * size
+    return int(max(decoding, denoising))
+
+
+def _largest_tensor(checkpoint: Checkpoint, size: int) -> int:
+    return max(prod(tensor.entry.shape) * size for tensor in checkpoint.tensors.values())

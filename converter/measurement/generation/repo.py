@@ -1,0 +1,172 @@
+"""A pipeline repo on disk: what it says it is, and whether that is a Lens pipeline; without torch.
+
+``model_index.json`` names classes by library, and loaders import what it names. Nothing here does: the classes are the
+known ones, and a repo that names others is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, open_checkpoint, read_json
+from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
+from converter.models.lens.layout import CLASS_NAME, PIPELINE_CLASS_NAME, LensConfig, lens_tensors
+
+#: Classes that each component may be, as repos of microsoft/Lens and copies saved by newer libraries name them.
+COMPONENT_CLASSES: dict[str, tuple[str, ...]] = {
+    "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+    "text_encoder": ("LensGptOssEncoder", "GptOssForCausalLM"),
+    "tokenizer": ("PreTrainedTokenizerFast", "TokenizersBackend"),
+    "transformer": (CLASS_NAME,),
+    "vae": ("AutoencoderKLFlux2",),
+}
+#: Components that have weights, in the order in which they run.
+WEIGHTS = ("text_encoder", "transformer", "vae")
+#: Model types of the text encoder's config.
+_TEXT_ENCODER_TYPE = "gpt_oss"
+#: Steps and guidance by the variant that a repo's name tells; their configs are the same.
+_VARIANTS = (("turbo", 4, 1.0), ("base", 50, 5.0))
+DEFAULT_STEPS = 20
+DEFAULT_GUIDANCE = 5.0
+#: The Hub's cache holds a repo as models--OWNER--NAME/snapshots/REVISION.
+_CACHE_DEPTH = 3
+
+
+@dataclass(frozen=True)
+class PipelineRepo:
+    """A folder with a Lens pipeline."""
+
+    folder: Path
+    weights: dict[str, Checkpoint]
+    """Of the text encoder, the transformer and the autoencoder, by name."""
+
+    @property
+    def transformer(self) -> Checkpoint:
+        """The denoiser."""
+        return self.weights["transformer"]
+
+    @property
+    def text_encoder(self) -> Checkpoint:
+        """GPT-OSS."""
+        return self.weights["text_encoder"]
+
+    @property
+    def vae(self) -> Checkpoint:
+        """The autoencoder."""
+        return self.weights["vae"]
+
+    @property
+    def quantization(self) -> dict[str, Any] | None:
+        """SDNQ's configuration of the transformer; None when it is not quantized."""
+        return _quantization(self.transformer, "sdnq")
+
+    @property
+    def has_packed_text_encoder(self) -> bool:
+        """Whether the text encoder's experts are in MXFP4."""
+        return _quantization(self.text_encoder, "mxfp4") is not None
+
+    @property
+    def default_steps(self) -> int:
+        """Steps that suit the variant."""
+        return self._variant[0]
+
+    @property
+    def default_guidance(self) -> float:
+        """Guidance scale that suits the variant."""
+        return self._variant[1]
+
+    @property
+    def _variant(self) -> tuple[int, float]:
+        names = "/".join(self.folder.absolute().parts[-_CACHE_DEPTH:]).lower()
+        for name, steps, guidance in _VARIANTS:
+            if re.search(rf"lens[-_]?{name}", names):
+                return steps, guidance
+        return DEFAULT_STEPS, DEFAULT_GUIDANCE
+
+
+def _quantization(checkpoint: Checkpoint, method: str) -> dict[str, Any] | None:
+    """The quantization that a component's config speaks of, if it is of that method."""
+    found = checkpoint.config.get("quantization_config")
+    return found if isinstance(found, dict) and found.get("quant_method") == method else None
+
+
+def open_pipeline(path: Path) -> PipelineRepo:
+    """Open a pipeline repo: small files and headers are read, and must agree.
+
+    Raises:
+        MissingInput: the folder, or a part of it, is not there.
+        MalformedCheckpoint: a file breaks its format, or two of them disagree.
+        UnsupportedCheckpoint: it is another pipeline, a component, or no pipeline at all.
+    """
+    where = printable(str(path))
+    if not path.exists():
+        raise MissingInput(f"{where}: no such folder", "Check the path; `hf download` brings a repo from the Hub.")
+    if not (path / PIPELINE_INDEX).is_file():
+        raise UnsupportedCheckpoint(
+            f"{where}: is no pipeline repo, it has no {PIPELINE_INDEX}",
+            "Give the folder that holds the transformer's, the text encoder's and the other folders.",
+        )
+    index = read_json(path / PIPELINE_INDEX)
+    _check_index(path / PIPELINE_INDEX, index)
+    weights = {name: open_checkpoint(path, component=name) for name in WEIGHTS}
+    for name, file in (("scheduler", "scheduler_config.json"), ("tokenizer", "tokenizer.json")):
+        read_json(path / name / file)
+    repo = PipelineRepo(path, weights)
+    _check_components(repo)
+    return repo
+
+
+def _check_index(file: Path, index: dict[str, Any]) -> None:
+    name = index.get("_class_name")
+    if name != PIPELINE_CLASS_NAME:
+        raise UnsupportedCheckpoint(
+            f"{printable(str(file))}: is for {printable(str(name))}; lensconv draws with {PIPELINE_CLASS_NAME}"
+        )
+    for component, classes in COMPONENT_CLASSES.items():
+        entry = index.get(component)
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if found not in classes:
+            raise UnsupportedCheckpoint(
+                f"{printable(str(file))}: {component} is {printable(str(found))}, which should be {classes[0]}"
+            )
+
+
+def _check_components(repo: PipelineRepo) -> None:
+    """Whether the components fit each other; loaders would fill what is missing with random numbers."""
+    for checkpoint, expected in ((repo.transformer, CLASS_NAME), (repo.vae, COMPONENT_CLASSES["vae"][0])):
+        if checkpoint.class_name != expected:
+            raise UnsupportedCheckpoint(
+                f"{printable(str(checkpoint.folder / 'config.json'))}: is for "
+                f"{printable(checkpoint.class_name) or 'no class'}, not {expected}"
+            )
+    encoder = repo.text_encoder.config
+    where = repo.text_encoder.folder / "config.json"
+    if encoder.get("model_type") != _TEXT_ENCODER_TYPE:
+        raise UnsupportedCheckpoint(
+            f"{printable(str(where))}: model_type is {printable(str(encoder.get('model_type')))}, "
+            f"not {_TEXT_ENCODER_TYPE}"
+        )
+    config = LensConfig.from_dict(repo.transformer.config, str(repo.transformer.folder / "config.json"))
+    if encoder.get("hidden_size") != config.enc_hidden_dim:
+        raise MalformedCheckpoint(
+            where, f"hidden_size is {encoder.get('hidden_size')}, the transformer wants {config.enc_hidden_dim}"
+        )
+    layers = encoder.get("num_hidden_layers")
+    if type(layers) is not int or max(config.selected_layer_index) >= layers:
+        raise MalformedCheckpoint(
+            where, f"num_hidden_layers is {layers}, the transformer wants layer {max(config.selected_layer_index)}"
+        )
+    if repo.quantization is None:
+        shapes = dict(lens_tensors(config))
+        for name in sorted(shapes.keys() ^ repo.transformer.shapes.keys()):
+            verb = "is missing" if name in shapes else "is one too many"
+            raise MalformedCheckpoint(repo.transformer.folder, f"{verb}, by its config.json", tensor=name)
+        for name, shape in shapes.items():
+            found = repo.transformer.shapes[name]
+            if found != shape:
+                raise MalformedCheckpoint(
+                    repo.transformer.folder, f"has shape {list(found)}, config.json needs {list(shape)}", tensor=name
+                )

@@ -1,0 +1,142 @@
+"""What tables and headings of cards say about prompts: rows of a matrix, ids, titles and seeds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass
+
+from converter.errors import printable
+from converter.measurement.prompts.checks import fail
+
+#: What to do with a card that cannot be read.
+CARD_HINT = (
+    "A card needs a table with the columns ID and Seed (and Scenario, or Prompt), or a line such as Seed: 301 in each "
+    'section, and above each prompt a heading such as "### P01 - Title".'
+)
+#: Names of the columns that are read, by what they hold.
+COLUMNS = {
+    "id": ("id", "prompt id"),
+    "scenario": ("scenario", "scene", "title"),
+    "seed": ("seed",),
+    "prompt": ("prompt", "full prompt", "prompt text"),
+}
+#: Ids that are known without a table that names them.
+_USUAL_ID = re.compile(r"P[0-9]{1,6}")
+#: What may stand between an id and a title.
+_SEPARATORS = "-–—:.|"  # noqa: RUF001 - typographers' dashes
+#: First cells of rows that sum up the others.
+_SUMMARIES = ("average", "mean", "median", "total")
+_DIGITS = re.compile(r"[0-9]{1,19}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a table says about a prompt; empty where it has no such column."""
+
+    id: str
+    scenario: str = ""
+    seed: str = ""
+    prompt: str = ""
+
+
+def find_columns(cells: Sequence[str], where: str) -> dict[str, int] | None:
+    """Places of the columns that are read.
+
+    Args:
+        cells: names of all columns.
+        where: the card.
+
+    Returns:
+        Places by key of ``COLUMNS``; None for a table about something else than prompts.
+
+    Raises:
+        SuiteError: two columns hold the same, or one holds negative prompts.
+    """
+    names = [" ".join(cell.split()).lower() for cell in cells]
+    found: dict[str, int] = {}
+    for key, known in COLUMNS.items():
+        places = [place for place, name in enumerate(names) if name in known]
+        if len(places) > 1 and ("id" in found or key == "id"):
+            twice = " and ".join(printable(cells[place]) for place in places)
+            fail(where, f"a table has several columns for the {key}: {twice}", "Remove one from a copy of the card.")
+        if places:
+            found[key] = places[0]
+    if "id" not in found or not ("seed" in found or "prompt" in found):
+        return None
+    if any(name.startswith("negative prompt") for name in names):
+        fail(where, "a table has negative prompts, which no suite can hold", "Remove them from a copy of the card.")
+    return found
+
+
+def make_row(cells: Sequence[str], columns: dict[str, int]) -> Row | None:
+    """The row of a table; None for one that sums up others, or is blank."""
+    values = {key: cells[place].strip() if place < len(cells) else "" for key, place in columns.items()}
+    row = Row(**values)
+    is_summary = row.id.lower() in (*_SUMMARIES, "") and not _DIGITS.fullmatch(row.seed) and not row.prompt
+    return None if is_summary else row
+
+
+def merge_rows(rows: Iterable[Row], where: str) -> dict[str, Row]:
+    """The rows of all tables by id, in their order.
+
+    Raises:
+        SuiteError: two rows contradict each other.
+    """
+    merged: dict[str, Row] = {}
+    for row in rows:
+        old = merged.get(row.id, row)
+        values = {}
+        for key in ("scenario", "seed", "prompt"):
+            first, second = getattr(old, key), getattr(row, key)
+            if first and second and first != second:
+                fail(
+                    f"{where}: prompt {row.id}",
+                    f"tables give two of {key}: {printable(first)} and {printable(second)}",
+                    "Correct a copy of the card.",
+                )
+            values[key] = first or second
+        merged[row.id] = Row(row.id, **values)
+    return merged
+
+
+def split_heading(text: str, ids: Container[str]) -> tuple[str, str] | None:
+    """Take the heading of a prompt apart.
+
+    Args:
+        text: such as ``P01 - Title``, ``P01: Title`` or ``P01``, perhaps with the word Prompt before it.
+        ids: what the tables name; ``P`` and a number is known anyhow.
+
+    Returns:
+        The id, and the title or an empty string; None for any other heading.
+    """
+    text = text.strip()
+    if text[:7].lower() == "prompt ":
+        text = text[7:].lstrip()
+    word, _, rest = text.partition(" ")
+    if word and not _is_id(word, ids) and word[-1] in _SEPARATORS:
+        word, rest = word[:-1], f"{word[-1]} {rest}"
+    if not _is_id(word, ids):
+        return None
+    rest = rest.strip()
+    if not rest:
+        return word, ""
+    # A dash within a word separates nothing.
+    if rest[0] in _SEPARATORS and not rest[1:2].strip():
+        return word, rest[1:].strip()
+    return None
+
+
+def _is_id(word: str, ids: Container[str]) -> bool:
+    return word in ids or _USUAL_ID.fullmatch(word) is not None
+
+
+def parse_seed(text: str, where: str) -> int:
+    """The number that a card gives as a seed.
+
+    Raises:
+        SuiteError: it is none.
+    """
+    if not _DIGITS.fullmatch(text):
+        fail(where, f"seed {printable(repr(text))} is no whole number", "Correct a copy of the card.")
+    return int(text)

@@ -1,0 +1,71 @@
+"""Files of prompts: read with a limit, written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converter.checkpoint.writer import refuse_taken_place, replace_file
+from converter.errors import MissingInput, SuiteError, UsageError, printable
+from converter.measurement.prompts.checks import fail
+
+#: End of the names of suites.
+SUFFIX = ".toml"
+#: Longest suite that is read; ten prompts take some twenty thousand bytes.
+MAXIMUM_SUITE_BYTES = 1_000_000
+
+
+def refuse_place(output: Path, *, overwrite: bool) -> None:
+    """Refuse a place where a suite cannot go, before it is made.
+
+    Raises:
+        UsageError: the name does not end in .toml.
+        OutputError: the place is taken, or no file can be there.
+    """
+    if output.suffix.lower() != SUFFIX:
+        raise UsageError(f"--out {printable(str(output))}: a suite is TOML; let the name end in {SUFFIX}")
+    refuse_taken_place(output, overwrite=overwrite)
+
+
+def write_suite_file(text: str, output: Path) -> None:
+    """Write the text of a suite, whole or not at all.
+
+    Raises:
+        SuiteError: it is longer than what is read again.
+        OutputError: it cannot be written.
+        DiskError: there is no space.
+    """
+    content = text.encode()
+    if len(content) > MAXIMUM_SUITE_BYTES:
+        fail(
+            str(output),
+            f"would have {len(content)} bytes, more than {MAXIMUM_SUITE_BYTES}",
+            "Make several suites of it.",
+        )
+    replace_file(output, content)
+
+
+def read_text_file(file: Path, limit: int) -> str:
+    """Read a whole file of UTF-8.
+
+    Args:
+        file: what to read; a byte order mark does not count.
+        limit: bytes it may have.
+
+    Raises:
+        MissingInput: it is not there, no file, or cannot be read.
+        SuiteError: it is longer, or not UTF-8.
+    """
+    where = printable(str(file))
+    try:
+        if not file.is_file():
+            raise MissingInput(f"{where}: {'is a folder' if file.is_dir() else 'no such file'}", "Check the path.")
+        with file.open("rb") as stream:
+            content = stream.read(limit + 1)
+    except OSError as error:
+        raise MissingInput(f"{where}: {error.strerror or error}", "Check the path.") from error
+    if len(content) > limit:
+        fail(where, f"is longer than {limit} bytes", "Check the path: no suite or card is this long.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SuiteError(f"{where}: not UTF-8 at byte {error.start}", "Save it again as UTF-8.") from error

@@ -1,0 +1,60 @@
+"""The files that a card brings into a release: measurements, and the pictures that it shows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from converter.checkpoint.source import is_plain_name
+from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
+from converter.errors import OutputError, printable
+from converter.measurement.evidence.files import MATRIX_NAME
+from converter.presentation.card.evidence import CardEvidence, read_beside
+from converter.presentation.card.pictures import CardPictures
+from converter.presentation.card.release import CardRelease
+
+_IMAGES_FOLDER = "images/quantized"
+
+
+def collect_additions(release: CardRelease, evidence: CardEvidence, pictures: CardPictures) -> dict[str, bytes]:
+    """Contents of the files to add, by path in the release: measurements, and what the card shows.
+
+    Raises:
+        MissingInput: a file cannot be read.
+        EvidenceError: a path leads out of the folder.
+        OutputError: ``convert`` wrote another file of that name.
+    """
+    if not evidence.files:
+        return {}
+    names = [name for name in evidence.files if name != SUMMARY_NAME or release.summary is None]
+    names += sorted(_images(evidence))
+    contents = {**{name: read_beside(evidence.folder, name) for name in names}, **pictures.contents}
+    found = {}
+    for name, content in contents.items():
+        if name not in release.written:
+            found[name] = content
+        elif hashlib.sha256(content).hexdigest() != release.written[name]:
+            raise OutputError(f"{printable(name)}: `convert` wrote another file of that name", "Leave it out.")
+    return found
+
+
+def describe(name: str, content: bytes) -> ReleaseFile:
+    """A file as the manifest lists it."""
+    return ReleaseFile(name, len(content), hashlib.sha256(content).hexdigest())
+
+
+def quantized_images(matrix: Mapping[str, object], folder: Path) -> Iterator[tuple[Mapping[str, str], str]]:
+    """Rows of a matrix with the path of the quantized model's image, where it is there."""
+    rows = matrix["prompts"]
+    for row in rows if isinstance(rows, list) else ():
+        name = row["quantized"].get("image", "")
+        plain = all(is_plain_name(part) for part in name.split("/"))
+        if plain and name.startswith(f"{_IMAGES_FOLDER}/") and (folder / name).is_file():
+            yield row, name
+
+
+def _images(evidence: CardEvidence) -> Iterator[str]:
+    matrix = evidence.files.get(MATRIX_NAME)
+    if matrix is not None:
+        yield from (name for _, name in quantized_images(matrix, evidence.folder))

@@ -1,0 +1,233 @@
+"""A card from beginning to end: read the release and its evidence, render, write, and list what was written.
+
+The manifest is written last, so that what it lists is there; a run that is stopped before leaves a release whose
+manifest does not fit its files, which `verify` and `publish` say, and which the next run mends.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.writer import folder_inside, replace_file
+from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, ReleaseFile, encode_json
+from converter.errors import MissingInput, ReleaseError, UsageError, printable
+from converter.measurement.evidence.files import MATRIX_NAME, OFFLOAD_NAME
+from converter.presentation.card.additions import collect_additions, describe
+from converter.presentation.card.context import SECTIONS, build_context, find_ablation, find_gallery, left_out
+from converter.presentation.card.environment import render_card
+from converter.presentation.card.evidence import CardEvidence, read_card_evidence
+from converter.presentation.card.metadata import CardMetadata, GalleryImage, check_metadata, is_repo_id
+from converter.presentation.card.options import CardOptions
+from converter.presentation.card.pictures import find_pictures
+from converter.presentation.card.prompt_texts import find_prompt_texts
+from converter.presentation.card.release import CardRelease, read_release
+from converter.verification.report import first_few
+
+_TAGS = ("sdnq", "quantized", "static-quantization", "4-bit precision")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class CardReport:
+    """What was written."""
+
+    card: Path
+    files: tuple[ReleaseFile, ...]
+    """The card, and all that came into the release with it."""
+    sections: tuple[str, ...]
+    """In the order of the card; empty for one that was adopted."""
+    left_out: Mapping[str, str]
+    """Sections that are not there, and why."""
+    verified: bool
+    """Whether every figure belongs to the release's weights by their sha256."""
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``lensconv card --json`` shows it."""
+        return {
+            "card": str(self.card),
+            "files": [file.to_dict() for file in self.files],
+            "sections": list(self.sections),
+            "left_out": [{"section": name, "reason": reason} for name, reason in self.left_out.items()],
+            "unverified": not self.verified,
+            "warnings": list(self.warnings),
+        }
+
+
+def make_card(root: Path, evidence: Path | None = None, options: CardOptions | None = None) -> CardReport:
+    """Make the README.md of a release from what was measured, and bring the measurements into the release.
+
+    Args:
+        root: the release folder.
+        evidence: holds what was measured; by default the release itself.
+        options: how to make it.
+
+    Raises:
+        UsageError: what was asked for makes no sense.
+        MissingInput: something is missing or cannot be read.
+        EvidenceError: measurements are malformed, of other weights, or cannot be verified; a picture or the suite does
+            not belong to them.
+        SuiteError: the suite is malformed.
+        InputError: the release or the template breaks its format.
+        ReleaseError: the card would not be what the Hub takes, or one that was edited by hand would be lost.
+        OutputError: a file cannot be written.
+    """
+    options = options or CardOptions()
+    if options.repo is not None and not is_repo_id(options.repo):
+        raise UsageError(f"--repo {printable(options.repo)}: is no OWNER/NAME")
+    release = read_release(root)
+    if options.adopt:
+        return _adopt(release, options)
+    found = read_card_evidence(release, evidence, unverified=options.unverified)
+    texts = find_prompt_texts(found.files.get(MATRIX_NAME), options.prompts)
+    metadata = _metadata(release, found, options, find_gallery(found, texts))
+    pictures = find_pictures(found)
+    contents = collect_additions(release, found, pictures)
+    added = [describe(name, content) for name, content in contents.items()]
+    name = root.resolve().name
+    title = (options.repo or name).rpartition("/")[2]
+    context = build_context(
+        release,
+        found,
+        metadata,
+        title=title,
+        repository=options.repo or name,
+        prompt_texts=texts,
+        pictures=pictures,
+        additions=added,
+    )
+    text = render_card(context, options.template)
+    _refuse_bad_metadata(root, text)
+    _keep_edited_card(release, text)
+    contents[CARD_NAME] = text.encode()
+    _write(release, contents, verified=found.is_verified, repository=options.repo)
+    missing = left_out(context)
+    return CardReport(
+        card=root / CARD_NAME,
+        files=tuple(describe(name, contents[name]) for name in sorted(contents)),
+        sections=tuple(section for section in SECTIONS if section not in missing),
+        left_out=missing,
+        verified=found.is_verified,
+        warnings=tuple(_warnings(metadata, found)),
+    )
+
+
+def _adopt(release: CardRelease, options: CardOptions) -> CardReport:
+    """List the card that is there, with the files that came with an earlier one."""
+    card = release.root / CARD_NAME
+    try:
+        content = card.read_bytes()
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ReleaseError(f"{printable(str(card))}: is not UTF-8", "Save it as UTF-8.") from error
+    except OSError as error:
+        raise MissingInput(
+            f"{printable(str(card))}: {error.strerror or error}", "Write one, or leave --adopt."
+        ) from error
+    _refuse_bad_metadata(release.root, text)
+    contents = {CARD_NAME: content}
+    for name in release.added:
+        file = release.root / name
+        if name != CARD_NAME and file.is_file():
+            contents[name] = file.read_bytes()
+    noted = release.content.get("card")
+    noted = noted if isinstance(noted, dict) else {}
+    verified = noted.get("verified") is not False
+    _write(release, contents, verified=verified, repository=options.repo or noted.get("repository"))
+    files = tuple(describe(name, contents[name]) for name in sorted(contents))
+    return CardReport(card, files, (), {}, verified, ())
+
+
+def _metadata(
+    release: CardRelease, evidence: CardEvidence, options: CardOptions, gallery: tuple[GalleryImage, ...]
+) -> CardMetadata:
+    original: Mapping[str, Any] = next(
+        (content["sources"]["original"] for content in evidence.files.values() if "sources" in content), {}
+    )
+    summary: Mapping[str, Any] = evidence.foreign_summary or release.summary or {}
+    candidates = (options.base_model, original.get("repo_id"), summary.get("source_model"))
+    base = next((str(name) for name in candidates if name and is_repo_id(str(name))), None)
+    if options.base_model is not None and base != options.base_model:
+        raise UsageError(f"--base-model {printable(options.base_model)}: is no OWNER/NAME")
+    revision = options.base_revision or original.get("revision")
+    if options.base_revision is not None and not _COMMIT.fullmatch(options.base_revision):
+        raise UsageError(f"--base-revision {printable(options.base_revision)}: is no commit of 40 hexadecimal digits")
+    dtype = str(release.audit.config.get("weights_dtype", ""))
+    family = ("lens",) if release.is_lens else ()
+    tags = [*family, "text-to-image", *_TAGS]
+    tags += [dtype] if dtype else []
+    tags += ["ablation"] if find_ablation(evidence) else []
+    tags += ["model-cpu-offload"] if OFFLOAD_NAME in evidence.files else []
+    return CardMetadata(
+        license=options.license,
+        license_name=None,
+        license_link=None,
+        base_model=base,
+        base_revision=revision if base is not None else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        languages=options.languages or ("en",),
+        tags=(*tags, *options.tags),
+        gallery=gallery,
+    )
+
+
+def _warnings(metadata: CardMetadata, evidence: CardEvidence) -> list[str]:
+    found = []
+    if metadata.license is None:
+        found.append("the card names no license; give one with --license")
+    if metadata.base_model is None:
+        found.append("the card names no base model; give one with --base-model")
+    return [*found, *evidence.contradictions]
+
+
+def _refuse_bad_metadata(root: Path, text: str) -> None:
+    faults = check_metadata(text)
+    if faults:
+        raise ReleaseError(f"{printable(str(root / CARD_NAME))}: {first_few(faults)}", "Mend it and try again.")
+
+
+def _keep_edited_card(release: CardRelease, text: str) -> None:
+    """Refuse to replace a card that somebody wrote by hand."""
+    card = release.root / CARD_NAME
+    if not card.exists():
+        return
+    listed = release.manifest.files.get(CARD_NAME)
+    present = card.read_bytes()
+    if present != text.encode() and (listed is None or describe(CARD_NAME, present).sha256 != listed.sha256):
+        raise ReleaseError(
+            f"{printable(str(card))}: was written by hand, and would be lost",
+            "List it with --adopt, or move it away to have it made anew.",
+        )
+
+
+def _write(release: CardRelease, contents: Mapping[str, bytes], *, verified: bool, repository: Any) -> None:
+    """Write files into the release, remove those of an earlier card, and list what is there."""
+    root = release.root
+    for name in sorted(contents):
+        file = root / name
+        folder = folder_inside(root, str(Path(name).parent)) if "/" in name else root
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (file.is_file() and not file.is_symlink() and file.read_bytes() == contents[name]):
+            replace_file(file, contents[name])
+    for name in release.added:
+        if name not in contents and folder_inside(root, str(Path(name).parent)).is_dir():
+            (root / name).unlink(missing_ok=True)
+    kept: Sequence[ReleaseFile] = [
+        ReleaseFile(name, release.manifest.files[name].bytes, digest)
+        for name, digest in release.written.items()
+        if name not in contents
+    ]
+    files = sorted(
+        [*kept, *(describe(name, content) for name, content in contents.items())], key=lambda file: file.name
+    )
+    content = {
+        **release.content,
+        "files": [file.to_dict() for file in files],
+        "card": {"repository": repository, "verified": verified, "files": sorted(contents)},
+    }
+    replace_file(root / MANIFEST_NAME, encode_json(content))

@@ -1,0 +1,199 @@
+"""A release as its card describes it: what its headers, its manifest and its small files say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.source import PIPELINE_INDEX, read_json
+from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, SUMMARY_NAME
+from converter.errors import InputError, MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
+from converter.models.lens.layout import CLASS_NAME
+from converter.presentation.card import figures
+from converter.verification.audit import Audit
+from converter.verification.manifest import Manifest, read_manifest
+from converter.verification.report import FamilyFootprint
+
+#: What Lens' families hold.
+_LENS_ROLES = {
+    "img_mod": "modulation of the image stream",
+    "txt_mod": "modulation of the text stream",
+    "attn": "attention",
+    "img_mlp": "feed-forward of the image stream",
+    "txt_mlp": "feed-forward of the text stream",
+    "embed": "embeddings and projections",
+    "norm": "norms",
+}
+
+
+@dataclass(frozen=True)
+class CardRelease:
+    """What a release says of itself."""
+
+    root: Path
+    manifest: Manifest
+    content: Mapping[str, Any]
+    """The manifest as its file has it."""
+    audit: Audit
+    components: Mapping[str, str]
+    """Class of each component of the pipeline; empty outside of one."""
+    encoder_quantization: str
+    """How the text encoder is stored, where its config tells."""
+
+    @property
+    def is_lens(self) -> bool:
+        """Whether it is a Lens transformer."""
+        return self.audit.class_name == CLASS_NAME
+
+    @cached_property
+    def component_files(self) -> dict[str, str]:
+        """sha256 of the transformer's weight files, by name."""
+        prefix = self.audit.checkpoint.prefix
+        names = [header.file.name for header in self.audit.checkpoint.headers]
+        return {name: self.manifest.files[prefix + name].sha256 for name in names}
+
+    @property
+    def written(self) -> dict[str, str]:
+        """sha256 of the files that ``convert`` wrote, by path."""
+        return {name: file.sha256 for name, file in self.manifest.files.items() if name not in self.added}
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Files that an earlier card listed."""
+        card = self.content.get("card")
+        names = card.get("files") if isinstance(card, dict) else None
+        return tuple(name for name in names or () if isinstance(name, str) and name in self.manifest.files)
+
+    @property
+    def stored_elements(self) -> int:
+        """Elements as the file stores them: what the Hub counts as parameters, a byte of packed codes as one."""
+        return sum(prod(tensor.entry.shape) for tensor in self.audit.checkpoint.tensors.values())
+
+    @property
+    def total_bytes(self) -> int:
+        """Footprint of the transformer."""
+        return self.audit.checkpoint.total_bytes
+
+    @property
+    def source_bytes(self) -> int:
+        """Footprint of what it was made from."""
+        return sum(self.content["source"]["bytes_by_dtype"].values())
+
+    @property
+    def families(self) -> tuple[FamilyFootprint, ...]:
+        """What each takes, the largest first."""
+        return self.audit.footprints()
+
+    def role(self, family: str) -> str:
+        """What a family holds, in words."""
+        return _LENS_ROLES.get(family, family) if self.is_lens else family
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """How many weights share a scale, as the shapes of weights and scales tell."""
+        found = set()
+        for module in self.audit.modules.values():
+            scale, elements = module.parts.get("scale"), module.elements
+            if scale is not None and elements and prod(scale.shape):
+                found.add(elements // prod(scale.shape))
+        return sorted(found)
+
+    @property
+    def skip_patterns(self) -> list[str]:
+        """Patterns with a star among what is not quantized: those that a recipe asked for."""
+        names = self.audit.config.get("modules_to_not_convert") or ()
+        return sorted(name for name in names if "*" in name)
+
+    @property
+    def kept_dtypes(self) -> list[str]:
+        """Dtypes of what is not quantized."""
+        return sorted({entry.dtype for entry in self.audit.kept.values()})
+
+    @property
+    def source_dtypes(self) -> list[str]:
+        """Dtypes of what it was made from."""
+        return sorted(self.content["source"]["bytes_by_dtype"])
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """Content of the summary that ``convert`` wrote."""
+        return read_json(self.root / SUMMARY_NAME) if SUMMARY_NAME in self.written else None
+
+    def figures(self) -> dict[str, Any]:
+        """Sizes and numbers, for templates."""
+        loaded = figures.LOADED_BYTES * self.audit.parameters
+        return {
+            "bytes": self.total_bytes,
+            "source_bytes": self.source_bytes,
+            "loaded_bytes": loaded,
+            "vs_source": figures.reduction(self.source_bytes, self.total_bytes),
+            "vs_bf16": figures.reduction(loaded, self.total_bytes),
+            "parameters": self.audit.parameters,
+            "stored_elements": self.stored_elements,
+            "tensors": len(self.audit.checkpoint.tensors),
+            "source_tensors": self.manifest.source_tensors,
+            "quantized_modules": len(self.audit.modules),
+            "quantized_bytes": sum(e.bytes for m in self.audit.modules.values() for e in m.parts.values()),
+            "kept_bytes": sum(entry.bytes for entry in self.audit.kept.values()),
+            "bytes_by_dtype": self.audit.checkpoint.bytes_by_dtype,
+        }
+
+
+def read_release(root: Path) -> CardRelease:
+    """Read a release, and refuse one that is not what it says.
+
+    Raises:
+        MissingInput: it is not there, or has no manifest.
+        MalformedCheckpoint: a file breaks its format, or a check of its headers failed.
+        UnsupportedCheckpoint: it is not quantized.
+    """
+    where = printable(str(root))
+    if not root.is_dir():
+        raise MissingInput(f"{where}: no such folder", "Give the folder that `lensconv convert` made.")
+    manifest = read_manifest(root)
+    if manifest is None:
+        raise MissingInput(f"{where}: has no {MANIFEST_NAME}", "Make the release with `lensconv convert`.")
+    audit = Audit(root, component=manifest.component or None)
+    if not audit.modules:
+        raise UnsupportedCheckpoint(f"{where}: no module of it is quantized", "Make it with `lensconv convert`.")
+    _check(audit, manifest)
+    components = _read_index(root)
+    return CardRelease(root, manifest, read_json(root / MANIFEST_NAME), audit, components, _encoder(root, components))
+
+
+def _check(audit: Audit, manifest: Manifest) -> None:
+    """Compare the weights with the manifest, and ask what ``verify`` asks.
+
+    Files that the manifest lists beside them may be about to change.
+    """
+    for header in audit.checkpoint.headers:
+        name = audit.checkpoint.prefix + header.file.name
+        listed = manifest.files.get(name)
+        if listed is None or listed.bytes != header.file_bytes or manifest.headers.get(name) != header.sha256:
+            raise MalformedCheckpoint(header.file, f"is not the file that {MANIFEST_NAME} lists")
+    for check in audit.report().checks:
+        if not check.ok and check.name != "manifest":
+            raise MalformedCheckpoint(audit.root, f"{check.name}: {check.detail}", hint="See `lensconv verify`.")
+
+
+def _read_index(root: Path) -> dict[str, str]:
+    if not (root / PIPELINE_INDEX).is_file():
+        return {}
+    index = read_json(root / PIPELINE_INDEX)
+    pairs = ((name, value) for name, value in index.items() if isinstance(value, list) and len(value) > 1)
+    return {name: str(value[1]) for name, value in pairs if value[1]}
+
+
+def _encoder(root: Path, components: Mapping[str, str]) -> str:
+    if "text_encoder" not in components:
+        return ""
+    try:
+        quantization = read_json(root / "text_encoder" / CONFIG_NAME).get("quantization_config")
+    except InputError:
+        return ""
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    return str(method or "")

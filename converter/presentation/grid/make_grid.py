@@ -1,0 +1,147 @@
+"""Making the comparison grid of a bench: sheets in native pixels, and a preview for the model card.
+
+Sheets are drawn one after the other, and only one image is decoded at a time. Files are written when all
+of them are there, so that what cannot be drawn leaves the files of an earlier run alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from converter.checkpoint.writer import folder_inside, replace_file, write_error
+from converter.console import Progress
+from converter.errors import EvidenceError, MissingInput, UsageError, printable
+from converter.measurement.evidence.agreement import MODELS
+from converter.measurement.evidence.files import MATRIX_NAME, METRICS_NAME, read_evidence
+from converter.measurement.evidence.origin import grid_text, origin_note
+from converter.presentation.grid.cells import Row, find_rows
+from converter.presentation.grid.layout import (
+    PREVIEW_WIDTH,
+    SIDE_LIMIT,
+    Measures,
+    Pair,
+    preview_scale,
+    ratio_name,
+    split_rows,
+)
+from converter.presentation.grid.report import GridReport
+from converter.presentation.grid.sheets import FOLDER, PREVIEW_NAME, SHEET_QUALITY, Drawing
+
+#: Names of sheets, of this run and of earlier ones.
+SHEET_PATTERN = re.compile(rf"comparison_grid_(\d+to\d+|mixed)_q{SHEET_QUALITY}(-\d+of\d+)?\.webp")
+_TITLES = ("Original", "Quantized")
+
+#: Opens a display for a label, a number and what is counted.
+ProgressFactory = Callable[[str, int, str], Progress]
+
+
+def make_grid(
+    folder: Path,
+    *,
+    output: Path | None = None,
+    preview_width: int = PREVIEW_WIDTH,
+    progress: ProgressFactory = Progress,
+    note: Callable[[str], None] = lambda _: None,
+) -> GridReport:
+    """Draw the images of a bench side by side, pixel for pixel, and write the sheets and the preview.
+
+    Args:
+        folder: holds ``comparison_matrix.json`` and the images that it names.
+        output: where ``assets/comparison`` goes; the same folder by default.
+        preview_width: pixels that the preview may be wide.
+        progress: opens a display for rows and files.
+        note: is told what people want to know.
+
+    Raises:
+        MissingInput: there is no such folder, or no matrix in it.
+        EvidenceError: the matrix is of another format; an image lies outside the folder, is broken, or is another one
+            than was measured.
+        UsageError: a single row is larger than WebP allows, or the preview is too narrow for anything.
+        OutputError: the pictures cannot be written there.
+        DiskError: there is no space.
+        DependencyError: the font is not there.
+    """
+    output = output or folder
+    if not folder.is_dir():
+        raise MissingInput(f"{printable(str(folder))}: no such folder", "Check the path; `lensconv bench` makes one.")
+    matrix = read_evidence(folder / MATRIX_NAME)[1]
+    rows = find_rows(folder, matrix)
+    titles = _titles(folder, note)
+    place = folder_inside(output, str(FOLDER))
+    sizes = [row.sizes for row in rows]
+    counts = _split(sizes)
+    scale = preview_scale(sizes, preview_width, least=1 if len(counts) == 1 else 2)
+    if scale is None:
+        raise UsageError(f"--preview-width {preview_width}: too narrow for two columns", "Allow more.")
+    if len(counts) > 1:
+        note(f"WebP allows {SIDE_LIMIT} pixels a side: {len(rows)} rows are split over {len(counts)} sheets")
+    with progress("drawing the grid", len(rows) + len(counts) + 1, "steps") as display:
+        drawing = Drawing(rows, titles, scale, origin_note(grid_text(matrix)), display)
+        drawn = [drawing.draw_sheet(name, count) for name, count in zip(_names(rows, counts), counts, strict=True)]
+        drawn_preview = drawing.draw_preview()
+    report = GridReport(output, tuple(sheet for sheet, _ in drawn), drawn_preview[0])
+    if report.preview_rows < report.rows:
+        note(f"the preview shows the first {report.preview_rows} of {report.rows} rows, as many as WebP allows")
+    contents = {Path(sheet.file).name: content for sheet, content in drawn}
+    _write(place, {**contents, PREVIEW_NAME: drawn_preview[1]})
+    return report
+
+
+def _titles(folder: Path, note: Callable[[str], None]) -> tuple[str, str]:
+    """Names of the models, where a valid file tells them."""
+    if not os.path.lexists(folder / METRICS_NAME):
+        return _TITLES
+    try:
+        models = read_evidence(folder / METRICS_NAME)[1]["models"]
+    except (EvidenceError, MissingInput) as error:
+        note(f"{error.message}; the columns are titled {' and '.join(_TITLES)}")
+        return _TITLES
+    original, quantized = (str(models[model]["label"]) for model in MODELS)
+    return original, quantized
+
+
+def _split(sizes: Sequence[Pair]) -> list[int]:
+    """How many rows each sheet has."""
+    measures = Measures.of(sizes)
+    counts = split_rows(measures, sizes) if measures.width <= SIDE_LIMIT else None
+    if counts is None:
+        row = max(sizes, key=lambda pair: (sum(size.width for size in pair), max(size.height for size in pair)))
+        shown = " and ".join(f"{size.width}x{size.height}" for size in row)
+        raise UsageError(
+            f"a row of the grid, with images such as {shown} beside each other, is larger than the {SIDE_LIMIT} pixels "
+            "a side that WebP allows",
+            "Compare smaller images; the grid never resamples them.",
+        )
+    return counts
+
+
+def _names(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
+    """Names of the sheets."""
+    name = f"comparison_grid_{ratio_name(cell.size for row in rows for cell in row.cells)}_q{SHEET_QUALITY}"
+    if len(counts) == 1:
+        return [f"{name}.webp"]
+    return [f"{name}-{number}of{len(counts)}.webp" for number in range(1, len(counts) + 1)]
+
+
+def _write(place: Path, contents: Mapping[str, bytes]) -> None:
+    """Write the pictures, each whole or not at all, and remove the sheets of earlier runs."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(place, error) from error
+    for name, content in contents.items():
+        replace_file(place / name, content)
+    try:
+        for file in sorted(place.iterdir()):
+            # A link is removed itself, not what it leads to.
+            if (
+                SHEET_PATTERN.fullmatch(file.name)
+                and file.name not in contents
+                and (file.is_symlink() or file.is_file())
+            ):
+                file.unlink()
+    except OSError as error:
+        raise write_error(place, error) from error

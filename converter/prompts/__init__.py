@@ -1,1 +1,0 @@
-"""Prompt suites: what is drawn to compare two models, and which texts every image must show."""

@@ -1,0 +1,200 @@
+"""A verification from beginning to end: headers first, then whatever else was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from converter.checkpoint.header import TensorEntry
+from converter.checkpoint.source import (
+    DENOISERS,
+    PIPELINE_INDEX,
+    Checkpoint,
+    SourceTensor,
+    open_checkpoint,
+    pipeline_components,
+    read_json,
+)
+from converter.console import Progress
+from converter.conversion.planning.plan import Plan
+from converter.conversion.planning.prediction import predict_plan
+from converter.conversion.recipe.recipe import Recipe, find_recipe
+from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME
+from converter.errors import InputError, UsageError, printable
+from converter.hub.places import HubPlace, is_place, parse_place
+from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
+from converter.verification.audit import Audit
+from converter.verification.configuration import differing_options
+from converter.verification.manifest import check_sums, files_below
+from converter.verification.report import Check, VerifyReport, list_problems
+
+#: What says who computed and where, not what.
+_PLACEMENT = ("sdnq_version", "quantization_device", "return_device", "non_blocking")
+
+
+def verify(
+    path: Path | str,
+    *,
+    component: str | None = None,
+    against: Path | None = None,
+    recipe: str | Recipe | None = None,
+    checksums: bool = False,
+    load: bool = False,
+    fail_under_sqnr: float | None = None,
+    progress: Callable[[str, int], Progress] = Progress,
+) -> VerifyReport:
+    """Check whether a quantized checkpoint is what it should be.
+
+    Headers and small files are always checked, without torch. The rest is done on request.
+
+    Args:
+        path: a component folder, a pipeline repo or a ``.safetensors`` file; or ``hf://OWNER/NAME`` with an optional
+            ``@REVISION``, of which nothing but headers and small files is read.
+        component: which component of a pipeline repo; its denoiser by default.
+        against: the checkpoint that it was made from, to compare every weight with; for a repo on the Hub the release
+            on disk, to compare every file with.
+        recipe: a recipe, its name or its file, that it must be the result of.
+        checksums: whether to compare every file with the manifest.
+        load: whether to load it through SDNQ's loader and through its library.
+        fail_under_sqnr: least signal-to-quantization-noise ratio of a module, in dB; needs ``against``.
+        progress: opens a display for a label and a number of bytes.
+
+    Raises:
+        InputError: a file is missing or malformed, or what was asked for makes no sense.
+        ResourceError: memory or a package is lacking.
+        HubError: the Hub refuses, or cannot be reached.
+    """
+    if isinstance(path, str) and is_place(path):
+        if checksums or load or fail_under_sqnr is not None:
+            raise UsageError(
+                f"{printable(path)}: --checksums, --load and --fail-under-sqnr need the weights, which stay on the Hub",
+                "Download the repo with `hf download OWNER/NAME --local-dir DIR`, then verify DIR.",
+            )
+        return _verify_remote(parse_place(path), component=component, against=against, recipe=recipe, progress=progress)
+    path = Path(path)
+    if fail_under_sqnr is not None and against is None:
+        raise UsageError("--fail-under-sqnr needs --against SOURCE", "Without the source there is nothing to measure.")
+    audit = Audit(path, component=component)
+    source = _open_source(against, audit) if against is not None else None
+    extra: list[Check] = []
+    fidelity = {}
+    if recipe is not None:
+        extra.append(_check_recipe(audit, source, recipe))
+    if checksums:
+        if not (audit.root / MANIFEST_NAME).is_file():
+            raise UsageError(f"{printable(str(audit.root))}: has no {MANIFEST_NAME} to compare checksums with")
+        total = sum(files_below(audit.root).values())
+        with progress("hashing", total) as shown:
+            extra.append(check_sums(audit.root, shown))
+    if source is not None:
+        from converter.verification.fidelity import measure_fidelity
+
+        measured = measure_fidelity(audit, source, progress=progress, fail_under_sqnr=fail_under_sqnr)
+        extra += measured.checks
+        fidelity = measured.to_dict()
+    if load:
+        from converter.verification.loading import check_loading
+
+        extra += check_loading(audit)
+    return audit.report(extra, fidelity)
+
+
+def _verify_remote(
+    place: HubPlace,
+    *,
+    component: str | None,
+    against: Path | None,
+    recipe: str | Recipe | None,
+    progress: Callable[[str, int], Progress],
+) -> VerifyReport:
+    """Check a repo on the Hub by what its headers, its small files and the Hub's records say."""
+    from converter.hub.shadow import shadowed
+    from converter.verification.remote import RemoteVerifyReport, check_local, check_records, local_sizes
+
+    # What is wrong with the local side needs no network to be told.
+    sizes = local_sizes(against) if against is not None else {}
+    with shadowed(place, component) as shadow:
+        audit = Audit(shadow.folder, component=component)
+        extra = [_check_recipe(audit, None, recipe)] if recipe is not None else []
+        extra.append(check_records(shadow, audit.manifest))
+        if against is not None:
+            with progress("hashing", sum(sizes.values())) as shown:
+                extra.append(check_local(shadow.repo, against, sizes, shown))
+        return RemoteVerifyReport.of(audit.report(extra), shadow)
+
+
+def _open_source(path: Path, audit: Audit) -> Checkpoint:
+    """Open the source, which may be a pipeline repo where the quantized checkpoint is not, or the other way round.
+
+    Raises: what ``open_checkpoint`` raises.
+    """
+    if not (path / PIPELINE_INDEX).is_file():
+        return open_checkpoint(path)
+    if audit.checkpoint.component:
+        return open_checkpoint(path, component=audit.checkpoint.component)
+    components = pipeline_components(path) if audit.class_name else ()
+    candidates = [name for name in components if _class_in(path / name) == audit.class_name]
+    # Two components can be of one class; the name of the folder then tells which one is meant.
+    preferred = (audit.checkpoint.folder.resolve().name, *DENOISERS, *candidates)
+    return open_checkpoint(path, component=next((name for name in preferred if name in candidates), None))
+
+
+def _class_in(folder: Path) -> str:
+    """The class that a component's config names; empty when it names none."""
+    try:
+        config = read_json(folder / CONFIG_NAME)
+    except InputError:
+        return ""
+    return Checkpoint(folder=folder, headers=(), tensors={}, config=config, stem="").class_name
+
+
+def _check_recipe(audit: Audit, source: Checkpoint | None, recipe: str | Recipe) -> Check:
+    """Compare names, dtypes and shapes with what a recipe makes of the model, in both directions."""
+    chosen = recipe if isinstance(recipe, Recipe) else find_recipe(recipe, audit.class_name)
+    plan = _plan_recipe(audit, source, chosen)
+    planned = {spec.name: (spec.dtype, spec.shape) for spec in plan.specs}
+    found = {name: (tensor.entry.dtype, tensor.entry.shape) for name, tensor in audit.checkpoint.tensors.items()}
+    problems = [f"{printable(name)} is missing" for name in sorted(planned.keys() - found.keys())]
+    problems += [f"{printable(name)} is one too many" for name in sorted(found.keys() - planned.keys())]
+    for name in sorted(planned.keys() & found.keys()):
+        if planned[name] != found[name]:
+            (dtype, shape), (wanted, wanted_shape) = found[name], planned[name]
+            problems.append(f"{printable(name)} is {dtype} {list(shape)}, by the recipe {wanted} {list(wanted_shape)}")
+    # A plan that was predicted knows no more of the configuration than the recipe says.
+    options = plan.quantization_config or chosen.options
+    known = {key: value for key, value in options.items() if key not in _PLACEMENT}
+    different = differing_options(known, audit.config, only_shared=True)
+    if different:
+        problems.insert(0, f"the quantization config disagrees with the recipe on {different}")
+    return list_problems("recipe", problems, f"all {len(planned)} tensors are as {printable(chosen.name)} makes them")
+
+
+def _plan_recipe(audit: Audit, source: Checkpoint | None, recipe: Recipe) -> Plan:
+    if recipe.is_data_dependent:
+        raise UsageError(
+            f"recipe {recipe.name}: the weights decide its dtypes, so that it cannot be checked by headers"
+        )
+    model = source
+    if model is None:
+        if audit.class_name != CLASS_NAME:
+            raise UsageError("--recipe needs --against SOURCE for a class other than Lens")
+        if not audit.checkpoint.config:
+            raise UsageError("--recipe needs --against SOURCE for weights without a config.json")
+        model = _unquantized_lens(audit.checkpoint)
+    plan = predict_plan(model, recipe)
+    if plan is None:
+        from converter.conversion.planning.planner import plan_with_sdnq
+
+        plan = plan_with_sdnq(model, recipe)
+    return plan
+
+
+def _unquantized_lens(checkpoint: Checkpoint) -> Checkpoint:
+    """The headers that the unquantized form of a Lens checkpoint has."""
+    tensors = {
+        name: SourceTensor(TensorEntry(name, "F32", shape, 0, 0), checkpoint.folder, 0)
+        for name, shape in lens_tensors(LensConfig.from_dict(checkpoint.config))
+    }
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    return replace(checkpoint, tensors=tensors, config=config)
