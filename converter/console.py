@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from converter.errors import LensconvError, OutputError, printable
+from converter.errors import LensconvError, OutputError, printable, reason_of
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -29,7 +29,7 @@ LINE_LIMIT = 2000
 
 
 class Progress:
-    """How far some work has come. This one shows nothing; it is what library calls get.
+    """How far some work has come. This one shows nothing.
 
     Args:
         label: what is being done.
@@ -151,8 +151,23 @@ class BarProgress(Progress):
         self._bar.stop()
 
 
+class Reporter:
+    """Where work tells how far it has come and what its user wants to know. This one shows nothing."""
+
+    def progress(self, label: str, total: int, unit: str = "") -> Progress:
+        """Show the progress of work on so many bytes, or on so many of what ``unit`` says, as a context manager."""
+        return Progress(label, total, unit)
+
+    def note(self, text: str) -> None:
+        """Say something that users want to know."""
+
+
+#: What library calls report to unless told otherwise.
+SILENT = Reporter()
+
+
 @dataclass
-class Console:
+class Console(Reporter):
     """Where a command's results, notes, errors and progress go."""
 
     as_json: bool = False
@@ -189,7 +204,7 @@ class Console:
         self._write(f"error: {error.message}" + (f". {error.hint}" if error.hint else ""))
 
     def progress(self, label: str, total: int, unit: str = "") -> Progress:
-        """Show the progress of work on so many bytes, or on so many of what ``unit`` says, as a context manager."""
+        """Show progress as a bar on a terminal, as lines elsewhere."""
         if self.quiet:
             return Progress(label, total, unit)
         if self._error_stream().isatty():
@@ -210,7 +225,7 @@ class Console:
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise OutputError(f"the result cannot be written to stdout: {error.strerror or error}") from error
+            raise OutputError(f"the result cannot be written to stdout: {reason_of(error)}") from error
 
     def _error_stream(self) -> TextIO:
         return cast(TextIO, _Forgiving(self.stderr or sys.stderr))

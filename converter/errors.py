@@ -5,14 +5,15 @@ Each class carries the exit code of the command that it ends; nothing else in th
 LensconvError               exit 1: what was examined or made is not what it should be
 ├── InputError               exit 2: what was given is malformed, missing or unsupported
 │   ├── UsageError               the command line itself
-│   ├── MissingInput             a file or folder is not there, or cannot be read
-│   ├── MalformedCheckpoint      a safetensors file, an index or a config breaks its format, or they disagree
+│   ├── FileError                a file at fault is named
+│   │   ├── MissingInput             a file or folder is not there, or cannot be read
+│   │   ├── MalformedCheckpoint      a safetensors file, an index or a config breaks its format, or they disagree
+│   │   ├── RecipeError              a recipe is malformed, or names nothing in the model
+│   │   ├── SuiteError               a suite of prompts, or a card that should hold one, is malformed
+│   │   └── EvidenceError            a file of measurements has another format, or its figures contradict each other
 │   ├── UnsupportedCheckpoint    well formed, but not something that can be converted or checked
 │   ├── NonFiniteWeight          NaN or infinity where a weight should be
-│   ├── RecipeError              a recipe is malformed, or names nothing in the model
-│   ├── SuiteError               a suite of prompts, or a card that should hold one, is malformed
-│   ├── EvidenceError            a file of measurements is of another format, or its figures contradict each other
-│   └── OutputError              the place to write to is taken, inside the source, read-only or in use
+│   └── OutputError              the output exists already, lies inside the source, is read-only or in use
 ├── ResourceError            exit 3: the machine lacks something
 │   ├── DiskError                free space
 │   ├── MemoryLimitError         memory
@@ -31,6 +32,9 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import ClassVar
 
+#: Characters of a message or a hint.
+MESSAGE_LIMIT = 2000
+
 
 class LensconvError(Exception):
     """Base of all errors raised on purpose: one line that says what is wrong, and one that says what to do.
@@ -43,9 +47,9 @@ class LensconvError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = printable(message, 2000)
-        self.hint = printable(hint, 2000)
+        self.message = printable(message, MESSAGE_LIMIT)
+        super().__init__(self.message)
+        self.hint = printable(hint, MESSAGE_LIMIT)
 
     def to_dict(self) -> dict[str, dict[str, str]]:
         """The object that ``--json`` prints in place of a result."""
@@ -74,32 +78,51 @@ class UsageError(InputError):
     """The command line does not make sense."""
 
 
-class MissingInput(InputError):
-    """A file or folder is not there, or cannot be read."""
-
-
-class MalformedCheckpoint(InputError):
-    """A file of a checkpoint breaks its format, or disagrees with another.
+class FileError(InputError):
+    """A file cannot be used.
 
     Args:
-        file: the file at fault.
+        file: the file at fault, or whatever else says where the fault is.
         reason: what is wrong with it.
+        hint: what to do next; by default what the class says.
         tensor: the tensor at fault, where there is one.
-        hint: what to do next.
     """
 
+    default_hint: ClassVar[str] = ""
+
     def __init__(
-        self,
-        file: PurePath | str,
-        reason: str,
-        *,
-        tensor: str | None = None,
-        hint: str = "Download or write the file again, then compare its checksum with the publisher's.",
+        self, file: PurePath | str, reason: str, hint: str | None = None, *, tensor: str | None = None
     ) -> None:
         where = printable(str(file))
         if tensor is not None:
             where += f": tensor {printable(tensor)}"
-        super().__init__(f"{where}: {reason}", hint)
+        super().__init__(f"{where}: {reason}", self.default_hint if hint is None else hint)
+
+
+class MissingInput(FileError):
+    """A file or folder is not there, or cannot be read."""
+
+    default_hint = "Check the path and its permissions."
+
+
+class MalformedCheckpoint(FileError):
+    """A file of a checkpoint breaks its format, or disagrees with another."""
+
+    default_hint = "Download or write the file again, then compare its checksum with the publisher's."
+
+
+class RecipeError(FileError):
+    """A recipe is malformed, or names something that the model does not have."""
+
+
+class EvidenceError(FileError):
+    """A file of measurements is not what it should be."""
+
+    default_hint = "Measure again with `lensconv bench`; do not edit it."
+
+
+class SuiteError(FileError):
+    """A suite of prompts is malformed, or a card holds none that can be read without guessing."""
 
 
 class UnsupportedCheckpoint(InputError):
@@ -108,29 +131,6 @@ class UnsupportedCheckpoint(InputError):
 
 class NonFiniteWeight(InputError):
     """A weight holds NaN, infinity, or a value that overflows bfloat16."""
-
-
-class RecipeError(InputError):
-    """A recipe is malformed, or names something that the model does not have."""
-
-
-class EvidenceError(InputError):
-    """A file of measurements is not what it should be.
-
-    Args:
-        file: the file at fault.
-        reason: what is wrong with it.
-        hint: what to do next.
-    """
-
-    def __init__(
-        self, file: PurePath | str, reason: str, hint: str = "Measure again with `lensconv bench`; do not edit it."
-    ) -> None:
-        super().__init__(f"{printable(str(file))}: {reason}", hint)
-
-
-class SuiteError(InputError):
-    """A suite of prompts is malformed, or a card holds none that can be read without guessing."""
 
 
 class OutputError(InputError):
@@ -183,7 +183,23 @@ class Interrupted(LensconvError):
     exit_code = 130
 
 
+def unreadable(file: PurePath | str, error: OSError, hint: str | None = None) -> MissingInput:
+    """The error for a file that the system does not let us read."""
+    return MissingInput(file, reason_of(error), hint)
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says, without the path, which messages name themselves."""
+    return error.strerror or str(error)
+
+
 def printable(text: str, limit: int = 200) -> str:
-    """Make a string from a file safe to show: control characters escaped, one line, at most ``limit`` characters."""
+    """Make a string from a file safe to show: control characters escaped, one line, at most ``limit`` characters.
+
+    What is too long loses its middle: names are told apart by their ends, and messages end with what is wrong.
+    """
     safe = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-    return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+    if len(safe) <= limit:
+        return safe
+    head = limit // 2
+    return f"{safe[:head]}…{safe[len(safe) - (limit - head - 1) :]}"

@@ -19,7 +19,7 @@ import jsonschema
 import pytest
 import torch
 
-from converter.console import Progress
+from converter.console import SILENT, Progress
 from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput, OutputError
 from converter.measurement.benchmark.assembly import Assembly
 from converter.measurement.benchmark.changes import refuse_changed_files
@@ -372,14 +372,14 @@ def test_files_of_another_benchmark_are_not_mixed_in(
 
 def test_weights_that_change_are_refused(tiny_repo: Path, tiny_release: Path, tmp_path: Path) -> None:
     release = shutil.copytree(tiny_release, tmp_path / "release")
-    subjects = open_subjects(tiny_repo, release, Progress)
+    subjects = open_subjects(tiny_repo, release, SILENT)
     for subject in subjects:
         refuse_changed_files(subject.states)
     (file,) = (release / "vae").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     with pytest.raises(MalformedCheckpoint, match="changed while it was measured"):
         refuse_changed_files(subjects[1].states)
-    assert subjects[1].components != open_subjects(tiny_repo, release, Progress)[1].components
+    assert subjects[1].components != open_subjects(tiny_repo, release, SILENT)[1].components
     file.unlink()
     with pytest.raises(MissingInput):
         refuse_changed_files(subjects[1].states)
@@ -453,7 +453,7 @@ def test_a_journal_is_written_by_one_process(tmp_path: Path) -> None:
 def test_failures_alone_are_evidence_too(
     count: int, suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
 ) -> None:
-    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, tiny_release, Progress)}
+    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, tiny_release, SILENT)}
     prompts = PromptSuite("some", read_suite(suite).prompts[:count])
     settings = [
         choose_settings(subjects["original"].repo, prompt.prompt, GenerateOptions(seed=prompt.seed))
@@ -485,7 +485,7 @@ def test_failures_alone_are_evidence_too(
 def test_a_mode_that_failed_altogether_leaves_the_matrix_to_another(
     suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path
 ) -> None:
-    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, tiny_release, Progress)}
+    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, tiny_release, SILENT)}
     prompts = read_suite(suite)
     repo = subjects["original"].repo
     settings = [choose_settings(repo, prompt.prompt, GenerateOptions(seed=prompt.seed)) for prompt in prompts.prompts]
@@ -513,7 +513,7 @@ def test_reasons_do_not_tell_where_folders_lie(
     release = shutil.copytree(tiny_release, tmp_path / "release")
     config = release / "vae" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "latent_channels": 7}))
-    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, release, Progress)}
+    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, release, SILENT)}
     prompts = read_suite(suite)
     repo = subjects["original"].repo
     settings = [choose_settings(repo, prompt.prompt, GenerateOptions(seed=prompt.seed)) for prompt in prompts.prompts]
@@ -532,7 +532,7 @@ def test_reasons_do_not_tell_where_folders_lie(
 def test_repeats_are_medians_and_largest_peaks(
     suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path
 ) -> None:
-    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, tiny_release, Progress)}
+    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, tiny_release, SILENT)}
     prompts = read_suite(suite)
     repo = subjects["original"].repo
     settings = [choose_settings(repo, prompt.prompt, GenerateOptions(seed=prompt.seed)) for prompt in prompts.prompts]

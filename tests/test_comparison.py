@@ -23,6 +23,7 @@ from scipy import ndimage
 
 import converter.measurement.comparison.text_accuracy as text_accuracy
 from converter.cli.compare import _render
+from converter.console import SILENT
 from converter.errors import InputError, MissingInput, UsageError
 from converter.measurement.comparison.compare import compare
 from converter.measurement.comparison.images import read_pixels
@@ -32,6 +33,7 @@ from converter.measurement.comparison.pixels import psnr_db, ssim
 from converter.measurement.comparison.substring import character_error_rate, normalize, substring_distance
 from converter.measurement.comparison.text_accuracy import find_reader, language_of
 from tests.conftest import Outcome
+from tests.reporters import Notes
 
 ROOT = Path(__file__).resolve().parents[1]
 Pixels = NDArray[np.uint8]
@@ -106,16 +108,16 @@ def test_pairs_and_their_baseline(tmp_path: Path) -> None:
         save(tmp_path / "c" / f"{key[:4]}9-baseline.png")
     save(tmp_path / "a" / "sketch.jpg")
     (tmp_path / "a" / "notes.txt").touch()
-    notes: list[str] = []
-    pairs = find_pairs(tmp_path / "a", tmp_path / "b", tmp_path / "c", note=notes.append)
+    notes = Notes()
+    pairs = find_pairs(tmp_path / "a", tmp_path / "b", tmp_path / "c", reporter=notes)
     assert [(pair.id, pair.seed, pair.steps, pair.baseline_seed) for pair in pairs] == [
         ("P01", 301, 20, 9),
         ("P02", 302, 20, 9),
     ]
     assert [pair.quantized.name for pair in pairs] == ["P01-301-quantized.webp", "P02-302-quantized.webp"]
-    assert len(notes) == 1
-    assert "sketch.jpg" in notes[0]
-    assert "notes" not in notes[0]
+    assert len(notes.texts) == 1
+    assert "sketch.jpg" in notes.texts[0]
+    assert "notes" not in notes.texts[0]
 
 
 def test_images_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
@@ -160,7 +162,7 @@ def test_settings_that_disagree_are_refused(tmp_path: Path, name: str, value: ob
 def test_files_know_their_seed_better_than_their_names(tmp_path: Path) -> None:
     for folder, seed in (("a", 301), ("b", 301), ("c", 302)):
         save(tmp_path / folder / "door-2.png", settings={**SETTINGS, "seed": seed})
-    (pair,) = find_pairs(tmp_path / "a", tmp_path / "b", tmp_path / "c", note=lambda _: None)
+    (pair,) = find_pairs(tmp_path / "a", tmp_path / "b", tmp_path / "c", reporter=SILENT)
     assert (pair.key, pair.id, pair.seed, pair.baseline_seed) == ("door-2", "door-2", 301, 302)
 
 
@@ -185,7 +187,7 @@ def test_steps_must_be_those_of_the_images(tmp_path: Path) -> None:
 def test_malformed_settings_are_no_settings(tmp_path: Path, settings: str) -> None:
     save(tmp_path / "a" / "cat.png", settings=settings)
     save(tmp_path / "b" / "cat.png", settings=SETTINGS)
-    (pair,) = find_pairs(tmp_path / "a", tmp_path / "b", None, note=lambda _: None)
+    (pair,) = find_pairs(tmp_path / "a", tmp_path / "b", None, reporter=SILENT)
     assert (pair.seed, pair.steps) == (301, 20)
 
 
@@ -477,15 +479,15 @@ def test_the_report_and_its_rendering(tmp_path: Path, monkeypatch: pytest.Monkey
         save(tmp_path / folder / "P02-1.png", noise())
     save(tmp_path / "c" / "P02-2.png", noise(1))
     required = {"P01": [SIGN], "P02": [], "P03": ["absent"]}
-    notes: list[str] = []
+    notes = Notes()
     report, again = (
-        compare(tmp_path / "a", tmp_path / "b", baseline=tmp_path / "c", required=required, note=notes.append)
+        compare(tmp_path / "a", tmp_path / "b", baseline=tmp_path / "c", required=required, reporter=notes)
         for _ in range(2)
     )
     content = report.to_dict()
     assert json.dumps(content, allow_nan=False) == json.dumps(again.to_dict())
     jsonschema.validate(content, schema())
-    assert notes == ["no images of these prompts: P03"] * 2
+    assert notes.texts == ["no images of these prompts: P03"] * 2
     first, second = content["pairs"]
     assert (first["num_inference_steps"], second["num_inference_steps"]) == (20, None)
     assert content["num_inference_steps"] is None

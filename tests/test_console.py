@@ -145,7 +145,7 @@ def test_names_from_files_are_made_harmless() -> None:
     assert printable("a\x1b[31mb\nc") == "a\\x1b[31mb\\nc"
     assert printable("é中") == "é中"
     assert printable("\ud800\u202e") == "\\ud800\\u202e"
-    assert printable("x" * 300) == "x" * 199 + "…"
+    assert printable("x" * 300 + "y") == "x" * 100 + "…" + "x" * 98 + "y"
     error = MalformedCheckpoint("a\nb", "is wrong", tensor="\x07")
     assert error.message == "a\\nb: tensor \\x07: is wrong"
 

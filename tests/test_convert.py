@@ -26,6 +26,7 @@ from converter.errors import MemoryLimitError
 from converter.schemas import load_schema
 from tests.conftest import ROOT, names_in, snapshot
 from tests.reference import LENS_OPTIONS, convert_with_sdnq, weight_files
+from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS, convert_default, save_model
 
 
@@ -162,7 +163,7 @@ def test_the_prediction_is_what_sdnq_plans(lens_source: Path, tmp_path: Path) ->
 def test_a_wrong_prediction_costs_time_and_no_byte(
     lie: str, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    notes: list[str] = []
+    notes = Notes()
     monkeypatch.setattr(convert_module, "is_loaded", lambda: False)
     if lie == "another plan":
 
@@ -184,8 +185,8 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
 
         monkeypatch.setattr(PlannerProcess, "answer", lying)
         options = ConvertOptions()
-    convert(lens_source, tmp_path / "out", options=options, note=notes.append)
-    assert bool(notes) == (lie != "a planner that dies")
+    convert(lens_source, tmp_path / "out", options=options, reporter=notes)
+    assert bool(notes.texts) == (lie != "a planner that dies")
     expected = convert_with_sdnq(
         lens_source,
         tmp_path / "expected",

@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
+from converter.console import SILENT
 from converter.errors import DiskError, EvidenceError, LensconvError, MissingInput, ReleaseError, UsageError
 from converter.publication.options import PublishOptions
 from converter.rehearsal.course import Course
@@ -80,7 +81,7 @@ def test_what_was_downloaded_is_held_against_the_manifest(
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     with running_hub(HubSettings(tmp_path / "hub")) as hub:
         options = PublishOptions(receipt=tmp_path / "receipt.json")
-        course = Course(hub, release, "rehearsal/tiny", options, tmp_path, tmp_path / "x.png", lambda _: None, True)
+        course = Course(hub, release, "rehearsal/tiny", options, tmp_path, tmp_path / "x.png", SILENT, True)
         course.publish()
         sha256 = hashlib.sha256((release / WEIGHTS).read_bytes()).hexdigest()
         hub.fault("corrupt", sha256=sha256)

@@ -47,6 +47,7 @@ from converter.schemas import load_schema
 from converter.verification.remote import RemoteVerifyReport
 from converter.verification.report import VerifyReport
 from tests.conftest import Outcome
+from tests.reporters import Notes
 
 COMMIT = "c" * 40
 PLACE = "hf://maker/model"
@@ -390,7 +391,7 @@ def test_failures_without_an_answer(number: int) -> None:
         ("bearer abcdefgh1 or a basic plan", "bearer … or a basic plan"),
         ("see https://user:pass@host:1/a/b?X-Amz-Signature=s#f now", "see https://host:1/a/b now"),
         ("two\nlines\tand \x1b[31m", "two lines and \\x1b[31m"),
-        ("z" * 400, "z" * 299 + "…"),
+        ("z" * 400, "z" * 150 + "…" + "z" * 149),
     ],
 )
 def test_what_servers_say_is_made_safe(text: str, expected: str) -> None:
@@ -445,19 +446,19 @@ class Clock:
 
 def retried(*errors: BaseException, seconds: float = 300, **options: Any) -> tuple[str, list[float], list[str]]:
     """Call what fails with each error in turn and then returns; say what came of it, the waits and the notes."""
-    clock, notes, rest = Clock(), list[str](), list(errors)
+    clock, notes, rest = Clock(), Notes(), list(errors)
 
     def function() -> str:
         if rest:
             raise rest.pop(0)
         return "done"
 
-    retry = Retry(seconds, clock=clock, sleep=clock.sleep, note=notes.append)
+    retry = Retry(seconds, clock=clock, sleep=clock.sleep, reporter=notes)
     try:
         result = retry.call("hf://a/b", function, **options)
     except LensconvError as error:
         result = error.message if error.__cause__ is not None else "from nothing"
-    return result, clock.slept, notes
+    return result, clock.slept, notes.texts
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from converter.errors import DiskError, MalformedCheckpoint, OutputError
 from converter.synthesis.synthesize import synthesize
 from tests.conftest import names_in, snapshot
 from tests.reference import weight_files
+from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline
 
 
@@ -198,7 +199,7 @@ def test_a_passing_failure_keeps_what_is_finished(
     lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder that appears in the output's place costs a word, not the work."""
-    notes: list[str] = []
+    notes = Notes()
     publish = Staging.publish
 
     def taken(self: Staging) -> None:
@@ -208,8 +209,8 @@ def test_a_passing_failure_keeps_what_is_finished(
     with monkeypatch.context() as patches:
         patches.setattr(Staging, "publish", taken)
         with pytest.raises(OutputError, match="exists already"):
-            convert(lens_source, tmp_path / "out", note=notes.append)
-    assert "the same command goes on" in notes[-1]
+            convert(lens_source, tmp_path / "out", reporter=notes)
+    assert "the same command goes on" in notes.texts[-1]
     (tmp_path / "out").rmdir()
     report = convert(lens_source, tmp_path / "out")
     assert report.resumed_tensors == report.tensors

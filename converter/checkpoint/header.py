@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.dtypes import BITS, tensor_bytes
-from converter.errors import MalformedCheckpoint, MissingInput, printable
+from converter.errors import MalformedCheckpoint, MissingInput, unreadable
 
 #: The length field in front of the header.
 PREFIX_BYTES = 8
@@ -80,7 +80,7 @@ def read_header(file: Path) -> Header:
     try:
         # A pipe would block on open, and it cannot be read twice.
         if not stat.S_ISREG(file.stat().st_mode):
-            raise MissingInput(f"{printable(str(file))}: not a regular file", "Check the path.")
+            raise MissingInput(file, "not a regular file", "Check the path.")
         with file.open("rb") as stream:
             status = os.fstat(stream.fileno())
             size = status.st_size
@@ -88,7 +88,7 @@ def read_header(file: Path) -> Header:
             length = header_length(prefix, size, file)
             body = stream.read(length)
     except OSError as error:
-        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the path.") from error
+        raise unreadable(file, error) from error
     return replace(parse_header(prefix, body, size, file), stamp=_stamp(status))
 
 
@@ -173,7 +173,7 @@ def parse_json_object(content: bytes, file: Path, what: str) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
             repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-            raise MalformedCheckpoint(file, f"{what} names {printable(repeated)} twice")
+            raise MalformedCheckpoint(file, f"{what} names {repeated} twice")
         return result
 
     try:
@@ -181,7 +181,7 @@ def parse_json_object(content: bytes, file: Path, what: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise MalformedCheckpoint(file, f"{what} is not UTF-8 text (byte {error.start})") from error
     except ValueError as error:
-        raise MalformedCheckpoint(file, f"{what} is not JSON: {printable(str(error))}") from error
+        raise MalformedCheckpoint(file, f"{what} is not JSON: {error}") from error
     except RecursionError as error:
         raise MalformedCheckpoint(file, f"{what} is nested too deeply") from error
     if not isinstance(parsed, dict):
@@ -217,7 +217,7 @@ def _parse_entry(name: str, value: Any, file: Path) -> TensorEntry:
         raise fail("its entry must hold dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise fail(f"its dtype {printable(str(dtype))} is not one of the format's")
+        raise fail(f"its dtype {dtype} is not one of the format's")
     if not _is_list_of_sizes(shape) or len(shape) > MAXIMUM_DIMENSIONS:
         raise fail("its shape must be a list of at most 64 sizes, none negative")
     if not _is_list_of_sizes(offsets) or len(offsets) != 2:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.source import SourceTensor
-from converter.errors import MalformedCheckpoint, MissingInput, printable
+from converter.errors import MalformedCheckpoint, MissingInput, reason_of
 
 
 class TensorReader:
@@ -49,9 +49,7 @@ class TensorReader:
                 view = view[count:]
                 position += count
         except OSError as error:
-            raise MissingInput(
-                f"{printable(str(tensor.file))}: cannot be read: {error.strerror or error}", "Check the disk."
-            ) from error
+            raise MissingInput(tensor.file, f"cannot be read: {reason_of(error)}", "Check the disk.") from error
 
     def read_all(self, tensor: SourceTensor) -> NDArray[np.uint8]:
         """All bytes of a tensor, in a new buffer. Raises what ``read`` raises."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
-from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, UsageError, printable
+from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable
 
 #: Stems of the weight files, as diffusers and transformers name them.
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
@@ -130,27 +130,27 @@ def examine_checkpoint(path: Path, *, component: str | None = None) -> Checkpoin
     """
     if path.is_file():
         if component is not None:
-            raise UsageError(f"{printable(str(path))} is a file; only a pipeline repo has components")
+            raise UsageError(f"{path} is a file; only a pipeline repo has components")
         return _examine_file(path)
     if not path.is_dir():
-        raise MissingInput(f"{printable(str(path))}: no such file or folder", "Check the path.")
+        raise MissingInput(path, "no such file or folder", "Check the path.")
     if not (path / PIPELINE_INDEX).is_file():
         if component is not None:
-            raise UsageError(f"{printable(str(path))} has no {PIPELINE_INDEX}; only a pipeline repo has components")
+            raise UsageError(f"{path} has no {PIPELINE_INDEX}; only a pipeline repo has components")
         return _examine_folder(path, component="", pipeline=None)
     components = pipeline_components(path)
     if component is None:
         component = next((name for name in DENOISERS if name in components), None)
         if component is None:
             raise UnsupportedCheckpoint(
-                f"{printable(str(path / PIPELINE_INDEX))} names neither {' nor '.join(DENOISERS)}",
+                f"{path / PIPELINE_INDEX} names neither {' nor '.join(DENOISERS)}",
                 f"Name one with --component: {', '.join(components) or 'it names none'}.",
             )
     elif component not in components:
-        raise UsageError(f"{printable(component)} is no component of {printable(str(path))}: {', '.join(components)}")
+        raise UsageError(f"{component} is no component of {path}: {', '.join(components)}")
     folder = path / component
     if not folder.is_dir():
-        raise MissingInput(f"{printable(str(folder))}: no such folder, though {PIPELINE_INDEX} names it")
+        raise MissingInput(folder, f"no such folder, though {PIPELINE_INDEX} names it")
     return _examine_folder(folder, component=component, pipeline=path)
 
 
@@ -167,7 +167,7 @@ def pipeline_components(pipeline: Path) -> tuple[str, ...]:
         if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
             continue
         if not is_plain_name(name):
-            raise MalformedCheckpoint(file, f"component {printable(name)} leads out of the folder")
+            raise MalformedCheckpoint(file, f"component {name} leads out of the folder")
         names.append(name)
     return tuple(names)
 
@@ -181,11 +181,11 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     try:
         if not file.is_file():
-            raise MissingInput(f"{printable(str(file))}: no such file", "Check the path.")
+            raise MissingInput(file, "no such file", "Check the path.")
         with file.open("rb") as stream:
             content = stream.read(MAXIMUM_JSON_BYTES + 1)
     except OSError as error:
-        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the path.") from error
+        raise unreadable(file, error) from error
     if len(content) > MAXIMUM_JSON_BYTES:
         raise MalformedCheckpoint(file, f"is longer than {MAXIMUM_JSON_BYTES} bytes")
     return parse_json_object(content, file, what="its content")
@@ -200,7 +200,7 @@ def list_folder(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        raise MissingInput(f"{printable(str(folder))}: {error.strerror or error}", "Check the path.") from error
+        raise unreadable(folder, error) from error
 
 
 def is_plain_name(name: str) -> bool:
@@ -255,9 +255,7 @@ def _examine_folder(folder: Path, *, component: str, pipeline: Path | None) -> C
         names = [stem + WEIGHTS_SUFFIX]
     for name in names:
         if name not in present:
-            raise MissingInput(
-                f"{printable(str(folder / name))}: no such file, though {index.name} names it", "Download it again."
-            )
+            raise MissingInput(folder / name, f"no such file, though {index.name} names it", "Download it again.")
     headers = tuple(read_header(folder / name) for name in names)
     tensors, duplicates = _locate(headers)
     problems += duplicates
@@ -287,18 +285,19 @@ def _find_stem(folder: Path, present: list[str]) -> str:
     where = printable(str(folder))
     if present:
         raise MissingInput(
-            f"{where}: holds {len(present)} safetensors files and no index that says how they belong together",
+            where,
+            f"holds {len(present)} safetensors files and no index that says how they belong together",
             f"Download the {INDEX_SUFFIX.removeprefix('.')} file too.",
         )
     pickles = sorted(file for file in list_folder(folder) if file.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise _pickle_error(pickles[0])
-    raise MissingInput(f"{where}: holds no safetensors weights", "Check the path.")
+    raise MissingInput(where, "holds no safetensors weights", "Check the path.")
 
 
 def _pickle_error(file: Path) -> UnsupportedCheckpoint:
     return UnsupportedCheckpoint(
-        f"{printable(str(file))}: may hold a pickle, which can run code when it is opened; lensconv never does",
+        f"{file}: may hold a pickle, which can run code when it is opened; lensconv never does",
         "Convert it to safetensors first.",
     )
 
@@ -309,9 +308,9 @@ def _read_weight_map(index: Path) -> dict[str, str]:
         raise MalformedCheckpoint(index, "has no weight_map")
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not name.endswith(WEIGHTS_SUFFIX):
-            raise MalformedCheckpoint(index, f"maps to {printable(str(name))}, no safetensors file", tensor=tensor)
+            raise MalformedCheckpoint(index, f"maps to {name}, no safetensors file", tensor=tensor)
         if not is_plain_name(name):
-            raise MalformedCheckpoint(index, f"maps to {printable(name)}, which leads out of the folder", tensor=tensor)
+            raise MalformedCheckpoint(index, f"maps to {name}, which leads out of the folder", tensor=tensor)
     return weight_map
 
 

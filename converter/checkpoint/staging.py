@@ -81,7 +81,7 @@ class Staging:
         #: Numbers that are not finite, by the tensor of the source that holds them.
         self.nonfinite: dict[str, int] = {}
         if output.name in ("", ".."):
-            raise OutputError(f"{printable(str(output))}: the output needs a name of its own")
+            raise OutputError(f"{output}: the output needs a name of its own")
         journal = self._read_journal()
         #: Whether an earlier run was killed right after it put this very output in place.
         self.was_published = (
@@ -133,7 +133,7 @@ class Staging:
         if taken:
             # Either somebody holds the lock, or has just finished and removed the folder that we locked.
             self._created_parents.clear()
-            raise OutputError(f"{printable(str(self.output))}: another conversion is writing it", "Wait for it to end.")
+            raise OutputError(f"{self.output}: another conversion is writing it", "Wait for it to end.")
         self._put_back_replaced()
 
     def _put_back_replaced(self) -> None:
@@ -176,7 +176,7 @@ class Staging:
                 return journal.finished
             if different not in ([], ["boot"]):
                 raise OutputError(
-                    f"{printable(str(self.output))}: an interrupted conversion differs in: {', '.join(different)}",
+                    f"{self.output}: an interrupted conversion differs in: {', '.join(different)}",
                     "Drop what it did with --restart, or convert to another folder.",
                 )
         self.begin(content)
@@ -196,7 +196,7 @@ class Staging:
         self._close_journal()
         foreign = sorted(entry for entry in self.folder.iterdir() if entry.name not in _OWN_NAMES)
         if foreign:
-            raise OutputError(f"{printable(str(foreign[0]))}: not made by lensconv", "Move it out of the way.")
+            raise OutputError(f"{foreign[0]}: not made by lensconv", "Move it out of the way.")
         try:
             # The journal goes first: were the process killed in between, what is left would count as rubbish.
             self._journal_path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from converter.checkpoint.layout import Layout
-from converter.errors import DiskError, OutputError, ResourceError, printable
+from converter.errors import DiskError, OutputError, ResourceError, printable, reason_of
 
 
 class SlotWriter:
@@ -104,7 +104,7 @@ def write_error(place: Path, error: OSError) -> ResourceError | OutputError:
         return ResourceError(f"{where}: {error.strerror}", "Allow more with ulimit -n, or write fewer, larger shards.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskError(f"{where}: {error.strerror}", "Free some space, or write to another disk.")
-    return OutputError(f"{where}: cannot be written: {error.strerror or error}", "Write to another folder.")
+    return OutputError(f"{where}: cannot be written: {reason_of(error)}", "Write to another folder.")
 
 
 def refuse_taken_place(output: Path, *, overwrite: bool) -> None:

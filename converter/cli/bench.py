@@ -80,8 +80,7 @@ def command(
         suite,
         measuring,
         drawing,
-        progress=console.progress,
-        note=console.note,
+        reporter=console,
     )
     console.result(report.to_dict(), *_render(report.evidence, report))
     context.exit(0 if report.ok else 1)

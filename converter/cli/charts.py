@@ -28,7 +28,7 @@ def command(console: Console, /, directory: Path, output: Path | None) -> None:
     # Importing this takes a moment; what is wrong with the command line is said at once.
     from converter.presentation.charts.draw_charts import CHARTS_FOLDER, draw_charts
 
-    report = draw_charts(directory, output=output, note=console.note)
+    report = draw_charts(directory, output=output, reporter=console)
     names = ", ".join(chart.name for chart in report.charts)
     files = sum(len(chart.files) for chart in report.charts)
     console.result(report.to_dict(), f"{(output or directory) / CHARTS_FOLDER}: {names}, {files} files.")

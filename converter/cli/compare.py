@@ -73,8 +73,7 @@ def command(
         steps=steps,
         lpips=lpips,
         text=not no_text,
-        progress=console.progress,
-        note=console.note,
+        reporter=console,
     )
     console.result(report.to_dict(), *_render(report))
 

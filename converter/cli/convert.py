@@ -57,8 +57,7 @@ def command(
             output,
             recipe,
             ConvertOptions(component=component, settings=settings, **options),
-            progress=console.progress,
-            note=console.note,
+            reporter=console,
         )
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted", "Run the same command again to go on.") from error

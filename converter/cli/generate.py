@@ -49,7 +49,7 @@ def command(console: Console, /, repo: Path, prompt: str, output: Path, **option
     from converter.libraries import load_library
 
     report = load_library("converter.measurement.generation.generate", compiles=True).generate(
-        repo, prompt, output, GenerateOptions(**options), progress=console.progress, note=console.note
+        repo, prompt, output, GenerateOptions(**options), reporter=console
     )
     settings = report.settings
     quantization = settings["quantization"]

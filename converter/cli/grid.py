@@ -47,7 +47,7 @@ def command(console: Console, folder: Path, output: Path | None, preview_width: 
     # Importing this takes a moment; help does without.
     from converter.presentation.grid.make_grid import make_grid
 
-    report = make_grid(folder, output=output, preview_width=preview_width, progress=console.progress, note=console.note)
+    report = make_grid(folder, output=output, preview_width=preview_width, reporter=console)
     console.result(report.to_dict(), *_lines(report))
 
 

@@ -27,6 +27,7 @@ from converter.errors import (
     MemoryLimitError,
     UsageError,
     printable,
+    reason_of,
 )
 
 #: Subcommands in the order of a day's work.
@@ -203,7 +204,7 @@ def _usage_error(error: click.ClickException) -> LensconvError:
 def _system_error(error: OSError) -> LensconvError:
     """What the system refused, where no room had more to say about it."""
     where = printable(str(error.filename)) + ": " if error.filename else ""
-    message = f"{where}{error.strerror or error}"
+    message = f"{where}{reason_of(error)}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskError(message, "Free some space.")
     return InputError(message, "Check the path and its permissions.")

@@ -73,7 +73,7 @@ def command(
         from converter.rehearsal.rehearse import rehearse as run_rehearsal
 
         rehearsal = run_rehearsal(
-            release, repository, PublishOptions(**options), keep=keep, note=console.note, quiet=console.quiet
+            release, repository, PublishOptions(**options), keep=keep, reporter=console, quiet=console.quiet
         )
         console.result(rehearsal.to_dict(), *_render_rehearsal(rehearsal))
         context.exit(rehearsal.exit_code)
@@ -81,7 +81,7 @@ def command(
         raise UsageError("--keep goes with --rehearse only")
     from converter.publication.publish import publish
 
-    receipt = publish(release, repository, PublishOptions(**options), progress=console.progress, note=console.note)
+    receipt = publish(release, repository, PublishOptions(**options), reporter=console)
     console.result(receipt.to_dict(), *_render(receipt))
 
 

@@ -62,7 +62,7 @@ def command(
         seed=seed,
         shard_bytes=shard_bytes,
         overwrite=overwrite,
-        progress=console.progress,
+        reporter=console,
     )
     console.result(
         report.to_dict(),

@@ -65,7 +65,7 @@ def command(
         checksums=checksums,
         load=load,
         fail_under_sqnr=fail_under_sqnr,
-        progress=console.progress,
+        reporter=console,
     )
     console.result(report.to_dict(), *_render(report))
     context.exit(0 if report.ok else 1)

@@ -22,7 +22,7 @@ from converter.checkpoint.layout import Layout, lay_out
 from converter.checkpoint.source import count_bytes_by_dtype, open_checkpoint
 from converter.checkpoint.staging import SPOOLED, Staging
 from converter.checkpoint.writer import SlotWriter, write_error
-from converter.console import Progress
+from converter.console import SILENT, Reporter
 from converter.conversion.execution.hashing import FollowingHasher
 from converter.conversion.execution.jobs import DEFAULT_BUDGET, Job, KeepJob, QuantizeJob, make_jobs, needed_budget
 from converter.conversion.execution.workers import Numerics, WorkerPool
@@ -72,8 +72,7 @@ def convert(
     recipe: str | Recipe | None = None,
     options: ConvertOptions | None = None,
     *,
-    progress: Callable[[str, int], Progress] = Progress,
-    note: Callable[[str], object] = _say_nothing,
+    reporter: Reporter = SILENT,
 ) -> ConvertReport:
     """Convert a checkpoint to SDNQ's format, streamed and exactly as SDNQ itself would.
 
@@ -82,15 +81,14 @@ def convert(
         output: the folder to make; it appears as a whole or not at all.
         recipe: a recipe, its name or its file; the default for the model's class when None.
         options: how to convert.
-        progress: opens a display for a label and a number of bytes.
-        note: is told what a user wants to know.
+        reporter: shows progress and notes.
 
     Raises:
         InputError: the source cannot be converted, or the output cannot be written.
         ResourceError: disk, memory, a device or a package is lacking.
         KeyboardInterrupt: the user called it off; the same call goes on later.
     """
-    return _Conversion(source, output, recipe, options or ConvertOptions(), progress, note).run()
+    return _Conversion(source, output, recipe, options or ConvertOptions(), reporter).run()
 
 
 class _Conversion:
@@ -100,13 +98,11 @@ class _Conversion:
         output: Path,
         recipe: str | Recipe | None,
         options: ConvertOptions,
-        progress: Callable[[str, int], Progress],
-        note: Callable[[str], object],
+        reporter: Reporter,
     ) -> None:
         self._started = time.monotonic()
         self._options = options
-        self._progress = progress
-        self._note = note
+        self._reporter = reporter
         self._output = output
         self._path = source
         self._bytes_read = 0
@@ -182,7 +178,7 @@ class _Conversion:
         content = _content(layout, jobs)
         finished = staging.resume(content, restart=self._options.restart)
         for remark in foresee(self._recipe, self._checkpoint):
-            self._note(f"Note: {remark}.")
+            self._reporter.note(f"Note: {remark}.")
         with self._discarding(staging, resumed=bool(finished)):
             if self._recipe.is_data_dependent:
                 # Imported here and in _decide: it brings torch along, which a predicted conversion does without.
@@ -199,7 +195,7 @@ class _Conversion:
             if planner is not None:
                 actual = planner.answer() or self._plan_here()
                 if not (actual.kernel_agrees and plans_agree(answer.plan, actual.plan)):
-                    self._note("SDNQ plans otherwise than predicted; starting over with its own plan")
+                    self._reporter.note("SDNQ plans otherwise than predicted; starting over with its own plan")
                     layout, jobs = self._lay_out(actual, {})
                     staging.begin(_content(layout, jobs))
                     outcome = self._execute(staging, actual.plan, layout, jobs, {}, self._budget(jobs))
@@ -254,7 +250,7 @@ class _Conversion:
         plan = answer.plan
         total = sum(self._checkpoint.tensors[source].entry.bytes for source in plan.modules)
         try:
-            with self._progress("deciding", total) as progress, self._randomness(finished) as state:
+            with self._reporter.progress("deciding", total) as progress, self._randomness(finished) as state:
                 config, spooled = decide(plan, self._checkpoint, staging, finished, self._numerics, progress, state)
         except OSError as error:
             raise write_error(staging.folder, error) from error
@@ -285,7 +281,7 @@ class _Conversion:
         if Kind.FUSED in _kinds(todo):
             fused.compile_kernels(round_weights=not self._numerics.from_float32)
         total = sum(job.tensor.entry.bytes for job in jobs)
-        with SlotWriter(folder, layout) as writer, self._progress("converting", total) as progress:
+        with SlotWriter(folder, layout) as writer, self._reporter.progress("converting", total) as progress:
             hasher = FollowingHasher(folder, layout)
             try:
                 hasher.start()
@@ -346,7 +342,9 @@ class _Conversion:
             if isinstance(error, ResourceError) and not resumed:
                 staging.discard()
             else:
-                self._note(f"What is finished is kept in {staging.folder.name}; the same command goes on with it.")
+                self._reporter.note(
+                    f"What is finished is kept in {staging.folder.name}; the same command goes on with it."
+                )
             raise
 
     def _write_release(
@@ -372,7 +370,8 @@ class _Conversion:
             if layout.index:
                 component.append(write_file(folder, prefix + layout.index_name, layout.index))
             others = []
-            with self._progress("other components", sum(companion.bytes for companion in companions)) as progress:
+            total = sum(companion.bytes for companion in companions)
+            with self._reporter.progress("other components", total) as progress:
                 for companion in companions:
                     others.append(bring_companion(companion, folder, progress))
             summary = quantization_summary(plan, checkpoint, component)

@@ -9,7 +9,7 @@ from converter.checkpoint.layout import Layout
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.staging import Staging
 from converter.conversion.release.companions import Companion
-from converter.errors import DiskError, OutputError, printable
+from converter.errors import DiskError, OutputError
 
 #: Space that must stay free beside what is written.
 SPARE_BYTES = 16_000_000
@@ -25,9 +25,7 @@ def refuse_overlap(checkpoint: Checkpoint, output: Path) -> None:
         paths += [checkpoint.folder, checkpoint.pipeline or checkpoint.folder]
     sources = [Path(os.path.realpath(path)) for path in paths]
     if any(target.is_relative_to(source) or source.is_relative_to(target) for source in sources):
-        raise OutputError(
-            f"{printable(str(output))}: lies inside the source, or the source inside it", "Write to another folder."
-        )
+        raise OutputError(f"{output}: lies inside the source, or the source inside it", "Write to another folder.")
 
 
 def existing_parent(path: Path) -> Path:
@@ -48,6 +46,6 @@ def check_space(staging: Staging, parent: Path, layout: Layout, companions: list
     free = status.f_bavail * status.f_frsize + reserved
     if free < needed + SPARE_BYTES:
         raise DiskError(
-            f"{printable(str(parent))}: {needed} bytes are needed, {max(0, free - SPARE_BYTES)} are free",
+            f"{parent}: {needed} bytes are needed, {max(0, free - SPARE_BYTES)} are free",
             "Free some space, or write to another disk.",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from converter.errors import UsageError, printable
+from converter.errors import UsageError
 
 SCHEME = "hf://"
 
@@ -46,7 +46,5 @@ def parse_place(text: str) -> HubPlace:
         or "--" in match["repo"]
         or match["repo"].endswith(".git")
     ):
-        raise UsageError(
-            f"{printable(text)}: no model on the Hub", "Write hf://OWNER/NAME or hf://OWNER/NAME@REVISION."
-        )
+        raise UsageError(f"{text}: no model on the Hub", "Write hf://OWNER/NAME or hf://OWNER/NAME@REVISION.")
     return HubPlace(match["repo"], match["revision"])

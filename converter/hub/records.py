@@ -108,4 +108,4 @@ def _check_conflicts(place: HubPlace, files: dict[str, RemoteFile]) -> None:
 
 
 def _refusal(place: HubPlace, path: str, reason: str) -> HubError:
-    return HubError(f"{place}: {printable(path)} {reason}", "Do not download this repo before you know why.")
+    return HubError(f"{place}: {path} {reason}", "Do not download this repo before you know why.")

@@ -205,7 +205,7 @@ def _skipped_bytes(what: str, response: Any, start: int, end: int, size: int) ->
         # A server that knows no ranges sends everything from the start, of which the beginning is taken.
         length = response.headers.get("content-length")
         if length is not None and length != str(size):
-            raise HubError(f"{what}: has {size} bytes by the Hub's record, but {printable(length)} are sent")
+            raise HubError(f"{what}: has {size} bytes by the Hub's record, but {length} are sent")
         return start
     found = response.headers.get("content-range", "")
     if found.replace(" ", "").lower() != f"bytes{start}-{end - 1}/{size}":

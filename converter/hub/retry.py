@@ -14,6 +14,7 @@ from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
+from converter.console import SILENT, Reporter
 from converter.hub.failures import (
     FULL_DISK,
     NO_ANSWER,
@@ -55,13 +56,13 @@ class Retry:
         attempts: int = 8,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-        note: Callable[[str], None] | None = None,
+        reporter: Reporter = SILENT,
     ) -> None:
         self._total_seconds = total_seconds
         self._attempts = attempts
         self._clock = clock
         self._sleep = sleep
-        self._note = note
+        self._reporter = reporter
 
     def call(
         self, what: str, function: Callable[[], T], *, is_fatal: Callable[[BaseException], bool] | None = None
@@ -89,8 +90,7 @@ class Retry:
                     or self._clock() + wait > deadline
                 ):
                     raise hub_failure(what, error) from error
-                if self._note is not None:
-                    self._note(f"{what}: {_told(error)}; trying again in {wait:.0f} s")
+                self._reporter.note(f"{what}: {_told(error)}; trying again in {wait:.0f} s")
             self._sleep(wait)
         raise AssertionError("the last try returns or raises")
 

@@ -99,7 +99,7 @@ def build_empty_model(checkpoint: Checkpoint) -> EmptyModel:
         inferred = infer_config(checkpoint.shapes)
         if inferred is None:
             raise UnsupportedCheckpoint(
-                f"{printable(str(checkpoint.folder))}: no config.json that names a class, and no tensors that tell it",
+                f"{checkpoint.folder}: no config.json that names a class, and no tensors that tell it",
                 "Give the component's folder, with its config.json.",
             )
         class_name, config = LENS, inferred.to_dict()
@@ -120,8 +120,8 @@ def _constructing(model_class: Any, checkpoint: Checkpoint) -> Iterator[None]:
         yield
     except _CONSTRUCTION_ERRORS as error:
         raise UnsupportedCheckpoint(
-            f"{printable(str(checkpoint.folder / 'config.json'))}: {model_class.__name__} cannot be built from it: "
-            f"{printable(str(error) or repr(error))}",
+            f"{checkpoint.folder / 'config.json'}: {model_class.__name__} cannot be built from it: "
+            f"{str(error) or repr(error)}",
             "Compare the config with the one that the model's authors publish.",
         ) from error
 
@@ -133,7 +133,7 @@ def refuse_absurd(config: Mapping[str, Any], most: int, where: str) -> None:
             refuse_absurd(value, most, where)
         elif re.search("layer|block|depth", key) and type(value) is int and value > most:
             raise UnsupportedCheckpoint(
-                f"{printable(where)}: {printable(key)} is {printable(str(value), 20)}, more than there are tensors",
+                f"{where}: {key} is {printable(str(value), 20)}, more than there are tensors",
                 "Compare the config with the one that the model's authors publish.",
             )
 
@@ -161,7 +161,7 @@ def find_class(name: str, where: str) -> Any:
     models = [candidate for candidate in known if not candidate.endswith(_NOT_MODELS)]
     near = difflib.get_close_matches(name, models, n=3)
     raise UnsupportedCheckpoint(
-        f"{printable(where)}: {printable(name)}: neither diffusers nor transformers has a model of that name",
+        f"{where}: {name}: neither diffusers nor transformers has a model of that name",
         f"Names like it: {', '.join(near)}." if near else "Update diffusers and transformers.",
     )
 
@@ -247,7 +247,7 @@ def _load_transformers(
             renamed, converted = loading.rename_source_key(name, [], [], model.base_model_prefix, wanted)
         if converted is not None:
             raise UnsupportedCheckpoint(
-                f"{model_class.__name__}: transformers merges or splits {printable(name)} and others when it loads "
+                f"{model_class.__name__}: transformers merges or splits {name} and others when it loads "
                 "them, so that they cannot be converted tensor by tensor",
                 "Save the model in its loaded form first.",
             )
@@ -303,7 +303,7 @@ def _match(
         present = [name for name in group if name in names]
         if not present:
             raise UnsupportedCheckpoint(
-                f"{where}: tensor {printable(group[0])} is missing; {class_name} needs it", "Download it again."
+                f"{where}: tensor {group[0]} is missing; {class_name} needs it", "Download it again."
             )
         for name in group:
             sources[name] = names[name if name in names else present[0]]
@@ -311,21 +311,21 @@ def _match(
         found, wanted = checkpoint.tensors[source].entry, tuple(state[name].shape)
         if found.shape != wanted:
             raise UnsupportedCheckpoint(
-                f"{where}: tensor {printable(source)} has shape {list(found.shape)}; "
+                f"{where}: tensor {source} has shape {list(found.shape)}; "
                 f"{class_name} with this config.json needs {list(wanted)}",
                 "Compare config.json with the one that belongs to these weights.",
             )
         given, expected = TORCH_DTYPES.get(found.dtype), state[name].dtype
         if given != expected and not (found.dtype in WEIGHT_DTYPES and expected.is_floating_point):
             raise UnsupportedCheckpoint(
-                f"{where}: tensor {printable(source)} is {found.dtype}, which {class_name} cannot take for {expected}",
+                f"{where}: tensor {source} is {found.dtype}, which {class_name} cannot take for {expected}",
                 "Convert the original, unquantized checkpoint.",
             )
     extra = [source for name, source in names.items() if name not in state]
     unexpected = [source for source in extra if not any(re.search(pattern, source) for pattern in ignored_patterns)]
     if unexpected:
         raise UnsupportedCheckpoint(
-            f"{where}: tensor {printable(unexpected[0])} is not part of {class_name}"
+            f"{where}: tensor {unexpected[0]} is not part of {class_name}"
             + (f", nor are {len(unexpected) - 1} others" if len(unexpected) > 1 else ""),
             "Compare config.json with the one that belongs to these weights.",
         )

@@ -10,16 +10,16 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from converter.checkpoint.source import read_json
 from converter.checkpoint.writer import replace_file
-from converter.console import Progress
+from converter.console import SILENT, Progress, Reporter
 from converter.conversion.release.manifest import STATE_FOLDER
-from converter.errors import InputError, LensconvError, MissingInput, ReleaseError, printable
+from converter.errors import InputError, LensconvError, ReleaseError, printable, unreadable
 from converter.threads import run_in_threads
 
 #: The Hub stores longer files outside of git (hub-docs, repositories-recommendations), so that only shorter ones are
@@ -79,15 +79,13 @@ def note_hashed(root: Path, files: Iterable[PublishedFile]) -> None:
         replace_file(root / STATE_FOLDER / CHECKSUMS_NAME, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def hash_files(
-    root: Path, names: Sequence[str], progress: Callable[[str, int], Progress] = Progress
-) -> list[PublishedFile]:
+def hash_files(root: Path, names: Sequence[str], reporter: Reporter = SILENT) -> list[PublishedFile]:
     """Hash files of a release; those that were hashed before and have not changed since are not read again.
 
     Args:
         root: the release.
         names: of its files.
-        progress: opens a display for a label and a number of bytes.
+        reporter: shows progress.
 
     Raises:
         MissingInput: a file cannot be read.
@@ -108,7 +106,7 @@ def hash_files(
     # The longest first, so that no thread is left with one at the end.
     unknown.sort(key=lambda name: file_stamp(root / name)[:1], reverse=True)
     stopped = threading.Event()
-    with progress("hashing", sum(sum(file_stamp(root / name)[:1]) for name in unknown)) as shown:
+    with reporter.progress("hashing", sum(sum(file_stamp(root / name)[:1]) for name in unknown)) as shown:
         hashed = run_in_threads(
             lambda name: _hash(root / name, name, shown, stopped),
             unknown,
@@ -139,7 +137,7 @@ def _hash(file: Path, name: str, progress: Progress, stopped: threading.Event) -
                     git_digest.update(buffer[:count])
                 progress.advance(count)
     except OSError as error:
-        raise MissingInput(f"{where}: {error.strerror or error}", "Check its permissions.") from error
+        raise unreadable(where, error, "Check its permissions.") from error
     if not before or file_stamp(file) != before:
         raise ReleaseError(f"{where}: is being changed", "Wait until nothing writes to it, then publish again.")
     return PublishedFile(name, file, before[0], digest.hexdigest(), git_digest.hexdigest() if is_short else "", before)

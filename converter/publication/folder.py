@@ -13,7 +13,7 @@ from pathlib import Path
 
 from converter.checkpoint.source import WEIGHTS_SUFFIX
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, STATE_FOLDER
-from converter.errors import MissingInput, printable
+from converter.errors import printable, unreadable
 from converter.hub.records import MAXIMUM_FILES
 from converter.verification.manifest import ListedFile
 
@@ -56,7 +56,7 @@ def _walk(root: Path, prefix: str) -> Iterator[tuple[str, int | str]]:
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
-        raise MissingInput(f"{printable(str(root))}: {error.strerror or error}", "Check its permissions.") from error
+        raise unreadable(root, error, "Check its permissions.") from error
     for entry in entries:
         name = prefix + entry.name
         is_folder = entry.is_dir(follow_symlinks=False)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.header import read_header
 from converter.checkpoint.source import WEIGHTS_SUFFIX, read_json
-from converter.console import Progress
+from converter.console import SILENT, Reporter
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME
-from converter.errors import InputError, MissingInput, ReleaseError, printable
+from converter.errors import InputError, MissingInput, ReleaseError, printable, unreadable
 from converter.publication.files import PublishedFile, file_stamp, hash_files, noted_files
 from converter.publication.folder import advice, find_faults
 from converter.publication.secrets import find_secrets
@@ -50,7 +50,7 @@ class FitRelease:
 def examine_release(
     root: Path,
     repository: str,
-    progress: Callable[[str, int], Progress] = Progress,
+    reporter: Reporter = SILENT,
     *,
     trusted_from: int | None = None,
 ) -> FitRelease:
@@ -59,7 +59,7 @@ def examine_release(
     Args:
         root: the release folder.
         repository: ``OWNER/NAME`` that it is to become.
-        progress: opens a display for a label and a number of bytes.
+        reporter: shows progress.
         trusted_from: files from so many bytes on are not read yet, if they were never hashed; None for none.
 
     Raises:
@@ -69,7 +69,7 @@ def examine_release(
     """
     where = printable(str(root))
     if not root.is_dir():
-        raise MissingInput(f"{where}: no such folder", "Check the path.")
+        raise MissingInput(where, "no such folder", "Check the path.")
     manifest = read_manifest(root)
     if manifest is None:
         raise ReleaseError(
@@ -90,16 +90,14 @@ def examine_release(
         if trusted_from is not None and file.bytes >= trusted_from and name not in noted
     ]
     names = {*manifest.files, MANIFEST_NAME} - {file.name for file in trusted}
-    files = hash_files(root, sorted(names), progress)
+    files = hash_files(root, sorted(names), reporter)
     _refuse_other_content(root, files, manifest.files)
     return FitRelease(
         root, tuple(sorted([*files, *trusted], key=lambda file: file.name)), tuple(advice(manifest.files))
     )
 
 
-def hash_trusted(
-    release: FitRelease, files: Iterable[PublishedFile], progress: Callable[[str, int], Progress] = Progress
-) -> None:
+def hash_trusted(release: FitRelease, files: Iterable[PublishedFile], reporter: Reporter = SILENT) -> None:
     """Read those of some files of a release that were not read yet.
 
     Raises:
@@ -107,7 +105,7 @@ def hash_trusted(
         ReleaseError: one is not what the manifest says, or is being changed.
     """
     trusted = {file.name: ListedFile(file.bytes, file.sha256) for file in files if not file.is_hashed}
-    _refuse_other_content(release.root, hash_files(release.root, sorted(trusted), progress), trusted)
+    _refuse_other_content(release.root, hash_files(release.root, sorted(trusted), reporter), trusted)
 
 
 def _refuse_other_content(root: Path, files: Iterable[PublishedFile], listed: Mapping[str, ListedFile]) -> None:
@@ -121,7 +119,7 @@ def _refuse_other_content(root: Path, files: Iterable[PublishedFile], listed: Ma
 def _refuse(root: Path, faults: Iterable[str], hint: str) -> None:
     found = list(faults)
     if found:
-        raise ReleaseError(f"{printable(str(root))}: {first_few(found)}", hint)
+        raise ReleaseError(f"{root}: {first_few(found)}", hint)
 
 
 def _secrets_in(root: Path, names: Iterable[str]) -> Iterator[str]:
@@ -139,7 +137,7 @@ def _text_of(file: Path) -> bytes:
                 return stream.read(min(int.from_bytes(stream.read(8), "little"), _SEARCHED_BYTES))
             return stream.read(_SEARCHED_BYTES)
     except OSError as error:
-        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check its permissions.") from error
+        raise unreadable(file, error, "Check its permissions.") from error
 
 
 def _card_faults(root: Path, repository: str) -> Iterator[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from converter.console import Progress
-from converter.errors import HubError, ReleaseError, printable
+from converter.console import SILENT, Progress, Reporter
+from converter.errors import HubError, ReleaseError
 from converter.hub.remote import RemoteRepo
 from converter.publication.difference import compare, describe
 from converter.publication.files import PublishedFile
@@ -56,7 +56,7 @@ def prove_bytes(
     remote: RemoteRepo,
     *,
     everything: bool,
-    progress: Callable[[str, int], Progress] = Progress,
+    reporter: Reporter = SILENT,
 ) -> ReadBack:
     """Read files back as anybody would download them, and compare them with the release.
 
@@ -64,7 +64,7 @@ def prove_bytes(
         files: to read.
         remote: the commit.
         everything: whether to read long files from end to end too, and not pieces of them.
-        progress: opens a display for a label and a number of bytes.
+        reporter: shows progress.
 
     Raises:
         HubError: the Hub serves something else than was released.
@@ -72,7 +72,7 @@ def prove_bytes(
     """
     plan = list(_plan(files, everything=everything))
     total = sum(end - start for _, pieces in plan for start, end in pieces)
-    with progress("reading back", total) as shown:
+    with reporter.progress("reading back", total) as shown:
         for file, pieces in plan:
             _compare_pieces(file, pieces, remote, shown)
     whole = sum(_is_whole(file, pieces) for file, pieces in plan)
@@ -126,6 +126,6 @@ def _compare_pieces(file: PublishedFile, pieces: list[tuple[int, int]], remote: 
 
 def _changed(file: PublishedFile) -> ReleaseError:
     return ReleaseError(
-        f"{printable(str(file.file))}: has changed since it was published, so that nothing can be held against it",
+        f"{file.file}: has changed since it was published, so that nothing can be held against it",
         "Publish it again.",
     )

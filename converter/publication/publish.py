@@ -9,11 +9,11 @@ step can be repeated, so that the same command goes on wherever an earlier one w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter.console import Progress, readable_size
+from converter.console import SILENT, Reporter, readable_size
 from converter.conversion.release.manifest import CARD_NAME
 from converter.errors import HubError, MissingObject, UsageError, printable
 from converter.hub.client import bounded_hub, quiet_hub
@@ -51,8 +51,7 @@ def publish(
     repository: str,
     options: PublishOptions | None = None,
     *,
-    progress: Callable[[str, int], Progress] = Progress,
-    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005 - nobody listens
+    reporter: Reporter = SILENT,
 ) -> Receipt:
     """Put a release on the Hub, wholly and proven, or leave the repo as it is.
 
@@ -63,8 +62,7 @@ def publish(
         root: the release folder, with a manifest and a card.
         repository: ``OWNER/NAME``.
         options: how to publish.
-        progress: opens a display for a label and a number of bytes.
-        note: is told what people want to know.
+        reporter: shows progress and notes.
 
     Raises:
         UsageError: what was asked for makes no sense.
@@ -74,28 +72,26 @@ def publish(
     """
     options = options or PublishOptions()
     _check_request(repository, options)
-    release = examine_release(root, repository, progress, trusted_from=TRUSTED_BYTES)
+    release = examine_release(root, repository, reporter, trusted_from=TRUSTED_BYTES)
     for line in release.advice:
-        note(line)
+        reporter.note(line)
     with quiet_hub(), bounded_hub(min(options.patience, _ANSWER_SECONDS)):
-        session = HubSession(repository, Retry(options.patience, note=note))
-        return _Publication(session, release, options, progress, note).run()
+        session = HubSession(repository, Retry(options.patience, reporter=reporter))
+        return _Publication(session, release, options, reporter).run()
 
 
 def _check_request(repository: str, options: PublishOptions) -> None:
     if parse_place(f"hf://{repository}").revision is not None:
-        raise UsageError(f"{printable(repository)}: is no repo", "Write OWNER/NAME, and the branch with --revision.")
+        raise UsageError(f"{repository}: is no repo", "Write OWNER/NAME, and the branch with --revision.")
     if options.create_pr and (options.tag or options.revision != MAIN):
         raise UsageError(
             "--create-pr goes with neither --tag nor --revision", "Merge the pull request, then publish with --tag."
         )
     for option, name in (("--revision", options.revision), ("--tag", options.tag)):
         if name is not None and (not _REF_NAME.fullmatch(name) or ".." in name or "//" in name or "/." in name):
-            raise UsageError(
-                f"{option} {printable(name)}: no name that git takes", "Use letters, digits, '.', '-', '_'."
-            )
+            raise UsageError(f"{option} {name}: no name that git takes", "Use letters, digits, '.', '-', '_'.")
     if options.tag is not None and (options.tag in (MAIN, options.revision) or options.tag.startswith("refs/")):
-        raise UsageError(f"--tag {printable(options.tag)}: a branch has that name", "Choose another, such as v1.")
+        raise UsageError(f"--tag {options.tag}: a branch has that name", "Choose another, such as v1.")
     if not options.message.strip() or "\n" in options.message or len(options.message) > _TITLE_LENGTH:
         raise UsageError(f"--message takes one line of up to {_TITLE_LENGTH} characters")
 
@@ -107,8 +103,7 @@ class _Publication:
     session: HubSession
     release: FitRelease
     options: PublishOptions
-    progress: Callable[[str, int], Progress]
-    note: Callable[[str], None]
+    reporter: Reporter
     pull_request: int | None = None
     private: bool = False
     read: dict[str, RemoteRepo] = field(default_factory=dict)
@@ -118,7 +113,7 @@ class _Publication:
         """Publish, and say what was done."""
         user = self.session.user()
         if not self._prepare_repo():
-            hash_trusted(self.release, self.release.files, self.progress)
+            hash_trusted(self.release, self.release.files, self.reporter)
             return self._receipt(None, None, compare(self.release.files, {}), None)
         refs = self.session.refs()
         target = self._choose_target(refs)
@@ -128,14 +123,14 @@ class _Publication:
             target = self._enter_pull_request(user)
             difference = self._difference(target)
         for line in _announce(difference):
-            self.note(line)
+            self.reporter.note(line)
         # What is uploaded is hashed on the way.
         sent = set() if self.options.dry_run else {file.name for file in difference.added}
-        hash_trusted(self.release, (file for file in self.release.files if file.name not in sent), self.progress)
+        hash_trusted(self.release, (file for file in self.release.files if file.name not in sent), self.reporter)
         if self.options.dry_run:
             return self._receipt(None, target, difference, None)
         if not difference:
-            self.note(f"{target.revision} holds this release already")
+            self.reporter.note(f"{target.revision} holds this release already")
         commit = self._commit(target, difference) if difference else target.parent
         read_back = self._prove(commit, target, difference)
         if self.pull_request is not None:
@@ -144,7 +139,7 @@ class _Publication:
             self._tag(self.options.tag, commit)
         receipt = self._receipt(commit, target, difference, read_back)
         if not write_receipt(self._receipt_file, receipt):
-            self.note(f"{printable(str(self._receipt_file))}: no receipt can be written there")
+            self.reporter.note(f"{printable(str(self._receipt_file))}: no receipt can be written there")
         return receipt
 
     @property
@@ -157,14 +152,14 @@ class _Publication:
         if info is None:
             if self.options.dry_run:
                 self.private = self.options.private
-                self.note(f"{self.session.place} would be made")
+                self.reporter.note(f"{self.session.place} would be made")
                 return False
             self.session.create(private=self.options.private)
             info = self.session.describe()
         name = getattr(info, "id", self.session.repository)
         if name != self.session.repository:
             raise HubError(
-                f"{self.session.place}: is called {printable(str(name))} now",
+                f"{self.session.place}: is called {name} now",
                 "Make the card anew with that name (`lensconv card --repo`), then publish to it.",
             )
         self.private = bool(getattr(info, "private", self.options.private))
@@ -229,14 +224,14 @@ class _Publication:
         try:
             return self._upload_and_commit(target, difference)
         except MissingObject as error:
-            self.note(f"{error.message}; uploading once more")
+            self.reporter.note(f"{error.message}; uploading once more")
         try:
             return self._upload_and_commit(target, difference)
         except MissingObject as error:
             raise HubError(error.message, LATER_HINT if constants.HF_HUB_DISABLE_XET else XET_HINT) from error
 
     def _upload_and_commit(self, target: Target, difference: Difference) -> str:
-        operations = upload(self.session, difference.added, target.revision, self.progress)
+        operations = upload(self.session, difference.added, target.revision, self.reporter)
         refuse_changed(self.release.files)
         note_hashed(self.release.root, difference.added)
         return make_commit(self.session, self.release, target, difference, operations, self.options.message)
@@ -251,7 +246,7 @@ class _Publication:
         # An earlier run may have ended between its commit and its proof.
         is_new = bool(difference) and self._is_proven(target.parent) and not everything
         files = difference.added if is_new else self.release.files
-        return prove_bytes(files, remote, everything=everything, progress=self.progress)
+        return prove_bytes(files, remote, everything=everything, reporter=self.reporter)
 
     def _is_proven(self, commit: str) -> bool:
         return is_proven(self._receipt_file, self.session.address, commit)

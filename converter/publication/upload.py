@@ -7,10 +7,10 @@ publication resumes. A long file goes alone, so that a failure costs one file, a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from converter.console import Progress
+from converter.console import SILENT, Progress, Reporter
 from converter.errors import HubError, MissingObject, ReleaseError, printable
 from converter.hub.failures import client_errors, deciding
 from converter.publication.files import MAXIMUM_REGULAR_BYTES, PublishedFile
@@ -31,7 +31,7 @@ def upload(
     session: HubSession,
     files: Sequence[PublishedFile],
     revision: str,
-    progress: Callable[[str, int], Progress] = Progress,
+    reporter: Reporter = SILENT,
 ) -> list[CommitOperationAdd]:
     """Send files, and give the operations that make a commit of them.
 
@@ -39,7 +39,7 @@ def upload(
         session: with the repo.
         files: to send.
         revision: branch or pull request that the commit will be made on.
-        progress: opens a display for a label and a number of bytes.
+        reporter: shows progress.
 
     Raises:
         MissingObject: it does not have what it has taken.
@@ -47,7 +47,7 @@ def upload(
         ReleaseError: a file has changed since it was examined.
     """
     operations: list[CommitOperationAdd] = []
-    with progress("uploading", sum(file.bytes for file in files)) as shown:
+    with reporter.progress("uploading", sum(file.bytes for file in files)) as shown:
         for group in _groups(files):
             operations += _upload_group(session, group, revision, shown)
             # What goes wrong later must not be the fault of what is known now.
@@ -98,7 +98,7 @@ def _upload_group(
     for operation in operations:
         if getattr(operation, "_should_ignore", False):
             raise HubError(
-                f"{session.place}: a .gitignore there keeps {printable(operation.path_in_repo)} out",
+                f"{session.place}: a .gitignore there keeps {operation.path_in_repo} out",
                 "Delete it on the repo's page, then publish again.",
             )
     for file, operation in zip(group, operations, strict=True):
@@ -106,7 +106,7 @@ def _upload_group(
         if operation.upload_info.sha256.hex() != file.sha256:
             refuse_changed([file])
             raise ReleaseError(
-                f"{printable(str(file.file))}: has another sha256 than the manifest says; nothing was published",
+                f"{file.file}: has another sha256 than the manifest says; nothing was published",
                 "Convert again, or download the release again.",
             )
     return operations
@@ -156,7 +156,7 @@ def read_unchanged(file: PublishedFile) -> bytes:
 
 def _changed(file: PublishedFile) -> ReleaseError:
     return ReleaseError(
-        f"{printable(str(file.file))}: has changed since it was examined; nothing was published",
+        f"{file.file}: has changed since it was examined; nothing was published",
         "Wait until nothing writes to it, then publish again.",
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote, urljoin
 
 from converter.checkpoint.source import PIPELINE_INDEX, read_json
-from converter.console import readable_size
+from converter.console import Reporter, readable_size
 from converter.errors import HubError, InputError, LensconvError, ReleaseError, ResourceError
 from converter.models.lens.layout import PIPELINE_CLASS_NAME
 from converter.publication.options import PublishOptions
@@ -71,7 +71,7 @@ class Course:
         options: how to publish.
         work: folder for the caches.
         image: where the image goes.
-        note: is told what people want to know.
+        reporter: shows notes.
         quiet: whether the processes say nothing on stderr.
     """
 
@@ -81,7 +81,7 @@ class Course:
     options: PublishOptions
     work: Path
     image: Path
-    note: Callable[[str], None]
+    reporter: Reporter
     quiet: bool
     receipt: dict[str, Any] = field(default_factory=dict, init=False)
     """Of the publication, once there is one."""
@@ -102,7 +102,7 @@ class Course:
             **({"generate": self.generate} if self.can_draw() else {"load": self.load}),
         }
         for name, part in parts.items():
-            self.note(f"rehearsing: {name}")
+            self.reporter.note(f"rehearsing: {name}")
             started = time.monotonic()
             try:
                 detail, exit_code = part(), 0

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.writer import write_error
-from converter.console import readable_size
-from converter.errors import DiskError, UsageError, printable
+from converter.console import SILENT, Reporter, readable_size
+from converter.errors import DiskError, UsageError
 from converter.hub.places import parse_place
 from converter.publication.options import PublishOptions
 from converter.rehearsal.course import Course, Step
@@ -64,7 +64,7 @@ def rehearse(
     options: PublishOptions | None = None,
     *,
     keep: Path | None = None,
-    note: Callable[[str], None] = lambda text: None,  # noqa: ARG005 - nobody listens
+    reporter: Reporter = SILENT,
     quiet: bool = True,
 ) -> Rehearsal:
     """Publish a release on a Hub of this machine, and use it from there as people will.
@@ -76,7 +76,7 @@ def rehearse(
         repository: ``OWNER/NAME``, as it is to be on the world's Hub.
         options: how to publish.
         keep: folder that keeps the Hub, as ``hub``, and the image; by default nothing is kept.
-        note: is told what people want to know.
+        reporter: shows notes.
         quiet: whether the processes say nothing on stderr.
 
     Raises:
@@ -91,9 +91,9 @@ def rehearse(
     with _working_folder(root, keep) as work:
         kept = keep or work
         with running_hub(HubSettings(kept / "hub", (Account.new(owner),))) as hub:
-            note(f"a Hub of this machine is at {hub.endpoint}")
+            reporter.note(f"a Hub of this machine is at {hub.endpoint}")
             options = replace(options, receipt=work / "receipt.json")
-            course = Course(hub, root, repository, options, work, kept / _IMAGE_NAME, note, quiet)
+            course = Course(hub, root, repository, options, work, kept / _IMAGE_NAME, reporter, quiet)
             steps = tuple(course.take())
         drawn = steps[-1].name == "generate" and not steps[-1].exit_code
         return Rehearsal(repository, course.receipt, steps, keep, course.image if keep and drawn else None)
@@ -104,7 +104,7 @@ def _working_folder(root: Path, keep: Path | None) -> Iterator[Path]:
     """A folder that is removed at the end, on a disk that has room for what a rehearsal takes."""
     if keep is not None:
         if keep.resolve().is_relative_to(root.resolve()):
-            raise UsageError(f"{printable(str(keep))}: lies in the release", "Keep the rehearsal elsewhere.")
+            raise UsageError(f"{keep}: lies in the release", "Keep the rehearsal elsewhere.")
         try:
             keep.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -114,8 +114,7 @@ def _working_folder(root: Path, keep: Path | None) -> Iterator[Path]:
         free = shutil.disk_usage(name).free
         if free < wanted:
             raise DiskError(
-                f"{printable(str(Path(name).parent))}: a rehearsal takes {readable_size(wanted)}, and "
-                f"{readable_size(free)} are free",
+                f"{Path(name).parent}: a rehearsal takes {readable_size(wanted)}, and {readable_size(free)} are free",
                 "Free some space, or name a folder on a larger disk with --keep.",
             )
         yield Path(name)

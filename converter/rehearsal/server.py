@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import util
 from typing import TYPE_CHECKING
 
-from converter.errors import DependencyError, UsageError
+from converter.errors import DependencyError, UsageError, reason_of
 from converter.rehearsal.settings import HubSettings
 
 if TYPE_CHECKING:
@@ -116,5 +116,5 @@ def _listen(port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise UsageError(f"port {port}: {error.strerror or error}", "Choose another one with --port.") from error
+        raise UsageError(f"port {port}: {reason_of(error)}", "Choose another one with --port.") from error
     return listener

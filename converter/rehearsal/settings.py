@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from converter.errors import UsageError, printable
+from converter.errors import UsageError
 
 #: What may be done with a token.
 Role = Literal["write", "read"]
@@ -42,9 +42,9 @@ class Account:
     def __post_init__(self) -> None:
         for name in (self.name, *self.organizations):
             if not _NAME.fullmatch(name) or "--" in name:
-                raise UsageError(f"{printable(name)}: no name of an account", "Use letters, digits and dashes.")
+                raise UsageError(f"{name}: no name of an account", "Use letters, digits and dashes.")
         if self.role not in ("write", "read"):
-            raise UsageError(f"{printable(str(self.role))}: no role of an account", "Write NAME:write or NAME:read.")
+            raise UsageError(f"{self.role}: no role of an account", "Write NAME:write or NAME:read.")
 
     @classmethod
     def new(cls, name: str, role: Role = "write", *organizations: str) -> Account:

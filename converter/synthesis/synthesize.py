@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 from converter.checkpoint.layout import DEFAULT_SHARD_BYTES, Layout, TensorSpec, lay_out
 from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import write_error
-from converter.console import Progress
+from converter.console import SILENT, Progress, Reporter
 from converter.conversion.release.manifest import CONFIG_NAME, encode_json, write_file
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
-from converter.errors import OutputError, UsageError, printable
+from converter.errors import OutputError, UsageError
 from converter.models.lens.layout import CLASS_NAME, MAXIMUM_LAYERS, LensConfig, lens_tensors
 from converter.synthesis.tiny import DIFFUSERS_VERSION, TRANSFORMER, small_files, text_encoder_weights, vae_weights
 from converter.synthesis.weights import write_weights
@@ -87,7 +86,7 @@ def synthesize(
     seed: int = 0,
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
-    progress: Callable[[str, int], Progress] = Progress,
+    reporter: Reporter = SILENT,
 ) -> SynthReport:
     """Write a Lens transformer in float32 with random weights, or a tiny pipeline around one.
 
@@ -99,7 +98,7 @@ def synthesize(
         seed: of the numbers.
         shard_bytes: a file holds at most so many bytes of tensors.
         overwrite: whether a folder in the output's place may be replaced.
-        progress: opens a display for a label and a number of bytes.
+        reporter: shows progress.
 
     Raises:
         UsageError: an argument is out of range.
@@ -108,9 +107,9 @@ def synthesize(
     """
     started = time.monotonic()
     if preset not in PRESETS:
-        raise UsageError(f"--preset {printable(preset)}: is none of {', '.join(PRESETS)}")
+        raise UsageError(f"--preset {preset}: is none of {', '.join(PRESETS)}")
     if component not in (None, COMPONENT):
-        raise UsageError(f"--component {printable(str(component))}: only the {COMPONENT} can be written alone")
+        raise UsageError(f"--component {component}: only the {COMPONENT} can be written alone")
     if layers is not None and not 1 <= layers <= MAXIMUM_LAYERS:
         raise UsageError(f"--layers {layers}: must be between 1 and {MAXIMUM_LAYERS}")
     staging = Staging(
@@ -128,12 +127,12 @@ def synthesize(
         staging.open()
         if staging.is_taken_by_another_command:
             raise OutputError(
-                f"{printable(str(output))}: an interrupted conversion is in the way",
-                f"Finish it, or delete the folder {printable(staging.folder.name)} beside it.",
+                f"{output}: an interrupted conversion is in the way",
+                f"Finish it, or delete the folder {staging.folder.name} beside it.",
             )
         staging.begin("")
         try:
-            with progress("drawing", total) as shown:
+            with reporter.progress("drawing", total) as shown:
                 _write(staging.release, contents, seed, shown)
             staging.publish()
             published = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import Checkpoint, SourceTensor
-from converter.console import Progress
+from converter.console import SILENT, Progress, Reporter
 from converter.conversion.kernels.sdnq import as_tensor
 from converter.conversion.planning.planner import walk_modules
 from converter.conversion.planning.rules import PARTS
@@ -43,7 +43,7 @@ def measure_fidelity(
     audit: Audit,
     source: Checkpoint,
     *,
-    progress: Callable[[str, int], Progress] = Progress,
+    reporter: Reporter = SILENT,
     fail_under_sqnr: float | None = None,
 ) -> Fidelity:
     """Compare a quantized checkpoint with the one that it was made from.
@@ -51,7 +51,7 @@ def measure_fidelity(
     Args:
         audit: the quantized checkpoint.
         source: the unquantized one.
-        progress: opens a display for a label and a number of bytes.
+        reporter: shows progress.
         fail_under_sqnr: least SQNR of a module, in dB, that passes.
 
     Raises:
@@ -61,7 +61,7 @@ def measure_fidelity(
     checks = [*_check_config(audit, source), pair.check_plan()]
     total = sum(source.tensors[name].entry.bytes for name in pair.work)
     workers = len(os.sched_getaffinity(0))
-    with progress("comparing", total) as shown, TensorReader() as reader:
+    with reporter.progress("comparing", total) as shown, TensorReader() as reader:
         compare = partial(pair.compare, reader=reader, progress=shown)
         results = run_in_threads(compare, pair.work, workers=workers, name="fidelity", refresh=shown.refresh)
     different = [result for result in results if isinstance(result, str) and result]
@@ -104,11 +104,10 @@ class _Pair:
         self._quantized = audit.checkpoint
         self._source = source
         if not audit.modules:
-            raise UnsupportedCheckpoint(f"{printable(str(audit.root))}: holds nothing quantized to compare")
+            raise UnsupportedCheckpoint(f"{audit.root}: holds nothing quantized to compare")
         if audit.class_name and source.class_name and audit.class_name != source.class_name:
             raise UnsupportedCheckpoint(
-                f"{printable(str(source.folder))}: is a {printable(source.class_name)}, "
-                f"the quantized checkpoint a {printable(audit.class_name)}",
+                f"{source.folder}: is a {source.class_name}, the quantized checkpoint a {audit.class_name}",
                 "Give the checkpoint that it was made from.",
             )
         self._empty = build_empty_model(source)
@@ -190,7 +189,7 @@ class _Pair:
             restored = dequantize(dequantizer, parts)
         except RuntimeError as error:
             raise UnsupportedCheckpoint(
-                f"{printable(path)}: SDNQ cannot turn it back into numbers: {printable(str(error))}",
+                f"{path}: SDNQ cannot turn it back into numbers: {error}",
                 "Use another option than the one that it stumbles over, or another version of sdnq.",
             ) from error
         original = as_tensor(reader.read_all(source), source.entry.dtype, source.entry.shape)
@@ -242,7 +241,7 @@ def prepare_quantized(empty: EmptyModel, config: Mapping[str, Any]) -> dict[str,
         quantizer.sdnq_post_load_quant(empty.model, quantization_config=prepared, pre_quantized=True)
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
         raise UnsupportedCheckpoint(
-            f"SDNQ cannot prepare {type(empty.model).__name__} with this quantization config: {printable(str(error))}",
+            f"SDNQ cannot prepare {type(empty.model).__name__} with this quantization config: {error}",
             "Update sdnq to the version that wrote it.",
         ) from error
     return {

@@ -34,7 +34,7 @@ def check_loading(audit: Audit) -> Iterator[Check]:
     checkpoint = audit.checkpoint
     if not checkpoint.config:
         raise UnsupportedCheckpoint(
-            f"{printable(str(checkpoint.folder))}: has no config.json, which loaders need",
+            f"{checkpoint.folder}: has no config.json, which loaders need",
             "Give the component's folder.",
         )
     model_class = find_class(audit.class_name, str(checkpoint.folder / "config.json"))

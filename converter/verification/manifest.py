@@ -99,9 +99,9 @@ def _listed_files(files: list[Any], file: Path) -> dict[str, ListedFile]:
             raise MalformedCheckpoint(file, "lists a file without a name or a sha256")
         name = entry["name"]
         if type(entry.get("bytes")) is not int or not all(is_plain_name(part) for part in name.split("/")):
-            raise MalformedCheckpoint(file, f"lists {printable(name)}, which it cannot mean")
+            raise MalformedCheckpoint(file, f"lists {name}, which it cannot mean")
         if name in listed:
-            raise MalformedCheckpoint(file, f"lists {printable(name)} twice")
+            raise MalformedCheckpoint(file, f"lists {name} twice")
         listed[name] = ListedFile(entry["bytes"], entry["sha256"])
     return listed
 
@@ -110,7 +110,7 @@ def _quantized_shapes(quantized: Mapping[str, Any], file: Path) -> Iterator[tupl
     for name, module in quantized.items():
         shape = module.get("shape") if isinstance(module, dict) else None
         if not isinstance(shape, list) or not all(type(size) is int and 0 < size < 1 << 63 for size in shape):
-            raise MalformedCheckpoint(file, f"gives {printable(name)} a shape that no weight can have")
+            raise MalformedCheckpoint(file, f"gives {name} a shape that no weight can have")
         yield name, tuple(shape)
 
 

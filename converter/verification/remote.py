@@ -124,7 +124,7 @@ def local_sizes(release: Path) -> dict[str, int]:
     if is_place(str(release)) or str(release).lower().startswith("hf:/"):
         raise UsageError("--against compares a repo on the Hub with a release on disk, not with another repo")
     if not release.is_dir():
-        raise MissingInput(f"{printable(str(release))}: no such folder", "Name the release that was published.")
+        raise MissingInput(release, "no such folder", "Name the release that was published.")
     return {name: size for name, size in files_below(release).items() if not _is_hidden(name)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from converter.checkpoint.source import (
     pipeline_components,
     read_json,
 )
-from converter.console import Progress
+from converter.console import SILENT, Reporter
 from converter.conversion.planning.plan import Plan
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.recipe.recipe import Recipe, find_recipe
@@ -42,7 +41,7 @@ def verify(
     checksums: bool = False,
     load: bool = False,
     fail_under_sqnr: float | None = None,
-    progress: Callable[[str, int], Progress] = Progress,
+    reporter: Reporter = SILENT,
 ) -> VerifyReport:
     """Check whether a quantized checkpoint is what it should be.
 
@@ -58,7 +57,7 @@ def verify(
         checksums: whether to compare every file with the manifest.
         load: whether to load it through SDNQ's loader and through its library.
         fail_under_sqnr: least signal-to-quantization-noise ratio of a module, in dB; needs ``against``.
-        progress: opens a display for a label and a number of bytes.
+        reporter: shows progress.
 
     Raises:
         InputError: a file is missing or malformed, or what was asked for makes no sense.
@@ -68,10 +67,10 @@ def verify(
     if isinstance(path, str) and is_place(path):
         if checksums or load or fail_under_sqnr is not None:
             raise UsageError(
-                f"{printable(path)}: --checksums, --load and --fail-under-sqnr need the weights, which stay on the Hub",
+                f"{path}: --checksums, --load and --fail-under-sqnr need the weights, which stay on the Hub",
                 "Download the repo with `hf download OWNER/NAME --local-dir DIR`, then verify DIR.",
             )
-        return _verify_remote(parse_place(path), component=component, against=against, recipe=recipe, progress=progress)
+        return _verify_remote(parse_place(path), component=component, against=against, recipe=recipe, reporter=reporter)
     path = Path(path)
     if fail_under_sqnr is not None and against is None:
         raise UsageError("--fail-under-sqnr needs --against SOURCE", "Without the source there is nothing to measure.")
@@ -83,14 +82,14 @@ def verify(
         extra.append(_check_recipe(audit, source, recipe))
     if checksums:
         if not (audit.root / MANIFEST_NAME).is_file():
-            raise UsageError(f"{printable(str(audit.root))}: has no {MANIFEST_NAME} to compare checksums with")
+            raise UsageError(f"{audit.root}: has no {MANIFEST_NAME} to compare checksums with")
         total = sum(files_below(audit.root).values())
-        with progress("hashing", total) as shown:
+        with reporter.progress("hashing", total) as shown:
             extra.append(check_sums(audit.root, shown))
     if source is not None:
         from converter.verification.fidelity import measure_fidelity
 
-        measured = measure_fidelity(audit, source, progress=progress, fail_under_sqnr=fail_under_sqnr)
+        measured = measure_fidelity(audit, source, reporter=reporter, fail_under_sqnr=fail_under_sqnr)
         extra += measured.checks
         fidelity = measured.to_dict()
     if load:
@@ -106,7 +105,7 @@ def _verify_remote(
     component: str | None,
     against: Path | None,
     recipe: str | Recipe | None,
-    progress: Callable[[str, int], Progress],
+    reporter: Reporter,
 ) -> VerifyReport:
     """Check a repo on the Hub by what its headers, its small files and the Hub's records say."""
     from converter.hub.shadow import shadowed
@@ -119,7 +118,7 @@ def _verify_remote(
         extra = [_check_recipe(audit, None, recipe)] if recipe is not None else []
         extra.append(check_records(shadow, audit.manifest))
         if against is not None:
-            with progress("hashing", sum(sizes.values())) as shown:
+            with reporter.progress("hashing", sum(sizes.values())) as shown:
                 extra.append(check_local(shadow.repo, against, sizes, shown))
         return RemoteVerifyReport.of(audit.report(extra), shadow)
 

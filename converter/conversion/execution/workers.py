@@ -27,7 +27,7 @@ from converter.conversion.execution.hashing import FollowingHasher
 from converter.conversion.execution.jobs import PIECE_BYTES, Job, KeepJob, QuantizeJob, element_bytes
 from converter.conversion.kernels import fused
 from converter.conversion.planning.methods import Kind
-from converter.errors import NonFiniteWeight, UnsupportedCheckpoint, printable
+from converter.errors import NonFiniteWeight, UnsupportedCheckpoint
 from converter.threads import run_in_threads
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def refuse_nonfinite(tensor: SourceTensor, count: int, numerics: Numerics) -> No
     if count and not numerics.allow_nonfinite:
         what = "NaN or infinity" if numerics.from_float32 else "NaN, infinity or a number that overflows bfloat16"
         raise NonFiniteWeight(
-            f"{printable(str(tensor.file))}: tensor {printable(tensor.entry.name)}: holds {what} "
-            f"(at least {count} of its numbers)",
+            f"{tensor.file}: tensor {tensor.entry.name}: holds {what} (at least {count} of its numbers)",
             "Get an intact checkpoint, or convert it as it is with --allow-nonfinite.",
         )
 
@@ -223,7 +222,7 @@ class TensorConverter:
         )
         if not fits:
             raise UnsupportedCheckpoint(
-                f"{printable(str(job.tensor.file))}: tensor {printable(job.tensor.entry.name)}: SDNQ gave other parts "
+                f"{job.tensor.file}: tensor {job.tensor.entry.name}: SDNQ gave other parts "
                 f"than planned ({', '.join(results)}), which it does where a factorisation fails",
                 f"Keep this module: --set '{job.module.name}=keep'.",
             )

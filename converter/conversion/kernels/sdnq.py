@@ -59,7 +59,7 @@ def open_device(name: str) -> torch.device:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         reason = printable(str(error).splitlines()[0]) if str(error) else "is not there"
-        raise DeviceError(f"device {printable(name)}: {reason}", "Use --device cpu.") from error
+        raise DeviceError(f"device {name}: {reason}", "Use --device cpu.") from error
     return device
 
 
@@ -127,7 +127,7 @@ def _blaming(options: Mapping[str, Any], device: torch.device) -> Iterator[None]
                 f"{where}: device {device} has not enough memory for it", "Free some of it, or use another device."
             ) from error
         raise UnsupportedCheckpoint(
-            f"{where}: SDNQ cannot quantize it with this recipe: {printable(str(error) or repr(error))}",
+            f"{where}: SDNQ cannot quantize it with this recipe: {str(error) or repr(error)}",
             "Keep this module, or choose another dtype or other options.",
         ) from error
 

@@ -107,12 +107,10 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
     config = checkpoint.config.get("quantization_config")
     if config is not None:
         method = config.get("quant_method") if isinstance(config, dict) else None
-        raise UnsupportedCheckpoint(f"{where}: already quantized ({printable(str(method or 'unknown method'))})", hint)
+        raise UnsupportedCheckpoint(f"{where}: already quantized ({method or 'unknown method'})", hint)
     for name, tensor in checkpoint.tensors.items():
         if name.endswith(".weight") and tensor.entry.dtype in ("U8", "I8", "F8_E4M3", "F8_E5M2", "F4"):
-            raise UnsupportedCheckpoint(
-                f"{where}: already quantized: tensor {printable(name)} is {tensor.entry.dtype}", hint
-            )
+            raise UnsupportedCheckpoint(f"{where}: already quantized: tensor {name} is {tensor.entry.dtype}", hint)
 
 
 def walk_modules(model: nn.Module, path: str = "", parameter: str = "") -> Iterator[NamedModule]:
@@ -142,7 +140,7 @@ def resolve_config(recipe: Recipe, model: nn.Module, modules: Sequence[NamedModu
     try:
         config = quantizer.SDNQConfig(**recipe.options)
     except (TypeError, ValueError, KeyError) as error:
-        raise RecipeError(f"recipe {recipe.name}: {printable(str(error))}") from error
+        raise RecipeError(f"recipe {recipe.name}", str(error)) from error
     quantizable = {
         named.path: named.parameter
         for named in modules
@@ -186,13 +184,15 @@ def _check_dtypes(options: Mapping[str, Any]) -> None:
         if value is not None and value not in known:
             near = difflib.get_close_matches(value, known, n=3)
             raise RecipeError(
-                f"{name} = {printable(value)}: SDNQ has no such dtype",
+                f"{name} = {value}",
+                "SDNQ has no such dtype",
                 f"Dtypes like it: {', '.join(near)}." if near else f"Dtypes: {', '.join(sorted(known)[:40])}.",
             )
     order = common.weights_dtype_order
     if options.get("use_dynamic_quantization") and options.get("weights_dtype", order[0]) not in order:
         raise RecipeError(
-            f"weights_dtype = {printable(options['weights_dtype'])}: dynamic quantization cannot begin with it",
+            f"weights_dtype = {options['weights_dtype']}",
+            "dynamic quantization cannot begin with it",
             f"Begin with one of: {', '.join(name for name in order if 'int' in name)}.",
         )
 
@@ -228,7 +228,7 @@ def _run(model: nn.Module, modules: Sequence[NamedModule], config: Any) -> dict[
             quantizer.sdnq_post_load_quant(model, quantization_config=config)
     except QUANTIZING_ERRORS as error:
         raise UnsupportedCheckpoint(
-            f"SDNQ cannot quantize {type(model).__name__} with this recipe: {printable(str(error) or repr(error))}",
+            f"SDNQ cannot quantize {type(model).__name__} with this recipe: {str(error) or repr(error)}",
             "Keep the modules whose sizes do not fit, or choose another dtype or group size.",
         ) from error
     current = dict(model.named_modules())

@@ -175,11 +175,11 @@ def find_recipe(name: str | None, class_name: str) -> Recipe:
     path = Path(name)
     if not path.is_file():
         names = ", ".join(recipe.name for recipe in builtin)
-        raise RecipeError(f"{printable(name)}: no such recipe and no such file", f"Built in: {names}.")
+        raise RecipeError(name, "no such recipe and no such file", f"Built in: {names}.")
     try:
         text = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{printable(name)}: cannot be read: {error}") from error
+        raise RecipeError(name, f"cannot be read: {error}") from error
     return parse_recipe(text, where=name)
 
 
@@ -211,17 +211,17 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{printable(where)}: not TOML: {printable(str(error))}") from error
+        raise RecipeError(where, f"not TOML: {error}") from error
     _refuse_unknown(content, _TOP_LEVEL_KEYS, where, "a recipe")
     name = _typed(content, "name", str, where, Path(where).stem)
     classes = _typed(content, "classes", list, where, [])
     if not all(isinstance(item, str) for item in classes):
-        raise RecipeError(f"{printable(where)}: classes must be a list of strings")
+        raise RecipeError(where, "classes must be a list of strings")
     options = _parse_options(_typed(content, "sdnq", dict, where, {}), tuple(OPTION_TYPES), where, "[sdnq]")
     rules = _typed(content, "rules", list, where, [])
     seed = _typed(content, "seed", int, where, 0)
     if not 0 <= seed < 1 << 63:
-        raise RecipeError(f"{printable(where)}: seed must be a number from 0 to 2**63 - 1")
+        raise RecipeError(where, "seed must be a number from 0 to 2**63 - 1")
     return Recipe(
         name=name,
         options=options,
@@ -240,7 +240,7 @@ def parse_setting(text: str) -> Rule:
     """
     glob, separator, value = text.rpartition("=")
     if not (separator and glob and value):
-        raise RecipeError(f"--set {printable(text)}: must be GLOB=keep or GLOB=DTYPE", "For example '*.attn.*=int8'.")
+        raise RecipeError(f"--set {text}", "must be GLOB=keep or GLOB=DTYPE", "For example '*.attn.*=int8'.")
     return Rule(match=glob, keep=True) if value == "keep" else Rule(match=glob, options={"weights_dtype": value})
 
 
@@ -286,21 +286,22 @@ def rule_matches(rule: Rule, module: str, class_name: str) -> bool:
 def _no_match(rule: Rule, modules: Sequence[str], names: set[str], class_name: str) -> RecipeError:
     if rule.family:
         families = sorted({family(module + ".weight", class_name) for module in modules})
-        return RecipeError(f"rule for {rule}: no module is of that family", f"Families: {', '.join(families)}.")
+        return RecipeError(f"rule for {rule}", "no module is of that family", f"Families: {', '.join(families)}.")
     if any(rule_matches(rule, name, class_name) for name in names):
-        return RecipeError(f"rule for {rule}: matches only tensors that SDNQ cannot quantize", "Remove the rule.")
+        return RecipeError(f"rule for {rule}", "matches only tensors that SDNQ cannot quantize", "Remove the rule.")
     parts = {part for name in names for part in name.split(".") if not part.isdigit()}
     wanted = rule.match.strip("*.")
     near = difflib.get_close_matches(wanted, sorted(parts | names), n=4, cutoff=0.5)
     return RecipeError(
-        f"rule for {rule}: matches nothing in the model",
+        f"rule for {rule}",
+        "matches nothing in the model",
         f"Names like it: {', '.join(map(printable, near))}." if near else "Compare it with the names in the header.",
     )
 
 
 def _parse_rule(content: Any, where: str) -> Rule:
     if not isinstance(content, dict):
-        raise RecipeError(f"{printable(where)}: must be a table, written [[rules]]")
+        raise RecipeError(where, "must be a table, written [[rules]]")
     keys = ("match", "family", "keep")
     _refuse_unknown(content, (*keys, *RULE_OPTIONS), where, "a rule")
     options = {name: value for name, value in content.items() if name not in keys}
@@ -311,9 +312,9 @@ def _parse_rule(content: Any, where: str) -> Rule:
         options=_parse_options(options, RULE_OPTIONS, where, "a rule"),
     )
     if bool(rule.match) == bool(rule.family):
-        raise RecipeError(f"{printable(where)}: needs either match or family")
+        raise RecipeError(where, "needs either match or family")
     if rule.keep == bool(rule.options):
-        raise RecipeError(f"{printable(where)}: needs either keep = true or options such as weights_dtype")
+        raise RecipeError(where, "needs either keep = true or options such as weights_dtype")
     return rule
 
 
@@ -327,7 +328,8 @@ def _refuse_unknown(content: Mapping[str, Any], allowed: Sequence[str], where: s
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, n=3)
             raise RecipeError(
-                f"{printable(where)}: {printable(key)} is no key of {what}",
+                where,
+                f"{key} is no key of {what}",
                 f"Keys like it: {', '.join(near)}." if near else f"Keys: {', '.join(allowed)}.",
             )
 
@@ -339,5 +341,5 @@ def _typed(content: Mapping[str, Any], key: str, kind: type, where: str, default
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise RecipeError(f"{printable(where)}: {key} must be {_TYPE_NAMES[kind]}, not {printable(repr(value))}")
+        raise RecipeError(where, f"{key} must be {_TYPE_NAMES[kind]}, not {value!r}")
     return value

@@ -21,7 +21,7 @@ from converter.conversion.release.manifest import (
     SUMMARY_NAME,
     ReleaseFile,
 )
-from converter.errors import MalformedCheckpoint, MissingInput, printable
+from converter.errors import MalformedCheckpoint, MissingInput, unreadable
 
 #: Small text files that a component's folder may hold beside its weights: tokenizers, generation settings.
 COMPANION_SUFFIXES = (".json", ".txt", ".model", ".jinja")
@@ -92,7 +92,8 @@ def _component_files(pipeline: Path, component: str) -> Iterator[tuple[Path, str
     folder = pipeline / component
     if not folder.is_dir():
         raise MissingInput(
-            f"{printable(str(folder))}: no such folder, though {PIPELINE_INDEX} names it",
+            folder,
+            f"no such folder, though {PIPELINE_INDEX} names it",
             "Download the whole repo, or give the folder of the transformer alone.",
         )
     for place, folders, files in os.walk(folder, onerror=_refuse_unreadable):
@@ -106,7 +107,7 @@ def _component_files(pipeline: Path, component: str) -> Iterator[tuple[Path, str
 
 
 def _refuse_unreadable(error: OSError) -> None:
-    raise MissingInput(f"{printable(str(error.filename))}: {error.strerror}", "Check its permissions.") from error
+    raise MissingInput(error.filename, f"{error.strerror}", "Check its permissions.") from error
 
 
 def _resolve_inside(file: Path, root: Path) -> Path:
@@ -125,7 +126,7 @@ def _resolve_inside(file: Path, root: Path) -> Path:
     try:
         regular = stat.S_ISREG(real.stat().st_mode)
     except OSError as error:
-        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Download it again.") from error
+        raise unreadable(file, error, "Download it again.") from error
     if not regular:
         raise MalformedCheckpoint(file, "is not a regular file", hint="Remove it.")
     return real

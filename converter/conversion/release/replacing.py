@@ -55,6 +55,6 @@ def refuse_what_is_no_checkpoint(output: Path) -> None:
         is_weights = path.name.endswith((WEIGHTS_SUFFIX, INDEX_SUFFIX))
         if not (is_weights or path.as_posix() in known or (len(path.parts) > 1 and path.parts[0] in components)):
             raise OutputError(
-                f"{printable(str(file))}: is no part of a checkpoint, and --overwrite would delete it",
+                f"{file}: is no part of a checkpoint, and --overwrite would delete it",
                 "Move it elsewhere, or choose another folder.",
             )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.writer import replace_file, write_error
-from converter.console import Progress
+from converter.console import SILENT, Reporter
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import OutputError, printable
 from converter.measurement.benchmark.assembly import Assembly
@@ -31,9 +31,6 @@ from converter.measurement.evidence.files import (
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite
-
-#: Opens a display for a label, a number and what is counted.
-ProgressFactory = Callable[[str, int, str], Progress]
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,7 @@ def bench(
     options: BenchOptions | None = None,
     drawing: GenerateOptions | None = None,
     *,
-    progress: ProgressFactory = Progress,
-    note: Callable[[str], None] = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> BenchReport:
     """Measure the original against the quantized model, and write what was measured.
 
@@ -96,8 +92,7 @@ def bench(
         suite: the prompts.
         options: how to measure.
         drawing: how to draw; the defaults suit the original's variant. Its seed is that of each prompt.
-        progress: opens a display for a label, a number and what is counted.
-        note: is told what people want to know.
+        reporter: shows progress and notes.
 
     Raises:
         InputError: a repo is not what it should be or changes, the two are no pair, or a value is out of range.
@@ -108,9 +103,9 @@ def bench(
     started = time.monotonic()
     options, drawing = options or BenchOptions(), drawing or GenerateOptions()
     _refuse_place(output, original)
-    with progress("looking at the device", 1, "devices") as shown:
+    with reporter.progress("looking at the device", 1, "devices") as shown:
         environment = probe_machine(drawing.device, options.timeout, shown.refresh)
-    subjects = open_subjects(original, quantized, lambda label, total: progress(label, total, ""))
+    subjects = open_subjects(original, quantized, reporter)
     settings = [
         choose_settings(subjects[0].repo, prompt.prompt, replace(drawing, seed=prompt.seed)) for prompt in suite.prompts
     ]
@@ -121,13 +116,13 @@ def bench(
             _drop_earlier(output, quantized)
         elif journal.is_new:
             _refuse_foreign(output, quantized)
-        _note_differences(subjects, note)
+        _note_differences(subjects, reporter)
         work = Bench(output, by_name, suite, settings, options, drawing.device, journal)
         total = sum(len(work.tasks(cell)) for cell in work.cells)
         missing = sum(len(work.missing(cell)) for cell in work.cells)
         if missing < total:
-            note(f"{total - missing} of {total} images were measured by an earlier run")
-        with progress("measuring", total, "images") as shown:
+            reporter.note(f"{total - missing} of {total} images were measured by an earlier run")
+        with reporter.progress("measuring", total, "images") as shown:
             shown.skip(total - missing)
             work.measure(shown)
         for subject in subjects:
@@ -137,8 +132,8 @@ def bench(
             write_evidence(output, name, content)
         _copy_summary(subjects[1], output)
         comparisons = {
-            IMAGES_NAME: compare_images(output, evidence[MATRIX_NAME], progress, note),
-            WEIGHTS_NAME: compare_weights(by_name, progress, note),
+            IMAGES_NAME: compare_images(output, evidence[MATRIX_NAME], reporter),
+            WEIGHTS_NAME: compare_weights(by_name, reporter),
         }
         for name, found in comparisons.items():
             if found is not None:
@@ -174,7 +169,7 @@ def _refuse_place(output: Path, original: Path) -> None:
         raise OutputError(f"{where}: is no folder", "Choose another name.")
     for place in (output / "images", *(output / "images" / kind for kind in IMAGE_KINDS)):
         if place.is_symlink():
-            raise OutputError(f"{printable(str(place))}: is a link, which may lead elsewhere", "Remove it.")
+            raise OutputError(f"{place}: is a link, which may lead elsewhere", "Remove it.")
 
 
 def _refuse_foreign(output: Path, quantized: Path) -> None:
@@ -188,7 +183,7 @@ def _refuse_foreign(output: Path, quantized: Path) -> None:
         is_own = name == SUMMARY_NAME and output.resolve() == quantized.resolve()
         if (output / name).exists() and not is_own:
             raise OutputError(
-                f"{printable(str(output / name))}: is of another benchmark, whose journal is not here",
+                f"{output / name}: is of another benchmark, whose journal is not here",
                 "Measure into another folder, or drop it with --restart.",
             )
 
@@ -207,12 +202,14 @@ def _identity(
     }
 
 
-def _note_differences(subjects: Sequence[Subject], note: Callable[[str], None]) -> None:
+def _note_differences(subjects: Sequence[Subject], reporter: Reporter) -> None:
     """Say when more than the transformer differs, so that nobody blames quantization for it."""
     first, second = (subject.components for subject in subjects)
     others = [name for name in first if name != "transformer" and first[name] != second[name]]
     if others:
-        note(f"the repos differ in more than the transformer: {', '.join(others)}; figures are of both together")
+        reporter.note(
+            f"the repos differ in more than the transformer: {', '.join(others)}; figures are of both together"
+        )
 
 
 def _drop_earlier(output: Path, quantized: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from converter.errors import MalformedCheckpoint, MissingInput, printable
+from converter.errors import MalformedCheckpoint, unreadable
 
 
 def file_states(files: Iterable[Path]) -> dict[str, list[int]]:
@@ -19,7 +19,7 @@ def file_states(files: Iterable[Path]) -> dict[str, list[int]]:
         try:
             status = file.stat()
         except OSError as error:
-            raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the path.") from error
+            raise unreadable(file, error) from error
         found[str(file.absolute())] = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
     return found
 

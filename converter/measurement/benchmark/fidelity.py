@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.console import Progress
+from converter.console import Reporter
 from converter.errors import InputError
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
 from converter.measurement.comparison.compare import compare_pairs
@@ -17,16 +17,14 @@ from converter.verification.verify import verify
 def compare_images(
     output: Path,
     matrix: Mapping[str, Any],
-    progress: Callable[[str, int, str], Progress],
-    note: Callable[[str], None],
+    reporter: Reporter,
 ) -> dict[str, Any] | None:
     """Compare the images of all prompts that both models drew.
 
     Args:
         output: folder of the measurements.
         matrix: content of ``comparison_matrix.json``.
-        progress: opens a display for a label, a number and what is counted.
-        note: is told what people want to know.
+        reporter: shows progress and notes.
 
     Returns:
         Content of ``image_fidelity.json``; None where no image has a counterpart.
@@ -36,12 +34,12 @@ def compare_images(
     rows = [row for row in measured if "image" in row[ORIGINAL] and "image" in row[QUANTIZED]]
     changed = [row["id"] for row in measured if row not in rows]
     if changed:
-        note(
+        reporter.note(
             f"images of {', '.join(changed)} are not what was measured, and are left out; --mode {matrix['mode']} "
             "draws them again"
         )
     if not rows:
-        note("no image of one model has a counterpart; images were not compared")
+        reporter.note("no image of one model has a counterpart; images were not compared")
         return None
     pairs = [
         ImagePair(
@@ -59,40 +57,38 @@ def compare_images(
         for row in rows
     ]
     required = {row["id"]: row["required_text"] for row in rows}
-    report = compare_pairs(pairs, required=required, progress=progress, note=note)
+    report = compare_pairs(pairs, required=required, reporter=reporter)
     return {**report.to_dict(), "sources": matrix["sources"]}
 
 
 def compare_weights(
     subjects: Mapping[str, Subject],
-    progress: Callable[[str, int, str], Progress],
-    note: Callable[[str], None],
+    reporter: Reporter,
 ) -> dict[str, Any] | None:
     """Compare the transformers' weights, by family.
 
     Args:
         subjects: the models, by name.
-        progress: opens a display for a label, a number and what is counted.
-        note: is told what people want to know.
+        reporter: shows progress and notes.
 
     Returns:
         Content of ``weight_fidelity.json``; None where they cannot be compared.
     """
     if subjects[QUANTIZED].repo.quantization is None:
-        note("the second model is not quantized; weights were not compared")
+        reporter.note("the second model is not quantized; weights were not compared")
         return None
     try:
         report = verify(
             subjects[QUANTIZED].repo.folder,
             against=subjects[ORIGINAL].repo.folder,
-            progress=lambda label, total: progress(label, total, ""),
+            reporter=reporter,
         )
     except InputError as error:
-        note(f"weights were not compared: {error.message}")
+        reporter.note(f"weights were not compared: {error.message}")
         return None
     for check in report.checks:
         if not check.ok:
-            note(f"weights: {check.name}: {check.detail}")
+            reporter.note(f"weights: {check.name}: {check.detail}")
     if not report.fidelity:
         return None
     return {

@@ -99,13 +99,11 @@ class Journal:
 
     def _lock(self) -> None:
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            raise OutputError(f"{printable(str(self.file))}: is no file", "Remove it, or measure into another folder.")
+            raise OutputError(f"{self.file}: is no file", "Remove it, or measure into another folder.")
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutputError(
-                f"{printable(str(self.file))}: another process is measuring into this folder", "Wait for it."
-            ) from error
+            raise OutputError(f"{self.file}: another process is measuring into this folder", "Wait for it.") from error
 
     def _read(self) -> list[dict[str, Any]]:
         content = self.file.read_bytes()
@@ -130,7 +128,7 @@ class Journal:
         for key, value in json.loads(json.dumps(identity)).items():
             if first.get(key) != value:
                 raise OutputError(
-                    f"{printable(str(self.file))}: holds another benchmark: {_difference(key, first.get(key), value)}",
+                    f"{self.file}: holds another benchmark: {_difference(key, first.get(key), value)}",
                     "Measure into another folder, or drop it with --restart.",
                 )
 

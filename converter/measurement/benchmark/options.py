@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from converter.errors import UsageError, printable
+from converter.errors import UsageError
 
 #: Modes by their names on the command line, with the offloading that each stands for.
 MODES = {"standard": "none", "offload": "model", "sequential": "sequential"}
@@ -55,5 +55,5 @@ class BenchOptions:
         names = [name.strip() for name in self.mode.split(",") if name.strip()]
         for name in names:
             if name not in MODES:
-                raise UsageError(f"--mode {printable(name)}: is none of {', '.join(MODES)}")
+                raise UsageError(f"--mode {name}: is none of {', '.join(MODES)}")
         return tuple(name for name in MODES if name in names)

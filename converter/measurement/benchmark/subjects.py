@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.source import PIPELINE_INDEX, list_folder, read_json
-from converter.console import Progress
+from converter.console import Progress, Reporter
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
-from converter.errors import MissingInput, UnsupportedCheckpoint, UsageError, printable
+from converter.errors import MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable
 from converter.measurement.benchmark.changes import file_states
 from converter.measurement.evidence.files import read_evidence
 from converter.measurement.generation.repo import COMPONENT_CLASSES, WEIGHTS, PipelineRepo, open_pipeline
@@ -80,13 +80,13 @@ class Subject:
         }
 
 
-def open_subjects(original: Path, quantized: Path, progress: Callable[[str, int], Progress]) -> tuple[Subject, Subject]:
+def open_subjects(original: Path, quantized: Path, reporter: Reporter) -> tuple[Subject, Subject]:
     """Open both repos, and take the checksums of their transformers.
 
     Args:
         original: a pipeline repo.
         quantized: another one, of the same class.
-        progress: opens a display for a label and a number of bytes.
+        reporter: shows progress.
 
     Raises:
         InputError: one is not what it should be; both are the same; they are no pair.
@@ -95,7 +95,7 @@ def open_subjects(original: Path, quantized: Path, progress: Callable[[str, int]
     repos = [open_pipeline(place) for place in (original, quantized)]
     if repos[0].quantization is not None and repos[1].quantization is None:
         raise UsageError(
-            f"{printable(str(original))} is quantized, and {printable(str(quantized))} is not",
+            f"{original} is quantized, and {quantized} is not",
             "Give the original first.",
         )
     for repo in repos:
@@ -103,7 +103,7 @@ def open_subjects(original: Path, quantized: Path, progress: Callable[[str, int]
     states = [file_states(_weight_files(repo)) for repo in repos]
     # Files that both repos have, by whatever names, are read once.
     sizes = {(device, inode): size for state in states for device, inode, size, _ in state.values()}
-    with progress("checksums", sum(sizes.values())) as shown:
+    with reporter.progress("checksums", sum(sizes.values())) as shown:
         digests: dict[tuple[int, int], str] = {}
         weights = [_hash_weights(repo, state, digests, shown) for repo, state in zip(repos, states, strict=True)]
     first, second = ({file.sha256 for file in files["transformer"]} for files in weights)
@@ -124,15 +124,14 @@ def _refuse_other_classes(original: Path, quantized: Path) -> None:
         names.append(read_json(index).get("_class_name") if index.is_file() else None)
     if None not in names and names[0] != names[1]:
         raise UnsupportedCheckpoint(
-            f"{printable(str(original))} is a {printable(str(names[0]))}, and {printable(str(quantized))} a "
-            f"{printable(str(names[1]))}",
+            f"{original} is a {names[0]}, and {quantized} a {names[1]}",
             "Compare two repos of the same pipeline.",
         )
 
 
 def _same_weights(original: Path, quantized: Path) -> UsageError:
     return UsageError(
-        f"{printable(str(original))} and {printable(str(quantized))} have the same transformer, file by file",
+        f"{original} and {quantized} have the same transformer, file by file",
         "Give the original and a quantized repo.",
     )
 
@@ -151,7 +150,7 @@ def _check_summary(repo: PipelineRepo) -> None:
     shown = sum(content["quant_transformer_dtypes"].values())
     if shown != repo.transformer.total_bytes:
         raise UnsupportedCheckpoint(
-            f"{printable(str(file))}: quant_transformer_dtypes add up to {shown} bytes, and the headers of the "
+            f"{file}: quant_transformer_dtypes add up to {shown} bytes, and the headers of the "
             f"transformer to {repo.transformer.total_bytes}",
             "Convert again, or take the file out.",
         )
@@ -181,9 +180,9 @@ def _digest(file: Path, progress: Progress) -> str:
     try:
         digest = file_sha256(file, progress)
     except OSError as error:
-        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the path.") from error
+        raise unreadable(file, error) from error
     if digest is None:
-        raise MissingInput(f"{printable(str(file))}: no such file", "Check the path.")
+        raise MissingInput(file, "no such file", "Check the path.")
     return digest
 
 

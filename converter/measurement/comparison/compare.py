@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.console import Progress
+from converter.console import SILENT, Reporter
 from converter.errors import UsageError, printable
 from converter.measurement.comparison.images import read_pixels
 from converter.measurement.comparison.pairs import ImagePair, find_pairs
@@ -38,8 +38,7 @@ def compare(
     steps: int | None = None,
     lpips: bool = True,
     text: bool = True,
-    progress: Callable[[str, int, str], Progress] = Progress,
-    note: Callable[[str], None] = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> FidelityReport:
     """Compare two folders of images, pair by pair; three images are in memory at a time.
 
@@ -51,15 +50,14 @@ def compare(
         steps: denoising steps of the images; None where the files tell.
         lpips: whether to measure LPIPS, if it is installed.
         text: whether to read the images, if tesseract is installed.
-        progress: opens a display for a label, a number of pairs, and the unit.
-        note: says what people want to know.
+        reporter: shows progress and notes.
 
     Raises:
         MissingInput: a folder or a file is not there or cannot be read, or a folder has no images.
         UsageError: images do not go together or cannot be compared, or ``steps`` is not what they tell.
     """
-    pairs = find_pairs(original, quantized, baseline, note=note)
-    return compare_pairs(pairs, required=required, steps=steps, lpips=lpips, text=text, progress=progress, note=note)
+    pairs = find_pairs(original, quantized, baseline, reporter=reporter)
+    return compare_pairs(pairs, required=required, steps=steps, lpips=lpips, text=text, reporter=reporter)
 
 
 def compare_pairs(
@@ -69,16 +67,15 @@ def compare_pairs(
     steps: int | None = None,
     lpips: bool = True,
     text: bool = True,
-    progress: Callable[[str, int, str], Progress] = Progress,
-    note: Callable[[str], None] = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> FidelityReport:
     """Compare images whose pairs are known.
 
     Args and raises: as for ``compare``.
     """
     comparison = _Comparison(dict(required or {}), steps, lpips=lpips, text=text)
-    comparison.check(pairs, note)
-    with progress("comparing", len(pairs), "pairs") as shown:
+    comparison.check(pairs, reporter)
+    with reporter.progress("comparing", len(pairs), "pairs") as shown:
         measured = []
         for pair in pairs:
             measured.append(comparison.measure(pair))
@@ -118,7 +115,7 @@ class _Comparison:
         except NotMeasured as reason:
             self._reasons["text"].append(str(reason))
 
-    def check(self, pairs: Sequence[ImagePair], note: Callable[[str], None]) -> None:
+    def check(self, pairs: Sequence[ImagePair], reporter: Reporter) -> None:
         """Refuse steps that the images deny, and say which texts no image can show."""
         for pair in pairs:
             if self._steps is not None and pair.steps not in (None, self._steps):
@@ -126,7 +123,7 @@ class _Comparison:
                 raise UsageError(f"{name}: was drawn in {pair.steps} steps, not in the {self._steps} of --steps")
         missing = self._required.keys() - {name for pair in pairs for name in (pair.id, pair.key)}
         if missing:
-            note(f"no images of these prompts: {', '.join(sorted(missing))}")
+            reporter.note(f"no images of these prompts: {', '.join(sorted(missing))}")
 
     def measure(self, pair: ImagePair) -> PairFidelity:
         """Read the images of a pair and take every measure."""

@@ -80,7 +80,7 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
             if np.asarray(image)[..., 3].min() < 255:
-                raise UsageError(f"{printable(str(path))}: is transparent in places", "Compare opaque images.")
+                raise UsageError(f"{path}: is transparent in places", "Compare opaque images.")
         return np.array(image.convert("RGB"), dtype=np.uint8)
 
 
@@ -91,7 +91,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         # A named pipe would make the reader wait.
         if not path.is_file():
-            raise MissingInput(f"{where}: is no file")
+            raise MissingInput(where, "is no file")
         if path.stat().st_size > MAXIMUM_FILE_BYTES:
             raise UsageError(f"{where}: is longer than {MAXIMUM_FILE_BYTES} bytes")
         with warnings.catch_warnings():
@@ -109,12 +109,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                     raise UsageError(f"{where}: has pixels of the kind {image.mode}, not RGB of 8 bits")
                 yield image
     except PermissionError as error:
-        raise MissingInput(f"{where}: cannot be read: {error.strerror}") from error
+        raise MissingInput(where, f"cannot be read: {error.strerror}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UsageError(f"{where}: claims more than {Image.MAX_IMAGE_PIXELS} pixels") from error
     except _BROKEN as error:
         raise UsageError(
-            f"{where}: is no whole {FORMATS[path.suffix.lower()]} image: {printable(str(error))}",
+            f"{where}: is no whole {FORMATS[path.suffix.lower()]} image: {error}",
             "Draw or copy it again.",
         ) from error
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from converter.errors import MissingInput, UsageError, printable
+from converter.console import Reporter
+from converter.errors import MissingInput, UsageError, printable, reason_of
 from converter.measurement.comparison.images import FORMATS, ImageHead, read_head
 
 #: Ends of a name that say who drew the image.
@@ -70,9 +71,7 @@ class ImagePair:
     baseline_seed: int | None = None
 
 
-def find_pairs(
-    original: Path, quantized: Path, baseline: Path | None, *, note: Callable[[str], None]
-) -> tuple[ImagePair, ...]:
+def find_pairs(original: Path, quantized: Path, baseline: Path | None, *, reporter: Reporter) -> tuple[ImagePair, ...]:
     """Pair the images of two or three folders by their names; only their heads are read.
 
     Args:
@@ -89,10 +88,10 @@ def find_pairs(
         UsageError: images do not go together, or cannot be compared.
     """
     folders = [folder for folder in (original, quantized, baseline) if folder is not None]
-    listed = [_list_images(folder, note) for folder in folders]
+    listed = [_list_images(folder, reporter) for folder in folders]
     for number, folder in enumerate(folders[1:], 1):
         if any(folder.samefile(other) for other in folders[:number]):
-            raise UsageError(f"{printable(str(folder))}: is given twice", "Each folder holds the images of one model.")
+            raise UsageError(f"{folder}: is given twice", "Each folder holds the images of one model.")
     _refuse_unpaired(folders[:2], listed[0], listed[1])
     if baseline is not None:
         shared = _ids(listed[0]) & _ids(listed[2])
@@ -120,14 +119,14 @@ def _read_image(path: Path) -> ImageFile:
     return replace(image, name=ImageName(image.name.key, image.name.key, seed))
 
 
-def _list_images(folder: Path, note: Callable[[str], None]) -> dict[str, ImageFile]:
+def _list_images(folder: Path, reporter: Reporter) -> dict[str, ImageFile]:
     where = printable(str(folder))
     try:
         entries = sorted(folder.iterdir())
     except NotADirectoryError as error:
-        raise MissingInput(f"{where}: is no folder") from error
+        raise MissingInput(where, "is no folder") from error
     except OSError as error:
-        raise MissingInput(f"{where}: cannot be read: {error.strerror or error}", "Check the path.") from error
+        raise MissingInput(where, f"cannot be read: {reason_of(error)}", "Check the path.") from error
     images: dict[str, ImageFile] = {}
     others = []
     for entry in entries:
@@ -139,12 +138,12 @@ def _list_images(folder: Path, note: Callable[[str], None]) -> dict[str, ImageFi
             continue
         key = parse_name(entry).key
         if key in images:
-            raise UsageError(f"{where}: {_names([images[key].path.name, entry.name])} are both {printable(key)}")
+            raise UsageError(f"{where}: {_names([images[key].path.name, entry.name])} are both {key}")
         images[key] = _read_image(entry)
     if others:
-        note(f"{where}: not compared, as neither PNG nor WebP: {_names(others)}")
+        reporter.note(f"{where}: not compared, as neither PNG nor WebP: {_names(others)}")
     if not images:
-        raise MissingInput(f"{where}: holds no images", "Images are PNG or lossless WebP, named ID-SEED.png.")
+        raise MissingInput(where, "holds no images", "Images are PNG or lossless WebP, named ID-SEED.png.")
     return dict(sorted(images.items()))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from converter.errors import printable
+from converter.errors import printable, reason_of
 from converter.measurement.comparison.perceptual import NotMeasured
 from converter.measurement.comparison.substring import character_error_rate
 from converter.threads import run_in_threads
@@ -130,7 +130,7 @@ def _run(arguments: Sequence[str], content: bytes = b"") -> str:
     except FileNotFoundError as error:
         raise NotMeasured("tesseract is not installed") from error
     except OSError as error:
-        raise NotMeasured(f"tesseract cannot be started: {error.strerror or error}") from error
+        raise NotMeasured(f"tesseract cannot be started: {reason_of(error)}") from error
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         end = f"was ended by signal {-done.returncode}" if done.returncode < 0 else f"failed with {done.returncode}"

@@ -83,11 +83,11 @@ def read_evidence_folder(folder: Path) -> dict[str, dict[str, Any]]:
     """
     where = printable(str(folder))
     if not folder.is_dir():
-        raise MissingInput(f"{where}: no such folder", "Check the path; `lensconv bench` makes one.")
+        raise MissingInput(where, "no such folder", "Check the path; `lensconv bench` makes one.")
     found = {name: read_evidence(folder / name)[1] for name in FORMATS if (folder / name).exists()}
     if not found:
         raise MissingInput(
-            f"{where}: holds no measurements, such as {METRICS_NAME}", "Make them with `lensconv bench --out`."
+            where, f"holds no measurements, such as {METRICS_NAME}", "Make them with `lensconv bench --out`."
         )
     for name, other, reason in disagreements_between(found):
         raise EvidenceError(folder / name, f"{reason}, by {other}")
@@ -128,13 +128,13 @@ def _check(file: Path, form: Format, content: Mapping[str, Any]) -> None:
 
     for path, value in _numbers(content, ""):
         if not math.isfinite(value):
-            raise EvidenceError(file, f"{printable(path)} is no finite number")
+            raise EvidenceError(file, f"{path} is no finite number")
     problem = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(load_schema(form.schema)).iter_errors(content)
     )
     if problem is not None:
         place = ".".join(map(str, problem.absolute_path)) or "its content"
-        raise EvidenceError(file, f"{printable(place)}: {printable(problem.message)}")
+        raise EvidenceError(file, f"{place}: {problem.message}")
     for reason in disagreements(form.schema, content):
         raise EvidenceError(file, reason)
 

@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from converter.errors import DeviceError, UsageError, printable
+from converter.errors import DeviceError, UsageError
 
 
 def choose_device(name: str) -> torch.device:
@@ -20,7 +20,7 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name)
     if match is None:
-        raise UsageError(f"--device {printable(name)}: is none of auto, cpu, cuda, cuda:0, cuda:1 …")
+        raise UsageError(f"--device {name}: is none of auto, cpu, cuda, cuda:0, cuda:1 …")
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():

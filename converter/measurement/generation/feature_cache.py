@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.writer import write_error
-from converter.errors import OutputError, printable
+from converter.errors import OutputError
 from converter.models.lens.features import PromptFeatures
 
 _MASK = "mask"
@@ -43,7 +43,7 @@ class FeatureCache:
 
     def __init__(self, folder: Path, identity: dict[str, Any], *, layers: int, width: int) -> None:
         if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{printable(str(folder))}: is no folder, which --features needs")
+            raise OutputError(f"{folder}: is no folder, which --features needs")
         self.folder = folder
         self._identity = identity
         self._layers = layers

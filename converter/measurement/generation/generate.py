@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from converter._version import __version__
-from converter.console import Progress, readable_size
+from converter.console import SILENT, Reporter, readable_size
 from converter.errors import ImageError
 from converter.libraries import package_versions, quantization_environment
 from converter.measurement.generation.devices import choose_device, free_device_bytes
@@ -32,9 +32,6 @@ from converter.memory import free_memory_bytes, peak_rss_bytes
 from converter.models.lens.features import PromptFeatures
 from converter.models.lens.mxfp4 import unpacking_text
 from converter.models.lens.quantized import quantized_layers
-
-#: Opens a display for a label, a number and what is counted.
-ProgressFactory = Callable[[str, int, str], Progress]
 
 
 @dataclass(frozen=True)
@@ -69,8 +66,7 @@ def generate(
     output: Path,
     options: GenerateOptions | None = None,
     *,
-    progress: ProgressFactory = Progress,
-    note: Callable[[str], None] = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> GenerateReport:
     """Draw an image and write it as a PNG.
 
@@ -79,8 +75,7 @@ def generate(
         prompt: what to draw.
         output: the PNG to make.
         options: how; the defaults suit the repo's variant.
-        progress: opens a display for the steps.
-        note: is told what people want to know.
+        reporter: shows progress and notes.
 
     Raises:
         InputError: the repo is not what it should be, or a value is out of range.
@@ -109,17 +104,18 @@ def generate(
         encodes=bool(missing),
     )
     if missing and stage.unpacks:
-        note(unpacking_text(loaded_bytes(opened.text_encoder, DTYPE_BYTES[settings.dtype], unpacks=True)))
+        reporter.note(unpacking_text(loaded_bytes(opened.text_encoder, DTYPE_BYTES[settings.dtype], unpacks=True)))
     require_memory(need, free_memory_bytes(), free_device_bytes(device))
     if device.type == "cpu" and options.offload != "none":
-        note(f"--offload {options.offload} saves nothing on a CPU; the image is the same")
-    with forwarding_logs(note):
+        reporter.note(f"--offload {options.offload} saves nothing on a CPU; the image is the same")
+    with forwarding_logs(reporter):
         if missing:
-            note(f"encoding the prompt: loading the text encoder, {readable_size(opened.text_encoder.total_bytes)}")
+            size = readable_size(opened.text_encoder.total_bytes)
+            reporter.note(f"encoding the prompt: loading the text encoder, {size}")
             features |= stage.encode(missing)
-        note(f"drawing: loading the transformer, {readable_size(opened.transformer.total_bytes)}")
+        reporter.note(f"drawing: loading the transformer, {readable_size(opened.transformer.total_bytes)}")
         pipeline = load_pipeline(opened, getattr(torch, settings.dtype), device, options.offload)
-    image = _draw(pipeline, opened, settings, features, progress)
+    image = _draw(pipeline, opened, settings, features, reporter)
     metadata = image_metadata(settings, device, opened, pipeline)
     write_image(image, output, metadata)
     return GenerateReport(
@@ -172,12 +168,12 @@ def _draw(
     repo: PipelineRepo,
     settings: Settings,
     features: Mapping[str, PromptFeatures],
-    progress: ProgressFactory,
+    reporter: Reporter,
 ) -> Any:
     given: dict[str, Any] = {}
     for name, prompt in zip(("prompt", "negative_prompt"), settings.prompts, strict=False):
         given |= {f"{name}_embeds": features[prompt].embeds, f"{name}_mask": features[prompt].mask}
-    with progress("drawing", settings.steps, "steps") as shown, blaming(repo.folder):
+    with reporter.progress("drawing", settings.steps, "steps") as shown, blaming(repo.folder):
         shown.refresh()
 
         def step_done(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from PIL.Image import Image
 from PIL.PngImagePlugin import PngInfo
 
 from converter.checkpoint.writer import refuse_taken_place, replace_file
-from converter.errors import UsageError, printable
+from converter.errors import UsageError
 
 #: Key of the text chunk with all settings as JSON; prompts stand in chunks of their own, too.
 METADATA_KEY = "lensconv"
@@ -28,7 +28,7 @@ def refuse_place(output: Path, *, overwrite: bool) -> None:
         OutputError: the place is taken, or no file can be there.
     """
     if output.suffix.lower() != ".png":
-        raise UsageError(f"--out {printable(str(output))}: the image is a PNG; let the name end in .png")
+        raise UsageError(f"--out {output}: the image is a PNG; let the name end in .png")
     refuse_taken_place(output, overwrite=overwrite)
 
 

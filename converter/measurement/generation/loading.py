@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from transformers import Mxfp4Config, PreTrainedTokenizerFast
 
+from converter.console import Reporter
 from converter.errors import MalformedCheckpoint, MemoryLimitError, UnsupportedCheckpoint, printable
 from converter.lens import LensGptOssEncoder, LensPipeline, LensTransformer2DModel
 from converter.libraries import LOADING_ERRORS
@@ -148,17 +149,17 @@ def blaming(place: Path) -> Iterator[None]:
                 f"there is not enough memory: {text}", "Draw a smaller image, or use --offload or a quantized repo."
             ) from error
         raise UnsupportedCheckpoint(
-            f"{printable(str(place))}: cannot be used: {text}", "Compare it with the repo that it was made from."
+            f"{place}: cannot be used: {text}", "Compare it with the repo that it was made from."
         ) from error
 
 
 @contextmanager
-def forwarding_logs(note: Callable[[str], None]) -> Iterator[None]:
+def forwarding_logs(reporter: Reporter) -> Iterator[None]:
     """Hand on as notes what the model's code logs inside the block."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            note(record.getMessage())
+            reporter.note(record.getMessage())
 
     logger = logging.getLogger("converter.models.lens")
     handler, propagates = Handler(), logger.propagate

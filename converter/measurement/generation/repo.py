@@ -103,7 +103,7 @@ def open_pipeline(path: Path) -> PipelineRepo:
     """
     where = printable(str(path))
     if not path.exists():
-        raise MissingInput(f"{where}: no such folder", "Check the path; `hf download` brings a repo from the Hub.")
+        raise MissingInput(where, "no such folder", "Check the path; `hf download` brings a repo from the Hub.")
     if not (path / PIPELINE_INDEX).is_file():
         raise UnsupportedCheckpoint(
             f"{where}: is no pipeline repo, it has no {PIPELINE_INDEX}",
@@ -122,16 +122,12 @@ def open_pipeline(path: Path) -> PipelineRepo:
 def _check_index(file: Path, index: dict[str, Any]) -> None:
     name = index.get("_class_name")
     if name != PIPELINE_CLASS_NAME:
-        raise UnsupportedCheckpoint(
-            f"{printable(str(file))}: is for {printable(str(name))}; lensconv draws with {PIPELINE_CLASS_NAME}"
-        )
+        raise UnsupportedCheckpoint(f"{file}: is for {name}; lensconv draws with {PIPELINE_CLASS_NAME}")
     for component, classes in COMPONENT_CLASSES.items():
         entry = index.get(component)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if found not in classes:
-            raise UnsupportedCheckpoint(
-                f"{printable(str(file))}: {component} is {printable(str(found))}, which should be {classes[0]}"
-            )
+            raise UnsupportedCheckpoint(f"{file}: {component} is {found}, which should be {classes[0]}")
 
 
 def _check_components(repo: PipelineRepo) -> None:
@@ -139,16 +135,13 @@ def _check_components(repo: PipelineRepo) -> None:
     for checkpoint, expected in ((repo.transformer, CLASS_NAME), (repo.vae, COMPONENT_CLASSES["vae"][0])):
         if checkpoint.class_name != expected:
             raise UnsupportedCheckpoint(
-                f"{printable(str(checkpoint.folder / 'config.json'))}: is for "
+                f"{checkpoint.folder / 'config.json'}: is for "
                 f"{printable(checkpoint.class_name) or 'no class'}, not {expected}"
             )
     encoder = repo.text_encoder.config
     where = repo.text_encoder.folder / "config.json"
     if encoder.get("model_type") != _TEXT_ENCODER_TYPE:
-        raise UnsupportedCheckpoint(
-            f"{printable(str(where))}: model_type is {printable(str(encoder.get('model_type')))}, "
-            f"not {_TEXT_ENCODER_TYPE}"
-        )
+        raise UnsupportedCheckpoint(f"{where}: model_type is {encoder.get('model_type')}, not {_TEXT_ENCODER_TYPE}")
     config = LensConfig.from_dict(repo.transformer.config, str(repo.transformer.folder / "config.json"))
     if encoder.get("hidden_size") != config.enc_hidden_dim:
         raise MalformedCheckpoint(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
 
-from converter.errors import UsageError, printable
+from converter.errors import UsageError
 from converter.measurement.generation.options import DTYPES, MAXIMUM_SEED, MAXIMUM_STEPS, OFFLOADS, GenerateOptions
 from converter.measurement.generation.repo import PipelineRepo
 from converter.models.lens.resolutions import PIXELS_PER_TOKEN, resolution
@@ -69,11 +69,11 @@ def choose_settings(repo: PipelineRepo, prompt: str, options: GenerateOptions) -
     _check_range("guidance", guidance, 0, 1000)
     for name, value, choices in (("dtype", options.dtype, DTYPES), ("offload", options.offload, OFFLOADS)):
         if value not in choices:
-            raise UsageError(f"--{name} {printable(value)}: is none of {', '.join(choices)}")
+            raise UsageError(f"--{name} {value}: is none of {', '.join(choices)}")
     try:
         day = date.fromisoformat(options.date).isoformat()
     except ValueError as error:
-        raise UsageError(f"--date {printable(options.date)}: is no day, as in 2026-05-23") from error
+        raise UsageError(f"--date {options.date}: is no day, as in 2026-05-23") from error
     height, width = _choose_size(repo, options)
     return Settings(
         prompt=prompt,

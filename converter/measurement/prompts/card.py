@@ -158,5 +158,5 @@ def _prompt_of(section: Section, place: str) -> str:
 def _agreed(first: str, second: str, what: str, place: str) -> str:
     """What is said once or twice alike."""
     if first and second and normalize(first) != normalize(second):
-        fail(place, f"the card gives two of {what}: {printable(first)} and {printable(second)}", _CORRECT)
+        fail(place, f"the card gives two of {what}: {first} and {second}", _CORRECT)
     return first or second

@@ -92,7 +92,7 @@ def merge_rows(rows: Iterable[Row], where: str) -> dict[str, Row]:
             if first and second and first != second:
                 fail(
                     f"{where}: prompt {row.id}",
-                    f"tables give two of {key}: {printable(first)} and {printable(second)}",
+                    f"tables give two of {key}: {first} and {second}",
                     "Correct a copy of the card.",
                 )
             values[key] = first or second
@@ -138,5 +138,5 @@ def parse_seed(text: str, where: str) -> int:
         SuiteError: it is none.
     """
     if not _DIGITS.fullmatch(text):
-        fail(where, f"seed {printable(repr(text))} is no whole number", "Correct a copy of the card.")
+        fail(where, f"seed {text!r} is no whole number", "Correct a copy of the card.")
     return int(text)

@@ -32,7 +32,7 @@ def fail(where: str, reason: str, hint: str = "") -> NoReturn:
         reason: what is wrong.
         hint: what to do about it.
     """
-    raise SuiteError(f"{printable(where)}: {reason}", hint)
+    raise SuiteError(where, f"{reason}", hint)
 
 
 def normalize(text: str) -> str:
@@ -77,7 +77,7 @@ def check_ids(ids: Sequence[str], where: str) -> None:
         if not _PLAIN_ID.fullmatch(identifier):
             fail(
                 where,
-                f"id {printable(repr(identifier))} cannot be the name of an image",
+                f"id {identifier!r} cannot be the name of an image",
                 "Use 1 to 64 of the characters A-Z a-z 0-9 . _ - and begin with a letter or a digit.",
             )
         other = seen.get(identifier.casefold())
@@ -109,9 +109,9 @@ def check_prompt(scenario: str, seed: int, prompt: str, required_text: Sequence[
         if compared not in asked:
             fail(
                 where,
-                f"required text {printable(repr(text))} does not occur in the prompt",
+                f"required text {text!r} does not occur in the prompt",
                 "An image can only show what its prompt asks for: put the text into the prompt, letter by letter.",
             )
         if compared in seen:
-            fail(where, f"required text {printable(repr(text))} is listed twice", "Remove one of them.")
+            fail(where, f"required text {text!r} is listed twice", "Remove one of them.")
         seen.add(compared)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from converter.conversion.release.manifest import CARD_NAME
-from converter.errors import HubError, MissingInput, UsageError, printable
+from converter.errors import HubError, MissingInput, UsageError
 from converter.hub.client import quiet_hub
 from converter.hub.failures import client_errors, hub_failure
 from converter.hub.places import HubPlace, is_place, parse_place
@@ -31,12 +31,12 @@ def read_card(place: str) -> str:
         DiskError: there is no space for it.
     """
     if place.lower().startswith(("http://", "https://")):
-        raise UsageError(f"{printable(place)}: no file", "Write hf://OWNER/NAME for a model on the Hub.")
+        raise UsageError(f"{place}: no file", "Write hf://OWNER/NAME for a model on the Hub.")
     if is_place(place):
         return read_text_file(_download(parse_place(place)), MAXIMUM_CARD_BYTES)
     file = Path(place)
     if file.is_dir():
-        raise MissingInput(f"{printable(place)}: is a folder", f"Name the card in it, such as {CARD_NAME}.")
+        raise MissingInput(place, "is a folder", f"Name the card in it, such as {CARD_NAME}.")
     return read_text_file(file, MAXIMUM_CARD_BYTES)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from converter.checkpoint.writer import refuse_taken_place, replace_file
-from converter.errors import MissingInput, SuiteError, UsageError, printable
+from converter.errors import MissingInput, SuiteError, UsageError, printable, unreadable
 from converter.measurement.prompts.checks import fail
 
 #: End of the names of suites.
@@ -22,7 +22,7 @@ def refuse_place(output: Path, *, overwrite: bool) -> None:
         OutputError: the place is taken, or no file can be there.
     """
     if output.suffix.lower() != SUFFIX:
-        raise UsageError(f"--out {printable(str(output))}: a suite is TOML; let the name end in {SUFFIX}")
+        raise UsageError(f"--out {output}: a suite is TOML; let the name end in {SUFFIX}")
     refuse_taken_place(output, overwrite=overwrite)
 
 
@@ -58,14 +58,14 @@ def read_text_file(file: Path, limit: int) -> str:
     where = printable(str(file))
     try:
         if not file.is_file():
-            raise MissingInput(f"{where}: {'is a folder' if file.is_dir() else 'no such file'}", "Check the path.")
+            raise MissingInput(where, f"{'is a folder' if file.is_dir() else 'no such file'}", "Check the path.")
         with file.open("rb") as stream:
             content = stream.read(limit + 1)
     except OSError as error:
-        raise MissingInput(f"{where}: {error.strerror or error}", "Check the path.") from error
+        raise unreadable(where, error) from error
     if len(content) > limit:
         fail(where, f"is longer than {limit} bytes", "Check the path: no suite or card is this long.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SuiteError(f"{where}: not UTF-8 at byte {error.start}", "Save it again as UTF-8.") from error
+        raise SuiteError(where, f"not UTF-8 at byte {error.start}", "Save it again as UTF-8.") from error

@@ -104,7 +104,7 @@ class Section:
         if label and not label_of(line):
             fail(
                 self._place(where),
-                f"{printable(label[1])} is no known label, and its line may or may not be a part of the prompt",
+                f"{label[1]} is no known label, and its line may or may not be a part of the prompt",
                 "In a copy of the card, remove that line, or put the whole prompt into a block quote or a code block.",
             )
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import tomli_w
 
-from converter.errors import SuiteError, printable
+from converter.errors import SuiteError
 from converter.measurement.prompts.checks import check_ids, check_prompt, check_text, fail
 from converter.measurement.prompts.files import MAXIMUM_SUITE_BYTES, SUFFIX, read_text_file
 
@@ -146,9 +146,7 @@ def parse_suite(text: str, *, where: str) -> PromptSuite:
     try:
         content = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise SuiteError(
-            f"{printable(where)}: not TOML: {printable(str(error))}", "Texts stand in quotes, one key in a line."
-        ) from error
+        raise SuiteError(where, f"not TOML: {error}", "Texts stand in quotes, one key in a line.") from error
     _refuse_unknown(content, ("name", "prompts"), where, "a suite")
     name = _typed(content, "name", str, where)
     tables = _typed(content, "prompts", list, where)
@@ -168,7 +166,7 @@ def _parse_prompt(content: Any, where: str, number: int) -> SuitePrompt:
     texts = _typed(content, "required_text", list, place) if "required_text" in content else []
     for text in texts:
         if not isinstance(text, str):
-            fail(place, f"required_text must be an array of strings; {printable(repr(text))} is none")
+            fail(place, f"required_text must be an array of strings; {text!r} is none")
     return SuitePrompt(**values, required_text=tuple(texts))
 
 
@@ -177,7 +175,7 @@ def _refuse_unknown(content: Mapping[str, Any], allowed: Sequence[str], where: s
         if key not in allowed:
             near = difflib.get_close_matches(key[:100], allowed, n=3)
             hint = f"Keys like it: {', '.join(near)}." if near else f"Keys: {', '.join(allowed)}."
-            fail(where, f"{printable(key)} is no key of {what}", hint)
+            fail(where, f"{key} is no key of {what}", hint)
 
 
 def _typed(content: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
@@ -185,5 +183,5 @@ def _typed(content: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
         fail(where, f"{key} is missing", f"Add {key}, {_TYPE_NAMES[kind]}.")
     value = content[key]
     if type(value) is not kind:
-        fail(where, f"{key} must be {_TYPE_NAMES[kind]}, not {printable(repr(value))}", "Correct it in the file.")
+        fail(where, f"{key} must be {_TYPE_NAMES[kind]}, not {value!r}", "Correct it in the file.")
     return value

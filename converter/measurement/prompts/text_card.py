@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from converter.errors import printable
 from converter.measurement.prompts.card_parts import COLUMNS, Row, find_columns, make_row, split_heading
 from converter.measurement.prompts.checks import fail
 from converter.measurement.prompts.section import Section
@@ -89,7 +88,7 @@ def _read_table(table: Sequence[str], titles: dict[str, str], where: str) -> lis
     if columns is None or columns["id"] != 0 or columns["seed"] != len(columns) - 1 or "prompt" in columns:
         fail(
             where,
-            f"the columns of the table cannot be told apart: {printable(table[0])}",
+            f"the columns of the table cannot be told apart: {table[0]}",
             "Import the Markdown of the card (README.md) instead of its plain text.",
         )
     return [_split_row(line, titles, "scenario" in columns, where) for line in table[1:]]
@@ -102,12 +101,12 @@ def _split_row(line: str, titles: dict[str, str], has_scenario: bool, where: str
     title = titles.get(identifier, "").split() if has_scenario else []
     if has_scenario and not title:
         reason = f"the table names it, but no heading such as {identifier} - Title does"
-        fail(f"{where}: prompt {printable(identifier)}", reason, "Import the Markdown of the card (README.md) instead.")
+        fail(f"{where}: prompt {identifier}", reason, "Import the Markdown of the card (README.md) instead.")
     rest = words[1 + len(title) :]
     if words[1 : 1 + len(title)] != title or not rest or not rest[0].isdecimal():
         fail(
-            f"{where}: prompt {printable(identifier)}",
-            f"its row is not its heading's title and then the seed: {printable(line)}",
+            f"{where}: prompt {identifier}",
+            f"its row is not its heading's title and then the seed: {line}",
             "Compare heading and table in the card, and correct a copy of it.",
         )
     return Row(identifier, " ".join(title), rest[0])

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from converter.errors import UnsupportedCheckpoint, printable
+from converter.errors import UnsupportedCheckpoint
 
 CLASS_NAME = "LensTransformer2DModel"
 PIPELINE_CLASS_NAME = "LensPipeline"
@@ -65,9 +65,7 @@ class LensConfig:
             else:
                 valid = type(value) is int and 0 < value <= 1 << 20
             if not valid or (field.name == "num_layers" and value > MAXIMUM_LAYERS):
-                raise UnsupportedCheckpoint(
-                    f"{printable(where)}: {field.name} is {printable(str(value))}, which no {CLASS_NAME} can have"
-                )
+                raise UnsupportedCheckpoint(f"{where}: {field.name} is {value}, which no {CLASS_NAME} can have")
             values[field.name] = value
         return cls(**values)
 

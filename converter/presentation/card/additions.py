@@ -8,7 +8,7 @@ from pathlib import Path
 
 from converter.checkpoint.source import is_plain_name
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
-from converter.errors import OutputError, printable
+from converter.errors import OutputError
 from converter.measurement.evidence.files import MATRIX_NAME
 from converter.presentation.card.evidence import CardEvidence, read_beside
 from converter.presentation.card.pictures import CardPictures
@@ -35,7 +35,7 @@ def collect_additions(release: CardRelease, evidence: CardEvidence, pictures: Ca
         if name not in release.written:
             found[name] = content
         elif hashlib.sha256(content).hexdigest() != release.written[name]:
-            raise OutputError(f"{printable(name)}: `convert` wrote another file of that name", "Leave it out.")
+            raise OutputError(f"{name}: `convert` wrote another file of that name", "Leave it out.")
     return found
 
 

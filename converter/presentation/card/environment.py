@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-from converter.errors import InputError, MissingInput, printable
+from converter.errors import InputError, MissingInput, printable, unreadable
 from converter.presentation.card import figures, markdown
 from converter.presentation.card.markdown import Markdown
 from converter.rendering import TEMPLATES_PACKAGE
@@ -114,11 +114,11 @@ def _read(file: Path) -> str:
     where = printable(str(file))
     try:
         if not file.is_file():
-            raise MissingInput(f"{where}: no such file", "Check the path.")
+            raise MissingInput(where, "no such file", "Check the path.")
         with file.open("rb") as stream:
             content = stream.read(_MAXIMUM_TEMPLATE_BYTES + 1)
     except OSError as error:
-        raise MissingInput(f"{where}: {error.strerror or error}", "Check the path.") from error
+        raise unreadable(where, error) from error
     if len(content) > _MAXIMUM_TEMPLATE_BYTES:
         raise InputError(f"{where}: is longer than {_MAXIMUM_TEMPLATE_BYTES} bytes, which no template is")
     try:
@@ -147,7 +147,7 @@ def _bounded(parts: Iterator[str], where: str) -> Iterator[str]:
     for part in parts:
         length += len(part)
         if length > MAXIMUM_CARD_CHARACTERS:
-            raise InputError(f"{printable(where)}: gives more than {MAXIMUM_CARD_CHARACTERS} characters")
+            raise InputError(f"{where}: gives more than {MAXIMUM_CARD_CHARACTERS} characters")
         yield part
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.checkpoint.dtypes import LONG_NAMES
 from converter.conversion.release.manifest import SUMMARY_NAME
-from converter.errors import EvidenceError, MissingInput, printable
+from converter.errors import EvidenceError, unreadable
 from converter.measurement.evidence.files import FORMATS, METRICS_NAME, read_evidence_folder
 from converter.presentation.card.figures import GB
 from converter.presentation.card.release import CardRelease
@@ -97,7 +97,7 @@ def read_beside(folder: Path, name: str) -> bytes:
             raise EvidenceError(file, "leads out of the folder", "Copy the file itself.")
         return file.read_bytes()
     except OSError as error:
-        raise MissingInput(f"{printable(str(file))}: {error.strerror or error}", "Check the file.") from error
+        raise unreadable(file, error, "Check the file.") from error
 
 
 def _check_sources(file: Path, sources: Mapping[str, Any], release: CardRelease) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from converter.checkpoint.writer import folder_inside, replace_file
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, ReleaseFile, encode_json
-from converter.errors import MissingInput, ReleaseError, UsageError, printable
+from converter.errors import MissingInput, ReleaseError, UsageError, reason_of
 from converter.measurement.evidence.files import MATRIX_NAME, OFFLOAD_NAME
 from converter.presentation.card.additions import collect_additions, describe
 from converter.presentation.card.context import SECTIONS, build_context, find_ablation, find_gallery, left_out
@@ -78,7 +78,7 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
     """
     options = options or CardOptions()
     if options.repo is not None and not is_repo_id(options.repo):
-        raise UsageError(f"--repo {printable(options.repo)}: is no OWNER/NAME")
+        raise UsageError(f"--repo {options.repo}: is no OWNER/NAME")
     release = read_release(root)
     if options.adopt:
         return _adopt(release, options)
@@ -123,11 +123,9 @@ def _adopt(release: CardRelease, options: CardOptions) -> CardReport:
         content = card.read_bytes()
         text = content.decode()
     except UnicodeDecodeError as error:
-        raise ReleaseError(f"{printable(str(card))}: is not UTF-8", "Save it as UTF-8.") from error
+        raise ReleaseError(f"{card}: is not UTF-8", "Save it as UTF-8.") from error
     except OSError as error:
-        raise MissingInput(
-            f"{printable(str(card))}: {error.strerror or error}", "Write one, or leave --adopt."
-        ) from error
+        raise MissingInput(card, reason_of(error), "Write one, or leave --adopt.") from error
     _refuse_bad_metadata(release.root, text)
     contents = {CARD_NAME: content}
     for name in release.added:
@@ -152,10 +150,10 @@ def _metadata(
     candidates = (options.base_model, original.get("repo_id"), summary.get("source_model"))
     base = next((str(name) for name in candidates if name and is_repo_id(str(name))), None)
     if options.base_model is not None and base != options.base_model:
-        raise UsageError(f"--base-model {printable(options.base_model)}: is no OWNER/NAME")
+        raise UsageError(f"--base-model {options.base_model}: is no OWNER/NAME")
     revision = options.base_revision or original.get("revision")
     if options.base_revision is not None and not _COMMIT.fullmatch(options.base_revision):
-        raise UsageError(f"--base-revision {printable(options.base_revision)}: is no commit of 40 hexadecimal digits")
+        raise UsageError(f"--base-revision {options.base_revision}: is no commit of 40 hexadecimal digits")
     dtype = str(release.audit.config.get("weights_dtype", ""))
     family = ("lens",) if release.is_lens else ()
     tags = [*family, "text-to-image", *_TAGS]
@@ -188,7 +186,7 @@ def _warnings(metadata: CardMetadata, evidence: CardEvidence) -> list[str]:
 def _refuse_bad_metadata(root: Path, text: str) -> None:
     faults = check_metadata(text)
     if faults:
-        raise ReleaseError(f"{printable(str(root / CARD_NAME))}: {first_few(faults)}", "Mend it and try again.")
+        raise ReleaseError(f"{root / CARD_NAME}: {first_few(faults)}", "Mend it and try again.")
 
 
 def _keep_edited_card(release: CardRelease, text: str) -> None:
@@ -200,7 +198,7 @@ def _keep_edited_card(release: CardRelease, text: str) -> None:
     present = card.read_bytes()
     if present != text.encode() and (listed is None or describe(CARD_NAME, present).sha256 != listed.sha256):
         raise ReleaseError(
-            f"{printable(str(card))}: was written by hand, and would be lost",
+            f"{card}: was written by hand, and would be lost",
             "List it with --adopt, or move it away to have it made anew.",
         )
 

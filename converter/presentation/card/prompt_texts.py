@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from converter.errors import EvidenceError, printable
+from converter.errors import EvidenceError
 from converter.measurement.evidence.files import MATRIX_NAME
 from converter.measurement.prompts.suite import builtin_suites, read_suite
 
@@ -37,7 +37,7 @@ def find_prompt_texts(matrix: Mapping[str, Any] | None, suite: str | None) -> di
         if named is not None and text != row.get("prompt", text or None):
             raise EvidenceError(
                 MATRIX_NAME,
-                f"prompt {printable(row['id'])}, seed {row['seed']}, is not as in the suite {printable(str(suite))}",
+                f"prompt {row['id']}, seed {row['seed']}, is not as in the suite {suite}",
                 "Name with --prompts the suite that was drawn, or none.",
             )
         found[row["id"]] = row.get("prompt", text)

@@ -153,10 +153,10 @@ def read_release(root: Path) -> CardRelease:
     """
     where = printable(str(root))
     if not root.is_dir():
-        raise MissingInput(f"{where}: no such folder", "Give the folder that `lensconv convert` made.")
+        raise MissingInput(where, "no such folder", "Give the folder that `lensconv convert` made.")
     manifest = read_manifest(root)
     if manifest is None:
-        raise MissingInput(f"{where}: has no {MANIFEST_NAME}", "Make the release with `lensconv convert`.")
+        raise MissingInput(where, f"has no {MANIFEST_NAME}", "Make the release with `lensconv convert`.")
     audit = Audit(root, component=manifest.component or None)
     if not audit.modules:
         raise UnsupportedCheckpoint(f"{where}: no module of it is quantized", "Make it with `lensconv convert`.")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from converter.errors import EvidenceError, printable
+from converter.errors import EvidenceError
 from converter.presentation.charts.style import Theme
 
 if TYPE_CHECKING:
@@ -104,4 +104,4 @@ def check_drawable(file: str, what: str, values: Sequence[float], most: float) -
         EvidenceError: one is beyond everything that exists.
     """
     if any(abs(value) > most for value in values):
-        raise EvidenceError(file, f"{printable(what)} is beyond everything that exists")
+        raise EvidenceError(file, f"{what} is beyond everything that exists")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.writer import folder_inside, replace_file, write_error
-from converter.errors import MissingInput, printable
+from converter.console import SILENT, Reporter
+from converter.errors import MissingInput
 from converter.measurement.evidence.files import read_evidence_folder
 from converter.measurement.evidence.origin import origin_note
 from converter.presentation.charts.chart import Chart, Evidence, LeftOut
@@ -54,9 +55,7 @@ class ChartsReport:
         }
 
 
-def draw_charts(
-    folder: Path, *, output: Path | None = None, note: Callable[[str], None] = lambda _: None
-) -> ChartsReport:
+def draw_charts(folder: Path, *, output: Path | None = None, reporter: Reporter = SILENT) -> ChartsReport:
     """Draw the charts of a folder of measurements as SVG and PNG, each in light and dark.
 
     Nothing is written before all of them are drawn; each file is then written whole or not at all.
@@ -81,11 +80,12 @@ def draw_charts(
     if not ready:
         reasons = "; ".join(f"{chart.name}: {chart.reason}" for chart in left_out)
         raise MissingInput(
-            f"{printable(str(folder))}: holds nothing that a chart could show: {reasons}",
+            folder,
+            f"holds nothing that a chart could show: {reasons}",
             "Measure with `lensconv bench --out`.",
         )
     for chart in left_out:
-        note(f"left out {chart.name}: {chart.reason}")
+        reporter.note(f"left out {chart.name}: {chart.reason}")
     files = {
         f"{chart.name}-{theme.name}.{kind}": content
         for chart in ready

@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from converter.errors import EvidenceError, printable
+from converter.errors import EvidenceError, printable, reason_of
 from converter.measurement.evidence.agreement import MODELS
 from converter.measurement.evidence.files import MATRIX_NAME
 from converter.presentation.grid.layout import Size
@@ -165,7 +165,7 @@ def _contained(folder: Path, name: str) -> Path:
         resolved = os.path.realpath(Path(root, path))
         if os.path.commonpath((root, resolved)) == root:
             return folder / path
-    raise EvidenceError(folder / MATRIX_NAME, f"image {printable(name)} is no path inside the folder")
+    raise EvidenceError(folder / MATRIX_NAME, f"image {name} is no path inside the folder")
 
 
 def _read(file: Path) -> bytes | None:
@@ -179,7 +179,7 @@ def _read(file: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise EvidenceError(file, f"cannot be read: {error.strerror or error}", "Check the path.") from error
+        raise EvidenceError(file, f"cannot be read: {reason_of(error)}", "Check the path.") from error
     if len(content) > _FILE_LIMIT:
         raise EvidenceError(file, f"is longer than {_FILE_LIMIT} bytes")
     return content

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from converter.checkpoint.writer import folder_inside, replace_file, write_error
-from converter.console import Progress
-from converter.errors import EvidenceError, MissingInput, UsageError, printable
+from converter.console import SILENT, Reporter
+from converter.errors import EvidenceError, MissingInput, UsageError
 from converter.measurement.evidence.agreement import MODELS
 from converter.measurement.evidence.files import MATRIX_NAME, METRICS_NAME, read_evidence
 from converter.measurement.evidence.origin import grid_text, origin_note
@@ -34,17 +34,13 @@ from converter.presentation.grid.sheets import FOLDER, PREVIEW_NAME, SHEET_QUALI
 SHEET_PATTERN = re.compile(rf"comparison_grid_(\d+to\d+|mixed)_q{SHEET_QUALITY}(-\d+of\d+)?\.webp")
 _TITLES = ("Original", "Quantized")
 
-#: Opens a display for a label, a number and what is counted.
-ProgressFactory = Callable[[str, int, str], Progress]
-
 
 def make_grid(
     folder: Path,
     *,
     output: Path | None = None,
     preview_width: int = PREVIEW_WIDTH,
-    progress: ProgressFactory = Progress,
-    note: Callable[[str], None] = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> GridReport:
     """Draw the images of a bench side by side, pixel for pixel, and write the sheets and the preview.
 
@@ -52,8 +48,7 @@ def make_grid(
         folder: holds ``comparison_matrix.json`` and the images that it names.
         output: where ``assets/comparison`` goes; the same folder by default.
         preview_width: pixels that the preview may be wide.
-        progress: opens a display for rows and files.
-        note: is told what people want to know.
+        reporter: shows progress and notes.
 
     Raises:
         MissingInput: there is no such folder, or no matrix in it.
@@ -66,10 +61,10 @@ def make_grid(
     """
     output = output or folder
     if not folder.is_dir():
-        raise MissingInput(f"{printable(str(folder))}: no such folder", "Check the path; `lensconv bench` makes one.")
+        raise MissingInput(folder, "no such folder", "Check the path; `lensconv bench` makes one.")
     matrix = read_evidence(folder / MATRIX_NAME)[1]
     rows = find_rows(folder, matrix)
-    titles = _titles(folder, note)
+    titles = _titles(folder, reporter)
     place = folder_inside(output, str(FOLDER))
     sizes = [row.sizes for row in rows]
     counts = _split(sizes)
@@ -77,27 +72,29 @@ def make_grid(
     if scale is None:
         raise UsageError(f"--preview-width {preview_width}: too narrow for two columns", "Allow more.")
     if len(counts) > 1:
-        note(f"WebP allows {SIDE_LIMIT} pixels a side: {len(rows)} rows are split over {len(counts)} sheets")
-    with progress("drawing the grid", len(rows) + len(counts) + 1, "steps") as display:
+        reporter.note(f"WebP allows {SIDE_LIMIT} pixels a side: {len(rows)} rows are split over {len(counts)} sheets")
+    with reporter.progress("drawing the grid", len(rows) + len(counts) + 1, "steps") as display:
         drawing = Drawing(rows, titles, scale, origin_note(grid_text(matrix)), display)
         drawn = [drawing.draw_sheet(name, count) for name, count in zip(_names(rows, counts), counts, strict=True)]
         drawn_preview = drawing.draw_preview()
     report = GridReport(output, tuple(sheet for sheet, _ in drawn), drawn_preview[0])
     if report.preview_rows < report.rows:
-        note(f"the preview shows the first {report.preview_rows} of {report.rows} rows, as many as WebP allows")
+        reporter.note(
+            f"the preview shows the first {report.preview_rows} of {report.rows} rows, as many as WebP allows"
+        )
     contents = {Path(sheet.file).name: content for sheet, content in drawn}
     _write(place, {**contents, PREVIEW_NAME: drawn_preview[1]})
     return report
 
 
-def _titles(folder: Path, note: Callable[[str], None]) -> tuple[str, str]:
+def _titles(folder: Path, reporter: Reporter) -> tuple[str, str]:
     """Names of the models, where a valid file tells them."""
     if not os.path.lexists(folder / METRICS_NAME):
         return _TITLES
     try:
         models = read_evidence(folder / METRICS_NAME)[1]["models"]
     except (EvidenceError, MissingInput) as error:
-        note(f"{error.message}; the columns are titled {' and '.join(_TITLES)}")
+        reporter.note(f"{error.message}; the columns are titled {' and '.join(_TITLES)}")
         return _TITLES
     original, quantized = (str(models[model]["label"]) for model in MODELS)
     return original, quantized
