@@ -60,7 +60,8 @@ class Fields:
         """
         if key not in self.content:
             if default is _REQUIRED:
-                raise self.error(self.where, f"{key} is missing", f"Add {key}, {_TYPE_NAMES[kind]}.")
+                hint = self.error.default_hint or f"Add {key}, {_TYPE_NAMES[kind]}."
+                raise self.error(self.where, f"{key} is missing", hint)
             return default
         value = self.content[key]
         if kind is float and type(value) is int:

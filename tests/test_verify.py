@@ -24,6 +24,7 @@ from converter.verification.audit import Audit
 from converter.verification.configuration import differing_entries
 from converter.verification.measures import Fidelity, ModuleFidelity
 from converter.verification.report import VerifyReport
+from converter.verification.verify import make_report
 from tests.conftest import Outcome
 from tests.reference import LENS_OPTIONS, convert_with_sdnq
 from tests.tiny_models import model_class, save_model
@@ -514,7 +515,7 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a file listed twice": (lambda m: m["files"].append(m["files"][0]), "twice"),
     "a file that no file can be": (rename("\ud800"), "\\ud800"),
     "a name that is too long": (rename("x" * 300), "is missing"),
-    "a folder": (rename("."), "which it cannot mean"),
+    "a folder": (rename("."), "lists ., which is not a path inside the release"),
     "another header": (lambda m: m["output"]["headers"].update({WEIGHTS: "0" * 64}), f"the header of {WEIGHTS}"),
     "one header too many": (lambda m: m["output"]["headers"].update(old="0" * 64), "old has a header"),
     "headers that are numbers": (lambda m: m["output"].update(headers={WEIGHTS: 5}), "header"),
@@ -530,7 +531,16 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda m: m["recipe"]["quantized"].update(x=m["recipe"]["quantized"].pop(QKV)),
         f"{QKV} is quantized by its tensors",
     ),
-    "no recipe": (lambda m: m.pop("recipe"), "has no recipe"),
+    "no recipe": (lambda m: m.pop("recipe"), "recipe is missing"),
+    "a recipe that is a list": (lambda m: m.update(recipe=[1]), "recipe must be a table, not [1]"),
+    "no component": (lambda m: m.pop("component"), "component is missing"),
+    "tensors that are true": (lambda m: m["output"].update(tensors=True), "output: tensors must be an integer"),
+    "files in a table": (lambda m: m.update(files={"x": 1}), "files must be an array"),
+    "a file that is a name": (lambda m: m["files"].append("x"), "lists a file that is not an object"),
+    "a file without sha256": (lambda m: m["files"][0].pop("sha256"), "sha256 is missing"),
+    "a file of half a byte": (lambda m: m["files"][0].update(bytes=0.5), "bytes must be an integer"),
+    "a shape in words": (lambda m: m["recipe"]["quantized"][QKV].update(shape=["5"]), f"gives {QKV} a shape"),
+    "nested deeply": (lambda m: m.update(recipe=json.loads("[" * 900 + "]" * 900)), "recipe must be a table"),
 }
 
 
@@ -692,8 +702,8 @@ def test_two_reports_of_an_audit_are_the_same(lens_output: Path, tmp_path: Path)
     folder = shutil.copytree(lens_output, tmp_path / "out")
     (folder / "lensconv_manifest.json").unlink()
     audit = Audit(folder)
-    assert audit.report() == audit.report()
-    assert len(audit.report().notes) == 1
+    assert make_report(audit) == make_report(audit)
+    assert len(make_report(audit).notes) == 1
 
 
 def module(name: str, value: float) -> ModuleFidelity:

@@ -43,10 +43,9 @@ from converter.conversion.release.manifest import (
     SUMMARY_NAME,
     ReleaseFile,
     encode_json,
-    manifest,
-    quantization_summary,
     write_file,
 )
+from converter.conversion.release.record import conversion_manifest, quantization_summary
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
 from converter.conversion.report import ConvertReport, published_report
 from converter.errors import (
@@ -377,7 +376,7 @@ class _Conversion:
             summary = quantization_summary(plan, checkpoint, component)
             summary_content = (json.dumps(summary, indent=2) + "\n").encode()
             files = [*component, *others, write_file(folder, SUMMARY_NAME, summary_content)]
-            content = manifest(
+            manifest = conversion_manifest(
                 plan,
                 checkpoint,
                 self._recipe,
@@ -387,7 +386,7 @@ class _Conversion:
                 nonfinite=outcome.nonfinite,
                 headers={prefix + file.name: hashlib.sha256(file.header).hexdigest() for file in layout.files},
             )
-            return *files, write_file(folder, MANIFEST_NAME, encode_json(content))
+            return *files, write_file(folder, MANIFEST_NAME, manifest.encode())
         except OSError as error:
             raise write_error(folder, error) from error
 

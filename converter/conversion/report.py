@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.source import read_json
-from converter.conversion.release.manifest import MANIFEST_NAME, ReleaseFile
+from converter.conversion.release.manifest import MANIFEST_NAME, ReleaseFile, describe_file, read_manifest
+from converter.errors import MissingInput
 from converter.memory import peak_rss_bytes
 
 
@@ -54,19 +53,18 @@ def published_report(output: Path, recipe: str, elapsed_s: float) -> ConvertRepo
     Raises:
         MissingInput: there is no manifest.
     """
-    file = output / MANIFEST_NAME
-    content = read_json(file)
-    listed = file.read_bytes()
-    own = ReleaseFile(MANIFEST_NAME, len(listed), hashlib.sha256(listed).hexdigest())
+    manifest = read_manifest(output)
+    if manifest is None:
+        raise MissingInput(output / MANIFEST_NAME, "no such file")
     return ConvertReport(
         output=output,
-        files=(*(ReleaseFile(**entry) for entry in content["files"]), own),
-        bytes_by_dtype=content["output"]["bytes_by_dtype"],
-        tensors=content["output"]["tensors"],
+        files=(*manifest.files.values(), describe_file(MANIFEST_NAME, manifest.encode())),
+        bytes_by_dtype=manifest.bytes_by_dtype,
+        tensors=manifest.tensors,
         recipe=recipe,
         elapsed_s=elapsed_s,
         bytes_read_per_s=0.0,
         peak_rss_bytes=peak_rss_bytes(),
-        resumed_tensors=content["output"]["tensors"],
-        nonfinite=content["source"]["nonfinite"],
+        resumed_tensors=manifest.tensors,
+        nonfinite=manifest.content["source"]["nonfinite"],
     )

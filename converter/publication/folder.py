@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from converter.checkpoint.source import WEIGHTS_SUFFIX
-from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, STATE_FOLDER
+from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, STATE_FOLDER, ReleaseFile
 from converter.errors import printable, unreadable
 from converter.hub.records import MAXIMUM_FILES
-from converter.verification.manifest import ListedFile
 
 #: Hidden folders that tools keep, which nothing publishes: what lensconv noted, git's own, and downloads of the Hub.
 _IGNORED_FOLDERS = (STATE_FOLDER, ".git", ".cache/huggingface")
@@ -24,7 +23,7 @@ MAXIMUM_FILE_BYTES = 200 * 10**9
 ADVISED_FILE_BYTES = 50 * 10**9
 
 
-def find_faults(root: Path, listed: Mapping[str, ListedFile]) -> Iterator[str]:
+def find_faults(root: Path, listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
     """What is wrong with a release folder, by names and sizes alone.
 
     Args:
@@ -44,7 +43,7 @@ def find_faults(root: Path, listed: Mapping[str, ListedFile]) -> Iterator[str]:
     yield from _size_faults(found, listed)
 
 
-def advice(listed: Mapping[str, ListedFile]) -> Iterator[str]:
+def advice(listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
     """What the publisher should know of files that may be published."""
     for name, file in listed.items():
         if file.bytes > ADVISED_FILE_BYTES:
@@ -94,7 +93,7 @@ def _is_unicode(name: str) -> bool:
     return True
 
 
-def _name_faults(found: Mapping[str, int], listed: Mapping[str, ListedFile]) -> Iterator[str]:
+def _name_faults(found: Mapping[str, int], listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
     expected = {*listed, MANIFEST_NAME}
     # Written to by the Hub when it makes a repo, and so found in folders that were downloaded.
     for name in sorted(found.keys() - expected - {".gitattributes"}):
@@ -107,7 +106,7 @@ def _name_faults(found: Mapping[str, int], listed: Mapping[str, ListedFile]) -> 
         yield f"there are {len(expected)} files, which is more than {MAXIMUM_FILES}"
 
 
-def _size_faults(found: Mapping[str, int], listed: Mapping[str, ListedFile]) -> Iterator[str]:
+def _size_faults(found: Mapping[str, int], listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
     for name, file in listed.items():
         size = found.get(name)
         if size is None:

@@ -6,19 +6,18 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from converter.checkpoint.header import read_header
-from converter.checkpoint.source import WEIGHTS_SUFFIX, read_json
+from converter.checkpoint.source import WEIGHTS_SUFFIX
 from converter.console import SILENT, Reporter
-from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME
+from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, Manifest, ReleaseFile, read_manifest
 from converter.errors import InputError, MissingInput, ReleaseError, printable, unreadable
 from converter.publication.files import PublishedFile, file_stamp, hash_files, noted_files
 from converter.publication.folder import advice, find_faults
 from converter.publication.secrets import find_secrets
-from converter.verification.manifest import ListedFile, read_manifest
+from converter.verification.audit import Audit
+from converter.verification.checks import check_headers
 from converter.verification.report import first_few
-from converter.verification.verify import verify
 
 #: Longest file that is searched for secrets; tokenizers are the longest texts, with some 30 MB.
 _SEARCHED_BYTES = 64 << 20
@@ -81,8 +80,8 @@ def examine_release(
         "Move away what does not belong there, and list the card anew with `lensconv card`.",
     )
     _refuse(root, _secrets_in(root, (*manifest.files, MANIFEST_NAME)), "Take it out, and revoke it at its issuer.")
-    _refuse(root, _card_faults(root, repository), "Make the card anew with `lensconv card`.")
-    _refuse(root, _weight_faults(root, manifest.files), "Convert again, or download the release again.")
+    _refuse(root, _card_faults(root, manifest, repository), "Make the card anew with `lensconv card`.")
+    _refuse(root, _weight_faults(root, manifest), "Convert again, or download the release again.")
     noted = noted_files(root)
     trusted = [
         PublishedFile(name, root / name, file.bytes, file.sha256, "", file_stamp(root / name), is_hashed=False)
@@ -104,11 +103,11 @@ def hash_trusted(release: FitRelease, files: Iterable[PublishedFile], reporter: 
         MissingInput: a file cannot be read.
         ReleaseError: one is not what the manifest says, or is being changed.
     """
-    trusted = {file.name: ListedFile(file.bytes, file.sha256) for file in files if not file.is_hashed}
+    trusted = {file.name: ReleaseFile(file.name, file.bytes, file.sha256) for file in files if not file.is_hashed}
     _refuse_other_content(release.root, hash_files(release.root, sorted(trusted), reporter), trusted)
 
 
-def _refuse_other_content(root: Path, files: Iterable[PublishedFile], listed: Mapping[str, ListedFile]) -> None:
+def _refuse_other_content(root: Path, files: Iterable[PublishedFile], listed: Mapping[str, ReleaseFile]) -> None:
     _refuse(
         root,
         _checksum_faults(files, listed),
@@ -140,7 +139,7 @@ def _text_of(file: Path) -> bytes:
         raise unreadable(file, error, "Check its permissions.") from error
 
 
-def _card_faults(root: Path, repository: str) -> Iterator[str]:
+def _card_faults(root: Path, manifest: Manifest, repository: str) -> Iterator[str]:
     from converter.presentation.card.metadata import check_metadata
 
     content = (root / CARD_NAME).read_bytes()
@@ -151,24 +150,24 @@ def _card_faults(root: Path, repository: str) -> Iterator[str]:
         return
     for fault in check_metadata(text):
         yield f"{CARD_NAME}: {fault}"
-    card = read_json(root / MANIFEST_NAME).get("card")
-    described: Any = card.get("repository") if isinstance(card, Mapping) else None
-    if isinstance(described, str) and "/" in described and described != repository:
+    described = manifest.card.repository if manifest.card is not None else None
+    if described is not None and "/" in described and described != repository:
         yield f"{CARD_NAME} tells people to load {printable(described)}, and not {printable(repository)}"
 
 
-def _weight_faults(root: Path, listed: Mapping[str, ListedFile]) -> Iterator[str]:
-    for name in listed:
-        if name.endswith(WEIGHTS_SUFFIX):
+def _weight_faults(root: Path, manifest: Manifest) -> Iterator[str]:
+    audit = Audit(root, manifest=manifest)
+    examined = {header.file for header in audit.checkpoint.headers}
+    for name in manifest.files:
+        if name.endswith(WEIGHTS_SUFFIX) and root / name not in examined:
             try:
                 read_header(root / name)
             except InputError as error:
                 yield error.message
-    report = verify(root)
-    yield from (f"{check.name}: {check.detail}" for check in report.checks if not check.ok)
+    yield from (f"{check.name}: {check.detail}" for check in check_headers(audit) if not check.ok)
 
 
-def _checksum_faults(files: Iterable[PublishedFile], listed: Mapping[str, ListedFile]) -> Iterator[str]:
+def _checksum_faults(files: Iterable[PublishedFile], listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
     for file in files:
         if file.name in listed and listed[file.name].sha256 != file.sha256:
             yield f"{printable(file.name)} has another sha256 than the manifest says"

@@ -1,14 +1,13 @@
-"""Judging a quantized checkpoint by its headers and its small files.
+"""The facts about a quantized checkpoint that its headers and its small files contain.
 
-Neither torch nor diffusers is imported, and no weight is read, unless checksums are asked for. Every check works on
-any checkpoint that SDNQ wrote; those of Lens are also compared with the model's own list of tensors, and releases of
-lensconv with their manifest.
+Neither torch nor diffusers is imported, and no weight is read. The facts can be collected from any checkpoint that
+SDNQ wrote; of Lens, the names and shapes of its tensors are known too, and of releases of lensconv the manifest.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -17,15 +16,13 @@ from typing import Any
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import count_bytes_by_dtype, examine_checkpoint
+from converter.conversion.release.manifest import Manifest, read_manifest
 from converter.errors import InputError, UnsupportedCheckpoint
 from converter.models.families import family
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_family, lens_tensors
-from converter.verification import checks
 from converter.verification.configuration import read_quantization_config
-from converter.verification.manifest import Manifest, read_manifest
 from converter.verification.modules import part_names, quantized_modules
-from converter.verification.notes import unusual
-from converter.verification.report import Check, FamilyFootprint, VerifyReport
+from converter.verification.report import FamilyFootprint
 
 
 class Audit:
@@ -34,6 +31,7 @@ class Audit:
     Args:
         path: a component folder, a pipeline repo or a ``.safetensors`` file.
         component: which component of a pipeline repo; its denoiser by default.
+        manifest: that of the release, where it has been read already.
 
     Raises:
         MissingInput: a file is missing or cannot be read.
@@ -42,16 +40,16 @@ class Audit:
         UsageError: there is no such component.
     """
 
-    def __init__(self, path: Path, *, component: str | None = None) -> None:
+    def __init__(self, path: Path, *, component: str | None = None, manifest: Manifest | None = None) -> None:
         self.checkpoint = examine_checkpoint(path, component=component)
         self.root = self.checkpoint.pipeline or self.checkpoint.folder
         self.quantization = read_quantization_config(self.checkpoint)
         self.modules = quantized_modules(self.checkpoint, self.config)
         self.parts = frozenset(part_names(self.modules))
-        self.manifest: Manifest | None = None
+        self.manifest = manifest
         self.manifest_problem = ""
         try:
-            self.manifest = read_manifest(self.root)
+            self.manifest = manifest or read_manifest(self.root)
         except InputError as error:
             self.manifest_problem = error.message
 
@@ -133,23 +131,3 @@ class Audit:
             for key, sizes in members.items()
         )
         return tuple(sorted(footprints, key=lambda footprint: (-footprint.bytes, footprint.name)))
-
-    def report(self, extra: Sequence[Check] = (), fidelity: Mapping[str, Any] | None = None) -> VerifyReport:
-        """Ask everything, and put the answers together with those of other rooms.
-
-        Args:
-            extra: checks of other rooms.
-            fidelity: how far the weights are from their source, when there was one to compare with.
-        """
-        return VerifyReport(
-            class_name=self.class_name,
-            checks=(*checks.check_headers(self), *extra),
-            notes=tuple(unusual(self, is_compared=bool(fidelity))),
-            tensors=len(self.checkpoint.tensors),
-            bytes_by_dtype=self.checkpoint.bytes_by_dtype,
-            total_bytes=self.checkpoint.total_bytes,
-            parameters=self.parameters,
-            quantized_modules=len(self.modules),
-            families=self.footprints(),
-            fidelity=fidelity or {},
-        )

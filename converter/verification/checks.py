@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.conversion.planning.patterns import matching_pattern
-from converter.errors import printable
 from converter.models.lens.layout import CLASS_NAME, lens_family
+from converter.verification.audit import Audit
 from converter.verification.configuration import shown
 from converter.verification.manifest import check_manifest
 from converter.verification.parts import check_parts
 from converter.verification.report import Check, list_problems
-
-if TYPE_CHECKING:
-    from converter.verification.audit import Audit
 
 
 def check_headers(audit: Audit) -> Iterator[Check]:
@@ -46,7 +42,7 @@ def _check_index(audit: Audit) -> Check:
 
 def _check_stray_files(audit: Audit) -> Check:
     stray = [
-        f"{printable(file.name)} is not part of the checkpoint, but SDNQ's loader would read it"
+        f"{file.name} is not part of the checkpoint, but SDNQ's loader would read it"
         for file in audit.checkpoint.stray_files
     ]
     return list_problems("stray files", stray, "no other weights in the folder")
@@ -66,7 +62,7 @@ def _check_quantized(audit: Audit) -> Check:
     for name in audit.modules:
         pattern = matching_pattern(f"{name}.weight", excluded)
         if pattern is not None:
-            problems.append(f"{printable(name)} is quantized, but modules_to_not_convert holds {printable(pattern)}")
+            problems.append(f"{name} is quantized, but modules_to_not_convert holds {pattern}")
     good = f"{len(audit.modules)} modules, none of them excluded by the config"
     return list_problems("quantized", problems, good)
 
@@ -81,7 +77,7 @@ def _check_kept(audit: Audit) -> Check:
         )
         # Lens has no other numbers than floats; other classes have buffers of integers.
         if is_code or (is_lens and entry.dtype not in WEIGHT_DTYPES):
-            problems.append(f"{printable(name)} is {entry.dtype}, and there is no scale for it")
+            problems.append(f"{name} is {entry.dtype}, and there is no scale for it")
     dtypes = Counter(entry.dtype for entry in audit.kept.values())
     listed = ", ".join(f"{count} in {dtype}" for dtype, count in dtypes.most_common()) or "none"
     return list_problems("kept tensors", problems, listed)
@@ -99,7 +95,7 @@ def _check_modulation(audit: Audit) -> Check:
         is_plain = name in audit.kept and tensor.entry.dtype in WEIGHT_DTYPES
         weight = name.rpartition(".")[0] + ".weight"
         if not is_plain and matching_pattern(weight, excluded) is not None:
-            problems.append(f"{printable(name)} is {tensor.entry.dtype}; quantized modulation ruins images")
+            problems.append(f"{name} is {tensor.entry.dtype}; quantized modulation ruins images")
     if not dtypes:
         problems.append("there are no modulation layers")
     listed = ", ".join(f"{count} tensors in {dtype}" for dtype, count in dtypes.most_common())
@@ -121,13 +117,9 @@ def _check_lens_names(audit: Audit) -> Check:
         elif len(shape) == 2 and matching_pattern(name, excluded) is None:
             problems.append(f"{name} is not quantized, and the config does not exclude it")
     problems += [
-        f"{printable(name)} is not part of {CLASS_NAME}"
-        for name in shapes
-        if name not in expected and name not in audit.parts
+        f"{name} is not part of {CLASS_NAME}" for name in shapes if name not in expected and name not in audit.parts
     ]
     problems += [
-        f"{printable(name)} is not a module of {CLASS_NAME}"
-        for name in audit.modules
-        if f"{name}.weight" not in expected
+        f"{name} is not a module of {CLASS_NAME}" for name in audit.modules if f"{name}.weight" not in expected
     ]
     return list_problems("names", problems, f"all {len(expected)} tensors of {CLASS_NAME} are there, and no others")

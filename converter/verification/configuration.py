@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.checkpoint.source import Checkpoint, read_json
 from converter.conversion.release.manifest import CONFIG_NAME, QUANTIZATION_CONFIG_NAME
-from converter.errors import MalformedCheckpoint, printable
+from converter.errors import MalformedCheckpoint
 
 #: Lists that SDNQ writes in any order.
 _UNORDERED = ("modules_to_not_convert", "modules_to_not_use_matmul")
@@ -59,7 +59,7 @@ def read_quantization_config(checkpoint: Checkpoint) -> QuantizationConfig:
 
 def shown(value: Any) -> str:
     """A value from a file in a few words, safe to show."""
-    return printable(str(value), 80) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    return f"{value!s:.80}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def differing_options(one: Mapping[str, Any], other: Mapping[str, Any], *, only_shared: bool = False) -> str:
@@ -72,7 +72,7 @@ def differing_options(one: Mapping[str, Any], other: Mapping[str, Any], *, only_
     """
     one, other = _normalised(one), _normalised(other)
     names = one.keys() & other.keys() if only_shared else one.keys() | other.keys()
-    return printable(", ".join(sorted(name for name in names if one.get(name) != other.get(name))))
+    return ", ".join(sorted(name for name in names if one.get(name) != other.get(name)))
 
 
 def differing_entries(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -22,7 +22,7 @@ from converter.console import SILENT, Progress, Reporter
 from converter.conversion.kernels.sdnq import as_tensor
 from converter.conversion.planning.planner import walk_modules
 from converter.conversion.planning.rules import PARTS
-from converter.errors import UnsupportedCheckpoint, printable
+from converter.errors import UnsupportedCheckpoint
 from converter.libraries import load_library
 from converter.models.classes import TORCH_DTYPES, EmptyModel, build_empty_model, saved_names
 from converter.models.families import family
@@ -76,15 +76,15 @@ def _check_config(audit: Audit, source: Checkpoint) -> Iterable[Check]:
     """Compare what both say of the model; loading goes by the quantized checkpoint, this comparison by the source."""
     if audit.checkpoint.config and source.config:
         different = differing_entries(audit.checkpoint.config, source.config)
-        problems = [f"config.json and the source's disagree on {printable(', '.join(different))}"] if different else []
+        problems = [f"config.json and the source's disagree on {', '.join(different)}"] if different else []
         yield list_problems("config of the source", problems, "config.json says what the source's says")
 
 
 def _check_modules(modules: Sequence[ModuleFidelity], fail_under_sqnr: float | None) -> Iterable[Check]:
-    broken = [f"{printable(module.name)} is not finite" for module in modules if not module.is_finite]
+    broken = [f"{module.name} is not finite" for module in modules if not module.is_finite]
     yield list_problems("finite", broken, f"{len(modules)} weights come back as finite numbers")
     far = [
-        f"{printable(module.name)} ({module.sqnr_db:.2f} dB) is farther from the source than quantization explains"
+        f"{module.name} ({module.sqnr_db:.2f} dB) is farther from the source than quantization explains"
         for module in sorted(modules, key=by_ratio)
         if module.is_finite and not module.excess <= 1
     ]
@@ -92,7 +92,7 @@ def _check_modules(modules: Sequence[ModuleFidelity], fail_under_sqnr: float | N
     if fail_under_sqnr is not None:
         low = sorted((module for module in modules if not module.sqnr_db >= fail_under_sqnr), key=by_ratio)
         worst = min((module.sqnr_db for module in modules), default=math.inf)
-        problems = [f"{printable(bad.name)} has {bad.sqnr_db:.2f} dB, under {fail_under_sqnr:g}" for bad in low]
+        problems = [f"{bad.name} has {bad.sqnr_db:.2f} dB, under {fail_under_sqnr:g}" for bad in low]
         yield list_problems("sqnr", problems, f"all weights have {worst:.2f} dB or more")
 
 
@@ -133,19 +133,19 @@ class _Pair:
     def check_plan(self) -> Check:
         """Compare the tensors with those that SDNQ would write for the source, in both directions."""
         present = {name: tensor.entry for name, tensor in self._quantized.tensors.items()}
-        wrong = {name: f"{printable(name)} is missing" for name in sorted(self._planned.keys() - present.keys())}
+        wrong = {name: f"{name} is missing" for name in sorted(self._planned.keys() - present.keys())}
         for name in sorted(self._planned.keys() & present.keys()):
             planned, found = self._planned[name], present[name]
             if tuple(planned.shape) != found.shape:
-                wrong[name] = f"{printable(name)} has shape {list(found.shape)}, should have {list(planned.shape)}"
+                wrong[name] = f"{name} has shape {list(found.shape)}, should have {list(planned.shape)}"
             elif not _is_dtype(found.dtype, planned.dtype):
-                wrong[name] = f"{printable(name)} is {found.dtype}, should be {planned.dtype}"
+                wrong[name] = f"{name} is {found.dtype}, should be {planned.dtype}"
         # What is wrong cannot be compared; everything else still is.
         for source, (kind, target) in list(self.work.items()):
             if wrong.keys() & ({target} if kind == "kept" else set(self._files[target].values())):
                 del self.work[source]
         problems = list(wrong.values())
-        problems += [f"{printable(name)} is one too many" for name in sorted(present.keys() - self._planned.keys())]
+        problems += [f"{name} is one too many" for name in sorted(present.keys() - self._planned.keys())]
         return list_problems("plan", problems, f"all {len(self._planned)} tensors that SDNQ plans, and no others")
 
     def compare(self, name: str, reader: TensorReader, progress: Progress) -> ModuleFidelity | str:
@@ -163,7 +163,7 @@ class _Pair:
         return result
 
     def _compare_kept(self, source: SourceTensor, kept: SourceTensor, reader: TensorReader, progress: Progress) -> str:
-        where = printable(kept.entry.name)
+        where = kept.entry.name
         if source.entry.shape != kept.entry.shape:
             return f"{where} has shape {list(kept.entry.shape)}, the source {list(source.entry.shape)}"
         dtypes = TORCH_DTYPES[source.entry.dtype], TORCH_DTYPES[kept.entry.dtype]

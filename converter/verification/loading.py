@@ -15,7 +15,7 @@ import torch
 from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.kernels.sdnq import as_tensor
-from converter.errors import UnsupportedCheckpoint, printable
+from converter.errors import UnsupportedCheckpoint
 from converter.libraries import LOADING_ERRORS, load_library
 from converter.models.classes import find_class
 from converter.verification.audit import Audit
@@ -57,23 +57,23 @@ def _check_loader(checkpoint: Checkpoint, name: str, load: Callable[[], Any], *,
     try:
         model = load()
     except LOADING_ERRORS as error:
-        return Check(name, False, f"{type(error).__name__}: {printable(str(error))}")
+        return list_problems(name, [f"{type(error).__name__}: {error}"], "")
     state = model.state_dict()
     if load_library("transformers").PreTrainedModel in type(model).__mro__:
         # Files of transformers may use other names than the model; the library turns them around when it saves.
         state = load_library("transformers.core_model_loading").revert_weight_conversion(model, dict(state))
-    problems = [f"{printable(key)} was left without numbers" for key, tensor in state.items() if tensor.is_meta]
+    problems = [f"{key} was left without numbers" for key, tensor in state.items() if tensor.is_meta]
     with TensorReader() as reader:
         for tensor_name, tensor in checkpoint.tensors.items():
             loaded = state.get(tensor_name)
             if loaded is None:
-                problems.append(f"{printable(tensor_name)} is not in the loaded model")
+                problems.append(f"{tensor_name} is not in the loaded model")
                 continue
             expected = as_tensor(reader.read_all(tensor), tensor.entry.dtype, tensor.entry.shape)
             if casts and expected.is_floating_point() and loaded.is_floating_point():
                 expected = _as_loaded(expected, loaded)
             if not _same_bits(expected, loaded):
-                problems.append(f"{printable(tensor_name)} was loaded as other numbers")
+                problems.append(f"{tensor_name} was loaded as other numbers")
     return list_problems(name, problems, f"{type(model).__name__}, {len(checkpoint.tensors)} tensors as in the file")
 
 

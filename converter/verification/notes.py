@@ -5,19 +5,15 @@ from __future__ import annotations
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.source import WEIGHT_STEMS, read_json
 from converter.conversion.planning.patterns import is_judged
-from converter.errors import printable
 from converter.models.lens.layout import CLASS_NAME, lens_family
+from converter.verification.audit import Audit
 from converter.verification.configuration import shown
 from converter.verification.manifest import unlisted_files
 from converter.verification.report import NAMED_PROBLEMS
-
-if TYPE_CHECKING:
-    from converter.verification.audit import Audit
 
 
 def unusual(audit: Audit, *, is_compared: bool) -> Iterator[str]:
@@ -48,7 +44,7 @@ def _about_evidence(audit: Audit, is_compared: bool) -> Iterator[str]:
     if unlisted:
         yield unlisted
     longest = max(map(len, audit.checkpoint.tensors), default=0)
-    complex_ones = [printable(pattern, 80) for pattern in _patterns(audit) if not is_judged(pattern, longest)]
+    complex_ones = [f"{pattern:.80}" for pattern in _patterns(audit) if not is_judged(pattern, longest)]
     for pattern in complex_ones[:NAMED_PROBLEMS]:
         yield f"the pattern {pattern} is too complex to be judged; it is taken to match nothing"
     if len(complex_ones) > NAMED_PROBLEMS:
@@ -92,9 +88,9 @@ def _about_files(audit: Audit) -> Iterator[str]:
     checkpoint = audit.checkpoint
     for header in checkpoint.headers:
         if header.metadata.get("format") != "pt":
-            yield f"{printable(header.file.name)} does not say format pt; transformers refuses it"
+            yield f"{header.file.name} does not say format pt; transformers refuses it"
         if not stat.S_IMODE(header.file.stat().st_mode) & stat.S_IROTH:
-            yield f"{printable(header.file.name)} cannot be read by other users"
+            yield f"{header.file.name} cannot be read by other users"
     if checkpoint.index is not None:
         metadata = read_json(checkpoint.index).get("metadata")
         total = metadata.get("total_size") if isinstance(metadata, dict) else None
@@ -103,4 +99,4 @@ def _about_files(audit: Audit) -> Iterator[str]:
     if not checkpoint.config:
         yield "no config.json beside the weights"
     elif checkpoint.stem not in WEIGHT_STEMS:
-        yield f"loaders look for {' or '.join(WEIGHT_STEMS)}, not for {printable(checkpoint.stem)}"
+        yield f"loaders look for {' or '.join(WEIGHT_STEMS)}, not for {checkpoint.stem}"

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
-from typing import TYPE_CHECKING
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.conversion.planning.rules import WeightFormat, linear_parts, option_of
-from converter.errors import printable
+from converter.verification.audit import Audit
 from converter.verification.modules import QuantizedModule
 from converter.verification.report import Check, list_problems
-
-if TYPE_CHECKING:
-    from converter.verification.audit import Audit
 
 #: Parts that mean nothing without a scale beside them.
 _DEPENDENT = ("zero_point", "svd_up", "svd_down", "scale_2")
@@ -23,15 +19,13 @@ def check_parts(audit: Audit) -> Check:
     """Compare the parts of each quantized module with each other and with what the configuration says."""
     problems = [problem for module in audit.modules.values() for problem in _part_problems(audit, module)]
     problems += [
-        f"{printable(name)} has no scale beside it"
-        for name in sorted(audit.kept)
-        if name.rpartition(".")[2] in _DEPENDENT
+        f"{name} has no scale beside it" for name in sorted(audit.kept) if name.rpartition(".")[2] in _DEPENDENT
     ]
     return list_problems("packed weights", problems, "weights, scales and zero points fit each other")
 
 
 def _part_problems(audit: Audit, module: QuantizedModule) -> Iterator[str]:
-    name = printable(module.name)
+    name = module.name
     weight = module.parts.get("weight")
     if weight is None:
         yield f"{name}: has a scale and no weight"
@@ -40,10 +34,10 @@ def _part_problems(audit: Audit, module: QuantizedModule) -> Iterator[str]:
     if not audit.config or audit.is_renamed:
         return
     if module.format is None:
-        yield f"{name}: {printable(module.dtype)} is no dtype of SDNQ's"
+        yield f"{name}: {module.dtype} is no dtype of SDNQ's"
         return
     if weight.dtype != module.format.storage:
-        yield f"{name}: weight is {weight.dtype}, {printable(module.dtype)} is stored as {module.format.storage}"
+        yield f"{name}: weight is {weight.dtype}, {module.dtype} is stored as {module.format.storage}"
         return
     shape = audit.weight_shape(module.name)
     if shape is not None and module.elements != prod(shape):
@@ -60,7 +54,7 @@ def _part_problems(audit: Audit, module: QuantizedModule) -> Iterator[str]:
         elif (found.dtype, found.shape) != (dtype, part_shape):
             yield f"{name}: {part} is {found.dtype} {list(found.shape)}, should be {dtype} {list(part_shape)}"
     for part in module.parts.keys() - expected.keys():
-        yield f"{name}: has a {part} that does not belong to {printable(module.dtype)}"
+        yield f"{name}: has a {part} that does not belong to {module.dtype}"
 
 
 def _expected_parts(
@@ -78,7 +72,7 @@ def _expected_parts(
 
 def _plausibility_problems(audit: Audit, module: QuantizedModule, fmt: WeightFormat) -> Iterator[str]:
     """Whether the parts fit each other, where nothing says exactly what they should be."""
-    name, weight = printable(module.name), f"{module.name}.weight"
+    name, weight = module.name, f"{module.name}.weight"
     elements, scale, zero_point = module.elements, module.parts["scale"], module.parts.get("zero_point")
     is_codebook = bool(option_of(weight, "use_codebook", audit.config))
     scale_dtype = _configured(weight, "scale_dtype", audit)
@@ -89,11 +83,11 @@ def _plausibility_problems(audit: Audit, module: QuantizedModule, fmt: WeightFor
         yield f"{name}: weight holds {elements} numbers, which {scales} scales cannot share evenly"
     if fmt.is_unsigned and not is_codebook:
         if zero_point is None:
-            yield f"{name}: {printable(module.dtype)} needs a zero point, and there is none"
+            yield f"{name}: {module.dtype} needs a zero point, and there is none"
         elif zero_point.shape != scale.shape and zero_point_dtype == scale_dtype:
             yield f"{name}: scale has shape {list(scale.shape)}, zero point {list(zero_point.shape)}"
     elif zero_point is not None:
-        yield f"{name}: {printable(module.dtype)} has no zero point, and here is one"
+        yield f"{name}: {module.dtype} has no zero point, and here is one"
     if ("svd_up" in module.parts) != ("svd_down" in module.parts):
         yield f"{name}: has only one of svd_up and svd_down"
     for part, found, configured in (("scale", scale, scale_dtype), ("zero_point", zero_point, zero_point_dtype)):

@@ -14,12 +14,13 @@ from typing import Any
 
 from converter.checkpoint.checksum import file_sha256
 from converter.console import Progress
-from converter.errors import MissingInput, UsageError, printable
+from converter.conversion.release.manifest import Manifest, ReleaseFile
+from converter.errors import MissingInput, UsageError
 from converter.hub.places import is_place
 from converter.hub.records import RemoteFile
 from converter.hub.remote import RemoteRepo, git_sha1
 from converter.hub.shadow import Shadow
-from converter.verification.manifest import ListedFile, Manifest, files_below
+from converter.verification.manifest import files_below
 from converter.verification.report import Check, VerifyReport, list_problems
 
 #: Bytes of files that are read for nothing but their sha256. Those beyond are compared by size.
@@ -75,7 +76,7 @@ def check_records(shadow: Shadow, manifest: Manifest | None) -> Check:
         file = shadow.repo.files[path]
         digest = git_sha1(content) if file.sha256 is None else hashlib.sha256(content).hexdigest()
         if digest != (file.sha256 or file.git_sha1):
-            problems.append(f"{printable(path)} is sent with other bytes than the Hub records")
+            problems.append(f"{path} is sent with other bytes than the Hub records")
     if manifest is None:
         return list_problems(
             "hub", problems, f"{len(shadow.contents)} files that were read are as the Hub records them"
@@ -84,7 +85,7 @@ def check_records(shadow: Shadow, manifest: Manifest | None) -> Check:
     return list_problems("hub", problems, f"{len(listed)} files are there with the manifest's sha256{by_size}")
 
 
-def _read_small_files(shadow: Shadow, listed: Mapping[str, ListedFile]) -> list[str]:
+def _read_small_files(shadow: Shadow, listed: Mapping[str, ReleaseFile]) -> list[str]:
     """Read the files whose sha256 nobody else knows, the smallest first; return those that would be too much."""
     files = shadow.repo.files
     wanted = [name for name in listed if name in files and files[name].sha256 is None and name not in shadow.contents]
@@ -99,19 +100,19 @@ def _read_small_files(shadow: Shadow, listed: Mapping[str, ListedFile]) -> list[
     return wanted[len(chosen) :]
 
 
-def _differences(shadow: Shadow, name: str, listed: ListedFile) -> Iterator[str]:
+def _differences(shadow: Shadow, name: str, listed: ReleaseFile) -> Iterator[str]:
     file = shadow.repo.files.get(name)
     if file is None:
-        yield f"{printable(name)} is missing"
+        yield f"{name} is missing"
         return
     if file.bytes != listed.bytes:
-        yield f"{printable(name)} has {file.bytes} bytes, by the manifest {listed.bytes}"
+        yield f"{name} has {file.bytes} bytes, by the manifest {listed.bytes}"
         return
     sha256 = file.sha256
     if sha256 is None and name in shadow.contents:
         sha256 = hashlib.sha256(shadow.contents[name]).hexdigest()
     if sha256 is not None and sha256 != listed.sha256:
-        yield f"{printable(name)} has another sha256 than the manifest says"
+        yield f"{name} has another sha256 than the manifest says"
 
 
 def local_sizes(release: Path) -> dict[str, int]:
@@ -141,13 +142,13 @@ def check_local(repo: RemoteRepo, release: Path, sizes: Mapping[str, int], progr
     problems = []
     for name in sorted(remote.keys() | sizes.keys()):
         if name not in sizes:
-            problems.append(f"{printable(name)} is on the Hub and not in {printable(str(release))}")
+            problems.append(f"{name} is on the Hub and not in {release!s}")
         elif name not in remote:
-            problems.append(f"{printable(name)} is not on the Hub")
+            problems.append(f"{name} is not on the Hub")
         elif remote[name].bytes != sizes[name]:
-            problems.append(f"{printable(name)} has {remote[name].bytes} bytes on the Hub, {sizes[name]} on disk")
+            problems.append(f"{name} has {remote[name].bytes} bytes on the Hub, {sizes[name]} on disk")
         elif not _is_same(release / name, remote[name], progress):
-            problems.append(f"{printable(name)} has other bytes on the Hub than on disk")
+            problems.append(f"{name} has other bytes on the Hub than on disk")
     return list_problems("against", problems, f"{len(sizes)} files are the same on the Hub and on disk")
 
 

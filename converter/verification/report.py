@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-#: How many culprits a check names.
+from converter.errors import printable
+
+#: How many problems a check names, and how many files a note.
 NAMED_PROBLEMS = 3
+#: Characters of a problem or a note.
+TEXT_LIMIT = 500
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,17 @@ class Check:
 
 
 def list_problems(name: str, problems: Sequence[str], good: str) -> Check:
-    """A check that passes with ``good`` when there are no problems, and names the first few when there are."""
-    return Check(name, False, first_few(problems)) if problems else Check(name, True, good)
+    """A check that passes with ``good`` when there are no problems, and names the first few when there are.
+
+    Both may contain names from files: they are made safe to show.
+    """
+    return Check(name, not problems, first_few(problems) if problems else printable(good, TEXT_LIMIT))
 
 
 def first_few(texts: Sequence[str]) -> str:
-    """The first of several texts, and how many more there are."""
+    """The first of several texts, safe to show, and how many more there are."""
     more = f"; and {len(texts) - NAMED_PROBLEMS} more" if len(texts) > NAMED_PROBLEMS else ""
-    return "; ".join(texts[:NAMED_PROBLEMS]) + more
+    return "; ".join(printable(text, TEXT_LIMIT) for text in texts[:NAMED_PROBLEMS]) + more
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import (
@@ -24,9 +26,11 @@ from converter.errors import InputError, UsageError, printable
 from converter.hub.places import HubPlace, is_place, parse_place
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.verification.audit import Audit
+from converter.verification.checks import check_headers
 from converter.verification.configuration import differing_options
 from converter.verification.manifest import check_sums, files_below
-from converter.verification.report import Check, VerifyReport, list_problems
+from converter.verification.notes import unusual
+from converter.verification.report import TEXT_LIMIT, Check, VerifyReport, list_problems
 
 #: What says who computed and where, not what.
 _PLACEMENT = ("sdnq_version", "quantization_device", "return_device", "non_blocking")
@@ -81,11 +85,11 @@ def verify(
     if recipe is not None:
         extra.append(_check_recipe(audit, source, recipe))
     if checksums:
-        if not (audit.root / MANIFEST_NAME).is_file():
+        if audit.manifest is None and not audit.manifest_problem:
             raise UsageError(f"{audit.root}: has no {MANIFEST_NAME} to compare checksums with")
         total = sum(files_below(audit.root).values())
         with reporter.progress("hashing", total) as shown:
-            extra.append(check_sums(audit.root, shown))
+            extra.append(check_sums(audit, shown))
     if source is not None:
         from converter.verification.fidelity import measure_fidelity
 
@@ -96,7 +100,29 @@ def verify(
         from converter.verification.loading import check_loading
 
         extra += check_loading(audit)
-    return audit.report(extra, fidelity)
+    return make_report(audit, extra, fidelity)
+
+
+def make_report(audit: Audit, extra: Sequence[Check] = (), fidelity: Mapping[str, Any] | None = None) -> VerifyReport:
+    """Check headers and small files, and add the results of other checks.
+
+    Args:
+        audit: of the checkpoint.
+        extra: other checks that were made.
+        fidelity: how far the weights are from their source; empty or None if there was none to compare with.
+    """
+    return VerifyReport(
+        class_name=audit.class_name,
+        checks=(*check_headers(audit), *extra),
+        notes=tuple(printable(note, TEXT_LIMIT) for note in unusual(audit, is_compared=bool(fidelity))),
+        tensors=len(audit.checkpoint.tensors),
+        bytes_by_dtype=audit.checkpoint.bytes_by_dtype,
+        total_bytes=audit.checkpoint.total_bytes,
+        parameters=audit.parameters,
+        quantized_modules=len(audit.modules),
+        families=audit.footprints(),
+        fidelity=fidelity or {},
+    )
 
 
 def _verify_remote(
@@ -120,7 +146,7 @@ def _verify_remote(
         if against is not None:
             with reporter.progress("hashing", sum(sizes.values())) as shown:
                 extra.append(check_local(shadow.repo, against, sizes, shown))
-        return RemoteVerifyReport.of(audit.report(extra), shadow)
+        return RemoteVerifyReport.of(make_report(audit, extra), shadow)
 
 
 def _open_source(path: Path, audit: Audit) -> Checkpoint:
@@ -154,19 +180,19 @@ def _check_recipe(audit: Audit, source: Checkpoint | None, recipe: str | Recipe)
     plan = _plan_recipe(audit, source, chosen)
     planned = {spec.name: (spec.dtype, spec.shape) for spec in plan.specs}
     found = {name: (tensor.entry.dtype, tensor.entry.shape) for name, tensor in audit.checkpoint.tensors.items()}
-    problems = [f"{printable(name)} is missing" for name in sorted(planned.keys() - found.keys())]
-    problems += [f"{printable(name)} is one too many" for name in sorted(found.keys() - planned.keys())]
+    problems = [f"{name} is missing" for name in sorted(planned.keys() - found.keys())]
+    problems += [f"{name} is one too many" for name in sorted(found.keys() - planned.keys())]
     for name in sorted(planned.keys() & found.keys()):
         if planned[name] != found[name]:
             (dtype, shape), (wanted, wanted_shape) = found[name], planned[name]
-            problems.append(f"{printable(name)} is {dtype} {list(shape)}, by the recipe {wanted} {list(wanted_shape)}")
+            problems.append(f"{name} is {dtype} {list(shape)}, by the recipe {wanted} {list(wanted_shape)}")
     # A plan that was predicted knows no more of the configuration than the recipe says.
     options = plan.quantization_config or chosen.options
     known = {key: value for key, value in options.items() if key not in _PLACEMENT}
     different = differing_options(known, audit.config, only_shared=True)
     if different:
         problems.insert(0, f"the quantization config disagrees with the recipe on {different}")
-    return list_problems("recipe", problems, f"all {len(planned)} tensors are as {printable(chosen.name)} makes them")
+    return list_problems("recipe", problems, f"all {len(planned)} tensors are as {chosen.name} makes them")
 
 
 def _plan_recipe(audit: Audit, source: Checkpoint | None, recipe: Recipe) -> Plan:

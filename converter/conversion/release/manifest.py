@@ -1,6 +1,8 @@
-"""The files of a release beside its weights that lensconv writes itself: configs, summary and manifest.
+"""The names of a release's files, and the manifest that lists them.
 
-None of them holds a time, a path, a host or anything else that differs between two runs on the same input.
+``convert`` makes the manifest, ``card`` amends it; ``verify``, ``card`` and ``publish`` read it. Like every file that
+lensconv writes into a release, it contains no time, path, host or anything else that differs between two runs on the
+same input.
 """
 
 from __future__ import annotations
@@ -8,16 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter._version import __version__
-from converter.checkpoint.dtypes import LONG_NAMES
-from converter.checkpoint.source import Checkpoint, count_bytes_by_dtype
-from converter.conversion.planning.plan import Plan, parameter_count
-from converter.conversion.recipe.recipe import Recipe
+from converter.checkpoint.source import is_plain_name, read_json
+from converter.errors import MalformedCheckpoint
+from converter.fields import Fields
 
 MANIFEST_NAME = "lensconv_manifest.json"
 SUMMARY_NAME = "sdnq_quantization_summary.json"
@@ -26,13 +26,14 @@ CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
 #: Folder in a release for what lensconv notes about it on this machine; it is never published.
 STATE_FOLDER = ".lensconv"
-#: Version of the manifest's format.
+#: What the manifest says of its own format.
+MANIFEST_FORMAT = "lensconv-manifest"
 MANIFEST_VERSION = 1
 
 
 @dataclass(frozen=True)
 class ReleaseFile:
-    """A finished file, as the manifest lists it."""
+    """A file as the manifest lists it."""
 
     name: str
     """Path inside the release, with slashes."""
@@ -42,6 +43,11 @@ class ReleaseFile:
     def to_dict(self) -> dict[str, Any]:
         """As JSON shows it."""
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
+
+
+def describe_file(name: str, content: bytes) -> ReleaseFile:
+    """The entry of the manifest for a file with this content."""
+    return ReleaseFile(name, len(content), hashlib.sha256(content).hexdigest())
 
 
 def write_file(folder: Path, name: str, content: bytes) -> ReleaseFile:
@@ -56,7 +62,7 @@ def write_file(folder: Path, name: str, content: bytes) -> ReleaseFile:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    return ReleaseFile(name, len(content), hashlib.sha256(content).hexdigest())
+    return describe_file(name, content)
 
 
 def encode_json(content: Mapping[str, Any]) -> bytes:
@@ -64,109 +70,154 @@ def encode_json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
-def quantization_summary(plan: Plan, checkpoint: Checkpoint, component_files: Iterable[ReleaseFile]) -> dict[str, Any]:
-    """The keys of a published ``sdnq_quantization_summary.json`` that a conversion knows.
+@dataclass(frozen=True)
+class CardNote:
+    """What the manifest says of the card."""
 
-    Sizes are in GB, the names of dtypes are the long ones. Load times, peaks and the names of the repos are left to
-    the commands that measure or know them.
+    repository: str | None
+    """The repo that the card tells people to load."""
+    verified: bool
+    """Whether every figure belongs to the release's weights by their sha256."""
+    files: tuple[str, ...]
+    """Paths of the card and of the files that came with it, as far as they are listed."""
 
-    Args:
-        plan: what was written.
-        checkpoint: what it was made from.
-        component_files: the files of the converted component.
+
+@dataclass(frozen=True)
+class Manifest:
+    """Where a release comes from, what was decided, and the sha256 of every other file."""
+
+    content: Mapping[str, Any]
+    """The JSON object of the file. All other fields are made from it, and keys that have none are kept."""
+    files: Mapping[str, ReleaseFile]
+    """By path inside the release."""
+    component: str
+    """The one that was converted; empty outside of a pipeline repo."""
+    headers: Mapping[str, str]
+    """sha256 of the headers of its weight files, by path inside the release."""
+    sdnq: Mapping[str, Any]
+    """SDNQ's configuration."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of the weights that were quantized, by module."""
+    tensors: int
+    parameters: int
+    bytes_by_dtype: Mapping[str, Any]
+    """Of the tensors that were written."""
+    source_tensors: int
+    source_parameters: int
+    source_bytes_by_dtype: Mapping[str, Any]
+    card: CardNote | None
+    """None where ``card`` has not run."""
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any], where: str = MANIFEST_NAME) -> Manifest:
+        """Check the values of a manifest's JSON object.
+
+        Args:
+            content: the object.
+            where: the file, for messages.
+
+        Raises:
+            MalformedCheckpoint: it is not a manifest of this version, or a value is missing, of another type, or
+                impossible.
+        """
+        kind, version = content.get("format"), content.get("format_version")
+        if kind != MANIFEST_FORMAT or type(version) is not int or version != MANIFEST_VERSION:
+            raise MalformedCheckpoint(
+                where, f"is {kind!s:.80}, version {version!s:.80}; lensconv reads version {MANIFEST_VERSION}"
+            )
+        fields = Fields(content, where, MalformedCheckpoint)
+        source, recipe, output = (_table(fields, key) for key in ("source", "recipe", "output"))
+        headers = output.take("headers", dict)
+        if not all(isinstance(digest, str) for digest in headers.values()):
+            raise MalformedCheckpoint(where, "the sha256 of a header is not a string")
+        files = _files(fields)
+        return cls(
+            content=content,
+            files=files,
+            component=fields.take("component", str),
+            headers=headers,
+            sdnq=recipe.take("sdnq", dict),
+            shapes=dict(_shapes(recipe)),
+            tensors=output.take("tensors", int),
+            parameters=output.take("parameters", int),
+            bytes_by_dtype=output.take("bytes_by_dtype", dict),
+            source_tensors=source.take("tensors", int),
+            source_parameters=source.take("parameters", int),
+            source_bytes_by_dtype=source.take("bytes_by_dtype", dict),
+            card=_card(content.get("card"), files),
+        )
+
+    def with_card(self, files: Iterable[ReleaseFile], *, repository: str | None, verified: bool) -> Manifest:
+        """The manifest of the release with a card, in place of an earlier one.
+
+        Args:
+            files: the card and the files that come with it.
+            repository: the repo that it tells people to load.
+            verified: whether every figure belongs to the release's weights by their sha256.
+        """
+        added = {file.name: file for file in files}
+        earlier = self.card.files if self.card is not None else ()
+        kept = {name: file for name, file in self.files.items() if name not in earlier}
+        listed = {**kept, **added}
+        content = {
+            **self.content,
+            "files": [listed[name].to_dict() for name in sorted(listed)],
+            "card": {"repository": repository, "verified": verified, "files": sorted(added)},
+        }
+        return self.parse(content)
+
+    def encode(self) -> bytes:
+        """The bytes of the file."""
+        return encode_json(self.content)
+
+
+def read_manifest(root: Path) -> Manifest | None:
+    """Read the manifest of a release; None when it has none.
+
+    Raises:
+        MissingInput: it cannot be read.
+        MalformedCheckpoint: it is not a manifest of this version, or a value in it is impossible.
     """
-    config = plan.quantization_config
-    exact = checkpoint.tensors.keys()
-    source_bytes = checkpoint.total_bytes
-    output_bytes = sum(spec.bytes for spec in plan.specs)
-    kind = "dynamic" if config["use_dynamic_quantization"] else "static"
-    return {
-        "method": f"SDNQ {config['weights_dtype']} {kind}",
-        "weights_dtype": config["weights_dtype"],
-        "quantized_matmul_dtype": config["quantized_matmul_dtype"],
-        "group_size": config["group_size"],
-        "use_quantized_matmul": config["use_quantized_matmul"],
-        "dequantize_fp32": config["dequantize_fp32"],
-        "modules_to_not_convert_user": [name for name in config["modules_to_not_convert"] if name not in exact],
-        "base_transformer_tensor_storage_gb": _gb(source_bytes),
-        "quant_transformer_tensor_storage_gb": _gb(output_bytes),
-        "transformer_storage_reduction_percent": round(100 * (1 - output_bytes / source_bytes), 1),
-        "base_transformer_repo_files_gb": _gb(sum(header.file_bytes for header in checkpoint.headers)),
-        "quant_transformer_repo_files_gb": _gb(sum(file.bytes for file in component_files)),
-        "base_transformer_dtypes": {LONG_NAMES.get(k, k): size for k, size in checkpoint.bytes_by_dtype.items()},
-        "quant_transformer_dtypes": {
-            LONG_NAMES.get(dtype, dtype): size
-            for dtype, size in count_bytes_by_dtype((spec.dtype, spec.bytes) for spec in plan.specs).items()
-        },
-        "base_transformer_tensors": len(checkpoint.tensors),
-        "quant_transformer_tensors": len(plan.tensors),
-    }
+    file = root / MANIFEST_NAME
+    if not file.is_file():
+        return None
+    manifest = Manifest.parse(read_json(file), str(file))
+    for name in manifest.files:
+        if not all(is_plain_name(part) for part in name.split("/")):
+            raise MalformedCheckpoint(file, f"lists {name}, which is not a path inside the release")
+    return manifest
 
 
-def _gb(size: int) -> float:
-    return round(size / 1e9, 3)
+def _table(fields: Fields, key: str) -> Fields:
+    return Fields(fields.take(key, dict), f"{fields.where}: {key}", fields.error)
 
 
-def manifest(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    files: Iterable[ReleaseFile],
-    *,
-    quantize_from: str,
-    shard_bytes: int,
-    nonfinite: Mapping[str, int],
-    headers: Mapping[str, str],
-) -> dict[str, Any]:
-    """``lensconv_manifest.json``: where the release comes from, what was decided, and the sha256 of every other file.
+def _files(fields: Fields) -> dict[str, ReleaseFile]:
+    listed: dict[str, ReleaseFile] = {}
+    for entry in fields.take("files", list):
+        if not isinstance(entry, dict):
+            raise fields.error(fields.where, "lists a file that is not an object")
+        values = Fields(entry, f"{fields.where}: files", fields.error)
+        file = ReleaseFile(values.take("name", str), values.take("bytes", int), values.take("sha256", str))
+        if file.name in listed:
+            raise fields.error(fields.where, f"lists {file.name} twice")
+        listed[file.name] = file
+    return listed
 
-    Args:
-        plan: what was written.
-        checkpoint: what it was made from.
-        recipe: what asked for it.
-        files: all other files.
-        quantize_from: ``bfloat16`` or ``float32``.
-        shard_bytes: the limit for a shard.
-        nonfinite: numbers that are not finite, by tensor.
-        headers: sha256 of the header of every weight file, by its name in the release.
-    """
-    parameters = parameter_count(tensor.entry.shape for tensor in checkpoint.tensors.values())
-    return {
-        "format": "lensconv-manifest",
-        "format_version": MANIFEST_VERSION,
-        "versions": {"lensconv": __version__, **plan.versions},
-        "component": checkpoint.component,
-        "source": {
-            "class_name": plan.class_name,
-            "tensors": len(checkpoint.tensors),
-            "parameters": parameters,
-            "bytes_by_dtype": checkpoint.bytes_by_dtype,
-            "files": [
-                {"name": header.file.name, "bytes": header.file_bytes, "header_sha256": header.sha256}
-                for header in checkpoint.headers
-            ],
-            "nonfinite": dict(sorted(nonfinite.items())),
-        },
-        "recipe": {
-            "name": recipe.name,
-            "seed": recipe.seed,
-            "quantize_from": quantize_from,
-            "max_shard_bytes": shard_bytes,
-            "sdnq": dict(plan.quantization_config),
-            "quantized": {
-                module.name: {
-                    "weights_dtype": module.options["weights_dtype"],
-                    "shape": list(module.shape),
-                }
-                for module in sorted(plan.modules.values(), key=lambda module: module.name)
-            },
-            "kept": sorted(plan.kept_modules),
-        },
-        "output": {
-            "tensors": len(plan.tensors),
-            "parameters": parameters,
-            "bytes_by_dtype": count_bytes_by_dtype((spec.dtype, spec.bytes) for spec in plan.specs),
-            "headers": dict(sorted(headers.items())),
-        },
-        "files": [file.to_dict() for file in sorted(files, key=lambda file: file.name)],
-    }
+
+def _shapes(recipe: Fields) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name, module in recipe.take("quantized", dict).items():
+        shape = module.get("shape") if isinstance(module, dict) else None
+        if not isinstance(shape, list) or not all(type(size) is int and 0 < size < 1 << 63 for size in shape):
+            raise recipe.error(recipe.where, f"gives {name} a shape that no weight can have")
+        yield name, tuple(shape)
+
+
+def _card(note: Any, files: Mapping[str, ReleaseFile]) -> CardNote | None:
+    """The note about the card; what cannot be used in it is left out, since the next card replaces it."""
+    if not isinstance(note, dict):
+        return None
+    repository, names = note.get("repository"), note.get("files")
+    listed = [name for name in names if isinstance(name, str) and name in files] if isinstance(names, list) else []
+    repository = repository if isinstance(repository, str) else None
+    return CardNote(repository, note.get("verified") is not False, tuple(listed))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from converter.checkpoint.source import is_plain_name
-from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
+from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import OutputError
 from converter.measurement.evidence.files import MATRIX_NAME
 from converter.presentation.card.evidence import CardEvidence, read_beside
@@ -37,11 +37,6 @@ def collect_additions(release: CardRelease, evidence: CardEvidence, pictures: Ca
         elif hashlib.sha256(content).hexdigest() != release.written[name]:
             raise OutputError(f"{name}: `convert` wrote another file of that name", "Leave it out.")
     return found
-
-
-def describe(name: str, content: bytes) -> ReleaseFile:
-    """A file as the manifest lists it."""
-    return ReleaseFile(name, len(content), hashlib.sha256(content).hexdigest())
 
 
 def quantized_images(matrix: Mapping[str, object], folder: Path) -> Iterator[tuple[Mapping[str, str], str]]:

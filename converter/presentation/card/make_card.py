@@ -7,16 +7,16 @@ manifest does not fit its files, which `verify` and `publish` say, and which the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.writer import folder_inside, replace_file
-from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, ReleaseFile, encode_json
+from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, ReleaseFile, describe_file
 from converter.errors import MissingInput, ReleaseError, UsageError, reason_of
 from converter.measurement.evidence.files import MATRIX_NAME, OFFLOAD_NAME
-from converter.presentation.card.additions import collect_additions, describe
+from converter.presentation.card.additions import collect_additions
 from converter.presentation.card.context import SECTIONS, build_context, find_ablation, find_gallery, left_out
 from converter.presentation.card.environment import render_card
 from converter.presentation.card.evidence import CardEvidence, read_card_evidence
@@ -87,7 +87,7 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
     metadata = _metadata(release, found, options, find_gallery(found, texts))
     pictures = find_pictures(found)
     contents = collect_additions(release, found, pictures)
-    added = [describe(name, content) for name, content in contents.items()]
+    added = [describe_file(name, content) for name, content in contents.items()]
     name = root.resolve().name
     title = (options.repo or name).rpartition("/")[2]
     context = build_context(
@@ -108,7 +108,7 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
     missing = left_out(context)
     return CardReport(
         card=root / CARD_NAME,
-        files=tuple(describe(name, contents[name]) for name in sorted(contents)),
+        files=tuple(describe_file(name, contents[name]) for name in sorted(contents)),
         sections=tuple(section for section in SECTIONS if section not in missing),
         left_out=missing,
         verified=found.is_verified,
@@ -132,11 +132,10 @@ def _adopt(release: CardRelease, options: CardOptions) -> CardReport:
         file = release.root / name
         if name != CARD_NAME and file.is_file():
             contents[name] = file.read_bytes()
-    noted = release.content.get("card")
-    noted = noted if isinstance(noted, dict) else {}
-    verified = noted.get("verified") is not False
-    _write(release, contents, verified=verified, repository=options.repo or noted.get("repository"))
-    files = tuple(describe(name, contents[name]) for name in sorted(contents))
+    noted = release.manifest.card
+    verified = noted is None or noted.verified
+    _write(release, contents, verified=verified, repository=options.repo or (noted.repository if noted else None))
+    files = tuple(describe_file(name, contents[name]) for name in sorted(contents))
     return CardReport(card, files, (), {}, verified, ())
 
 
@@ -196,14 +195,14 @@ def _keep_edited_card(release: CardRelease, text: str) -> None:
         return
     listed = release.manifest.files.get(CARD_NAME)
     present = card.read_bytes()
-    if present != text.encode() and (listed is None or describe(CARD_NAME, present).sha256 != listed.sha256):
+    if present != text.encode() and (listed is None or describe_file(CARD_NAME, present).sha256 != listed.sha256):
         raise ReleaseError(
             f"{card}: was written by hand, and would be lost",
             "List it with --adopt, or move it away to have it made anew.",
         )
 
 
-def _write(release: CardRelease, contents: Mapping[str, bytes], *, verified: bool, repository: Any) -> None:
+def _write(release: CardRelease, contents: Mapping[str, bytes], *, verified: bool, repository: str | None) -> None:
     """Write files into the release, remove those of an earlier card, and list what is there."""
     root = release.root
     for name in sorted(contents):
@@ -215,17 +214,6 @@ def _write(release: CardRelease, contents: Mapping[str, bytes], *, verified: boo
     for name in release.added:
         if name not in contents and folder_inside(root, str(Path(name).parent)).is_dir():
             (root / name).unlink(missing_ok=True)
-    kept: Sequence[ReleaseFile] = [
-        ReleaseFile(name, release.manifest.files[name].bytes, digest)
-        for name, digest in release.written.items()
-        if name not in contents
-    ]
-    files = sorted(
-        [*kept, *(describe(name, content) for name, content in contents.items())], key=lambda file: file.name
-    )
-    content = {
-        **release.content,
-        "files": [file.to_dict() for file in files],
-        "card": {"repository": repository, "verified": verified, "files": sorted(contents)},
-    }
-    replace_file(root / MANIFEST_NAME, encode_json(content))
+    files = [describe_file(name, content) for name, content in contents.items()]
+    manifest = release.manifest.with_card(files, repository=repository, verified=verified)
+    replace_file(root / MANIFEST_NAME, manifest.encode())

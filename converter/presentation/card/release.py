@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.source import PIPELINE_INDEX, read_json
-from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, SUMMARY_NAME
+from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, SUMMARY_NAME, Manifest, read_manifest
 from converter.errors import InputError, MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
 from converter.models.lens.layout import CLASS_NAME
 from converter.presentation.card import figures
 from converter.verification.audit import Audit
-from converter.verification.manifest import Manifest, read_manifest
+from converter.verification.checks import check_headers
 from converter.verification.report import FamilyFootprint
 
 #: What Lens' families hold.
@@ -36,13 +36,16 @@ class CardRelease:
 
     root: Path
     manifest: Manifest
-    content: Mapping[str, Any]
-    """The manifest as its file has it."""
     audit: Audit
     components: Mapping[str, str]
     """Class of each component of the pipeline; empty outside of one."""
     encoder_quantization: str
     """How the text encoder is stored, where its config tells."""
+
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """The manifest as its file has it."""
+        return self.manifest.content
 
     @property
     def is_lens(self) -> bool:
@@ -64,9 +67,7 @@ class CardRelease:
     @property
     def added(self) -> tuple[str, ...]:
         """Files that an earlier card listed."""
-        card = self.content.get("card")
-        names = card.get("files") if isinstance(card, dict) else None
-        return tuple(name for name in names or () if isinstance(name, str) and name in self.manifest.files)
+        return self.manifest.card.files if self.manifest.card is not None else ()
 
     @property
     def stored_elements(self) -> int:
@@ -81,7 +82,7 @@ class CardRelease:
     @property
     def source_bytes(self) -> int:
         """Footprint of what it was made from."""
-        return sum(self.content["source"]["bytes_by_dtype"].values())
+        return sum(self.manifest.source_bytes_by_dtype.values())
 
     @property
     def families(self) -> tuple[FamilyFootprint, ...]:
@@ -116,7 +117,7 @@ class CardRelease:
     @property
     def source_dtypes(self) -> list[str]:
         """Dtypes of what it was made from."""
-        return sorted(self.content["source"]["bytes_by_dtype"])
+        return sorted(self.manifest.source_bytes_by_dtype)
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -157,12 +158,12 @@ def read_release(root: Path) -> CardRelease:
     manifest = read_manifest(root)
     if manifest is None:
         raise MissingInput(where, f"has no {MANIFEST_NAME}", "Make the release with `lensconv convert`.")
-    audit = Audit(root, component=manifest.component or None)
+    audit = Audit(root, component=manifest.component or None, manifest=manifest)
     if not audit.modules:
         raise UnsupportedCheckpoint(f"{where}: no module of it is quantized", "Make it with `lensconv convert`.")
     _check(audit, manifest)
     components = _read_index(root)
-    return CardRelease(root, manifest, read_json(root / MANIFEST_NAME), audit, components, _encoder(root, components))
+    return CardRelease(root, manifest, audit, components, _encoder(root, components))
 
 
 def _check(audit: Audit, manifest: Manifest) -> None:
@@ -175,7 +176,7 @@ def _check(audit: Audit, manifest: Manifest) -> None:
         listed = manifest.files.get(name)
         if listed is None or listed.bytes != header.file_bytes or manifest.headers.get(name) != header.sha256:
             raise MalformedCheckpoint(header.file, f"is not the file that {MANIFEST_NAME} lists")
-    for check in audit.report().checks:
+    for check in check_headers(audit):
         if not check.ok and check.name != "manifest":
             raise MalformedCheckpoint(audit.root, f"{check.name}: {check.detail}", hint="See `lensconv verify`.")
 

@@ -1,0 +1,119 @@
+"""What a conversion says about itself: SDNQ's summary and the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from converter._version import __version__
+from converter.checkpoint.dtypes import LONG_NAMES
+from converter.checkpoint.source import Checkpoint, count_bytes_by_dtype
+from converter.conversion.planning.plan import Plan, parameter_count
+from converter.conversion.recipe.recipe import Recipe
+from converter.conversion.release.manifest import MANIFEST_FORMAT, MANIFEST_VERSION, Manifest, ReleaseFile
+
+
+def quantization_summary(plan: Plan, checkpoint: Checkpoint, component_files: Iterable[ReleaseFile]) -> dict[str, Any]:
+    """The keys of a published ``sdnq_quantization_summary.json`` that a conversion knows.
+
+    Sizes are in GB, the names of dtypes are the long ones. Load times, peaks and the names of the repos are left to
+    the commands that measure or know them.
+
+    Args:
+        plan: what was written.
+        checkpoint: what it was made from.
+        component_files: the files of the converted component.
+    """
+    config = plan.quantization_config
+    exact = checkpoint.tensors.keys()
+    source_bytes = checkpoint.total_bytes
+    output_bytes = sum(spec.bytes for spec in plan.specs)
+    kind = "dynamic" if config["use_dynamic_quantization"] else "static"
+    return {
+        "method": f"SDNQ {config['weights_dtype']} {kind}",
+        "weights_dtype": config["weights_dtype"],
+        "quantized_matmul_dtype": config["quantized_matmul_dtype"],
+        "group_size": config["group_size"],
+        "use_quantized_matmul": config["use_quantized_matmul"],
+        "dequantize_fp32": config["dequantize_fp32"],
+        "modules_to_not_convert_user": [name for name in config["modules_to_not_convert"] if name not in exact],
+        "base_transformer_tensor_storage_gb": _gb(source_bytes),
+        "quant_transformer_tensor_storage_gb": _gb(output_bytes),
+        "transformer_storage_reduction_percent": round(100 * (1 - output_bytes / source_bytes), 1),
+        "base_transformer_repo_files_gb": _gb(sum(header.file_bytes for header in checkpoint.headers)),
+        "quant_transformer_repo_files_gb": _gb(sum(file.bytes for file in component_files)),
+        "base_transformer_dtypes": {LONG_NAMES.get(k, k): size for k, size in checkpoint.bytes_by_dtype.items()},
+        "quant_transformer_dtypes": {
+            LONG_NAMES.get(dtype, dtype): size
+            for dtype, size in count_bytes_by_dtype((spec.dtype, spec.bytes) for spec in plan.specs).items()
+        },
+        "base_transformer_tensors": len(checkpoint.tensors),
+        "quant_transformer_tensors": len(plan.tensors),
+    }
+
+
+def _gb(size: int) -> float:
+    return round(size / 1e9, 3)
+
+
+def conversion_manifest(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    files: Iterable[ReleaseFile],
+    *,
+    quantize_from: str,
+    shard_bytes: int,
+    nonfinite: Mapping[str, int],
+    headers: Mapping[str, str],
+) -> Manifest:
+    """The manifest of a release that has been written.
+
+    Args:
+        plan: what was written.
+        checkpoint: what it was made from.
+        recipe: what asked for it.
+        files: all other files.
+        quantize_from: ``bfloat16`` or ``float32``.
+        shard_bytes: the limit for a shard.
+        nonfinite: numbers that are not finite, by tensor.
+        headers: sha256 of the header of every weight file, by its name in the release.
+    """
+    parameters = parameter_count(tensor.entry.shape for tensor in checkpoint.tensors.values())
+    content = {
+        "format": MANIFEST_FORMAT,
+        "format_version": MANIFEST_VERSION,
+        "versions": {"lensconv": __version__, **plan.versions},
+        "component": checkpoint.component,
+        "source": {
+            "class_name": plan.class_name,
+            "tensors": len(checkpoint.tensors),
+            "parameters": parameters,
+            "bytes_by_dtype": checkpoint.bytes_by_dtype,
+            "files": [
+                {"name": header.file.name, "bytes": header.file_bytes, "header_sha256": header.sha256}
+                for header in checkpoint.headers
+            ],
+            "nonfinite": dict(sorted(nonfinite.items())),
+        },
+        "recipe": {
+            "name": recipe.name,
+            "seed": recipe.seed,
+            "quantize_from": quantize_from,
+            "max_shard_bytes": shard_bytes,
+            "sdnq": dict(plan.quantization_config),
+            "quantized": {
+                module.name: {"weights_dtype": module.options["weights_dtype"], "shape": list(module.shape)}
+                for module in sorted(plan.modules.values(), key=lambda module: module.name)
+            },
+            "kept": sorted(plan.kept_modules),
+        },
+        "output": {
+            "tensors": len(plan.tensors),
+            "parameters": parameters,
+            "bytes_by_dtype": count_bytes_by_dtype((spec.dtype, spec.bytes) for spec in plan.specs),
+            "headers": dict(sorted(headers.items())),
+        },
+        "files": [file.to_dict() for file in sorted(files, key=lambda file: file.name)],
+    }
+    return Manifest.parse(content)
