@@ -1066,7 +1066,7 @@ def _output_is_a_link_and_overwrite(site: Site) -> Invocation:
     return site.convert("--overwrite")
 
 
-@case("output-is-no-checkpoint-and-overwrite", "OutputError", "out", "holds no checkpoint")
+@case("output-is-no-checkpoint-and-overwrite", "OutputError", "out", "contains no checkpoint")
 def _output_is_no_checkpoint_and_overwrite(site: Site) -> Invocation:
     site.copy_lens()
     site.write("work/out/thesis.txt", "precious")

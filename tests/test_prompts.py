@@ -689,7 +689,7 @@ def test_cards_from_the_hub(hub: str, tmp_path: Path) -> None:
         "old": "the repo has no such revision",
         "bare": "the repo has no README.md",
         "broken": "the Hub answers with status 500",
-        "stranger": "what answers is not the Hub",
+        "stranger": "the server that answers is not the Hub",
     }
     good = ("hf://maker/model", "hf://maker/model@refs/pr/1")
     outcomes = fetch(tmp_path, *good, *(f"hf://maker/{name}" for name in expected), HF_ENDPOINT=hub)

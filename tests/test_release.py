@@ -101,7 +101,7 @@ def test_overwriting_spares_what_is_no_part_of_the_checkpoint(name: str, lens_so
     own.parent.mkdir(exist_ok=True)
     own.write_text("years of work")
     for make in (convert, lambda _, place, options: synthesize(place, layers=1, overwrite=options.overwrite)):
-        with pytest.raises(OutputError, match=f"{name}: is no part of a checkpoint"):
+        with pytest.raises(OutputError, match=f"{name}: does not belong to a checkpoint"):
             make(lens_source, output, options=ConvertOptions(overwrite=True))
     assert own.read_text() == "years of work"
 

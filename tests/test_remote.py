@@ -24,6 +24,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from huggingface_hub.utils.sha import git_hash
 
 from converter import plan, verify
 from converter.checkpoint.header import TensorEntry, encode_header
@@ -40,11 +41,10 @@ from converter.hub.client import bounded_hub, quiet_hub
 from converter.hub.failures import hub_failure, redact
 from converter.hub.places import HubPlace, is_place, parse_place
 from converter.hub.records import MAXIMUM_FILE_BYTES, MAXIMUM_FILES
-from converter.hub.remote import RemoteRepo, git_sha1
+from converter.hub.remote import RemoteRepo
 from converter.hub.retry import Retry, is_transient, wait_seconds
 from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
-from converter.verification.remote import RemoteVerifyReport
 from converter.verification.report import VerifyReport
 from tests.conftest import Outcome
 from tests.reporters import Notes
@@ -156,7 +156,7 @@ def record_files(folder: Path) -> list[Any]:
         if file.is_dir():
             records.append({"type": "directory", "path": path, "oid": "d" * 40, "size": 0})
         elif size <= GIT_BYTES:
-            records.append({"type": "file", "path": path, "oid": git_sha1(file.read_bytes()), "size": size})
+            records.append({"type": "file", "path": path, "oid": git_hash(file.read_bytes()), "size": size})
         else:
             sha256 = "0" * 64 if size > 1 << 30 else hashlib.sha256(file.read_bytes()).hexdigest()
             lfs = {"oid": sha256, "size": size, "pointerSize": 130}
@@ -300,18 +300,18 @@ def answered(status: int, headers: dict[str, str] | None = None, content: bytes 
         (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "status 401"),
         (401, {}, "no such model, or the token gives no access to it"),
         (401, {"X-Error-Code": "RepoNotFound"}, "no such model, or it is private"),
-        (402, {"X-Error-Message": "pay"}, "wants payment: pay"),
+        (402, {"X-Error-Message": "pay"}, "demands payment: pay"),
         (403, {"X-Error-Message": "Private storage quota reached"}, "status 403: Private storage quota reached"),
         (403, {"X-Error-Code": "GatedRepo"}, "is gated"),
         (403, {"X-Error-Message": "Access to this resource is disabled."}, "has been disabled"),
         (404, {"X-Error-Code": "RepoNotFound"}, "no such model"),
         (404, {"X-Error-Code": "RevisionNotFound"}, "no such revision"),
         (404, {"X-Error-Code": "EntryNotFound"}, "no such file"),
-        (409, {"X-Error-Message": "tag is there"}, "there already, or is being changed by somebody else: tag is there"),
-        (412, {}, "the repo changed in the meantime"),
-        (413, {}, "too large"),
+        (409, {"X-Error-Message": "tag is there"}, "it exists already, or somebody is changing it: tag is there"),
+        (412, {}, "the repo has changed in the meantime"),
+        (413, {}, "`lensconv convert --max-shard-size 5GB`"),
         (418, {"X-Error-Message": f"tea, not {TOKEN} or other-token"}, "status 418: tea, not … or …"),
-        (429, {}, "re-run to resume"),
+        (429, {}, "again to resume"),
         (503, {"X-Error-Message": "long story"}, "the Hub answers with status 503 Try again later."),
     ],
 )
@@ -346,11 +346,11 @@ def failures() -> list[tuple[BaseException, type[LensconvError], str]]:
         (missing, HubError, "no such revision"),
         (errors.HFValidationError("no"), UsageError, "OWNER/NAME"),
         (errors.OfflineModeIsEnabled("off"), HubError, "HF_HUB_OFFLINE"),
-        (errors.FileMetadataError("?"), HubError, "not the Hub"),
+        (errors.FileMetadataError("?"), HubError, "is not the Hub"),
         (errors.OIDCError("no"), HubError, "there is no token"),
         (UnicodeEncodeError("ascii", "ä", 0, 1, "no"), HubError, "the token is not ASCII"),
         (json.JSONDecodeError("no", "<html>", 0), HubError, "is a page and not JSON"),
-        (KeyError("sha"), HubError, "makes no sense (KeyError)"),
+        (KeyError("sha"), HubError, "has an unexpected form (KeyError)"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), DiskError, "No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), HubError, "/x: Permission denied"),
         (RuntimeError(f"Data processing error: xet-write-token {TOKEN}"), HubError, "HF_HUB_DISABLE_XET=1"),
@@ -358,12 +358,12 @@ def failures() -> list[tuple[BaseException, type[LensconvError], str]]:
         (ConnectionError("xet-write-token: 503 Service Unavailable"), HubError, "answers with status 503 Try again"),
         (ConnectionError("xet-write-token: 403 Forbidden"), HubError, "status 403 The token has no right"),
         (ConnectionError("Network error"), HubError, "the transfer failed: Network error"),
-        (http.TooManyRedirects("loop"), HubError, "one address leads to the next"),
+        (http.TooManyRedirects("loop"), HubError, "a redirect, again and again"),
         (http.InvalidURL("no"), HubError, "Check HF_ENDPOINT"),
         (http.ProxyError("407"), HubError, "the proxy refuses"),
         (http.ReadTimeout("slow"), HubError, "does not answer in time"),
-        (caused(socket.gaierror(-2, "Name or service not known")), HubError, "its name is not known"),
-        (caused(ssl.SSLCertVerificationError("self-signed")), HubError, "no secure connection"),
+        (caused(socket.gaierror(-2, "Name or service not known")), HubError, "its name is unknown"),
+        (caused(ssl.SSLCertVerificationError("self-signed")), HubError, "the connection is not secure"),
         (caused(ConnectionRefusedError(errno.ECONNREFUSED, "refused")), HubError, "refuses the connection"),
         (caused(ConnectionResetError(errno.ECONNRESET, "reset")), HubError, "broke off"),
         (HubError("told already"), HubError, "told already"),
@@ -645,9 +645,8 @@ def test_sixteen_gigabytes(tmp_path: Path, serve: Callable[[Path], LoopbackHub])
     (folder.parent / "model_index.json").write_text('{"transformer": ["diffusers", "LensTransformer2DModel"]}')
     hub = serve(folder.parent)
     report = verify(PLACE)
-    assert isinstance(report, RemoteVerifyReport)
     assert (report.tensors, report.total_bytes) == (1264, 16_416_900_608)
-    assert report.received_bytes == hub.sent < 400_000
+    assert report.hub["received_bytes"] == hub.sent < 400_000
     assert "neither config.json nor quantization_config.json" in failed(report)["config"]
     assert len([path for _, path, _ in hub.seen if path.startswith("/lfs/")]) == 1
 
@@ -899,8 +898,8 @@ def test_answers_that_make_no_sense(
         (lambda handler: handler.reply(b"x", 206), "others are sent", 1),
         (lambda handler: handler.reply(b"x", 206, {"Content-Range": "bytes 1-2/3"}), "bytes 1-2/3 are sent", 1),
         (lambda handler: handler.reply(b"x", 416), "status 416", 1),
-        (lambda handler: handler.reply(b"", 302, {"Location": handler.path}), "one address leads to the next", 21),
-        (lambda handler: handler.reply(b"", 302, {"Location": "ftp://x/y"}), "its address makes no sense", 1),
+        (lambda handler: handler.reply(b"", 302, {"Location": handler.path}), "a redirect, again and again", 21),
+        (lambda handler: handler.reply(b"", 302, {"Location": "ftp://x/y"}), "its address is malformed", 1),
         (lambda handler: handler.reply(b"", 304), "status 304", 1),
         (lambda handler: handler.reply(b"", 401, {"X-Error-Code": "GatedRepo"}), "the repo is gated", 1),
         (lambda handler: handler.reply(b"", 404, {"X-Error-Code": "EntryNotFound"}), "no such file", 1),
@@ -977,9 +976,8 @@ def test_a_server_without_ranges_sends_no_more_than_is_read(
 
     hub.faults["/lfs/"] = everything
     report = verify(PLACE)
-    assert isinstance(report, RemoteVerifyReport)
     assert report.total_bytes == 10**11
-    assert report.received_bytes < 2_000_000
+    assert report.hub["received_bytes"] < 2_000_000
 
 
 def test_repos_that_may_not_be_seen(
@@ -1007,4 +1005,4 @@ def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://user:{TOKEN}@127.0.0.1:9")
     assert "the Hub cannot be reached: it refuses the connection" in refusal(lambda: RemoteRepo.open(HubPlace("a/b")))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://host:port")
-    assert "its address makes no sense" in refusal(lambda: RemoteRepo.open(HubPlace("a/b")))
+    assert "its address is malformed" in refusal(lambda: RemoteRepo.open(HubPlace("a/b")))

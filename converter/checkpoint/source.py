@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
+from converter.checkpoint.small_files import read_small_file
 from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable
 
 #: Stems of the weight files, as diffusers and transformers name them.
@@ -179,15 +180,7 @@ def read_json(file: Path) -> dict[str, Any]:
         MissingInput: it is not there or cannot be read.
         MalformedCheckpoint: it holds something else.
     """
-    try:
-        if not file.is_file():
-            raise MissingInput(file, "no such file", "Check the path.")
-        with file.open("rb") as stream:
-            content = stream.read(MAXIMUM_JSON_BYTES + 1)
-    except OSError as error:
-        raise unreadable(file, error) from error
-    if len(content) > MAXIMUM_JSON_BYTES:
-        raise MalformedCheckpoint(file, f"is longer than {MAXIMUM_JSON_BYTES} bytes")
+    content = read_small_file(file, MAXIMUM_JSON_BYTES, MalformedCheckpoint)
     return parse_json_object(content, file, what="its content")
 
 

@@ -74,8 +74,6 @@ def command(
 def _render(report: VerifyReport) -> list[RenderableType]:
     from rich.text import Text
 
-    from converter.verification.remote import RemoteVerifyReport
-
     dtypes = sorted(report.bytes_by_dtype)
     rows = [
         [
@@ -94,9 +92,9 @@ def _render(report: VerifyReport) -> list[RenderableType]:
     rows.append(["all", str(report.tensors), str(report.quantized_modules), *totals, readable_size(report.total_bytes)])
     title = f"{printable(report.class_name) or 'unknown class'}, {report.parameters:,} parameters"
     parts: list[RenderableType] = [table(["family", "tensors", "quantized", *dtypes, "total"], rows, title=title)]
-    if isinstance(report, RemoteVerifyReport):
-        read = f"{readable_size(report.received_bytes)} of {readable_size(report.repo_bytes)} read"
-        parts.append(Text(f"{report.place}: {read}"))
+    if report.hub:
+        read = f"{readable_size(report.hub['received_bytes'])} of {readable_size(report.hub['bytes'])} read"
+        parts.append(Text(f"{report.hub['place']}: {read}"))
     if report.fidelity:
         parts += render_fidelity(report.fidelity)
     for check in report.checks:

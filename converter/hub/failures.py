@@ -1,14 +1,15 @@
-"""What the Hub's client raises, told to people in one line and a hint.
+"""Errors of the Hub's client, turned into one line for people and a hint.
 
-No message repeats an address, a header or a token. What a server says is shown, because it often knows better (which
-quota, which right is missing), but only after ``redact``. The client is built on httpx in its major version 1 and on
-httpx2 in 2; their classes have the same names, and go by these here.
+No message contains an address of a request, a header or a token. The text of a server is shown, because the server
+often knows the reason best (which quota is full, which right is missing), but only after ``redact``. The client is
+built on httpx in its major version 1 and on httpx2 in 2. Their classes have the same names, by which they are
+recognised here.
 """
 
 from __future__ import annotations
 
 import errno
-import json
+import importlib
 import os
 import re
 import socket
@@ -19,13 +20,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from converter.errors import DiskError, HubError, LensconvError, UsageError, printable
+from converter.errors import DiskError, HubError, LensconvError, UsageError, printable, reason_of
 
 #: Characters of a server's text that are shown.
 TEXT_LIMIT = 300
-#: Links of a chain of exceptions that are looked at.
+#: How many exceptions of a chain are examined.
 CHAIN_LIMIT = 20
 
+LOGIN_HINT = "Set HF_TOKEN, or log in with `hf auth login`."
 ACCESS_HINT = "Check the name; for a private repo set HF_TOKEN, or log in with `hf auth login`."
 TOKEN_HINT = "Set HF_TOKEN, or log in with `hf auth login`; if you have, the token is wrong or has expired."  # noqa: S105 - a hint
 LATER_HINT = "Try again later."
@@ -33,24 +35,63 @@ STRANGER_HINT = "Check HF_ENDPOINT, and the settings of proxy and firewall."
 NETWORK_HINT = "Check the network, HF_ENDPOINT and the proxy."
 XET_HINT = "Set HF_HUB_DISABLE_XET=1 and run the command again."
 
-#: What is known about a status: what to say instead of its number, where there is better, and what to do about it.
+#: What to say about a status in place of its number, where there is something better, and what to do about it.
 _STATUSES: dict[int, tuple[str, str]] = {
-    400: ("", "Mend what it names, then run the command again."),
+    400: ("", "Correct what it names, then run the command again."),
     401: ("", TOKEN_HINT),
-    402: ("the Hub wants payment", "The account lacks the plan or the storage for this; see its billing page."),
+    402: ("the Hub demands payment", "The account lacks the plan or the storage for this; see its billing page."),
     403: ("", "The token has no right to this, or the account has no storage left for it; see the token's settings."),
-    404: ("the Hub has no such thing", ACCESS_HINT),
+    404: ("the Hub does not have it", ACCESS_HINT),
     408: ("the Hub has waited too long", LATER_HINT),
-    409: ("what was to be made is there already, or is being changed by somebody else", "Look at the repo's page."),
-    412: ("the repo changed in the meantime", "Look at what changed there, then run the command again."),
-    413: ("what was sent is too large for the Hub", "Write smaller files: `lensconv convert --shard-bytes 5GB`."),
-    429: ("the Hub has had too many requests", "Wait a while, then re-run to resume."),
+    409: ("it exists already, or somebody is changing it", "Look at the repo's page."),
+    412: ("the repo has changed in the meantime", "Look at what has changed, then run the command again."),
+    413: ("a file is too large for the Hub", "Write smaller files: `lensconv convert --max-shard-size 5GB`."),
+    429: ("the Hub has received too many requests", "Wait a while, then run the command again to resume."),
 }
 
-#: The system's words for a disk, or a share of one, that is full.
+#: What to say about an exception, and what to do about it, by the name of its class or of the nearest of its bases.
+_CLASSES: dict[str, tuple[str, str]] = {
+    "GatedRepoError": (
+        "the repo is gated",
+        "Ask for access on its page, then set HF_TOKEN, or log in with `hf auth login`.",
+    ),
+    "RepositoryNotFoundError": ("there is no such model, or it is private", ACCESS_HINT),
+    "RevisionNotFoundError": ("the repo has no such revision", "Name a branch, a tag or a commit of it."),
+    "EntryNotFoundError": ("the repo has no such file", "Name a revision that has it."),
+    "DisabledRepoError": ("the repo has been disabled", "Its page says why."),
+    "OfflineModeIsEnabled": ("HF_HUB_OFFLINE forbids requests to the Hub", "Unset HF_HUB_OFFLINE."),
+    "LocalEntryNotFoundError": ("not in the cache", NETWORK_HINT),
+    "FileMetadataError": ("the server that answers is not the Hub", STRANGER_HINT),
+    "LocalTokenNotFoundError": ("there is no token", LOGIN_HINT),
+    "OIDCError": (
+        "there is no token: the exchange that HF_OIDC_RESOURCE asks for did not give one",
+        "Unset HF_OIDC_RESOURCE and set HF_TOKEN, or check HF_OIDC_ID_TOKEN.",
+    ),
+    "UnicodeEncodeError": ("the token is not ASCII", "Set HF_TOKEN again, or unset it."),
+    "JSONDecodeError": ("the answer is a page and not JSON", f"{LATER_HINT} {STRANGER_HINT}"),
+    "UnicodeDecodeError": ("the answer is a page and not JSON", f"{LATER_HINT} {STRANGER_HINT}"),
+    "LookupError": ("the answer has an unexpected form ({kind})", STRANGER_HINT),
+    "TypeError": ("the answer has an unexpected form ({kind})", STRANGER_HINT),
+    "AttributeError": ("the answer has an unexpected form ({kind})", STRANGER_HINT),
+    "TooManyRedirects": ("the answer is a redirect, again and again", STRANGER_HINT),
+    "InvalidURL": ("the Hub cannot be reached: its address is malformed", "Check HF_ENDPOINT."),
+    "UnsupportedProtocol": ("the Hub cannot be reached: its address is malformed", "Check HF_ENDPOINT."),
+    "ProxyError": ("the Hub cannot be reached: the proxy refuses", "Check HTTPS_PROXY and NO_PROXY."),
+}
+
+#: Why the Hub cannot be reached, by the class of an exception in the chain.
+_REASONS: tuple[tuple[type[BaseException], str], ...] = (
+    (ssl.SSLError, "the connection is not secure"),
+    (socket.gaierror, "its name is unknown"),
+    (ConnectionRefusedError, "it refuses the connection"),
+    (ConnectionResetError, "it broke off the connection"),
+    (TimeoutError, "it does not answer in time"),
+)
+
+#: Error numbers of a disk, or a share of one, that is full.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
-#: Classes of httpx and httpx2 for requests that got no answer.
+#: Classes of httpx and httpx2 for requests without an answer.
 NO_ANSWER = {"TimeoutException", "NetworkError", "RemoteProtocolError"}
 
 _TOKEN = re.compile(r"(?:hf|api_org)_[A-Za-z0-9_-]+", re.IGNORECASE)
@@ -66,51 +107,38 @@ def hub_failure(what: str, error: BaseException) -> LensconvError:
     """Say what went wrong with the Hub.
 
     Args:
-        what: what it went wrong with, such as ``hf://OWNER/NAME``; begins the message.
-        error: what the Hub's client raised, hf_xet or the system.
+        what: what was being done or read, such as ``hf://OWNER/NAME``; the message begins with it.
+        error: an exception of the Hub's client, of hf_xet or of the system.
 
-    Returns: the error to raise from it: HubError for most, UsageError for a name that cannot be, DiskError for a disk
-        that is full. What is such an error already comes back as it is.
+    Returns: the error to raise from it: UsageError for a name that a repo cannot have, DiskError for a full disk,
+        HubError for everything else. An error of lensconv comes back unchanged.
     """
-    from huggingface_hub import errors
-
     if isinstance(error, LensconvError):
         return error
     error = deciding(error)
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        # The client says where it did not find something; why is in what it came upon before.
-        cause = error.__cause__ or error.__context__
-        return hub_failure(what, cause) if cause is not None else HubError(f"{what}: not in the cache", NETWORK_HINT)
-    if isinstance(error, errors.HFValidationError | errors.HfUriError):
-        return UsageError(f"{what}: no model on the Hub", "Write OWNER/NAME, of letters, digits, '-', '_' and '.'.")
-    if isinstance(error, errors.HfHubHTTPError):
-        return _refusal(what, error)
+    names = class_names(error)
+    if names & {"HFValidationError", "HfUriError"}:
+        return UsageError(
+            f"{what}: not the name of a model on the Hub", "Write OWNER/NAME, of letters, digits, '-', '_' and '.'."
+        )
+    if _is_refused_token(error):
+        return HubError(f"{what}: there is no such model, or the token gives no access to it", TOKEN_HINT)
+    known = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _CLASSES), None)
+    if known is not None:
+        message, hint = _CLASSES[known]
+        return HubError(f"{what}: {message.format(kind=type(error).__name__)}", hint)
+    if "HfHubHTTPError" in names:
+        status = answered_status(error) or 0
+        # A broken server seldom says more than its status.
+        return _status_failure(what, status, _server_text(error) if status < 500 else "")
     return _system_failure(what, error) or _network_failure(what, error)
 
 
-def _refusal(what: str, error: Any) -> HubError:
-    """The Hub has answered, with a status that is none of success."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.GatedRepoError):
-        return HubError(
-            f"{what}: the repo is gated",
-            "Ask for access on its page, then set HF_TOKEN, or log in with `hf auth login`.",
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        if error.response.status_code == 401 and _sent_token(error) and not error.response.headers.get("x-error-code"):
-            # The client takes every 401 for a repo that is not there; a token that has been revoked gives one, too.
-            return HubError(f"{what}: there is no such model, or the token gives no access to it", TOKEN_HINT)
-        return HubError(f"{what}: there is no such model, or it is private", ACCESS_HINT)
-    if isinstance(error, errors.RevisionNotFoundError):
-        return HubError(f"{what}: the repo has no such revision", "Name a branch, a tag or a commit of it.")
-    if isinstance(error, errors.EntryNotFoundError):
-        return HubError(f"{what}: the repo has no such file", "Name a revision that has it.")
-    if isinstance(error, errors.DisabledRepoError):
-        return HubError(f"{what}: the repo has been disabled", "Its page says why.")
-    status = error.response.status_code
-    # A server that is broken seldom says more than that.
-    return _status_failure(what, status, _server_text(error) if status < 500 else "")
+def _is_refused_token(error: Any) -> bool:
+    """Whether a token was sent, and may be the reason: the client takes every 401 for a repo that does not exist."""
+    if "RepositoryNotFoundError" not in class_names(error) or answered_status(error) != 401:
+        return False
+    return bool(_sent_token(error)) and not error.response.headers.get("x-error-code")
 
 
 def _status_failure(what: str, status: int, said: str = "") -> HubError:
@@ -122,90 +150,57 @@ def _server_text(error: Any) -> str:
     text = error.server_message or ""
     if text.lstrip().lower().startswith(("<!doctype", "<html")):
         return ""
-    # Whatever token was sent, from wherever it came, is in there.
+    # The text may repeat the token that was sent, whatever its source.
     sent = _sent_token(error)
-    # What is shown is a sentence already, or part of one.
+    # A full stop is removed: the text becomes part of a line.
     return redact(text, sent, sent.partition(" ")[2]).rstrip(".")
 
 
 def _sent_token(error: Any) -> str:
-    """The header that proved who asked; empty where there was none."""
-    # An answer that was made by hand has no request, and says so by raising.
+    """The header with the token of the request; empty where there was none."""
+    # A response that was made by hand has no request, and raises.
     with suppress(RuntimeError):
         return str(error.response.request.headers.get("authorization", ""))
     return ""
 
 
 def _system_failure(what: str, error: BaseException) -> LensconvError | None:
-    """The machine or its settings are at fault, and the network is not; None when that cannot be said."""
-    from huggingface_hub import errors
-
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return HubError(f"{what}: HF_HUB_OFFLINE forbids to ask the Hub", "Unset HF_HUB_OFFLINE.")
-    if isinstance(error, errors.FileMetadataError):
-        return HubError(f"{what}: what answers is not the Hub", STRANGER_HINT)
-    if isinstance(error, errors.LocalTokenNotFoundError):
-        return HubError(f"{what}: there is no token", "Set HF_TOKEN, or log in with `hf auth login`.")
-    if isinstance(error, errors.OIDCError):
-        return HubError(
-            f"{what}: there is no token: the exchange that HF_OIDC_RESOURCE asks for gave none",
-            "Unset HF_OIDC_RESOURCE and set HF_TOKEN, or see to HF_OIDC_ID_TOKEN.",
-        )
-    if isinstance(error, UnicodeEncodeError):
-        return HubError(f"{what}: the token is not ASCII", "Set HF_TOKEN again, or unset it.")
-    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-        return HubError(f"{what}: the answer is a page and not JSON", f"{LATER_HINT} {STRANGER_HINT}")
-    if isinstance(error, LookupError | TypeError | AttributeError):
-        return HubError(f"{what}: the answer makes no sense ({type(error).__name__})", STRANGER_HINT)
+    """The error for a fault of this machine; None for one of the network."""
     if not isinstance(error, OSError) or error.errno is None:
         return None
     where = f"{printable(str(error.filename))}: " if error.filename is not None else ""
     if error.errno in FULL_DISK:
-        return DiskError(f"{what}: {where}{error.strerror}", "Free some space, or set HF_HOME to another disk.")
+        return DiskError(f"{what}: {where}{reason_of(error)}", "Free some space, or set HF_HOME to another disk.")
     if error.filename is not None:
-        return HubError(f"{what}: {where}{error.strerror}", "Check the path; HF_HOME sets where the cache is.")
+        return HubError(f"{what}: {where}{reason_of(error)}", "Check the path; HF_HOME sets where the cache is.")
     return None
 
 
 def _network_failure(what: str, error: BaseException) -> HubError:
-    """Nothing has answered, or what came cannot be used."""
-    names = class_names(error)
+    """The error where there was no answer, or the transfer failed."""
     text = str(error)
     if is_locked(error):
         return HubError(f"{what}: another upload is running", "Wait for it to end, then run the command again.")
     if is_about_xet_token(error):
         status = xet_status(error)
-        # What a Hub without Xet answers tells of Xet; anything else tells of the Hub or of the token.
+        # 404 is the answer of a Hub without Xet; another status has to do with the Hub or with the token.
         if status is not None and status != 404:
             return _status_failure(what, status)
         if "timed out" in text.lower():
             return HubError(f"{what}: the Hub cannot be reached: it does not answer in time", NETWORK_HINT)
         return HubError(f"{what}: the Hub gives no access to its Xet storage", XET_HINT)
     if type(error) in (RuntimeError, ConnectionError):
-        # hf_xet has no classes of its own.
+        # hf_xet has no exception classes of its own.
         return HubError(f"{what}: the transfer failed{text and f': {redact(text)}'}", f"{LATER_HINT} {XET_HINT}")
-    if "TooManyRedirects" in names:
-        return HubError(f"{what}: one address leads to the next, without end", STRANGER_HINT)
-    if "InvalidURL" in names or "UnsupportedProtocol" in names:
-        return HubError(f"{what}: the Hub cannot be reached: its address makes no sense", "Check HF_ENDPOINT.")
-    if "ProxyError" in names:
-        return HubError(f"{what}: the Hub cannot be reached: the proxy refuses", "Check HTTPS_PROXY and NO_PROXY.")
     return HubError(f"{what}: the Hub cannot be reached{_reason(error)}", NETWORK_HINT)
 
 
 def _reason(error: BaseException) -> str:
-    reasons: tuple[tuple[type[BaseException], str], ...] = (
-        (ssl.SSLError, "no secure connection"),
-        (socket.gaierror, "its name is not known"),
-        (ConnectionRefusedError, "it refuses the connection"),
-        (ConnectionResetError, "it broke off the connection"),
-        (TimeoutError, "it does not answer in time"),
-    )
     links = list(chain(error))
-    for kind, reason in reasons:
-        if any(isinstance(link, kind) for link in links):
-            return f": {reason}"
-    return ": it does not answer in time" if "TimeoutException" in class_names(error) else ""
+    reasons = [reason for kind, reason in _REASONS if any(isinstance(link, kind) for link in links)]
+    if "TimeoutException" in class_names(error):
+        reasons.append("it does not answer in time")
+    return f": {reasons[0]}" if reasons else ""
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -219,36 +214,38 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def deciding(error: BaseException) -> BaseException:
-    """What a wrapper was raised from, where that says more: an answer of the Hub, none at all, or a full disk.
+    """The exception behind a wrapper, if it says more: an answer of the Hub, a missing answer, or a full disk.
 
     The client's LFS path wraps what goes wrong as ``RuntimeError("Error while uploading …")``.
     """
-    from huggingface_hub import errors
-
+    cause = error.__cause__ or error.__context__
+    if "LocalEntryNotFoundError" in class_names(error) and cause is not None:
+        # The client says where it did not find the file; the reason is in the exception before.
+        return deciding(cause)
     link: BaseException | None = error if type(error) is RuntimeError else None
     for _ in range(CHAIN_LIMIT):
         if link is None:
             break
         full = isinstance(link, OSError) and link.errno in FULL_DISK
-        if full or isinstance(link, errors.HfHubHTTPError) or class_names(link) & NO_ANSWER:
+        if full or class_names(link) & {"HfHubHTTPError", *NO_ANSWER}:
             return link
         link = link.__cause__
     return error
 
 
 def xet_status(error: BaseException) -> int | None:
-    """The status of HTTP that a text of hf_xet holds."""
+    """The HTTP status in a message of hf_xet."""
     match = re.search(r"(?<![0-9.:])([45][0-9]{2})(?![0-9.])", re.sub(r"\S+://\S+", "", str(error)))
     return int(match[1]) if match else None
 
 
 def is_about_xet_token(error: BaseException) -> bool:
-    """Whether hf_xet did not get leave to use the Xet storage."""
+    """Whether hf_xet did not get a token for the Xet storage."""
     return "xet-write-token" in str(error) or "xet-read-token" in str(error)
 
 
 def answered_status(error: BaseException) -> int | None:
-    """The status with which the Hub has answered; None where it has not, or that cannot be told."""
+    """The status with which the Hub has answered; None if it has not answered, or the status is unknown."""
     response = getattr(error, "response", None)
     if response is not None:
         return int(response.status_code)
@@ -256,7 +253,7 @@ def answered_status(error: BaseException) -> int | None:
 
 
 def is_locked(error: BaseException) -> bool:
-    """Whether hf_xet finds its records taken by another process."""
+    """Whether another process has locked the records of hf_xet."""
     return type(error) is RuntimeError and "Cannot acquire lock" in str(error)
 
 
@@ -266,13 +263,11 @@ def class_names(error: BaseException) -> set[str]:
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """Everything that a call of the Hub's client may raise and ``hub_failure`` knows a sentence for.
+    """All exceptions that the Hub's client may raise and that ``hub_failure`` has a message for.
 
-    An address that makes no sense is a ValueError, or an InvalidURL; what hf_xet cannot do a RuntimeError; an answer
-    that lacks something a LookupError, TypeError or AttributeError of the client.
+    A malformed address raises ValueError or InvalidURL, hf_xet raises RuntimeError, and an incomplete answer makes the
+    client raise LookupError, TypeError or AttributeError.
     """
-    import importlib
-
     from huggingface_hub import errors
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of httpx or httpx2, by version
 
@@ -296,8 +291,8 @@ def redact(text: str, *secrets: str) -> str:
     """Make a server's text safe to show: no token, no header, no secret part of an address; one line, cut short.
 
     Args:
-        text: what a server or a library said.
-        secrets: more texts that must not be seen; the token in use always is one.
+        text: a message of a server or a library.
+        secrets: texts to hide besides the tokens of this user.
     """
     for secret in sorted({*secrets, *_tokens()}, key=len, reverse=True):
         for form in (secret, quote(secret, safe="")):

@@ -6,7 +6,6 @@ and sizes must be possible. The token goes to the Hub alone; the client drops it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import threading
@@ -237,8 +236,3 @@ def _parse(what: str, content: bytes) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise HubError(f"{what}: the answer makes no sense", STRANGER_HINT) from error
-
-
-def git_sha1(content: bytes) -> str:
-    """The id that git gives a file's content, as the Hub records it for files without LFS."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""Patience with the Hub: what passes is tried again, what does not is told at once.
+"""Retries of requests to the Hub, for faults that may pass; other faults are raised at once.
 
 huggingface_hub itself retries only some of its calls (not commits, tags, branches, whoami or paths-info), so every
 call goes through here.
@@ -6,7 +6,6 @@ call goes through here.
 
 from __future__ import annotations
 
-import json
 import re
 import ssl
 import time
@@ -28,7 +27,7 @@ from converter.hub.failures import (
     is_locked,
 )
 
-#: Statuses that pass, as huggingface_hub 2.4 has them in ``_DEFAULT_RETRY_ON_STATUS_CODES``.
+#: Statuses after which another try may succeed, as huggingface_hub 2.4 has them in ``_DEFAULT_RETRY_ON_STATUS_CODES``.
 TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)
 #: Seconds before the second try; doubled for each one after it.
 FIRST_WAIT = 1.0
@@ -39,14 +38,14 @@ T = TypeVar("T")
 
 
 class Retry:
-    """Calls the Hub until it answers, within bounds.
+    """Calls the Hub until it answers, within a time limit and a number of tries.
 
     Args:
-        total_seconds: for one call with all its tries; no try begins later.
-        attempts: tries of one call at most.
-        clock: seconds, from any start.
-        sleep: waits for so many seconds.
-        note: is told that it takes longer, and why.
+        total_seconds: time limit of one call with all its tries; no try begins later.
+        attempts: most tries of one call.
+        clock: returns seconds, from any start.
+        sleep: waits for this many seconds.
+        reporter: shows that it takes longer, and why.
     """
 
     def __init__(
@@ -70,9 +69,9 @@ class Retry:
         """Call a function that asks the Hub for something.
 
         Args:
-            what: what it is about, for messages.
-            function: must be safe to be called again.
-            is_fatal: says of what would be tried again that it must not be; sees the client's own exception.
+            what: what is done or read, for messages.
+            function: makes the request; it must be safe to call it again.
+            is_fatal: gets the client's exception, and says whether to give up although another try may succeed.
 
         Raises:
             LensconvError: what ``hub_failure`` makes of the last exception, which is its ``__cause__``.
@@ -96,38 +95,31 @@ class Retry:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether what the Hub's client raised may pass by itself."""
-    from huggingface_hub import errors
-
+    """Whether another try may succeed after an exception of the Hub's client."""
     error = deciding(error)
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        cause = error.__cause__ or error.__context__
-        return cause is not None and is_transient(cause)
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return False
-    if isinstance(error, errors.HfHubHTTPError):
-        return error.response.status_code in TRANSIENT_STATUSES
-    if any(isinstance(link, ssl.SSLCertVerificationError) for link in chain(error)):
-        return False
-    if isinstance(error, OSError) and error.errno in FULL_DISK:
-        return False
+    names, text = class_names(error), str(error)
+    if "HfHubHTTPError" in names:
+        return answered_status(error) in TRANSIENT_STATUSES
     if is_about_xet_token(error):
-        # A server without Xet will not get one while we wait; one that is busy will answer.
+        # A Hub without Xet will not get it while we wait; one that is busy will answer.
         status = answered_status(error)
-        return status in TRANSIENT_STATUSES if status is not None else "timed out" in str(error).lower()
-    if is_locked(error) or "cannot schedule new futures" in str(error):
+        return status in TRANSIENT_STATUSES if status is not None else "timed out" in text.lower()
+    is_untrusted = any(isinstance(link, ssl.SSLCertVerificationError) for link in chain(error))
+    is_full = isinstance(error, OSError) and error.errno in FULL_DISK
+    if is_untrusted or is_full or is_locked(error) or "OfflineModeIsEnabled" in names:
         return False
-    if class_names(error) & NO_ANSWER:
-        return True
-    # hf_xet raises builtin classes, not subclasses of them; pages of a proxy come where JSON should.
-    return isinstance(error, json.JSONDecodeError | ConnectionError | TimeoutError) or type(error) is RuntimeError
+    if "cannot schedule new futures" in text:
+        return False
+    # hf_xet raises builtin classes, not subclasses of them; a proxy may send a page in place of JSON.
+    passing = {*NO_ANSWER, "JSONDecodeError", "ConnectionError", "TimeoutError"}
+    return bool(names & passing) or type(error) is RuntimeError
 
 
 def wait_seconds(error: BaseException, attempt: int) -> float:
     """Seconds until another try.
 
     Args:
-        error: what the client raised.
+        error: an exception of the client.
         attempt: how many tries there have been.
     """
     backoff = min(FIRST_WAIT * 2.0 ** (attempt - 1), LONGEST_WAIT)
@@ -139,7 +131,7 @@ def wait_seconds(error: BaseException, attempt: int) -> float:
 
 
 def asked_seconds(response: Any) -> float | None:
-    """Seconds that an answer asks to be left alone; None where it does not say."""
+    """Seconds that an answer asks the client to wait; None if it does not say."""
     asked = _retry_after(response.headers)
     if asked is None and response.status_code == 429:
         # The draft of RateLimit header fields: "api";r=0;t=55 with the seconds until the window ends.
@@ -156,7 +148,7 @@ def _retry_after(headers: Any) -> float | None:
     until = _seconds(value)
     if until is None:
         return None
-    # Counted from the server's own time, which need not be ours.
+    # Counted from the clock of the server, which may differ from ours.
     now = _seconds(headers.get("date", ""))
     return max(0.0, until - (time.time() if now is None else now))
 

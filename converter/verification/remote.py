@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+from huggingface_hub.utils.sha import git_hash
 
 from converter.checkpoint.checksum import file_sha256
 from converter.console import Progress
@@ -18,7 +19,7 @@ from converter.conversion.release.manifest import Manifest, ReleaseFile
 from converter.errors import MissingInput, UsageError
 from converter.hub.places import is_place
 from converter.hub.records import RemoteFile
-from converter.hub.remote import RemoteRepo, git_sha1
+from converter.hub.remote import RemoteRepo
 from converter.hub.shadow import Shadow
 from converter.verification.manifest import files_below
 from converter.verification.report import Check, VerifyReport, list_problems
@@ -29,34 +30,16 @@ HASHED_BYTES = 400_000
 MAXIMUM_GIT_BYTES = 100_000_000
 
 
-@dataclass(frozen=True)
-class RemoteVerifyReport(VerifyReport):
-    """All that a verification of a repo on the Hub found."""
-
-    place: str = ""
-    """The repo at the commit that was looked at."""
-    repo_bytes: int = 0
-    received_bytes: int = 0
-    """What had to be downloaded for it."""
-
-    @classmethod
-    def of(cls, report: VerifyReport, shadow: Shadow) -> RemoteVerifyReport:
-        """What was found out about the folder that stands for a repo, said of the repo."""
-        values = {field.name: getattr(report, field.name) for field in fields(VerifyReport)}
-        values["checks"] = tuple(replace(check, detail=shadow.named(check.detail)) for check in report.checks)
-        values["notes"] = tuple(map(shadow.named, report.notes))
-        repo = shadow.repo
-        return cls(
-            **values,
-            place=str(repo.place),
-            repo_bytes=sum(file.bytes for file in repo.files.values()),
-            received_bytes=repo.received_bytes,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv verify --json`` shows it."""
-        remote = {"place": self.place, "bytes": self.repo_bytes, "received_bytes": self.received_bytes}
-        return {**super().to_dict(), "hub": remote}
+def remote_report(report: VerifyReport, shadow: Shadow) -> VerifyReport:
+    """The report about a repo, made from the one about the folder in its place."""
+    repo = shadow.repo
+    hub = {
+        "place": str(repo.place),
+        "bytes": sum(file.bytes for file in repo.files.values()),
+        "received_bytes": repo.received_bytes,
+    }
+    checks = tuple(replace(check, detail=shadow.named(check.detail)) for check in report.checks)
+    return replace(report, checks=checks, notes=tuple(map(shadow.named, report.notes)), hub=hub)
 
 
 def check_records(shadow: Shadow, manifest: Manifest | None) -> Check:
@@ -74,7 +57,7 @@ def check_records(shadow: Shadow, manifest: Manifest | None) -> Check:
     problems = [problem for name, entry in listed.items() for problem in _differences(shadow, name, entry)]
     for path, content in shadow.contents.items():
         file = shadow.repo.files[path]
-        digest = git_sha1(content) if file.sha256 is None else hashlib.sha256(content).hexdigest()
+        digest = git_hash(content) if file.sha256 is None else hashlib.sha256(content).hexdigest()
         if digest != (file.sha256 or file.git_sha1):
             problems.append(f"{path} is sent with other bytes than the Hub records")
     if manifest is None:
@@ -159,7 +142,7 @@ def _is_same(file: Path, record: RemoteFile, progress: Progress) -> bool:
         return False
     content = file.read_bytes()
     progress.advance(len(content))
-    return git_sha1(content) == record.git_sha1
+    return git_hash(content) == record.git_sha1
 
 
 def _is_hidden(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from converter.errors import printable
@@ -25,7 +25,7 @@ class Check:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON shows it."""
-        return {"name": self.name, "ok": self.ok, "detail": self.detail}
+        return asdict(self)
 
 
 def list_problems(name: str, problems: Sequence[str], good: str) -> Check:
@@ -54,13 +54,7 @@ class FamilyFootprint:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON shows it."""
-        return {
-            "name": self.name,
-            "tensors": self.tensors,
-            "bytes": self.bytes,
-            "bytes_by_dtype": dict(self.bytes_by_dtype),
-            "quantized_modules": self.quantized_modules,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -80,6 +74,9 @@ class VerifyReport:
     families: tuple[FamilyFootprint, ...]
     fidelity: Mapping[str, Any] = field(default_factory=dict)
     """How far the weights are from the source; empty when there was none to compare with."""
+    hub: Mapping[str, Any] = field(default_factory=dict)
+    """Of a repo on the Hub its address at the commit that was examined, its bytes, and the bytes that were downloaded
+    for the verification; empty for a local checkpoint."""
 
     @property
     def ok(self) -> bool:
@@ -100,6 +97,5 @@ class VerifyReport:
             "quantized_modules": self.quantized_modules,
             "families": [family.to_dict() for family in self.families],
         }
-        if self.fidelity:
-            result["fidelity"] = dict(self.fidelity)
-        return result
+        extra = {"fidelity": self.fidelity, "hub": self.hub}
+        return result | {name: dict(content) for name, content in extra.items() if content}

@@ -135,7 +135,7 @@ def _verify_remote(
 ) -> VerifyReport:
     """Check a repo on the Hub by what its headers, its small files and the Hub's records say."""
     from converter.hub.shadow import shadowed
-    from converter.verification.remote import RemoteVerifyReport, check_local, check_records, local_sizes
+    from converter.verification.remote import check_local, check_records, local_sizes, remote_report
 
     # What is wrong with the local side needs no network to be told.
     sizes = local_sizes(against) if against is not None else {}
@@ -146,7 +146,7 @@ def _verify_remote(
         if against is not None:
             with reporter.progress("hashing", sum(sizes.values())) as shown:
                 extra.append(check_local(shadow.repo, against, sizes, shown))
-        return RemoteVerifyReport.of(make_report(audit, extra), shadow)
+        return remote_report(make_report(audit, extra), shadow)
 
 
 def _open_source(path: Path, audit: Audit) -> Checkpoint:

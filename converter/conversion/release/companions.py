@@ -1,17 +1,18 @@
-"""The files of the source that come along unchanged: the other components of a pipeline repo, tokenizers, settings."""
+"""Files of the source that a release contains unchanged: other components of the pipeline, tokenizers, settings."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.source import INDEX_SUFFIX, PIPELINE_INDEX, Checkpoint, list_folder, pipeline_components
 from converter.console import Progress
 from converter.conversion.release.manifest import (
@@ -23,18 +24,17 @@ from converter.conversion.release.manifest import (
 )
 from converter.errors import MalformedCheckpoint, MissingInput, unreadable
 
-#: Small text files that a component's folder may hold beside its weights: tokenizers, generation settings.
+#: Small text files that a component may have next to its weights: tokenizers, generation settings.
 COMPANION_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 #: ioctl of Linux that makes a file share the blocks of another.
 _FICLONE = 0x40049409
-_COPY_BYTES = 4 << 20
-#: What Linux tells of this process.
+#: What Linux says about this process.
 _STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
 class Companion:
-    """A file of the source that comes along unchanged."""
+    """A file of the source that the release contains unchanged."""
 
     source: Path
     name: str
@@ -45,7 +45,7 @@ class Companion:
 
 
 def find_companions(checkpoint: Checkpoint, output: Path) -> list[Companion]:
-    """The files that come along: of the converted component, and of the pipeline repo around it.
+    """The files that are taken over: of the converted component, and of the pipeline repo around it.
 
     Args:
         checkpoint: the source.
@@ -55,59 +55,59 @@ def find_companions(checkpoint: Checkpoint, output: Path) -> list[Companion]:
         MissingInput: a component that the pipeline names is missing.
         MalformedCheckpoint: a link leads out of the pipeline repo.
     """
-    found: list[tuple[Path, str]] = []
-    prefix = checkpoint.prefix
-    own = (CONFIG_NAME, QUANTIZATION_CONFIG_NAME, SUMMARY_NAME, MANIFEST_NAME)
-    weights = {header.file.name for header in checkpoint.headers}
-    for file in () if checkpoint.is_single_file else list_folder(checkpoint.folder):
-        name = file.name
-        if (
-            name.endswith(COMPANION_SUFFIXES)
-            and name not in own
-            and name not in weights
-            and not name.endswith(INDEX_SUFFIX)
-            and file.is_file()
-            and (checkpoint.pipeline is not None or checkpoint.config)
-        ):
-            found.append((file, prefix + name))
-    if checkpoint.pipeline is not None:
-        found.append((checkpoint.pipeline / PIPELINE_INDEX, PIPELINE_INDEX))
-        reserved = {SUMMARY_NAME, MANIFEST_NAME, PIPELINE_INDEX}
-        for component in pipeline_components(checkpoint.pipeline):
-            if component in reserved:
-                raise MalformedCheckpoint(checkpoint.pipeline / PIPELINE_INDEX, f"names a component {component}")
+    pipeline = checkpoint.pipeline
+    found = [(file, checkpoint.prefix + file.name) for file in _own_files(checkpoint)]
+    if pipeline is not None:
+        found.append((pipeline / PIPELINE_INDEX, PIPELINE_INDEX))
+        for component in pipeline_components(pipeline):
+            if component in (SUMMARY_NAME, MANIFEST_NAME, PIPELINE_INDEX):
+                raise MalformedCheckpoint(pipeline / PIPELINE_INDEX, f"names a component {component}")
             if component != checkpoint.component:
-                found += _component_files(checkpoint.pipeline, component)
+                files = _component_files(pipeline / component)
+                found += [(file, file.relative_to(pipeline).as_posix()) for file in files]
     device = output.stat().st_dev
     companions = []
     for file, name in found:
-        real = _resolve_inside(file, checkpoint.pipeline or checkpoint.folder)
+        real = _resolve_inside(file, pipeline or checkpoint.folder)
         status = real.stat()
         can_share = status.st_dev == device and _has_default_mode(status)
         companions.append(Companion(real, name, status.st_size, can_share))
     return companions
 
 
-def _component_files(pipeline: Path, component: str) -> Iterator[tuple[Path, str]]:
-    folder = pipeline / component
+def _own_files(checkpoint: Checkpoint) -> list[Path]:
+    """Files of the converted component that stay as they are."""
+    if checkpoint.is_single_file or not (checkpoint.pipeline is not None or checkpoint.config):
+        return []
+    written = {CONFIG_NAME, QUANTIZATION_CONFIG_NAME, SUMMARY_NAME, MANIFEST_NAME}
+    written |= {header.file.name for header in checkpoint.headers}
+    return [
+        file
+        for file in list_folder(checkpoint.folder)
+        if file.name.endswith(COMPANION_SUFFIXES)
+        and not file.name.endswith(INDEX_SUFFIX)
+        and file.name not in written
+        and file.is_file()
+    ]
+
+
+def _component_files(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         raise MissingInput(
             folder,
             f"no such folder, though {PIPELINE_INDEX} names it",
             "Download the whole repo, or give the folder of the transformer alone.",
         )
-    for place, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+    for parent, folders, files in os.walk(folder, onerror=_refuse_unreadable):
         folders.sort()
-        for name in sorted(files):
-            file = Path(place) / name
-            yield file, file.relative_to(pipeline).as_posix()
+        yield from (Path(parent, name) for name in sorted(files))
         for name in folders:
-            if (Path(place) / name).is_symlink():
-                raise MalformedCheckpoint(Path(place) / name, "is a link to a folder", hint="Replace it by the folder.")
+            if Path(parent, name).is_symlink():
+                raise MalformedCheckpoint(Path(parent, name), "is a link to a folder", "Replace it by the folder.")
 
 
 def _refuse_unreadable(error: OSError) -> None:
-    raise MissingInput(error.filename, f"{error.strerror}", "Check its permissions.") from error
+    raise unreadable(error.filename, error, "Check its permissions.") from error
 
 
 def _resolve_inside(file: Path, root: Path) -> Path:
@@ -122,13 +122,13 @@ def _resolve_inside(file: Path, root: Path) -> Path:
         if parent.name == "snapshots":
             allowed.append(parent.parent / "blobs")
     if not any(real.is_relative_to(folder) for folder in allowed):
-        raise MalformedCheckpoint(file, f"is a link out of {root}", hint="Replace it by the file itself.")
+        raise MalformedCheckpoint(file, f"is a link out of {root}", "Replace it by the file itself.")
     try:
         regular = stat.S_ISREG(real.stat().st_mode)
     except OSError as error:
         raise unreadable(file, error, "Download it again.") from error
     if not regular:
-        raise MalformedCheckpoint(file, "is not a regular file", hint="Remove it.")
+        raise MalformedCheckpoint(file, "is not a regular file", "Remove it.")
     return real
 
 
@@ -142,32 +142,21 @@ def bring_companion(companion: Companion, folder: Path, progress: Progress) -> R
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     if not (_share_blocks(companion.source, target) or _link(companion.source, target)):
-        with companion.source.open("rb") as source, target.open("xb") as copy:
-            while chunk := source.read(_COPY_BYTES):
-                copy.write(chunk)
-    digest = hashlib.sha256()
-    size = 0
+        shutil.copyfile(companion.source, target)
     with target.open("rb") as stream:
-        while chunk := stream.read(_COPY_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-            progress.advance(len(chunk))
-            progress.refresh()
         os.fsync(stream.fileno())
-    return ReleaseFile(companion.name, size, digest.hexdigest())
+    return ReleaseFile(companion.name, target.stat().st_size, file_sha256(target, progress) or "")
 
 
 def _share_blocks(source: Path, target: Path) -> bool:
+    """Let the file share the blocks of the source, if the file system can."""
     with source.open("rb") as original, target.open("xb") as copy:
         try:
             fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
         except OSError:
-            copied = False
-        else:
-            copied = True
-    if not copied:
-        target.unlink()
-    return copied
+            target.unlink()
+            return False
+    return True
 
 
 def _link(source: Path, target: Path) -> bool:
