@@ -671,7 +671,7 @@ def test_differences_from_the_manifest(release: Path, serve: Callable[[Path], Lo
     file = release / "scheduler" / "scheduler_config.json"
     content = file.read_bytes()
     file.write_bytes(content.swapcase())
-    assert "is sent with other bytes" in failed(verify(PLACE))["hub"]
+    assert "does not have the checksum that the Hub records" in failed(verify(PLACE))["hub"]
     hub.records = record_files(release)
     assert failed(verify(PLACE)) == {"hub": "scheduler/scheduler_config.json has another sha256 than the manifest says"}
     file.write_bytes(content + b" ")

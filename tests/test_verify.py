@@ -366,7 +366,7 @@ def test_the_recipe_is_checked_by_headers(lens_source: Path, lens_output: Path, 
     convert(lens_source, tmp_path / "out", "sdnq-uint4")
     report = verify(tmp_path / "out", recipe="lens-uint4-static")
     assert set(failed(report)) == {"recipe"}
-    assert "modulation layers are quantized, which puts periodic artifacts into images" in report.notes
+    assert "modulation layers are quantized, which causes periodic artifacts in images" in report.notes
     assert verify(tmp_path / "out", against=lens_source, recipe=Recipe("r", {"weights_dtype": "uint4"})).checks[-1].ok
 
 
@@ -607,7 +607,7 @@ def test_a_parameter_named_scale_is_no_quantized_module(tmp_path: Path) -> None:
     for part in ("zero_point", "svd_up"):
         broken = {**scaled, f"layer_scale.{part}": torch.ones(64)}
         report = verify(write_checkpoint(tmp_path / part, broken, "MimiModel"))
-        assert "has a scale and no weight" in failed(report)["packed weights"]
+        assert "has a scale, but no weight" in failed(report)["packed weights"]
 
 
 def test_scales_are_floats_unless_the_config_says_otherwise(tmp_path: Path) -> None:
@@ -629,10 +629,10 @@ def test_tensors_that_have_other_names_than_their_modules(tmp_path: Path) -> Non
     named = {"uint4": ["model.language_model.a.weight"]}
     report = verify(write_checkpoint(tmp_path / "one", packed, "QwenModel", modules_dtype_dict=named))
     assert report.ok, failed(report)
-    assert any("names weights otherwise than the file" in note for note in report.notes)
+    assert any("has other names for the weights" in note for note in report.notes)
     named = {"uint4": ["b.weight", "a*"]}
     report = verify(write_checkpoint(tmp_path / "two", packed, CLASS_NAME, modules_dtype_dict=named))
-    assert not any("names weights otherwise" in note for note in report.notes)
+    assert not any("has other names for the weights" in note for note in report.notes)
 
 
 def test_other_classes_are_judged_by_the_shapes_in_the_manifest(tmp_path: Path) -> None:
@@ -655,7 +655,7 @@ def test_other_classes_are_judged_by_the_shapes_in_the_manifest(tmp_path: Path) 
     assert f"{name.removesuffix('.scale')}: scale is F32" in failed(verify(tmp_path / "out"))["packed weights"]
     (tmp_path / "out" / "lensconv_manifest.json").unlink()
     report = verify(tmp_path / "out")
-    assert "headers alone do not tell whether tensors are missing; --against would" in report.notes
+    assert "headers alone do not show whether tensors are missing; --against does" in report.notes
 
 
 def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Callable[..., Outcome], tmp_path: Path) -> None:
@@ -685,7 +685,7 @@ def test_a_pattern_that_cannot_be_judged_is_noted(lens_output: Path, tmp_path: P
     (folder / "lensconv_manifest.json").unlink()
     report = verify(folder)
     assert report.ok, failed(report)
-    assert "the pattern (a+)+*$0 is too complex to be judged; it is taken to match nothing" in report.notes
+    assert "the pattern (a+)+*$0 is too complex to be judged; lensconv assumes that it matches nothing" in report.notes
     assert "2 more patterns are too complex to be judged" in report.notes
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "--against",
     metavar="SOURCE",
     type=PATH,
-    help="Compare every weight with the checkpoint it was made from; of hf://, every file with the release on disk.",
+    help="Compare every weight with the checkpoint it was made from; for hf://, every file with the release on disk.",
 )
 @click.option("--recipe", metavar="NAME|FILE", help="Check that it is the result of this recipe.")
 @click.option("--checksums", is_flag=True, help="Compare every file with the manifest.")
@@ -49,11 +49,11 @@ def command(
     fail_under_sqnr: float | None,
     component: str | None,
 ) -> None:
-    """Check that CHECKPOINT is a sound SDNQ checkpoint, made by lensconv or by anything else.
+    """Check whether CHECKPOINT is a sound SDNQ checkpoint, made by lensconv or by another tool.
 
-    Without options only headers and small files are read. Exits with 1 when a check fails. CHECKPOINT is a component
-    folder, a pipeline repo, one .safetensors file, or hf://OWNER/NAME[@REVISION], which is not downloaded: headers and
-    small files are read, everything else is held against the Hub's records.
+    Without options, only headers and small files are read. The exit code is 1 if a check fails. CHECKPOINT is a
+    component folder, a pipeline repo, one .safetensors file, or hf://OWNER/NAME[@REVISION]. A repo on the Hub is not
+    downloaded: headers and small files are read, all other files are compared by the Hub's records.
     """
     from converter.verification.verify import verify
 

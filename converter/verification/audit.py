@@ -26,7 +26,7 @@ from converter.verification.report import FamilyFootprint
 
 
 class Audit:
-    """A checkpoint and what its headers say about it.
+    """A checkpoint, and the facts in its headers.
 
     Args:
         path: a component folder, a pipeline repo or a ``.safetensors`` file.
@@ -37,7 +37,7 @@ class Audit:
         MissingInput: a file is missing or cannot be read.
         MalformedCheckpoint: a file breaks its format.
         UnsupportedCheckpoint: there are no safetensors weights.
-        UsageError: there is no such component.
+        UsageError: the component does not exist.
     """
 
     def __init__(self, path: Path, *, component: str | None = None, manifest: Manifest | None = None) -> None:
@@ -55,29 +55,29 @@ class Audit:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Content of the quantization config; empty when there is none."""
+        """Content of the quantization config; empty if there is none."""
         return self.quantization.content
 
     @cached_property
     def class_name(self) -> str:
-        """Class of the model; that of Lens is recognised by its tensors too."""
+        """Class of the model; Lens is recognised by its tensors too."""
         is_lens = all(lens_family(name) for name in self.checkpoint.tensors)
         return self.checkpoint.class_name or (CLASS_NAME if is_lens else "")
 
     @cached_property
     def kept(self) -> dict[str, TensorEntry]:
-        """The tensors that belong to no quantized module, by name."""
+        """The tensors outside of quantized modules, by name."""
         return {name: tensor.entry for name, tensor in self.checkpoint.tensors.items() if name not in self.parts}
 
     @cached_property
     def float_dtype(self) -> str:
-        """Dtype of the model when it was quantized: the one that most of the kept tensors have."""
+        """Dtype of the model when it was quantized: the most frequent one of the kept tensors."""
         floats = Counter(entry.dtype for entry in self.kept.values() if entry.dtype in WEIGHT_DTYPES)
         return floats.most_common(1)[0][0] if floats else "BF16"
 
     @cached_property
     def lens_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the unquantized model; empty when it is not Lens, or no config tells its size."""
+        """Names and shapes of the unquantized model; empty if it is not Lens, or its size is unknown."""
         if self.class_name != CLASS_NAME or not self.checkpoint.config:
             return {}
         try:
@@ -87,10 +87,10 @@ class Audit:
 
     @cached_property
     def is_renamed(self) -> bool:
-        """Whether the configuration names weights that the file does not have.
+        """Whether the configuration names weights that are not in the file.
 
-        SDNQ goes by the names of modules; transformers gives the tensors of some classes other ones when it saves
-        them, so that headers do not tell which dtype a weight of such a class has.
+        SDNQ uses the names of modules. transformers renames the tensors of some classes when it saves them, so that
+        headers do not show the dtype of a weight of such a class.
         """
         lists = (*(self.config.get("modules_dtype_dict") or {}).values(), self.config.get("modules_quant_config") or ())
         named = {name for names in lists for name in names if name.endswith(".weight") and "*" not in name}
@@ -98,7 +98,7 @@ class Audit:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the unquantized model, as far as the tensors tell."""
+        """Parameters of the unquantized model, as far as the tensors show them."""
         kept = sum(prod(entry.shape) for entry in self.kept.values())
         return kept + sum(module.elements or 0 for module in self.modules.values())
 
@@ -108,7 +108,7 @@ class Audit:
         return len(self.kept) + len(self.modules)
 
     def weight_shape(self, module: str) -> tuple[int, ...] | None:
-        """Shape of a module's unquantized weight, by its class or the manifest; None where neither tells."""
+        """Shape of a module's unquantized weight, by its class or the manifest; None if neither has it."""
         shape = self.lens_shapes.get(f"{module}.weight")
         if shape is None and self.manifest is not None and self.manifest.component == self.checkpoint.component:
             shape = self.manifest.shapes.get(module)

@@ -1,4 +1,4 @@
-"""The questions that headers and small files can answer."""
+"""Checks that need headers and small files only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from converter.verification.report import Check, list_problems
 
 
 def check_headers(audit: Audit) -> Iterator[Check]:
-    """Ask everything that headers and small files can answer."""
+    """Make all checks that need headers and small files only."""
     yield _check_index(audit)
     yield _check_stray_files(audit)
     yield _check_config(audit)
@@ -25,7 +25,7 @@ def check_headers(audit: Audit) -> Iterator[Check]:
     yield _check_kept(audit)
     if audit.class_name == CLASS_NAME:
         yield _check_modulation(audit)
-        # Without a config nothing tells how large the model is.
+        # Without a config, the size of the model is unknown.
         if audit.checkpoint.config:
             yield _check_lens_names(audit)
     manifest = check_manifest(audit)
@@ -56,35 +56,35 @@ def _check_config(audit: Audit) -> Check:
 
 
 def _check_quantized(audit: Audit) -> Check:
-    """Whether the modules that are quantized are those that the configuration does not exclude."""
+    """Whether no module is quantized that the configuration excludes."""
     excluded = audit.config.get("modules_to_not_convert") or ()
-    problems = [] if audit.modules else ["no tensor is quantized: there is no scale"]
+    problems = [] if audit.modules else ["no tensor is quantized: none has a scale"]
     for name in audit.modules:
         pattern = matching_pattern(f"{name}.weight", excluded)
         if pattern is not None:
-            problems.append(f"{name} is quantized, but modules_to_not_convert holds {pattern}")
+            problems.append(f"{name} is quantized, but modules_to_not_convert contains {pattern}")
     good = f"{len(audit.modules)} modules, none of them excluded by the config"
     return list_problems("quantized", problems, good)
 
 
 def _check_kept(audit: Audit) -> Check:
-    """Whether what is not quantized is plain numbers: codes without a scale mean nothing."""
+    """Whether tensors outside of quantized modules are plain numbers; codes without a scale cannot be used."""
     is_lens = audit.class_name == CLASS_NAME
     problems = []
     for name, entry in audit.kept.items():
         is_code = entry.dtype.startswith(("F4", "F6", "F8")) or (
             name.endswith(".weight") and entry.dtype in ("U8", "I8", "U16", "I16")
         )
-        # Lens has no other numbers than floats; other classes have buffers of integers.
+        # All numbers of Lens are floats; other classes have buffers of integers.
         if is_code or (is_lens and entry.dtype not in WEIGHT_DTYPES):
-            problems.append(f"{name} is {entry.dtype}, and there is no scale for it")
+            problems.append(f"{name} is {entry.dtype}, but has no scale")
     dtypes = Counter(entry.dtype for entry in audit.kept.values())
     listed = ", ".join(f"{count} in {dtype}" for dtype, count in dtypes.most_common()) or "none"
     return list_problems("kept tensors", problems, listed)
 
 
 def _check_modulation(audit: Audit) -> Check:
-    """Whether the modulation layers are there, and those that the config excludes are floats."""
+    """Whether modulation layers exist, and those that the config excludes are floats."""
     excluded = audit.config.get("modules_to_not_convert") or ()
     problems = []
     dtypes: Counter[str] = Counter()
@@ -103,7 +103,7 @@ def _check_modulation(audit: Audit) -> Check:
 
 
 def _check_lens_names(audit: Audit) -> Check:
-    """Compare the tensors with those that the class has, in both directions."""
+    """Compare the tensors with those of the class, in both directions."""
     expected, shapes = audit.lens_shapes, audit.checkpoint.shapes
     excluded = audit.config.get("modules_to_not_convert") or ()
     problems = []

@@ -1,14 +1,15 @@
-"""SDNQ's configuration as a checkpoint holds it, in one place or in two."""
+"""SDNQ's configuration in a checkpoint: in ``config.json``, in ``quantization_config.json``, or in both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from converter.checkpoint.source import Checkpoint, read_json
 from converter.conversion.release.manifest import CONFIG_NAME, QUANTIZATION_CONFIG_NAME
 from converter.errors import MalformedCheckpoint
+from converter.fields import Fields
 
 #: Lists that SDNQ writes in any order.
 _UNORDERED = ("modules_to_not_convert", "modules_to_not_use_matmul")
@@ -18,38 +19,36 @@ _INCIDENTAL = ("quantization_config", "torch_dtype", "dtype", "transformers_vers
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """What a checkpoint says about how it is quantized."""
+    """What a checkpoint says about its quantization."""
 
     content: dict[str, Any]
-    """SDNQ's options; empty when it says nothing."""
+    """The options of SDNQ; empty if there are none."""
     problem: str = ""
     """What is wrong with it."""
     notes: tuple[str, ...] = ()
-    """What is unusual about where it lies."""
+    """What is unusual about the files that contain it."""
 
 
 def read_quantization_config(checkpoint: Checkpoint) -> QuantizationConfig:
     """Read SDNQ's configuration from a component's folder.
 
     Raises:
-        MalformedCheckpoint: it is no object, or holds values that SDNQ could not use.
+        MalformedCheckpoint: it is not an object, or a value has a type that SDNQ could not use.
     """
     embedded = checkpoint.config.get("quantization_config")
     file = checkpoint.folder / QUANTIZATION_CONFIG_NAME
     separate = read_json(file) if file.is_file() else None
     if embedded is not None and not isinstance(embedded, dict):
-        raise MalformedCheckpoint(checkpoint.folder / CONFIG_NAME, "its quantization_config is no object")
+        raise MalformedCheckpoint(checkpoint.folder / CONFIG_NAME, "its quantization_config is not an object")
     if separate is None and embedded is None:
         return QuantizationConfig({}, f"neither {CONFIG_NAME} nor {QUANTIZATION_CONFIG_NAME} says how it is quantized")
     found: dict[str, Any] = separate if separate is not None else embedded or {}
-    wrong = _mistyped(found)
-    if wrong:
-        raise MalformedCheckpoint(checkpoint.folder, f"its quantization config has an unusable {wrong}")
+    _check_types(found, f"{checkpoint.folder}: quantization config")
     if found.get("quant_method") != "sdnq":
         return QuantizationConfig(found, f"quant_method is {shown(found.get('quant_method'))}, not sdnq")
     if separate is None or embedded is None:
         only = CONFIG_NAME if separate is None else QUANTIZATION_CONFIG_NAME
-        note = f"only {only} holds the quantization config; some loaders read the other one"
+        note = f"only {only} contains the quantization config; some loaders read the other file"
         return QuantizationConfig(found, notes=(note,))
     different = differing_options(separate, embedded)
     if different:
@@ -58,17 +57,17 @@ def read_quantization_config(checkpoint: Checkpoint) -> QuantizationConfig:
 
 
 def shown(value: Any) -> str:
-    """A value from a file in a few words, safe to show."""
+    """A value from a file in a few words."""
     return f"{value!s:.80}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
 def differing_options(one: Mapping[str, Any], other: Mapping[str, Any], *, only_shared: bool = False) -> str:
-    """Names of SDNQ's options on which two configurations differ, to be shown; empty when they say the same.
+    """Names of the options of SDNQ that differ between two configurations; empty if there are none.
 
     Args:
         one: a configuration.
         other: the one that it is compared with.
-        only_shared: whether to leave out what only one of them mentions.
+        only_shared: whether to leave out options that only one of them has.
     """
     one, other = _normalised(one), _normalised(other)
     names = one.keys() & other.keys() if only_shared else one.keys() | other.keys()
@@ -76,7 +75,7 @@ def differing_options(one: Mapping[str, Any], other: Mapping[str, Any], *, only_
 
 
 def differing_entries(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Entries of two ``config.json`` that are in both, say what the model is, and differ; by their dotted names."""
+    """Dotted names of entries that two ``config.json`` share, that describe the model, and that differ."""
     different = []
     for name in sorted(one.keys() & other.keys()):
         if name.startswith("_") or name in _INCIDENTAL:
@@ -88,29 +87,24 @@ def differing_entries(one: Mapping[str, Any], other: Mapping[str, Any], prefix: 
     return different
 
 
-def _mistyped(config: Mapping[str, Any]) -> str:
-    """The first entry of a configuration that has a type which SDNQ could not use; empty when there is none."""
-
-    def is_names(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-    def is_mapping(value: Any, holds: Callable[[Any], bool]) -> bool:
-        return isinstance(value, dict) and all(holds(item) for item in value.values())
-
-    valid: dict[str, Callable[[Any], bool]] = {
-        "weights_dtype": lambda value: isinstance(value, str),
-        "quantized_matmul_dtype": lambda value: isinstance(value, str),
-        "group_size": lambda value: type(value) is int,
-        "modules_to_not_convert": is_names,
-        "modules_to_not_use_matmul": is_names,
-        "modules_dtype_dict": lambda value: is_mapping(value, is_names),
-        "modules_quant_config": lambda value: is_mapping(value, lambda item: isinstance(item, dict)),
-    }
-    return next((key for key, holds in valid.items() if config.get(key) is not None and not holds(config[key])), "")
+def _check_types(config: Mapping[str, Any], where: str) -> None:
+    """Refuse values of types that SDNQ could not use; null stands for a missing value."""
+    fields = Fields({key: value for key, value in config.items() if value is not None}, where, MalformedCheckpoint)
+    for key in ("weights_dtype", "quantized_matmul_dtype"):
+        fields.take(key, str, "")
+    fields.take("group_size", int, 0)
+    for key in _UNORDERED:
+        fields.take_strings(key)
+    by_dtype = Fields(fields.take("modules_dtype_dict", dict, {}), f"{where}: modules_dtype_dict", MalformedCheckpoint)
+    for dtype in by_dtype.content:
+        by_dtype.take_strings(dtype)
+    options = fields.take("modules_quant_config", dict, {})
+    for module in options:
+        Fields(options, f"{where}: modules_quant_config", MalformedCheckpoint).take(module, dict)
 
 
 def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration in which what SDNQ writes in any order is sorted."""
+    """A configuration in which the lists that SDNQ writes in any order are sorted."""
     result = dict(config)
     for name in _UNORDERED:
         if isinstance(result.get(name), list):

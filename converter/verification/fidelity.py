@@ -1,7 +1,7 @@
 """How far a quantized checkpoint is from its source, weight by weight.
 
-Both are read tensor by tensor; SDNQ turns codes back into numbers. What was kept must equal the source's rounding to
-its new dtype, bit for bit. What was quantized is compared with the source as it is, in float64.
+Both are read tensor by tensor. SDNQ turns codes back into numbers. Tensors that were kept must equal the source,
+rounded to their new dtype, bit for bit. Quantized weights are compared with the source as it is, in float64.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def measure_fidelity(
 
 
 def _check_config(audit: Audit, source: Checkpoint) -> Iterable[Check]:
-    """Compare what both say of the model; loading goes by the quantized checkpoint, this comparison by the source."""
+    """Compare the configs: loaders use that of the quantized checkpoint, this comparison uses that of the source."""
     if audit.checkpoint.config and source.config:
         different = differing_entries(audit.checkpoint.config, source.config)
         problems = [f"config.json and the source's disagree on {', '.join(different)}"] if different else []
@@ -82,7 +82,7 @@ def _check_config(audit: Audit, source: Checkpoint) -> Iterable[Check]:
 
 def _check_modules(modules: Sequence[ModuleFidelity], fail_under_sqnr: float | None) -> Iterable[Check]:
     broken = [f"{module.name} is not finite" for module in modules if not module.is_finite]
-    yield list_problems("finite", broken, f"{len(modules)} weights come back as finite numbers")
+    yield list_problems("finite", broken, f"{len(modules)} weights have finite numbers only")
     far = [
         f"{module.name} ({module.sqnr_db:.2f} dB) is farther from the source than quantization explains"
         for module in sorted(modules, key=by_ratio)
@@ -104,7 +104,7 @@ class _Pair:
         self._quantized = audit.checkpoint
         self._source = source
         if not audit.modules:
-            raise UnsupportedCheckpoint(f"{audit.root}: holds nothing quantized to compare")
+            raise UnsupportedCheckpoint(f"{audit.root}: contains no quantized modules to compare")
         if audit.class_name and source.class_name and audit.class_name != source.class_name:
             raise UnsupportedCheckpoint(
                 f"{source.folder}: is a {source.class_name}, the quantized checkpoint a {audit.class_name}",
@@ -140,19 +140,19 @@ class _Pair:
                 wrong[name] = f"{name} has shape {list(found.shape)}, should have {list(planned.shape)}"
             elif not _is_dtype(found.dtype, planned.dtype):
                 wrong[name] = f"{name} is {found.dtype}, should be {planned.dtype}"
-        # What is wrong cannot be compared; everything else still is.
+        # Wrong tensors cannot be compared; all others are.
         for source, (kind, target) in list(self.work.items()):
             if wrong.keys() & ({target} if kind == "kept" else set(self._files[target].values())):
                 del self.work[source]
         problems = list(wrong.values())
-        problems += [f"{name} is one too many" for name in sorted(present.keys() - self._planned.keys())]
+        problems += [f"{name} is unexpected" for name in sorted(present.keys() - self._planned.keys())]
         return list_problems("plan", problems, f"all {len(self._planned)} tensors that SDNQ plans, and no others")
 
     def compare(self, name: str, reader: TensorReader, progress: Progress) -> ModuleFidelity | str:
-        """Compare one tensor of the source with what became of it.
+        """Compare one tensor of the source with its quantized form.
 
         Returns:
-            For a quantized weight how far it is; for a kept tensor what is wrong with it, or nothing.
+            For a quantized weight its figures; for a kept tensor the problem, or an empty string.
         """
         kind, target = self.work[name]
         tensor = self._source.tensors[name]
@@ -190,7 +190,7 @@ class _Pair:
         except RuntimeError as error:
             raise UnsupportedCheckpoint(
                 f"{path}: SDNQ cannot turn it back into numbers: {error}",
-                "Use another option than the one that it stumbles over, or another version of sdnq.",
+                "Use other options, or another version of sdnq.",
             ) from error
         original = as_tensor(reader.read_all(source), source.entry.dtype, source.entry.shape)
         energy = noise = dot = length = 0.0
@@ -227,13 +227,13 @@ def _is_dtype(found: str, planned: torch.dtype) -> bool:
 
 
 def prepare_quantized(empty: EmptyModel, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a model without weights one that takes quantized weights, as SDNQ's loader does.
+    """Prepare a model without weights for quantized weights, as SDNQ's loader does.
 
     Returns:
         The dequantizer of each quantized module, by path.
 
     Raises:
-        UnsupportedCheckpoint: SDNQ cannot do it with this configuration.
+        UnsupportedCheckpoint: SDNQ cannot use this configuration.
     """
     quantizer = load_library("sdnq.quantizer")
     try:

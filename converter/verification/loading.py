@@ -1,8 +1,8 @@
-"""Loading a checkpoint as its users will, through SDNQ's own loader and through the library of its class.
+"""Checks that load a checkpoint as its users do: with SDNQ's own loader and with the library of its class.
 
-Each loader's parameters are compared with the tensors of the file. SDNQ's loader takes them as they are. The loaders of
-diffusers and transformers cast floats to the dtype that was asked for, and scales back to float32 where the
-configuration says so; what they hold is compared with the file after the same casts.
+The loaded parameters are compared with the tensors of the file. SDNQ's loader takes them as they are. The loaders of
+diffusers and transformers cast floats to the requested dtype, and scales back to float32 if the configuration says so;
+there, the file is compared after the same casts.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from converter.verification.report import Check, list_problems
 
 
 def check_loading(audit: Audit) -> Iterator[Check]:
-    """Load a checkpoint through both loaders, one after the other.
+    """Load a checkpoint with both loaders, one after the other.
 
     Args:
         audit: of a component folder or a pipeline repo.
 
     Raises:
-        UnsupportedCheckpoint: the class is unknown, or there is only a file.
+        UnsupportedCheckpoint: the class is unknown, or there is no config.
     """
     checkpoint = audit.checkpoint
     if not checkpoint.config:
@@ -60,9 +60,9 @@ def _check_loader(checkpoint: Checkpoint, name: str, load: Callable[[], Any], *,
         return list_problems(name, [f"{type(error).__name__}: {error}"], "")
     state = model.state_dict()
     if load_library("transformers").PreTrainedModel in type(model).__mro__:
-        # Files of transformers may use other names than the model; the library turns them around when it saves.
+        # Files of transformers may use other names than the model; the library renames tensors when it saves.
         state = load_library("transformers.core_model_loading").revert_weight_conversion(model, dict(state))
-    problems = [f"{key} was left without numbers" for key, tensor in state.items() if tensor.is_meta]
+    problems = [f"{key} was not loaded" for key, tensor in state.items() if tensor.is_meta]
     with TensorReader() as reader:
         for tensor_name, tensor in checkpoint.tensors.items():
             loaded = state.get(tensor_name)
@@ -73,12 +73,12 @@ def _check_loader(checkpoint: Checkpoint, name: str, load: Callable[[], Any], *,
             if casts and expected.is_floating_point() and loaded.is_floating_point():
                 expected = _as_loaded(expected, loaded)
             if not _same_bits(expected, loaded):
-                problems.append(f"{tensor_name} was loaded as other numbers")
+                problems.append(f"{tensor_name} was loaded with other numbers")
     return list_problems(name, problems, f"{type(model).__name__}, {len(checkpoint.tensors)} tensors as in the file")
 
 
 def _as_loaded(stored: torch.Tensor, loaded: torch.Tensor) -> torch.Tensor:
-    """The tensor of the file as a loader gives it that was asked for bfloat16."""
+    """The tensor of the file as a loader returns it that was asked for bfloat16."""
     if stored.dtype == loaded.dtype and _same_bits(stored, loaded):
         return stored
     return stored.to(torch.bfloat16).to(loaded.dtype)

@@ -1,4 +1,4 @@
-"""Comparing the files of a release with its manifest."""
+"""Checks of a release against its manifest."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, QU
 from converter.models.lens.layout import CLASS_NAME
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_options
-from converter.verification.report import NAMED_PROBLEMS, Check, list_problems
+from converter.verification.report import Check, list_problems
 
 
 def check_manifest(audit: Audit) -> Check | None:
-    """Compare what the manifest says with the folder and the headers; None when there is no manifest."""
+    """Compare the manifest with the folder and the headers; None if there is no manifest."""
     if audit.manifest_problem:
         return Check("manifest", False, audit.manifest_problem)
     manifest = audit.manifest
@@ -29,7 +29,7 @@ def check_manifest(audit: Audit) -> Check | None:
             problems.append(f"{name} is missing")
         elif size != listed.bytes:
             problems.append(f"{name} has {size} bytes, should have {listed.bytes}")
-    # A component that was only brought along is listed, and nothing more is said of it.
+    # Of other components, the manifest says nothing but sizes and sha256.
     if _is_described(audit):
         problems += _header_problems(audit, manifest)
         problems += _figure_problems(audit, manifest)
@@ -42,7 +42,7 @@ def _audited_files(audit: Audit) -> list[str]:
     names = [header.file.name for header in checkpoint.headers]
     names += [checkpoint.index.name] if checkpoint.index else []
     names += [CONFIG_NAME]
-    # A component that was only brought along need not have been quantized by lensconv, which writes this one.
+    # Another component need not have been quantized by lensconv, which writes this file.
     if _is_described(audit) or (checkpoint.folder / QUANTIZATION_CONFIG_NAME).exists():
         names.append(QUANTIZATION_CONFIG_NAME)
     return [checkpoint.prefix + name for name in names]
@@ -54,13 +54,23 @@ def _is_described(audit: Audit) -> bool:
 
 
 def files_below(root: Path) -> dict[str, int]:
-    """Sizes of the files in a folder and its folders that can be seen, by path inside it."""
+    """Sizes of the files in a folder and its subfolders, by path inside it; files that cannot be read are left out."""
     sizes = ((path.relative_to(root).as_posix(), _size(path)) for path in root.rglob("*"))
     return {name: size for name, size in sizes if size is not None}
 
 
+def visible_files(root: Path) -> dict[str, int]:
+    """The same without hidden files and folders, in which tools keep their own records."""
+    return {name: size for name, size in files_below(root).items() if not is_hidden(name)}
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a path inside a release is of a hidden file, or of a file in a hidden folder."""
+    return "/." in f"/{name}"
+
+
 def _size(file: Path) -> int | None:
-    """Bytes of a file; None when there is no such file, or no file can have that name."""
+    """Bytes of a file; None if it does not exist, or no file can have this name."""
     try:
         return file.stat().st_size if file.is_file() else None
     except (OSError, ValueError):
@@ -71,13 +81,13 @@ def _header_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
     found = {header.file.relative_to(audit.root).as_posix(): header.sha256 for header in audit.checkpoint.headers}
     for name in sorted(found.keys() | manifest.headers.keys()):
         if name not in found:
-            yield f"{name} has a header in the manifest and is no weight file of the checkpoint"
+            yield f"{name} has a header in the manifest, but is not a weight file of the checkpoint"
         elif manifest.headers.get(name) != found[name]:
             yield f"the header of {name} is not the one that was written"
 
 
 def _figure_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
-    """Compare what the manifest tells people with what the headers tell."""
+    """Compare the figures of the manifest with those of the headers."""
     different = differing_options(manifest.sdnq, audit.config)
     if different:
         yield f"its recipe and the quantization config disagree on {different}"
@@ -91,7 +101,7 @@ def _figure_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
 
 
 def _parameter_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
-    # The source may hold tensors that its class does not load, and count them.
+    # The source may contain tensors that its class does not load, and count them.
     parameters, has_more = audit.parameters, manifest.source_tensors > audit.unquantized_tensors
     for name, value in (("output", manifest.parameters), ("source", manifest.source_parameters)):
         if value != parameters and not (has_more and value > parameters):
@@ -108,21 +118,14 @@ def _module_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
     for name in manifest.shapes.keys() & audit.modules.keys():
         shape = manifest.shapes[name]
         if audit.modules[name].elements not in (None, prod(shape)):
-            yield f"{name} has shape {list(shape)} by the manifest, which its tensors cannot hold"
+            yield f"{name} has shape {list(shape)} by the manifest, which does not fit its tensors"
 
 
-def unlisted_files(audit: Audit) -> str:
-    """A note about files that the manifest does not list, such as a README; empty when there are none."""
+def unlisted_files(audit: Audit) -> list[str]:
+    """Files that the manifest does not list, such as a README; none if there is no manifest."""
     if audit.manifest is None:
-        return ""
-    expected = {*audit.manifest.files, MANIFEST_NAME}
-    # Tools keep their own records in hidden files and folders.
-    found = (name for name in sorted(files_below(audit.root)) if "/." not in f"/{name}")
-    unlisted = [name for name in found if name not in expected]
-    if not unlisted:
-        return ""
-    more = f" and {len(unlisted) - NAMED_PROBLEMS} more" if len(unlisted) > NAMED_PROBLEMS else ""
-    return f"the manifest does not list {', '.join(unlisted[:NAMED_PROBLEMS])}{more}"
+        return []
+    return sorted(visible_files(audit.root).keys() - {*audit.manifest.files, MANIFEST_NAME})
 
 
 def check_sums(audit: Audit, progress: Progress) -> Check:
@@ -130,7 +133,7 @@ def check_sums(audit: Audit, progress: Progress) -> Check:
 
     Args:
         audit: of the release.
-        progress: is told how many bytes have been read.
+        progress: counts the bytes that have been read.
     """
     if audit.manifest is None:
         return Check("checksums", False, audit.manifest_problem)

@@ -1,4 +1,4 @@
-"""How far weights are from their source, as values."""
+"""Figures for how far weights are from their source."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class ModuleFidelity:
     """Signal-to-quantization-noise ratio: 10·log10 of the source's energy over the error's; infinite if equal."""
     max_abs_error: float
     max_error_steps: float | None
-    """The largest error in steps of its own scale, of which half a one is what rounding gives; None where a scale is
-    no step of the weight (with a rotation, a codebook or floats), or all of them are zero."""
+    """The largest error in steps of its own scale, of which rounding explains half a step; None where a scale
+    is not a step of the weight (with a rotation, a codebook or floats), or all scales are zero."""
     cosine: float
     """Cosine of the angle between the weight and its source, both taken as one vector."""
     energy: float
@@ -35,11 +35,11 @@ class ModuleFidelity:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the weight comes back as finite numbers."""
+        """Whether the restored weight has finite numbers only."""
         return math.isfinite(self.noise)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON shows it; what is not finite becomes null."""
+        """As JSON shows it; values that are not finite become null."""
         return {
             "name": self.name,
             "family": self.family,
@@ -52,7 +52,7 @@ class ModuleFidelity:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What a comparison with the source found."""
+    """The result of a comparison with the source."""
 
     checks: tuple[Check, ...]
     modules: tuple[ModuleFidelity, ...]
@@ -74,7 +74,7 @@ class Fidelity:
 
 
 def by_ratio(module: ModuleFidelity) -> tuple[float, str]:
-    """Sorts the worst modules to the front, and those that are no numbers before them."""
+    """Sort key that puts the worst modules first, and NaN before them."""
     return (-math.inf if math.isnan(module.sqnr_db) else module.sqnr_db), module.name
 
 
@@ -87,12 +87,12 @@ def ratio_db(energy: float, noise: float) -> float:
 
 
 def finite(value: float | None) -> float | None:
-    """The value, or None where JSON has no number for it."""
+    """The value, or None if JSON cannot express it."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def _of_all(choose: Callable[[Sequence[float]], float], values: Sequence[float], default: float) -> float | None:
-    """A figure of all modules; none when one of them is NaN, which ``min`` and ``max`` see or not by its position."""
+    """A figure of all modules; None if one is NaN, which ``min`` and ``max`` notice or not by its position."""
     if any(map(math.isnan, values)):
         return None
     return finite(choose(values) if values else default)

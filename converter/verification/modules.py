@@ -1,4 +1,4 @@
-"""The modules of a quantized checkpoint, put together from the names in its headers."""
+"""The modules of a quantized checkpoint, by the names in its headers."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.planning.rules import PARTS, WeightFormat, weight_format, weights_dtype_of
 
-#: Parts that tell a module that is quantized, or was, where there is a scale.
+#: Parts that, together with a scale, show that a module is quantized.
 _SIGNS_OF_A_MODULE = ("weight", "zero_point", "svd_up", "svd_down")
 
 
 @dataclass(frozen=True)
 class QuantizedModule:
-    """A module and the tensors that its weight became."""
+    """A module and the tensors that store its weight."""
 
     name: str
     parts: Mapping[str, TensorEntry]
     """By part: ``weight``, ``scale`` and so on."""
     dtype: str
-    """What the configuration says that the weight is, by SDNQ's name."""
+    """Of the weight, by the configuration and in the words of SDNQ."""
     format: WeightFormat | None
-    """What that means; None when SDNQ has no such dtype."""
+    """How this dtype is stored; None if SDNQ does not have it."""
 
     @property
     def elements(self) -> int | None:
-        """Numbers in the unquantized weight; None when the tensors do not tell."""
+        """Numbers in the unquantized weight; None if the tensors do not show it."""
         if self.format is None or "weight" not in self.parts:
             return None
         return self.format.elements(self.parts["weight"].shape)
@@ -37,7 +37,7 @@ class QuantizedModule:
 def quantized_modules(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, QuantizedModule]:
     """The quantized modules by name: those that own a scale and a weight.
 
-    A scale alone may be a parameter of the model; with another part beside it, it is what is left of a module.
+    A scale alone may be a parameter of the model; together with another part, it belongs to a module.
 
     Args:
         checkpoint: with its headers.

@@ -1,15 +1,15 @@
-"""How much of an error quantization explains; what is farther from its source was made from another, or damaged since.
+"""How much of an error quantization explains. A weight with a larger error is damaged, or was made from another source.
 
-Integers of up to eight bits are judged group by group, against their own scales: a code is the nearest one, so that
-no number is off by more than half a step. What comes on top are roundings of the source, of the result and of zero
-points, which are relative to the weight. Over all such dtypes of SDNQ 0.2.8, with and without matmul, SVD, rotation,
+Integers of up to eight bits are judged group by group, by their own scales: SDNQ takes the nearest code, so that no
+number is off by more than half a step. Roundings of the source, of the result and of zero points are added to that;
+they are relative to the weight. Over all such dtypes of SDNQ 0.2.8, with and without matmul, SVD, rotation,
 one scale a group, row or tensor, scales in F32, BF16 and F16, and weights that are normal, heavy-tailed, sparse,
 constant, zero, offset, or scaled by 1e-30 and 1e37, the rms error of a group came to at most 0.99 of
 ``0.5 * scale + 2**-6 * rms(weight)``, and to 0.61 of the same with one whole step for stochastic rounding.
 
 Other formats have no such bound: SDNQ's own uint10 and float4_e1m3fnu are at 6.6 and -1.9 dB for normal weights, and
-below -9 dB for sparse ones, so that no ratio in dB tells good from bad. There SDNQ quantizes the source once more,
-and the error is held against the one that it makes then.
+below -9 dB for sparse ones, so that no ratio in dB separates good from bad. For these, SDNQ quantizes the source once
+more, and the error is compared with the error of that result.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from converter.libraries import load_library
 
 #: Largest rms error of the numbers that share a scale, in steps; with a tenth to spare.
 STEPS, STOCHASTIC_STEPS = 0.55, 1.1
-#: What may come on top, as a part of the weight's rms: four roundings to bfloat16.
+#: Error that roundings may add, as a part of the weight's rms: four roundings to bfloat16.
 ROUNDING = 2.0**-6
 #: Widest integers that SDNQ quantizes without overflow; its uint9 to uint15 have one code too many.
 _MOST_BITS = 8
 #: Largest rms error of other formats, as a multiple of what SDNQ makes: 6 dB. Roundings at random, random projections
 #: and shorter searches for a codebook stay far below it.
 REPEATED = 2.0
-#: Steps of SDNQ's search for a codebook; the first few bring most of what 24 do.
+#: Steps of SDNQ's search for a codebook; the first few have most of the effect of 24.
 CODEBOOK_STEPS = 4
 
 
 @dataclass(frozen=True)
 class Nearness:
-    """The errors of a weight, held against what its format explains."""
+    """The errors of a weight, compared with those that its format explains."""
 
     excess: float
     """The error as a multiple of what quantization explains; more than one is too far."""
     max_error_steps: float | None
-    """The largest error in steps of its own scale; None where a scale is no step of the weight itself, or is zero."""
+    """The largest error in steps of its own scale; None where a scale is not a step of the weight, or is zero."""
 
 
 def compare_errors(
     dequantizer: Any, parts: Mapping[str, torch.Tensor], restored: torch.Tensor, original: torch.Tensor
 ) -> Nearness:
-    """Hold the errors of a weight against what its format explains.
+    """Compare the errors of a weight with those that its format explains.
 
     Args:
         dequantizer: SDNQ's, of the module.
         parts: its tensors.
-        restored: the weight that comes of them.
+        restored: the weight that SDNQ makes of them.
         original: the weight of the source, of the same shape.
     """
     has_steps = dequantizer.is_integer and not dequantizer.use_codebook and "scale_2" not in parts
@@ -114,7 +114,7 @@ class _Groups:
 def _excess_over_sdnq(
     dequantizer: Any, parts: Mapping[str, torch.Tensor], restored: torch.Tensor, original: torch.Tensor
 ) -> float:
-    """The rms error as a multiple of what quantizing the source once more explains."""
+    """The rms error as a multiple of the one that quantizing the source once more explains."""
     _, again = load_library("sdnq.quantizer").sdnq_quantize_layer_weight(
         original.bfloat16(),
         layer_class_name=dequantizer.layer_class_name,

@@ -1,4 +1,4 @@
-"""What is unusual about a checkpoint and yet works."""
+"""Notes about what is unusual in a checkpoint, but works."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from converter.verification.report import NAMED_PROBLEMS
 
 
 def unusual(audit: Audit, *, is_compared: bool) -> Iterator[str]:
-    """What somebody who uses the checkpoint may want to know.
+    """What users of the checkpoint may want to know, one sentence each.
 
     Args:
         audit: of the checkpoint.
@@ -35,18 +35,19 @@ def _about_evidence(audit: Audit, is_compared: bool) -> Iterator[str]:
     if audit.manifest is None and not audit.manifest_problem:
         yield "no manifest: files cannot be compared with what was written"
         if audit.class_name != CLASS_NAME and not is_compared:
-            yield "headers alone do not tell whether tensors are missing; --against would"
+            yield "headers alone do not show whether tensors are missing; --against does"
     elif audit.manifest is not None and audit.manifest.component != audit.checkpoint.component:
         yield f"the manifest describes the component {shown(audit.manifest.component)}, not this one"
     if audit.is_renamed:
-        yield "the config names weights otherwise than the file, so that headers do not tell their dtypes; --load would"
+        yield "the config has other names for the weights than the file: headers do not show their dtypes; --load does"
     unlisted = unlisted_files(audit)
     if unlisted:
-        yield unlisted
+        more = f" and {len(unlisted) - NAMED_PROBLEMS} more" if len(unlisted) > NAMED_PROBLEMS else ""
+        yield f"the manifest does not list {', '.join(unlisted[:NAMED_PROBLEMS])}{more}"
     longest = max(map(len, audit.checkpoint.tensors), default=0)
     complex_ones = [f"{pattern:.80}" for pattern in _patterns(audit) if not is_judged(pattern, longest)]
     for pattern in complex_ones[:NAMED_PROBLEMS]:
-        yield f"the pattern {pattern} is too complex to be judged; it is taken to match nothing"
+        yield f"the pattern {pattern} is too complex to be judged; lensconv assumes that it matches nothing"
     if len(complex_ones) > NAMED_PROBLEMS:
         yield f"{len(complex_ones) - NAMED_PROBLEMS} more patterns are too complex to be judged"
 
@@ -77,7 +78,7 @@ def _about_modulation(audit: Audit) -> Iterator[str]:
         return lens_family(name) in ("img_mod", "txt_mod")
 
     if any(is_modulation(f"{name}.weight") for name in audit.modules):
-        yield "modulation layers are quantized, which puts periodic artifacts into images"
+        yield "modulation layers are quantized, which causes periodic artifacts in images"
     dtypes = Counter(entry.dtype for name, entry in audit.kept.items() if is_modulation(name))
     for dtype, count in dtypes.items():
         if dtype in WEIGHT_DTYPES and dtype != "BF16":
@@ -88,7 +89,7 @@ def _about_files(audit: Audit) -> Iterator[str]:
     checkpoint = audit.checkpoint
     for header in checkpoint.headers:
         if header.metadata.get("format") != "pt":
-            yield f"{header.file.name} does not say format pt; transformers refuses it"
+            yield f"{header.file.name} does not say that its format is pt; transformers refuses it"
         if not stat.S_IMODE(header.file.stat().st_mode) & stat.S_IROTH:
             yield f"{header.file.name} cannot be read by other users"
     if checkpoint.index is not None:
@@ -97,6 +98,6 @@ def _about_files(audit: Audit) -> Iterator[str]:
         if total != checkpoint.total_bytes:
             yield f"the index says {shown(total)} bytes, the tensors take {checkpoint.total_bytes}"
     if not checkpoint.config:
-        yield "no config.json beside the weights"
+        yield "no config.json next to the weights"
     elif checkpoint.stem not in WEIGHT_STEMS:
         yield f"loaders look for {' or '.join(WEIGHT_STEMS)}, not for {checkpoint.stem}"

@@ -1,7 +1,7 @@
-"""A repo on the Hub, held against its manifest and against a release on disk by what the Hub records of its files.
+"""Checks of a repo on the Hub: the Hub's records against the manifest, and against a release on disk.
 
-The Hub knows the sha256 of what lies in LFS or Xet, and git's sha1 of everything else. Bytes of weights are compared
-without being read; small files of the first kind are read where a manifest gives their sha256.
+The Hub knows the sha256 of files in LFS or Xet, and git's sha1 of all others. Weights are compared without being
+downloaded; small files in git are read if a manifest lists their sha256.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from converter.hub.places import is_place
 from converter.hub.records import RemoteFile
 from converter.hub.remote import RemoteRepo
 from converter.hub.shadow import Shadow
-from converter.verification.manifest import files_below
+from converter.verification.manifest import is_hidden, visible_files
 from converter.verification.report import Check, VerifyReport, list_problems
 
-#: Bytes of files that are read for nothing but their sha256. Those beyond are compared by size.
+#: Bytes of small files that are read for their sha256 alone. Files beyond this limit are compared by size.
 HASHED_BYTES = 400_000
-#: Bytes of a file that is read whole to get git's sha1; the Hub takes no larger ones without LFS.
+#: Longest file on disk that is read whole for git's sha1; the Hub takes longer ones in LFS only.
 MAXIMUM_GIT_BYTES = 100_000_000
 
 
@@ -43,11 +43,11 @@ def remote_report(report: VerifyReport, shadow: Shadow) -> VerifyReport:
 
 
 def check_records(shadow: Shadow, manifest: Manifest | None) -> Check:
-    """Compare the Hub's records with what was read, and with the manifest where there is one.
+    """Compare the Hub's records with the files that were read, and with the manifest if there is one.
 
     Args:
-        shadow: the repo; small files that the manifest lists are read.
-        manifest: what should be there.
+        shadow: the repo, from which small files that the manifest lists are read.
+        manifest: lists the files that the repo should have.
 
     Raises:
         HubError: a file cannot be read.
@@ -59,17 +59,17 @@ def check_records(shadow: Shadow, manifest: Manifest | None) -> Check:
         file = shadow.repo.files[path]
         digest = git_hash(content) if file.sha256 is None else hashlib.sha256(content).hexdigest()
         if digest != (file.sha256 or file.git_sha1):
-            problems.append(f"{path} is sent with other bytes than the Hub records")
+            problems.append(f"{path} does not have the checksum that the Hub records")
     if manifest is None:
         return list_problems(
-            "hub", problems, f"{len(shadow.contents)} files that were read are as the Hub records them"
+            "hub", problems, f"{len(shadow.contents)} files that were read have the checksums that the Hub records"
         )
     by_size = f", {len(unread)} of them by size alone" if unread else ""
     return list_problems("hub", problems, f"{len(listed)} files are there with the manifest's sha256{by_size}")
 
 
 def _read_small_files(shadow: Shadow, listed: Mapping[str, ReleaseFile]) -> list[str]:
-    """Read the files whose sha256 nobody else knows, the smallest first; return those that would be too much."""
+    """Read files whose sha256 the Hub does not know, the smallest first; return those that exceed the limit."""
     files = shadow.repo.files
     wanted = [name for name in listed if name in files and files[name].sha256 is None and name not in shadow.contents]
     wanted.sort(key=lambda name: files[name].bytes)
@@ -89,7 +89,7 @@ def _differences(shadow: Shadow, name: str, listed: ReleaseFile) -> Iterator[str
         yield f"{name} is missing"
         return
     if file.bytes != listed.bytes:
-        yield f"{name} has {file.bytes} bytes, by the manifest {listed.bytes}"
+        yield f"{name} has {file.bytes} bytes, should have {listed.bytes}"
         return
     sha256 = file.sha256
     if sha256 is None and name in shadow.contents:
@@ -99,17 +99,17 @@ def _differences(shadow: Shadow, name: str, listed: ReleaseFile) -> Iterator[str
 
 
 def local_sizes(release: Path) -> dict[str, int]:
-    """Sizes of a release's files by path; hidden ones are left out, as tools keep their own records in them.
+    """Sizes of the files of a release on disk, by path; hidden files are left out.
 
     Raises:
-        UsageError: it is no path.
-        MissingInput: there is no such folder.
+        UsageError: it is an address on the Hub.
+        MissingInput: it does not exist.
     """
     if is_place(str(release)) or str(release).lower().startswith("hf:/"):
         raise UsageError("--against compares a repo on the Hub with a release on disk, not with another repo")
     if not release.is_dir():
         raise MissingInput(release, "no such folder", "Name the release that was published.")
-    return {name: size for name, size in files_below(release).items() if not _is_hidden(name)}
+    return visible_files(release)
 
 
 def check_local(repo: RemoteRepo, release: Path, sizes: Mapping[str, int], progress: Progress) -> Check:
@@ -119,9 +119,9 @@ def check_local(repo: RemoteRepo, release: Path, sizes: Mapping[str, int], progr
         repo: the repo.
         release: the release's folder.
         sizes: of its files, from ``local_sizes``.
-        progress: is told how many bytes have been read.
+        progress: counts the bytes that have been read.
     """
-    remote = {path: file for path, file in repo.files.items() if not _is_hidden(path)}
+    remote = {path: file for path, file in repo.files.items() if not is_hidden(path)}
     problems = []
     for name in sorted(remote.keys() | sizes.keys()):
         if name not in sizes:
@@ -143,7 +143,3 @@ def _is_same(file: Path, record: RemoteFile, progress: Progress) -> bool:
     content = file.read_bytes()
     progress.advance(len(content))
     return git_hash(content) == record.git_sha1
-
-
-def _is_hidden(name: str) -> bool:
-    return "/." in f"/{name}"

@@ -1,4 +1,4 @@
-"""A verification from beginning to end: headers first, then whatever else was asked for."""
+"""A verification: headers first, then the checks that options ask for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from converter.verification.manifest import check_sums, files_below
 from converter.verification.notes import unusual
 from converter.verification.report import TEXT_LIMIT, Check, VerifyReport, list_problems
 
-#: What says who computed and where, not what.
+#: Options that describe the machine and the version, not the result.
 _PLACEMENT = ("sdnq_version", "quantization_device", "return_device", "non_blocking")
 
 
@@ -49,23 +49,23 @@ def verify(
 ) -> VerifyReport:
     """Check whether a quantized checkpoint is what it should be.
 
-    Headers and small files are always checked, without torch. The rest is done on request.
+    Headers and small files are always checked, without torch. Options ask for other checks.
 
     Args:
         path: a component folder, a pipeline repo or a ``.safetensors`` file; or ``hf://OWNER/NAME`` with an optional
-            ``@REVISION``, of which nothing but headers and small files is read.
+            ``@REVISION``, of which only headers and small files are read.
         component: which component of a pipeline repo; its denoiser by default.
-        against: the checkpoint that it was made from, to compare every weight with; for a repo on the Hub the release
-            on disk, to compare every file with.
-        recipe: a recipe, its name or its file, that it must be the result of.
+        against: the checkpoint that it was made from, to compare every weight; for a repo on the Hub the release on
+            disk, to compare every file.
+        recipe: a recipe, its name or its file; the checkpoint must be its result.
         checksums: whether to compare every file with the manifest.
-        load: whether to load it through SDNQ's loader and through its library.
+        load: whether to load it with SDNQ's loader and with its library.
         fail_under_sqnr: least signal-to-quantization-noise ratio of a module, in dB; needs ``against``.
         reporter: shows progress.
 
     Raises:
-        InputError: a file is missing or malformed, or what was asked for makes no sense.
-        ResourceError: memory or a package is lacking.
+        InputError: a file is missing or malformed, or options contradict each other.
+        ResourceError: the machine lacks memory or a package.
         HubError: the Hub refuses, or cannot be reached.
     """
     if isinstance(path, str) and is_place(path):
@@ -133,11 +133,11 @@ def _verify_remote(
     recipe: str | Recipe | None,
     reporter: Reporter,
 ) -> VerifyReport:
-    """Check a repo on the Hub by what its headers, its small files and the Hub's records say."""
+    """Check a repo on the Hub by its headers, its small files and the Hub's records."""
     from converter.hub.shadow import shadowed
     from converter.verification.remote import check_local, check_records, local_sizes, remote_report
 
-    # What is wrong with the local side needs no network to be told.
+    # Faults of the local folder are reported before the first request.
     sizes = local_sizes(against) if against is not None else {}
     with shadowed(place, component) as shadow:
         audit = Audit(shadow.folder, component=component)
@@ -150,7 +150,7 @@ def _verify_remote(
 
 
 def _open_source(path: Path, audit: Audit) -> Checkpoint:
-    """Open the source, which may be a pipeline repo where the quantized checkpoint is not, or the other way round.
+    """Open the source: a component folder or a pipeline repo, whichever the quantized checkpoint is.
 
     Raises: what ``open_checkpoint`` raises.
     """
@@ -160,13 +160,13 @@ def _open_source(path: Path, audit: Audit) -> Checkpoint:
         return open_checkpoint(path, component=audit.checkpoint.component)
     components = pipeline_components(path) if audit.class_name else ()
     candidates = [name for name in components if _class_in(path / name) == audit.class_name]
-    # Two components can be of one class; the name of the folder then tells which one is meant.
+    # Two components can have the same class; then the name of the folder decides.
     preferred = (audit.checkpoint.folder.resolve().name, *DENOISERS, *candidates)
     return open_checkpoint(path, component=next((name for name in preferred if name in candidates), None))
 
 
 def _class_in(folder: Path) -> str:
-    """The class that a component's config names; empty when it names none."""
+    """The class in a component's config; empty if it has none."""
     try:
         config = read_json(folder / CONFIG_NAME)
     except InputError:
@@ -175,31 +175,29 @@ def _class_in(folder: Path) -> str:
 
 
 def _check_recipe(audit: Audit, source: Checkpoint | None, recipe: str | Recipe) -> Check:
-    """Compare names, dtypes and shapes with what a recipe makes of the model, in both directions."""
+    """Compare names, dtypes and shapes with the result of a recipe, in both directions."""
     chosen = recipe if isinstance(recipe, Recipe) else find_recipe(recipe, audit.class_name)
     plan = _plan_recipe(audit, source, chosen)
     planned = {spec.name: (spec.dtype, spec.shape) for spec in plan.specs}
     found = {name: (tensor.entry.dtype, tensor.entry.shape) for name, tensor in audit.checkpoint.tensors.items()}
     problems = [f"{name} is missing" for name in sorted(planned.keys() - found.keys())]
-    problems += [f"{name} is one too many" for name in sorted(found.keys() - planned.keys())]
+    problems += [f"{name} is unexpected" for name in sorted(found.keys() - planned.keys())]
     for name in sorted(planned.keys() & found.keys()):
         if planned[name] != found[name]:
             (dtype, shape), (wanted, wanted_shape) = found[name], planned[name]
-            problems.append(f"{name} is {dtype} {list(shape)}, by the recipe {wanted} {list(wanted_shape)}")
-    # A plan that was predicted knows no more of the configuration than the recipe says.
+            problems.append(f"{name} is {dtype} {list(shape)}, should be {wanted} {list(wanted_shape)}")
+    # A predicted plan has no quantization config; the recipe's options are its part of it.
     options = plan.quantization_config or chosen.options
     known = {key: value for key, value in options.items() if key not in _PLACEMENT}
     different = differing_options(known, audit.config, only_shared=True)
     if different:
         problems.insert(0, f"the quantization config disagrees with the recipe on {different}")
-    return list_problems("recipe", problems, f"all {len(planned)} tensors are as {chosen.name} makes them")
+    return list_problems("recipe", problems, f"all {len(planned)} tensors are as recipe {chosen.name} makes them")
 
 
 def _plan_recipe(audit: Audit, source: Checkpoint | None, recipe: Recipe) -> Plan:
     if recipe.is_data_dependent:
-        raise UsageError(
-            f"recipe {recipe.name}: the weights decide its dtypes, so that it cannot be checked by headers"
-        )
+        raise UsageError(f"recipe {recipe.name}: its dtypes depend on the weights, so that headers cannot show them")
     model = source
     if model is None:
         if audit.class_name != CLASS_NAME:
