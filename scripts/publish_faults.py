@@ -29,7 +29,7 @@ from typing import Any
 
 from converter.conversion.convert import convert
 from converter.conversion.release.manifest import MANIFEST_NAME, STATE_FOLDER
-from converter.hub.places import HubPlace
+from converter.hub.addresses import HubAddress
 from converter.hub.remote import RemoteRepo
 from converter.presentation.card.make_card import make_card
 from converter.presentation.card.options import CardOptions
@@ -171,7 +171,7 @@ class Stage:
 
     def remote(self, revision: str | None = None) -> RemoteRepo:
         """What a revision holds."""
-        place = HubPlace(self.repository, revision)
+        place = HubAddress(self.repository, revision)
         return RemoteRepo.open(place, endpoint=self.hub.endpoint, token=self.hub.account.token)
 
     def is_whole(self, revision: str | None = None) -> bool:
@@ -665,7 +665,7 @@ def kill(stage: Stage, count: int, generator: random.Random) -> None:
         moment = generator.uniform(0.2, 1.0) * length
         _kill_after(stage, moment)
         faults = list(stage.state_faults())
-        left = "older" if stage.remote().place.revision == stage.old else "newer"
+        left = "older" if stage.remote().address.revision == stage.old else "newer"
         done = stage.finish()
         stage.judge(f"killed after {moment:.2f} s, main was the {left}", [done], moment, [*faults, *stage.end_faults()])
 
@@ -686,7 +686,7 @@ def kill_pull_requests(stage: Stage, count: int, generator: random.Random) -> No
 
 
 def _pull_request_faults(stage: Stage) -> Iterator[str]:
-    if stage.remote().place.revision != stage.old:
+    if stage.remote().address.revision != stage.old:
         yield "main has changed"
     found = list(stage.api.get_repo_discussions(stage.repository))
     if [(discussion.num, discussion.status) for discussion in found] != [(1, "open")]:

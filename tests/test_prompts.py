@@ -585,7 +585,7 @@ def test_import_writes_nothing_where_it_must_not(tmp_path: Path) -> None:
     "place", ["hf://", "hf://a", "hf://a/b/c", "hf://a/../b", "hf://a/b@", "hf://a/b@../x", "hf://a/b@x y"]
 )
 def test_addresses_that_make_no_sense(place: str) -> None:
-    with pytest.raises(UsageError, match="no model on the Hub"):
+    with pytest.raises(UsageError, match="not the address of a model on the Hub"):
         read_card(place)
 
 

@@ -275,10 +275,10 @@ class Publisher:
 
     def main_is_whole(self) -> bool:
         """Whether main holds the release, file by file."""
-        from converter.hub.places import HubPlace
+        from converter.hub.addresses import HubAddress
         from converter.hub.remote import RemoteRepo
 
-        place = HubPlace(self.repository)
+        place = HubAddress(self.repository)
         remote = RemoteRepo.open(place, endpoint=self.hub.endpoint, token=self.hub.account.token)
         files = json.loads((self.release / MANIFEST).read_text())["files"]
         return not compare(hash_files(self.release, [*(file["name"] for file in files), MANIFEST]), remote.files)

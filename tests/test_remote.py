@@ -37,9 +37,9 @@ from converter.errors import (
     UnsupportedCheckpoint,
     UsageError,
 )
+from converter.hub.addresses import HubAddress, is_address, parse_address
 from converter.hub.client import bounded_hub, quiet_hub
 from converter.hub.failures import hub_failure, redact
-from converter.hub.places import HubPlace, is_place, parse_place
 from converter.hub.records import MAXIMUM_FILE_BYTES, MAXIMUM_FILES
 from converter.hub.remote import RemoteRepo
 from converter.hub.retry import Retry, is_transient, wait_seconds
@@ -259,18 +259,18 @@ def refusal(call: Callable[[], object], kind: type[LensconvError] = HubError) ->
     ],
 )
 def test_addresses(text: str, repo_id: str, revision: str | None) -> None:
-    assert is_place(text)
-    assert parse_place(text) == HubPlace(repo_id, revision)
-    assert str(parse_place(text)) == text
+    assert is_address(text)
+    assert parse_address(text) == HubAddress(repo_id, revision)
+    assert str(parse_address(text)) == text
 
 
 @pytest.mark.parametrize(
     "text", ["HF://a/b", "hf://a", "hf://a/b--c", "hf://a/b.git", "hf://a/b@x//y", "hf://a/b@../c"]
 )
 def test_addresses_that_make_no_sense(text: str) -> None:
-    assert is_place(text)
-    with pytest.raises(UsageError, match="no model on the Hub"):
-        parse_place(text)
+    assert is_address(text)
+    with pytest.raises(UsageError, match="not the address of a model on the Hub"):
+        parse_address(text)
 
 
 # Failures
@@ -764,7 +764,7 @@ def test_other_layouts(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> 
     write_weights(single / "more.safetensors", "b")
     assert f"{PINNED}: holds 2 safetensors files and no index" in refused(single, MissingInput)
     (repo("gguf") / "model-Q4_K_M.gguf").touch()
-    assert f"{PINNED}: holds GGUF" in refused(tmp_path / "gguf", UnsupportedCheckpoint)
+    assert f"{PINNED}: contains GGUF" in refused(tmp_path / "gguf", UnsupportedCheckpoint)
     (repo("pickle") / "pytorch_model.bin").touch()
     assert f"{PINNED}/pytorch_model.bin: may hold a pickle" in refused(tmp_path / "pickle", UnsupportedCheckpoint)
     assert f"{PINNED}: holds no safetensors weights" in refused(repo("empty"), MissingInput)
@@ -813,32 +813,32 @@ def git_record(path: str, size: Any = 0) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("records", "said"),
     [
-        ([git_record("../x")], "../x is no path"),
-        ([git_record("/etc/passwd")], "is no path"),
-        ([git_record("a//b")], "is no path"),
-        ([git_record("a/./b")], "is no path"),
-        ([git_record("a\\b")], "is no path"),
-        ([git_record("a\0b")], "is no path"),
-        ([git_record("a" * 256)], "is no path"),
-        ([git_record("/".join("a" * 600))], "is no path"),
-        ([git_record("")], "is no path"),
-        ([git_record("\ud800")], "is no valid Unicode"),
-        ([{"type": "directory", "path": "../x", "oid": "d" * 40}], "is no path"),
+        ([git_record("../x")], "../x is not a possible path"),
+        ([git_record("/etc/passwd")], "is not a possible path"),
+        ([git_record("a//b")], "is not a possible path"),
+        ([git_record("a/./b")], "is not a possible path"),
+        ([git_record("a\\b")], "is not a possible path"),
+        ([git_record("a\0b")], "is not a possible path"),
+        ([git_record("a" * 256)], "is not a possible path"),
+        ([git_record("/".join("a" * 600))], "is not a possible path"),
+        ([git_record("")], "is not a possible path"),
+        ([git_record("\ud800")], "is not valid Unicode"),
+        ([{"type": "directory", "path": "../x", "oid": "d" * 40}], "is not a possible path"),
         ([git_record("a"), git_record("a")], "is listed twice"),
-        ([git_record("Config.json"), git_record("config.json")], "in nothing but case"),
-        ([git_record("a"), git_record("a/b")], "lies in a, which is a file"),
-        ([git_record("a/b/c"), git_record("A")], "lies in A, which is a file"),
-        ([git_record("a", 1 << 63)], "is said to have 9223372036854775808 bytes"),
-        ([git_record("a", MAXIMUM_FILE_BYTES + 1)], "is said to have"),
-        ([git_record("a", -1)], "is said to have -1 bytes"),
-        ([git_record("a", True)], "is said to have True bytes"),
-        ([git_record("a", "7")], "is said to have 7 bytes"),
-        ([{**git_record("a"), "oid": "x"}], "without its id"),
-        ([{**git_record("a"), "lfs": {"oid": "x"}}], "without its sha256"),
+        ([git_record("Config.json"), git_record("config.json")], "in case only"),
+        ([git_record("a"), git_record("a/b")], "is in a, which is a file"),
+        ([git_record("a/b/c"), git_record("A")], "is in A, which is a file"),
+        ([git_record("a", 1 << 63)], "has an impossible size: 9223372036854775808 bytes"),
+        ([git_record("a", MAXIMUM_FILE_BYTES + 1)], "has an impossible size"),
+        ([git_record("a", -1)], "has an impossible size: -1 bytes"),
+        ([git_record("a", True)], "has an impossible size: True bytes"),
+        ([git_record("a", "7")], "has an impossible size: 7 bytes"),
+        ([{**git_record("a"), "oid": "x"}], "without an id"),
+        ([{**git_record("a"), "lfs": {"oid": "x"}}], "without a sha256"),
         ([{**git_record("a", 5), "lfs": {"oid": "1" * 64, "size": 6}}], "has two sizes"),
         ([{"type": "file"}], "without a path"),
         ([git_record(str(number)) for number in range(MAXIMUM_FILES + 1)], "more than 20000 files"),
-        ([git_record("config.json", 2_000_000_000)], "config.json: has 2000000000 bytes; no such file"),
+        ([git_record("config.json", 2_000_000_000)], "config.json: has 2000000000 bytes, which is too long"),
     ],
 )
 def test_records_that_cannot_be(
@@ -866,7 +866,7 @@ def test_listings_without_an_end(tmp_path: Path, serve: Callable[[Path], Loopbac
     hub.faults["/tree/"] = endless
     assert "more than 20000 files" in refusal(lambda: verify(PLACE))
     hub.faults["/tree/"] = lambda handler: handler.reply(b"[]", headers={"Link": f"<{hub.url}/x?cursor=1>; rel=next"})
-    assert "list of files makes no sense" in refusal(lambda: verify(PLACE))
+    assert "list of files has an unexpected form" in refusal(lambda: verify(PLACE))
 
 
 @pytest.mark.parametrize(
@@ -877,8 +877,8 @@ def test_listings_without_an_end(tmp_path: Path, serve: Callable[[Path], Loopbac
         (b'{"sha": "../../x"}', "names no commit"),
         (b"<html>", "is a page and not JSON"),
         (b"\xff\xfe", "is a page and not JSON"),
-        (b"[" * 100_000, "makes no sense"),
-        (b"9" * 5000, "makes no sense"),
+        (b"[" * 100_000, "an unexpected form"),
+        (b"9" * 5000, "an unexpected form"),
         (b" " * 16_000_001, "more than 16000000 bytes"),
     ],
 )
@@ -895,8 +895,8 @@ def test_answers_that_make_no_sense(
 @pytest.mark.parametrize(
     ("fault", "said", "tries"),
     [
-        (lambda handler: handler.reply(b"x", 206), "others are sent", 1),
-        (lambda handler: handler.reply(b"x", 206, {"Content-Range": "bytes 1-2/3"}), "bytes 1-2/3 are sent", 1),
+        (lambda handler: handler.reply(b"x", 206), "the answer has others", 1),
+        (lambda handler: handler.reply(b"x", 206, {"Content-Range": "bytes 1-2/3"}), "the answer has bytes 1-2/3", 1),
         (lambda handler: handler.reply(b"x", 416), "status 416", 1),
         (lambda handler: handler.reply(b"", 302, {"Location": handler.path}), "a redirect, again and again", 21),
         (lambda handler: handler.reply(b"", 302, {"Location": "ftp://x/y"}), "its address is malformed", 1),
@@ -906,7 +906,7 @@ def test_answers_that_make_no_sense(
         (lambda handler: handler.reply(f"no {TOKEN}".encode(), 403), "status 403: no …", 1),
         (lambda handler: handler.reply(b"", 503), "status 503", 5),
         (lambda handler: handler.reply(b"x", 200, {"Content-Encoding": "gzip"}), "compressed", 1),
-        (lambda handler: handler.reply(b"only this"), "by the Hub's record, but 9 are sent", 1),
+        (lambda handler: handler.reply(b"only this"), "by the Hub's record, but the answer has 9", 1),
     ],
 )
 def test_pieces_that_do_not_come(
@@ -1003,6 +1003,6 @@ def test_repos_that_may_not_be_seen(
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://user:{TOKEN}@127.0.0.1:9")
-    assert "the Hub cannot be reached: it refuses the connection" in refusal(lambda: RemoteRepo.open(HubPlace("a/b")))
+    assert "the Hub cannot be reached: it refuses the connection" in refusal(lambda: RemoteRepo.open(HubAddress("a/b")))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://host:port")
-    assert "its address is malformed" in refusal(lambda: RemoteRepo.open(HubPlace("a/b")))
+    assert "its address is malformed" in refusal(lambda: RemoteRepo.open(HubAddress("a/b")))

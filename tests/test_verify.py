@@ -564,7 +564,7 @@ def test_files_that_the_manifest_does_not_list_are_noted(lens_output: Path, tmp_
         (folder / name).touch()
     report = verify(folder, checksums=True)
     assert report.ok
-    assert report.notes == ("the manifest does not list README.md, a.png, b.png and 1 more",)
+    assert report.notes == ("the manifest does not list README.md; a.png; b.png; and 1 more",)
 
 
 def test_a_component_that_was_brought_along(lens_output: Path, tmp_path: Path) -> None:
@@ -685,8 +685,8 @@ def test_a_pattern_that_cannot_be_judged_is_noted(lens_output: Path, tmp_path: P
     (folder / "lensconv_manifest.json").unlink()
     report = verify(folder)
     assert report.ok, failed(report)
-    assert "the pattern (a+)+*$0 is too complex to be judged; lensconv assumes that it matches nothing" in report.notes
-    assert "2 more patterns are too complex to be judged" in report.notes
+    (note,) = (note for note in report.notes if "too complex to be judged" in note)
+    assert note.endswith(": (a+)+*$0; (a+)+*$1; (a+)+*$2; and 2 more")
 
 
 def test_what_sdnq_cannot_restore(lens_source: Path, lens_output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

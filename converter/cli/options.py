@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from converter.console import Console
-from converter.hub.places import is_place
+from converter.hub.addresses import is_address
 
 #: Bytes by the suffix of a size; GB are 10^9, GiB 2^30.
 UNITS: dict[str, int] = {
@@ -48,14 +48,14 @@ class Size(click.ParamType[int]):
         return size
 
 
-class PathOrPlace(click.ParamType[Path | str]):
+class PathOrAddress(click.ParamType[Path | str]):
     """A path, or an address on the Hub such as ``hf://OWNER/NAME@REVISION``, which stays text."""
 
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
         """Tell one from the other; whether there is such a thing is found out when it is opened."""
-        if isinstance(value, str) and is_place(value):
+        if isinstance(value, str) and is_address(value):
             return value
         path: Path = PATH.convert(value, param, ctx)
         return path
@@ -63,7 +63,7 @@ class PathOrPlace(click.ParamType[Path | str]):
 
 SIZE = Size()
 PATH = click.Path(path_type=Path)
-PATH_OR_PLACE = PathOrPlace()
+PATH_OR_ADDRESS = PathOrAddress()
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.recipe.recipe import Recipe, choose_recipe
-from converter.hub.places import is_place, parse_place
+from converter.hub.addresses import is_address, parse_address
 
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
 #: Measured with the versions in constraints.txt, rounded up.
@@ -124,12 +124,12 @@ def plan(source: Path | str, recipe: str | Recipe | None = None, options: Conver
         HubError: the Hub refuses, or cannot be reached.
     """
     options = options or ConvertOptions()
-    if isinstance(source, str) and is_place(source):
+    if isinstance(source, str) and is_address(source):
         from converter.hub.shadow import shadowed
 
-        with shadowed(parse_place(source), options.component) as shadow:
+        with shadowed(parse_address(source), options.component) as shadow:
             report = _plan(shadow.folder, recipe, options)
-        return replace(report, place=str(shadow.repo.place))
+        return replace(report, place=str(shadow.repo.address))
     return _plan(Path(source), recipe, options)
 
 

@@ -1,4 +1,4 @@
-"""What huggingface_hub and hf_xet are kept from while lensconv uses them: talking, and waiting without end."""
+"""Settings of huggingface_hub and hf_xet while lensconv uses them: no output, and a time limit."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 from converter.hub.retry import LONGEST_WAIT, TRANSIENT_STATUSES, asked_seconds
 
-#: The variable that says where hf_xet writes its log.
+#: The variable with the file for the log of hf_xet.
 _XET_LOG = "HF_XET_LOG_DEST"
-#: The variable that says how long hf_xet waits for an answer; three times two minutes by itself.
+#: The variable with the time that hf_xet waits for an answer; by default three times two minutes.
 _XET_TIMEOUT = "HF_XET_CLIENT_READ_TIMEOUT"
 
 
 @contextmanager
 def quiet_hub() -> Iterator[None]:
-    """Keep the client from talking: its log at errors only, no bars, no warnings. Afterwards all is as it was.
+    """Silence the client: only errors in its log, no bars, no warnings. Afterwards, all settings are as before.
 
-    hf_xet, where it cannot write its log, writes it to stdout: it gets none, unless the user has said where it goes.
+    If hf_xet cannot write its log, it writes to stdout. So it gets no log, unless the user has named a file.
     """
     from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import progress_bar_states
@@ -42,13 +42,13 @@ def quiet_hub() -> Iterator[None]:
 
 @contextmanager
 def bounded_hub(seconds: float) -> Iterator[None]:
-    """Keep the client from waiting without end. Afterwards all is as it was.
+    """Limit the time that the client waits. Afterwards, all settings are as before.
 
-    By itself it waits for an answer for ever, and some of its calls sleep for as long as a server asks for. Here such a
-    server is refused, so that it meets the bounds of ``Retry``.
+    By default, it waits for an answer without a limit, and some of its calls sleep as long as a server asks for. Here,
+    such an answer raises an exception, so that the limits of ``Retry`` apply.
 
     Args:
-        seconds: to wait for an answer, or for the network to take a piece of what is sent.
+        seconds: limit for an answer, and for sending a chunk.
     """
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http, hf_raise_for_status  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ def bounded_hub(seconds: float) -> Iterator[None]:
             response.read()
             hf_raise_for_status(response)
 
-    # The user's own, where a program has set one; there is no public way to ask for it.
+    # A program may have set its own factory; there is no public function that returns it.
     factory = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
 
     def make() -> Any:
@@ -78,7 +78,7 @@ def bounded_hub(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _variable_unless_set(name: str, value: str) -> Iterator[None]:
-    """A variable of the environment for as long as a block runs; what the user has set stays."""
+    """Set a variable of the environment during a block; a value that the user has set stays."""
     is_set = name in os.environ
     os.environ.setdefault(name, value)
     try:

@@ -1,7 +1,7 @@
-"""A repo on the Hub that is read in pieces, at one commit, and never downloaded.
+"""A repo on the Hub that is read by ranges, at one commit, and not downloaded.
 
-Whatever a server sends is held to what was asked for: answers have a limit, ranges must be the ones requested, names
-and sizes must be possible. The token goes to the Hub alone; the client drops it where an answer leads elsewhere.
+Answers are compared with the request: they have a limit, ranges must be the requested ones, names and sizes must be
+possible. The token is sent to the Hub alone; the client drops it when a redirect leads to another host.
 """
 
 from __future__ import annotations
@@ -9,84 +9,90 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from converter.errors import HubError, printable
+from converter.hub.addresses import HubAddress
 from converter.hub.failures import STRANGER_HINT
-from converter.hub.places import HubPlace
 from converter.hub.records import MAXIMUM_FILES, RemoteFile, parse_records
 from converter.hub.retry import Retry
 
-#: Bytes of an answer that lists files; a page of the Hub has 1000 of them, and takes 0.3 MB.
+#: Most bytes of an answer that lists files; a page of the Hub has 1000 files in 0.3 MB.
 MAXIMUM_PAGE_BYTES = 16_000_000
-#: Bytes of an answer that refuses, of which one line is shown.
+#: Most bytes that are read of a refusal, of which one line is shown.
 _REFUSAL_BYTES = 65_536
-#: Seconds and tries for one request: somebody is waiting.
-_PATIENCE = 30.0
+#: Time limit in seconds and tries of one request: a person is waiting.
+_TIME_LIMIT = 30.0
 _ATTEMPTS = 5
+
+T = TypeVar("T")
 
 
 class RemoteRepo:
     """The files of a repo at one commit. Open one with ``RemoteRepo.open``; any thread may read.
 
     Args:
-        place: the repo at a commit.
+        address: the repo at a commit.
         files: its files by path.
-        requests: asks for them.
+        requests: requests them.
     """
 
-    def __init__(self, place: HubPlace, files: Mapping[str, RemoteFile], requests: Requests) -> None:
-        self.place = place
+    def __init__(self, address: HubAddress, files: Mapping[str, RemoteFile], requests: Requests) -> None:
+        self.address = address
         self.files = files
         self.stopping = requests.stopping
-        """While this is set, nothing that fails is tried again."""
+        """While this is set, requests that fail are not tried again."""
         self._requests = requests
 
     @classmethod
     def open(
-        cls, place: HubPlace, endpoint: str | None = None, token: str | bool | None = None, retry: Retry | None = None
+        cls,
+        address: HubAddress,
+        endpoint: str | None = None,
+        token: str | bool | None = None,
+        retry: Retry | None = None,
     ) -> RemoteRepo:
-        """Find out which commit a revision is, and which files it has.
+        """Ask the Hub which commit a revision is, and which files it has.
 
         Args:
-            place: the repo, at its main branch if it names no revision.
+            address: the repo, at its main branch if it names no revision.
             endpoint: address of the Hub; that of huggingface_hub when None.
-            token: what to prove who asks with; that of huggingface_hub when None, and when True even where it is not to
-                be shown without being asked for.
-            retry: how patient to be.
+            token: the user's token; that of huggingface_hub when None, and when True even if the settings say that it
+                is sent on request only.
+            retry: limits of tries and time.
 
         Raises:
-            HubError: there is no such repo or revision, it may not be read, the Hub cannot be reached, or what it
-                lists no repo can hold.
-            UsageError: no repo can have that name.
+            HubError: the repo or the revision does not exist, it may not be read, the Hub cannot be reached, or it
+                lists files that no repo can have.
+            UsageError: a repo cannot have this name.
         """
-        requests = Requests(endpoint, token, retry or Retry(_PATIENCE, attempts=_ATTEMPTS))
-        base = f"/api/models/{place.repo_id}"
-        revision = f"/revision/{quote(place.revision, safe='')}" if place.revision else ""
-        # Everything else that the Hub knows about a model can be long.
-        answer, _ = requests.json(str(place), f"{base}{revision}?expand=sha")
+        requests = Requests(endpoint, token, retry or Retry(_TIME_LIMIT, attempts=_ATTEMPTS))
+        base = f"/api/models/{address.repo_id}"
+        revision = f"/revision/{quote(address.revision, safe='')}" if address.revision else ""
+        # All that the Hub knows about a model can be long.
+        answer, _ = requests.json(str(address), f"{base}{revision}?expand=sha")
         commit = answer.get("sha") if isinstance(answer, dict) else None
         if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-            raise HubError(f"{place}: the Hub names no commit", STRANGER_HINT)
-        pinned = replace(place, revision=commit)
+            raise HubError(f"{address}: the Hub names no commit", STRANGER_HINT)
+        pinned = replace(address, revision=commit)
         tree = f"{base}/tree/{commit}"
         return cls(pinned, parse_records(pinned, _list_tree(pinned, tree, requests)), requests)
 
     @property
     def received_bytes(self) -> int:
-        """How much has come from the network so far, without headers of HTTP."""
+        """Bytes that have been received so far, without headers of HTTP."""
         return self._requests.received_bytes
 
     def where(self, path: str) -> str:
         """A file's address for messages."""
-        return f"{self.place}/{printable(path)}"
+        return f"{self.address}/{printable(path)}"
 
     def read(self, path: str, start: int = 0, end: int | None = None) -> bytes:
-        """Read a piece of a file.
+        """Read a range of a file.
 
         Args:
             path: one of ``files``.
@@ -94,23 +100,23 @@ class RemoteRepo:
             end: the byte after its last one; the end of the file when None.
 
         Raises:
-            HubError: the Hub refuses, cannot be reached, or sends something else than was asked for.
+            HubError: the Hub refuses, cannot be reached, or sends another range.
         """
-        file = self.files[path]
-        end = file.bytes if end is None else min(end, file.bytes)
+        size = self.files[path].bytes
+        end = size if end is None else min(end, size)
         if start >= end:
             return b""
-        address = f"/{self.place.repo_id}/resolve/{self.place.revision}/{quote(path)}"
-        return self._requests.piece(self.where(path), address, start, end, file.bytes)
+        route = f"/{self.address.repo_id}/resolve/{self.address.revision}/{quote(path)}"
+        return self._requests.byte_range(self.where(path), route, start, end, size)
 
 
 class Requests:
-    """Bounded requests to a Hub.
+    """Requests to a Hub whose answers have a limit.
 
     Args:
         endpoint: its address; that of huggingface_hub when None.
-        token: what to prove who asks with; that of huggingface_hub when None.
-        retry: how patient to be.
+        token: the user's token; that of huggingface_hub when None.
+        retry: limits of tries and time.
     """
 
     def __init__(self, endpoint: str | None, token: str | bool | None, retry: Retry) -> None:
@@ -125,9 +131,9 @@ class Requests:
         self.received_bytes = 0
 
     def json(self, what: str, path: str) -> tuple[Any, str]:
-        """Ask for JSON.
+        """Request JSON.
 
-        Returns: what it holds, and the query of the next page; empty when there is none.
+        Returns: its content, and the query of the next page; empty if there is none.
         """
 
         def ask() -> tuple[Any, str]:
@@ -135,42 +141,45 @@ class Requests:
                 content = self._take(response, MAXIMUM_PAGE_BYTES + 1)
                 if len(content) > MAXIMUM_PAGE_BYTES:
                     raise HubError(f"{what}: the Hub answers with more than {MAXIMUM_PAGE_BYTES} bytes", STRANGER_HINT)
-                # Only the query is taken over, so that no page can send the token elsewhere.
+                # Only the query is used, so that no page can send the token to another host.
                 following = urlsplit(response.links.get("next", {}).get("url", "")).query
                 return _parse(what, content), following
 
-        return self._retry.call(what, ask, is_fatal=lambda _: self.stopping.is_set())
+        return self._call(what, ask)
 
-    def piece(self, what: str, path: str, start: int, end: int, size: int) -> bytes:
-        """Ask for the bytes from ``start`` to ``end`` of a file of ``size`` bytes."""
+    def byte_range(self, what: str, path: str, start: int, end: int, size: int) -> bytes:
+        """Request the bytes from ``start`` to ``end`` of a file of ``size`` bytes."""
 
         def ask() -> bytes:
             with self._answer(what, path, {"Range": f"bytes={start}-{end - 1}"}) as response:
                 skipped = _skipped_bytes(what, response, start, end, size)
                 content = self._take(response, end - start + skipped)[skipped:]
             if len(content) != end - start:
-                raise HubError(f"{what}: {len(content)} of {end - start} bytes have come", "Try again later.")
+                raise HubError(f"{what}: {len(content)} of {end - start} bytes were received", "Try again later.")
             return content
 
+        return self._call(what, ask)
+
+    def _call(self, what: str, ask: Callable[[], T]) -> T:
         return self._retry.call(what, ask, is_fatal=lambda _: self.stopping.is_set())
 
     @contextmanager
     def _answer(self, what: str, path: str, headers: Mapping[str, str]) -> Iterator[Any]:
         from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
-        # Compressed bytes could become any number of others.
+        # Compressed bytes could expand to any size.
         headers = {**build_hf_headers(token=self._token), "Accept-Encoding": "identity", **headers}
         url = self._endpoint + path
-        # What the block leaves unread is not downloaded: leaving closes the connection.
+        # The rest of the body is not downloaded: leaving the block closes the connection.
         with get_session().stream("GET", url, headers=headers, timeout=self._timeout) as response:
             if response.status_code not in (200, 206):
                 self._refuse(what, response)
             if _is_compressed(response):
-                raise HubError(f"{what}: the answer is compressed, which was not asked for", STRANGER_HINT)
+                raise HubError(f"{what}: the answer is compressed, although the request forbids it", STRANGER_HINT)
             yield response
 
     def _refuse(self, what: str, response: Any) -> None:
-        """Raise what the client makes of a refusal, of which no more is read than can be of use."""
+        """Raise the client's exception for a refusal, with the beginning of its body."""
         from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
         content = b"" if _is_compressed(response) else self._take(response, _REFUSAL_BYTES)
@@ -199,32 +208,32 @@ def _is_compressed(response: Any) -> bool:
 
 
 def _skipped_bytes(what: str, response: Any, start: int, end: int, size: int) -> int:
-    """How many bytes come before those that were asked for, once what comes has been found to be the right file."""
+    """Bytes before the requested ones, after a check that the answer is from the right file."""
     if response.status_code == 200:
-        # A server that knows no ranges sends everything from the start, of which the beginning is taken.
+        # A server without ranges sends the whole file, of which the beginning is taken.
         length = response.headers.get("content-length")
         if length is not None and length != str(size):
-            raise HubError(f"{what}: has {size} bytes by the Hub's record, but {length} are sent")
+            raise HubError(f"{what}: has {size} bytes by the Hub's record, but the answer has {length}")
         return start
     found = response.headers.get("content-range", "")
     if found.replace(" ", "").lower() != f"bytes{start}-{end - 1}/{size}":
         raise HubError(
-            f"{what}: bytes {start}-{end - 1}/{size} were asked for, {printable(found) or 'others'} are sent",
-            "The Hub's record and its storage disagree, or a proxy is in between: try again later.",
+            f"{what}: bytes {start}-{end - 1}/{size} were requested, the answer has {found or 'others'}",
+            "The Hub's record and its storage disagree, or a proxy interferes: try again later.",
         )
     return 0
 
 
-def _list_tree(place: HubPlace, path: str, requests: Requests) -> Iterator[Any]:
+def _list_tree(address: HubAddress, path: str, requests: Requests) -> Iterator[Any]:
     """The Hub's records of a commit's files, page by page."""
     query, count = "recursive=true&expand=false", 0
     while query:
-        page, query = requests.json(str(place), f"{path}?{query}")
+        page, query = requests.json(str(address), f"{path}?{query}")
         if not isinstance(page, list) or (query and not page):
-            raise HubError(f"{place}: the Hub's list of files makes no sense", STRANGER_HINT)
+            raise HubError(f"{address}: the Hub's list of files has an unexpected form", STRANGER_HINT)
         count += len(page)
         if count > MAXIMUM_FILES:
-            raise HubError(f"{place}: holds more than {MAXIMUM_FILES} files and folders, which is no model")
+            raise HubError(f"{address}: has more than {MAXIMUM_FILES} files and folders; no model has so many")
         yield from page
 
 
@@ -232,7 +241,7 @@ def _parse(what: str, content: bytes) -> Any:
     try:
         return json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError):
-        # A page of a proxy, which may go away.
+        # A page of a proxy; another try may succeed.
         raise
     except (ValueError, RecursionError) as error:
-        raise HubError(f"{what}: the answer makes no sense", STRANGER_HINT) from error
+        raise HubError(f"{what}: the answer has an unexpected form", STRANGER_HINT) from error

@@ -1,7 +1,7 @@
-"""A folder that stands for a repo on the Hub: every file at its size, none with more content than a check needs.
+"""A temporary folder in place of a repo on the Hub: all files have their sizes, but only the content that checks need.
 
-Small JSON files are there whole, weight files with their headers, everything else is a hole. What examines folders
-examines this one, and what it says is put right by ``Shadow.named``.
+Small JSON files are complete, weight files have their headers, all other files are sparse. The functions that examine
+folders examine this one; ``Shadow.named`` replaces the folder in their messages by the address.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from converter.checkpoint.source import (
     read_json,
 )
 from converter.errors import HubError, InputError, LensconvError, UnsupportedCheckpoint, printable
+from converter.hub.addresses import HubAddress
 from converter.hub.client import quiet_hub
-from converter.hub.places import HubPlace
 from converter.hub.remote import RemoteRepo
 from converter.threads import run_in_threads
 
-#: Files that a check reads whole: of the repo, and of a component.
+#: Files that checks read whole: of the repo, and of a component.
 ROOT_NAMES = (PIPELINE_INDEX, "lensconv_manifest.json")
 COMPONENT_NAMES = ("config.json", "quantization_config.json")
-#: Bytes of one of them. Indexes of the largest models have ten million.
+#: Most bytes of one of them. Indexes of the largest models have ten million.
 MAXIMUM_SMALL_BYTES = 16_000_000
-#: Bytes that are read of all weight files together before the lengths of their headers are known: the header of Lens
-#: takes 145,360 bytes as the source and 258,216 as uint4, and a second request costs more than some bytes too many.
+#: Bytes that are read of all weight files together before the lengths of their headers are known. The header of Lens
+#: has 145,360 bytes in the source and 258,216 in uint4, and a second request takes longer than some needless bytes.
 FIRST_BYTES = 320 * 1024
-#: The same of one file, where there are many.
+#: Least number of these bytes for one file, where there are many.
 LEAST_FIRST_BYTES = 32 * 1024
 #: Requests at a time.
 CONNECTIONS = 8
@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shadow:
-    """A repo and the folder that stands for it."""
+    """A repo and the temporary folder in its place."""
 
     repo: RemoteRepo
     folder: Path
@@ -57,13 +57,13 @@ class Shadow:
     """Files that were read whole, by path."""
 
     def named(self, text: str) -> str:
-        """A message in which the address stands where the folder would."""
+        """A message with the address in place of the folder."""
         for name in (str(self.folder), printable(str(self.folder))):
-            text = text.replace(name, str(self.repo.place))
+            text = text.replace(name, str(self.repo.address))
         return text
 
     def fetch(self, paths: Sequence[str]) -> None:
-        """Read files whole, at once.
+        """Read whole files, several at a time.
 
         Raises:
             HubError: one of them is too long, or cannot be read.
@@ -71,14 +71,16 @@ class Shadow:
         files = self.repo.files
         for path in paths:
             if files[path].bytes > MAXIMUM_SMALL_BYTES:
-                raise HubError(f"{self.repo.where(path)}: has {files[path].bytes} bytes; no such file is that long")
+                raise HubError(
+                    f"{self.repo.where(path)}: has {files[path].bytes} bytes, which is too long for such a file"
+                )
         missing = [path for path in paths if path not in self.contents]
         for path, content in zip(missing, self.at_once(self.repo.read, missing), strict=True):
             self.contents[path] = content
             (self.folder / path).write_bytes(content)
 
     def at_once(self, function: Callable[[str], T], paths: Sequence[str]) -> list[T]:
-        """Call a function that reads files, over several connections."""
+        """Call a function that reads a file, over several connections."""
         stopping = self.repo.stopping
         try:
             return run_in_threads(
@@ -89,19 +91,19 @@ class Shadow:
 
 
 @contextmanager
-def shadowed(place: HubPlace, component: str | None = None) -> Iterator[Shadow]:
-    """Open a repo as a temporary folder, which is gone afterwards.
+def shadowed(address: HubAddress, component: str | None = None) -> Iterator[Shadow]:
+    """Open a repo as a temporary folder, which is deleted afterwards.
 
     Args:
-        place: the repo.
+        address: the repo.
         component: which component of a pipeline repo; its denoiser by default.
 
     Raises:
-        HubError: the repo cannot be read, or holds what no repo should.
-        InputError: a file of it is malformed; whatever the block raises names the address too.
+        HubError: the repo cannot be read, or its records are impossible.
+        InputError: a file of it is malformed. All errors of the block name the address, too.
     """
     with quiet_hub():
-        repo = RemoteRepo.open(place)
+        repo = RemoteRepo.open(address)
     with tempfile.TemporaryDirectory(prefix="lensconv-") as name:
         shadow = Shadow(repo, Path(name))
         try:
@@ -115,11 +117,11 @@ def shadowed(place: HubPlace, component: str | None = None) -> Iterator[Shadow]:
 
 
 def fill(shadow: Shadow, component: str | None = None) -> None:
-    """Put a repo's files into its folder, with as much content as the checks of a component need.
+    """Write a repo's files into its folder, with the content that the checks of a component need.
 
     Raises:
-        HubError: a file cannot be read, or is not what the Hub says.
-        MalformedCheckpoint: a weight file is none.
+        HubError: a file cannot be read, or differs from the Hub's record.
+        MalformedCheckpoint: a weight file breaks its format.
         UnsupportedCheckpoint: there are no safetensors weights.
     """
     files = shadow.repo.files
@@ -128,11 +130,11 @@ def fill(shadow: Shadow, component: str | None = None) -> None:
     shadow.fetch([path for path in ROOT_NAMES if path in files])
     prefix = _component_prefix(shadow, component)
     if prefix is None:
-        # Why there is none, whoever opens the folder will say.
+        # Opening the folder raises the reason.
         return
     names = [path.removeprefix(prefix) for path in files if path.startswith(prefix)]
     names = [name for name in names if "/" not in name]
-    _check_formats(shadow, prefix, names)
+    _refuse_gguf(shadow, prefix, names)
     indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
     shadow.fetch([prefix + name for name in names if name in COMPONENT_NAMES or name in indexes])
     weights = [prefix + name for name in _weight_names(shadow.folder / prefix, names)]
@@ -141,16 +143,16 @@ def fill(shadow: Shadow, component: str | None = None) -> None:
 
 
 def _make_hole(file: Path, size: int) -> None:
-    """Make a file of a size that takes no space."""
+    """Make a sparse file of a size."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("xb") as stream:
         stream.truncate(size)
-        # As everybody can read what lies on the Hub.
+        # As readable as a file on the Hub.
         os.fchmod(stream.fileno(), 0o644)
 
 
 def _component_prefix(shadow: Shadow, component: str | None) -> str | None:
-    """What precedes the component's files in the repo, with the slash; None when there is no such component."""
+    """The component's folder in the repo, with the slash; None if there is no such component."""
     if PIPELINE_INDEX not in shadow.repo.files:
         return "" if component is None else None
     try:
@@ -162,16 +164,14 @@ def _component_prefix(shadow: Shadow, component: str | None) -> str | None:
     return f"{component}/" if component in components else None
 
 
-def _check_formats(shadow: Shadow, prefix: str, names: Sequence[str]) -> None:
-    """Say what a repo without safetensors holds instead."""
-    if any(name.endswith(WEIGHTS_SUFFIX) for name in names):
-        return
-    where = f"{shadow.repo.place}/{prefix}".rstrip("/")
-    if any(name.endswith(PICKLE_SUFFIXES) for name in names):
-        # Examining the folder says so, and why that is refused.
-        return
-    if any(name.endswith(".gguf") for name in names):
-        raise UnsupportedCheckpoint(f"{where}: holds GGUF; lensconv reads safetensors", "Look for the repo it is from.")
+def _refuse_gguf(shadow: Shadow, prefix: str, names: Sequence[str]) -> None:
+    """Refuse GGUF; a folder with nothing but pickles is refused by the function that examines it."""
+    is_readable = any(name.endswith((WEIGHTS_SUFFIX, *PICKLE_SUFFIXES)) for name in names)
+    if not is_readable and any(name.endswith(".gguf") for name in names):
+        where = f"{shadow.repo.address}/{prefix}".rstrip("/")
+        raise UnsupportedCheckpoint(
+            f"{where}: contains GGUF; lensconv reads safetensors", "Look for the repo that it was made from."
+        )
 
 
 def _weight_names(folder: Path, names: Sequence[str]) -> list[str]:
@@ -193,7 +193,7 @@ def _weight_names(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def _write_header(shadow: Shadow, path: str, first: int) -> None:
-    """Put a weight file's header where it belongs; what came with it is left out."""
+    """Write the header of a weight file into the folder, without data that was read with it."""
     file, size = shadow.folder / path, shadow.repo.files[path].bytes
     content = shadow.repo.read(path, 0, first)
     end = PREFIX_BYTES + header_length(content[:PREFIX_BYTES], size, file)

@@ -150,7 +150,7 @@ def _card_faults(root: Path, manifest: Manifest, repository: str) -> Iterator[st
         return
     for fault in check_metadata(text):
         yield f"{CARD_NAME}: {fault}"
-    described = manifest.card.repository if manifest.card is not None else None
+    described = manifest.card_repository
     if described is not None and "/" in described and described != repository:
         yield f"{CARD_NAME} tells people to load {printable(described)}, and not {printable(repository)}"
 

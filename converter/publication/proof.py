@@ -48,7 +48,7 @@ def prove_records(files: Iterable[PublishedFile], remote: RemoteRepo) -> None:
     difference = compare(files, remote.files)
     if difference:
         faults = list(describe(difference, remote.files))
-        raise HubError(f"{remote.place}: is not the release: {first_few(faults)}", "Publish it again.")
+        raise HubError(f"{remote.address}: is not the release: {first_few(faults)}", "Publish it again.")
 
 
 def prove_bytes(

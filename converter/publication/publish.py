@@ -16,9 +16,9 @@ from pathlib import Path
 from converter.console import SILENT, Reporter, readable_size
 from converter.conversion.release.manifest import CARD_NAME
 from converter.errors import HubError, MissingObject, UsageError, printable
+from converter.hub.addresses import parse_address
 from converter.hub.client import bounded_hub, quiet_hub
 from converter.hub.failures import LATER_HINT, XET_HINT
-from converter.hub.places import parse_place
 from converter.hub.remote import RemoteRepo
 from converter.hub.retry import Retry
 from converter.publication.difference import Difference, compare
@@ -81,7 +81,7 @@ def publish(
 
 
 def _check_request(repository: str, options: PublishOptions) -> None:
-    if parse_place(f"hf://{repository}").revision is not None:
+    if parse_address(f"hf://{repository}").revision is not None:
         raise UsageError(f"{repository}: is no repo", "Write OWNER/NAME, and the branch with --revision.")
     if options.create_pr and (options.tag or options.revision != MAIN):
         raise UsageError(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from converter.errors import HubError, printable
+from converter.hub.addresses import HubAddress
 from converter.hub.failures import redact
-from converter.hub.places import HubPlace
 from converter.hub.remote import RemoteRepo
 from converter.hub.retry import Retry
 
@@ -48,7 +48,7 @@ class HubSession:
         self.retry = retry
         # Whoever publishes means to show their token, even where HF_HUB_DISABLE_IMPLICIT_TOKEN keeps it from the rest.
         self.api = HfApi(token=True)
-        self.place = HubPlace(repository)
+        self.place = HubAddress(repository)
 
     def call(self, what: str, function: Callable[[], _Answer]) -> _Answer:
         """Ask the Hub, again if need be.
@@ -131,7 +131,7 @@ class HubSession:
 
     def files_at(self, commit: str) -> RemoteRepo:
         """The files of a commit, as the Hub records them."""
-        return RemoteRepo.open(HubPlace(self.repository, commit), token=True, retry=self.retry)
+        return RemoteRepo.open(HubAddress(self.repository, commit), token=True, retry=self.retry)
 
     def check_card(self, text: str) -> None:
         """Let the Hub check the metadata of a card, before anything is uploaded for it.

@@ -18,7 +18,7 @@ from typing import Any
 from converter.checkpoint.writer import write_error
 from converter.console import SILENT, Reporter, readable_size
 from converter.errors import DiskError, UsageError
-from converter.hub.places import parse_place
+from converter.hub.addresses import parse_address
 from converter.publication.options import PublishOptions
 from converter.rehearsal.course import Course, Step
 from converter.rehearsal.process import running_hub
@@ -85,7 +85,7 @@ def rehearse(
         LensconvError: what publishing raises. Where a later step fails, the report tells.
     """
     options = options or PublishOptions()
-    owner = parse_place(f"hf://{repository}").repo_id.partition("/")[0]
+    owner = parse_address(f"hf://{repository}").repo_id.partition("/")[0]
     if options.dry_run:
         raise UsageError("--rehearse goes without --dry-run", "A rehearsal changes nothing but a Hub of its own.")
     with _working_folder(root, keep) as work:

@@ -40,14 +40,8 @@ class ModuleFidelity:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON shows it; values that are not finite become null."""
-        return {
-            "name": self.name,
-            "family": self.family,
-            "sqnr_db": finite(self.sqnr_db),
-            "max_abs_error": finite(self.max_abs_error),
-            "max_error_steps": finite(self.max_error_steps),
-            "cosine": finite(self.cosine),
-        }
+        figures = ("sqnr_db", "max_abs_error", "max_error_steps", "cosine")
+        return {"name": self.name, "family": self.family, **{key: finite(getattr(self, key)) for key in figures}}
 
 
 @dataclass(frozen=True)

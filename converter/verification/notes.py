@@ -13,7 +13,7 @@ from converter.models.lens.layout import CLASS_NAME, lens_family
 from converter.verification.audit import Audit
 from converter.verification.configuration import shown
 from converter.verification.manifest import unlisted_files
-from converter.verification.report import NAMED_PROBLEMS
+from converter.verification.report import first_few
 
 
 def unusual(audit: Audit, *, is_compared: bool) -> Iterator[str]:
@@ -42,14 +42,11 @@ def _about_evidence(audit: Audit, is_compared: bool) -> Iterator[str]:
         yield "the config has other names for the weights than the file: headers do not show their dtypes; --load does"
     unlisted = unlisted_files(audit)
     if unlisted:
-        more = f" and {len(unlisted) - NAMED_PROBLEMS} more" if len(unlisted) > NAMED_PROBLEMS else ""
-        yield f"the manifest does not list {', '.join(unlisted[:NAMED_PROBLEMS])}{more}"
+        yield f"the manifest does not list {first_few(unlisted)}"
     longest = max(map(len, audit.checkpoint.tensors), default=0)
-    complex_ones = [f"{pattern:.80}" for pattern in _patterns(audit) if not is_judged(pattern, longest)]
-    for pattern in complex_ones[:NAMED_PROBLEMS]:
-        yield f"the pattern {pattern} is too complex to be judged; lensconv assumes that it matches nothing"
-    if len(complex_ones) > NAMED_PROBLEMS:
-        yield f"{len(complex_ones) - NAMED_PROBLEMS} more patterns are too complex to be judged"
+    complicated = [f"{pattern:.80}" for pattern in _patterns(audit) if not is_judged(pattern, longest)]
+    if complicated:
+        yield f"patterns too complex to be judged, assumed to match nothing: {first_few(complicated)}"
 
 
 def _patterns(audit: Audit) -> list[str]:

@@ -17,7 +17,7 @@ from converter.checkpoint.checksum import file_sha256
 from converter.console import Progress
 from converter.conversion.release.manifest import Manifest, ReleaseFile
 from converter.errors import MissingInput, UsageError
-from converter.hub.places import is_place
+from converter.hub.addresses import is_address
 from converter.hub.records import RemoteFile
 from converter.hub.remote import RemoteRepo
 from converter.hub.shadow import Shadow
@@ -34,7 +34,7 @@ def remote_report(report: VerifyReport, shadow: Shadow) -> VerifyReport:
     """The report about a repo, made from the one about the folder in its place."""
     repo = shadow.repo
     hub = {
-        "place": str(repo.place),
+        "place": str(repo.address),
         "bytes": sum(file.bytes for file in repo.files.values()),
         "received_bytes": repo.received_bytes,
     }
@@ -105,7 +105,7 @@ def local_sizes(release: Path) -> dict[str, int]:
         UsageError: it is an address on the Hub.
         MissingInput: it does not exist.
     """
-    if is_place(str(release)) or str(release).lower().startswith("hf:/"):
+    if is_address(str(release)) or str(release).lower().startswith("hf:/"):
         raise UsageError("--against compares a repo on the Hub with a release on disk, not with another repo")
     if not release.is_dir():
         raise MissingInput(release, "no such folder", "Name the release that was published.")

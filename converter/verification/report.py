@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.errors import printable
 
-#: How many problems a check names, and how many files a note.
+#: How many problems a check names, and how many files or patterns a note.
 NAMED_PROBLEMS = 3
 #: Characters of a problem or a note.
 TEXT_LIMIT = 500
@@ -22,10 +22,6 @@ class Check:
     ok: bool
     detail: str
     """What was found; if the check failed, what is wrong and where."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON shows it."""
-        return asdict(self)
 
 
 def list_problems(name: str, problems: Sequence[str], good: str) -> Check:
@@ -85,17 +81,6 @@ class VerifyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """As ``lensconv verify --json`` shows it."""
-        result = {
-            "ok": self.ok,
-            "class_name": self.class_name,
-            "checks": [check.to_dict() for check in self.checks],
-            "notes": list(self.notes),
-            "tensors": self.tensors,
-            "bytes_by_dtype": dict(self.bytes_by_dtype),
-            "total_bytes": self.total_bytes,
-            "parameters": self.parameters,
-            "quantized_modules": self.quantized_modules,
-            "families": [family.to_dict() for family in self.families],
-        }
-        extra = {"fidelity": self.fidelity, "hub": self.hub}
-        return result | {name: dict(content) for name, content in extra.items() if content}
+        content = {"ok": self.ok, **asdict(self)}
+        content |= {name: list(content[name]) for name in ("checks", "notes", "families")}
+        return {name: value for name, value in content.items() if value or name not in ("fidelity", "hub")}

@@ -23,7 +23,7 @@ from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.recipe.recipe import Recipe, find_recipe
 from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME
 from converter.errors import InputError, UsageError, printable
-from converter.hub.places import HubPlace, is_place, parse_place
+from converter.hub.addresses import HubAddress, is_address, parse_address
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.verification.audit import Audit
 from converter.verification.checks import check_headers
@@ -68,13 +68,15 @@ def verify(
         ResourceError: the machine lacks memory or a package.
         HubError: the Hub refuses, or cannot be reached.
     """
-    if isinstance(path, str) and is_place(path):
+    if isinstance(path, str) and is_address(path):
         if checksums or load or fail_under_sqnr is not None:
             raise UsageError(
                 f"{path}: --checksums, --load and --fail-under-sqnr need the weights, which stay on the Hub",
                 "Download the repo with `hf download OWNER/NAME --local-dir DIR`, then verify DIR.",
             )
-        return _verify_remote(parse_place(path), component=component, against=against, recipe=recipe, reporter=reporter)
+        return _verify_remote(
+            parse_address(path), component=component, against=against, recipe=recipe, reporter=reporter
+        )
     path = Path(path)
     if fail_under_sqnr is not None and against is None:
         raise UsageError("--fail-under-sqnr needs --against SOURCE", "Without the source there is nothing to measure.")
@@ -126,7 +128,7 @@ def make_report(audit: Audit, extra: Sequence[Check] = (), fidelity: Mapping[str
 
 
 def _verify_remote(
-    place: HubPlace,
+    address: HubAddress,
     *,
     component: str | None,
     against: Path | None,
@@ -139,7 +141,7 @@ def _verify_remote(
 
     # Faults of the local folder are reported before the first request.
     sizes = local_sizes(against) if against is not None else {}
-    with shadowed(place, component) as shadow:
+    with shadowed(address, component) as shadow:
         audit = Audit(shadow.folder, component=component)
         extra = [_check_recipe(audit, None, recipe)] if recipe is not None else []
         extra.append(check_records(shadow, audit.manifest))

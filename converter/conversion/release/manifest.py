@@ -71,18 +71,6 @@ def encode_json(content: Mapping[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True)
-class CardNote:
-    """What the manifest says of the card."""
-
-    repository: str | None
-    """The repo that the card tells people to load."""
-    verified: bool
-    """Whether every figure belongs to the release's weights by their sha256."""
-    files: tuple[str, ...]
-    """Paths of the card and of the files that came with it, as far as they are listed."""
-
-
-@dataclass(frozen=True)
 class Manifest:
     """Where a release comes from, what was decided, and the sha256 of every other file."""
 
@@ -105,8 +93,12 @@ class Manifest:
     source_tensors: int
     source_parameters: int
     source_bytes_by_dtype: Mapping[str, Any]
-    card: CardNote | None
-    """None where ``card`` has not run."""
+    card_files: tuple[str, ...]
+    """Paths of the card and of the files that came with it; none before ``card`` has run."""
+    card_repository: str | None
+    """The repo that the card tells people to load."""
+    is_card_verified: bool
+    """Whether every figure of the card belongs to the release's weights by their sha256."""
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], where: str = MANIFEST_NAME) -> Manifest:
@@ -131,6 +123,11 @@ class Manifest:
         if not all(isinstance(digest, str) for digest in headers.values()):
             raise MalformedCheckpoint(where, "the sha256 of a header is not a string")
         files = _files(fields)
+        card = content.get("card")
+        # The next card replaces the note of the last one, so that a bad one does no harm.
+        note = card if isinstance(card, dict) else {}
+        names = note["files"] if isinstance(note.get("files"), list) else []
+        repository = note.get("repository")
         return cls(
             content=content,
             files=files,
@@ -144,7 +141,9 @@ class Manifest:
             source_tensors=source.take("tensors", int),
             source_parameters=source.take("parameters", int),
             source_bytes_by_dtype=source.take("bytes_by_dtype", dict),
-            card=_card(content.get("card"), files),
+            card_files=tuple(name for name in names if isinstance(name, str) and name in files),
+            card_repository=repository if isinstance(repository, str) else None,
+            is_card_verified=note.get("verified") is not False,
         )
 
     def with_card(self, files: Iterable[ReleaseFile], *, repository: str | None, verified: bool) -> Manifest:
@@ -156,8 +155,7 @@ class Manifest:
             verified: whether every figure belongs to the release's weights by their sha256.
         """
         added = {file.name: file for file in files}
-        earlier = self.card.files if self.card is not None else ()
-        kept = {name: file for name, file in self.files.items() if name not in earlier}
+        kept = {name: file for name, file in self.files.items() if name not in self.card_files}
         listed = {**kept, **added}
         content = {
             **self.content,
@@ -211,13 +209,3 @@ def _shapes(recipe: Fields) -> Iterator[tuple[str, tuple[int, ...]]]:
         if not isinstance(shape, list) or not all(type(size) is int and 0 < size < 1 << 63 for size in shape):
             raise recipe.error(recipe.where, f"gives {name} a shape that no weight can have")
         yield name, tuple(shape)
-
-
-def _card(note: Any, files: Mapping[str, ReleaseFile]) -> CardNote | None:
-    """The note about the card; what cannot be used in it is left out, since the next card replaces it."""
-    if not isinstance(note, dict):
-        return None
-    repository, names = note.get("repository"), note.get("files")
-    listed = [name for name in names if isinstance(name, str) and name in files] if isinstance(names, list) else []
-    repository = repository if isinstance(repository, str) else None
-    return CardNote(repository, note.get("verified") is not False, tuple(listed))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from converter.conversion.release.manifest import CARD_NAME
 from converter.errors import HubError, MissingInput, UsageError
+from converter.hub.addresses import HubAddress, is_address, parse_address
 from converter.hub.client import quiet_hub
 from converter.hub.failures import client_errors, hub_failure
-from converter.hub.places import HubPlace, is_place, parse_place
 from converter.measurement.prompts.card import MAXIMUM_CARD_BYTES
 from converter.measurement.prompts.files import read_text_file
 
@@ -32,15 +32,15 @@ def read_card(place: str) -> str:
     """
     if place.lower().startswith(("http://", "https://")):
         raise UsageError(f"{place}: no file", "Write hf://OWNER/NAME for a model on the Hub.")
-    if is_place(place):
-        return read_text_file(_download(parse_place(place)), MAXIMUM_CARD_BYTES)
+    if is_address(place):
+        return read_text_file(_download(parse_address(place)), MAXIMUM_CARD_BYTES)
     file = Path(place)
     if file.is_dir():
         raise MissingInput(place, "is a folder", f"Name the card in it, such as {CARD_NAME}.")
     return read_text_file(file, MAXIMUM_CARD_BYTES)
 
 
-def _download(place: HubPlace) -> Path:
+def _download(place: HubAddress) -> Path:
     # Importing this takes half a second, which a card in a file need not cost.
     from huggingface_hub import errors, hf_hub_download
     from huggingface_hub.utils.tqdm import tqdm

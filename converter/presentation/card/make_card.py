@@ -132,9 +132,8 @@ def _adopt(release: CardRelease, options: CardOptions) -> CardReport:
         file = release.root / name
         if name != CARD_NAME and file.is_file():
             contents[name] = file.read_bytes()
-    noted = release.manifest.card
-    verified = noted is None or noted.verified
-    _write(release, contents, verified=verified, repository=options.repo or (noted.repository if noted else None))
+    verified = release.manifest.is_card_verified
+    _write(release, contents, verified=verified, repository=options.repo or release.manifest.card_repository)
     files = tuple(describe_file(name, contents[name]) for name in sorted(contents))
     return CardReport(card, files, (), {}, verified, ())
 

@@ -67,7 +67,7 @@ class CardRelease:
     @property
     def added(self) -> tuple[str, ...]:
         """Files that an earlier card listed."""
-        return self.manifest.card.files if self.manifest.card is not None else ()
+        return self.manifest.card_files
 
     @property
     def stored_elements(self) -> int:

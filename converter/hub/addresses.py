@@ -11,11 +11,11 @@ SCHEME = "hf://"
 
 # What huggingface_hub.utils.validate_repo_id allows, for names with an owner.
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-_PLACE = re.compile(rf"hf://(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]{{0,254}}))?")
+_ADDRESS = re.compile(rf"hf://(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]{{0,254}}))?")
 
 
 @dataclass(frozen=True, slots=True)
-class HubPlace:
+class HubAddress:
     """A model repo on the Hub, at a revision of it or at its main branch."""
 
     repo_id: str
@@ -28,23 +28,25 @@ class HubPlace:
         return f"{SCHEME}{self.repo_id}" + (f"@{self.revision}" if self.revision else "")
 
 
-def is_place(text: str) -> bool:
-    """Whether a text is meant as an address on the Hub, be it a good one or not."""
+def is_address(text: str) -> bool:
+    """Whether a text is meant as an address on the Hub, well formed or not."""
     return text.lower().startswith(SCHEME)
 
 
-def parse_place(text: str) -> HubPlace:
-    """Take an address apart.
+def parse_address(text: str) -> HubAddress:
+    """Parse an address.
 
     Raises:
-        UsageError: it makes no sense.
+        UsageError: it is malformed.
     """
-    match = _PLACE.fullmatch(text)
+    match = _ADDRESS.fullmatch(text)
     if (
         match is None
         or any(double in text[len(SCHEME) :] for double in ("..", "//"))
         or "--" in match["repo"]
         or match["repo"].endswith(".git")
     ):
-        raise UsageError(f"{text}: no model on the Hub", "Write hf://OWNER/NAME or hf://OWNER/NAME@REVISION.")
-    return HubPlace(match["repo"], match["revision"])
+        raise UsageError(
+            f"{text}: not the address of a model on the Hub", "Write hf://OWNER/NAME or hf://OWNER/NAME@REVISION."
+        )
+    return HubAddress(match["repo"], match["revision"])
