@@ -1,35 +1,27 @@
-"""Repos on the Hub that are checked without being downloaded, and what becomes of failures on the way."""
+"""Repos on the Hub that are checked without being downloaded."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import importlib
 import json
 import os
 import re
 import shutil
-import socket
-import ssl
 import struct
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from huggingface_hub.utils.sha import git_hash
 
 from converter import plan, verify
 from converter.checkpoint.header import TensorEntry, encode_header
 from converter.errors import (
-    DiskError,
     HubError,
     LensconvError,
     MalformedCheckpoint,
@@ -37,131 +29,19 @@ from converter.errors import (
     UnsupportedCheckpoint,
     UsageError,
 )
-from converter.hub.addresses import HubAddress, is_address, parse_address
-from converter.hub.client import bounded_hub, quiet_hub
-from converter.hub.failures import hub_failure, redact
+from converter.hub.addresses import HubAddress
+from converter.hub.client import bounded_hub
 from converter.hub.records import MAXIMUM_FILE_BYTES, MAXIMUM_FILES
 from converter.hub.remote import RemoteRepo
-from converter.hub.retry import Retry, is_transient, wait_seconds
+from converter.hub.retry import is_transient, wait_seconds
 from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
 from converter.verification.report import VerifyReport
+from tests.checkpoints import WEIGHTS, failed
 from tests.conftest import Outcome
-from tests.reporters import Notes
+from tests.loopback import PINNED, PLACE, TOKEN, Handler, LoopbackHub, client_module, record_files
 
-COMMIT = "c" * 40
-PLACE = "hf://maker/model"
-PINNED = f"{PLACE}@{COMMIT}"
-TOKEN = "hf_" + "Secret" * 6
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-#: Files larger than this are in LFS.
-GIT_BYTES = 4096
-
-
-class LoopbackHub:
-    """A Hub on this machine that has one repo: a folder. LFS answers under another host name than the rest."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.records: list[Any] = record_files(folder)
-        self.page = 1000
-        self.faults: dict[str, Callable[[Handler], object]] = {}
-        """What answers in place of the Hub, by a part of the path."""
-        self.seen: list[tuple[str, str, str]] = []
-        """Host, path and Authorization of all requests."""
-        self.sent = 0
-        self.url = ""
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Answers a request."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    hub: LoopbackHub
-
-    def do_GET(self) -> None:
-        """Answer with the fault that was asked for, or with what the Hub says."""
-        self.hub.seen.append((self.headers["Host"], self.path, self.headers.get("Authorization", "")))
-        for part, fault in self.hub.faults.items():
-            if part in self.path:
-                fault(self)
-                return
-        route, _, query = self.path.partition("?")
-        if "/revision/" in route or route == "/api/models/maker/model":
-            self.reply(json.dumps({"id": "maker/model", "sha": COMMIT}).encode())
-        elif f"/tree/{COMMIT}" in route:
-            self.tree(query)
-        elif f"/resolve/{COMMIT}/" in route:
-            self.resolve(route.partition(f"/resolve/{COMMIT}/")[2])
-        elif route.startswith("/lfs/"):
-            self.piece(self.hub.folder / route.removeprefix("/lfs/"))
-        else:
-            self.reply(b"", 404, {"X-Error-Code": "RepoNotFound"})
-
-    def tree(self, query: str) -> None:
-        """A page of the records."""
-        match = re.search(r"cursor=(\d+)", query)
-        start = int(match[1]) if match else 0
-        end = start + self.hub.page
-        more = {}
-        if end < len(self.hub.records):
-            # The Hub may be behind another name, which must not get the token.
-            address = f"http://localhost:1/api/models/maker/model/tree/{COMMIT}?recursive=true&cursor={end}"
-            more = {"Link": f'<{address}>; rel="next"'}
-        self.reply(json.dumps(self.hub.records[start:end]).encode(), headers=more)
-
-    def resolve(self, path: str) -> None:
-        """A file, or where it is."""
-        record = next((record for record in self.hub.records if record["path"] == path), None)
-        if record is None:
-            self.reply(b"", 404, {"X-Error-Code": "EntryNotFound"})
-        elif "lfs" in record:
-            address = f"{self.hub.url.replace('127.0.0.1', 'localhost')}/lfs/{path}?Signature=s"
-            self.reply(b"", 302, {"Location": address})
-        else:
-            self.piece(self.hub.folder / path)
-
-    def piece(self, file: Path) -> None:
-        """What the request's range asks for."""
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"])
-        assert match
-        start, last, size = int(match[1]), int(match[2]), file.stat().st_size
-        with file.open("rb") as stream:
-            stream.seek(start)
-            content = stream.read(last + 1 - start)
-        self.reply(content, 206, {"Content-Range": f"bytes {start}-{last}/{size}"})
-
-    def reply(
-        self, content: bytes, status: int = 200, headers: Mapping[str, str] | None = None, length: int | None = None
-    ) -> None:
-        """Send an answer."""
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content) if length is None else length))
-        self.end_headers()
-        self.wfile.write(content)
-        self.hub.sent += len(content)
-
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - http.server's name
-        """Keep stderr clean."""
-
-
-def record_files(folder: Path) -> list[Any]:
-    """A folder as the Hub lists it."""
-    records: list[Any] = []
-    for file in sorted(folder.rglob("*")):
-        path, size = file.relative_to(folder).as_posix(), file.stat().st_size
-        if file.is_dir():
-            records.append({"type": "directory", "path": path, "oid": "d" * 40, "size": 0})
-        elif size <= GIT_BYTES:
-            records.append({"type": "file", "path": path, "oid": git_hash(file.read_bytes()), "size": size})
-        else:
-            sha256 = "0" * 64 if size > 1 << 30 else hashlib.sha256(file.read_bytes()).hexdigest()
-            lfs = {"oid": sha256, "size": size, "pointerSize": 130}
-            records.append({"type": "file", "path": path, "oid": "e" * 40, "size": size, "lfs": lfs})
-    return records
+Serve = Callable[[Path], LoopbackHub]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -192,7 +72,7 @@ def _plain_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
 
 
 @pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], LoopbackHub]]:
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Make a Hub that has a folder as its only repo."""
     servers = []
 
@@ -223,11 +103,6 @@ def release(tiny_release: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def failed(report: VerifyReport) -> dict[str, str]:
-    """Failed checks and what they say."""
-    return {check.name: check.detail for check in report.checks if not check.ok}
-
-
 def check_of(report: VerifyReport, name: str) -> str:
     """What a check says."""
     (found,) = (check.detail for check in report.checks if check.name == name)
@@ -246,298 +121,7 @@ def refusal(call: Callable[[], object], kind: type[LensconvError] = HubError) ->
     return text
 
 
-# Addresses
-
-
-@pytest.mark.parametrize(
-    ("text", "repo_id", "revision"),
-    [
-        (PLACE, "maker/model", None),
-        (PINNED, "maker/model", COMMIT),
-        ("hf://a/b_.c-d@refs/pr/1", "a/b_.c-d", "refs/pr/1"),
-        ("hf://a/b@fix--it", "a/b", "fix--it"),
-    ],
-)
-def test_addresses(text: str, repo_id: str, revision: str | None) -> None:
-    assert is_address(text)
-    assert parse_address(text) == HubAddress(repo_id, revision)
-    assert str(parse_address(text)) == text
-
-
-@pytest.mark.parametrize(
-    "text", ["HF://a/b", "hf://a", "hf://a/b--c", "hf://a/b.git", "hf://a/b@x//y", "hf://a/b@../c"]
-)
-def test_addresses_that_make_no_sense(text: str) -> None:
-    assert is_address(text)
-    with pytest.raises(UsageError, match="not the address of a model on the Hub"):
-        parse_address(text)
-
-
-# Failures
-
-
-def client_module() -> Any:
-    """Httpx or httpx2, whichever the client uses."""
-    from huggingface_hub import errors
-
-    return importlib.import_module(errors.HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
-
-
-def answered(status: int, headers: dict[str, str] | None = None, content: bytes = b"") -> Any:
-    """What the client raises when the Hub answers with a status."""
-    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
-
-    http = client_module()
-    request = http.Request("GET", "https://hub/api/models/a/b", headers={"Authorization": "Bearer other-token"})
-    with pytest.raises(OSError, match=r".") as caught:
-        hf_raise_for_status(http.Response(status, headers=headers, content=content, request=request))
-    return caught.value
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "said"),
-    [
-        (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "status 401"),
-        (401, {}, "no such model, or the token gives no access to it"),
-        (401, {"X-Error-Code": "RepoNotFound"}, "no such model, or it is private"),
-        (402, {"X-Error-Message": "pay"}, "demands payment: pay"),
-        (403, {"X-Error-Message": "Private storage quota reached"}, "status 403: Private storage quota reached"),
-        (403, {"X-Error-Code": "GatedRepo"}, "is gated"),
-        (403, {"X-Error-Message": "Access to this resource is disabled."}, "has been disabled"),
-        (404, {"X-Error-Code": "RepoNotFound"}, "no such model"),
-        (404, {"X-Error-Code": "RevisionNotFound"}, "no such revision"),
-        (404, {"X-Error-Code": "EntryNotFound"}, "no such file"),
-        (409, {"X-Error-Message": "tag is there"}, "it exists already, or somebody is changing it: tag is there"),
-        (412, {}, "the repo has changed in the meantime"),
-        (413, {}, "`lensconv convert --max-shard-size 5GB`"),
-        (418, {"X-Error-Message": f"tea, not {TOKEN} or other-token"}, "status 418: tea, not … or …"),
-        (429, {}, "again to resume"),
-        (503, {"X-Error-Message": "long story"}, "the Hub answers with status 503 Try again later."),
-    ],
-)
-def test_answers_that_refuse(status: int, headers: dict[str, str], said: str) -> None:
-    failure = hub_failure("hf://a/b", answered(status, headers))
-    assert type(failure) is HubError
-    assert failure.message.startswith("hf://a/b: ")
-    assert said in f"{failure.message} {failure.hint}"
-    assert failure.hint
-    assert "https://" not in failure.message + failure.hint
-
-
-def test_pages_are_not_shown() -> None:
-    error = answered(403, {"Content-Type": "text/plain"}, b"<!DOCTYPE html><p>blocked</p>")
-    assert hub_failure("x", error).message == "x: the Hub answers with status 403"
-
-
-def failures() -> list[tuple[BaseException, type[LensconvError], str]]:
-    """What the client or the system raises, and what becomes of it."""
-    from huggingface_hub import errors
-
-    http = client_module()
-
-    def caused(cause: BaseException) -> BaseException:
-        error: BaseException = http.ConnectError(f"cannot connect with {TOKEN}")
-        error.__cause__ = cause
-        return error
-
-    missing = errors.LocalEntryNotFoundError("not there")
-    missing.__cause__ = answered(404, {"X-Error-Code": "RevisionNotFound"})
-    return [
-        (missing, HubError, "no such revision"),
-        (errors.HFValidationError("no"), UsageError, "OWNER/NAME"),
-        (errors.OfflineModeIsEnabled("off"), HubError, "HF_HUB_OFFLINE"),
-        (errors.FileMetadataError("?"), HubError, "is not the Hub"),
-        (errors.OIDCError("no"), HubError, "there is no token"),
-        (UnicodeEncodeError("ascii", "ä", 0, 1, "no"), HubError, "the token is not ASCII"),
-        (json.JSONDecodeError("no", "<html>", 0), HubError, "is a page and not JSON"),
-        (KeyError("sha"), HubError, "has an unexpected form (KeyError)"),
-        (OSError(errno.ENOSPC, "No space left on device", "/x"), DiskError, "No space left on device"),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), HubError, "/x: Permission denied"),
-        (RuntimeError(f"Data processing error: xet-write-token {TOKEN}"), HubError, "HF_HUB_DISABLE_XET=1"),
-        (ConnectionError("xet-write-token: 404 Not Found"), HubError, "no access to its Xet storage"),
-        (ConnectionError("xet-write-token: 503 Service Unavailable"), HubError, "answers with status 503 Try again"),
-        (ConnectionError("xet-write-token: 403 Forbidden"), HubError, "status 403 The token has no right"),
-        (ConnectionError("Network error"), HubError, "the transfer failed: Network error"),
-        (http.TooManyRedirects("loop"), HubError, "a redirect, again and again"),
-        (http.InvalidURL("no"), HubError, "Check HF_ENDPOINT"),
-        (http.ProxyError("407"), HubError, "the proxy refuses"),
-        (http.ReadTimeout("slow"), HubError, "does not answer in time"),
-        (caused(socket.gaierror(-2, "Name or service not known")), HubError, "its name is unknown"),
-        (caused(ssl.SSLCertVerificationError("self-signed")), HubError, "the connection is not secure"),
-        (caused(ConnectionRefusedError(errno.ECONNREFUSED, "refused")), HubError, "refuses the connection"),
-        (caused(ConnectionResetError(errno.ECONNRESET, "reset")), HubError, "broke off"),
-        (HubError("told already"), HubError, "told already"),
-    ]
-
-
-@pytest.mark.parametrize("number", range(len(failures())))
-def test_failures_without_an_answer(number: int) -> None:
-    error, kind, said = failures()[number]
-    failure = hub_failure("hf://a/b", error)
-    assert type(failure) is kind
-    assert said in f"{failure.message} {failure.hint}"
-    assert "Secret" not in failure.message + failure.hint
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (f"token {TOKEN}!", "token …!"),
-        ("another hf_abc-D_1, API_ORG_xyz", "another hf_…, hf_…"),
-        (
-            "Authorization: Bearer abc, 'authorization': 'Basic xyz'",
-            "Authorization: Bearer …, 'authorization': 'Basic …'",
-        ),
-        ("bearer abcdefgh1 or a basic plan", "bearer … or a basic plan"),
-        ("see https://user:pass@host:1/a/b?X-Amz-Signature=s#f now", "see https://host:1/a/b now"),
-        ("two\nlines\tand \x1b[31m", "two lines and \\x1b[31m"),
-        ("z" * 400, "z" * 150 + "…" + "z" * 149),
-    ],
-)
-def test_what_servers_say_is_made_safe(text: str, expected: str) -> None:
-    assert redact(text) == expected
-
-
-def test_tokens_of_all_kinds_are_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_TOKEN", "pa ss/word")
-    (tmp_path / "token").write_text("from-a-file\n")
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    assert redact("pa ss/word pa%20ss%2Fword from-a-file given", "given") == "… … … …"
-
-
-def test_a_quiet_client_is_as_before_afterwards(caplog: pytest.LogCaptureFixture) -> None:
-    from huggingface_hub.utils import logging as hub_logging
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, progress_bar_states
-
-    logger, before = hub_logging.get_logger("huggingface_hub.test"), dict(progress_bar_states)
-
-    def speak() -> None:
-        with quiet_hub():
-            assert are_progress_bars_disabled("huggingface_hub.upload")
-            logger.warning("be careful")
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        speak()
-    assert progress_bar_states == before
-    assert caplog.messages == []
-    logger.warning("be careful")
-    assert caplog.messages == ["be careful"]
-
-
-# Patience
-
-
-class Clock:
-    """Time that passes by sleeping."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.slept: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        """Let time pass."""
-        self.slept.append(seconds)
-        self.now += seconds
-
-
-def retried(*errors: BaseException, seconds: float = 300, **options: Any) -> tuple[str, list[float], list[str]]:
-    """Call what fails with each error in turn and then returns; say what came of it, the waits and the notes."""
-    clock, notes, rest = Clock(), Notes(), list(errors)
-
-    def function() -> str:
-        if rest:
-            raise rest.pop(0)
-        return "done"
-
-    retry = Retry(seconds, clock=clock, sleep=clock.sleep, reporter=notes)
-    try:
-        result = retry.call("hf://a/b", function, **options)
-    except LensconvError as error:
-        result = error.message if error.__cause__ is not None else "from nothing"
-    return result, clock.slept, notes.texts
-
-
-@pytest.fixture
-def true_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As long as they are for people."""
-    monkeypatch.setattr("converter.hub.retry.FIRST_WAIT", 1.0)
-
-
-@pytest.mark.usefixtures("true_waits")
-def test_what_passes_is_tried_again() -> None:
-    http = client_module()
-    passing = [
-        answered(429, {"Retry-After": "5"}),
-        answered(502),
-        json.JSONDecodeError("no", "<html>", 0),
-        http.ConnectError("x"),
-        ConnectionError("xorb"),
-        RuntimeError("hf_xet"),
-    ]
-    result, slept, notes = retried(*passing)
-    assert (result, slept) == ("done", [5, 2, 4, 8, 16, 30])
-    assert notes[:2] == [
-        "hf://a/b: the Hub answers 429; trying again in 5 s",
-        "hf://a/b: the Hub answers 502; trying again in 2 s",
-    ]
-    assert "does not answer; trying again in 4 s" in notes[2]
-
-
-@pytest.mark.usefixtures("true_waits")
-def test_patience_ends() -> None:
-    busy = [answered(503) for _ in range(99)]
-    assert retried(*busy)[:2] == ("hf://a/b: the Hub answers with status 503", [1, 2, 4, 8, 16, 30, 30])
-    assert retried(*busy, seconds=10)[1] == [1, 2, 4]
-    # There is no use in waiting for less than the Hub asks for.
-    assert retried(answered(429, {"Retry-After": "400"}))[1] == []
-    assert retried(answered(503), is_fatal=lambda error: error.response.status_code == 503)[1] == []
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "seconds"),
-    [
-        (429, {"Retry-After": "7.5"}, 7.5),
-        (503, {"Retry-After": "7"}, 7),
-        (429, {"Date": formatdate(1000, usegmt=True), "Retry-After": formatdate(1012, usegmt=True)}, 12),
-        (429, {"Retry-After": "soon"}, 4),
-        (429, {"RateLimit": '"api";r=0;t=55'}, 55),
-        (503, {"RateLimit": '"api";r=9;t=55'}, 4),
-        (429, {"Retry-After": "0"}, 1),
-        (429, {"Retry-After": "9" * 99}, 4),
-    ],
-)
-@pytest.mark.usefixtures("true_waits")
-def test_the_hub_says_how_long(status: int, headers: dict[str, str], seconds: float) -> None:
-    assert wait_seconds(answered(status, headers), 3) == seconds
-
-
-def test_what_does_not_pass_is_told_at_once() -> None:
-    from huggingface_hub import errors
-
-    http = client_module()
-    untrusted = http.ConnectError("tls")
-    untrusted.__cause__ = ssl.SSLCertVerificationError("self-signed")
-    for error in (
-        *(answered(status) for status in (400, 401, 403, 404, 409, 412, 413)),
-        untrusted,
-        errors.OfflineModeIsEnabled("off"),
-        ConnectionError("xet-write-token: 404"),
-        OSError(errno.ENOSPC, "No space left on device"),
-        RecursionError(),
-        KeyError("sha"),
-    ):
-        assert not is_transient(error)
-    # What is no failure of the Hub stays what it is.
-    for mistake in (ZeroDivisionError(), KeyboardInterrupt()):
-        with pytest.raises(type(mistake)):
-            retried(mistake)
-
-
-def test_no_wait_is_without_end(serve: Callable[[Path], LoopbackHub], tmp_path: Path) -> None:
+def test_no_wait_is_without_end(serve: Serve, tmp_path: Path) -> None:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import get_session, http_backoff  # type: ignore[attr-defined]
 
@@ -571,9 +155,7 @@ def test_no_wait_is_without_end(serve: Callable[[Path], LoopbackHub], tmp_path: 
 # Sound repos
 
 
-def test_a_release_on_the_hub_is_sound(
-    release: Path, serve: Callable[[Path], LoopbackHub], lensconv: Callable[..., Outcome]
-) -> None:
+def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Callable[..., Outcome]) -> None:
     hub = serve(release)
     hub.page = 5
     outcome = lensconv("verify", f"{PLACE}@v1", "--recipe", "lens-uint4-static", "--against", release, "--json")
@@ -595,9 +177,7 @@ def test_a_release_on_the_hub_is_sound(
     assert hosts == {"127.0.0.1": f"Bearer {TOKEN}", "localhost": ""}
 
 
-def test_people_see_the_address(
-    lens_output: Path, serve: Callable[[Path], LoopbackHub], lensconv: Callable[..., Outcome]
-) -> None:
+def test_people_see_the_address(lens_output: Path, serve: Serve, lensconv: Callable[..., Outcome]) -> None:
     serve(lens_output)
     outcome = lensconv("verify", PLACE)
     assert outcome.code == 0, outcome
@@ -605,7 +185,7 @@ def test_people_see_the_address(
     assert outcome.stdout == ""
 
 
-def test_other_components(release: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+def test_other_components(release: Path, serve: Serve) -> None:
     hub = serve(release)
     report = verify(PLACE, component="vae")
     assert "transformer/" not in "".join(path for _, path, _ in hub.seen if WEIGHTS in path)
@@ -614,7 +194,7 @@ def test_other_components(release: Path, serve: Callable[[Path], LoopbackHub]) -
     assert f"unet is no component of {PINNED}" in text
 
 
-def test_plans(tiny_repo: Path, serve: Callable[[Path], LoopbackHub], lensconv: Callable[..., Outcome]) -> None:
+def test_plans(tiny_repo: Path, serve: Serve, lensconv: Callable[..., Outcome]) -> None:
     serve(tiny_repo)
     report = plan(PLACE)
     local = plan(tiny_repo)
@@ -627,7 +207,7 @@ def test_plans(tiny_repo: Path, serve: Callable[[Path], LoopbackHub], lensconv: 
     assert f"Source: {PINNED}." in " ".join(lensconv("plan", PLACE).stderr.split())
 
 
-def test_sixteen_gigabytes(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+def test_sixteen_gigabytes(tmp_path: Path, serve: Serve) -> None:
     """The source of Lens: its true header, and a hole where the weights would be."""
     entries, position = [], 0
     for name, shape in lens_tensors(LensConfig()):
@@ -654,7 +234,7 @@ def test_sixteen_gigabytes(tmp_path: Path, serve: Callable[[Path], LoopbackHub])
 # Repos that are not as they should be
 
 
-def test_differences_from_the_manifest(release: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+def test_differences_from_the_manifest(release: Path, serve: Serve) -> None:
     (release / "README.md").write_text("# Model\n")
     hub = serve(release)
     records = {record["path"]: record for record in hub.records}
@@ -679,9 +259,7 @@ def test_differences_from_the_manifest(release: Path, serve: Callable[[Path], Lo
     assert set(failed(verify(PLACE))) == {"hub", "manifest"}
 
 
-def test_small_files_beyond_the_budget(
-    release: Path, serve: Callable[[Path], LoopbackHub], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_files_beyond_the_budget(release: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("converter.verification.remote.HASHED_BYTES", 500)
     serve(release)
     report = verify(PLACE)
@@ -689,9 +267,7 @@ def test_small_files_beyond_the_budget(
     assert "of them by size alone" in check_of(report, "hub")
 
 
-def test_differences_from_a_release_on_disk(
-    release: Path, tiny_release: Path, serve: Callable[[Path], LoopbackHub], tmp_path: Path
-) -> None:
+def test_differences_from_a_release_on_disk(release: Path, tiny_release: Path, serve: Serve, tmp_path: Path) -> None:
     hub = serve(release)
     assert check_of(verify(PLACE, against=tiny_release), "against").endswith("are the same on the Hub and on disk")
     other = tmp_path / "other"
@@ -733,7 +309,7 @@ def write_weights(file: Path, *names: str) -> None:
     file.write_bytes(encode_header(entries, {"format": "pt"}) + bytes(4 * len(names)))
 
 
-def test_other_layouts(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+def test_other_layouts(tmp_path: Path, serve: Serve) -> None:
     def repo(name: str) -> Path:
         folder = tmp_path / name
         folder.mkdir()
@@ -770,7 +346,7 @@ def test_other_layouts(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> 
     assert f"{PINNED}: holds no safetensors weights" in refused(repo("empty"), MissingInput)
 
 
-def test_weight_files_that_are_none(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+def test_weight_files_that_are_none(tmp_path: Path, serve: Serve) -> None:
     file = tmp_path / "repo" / "model.safetensors"
     file.parent.mkdir()
     good = encode_header([TensorEntry("a", "F32", (1,), 0, 4)], {}) + bytes(4)
@@ -789,7 +365,7 @@ def test_weight_files_that_are_none(tmp_path: Path, serve: Callable[[Path], Loop
         assert said in text
 
 
-def test_long_headers_take_a_second_request(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+def test_long_headers_take_a_second_request(tmp_path: Path, serve: Serve) -> None:
     file = tmp_path / "repo" / "model.safetensors"
     file.parent.mkdir()
     write_weights(file, *(f"a name that takes some space {number}" for number in range(5000)))
@@ -841,22 +417,20 @@ def git_record(path: str, size: Any = 0) -> dict[str, Any]:
         ([git_record("config.json", 2_000_000_000)], "config.json: has 2000000000 bytes, which is too long"),
     ],
 )
-def test_records_that_cannot_be(
-    records: list[Any], said: str, tmp_path: Path, serve: Callable[[Path], LoopbackHub]
-) -> None:
+def test_records_that_cannot_be(records: list[Any], said: str, tmp_path: Path, serve: Serve) -> None:
     hub = serve(tmp_path)
     hub.page = 100_000
     hub.records = [*records, git_record("model.safetensors", 9)]
     assert said in refusal(lambda: verify(PLACE))
 
 
-def test_the_largest_record_that_is_taken(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+def test_the_largest_record_that_is_taken(tmp_path: Path, serve: Serve) -> None:
     hub = serve(tmp_path)
     hub.records = [git_record("big.bin", MAXIMUM_FILE_BYTES)]
     assert "may hold a pickle" in refusal(lambda: verify(PLACE), UnsupportedCheckpoint)
 
 
-def test_listings_without_an_end(tmp_path: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+def test_listings_without_an_end(tmp_path: Path, serve: Serve) -> None:
     hub = serve(tmp_path)
 
     def endless(handler: Handler) -> None:
@@ -882,9 +456,7 @@ def test_listings_without_an_end(tmp_path: Path, serve: Callable[[Path], Loopbac
         (b" " * 16_000_001, "more than 16000000 bytes"),
     ],
 )
-def test_answers_that_make_no_sense(
-    content: bytes, said: str, tmp_path: Path, serve: Callable[[Path], LoopbackHub]
-) -> None:
+def test_answers_that_make_no_sense(content: bytes, said: str, tmp_path: Path, serve: Serve) -> None:
     hub = serve(tmp_path)
     hub.faults["/api/models/maker/model?"] = lambda handler: handler.reply(content)
     text = refusal(lambda: verify(PLACE))
@@ -910,11 +482,7 @@ def test_answers_that_make_no_sense(
     ],
 )
 def test_pieces_that_do_not_come(
-    fault: Callable[[Handler], object],
-    said: str,
-    tries: int,
-    lens_output: Path,
-    serve: Callable[[Path], LoopbackHub],
+    fault: Callable[[Handler], object], said: str, tries: int, lens_output: Path, serve: Serve
 ) -> None:
     hub = serve(lens_output)
     hub.faults[WEIGHTS] = fault
@@ -924,7 +492,7 @@ def test_pieces_that_do_not_come(
     assert len([path for _, path, _ in hub.seen if WEIGHTS in path]) == tries
 
 
-def test_pieces_that_break_off_are_asked_for_again(lens_output: Path, serve: Callable[[Path], LoopbackHub]) -> None:
+def test_pieces_that_break_off_are_asked_for_again(lens_output: Path, serve: Serve) -> None:
     hub = serve(lens_output)
     broken = []
 
@@ -944,9 +512,7 @@ def test_pieces_that_break_off_are_asked_for_again(lens_output: Path, serve: Cal
     assert len(broken) == 3
 
 
-def test_a_server_without_ranges_sends_no_more_than_is_read(
-    tmp_path: Path, serve: Callable[[Path], LoopbackHub]
-) -> None:
+def test_a_server_without_ranges_sends_no_more_than_is_read(tmp_path: Path, serve: Serve) -> None:
     file = tmp_path / "repo" / "model.safetensors"
     file.parent.mkdir()
     write_weights(file, *(f"a name that takes some space {number}" for number in range(5000)))
@@ -980,9 +546,7 @@ def test_a_server_without_ranges_sends_no_more_than_is_read(
     assert report.hub["received_bytes"] < 2_000_000
 
 
-def test_repos_that_may_not_be_seen(
-    tmp_path: Path, serve: Callable[[Path], LoopbackHub], lensconv: Callable[..., Outcome]
-) -> None:
+def test_repos_that_may_not_be_seen(tmp_path: Path, serve: Serve, lensconv: Callable[..., Outcome]) -> None:
     hub = serve(tmp_path)
     for status, code, said in (
         (404, "RepoNotFound", "there is no such model, or it is private"),

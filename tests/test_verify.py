@@ -23,19 +23,30 @@ from converter.schemas import load_schema
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_entries
 from converter.verification.measures import Fidelity, ModuleFidelity
-from converter.verification.report import VerifyReport
 from converter.verification.verify import make_report
+from tests.checkpoints import (
+    BLOCK,
+    LINEAR,
+    MOD,
+    OUT,
+    QKV,
+    WEIGHTS,
+    Damage,
+    change_config,
+    change_tensors,
+    failed,
+    rewrite,
+    write_checkpoint,
+)
 from tests.conftest import Outcome
 from tests.reference import LENS_OPTIONS, convert_with_sdnq
 from tests.tiny_models import model_class, save_model
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-BLOCK = "transformer_blocks.0"
 
-
-def failed(report: VerifyReport) -> dict[str, str]:
-    """Failed checks and what they say."""
-    return {check.name: check.detail for check in report.checks if not check.ok}
+@pytest.fixture
+def folder(lens_output: Path, tmp_path: Path) -> Path:
+    """A quantized checkpoint that may be changed."""
+    return shutil.copytree(lens_output, tmp_path / "out")
 
 
 def test_what_lensconv_writes_is_sound(lens_source: Path, lens_output: Path) -> None:
@@ -147,51 +158,10 @@ def test_fidelity_is_what_numpy_says(lens_source: Path, lens_output: Path) -> No
     assert 0.5 < report["max_error_steps"] < 0.75
 
 
-Damage = Callable[[Path, dict[str, torch.Tensor]], None]
-
-
-def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"}
-    )
-
-
-def change_config(**changes: Any) -> Damage:
-    """Change both copies of the quantization config."""
-
-    def damage(folder: Path, _: dict[str, torch.Tensor]) -> None:
-        for name in ("config.json", "quantization_config.json"):
-            content = json.loads((folder / name).read_text())
-            (content if name.startswith("quant") else content["quantization_config"]).update(changes)
-            (folder / name).write_text(json.dumps(content))
-
-    return damage
-
-
-def change_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
-    def damage(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-        change(tensors)
-        rewrite(folder, tensors)
-
-    return damage
-
-
-def only_in(name: str, **changes: Any) -> Damage:
-    """Change one copy of the quantization config."""
-
-    def damage(folder: Path, _: dict[str, torch.Tensor]) -> None:
-        content = json.loads((folder / name).read_text())
-        (content if name.startswith("quant") else content["quantization_config"]).update(changes)
-        (folder / name).write_text(json.dumps(content))
-
-    return damage
-
-
 def reshape(name: str, *shape: int) -> Damage:
     return change_tensors(lambda tensors: tensors.update({name: tensors[name].reshape(shape)}))
 
 
-QKV, MOD, OUT = f"{BLOCK}.attn.img_qkv", f"{BLOCK}.img_mod.1", f"{BLOCK}.attn.to_out.0"
 #: Damages that headers and small files show, the check that must fail, and what it must name.
 VISIBLE: dict[str, tuple[Damage, str, str]] = {
     "no zero point": (change_tensors(lambda t: t.pop(f"{QKV}.zero_point")), "packed weights", QKV),
@@ -275,7 +245,7 @@ VISIBLE: dict[str, tuple[Damage, str, str]] = {
     "excluded in the config": (change_config(modules_to_not_convert=["attn"]), "quantized", "attn"),
     "nothing excluded": (change_config(modules_to_not_convert=[]), "names", "does not exclude it"),
     "another method": (change_config(quant_method="gptq"), "config", "gptq"),
-    "configs that disagree": (only_in("config.json", group_size=128), "config", "group_size"),
+    "configs that disagree": (change_config("config.json", group_size=128), "config", "group_size"),
     "a stray shard": (
         lambda folder, _: save_file({"x": torch.ones(3)}, folder / "old-00001-of-00002.safetensors"),
         "stray files",
@@ -290,8 +260,7 @@ VISIBLE: dict[str, tuple[Damage, str, str]] = {
 
 
 @pytest.mark.parametrize("damage", VISIBLE)
-def test_damage_that_headers_show(damage: str, lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
+def test_damage_that_headers_show(damage: str, folder: Path) -> None:
     break_it, check, named = VISIBLE[damage]
     break_it(folder, load_file(folder / WEIGHTS))
     report = verify(folder)
@@ -320,8 +289,7 @@ HIDDEN: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", HIDDEN)
-def test_damage_that_only_the_weights_show(damage: str, lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
+def test_damage_that_only_the_weights_show(damage: str, lens_source: Path, folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     change, check = HIDDEN[damage]
     change(tensors)
@@ -333,10 +301,7 @@ def test_damage_that_only_the_weights_show(damage: str, lens_source: Path, lens_
     jsonschema.validate(json.loads(json.dumps(report.to_dict(), allow_nan=False)), load_schema("verify"))
 
 
-def test_a_shape_damage_is_named_and_the_rest_still_compared(
-    lens_source: Path, lens_output: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
+def test_a_shape_damage_is_named_and_the_rest_still_compared(lens_source: Path, folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     del tensors[f"{QKV}.zero_point"]
     rewrite(folder, tensors)
@@ -384,8 +349,7 @@ def test_what_cannot_be_asked(lens_source: Path, lens_output: Path, tmp_path: Pa
         verify(tmp_path / "out", checksums=True)
 
 
-def test_a_config_that_lies_about_the_arithmetic(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
+def test_a_config_that_lies_about_the_arithmetic(lens_source: Path, folder: Path) -> None:
     change_config(use_hadamard=True)(folder, {})
     assert "near source" in failed(verify(folder, against=lens_source))
 
@@ -400,8 +364,7 @@ def test_another_source_is_far(lens_source: Path, lens_output: Path, tmp_path: P
     assert f"{QKV} (" in failed(report)["near source"]
 
 
-def test_the_config_is_compared_with_the_source(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
+def test_the_config_is_compared_with_the_source(lens_source: Path, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "axes_dims_rope": [16, 24, 24], "_name_or_path": "x"}))
     report = verify(folder, against=lens_source)
@@ -409,8 +372,7 @@ def test_the_config_is_compared_with_the_source(lens_source: Path, lens_output: 
     assert differing_entries({"a": {"b": 1, "dtype": 2, "c": 3}}, {"a": {"b": 2, "dtype": 3}, "d": 4}) == ["a.b"]
 
 
-def test_the_recipe_is_compared_with_the_config(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
+def test_the_recipe_is_compared_with_the_config(lens_source: Path, folder: Path) -> None:
     # The tensors are the same with and without.
     change_config(use_quantized_matmul=False)(folder, {})
     report = verify(folder, recipe="lens-uint4-static")
@@ -459,8 +421,7 @@ def test_a_file_without_its_config(lens_source: Path, lens_output: Path, tmp_pat
     assert "names" not in {check.name for check in report.checks}
 
 
-def test_a_name_that_loaders_do_not_look_for(lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
+def test_a_name_that_loaders_do_not_look_for(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "lens.safetensors")
     assert any("loaders look for" in note and "lens" in note for note in verify(folder).notes)
 
@@ -477,8 +438,7 @@ def test_models_that_were_not_in_bfloat16(dtype: torch.dtype, lens_source: Path,
     assert f"8 tensors of modulation layers are {name}, not BF16" in report.notes
 
 
-def test_kept_tensors_must_be_as_wide_as_planned(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
+def test_kept_tensors_must_be_as_wide_as_planned(lens_source: Path, folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     tensors["proj_out.bias"] = tensors["proj_out.bias"].to(torch.float8_e4m3fn)
     tensors[f"{QKV}.weight"] = tensors[f"{QKV}.weight"].view(torch.int8)
@@ -486,117 +446,6 @@ def test_kept_tensors_must_be_as_wide_as_planned(lens_source: Path, lens_output:
     detail = failed(verify(folder, against=lens_source))["plan"]
     assert "proj_out.bias is F8_E4M3" in detail
     assert f"{QKV}.weight is I8" in detail
-
-
-def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    file = folder / "lensconv_manifest.json"
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
-
-
-def drop(name: str) -> Callable[[dict[str, Any]], object]:
-    return lambda m: m.update(files=[entry for entry in m["files"] if entry["name"] != name])
-
-
-def rename(name: str) -> Callable[[dict[str, Any]], object]:
-    return lambda m: m["files"].append({"name": name, "bytes": 1, "sha256": "0" * 64})
-
-
-#: Manifests that are not those of the release, and what must be named.
-MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "another format": (lambda m: m.update(format="x\x1b[2J"), "x\\x1b[2J"),
-    "another version": (lambda m: m.update(format_version=2), "version 2"),
-    "a version that is true": (lambda m: m.update(format_version=True), "version True"),
-    "no weights listed": (drop(WEIGHTS), f"{WEIGHTS} is not listed"),
-    "no config listed": (drop("config.json"), "config.json is not listed"),
-    "no quantization config listed": (drop("quantization_config.json"), "quantization_config.json is not listed"),
-    "nothing listed": (lambda m: m.update(files=[]), "is not listed"),
-    "a file listed twice": (lambda m: m["files"].append(m["files"][0]), "twice"),
-    "a file that no file can be": (rename("\ud800"), "\\ud800"),
-    "a name that is too long": (rename("x" * 300), "is missing"),
-    "a folder": (rename("."), "lists ., which is not a path inside the release"),
-    "another header": (lambda m: m["output"]["headers"].update({WEIGHTS: "0" * 64}), f"the header of {WEIGHTS}"),
-    "one header too many": (lambda m: m["output"]["headers"].update(old="0" * 64), "old has a header"),
-    "headers that are numbers": (lambda m: m["output"].update(headers={WEIGHTS: 5}), "header"),
-    "another recipe": (lambda m: m["recipe"]["sdnq"].update(weights_dtype="int8"), "disagree on weights_dtype"),
-    "other tensors": (lambda m: m["output"].update(tensors=5), "its tensors"),
-    "other bytes": (lambda m: m["output"].update(bytes_by_dtype={"BF16": 5}), "its bytes_by_dtype"),
-    "other parameters": (lambda m: m["output"].update(parameters=5), "the output has 5 parameters"),
-    "another source": (lambda m: m["source"].update(parameters=10**12), "the source has 1000000000000 parameters"),
-    "another shape": (lambda m: m["recipe"]["quantized"][QKV].update(shape=[5, 5]), f"{QKV} has shape [5, 5]"),
-    "no shape": (lambda m: m["recipe"]["quantized"][QKV].update(shape=[-1]), f"gives {QKV} a shape"),
-    "another module": (lambda m: m["recipe"]["quantized"].update(x={"shape": [4]}), "x is quantized by the manifest"),
-    "a module by another name": (
-        lambda m: m["recipe"]["quantized"].update(x=m["recipe"]["quantized"].pop(QKV)),
-        f"{QKV} is quantized by its tensors",
-    ),
-    "no recipe": (lambda m: m.pop("recipe"), "recipe is missing"),
-    "a recipe that is a list": (lambda m: m.update(recipe=[1]), "recipe must be a table, not [1]"),
-    "no component": (lambda m: m.pop("component"), "component is missing"),
-    "tensors that are true": (lambda m: m["output"].update(tensors=True), "output: tensors must be an integer"),
-    "files in a table": (lambda m: m.update(files={"x": 1}), "files must be an array"),
-    "a file that is a name": (lambda m: m["files"].append("x"), "lists a file that is not an object"),
-    "a file without sha256": (lambda m: m["files"][0].pop("sha256"), "sha256 is missing"),
-    "a file of half a byte": (lambda m: m["files"][0].update(bytes=0.5), "bytes must be an integer"),
-    "a shape in words": (lambda m: m["recipe"]["quantized"][QKV].update(shape=["5"]), f"gives {QKV} a shape"),
-    "nested deeply": (lambda m: m.update(recipe=json.loads("[" * 900 + "]" * 900)), "recipe must be a table"),
-}
-
-
-@pytest.mark.parametrize("damage", MANIFESTS)
-def test_a_manifest_must_describe_the_release(damage: str, lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
-    change, named = MANIFESTS[damage]
-    edit_manifest(folder, change)
-    report = verify(folder, checksums=True)
-    details = failed(report)
-    # Only the manifest lies, but sums cannot be compared with one that makes no sense.
-    assert "manifest" in details
-    assert details.keys() <= {"manifest", "checksums", "packed weights"}
-    assert named in details["manifest"]
-    assert "\x1b" not in details["manifest"]
-
-
-def test_files_that_the_manifest_does_not_list_are_noted(lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
-    for name in ("README.md", "a.png", "b.png", "c\x1b.png", ".gitattributes"):
-        (folder / name).touch()
-    report = verify(folder, checksums=True)
-    assert report.ok
-    assert report.notes == ("the manifest does not list README.md; a.png; b.png; and 1 more",)
-
-
-def test_a_component_that_was_brought_along(lens_output: Path, tmp_path: Path) -> None:
-    """A release's manifest describes one component and lists the files of all."""
-    folder = tmp_path / "release"
-    shutil.copytree(lens_output, folder / "vae")
-    (folder / "vae" / "lensconv_manifest.json").rename(folder / "lensconv_manifest.json")
-    (folder / "model_index.json").write_text('{"vae": ["x", "y"]}')
-
-    def describe_another(content: dict[str, Any]) -> None:
-        content["component"] = "transformer"
-        for entry in content["files"]:
-            entry["name"] = "vae/" + entry["name"]
-
-    edit_manifest(folder, describe_another)
-    report = verify(folder, component="vae", checksums=True)
-    assert report.ok, failed(report)
-    assert any("describes the component transformer" in note for note in report.notes)
-
-
-def write_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], class_name: str, **options: Any) -> Path:
-    """A checkpoint of any class, with both copies of the quantization config."""
-    folder.mkdir()
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    quantization = {"quant_method": "sdnq", "weights_dtype": "int8", "sdnq_version": "0.2.8", **options}
-    (folder / "quantization_config.json").write_text(json.dumps(quantization))
-    config = {"_class_name": class_name, "quantization_config": quantization}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-LINEAR = {"a.weight": torch.zeros(64, 64, dtype=torch.int8), "a.scale": torch.ones(64, 1)}
 
 
 def test_a_parameter_named_scale_is_no_quantized_module(tmp_path: Path) -> None:
@@ -635,29 +484,6 @@ def test_tensors_that_have_other_names_than_their_modules(tmp_path: Path) -> Non
     assert not any("has other names for the weights" in note for note in report.notes)
 
 
-def test_other_classes_are_judged_by_the_shapes_in_the_manifest(tmp_path: Path) -> None:
-    source = save_model(tmp_path / "source", "FluxTransformer2DModel", num_layers=1, num_single_layers=1)
-    convert(source, tmp_path / "out", "sdnq-int8")
-    report = verify(tmp_path / "out")
-    assert report.ok, failed(report)
-    assert report.notes == ("scales are F32 (dequantize_fp32), twice the size of BF16",)
-
-    def rename_one(content: dict[str, Any]) -> None:
-        modules = content["recipe"]["quantized"]
-        modules["model.other"] = modules.pop(max(modules))
-
-    edit_manifest(tmp_path / "out", rename_one)
-    assert verify(tmp_path / "out").ok, "a class may give its tensors other names"
-    tensors = load_file(tmp_path / "out" / WEIGHTS)
-    name = next(name for name in sorted(tensors) if name.endswith(".scale"))
-    tensors[name] = tensors[name].reshape(-1)
-    rewrite(tmp_path / "out", tensors)
-    assert f"{name.removesuffix('.scale')}: scale is F32" in failed(verify(tmp_path / "out"))["packed weights"]
-    (tmp_path / "out" / "lensconv_manifest.json").unlink()
-    report = verify(tmp_path / "out")
-    assert "headers alone do not show whether tensors are missing; --against does" in report.notes
-
-
 def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Callable[..., Outcome], tmp_path: Path) -> None:
     escape = "\x1b[2J\x07" + "x" * 500
     options = {"weights_dtype": escape, "modules_to_not_convert": [escape + "+*"], escape: 1}
@@ -677,8 +503,7 @@ def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Callable[..
         assert "x" * 300 not in outcome.stderr
 
 
-def test_a_pattern_that_cannot_be_judged_is_noted(lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
+def test_a_pattern_that_cannot_be_judged_is_noted(folder: Path) -> None:
     excluded = json.loads((folder / "quantization_config.json").read_text())["modules_to_not_convert"]
     hostile = [f"(a+)+*${number}" for number in range(5)]
     change_config(modules_to_not_convert=[*excluded, *hostile, "*a" * 12 + "*b"])(folder, {})
@@ -698,8 +523,7 @@ def test_what_sdnq_cannot_restore(lens_source: Path, lens_output: Path, monkeypa
         verify(lens_output, against=lens_source)
 
 
-def test_two_reports_of_an_audit_are_the_same(lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
+def test_two_reports_of_an_audit_are_the_same(folder: Path) -> None:
     (folder / "lensconv_manifest.json").unlink()
     audit = Audit(folder)
     assert make_report(audit) == make_report(audit)
@@ -736,20 +560,10 @@ def test_an_unquantized_checkpoint_is_not_sound(lens_source: Path) -> None:
         {"group_size": "64"},
     ],
 )
-def test_a_config_of_the_wrong_types(value: dict[str, Any], lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
+def test_a_config_of_the_wrong_types(value: dict[str, Any], folder: Path) -> None:
     change_config(**value)(folder, {})
     with pytest.raises(MalformedCheckpoint, match=next(iter(value))):
         Audit(folder)
-
-
-def test_a_manifest_that_leads_out_of_the_folder(lens_output: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(lens_output, tmp_path / "out")
-    manifest = json.loads((folder / "lensconv_manifest.json").read_text())
-    manifest["files"][0]["name"] = "../secret"
-    (folder / "lensconv_manifest.json").write_text(json.dumps(manifest))
-    report = verify(folder, checksums=True)
-    assert {"manifest", "checksums"} <= failed(report).keys()
 
 
 def test_loading_compares_every_parameter(lens_output: Path, monkeypatch: pytest.MonkeyPatch) -> None:

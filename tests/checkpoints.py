@@ -1,0 +1,71 @@
+"""Quantized checkpoints that are damaged or written by hand, for the tests of verification."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from converter.verification.report import VerifyReport
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+BLOCK = "transformer_blocks.0"
+QKV, MOD, OUT = f"{BLOCK}.attn.img_qkv", f"{BLOCK}.img_mod.1", f"{BLOCK}.attn.to_out.0"
+
+Damage = Callable[[Path, dict[str, torch.Tensor]], None]
+
+
+def failed(report: VerifyReport) -> dict[str, str]:
+    """Failed checks and what they say."""
+    return {check.name: check.detail for check in report.checks if not check.ok}
+
+
+def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"}
+    )
+
+
+def change_config(*names: str, **changes: Any) -> Damage:
+    """Change the quantization config in files of these names; by default both copies."""
+
+    def damage(folder: Path, _: dict[str, torch.Tensor]) -> None:
+        for name in names or ("config.json", "quantization_config.json"):
+            content = json.loads((folder / name).read_text())
+            (content if name.startswith("quant") else content["quantization_config"]).update(changes)
+            (folder / name).write_text(json.dumps(content))
+
+    return damage
+
+
+def change_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Damage:
+    def damage(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+        change(tensors)
+        rewrite(folder, tensors)
+
+    return damage
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    file = folder / "lensconv_manifest.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def write_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], class_name: str, **options: Any) -> Path:
+    """A checkpoint of any class, with both copies of the quantization config."""
+    folder.mkdir()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    quantization = {"quant_method": "sdnq", "weights_dtype": "int8", "sdnq_version": "0.2.8", **options}
+    (folder / "quantization_config.json").write_text(json.dumps(quantization))
+    config = {"_class_name": class_name, "quantization_config": quantization}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+LINEAR = {"a.weight": torch.zeros(64, 64, dtype=torch.int8), "a.scale": torch.ones(64, 1)}

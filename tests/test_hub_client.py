@@ -1,0 +1,286 @@
+"""Addresses, failures and retries of the Hub's client."""
+
+from __future__ import annotations
+
+import errno
+import json
+import socket
+import ssl
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converter.errors import (
+    DiskError,
+    HubError,
+    LensconvError,
+    UsageError,
+)
+from converter.hub.addresses import HubAddress, is_address, parse_address
+from converter.hub.client import quiet_hub
+from converter.hub.failures import hub_failure, redact
+from converter.hub.retry import Retry, is_transient, wait_seconds
+from tests.loopback import COMMIT, PINNED, PLACE, TOKEN, answered, client_module
+from tests.reporters import Notes
+
+
+@pytest.fixture(autouse=True)
+def _token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("text", "repo_id", "revision"),
+    [
+        (PLACE, "maker/model", None),
+        (PINNED, "maker/model", COMMIT),
+        ("hf://a/b_.c-d@refs/pr/1", "a/b_.c-d", "refs/pr/1"),
+        ("hf://a/b@fix--it", "a/b", "fix--it"),
+    ],
+)
+def test_addresses(text: str, repo_id: str, revision: str | None) -> None:
+    assert is_address(text)
+    assert parse_address(text) == HubAddress(repo_id, revision)
+    assert str(parse_address(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["HF://a/b", "hf://a", "hf://a/b--c", "hf://a/b.git", "hf://a/b@x//y", "hf://a/b@../c"]
+)
+def test_addresses_that_make_no_sense(text: str) -> None:
+    assert is_address(text)
+    with pytest.raises(UsageError, match="not the address of a model on the Hub"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "said"),
+    [
+        (401, {"X-Error-Message": "Invalid credentials in Authorization header"}, "status 401"),
+        (401, {}, "no such model, or the token gives no access to it"),
+        (401, {"X-Error-Code": "RepoNotFound"}, "no such model, or it is private"),
+        (402, {"X-Error-Message": "pay"}, "demands payment: pay"),
+        (403, {"X-Error-Message": "Private storage quota reached"}, "status 403: Private storage quota reached"),
+        (403, {"X-Error-Code": "GatedRepo"}, "is gated"),
+        (403, {"X-Error-Message": "Access to this resource is disabled."}, "has been disabled"),
+        (404, {"X-Error-Code": "RepoNotFound"}, "no such model"),
+        (404, {"X-Error-Code": "RevisionNotFound"}, "no such revision"),
+        (404, {"X-Error-Code": "EntryNotFound"}, "no such file"),
+        (409, {"X-Error-Message": "tag is there"}, "it exists already, or somebody is changing it: tag is there"),
+        (412, {}, "the repo has changed in the meantime"),
+        (413, {}, "`lensconv convert --max-shard-size 5GB`"),
+        (418, {"X-Error-Message": f"tea, not {TOKEN} or other-token"}, "status 418: tea, not … or …"),
+        (429, {}, "again to resume"),
+        (503, {"X-Error-Message": "long story"}, "the Hub answers with status 503 Try again later."),
+    ],
+)
+def test_answers_that_refuse(status: int, headers: dict[str, str], said: str) -> None:
+    failure = hub_failure("hf://a/b", answered(status, headers))
+    assert type(failure) is HubError
+    assert failure.message.startswith("hf://a/b: ")
+    assert said in f"{failure.message} {failure.hint}"
+    assert failure.hint
+    assert "https://" not in failure.message + failure.hint
+
+
+def test_pages_are_not_shown() -> None:
+    error = answered(403, {"Content-Type": "text/plain"}, b"<!DOCTYPE html><p>blocked</p>")
+    assert hub_failure("x", error).message == "x: the Hub answers with status 403"
+
+
+def failures() -> list[tuple[BaseException, type[LensconvError], str]]:
+    """What the client or the system raises, and what becomes of it."""
+    from huggingface_hub import errors
+
+    http = client_module()
+
+    def caused(cause: BaseException) -> BaseException:
+        error: BaseException = http.ConnectError(f"cannot connect with {TOKEN}")
+        error.__cause__ = cause
+        return error
+
+    missing = errors.LocalEntryNotFoundError("not there")
+    missing.__cause__ = answered(404, {"X-Error-Code": "RevisionNotFound"})
+    return [
+        (missing, HubError, "no such revision"),
+        (errors.HFValidationError("no"), UsageError, "OWNER/NAME"),
+        (errors.OfflineModeIsEnabled("off"), HubError, "HF_HUB_OFFLINE"),
+        (errors.FileMetadataError("?"), HubError, "is not the Hub"),
+        (errors.OIDCError("no"), HubError, "there is no token"),
+        (UnicodeEncodeError("ascii", "ä", 0, 1, "no"), HubError, "the token is not ASCII"),
+        (json.JSONDecodeError("no", "<html>", 0), HubError, "is a page and not JSON"),
+        (KeyError("sha"), HubError, "has an unexpected form (KeyError)"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), DiskError, "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), HubError, "/x: Permission denied"),
+        (RuntimeError(f"Data processing error: xet-write-token {TOKEN}"), HubError, "HF_HUB_DISABLE_XET=1"),
+        (ConnectionError("xet-write-token: 404 Not Found"), HubError, "no access to its Xet storage"),
+        (ConnectionError("xet-write-token: 503 Service Unavailable"), HubError, "answers with status 503 Try again"),
+        (ConnectionError("xet-write-token: 403 Forbidden"), HubError, "status 403 The token has no right"),
+        (ConnectionError("Network error"), HubError, "the transfer failed: Network error"),
+        (http.TooManyRedirects("loop"), HubError, "a redirect, again and again"),
+        (http.InvalidURL("no"), HubError, "Check HF_ENDPOINT"),
+        (http.ProxyError("407"), HubError, "the proxy refuses"),
+        (http.ReadTimeout("slow"), HubError, "does not answer in time"),
+        (caused(socket.gaierror(-2, "Name or service not known")), HubError, "its name is unknown"),
+        (caused(ssl.SSLCertVerificationError("self-signed")), HubError, "the connection is not secure"),
+        (caused(ConnectionRefusedError(errno.ECONNREFUSED, "refused")), HubError, "refuses the connection"),
+        (caused(ConnectionResetError(errno.ECONNRESET, "reset")), HubError, "broke off"),
+        (HubError("told already"), HubError, "told already"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(failures())))
+def test_failures_without_an_answer(number: int) -> None:
+    error, kind, said = failures()[number]
+    failure = hub_failure("hf://a/b", error)
+    assert type(failure) is kind
+    assert said in f"{failure.message} {failure.hint}"
+    assert "Secret" not in failure.message + failure.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"token {TOKEN}!", "token …!"),
+        ("another hf_abc-D_1, API_ORG_xyz", "another hf_…, hf_…"),
+        (
+            "Authorization: Bearer abc, 'authorization': 'Basic xyz'",
+            "Authorization: Bearer …, 'authorization': 'Basic …'",
+        ),
+        ("bearer abcdefgh1 or a basic plan", "bearer … or a basic plan"),
+        ("see https://user:pass@host:1/a/b?X-Amz-Signature=s#f now", "see https://host:1/a/b now"),
+        ("two\nlines\tand \x1b[31m", "two lines and \\x1b[31m"),
+        ("z" * 400, "z" * 150 + "…" + "z" * 149),
+    ],
+)
+def test_what_servers_say_is_made_safe(text: str, expected: str) -> None:
+    assert redact(text) == expected
+
+
+def test_tokens_of_all_kinds_are_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_TOKEN", "pa ss/word")
+    (tmp_path / "token").write_text("from-a-file\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert redact("pa ss/word pa%20ss%2Fword from-a-file given", "given") == "… … … …"
+
+
+def test_a_quiet_client_is_as_before_afterwards(caplog: pytest.LogCaptureFixture) -> None:
+    from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, progress_bar_states
+
+    logger, before = hub_logging.get_logger("huggingface_hub.test"), dict(progress_bar_states)
+
+    def speak() -> None:
+        with quiet_hub():
+            assert are_progress_bars_disabled("huggingface_hub.upload")
+            logger.warning("be careful")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        speak()
+    assert progress_bar_states == before
+    assert caplog.messages == []
+    logger.warning("be careful")
+    assert caplog.messages == ["be careful"]
+
+
+class Clock:
+    """Time that passes by sleeping."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+def retried(*errors: BaseException, seconds: float = 300, **options: Any) -> tuple[str, list[float], list[str]]:
+    """Call what fails with each error in turn and then returns; say what came of it, the waits and the notes."""
+    clock, notes, rest = Clock(), Notes(), list(errors)
+
+    def function() -> str:
+        if rest:
+            raise rest.pop(0)
+        return "done"
+
+    retry = Retry(seconds, clock=clock, sleep=clock.sleep, reporter=notes)
+    try:
+        result = retry.call("hf://a/b", function, **options)
+    except LensconvError as error:
+        result = error.message if error.__cause__ is not None else "from nothing"
+    return result, clock.slept, notes.texts
+
+
+def test_what_passes_is_tried_again() -> None:
+    http = client_module()
+    passing = [
+        answered(429, {"Retry-After": "5"}),
+        answered(502),
+        json.JSONDecodeError("no", "<html>", 0),
+        http.ConnectError("x"),
+        ConnectionError("xorb"),
+        RuntimeError("hf_xet"),
+    ]
+    result, slept, notes = retried(*passing)
+    assert (result, slept) == ("done", [5, 2, 4, 8, 16, 30])
+    assert notes[:2] == [
+        "hf://a/b: the Hub answers 429; trying again in 5 s",
+        "hf://a/b: the Hub answers 502; trying again in 2 s",
+    ]
+    assert "does not answer; trying again in 4 s" in notes[2]
+
+
+def test_patience_ends() -> None:
+    busy = [answered(503) for _ in range(99)]
+    assert retried(*busy)[:2] == ("hf://a/b: the Hub answers with status 503", [1, 2, 4, 8, 16, 30, 30])
+    assert retried(*busy, seconds=10)[1] == [1, 2, 4]
+    # There is no use in waiting for less than the Hub asks for.
+    assert retried(answered(429, {"Retry-After": "400"}))[1] == []
+    assert retried(answered(503), is_fatal=lambda error: error.response.status_code == 503)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (429, {"Retry-After": "7.5"}, 7.5),
+        (503, {"Retry-After": "7"}, 7),
+        (429, {"Date": formatdate(1000, usegmt=True), "Retry-After": formatdate(1012, usegmt=True)}, 12),
+        (429, {"Retry-After": "soon"}, 4),
+        (429, {"RateLimit": '"api";r=0;t=55'}, 55),
+        (503, {"RateLimit": '"api";r=9;t=55'}, 4),
+        (429, {"Retry-After": "0"}, 1),
+        (429, {"Retry-After": "9" * 99}, 4),
+    ],
+)
+def test_the_hub_says_how_long(status: int, headers: dict[str, str], seconds: float) -> None:
+    assert wait_seconds(answered(status, headers), 3) == seconds
+
+
+def test_what_does_not_pass_is_told_at_once() -> None:
+    from huggingface_hub import errors
+
+    http = client_module()
+    untrusted = http.ConnectError("tls")
+    untrusted.__cause__ = ssl.SSLCertVerificationError("self-signed")
+    for error in (
+        *(answered(status) for status in (400, 401, 403, 404, 409, 412, 413)),
+        untrusted,
+        errors.OfflineModeIsEnabled("off"),
+        ConnectionError("xet-write-token: 404"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        RecursionError(),
+        KeyError("sha"),
+    ):
+        assert not is_transient(error)
+    # What is no failure of the Hub stays what it is.
+    for mistake in (ZeroDivisionError(), KeyboardInterrupt()):
+        with pytest.raises(type(mistake)):
+            retried(mistake)

@@ -1,0 +1,140 @@
+"""Verification of releases by their manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from converter import convert, verify
+from tests.checkpoints import (
+    QKV,
+    WEIGHTS,
+    edit_manifest,
+    failed,
+    rewrite,
+)
+from tests.tiny_models import save_model
+
+
+@pytest.fixture
+def folder(lens_output: Path, tmp_path: Path) -> Path:
+    """A quantized checkpoint that may be changed."""
+    return shutil.copytree(lens_output, tmp_path / "out")
+
+
+def drop(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda m: m.update(files=[entry for entry in m["files"] if entry["name"] != name])
+
+
+def rename(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda m: m["files"].append({"name": name, "bytes": 1, "sha256": "0" * 64})
+
+
+#: Manifests that are not those of the release, and what must be named.
+MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "another format": (lambda m: m.update(format="x\x1b[2J"), "x\\x1b[2J"),
+    "another version": (lambda m: m.update(format_version=2), "version 2"),
+    "a version that is true": (lambda m: m.update(format_version=True), "version True"),
+    "no weights listed": (drop(WEIGHTS), f"{WEIGHTS} is not listed"),
+    "no config listed": (drop("config.json"), "config.json is not listed"),
+    "no quantization config listed": (drop("quantization_config.json"), "quantization_config.json is not listed"),
+    "a path out of the folder": (rename("../secret"), "lists ../secret, which is not a path inside the release"),
+    "nothing listed": (lambda m: m.update(files=[]), "is not listed"),
+    "a file listed twice": (lambda m: m["files"].append(m["files"][0]), "twice"),
+    "a file that no file can be": (rename("\ud800"), "\\ud800"),
+    "a name that is too long": (rename("x" * 300), "is missing"),
+    "a folder": (rename("."), "lists ., which is not a path inside the release"),
+    "another header": (lambda m: m["output"]["headers"].update({WEIGHTS: "0" * 64}), f"the header of {WEIGHTS}"),
+    "one header too many": (lambda m: m["output"]["headers"].update(old="0" * 64), "old has a header"),
+    "headers that are numbers": (lambda m: m["output"].update(headers={WEIGHTS: 5}), "header"),
+    "another recipe": (lambda m: m["recipe"]["sdnq"].update(weights_dtype="int8"), "disagree on weights_dtype"),
+    "other tensors": (lambda m: m["output"].update(tensors=5), "its tensors"),
+    "other bytes": (lambda m: m["output"].update(bytes_by_dtype={"BF16": 5}), "its bytes_by_dtype"),
+    "other parameters": (lambda m: m["output"].update(parameters=5), "the output has 5 parameters"),
+    "another source": (lambda m: m["source"].update(parameters=10**12), "the source has 1000000000000 parameters"),
+    "another shape": (lambda m: m["recipe"]["quantized"][QKV].update(shape=[5, 5]), f"{QKV} has shape [5, 5]"),
+    "no shape": (lambda m: m["recipe"]["quantized"][QKV].update(shape=[-1]), f"gives {QKV} a shape"),
+    "another module": (lambda m: m["recipe"]["quantized"].update(x={"shape": [4]}), "x is quantized by the manifest"),
+    "a module by another name": (
+        lambda m: m["recipe"]["quantized"].update(x=m["recipe"]["quantized"].pop(QKV)),
+        f"{QKV} is quantized by its tensors",
+    ),
+    "no recipe": (lambda m: m.pop("recipe"), "recipe is missing"),
+    "a recipe that is a list": (lambda m: m.update(recipe=[1]), "recipe must be a table, not [1]"),
+    "no component": (lambda m: m.pop("component"), "component is missing"),
+    "tensors that are true": (lambda m: m["output"].update(tensors=True), "output: tensors must be an integer"),
+    "files in a table": (lambda m: m.update(files={"x": 1}), "files must be an array"),
+    "a file that is a name": (lambda m: m["files"].append("x"), "lists a file that is not an object"),
+    "a file without sha256": (lambda m: m["files"][0].pop("sha256"), "sha256 is missing"),
+    "a file of half a byte": (lambda m: m["files"][0].update(bytes=0.5), "bytes must be an integer"),
+    "a shape in words": (lambda m: m["recipe"]["quantized"][QKV].update(shape=["5"]), f"gives {QKV} a shape"),
+    "nested deeply": (lambda m: m.update(recipe=json.loads("[" * 900 + "]" * 900)), "recipe must be a table"),
+}
+
+
+@pytest.mark.parametrize("damage", MANIFESTS)
+def test_a_manifest_must_describe_the_release(damage: str, folder: Path) -> None:
+    change, named = MANIFESTS[damage]
+    edit_manifest(folder, change)
+    report = verify(folder, checksums=True)
+    details = failed(report)
+    # Only the manifest lies, but sums cannot be compared with one that makes no sense.
+    assert "manifest" in details
+    assert details.keys() <= {"manifest", "checksums", "packed weights"}
+    assert named in details["manifest"]
+    assert "\x1b" not in details["manifest"]
+
+
+def test_files_that_the_manifest_does_not_list_are_noted(folder: Path) -> None:
+    for name in ("README.md", "a.png", "b.png", "c\x1b.png", ".gitattributes"):
+        (folder / name).touch()
+    report = verify(folder, checksums=True)
+    assert report.ok
+    assert report.notes == ("the manifest does not list README.md; a.png; b.png; and 1 more",)
+
+
+def test_a_component_that_was_brought_along(lens_output: Path, tmp_path: Path) -> None:
+    """A release's manifest describes one component and lists the files of all."""
+    folder = tmp_path / "release"
+    shutil.copytree(lens_output, folder / "vae")
+    (folder / "vae" / "lensconv_manifest.json").rename(folder / "lensconv_manifest.json")
+    (folder / "model_index.json").write_text('{"vae": ["x", "y"]}')
+
+    def describe_another(content: dict[str, Any]) -> None:
+        content["component"] = "transformer"
+        for entry in content["files"]:
+            entry["name"] = "vae/" + entry["name"]
+
+    edit_manifest(folder, describe_another)
+    report = verify(folder, component="vae", checksums=True)
+    assert report.ok, failed(report)
+    assert any("describes the component transformer" in note for note in report.notes)
+
+
+def test_other_classes_are_judged_by_the_shapes_in_the_manifest(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "FluxTransformer2DModel", num_layers=1, num_single_layers=1)
+    convert(source, tmp_path / "out", "sdnq-int8")
+    report = verify(tmp_path / "out")
+    assert report.ok, failed(report)
+    assert report.notes == ("scales are F32 (dequantize_fp32), twice the size of BF16",)
+
+    def rename_one(content: dict[str, Any]) -> None:
+        modules = content["recipe"]["quantized"]
+        modules["model.other"] = modules.pop(max(modules))
+
+    edit_manifest(tmp_path / "out", rename_one)
+    assert verify(tmp_path / "out").ok, "a class may give its tensors other names"
+    tensors = load_file(tmp_path / "out" / WEIGHTS)
+    name = next(name for name in sorted(tensors) if name.endswith(".scale"))
+    tensors[name] = tensors[name].reshape(-1)
+    rewrite(tmp_path / "out", tensors)
+    assert f"{name.removesuffix('.scale')}: scale is F32" in failed(verify(tmp_path / "out"))["packed weights"]
+    (tmp_path / "out" / "lensconv_manifest.json").unlink()
+    report = verify(tmp_path / "out")
+    assert "headers alone do not show whether tensors are missing; --against does" in report.notes
