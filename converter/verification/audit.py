@@ -16,12 +16,13 @@ from typing import Any
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import count_bytes_by_dtype, examine_checkpoint
+from converter.conversion.planning.patterns import matching_pattern
 from converter.conversion.release.manifest import Manifest, read_manifest
 from converter.errors import InputError, UnsupportedCheckpoint
 from converter.models.families import family
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_family, lens_tensors
 from converter.verification.configuration import read_quantization_config
-from converter.verification.modules import part_names, quantized_modules
+from converter.verification.modules import quantized_modules
 from converter.verification.report import FamilyFootprint
 
 
@@ -45,7 +46,8 @@ class Audit:
         self.root = self.checkpoint.pipeline or self.checkpoint.folder
         self.quantization = read_quantization_config(self.checkpoint)
         self.modules = quantized_modules(self.checkpoint, self.config)
-        self.parts = frozenset(part_names(self.modules))
+        self.owners = {entry.name: name for name, module in self.modules.items() for entry in module.parts.values()}
+        """Names of quantized modules by the names of their tensors."""
         self.manifest = manifest
         self.manifest_problem = ""
         try:
@@ -67,7 +69,7 @@ class Audit:
     @cached_property
     def kept(self) -> dict[str, TensorEntry]:
         """The tensors outside of quantized modules, by name."""
-        return {name: tensor.entry for name, tensor in self.checkpoint.tensors.items() if name not in self.parts}
+        return {name: tensor.entry for name, tensor in self.checkpoint.tensors.items() if name not in self.owners}
 
     @cached_property
     def float_dtype(self) -> str:
@@ -96,6 +98,10 @@ class Audit:
         named = {name for names in lists for name in names if name.endswith(".weight") and "*" not in name}
         return self.class_name != CLASS_NAME and not named <= self.checkpoint.tensors.keys()
 
+    def excluding_pattern(self, weight: str) -> str | None:
+        """The pattern by which the configuration keeps a weight from being quantized; None if there is none."""
+        return matching_pattern(weight, self.config.get("modules_to_not_convert") or ())
+
     @property
     def parameters(self) -> int:
         """Parameters of the unquantized model, as far as the tensors show them."""
@@ -117,13 +123,10 @@ class Audit:
     def footprints(self) -> tuple[FamilyFootprint, ...]:
         """Tensors and bytes by family, the largest first."""
         members: dict[str, list[tuple[str, int]]] = {}
-        quantized: Counter[str] = Counter()
-        owner = {entry.name: name for name, module in self.modules.items() for entry in module.parts.values()}
         for name, tensor in self.checkpoint.tensors.items():
-            key = family(f"{owner[name]}.weight" if name in owner else name, self.class_name)
+            key = family(f"{self.owners[name]}.weight" if name in self.owners else name, self.class_name)
             members.setdefault(key, []).append((tensor.entry.dtype, tensor.entry.bytes))
-        for name in self.modules:
-            quantized[family(f"{name}.weight", self.class_name)] += 1
+        quantized = Counter(family(f"{name}.weight", self.class_name) for name in self.modules)
         footprints = (
             FamilyFootprint(
                 key, len(sizes), sum(size for _, size in sizes), count_bytes_by_dtype(sizes), quantized[key]

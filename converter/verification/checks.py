@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
-from converter.conversion.planning.patterns import matching_pattern
 from converter.models.lens.layout import CLASS_NAME, lens_family
 from converter.verification.audit import Audit
 from converter.verification.configuration import shown
@@ -57,10 +56,9 @@ def _check_config(audit: Audit) -> Check:
 
 def _check_quantized(audit: Audit) -> Check:
     """Whether no module is quantized that the configuration excludes."""
-    excluded = audit.config.get("modules_to_not_convert") or ()
     problems = [] if audit.modules else ["no tensor is quantized: none has a scale"]
     for name in audit.modules:
-        pattern = matching_pattern(f"{name}.weight", excluded)
+        pattern = audit.excluding_pattern(f"{name}.weight")
         if pattern is not None:
             problems.append(f"{name} is quantized, but modules_to_not_convert contains {pattern}")
     good = f"{len(audit.modules)} modules, none of them excluded by the config"
@@ -85,7 +83,6 @@ def _check_kept(audit: Audit) -> Check:
 
 def _check_modulation(audit: Audit) -> Check:
     """Whether modulation layers exist, and those that the config excludes are floats."""
-    excluded = audit.config.get("modules_to_not_convert") or ()
     problems = []
     dtypes: Counter[str] = Counter()
     for name, tensor in audit.checkpoint.tensors.items():
@@ -94,7 +91,7 @@ def _check_modulation(audit: Audit) -> Check:
         dtypes[tensor.entry.dtype] += 1
         is_plain = name in audit.kept and tensor.entry.dtype in WEIGHT_DTYPES
         weight = name.rpartition(".")[0] + ".weight"
-        if not is_plain and matching_pattern(weight, excluded) is not None:
+        if not is_plain and audit.excluding_pattern(weight) is not None:
             problems.append(f"{name} is {tensor.entry.dtype}; quantized modulation ruins images")
     if not dtypes:
         problems.append("there are no modulation layers")
@@ -105,7 +102,6 @@ def _check_modulation(audit: Audit) -> Check:
 def _check_lens_names(audit: Audit) -> Check:
     """Compare the tensors with those of the class, in both directions."""
     expected, shapes = audit.lens_shapes, audit.checkpoint.shapes
-    excluded = audit.config.get("modules_to_not_convert") or ()
     problems = []
     for name, shape in expected.items():
         if name.endswith(".weight") and name.removesuffix(".weight") in audit.modules:
@@ -114,10 +110,10 @@ def _check_lens_names(audit: Audit) -> Check:
             problems.append(f"{name} is missing")
         elif shapes[name] != shape:
             problems.append(f"{name} has shape {list(shapes[name])}, should have {list(shape)}")
-        elif len(shape) == 2 and matching_pattern(name, excluded) is None:
+        elif len(shape) == 2 and audit.excluding_pattern(name) is None:
             problems.append(f"{name} is not quantized, and the config does not exclude it")
     problems += [
-        f"{name} is not part of {CLASS_NAME}" for name in shapes if name not in expected and name not in audit.parts
+        f"{name} is not part of {CLASS_NAME}" for name in shapes if name not in expected and name not in audit.owners
     ]
     problems += [
         f"{name} is not a module of {CLASS_NAME}" for name in audit.modules if f"{name}.weight" not in expected

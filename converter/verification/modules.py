@@ -54,8 +54,3 @@ def quantized_modules(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict
         dtype = weights_dtype_of(f"{name}.weight", config)
         modules[name] = QuantizedModule(name, parts, dtype, weight_format(dtype))
     return modules
-
-
-def part_names(modules: Mapping[str, QuantizedModule]) -> set[str]:
-    """Names of all tensors that belong to quantized modules."""
-    return {entry.name for module in modules.values() for entry in module.parts.values()}

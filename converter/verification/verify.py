@@ -74,9 +74,7 @@ def verify(
                 f"{path}: --checksums, --load and --fail-under-sqnr need the weights, which stay on the Hub",
                 "Download the repo with `hf download OWNER/NAME --local-dir DIR`, then verify DIR.",
             )
-        return _verify_remote(
-            parse_address(path), component=component, against=against, recipe=recipe, reporter=reporter
-        )
+        return _verify_remote(parse_address(path), component, against, recipe, reporter)
     path = Path(path)
     if fail_under_sqnr is not None and against is None:
         raise UsageError("--fail-under-sqnr needs --against SOURCE", "Without the source there is nothing to measure.")
@@ -128,12 +126,7 @@ def make_report(audit: Audit, extra: Sequence[Check] = (), fidelity: Mapping[str
 
 
 def _verify_remote(
-    address: HubAddress,
-    *,
-    component: str | None,
-    against: Path | None,
-    recipe: str | Recipe | None,
-    reporter: Reporter,
+    address: HubAddress, component: str | None, against: Path | None, recipe: str | Recipe | None, reporter: Reporter
 ) -> VerifyReport:
     """Check a repo on the Hub by its headers, its small files and the Hub's records."""
     from converter.hub.shadow import shadowed
