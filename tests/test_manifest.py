@@ -1,0 +1,102 @@
+"""The manifest of a release: as ``convert`` writes it, as ``card`` amends it, as ``card`` and ``publish`` use it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converter import CardOptions, make_card
+from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, Manifest, describe_file, read_manifest
+from converter.errors import ReleaseError
+from converter.publication.preflight import examine_release
+from tests.conftest import list_file
+
+CARD = b"---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n# Tiny\n"
+WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def release(tiny_release: Path, tmp_path: Path) -> Path:
+    """A release with a card, which may be changed."""
+    folder = tmp_path / "release"
+    shutil.copytree(tiny_release, folder)
+    list_file(folder, CARD_NAME, CARD)
+    return folder
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest as JSON."""
+    content: dict[str, Any] = json.loads((folder / MANIFEST_NAME).read_text())
+    return content
+
+
+def note_card(folder: Path, note: Any) -> Manifest:
+    """Write a note about the card into the manifest."""
+    (folder / MANIFEST_NAME).write_text(json.dumps({**read(folder), "card": note, "later": {"key": 1}}))
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return manifest
+
+
+def test_what_convert_writes_is_what_is_read(tiny_release: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(tiny_release)
+    assert manifest is not None
+    assert manifest.encode() == (tiny_release / MANIFEST_NAME).read_bytes()
+    assert [file.to_dict() for file in manifest.files.values()] == read(tiny_release)["files"]
+    assert (manifest.card_files, manifest.card_repository) == ((), None)
+    assert read_manifest(tmp_path) is None
+
+
+def test_a_card_takes_the_place_of_an_earlier_one(release: Path) -> None:
+    manifest = note_card(release, {"files": [CARD_NAME, WEIGHTS], "repository": "a/b", "verified": False})
+    assert (manifest.card_files, manifest.card_repository) == ((CARD_NAME, WEIGHTS), "a/b")
+    amended = manifest.with_card([describe_file("a.png", b"1")], repository="c/d", verified=True)
+    assert amended.files.keys() == {"a.png", *manifest.files} - {CARD_NAME, WEIGHTS}
+    assert [*amended.files] == sorted(amended.files)
+    content = json.loads(amended.encode())
+    assert content["card"] == {"repository": "c/d", "verified": True, "files": ["a.png"]}
+    # Keys of a later version stay.
+    assert {**content, "files": 0, "card": 0} == {**read(release), "files": 0, "card": 0}
+
+
+@pytest.mark.parametrize(
+    ("note", "files", "repository", "verified"),
+    [
+        (5, (), None, True),
+        ({"files": 5, "repository": {}, "verified": None}, (), None, True),
+        ({"files": [{}, 5, "nothing", CARD_NAME], "verified": False}, (CARD_NAME,), None, False),
+    ],
+)
+def test_a_note_that_cannot_be_used(
+    note: Any, files: tuple[str, ...], repository: str | None, verified: bool, release: Path
+) -> None:
+    manifest = note_card(release, note)
+    found = manifest.card_files, manifest.card_repository, manifest.is_card_verified
+    assert found == (files, repository, verified)
+
+
+def test_an_adopted_card_keeps_what_was_noted(release: Path) -> None:
+    note_card(release, {"files": [CARD_NAME], "repository": "owner/tiny", "verified": False})
+    (release / CARD_NAME).write_bytes(CARD + b"By hand.\n")
+    report = make_card(release, options=CardOptions(adopt=True))
+    assert not report.verified
+    assert read(release)["card"] == {"files": [CARD_NAME], "repository": "owner/tiny", "verified": False}
+    assert read(release)["later"] == {"key": 1}
+
+
+def test_the_card_of_another_repo_is_not_published(release: Path) -> None:
+    note_card(release, {"files": [CARD_NAME], "repository": "owner/tiny", "verified": True})
+    assert examine_release(release, "owner/tiny").bytes > 0
+    with pytest.raises(ReleaseError, match="tells people to load owner/tiny, and not owner/other"):
+        examine_release(release, "owner/other")
+
+
+def test_weights_of_all_components_are_examined(release: Path) -> None:
+    content = (release / WEIGHTS).read_bytes()
+    list_file(release, WEIGHTS, b"\xff" * 8 + content[8:])
+    with pytest.raises(ReleaseError, match="claims a header of"):
+        examine_release(release, "owner/tiny")
