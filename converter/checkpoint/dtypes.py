@@ -1,6 +1,6 @@
 """The dtypes of the safetensors format: their names, their sizes, their order in a file.
 
-Order and names were read off files that safetensors 0.8.0 wrote; ``tests/test_header.py`` holds them against it.
+Order and names are those of files that safetensors 0.8.0 writes; ``tests/test_header.py`` compares them.
 """
 
 from __future__ import annotations

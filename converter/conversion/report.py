@@ -1,4 +1,4 @@
-"""What a conversion tells its caller."""
+"""The result of a conversion."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ class ConvertReport:
     recipe: str
     elapsed_s: float
     bytes_read_per_s: float
-    """Bytes of the source that this run converted, per second of all that it did."""
+    """Bytes of the source that this run converted, per second of its whole time."""
     peak_rss_bytes: int
-    """Of this process and of the planning process beside it, added up."""
+    """Of this process and of the planning process, added up."""
+    assumed_config: Mapping[str, Any] = field(default_factory=dict)
+    """What was assumed because no ``config.json`` names the class; else empty."""
     resumed_tensors: int = 0
     """Tensors of the output that an interrupted run had finished."""
     nonfinite: Mapping[str, int] = field(default_factory=dict)
@@ -37,6 +39,7 @@ class ConvertReport:
         return {
             "output": str(self.output),
             "recipe": self.recipe,
+            "assumed_config": dict(self.assumed_config),
             "files": [file.to_dict() for file in self.files],
             "bytes_by_dtype": dict(self.bytes_by_dtype),
             "tensors": self.tensors,
@@ -67,6 +70,7 @@ def published_report(output: Path, recipe: str, elapsed_s: float) -> ConvertRepo
         elapsed_s=elapsed_s,
         bytes_read_per_s=0.0,
         peak_rss_bytes=peak_rss_bytes(),
+        assumed_config=content["source"].get("assumed_config", {}),
         resumed_tensors=content["output"]["tensors"],
         nonfinite=content["source"]["nonfinite"],
     )

@@ -24,9 +24,10 @@ from converter.checkpoint.layout import TensorSpec
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.planning.plan import Plan, PlannedModule, PlannedTensor
 from converter.conversion.recipe.recipe import Recipe, Rule, resolve_rules, rule_matches
-from converter.errors import RecipeError, UnsupportedCheckpoint, printable
+from converter.errors import RecipeError, UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS, load_library, package_versions
-from converter.models.classes import TORCH_DTYPES, EmptyModel, build_empty_model, saved_names
+from converter.models.classes import TORCH_DTYPES
+from converter.models.empty import EmptyModel, build_empty_model, saved_names
 
 #: Names that safetensors gives torch's dtypes.
 SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -91,6 +92,7 @@ def plan_with_sdnq(checkpoint: Checkpoint, recipe: Recipe, decided: Mapping[str,
         ignored=empty.ignored,
         index_metadata={"total_parameters": model.num_parameters()} if empty.is_transformers else {},
         config=_component_config(empty, quantization_config),
+        assumed_config=empty.config.assumed,
         quantization_config=quantization_config,
         versions=package_versions(),
     )
@@ -102,7 +104,7 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
     Raises:
         UnsupportedCheckpoint: it is.
     """
-    where = printable(str(checkpoint.folder))
+    where = checkpoint.folder
     hint = "Convert the original, unquantized checkpoint."
     config = checkpoint.config.get("quantization_config")
     if config is not None:
