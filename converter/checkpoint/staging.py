@@ -17,7 +17,6 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from converter.checkpoint.folders import RENAME_EXCHANGE, RENAME_NOREPLACE, inode_of, rename_folder, sync_folder
@@ -265,9 +264,7 @@ class Staging:
     def __enter__(self) -> Staging:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._journal.close()
         if self._lock is not None:
             os.close(self._lock)

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from converter.checkpoint.layout import Layout
 from converter.errors import DiskError, OutputError, ResourceError, reason_of
@@ -81,9 +80,7 @@ class SlotWriter:
     def __enter__(self) -> SlotWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

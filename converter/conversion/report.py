@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,17 @@ class ConvertReport:
     """What a conversion did."""
 
     output: Path
+    recipe: str
+    assumed_config: Mapping[str, Any]
+    """What was assumed because no ``config.json`` names the class; else empty."""
     files: tuple[ReleaseFile, ...]
     bytes_by_dtype: Mapping[str, int]
     tensors: int
-    recipe: str
     elapsed_s: float
     bytes_read_per_s: float
     """Bytes of the source that this run converted, per second of its whole time."""
     peak_rss_bytes: int
     """Of this process and of the planning process, added up."""
-    assumed_config: Mapping[str, Any] = field(default_factory=dict)
-    """What was assumed because no ``config.json`` names the class; else empty."""
     resumed_tensors: int = 0
     """Tensors of the output that an interrupted run had finished."""
     nonfinite: Mapping[str, int] = field(default_factory=dict)
@@ -37,17 +37,9 @@ class ConvertReport:
     def to_dict(self) -> dict[str, Any]:
         """As ``lensconv convert --json`` shows it."""
         return {
+            **asdict(self),
             "output": str(self.output),
-            "recipe": self.recipe,
-            "assumed_config": dict(self.assumed_config),
             "files": [file.to_dict() for file in self.files],
-            "bytes_by_dtype": dict(self.bytes_by_dtype),
-            "tensors": self.tensors,
-            "elapsed_s": self.elapsed_s,
-            "bytes_read_per_s": self.bytes_read_per_s,
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "resumed_tensors": self.resumed_tensors,
-            "nonfinite": dict(self.nonfinite),
         }
 
 

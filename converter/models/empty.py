@@ -17,7 +17,7 @@ from torch import nn
 
 from converter.checkpoint.source import Checkpoint
 from converter.errors import DependencyError, UnsupportedCheckpoint
-from converter.libraries import load_library
+from converter.libraries import QUANTIZING_ERRORS, load_library
 from converter.models.classes import TORCH_DTYPES, find_class, refuse_absurd
 from converter.models.config import ModelConfig, model_config
 from converter.models.lens.layout import CLASS_NAME as LENS
@@ -25,18 +25,7 @@ from converter.models.lens.layout import MAXIMUM_LAYERS, LensConfig, lens_tensor
 from converter.models.matching import are_equal, match_tensors
 
 #: What the constructors of the libraries raise for a config that they cannot use.
-_CONSTRUCTION_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    StrictDataclassError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+_CONSTRUCTION_ERRORS = (*QUANTIZING_ERRORS, ImportError, StrictDataclassError)
 
 
 @dataclass(frozen=True)

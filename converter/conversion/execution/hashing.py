@@ -12,7 +12,6 @@ import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 from converter.checkpoint.layout import FileLayout, Layout
 from converter.conversion.execution.writeback import WriteBack
@@ -43,9 +42,7 @@ class FollowingHasher:
             self._result = self._pool.submit(self._run)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Drop what is not done, and wait for the thread."""
         self._stopped = True
         self._news.put(())
