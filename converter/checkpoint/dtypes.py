@@ -57,6 +57,16 @@ LONG_NAMES: dict[str, str] = {
     "F8_E5M2": "FLOAT8_E5M2",
 }
 
+#: Names as torch spells them.
+TORCH_NAMES: dict[str, str] = {
+    **{name: long_name.lower() for name, long_name in LONG_NAMES.items()},
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "BOOL": "bool",
+    "C64": "complex64",
+}
+
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int | None:
     """Bytes that a tensor takes, or None where its bits do not fill whole bytes."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converter.checkpoint.folders import remove_all_but
 from converter.checkpoint.header import changed_since
-from converter.checkpoint.journal import Finished
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import writing
@@ -153,13 +152,13 @@ def _release(
     with _discarding(staging, reporter, resumed=bool(finished)):
         bytes_read = 0
         if request.recipe.is_data_dependent:
-            # Imported here and in _decide: it imports torch, which a predicted conversion does without.
-            from converter.conversion.execution.deciding import spool_is_whole
+            # Imported here: it imports torch, which a predicted conversion does without.
+            from converter.conversion.execution.deciding import decide
 
-            if not spool_is_whole(answer.plan, staging, finished):
-                staging.begin(content)
-                finished = {}
-            answer, work, bytes_read = _decide(request, staging, answer, finished, reporter)
+            decision = decide(request, work, staging, finished, reporter)
+            finished, bytes_read = decision.finished, decision.bytes_read
+            answer = replace(answer, plan=decision.plan)
+            work = _work(request, answer, decision.spooled)
         if finished and not _are_complete(staging.release / request.checkpoint.component, work):
             finished = staging.forget_slots(content, finished)
         outcome = execute(request, work, staging, finished, budget, reporter)
@@ -179,8 +178,9 @@ def _release(
     return _Released(answer, replace(outcome, bytes_read=bytes_read), files)
 
 
-def _work(request: Request, answer: PlanAnswer) -> Work:
-    return make_work(request, answer.plan, use_fused=answer.kernel_agrees and request.options.is_on_cpu)
+def _work(request: Request, answer: PlanAnswer, spooled: Mapping[str, Path] | None = None) -> Work:
+    use_fused = answer.kernel_agrees and request.options.is_on_cpu
+    return make_work(request, answer.plan, use_fused=use_fused, spooled=spooled)
 
 
 def _budget(request: Request, work: Work) -> int:
@@ -198,20 +198,6 @@ def _budget(request: Request, work: Work) -> int:
             f"Allow at least --memory {needed}.",
         )
     return allowed
-
-
-def _decide(
-    request: Request, staging: Staging, answer: PlanAnswer, finished: Finished, reporter: Reporter
-) -> tuple[PlanAnswer, Work, int]:
-    """Let the weights decide about dtypes, then plan again; also returns how many bytes were read."""
-    from converter.conversion.execution.deciding import decide
-    from converter.conversion.planning.planner import plan_with_sdnq
-
-    decision = decide(request, answer.plan, staging, finished, reporter)
-    plan = plan_with_sdnq(request.checkpoint, request.recipe, decision.config)
-    use_fused = answer.kernel_agrees and request.options.is_on_cpu
-    work = make_work(request, plan, use_fused=use_fused, spooled=decision.spooled)
-    return replace(answer, plan=plan), work, decision.bytes_read
 
 
 def _are_complete(folder: Path, work: Work) -> bool:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,13 @@ from converter.checkpoint.header import read_header
 from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import SourceTensor
 from converter.checkpoint.writer import SlotWriter
+from converter.console import Progress
 from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.jobs import Job, KeepJob, QuantizeJob, element_bytes
 from converter.conversion.kernels import fused
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.methods import Kind
 from converter.errors import NonFiniteWeight, UnsupportedCheckpoint
-
-if TYPE_CHECKING:
-    from converter.console import Progress
 
 Bytes = NDArray[np.uint8]
 
@@ -162,18 +160,14 @@ class TensorConverter:
 
     def _run_kernel(self, job: QuantizeJob, data: Bytes) -> dict[str, NDArray[Any]] | None:
         """Quantize rows by lensconv's kernel; None when they contain numbers that it does not handle."""
-        bits = fused.widen(data, job.tensor.entry.dtype)
-        groups = bits.size // fused.GROUP
-        scale_type: type[Any] = np.uint16 if job.method.round_scales else np.uint32
-        scale_bytes = groups * np.dtype(scale_type).itemsize
-        packed = self._buffer("packed", bits.size // 2)
-        scales = self._buffer("scales", scale_bytes).view(scale_type)
-        zero_points = self._buffer("zero points", scale_bytes).view(scale_type)
         from_float32 = self.options.from_float32
-        largest = fused.quantize_uint4(bits, packed, scales, zero_points, round_weights=not from_float32)
-        if largest >= (fused.INFINITE if from_float32 else fused.OVERFLOWS_BFLOAT16):
-            return None
-        return {"weight": packed, "scale": scales, "zero_point": zero_points}
+        parts, largest = fused.quantize_uint4(
+            fused.widen(data, job.tensor.entry.dtype),
+            round_weights=not from_float32,
+            round_scales=job.method.round_scales,
+            buffer=self._buffer,
+        )
+        return parts if largest < (fused.INFINITE if from_float32 else fused.OVERFLOWS_BFLOAT16) else None
 
     def _run_sdnq(self, job: QuantizeJob, rows: int, data: Bytes) -> dict[str, NDArray[Any]]:
         from converter.conversion.kernels.sdnq import open_device, quantize_with_sdnq

@@ -20,10 +20,11 @@ from converter.checkpoint.staging import SPOOLED, Staging
 from converter.checkpoint.writer import writing
 from converter.console import Reporter
 from converter.conversion.execution.converting import refuse_nonfinite
+from converter.conversion.execution.jobs import Work
 from converter.conversion.execution.randomness import seeded_randomness
 from converter.conversion.kernels.sdnq import QuantizedParts, count_nonfinite, open_device, quantize_with_sdnq
 from converter.conversion.planning.plan import Plan, PlannedModule
-from converter.conversion.planning.planner import SAFETENSORS_NAMES
+from converter.conversion.planning.planner import SAFETENSORS_NAMES, plan_with_sdnq
 from converter.conversion.request import Request
 from converter.errors import InputError
 
@@ -32,15 +33,16 @@ from converter.errors import InputError
 class Decision:
     """What the weights decided."""
 
-    config: Mapping[str, Any]
-    """SDNQ's configuration with everything that they decided."""
+    plan: Plan
     spooled: Mapping[str, Path]
     """The spool file of each quantized tensor, by its name in the source."""
+    finished: Finished
+    """What an interrupted run had finished and this run can use."""
     bytes_read: int
     """Bytes of the source that this run has quantized."""
 
 
-def spool_is_whole(plan: Plan, staging: Staging, finished: Finished) -> bool:
+def _spool_is_complete(plan: Plan, staging: Staging, finished: Finished) -> bool:
     """Whether the spool still has every file that an interrupted run noted."""
     for number, module in enumerate(plan.modules.values()):
         noted = finished.get(SPOOLED + module.source)
@@ -57,12 +59,12 @@ def _spool_file(staging: Staging, number: int) -> Path:
     return staging.folder / "spool" / f"{number}.safetensors"
 
 
-def decide(request: Request, plan: Plan, staging: Staging, finished: Finished, reporter: Reporter) -> Decision:
-    """Quantize every module into a spool, as SDNQ decides.
+def decide(request: Request, work: Work, staging: Staging, finished: Finished, reporter: Reporter) -> Decision:
+    """Quantize every module into a spool, as SDNQ decides, and plan again with what it decided.
 
     Args:
         request: source, recipe and options.
-        plan: with the smallest dtype for every module.
+        work: planned with the smallest dtype for every module.
         staging: where the spool is; its journal notes every finished tensor.
         finished: what an interrupted run had finished.
         reporter: shows progress.
@@ -72,7 +74,10 @@ def decide(request: Request, plan: Plan, staging: Staging, finished: Finished, r
         OutputError: the spool cannot be written.
         DiskError: there is no space.
     """
-    tensors = request.checkpoint.tensors
+    plan, tensors = work.plan, request.checkpoint.tensors
+    if not _spool_is_complete(plan, staging, finished):
+        staging.begin(work.content)
+        finished = {}
     total = sum(tensors[source].entry.bytes for source in plan.modules)
     config = dict(plan.quantization_config)
     files: dict[str, Path] = {}
@@ -101,7 +106,7 @@ def decide(request: Request, plan: Plan, staging: Staging, finished: Finished, r
             if noted["spooled"]:
                 files[module.source] = file
             config = _merge(config, noted["decisions"])
-    return Decision(config, files, bytes_read)
+    return Decision(plan_with_sdnq(request.checkpoint, request.recipe, config), files, finished, bytes_read)
 
 
 def _spool(

@@ -10,20 +10,18 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import SlotWriter, writing
+from converter.console import Progress
 from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.converting import Stopped, TensorConverter
 from converter.conversion.execution.hashing import FollowingHasher
 from converter.conversion.execution.jobs import PIECE_BYTES, Job, QuantizeJob
 from converter.conversion.options import ConvertOptions
 from converter.threads import run_in_threads
-
-if TYPE_CHECKING:
-    from converter.console import Progress
 
 #: Pieces do not get smaller than this, however little memory is allowed.
 MINIMUM_PIECE_BYTES = 64 << 10

@@ -35,9 +35,10 @@ from converter.fields import Fields, parse_toml
 from converter.models.config import model_config
 from converter.models.families import family
 
-#: The options of ``sdnq.SDNQConfig`` 0.2.8 that change the file, and the type of each. Lists of modules are left out:
-#: rules do the same by name, and are checked against the model.
-OPTION_TYPES: dict[str, type] = {
+#: The options of ``sdnq.SDNQConfig`` 0.2.8 that change the file and that SDNQ can set for one module
+#: (``modules_quant_config``), and the type of each. Lists of modules are left out: rules do the same by name, and are
+#: checked against the model.
+RULE_OPTION_TYPES: dict[str, type] = {
     "weights_dtype": str,
     "scale_dtype": str,
     "zero_point_dtype": str,
@@ -47,35 +48,26 @@ OPTION_TYPES: dict[str, type] = {
     "svd_rank": int,
     "svd_steps": int,
     "codebook_steps": int,
-    "dynamic_loss_threshold": float,
     "use_svd": bool,
     "use_hadamard": bool,
     "use_codebook": bool,
     "use_codebook_scale": bool,
     "use_quantized_matmul": bool,
     "use_quantized_matmul_conv": bool,
-    "use_dynamic_quantization": bool,
     "use_stochastic_rounding": bool,
     "dequantize_fp32": bool,
+}
+#: With the options that SDNQ can only set for the whole model.
+OPTION_TYPES: dict[str, type] = {
+    **RULE_OPTION_TYPES,
     "quant_conv": bool,
     "quant_embedding": bool,
     "add_skip_keys": bool,
     "minimum_allowed_numel": int,
     "minimum_allowed_channel_size": int,
+    "use_dynamic_quantization": bool,
+    "dynamic_loss_threshold": float,
 }
-
-#: Options that SDNQ cannot set for one module.
-_GLOBAL_OPTIONS = (
-    "quant_conv",
-    "quant_embedding",
-    "add_skip_keys",
-    "minimum_allowed_numel",
-    "minimum_allowed_channel_size",
-    "use_dynamic_quantization",
-    "dynamic_loss_threshold",
-)
-#: Options that SDNQ can set for one module (``modules_quant_config``).
-RULE_OPTIONS = tuple(name for name in OPTION_TYPES if name not in _GLOBAL_OPTIONS)
 #: Limit for the file of a recipe, in bytes; real ones have a few hundred.
 MAXIMUM_RECIPE_BYTES = 1_000_000
 
@@ -195,7 +187,7 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         raise RecipeError(where, "seed must be a number from 0 to 2**63 - 1")
     return Recipe(
         name=content.take("name", str, Path(where).stem),
-        options=_take_options(options, tuple(OPTION_TYPES), "[sdnq]"),
+        options=_take_options(options, OPTION_TYPES, "[sdnq]"),
         rules=tuple(map(_parse_rule, content.take_tables("rules", "rule"))),
         description=content.take("description", str, ""),
         classes=content.take_strings("classes"),
@@ -276,7 +268,7 @@ def _parse_rule(content: Fields) -> Rule:
         match=content.take("match", str, ""),
         family=content.take("family", str, ""),
         keep=content.take("keep", bool, False),
-        options=_take_options(content, RULE_OPTIONS, "a rule", keys),
+        options=_take_options(content, RULE_OPTION_TYPES, "a rule", keys),
     )
     if bool(rule.match) == bool(rule.family):
         raise RecipeError(content.where, "needs either match or family")
@@ -285,6 +277,6 @@ def _parse_rule(content: Fields) -> Rule:
     return rule
 
 
-def _take_options(content: Fields, allowed: Sequence[str], what: str, others: Sequence[str] = ()) -> dict[str, Any]:
-    content.refuse_unknown((*others, *allowed), what)
-    return {name: content.take(name, OPTION_TYPES[name]) for name in content.content if name not in others}
+def _take_options(content: Fields, types: Mapping[str, type], what: str, others: Sequence[str] = ()) -> dict[str, Any]:
+    content.refuse_unknown((*others, *types), what)
+    return {name: content.take(name, types[name]) for name in content.content if name not in others}
