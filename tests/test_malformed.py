@@ -23,12 +23,11 @@ from converter import errors
 from converter.cli.main import run
 from converter.console import Console
 from tests.conftest import TIME_LIMIT, time_limit
-from tests.malformed import (
-    CASES,
+from tests.malformed import CASES
+from tests.malformed.site import (
     EXIT_CODES,
     IN_PROCESS,
     KEPT,
-    LARGEST_FLOAT32,
     LENS_FILE,
     QUANTIZED,
     Case,
@@ -40,6 +39,7 @@ from tests.malformed import (
     read_tensors,
     write_tensors,
 )
+from tests.malformed.tensors import LARGEST_FLOAT32
 
 #: Cases that are run as commands of their own as well, so that what a process adds is covered once.
 AS_PROCESS = (
@@ -283,7 +283,7 @@ def test_other_floats_convert_as_the_same_numbers_in_f32_do(
     plan = run_here("plan", str(folders[0]))
     assert plan.code == 0, plan.stdout
     notes = " ".join(json.loads(plan.stdout)["notes"])
-    assert (f"the source holds {dtype}: it has been rounded once already" in notes) == (dtype != "F64")
+    assert (f"the source contains {dtype}, which has been rounded once already" in notes) == (dtype != "F64")
 
 
 def test_single_file_without_config_is_recognised(site: Site) -> None:
