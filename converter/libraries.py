@@ -79,7 +79,7 @@ def load_library(name: str, *, compiles: bool = False) -> ModuleType:
 
     Args:
         name: of the module.
-        compiles: whether SDNQ may compile its kernels, which inference on a GPU wants and nothing else does.
+        compiles: whether SDNQ may compile its kernels, which only inference on a GPU needs.
 
     Raises:
         DependencyError: it cannot be imported.

@@ -1,4 +1,4 @@
-"""Folder operations that the standard library lacks: exchange two in one step, sync their names, tell them apart."""
+"""Folder operations that the standard library lacks: exchange two in one step, sync their names, identify them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 PIPELINE_INDEX = "model_index.json"
 #: Components that denoise, in the order in which they are looked for in a pipeline repo.
 DENOISERS = ("transformer", "unet")
-#: Ends of files that may hold a pickle. They are named in messages and never opened.
+#: Ends of files that may contain a pickle. They are named in messages and never opened.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: Limit for configs and indexes, which are read completely; real ones are far shorter.
 MAXIMUM_JSON_BYTES = 64_000_000
@@ -40,7 +40,7 @@ MAXIMUM_JSON_BYTES = 64_000_000
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """One tensor and the file that holds it."""
+    """One tensor and the file that contains it."""
 
     entry: TensorEntry
     file: Path
@@ -65,7 +65,7 @@ class Checkpoint:
     pipeline: Path | None = None
     """The pipeline repo; None outside of one."""
     index: Path | None = None
-    """The index of the shards; None when one file holds everything."""
+    """The index of the shards; None when there is only one weight file."""
     problems: tuple[MalformedCheckpoint, ...] = ()
     """Where the files disagree with each other."""
     stray_files: tuple[Path, ...] = ()

@@ -58,7 +58,7 @@ class Staging:
         self._journal = JournalFile(self.folder / "journal")
         self._lock: int | None = None
         self._created_parents: list[Path] = []
-        #: Numbers that are not finite, by the tensor of the source that holds them.
+        #: Numbers that are not finite, by the tensor of the source that contains them.
         self.nonfinite: dict[str, int] = {}
         if output.name in ("", ".."):
             raise OutputError(f"{output}: the output needs a name of its own")

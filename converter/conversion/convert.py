@@ -1,6 +1,6 @@
 """A conversion from beginning to end, one plain value a step.
 
-request -> plan, predicted or SDNQ's own -> work -> staging -> outcome of the workers, while SDNQ plans beside them
+request -> plan, predicted or SDNQ's own -> work -> staging -> outcome of the workers, while SDNQ plans
 -> comparison of the plans -> companions, configs, manifest -> one rename
 """
 
@@ -112,7 +112,7 @@ def convert(
 
 @dataclass(frozen=True)
 class _Released:
-    """A release that is in place, and how it came to be."""
+    """A finished release, with its plan and the outcome of the work."""
 
     answer: PlanAnswer
     outcome: Outcome
@@ -246,7 +246,7 @@ def _write_release(
     outcome: Outcome,
     reporter: Reporter,
 ) -> tuple[ReleaseFile, ...]:
-    """Write everything beside the weights; returns all files of the release."""
+    """Write everything except the weights; returns all files of the release."""
     checkpoint, plan, layout, folder = request.checkpoint, work.plan, work.layout, staging.release
     remove_all_but(folder, {folder / checkpoint.component / file.name for file in layout.files})
     prefix = checkpoint.prefix

@@ -44,7 +44,7 @@ class ConvertReport:
 
 
 def published_report(output: Path, recipe: str, elapsed_s: float) -> ConvertReport:
-    """The report of a run that was killed after its last step, from the manifest of what it put in place.
+    """The report of a run that was killed after its last step, from the manifest of its output.
 
     Raises:
         MissingInput: there is no manifest.

@@ -103,7 +103,7 @@ def _build_diffusers(model_class: Any, checkpoint: Checkpoint, config: ModelConf
             path, _, last = name.rpartition(".")
             dtype = torch.float32 if keep_in_float32 & set(name.split(".")) else torch.bfloat16
             empty = tensor.detach().to(device="meta", dtype=dtype)
-            # Parameters are on the meta device already; buffers are not, and cannot be moved there in place.
+            # Parameters are on the meta device already; buffers are not, and cannot be moved there.
             if isinstance(tensor, nn.Parameter):
                 tensor.data = empty
             else:

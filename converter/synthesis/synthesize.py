@@ -165,7 +165,7 @@ def _component(
 
 
 def _write_staged(staging: Staging, contents: _Contents, seed: int, progress: Progress) -> None:
-    """Write everything and put it in place; leave nothing behind when that fails."""
+    """Write everything and rename it to the output; leave nothing behind when that fails."""
     published = False
     with staging:
         staging.open()

@@ -9,7 +9,6 @@ from tests.malformed.site import (
     HOSTILE_TEXT,
     SMALL_FILE,
     WHOLE_FILE,
-    Invocation,
     Site,
     add_case,
     case,
@@ -18,49 +17,43 @@ from tests.malformed.site import (
 
 
 def _add_config_case(name: str, *message: str, error: str = "UnsupportedCheckpoint", **changes: Any) -> None:
-    def build(site: Site) -> Invocation:
+    def build(site: Site) -> None:
         edit_config(site.copy_lens(), **changes)
-        return site.convert()
 
     add_case(f"config-{name}", build, error, *message)
 
 
 def _add_config_content_case(name: str, content: bytes, *message: str) -> None:
-    def build(site: Site) -> Invocation:
+    def build(site: Site) -> None:
         (site.copy_lens() / "config.json").write_bytes(content)
-        return site.convert()
 
     add_case(f"config-{name}", build, "MalformedCheckpoint", "config.json", *message)
 
 
 @case("config-missing", "UnsupportedCheckpoint", "source", "no config.json names a class")
-def _config_missing(site: Site) -> Invocation:
+def _config_missing(site: Site) -> None:
     # The tensors of Lens tell what they are; those of this file do not.
     site.write(f"source/{SMALL_FILE}", WHOLE_FILE)
-    return site.convert()
 
 
 @case("config-is-a-folder", "InputError", "config.json")
-def _config_is_a_folder(site: Site) -> Invocation:
+def _config_is_a_folder(site: Site) -> None:
     config = site.copy_lens() / "config.json"
     config.unlink()
     config.mkdir()
-    return site.convert()
 
 
 @case("config-is-a-dangling-link", "MissingInput", "config.json")
-def _config_is_a_dangling_link(site: Site) -> Invocation:
+def _config_is_a_dangling_link(site: Site) -> None:
     # As in a cache of the Hub that lacks the file's blob.
     config = site.copy_lens() / "config.json"
     config.unlink()
     config.symlink_to("../blobs/gone")
-    return site.convert()
 
 
 @case("config-too-long", "MalformedCheckpoint", "config.json", "is longer than")
-def _config_too_long(site: Site) -> Invocation:
+def _config_too_long(site: Site) -> None:
     os.truncate(site.copy_lens() / "config.json", 10**12)
-    return site.convert()
 
 
 _add_config_content_case("empty", b"", "not JSON")

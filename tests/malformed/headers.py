@@ -12,7 +12,6 @@ from tests.malformed.site import (
     QUANTIZED,
     SMALL_FILE,
     WHOLE_FILE,
-    Invocation,
     Site,
     add_case,
     case,
@@ -22,9 +21,8 @@ from tests.malformed.site import (
 
 
 def _add_header_case(name: str, content: bytes, *message: str) -> None:
-    def build(site: Site) -> Invocation:
+    def build(site: Site) -> None:
         site.write(f"source/{SMALL_FILE}", content)
-        return site.convert()
 
     add_case(f"header-{name}", build, "MalformedCheckpoint", SMALL_FILE, *message)
 
@@ -142,21 +140,19 @@ for _name, _content, *_message in (
 
 
 @case("header-real-model-cut-short", "MalformedCheckpoint", LENS_FILE, "is cut short")
-def _real_model_cut_short(site: Site) -> Invocation:
+def _real_model_cut_short(site: Site) -> None:
     file = site.copy_lens() / LENS_FILE
     os.truncate(file, file.stat().st_size - 1)
-    return site.convert()
 
 
 def _add_flip_case(name: str, wanted: bytes, bit: int, error: str, *message: str) -> None:
     """A real model of which one bit is flipped, in the byte where a text of its header begins."""
 
-    def build(site: Site) -> Invocation:
+    def build(site: Site) -> None:
         file = site.copy_lens() / LENS_FILE
         content = bytearray(file.read_bytes())
         content[content.index(wanted)] ^= 1 << bit
         file.write_bytes(content)
-        return site.convert()
 
     add_case(f"bit-flip-{name}", build, error, *message)
 
@@ -170,9 +166,8 @@ _add_flip_case("in-a-name", QUANTIZED.encode(), 1, "UnsupportedCheckpoint", "sou
 
 
 @case("bit-flip-in-the-length", "MalformedCheckpoint", LENS_FILE, "header of")
-def _bit_flip_in_the_length(site: Site) -> Invocation:
+def _bit_flip_in_the_length(site: Site) -> None:
     file = site.copy_lens() / LENS_FILE
     content = bytearray(file.read_bytes())
     content[6] ^= 1
     file.write_bytes(content)
-    return site.convert()

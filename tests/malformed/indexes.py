@@ -13,7 +13,6 @@ from tests.malformed.site import (
     SHARDS,
     SMALL_FILE,
     WHOLE_FILE,
-    Invocation,
     Site,
     Stored,
     add_case,
@@ -37,7 +36,7 @@ def _add_index_case(
         prepare: changes the files further.
     """
 
-    def build(site: Site) -> Invocation:
+    def build(site: Site) -> None:
         site.source.mkdir()
         for tensor, shard in zip("ab", SHARDS, strict=True):
             write_tensors(site.source / shard, {tensor: Stored("F32", [2], bytes(8))})
@@ -45,7 +44,6 @@ def _add_index_case(
         index = json.dumps({"metadata": {"total_size": 16}, "weight_map": mapped}).encode()
         site.write(f"source/{INDEX_FILE}", index if content is None else content)
         prepare(site)
-        return site.convert()
 
     add_case(f"index-{name}", build, error, *message)
 

@@ -46,7 +46,7 @@ _add_recipe_case("repeated-key", "name = 'a'\nname = 'b'", "is not TOML")
 _add_recipe_case("nested-too-deep", "name = " + "[" * 10**5)
 _add_recipe_case("5000-digits", "seed = " + "9" * 5000)
 _add_recipe_case("unknown-key", "[sdqn]\n", "sdqn is not a key of a recipe", hint=("sdnq",))
-_add_recipe_case("unknown-option", "[sdnq]\nweight_dtype = 'uint4'", "weight_dtype is not a key", hint=("weights_dtype",))
+_add_recipe_case("unknown-option", "[sdnq]\nweight_dtype = 'uint4'", "weight_dtype is not", hint=("weights_dtype",))
 _add_recipe_case("unknown-key-hostile", '"evil\\u001b[2J" = 1', "evil\\x1b[2J is not a key")
 _add_recipe_case("option-of-another-type", "[sdnq]\ngroup_size = '64'", "group_size must be an integer")
 _add_recipe_case("seed-beyond-64-bits", f"seed = {10**30}\n{_UINT4}use_svd = true\nsvd_rank = 4", "seed")
@@ -54,7 +54,7 @@ _add_recipe_case("rule-without-a-glob", f"{_UINT4}[[rules]]\nkeep = true", "rule
 _add_recipe_case("rule-without-effect", f"{_UINT4}[[rules]]\nmatch = '*'", "rule 1", "keep = true or options")
 _add_recipe_case("rule-no-table", f"rules = [1]\n{_UINT4}", "rule 1", "must be a table")
 _add_recipe_case(
-    "rule-with-unknown-key", f"{_UINT4}[[rules]]\nmatch = '*'\nkept = true", "rule 1", "kept is not a key", hint=("keep",)
+    "rule-with-unknown-key", f"{_UINT4}[[rules]]\nmatch = '*'\nkept = true", "rule 1", "kept is not", hint=("keep",)
 )
 _add_recipe_case(
     "rule-for-nothing",

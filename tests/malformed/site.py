@@ -87,7 +87,8 @@ class Site:
         return file
 
 
-Builder = Callable[[Site], Invocation]
+#: Makes the files of a case; returns its command line, None where that is ``Site.convert`` without options.
+Builder = Callable[[Site], Invocation | None]
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,10 @@ class Case:
     """What the message must contain: the file or the tensor at fault, and the fault."""
     hint: tuple[str, ...] = ()
     """What the hint must contain."""
+
+    def prepare(self, site: Site) -> Invocation:
+        """Make the files of the case; returns its command line."""
+        return self.build(site) or site.convert()
 
     @property
     def exit_code(self) -> int:

@@ -36,15 +36,13 @@ def _source_missing_hostile_name(site: Site) -> Invocation:
 
 
 @case("source-is-a-dangling-link", "MissingInput", "source", "no such file or folder")
-def _source_is_a_dangling_link(site: Site) -> Invocation:
+def _source_is_a_dangling_link(site: Site) -> None:
     site.source.symlink_to("gone")
-    return site.convert()
 
 
 @case("source-is-a-link-to-itself", "MissingInput", "source", "no such file or folder")
-def _source_is_a_link_to_itself(site: Site) -> Invocation:
+def _source_is_a_link_to_itself(site: Site) -> None:
     site.source.symlink_to("source")
-    return site.convert()
 
 
 @case("source-name-too-long", "InputError", "nnn", "too long")
@@ -53,9 +51,8 @@ def _source_name_too_long(site: Site) -> Invocation:
 
 
 @case("source-is-a-pipe", "MissingInput", "source")
-def _source_is_a_pipe(site: Site) -> Invocation:
+def _source_is_a_pipe(site: Site) -> None:
     os.mkfifo(site.source)
-    return site.convert()
 
 
 @case("source-is-a-device", "MissingInput", "/dev/zero")
@@ -69,42 +66,36 @@ def _source_is_a_text_file(site: Site) -> Invocation:
 
 
 @case("folder-empty", "MissingInput", "source", "contains no safetensors weights")
-def _folder_empty(site: Site) -> Invocation:
+def _folder_empty(site: Site) -> None:
     site.source.mkdir()
-    return site.convert()
 
 
 @case("folder-with-config-only", "MissingInput", "source", "contains no safetensors weights")
-def _folder_with_config_only(site: Site) -> Invocation:
+def _folder_with_config_only(site: Site) -> None:
     (site.copy_lens() / LENS_FILE).unlink()
-    return site.convert()
 
 
 @case("folder-two-files-without-index", "MissingInput", "source", "2 safetensors files and no index")
-def _folder_two_files_without_index(site: Site) -> Invocation:
+def _folder_two_files_without_index(site: Site) -> None:
     for shard in SHARDS:
         site.write(f"source/{shard}", WHOLE_FILE)
-    return site.convert()
 
 
 @case("weights-are-a-folder", "MissingInput", SMALL_FILE, "not a regular file")
-def _weights_are_a_folder(site: Site) -> Invocation:
+def _weights_are_a_folder(site: Site) -> None:
     (site.source / SMALL_FILE).mkdir(parents=True)
-    return site.convert()
 
 
 @case("weights-are-a-pipe", "MissingInput", SMALL_FILE, "not a regular file")
-def _weights_are_a_pipe(site: Site) -> Invocation:
+def _weights_are_a_pipe(site: Site) -> None:
     site.source.mkdir()
     os.mkfifo(site.source / SMALL_FILE)
-    return site.convert()
 
 
 @case("weights-are-a-dangling-link", "MissingInput", SMALL_FILE)
-def _weights_are_a_dangling_link(site: Site) -> Invocation:
+def _weights_are_a_dangling_link(site: Site) -> None:
     site.source.mkdir()
     (site.source / SMALL_FILE).symlink_to("gone")
-    return site.convert()
 
 
 class _Mark:
@@ -118,9 +109,8 @@ class _Mark:
 
 
 @case("pickle-that-runs-code", "UnsupportedCheckpoint", "diffusion_pytorch_model.bin", "may contain a pickle")
-def _pickle_that_runs_code(site: Site) -> Invocation:
+def _pickle_that_runs_code(site: Site) -> None:
     site.write("source/diffusion_pytorch_model.bin", pickle.dumps(_Mark(site.root / "marker")))
-    return site.convert()
 
 
 @case("pickle-named-itself", "UnsupportedCheckpoint", "pytorch_model.bin", "may contain a pickle")
@@ -129,39 +119,33 @@ def _pickle_named_itself(site: Site) -> Invocation:
 
 
 @case("pickle-is-a-pipe", "UnsupportedCheckpoint", "pytorch_model.bin", "may contain a pickle")
-def _pickle_is_a_pipe(site: Site) -> Invocation:
+def _pickle_is_a_pipe(site: Site) -> None:
     # Whoever opens a pipe that nobody writes to waits for ever.
     site.source.mkdir()
     os.mkfifo(site.source / "pytorch_model.bin")
-    return site.convert()
 
 
 @case("pickle-beside-a-config", "UnsupportedCheckpoint", "lens.ckpt", "may contain a pickle")
-def _pickle_beside_a_config(site: Site) -> Invocation:
+def _pickle_beside_a_config(site: Site) -> None:
     (site.copy_lens() / LENS_FILE).rename(site.source / "lens.ckpt")
-    return site.convert()
 
 
 @case("quantized-says-the-config", "UnsupportedCheckpoint", "source", "already quantized (bitsandbytes)")
-def _quantized_says_the_config(site: Site) -> Invocation:
+def _quantized_says_the_config(site: Site) -> None:
     edit_config(site.copy_lens(), quantization_config={"quant_method": "bitsandbytes"})
-    return site.convert()
 
 
 @case("quantized-says-a-strange-config", "UnsupportedCheckpoint", "source", "already quantized")
-def _quantized_says_a_strange_config(site: Site) -> Invocation:
+def _quantized_says_a_strange_config(site: Site) -> None:
     edit_config(site.copy_lens(), quantization_config=[])
-    return site.convert()
 
 
 @case("quantized-by-lensconv", "UnsupportedCheckpoint", "source", "already quantized (sdnq)")
-def _quantized_by_lensconv(site: Site) -> Invocation:
+def _quantized_by_lensconv(site: Site) -> None:
     convert(site.lens, site.source, options=ConvertOptions(settings=IN_PROCESS[1:]))
-    return site.convert()
 
 
 @case("quantized-by-lensconv-without-its-config", "UnsupportedCheckpoint", "source", "already quantized: tensor")
-def _quantized_by_lensconv_without_its_config(site: Site) -> Invocation:
+def _quantized_by_lensconv_without_its_config(site: Site) -> None:
     convert(site.lens, site.source, options=ConvertOptions(settings=IN_PROCESS[1:]))
     shutil.copy(site.lens / "config.json", site.source)
-    return site.convert()

@@ -21,9 +21,8 @@ from tests.malformed.site import (
 
 
 def _add_tensor_case(name: str, edit: Callable[[dict[str, Stored]], object], *message: str) -> None:
-    def build(site: Site) -> Invocation:
+    def build(site: Site) -> None:
         edit_lens(site, edit)
-        return site.convert()
 
     add_case(f"tensors-{name}", build, "UnsupportedCheckpoint", "source", *message)
 
@@ -92,9 +91,8 @@ def _add_number_case(name: str, tensor: str, number: float, dtype: str = "F32") 
             tensors[tensor] = Stored("F64", tensors[tensor].shape, bytes(2 * len(tensors[tensor].data)))
         plant(tensors[tensor], number, 77)
 
-    def build(site: Site) -> Invocation:
+    def build(site: Site) -> None:
         edit_lens(site, edit)
-        return site.convert()
 
     add_case(f"number-{name}", build, "NonFiniteWeight", LENS_FILE, f"tensor {tensor}", hint=("--allow-nonfinite",))
 

@@ -1,7 +1,7 @@
 """The plan: what each tensor becomes, known from headers and config alone.
 
-A plan is a plain value. ``planner``, beside this module, makes it by running SDNQ on the model's class without
-weights; ``prediction`` derives the same one without torch, for Lens.
+A plan is a plain value. ``planner`` makes it by running SDNQ on the model's class without weights; ``prediction``
+derives the same plan without torch, for Lens.
 """
 
 from __future__ import annotations

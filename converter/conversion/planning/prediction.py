@@ -1,9 +1,9 @@
 """The plan for Lens without torch, so that a conversion can start at once.
 
-Importing SDNQ and running it over the empty model takes seconds, half as long as the conversion itself. For Lens and
-a static uint4 recipe its decisions follow from names and shapes. A conversion starts on this prediction while SDNQ
-plans in a second process, and publishes only if SDNQ came to the same plan: a wrong prediction costs time, never a
-wrong byte.
+Importing SDNQ and running it on the empty model takes seconds, half as long as the conversion itself. For Lens and a
+static uint4 recipe its decisions follow from names and shapes. A conversion starts with this prediction while SDNQ
+plans in a second process, and the output appears only if SDNQ made the same plan: a wrong prediction costs time, but
+never a wrong byte.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def predict_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan | None:
     """Predict what SDNQ will decide.
 
     Returns:
-        None when the model is not Lens, or the recipe or the tensors are not of the simple kind that is understood
-        here; SDNQ then has to be waited for.
+        None when the model is not Lens, or recipe or tensors are not of the simple kind that is understood here; the
+        conversion then has to wait for SDNQ.
     """
     simple = all(value in _UNDERSTOOD.get(name, ()) for name, value in recipe.options.items())
     if not simple or "weights_dtype" not in recipe.options or not all(rule.keep for rule in recipe.rules):
