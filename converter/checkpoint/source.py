@@ -95,7 +95,7 @@ class Checkpoint:
     @property
     def total_bytes(self) -> int:
         """Footprint: bytes of tensor storage."""
-        return sum(tensor.entry.bytes for tensor in self.tensors.values())
+        return sum(self.bytes_by_dtype.values())
 
     @property
     def bytes_by_dtype(self) -> dict[str, int]:
@@ -135,30 +135,31 @@ def examine_checkpoint(path: Path, *, component: str | None = None) -> Checkpoin
 
     Raises: what ``open_checkpoint`` raises, except for those disagreements.
     """
-    if path.is_file():
-        if component is not None:
-            raise UsageError(f"{path} is a file; only a pipeline repo has components")
-        return _examine_file(path)
-    if not path.is_dir():
+    if not (path.is_file() or path.is_dir()):
         raise MissingInput(path, "no such file or folder", "Check the path.")
-    if not (path / PIPELINE_INDEX).is_file():
-        if component is not None:
-            raise UsageError(f"{path} has no {PIPELINE_INDEX}; only a pipeline repo has components")
-        return _examine_folder(path, component="", pipeline=None)
-    components = pipeline_components(path)
+    if path.is_dir() and (path / PIPELINE_INDEX).is_file():
+        name = _choose_component(path, component)
+        return _examine_folder(path / name, component=name, pipeline=path)
+    if component is not None:
+        what = "is a file" if path.is_file() else f"has no {PIPELINE_INDEX}"
+        raise UsageError(f"{path} {what}; only a pipeline repo has components")
+    return _examine_file(path) if path.is_file() else _examine_folder(path, component="", pipeline=None)
+
+
+def _choose_component(pipeline: Path, component: str | None) -> str:
+    """The component that was asked for, by default the denoiser."""
+    components = pipeline_components(pipeline)
+    listed = ", ".join(components)
     if component is None:
         component = next((name for name in DENOISERS if name in components), None)
         if component is None:
-            raise UnsupportedCheckpoint(
-                f"{path / PIPELINE_INDEX} names neither {' nor '.join(DENOISERS)}",
-                f"Name one with --component: {', '.join(components) or 'it names none'}.",
-            )
+            reason = f"{pipeline / PIPELINE_INDEX} names neither {' nor '.join(DENOISERS)}"
+            raise UnsupportedCheckpoint(reason, f"Name one with --component: {listed or 'it names none'}.")
     elif component not in components:
-        raise UsageError(f"{component} is not a component of {path}: {', '.join(components)}")
-    folder = path / component
-    if not folder.is_dir():
-        raise MissingInput(folder, f"no such folder, though {PIPELINE_INDEX} names it")
-    return _examine_folder(folder, component=component, pipeline=path)
+        raise UsageError(f"{component} is not a component of {pipeline}: {listed}")
+    if not (pipeline / component).is_dir():
+        raise MissingInput(pipeline / component, f"no such folder, though {PIPELINE_INDEX} names it")
+    return component
 
 
 def pipeline_components(pipeline: Path) -> tuple[str, ...]:
@@ -266,13 +267,8 @@ def _examine_folder(folder: Path, *, component: str, pipeline: Path | None) -> C
         weight_map = _read_weight_map(index)
         names = sorted(set(weight_map.values()))
         if stem + WEIGHTS_SUFFIX in present and stem + WEIGHTS_SUFFIX not in names:
-            problems.append(
-                MalformedCheckpoint(
-                    folder,
-                    f"contains both {stem + WEIGHTS_SUFFIX} and {index.name}; loaders disagree on which one counts",
-                    "Delete the one that is out of date.",
-                )
-            )
+            reason = f"contains both {stem + WEIGHTS_SUFFIX} and {index.name}; loaders disagree on which one counts"
+            problems.append(MalformedCheckpoint(folder, reason, "Delete the one that is out of date."))
     else:
         weight_map = None
         names = [stem + WEIGHTS_SUFFIX]
@@ -306,11 +302,7 @@ def _find_stem(folder: Path, present: list[str]) -> str:
     if len(present) == 1:
         return present[0].removesuffix(WEIGHTS_SUFFIX)
     if present:
-        raise MissingInput(
-            folder,
-            f"contains {len(present)} safetensors files and no index of them",
-            f"Download the {INDEX_SUFFIX.removeprefix('.')} file too.",
-        )
+        raise MissingInput(folder, f"contains {len(present)} safetensors files and no index", "Download the index too.")
     pickles = sorted(file for file in list_folder(folder) if file.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise _pickle_error(pickles[0])

@@ -193,10 +193,8 @@ def _budget(request: Request, work: Work) -> int:
     if allowed is None:
         return max(DEFAULT_BUDGET, needed)
     if allowed < needed:
-        raise MemoryLimitError(
-            f"--memory {allowed} is too little: one tensor alone needs {needed} with this recipe",
-            f"Allow at least --memory {needed}.",
-        )
+        reason = f"--memory {allowed} is too little: one tensor alone needs {needed} with this recipe"
+        raise MemoryLimitError(reason, f"Allow at least --memory {needed}.")
     return allowed
 
 
@@ -210,11 +208,8 @@ def _refuse_changed(checkpoint: Checkpoint) -> None:
     """Refuse a source that changed since it was opened; what was read may be from both versions."""
     for header in checkpoint.headers:
         if changed_since(header):
-            raise MalformedCheckpoint(
-                header.file,
-                "was changed while it was read",
-                "Wait until nothing writes to it, and begin again.",
-            )
+            hint = "Wait until nothing writes to it, and begin again."
+            raise MalformedCheckpoint(header.file, "was changed while it was read", hint)
 
 
 @contextmanager

@@ -57,10 +57,8 @@ def build_empty_model(checkpoint: Checkpoint) -> EmptyModel:
     config = model_config(checkpoint)
     where = str(checkpoint.folder / "config.json")
     if not config.class_name:
-        raise UnsupportedCheckpoint(
-            f"{checkpoint.folder}: no config.json names a class, and the tensors are not those of a known one",
-            "Give the component's folder, with its config.json.",
-        )
+        reason = f"{checkpoint.folder}: no config.json names a class, and the tensors are not those of Lens"
+        raise UnsupportedCheckpoint(reason, "Give the component's folder, with its config.json.")
     refuse_absurd(config.content, max(MAXIMUM_LAYERS, len(checkpoint.tensors)), where)
     if config.class_name == LENS:
         # These checks say more than a constructor that fails.
@@ -191,8 +189,6 @@ def saved_names(empty: EmptyModel) -> dict[str, torch.Tensor]:
         model, state
     )
     if {id(tensor) for tensor in saved.values()} != {id(tensor) for tensor in state.values()}:
-        raise DependencyError(
-            f"transformers renames tensors of {type(model).__name__} in a way that lensconv does not know",
-            "Use the version of transformers in constraints.txt.",
-        )
+        reason = f"transformers renames tensors of {type(model).__name__} in a way that lensconv does not know"
+        raise DependencyError(reason, "Use the version of transformers in constraints.txt.")
     return saved

@@ -18,6 +18,7 @@ from converter.models.classes import TORCH_DTYPES
 
 #: Numbers that are compared at a time where tied tensors are in a file twice.
 _COMPARED_ELEMENTS = 1 << 22
+_OTHER_CONFIG = "Compare config.json with the one that belongs to these weights."
 
 
 def are_equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
@@ -54,54 +55,35 @@ def match_tensors(
     Raises:
         UnsupportedCheckpoint: a tensor is missing, has another shape, or is not part of the model.
     """
-    class_name = type(model).__name__
     state = model.state_dict(keep_vars=True)
-    sources = _find_sources(state, names, checkpoint, class_name)
+    where, class_name = f"{checkpoint.folder}: tensor", type(model).__name__
+    sources: dict[str, str] = {}
+    for group in _tied_names(state):
+        # A checkpoint needs only one of the tensors that are tied.
+        present = [name for name in group if name in names]
+        if not present:
+            raise UnsupportedCheckpoint(f"{where} {group[0]} is missing; {class_name} needs it", "Download it again.")
+        sources |= {name: names[name if name in names else present[0]] for name in group}
     for name, source in sources.items():
-        _check_tensor(checkpoint, source, state[name], class_name)
+        found, wanted = checkpoint.tensors[source].entry, state[name]
+        if found.shape != tuple(wanted.shape):
+            reason = f"has shape {list(found.shape)}; {class_name} with this config.json needs {list(wanted.shape)}"
+            raise UnsupportedCheckpoint(f"{where} {source} {reason}", _OTHER_CONFIG)
+        is_same = TORCH_DTYPES.get(found.dtype) == wanted.dtype
+        if not is_same and not (found.dtype in WEIGHT_DTYPES and wanted.is_floating_point()):
+            reason = f"is {found.dtype}, which {class_name} cannot take for {wanted.dtype}"
+            raise UnsupportedCheckpoint(f"{where} {source} {reason}", "Convert the original, unquantized checkpoint.")
     extra = [source for name, source in names.items() if name not in state]
     unexpected = [source for source in extra if not any(re.search(pattern, source) for pattern in ignored_patterns)]
     if unexpected:
-        raise UnsupportedCheckpoint(
-            f"{checkpoint.folder}: tensor {unexpected[0]} is not part of {class_name}"
-            + (f", nor are {len(unexpected) - 1} others" if len(unexpected) > 1 else ""),
-            "Compare config.json with the one that belongs to these weights.",
-        )
+        others = f", nor are {len(unexpected) - 1} others" if len(unexpected) > 1 else ""
+        raise UnsupportedCheckpoint(f"{where} {unexpected[0]} is not part of {class_name}{others}", _OTHER_CONFIG)
     return sources, tuple(sorted(extra))
 
 
-def _find_sources(
-    state: Mapping[str, torch.Tensor], names: Mapping[str, str], checkpoint: Checkpoint, class_name: str
-) -> dict[str, str]:
-    """By name in the model, the name in the checkpoint."""
+def _tied_names(state: Mapping[str, torch.Tensor]) -> Iterable[list[str]]:
+    """The names of each tensor; tied tensors are one object with several names."""
     holders: dict[int, list[str]] = {}
     for name, tensor in state.items():
         holders.setdefault(id(tensor), []).append(name)
-    sources: dict[str, str] = {}
-    for group in holders.values():
-        # Tied tensors are one object with several names, of which a checkpoint needs only one.
-        present = [name for name in group if name in names]
-        if not present:
-            raise UnsupportedCheckpoint(
-                f"{checkpoint.folder}: tensor {group[0]} is missing; {class_name} needs it", "Download it again."
-            )
-        for name in group:
-            sources[name] = names[name if name in names else present[0]]
-    return sources
-
-
-def _check_tensor(checkpoint: Checkpoint, source: str, wanted: torch.Tensor, class_name: str) -> None:
-    """Compare shape and dtype of a tensor with what the model needs."""
-    found, shape = checkpoint.tensors[source].entry, tuple(wanted.shape)
-    if found.shape != shape:
-        raise UnsupportedCheckpoint(
-            f"{checkpoint.folder}: tensor {source} has shape {list(found.shape)}; "
-            f"{class_name} with this config.json needs {list(shape)}",
-            "Compare config.json with the one that belongs to these weights.",
-        )
-    is_same = TORCH_DTYPES.get(found.dtype) == wanted.dtype
-    if not is_same and not (found.dtype in WEIGHT_DTYPES and wanted.is_floating_point()):
-        raise UnsupportedCheckpoint(
-            f"{checkpoint.folder}: tensor {source} is {found.dtype}, which {class_name} cannot take for {wanted.dtype}",
-            "Convert the original, unquantized checkpoint.",
-        )
+    return holders.values()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,22 +58,8 @@ class _Component:
     folder: str
     """Path inside the output, with a slash at its end; empty where the output is the component itself."""
     specs: tuple[TensorSpec, ...]
+    config: Mapping[str, Any]
     layout: Layout
-    config: bytes
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """All that goes into the output."""
-
-    components: tuple[_Component, ...]
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    """Small files by their path."""
-
-    @property
-    def specs(self) -> list[TensorSpec]:
-        """The tensors of all components."""
-        return [spec for component in self.components for spec in component.specs]
 
 
 def synthesize(
@@ -113,85 +99,78 @@ def synthesize(
         raise UsageError(f"--layers {layers}: must be between 1 and {MAXIMUM_LAYERS}")
     identity = {"synth": [preset, component, layers, seed, shard_bytes]}
     staging = Staging(output, identity, refuse_what_is_no_checkpoint if overwrite else None)
+    config = TRANSFORMER if preset == "tiny" else LensConfig()
+    config = replace(config, num_layers=layers or config.num_layers)
     if preset == "tiny" and component is None:
-        contents = _tiny_pipeline(layers, shard_bytes)
+        components, files = _tiny_pipeline(config, shard_bytes)
     else:
-        config = TRANSFORMER if preset == "tiny" else LensConfig()
-        contents = _Contents((_transformer("", config, layers, shard_bytes),))
-    total = sum(spec.bytes for spec in contents.specs)
-    with reporter.progress("generating", total) as shown:
-        _write_staged(staging, contents, seed, shown)
+        components, files = [_transformer("", config, shard_bytes)], {}
+    specs = [spec for part in components for spec in part.specs]
+    total = sum(spec.bytes for spec in specs)
+    with staging, reporter.progress("generating", total) as shown:
+        _write_staged(staging, components, files, seed, shown)
     return SynthReport(
         output=output,
-        files=tuple(
-            (part.folder + file.name, file.total_bytes) for part in contents.components for file in part.layout.files
-        ),
-        tensors=len(contents.specs),
+        files=tuple((part.folder + file.name, file.total_bytes) for part in components for file in part.layout.files),
+        tensors=len(specs),
         total_bytes=total,
-        parameters=sum(math.prod(spec.shape) for spec in contents.specs),
+        parameters=sum(math.prod(spec.shape) for spec in specs),
         seed=seed,
         elapsed_s=time.monotonic() - started,
     )
 
 
-def _tiny_pipeline(layers: int | None, shard_bytes: int) -> _Contents:
+def _tiny_pipeline(config: LensConfig, shard_bytes: int) -> tuple[list[_Component], dict[str, bytes]]:
+    """The components of the tiny pipeline, and its small files by their path."""
     # This import takes seconds, and a transformer alone does not need it.
     from converter.synthesis.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
-    text_encoder, text_encoder_config = text_encoder_weights(tokenizer)
-    vae, vae_config = vae_weights()
-    return _Contents(
-        (
-            _component("text_encoder/", text_encoder, "model", text_encoder_config, shard_bytes),
-            _transformer("transformer/", TRANSFORMER, layers, shard_bytes),
-            _component("vae/", vae, "diffusion_pytorch_model", vae_config, shard_bytes),
-        ),
-        small_files(tokenizer),
-    )
+    components = [
+        _component("text_encoder/", *text_encoder_weights(tokenizer), shard_bytes, "model"),
+        _transformer("transformer/", config, shard_bytes),
+        _component("vae/", *vae_weights(), shard_bytes),
+    ]
+    return components, small_files(tokenizer)
 
 
-def _transformer(folder: str, config: LensConfig, layers: int | None, shard_bytes: int) -> _Component:
-    config = replace(config, num_layers=layers or config.num_layers)
+def _transformer(folder: str, config: LensConfig, shard_bytes: int) -> _Component:
     specs = tuple(TensorSpec(name, "F32", shape) for name, shape in lens_tensors(config))
     content = {"_class_name": CLASS_NAME, "_diffusers_version": DIFFUSERS_VERSION, **config.to_dict()}
-    return _component(folder, specs, "diffusion_pytorch_model", content, shard_bytes)
+    return _component(folder, specs, content, shard_bytes)
 
 
 def _component(
-    folder: str, specs: tuple[TensorSpec, ...], stem: str, config: dict[str, Any], shard_bytes: int
+    folder: str,
+    specs: tuple[TensorSpec, ...],
+    config: Mapping[str, Any],
+    shard_bytes: int,
+    stem: str = "diffusion_pytorch_model",
 ) -> _Component:
-    return _Component(folder, specs, lay_out(specs, stem=stem, shard_bytes=shard_bytes), encode_json(config))
+    return _Component(folder, specs, config, lay_out(specs, stem=stem, shard_bytes=shard_bytes))
 
 
-def _write_staged(staging: Staging, contents: _Contents, seed: int, progress: Progress) -> None:
+def _write_staged(
+    staging: Staging, components: Iterable[_Component], files: Mapping[str, bytes], seed: int, progress: Progress
+) -> None:
     """Write everything and rename it to the output; leave nothing behind when that fails."""
-    published = False
-    with staging:
-        staging.open()
-        if staging.is_taken_by_another_command:
-            raise OutputError(
-                f"{staging.output}: an interrupted conversion is in the way",
-                f"Finish it, or delete the folder {staging.folder.name} next to it.",
-            )
-        staging.begin("")
-        try:
-            with writing(staging.output):
-                _write(staging.release, contents, seed, progress)
-            staging.publish()
-            published = True
-        finally:
-            if not published:
-                staging.discard()
-
-
-def _write(release: Path, contents: _Contents, seed: int, progress: Progress) -> None:
-    for component in contents.components:
-        folder = release / component.folder
-        folder.mkdir(exist_ok=True)
-        write_weights(folder, component.specs, component.layout, seed, progress)
-        write_file(folder, CONFIG_NAME, component.config)
-        if component.layout.index:
-            write_file(folder, component.layout.index_name, component.layout.index)
-    for name, content in contents.files.items():
-        write_file(release, name, content)
+    staging.open()
+    if staging.is_taken_by_another_command:
+        reason = f"{staging.output}: an interrupted conversion is in the way"
+        raise OutputError(reason, f"Finish it, or delete the folder {staging.folder.name} next to it.")
+    staging.begin("")
+    try:
+        with writing(staging.output):
+            for component in components:
+                folder = staging.release / component.folder
+                folder.mkdir(exist_ok=True)
+                write_weights(folder, component.specs, component.layout, seed, progress)
+                write_file(folder, CONFIG_NAME, encode_json(component.config))
+                if component.layout.index:
+                    write_file(folder, component.layout.index_name, component.layout.index)
+            for name, content in files.items():
+                write_file(staging.release, name, content)
+        staging.publish()
+    except BaseException:
+        staging.discard()
+        raise

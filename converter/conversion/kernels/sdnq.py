@@ -123,10 +123,8 @@ def _blaming(options: Mapping[str, Any], device: torch.device) -> Iterator[None]
     except QUANTIZING_ERRORS as error:
         # On the CPU, torch has no class of its own for this.
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise MemoryLimitError(
-                f"{where}: device {device} does not have enough memory for it",
-                "Free some memory, or use another device.",
-            ) from error
+            reason = f"{where}: device {device} does not have enough memory for it"
+            raise MemoryLimitError(reason, "Free some memory, or use another device.") from error
         raise UnsupportedCheckpoint(
             f"{where}: SDNQ cannot quantize it with this recipe: {str(error) or repr(error)}",
             "Keep this module, or choose another dtype or other options.",
