@@ -1,4 +1,4 @@
-"""The values of a table in a TOML or JSON file, checked as they are taken out."""
+"""Reading the values of a TOML or JSON table, with a check of their types."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from converter.errors import FileError
 
-#: Dots outside of strings in one line. tomllib's time and memory grow with the square of a dotted key's length.
+#: Most dots outside of strings in a line. tomllib's time and memory grow with the square of a dotted key's length.
 _DOT_LIMIT = 20
 _STRINGS_AND_COMMENTS = re.compile(
     r'"""(?:[^"\\]|\\.|"(?!""))*+(?:"""|\Z)'
@@ -29,7 +29,7 @@ _TYPE_NAMES: dict[type, str] = {
     list: "an array",
     str: "a string",
 }
-#: Stands for a value that must be there.
+#: The default of a value that is required.
 _REQUIRED = object()
 
 
@@ -40,7 +40,7 @@ class Fields:
     Args:
         content: the table.
         where: the file, and the table in it where there are several; for messages.
-        error: what to raise.
+        error: the class of what to raise.
     """
 
     content: Mapping[str, Any]
@@ -53,7 +53,7 @@ class Fields:
         Args:
             key: its name.
             kind: type of the value; an integer is a float, too.
-            default: what a missing key means; without one it is an error.
+            default: the value where the key is missing; without a default, a missing key is an error.
 
         Raises:
             FileError: the value is missing or of another type.
@@ -82,12 +82,30 @@ class Fields:
                 raise self.error(self.where, f"{key} must be an array of strings, and {value!r:.100} is not a string")
         return tuple(values)
 
-    def refuse_unknown(self, allowed: Sequence[str], what: str) -> None:
-        """Refuse keys that have no meaning, and name those that they may have been meant to be.
+    def take_tables(self, key: str, name: str) -> tuple[Fields, ...]:
+        """An array of tables; empty where the key is missing.
 
         Args:
-            allowed: the keys that have one.
-            what: what the table describes.
+            key: its name.
+            name: what to call one table in messages, before its number.
+
+        Raises:
+            FileError: it is something else.
+        """
+        tables = []
+        for number, content in enumerate(self.take(key, list, []), 1):
+            where = f"{self.where}: {name} {number}"
+            if not isinstance(content, dict):
+                raise self.error(where, f"must be a table, written [[{key}]]")
+            tables.append(Fields(content, where, self.error))
+        return tuple(tables)
+
+    def refuse_unknown(self, allowed: Sequence[str], what: str) -> None:
+        """Refuse unknown keys, and name known ones that are like them.
+
+        Args:
+            allowed: the known keys.
+            what: what the table describes, for messages.
 
         Raises:
             FileError: there is such a key.

@@ -1,6 +1,6 @@
-"""The heavy libraries, imported quietly and in one place.
+"""The heavy libraries, imported quietly by one function.
 
-Importing SDNQ pulls in torch, diffusers and transformers, which takes seconds; nothing imports them before it must.
+Importing SDNQ imports torch, diffusers and transformers too, which takes seconds; nothing imports them before it must.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ QUANTIZING_ERRORS = (
     AssertionError,
     AttributeError,
     LookupError,
-    NotImplementedError,
     RuntimeError,
     TypeError,
     ValueError,
@@ -51,7 +50,7 @@ def package_versions() -> dict[str, str]:
 
 
 def quantization_environment() -> dict[str, str]:
-    """What the environment says to SDNQ, in the order of its names, with lensconv's own default."""
+    """The environment variables of SDNQ, sorted by name, with lensconv's own default."""
     # SDNQ compiles a test function at import unless told not to; lensconv runs its functions eagerly, since compiled
     # ones were slower and not identical.
     found = {"SDNQ_USE_TORCH_COMPILE": "0"}
@@ -60,7 +59,7 @@ def quantization_environment() -> dict[str, str]:
 
 
 def library_threads() -> int:
-    """Threads that torch computes with, as far as the environment and the system decide it, without importing torch."""
+    """The number of threads that torch computes with, by environment and system, without importing torch."""
     torch = sys.modules.get("torch")
     if torch is not None:
         return int(torch.get_num_threads())
@@ -71,23 +70,23 @@ def library_threads() -> int:
 
 
 def is_loaded() -> bool:
-    """Whether SDNQ has been imported already, so that planning with it takes no more than its own time."""
+    """Whether SDNQ has been imported already, so that planning with it does not have to wait for the import."""
     return "sdnq" in sys.modules
 
 
 def load_library(name: str, *, compiles: bool = False) -> ModuleType:
-    """Import a module of the heavy libraries, or one that imports them, without their start-up work and chatter.
+    """Import a module of the heavy libraries, or one that imports them, without their start-up work and log messages.
 
     Args:
         name: of the module.
-        compiles: whether SDNQ may compile its kernels, which inference on a GPU wants and nothing else does.
+        compiles: whether SDNQ may compile its kernels, which only inference on a GPU needs.
 
     Raises:
         DependencyError: it cannot be imported.
     """
     if not compiles:
         os.environ.update(quantization_environment())
-    # Missing Triton and OpenVINO kernels serve inference only; they are noise here.
+    # SDNQ warns of missing Triton and OpenVINO kernels, which only inference needs.
     logging.getLogger("sdnq").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -105,7 +104,7 @@ def load_library(name: str, *, compiles: bool = False) -> ModuleType:
 
 
 def _import(name: str) -> ModuleType:
-    """Import a module, and keep the collector of garbage from going through what stays for good, now and later."""
+    """Import a module, and exclude its objects, which are never freed, from garbage collection."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""How much memory this process has held, and how much more it may have."""
+"""The memory that this process has used, and how much more it may use."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def peak_rss_bytes() -> int:
-    """The most memory that this process has held so far, in bytes.
+    """The most memory that this process has used so far, in bytes.
 
-    ``getrusage`` would give that of the process that started this one, if it was larger: Linux hands it on.
+    ``getrusage`` would return the peak of the process that started this one, if it was higher: Linux inherits it.
     """
     return _kibibytes(_STATUS, "VmHWM")
 
 
 def rss_bytes() -> int:
-    """The memory that this process holds now, in bytes; pages of mapped files count."""
+    """The memory that this process uses now, in bytes; pages of mapped files count."""
     return _kibibytes(_STATUS, "VmRSS")
 
 
 def free_memory_bytes() -> int:
-    """How much more memory this process can have, in bytes: what the machine, its control groups and ulimit leave."""
+    """How much more memory this process can use, in bytes, within the limits of machine, control groups and ulimit."""
     free = [_kibibytes(_MEMINFO, "MemAvailable"), *_left_by_cgroups()]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
@@ -41,7 +41,7 @@ def _kibibytes(file: Path, field: str) -> int:
 
 
 def _left_by_cgroups() -> Iterator[int]:
-    """What the control groups around this process leave; pages of files count as free, for they can be dropped."""
+    """The free memory of each control group of this process; pages of files count as free, as they can be dropped."""
     for line in _OWN_CGROUP.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -52,7 +52,7 @@ def _left_by_cgroups() -> Iterator[int]:
             folder = _CGROUPS / "memory"
         else:
             continue
-        # Inside a container the path may be the host's; the root of what is mounted is then our own group.
+        # Inside a container the path may be the host's; then the root of the mounted groups is our own group.
         own = folder / path.lstrip("/")
         for group in (own, *own.parents):
             if not group.is_relative_to(folder):

@@ -1,8 +1,8 @@
 """Threads that work while the main thread waits for them, and can be interrupted.
 
-What a signal's handler raises comes between any two steps of the main thread. Where these start a thread, nobody then
-knows that thread, and the process waits for it at its end, for ever; where they take a lock, it is never given back.
-So signals are held back while threads are started and waited for, and handled between two looks at them.
+An exception from a signal's handler can come between any two steps of the main thread. If it comes while a thread is
+started, that thread is lost, and the process waits for it at its end, for ever; if it comes while a lock is taken, the
+lock is never released. So signals are held back while threads are started and waited for, and handled in between.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, TypeVar
 
 _Item = TypeVar("_Item")
@@ -20,14 +20,14 @@ _Result = TypeVar("_Result")
 
 #: Signals that have a handler which may raise: Python's own, those that stop a command, and the alarm.
 _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
-#: Seconds between two looks at the threads, after which Ctrl-C is noticed and the display refreshed.
+#: Seconds between two checks of the threads, when Ctrl-C is noticed and the display is refreshed.
 _POLL_SECONDS = 0.1
 
 
 class HeldSignals:
-    """Holds signals back while the block runs, but for moments that the block chooses.
+    """Holds signals back while the block runs, except when the block calls ``handle``.
 
-    In another thread than the main one it does nothing: handlers run in the main thread alone.
+    Outside of the main thread it does nothing: handlers run in the main thread only.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class HeldSignals:
         self._arrived: list[signal.Signals] = []
 
     def handle(self) -> None:
-        """Run the handlers of the signals that came; what they raise is raised here."""
+        """Run the handlers of the signals that have arrived; what they raise is raised here."""
         while self._arrived:
             number = self._arrived.pop(0)
             self._handlers[number](number, inspect.currentframe())
@@ -49,11 +49,9 @@ class HeldSignals:
                     signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
-            # A handler that has run may have chosen what becomes of further signals.
+            # A handler that has run may have set another one for further signals.
             if signal.getsignal(number) == self._note:
                 signal.signal(number, handler)
         self.handle()
@@ -63,7 +61,7 @@ class HeldSignals:
 
 
 def wait_for(future: Future[_Result]) -> _Result:
-    """Wait for what a thread is to bring; what it raised is raised here, and so is what a signal's handler raises."""
+    """Wait for the result of a thread; what it raised is raised here, and so is what a signal's handler raises."""
     with HeldSignals() as signals:
         while not wait([future], timeout=_POLL_SECONDS).done:
             signals.handle()
@@ -79,7 +77,7 @@ def run_in_threads(
     refresh: Callable[[], None],
     stop: Callable[[], None] = lambda: None,
 ) -> list[_Result]:
-    """Call a function with every item, in threads; return when no thread is left.
+    """Call a function with every item, in threads; return when all threads have ended.
 
     Args:
         function: what the threads call.
@@ -87,13 +85,13 @@ def run_in_threads(
         workers: how many threads.
         name: of the threads.
         refresh: called in the main thread, a few times a second.
-        stop: called when no further call is wanted, to shorten those that run; at the end as well.
+        stop: called when no further call is wanted, to shorten those that run; also called at the end.
 
     Returns:
         What the calls returned, in the order of the items.
 
     Raises:
-        BaseException: what the first call raised that failed, after which no other is begun; what a signal's handler
+        BaseException: what the first failed call raised, after which no other is begun; what a signal's handler
             raises.
     """
     with HeldSignals() as signals, ThreadPoolExecutor(workers, thread_name_prefix=name) as pool:
@@ -109,5 +107,5 @@ def run_in_threads(
         finally:
             stop()
             pool.shutdown(cancel_futures=True)
-    # What failed comes before what was cancelled: items are begun in their order.
+    # Items are begun in their order, so that the failed call comes before the cancelled ones.
     return [future.result() for future in futures]

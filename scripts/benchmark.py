@@ -30,7 +30,7 @@ from converter.rendering import render
 
 ROOT = Path(__file__).resolve().parents[1]
 PIECE_BYTES = 4 << 20
-#: Between these lines the table stands in the README.
+#: The table in the README is between these lines.
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 
 REFERENCE = """
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def measure_depth(work: Path, layers: int) -> dict[str, int]:
-    """Peak memory of a conversion at one depth: of the process and the planner beside it, added up."""
+    """Peak memory of a conversion at one depth: of the process and its planner, added up."""
     source, output = synthesize(work, layers), work / "depth"
     shutil.rmtree(output, ignore_errors=True)
     finished = subprocess.run(lensconv("convert", source, output, "--json"), check=True, capture_output=True)
@@ -153,7 +153,7 @@ def summarise(result: dict[str, Any]) -> dict[str, Any]:
 def measure(command: list[str]) -> Measurement:
     """Run a process and ask the system what it took.
 
-    The system tells the memory of one process; lensconv, which has two for a while, adds them up in its report.
+    The system reports the memory of one process; lensconv, which has two for a while, adds them up in its report.
     """
     started = time.perf_counter()
     with tempfile.TemporaryFile() as stdout:
@@ -188,7 +188,7 @@ def size_of(folder: Path) -> int:
 
 
 def compare_weights(first: Path, second: Path) -> bool:
-    """Whether two folders hold the same weight files, byte for byte."""
+    """Whether two folders contain the same weight files, byte for byte."""
     names = sorted(file.name for file in first.glob("*.safetensors"))
     match, _, _ = filecmp.cmpfiles(first, second, names, shallow=False)
     return sorted(match) == names == sorted(file.name for file in second.glob("*.safetensors"))

@@ -63,7 +63,7 @@ def tiny_pairs(work: Path, arguments: argparse.Namespace) -> Iterator[tuple[str,
 
 
 def compare_all(work: Path, pairs: Iterator[tuple[str, Path, str, dict[str, Any], str]]) -> tuple[int, int]:
-    """Compare one after the other; tells how many were the same and how many not."""
+    """Compare one after the other; returns how many were the same and how many were not."""
     same = different = 0
     for name, source, recipe, options, shard in pairs:
         problem = compare(work, name, source, options, shard)

@@ -22,7 +22,7 @@ from converter.checkpoint.staging import SPOOLED
 
 
 def main() -> None:
-    """Kill and rerun as often as asked, and tell what was seen."""
+    """Kill and rerun as often as asked, and print what happened."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="how many conversions to kill")
     parser.add_argument("--layers", type=int, default=8, help="blocks of the model")
@@ -42,7 +42,7 @@ def run(work: Path, arguments: argparse.Namespace) -> None:
     source, output = work / "source", work / "output"
     subprocess.run(lensconv("synth", source, "--layers", arguments.layers, "--quiet"), check=True)
     convert = lensconv("convert", source, output, "--recipe", arguments.recipe, "--json")
-    # The first run compiles the kernels; the second tells how long one takes.
+    # The first run compiles the kernels; the second shows how long one takes.
     wanted = finish(convert, output)
     started = time.monotonic()
     finish(convert, output)
@@ -102,7 +102,7 @@ def files_of(report: dict[str, list[dict[str, str]]]) -> dict[str, str]:
 
 
 def check_whole(output: Path, wanted: dict[str, str]) -> None:
-    """Check that a folder holds all files as its manifest says, and that they are those of an undisturbed run."""
+    """Check that a folder contains all files as its manifest says, and that they are those of an undisturbed run."""
     subprocess.run(lensconv("verify", output, "--checksums", "--quiet"), check=True)
     manifest = json.loads((output / "lensconv_manifest.json").read_text())
     found = files_of(manifest)

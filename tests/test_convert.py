@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from converter import ConvertOptions, Recipe, convert, plan
 from converter.conversion import convert as convert_module
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess
 from converter.conversion.planning.prediction import plans_agree, predict_plan
+from converter.conversion.request import open_request
 from converter.errors import MemoryLimitError
 from converter.schemas import load_schema
 from tests.conftest import ROOT, names_in, snapshot
@@ -124,13 +126,49 @@ def test_weights_can_be_quantized_from_float32(lens_source: Path, tmp_path: Path
 
 
 def test_one_file_without_a_config_is_recognised_as_lens(tmp_path: Path) -> None:
+    """What its tensors do not show is assumed, and both commands say so."""
     source = save_model(tmp_path / "source", "LensTransformer2DModel")
     alone = tmp_path / "alone" / "lens.safetensors"
     alone.parent.mkdir()
     shutil.copyfile(source / WEIGHTS, alone)
-    convert(alone, tmp_path / "out")
+    notes = Notes()
+    report = convert(alone, tmp_path / "out", reporter=notes).to_dict()
     assert weight_files(tmp_path / "out") == weight_files(convert_default(source, tmp_path / "expected"))
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_attention_heads"] == 3
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_attention_heads"] == 3
+    assumed = {
+        "_class_name": "LensTransformer2DModel",
+        "patch_size": 2,
+        "axes_dims_rope": [8, 28, 28],
+        "selected_layer_index": [5, 11, 17, 23],
+    }
+    assert assumed.items() <= config.items()
+    planned = plan(alone).to_dict()
+    for result, name in ((report, "convert"), (planned, "plan")):
+        jsonschema.validate(result, load_schema(name))
+        assert result["assumed_config"] == assumed
+    (note,) = planned["notes"]
+    assert notes.texts == [f"Note: {note}."]
+    assert note == (
+        "no config.json names the model's class; assumed from microsoft/Lens: _class_name LensTransformer2DModel, "
+        "patch_size 2, axes_dims_rope [8, 28, 28], selected_layer_index [5, 11, 17, 23]"
+    )
+
+
+def test_nothing_is_assumed_where_there_is_a_config(lens_source: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    assert convert(lens_source, tmp_path / "out", reporter=notes).to_dict()["assumed_config"] == {}
+    assert notes.texts == []
+    planned = plan(lens_source).to_dict()
+    assert (planned["assumed_config"], planned["notes"]) == ({}, [])
+
+
+def test_a_plan_on_other_assumptions_does_not_agree(lens_source: Path) -> None:
+    request = open_request(lens_source, None, ConvertOptions())
+    predicted = predict_plan(request.checkpoint, request.recipe)
+    assert predicted is not None
+    assert plans_agree(predicted, predicted)
+    assert not plans_agree(predicted, replace(predicted, assumed_config={"patch_size": 2}))
 
 
 def test_too_little_memory_is_said_before_anything_is_written(lens_source: Path, tmp_path: Path) -> None:

@@ -63,3 +63,14 @@ def test_what_is_not_toml_is_refused_at_once(text: str) -> None:
 def test_dots_in_strings_and_comments_do_not_count() -> None:
     text = f'name = "{"." * 100}"  # {"." * 100}'
     assert parse_toml(text, "x", RecipeError).take("name", str) == "." * 100
+
+
+def test_tables_are_named_by_their_numbers() -> None:
+    content = parse_toml("[[rules]]\nmatch = 'a'\n[[rules]]\nmatch = 3", "x", RecipeError)
+    first, second = content.take_tables("rules", "rule")
+    assert first.take("match", str) == "a"
+    with pytest.raises(RecipeError, match="x: rule 2: match must be a string"):
+        second.take("match", str)
+    assert content.take_tables("absent", "rule") == ()
+    with pytest.raises(RecipeError, match="x: rule 1: must be a table"):
+        parse_toml("rules = [1]", "x", RecipeError).take_tables("rules", "rule")

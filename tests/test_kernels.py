@@ -44,12 +44,10 @@ def assert_same(bits: NDArray[np.uint32], *, round_weights: bool, round_scales: 
         from_float32=not round_weights,
         device=torch.device("cpu"),
     )
-    packed = np.empty(rows.size // 2, np.uint8)
-    scale_type: type[Any] = np.uint16 if round_scales else np.uint32
-    scales, zero_points = (np.empty(rows.size // fused.GROUP, scale_type) for _ in range(2))
-    largest = fused.quantize_uint4(rows.reshape(-1), packed, scales, zero_points, round_weights=round_weights)
+    parts, largest = fused.quantize_uint4(rows.reshape(-1), round_weights=round_weights, round_scales=round_scales)
     assert largest == int((rows & 0x7FFFFFFF).max())
-    for part, found in (("weight", packed), ("scale", scales), ("zero_point", zero_points)):
+    assert parts.keys() == {"weight", "scale", "zero_point"}
+    for part, found in parts.items():
         np.testing.assert_array_equal(expected.bytes_of(part), found.view(np.uint8), err_msg=part)
 
 
@@ -153,8 +151,7 @@ def test_rounding_to_bfloat16_is_torchs(bits: NDArray[np.uint32]) -> None:
 def test_what_is_not_finite_is_reported(bits: int) -> None:
     weights = np.zeros(fused.GROUP * 3, np.uint32)
     weights[100] = bits
-    packed, scales = np.empty(weights.size // 2, np.uint8), np.empty(3, np.uint16)
-    largest = fused.quantize_uint4(weights, packed, scales, scales.copy(), round_weights=True)
+    _, largest = fused.quantize_uint4(weights, round_weights=True, round_scales=True)
     assert largest >= fused.OVERFLOWS_BFLOAT16
     assert fused.round_to_bfloat16(weights, np.empty(weights.size, np.uint16)) >= fused.OVERFLOWS_BFLOAT16
 

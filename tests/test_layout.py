@@ -150,15 +150,12 @@ def test_files_are_hashed_and_written_back_behind_the_slots(tmp_path: Path, monk
     specs = [TensorSpec(f"t{number}", "U8", (3000 + 17 * number,)) for number in range(20)]
     layout = lay_out(specs, stem="model", shard_bytes=30_000)
     assert len(layout.files) > 1
-    with SlotWriter(tmp_path, layout) as writer:
-        hasher = FollowingHasher(tmp_path, layout)
-        hasher.start()
+    with SlotWriter(tmp_path, layout) as writer, FollowingHasher(tmp_path, layout) as hasher:
         for name, slot in reversed(layout.slots.items()):
             writer.write(slot.file, slot.offset, name.encode() * (slot.bytes // len(name)))
             hasher.finish_slot(name)
         writer.sync()
         digests = hasher.digests()
-        hasher.stop()
     for file in layout.files:
         content = (tmp_path / file.name).read_bytes()
         assert len(content) == file.total_bytes

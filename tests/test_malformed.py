@@ -23,12 +23,11 @@ from converter import errors
 from converter.cli.main import run
 from converter.console import Console
 from tests.conftest import TIME_LIMIT, time_limit
-from tests.malformed import (
-    CASES,
+from tests.malformed import CASES
+from tests.malformed.site import (
     EXIT_CODES,
     IN_PROCESS,
     KEPT,
-    LARGEST_FLOAT32,
     LENS_FILE,
     QUANTIZED,
     Case,
@@ -40,6 +39,7 @@ from tests.malformed import (
     read_tensors,
     write_tensors,
 )
+from tests.malformed.tensors import LARGEST_FLOAT32
 
 #: Cases that are run as commands of their own as well, so that what a process adds is covered once.
 AS_PROCESS = (
@@ -161,7 +161,7 @@ def test_corpus_is_large_enough() -> None:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 def test_bad_input_is_refused(case: Case, site: Site, capfd: pytest.CaptureFixture[str]) -> None:
-    invocation = case.build(site)
+    invocation = case.prepare(site)
     before = take_snapshot(site)
     was_there = os.path.lexists(invocation.output)
     for is_json in (True, False):
@@ -175,7 +175,7 @@ def test_bad_input_is_refused(case: Case, site: Site, capfd: pytest.CaptureFixtu
 @pytest.mark.parametrize("name", AS_PROCESS)
 def test_bad_input_is_refused_by_a_process(name: str, site: Site) -> None:
     case = CASES[name]
-    invocation = case.build(site)
+    invocation = case.prepare(site)
     before = take_snapshot(site)
     for is_json in (True, False):
         outcome = run_process(*(_with_json(invocation.arguments) if is_json else invocation.arguments))
@@ -187,7 +187,7 @@ def test_pickle_would_have_left_a_mark(site: Site) -> None:
     """The bait of the cases works: whoever unpickles it is found out."""
     import pickle
 
-    CASES["pickle-that-runs-code"].build(site)
+    CASES["pickle-that-runs-code"].prepare(site)
     before = take_snapshot(site)
     pickle.loads((site.source / "diffusion_pytorch_model.bin").read_bytes())  # noqa: S301 - our own
     assert take_snapshot(site) != before
@@ -283,7 +283,7 @@ def test_other_floats_convert_as_the_same_numbers_in_f32_do(
     plan = run_here("plan", str(folders[0]))
     assert plan.code == 0, plan.stdout
     notes = " ".join(json.loads(plan.stdout)["notes"])
-    assert (f"the source holds {dtype}: it has been rounded once already" in notes) == (dtype != "F64")
+    assert (f"the source contains {dtype}, which has been rounded once already" in notes) == (dtype != "F64")
 
 
 def test_single_file_without_config_is_recognised(site: Site) -> None:
@@ -333,7 +333,7 @@ def refuse(site: Site, invocation: Invocation, error: str, *message: str) -> Non
     """Run a command that must be refused, and look for what it leaves."""
     before = take_snapshot(site)
     outcome = run_here(*invocation.arguments)
-    check_refusal(Case("", lambda site: site.convert(), error, message), outcome, is_json=True)
+    check_refusal(Case("", Site.convert, error, message), outcome, is_json=True)
     assert take_snapshot(site) == before
 
 
@@ -361,7 +361,7 @@ def test_limit_on_the_size_of_files(site: Site) -> None:
     before = take_snapshot(site)
     limited = ("sh", "-c", 'ulimit -f 1000; exec "$@"', "sh")
     outcome = run_process(*_with_json(site.convert().arguments), before=limited)
-    case = Case("", lambda site: site.convert(), "DiskError", ("File too large",))
+    case = Case("", Site.convert, "DiskError", ("File too large",))
     check_refusal(case, outcome, is_json=True)
     assert take_snapshot(site) == before
 

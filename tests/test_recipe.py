@@ -1,4 +1,4 @@
-"""Recipes: what is in the files that ship, and what is said about those that make no sense."""
+"""Recipes: those that ship, those of users, and errors in them."""
 
 from __future__ import annotations
 
@@ -99,23 +99,23 @@ def test_a_rule_that_matches_nothing_suggests_names(rule: Rule, message: str, hi
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nonsense", "not TOML"),
+        ("nonsense", "is not TOML"),
         ("sdnq = 3", "sdnq must be a table"),
-        ("weights = 3", "weights is no key of a recipe"),
-        ("[sdnq]\nweigths_dtype = 'uint4'", "weigths_dtype is no key"),
-        ("[sdnq]\nweights_dtype = 4", "weights_dtype must be a str"),
+        ("weights = 3", "weights is not a key of a recipe"),
+        ("[sdnq]\nweigths_dtype = 'uint4'", "weigths_dtype is not a key"),
+        ("[sdnq]\nweights_dtype = 4", "weights_dtype must be a string, not 4"),
         ("[sdnq]\ngroup_size = true", "group_size must be an integer"),
-        ("[sdnq]\nmodules_to_not_convert = []", "modules_to_not_convert is no key"),
-        ("classes = [1]", "list of strings"),
-        ("rules = [1]", "must be a table"),
+        ("[sdnq]\nmodules_to_not_convert = []", "modules_to_not_convert is not a key"),
+        ("classes = [1]", "array of strings"),
+        ("rules = [1]", "rule 1: must be a table"),
         ("[[rules]]\nkeep = true", "either match or family"),
         ("[[rules]]\nmatch = 'a'\nfamily = 'b'\nkeep = true", "either match or family"),
         ("[[rules]]\nmatch = 'a'", "either keep = true or options"),
         ("[[rules]]\nmatch = 'a'\nkeep = true\nweights_dtype = 'int8'", "either keep = true or options"),
-        ("[[rules]]\nmatch = 'a'\nquant_conv = true", "quant_conv is no key of a rule"),
+        ("[[rules]]\nmatch = 'a'\nquant_conv = true", "quant_conv is not a key of a rule"),
     ],
 )
-def test_what_makes_no_sense_is_refused(text: str, message: str) -> None:
+def test_a_malformed_recipe_is_refused(text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         parse_recipe(text, where="mine.toml")
 
@@ -132,10 +132,11 @@ def test_a_recipe_that_is_not_there() -> None:
     assert "sdnq-uint4" in caught.value.hint
 
 
-def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("content", "message"), [(b"\xff\xfe", "not UTF-8"), (b"#" * 1_000_001, "longer than")])
+def test_a_file_that_cannot_be_a_recipe(content: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
-    file.write_bytes(b"\xff\xfe")
-    with pytest.raises(RecipeError, match="cannot be read"):
+    file.write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
         find_recipe(str(file), LENS)
 
 

@@ -127,7 +127,7 @@ def test_a_source_behind_links_is_not_overwritten(tmp_path: Path) -> None:
     (repo / "model_index.json").write_text(json.dumps({"transformer": ["diffusers", "LensTransformer2DModel"]}))
     before = snapshot(real)
     for source, output in ((linked, real), (repo, real), (repo, real / "out")):
-        with pytest.raises(OutputError, match="lies inside the source, or the source inside it"):
+        with pytest.raises(OutputError, match="is inside the source, or the source is inside it"):
             convert(source, output, options=ConvertOptions(overwrite=True))
     assert snapshot(real) == before
 

@@ -210,7 +210,7 @@ def test_a_passing_failure_keeps_what_is_finished(
         patches.setattr(Staging, "publish", taken)
         with pytest.raises(OutputError, match="exists already"):
             convert(lens_source, tmp_path / "out", reporter=notes)
-    assert "the same command goes on" in notes.texts[-1]
+    assert "the same command continues" in notes.texts[-1]
     (tmp_path / "out").rmdir()
     report = convert(lens_source, tmp_path / "out")
     assert report.resumed_tensors == report.tensors

@@ -12,7 +12,7 @@ _READ_BYTES = 1 << 22
 
 
 def file_sha256(file: Path, progress: Progress | None = None) -> str | None:
-    """sha256 of a file in hexadecimal digits; None where there is none.
+    """sha256 of a file in hexadecimal digits; None if it is not a regular file.
 
     Args:
         file: what to read.

@@ -1,6 +1,6 @@
 """The dtypes of the safetensors format: their names, their sizes, their order in a file.
 
-Order and names were read off files that safetensors 0.8.0 wrote; ``tests/test_header.py`` holds them against it.
+Order and names are those of files that safetensors 0.8.0 writes; ``tests/test_header.py`` compares them.
 """
 
 from __future__ import annotations
@@ -55,6 +55,16 @@ LONG_NAMES: dict[str, str] = {
     "U8": "UINT8",
     "F8_E4M3": "FLOAT8_E4M3FN",
     "F8_E5M2": "FLOAT8_E5M2",
+}
+
+#: Names as torch spells them.
+TORCH_NAMES: dict[str, str] = {
+    **{name: long_name.lower() for name, long_name in LONG_NAMES.items()},
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "BOOL": "bool",
+    "C64": "complex64",
 }
 
 

@@ -1,4 +1,4 @@
-"""What the standard library does not do with folders: exchange two in one step, sync their names, tell them apart."""
+"""Folder operations that the standard library lacks: exchange two in one step, sync their names, identify them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from converter.checkpoint.writer import write_error
+from converter.checkpoint.writer import writing
 
 #: Flags of Linux' renameat2.
 RENAME_NOREPLACE = 1
@@ -26,7 +26,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def inode_of(path: Path) -> tuple[int, int] | None:
-    """Device and inode, which a rename keeps; None when nothing is there."""
+    """Device and inode of a path, which a rename keeps; None when nothing is there."""
     try:
         status = path.stat(follow_symlinks=False)
     except OSError:
@@ -35,7 +35,7 @@ def inode_of(path: Path) -> tuple[int, int] | None:
 
 
 def rename_folder(source: Path, target: Path, flag: int) -> None:
-    """Rename a folder, refusing to replace one by accident, or exchange two, in one step where the system can.
+    """Rename a folder without replacing another, or exchange two folders; in one step where the system can.
 
     Raises:
         OSError: the system refuses.
@@ -53,17 +53,15 @@ def rename_folder(source: Path, target: Path, flag: int) -> None:
 
 
 def remove_all_but(folder: Path, wanted: Collection[Path]) -> None:
-    """Remove what an interrupted run left of other files; the source may no longer have them.
+    """Remove files that an interrupted run left and that are not wanted; the source may no longer have them.
 
     Raises:
         OutputError: the system refuses.
     """
-    try:
-        for place, _, files in os.walk(folder, topdown=False):
-            for file in (Path(place) / name for name in files):
+    with writing(folder):
+        for parent, _, files in os.walk(folder, topdown=False):
+            for file in (Path(parent) / name for name in files):
                 if file not in wanted:
                     file.unlink()
-            if Path(place) != folder and not any(Path(place).iterdir()):
-                Path(place).rmdir()
-    except OSError as error:
-        raise write_error(folder, error) from error
+            if Path(parent) != folder and not any(Path(parent).iterdir()):
+                Path(parent).rmdir()

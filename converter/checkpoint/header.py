@@ -1,9 +1,9 @@
 """Reading and writing the header of a safetensors file, trusting nothing.
 
 A file is: eight bytes that give the length of the header (little endian), the header (a JSON object that maps each
-tensor's name to its dtype, shape and place in the data, and ``__metadata__`` to strings), then the data. The parser
-accepts a file only if every byte of it is accounted for: no hole, no overlap, no byte too few or too many. Whatever
-passes can be sliced without a further check.
+tensor's name to its dtype, shape and offsets in the data, and ``__metadata__`` to strings), then the data. The parser
+accepts a file only if every byte belongs to something: no hole, no overlap, no byte too few or too many. The tensors
+of an accepted file can be sliced without a further check.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -62,7 +63,7 @@ class Header:
     """Of the header with its length field, in hexadecimal digits."""
     stamp: tuple[int, ...] = ()
     """Size in bytes and time of the last change in nanoseconds when the header was read; empty when it did not come
-    from a file. No inode: file systems in user space may give a file another one any time."""
+    from a file. The inode is left out: file systems in user space may change it at any time."""
 
     @property
     def file_bytes(self) -> int:
@@ -71,16 +72,16 @@ class Header:
 
 
 def read_header(file: Path) -> Header:
-    """Read and check the header of a safetensors file; not one byte of the data is read.
+    """Read and check the header of a safetensors file, and none of its data.
 
     Raises:
-        MissingInput: the file is not there, is no regular file, or cannot be read.
+        MissingInput: the file does not exist, is not a regular file, or cannot be read.
         MalformedCheckpoint: the file breaks the format.
     """
     try:
         # A pipe would block on open, and it cannot be read twice.
         if not stat.S_ISREG(file.stat().st_mode):
-            raise MissingInput(file, "not a regular file", "Check the path.")
+            raise MissingInput(file, "is not a regular file", "Check the path.")
         with file.open("rb") as stream:
             status = os.fstat(stream.fileno())
             size = status.st_size
@@ -105,7 +106,7 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
 
 
 def header_length(prefix: bytes, file_bytes: int, file: Path) -> int:
-    """The length of the header, once it has been found to fit the size of the file.
+    """The length of the header, checked against the size of the file.
 
     Raises:
         MalformedCheckpoint: it does not fit.
@@ -121,7 +122,7 @@ def header_length(prefix: bytes, file_bytes: int, file: Path) -> int:
 
 
 def parse_header(prefix: bytes, body: bytes, file_bytes: int, file: Path) -> Header:
-    """Parse a header that has been read already.
+    """Parse the bytes of a header.
 
     Args:
         prefix: the first eight bytes of the file.
@@ -130,7 +131,7 @@ def parse_header(prefix: bytes, body: bytes, file_bytes: int, file: Path) -> Hea
         file: where it came from, for messages.
 
     Raises:
-        MalformedCheckpoint: anything is not as the format wants it.
+        MalformedCheckpoint: something breaks the format.
     """
     length = header_length(prefix, file_bytes, file)
     if len(body) != length:
@@ -163,7 +164,7 @@ def parse_header(prefix: bytes, body: bytes, file_bytes: int, file: Path) -> Hea
 
 
 def parse_json_object(content: bytes, file: Path, what: str) -> dict[str, Any]:
-    """Parse bytes that must hold one JSON object without repeated keys.
+    """Parse bytes that must be one JSON object without repeated keys.
 
     Raises:
         MalformedCheckpoint: they do not.
@@ -197,29 +198,29 @@ def _parse_integer(text: str) -> int | float:
 def _parse_metadata(value: Any, file: Path) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         raise MalformedCheckpoint(file, "__metadata__ must map names to strings")
-    try:
-        "".join((*value, *value.values())).encode()
-    except UnicodeEncodeError as error:
-        raise MalformedCheckpoint(file, "its __metadata__ is not valid Unicode") from error
+    if not _is_unicode("".join((*value, *value.values()))):
+        raise MalformedCheckpoint(file, "its __metadata__ is not valid Unicode")
     return value
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text has no lone surrogates, which JSON can escape and UTF-8 cannot encode."""
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def _parse_entry(name: str, value: Any, file: Path) -> TensorEntry:
     def fail(reason: str) -> MalformedCheckpoint:
         return MalformedCheckpoint(file, reason, tensor=name)
 
-    if not name.isascii():
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise fail("its name is not valid Unicode") from error
+    if not _is_unicode(name):
+        raise fail("its name is not valid Unicode")
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise fail("its entry must hold dtype, shape and data_offsets, and nothing else")
+        raise fail("its entry must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise fail(f"its dtype {dtype} is not one of the format's")
     if not _is_list_of_sizes(shape) or len(shape) > MAXIMUM_DIMENSIONS:
-        raise fail("its shape must be a list of at most 64 sizes, none negative")
+        raise fail(f"its shape must be a list of at most {MAXIMUM_DIMENSIONS} sizes, none negative")
     if not _is_list_of_sizes(offsets) or len(offsets) != 2:
         raise fail("its data_offsets must be two positions, neither negative")
     start, end = offsets
@@ -228,7 +229,7 @@ def _parse_entry(name: str, value: Any, file: Path) -> TensorEntry:
         # safetensors multiplies from the left in 64 bits, and refuses what leaves them even if a zero follows.
         elements *= size
         if elements >= 1 << 64:
-            raise fail(f"its shape {shape} holds more than 64 bits can count")
+            raise fail(f"its shape {shape} has more elements than 64 bits can count")
     expected = tensor_bytes(dtype, tuple(shape))
     if expected is None:
         raise fail(f"its shape {shape} does not fill whole bytes as {dtype}")

@@ -1,8 +1,8 @@
 """Where every byte of a checkpoint goes, known before the first one is written.
 
 Tensors are split over shards in the order of the model's state dict, by the Hub library's own rule, as
-``save_pretrained`` does. Inside a file they lie as safetensors lays them out: by dtype, the widest alignment first,
-then by name.
+``save_pretrained`` does. Inside a file they have the order of safetensors: by dtype, the widest alignment first, then
+by name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The place of one tensor: a range of bytes in one file."""
+    """Where one tensor is: a range of bytes in one file."""
 
     file: str
     offset: int
@@ -66,7 +66,7 @@ class Layout:
     slots: dict[str, Slot]
     index_name: str
     index: bytes
-    """Content of the index file; empty when one file holds everything."""
+    """Content of the index file; empty when there is only one weight file."""
 
 
 def lay_out(
@@ -81,8 +81,8 @@ def lay_out(
     Args:
         tensors: in the order of the model's state dict.
         stem: name of the weight file without its suffix.
-        shard_bytes: a file holds at most so many bytes of tensors, unless one tensor alone is larger.
-        index_metadata: what the index says beside the total size.
+        shard_bytes: the most bytes of tensors in a file, unless one tensor alone is larger.
+        index_metadata: what the index says besides the total size.
     """
     # Imported here: it takes half of the time in which help should be on the screen.
     from huggingface_hub import split_state_dict_into_shards_factory

@@ -1,7 +1,7 @@
 """Reading tensors piece by piece, with plain reads.
 
-A memory map would count every page of the source as memory of the process, and is many times slower on network
-volumes; ``preadv`` into a buffer that is used again does neither.
+A memory map counts every page of the source as memory of the process, and is many times slower on network volumes.
+``preadv`` into a buffer that is used again has neither fault.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from converter.errors import MalformedCheckpoint, MissingInput, reason_of
 
 
 class TensorReader:
-    """Reads ranges of tensors; any thread may call it. Files are opened once and closed with it."""
+    """Reads ranges of tensors; any thread may call it. Each file is opened once."""
 
     def __init__(self) -> None:
         self._descriptors: dict[Path, int] = {}
@@ -32,7 +31,7 @@ class TensorReader:
         Args:
             tensor: which one.
             start: first byte, counted from the start of the tensor.
-            target: one-dimensional; its length says how many bytes.
+            target: one-dimensional; its length is the number of bytes to read.
 
         Raises:
             MissingInput: the system cannot read the file.
@@ -71,9 +70,7 @@ class TensorReader:
     def __enter__(self) -> TensorReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -1,8 +1,8 @@
 """A checkpoint on disk: which files it has, what their headers say, and whether they agree.
 
 A path may name one ``.safetensors`` file, a component folder (``config.json`` and weights), or a pipeline repo (a
-folder with ``model_index.json``), of which the denoiser is opened. Everything a file says is checked against the
-other files before it is believed, and no name that a file holds may lead out of the folder.
+folder with ``model_index.json``), of which the denoiser is opened. What a file says is compared with the other files
+before it is used, and no name in a file may lead out of the folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
 from converter.checkpoint.small_files import read_small_file
-from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable
+from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, UsageError, unreadable
 
 #: Stems of the weight files, as diffusers and transformers name them.
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
@@ -26,15 +26,15 @@ INDEX_SUFFIX = ".safetensors.index.json"
 PIPELINE_INDEX = "model_index.json"
 #: Components that denoise, in the order in which they are looked for in a pipeline repo.
 DENOISERS = ("transformer", "unet")
-#: Ends of files that may hold a pickle. They are named in messages and never opened.
+#: Ends of files that may contain a pickle. They are named in messages and never opened.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-#: A config or an index is read whole; nobody's is this long.
+#: Limit for configs and indexes, which are read completely; real ones are far shorter.
 MAXIMUM_JSON_BYTES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """One tensor and the file that holds it."""
+    """One tensor and the file that contains it."""
 
     entry: TensorEntry
     file: Path
@@ -51,7 +51,7 @@ class Checkpoint:
     """One for each weight file, in the order of their names."""
     tensors: dict[str, SourceTensor]
     config: dict[str, Any]
-    """What ``config.json`` says; empty when there is none."""
+    """Content of ``config.json``; empty when there is none."""
     stem: str
     """Name of the weight file without its suffix, or of all shards without their numbers."""
     component: str = ""
@@ -59,13 +59,13 @@ class Checkpoint:
     pipeline: Path | None = None
     """The pipeline repo; None outside of one."""
     index: Path | None = None
-    """The index of the shards; None when one file holds everything."""
+    """The index of the shards; None when there is only one weight file."""
     problems: tuple[MalformedCheckpoint, ...] = ()
     """Where the files disagree with each other."""
     stray_files: tuple[Path, ...] = ()
     """Weight files in the folder that do not belong to the checkpoint."""
     is_single_file: bool = False
-    """Whether a file was given, so that nothing beside it counts but its config."""
+    """Whether a file was given, so that of the other files only its config counts."""
 
     @property
     def class_name(self) -> str:
@@ -78,7 +78,7 @@ class Checkpoint:
 
     @property
     def prefix(self) -> str:
-        """What precedes the names of the component's files inside the pipeline repo, with the slash."""
+        """The folder of the component inside the pipeline repo, with a slash; empty outside of one."""
         return f"{self.component}/" if self.component else ""
 
     @property
@@ -89,7 +89,7 @@ class Checkpoint:
     @property
     def total_bytes(self) -> int:
         """Footprint: bytes of tensor storage."""
-        return sum(tensor.entry.bytes for tensor in self.tensors.values())
+        return sum(self.bytes_by_dtype.values())
 
     @property
     def bytes_by_dtype(self) -> dict[str, int]:
@@ -125,34 +125,35 @@ def open_checkpoint(path: Path, *, component: str | None = None) -> Checkpoint:
 
 
 def examine_checkpoint(path: Path, *, component: str | None = None) -> Checkpoint:
-    """Open a checkpoint to judge it: disagreements between its files are collected in ``problems``.
+    """Open a checkpoint to check it: disagreements between its files are collected in ``problems``.
 
-    Raises: what ``open_checkpoint`` raises, but for those disagreements.
+    Raises: what ``open_checkpoint`` raises, except for those disagreements.
     """
-    if path.is_file():
-        if component is not None:
-            raise UsageError(f"{path} is a file; only a pipeline repo has components")
-        return _examine_file(path)
-    if not path.is_dir():
+    if not (path.is_file() or path.is_dir()):
         raise MissingInput(path, "no such file or folder", "Check the path.")
-    if not (path / PIPELINE_INDEX).is_file():
-        if component is not None:
-            raise UsageError(f"{path} has no {PIPELINE_INDEX}; only a pipeline repo has components")
-        return _examine_folder(path, component="", pipeline=None)
-    components = pipeline_components(path)
+    if path.is_dir() and (path / PIPELINE_INDEX).is_file():
+        name = _choose_component(path, component)
+        return _examine_folder(path / name, component=name, pipeline=path)
+    if component is not None:
+        what = "is a file" if path.is_file() else f"has no {PIPELINE_INDEX}"
+        raise UsageError(f"{path} {what}; only a pipeline repo has components")
+    return _examine_file(path) if path.is_file() else _examine_folder(path, component="", pipeline=None)
+
+
+def _choose_component(pipeline: Path, component: str | None) -> str:
+    """The component that was asked for, by default the denoiser."""
+    components = pipeline_components(pipeline)
+    listed = ", ".join(components)
     if component is None:
         component = next((name for name in DENOISERS if name in components), None)
         if component is None:
-            raise UnsupportedCheckpoint(
-                f"{path / PIPELINE_INDEX} names neither {' nor '.join(DENOISERS)}",
-                f"Name one with --component: {', '.join(components) or 'it names none'}.",
-            )
+            reason = f"{pipeline / PIPELINE_INDEX} names neither {' nor '.join(DENOISERS)}"
+            raise UnsupportedCheckpoint(reason, f"Name one with --component: {listed or 'it names none'}.")
     elif component not in components:
-        raise UsageError(f"{component} is no component of {path}: {', '.join(components)}")
-    folder = path / component
-    if not folder.is_dir():
-        raise MissingInput(folder, f"no such folder, though {PIPELINE_INDEX} names it")
-    return _examine_folder(folder, component=component, pipeline=path)
+        raise UsageError(f"{component} is not a component of {pipeline}: {listed}")
+    if not (pipeline / component).is_dir():
+        raise MissingInput(pipeline / component, f"no such folder, though {PIPELINE_INDEX} names it")
+    return component
 
 
 def pipeline_components(pipeline: Path) -> tuple[str, ...]:
@@ -160,7 +161,7 @@ def pipeline_components(pipeline: Path) -> tuple[str, ...]:
 
     Raises:
         MissingInput: the file cannot be read.
-        MalformedCheckpoint: it is not what it should be, or a name leads out of the folder.
+        MalformedCheckpoint: it is not a JSON object, or a name leads out of the folder.
     """
     file = pipeline / PIPELINE_INDEX
     names = []
@@ -174,18 +175,17 @@ def pipeline_components(pipeline: Path) -> tuple[str, ...]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a file that must hold one JSON object.
+    """Read a file that must contain one JSON object.
 
     Raises:
-        MissingInput: it is not there or cannot be read.
-        MalformedCheckpoint: it holds something else.
+        MissingInput: it does not exist or cannot be read.
+        MalformedCheckpoint: it contains something else.
     """
-    content = read_small_file(file, MAXIMUM_JSON_BYTES, MalformedCheckpoint)
-    return parse_json_object(content, file, what="its content")
+    return parse_json_object(read_small_file(file, MAXIMUM_JSON_BYTES, MalformedCheckpoint), file, what="its content")
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """What lies in a folder, by name.
+    """The files and folders in a folder, sorted by name.
 
     Raises:
         MissingInput: it cannot be read.
@@ -203,7 +203,7 @@ def is_plain_name(name: str) -> bool:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
-    # A link to nothing is a file that got lost, not a checkpoint without a config.
+    # A broken link is a lost file, not a checkpoint without a config.
     if not os.path.lexists(file):
         return {}
     config = read_json(file)
@@ -236,13 +236,8 @@ def _examine_folder(folder: Path, *, component: str, pipeline: Path | None) -> C
         weight_map = _read_weight_map(index)
         names = sorted(set(weight_map.values()))
         if stem + WEIGHTS_SUFFIX in present and stem + WEIGHTS_SUFFIX not in names:
-            problems.append(
-                MalformedCheckpoint(
-                    folder,
-                    f"holds both {stem + WEIGHTS_SUFFIX} and {index.name}; loaders disagree on which one counts",
-                    hint="Delete the one that is stale.",
-                )
-            )
+            reason = f"contains both {stem + WEIGHTS_SUFFIX} and {index.name}; loaders disagree on which one counts"
+            problems.append(MalformedCheckpoint(folder, reason, "Delete the one that is out of date."))
     else:
         weight_map = None
         names = [stem + WEIGHTS_SUFFIX]
@@ -269,28 +264,23 @@ def _examine_folder(folder: Path, *, component: str, pipeline: Path | None) -> C
 
 
 def _find_stem(folder: Path, present: list[str]) -> str:
-    """The stem of the folder's weights, by the names that the loaders look for, or else by the only file there is."""
+    """The stem of the folder's weights: a name that the loaders look for, or that of the only weight file."""
     for stem in WEIGHT_STEMS:
         if (folder / (stem + INDEX_SUFFIX)).is_file() or stem + WEIGHTS_SUFFIX in present:
             return stem
     if len(present) == 1:
         return present[0].removesuffix(WEIGHTS_SUFFIX)
-    where = printable(str(folder))
     if present:
-        raise MissingInput(
-            where,
-            f"holds {len(present)} safetensors files and no index that says how they belong together",
-            f"Download the {INDEX_SUFFIX.removeprefix('.')} file too.",
-        )
+        raise MissingInput(folder, f"contains {len(present)} safetensors files and no index", "Download the index too.")
     pickles = sorted(file for file in list_folder(folder) if file.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise _pickle_error(pickles[0])
-    raise MissingInput(where, "holds no safetensors weights", "Check the path.")
+    raise MissingInput(folder, "contains no safetensors weights", "Check the path.")
 
 
 def _pickle_error(file: Path) -> UnsupportedCheckpoint:
     return UnsupportedCheckpoint(
-        f"{file}: may hold a pickle, which can run code when it is opened; lensconv never does",
+        f"{file}: may contain a pickle, which can run code when it is opened; lensconv never opens one",
         "Convert it to safetensors first.",
     )
 
@@ -301,7 +291,7 @@ def _read_weight_map(index: Path) -> dict[str, str]:
         raise MalformedCheckpoint(index, "has no weight_map")
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not name.endswith(WEIGHTS_SUFFIX):
-            raise MalformedCheckpoint(index, f"maps to {name}, no safetensors file", tensor=tensor)
+            raise MalformedCheckpoint(index, f"maps to {name}, which is not a safetensors file", tensor=tensor)
         if not is_plain_name(name):
             raise MalformedCheckpoint(index, f"maps to {name}, which leads out of the folder", tensor=tensor)
     return weight_map
@@ -312,12 +302,9 @@ def _locate(headers: tuple[Header, ...]) -> tuple[dict[str, SourceTensor], list[
     duplicates = []
     for header in headers:
         for name, entry in header.tensors.items():
-            if name in tensors:
-                duplicates.append(
-                    MalformedCheckpoint(header.file, f"is in {tensors[name].file.name} as well", tensor=name)
-                )
-            else:
-                tensors[name] = SourceTensor(entry, header.file, header.data_start + entry.start)
+            found = tensors.setdefault(name, SourceTensor(entry, header.file, header.data_start + entry.start))
+            if found.entry is not entry:
+                duplicates.append(MalformedCheckpoint(header.file, f"is in {found.file.name} too", tensor=name))
     return tensors, duplicates
 
 
@@ -327,9 +314,13 @@ def _compare_index(index: Path, weight_map: dict[str, str], headers: tuple[Heade
     shards = {header.file.name: header for header in headers}
     for tensor, name in weight_map.items():
         if tensor not in shards[name].tensors:
-            problems.append(MalformedCheckpoint(index, f"is said to be in {name}, which lacks it", tensor=tensor))
+            problems.append(
+                MalformedCheckpoint(index, f"should be in {name}, which does not contain it", tensor=tensor)
+            )
     for name, header in shards.items():
         for tensor in header.tensors:
             if weight_map.get(tensor) != name:
-                problems.append(MalformedCheckpoint(header.file, f"{index.name} does not name it here", tensor=tensor))
+                problems.append(
+                    MalformedCheckpoint(header.file, f"{index.name} does not list it for this file", tensor=tensor)
+                )
     return problems

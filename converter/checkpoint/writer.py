@@ -1,7 +1,7 @@
 """Writing a checkpoint into slots: preallocated files, any order, any thread.
 
-safetensors' own writer needs every tensor in memory at once. This one needs only the layout, which fixes the header
-and the place of every byte before the first tensor exists.
+The writer of safetensors needs every tensor in memory at once. This one needs only the layout, which fixes the header
+and the position of every byte before the first tensor exists.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import errno
 import glob
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from converter.checkpoint.layout import Layout
-from converter.errors import DiskError, OutputError, ResourceError, printable, reason_of
+from converter.errors import DiskError, OutputError, ResourceError, reason_of
 
 
 class SlotWriter:
@@ -38,19 +38,20 @@ class SlotWriter:
         self._descriptors: dict[str, int] = {}
         # Linux lets one thread at a time write to a file, and the others wait for it at full speed.
         self._turns = {file.name: threading.Lock() for file in layout.files}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for file in layout.files:
-                descriptor = os.open(folder / file.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-                self._descriptors[file.name] = descriptor
-                _allocate(descriptor, file.total_bytes)
-                self.write(file.name, 0, file.header)
-        except OSError as error:
-            self.close()
-            raise write_error(folder, error) from error
+        with writing(folder):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                for file in layout.files:
+                    descriptor = os.open(folder / file.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                    self._descriptors[file.name] = descriptor
+                    _allocate(descriptor, file.total_bytes)
+                    self.write(file.name, 0, file.header)
+            except OSError:
+                self.close()
+                raise
 
     def write(self, file: str, offset: int, data: bytes | memoryview) -> None:
-        """Write bytes at a place of a file.
+        """Write bytes at an offset of a file.
 
         Raises:
             OSError: the system could not.
@@ -79,9 +80,7 @@ class SlotWriter:
     def __enter__(self) -> SlotWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -97,57 +96,64 @@ def _allocate(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
-def write_error(place: Path, error: OSError) -> ResourceError | OutputError:
-    """Say in lensconv's own terms why something could not be written."""
-    where = printable(str(place))
+def write_error(path: Path, error: OSError) -> ResourceError | OutputError:
+    """The error that says why a file or folder could not be written."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return ResourceError(f"{where}: {error.strerror}", "Allow more with ulimit -n, or write fewer, larger shards.")
+        return ResourceError(f"{path}: {error.strerror}", "Allow more with ulimit -n, or write fewer, larger shards.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DiskError(f"{where}: {error.strerror}", "Free some space, or write to another disk.")
-    return OutputError(f"{where}: cannot be written: {reason_of(error)}", "Write to another folder.")
+        return DiskError(f"{path}: {error.strerror}", "Free some space, or write to another disk.")
+    return OutputError(f"{path}: cannot be written: {reason_of(error)}", "Write to another folder.")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise the ``write_error`` of a path for any ``OSError`` in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def refuse_taken_place(output: Path, *, overwrite: bool) -> None:
-    """Refuse a place where a file cannot go, before its content is made.
+    """Refuse a path where a file cannot be written, before its content is made.
 
     Args:
         output: the file.
-        overwrite: whether one that is there may be replaced.
+        overwrite: whether an existing file may be replaced.
 
     Raises:
-        OutputError: the place is taken, or no file can be there.
+        OutputError: the path is taken, or no file can be written there.
     """
-    where = printable(str(output))
     if output.is_dir():
-        raise OutputError(f"{where}: is a folder", "Name a file in it.")
+        raise OutputError(f"{output}: is a folder", "Name a file in it.")
     if os.path.lexists(output) and not overwrite:
-        raise OutputError(f"{where}: exists already", "Choose another name, or replace it with --overwrite.")
-    parent = printable(str(output.parent))
+        raise OutputError(f"{output}: exists already", "Choose another name, or replace it with --overwrite.")
     if not output.parent.is_dir():
-        raise OutputError(f"{parent}: no such folder", "Make it first.")
+        raise OutputError(f"{output.parent}: no such folder", "Make it first.")
     if not os.access(output.parent, os.W_OK):
-        raise OutputError(f"{parent}: cannot be written", "Check its permissions.")
+        raise OutputError(f"{output.parent}: cannot be written", "Check its permissions.")
 
 
 def folder_inside(root: Path, name: str) -> Path:
-    """A folder below another, which need not be there yet, and must not lie elsewhere by a link.
+    """A folder below another, whether it exists or not.
 
     Raises:
-        OutputError: it does.
+        OutputError: a link leads out of the root.
     """
     folder = root / name
-    where = printable(str(folder))
     try:
         is_inside = folder.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError) as error:
-        raise OutputError(f"{where}: cannot be followed: {error}", "Remove the link.") from error
+        raise OutputError(f"{folder}: cannot be followed: {error}", "Remove the link.") from error
     if not is_inside:
-        raise OutputError(f"{where}: a link leads out of the folder", "Remove it, or choose another folder with --out.")
+        raise OutputError(
+            f"{folder}: a link leads out of the folder", "Remove it, or choose another folder with --out."
+        )
     return folder
 
 
 def replace_file(output: Path, content: bytes) -> None:
-    """Write a file, whole or not at all, over one that is there.
+    """Write a file completely or not at all, over an existing one if there is one.
 
     Raises:
         OutputError: it cannot be written.
@@ -155,7 +161,7 @@ def replace_file(output: Path, content: bytes) -> None:
     """
     draft = output.with_name(f".{output.name}.{os.getpid()}")
     _remove_abandoned(output)
-    try:
+    with writing(output):
         try:
             with draft.open("xb") as stream:
                 stream.write(content)
@@ -164,8 +170,6 @@ def replace_file(output: Path, content: bytes) -> None:
             draft.replace(output)
         finally:
             draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise write_error(output, error) from error
 
 
 def _remove_abandoned(output: Path) -> None:

@@ -46,8 +46,8 @@ def command(
 ) -> None:
     """Quantize SOURCE into the folder OUT, byte for byte as SDNQ itself would.
 
-    SOURCE is a component folder, a pipeline repo or one .safetensors file. OUT appears as a whole or not at all. A run
-    that was interrupted goes on where it was when the same command is run again.
+    SOURCE is a component folder, a pipeline repo or one .safetensors file. OUT appears as a whole or not at all. After
+    an interruption, the same command continues where it stopped.
     """
     from converter.conversion.convert import convert
 
@@ -60,7 +60,7 @@ def command(
             reporter=console,
         )
     except KeyboardInterrupt as error:
-        raise Interrupted("interrupted", "Run the same command again to go on.") from error
+        raise Interrupted("interrupted", "Run the same command again to continue.") from error
     rows = [[file.name, readable_size(file.bytes), file.sha256[:16]] for file in report.files]
     dtypes = ", ".join(f"{dtype} {readable_size(size)}" for dtype, size in report.bytes_by_dtype.items())
     summary = (

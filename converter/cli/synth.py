@@ -22,11 +22,11 @@ from converter.console import Console, readable_size
     type=click.Choice(["lens", "tiny"]),
     default="lens",
     show_default=True,
-    help="lens: the transformer of microsoft/Lens; tiny: a whole pipeline that draws on a CPU in seconds.",
+    help="lens: the transformer of microsoft/Lens; tiny: a complete pipeline that generates on a CPU in seconds.",
 )
-@click.option("--component", type=click.Choice(["transformer"]), help="Write this alone.  [lens has nothing else]")
-@click.option("--layers", type=click.IntRange(min=1), help="Blocks of the transformer.  [default: 48; of tiny 4]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random numbers.")
+@click.option("--component", type=click.Choice(["transformer"]), help="Write only this.  [lens has nothing else]")
+@click.option("--layers", type=click.IntRange(min=1), help="Blocks of the transformer.  [default: 48; tiny: 4]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random numbers.")
 @click.option(
     "--max-shard-size",
     "shard_bytes",
@@ -34,7 +34,7 @@ from converter.console import Console, readable_size
     default=DEFAULT_SHARD_BYTES,
     help="Most bytes of tensors in a file.  [default: 5GB]",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a checkpoint that is in OUT's place.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint at OUT.")
 @output_options
 @pass_console
 def command(
@@ -49,8 +49,8 @@ def command(
 ) -> None:
     """Write a model with random weights and the exact layout of a real one into the folder OUT.
 
-    Names, shapes, F32 and shards are those of microsoft/Lens; at full depth its transformer takes 16.4 GB. The tiny
-    pipeline takes 30 MB; `lensconv generate` draws with it.
+    Names, shapes, dtype (F32) and shards are those of microsoft/Lens; at full depth its transformer takes 16.4 GB. The
+    tiny pipeline takes 26 MB; `lensconv generate` works with it.
     """
     from converter.synthesis.synthesize import synthesize
 

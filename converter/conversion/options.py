@@ -1,4 +1,4 @@
-"""How to convert, as one value; the command line makes its options from it."""
+"""How to convert, as one value; the options of the command line are made from it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ MAXIMUM_JOBS = 16
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """How to convert; what to convert and into what is not among it."""
+    """How to convert; source and output are not part of it."""
 
     component: str | None = None
     """Which component of a pipeline repo; its denoiser by default."""
     settings: tuple[str, ...] = ()
-    """Rules beside the recipe's, written ``GLOB=keep`` or ``GLOB=DTYPE``; the last match wins."""
+    """Rules after the recipe's own, written ``GLOB=keep`` or ``GLOB=DTYPE``; the last match wins."""
     jobs: int | None = field(
         default=None, metadata={"help": "Threads.  [default: one for each core, up to 16]", "kind": "count"}
     )
     memory: int | None = field(
         default=None,
         metadata={
-            "help": "Weights and results in memory at a time.  [default: 256MB, or what the largest tensor needs]",
+            "help": "Most memory for weights and results.  [default: 256MB, or what the largest tensor needs]",
             "kind": "size",
         },
     )
     quantize_from: str = field(
         default="bfloat16",
         metadata={
-            "help": "bfloat16 rounds weights first, as a loader does; float32 quantizes what the file holds.",
+            "help": "bfloat16 rounds weights first, as a loader does; float32 quantizes the numbers in the file.",
             "choices": ("bfloat16", "float32"),
         },
     )
@@ -45,14 +45,24 @@ class ConvertOptions:
             "shown": False,
         },
     )
-    device: str = field(default="cpu", metadata={"help": "Where to quantize, by torch's name for it."})
+    device: str = field(default="cpu", metadata={"help": "Where to quantize: a device name of torch."})
     allow_nonfinite: bool = field(
         default=False, metadata={"help": "Convert and count NaN and infinity instead of refusing them."}
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace a checkpoint that is in OUT's place."})
-    restart: bool = field(default=False, metadata={"help": "Drop what an interrupted run has done."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing checkpoint at OUT."})
+    restart: bool = field(default=False, metadata={"help": "Drop the work of an interrupted run."})
 
     @property
     def workers(self) -> int:
         """Threads to use."""
         return self.jobs or min(len(os.sched_getaffinity(0)), MAXIMUM_JOBS)
+
+    @property
+    def from_float32(self) -> bool:
+        """Whether weights are quantized from float32 instead of from their bfloat16 rounding."""
+        return self.quantize_from == "float32"
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether weights are quantized on the CPU, where lensconv's own kernel runs."""
+        return self.device == "cpu"

@@ -1,7 +1,7 @@
-"""SDNQ's plan from a second process, while the first one is already at work.
+"""SDNQ's plan from a second process, while the first one converts already.
 
-Run as ``python -m converter.conversion.planner_process``: it reads a pickled request from stdin and writes a pickled
-answer to stdout. Both ends are this package; nothing else is ever unpickled.
+The process reads a pickled request from stdin and writes a pickled answer to stdout. Both ends are this module;
+nothing else is ever unpickled.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from converter.checkpoint.source import open_checkpoint
 from converter.conversion.planning.plan import Plan
-from converter.conversion.recipe.recipe import Recipe
+from converter.conversion.request import Request
 from converter.memory import peak_rss_bytes
 from converter.threads import HeldSignals, wait_for
 
@@ -27,22 +26,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
-class PlanRequest:
-    """What to plan."""
-
-    path: Path
-    component: str | None
-    recipe: Recipe
-
-
-@dataclass(frozen=True)
 class PlanAnswer:
-    """SDNQ's plan, and whether lensconv's kernel gives SDNQ's bytes with the installed versions."""
+    """A plan, and whether lensconv's kernel gives SDNQ's bytes with the installed versions."""
 
     plan: Plan
     kernel_agrees: bool
     peak_rss_bytes: int = 0
-    """Of the second process; none where the plan was made in this one."""
+    """Of the second process; 0 where the plan was made in this one."""
 
 
 class PlannerProcess:
@@ -52,7 +42,7 @@ class PlannerProcess:
         request: what to plan.
     """
 
-    def __init__(self, request: PlanRequest) -> None:
+    def __init__(self, request: Request) -> None:
         package = str(Path(__file__).resolve().parents[2])
         # -P keeps the current folder off the module path; the package is added last, so that it shadows nothing.
         start = (
@@ -66,7 +56,7 @@ class PlannerProcess:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            # Read by a thread, so that the process can go away, and its memory with it, as soon as it has answered.
+            # Read by a thread, so that the process can end, and free its memory, as soon as it has answered.
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="planner")
             self._content = self._pool.submit(self._process.communicate, pickle.dumps(request))
 
@@ -84,23 +74,31 @@ class PlannerProcess:
         self._pool.shutdown()
 
 
+def plan_here(request: Request) -> PlanAnswer:
+    """Plan with SDNQ in this process.
+
+    Raises: what ``plan_with_sdnq`` raises.
+    """
+    # Imported here: it imports torch, which a process with a predicted plan does without.
+    from converter.conversion.kernels.selfcheck import kernel_agrees
+    from converter.conversion.planning.planner import plan_with_sdnq
+
+    plan = plan_with_sdnq(request.checkpoint, request.recipe)
+    return PlanAnswer(plan, kernel_agrees(plan))
+
+
 def main() -> None:
     """Answer one request."""
-    # Everything that is allocated here lives to the end; looking for garbage takes a tenth of the time.
+    # Everything that is allocated here lives to the end; the garbage collector would take a tenth of the time.
     gc.disable()
-    # A parent that is killed takes this process with it.
+    # When the parent is killed, this process ends too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     request = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from our own process
     # Whatever a library prints must not mix with the answer.
     answer_stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    from converter.conversion.kernels.selfcheck import kernel_agrees
-    from converter.conversion.planning.planner import plan_with_sdnq
-
-    checkpoint = open_checkpoint(request.path, component=request.component)
-    plan = plan_with_sdnq(checkpoint, request.recipe)
+    answer = plan_here(request)
     with answer_stream:
-        agrees = kernel_agrees(plan)
-        answer_stream.write(pickle.dumps(PlanAnswer(plan, agrees, peak_rss_bytes())))
-    # Taking the libraries down in good order would take as long as a tenth of the conversion.
+        answer_stream.write(pickle.dumps(replace(answer, peak_rss_bytes=peak_rss_bytes())))
+    # Unloading the libraries properly would take a tenth of the conversion's time.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""What is checked before a byte is written."""
+"""Checks before a byte is written."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from converter.checkpoint.staging import Staging
 from converter.conversion.release.companions import Companion
 from converter.errors import DiskError, OutputError
 
-#: Space that must stay free beside what is written.
+#: Bytes that must stay free on the disk.
 SPARE_BYTES = 16_000_000
 
 
 def refuse_overlap(checkpoint: Checkpoint, output: Path) -> None:
-    """Refuse an output inside the source, and one that holds it."""
+    """Refuse an output inside the source, and one that contains the source."""
     # Path.resolve raises RuntimeError for a link to itself.
     target = Path(os.path.realpath(output.parent)) / output.name
     # Links may lead elsewhere, from the repo to a component and from there to a file.
@@ -25,7 +25,7 @@ def refuse_overlap(checkpoint: Checkpoint, output: Path) -> None:
         paths += [checkpoint.folder, checkpoint.pipeline or checkpoint.folder]
     sources = [Path(os.path.realpath(path)) for path in paths]
     if any(target.is_relative_to(source) or source.is_relative_to(target) for source in sources):
-        raise OutputError(f"{output}: lies inside the source, or the source inside it", "Write to another folder.")
+        raise OutputError(f"{output}: is inside the source, or the source is inside it", "Write to another folder.")
 
 
 def existing_parent(path: Path) -> Path:
@@ -45,7 +45,5 @@ def check_space(staging: Staging, parent: Path, layout: Layout, companions: list
     status = os.statvfs(parent)
     free = status.f_bavail * status.f_frsize + reserved
     if free < needed + SPARE_BYTES:
-        raise DiskError(
-            f"{parent}: {needed} bytes are needed, {max(0, free - SPARE_BYTES)} are free",
-            "Free some space, or write to another disk.",
-        )
+        reason = f"{parent}: {needed} bytes are needed, {max(0, free - SPARE_BYTES)} are free"
+        raise DiskError(reason, "Free some space, or write to another disk.")

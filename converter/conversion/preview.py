@@ -1,4 +1,4 @@
-"""What would a conversion give? Answered from headers and the model's config alone."""
+"""The result of a conversion, foreseen from headers and the model's config alone."""
 
 from __future__ import annotations
 
@@ -7,38 +7,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.layout import Layout, lay_out
-from converter.checkpoint.source import Checkpoint, count_bytes_by_dtype, open_checkpoint
-from converter.conversion.execution.jobs import (
-    DEFAULT_BUDGET,
-    PIECE_BYTES,
-    Job,
-    element_bytes,
-    make_jobs,
-    needed_budget,
-)
+from converter.checkpoint.layout import Layout
+from converter.checkpoint.source import Checkpoint
+from converter.conversion.execution.jobs import DEFAULT_BUDGET, PIECE_BYTES, Work, element_bytes, make_work
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count
 from converter.conversion.planning.prediction import predict_plan
-from converter.conversion.recipe.recipe import Recipe, choose_recipe
+from converter.conversion.recipe.recipe import Recipe
+from converter.conversion.request import Request, open_request
 from converter.hub.addresses import is_address, parse_address
 
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
 #: Measured with the versions in constraints.txt, rounded up.
 OWN_PROCESS_BYTES = 190_000_000
 SDNQ_PROCESS_BYTES = 490_000_000
-#: What a CUDA build of torch takes more as soon as it is imported; measured with torch 2.13.0, rounded up.
+#: What the import of a CUDA build of torch takes more; measured with torch 2.13.0, rounded up.
 CUDA_LIBRARY_BYTES = 380_000_000
 
 
 @dataclass(frozen=True)
 class PlanReport:
-    """What a conversion would give."""
+    """The result that a conversion would have."""
 
     plan: Plan
     recipe: str
     is_exact: bool
-    """False when the weights decide dtypes; sizes are then the least possible."""
+    """False when the weights decide dtypes; the sizes are then the smallest possible."""
     source_tensors: int
     source_bytes_by_dtype: Mapping[str, int]
     parameters: int
@@ -46,10 +40,10 @@ class PlanReport:
     """Weight files and their index: paths inside the release, sizes in bytes."""
     families: tuple[FamilyTotals, ...]
     peak_memory_bytes: int
-    """Of all processes of a conversion together, as far as can be foreseen."""
+    """Of all processes of a conversion together, estimated."""
     notes: tuple[str, ...] = ()
     place: str = ""
-    """The repo on the Hub at the commit that was looked at; empty when the source is on disk."""
+    """The repo on the Hub at the commit that was read; empty when the source is on disk."""
 
     @property
     def source_bytes(self) -> int:
@@ -59,7 +53,7 @@ class PlanReport:
     @property
     def output_bytes_by_dtype(self) -> dict[str, int]:
         """Footprint of the output by dtype, the largest first."""
-        return count_bytes_by_dtype((spec.dtype, spec.bytes) for spec in self.plan.specs)
+        return self.plan.bytes_by_dtype
 
     @property
     def output_bytes(self) -> int:
@@ -67,7 +61,7 @@ class PlanReport:
         return sum(self.output_bytes_by_dtype.values())
 
     def reduction(self, original: int) -> float:
-        """By which fraction the output is smaller than so many bytes."""
+        """The fraction by which the output is smaller than so many bytes."""
         return 1 - self.output_bytes / original if original else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,6 +70,7 @@ class PlanReport:
             "class_name": self.plan.class_name,
             "recipe": self.recipe,
             "exact": self.is_exact,
+            "assumed_config": dict(self.plan.assumed_config),
             "source": {
                 **({"place": self.place} if self.place else {}),
                 "tensors": self.source_tensors,
@@ -114,7 +109,7 @@ def plan(source: Path | str, recipe: str | Recipe | None = None, options: Conver
 
     Args:
         source: a component folder, a pipeline repo or a ``.safetensors`` file; or ``hf://OWNER/NAME`` with an optional
-            ``@REVISION``, of which nothing but headers and small files is read.
+            ``@REVISION``, of which only headers and small files are read.
         recipe: a recipe, its name or its file; the default for the model's class when None.
         options: as for ``convert``.
 
@@ -136,41 +131,45 @@ def plan(source: Path | str, recipe: str | Recipe | None = None, options: Conver
 def _plan(source: Path, recipe: str | Recipe | None, options: ConvertOptions) -> PlanReport:
     from converter.conversion.planning.planner import plan_with_sdnq
 
-    checkpoint = open_checkpoint(source, component=options.component)
-    chosen = choose_recipe(recipe, checkpoint, options.settings)
-    made = plan_with_sdnq(checkpoint, chosen)
-    layout = lay_out(made.specs, stem=made.stem, shard_bytes=options.shard_bytes, index_metadata=made.index_metadata)
+    request = open_request(source, recipe, options)
+    checkpoint = request.checkpoint
+    made = plan_with_sdnq(checkpoint, request.recipe)
+    work = make_work(request, made)
     return PlanReport(
         plan=made,
-        recipe=chosen.name,
-        is_exact=not chosen.is_data_dependent,
+        recipe=request.recipe.name,
+        is_exact=not request.recipe.is_data_dependent,
         source_tensors=len(checkpoint.tensors),
         source_bytes_by_dtype=checkpoint.bytes_by_dtype,
-        parameters=parameter_count(tensor.entry.shape for tensor in checkpoint.tensors.values()),
-        files=_listed(layout, checkpoint),
+        parameters=parameter_count(checkpoint.shapes.values()),
+        files=_listed(work.layout, checkpoint),
         families=family_totals(made, checkpoint),
         peak_memory_bytes=predict_peak(
-            make_jobs(made, layout, checkpoint),
+            work,
             options,
-            has_planner=options.device == "cpu" and predict_plan(checkpoint, chosen) is not None,
+            has_planner=options.is_on_cpu and predict_plan(checkpoint, request.recipe) is not None,
         ),
-        notes=foresee(chosen, checkpoint),
+        notes=foresee(request, made),
     )
 
 
-def predict_peak(jobs: list[Job], options: ConvertOptions, *, has_planner: bool) -> int:
-    """Foresee the peak memory of a conversion, in bytes.
+def predict_peak(work: Work, options: ConvertOptions, *, has_planner: bool) -> int:
+    """Estimate the peak memory of a conversion, in bytes.
 
     Args:
-        jobs: what there is to do.
+        work: what to do.
         options: how to do it.
-        has_planner: whether SDNQ plans in a process of its own; else it works in this one.
+        has_planner: whether SDNQ plans in a process of its own; if not, it works in this one.
     """
     in_flight = max(
-        (min(job.tensor.entry.bytes, PIECE_BYTES) // element_bytes(job.tensor) * job.working_bytes for job in jobs),
+        (
+            min(job.tensor.entry.bytes, PIECE_BYTES) // element_bytes(job.tensor) * job.working_bytes
+            for job in work.jobs
+        ),
         default=0,
     )
-    pieces = min(options.workers * max(in_flight, needed_budget(jobs)), max(DEFAULT_BUDGET, needed_budget(jobs)))
+    needed = work.needed_bytes
+    pieces = min(options.workers * max(in_flight, needed), max(DEFAULT_BUDGET, needed))
     import torch
 
     processes = SDNQ_PROCESS_BYTES + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
@@ -187,19 +186,23 @@ def _listed(layout: Layout, checkpoint: Checkpoint) -> tuple[tuple[str, int], ..
     return tuple(files)
 
 
-def foresee(recipe: Recipe, checkpoint: Checkpoint) -> tuple[str, ...]:
+def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
     """What a user should know before a conversion, besides sizes."""
+    recipe, checkpoint = request.recipe, request.checkpoint
     notes = []
-    narrow = {dtype for dtype in checkpoint.bytes_by_dtype if dtype in ("F16", "BF16")}
+    if plan.assumed_config:
+        values = ", ".join(f"{name} {value}" for name, value in plan.assumed_config.items())
+        notes.append(f"no config.json names the model's class; assumed from microsoft/Lens: {values}")
+    narrow = checkpoint.bytes_by_dtype.keys() & {"F16", "BF16"}
     if narrow:
-        notes.append(f"the source holds {' and '.join(sorted(narrow))}: it has been rounded once already")
+        notes.append(f"the source contains {' and '.join(sorted(narrow))}, which has been rounded once already")
     if recipe.is_data_dependent:
-        notes.append("the weights decide dtypes: sizes are the least possible")
+        notes.append("the weights decide dtypes, and the sizes are the smallest possible")
     if recipe.is_random:
-        notes.append(f"SDNQ draws random numbers for this recipe; they are seeded with {recipe.seed}")
+        notes.append(f"SDNQ uses random numbers for this recipe; their seed is {recipe.seed}")
     if recipe.depends_on_threads:
-        notes.append("a factorisation's last bits depend on the number of threads; OMP_NUM_THREADS fixes it")
+        notes.append("the last bits of a factorisation depend on the number of threads; set it with OMP_NUM_THREADS")
     if recipe.options.get("scale_dtype"):
-        notes.append("sdnq.load_sdnq_model 0.2.8 cannot load scales that are quantized; diffusers can")
+        notes.append("sdnq.load_sdnq_model 0.2.8 cannot load quantized scales; diffusers can")
     notes += [f"{file.name} is not part of the checkpoint and is ignored" for file in checkpoint.stray_files]
     return tuple(notes)

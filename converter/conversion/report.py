@@ -1,9 +1,9 @@
-"""What a conversion tells its caller."""
+"""The result of a conversion."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ class ConvertReport:
     """What a conversion did."""
 
     output: Path
+    recipe: str
+    assumed_config: Mapping[str, Any]
+    """What was assumed because no ``config.json`` names the class; else empty."""
     files: tuple[ReleaseFile, ...]
     bytes_by_dtype: Mapping[str, int]
     tensors: int
-    recipe: str
     elapsed_s: float
     bytes_read_per_s: float
-    """Bytes of the source that this run converted, per second of all that it did."""
+    """Bytes of the source that this run converted, per second of its whole time."""
     peak_rss_bytes: int
-    """Of this process and of the planning process beside it, added up."""
+    """Of this process and of the planning process, added up."""
     resumed_tensors: int = 0
     """Tensors of the output that an interrupted run had finished."""
     nonfinite: Mapping[str, int] = field(default_factory=dict)
@@ -34,21 +36,14 @@ class ConvertReport:
     def to_dict(self) -> dict[str, Any]:
         """As ``lensconv convert --json`` shows it."""
         return {
+            **asdict(self),
             "output": str(self.output),
-            "recipe": self.recipe,
             "files": [file.to_dict() for file in self.files],
-            "bytes_by_dtype": dict(self.bytes_by_dtype),
-            "tensors": self.tensors,
-            "elapsed_s": self.elapsed_s,
-            "bytes_read_per_s": self.bytes_read_per_s,
-            "peak_rss_bytes": self.peak_rss_bytes,
-            "resumed_tensors": self.resumed_tensors,
-            "nonfinite": dict(self.nonfinite),
         }
 
 
 def published_report(output: Path, recipe: str, elapsed_s: float) -> ConvertReport:
-    """The report of a run that was killed after its last step, from the manifest of what it put in place.
+    """The report of a run that was killed after its last step, from the manifest of its output.
 
     Raises:
         MissingInput: there is no manifest.
@@ -65,6 +60,7 @@ def published_report(output: Path, recipe: str, elapsed_s: float) -> ConvertRepo
         elapsed_s=elapsed_s,
         bytes_read_per_s=0.0,
         peak_rss_bytes=peak_rss_bytes(),
+        assumed_config=manifest.assumed_config,
         resumed_tensors=manifest.tensors,
         nonfinite=manifest.content["source"]["nonfinite"],
     )

@@ -1,4 +1,4 @@
-"""What is known of models: Lens itself, classes of diffusers and transformers, families of tensors.
+"""Knowledge of models: Lens itself, classes of diffusers and transformers, families of tensors.
 
 Modules that planning and header checks need import torch only when they are called.
 """

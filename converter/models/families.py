@@ -1,4 +1,4 @@
-"""Families: the tensors that play one role in a model, which recipes address and tables add up."""
+"""Families: the tensors with one role in a model, which recipes select and tables add up."""
 
 from __future__ import annotations
 

@@ -1,19 +1,21 @@
 """Checkpoints with random weights and the exact layout of real ones, for tests, demos and benchmarks.
 
-``lens`` is the transformer of microsoft/Lens at any depth, ``tiny`` a whole pipeline that draws on a CPU in seconds.
+``lens`` is the transformer of microsoft/Lens at any depth, ``tiny`` a complete pipeline that generates on a CPU in
+seconds.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.layout import DEFAULT_SHARD_BYTES, Layout, TensorSpec, lay_out
 from converter.checkpoint.staging import Staging
-from converter.checkpoint.writer import write_error
+from converter.checkpoint.writer import writing
 from converter.console import SILENT, Progress, Reporter
 from converter.conversion.release.manifest import CONFIG_NAME, encode_json, write_file
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
@@ -43,38 +45,21 @@ class SynthReport:
     def to_dict(self) -> dict[str, Any]:
         """As ``lensconv synth --json`` shows it."""
         return {
+            **asdict(self),
             "output": str(self.output),
             "files": [{"name": name, "bytes": size} for name, size in self.files],
-            "tensors": self.tensors,
-            "total_bytes": self.total_bytes,
-            "parameters": self.parameters,
-            "seed": self.seed,
-            "elapsed_s": self.elapsed_s,
         }
 
 
 @dataclass(frozen=True)
 class _Component:
-    """Weights to draw, and the config beside them."""
+    """Weights to generate, and the config next to them."""
 
     folder: str
     """Path inside the output, with a slash at its end; empty where the output is the component itself."""
     specs: tuple[TensorSpec, ...]
+    config: Mapping[str, Any]
     layout: Layout
-    config: bytes
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """All that goes into the output."""
-
-    components: tuple[_Component, ...]
-    files: dict[str, bytes] = field(default_factory=dict)
-    """Small files by their path."""
-
-    @property
-    def specs(self) -> list[TensorSpec]:
-        return [spec for component in self.components for spec in component.specs]
 
 
 def synthesize(
@@ -93,11 +78,11 @@ def synthesize(
     Args:
         output: the folder to make; it appears as a whole or not at all.
         preset: ``lens`` or ``tiny``.
-        component: ``transformer``, for the transformer alone; that is all that ``lens`` has.
+        component: ``transformer``, for the transformer alone; ``lens`` has nothing else.
         layers: blocks of the transformer; by default 48, as the real one has, and 4 for ``tiny``.
         seed: of the numbers.
-        shard_bytes: a file holds at most so many bytes of tensors.
-        overwrite: whether a folder in the output's place may be replaced.
+        shard_bytes: the most bytes of tensors in a file.
+        overwrite: whether an existing checkpoint at the output may be replaced.
         reporter: shows progress.
 
     Raises:
@@ -112,91 +97,80 @@ def synthesize(
         raise UsageError(f"--component {component}: only the {COMPONENT} can be written alone")
     if layers is not None and not 1 <= layers <= MAXIMUM_LAYERS:
         raise UsageError(f"--layers {layers}: must be between 1 and {MAXIMUM_LAYERS}")
-    staging = Staging(
-        output,
-        {"synth": [preset, component, layers, seed, shard_bytes]},
-        refuse_what_is_no_checkpoint if overwrite else None,
-    )
-    if preset == "lens" or component is not None:
-        contents = _transformer_alone(preset, layers, shard_bytes)
+    identity = {"synth": [preset, component, layers, seed, shard_bytes]}
+    staging = Staging(output, identity, refuse_what_is_no_checkpoint if overwrite else None)
+    config = TRANSFORMER if preset == "tiny" else LensConfig()
+    config = replace(config, num_layers=layers or config.num_layers)
+    if preset == "tiny" and component is None:
+        components, files = _tiny_pipeline(config, shard_bytes)
     else:
-        contents = _tiny_pipeline(layers, shard_bytes)
-    total = sum(spec.bytes for spec in contents.specs)
-    published = False
-    with staging:
-        staging.open()
-        if staging.is_taken_by_another_command:
-            raise OutputError(
-                f"{output}: an interrupted conversion is in the way",
-                f"Finish it, or delete the folder {staging.folder.name} beside it.",
-            )
-        staging.begin("")
-        try:
-            with reporter.progress("drawing", total) as shown:
-                _write(staging.release, contents, seed, shown)
-            staging.publish()
-            published = True
-        except OSError as error:
-            raise write_error(output, error) from error
-        finally:
-            if not published:
-                staging.discard()
+        components, files = [_transformer("", config, shard_bytes)], {}
+    specs = [spec for part in components for spec in part.specs]
+    total = sum(spec.bytes for spec in specs)
+    with staging, reporter.progress("generating", total) as shown:
+        _write_staged(staging, components, files, seed, shown)
     return SynthReport(
         output=output,
-        files=tuple(
-            (part.folder + file.name, file.total_bytes) for part in contents.components for file in part.layout.files
-        ),
-        tensors=len(contents.specs),
+        files=tuple((part.folder + file.name, file.total_bytes) for part in components for file in part.layout.files),
+        tensors=len(specs),
         total_bytes=total,
-        parameters=sum(math.prod(spec.shape) for spec in contents.specs),
+        parameters=sum(math.prod(spec.shape) for spec in specs),
         seed=seed,
         elapsed_s=time.monotonic() - started,
     )
 
 
-def _transformer_alone(preset: str, layers: int | None, shard_bytes: int) -> _Contents:
-    config = TRANSFORMER if preset == "tiny" else LensConfig()
-    return _Contents((_transformer("", config, layers, shard_bytes),))
-
-
-def _tiny_pipeline(layers: int | None, shard_bytes: int) -> _Contents:
-    # Importing this takes seconds, and a transformer alone does not need it.
+def _tiny_pipeline(config: LensConfig, shard_bytes: int) -> tuple[list[_Component], dict[str, bytes]]:
+    """The components of the tiny pipeline, and its small files by their path."""
+    # This import takes seconds, and a transformer alone does not need it.
     from converter.synthesis.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
-    text_encoder, text_encoder_config = text_encoder_weights(tokenizer)
-    vae, vae_config = vae_weights()
-    return _Contents(
-        (
-            _component("text_encoder/", text_encoder, "model", text_encoder_config, shard_bytes),
-            _transformer("transformer/", TRANSFORMER, layers, shard_bytes),
-            _component("vae/", vae, "diffusion_pytorch_model", vae_config, shard_bytes),
-        ),
-        small_files(tokenizer),
-    )
+    components = [
+        _component("text_encoder/", *text_encoder_weights(tokenizer), shard_bytes, "model"),
+        _transformer("transformer/", config, shard_bytes),
+        _component("vae/", *vae_weights(), shard_bytes),
+    ]
+    return components, small_files(tokenizer)
 
 
-def _transformer(folder: str, config: LensConfig, layers: int | None, shard_bytes: int) -> _Component:
-    if layers is not None:
-        config = replace(config, num_layers=layers)
+def _transformer(folder: str, config: LensConfig, shard_bytes: int) -> _Component:
     specs = tuple(TensorSpec(name, "F32", shape) for name, shape in lens_tensors(config))
     content = {"_class_name": CLASS_NAME, "_diffusers_version": DIFFUSERS_VERSION, **config.to_dict()}
-    return _component(folder, specs, "diffusion_pytorch_model", content, shard_bytes)
+    return _component(folder, specs, content, shard_bytes)
 
 
 def _component(
-    folder: str, specs: tuple[TensorSpec, ...], stem: str, config: dict[str, Any], shard_bytes: int
+    folder: str,
+    specs: tuple[TensorSpec, ...],
+    config: Mapping[str, Any],
+    shard_bytes: int,
+    stem: str = "diffusion_pytorch_model",
 ) -> _Component:
-    return _Component(folder, specs, lay_out(specs, stem=stem, shard_bytes=shard_bytes), encode_json(config))
+    return _Component(folder, specs, config, lay_out(specs, stem=stem, shard_bytes=shard_bytes))
 
 
-def _write(release: Path, contents: _Contents, seed: int, progress: Progress) -> None:
-    for component in contents.components:
-        folder = release / component.folder
-        folder.mkdir(exist_ok=True)
-        write_weights(folder, component.specs, component.layout, seed, progress)
-        write_file(folder, CONFIG_NAME, component.config)
-        if component.layout.index:
-            write_file(folder, component.layout.index_name, component.layout.index)
-    for name, content in contents.files.items():
-        write_file(release, name, content)
+def _write_staged(
+    staging: Staging, components: Iterable[_Component], files: Mapping[str, bytes], seed: int, progress: Progress
+) -> None:
+    """Write everything and rename it to the output; leave nothing behind when that fails."""
+    staging.open()
+    if staging.is_taken_by_another_command:
+        reason = f"{staging.output}: an interrupted conversion is in the way"
+        raise OutputError(reason, f"Finish it, or delete the folder {staging.folder.name} next to it.")
+    staging.begin("")
+    try:
+        with writing(staging.output):
+            for component in components:
+                folder = staging.release / component.folder
+                folder.mkdir(exist_ok=True)
+                write_weights(folder, component.specs, component.layout, seed, progress)
+                write_file(folder, CONFIG_NAME, encode_json(component.config))
+                if component.layout.index:
+                    write_file(folder, component.layout.index_name, component.layout.index)
+            for name, content in files.items():
+                write_file(staging.release, name, content)
+        staging.publish()
+    except BaseException:
+        staging.discard()
+        raise

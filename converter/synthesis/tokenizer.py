@@ -1,7 +1,7 @@
 """A tokenizer for tiny text encoders, built in process: bytes, and the words of GPT-OSS' chat format.
 
-What stands before a prompt takes 97 tokens and what stands behind it 22, as with the real tokenizer and whatever the
-date; the prompt itself is told in bytes, but for words that the format holds, too.
+The text before a prompt takes 97 tokens and the text after it 22, as with the real tokenizer, on every date. The
+prompt itself is encoded in bytes, except for words that are also in the format.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from converter.models.lens.prompts import ASSISTANT_THINKING, SYSTEM_TEXT
 from converter.rendering import TEMPLATES_PACKAGE
 
-#: The marks of the format, in the order of the real ids; the first two mark a text's start and end (padding).
+#: The special tokens of the format, in the order of the real ids; the first two are a text's start and end (padding).
 SPECIAL_TOKENS = (
     "<|startoftext|>",
     "<|endoftext|>",
@@ -39,7 +39,7 @@ _FORMAT = (
     ASSISTANT_THINKING,
     "final",
 )
-#: A word that stays in bytes: with it whole, the format would take 94 tokens before the prompt, and not 97.
+#: A word that stays in bytes: as one token, it would leave 94 tokens before the prompt instead of 97.
 _IN_BYTES = "Ġare"
 
 

@@ -1,7 +1,7 @@
 """Random weights that look like a model's: linears scaled by their fan-in, norms near one.
 
-A tensor's numbers depend on the seed and its name alone, so that a model of fewer layers begins like a deeper one,
-however many threads draw them.
+The numbers of a tensor depend only on the seed and its name, so that a model with fewer layers begins like a deeper
+one, and the number of threads does not matter.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from converter.checkpoint.writer import SlotWriter
 from converter.console import Progress
 from converter.threads import run_in_threads
 
-#: Numbers drawn at a time.
+#: Numbers generated at a time.
 PIECE_ELEMENTS = 1 << 20
 #: Standard deviation of norm weights around one, and of biases around zero.
 SPREAD = 0.02
 
 
 def write_weights(folder: Path, specs: tuple[TensorSpec, ...], layout: Layout, seed: int, progress: Progress) -> None:
-    """Draw tensors and write them into their slots.
+    """Generate tensors and write them into their slots.
 
     Args:
         folder: of the component.
@@ -62,9 +62,9 @@ def _write_tensor(writer: SlotWriter, layout: Layout, spec: TensorSpec, seed: in
 
 
 def _distribution(spec: TensorSpec) -> tuple[float, float]:
-    """Standard deviation and mean of a tensor's numbers, by what its name and shape say it is."""
+    """Standard deviation and mean of a tensor's numbers, by its name and shape."""
     if len(spec.shape) > 1:
-        # Experts hold a matrix each, inputs first; kernels of convolutions hold their outputs first.
+        # The dimensions of an expert begin with the inputs, those of a convolution's kernel with the outputs.
         inputs = spec.shape[1] if len(spec.shape) == 3 else math.prod(spec.shape[1:])
         return 1 / math.sqrt(inputs), 0
     module, _, parameter = spec.name.rpartition(".")

@@ -24,7 +24,8 @@ from converter.conversion.planning.planner import walk_modules
 from converter.conversion.planning.rules import PARTS
 from converter.errors import UnsupportedCheckpoint
 from converter.libraries import load_library
-from converter.models.classes import TORCH_DTYPES, EmptyModel, build_empty_model, saved_names
+from converter.models.classes import TORCH_DTYPES
+from converter.models.empty import EmptyModel, build_empty_model, saved_names
 from converter.models.families import family
 from converter.threads import run_in_threads
 from converter.verification.audit import Audit

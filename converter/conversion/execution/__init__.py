@@ -1,4 +1,4 @@
-"""Running a plan: jobs, workers, memory budget, checksums behind the writers.
+"""Running a plan: jobs, workers, memory budget, checksums.
 
 Threads read pieces, convert them and write them into their slots.
 """

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 
 
 class MemoryBudget:
-    """Hands out bytes up to a limit, first come, first served.
+    """Shares out bytes up to a limit, first come, first served.
 
     Args:
-        total: bytes that may be out at a time.
+        total: the most bytes in use at a time.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self._used = 0
         self._freed = threading.Condition()
-        # Whoever waits for a large share holds this, so that small shares do not overtake it for ever.
+        # A thread that waits for a large share holds this lock, so that small shares do not overtake it for ever.
         self._turn = threading.Lock()
 
     @contextmanager

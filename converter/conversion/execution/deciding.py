@@ -1,30 +1,49 @@
 """Recipes whose dtypes depend on the weights: quantize first, lay out afterwards.
 
 SDNQ's dynamic quantization tries one dtype after the other on each weight, so that sizes are known only when all
-weights have been seen. What it makes of them is spooled beside the release; then the layout is fixed, and the
-spooled parts go into their slots.
+weights have been read. The results are spooled next to the release; then the layout is fixed, and the spooled parts
+are copied into their slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.header import TensorEntry, encode_header, read_header
+from converter.checkpoint.journal import Finished
 from converter.checkpoint.reader import TensorReader
-from converter.checkpoint.source import Checkpoint
+from converter.checkpoint.source import SourceTensor
 from converter.checkpoint.staging import SPOOLED, Staging
-from converter.console import Progress
-from converter.conversion.execution.workers import Numerics, refuse_nonfinite
+from converter.checkpoint.writer import writing
+from converter.console import Reporter
+from converter.conversion.execution.converting import refuse_nonfinite
+from converter.conversion.execution.jobs import Work
+from converter.conversion.execution.randomness import seeded_randomness
 from converter.conversion.kernels.sdnq import QuantizedParts, count_nonfinite, open_device, quantize_with_sdnq
-from converter.conversion.planning.plan import Plan
-from converter.conversion.planning.planner import SAFETENSORS_NAMES
+from converter.conversion.planning.plan import Plan, PlannedModule
+from converter.conversion.planning.planner import SAFETENSORS_NAMES, plan_with_sdnq
+from converter.conversion.request import Request
 from converter.errors import InputError
 
 
-def spool_is_whole(plan: Plan, staging: Staging, finished: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Whether the spool still holds all that an interrupted run noted as being there."""
+@dataclass(frozen=True)
+class Decision:
+    """What the weights decided."""
+
+    plan: Plan
+    spooled: Mapping[str, Path]
+    """The spool file of each quantized tensor, by its name in the source."""
+    finished: Finished
+    """What an interrupted run had finished and this run can use."""
+    bytes_read: int
+    """Bytes of the source that this run has quantized."""
+
+
+def _spool_is_complete(plan: Plan, staging: Staging, finished: Finished) -> bool:
+    """Whether the spool still has every file that an interrupted run noted."""
     for number, module in enumerate(plan.modules.values()):
         noted = finished.get(SPOOLED + module.source)
         if noted is None or not noted["spooled"]:
@@ -40,75 +59,80 @@ def _spool_file(staging: Staging, number: int) -> Path:
     return staging.folder / "spool" / f"{number}.safetensors"
 
 
-def decide(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    staging: Staging,
-    finished: Mapping[str, Mapping[str, Any]],
-    numerics: Numerics,
-    progress: Progress,
-    random_state: Callable[[], str] | None,
-) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Quantize every module into a spool, as SDNQ decides.
+def decide(request: Request, work: Work, staging: Staging, finished: Finished, reporter: Reporter) -> Decision:
+    """Quantize every module into a spool, as SDNQ decides, and plan again with what it decided.
 
     Args:
-        plan: with the smallest dtype for every module.
-        checkpoint: the source.
-        staging: where the spool is; its journal is told of every finished tensor.
+        request: source, recipe and options.
+        work: planned with the smallest dtype for every module.
+        staging: where the spool is; its journal notes every finished tensor.
         finished: what an interrupted run had finished.
-        numerics: how numbers are treated.
-        progress: is told how many bytes of the source are done.
-        random_state: where SDNQ draws random numbers, what to note after each tensor.
-
-    Returns:
-        SDNQ's configuration with everything that the weights decided, and the spool file of each quantized tensor.
+        reporter: shows progress.
 
     Raises:
-        NonFiniteWeight: a weight holds such numbers, and they are not allowed.
-        OSError: the spool cannot be written.
+        NonFiniteWeight: a weight contains such numbers, and they are not allowed.
+        OutputError: the spool cannot be written.
+        DiskError: there is no space.
     """
-    (staging.folder / "spool").mkdir(exist_ok=True)
+    plan, tensors = work.plan, request.checkpoint.tensors
+    if not _spool_is_complete(plan, staging, finished):
+        staging.begin(work.content)
+        finished = {}
+    total = sum(tensors[source].entry.bytes for source in plan.modules)
     config = dict(plan.quantization_config)
     files: dict[str, Path] = {}
-    device = open_device(numerics.device)
-    with TensorReader() as reader:
+    bytes_read = 0
+    with (
+        writing(staging.folder),
+        reporter.progress("deciding", total) as progress,
+        seeded_randomness(request, finished) as random_state,
+        TensorReader() as reader,
+    ):
+        (staging.folder / "spool").mkdir(exist_ok=True)
         for number, module in enumerate(plan.modules.values()):
             file = _spool_file(staging, number)
+            tensor = tensors[module.source]
             noted = finished.get(SPOOLED + module.source)
-            tensor = checkpoint.tensors[module.source]
             if noted is None:
-                data = reader.read_all(tensor)
-                nonfinite = count_nonfinite(data, tensor.entry.dtype, as_bfloat16=not numerics.from_float32)
-                refuse_nonfinite(tensor, nonfinite, numerics)
-                result = quantize_with_sdnq(
-                    data,
-                    tensor.entry.dtype,
-                    module.shape,
-                    module.options,
-                    from_float32=numerics.from_float32,
-                    device=device,
-                )
-                if result.parts:
-                    _write_spool(file, result)
-                facts: dict[str, Any] = {
-                    "outputs": max(1, len(result.parts)),
-                    "decisions": result.decisions,
-                    "spooled": bool(result.parts),
-                }
-                if nonfinite:
-                    facts["nonfinite"] = nonfinite
+                noted = _spool(request, module, tensor, reader, file)
                 if random_state is not None:
-                    facts["random_state"] = random_state()
-                staging.note(SPOOLED + module.source, **facts)
-                noted = facts
+                    noted["random_state"] = random_state()
+                staging.note(SPOOLED + module.source, **noted)
                 progress.advance(tensor.entry.bytes)
+                bytes_read += tensor.entry.bytes
             else:
                 progress.skip(tensor.entry.bytes)
             progress.refresh()
             if noted["spooled"]:
                 files[module.source] = file
             config = _merge(config, noted["decisions"])
-    return config, files
+    return Decision(plan_with_sdnq(request.checkpoint, request.recipe, config), files, finished, bytes_read)
+
+
+def _spool(
+    request: Request, module: PlannedModule, tensor: SourceTensor, reader: TensorReader, file: Path
+) -> dict[str, Any]:
+    """Quantize one weight and write its parts to a file, if there are any; returns what to note of it."""
+    options = request.options
+    data = reader.read_all(tensor)
+    nonfinite = count_nonfinite(data, tensor.entry.dtype, as_bfloat16=not options.from_float32)
+    refuse_nonfinite(tensor, nonfinite, options)
+    result = quantize_with_sdnq(
+        data,
+        tensor.entry.dtype,
+        module.shape,
+        module.options,
+        from_float32=options.from_float32,
+        device=open_device(options.device),
+    )
+    if result.parts:
+        _write_spool(file, result)
+    noted = {
+        "outputs": max(1, len(result.parts)),
+        "decisions": result.decisions,
+        "spooled": bool(result.parts),
+    }
+    return {**noted, "nonfinite": nonfinite} if nonfinite else noted
 
 
 def _write_spool(file: Path, result: QuantizedParts) -> None:

@@ -1,8 +1,7 @@
 """Checksums of the weight files, computed while they are still being written.
 
-A checksum needs a file from front to back, and workers finish tensors in nearly that order. A thread follows them at
-the distance of the first unfinished slot, reading what it hashes back from the page cache, and sends it on to the
-disk.
+A checksum needs a file from front to back, and workers finish tensors in nearly that order. A thread follows them up
+to the first unfinished slot. It reads what it hashes back from the page cache, and starts to write it to the disk.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ READ_BYTES = 1 << 20
 
 
 class FollowingHasher:
-    """Hashes the files of a layout as their slots are filled.
+    """Hashes the files of a layout as their slots are filled, in a thread that runs inside a ``with`` block.
 
     Args:
         folder: where the files are.
-        layout: what is in them.
+        layout: what the files contain.
     """
 
     def __init__(self, folder: Path, layout: Layout) -> None:
@@ -38,20 +37,20 @@ class FollowingHasher:
         self._stopped = False
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hasher")
 
-    def start(self) -> None:
-        """Begin; ``stop`` must follow, whatever happens."""
+    def __enter__(self) -> FollowingHasher:
         with HeldSignals():
             self._result = self._pool.submit(self._run)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Drop what is not done, and wait for the thread."""
+        self._stopped = True
+        self._news.put(())
+        self._pool.shutdown()
 
     def finish_slot(self, *names: str) -> None:
         """Say that tensors are in their slots. Any thread may call this."""
         self._news.put(names)
-
-    def stop(self) -> None:
-        """Give up what is not done, and wait for the thread."""
-        self._stopped = True
-        self._news.put(())
-        self._pool.shutdown()
 
     def digests(self) -> dict[str, str]:
         """Wait for the sha256 of every file, in hexadecimal digits; all slots must be finished.

@@ -1,32 +1,35 @@
-"""What there is to do for each tensor of the source, and how much memory it takes."""
+"""The work of a conversion: a job for each tensor of the source, and the memory that it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import lcm, prod
 from pathlib import Path
 
 from converter.checkpoint.dtypes import BITS
-from converter.checkpoint.layout import Layout, Slot, TensorSpec
-from converter.checkpoint.source import Checkpoint, SourceTensor
+from converter.checkpoint.layout import Layout, Slot, TensorSpec, lay_out
+from converter.checkpoint.source import SourceTensor
 from converter.conversion.planning.methods import ROWS_WORKING_BYTES, WHOLE_WORKING_BYTES, Kind, Method, choose_method
 from converter.conversion.planning.plan import Plan, PlannedModule
+from converter.conversion.request import Request
 
 #: Bytes of the source that a worker takes at a time: large enough to hide the cost of a call, small enough for a cache.
 PIECE_BYTES = 4 << 20
-#: Bytes beside its source that lensconv's own loops take for one number, at most: the widened copy and the results.
+#: The most bytes that lensconv's own loops take for one number besides its source: the widened copy and the results.
 OWN_WORKING_BYTES = 8
-#: SDNQ looks at the number of rows to decide about quantized matmul; runs of at least so many, in multiples of it,
-#: decide as the whole tensor does (``check_quantized_matmul_is_allowed`` of SDNQ 0.2.8).
+#: The number of rows decides whether SDNQ uses quantized matmul; for runs of at least so many, in multiples of it,
+#: it decides as for the whole tensor (``check_quantized_matmul_is_allowed`` of SDNQ 0.2.8).
 MATMUL_ROWS = 32
+_WORKING_BYTES = {Kind.FUSED: OWN_WORKING_BYTES, Kind.ROWS: ROWS_WORKING_BYTES, Kind.WHOLE: WHOLE_WORKING_BYTES}
 #: Memory that conversions use for pieces unless a tensor needs more, or the user says otherwise.
 DEFAULT_BUDGET = 256_000_000
 
 
 @dataclass(frozen=True)
 class Output:
-    """One tensor of the output and its place."""
+    """One tensor of the output and its slot."""
 
     spec: TensorSpec
     slot: Slot
@@ -51,7 +54,7 @@ class KeepJob:
 
     @property
     def largest_share(self) -> int:
-        """Memory, in bytes, without which it cannot be converted: one number's."""
+        """The least memory, in bytes, with which it can be converted: that of one number."""
         return self.working_bytes
 
 
@@ -61,11 +64,11 @@ class QuantizeJob:
 
     tensor: SourceTensor
     parts: Mapping[str, Output]
-    """Where they go, by part."""
+    """The tensors of the output, by part."""
     module: PlannedModule
     method: Method
     spooled: Path | None = None
-    """A file that holds the parts already."""
+    """A file that contains the parts already."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -80,26 +83,21 @@ class QuantizeJob:
     @property
     def working_bytes(self) -> int:
         """Memory that one number takes while it is converted, source included."""
-        beside = {
-            Kind.FUSED: OWN_WORKING_BYTES,
-            Kind.ROWS: ROWS_WORKING_BYTES,
-            Kind.WHOLE: WHOLE_WORKING_BYTES,
-        }
-        return element_bytes(self.tensor) + beside[self.method.kind]
+        return element_bytes(self.tensor) + _WORKING_BYTES[self.method.kind]
 
     @property
     def largest_share(self) -> int:
-        """Memory, in bytes, without which it cannot be converted: that of its longest run of rows."""
+        """The least memory, in bytes, with which it can be converted: that of its longest run of rows."""
         if self.spooled is not None:
             return 0
         rows = max(last - first for first, last in self.row_runs(1))
-        return rows * self._row_elements * self.working_bytes
+        return rows * prod(self.module.shape[1:]) * self.working_bytes
 
     def row_runs(self, piece_bytes: int) -> Iterator[tuple[int, int]]:
         """Runs of rows that are quantized at a time, as (first, after last).
 
         Args:
-            piece_bytes: of the source, that a run should not exceed.
+            piece_bytes: the most bytes of the source in a run, where possible.
         """
         rows = self.module.shape[0]
         if self.method.kind is Kind.WHOLE:
@@ -110,18 +108,45 @@ class QuantizeJob:
         start = 0
         while start < rows:
             stop = min(start + step, rows)
-            # A rest that is too short for SDNQ to judge by joins the run before it.
+            # A last run that is too short for SDNQ's decision joins the run before it.
             if self.method.kind is Kind.ROWS and rows - stop < MATMUL_ROWS:
                 stop = rows
             yield start, stop
             start = stop
 
-    @property
-    def _row_elements(self) -> int:
-        return prod(self.module.shape[1:])
-
 
 Job = KeepJob | QuantizeJob
+
+
+@dataclass(frozen=True)
+class Work:
+    """A plan, the slots of its tensors, and the jobs that fill them."""
+
+    plan: Plan
+    layout: Layout
+    jobs: tuple[Job, ...]
+    """In the order in which their results are in the files."""
+
+    @property
+    def needed_bytes(self) -> int:
+        """The least memory with which every job can run."""
+        return max((job.largest_share for job in self.jobs), default=0)
+
+    @property
+    def content(self) -> str:
+        """What the slots are filled with, and by which method, as a digest for the journal."""
+        digest = hashlib.sha256()
+        for file in self.layout.files:
+            digest.update(file.header)
+        for job in self.jobs:
+            if isinstance(job, QuantizeJob):
+                digest.update(f"{job.tensor.entry.name} {job.method}\n".encode())
+        return digest.hexdigest()
+
+
+def kinds_of(jobs: Iterable[Job]) -> set[Kind]:
+    """The kinds of methods by which jobs quantize."""
+    return {job.method.kind for job in jobs if isinstance(job, QuantizeJob)}
 
 
 def element_bytes(tensor: SourceTensor) -> int:
@@ -129,50 +154,31 @@ def element_bytes(tensor: SourceTensor) -> int:
     return max(1, BITS[tensor.entry.dtype] // 8)
 
 
-def make_jobs(
-    plan: Plan,
-    layout: Layout,
-    checkpoint: Checkpoint,
-    *,
-    use_fused: bool = True,
-    spooled: Mapping[str, Path] | None = None,
-) -> list[Job]:
-    """The jobs of a plan, in the order in which their results lie in the files.
+def make_work(
+    request: Request, plan: Plan, *, use_fused: bool = True, spooled: Mapping[str, Path] | None = None
+) -> Work:
+    """Lay the tensors of a plan out, and make the jobs that fill their slots.
 
     Args:
+        request: source and options.
         plan: what to make.
-        layout: where it goes.
-        checkpoint: what it is made from.
         use_fused: whether lensconv's own kernel may be used.
-        spooled: files that hold parts already, by the source name of their weight.
+        spooled: files that contain parts already, by the source name of their weight.
     """
+    layout = lay_out(
+        plan.specs, stem=plan.stem, shard_bytes=request.options.shard_bytes, index_metadata=plan.index_metadata
+    )
+    tensors = request.checkpoint.tensors
     files = {file.name: number for number, file in enumerate(layout.files)}
-    parts: dict[str, dict[str, Output]] = {}
-    placed: list[tuple[tuple[int, int], Job]] = []
-
-    def place(output: Output) -> tuple[int, int]:
-        return files[output.slot.file], output.slot.offset
-
-    for tensor in plan.tensors:
-        output = Output(tensor.spec, layout.slots[tensor.spec.name])
-        if tensor.part:
-            parts.setdefault(tensor.source, {})[tensor.part] = output
-        else:
-            placed.append((place(output), KeepJob(checkpoint.tensors[tensor.source], output)))
-    for source, outputs in parts.items():
+    slots = layout.slots
+    jobs: list[Job] = [KeepJob(tensors[kept.source], Output(kept.spec, slots[kept.spec.name])) for kept in plan.kept]
+    for source, specs in plan.parts.items():
         module = plan.modules[source]
-        specs = {part: output.spec for part, output in outputs.items()}
-        job = QuantizeJob(
-            checkpoint.tensors[source],
-            outputs,
-            module,
-            choose_method(module, specs, use_fused=use_fused),
-            (spooled or {}).get(source),
-        )
-        placed.append((min(map(place, outputs.values())), job))
-    return [job for _, job in sorted(placed, key=lambda item: item[0])]
+        outputs = {part: Output(spec, slots[spec.name]) for part, spec in specs.items()}
+        method = choose_method(module, specs, use_fused=use_fused)
+        jobs.append(QuantizeJob(tensors[source], outputs, module, method, (spooled or {}).get(source)))
 
+    def position(job: Job) -> tuple[int, int]:
+        return min((files[slots[name].file], slots[name].offset) for name in job.outputs)
 
-def needed_budget(jobs: Sequence[Job]) -> int:
-    """The least memory, in bytes, with which every job can run."""
-    return max((job.largest_share for job in jobs), default=0)
+    return Work(plan, layout, tuple(sorted(jobs, key=position)))

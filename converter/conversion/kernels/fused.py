@@ -2,11 +2,11 @@
 
 ``quantize_uint4`` does what ``sdnq.quant_utils.quantize_weight`` and ``pack_int`` of SDNQ 0.2.8 do together, to the
 byte: round to bfloat16, take minimum and maximum of each group, scale, round half to even, clamp, pack two codes a
-byte. SDNQ's passes each go through main memory; here a block stays in the first cache from the first step to the
-last. Loops are kept apart and simple because only then does LLVM turn each of them into vector instructions.
+byte. Each pass of SDNQ goes through main memory; here a block stays in the first cache from the first step to the
+last. The loops are separate and simple, because only then does LLVM turn each of them into vector instructions.
 
-All functions work on the bits of the numbers, and report the largest magnitude they met, so that the caller finds
-NaN, infinity and overflow without another pass.
+All functions work on the bits of the numbers, and return the largest magnitude, so that the caller finds NaN,
+infinity and overflow without another pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from converter.checkpoint.dtypes import BITS
 GROUP = 64
 #: Groups in a block: 64 x 64 numbers of 4 bytes fill a third of a 48 KiB cache.
 BLOCK = 64
-#: Bits of the magnitude from which on a float32 is infinite or no number.
+#: Bits of the magnitude from which on a float32 is infinite or NaN.
 INFINITE = 0x7F800000
 #: Bits of the magnitude from which on a float32 rounds to infinity in bfloat16.
 OVERFLOWS_BFLOAT16 = 0x7F7F8000
@@ -35,8 +35,8 @@ OVERFLOWS_BFLOAT16 = 0x7F7F8000
 Bits32 = NDArray[np.uint32]
 Bits16 = NDArray[np.uint16]
 
-# numba keeps compiled code in __pycache__ beside this file, as Python does; where that cannot be written, it would
-# look for other places, and lensconv writes to none.
+# numba keeps compiled code in __pycache__ next to this file, as Python does. Where that cannot be written, numba would
+# use other folders, and lensconv must not write to those.
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
@@ -63,8 +63,8 @@ def _round_to_bfloat16(source, target):
     return largest
 
 
-# Without NaN and signed zeros the comparisons become vector instructions. Both are dealt with elsewhere: a NaN makes
-# the caller drop the result, and the sign of a zero is looked up afterwards.
+# Without NaN and signed zeros the comparisons become vector instructions. Both are handled elsewhere: with a NaN the
+# caller drops the result, and the sign of a zero is looked up afterwards.
 @njit(fastmath={"nnan", "nsz"}, **_OPTIONS)
 def _group_extremes(numbers, low8, high8, low, high, groups):
     for group in range(groups):
@@ -142,7 +142,7 @@ def _uint4_kernel(round_weights: bool, round_scales: bool) -> Callable[[Bits32, 
                 step = scale[group]
                 for index in range(GROUP):
                     code = (numbers[group, index] - zero) / step
-                    # In this form a NaN, which 0/0 in a constant group gives, becomes 0, as torch's conversion has it.
+                    # Written like this, a NaN (from 0/0 in a constant group) becomes 0, as in torch's conversion.
                     code = code if code > _f32(0) else _f32(0)
                     code = code if code < _f32(15) else _f32(15)
                     # Adding 2^23 rounds half to even and leaves the integer in the low bits.
@@ -166,34 +166,42 @@ def round_to_bfloat16(source: Bits32, target: Bits16) -> int:
         target: receives the bits of n bfloat16.
 
     Returns:
-        Bits of the largest magnitude in the source. From ``OVERFLOWS_BFLOAT16`` on, the target holds infinity, or
-        bits without meaning where the source held NaN.
+        Bits of the largest magnitude in the source. From ``OVERFLOWS_BFLOAT16`` on, the target contains infinity, or
+        bits without meaning where the source is NaN.
     """
     return int(_round_to_bfloat16(source, target))
 
 
+def _fresh_buffer(_: str, size: int) -> NDArray[np.uint8]:
+    return np.empty(size, np.uint8)
+
+
 def quantize_uint4(
     source: Bits32,
-    packed: NDArray[np.uint8],
-    scales: Bits16 | Bits32,
-    zero_points: Bits16 | Bits32,
     *,
     round_weights: bool,
-) -> int:
+    round_scales: bool,
+    buffer: Callable[[str, int], NDArray[np.uint8]] = _fresh_buffer,
+) -> tuple[dict[str, NDArray[Any]], int]:
     """Quantize float32 to uint4 in groups of 64, as SDNQ does.
 
     Args:
         source: bits of 64·n numbers.
-        packed: receives 32·n bytes, the first code of each pair in the low half.
-        scales: receives the bits of n scales, as bfloat16 or float32 by its own dtype.
-        zero_points: receives the bits of n zero points, of the same dtype.
         round_weights: whether to round the numbers to bfloat16 first.
+        round_scales: whether scales and zero points become bfloat16; if not, they are float32.
+        buffer: returns memory of so many bytes for a part.
 
     Returns:
-        Bits of the largest magnitude in the source. The results have no meaning from ``OVERFLOWS_BFLOAT16`` on when
-        weights are rounded, else from ``INFINITE`` on.
+        SDNQ's parts by name: ``weight``, 32·n bytes with the first code of each pair in the low half, and the bits of
+        n values of ``scale`` and ``zero_point``; and the bits of the largest magnitude in the source. The parts have
+        no meaning if that is at least ``OVERFLOWS_BFLOAT16`` when weights are rounded, ``INFINITE`` when not.
     """
-    return int(_uint4_kernel(round_weights, scales.dtype == np.uint16)(source, packed, scales, zero_points))
+    dtype: np.dtype[Any] = np.dtype(np.uint16 if round_scales else np.uint32)
+    scale_bytes = source.size // GROUP * dtype.itemsize
+    packed = buffer("weight", source.size // 2)
+    scales, zero_points = (buffer(part, scale_bytes).view(dtype) for part in ("scale", "zero_point"))
+    largest = _uint4_kernel(round_weights, round_scales)(source, packed, scales, zero_points)
+    return {"weight": packed, "scale": scales, "zero_point": zero_points}, int(largest)
 
 
 def compile_kernels(*, round_weights: bool) -> None:
@@ -204,9 +212,8 @@ def compile_kernels(*, round_weights: bool) -> None:
     """
     source = np.zeros(GROUP, np.uint32)
     round_to_bfloat16(source, np.empty(GROUP, np.uint16))
-    for scale_type in (np.uint16, np.uint32):
-        scales: NDArray[Any] = np.empty(1, scale_type)
-        quantize_uint4(source, np.empty(GROUP // 2, np.uint8), scales, scales.copy(), round_weights=round_weights)
+    for round_scales in (True, False):
+        quantize_uint4(source, round_weights=round_weights, round_scales=round_scales)
 
 
 def widen(data: NDArray[np.uint8], dtype: str) -> Bits32:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from converter.errors import DeviceError, MemoryLimitError, UnsupportedCheckpoint, printable
+from converter.errors import DeviceError, MemoryLimitError, UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS, load_library
 from converter.models.classes import TORCH_DTYPES
 
@@ -28,7 +28,7 @@ class QuantizedParts:
     """What SDNQ made of a weight."""
 
     parts: Mapping[str, torch.Tensor]
-    """Contiguous and on the CPU, by their names in SDNQ; none when SDNQ decided to keep the weight."""
+    """Contiguous and on the CPU, by their names in SDNQ; empty when SDNQ decided to keep the weight."""
     decisions: Mapping[str, Any] = field(default_factory=dict)
     """What the weight decided, as entries for SDNQ's configuration; empty unless dtypes depend on weights."""
 
@@ -52,13 +52,13 @@ def open_device(name: str) -> torch.device:
     """Find the device to compute on.
 
     Raises:
-        DeviceError: torch does not know it, or it is not there.
+        DeviceError: torch does not know it, or the machine does not have it.
     """
     try:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
-        reason = printable(str(error).splitlines()[0]) if str(error) else "is not there"
+        reason = str(error).splitlines()[0] if str(error) else "is not there"
         raise DeviceError(f"device {name}: {reason}", "Use --device cpu.") from error
     return device
 
@@ -83,7 +83,7 @@ def quantize_with_sdnq(
         device: where to compute.
 
     Raises:
-        MemoryLimitError: the device has not enough memory.
+        MemoryLimitError: the device does not have enough memory.
         UnsupportedCheckpoint: SDNQ cannot quantize this weight with these options.
     """
     with _blaming(options, device):
@@ -116,16 +116,15 @@ def quantize_with_sdnq(
 
 @contextmanager
 def _blaming(options: Mapping[str, Any], device: torch.device) -> Iterator[None]:
-    """Say in lensconv's own terms why SDNQ could not quantize a weight."""
-    where = printable(str(options.get("param_name", "")))
+    """Raise an error that names the weight for what SDNQ raises in the block."""
+    where = options.get("param_name", "")
     try:
         yield
     except QUANTIZING_ERRORS as error:
         # On the CPU, torch has no class of its own for this.
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise MemoryLimitError(
-                f"{where}: device {device} has not enough memory for it", "Free some of it, or use another device."
-            ) from error
+            reason = f"{where}: device {device} does not have enough memory for it"
+            raise MemoryLimitError(reason, "Free some memory, or use another device.") from error
         raise UnsupportedCheckpoint(
             f"{where}: SDNQ cannot quantize it with this recipe: {str(error) or repr(error)}",
             "Keep this module, or choose another dtype or other options.",
@@ -133,44 +132,39 @@ def _blaming(options: Mapping[str, Any], device: torch.device) -> Iterator[None]
 
 
 def count_nonfinite(data: NDArray[np.uint8], dtype: str, *, as_bfloat16: bool) -> int:
-    """Count NaN, infinity and, where the numbers are to be bfloat16, what overflows it."""
+    """Count NaN and infinity, and numbers that overflow bfloat16 if they are to be rounded to it."""
     numbers = torch.from_numpy(data).view(TORCH_DTYPES[dtype])
     if as_bfloat16:
         numbers = numbers.to(torch.bfloat16)
     return int(numbers.numel() - torch.isfinite(numbers).sum())
 
 
-class RandomState:
-    """torch's generator on a device, seeded for a block and given back as it was found.
+@contextmanager
+def seeded_generator(seed: int, device: str, state: str | None) -> Iterator[Callable[[], str]]:
+    """Seed torch's generator on a device for the block, and restore it afterwards.
 
     Args:
         seed: for a run from the beginning.
         device: whose generator.
-        state: what ``encode`` told of an interrupted run, to go on from there.
+        state: where an interrupted run left the generator, as text; None for a run from the beginning.
+
+    Yields:
+        What returns the present state, as text.
     """
+    generator = torch.default_generator
+    opened = open_device(device)
+    if opened.type == "cuda":
+        generator = torch.cuda.default_generators[opened.index or 0]
+    found = generator.get_state()
+    if state is None:
+        generator.manual_seed(seed)
+    else:
+        generator.set_state(torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8))
+    try:
+        yield partial(_encode_state, generator)
+    finally:
+        generator.set_state(found)
 
-    def __init__(self, seed: int, device: str, state: str | None) -> None:
-        self._generator = torch.default_generator
-        opened = open_device(device)
-        if opened.type == "cuda":
-            self._generator = torch.cuda.default_generators[opened.index or 0]
-        self._found = self._generator.get_state()
-        self._seed = seed
-        self._state = state
 
-    def encode(self) -> str:
-        """The present state, as text."""
-        return base64.b64encode(self._generator.get_state().numpy().tobytes()).decode()
-
-    def __enter__(self) -> RandomState:
-        if self._state is None:
-            self._generator.manual_seed(self._seed)
-        else:
-            content = bytearray(base64.b64decode(self._state))
-            self._generator.set_state(torch.frombuffer(content, dtype=torch.uint8))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._generator.set_state(self._found)
+def _encode_state(generator: torch.Generator) -> str:
+    return base64.b64encode(generator.get_state().numpy().tobytes()).decode()

@@ -1,4 +1,4 @@
-"""What becomes of every tensor, decided before a byte is written.
+"""What each tensor becomes, decided before a byte is written.
 
 SDNQ decides on the empty model; for Lens the same plan is predicted without torch.
 """

@@ -1,8 +1,8 @@
-"""How the weight of a module gets quantized: by lensconv's kernel, or by SDNQ in row chunks or as a whole.
+"""How the weight of a module is quantized: by lensconv's kernel, or by SDNQ in runs of rows or in one piece.
 
 Rows are independent of each other unless something couples them: a transposed result, a factorisation, a codebook of
-scales, one scale for the tensor. SDNQ called on a run of rows then gives the bytes that it gives for these rows of
-the whole tensor, and memory does not grow with the tensor.
+scales, one scale for the tensor. For independent rows, SDNQ gives the same bytes on a run of rows as on the whole
+tensor, and memory does not grow with the tensor.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from converter.conversion.planning.plan import Plan, PlannedModule
 FUSED_GROUP = 64
 #: Every packed format of SDNQ 0.2.8 packs 2, 4, 8 or 16 numbers at a time; runs of 128 fill whole bytes in each.
 PACKING_RUN = 128
-#: Bytes of memory that SDNQ takes for one number beside its source, at most, while it quantizes rows: bfloat16 and
-#: float32 copies, the scaled numbers, codes and what packing takes. Measured over all integer and float formats.
+#: The most bytes that SDNQ takes for one number besides its source while it quantizes rows: bfloat16 and float32
+#: copies, the scaled numbers, codes and what packing takes. Measured over all integer and float formats.
 ROWS_WORKING_BYTES = 40
 #: The same where it factorises, rotates, tries dtypes or sorts a codebook.
 WHOLE_WORKING_BYTES = 96
 
 
 class Kind(Enum):
-    """Who does the arithmetic, on how much at a time."""
+    """What does the arithmetic, on how much at a time."""
 
     FUSED = "lensconv's kernel"
     ROWS = "SDNQ on runs of rows"
@@ -87,8 +87,5 @@ def _is_fused(module: PlannedModule) -> bool:
 
 def plan_methods(plan: Plan) -> dict[str, Method]:
     """The method for every quantized module, by the source name of its weight."""
-    parts: dict[str, dict[str, TensorSpec]] = {}
-    for tensor in plan.tensors:
-        if tensor.part:
-            parts.setdefault(tensor.source, {})[tensor.part] = tensor.spec
+    parts = plan.parts
     return {source: choose_method(module, parts[source]) for source, module in plan.modules.items()}

@@ -1,8 +1,8 @@
 """The patterns by which SDNQ's configuration names modules, matched as SDNQ does and in bounded time.
 
-SDNQ hands a pattern with a star to ``re`` (``sdnq.utils.check_param_name_in``). Whoever writes a checkpoint writes its
+SDNQ gives a pattern with a star to ``re`` (``sdnq.utils.check_param_name_in``). The author of a checkpoint writes its
 patterns too, and a regular expression can run for ever. So patterns of words, dots and stars are matched here, and
-others are given to ``re`` only where it has few ways to try.
+others are given to ``re`` only if it has few ways to try.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _MOST_TRIALS = 1_000_000
 
 
 def matching_pattern(name: str, patterns: Iterable[str]) -> str | None:
-    """The first of SDNQ's patterns that matches a name; they are no globs.
+    """The first of SDNQ's patterns that matches a name; they are not globs.
 
-    ``.x`` is a prefix of the name; a bare word is one of its dotted components; with ``*`` it is a regular
-    expression of a kind, anchored at the start. Patterns that ``is_judged`` refuses match nothing.
+    ``.x`` is a prefix of the name; a bare word is one of its dotted components; a pattern with ``*`` is a kind of
+    regular expression, anchored at the start. Patterns that ``is_judged`` refuses match nothing.
     """
     components = name.split(".")
     for pattern in patterns:
@@ -50,9 +50,9 @@ def _matches(pattern: str, name: str) -> bool:
         if expression is None or _trials(pattern, len(name)) > _MOST_TRIALS:
             return False
         return expression.match(name) is not None
-    # A dot of ``re`` stands for anything but the end of a line, so that nothing matches beyond one.
+    # In ``re`` a dot matches anything except the end of a line, so that nothing matches after one.
     name = name.partition("\n")[0]
-    # Pieces have a fixed length, and nothing has to match at the end: the leftmost place leaves most to the others.
+    # Pieces have a fixed length, and nothing has to match at the end: the leftmost match leaves most to the others.
     found = pieces[0].match(name)
     for piece in pieces[1:]:
         if found is None:
@@ -63,20 +63,20 @@ def _matches(pattern: str, name: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _pieces(pattern: str) -> tuple[re.Pattern[str], ...] | None:
-    """What stands between the stars of a pattern of words, dots and stars; None if it is of another kind."""
+    """The text between the stars of a pattern of words, dots and stars; None for any other pattern."""
     if len(pattern) > _LONGEST_PLAIN or not re.fullmatch(r"[\w.*-]*", pattern):
         return None
     *before_stars, last = pattern.split("*")
-    # SDNQ escapes a dot in front of a star; any other dot stands for any character.
+    # SDNQ escapes a dot in front of a star; any other dot matches any character.
     texts = [piece[:-1] + "\\." if piece.endswith(".") else piece for piece in before_stars]
     return tuple(re.compile(text) for text in (*texts, last))
 
 
 @lru_cache(maxsize=4096)
 def _expression(pattern: str) -> re.Pattern[str] | None:
-    """The regular expression that SDNQ makes of a pattern; None if it could take too long, or is none.
+    """The regular expression that SDNQ makes of a pattern; None if it is invalid or could take too long.
 
-    What multiplies without a star or a bar is refused. A star always becomes ``.*``, so that no group repeats.
+    Repetition by other means than a star is refused. A star always becomes ``.*``, so that no group repeats.
     """
     if (
         len(pattern) > _LONGEST_EXPRESSION
@@ -87,7 +87,7 @@ def _expression(pattern: str) -> re.Pattern[str] | None:
         return None
     try:
         with warnings.catch_warnings():
-            # Python warns of what a later version may read otherwise; SDNQ goes by this one too.
+            # Python warns of syntax that a later version may read differently; SDNQ uses this version too.
             warnings.simplefilter("ignore")
             return re.compile(pattern.replace(".*", "\\.*").replace("*", ".*"))
     except (re.error, OverflowError):
@@ -95,5 +95,5 @@ def _expression(pattern: str) -> re.Pattern[str] | None:
 
 
 def _trials(pattern: str, length: int) -> int:
-    """In how many ways ``re`` may try a pattern on a name: where each star ends, and which alternative holds."""
+    """The number of ways in which ``re`` may try a pattern on a name: ends of stars, and alternatives."""
     return int(max(1, length) ** pattern.count("*")) << pattern.count("|")

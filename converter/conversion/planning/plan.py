@@ -1,18 +1,19 @@
-"""The plan: what becomes of every tensor, known from headers and config alone.
+"""The plan: what each tensor becomes, known from headers and config alone.
 
-A plan is a plain value. ``planner``, beside this module, makes it by running SDNQ on the model's class without
-weights; ``prediction`` derives the same one without torch, for Lens.
+A plan is a plain value. ``planner`` makes it by running SDNQ on the model's class without weights; ``prediction``
+derives the same plan without torch, for Lens.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
 from converter.checkpoint.layout import TensorSpec
-from converter.checkpoint.source import Checkpoint
+from converter.checkpoint.source import Checkpoint, count_bytes_by_dtype
 from converter.models.families import family
 
 
@@ -54,9 +55,11 @@ class Plan:
     ignored: tuple[str, ...] = ()
     """Tensors of the source that the class does not load."""
     index_metadata: Mapping[str, int] = field(default_factory=dict)
-    """What the index of the shards says beside the total size."""
+    """What the index of the shards says besides the total size."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Content of ``config.json``."""
+    assumed_config: Mapping[str, Any] = field(default_factory=dict)
+    """What was assumed because no ``config.json`` names the class and the tensors do not show it; else empty."""
     quantization_config: Mapping[str, Any] = field(default_factory=dict)
     """Content of ``quantization_config.json``."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -73,6 +76,20 @@ class Plan:
         return tuple(tensor for tensor in self.tensors if not tensor.part)
 
     @property
+    def parts(self) -> dict[str, dict[str, TensorSpec]]:
+        """By the source name of a quantized weight, the tensors that it becomes, by part."""
+        found: dict[str, dict[str, TensorSpec]] = {}
+        for tensor in self.tensors:
+            if tensor.part:
+                found.setdefault(tensor.source, {})[tensor.part] = tensor.spec
+        return found
+
+    @property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """Footprint of the output by dtype, the largest first."""
+        return count_bytes_by_dtype((tensor.spec.dtype, tensor.spec.bytes) for tensor in self.tensors)
+
+    @property
     def kept_modules(self) -> tuple[str, ...]:
         """Modules that own a weight and are not quantized, by name."""
         return tuple(
@@ -82,7 +99,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class FamilyTotals:
-    """What a family takes before and after."""
+    """The bytes of a family before and after."""
 
     name: str
     source_bytes: int
@@ -92,29 +109,20 @@ class FamilyTotals:
 
     def to_dict(self) -> dict[str, Any]:
         """As the JSON of ``plan`` and ``verify`` shows it."""
-        return {
-            "name": self.name,
-            "source_bytes": self.source_bytes,
-            "output_bytes": self.output_bytes,
-            "quantized": self.quantized,
-        }
+        return asdict(self)
 
 
 def family_totals(plan: Plan, checkpoint: Checkpoint) -> tuple[FamilyTotals, ...]:
     """Add the plan up by family, the largest source first."""
-    source: dict[str, int] = {}
-    output: dict[str, int] = {}
-    quantized: set[str] = set()
+    families = {name: family(name, plan.class_name) for name in checkpoint.tensors}
+    source, output = Counter[str](), Counter[str]()
     for name, tensor in checkpoint.tensors.items():
-        key = family(name, plan.class_name)
-        source[key] = source.get(key, 0) + tensor.entry.bytes
+        source[families[name]] += tensor.entry.bytes
     for planned in plan.tensors:
-        key = family(planned.source, plan.class_name)
-        output[key] = output.get(key, 0) + planned.spec.bytes
-        if planned.part:
-            quantized.add(key)
+        output[families[planned.source]] += planned.spec.bytes
+    quantized = {families[weight] for weight in plan.modules}
     return tuple(
-        FamilyTotals(key, size, output.get(key, 0), key in quantized)
+        FamilyTotals(key, size, output[key], key in quantized)
         for key, size in sorted(source.items(), key=lambda item: (-item[1], item[0]))
     )
 

@@ -1,7 +1,7 @@
 """Planning by SDNQ itself: the model's class on the meta device, without a byte of weights.
 
-SDNQ decides which modules it quantizes and what their parts look like by running over modules, so it is run over the
-model's class with tensors that have shapes and dtypes and no storage. What comes out names every tensor of the file
+SDNQ decides which modules it quantizes, and the shapes of their parts, while it goes through the modules. So it is run
+on the model's class with tensors that have shapes and dtypes and no storage. The result names every tensor of the file
 that SDNQ would write.
 """
 
@@ -24,14 +24,15 @@ from converter.checkpoint.layout import TensorSpec
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.planning.plan import Plan, PlannedModule, PlannedTensor
 from converter.conversion.recipe.recipe import Recipe, Rule, resolve_rules, rule_matches
-from converter.errors import RecipeError, UnsupportedCheckpoint, printable
+from converter.errors import RecipeError, UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS, load_library, package_versions
-from converter.models.classes import TORCH_DTYPES, EmptyModel, build_empty_model, saved_names
+from converter.models.classes import TORCH_DTYPES
+from converter.models.empty import EmptyModel, build_empty_model, saved_names
 
 #: Names that safetensors gives torch's dtypes.
 SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
-#: Arguments of ``get_quant_kwargs`` that say where to compute, not what.
+#: Arguments of ``get_quant_kwargs`` that say where to compute, not how.
 _PLACEMENT = ("return_device", "quantization_device", "non_blocking")
 #: Lists of the configuration that SDNQ passes through a set; sorted here, so that two runs write the same file.
 _UNORDERED = ("modules_to_not_convert", "modules_to_not_use_matmul")
@@ -43,7 +44,7 @@ class NamedModule:
 
     path: str
     parameter: str
-    """The path with ``.weight``; SDNQ also puts that into the path of children, should there be any."""
+    """The path with ``.weight``; SDNQ also puts that into the path of children, if there are any."""
     module: nn.Module
 
 
@@ -53,10 +54,10 @@ def plan_with_sdnq(checkpoint: Checkpoint, recipe: Recipe, decided: Mapping[str,
     Args:
         checkpoint: the source, of which headers and config are used.
         recipe: what to quantize and how.
-        decided: for a recipe whose dtypes depend on the weights, the SDNQ configuration that they led to.
+        decided: for a recipe whose dtypes depend on the weights, SDNQ's configuration with what they decided.
 
     Raises:
-        UnsupportedCheckpoint: the class is unknown, the tensors are not its own, or SDNQ refuses the model.
+        UnsupportedCheckpoint: the class is unknown, the tensors do not fit it, or SDNQ refuses the model.
         RecipeError: an option has a value that SDNQ does not know, or a rule matches nothing.
     """
     refuse_quantized(checkpoint)
@@ -91,18 +92,19 @@ def plan_with_sdnq(checkpoint: Checkpoint, recipe: Recipe, decided: Mapping[str,
         ignored=empty.ignored,
         index_metadata={"total_parameters": model.num_parameters()} if empty.is_transformers else {},
         config=_component_config(empty, quantization_config),
+        assumed_config=empty.config.assumed,
         quantization_config=quantization_config,
         versions=package_versions(),
     )
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Refuse a source that is quantized already, by its config or by its tensors.
+    """Refuse a source that is quantized already, according to its config or its tensors.
 
     Raises:
         UnsupportedCheckpoint: it is.
     """
-    where = printable(str(checkpoint.folder))
+    where = checkpoint.folder
     hint = "Convert the original, unquantized checkpoint."
     config = checkpoint.config.get("quantization_config")
     if config is not None:
@@ -127,9 +129,9 @@ def walk_modules(model: nn.Module, path: str = "", parameter: str = "") -> Itera
 def resolve_config(recipe: Recipe, model: nn.Module, modules: Sequence[NamedModule]) -> Any:
     """Turn a recipe into an ``SDNQConfig`` that names modules exactly.
 
-    A glob that SDNQ's own patterns read the same way stays as it is, so that the saved lists are those of a run of
-    SDNQ with that pattern. A rule that quantizes what SDNQ would skip wins: SDNQ's patterns are then replaced by the
-    exact names of what else they matched.
+    A glob that means the same as a pattern of SDNQ stays as it is, so that the saved lists are those of a run of SDNQ
+    with that pattern. A rule that quantizes a module which SDNQ would skip wins: SDNQ's patterns are then replaced by
+    the exact names of the other modules that they matched.
 
     Raises:
         RecipeError: an option has a value that SDNQ does not know, or a rule matches nothing.
@@ -185,7 +187,7 @@ def _check_dtypes(options: Mapping[str, Any]) -> None:
             near = difflib.get_close_matches(value, known, n=3)
             raise RecipeError(
                 f"{name} = {value}",
-                "SDNQ has no such dtype",
+                "SDNQ does not know this dtype",
                 f"Dtypes like it: {', '.join(near)}." if near else f"Dtypes: {', '.join(sorted(known)[:40])}.",
             )
     order = common.weights_dtype_order
@@ -237,7 +239,7 @@ def _run(model: nn.Module, modules: Sequence[NamedModule], config: Any) -> dict[
 
 @contextmanager
 def _remembering(quantizer: ModuleType) -> Iterator[None]:
-    """Let SDNQ answer once for all weights of one shape and one set of options; without numbers they are the same.
+    """Let SDNQ compute once for all weights of one shape and one set of options; without numbers the results are equal.
 
     A model has hundreds of layers of a few shapes, and torch takes milliseconds for each on the meta device.
     """
@@ -288,7 +290,7 @@ def _planned_tensors(empty: EmptyModel, quantized: Mapping[str, Any]) -> Iterato
 
 
 def _as_json(config: Any) -> dict[str, Any]:
-    """An SDNQ configuration as its file holds it, with what went through a set in sorted order."""
+    """An SDNQ configuration as in its file, with the lists that went through a set in sorted order."""
     content: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     for name in _UNORDERED:
         content[name] = sorted(set(content[name]))

@@ -1,9 +1,9 @@
 """The plan for Lens without torch, so that a conversion can start at once.
 
-Importing SDNQ and running it over the empty model takes seconds, half as long as the conversion itself. For Lens and
-a static uint4 recipe its decisions follow from names and shapes. A conversion starts on this prediction while SDNQ
-plans in a second process, and publishes only if SDNQ came to the same plan: a wrong prediction costs time, never a
-wrong byte.
+Importing SDNQ and running it on the empty model takes seconds, half as long as the conversion itself. For Lens and a
+static uint4 recipe its decisions follow from names and shapes. A conversion starts with this prediction while SDNQ
+plans in a second process, and the output appears only if SDNQ made the same plan: a wrong prediction costs time, but
+never a wrong byte.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from converter.conversion.planning.plan import Plan, PlannedModule, PlannedTenso
 from converter.conversion.planning.rules import linear_parts
 from converter.conversion.recipe.recipe import Recipe, resolve_rules
 from converter.errors import UnsupportedCheckpoint
-from converter.models.lens.layout import CLASS_NAME, LensConfig, infer_config, lens_tensors
+from converter.models.config import model_config
+from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 
 #: Modules of Lens that SDNQ skips by name in every recipe (``common_skip_keys`` of SDNQ 0.2.8).
 SKIPPED_MODULES = ("time_text_embed", "txt_in", "img_in", "norm_out", "proj_out")
@@ -39,19 +40,18 @@ def predict_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan | None:
     """Predict what SDNQ will decide.
 
     Returns:
-        None when the model is not Lens, or the recipe or the tensors are not of the simple kind that is understood
-        here; SDNQ then has to be waited for.
+        None when the model is not Lens, or recipe or tensors are not of the simple kind that is understood here; the
+        conversion then has to wait for SDNQ.
     """
     simple = all(value in _UNDERSTOOD.get(name, ()) for name, value in recipe.options.items())
     if not simple or "weights_dtype" not in recipe.options or not all(rule.keep for rule in recipe.rules):
         return None
     shapes = checkpoint.shapes
+    config = model_config(checkpoint)
+    if config.class_name != CLASS_NAME:
+        return None
     try:
-        if checkpoint.class_name:
-            config = LensConfig.from_dict(checkpoint.config) if checkpoint.class_name == CLASS_NAME else None
-        else:
-            config = infer_config(shapes)
-        expected = list(lens_tensors(config)) if config is not None else []
+        expected = list(lens_tensors(LensConfig.from_dict(config.content)))
     except UnsupportedCheckpoint:
         return None
     floats = all(tensor.entry.dtype in WEIGHT_DTYPES for tensor in checkpoint.tensors.values())
@@ -78,7 +78,13 @@ def predict_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan | None:
         modules[name] = PlannedModule(path, name, shape, _module_options(recipe))
         weight, *delayed = (PlannedTensor(spec, name, spec.name.rpartition(".")[2]) for spec in parts)
         tensors.append(weight)
-    return Plan(CLASS_NAME, "diffusion_pytorch_model", (*tensors, *delayed), modules)
+    return Plan(
+        CLASS_NAME,
+        "diffusion_pytorch_model",
+        (*tensors, *delayed),
+        modules,
+        assumed_config=config.assumed,
+    )
 
 
 def _is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
@@ -103,9 +109,8 @@ def _module_options(recipe: Recipe) -> dict[str, Any]:
 
 
 def plans_agree(predicted: Plan, actual: Plan) -> bool:
-    """Whether two plans put the same bytes into the same places."""
-
-    def essence(plan: Plan) -> Any:
-        return plan.class_name, plan.stem, plan.tensors, plan.ignored, dict(plan.index_metadata), plan_methods(plan)
-
-    return bool(essence(predicted) == essence(actual))
+    """Whether two plans put the same bytes into the same slots, on the same assumptions."""
+    same = ("class_name", "stem", "tensors", "ignored", "index_metadata", "assumed_config")
+    return all(getattr(predicted, name) == getattr(actual, name) for name in same) and (
+        plan_methods(predicted) == plan_methods(actual)
+    )

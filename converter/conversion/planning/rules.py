@@ -1,7 +1,7 @@
-"""What SDNQ's files look like, as far as it follows from names, shapes and the configuration: without torch.
+"""The tensors of SDNQ's files, as far as they follow from names, shapes and the configuration; without torch.
 
-These are SDNQ 0.2.8's own rules, restated to judge a checkpoint by its header. Planning asks SDNQ itself; a test
-holds the two against each other.
+These are SDNQ 0.2.8's own rules, restated to check a checkpoint by its header. Planning asks SDNQ itself; a test
+compares the two.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from converter.checkpoint.dtypes import BITS
+from converter.checkpoint.dtypes import BITS, TORCH_NAMES
 from converter.checkpoint.layout import TensorSpec
 from converter.conversion.planning.patterns import matching_pattern
 
-#: Names of the tensors that a quantized module owns in place of its weight (``sdnq.common.sdnq_keys``).
+#: Names of the tensors that a quantized module has in place of its weight (``sdnq.common.sdnq_keys``).
 PARTS = (
     "weight",
     "scale",
@@ -28,22 +28,9 @@ PARTS = (
     "svd_up",
     "svd_down",
 )
-#: Dtypes that are stored as they are, one number an element, by the safetensors name of their storage.
+#: Dtypes of SDNQ that are stored as they are, one number an element, by the safetensors name of their storage.
 _PLAIN: dict[str, str] = {
-    "int8": "I8",
-    "int16": "I16",
-    "int32": "I32",
-    "uint8": "U8",
-    "uint16": "U16",
-    "uint32": "U32",
-    "float32": "F32",
-    "bfloat16": "BF16",
-    "float16": "F16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e8m0fnu": "F8_E8M0",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    torch_name: name for name, torch_name in TORCH_NAMES.items() if BITS[name] <= 32 and name != "BOOL"
 }
 #: SDNQ considers quantized matmul only for weights of at least so many rows and channels, in multiples of this.
 _MATMUL_MINIMUM = 32
@@ -66,27 +53,27 @@ class WeightFormat:
     """Whether several numbers share an element."""
 
     def elements(self, shape: tuple[int, ...]) -> int | None:
-        """How many numbers a stored tensor holds; None when they do not come out even."""
+        """How many numbers a stored tensor contains; None when they do not fill it exactly."""
         if not self.is_packed:
             return prod(shape)
-        # One bit a number is the exception: SDNQ stores eight of them in an element of 64 bits.
+        # Numbers of one bit are the exception: SDNQ stores eight of them in an element of 64 bits.
         per_element = 8 if self.bits == 1 else BITS[self.storage]
         whole, rest = divmod(prod(shape) * per_element, self.bits)
         return None if rest else whole
 
 
 def weight_format(name: str) -> WeightFormat | None:
-    """The format of that name; None when SDNQ has no such format."""
+    """The format of that name; None when SDNQ does not know it."""
     alias = re.fullmatch(r"(u?)fp([1-9]|1[0-6]|32)", name)
     if alias is not None:
-        # SDNQ's short names of its usual floats; only these facts of theirs matter here.
+        # SDNQ's short names of its usual floats; only these of their properties matter here.
         unsigned, bits = bool(alias[1]) or name == "fp1", int(alias[2])
         if unsigned and bits == 32:
             return None
         plain = None if unsigned else {32: "F32", 16: "F16", 8: "F8_E4M3"}.get(bits)
         return WeightFormat(name, bits, unsigned, False, plain or _packed_storage(bits), plain is None)
     name = {"bf16": "bfloat16", "bool": "uint1", "int1": "uint1"}.get(name, name)
-    # No dtype has more than two digits; an integer of thousands of them could not even be read.
+    # Dtypes have at most two digits; Python cannot parse an integer with thousands of digits.
     match = re.fullmatch(r"(u?int|float|bfloat)(\d{1,2})(_e\d+m\d+(?:fn|fnu|fnuz)?(?:_sdnq)?)?", name)
     if match is None:
         return None
@@ -122,20 +109,20 @@ def weights_dtype_of(name: str, config: Mapping[str, Any]) -> str:
         if minimum is None or not (key.startswith("minimum") or key.endswith(("bit", "bits"))):
             return key
         bits = int(minimum[2])
-        # A minimum that is met leaves the question to the keys after it.
+        # A minimum that is met leaves the decision to the keys after it.
         if current is not None and current.bits < bits:
             return f"uint{bits}" if minimum[1] == "uint" or bits <= 4 else f"int{bits}"
     return dtype
 
 
 def option_of(name: str, option: str, config: Mapping[str, Any], default: Any = None) -> Any:
-    """The value of an option for one weight: the module's own, or else that of the whole configuration.
+    """The value of an option for one weight: that of its module, or that of the whole configuration.
 
     Args:
         name: of the weight, with ``.weight``.
         option: one that SDNQ can set for a module.
         config: content of ``quantization_config.json``.
-        default: where neither says anything.
+        default: the value where neither has the option.
     """
     by_module = config.get("modules_quant_config") or {}
     pattern = matching_pattern(name, by_module)
@@ -153,11 +140,11 @@ def linear_parts(
         name: of the module.
         shape: of the weight: rows, channels.
         config: content of ``quantization_config.json``.
-        float_dtype: of the model when it was quantized, by safetensors' name; scales take it where the configuration
-            does not ask for float32.
+        float_dtype: of the model when it was quantized, by safetensors' name; scales have it unless the configuration
+            asks for float32.
 
     Returns:
-        None when an option is on that these rules do not cover: anything but static integers.
+        None when these rules do not cover an option: they cover static integers only.
     """
     fmt = weight_format(weights_dtype_of(f"{name}.weight", config))
     uncovered = ("use_svd", "use_hadamard", "use_codebook", "scale_dtype", "zero_point_dtype", "modules_quant_config")
@@ -186,7 +173,7 @@ def linear_parts(
     if use_matmul and not fmt.is_packed and groups == 1:
         scale_shape, weight_shape = (1, rows), (channels, rows)
     if fmt.is_packed:
-        # Packed numbers are flat where a byte holds 2, 4 or 8 of them, else in rows of as many bytes as a run takes.
+        # Packed numbers are flat where a byte has 2, 4 or 8 of them; others are in rows of the bytes that a run takes.
         run = {4: 1, 2: 1, 1: 1, 3: 3, 5: 5, 6: 3, 7: 7}[fmt.bits]
         size = rows * channels * fmt.bits // 8
         weight_shape = (size,) if run == 1 else (size // run, run)
@@ -200,7 +187,7 @@ def linear_parts(
 
 
 def group_count(channels: int, group_size: int) -> int:
-    """How many groups SDNQ cuts the channels into: the largest number, at most what was asked for, that divides."""
+    """How many groups SDNQ cuts the channels into: the largest divisor that is at most the number asked for."""
     if group_size <= 0 or group_size >= channels:
         return 1
     count = channels // group_size

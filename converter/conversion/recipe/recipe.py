@@ -1,9 +1,9 @@
 """What to quantize, how, and what to keep.
 
-A recipe is a TOML file: a name, the options of SDNQ by SDNQ's own names, and rules that single out modules. A rule
+A recipe is a TOML file: a name, the options of SDNQ by SDNQ's own names, and rules that select modules. A rule
 matches full names with an ``fnmatch`` glob, or a family; of all rules that match a module the last one wins. SDNQ's
-own patterns are no globs (a bare word matches a whole dotted component, ``*`` is anchored at the start), which is why
-rules are resolved to exact names before SDNQ sees them.
+own patterns are not globs (a bare word matches a whole dotted component, ``*`` is anchored at the start), so rules are
+resolved to exact names before SDNQ sees them.
 
     name = "mine"
 
@@ -22,7 +22,6 @@ rules are resolved to exact names before SDNQ sees them.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -30,14 +29,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.small_files import read_small_file
 from converter.checkpoint.source import Checkpoint
-from converter.errors import RecipeError, printable
+from converter.errors import RecipeError
+from converter.fields import Fields, parse_toml
+from converter.models.config import model_config
 from converter.models.families import family
-from converter.models.lens.layout import CLASS_NAME, infer_config
 
-#: The options of ``sdnq.SDNQConfig`` 0.2.8 that change the file, and the type of each. Module lists are not among
-#: them: rules say the same by name, and are checked against the model.
-OPTION_TYPES: dict[str, type] = {
+#: The options of ``sdnq.SDNQConfig`` 0.2.8 that change the file and that SDNQ can set for one module
+#: (``modules_quant_config``), and the type of each. Lists of modules are left out: rules do the same by name, and are
+#: checked against the model.
+RULE_OPTION_TYPES: dict[str, type] = {
     "weights_dtype": str,
     "scale_dtype": str,
     "zero_point_dtype": str,
@@ -47,54 +49,33 @@ OPTION_TYPES: dict[str, type] = {
     "svd_rank": int,
     "svd_steps": int,
     "codebook_steps": int,
-    "dynamic_loss_threshold": float,
     "use_svd": bool,
     "use_hadamard": bool,
     "use_codebook": bool,
     "use_codebook_scale": bool,
     "use_quantized_matmul": bool,
     "use_quantized_matmul_conv": bool,
-    "use_dynamic_quantization": bool,
     "use_stochastic_rounding": bool,
     "dequantize_fp32": bool,
+}
+#: With the options that SDNQ can only set for the whole model.
+OPTION_TYPES: dict[str, type] = {
+    **RULE_OPTION_TYPES,
     "quant_conv": bool,
     "quant_embedding": bool,
     "add_skip_keys": bool,
     "minimum_allowed_numel": int,
     "minimum_allowed_channel_size": int,
+    "use_dynamic_quantization": bool,
+    "dynamic_loss_threshold": float,
 }
-
-#: Options that SDNQ can set for one module (``modules_quant_config``).
-RULE_OPTIONS = tuple(
-    name
-    for name in OPTION_TYPES
-    if name
-    not in (
-        "quant_conv",
-        "quant_embedding",
-        "add_skip_keys",
-        "minimum_allowed_numel",
-        "minimum_allowed_channel_size",
-        "use_dynamic_quantization",
-        "dynamic_loss_threshold",
-    )
-)
-
-#: TOML's types, as TOML's documentation calls them.
-_TYPE_NAMES = {
-    bool: "true or false",
-    dict: "a table",
-    float: "a number",
-    int: "an integer",
-    list: "an array",
-    str: "a string",
-}
-_TOP_LEVEL_KEYS = ("name", "description", "classes", "seed", "sdnq", "rules")
+#: Limit for the file of a recipe, in bytes; real ones have a few hundred.
+MAXIMUM_RECIPE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What happens to the modules that a glob or a family singles out."""
+    """What happens to the modules that a glob or a family selects."""
 
     match: str = ""
     """A glob over full names of modules or tensors; empty when a family is given."""
@@ -105,7 +86,7 @@ class Rule:
     """Options of SDNQ for these modules; empty when they are kept."""
 
     def __str__(self) -> str:
-        return f"family {self.family}" if self.family else printable(self.match)
+        return f"family {self.family}" if self.family else self.match
 
 
 @dataclass(frozen=True)
@@ -119,25 +100,25 @@ class Recipe:
     classes: tuple[str, ...] = ()
     """Classes of models that this recipe is the default for."""
     seed: int = 0
-    """Seed of torch's generator where an option of SDNQ draws random numbers."""
+    """Seed of torch's generator, for options of SDNQ that use random numbers."""
 
     def with_rules(self, rules: Iterable[Rule]) -> Recipe:
-        """The same recipe with further rules, which win over its own."""
+        """The same recipe with more rules, which win over its own."""
         return replace(self, rules=(*self.rules, *rules))
 
     @property
     def is_random(self) -> bool:
-        """Whether SDNQ draws random numbers for it."""
+        """Whether SDNQ uses random numbers for it."""
         return any(options.get("use_svd") or options.get("use_stochastic_rounding") for options in self._all_options())
 
     @property
     def depends_on_threads(self) -> bool:
-        """Whether another number of torch's threads gives other bits: a factorisation adds up in another order."""
+        """Whether the number of torch's threads changes bits: a factorisation then adds up in another order."""
         return any(options.get("use_svd") for options in self._all_options())
 
     @property
     def is_data_dependent(self) -> bool:
-        """Whether the weights decide dtypes, so that the size is known only afterwards."""
+        """Whether the weights decide dtypes, so that the size is not known before."""
         return bool(self.options.get("use_dynamic_quantization"))
 
     def _all_options(self) -> Iterable[Mapping[str, Any]]:
@@ -146,56 +127,47 @@ class Recipe:
 
 def builtin_recipes() -> tuple[Recipe, ...]:
     """The recipes that ship with lensconv, by name."""
-    files = sorted(
-        (entry for entry in resources.files(__package__).iterdir() if entry.name.endswith(".toml")),
-        key=lambda entry: entry.name,
-    )
-    return tuple(parse_recipe(file.read_text("utf-8"), where=file.name) for file in files)
+    files = [entry for entry in resources.files(__package__).iterdir() if entry.name.endswith(".toml")]
+    recipes = [parse_recipe(file.read_text("utf-8"), where=file.name) for file in files]
+    return tuple(sorted(recipes, key=lambda recipe: recipe.name))
 
 
 def find_recipe(name: str | None, class_name: str) -> Recipe:
     """The recipe that a user asked for.
 
     Args:
-        name: a built-in recipe's name, or the path of a TOML file; None picks the default for the class.
+        name: name of a built-in recipe, or path of a TOML file; None chooses the default for the class.
         class_name: class of the model.
 
     Raises:
         RecipeError: there is no such recipe, or the file is malformed.
+        MissingInput: the file cannot be read.
     """
-    builtin = builtin_recipes()
+    builtin = {recipe.name: recipe for recipe in builtin_recipes()}
     if name is None:
-        return next(
-            (recipe for recipe in builtin if class_name in recipe.classes),
-            next(recipe for recipe in builtin if recipe.name == "sdnq-uint4"),
-        )
-    for recipe in builtin:
-        if recipe.name == name:
-            return recipe
+        defaults = (recipe for recipe in builtin.values() if class_name in recipe.classes)
+        return next(defaults, builtin["sdnq-uint4"])
+    if name in builtin:
+        return builtin[name]
     path = Path(name)
     if not path.is_file():
-        names = ", ".join(recipe.name for recipe in builtin)
-        raise RecipeError(name, "no such recipe and no such file", f"Built in: {names}.")
+        raise RecipeError(name, "no such recipe and no such file", f"Built in: {', '.join(builtin)}.")
     try:
-        text = path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(name, f"cannot be read: {error}") from error
+        text = read_small_file(path, MAXIMUM_RECIPE_BYTES, RecipeError).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(name, f"is not UTF-8 at byte {error.start}", "Save it again as UTF-8.") from error
     return parse_recipe(text, where=name)
 
 
 def choose_recipe(recipe: str | Recipe | None, checkpoint: Checkpoint, settings: tuple[str, ...]) -> Recipe:
-    """The recipe to use for a checkpoint, with further rules.
+    """The recipe to use for a checkpoint, with the rules of the command line.
 
     Raises:
         RecipeError: there is no such recipe, or a rule is malformed.
     """
     if not isinstance(recipe, Recipe):
-        class_name = checkpoint.class_name
-        shapes = checkpoint.shapes
-        if not class_name and infer_config(shapes) is not None:
-            class_name = CLASS_NAME
-        recipe = find_recipe(recipe, class_name)
-    return recipe.with_rules(parse_setting(setting) for setting in settings) if settings else recipe
+        recipe = find_recipe(recipe, model_config(checkpoint).class_name)
+    return recipe.with_rules(map(parse_setting, settings))
 
 
 def parse_recipe(text: str, *, where: str) -> Recipe:
@@ -203,31 +175,23 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
 
     Args:
         text: TOML.
-        where: what to call it in messages.
+        where: its file, for messages.
 
     Raises:
         RecipeError: it is not TOML, or has an unknown key, or a value of the wrong type.
     """
-    try:
-        content = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(where, f"not TOML: {error}") from error
-    _refuse_unknown(content, _TOP_LEVEL_KEYS, where, "a recipe")
-    name = _typed(content, "name", str, where, Path(where).stem)
-    classes = _typed(content, "classes", list, where, [])
-    if not all(isinstance(item, str) for item in classes):
-        raise RecipeError(where, "classes must be a list of strings")
-    options = _parse_options(_typed(content, "sdnq", dict, where, {}), tuple(OPTION_TYPES), where, "[sdnq]")
-    rules = _typed(content, "rules", list, where, [])
-    seed = _typed(content, "seed", int, where, 0)
+    content = parse_toml(text, where, RecipeError)
+    content.refuse_unknown(("name", "description", "classes", "seed", "sdnq", "rules"), "a recipe")
+    options = Fields(content.take("sdnq", dict, {}), where, RecipeError)
+    seed = content.take("seed", int, 0)
     if not 0 <= seed < 1 << 63:
         raise RecipeError(where, "seed must be a number from 0 to 2**63 - 1")
     return Recipe(
-        name=name,
-        options=options,
-        rules=tuple(_parse_rule(rule, f"{where}: rule {number}") for number, rule in enumerate(rules, 1)),
-        description=_typed(content, "description", str, where, ""),
-        classes=tuple(classes),
+        name=content.take("name", str, Path(where).stem),
+        options=_take_options(options, OPTION_TYPES, "[sdnq]"),
+        rules=tuple(map(_parse_rule, content.take_tables("rules", "rule"))),
+        description=content.take("description", str, ""),
+        classes=content.take_strings("classes"),
         seed=seed,
     )
 
@@ -250,7 +214,7 @@ def resolve_rules(
     tensors: Iterable[str],
     class_name: str,
 ) -> dict[str, Rule]:
-    """Find out which rule each module falls under: the last one that matches it.
+    """The rule of each module: the last one that matches it.
 
     Args:
         rules: in the order of the recipe.
@@ -277,7 +241,7 @@ def resolve_rules(
 
 
 def rule_matches(rule: Rule, module: str, class_name: str) -> bool:
-    """Whether a rule singles out a module; a glob may be written for the module or for its weight."""
+    """Whether a rule selects a module; a glob may name the module or its weight."""
     if rule.family:
         return family(module + ".weight", class_name) == rule.family
     return fnmatchcase(module, rule.match) or fnmatchcase(module + ".weight", rule.match)
@@ -295,51 +259,25 @@ def _no_match(rule: Rule, modules: Sequence[str], names: set[str], class_name: s
     return RecipeError(
         f"rule for {rule}",
         "matches nothing in the model",
-        f"Names like it: {', '.join(map(printable, near))}." if near else "Compare it with the names in the header.",
+        f"Names like it: {', '.join(near)}." if near else "Compare it with the names in the header.",
     )
 
 
-def _parse_rule(content: Any, where: str) -> Rule:
-    if not isinstance(content, dict):
-        raise RecipeError(where, "must be a table, written [[rules]]")
+def _parse_rule(content: Fields) -> Rule:
     keys = ("match", "family", "keep")
-    _refuse_unknown(content, (*keys, *RULE_OPTIONS), where, "a rule")
-    options = {name: value for name, value in content.items() if name not in keys}
     rule = Rule(
-        match=_typed(content, "match", str, where, ""),
-        family=_typed(content, "family", str, where, ""),
-        keep=_typed(content, "keep", bool, where, False),
-        options=_parse_options(options, RULE_OPTIONS, where, "a rule"),
+        match=content.take("match", str, ""),
+        family=content.take("family", str, ""),
+        keep=content.take("keep", bool, False),
+        options=_take_options(content, RULE_OPTION_TYPES, "a rule", keys),
     )
     if bool(rule.match) == bool(rule.family):
-        raise RecipeError(where, "needs either match or family")
+        raise RecipeError(content.where, "needs either match or family")
     if rule.keep == bool(rule.options):
-        raise RecipeError(where, "needs either keep = true or options such as weights_dtype")
+        raise RecipeError(content.where, "needs either keep = true or options such as weights_dtype")
     return rule
 
 
-def _parse_options(content: Mapping[str, Any], allowed: Sequence[str], where: str, what: str) -> dict[str, Any]:
-    _refuse_unknown(content, allowed, where, what)
-    return {name: _typed(content, name, OPTION_TYPES[name], where, None) for name in content}
-
-
-def _refuse_unknown(content: Mapping[str, Any], allowed: Sequence[str], where: str, what: str) -> None:
-    for key in content:
-        if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=3)
-            raise RecipeError(
-                where,
-                f"{key} is no key of {what}",
-                f"Keys like it: {', '.join(near)}." if near else f"Keys: {', '.join(allowed)}.",
-            )
-
-
-def _typed(content: Mapping[str, Any], key: str, kind: type, where: str, default: Any) -> Any:
-    if key not in content:
-        return default
-    value = content[key]
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:
-        raise RecipeError(where, f"{key} must be {_TYPE_NAMES[kind]}, not {value!r}")
-    return value
+def _take_options(content: Fields, types: Mapping[str, type], what: str, others: Sequence[str] = ()) -> dict[str, Any]:
+    content.refuse_unknown((*others, *types), what)
+    return {name: content.take(name, types[name]) for name in content.content if name not in others}

@@ -93,6 +93,8 @@ class Manifest:
     source_tensors: int
     source_parameters: int
     source_bytes_by_dtype: Mapping[str, Any]
+    assumed_config: Mapping[str, Any]
+    """Config values that were assumed, as the source has no config."""
     card_files: tuple[str, ...]
     """Paths of the card and of the files that came with it; none before ``card`` has run."""
     card_repository: str | None
@@ -141,6 +143,7 @@ class Manifest:
             source_tensors=source.take("tensors", int),
             source_parameters=source.take("parameters", int),
             source_bytes_by_dtype=source.take("bytes_by_dtype", dict),
+            assumed_config=source.take("assumed_config", dict, {}),
             card_files=tuple(name for name in names if isinstance(name, str) and name in files),
             card_repository=repository if isinstance(repository, str) else None,
             is_card_verified=note.get("verified") is not False,

@@ -7,7 +7,7 @@ from typing import Any
 
 from converter._version import __version__
 from converter.checkpoint.dtypes import LONG_NAMES
-from converter.checkpoint.source import Checkpoint, count_bytes_by_dtype
+from converter.checkpoint.source import Checkpoint
 from converter.conversion.planning.plan import Plan, parameter_count
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.release.manifest import MANIFEST_FORMAT, MANIFEST_VERSION, Manifest, ReleaseFile
@@ -43,10 +43,7 @@ def quantization_summary(plan: Plan, checkpoint: Checkpoint, component_files: It
         "base_transformer_repo_files_gb": _gb(sum(header.file_bytes for header in checkpoint.headers)),
         "quant_transformer_repo_files_gb": _gb(sum(file.bytes for file in component_files)),
         "base_transformer_dtypes": {LONG_NAMES.get(k, k): size for k, size in checkpoint.bytes_by_dtype.items()},
-        "quant_transformer_dtypes": {
-            LONG_NAMES.get(dtype, dtype): size
-            for dtype, size in count_bytes_by_dtype((spec.dtype, spec.bytes) for spec in plan.specs).items()
-        },
+        "quant_transformer_dtypes": {LONG_NAMES.get(dtype, dtype): size for dtype, size in plan.bytes_by_dtype.items()},
         "base_transformer_tensors": len(checkpoint.tensors),
         "quant_transformer_tensors": len(plan.tensors),
     }
@@ -95,6 +92,7 @@ def conversion_manifest(
                 for header in checkpoint.headers
             ],
             "nonfinite": dict(sorted(nonfinite.items())),
+            **({"assumed_config": dict(plan.assumed_config)} if plan.assumed_config else {}),
         },
         "recipe": {
             "name": recipe.name,
@@ -111,7 +109,7 @@ def conversion_manifest(
         "output": {
             "tensors": len(plan.tensors),
             "parameters": parameters,
-            "bytes_by_dtype": count_bytes_by_dtype((spec.dtype, spec.bytes) for spec in plan.specs),
+            "bytes_by_dtype": plan.bytes_by_dtype,
             "headers": dict(sorted(headers.items())),
         },
         "files": [file.to_dict() for file in sorted(files, key=lambda file: file.name)],

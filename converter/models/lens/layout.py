@@ -1,7 +1,7 @@
 """The tensors of a Lens transformer, by name and shape, from its config alone and without torch.
 
-Names, shapes and order are those of microsoft/Lens (upstream commit 5bf0f0c); ``converter.models.lens.modules`` builds
-the same list from modules, and a test holds the two against each other.
+Names, shapes and order are those of microsoft/Lens (upstream commit 5bf0f0c). ``converter.models.lens.modules`` builds
+the same list from modules, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ CLASS_NAME = "LensTransformer2DModel"
 PIPELINE_CLASS_NAME = "LensPipeline"
 #: Channels of the sinusoidal timestep embedding; fixed in upstream's code.
 TIMESTEP_CHANNELS = 256
-#: Config files are small numbers; more would only serve to exhaust memory.
+#: Real models have far fewer layers; a config with more could exhaust the memory.
 MAXIMUM_LAYERS = 1024
 #: Positions per patch side; in the config, and the same in every release.
 PATCH_SIZE = 2
+#: Fields of the config that names and shapes of the tensors do not show.
+UNSEEN_FIELDS = ("patch_size", "axes_dims_rope", "selected_layer_index")
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,14 @@ class LensConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], where: str = "config.json") -> LensConfig:
-        """Read the fields out of a ``config.json``; unknown keys are left alone, as diffusers does.
+        """Read the fields of a ``config.json``; unknown keys are ignored, as in diffusers.
 
         Args:
             config: its content.
             where: the file, for messages.
 
         Raises:
-            UnsupportedCheckpoint: a value is of the wrong kind or out of range.
+            UnsupportedCheckpoint: a value has the wrong type or is out of range.
         """
         values: dict[str, Any] = {}
         for field in fields(cls):
@@ -65,12 +67,12 @@ class LensConfig:
             else:
                 valid = type(value) is int and 0 < value <= 1 << 20
             if not valid or (field.name == "num_layers" and value > MAXIMUM_LAYERS):
-                raise UnsupportedCheckpoint(f"{where}: {field.name} is {value}, which no {CLASS_NAME} can have")
+                raise UnsupportedCheckpoint(f"{where}: {field.name} is {value}, which a {CLASS_NAME} cannot have")
             values[field.name] = value
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as ``config.json`` holds them."""
+        """The fields as in ``config.json``."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @property
@@ -80,7 +82,7 @@ class LensConfig:
 
     @property
     def mlp_width(self) -> int:
-        """Hidden channels of the SwiGLU; upstream divides as floats, which counts for widths that 3 does not divide."""
+        """Hidden channels of the SwiGLU; upstream divides floats, which matters for widths that 3 does not divide."""
         return int(self.width / 3 * 8)
 
 
@@ -133,9 +135,9 @@ def _linear(name: str, outputs: int, inputs: int) -> Iterator[tuple[str, tuple[i
 def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> LensConfig | None:
     """The config of a checkpoint that has none, from the shapes of its tensors.
 
-    Single files of the released model carry its tensor names and no config. Everything but the axes of the rotary
-    embedding and the choice of encoder layers can be read off the shapes; those two are the released ones, so that
-    only a model with the released head size and number of features is recognised.
+    Single files of the released model have its tensor names and no config. The shapes do not show the
+    ``UNSEEN_FIELDS``, which are assumed to be the released ones; so only a model with the released head size and
+    number of features is recognised.
 
     Returns:
         None when the tensors are not those of a Lens transformer.
@@ -165,10 +167,10 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> LensConfig | None:
 
 
 def lens_family(name: str) -> str | None:
-    """The family that a tensor of a Lens transformer belongs to; None when the name is not one of its names.
+    """The family of a tensor of a Lens transformer; None when the name is not one of its names.
 
-    Families are ``img_mod``, ``txt_mod``, ``attn``, ``img_mlp``, ``txt_mlp``, ``norm`` and ``embed``: what comes in,
-    what goes out, and the timestep.
+    Families are ``img_mod``, ``txt_mod``, ``attn``, ``img_mlp``, ``txt_mlp``, ``norm`` and ``embed``: the layers for
+    inputs, outputs and the timestep.
     """
     match = re.fullmatch(r"transformer_blocks\.\d+\.(\w+)\.(.+)", name)
     if match is None:

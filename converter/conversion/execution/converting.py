@@ -1,0 +1,208 @@
+"""Converting one tensor: its pieces are read, rounded or quantized, and written into its slots."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint.dtypes import WEIGHT_DTYPES
+from converter.checkpoint.header import read_header
+from converter.checkpoint.reader import TensorReader, ranges
+from converter.checkpoint.source import SourceTensor
+from converter.checkpoint.writer import SlotWriter
+from converter.console import Progress
+from converter.conversion.execution.budget import MemoryBudget
+from converter.conversion.execution.jobs import Job, KeepJob, QuantizeJob, element_bytes
+from converter.conversion.kernels import fused
+from converter.conversion.options import ConvertOptions
+from converter.conversion.planning.methods import Kind
+from converter.errors import NonFiniteWeight, UnsupportedCheckpoint
+
+Bytes = NDArray[np.uint8]
+
+
+class Stopped(Exception):
+    """The work was stopped by the user, or because something else failed."""
+
+
+def refuse_nonfinite(tensor: SourceTensor, count: int, options: ConvertOptions) -> None:
+    """Refuse numbers that are not finite, unless they are allowed.
+
+    Raises:
+        NonFiniteWeight: there are some.
+    """
+    if count and not options.allow_nonfinite:
+        what = "NaN or infinity" if options.from_float32 else "NaN, infinity or a number that overflows bfloat16"
+        raise NonFiniteWeight(
+            f"{tensor.file}: tensor {tensor.entry.name}: contains {what} (at least {count} of its numbers)",
+            "Get an intact checkpoint, or convert it as it is with --allow-nonfinite.",
+        )
+
+
+@dataclass
+class TensorConverter:
+    """Converts tensors one after the other, in buffers of its own; each worker has one.
+
+    Args:
+        reader: reads the source.
+        writer: writes the slots.
+        options: how numbers are treated.
+        budget: shared limit on memory.
+        piece_bytes: of the source, that are read at a time.
+        progress: counts the bytes of the source that are done.
+        stop: is checked between pieces.
+    """
+
+    reader: TensorReader
+    writer: SlotWriter
+    options: ConvertOptions
+    budget: MemoryBudget
+    piece_bytes: int
+    progress: Progress
+    stop: threading.Event
+    _buffers: dict[str, Bytes] = field(default_factory=dict)
+
+    def convert(self, job: Job) -> int:
+        """Convert one tensor of the source.
+
+        Returns:
+            How many of its numbers are not finite.
+
+        Raises:
+            Stopped: the work was stopped.
+            NonFiniteWeight: it contains such numbers, and they are not allowed.
+            OSError: the output could not be written.
+        """
+        if isinstance(job, KeepJob):
+            return self._keep(job)
+        if job.spooled is not None:
+            self._copy_spooled(job, job.spooled)
+            return 0
+        return self._quantize(job)
+
+    def _read(self, tensor: SourceTensor, start: int, size: int) -> Bytes:
+        if self.stop.is_set():
+            raise Stopped
+        data = self._buffer("source", size)
+        self.reader.read(tensor, start, data)
+        return data
+
+    def _buffer(self, name: str, size: int) -> Bytes:
+        """A buffer that is used again; fresh memory costs a page fault every 4 KiB."""
+        found = self._buffers.get(name)
+        if found is None or found.size < size:
+            found = self._buffers[name] = np.empty(size, np.uint8)
+        return found[:size]
+
+    def _keep(self, job: KeepJob) -> int:
+        """Write a tensor in the dtype that the plan gives it."""
+        tensor, slot = job.tensor, job.kept.slot
+        total, size = tensor.entry.bytes, element_bytes(tensor)
+        nonfinite = 0
+        for start, stop in ranges(total, max(1, self.piece_bytes // size) * size):
+            with self.budget.share((stop - start) // size * job.working_bytes):
+                data = self._read(tensor, start, stop - start)
+                converted, flawed = self._round(tensor, job.kept.spec.dtype, data)
+                self.writer.write(slot.file, slot.offset + start * slot.bytes // total, converted.data)
+            nonfinite += flawed
+            self.progress.advance(stop - start)
+        return nonfinite
+
+    def _round(self, tensor: SourceTensor, target: str, data: Bytes) -> tuple[Bytes, int]:
+        """Convert numbers to another dtype; also count those that are not finite."""
+        source = tensor.entry.dtype
+        if source not in WEIGHT_DTYPES:
+            return data, 0
+        bits = fused.widen(data, source)
+        rounded = self._buffer("rounded", bits.size * 2)
+        largest = fused.round_to_bfloat16(bits, rounded.view(np.uint16))
+        flawed = 0
+        if largest >= (fused.OVERFLOWS_BFLOAT16 if target == "BF16" else fused.INFINITE):
+            flawed = self._count_nonfinite(tensor, data, as_bfloat16=target == "BF16")
+        if target == source:
+            return data, flawed
+        if target == "F32":
+            return bits.view(np.uint8), flawed
+        if flawed:
+            # A NaN has many bit patterns; this writes the one that torch chooses.
+            from converter.conversion.kernels.sdnq import as_bytes, as_tensor
+
+            return as_bytes(as_tensor(data, source, (bits.size,)).bfloat16()), flawed
+        return rounded, 0
+
+    def _count_nonfinite(self, tensor: SourceTensor, data: Bytes, *, as_bfloat16: bool) -> int:
+        from converter.conversion.kernels.sdnq import count_nonfinite
+
+        count = count_nonfinite(data, tensor.entry.dtype, as_bfloat16=as_bfloat16)
+        refuse_nonfinite(tensor, count, self.options)
+        return count
+
+    def _quantize(self, job: QuantizeJob) -> int:
+        """Quantize a weight, a run of rows at a time."""
+        nonfinite = 0
+        for first, last in job.row_runs(self.piece_bytes):
+            size = (last - first) * job.row_bytes
+            with self.budget.share(size // element_bytes(job.tensor) * job.working_bytes):
+                data = self._read(job.tensor, first * job.row_bytes, size)
+                results = self._run_kernel(job, data) if job.method.kind is Kind.FUSED else None
+                if results is None:
+                    nonfinite += self._count_nonfinite(job.tensor, data, as_bfloat16=not self.options.from_float32)
+                    results = self._run_sdnq(job, last - first, data)
+                self._write_rows(job, first, last, results)
+            self.progress.advance(size)
+        return nonfinite
+
+    def _run_kernel(self, job: QuantizeJob, data: Bytes) -> dict[str, NDArray[Any]] | None:
+        """Quantize rows by lensconv's kernel; None when they contain numbers that it does not handle."""
+        from_float32 = self.options.from_float32
+        parts, largest = fused.quantize_uint4(
+            fused.widen(data, job.tensor.entry.dtype),
+            round_weights=not from_float32,
+            round_scales=job.method.round_scales,
+            buffer=self._buffer,
+        )
+        return parts if largest < (fused.INFINITE if from_float32 else fused.OVERFLOWS_BFLOAT16) else None
+
+    def _run_sdnq(self, job: QuantizeJob, rows: int, data: Bytes) -> dict[str, NDArray[Any]]:
+        from converter.conversion.kernels.sdnq import open_device, quantize_with_sdnq
+
+        result = quantize_with_sdnq(
+            data,
+            job.tensor.entry.dtype,
+            (rows, *job.module.shape[1:]),
+            job.module.options,
+            from_float32=self.options.from_float32,
+            device=open_device(self.options.device),
+        )
+        return {part: result.bytes_of(part) for part in result.parts}
+
+    def _write_rows(self, job: QuantizeJob, first: int, last: int, results: Mapping[str, NDArray[Any]]) -> None:
+        rows = job.module.shape[0]
+        fits = results.keys() == job.parts.keys() and all(
+            results[part].nbytes == output.slot.bytes * (last - first) // rows for part, output in job.parts.items()
+        )
+        if not fits:
+            raise UnsupportedCheckpoint(
+                f"{job.tensor.file}: tensor {job.tensor.entry.name}: SDNQ returned other parts "
+                f"than planned ({', '.join(results)}), which happens when a factorisation fails",
+                f"Keep this module: --set '{job.module.name}=keep'.",
+            )
+        for part, output in job.parts.items():
+            offset = output.slot.offset + output.slot.bytes * first // rows
+            self.writer.write(output.slot.file, offset, results[part].data)
+
+    def _copy_spooled(self, job: QuantizeJob, spooled: Path) -> None:
+        header = read_header(spooled)
+        for part, output in job.parts.items():
+            entry = header.tensors[part]
+            tensor = SourceTensor(entry, spooled, header.data_start + entry.start)
+            for start, stop in ranges(entry.bytes, self.piece_bytes):
+                data = self._read(tensor, start, stop - start)
+                self.writer.write(output.slot.file, output.slot.offset + start, data.data)
+        self.progress.advance(job.tensor.entry.bytes)

@@ -1,0 +1,107 @@
+"""Executing the work of a conversion: workers fill the slots, and the files are hashed right behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+from converter.checkpoint.journal import Finished
+from converter.checkpoint.staging import SPOOLED, Staging
+from converter.checkpoint.writer import SlotWriter, writing
+from converter.console import Reporter
+from converter.conversion.execution.hashing import FollowingHasher
+from converter.conversion.execution.jobs import Job, KeepJob, Work, kinds_of
+from converter.conversion.execution.randomness import seeded_randomness
+from converter.conversion.execution.workers import WorkerPool
+from converter.conversion.kernels import fused
+from converter.conversion.planning.methods import Kind
+from converter.conversion.request import Request
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known once all slots are filled."""
+
+    digests: Mapping[str, str]
+    """sha256 of the weight files, by name."""
+    resumed_tensors: int
+    """Tensors of the output that an interrupted run had finished."""
+    nonfinite: Mapping[str, int]
+    """Numbers that are not finite, by tensor of the source."""
+    bytes_read: int
+    """Bytes of the source that were read."""
+
+
+def execute(
+    request: Request, work: Work, staging: Staging, finished: Finished, budget: int, reporter: Reporter
+) -> Outcome:
+    """Fill all slots, and hash the files behind the workers.
+
+    Args:
+        request: source, recipe and options.
+        work: what to do.
+        staging: where the files are; its journal notes every finished tensor.
+        finished: what an interrupted run had finished.
+        budget: the most bytes of weights and results in memory at a time.
+        reporter: shows progress.
+
+    Raises:
+        LensconvError: a tensor cannot be converted, or the output cannot be written.
+        KeyboardInterrupt: the user stopped it.
+    """
+    # Where the weights decide, all random numbers have been used before.
+    is_random = request.recipe.is_random and not request.recipe.is_data_dependent
+    jobs = _in_random_order(work) if is_random else work.jobs
+    todo = [job for job in jobs if job.tensor.entry.name not in finished]
+    folder = staging.release / request.checkpoint.component
+    if Kind.FUSED in kinds_of(todo):
+        fused.compile_kernels(round_weights=not request.options.from_float32)
+    total = sum(job.tensor.entry.bytes for job in jobs)
+    with (
+        writing(folder),
+        SlotWriter(folder, work.layout) as writer,
+        reporter.progress("converting", total) as progress,
+        FollowingHasher(folder, work.layout) as hasher,
+    ):
+        for job in jobs:
+            if job.tensor.entry.name in finished:
+                hasher.finish_slot(*job.outputs)
+                progress.skip(job.tensor.entry.bytes)
+        randomness = seeded_randomness(request, finished) if is_random else nullcontext()
+        with randomness as random_state, _one_torch_thread(todo):
+            pool = WorkerPool(staging, hasher, writer, progress, request.options, random_state)
+            pool.run(todo, workers=1 if is_random else request.options.workers, budget=budget)
+        # The disk works while the hasher catches up.
+        writer.sync()
+        digests = hasher.digests()
+    resumed = [job for job in jobs if {job.tensor.entry.name, SPOOLED + job.tensor.entry.name} & finished.keys()]
+    return Outcome(
+        digests=digests,
+        resumed_tensors=sum(len(job.outputs) for job in resumed),
+        nonfinite=dict(staging.nonfinite),
+        bytes_read=sum(job.tensor.entry.bytes for job in todo if isinstance(job, KeepJob) or job.spooled is None),
+    )
+
+
+def _in_random_order(work: Work) -> Sequence[Job]:
+    """The jobs in the order of the modules, in which SDNQ uses random numbers; kept tensors, which use none, last."""
+    order = {source: number for number, source in enumerate(work.plan.modules)}
+    return sorted(work.jobs, key=lambda job: order.get(job.tensor.entry.name, len(order)))
+
+
+@contextmanager
+def _one_torch_thread(jobs: Sequence[Job]) -> Iterator[None]:
+    """Let each worker use one thread of torch where the results of SDNQ do not depend on their number."""
+    kinds = kinds_of(jobs)
+    if Kind.ROWS not in kinds or Kind.WHOLE in kinds:
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,32 @@
+"""Random numbers of SDNQ that are the same in every run, and continue after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from converter.checkpoint.journal import Finished
+from converter.conversion.request import Request
+
+
+@contextmanager
+def seeded_randomness(request: Request, finished: Finished) -> Iterator[Callable[[], str] | None]:
+    """Seed torch's generator for the block, or set it to the state after an interrupted run.
+
+    Args:
+        request: recipe and device.
+        finished: what the interrupted run had finished.
+
+    Yields:
+        What returns the state of the generator, for the journal; None where SDNQ uses no random numbers.
+    """
+    if not request.recipe.is_random:
+        yield None
+        return
+    # Imported here: it imports torch.
+    from converter.conversion.kernels.sdnq import seeded_generator
+
+    states = [noted["random_state"] for noted in finished.values() if "random_state" in noted]
+    state = states[-1] if states else None
+    with seeded_generator(request.recipe.seed, request.options.device, state) as encode_state:
+        yield encode_state

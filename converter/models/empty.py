@@ -1,0 +1,194 @@
+"""Models without weights: built on the meta device, and matched to the tensors of a checkpoint.
+
+A loader decides which class it builds, which dtype each tensor gets, and what tensors are called in the model and in
+its files. diffusers and transformers decide differently; this module asks each library for its own answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+
+from converter.checkpoint.source import Checkpoint
+from converter.errors import DependencyError, UnsupportedCheckpoint
+from converter.libraries import QUANTIZING_ERRORS, load_library
+from converter.models.classes import TORCH_DTYPES, find_class, refuse_absurd
+from converter.models.config import ModelConfig, model_config
+from converter.models.lens.layout import CLASS_NAME as LENS
+from converter.models.lens.layout import MAXIMUM_LAYERS, LensConfig, lens_tensors
+from converter.models.matching import are_equal, match_tensors
+
+#: What the constructors of the libraries raise for a config that they cannot use.
+_CONSTRUCTION_ERRORS = (*QUANTIZING_ERRORS, ImportError, StrictDataclassError)
+
+
+@dataclass(frozen=True)
+class EmptyModel:
+    """A model on the meta device, in the dtypes that loading it in bfloat16 would give."""
+
+    model: nn.Module
+    is_transformers: bool
+    """Whether transformers loads and saves it, not diffusers."""
+    config: ModelConfig
+    """What it was built from."""
+    sources: Mapping[str, str]
+    """By name in the model, the name of the tensor in the checkpoint."""
+    ignored: tuple[str, ...]
+    """Tensors of the checkpoint that the class does not load."""
+
+    @property
+    def stem(self) -> str:
+        """Name of the weight file that the library writes, without its suffix."""
+        return "model" if self.is_transformers else "diffusion_pytorch_model"
+
+
+def build_empty_model(checkpoint: Checkpoint) -> EmptyModel:
+    """Build the checkpoint's class without weights, and match its tensors.
+
+    Raises:
+        UnsupportedCheckpoint: the class is unknown, cannot be built from the config, or has other tensors.
+    """
+    config = model_config(checkpoint)
+    where = str(checkpoint.folder / "config.json")
+    if not config.class_name:
+        reason = f"{checkpoint.folder}: no config.json names a class, and the tensors are not those of Lens"
+        raise UnsupportedCheckpoint(reason, "Give the component's folder, with its config.json.")
+    refuse_absurd(config.content, max(MAXIMUM_LAYERS, len(checkpoint.tensors)), where)
+    if config.class_name == LENS:
+        # These checks say more than a constructor that fails.
+        any(lens_tensors(LensConfig.from_dict(config.content, where)))
+    model_class = find_class(config.class_name, where)
+    if issubclass(model_class, load_library("transformers").PreTrainedModel):
+        return _build_transformers(model_class, checkpoint, config)
+    return _build_diffusers(model_class, checkpoint, config)
+
+
+@contextmanager
+def _constructing(model_class: Any, checkpoint: Checkpoint) -> Iterator[None]:
+    """Raise an error that names the config for what the library raises in the block."""
+    try:
+        yield
+    except _CONSTRUCTION_ERRORS as error:
+        raise UnsupportedCheckpoint(
+            f"{checkpoint.folder / 'config.json'}: {model_class.__name__} cannot be built from it: "
+            f"{str(error) or repr(error)}",
+            "Compare the config with the one that the model's authors publish.",
+        ) from error
+
+
+def _build_diffusers(model_class: Any, checkpoint: Checkpoint, config: ModelConfig) -> EmptyModel:
+    loading = load_library("diffusers.models.model_loading_utils")
+    utilities = load_library("diffusers.models.modeling_utils")
+    if issubclass(model_class, utilities.LegacyModelMixin):
+        model_class = loading._fetch_remapped_cls_from_config({"norm_type": None, **config.content}, model_class)
+    with _constructing(model_class, checkpoint), load_library("accelerate").init_empty_weights():
+        model = model_class.from_config({key: value for key, value in config.content.items() if key != "_name_or_path"})
+    model.eval()
+    # The loader renames the attention blocks of old autoencoders; given a mapping of names to themselves, it shows
+    # which name became which.
+    names = {name: name for name in checkpoint.tensors}
+    if checkpoint.index is None:
+        model._fix_state_dict_keys_on_load(names)
+    keep_in_float32 = set(model_class._keep_in_fp32_modules or ())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            path, _, last = name.rpartition(".")
+            dtype = torch.float32 if keep_in_float32 & set(name.split(".")) else torch.bfloat16
+            empty = tensor.detach().to(device="meta", dtype=dtype)
+            # Parameters are on the meta device already; buffers are not, and cannot be moved there.
+            if isinstance(tensor, nn.Parameter):
+                tensor.data = empty
+            else:
+                model.get_submodule(path)._buffers[last] = empty
+    ignored_patterns = model_class._keys_to_ignore_on_load_unexpected or ()
+    sources, ignored = match_tensors(model, names, checkpoint, ignored_patterns)
+    return EmptyModel(model, False, config, sources, ignored)
+
+
+def _build_transformers(model_class: Any, checkpoint: Checkpoint, config: ModelConfig) -> EmptyModel:
+    # from_pretrained itself is given tensors without storage, so that it decides about dtypes, names and ties.
+    names = {name: name for name in checkpoint.tensors}
+    model = _load_transformers(model_class, checkpoint, config.content, names)
+    duplicates = {
+        alias
+        for alias, target in model.all_tied_weights_keys.items()
+        if alias in names and target in names and are_equal(checkpoint, names[alias], names[target])
+    }
+    if duplicates:
+        # Tied tensors that are in the file twice are loaded, and saved, as one; if they differ, as two.
+        names = {name: source for name, source in names.items() if source not in duplicates}
+        model = _load_transformers(model_class, checkpoint, config.content, names)
+    sources, ignored = match_tensors(model, names, checkpoint, model._keys_to_ignore_on_load_unexpected or ())
+    return EmptyModel(model, True, config, sources, tuple(sorted({*ignored, *duplicates})))
+
+
+def _load_transformers(
+    model_class: Any, checkpoint: Checkpoint, config: Mapping[str, Any], names: dict[str, str]
+) -> Any:
+    """Load a model of transformers from tensors without storage.
+
+    Args:
+        model_class: the class.
+        checkpoint: where the tensors are.
+        config: content of ``config.json``.
+        names: names in the checkpoint, as keys and as values; the keys become the names in the model.
+    """
+    state = {
+        name: torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype], device="meta")
+        for name, entry in ((name, checkpoint.tensors[name].entry) for name in names)
+    }
+    with _constructing(model_class, checkpoint):
+        model: Any = model_class.from_pretrained(
+            None,
+            config=model_class.config_class.from_dict(dict(config)),
+            state_dict=state,
+            dtype=torch.bfloat16,
+            device_map={"": "meta"},
+        )
+    model.eval()
+    loading = load_library("transformers.core_model_loading")
+    mapping = load_library("transformers.conversion_mapping").get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, loading.WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, loading.WeightConverter)]
+    wanted = model.state_dict()
+    for name in sorted(names, key=loading.dot_natural_key):
+        renamed, converted = loading.rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
+        if renamed not in wanted and name in wanted:
+            renamed, converted = loading.rename_source_key(name, [], [], model.base_model_prefix, wanted)
+        if converted is not None:
+            raise UnsupportedCheckpoint(
+                f"{model_class.__name__}: transformers merges or splits {name} and others when it loads "
+                "them, so that they cannot be converted tensor by tensor",
+                "Save the model in its loaded form first.",
+            )
+        names[renamed] = names.pop(name)
+    return model
+
+
+def saved_names(empty: EmptyModel) -> dict[str, torch.Tensor]:
+    """The state dict that ``save_pretrained`` would write: tied tensors once, under the names of the files.
+
+    Returns:
+        By name in the file, the tensor of the model, in the order in which it decides the shards.
+    """
+    model = empty.model
+    state = dict(model.state_dict(keep_vars=True))
+    if not empty.is_transformers:
+        return state
+    utilities = load_library("transformers.modeling_utils")
+    for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
+        state.pop(name, None)
+    state = utilities.remove_tied_weights_from_state_dict(state, model)
+    saved: dict[str, torch.Tensor] = load_library("transformers.core_model_loading").revert_weight_conversion(
+        model, state
+    )
+    if {id(tensor) for tensor in saved.values()} != {id(tensor) for tensor in state.values()}:
+        reason = f"transformers renames tensors of {type(model).__name__} in a way that lensconv does not know"
+        raise DependencyError(reason, "Use the version of transformers in constraints.txt.")
+    return saved

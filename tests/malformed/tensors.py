@@ -1,0 +1,113 @@
+"""Tensors that are not those of the model, and numbers that are not finite or too large."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from tests.malformed.site import (
+    HOSTILE_TEXT,
+    KEPT,
+    LENS_FILE,
+    QUANTIZED,
+    Invocation,
+    Site,
+    Stored,
+    add_case,
+    case,
+    edit_lens,
+    plant,
+)
+
+
+def _add_tensor_case(name: str, edit: Callable[[dict[str, Stored]], object], *message: str) -> None:
+    def build(site: Site) -> None:
+        edit_lens(site, edit)
+
+    add_case(f"tensors-{name}", build, "UnsupportedCheckpoint", "source", *message)
+
+
+def _set_dtype(tensor: str, dtype: str, size: int) -> Callable[[dict[str, Stored]], object]:
+    """Replace a tensor by one of the same shape and another dtype, whose numbers take so many bytes."""
+
+    def edit(tensors: dict[str, Stored]) -> None:
+        old = tensors[tensor]
+        tensors[tensor] = Stored(dtype, old.shape, b"\x38" * (len(old.data) // 4 * size))
+
+    return edit
+
+
+def _reshape(tensor: str, change: Callable[[Stored], Stored]) -> Callable[[dict[str, Stored]], object]:
+    return lambda tensors: tensors.update({tensor: change(tensors[tensor])})
+
+
+_EXTRA = {"extra.weight": Stored("F32", [1], bytes(4))}
+_add_tensor_case("none-at-all", lambda tensors: tensors.clear(), "missing", "LensTransformer2DModel needs it")
+_add_tensor_case("weight-missing", lambda tensors: tensors.pop(QUANTIZED), QUANTIZED, "missing")
+_add_tensor_case("bias-missing", lambda tensors: tensors.pop(KEPT), KEPT, "missing")
+_add_tensor_case("one-too-many", lambda tensors: tensors.update(_EXTRA), "extra.weight", "not part of")
+_add_tensor_case(
+    "renamed",
+    lambda tensors: tensors.update({HOSTILE_TEXT: tensors.pop(KEPT)}),
+    KEPT,
+    "missing; LensTransformer2DModel",
+)
+_add_tensor_case(
+    "one-too-many-hostile", lambda tensors: tensors.update({HOSTILE_TEXT: _EXTRA["extra.weight"]}), "evil\\r\\n\\x1b"
+)
+_add_tensor_case(
+    "weight-transposed",
+    _reshape(QUANTIZED, lambda old: Stored(old.dtype, old.shape[::-1], old.data)),
+    QUANTIZED,
+    "has shape [192, 576]",
+    "needs [576, 192]",
+)
+_add_tensor_case(
+    "weight-one-row-short",
+    _reshape(QUANTIZED, lambda old: Stored(old.dtype, [575, 192], old.data[: -192 * 4])),
+    QUANTIZED,
+    "has shape [575, 192]",
+)
+_add_tensor_case(
+    "weight-flat", _reshape(QUANTIZED, lambda old: Stored(old.dtype, [576 * 192], old.data)), QUANTIZED, "has shape"
+)
+_add_tensor_case("bias-a-scalar", _reshape(KEPT, lambda _: Stored("F32", [], bytes(4))), KEPT, "has shape []")
+_add_tensor_case("weight-integers", _set_dtype(QUANTIZED, "I32", 4), QUANTIZED, "is I32")
+_add_tensor_case("weight-complex", _set_dtype(QUANTIZED, "C64", 8), QUANTIZED, "is C64")
+_add_tensor_case("bias-booleans", _set_dtype(KEPT, "BOOL", 1), KEPT, "is BOOL")
+for _dtype in ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"):
+    # Eight bits are a quantized weight without the scales that would say what it means.
+    _add_tensor_case(f"weight-{_dtype}".lower(), _set_dtype(QUANTIZED, _dtype, 1), QUANTIZED, f"is {_dtype}")
+    _add_tensor_case(f"bias-{_dtype}".lower(), _set_dtype(KEPT, _dtype, 1), KEPT, f"is {_dtype}")
+
+
+#: The largest finite number of float32, which bfloat16 rounds to infinity.
+LARGEST_FLOAT32 = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]
+
+
+def _add_number_case(name: str, tensor: str, number: float, dtype: str = "F32") -> None:
+    def edit(tensors: dict[str, Stored]) -> None:
+        if dtype == "F64":
+            tensors[tensor] = Stored("F64", tensors[tensor].shape, bytes(2 * len(tensors[tensor].data)))
+        plant(tensors[tensor], number, 77)
+
+    def build(site: Site) -> None:
+        edit_lens(site, edit)
+
+    add_case(f"number-{name}", build, "NonFiniteWeight", LENS_FILE, f"tensor {tensor}", hint=("--allow-nonfinite",))
+
+
+for _place, _tensor in (("quantized", QUANTIZED), ("kept", KEPT)):
+    _add_number_case(f"nan-{_place}", _tensor, float("nan"))
+    _add_number_case(f"infinity-{_place}", _tensor, float("inf"))
+    _add_number_case(f"minus-infinity-{_place}", _tensor, float("-inf"))
+    _add_number_case(f"overflow-{_place}", _tensor, LARGEST_FLOAT32)
+    _add_number_case(f"overflow-f64-{_place}", _tensor, 1e300, "F64")
+
+
+@case("number-nan-and-overwrite", "NonFiniteWeight", LENS_FILE, QUANTIZED)
+def _number_nan_and_overwrite(site: Site) -> Invocation:
+    # What is there must stay as it is when its replacement fails.
+    edit_lens(site, lambda tensors: plant(tensors[QUANTIZED], float("nan"), 3))
+    site.copy_lens("work/out")
+    return site.convert("--overwrite")
