@@ -36,9 +36,9 @@ from converter.presentation.card.options import CardOptions
 from converter.publication.difference import compare
 from converter.publication.files import PublishedFile
 from converter.publication.preflight import examine_release
-from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.synthesis.synthesize import synthesize
+from tests.faulty_hub import FaultyHub, faulty_hub
 
 ENDPOINTS = {
     "whoami": ("GET", "whoami-v2"),
@@ -98,7 +98,7 @@ Done = subprocess.CompletedProcess[str]
 class Stage:
     """A Hub, a release, and where it is published."""
 
-    hub: RunningHub
+    hub: FaultyHub
     base: Path
     """What every release begins as."""
     release: Path
@@ -474,7 +474,7 @@ def main() -> None:
         make_card(work / "base", options=CardOptions(license="mit"))
         accounts = (Account.new("owner", "write", "lab"), Account.new("reader", "read", "lab"), Account.new("stranger"))
         settings = HubSettings(work / "hub", accounts, multipart_bytes=60_000, part_bytes=40_000)
-        hub = stack.enter_context(running_hub(settings))
+        hub = stack.enter_context(faulty_hub(settings))
         environment = hub.environment(os.environ, work / "home", xet=arguments.transport == "xet")
         environment |= {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1", "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
         if arguments.client:

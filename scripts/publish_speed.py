@@ -31,9 +31,9 @@ from converter._version import __version__
 from converter.checkpoint.checksum import file_sha256
 from converter.conversion.release.manifest import STATE_FOLDER
 from converter.rehearsal.blobs import Blobs
-from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import DEFAULT_NAME, HubSettings
 from scripts.benchmark import ROOT, Measurement, describe_machine, lensconv, read, size_of, synthesize
+from tests.faulty_hub import FaultyHub, faulty_hub
 
 SOURCE = f"{DEFAULT_NAME}/Lens"
 TRANSPORTS = ("xet", "lfs")
@@ -166,10 +166,10 @@ def measure_uploads(work: Path, release: Path, transport: str, pairs: int) -> di
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[RunningHub]:
+def serving(folder: Path) -> Iterator[FaultyHub]:
     """A Hub, whose folder is removed at the end."""
     try:
-        with running_hub(HubSettings(folder)) as hub:
+        with faulty_hub(HubSettings(folder)) as hub:
             yield hub
     finally:
         shutil.rmtree(folder)
@@ -184,7 +184,7 @@ def hf_upload(repository: str, folder: Path) -> list[str]:
 
 
 def run_afresh(
-    command: list[str], hub: RunningHub, home: Path, *, xet: bool = True, statuses: Container[int] = (0,)
+    command: list[str], hub: FaultyHub, home: Path, *, xet: bool = True, statuses: Container[int] = (0,)
 ) -> tuple[Measurement, str]:
     """Run a process with a client's cache that is empty."""
     shutil.rmtree(home, ignore_errors=True)

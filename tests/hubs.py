@@ -18,6 +18,10 @@ from converter.rehearsal.process import RunningHub
 from converter.rehearsal.settings import Account, HubSettings
 from tests.conftest import ROOT
 
+CARD = (
+    b"---\nlicense: mit\nbase_model: a/b\ntags: [x]\n---\n"
+    b"# A <b>card</b>\n\n![one](images/one.png) [a page](page.html)\n"
+)
 #: What every program for the client begins with.
 _PRELUDE = """
 import json, os, sys, warnings

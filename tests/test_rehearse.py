@@ -17,11 +17,11 @@ from converter.console import SILENT
 from converter.errors import DiskError, EvidenceError, LensconvError, MissingInput, ReleaseError, UsageError
 from converter.publication.options import PublishOptions
 from converter.rehearsal.course import Course
-from converter.rehearsal.process import running_hub
 from converter.rehearsal.rehearse import rehearse
 from converter.rehearsal.settings import HubSettings
 from converter.schemas import load_schema
 from tests.conftest import list_file, names_in, run_process, snapshot
+from tests.faulty_hub import faulty_hub
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CARD = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n# Tiny\n\n![A sign](sign.png)\n"
@@ -79,7 +79,7 @@ def test_what_was_downloaded_is_held_against_the_manifest(
 ) -> None:
     """Over LFS, where the client itself compares nothing but sizes."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    with running_hub(HubSettings(tmp_path / "hub")) as hub:
+    with faulty_hub(HubSettings(tmp_path / "hub")) as hub:
         options = PublishOptions(receipt=tmp_path / "receipt.json")
         course = Course(hub, release, "rehearsal/tiny", options, tmp_path, tmp_path / "x.png", SILENT, True)
         course.publish()
@@ -103,7 +103,7 @@ def test_a_release_that_is_not_fit_is_refused_as_publish_does(release: Path) -> 
 def test_what_makes_no_sense_is_refused(release: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--dry-run"):
         rehearse(release, "alice/tiny", PublishOptions(dry_run=True))
-    with pytest.raises(UsageError, match="lies in the release"):
+    with pytest.raises(UsageError, match="is inside the release"):
         rehearse(release, "alice/tiny", keep=release / "kept")
     with pytest.raises(MissingInput, match="no-such"):
         rehearse(tmp_path / "no-such", "alice/tiny")
@@ -115,7 +115,7 @@ def test_what_makes_no_sense_is_refused(release: Path, tmp_path: Path) -> None:
 
 def test_a_release_that_does_not_fit_on_the_disk_twice_is_refused(release: Path, tmp_path: Path) -> None:
     os.truncate(release / "sign.png", 10**13)
-    with pytest.raises(DiskError, match="a rehearsal takes 20000"):
+    with pytest.raises(DiskError, match="a rehearsal needs 20000"):
         rehearse(release, "alice/tiny", keep=tmp_path / "kept")
     assert names_in(tmp_path / "kept") == []
 

@@ -1,6 +1,7 @@
-"""The process of a local Hub that another one starts: settings on stdin, and it ends when stdin does.
+"""The process of a local Hub that another process starts.
 
-Settings hold tokens, which everybody on the machine could read on a command line.
+It reads settings from stdin and stops when stdin ends. Settings contain tokens, which any user of the machine could
+read on a command line.
 """
 
 from __future__ import annotations
@@ -8,15 +9,25 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from converter.console import Console
 from converter.errors import LensconvError
 from converter.rehearsal.server import serve
 from converter.rehearsal.settings import HubSettings
 
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
-def main() -> int:
-    """Serve until whoever started this is gone; gives the exit code."""
+    from converter.rehearsal.hub import Hub
+
+
+def main(application: Callable[[Hub], ASGIApp] | None = None) -> int:
+    """Serve until the process that started this ends; return the exit code.
+
+    Args:
+        application: makes the ASGI application of the Hub; by default that of ``serve``.
+    """
     console = Console(as_json=True)
 
     def watch(stop: Callable[[], None]) -> None:
@@ -28,7 +39,7 @@ def main() -> int:
 
     try:
         settings = HubSettings.from_json(sys.stdin.readline())
-        serve(settings, lambda endpoint: console.result({"endpoint": endpoint}), watch)
+        serve(settings, lambda endpoint: console.result({"endpoint": endpoint}), watch, application)
     except LensconvError as error:
         console.error(error)
         return error.exit_code

@@ -1,23 +1,23 @@
-"""Who one is, what one may do, and repos as a whole: made, configured, removed."""
+"""Routes of users, and of repos as a whole: making, configuring and deleting them."""
 
 from __future__ import annotations
 
 import sqlite3
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from converter.rehearsal.call import Call, text_of
 from converter.rehearsal.card_metadata import check_card
-from converter.rehearsal.history import MAIN, History, Repo, regular_entry
+from converter.rehearsal.history import MAIN, regular_entry
 from converter.rehearsal.modes import GITATTRIBUTES
-from converter.rehearsal.names import KINDS, check_repo_part
-from converter.rehearsal.replies import Refusal, reply, repo_not_found
+from converter.rehearsal.names import check_repo_part
+from converter.rehearsal.replies import Refusal, repo_not_found
 
 
 async def who_am_i(call: Call) -> Response:
     """GET /api/whoami-v2."""
     viewer = call.user()
-    return reply(
+    return JSONResponse(
         {
             "type": "user",
             "id": viewer.name,
@@ -38,51 +38,46 @@ async def who_am_i(call: Call) -> Response:
 
 async def check_access(call: Call) -> Response:
     """GET .../auth-check."""
-    repo = call.repo()
-    call.check_files_access(repo)
-    return reply({})
+    call.readable_repo()
+    return JSONResponse({})
 
 
 async def check_write_access(call: Call) -> Response:
     """GET .../auth-check/write."""
     call.writable_repo()
-    return reply({})
+    return JSONResponse({})
 
 
 async def create_repo(call: Call) -> Response:
     """POST /api/repos/create."""
     values = await call.json()
-    kind, owner, name = _named_repo(call, text_of(values, "type", "model"), values.get("organization"), values)
-    viewer = call.writer(owner, f"create a {kind}")
+    owner, name = _named_repo(call, values)
+    viewer = call.writer(owner, "create a model")
     private = values.get("private") is True or text_of(values, "visibility") == "private"
     hub = call.hub
     hub.blobs.put(GITATTRIBUTES)
     try:
-        with hub.database.change():
-            repo = hub.history.create(kind, owner, name, private)
+        with hub.database.connection:
+            repo = hub.history.create(owner, name, private)
             entry = regular_entry(".gitattributes", GITATTRIBUTES)
             commit = hub.history.add_commit(repo, "", {entry.path: entry}, "initial commit", "", viewer.name)
             hub.history.point(repo, MAIN, commit)
     except sqlite3.IntegrityError as error:
-        existing = hub.history.find(kind, owner, name)
-        where = existing.page if existing is not None else f"{owner}/{name}"
-        raise Refusal(
-            409, f"You already created this {kind} repo", fields={"url": f"{hub.endpoint}/{where}"}
-        ) from error
-    return reply({"url": f"{hub.endpoint}/{repo.page}", "name": repo.identity, "id": str(repo.number)})
+        url = f"{hub.endpoint}/{owner}/{name}"
+        raise Refusal(409, "You already created this model repo", url=url) from error
+    return JSONResponse({"url": f"{hub.endpoint}/{repo.identity}", "name": repo.identity, "id": str(repo.number)})
 
 
 async def delete_repo(call: Call) -> Response:
     """DELETE /api/repos/delete."""
-    values = await call.json()
-    kind, owner, name = _named_repo(call, text_of(values, "type", "model"), values.get("organization"), values)
-    repo = call.hub.history.find(kind, owner, name)
+    owner, name = _named_repo(call, await call.json())
+    repo = call.hub.history.find(owner, name)
     if repo is None:
         raise repo_not_found(call.viewer is not None)
-    call.writer(owner, f"delete a {kind}")
-    with call.hub.database.change():
+    call.writer(owner, "delete a model")
+    with call.hub.database.connection:
         call.hub.history.delete(repo)
-    return reply({})
+    return JSONResponse({})
 
 
 async def configure_repo(call: Call) -> Response:
@@ -96,9 +91,9 @@ async def configure_repo(call: Call) -> Response:
         if values["gated"] not in ("auto", "manual", False):
             raise Refusal(400, '"gated" must be "auto", "manual" or false')
         gated = values["gated"] or ""
-    with call.hub.database.change():
+    with call.hub.database.connection:
         call.hub.history.configure(repo, private, gated)
-    return reply({"private": private, "gated": gated or False})
+    return JSONResponse({"private": private, "gated": gated or False})
 
 
 async def validate_card(call: Call) -> Response:
@@ -112,20 +107,13 @@ async def validate_card(call: Call) -> Response:
         "errors": [{"message": message} for message in errors],
         "warnings": [{"message": message} for message in warnings],
     }
-    return reply(answer, 400 if errors else 200)
+    return JSONResponse(answer, 400 if errors else 200)
 
 
-def move_head(history: History, repo: Repo, ref: str, commit: str) -> str:
-    """A commit that somebody else made, on top of another."""
-    entry = regular_entry("foreign.txt", b"foreign\n")
-    tree = {**history.tree(repo, commit), entry.path: entry}
-    oid = history.add_commit(repo, commit, tree, "A commit of somebody else", "", "somebody")
-    history.point(repo, ref, oid)
-    return oid
-
-
-def _named_repo(call: Call, kind: str, organization: object, values: dict[str, object]) -> tuple[str, str, str]:
-    if kind not in KINDS.values():
-        raise Refusal(400, f"There are no repos of type {kind}")
+def _named_repo(call: Call, values: dict[str, object]) -> tuple[str, str]:
+    kind = text_of(values, "type", "model")
+    if kind != "model":
+        raise Refusal(404, f"this local Hub does not provide repos of type {kind}; it serves model repos only")
+    organization = values.get("organization")
     owner = call.user().name if organization is None else check_repo_part(organization)
-    return kind, owner, check_repo_part(values.get("name"))
+    return owner, check_repo_part(values.get("name"))

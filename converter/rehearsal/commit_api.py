@@ -1,4 +1,4 @@
-"""Commits: a header and operations, a JSON object a line, which become one new commit or none."""
+"""The route of commits: a header and operations, one JSON object a line, become one new commit or none."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import binascii
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import anyio.to_thread
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from converter.rehearsal.call import Call, parse_object, text_of
 from converter.rehearsal.card_metadata import check_card
-from converter.rehearsal.discussions import Discussions, commit_target
-from converter.rehearsal.history import PULLS, Entry, Repo, lfs_entry, regular_entry
+from converter.rehearsal.history import PULLS, Entry, lfs_entry, regular_entry
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.modes import REGULAR_LIMIT
 from converter.rehearsal.names import COMMIT, check_path, check_sha256, check_size
-from converter.rehearsal.replies import Refusal, entry_not_found, reply
+from converter.rehearsal.pull_requests import PullRequests, commit_target
+from converter.rehearsal.replies import Refusal, entry_not_found
 
 #: Bytes of a line: the largest file that git keeps, in base64.
 _LINE_LIMIT = REGULAR_LIMIT * 4 // 3 + 65_536
@@ -36,7 +37,7 @@ class Draft:
     title: str = ""
     message: str = ""
     parent: str = ""
-    """The commit that the client takes for the newest; empty if it does not say."""
+    """The commit that the client takes for the head; empty if it does not say."""
     files: dict[str, Entry] = field(default_factory=dict)
     deleted_files: list[str] = field(default_factory=list)
     deleted_folders: list[str] = field(default_factory=list)
@@ -46,10 +47,9 @@ class Draft:
 
 async def create_commit(call: Call) -> Response:
     """POST .../commit/REV."""
-    opens_pull_request = bool(call.query.get("create_pr"))
-    repo, author = commit_target(call), call.user().name
-    discussions = Discussions(call.hub)
-    # What cannot be is refused before content is read.
+    author = call.user().name
+    repo = commit_target(call)
+    # A commit to a wrong revision is refused before its content is read.
     call.hub.history.branch(repo, call.revision)
     draft = await _read(call)
     # From here on nothing waits, so that no other request comes between the checks and the change.
@@ -58,30 +58,29 @@ async def create_commit(call: Call) -> Response:
     ref, head = history.branch(repo, call.revision)
     if draft.parent and draft.parent != head:
         raise Refusal(412, "A commit has happened since. Please refresh and try again.")
-    _check(call.hub, repo, draft)
+    _check(call.hub, draft)
     tree = _apply(draft, history.tree(repo, head), head)
-    with call.hub.database.change():
+    pull_requests = PullRequests(call.hub, repo)
+    answer: dict[str, Any] = {"success": True, "hookOutput": ""}
+    with call.hub.database.connection:
         commit = history.add_commit(repo, head, tree, draft.title, draft.message, author)
-        answer: dict[str, Any] = {
-            "success": True,
-            "commitOid": commit,
-            "commitUrl": f"{call.hub.endpoint}/{repo.page}/commit/{commit}",
-            "hookOutput": "",
-        }
-        if opens_pull_request:
-            number = discussions.open_pull_request(repo, draft.title, draft.message, author, base=ref)
+        if call.query.get("create_pr"):
+            number = pull_requests.open(draft.title, draft.message, author, base=ref, status="open")
             ref = f"{PULLS}{number}"
-            answer["pullRequestUrl"] = f"{call.hub.endpoint}/{repo.page}/discussions/{number}"
+            answer["pullRequestUrl"] = f"{call.hub.endpoint}/{repo.identity}/discussions/{number}"
         history.point(repo, ref, commit)
-        discussions.note_commit(repo, ref, draft.title, commit, author)
-    return reply(answer)
+        if ref.startswith(PULLS):
+            number = int(ref.removeprefix(PULLS))
+            pull_requests.add_event(number, "commit", author, subject=draft.title, oid=commit)
+    answer |= {"commitOid": commit, "commitUrl": f"{call.hub.endpoint}/{repo.identity}/commit/{commit}"}
+    return JSONResponse(answer)
 
 
 async def _read(call: Call) -> Draft:
-    """The commit that a request describes. Content of regular files is stored as it comes.
+    """Read the commit that a request describes. Content of regular files is stored as it comes.
 
     Raises:
-        Refusal: a line makes no sense.
+        Refusal: a line is not what it should be.
     """
     draft = Draft()
     is_first = True
@@ -138,7 +137,7 @@ async def _add_file(hub: Hub, draft: Draft, path: str, value: dict[str, Any]) ->
     try:
         content = base64.b64decode(text, validate=True) if value.get("encoding") == "base64" else text.encode()
     except (binascii.Error, ValueError) as error:
-        raise Refusal(400, '"content" is no base64') from error
+        raise Refusal(400, '"content" is not base64') from error
     if len(content) > REGULAR_LIMIT:
         raise Refusal(
             400, f"Your push was rejected because it contains files larger than 10 MiB. Offending file: {path}"
@@ -159,13 +158,13 @@ def _lfs_file(hub: Hub, path: str, value: dict[str, Any]) -> Entry:
     sha256 = check_sha256(value.get("oid"))
     if value.get("algo") != "sha256":
         raise Refusal(400, '"algo" must be "sha256"')
-    # Where a file of another repo is copied, the client gives no size.
+    # The client gives no size for a copy of a file of another repo.
     size = check_size(value["size"]) if "size" in value else hub.stored_size(sha256) or 0
     return lfs_entry(path, sha256, size)
 
 
-def _check(hub: Hub, repo: Repo, draft: Draft) -> None:
-    """Check what the Hub's hooks check before they take a push."""
+def _check(hub: Hub, draft: Draft) -> None:
+    """Check what the hooks of huggingface.co check before they accept a push."""
     large = [entry for entry in draft.files.values() if entry.is_lfs]
     if len(large) > _LFS_FILES_LIMIT:
         raise Refusal(413, f"A commit has at most {_LFS_FILES_LIMIT} LFS files")
@@ -180,34 +179,31 @@ def _check(hub: Hub, repo: Repo, draft: Draft) -> None:
             )
         if stored != entry.size:
             raise Refusal(400, f"Your push was rejected because the size of an LFS file is wrong: {entry.path}")
-    known = {row["sha256"] for row in hub.database.rows("SELECT sha256 FROM entries WHERE repo = ?", repo.number)}
-    hub.check_quota(repo, sum(entry.size for entry in large if entry.sha256 not in known))
-    errors, _ = check_card(draft.card, repo.kind) if draft.card else ([], [])
+    errors, _ = check_card(draft.card, "model") if draft.card else ([], [])
     if errors:
         raise Refusal(400, "Your push was rejected because README.md has invalid metadata: " + "; ".join(errors))
 
 
 def _apply(draft: Draft, tree: dict[str, Entry], head: str) -> dict[str, Entry]:
-    """The files after a commit: first what it deletes, then what it adds.
+    """Return the files after a commit, which deletes first and then adds.
 
     Raises:
-        Refusal: a file is not there, or a path is a file and a folder at once.
+        Refusal: a file that it deletes does not exist, or a path is a file and a folder at once.
     """
     for path in draft.deleted_files:
         if tree.pop(path, None) is None:
-            refusal = entry_not_found(head)
-            raise Refusal(404, f"A file with this name doesn't exist: {path}", code=refusal.code)
+            raise entry_not_found(head, f"A file with this name doesn't exist: {path}")
     for folder in draft.deleted_folders:
         inside = [path for path in tree if path.startswith(f"{folder}/")]
         if not inside:
-            raise Refusal(404, f"A folder with this name doesn't exist: {folder}", code="EntryNotFound")
+            raise entry_not_found(head, f"A folder with this name doesn't exist: {folder}")
         for path in inside:
             del tree[path]
     for path, entry in draft.files.items():
         before = tree.get(path)
         if before is None or before.oid != entry.oid:
             tree[path] = entry
-    folders = {path[:place] for path in tree for place, letter in enumerate(path) if letter == "/"}
+    folders = {str(folder) for path in tree for folder in PurePosixPath(path).parents}
     if both := sorted(folders & tree.keys()):
         raise Refusal(400, f"A path cannot be a file and a folder at once: {both[0]}")
     return tree

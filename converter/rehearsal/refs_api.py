@@ -1,15 +1,16 @@
-"""Routes of what points to commits, and of the commits themselves."""
+"""Routes of branches, tags and lists of commits."""
 
 from __future__ import annotations
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from converter.rehearsal.call import Call, text_of
 from converter.rehearsal.history import HEADS, MAIN, PULLS, TAGS, Repo
-from converter.rehearsal.names import COMMIT, check_revision
-from converter.rehearsal.replies import Refusal, reply, revision_not_found
+from converter.rehearsal.listing_api import next_page
+from converter.rehearsal.names import COMMIT, check_number, check_revision
+from converter.rehearsal.replies import Refusal, revision_not_found
 
-#: Commits of one page, as on the Hub.
+#: Commits of one page, as on huggingface.co.
 _PAGE = 50
 
 
@@ -24,16 +25,14 @@ async def list_refs(call: Call) -> Response:
     answer = {"branches": listed(HEADS, len(HEADS)), "tags": listed(TAGS, len(TAGS)), "converts": []}
     if call.query.get("include_prs"):
         answer["pullRequests"] = listed(PULLS, len("refs/"))
-    return reply(answer)
+    return JSONResponse(answer)
 
 
 async def list_commits(call: Call) -> Response:
     """GET .../commits/REV."""
-    repo, page = call.repo(), call.query.get("p", "0")
-    if not page.isascii() or not page.isdecimal():
-        raise Refusal(400, "Invalid page")
+    repo, page = call.repo(), check_number(call.query.get("p", "0"))
     commits = list(call.hub.history.ancestry(repo, call.hub.history.resolve(repo, call.revision)))
-    start = int(page) * _PAGE
+    start = page * _PAGE
     answer = [
         {
             "id": commit["oid"],
@@ -46,21 +45,16 @@ async def list_commits(call: Call) -> Response:
     ]
     headers = {"X-Total-Count": str(len(commits))}
     if start + _PAGE < len(commits):
-        path = call.request.scope["raw_path"].decode("ascii")
-        headers["Link"] = f'<{call.hub.endpoint}{path}?p={int(page) + 1}>; rel="next"'
-    return reply(answer, headers=headers)
+        headers["Link"] = next_page(call, p=page + 1)
+    return JSONResponse(answer, headers=headers)
 
 
 async def create_branch(call: Call) -> Response:
     """POST .../branch/NAME."""
-    repo, values, history = call.writable_repo(), await call.json(), call.hub.history
-    name = _check_ref_name(call.part("branch"))
-    target = history.resolve(repo, check_revision(text_of(values, "startingPoint", "main")))
-    if HEADS + name in history.refs(repo):
-        raise Refusal(409, f"Reference already exists: {HEADS}{name}")
-    with call.hub.database.change():
-        history.point(repo, HEADS + name, target)
-    return reply({})
+    repo, values = call.writable_repo(), await call.json()
+    ref = HEADS + _check_ref_name(call.part("branch"))
+    target = call.hub.history.resolve(repo, check_revision(text_of(values, "startingPoint", "main")))
+    return _make_ref(call, repo, ref, target, "Reference already exists")
 
 
 async def delete_branch(call: Call) -> Response:
@@ -73,14 +67,10 @@ async def delete_branch(call: Call) -> Response:
 
 async def create_tag(call: Call) -> Response:
     """POST .../tag/REV."""
-    repo, values, history = call.writable_repo(), await call.json(), call.hub.history
-    name = _check_ref_name(text_of(values, "tag"))
-    target = history.resolve(repo, call.revision)
-    if TAGS + name in history.refs(repo):
-        raise Refusal(409, f"Tag reference exists already: {TAGS}{name}")
-    with call.hub.database.change():
-        history.point(repo, TAGS + name, target)
-    return reply({})
+    repo, values = call.writable_repo(), await call.json()
+    ref = TAGS + _check_ref_name(text_of(values, "tag"))
+    target = call.hub.history.resolve(repo, call.revision)
+    return _make_ref(call, repo, ref, target, "Tag reference exists already")
 
 
 async def delete_tag(call: Call) -> Response:
@@ -89,23 +79,20 @@ async def delete_tag(call: Call) -> Response:
     return _delete_ref(call, repo, TAGS + _check_ref_name(call.part("revision")))
 
 
-async def super_squash(call: Call) -> Response:
-    """POST .../super-squash/BRANCH: one commit in place of all."""
-    repo, values, history = call.writable_repo(), await call.json(), call.hub.history
-    ref, head = history.branch(repo, call.revision)
-    title = text_of(values, "message") or f"Super-squash branch '{call.revision}'"
-    tree = history.tree(repo, head)
-    with call.hub.database.change():
-        history.point(repo, ref, history.add_commit(repo, "", tree, title, "", call.user().name))
-    return reply({})
+def _make_ref(call: Call, repo: Repo, ref: str, target: str, conflict: str) -> Response:
+    if ref in call.hub.history.refs(repo):
+        raise Refusal(409, f"{conflict}: {ref}")
+    with call.hub.database.connection:
+        call.hub.history.point(repo, ref, target)
+    return JSONResponse({})
 
 
 def _delete_ref(call: Call, repo: Repo, ref: str) -> Response:
     if ref not in call.hub.history.refs(repo):
         raise revision_not_found(ref)
-    with call.hub.database.change():
+    with call.hub.database.connection:
         call.hub.history.remove_ref(repo, ref)
-    return reply({})
+    return JSONResponse({})
 
 
 def _check_ref_name(text: str) -> str:

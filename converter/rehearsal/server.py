@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import closing
 from importlib import util
 from typing import TYPE_CHECKING
 
@@ -12,16 +12,18 @@ from converter.errors import DependencyError, UsageError, reason_of
 from converter.rehearsal.settings import HubSettings
 
 if TYPE_CHECKING:
-    from starlette.types import Scope
+    from starlette.types import ASGIApp
+
+    from converter.rehearsal.hub import Hub
 
 #: Packages of the extra, by the names that Python imports.
-_PACKAGES = ("starlette", "uvicorn")
+_PACKAGES = ("lz4", "pathspec", "starlette", "uvicorn")
 #: Seconds that a connection may be idle.
 _IDLE_SECONDS = 30
 
 
 def check_packages() -> None:
-    """Check that the packages for a local Hub are there.
+    """Check that the packages for a local Hub are installed.
 
     Raises:
         DependencyError: one is missing.
@@ -32,14 +34,18 @@ def check_packages() -> None:
 
 
 def serve(
-    settings: HubSettings, ready: Callable[[str], None], watch: Callable[[Callable[[], None]], None] | None = None
+    settings: HubSettings,
+    ready: Callable[[str], None],
+    watch: Callable[[Callable[[], None]], None] | None = None,
+    application: Callable[[Hub], ASGIApp] | None = None,
 ) -> None:
     """Serve a local Hub until a signal comes.
 
     Args:
         settings: how it works.
-        ready: called with the endpoint once requests are taken.
-        watch: called with a function that ends the server from any thread.
+        ready: called with the endpoint once the Hub accepts requests.
+        watch: called with a function that stops the server from any thread.
+        application: makes the ASGI application of the Hub; by default ``make_application``.
 
     Raises:
         DependencyError: a package is missing.
@@ -48,36 +54,16 @@ def serve(
     """
     check_packages()
     import uvicorn
-    from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    from converter.rehearsal.application import Application
+    from converter.rehearsal.application import make_application
     from converter.rehearsal.hub import Hub
 
-    connections: dict[tuple[str, int], asyncio.Transport] = {}
-
-    class Protocol(H11Protocol):
-        """Remembers its connection, so that a fault can drop it."""
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as its base  # type: ignore[override]
-            """Note a new connection."""
-            super().connection_made(transport)
-            connections[transport.get_extra_info("peername")[:2]] = transport
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            """Forget one that is gone."""
-            connections.pop(self.transport.get_extra_info("peername")[:2], None)
-            super().connection_lost(exc)
-
-    def drop(scope: Scope) -> None:
-        connections[scope["client"]].abort()
-
     with _listen(settings.port) as listener:
-        port = listener.getsockname()[1]
-        hub = Hub(settings, port)
-        try:
+        hub = Hub(settings, listener.getsockname()[1])
+        with closing(hub.database):
             config = uvicorn.Config(
-                Application(hub, drop),
-                http=Protocol,
+                (application or make_application)(hub),
+                http="h11",
                 loop="asyncio",
                 ws="none",
                 lifespan="off",
@@ -96,15 +82,13 @@ def serve(
 
             if watch is not None:
                 watch(stop)
-            # Connections wait in the socket from now on, whatever the server is still about to do.
+            # From now on connections wait in the socket, whatever the server is still about to do.
             ready(hub.endpoint)
             server.run(sockets=[listener])
-        finally:
-            hub.close()
 
 
 def _listen(port: int) -> socket.socket:
-    """A socket on 127.0.0.1 that takes connections.
+    """Return a socket on 127.0.0.1 that accepts connections.
 
     Raises:
         UsageError: the port is taken.
