@@ -24,9 +24,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from converter.rehearsal.__main__ import main
 from converter.rehearsal.application import make_application
-from converter.rehearsal.history import regular_entry
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.process import RunningHub, running_hub
+from converter.rehearsal.repos import Repo, regular_entry
 from converter.rehearsal.settings import HubSettings
 
 _CONTROL = "/_control/"
@@ -207,15 +207,14 @@ def forget(hub: Hub, sha256: str) -> None:
 
 def move_head(hub: Hub, name: str) -> None:
     """Commit to main of a repo as someone else."""
-    repo = hub.history.find(*name.split("/"))
+    repo = Repo.find(hub.database, *name.split("/"))
     assert repo is not None, name
-    ref, head = hub.history.branch(repo, "main")
+    ref, head = repo.branch("main")
     content = b"foreign\n"
     hub.blobs.put(content)
-    tree = {**hub.history.tree(repo, head), "foreign.txt": regular_entry("foreign.txt", content)}
+    tree = {**repo.tree(head), "foreign.txt": regular_entry("foreign.txt", content)}
     with hub.database.connection:
-        commit = hub.history.add_commit(repo, head, tree, "A commit of someone else", "", "someone")
-        hub.history.point(repo, ref, commit)
+        repo.point(ref, repo.add_commit(head, tree, "A commit of someone else", "someone"))
 
 
 def _flip_byte(path: Path, offset: int) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
-
 from starlette.responses import JSONResponse, Response
 
 from converter.rehearsal.call import Call, text_of
 from converter.rehearsal.card_metadata import check_card
-from converter.rehearsal.history import MAIN, regular_entry
 from converter.rehearsal.modes import GITATTRIBUTES
 from converter.rehearsal.names import check_repo_part
 from converter.rehearsal.replies import Refusal, repo_not_found
+from converter.rehearsal.repos import MAIN, Repo, regular_entry
 
 
 async def who_am_i(call: Call) -> Response:
@@ -54,29 +52,26 @@ async def create_repo(call: Call) -> Response:
     owner, name = _named_repo(call, values)
     viewer = call.writer(owner, "create a model")
     private = values.get("private") is True or text_of(values, "visibility") == "private"
-    hub = call.hub
-    hub.blobs.put(GITATTRIBUTES)
-    try:
-        with hub.database.connection:
-            repo = hub.history.create(owner, name, private)
-            entry = regular_entry(".gitattributes", GITATTRIBUTES)
-            commit = hub.history.add_commit(repo, "", {entry.path: entry}, "initial commit", "", viewer.name)
-            hub.history.point(repo, MAIN, commit)
-    except sqlite3.IntegrityError as error:
-        url = f"{hub.endpoint}/{owner}/{name}"
-        raise Refusal(409, "You already created this model repo", url=url) from error
-    return JSONResponse({"url": f"{hub.endpoint}/{repo.identity}", "name": repo.identity, "id": str(repo.number)})
+    database, url = call.hub.database, f"{call.hub.endpoint}/{owner}/{name}"
+    if Repo.find(database, owner, name) is not None:
+        raise Refusal(409, "You already created this model repo", url=url)
+    call.hub.blobs.put(GITATTRIBUTES)
+    with database.connection:
+        repo = Repo.create(database, owner, name, private)
+        entry = regular_entry(".gitattributes", GITATTRIBUTES)
+        repo.point(MAIN, repo.add_commit("", {entry.path: entry}, "initial commit", viewer.name))
+    return JSONResponse({"url": url, "name": repo.identity, "id": str(repo.number)})
 
 
 async def delete_repo(call: Call) -> Response:
     """DELETE /api/repos/delete."""
     owner, name = _named_repo(call, await call.json())
-    repo = call.hub.history.find(owner, name)
+    repo = Repo.find(call.hub.database, owner, name)
     if repo is None:
         raise repo_not_found(call.viewer is not None)
     call.writer(owner, "delete a model")
     with call.hub.database.connection:
-        call.hub.history.delete(repo)
+        repo.delete()
     return JSONResponse({})
 
 
@@ -92,7 +87,7 @@ async def configure_repo(call: Call) -> Response:
             raise Refusal(400, '"gated" must be "auto", "manual" or false')
         gated = values["gated"] or ""
     with call.hub.database.connection:
-        call.hub.history.configure(repo, private, gated)
+        repo.configure(private, gated)
     return JSONResponse({"private": private, "gated": gated or False})
 
 

@@ -66,6 +66,9 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", f"{_REPO}/discussions/{{number}}/merge", pull_requests.merge),
     ("POST", f"{_GIT}/objects/batch", upload_api.lfs_batch),
     ("POST", f"{_GIT}/verify", upload_api.verify_object),
+)
+#: Routes of signed addresses, which need no token.
+_SIGNED_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("PUT", "/_lfs/{oid}", upload_api.put_object),
     ("PUT", "/_lfs/{oid}/part/{number}", upload_api.put_part),
     ("POST", "/_lfs/{oid}/complete", upload_api.complete_parts),
@@ -85,6 +88,7 @@ def make_application(hub: Hub) -> ASGIApp:
     application = Starlette(
         routes=[
             *(_route(hub, *route) for route in _ROUTES),
+            *(_signed_route(hub, *route) for route in _SIGNED_ROUTES),
             *(Mount(f"/{name}", _not_provided) for name in RESERVED_NAMES),
             *(_route(hub, *route, is_for_browsers=True) for route in _BROWSER_ROUTES),
         ],
@@ -110,6 +114,14 @@ def _route(hub: Hub, method: str, path: str, handler: Handler, *, is_for_browser
                 # A browser sends name and password once it is asked for them.
                 return refusal.response({"WWW-Authenticate": 'Basic realm="Local Hub: account and token"'})
             raise
+
+    return Route(path, answer, methods=[method])
+
+
+def _signed_route(hub: Hub, method: str, path: str, handler: Handler) -> Route:
+    async def answer(request: Request) -> Response:
+        hub.check_signature(f"{request.url.path}?{request.url.query}")
+        return await handler(Call(hub, request, None))
 
     return Route(path, answer, methods=[method])
 

@@ -13,28 +13,18 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from converter.rehearsal.history import Repo
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.names import check_repo_part, check_revision, decode
 from converter.rehearsal.replies import Refusal, repo_not_found
+from converter.rehearsal.repos import Repo
+from converter.rehearsal.settings import Account
 
 #: Bytes of a body in JSON; the client's largest one describes 256 files with a sample of each.
-BODY_LIMIT = 8 * 2**20
+_BODY_LIMIT = 8 * 2**20
+#: Characters of a text in such a body.
+_TEXT_LIMIT = 65_536
 _BEARER = re.compile(r"Bearer (?P<token>[!-~]{1,512})", re.IGNORECASE)
 _BASIC = re.compile(r"Basic (?P<pair>[A-Za-z0-9+/=]{1,1024})", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Viewer:
-    """The user whose token a request carries."""
-
-    name: str
-    role: str
-    organizations: tuple[str, ...]
-
-    def belongs_to(self, namespace: str) -> bool:
-        """Whether the user owns the repos of a namespace."""
-        return namespace == self.name or namespace in self.organizations
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,7 @@ class Call:
 
     hub: Hub
     request: Request
-    viewer: Viewer | None
+    viewer: Account | None
 
     def part(self, name: str) -> str:
         """Return a part of the path, decoded; empty if the path does not have it."""
@@ -69,7 +59,7 @@ class Call:
         """
         return check_revision(self.part("revision") or "main")
 
-    def user(self) -> Viewer:
+    def user(self) -> Account:
         """Return the user.
 
         Raises:
@@ -79,7 +69,7 @@ class Call:
             raise Refusal(401, "Invalid username or password.")
         return self.viewer
 
-    def token_writer(self, what: str) -> Viewer:
+    def token_writer(self, what: str) -> Account:
         """Return the user, whose token may write.
 
         Raises:
@@ -90,7 +80,7 @@ class Call:
             raise Refusal(403, f"Forbidden: you must use a write token to {what}")
         return viewer
 
-    def writer(self, namespace: str, what: str) -> Viewer:
+    def writer(self, namespace: str, what: str) -> Account:
         """Return the user, who may change repos of a namespace.
 
         Raises:
@@ -107,7 +97,7 @@ class Call:
         Raises:
             Refusal: it does not exist, or the user may not know of it.
         """
-        repo = self.hub.history.find(check_repo_part(self.part("owner")), check_repo_part(self.part("name")))
+        repo = Repo.find(self.hub.database, check_repo_part(self.part("owner")), check_repo_part(self.part("name")))
         if repo is None or not self.may_see(repo):
             raise repo_not_found(self.viewer is not None)
         return repo
@@ -145,7 +135,7 @@ class Call:
     def _is_member(self, repo: Repo) -> bool:
         return self.viewer is not None and self.viewer.belongs_to(repo.owner)
 
-    async def body(self, limit: int = BODY_LIMIT) -> bytes:
+    async def body(self) -> bytes:
         """Return the body.
 
         Raises:
@@ -154,7 +144,7 @@ class Call:
         content = bytearray()
         async for piece in self.request.stream():
             content += piece
-            if len(content) > limit:
+            if len(content) > _BODY_LIMIT:
                 raise Refusal(413, "Payload too large")
         return bytes(content)
 
@@ -171,7 +161,7 @@ class Call:
 Handler = Callable[[Call], Awaitable[Response]]
 
 
-def identify(hub: Hub, request: Request, *, with_password: bool) -> Viewer | None:
+def identify(hub: Hub, request: Request, *, with_password: bool) -> Account | None:
     """Return the user whose token a request carries; None without a token.
 
     Args:
@@ -191,10 +181,10 @@ def identify(hub: Hub, request: Request, *, with_password: bool) -> Viewer | Non
     elif with_password and (match := _BASIC.fullmatch(header)) is not None:
         with suppress(ValueError):
             name, _, token = base64.b64decode(match["pair"], validate=True).decode().partition(":")
-    row = hub.database.account(token)
-    if row is None or name not in ("", row["name"]):
+    account = hub.account(token)
+    if account is None or name not in ("", account.name):
         raise Refusal(401, "Invalid credentials in Authorization header")
-    return Viewer(row["name"], row["role"], tuple(row["organizations"].split()))
+    return account
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
@@ -212,7 +202,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
     return content
 
 
-def text_of(values: Mapping[str, Any], name: str, default: str = "", limit: int = 65_536) -> str:
+def text_of(values: Mapping[str, Any], name: str, default: str = "") -> str:
     """Return a text of a JSON object.
 
     Raises:
@@ -221,8 +211,8 @@ def text_of(values: Mapping[str, Any], name: str, default: str = "", limit: int 
     value = values.get(name)
     if value is None:
         return default
-    if not isinstance(value, str) or len(value) > limit:
-        raise Refusal(400, f'"{name}" must be a string of at most {limit} characters')
+    if not isinstance(value, str) or len(value) > _TEXT_LIMIT:
+        raise Refusal(400, f'"{name}" must be a string of at most {_TEXT_LIMIT} characters')
     return value
 
 

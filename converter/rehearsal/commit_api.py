@@ -15,12 +15,12 @@ from starlette.responses import JSONResponse, Response
 
 from converter.rehearsal.call import Call, parse_object, text_of
 from converter.rehearsal.card_metadata import check_card
-from converter.rehearsal.history import PULLS, Entry, lfs_entry, regular_entry
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.modes import REGULAR_LIMIT
 from converter.rehearsal.names import COMMIT, check_path, check_sha256, check_size
 from converter.rehearsal.pull_requests import PullRequests, commit_target
 from converter.rehearsal.replies import Refusal, entry_not_found
+from converter.rehearsal.repos import PULLS, Entry, lfs_entry, regular_entry
 
 #: Bytes of a line: the largest file that git keeps, in base64.
 _LINE_LIMIT = REGULAR_LIMIT * 4 // 3 + 65_536
@@ -39,8 +39,8 @@ class Draft:
     parent: str = ""
     """The commit that the client takes for the head; empty if it does not say."""
     files: dict[str, Entry] = field(default_factory=dict)
-    deleted_files: list[str] = field(default_factory=list)
-    deleted_folders: list[str] = field(default_factory=list)
+    deleted: list[tuple[str, str]] = field(default_factory=list)
+    """``file`` or ``folder``, and its path."""
     card: str = ""
     regular_bytes: int = 0
 
@@ -50,25 +50,24 @@ async def create_commit(call: Call) -> Response:
     author = call.user().name
     repo = commit_target(call)
     # A commit to a wrong revision is refused before its content is read.
-    call.hub.history.branch(repo, call.revision)
+    repo.branch(call.revision)
     draft = await _read(call)
     # From here on nothing waits, so that no other request comes between the checks and the change.
-    history = call.hub.history
     repo = call.repo()
-    ref, head = history.branch(repo, call.revision)
+    ref, head = repo.branch(call.revision)
     if draft.parent and draft.parent != head:
         raise Refusal(412, "A commit has happened since. Please refresh and try again.")
     _check(call.hub, draft)
-    tree = _apply(draft, history.tree(repo, head), head)
-    pull_requests = PullRequests(call.hub, repo)
+    tree = _apply(draft, repo.tree(head), head)
+    pull_requests = PullRequests(repo)
     answer: dict[str, Any] = {"success": True, "hookOutput": ""}
     with call.hub.database.connection:
-        commit = history.add_commit(repo, head, tree, draft.title, draft.message, author)
+        commit = repo.add_commit(head, tree, draft.title, author, draft.message)
         if call.query.get("create_pr"):
             number = pull_requests.open(draft.title, draft.message, author, base=ref, status="open")
             ref = f"{PULLS}{number}"
             answer["pullRequestUrl"] = f"{call.hub.endpoint}/{repo.identity}/discussions/{number}"
-        history.point(repo, ref, commit)
+        repo.point(ref, commit)
         if ref.startswith(PULLS):
             number = int(ref.removeprefix(PULLS))
             pull_requests.add_event(number, "commit", author, subject=draft.title, oid=commit)
@@ -101,10 +100,8 @@ async def _read(call: Call) -> Draft:
             await _add_file(call.hub, draft, path, value)
         elif key == "lfsFile":
             draft.files[path] = _lfs_file(call.hub, path, value)
-        elif key == "deletedFile":
-            draft.deleted_files.append(path)
-        elif key == "deletedFolder":
-            draft.deleted_folders.append(path)
+        elif key in ("deletedFile", "deletedFolder"):
+            draft.deleted.append((key.removeprefix("deleted").lower(), path))
         else:
             raise Refusal(400, "A commit has an unknown operation")
     if is_first:
@@ -114,16 +111,13 @@ async def _read(call: Call) -> Draft:
 
 async def _lines(call: Call) -> AsyncIterator[bytes]:
     buffer = bytearray()
-    searched = 0
     async for piece in call.request.stream():
         buffer += piece
-        while (end := buffer.find(b"\n", searched)) >= 0:
-            line = bytes(buffer[:end])
-            del buffer[: end + 1]
-            searched = 0
-            if line.strip():
-                yield line
-        searched = len(buffer)
+        if b"\n" in piece:
+            *lines, buffer = buffer.split(b"\n")
+            for line in lines:
+                if line.strip():
+                    yield bytes(line)
         if len(buffer) > _LINE_LIMIT:
             raise Refusal(413, "Your push was rejected because it contains files larger than 10 MiB.")
     if buffer.strip():
@@ -145,7 +139,7 @@ async def _add_file(hub: Hub, draft: Draft, path: str, value: dict[str, Any]) ->
     draft.regular_bytes += len(content)
     if draft.regular_bytes > _PAYLOAD_LIMIT:
         raise Refusal(413, "Payload too large")
-    if any(hub.database.account(match.decode()) is not None for match in _TOKEN.findall(content)):
+    if any(hub.account(match.decode()) is not None for match in _TOKEN.findall(content)):
         message = "Your push was rejected because the following files contain valid Hugging Face secrets"
         raise Refusal(400, f"{message}: {path}")
     if path == "README.md":
@@ -190,15 +184,13 @@ def _apply(draft: Draft, tree: dict[str, Entry], head: str) -> dict[str, Entry]:
     Raises:
         Refusal: a file that it deletes does not exist, or a path is a file and a folder at once.
     """
-    for path in draft.deleted_files:
-        if tree.pop(path, None) is None:
-            raise entry_not_found(head, f"A file with this name doesn't exist: {path}")
-    for folder in draft.deleted_folders:
-        inside = [path for path in tree if path.startswith(f"{folder}/")]
-        if not inside:
-            raise entry_not_found(head, f"A folder with this name doesn't exist: {folder}")
-        for path in inside:
-            del tree[path]
+    for kind, path in draft.deleted:
+        is_folder = kind == "folder"
+        names = [name for name in tree if (name.startswith(f"{path}/") if is_folder else name == path)]
+        if not names:
+            raise entry_not_found(head, f"A {kind} with this name doesn't exist: {path}")
+        for name in names:
+            del tree[name]
     for path, entry in draft.files.items():
         before = tree.get(path)
         if before is None or before.oid != entry.oid:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from pathlib import Path
 
 from converter.errors import OutputError
-from converter.rehearsal.settings import Account
 
 _FILE_NAME = "hub.sqlite"
 #: Number of the schema. A file with another number comes from another version of lensconv.
 _VERSION = 2
 _SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS accounts (
-    token_sha256 TEXT PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, organizations TEXT NOT NULL
-);
 CREATE TABLE IF NOT EXISTS repos (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, name TEXT NOT NULL,
+    number INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, name TEXT NOT NULL,
     private INTEGER NOT NULL, gated TEXT NOT NULL, created TEXT NOT NULL, UNIQUE (owner, name)
 );
 CREATE TABLE IF NOT EXISTS commits (
@@ -26,7 +21,7 @@ CREATE TABLE IF NOT EXISTS commits (
 );
 CREATE TABLE IF NOT EXISTS entries (
     repo INTEGER NOT NULL, commit_oid TEXT NOT NULL, path TEXT NOT NULL, oid TEXT NOT NULL, size INTEGER NOT NULL,
-    sha256 TEXT NOT NULL, is_lfs INTEGER NOT NULL, changed_in TEXT NOT NULL, PRIMARY KEY (repo, commit_oid, path),
+    sha256 TEXT NOT NULL, pointer_size INTEGER NOT NULL, changed_in TEXT NOT NULL, PRIMARY KEY (repo, commit_oid, path),
     FOREIGN KEY (repo, commit_oid) REFERENCES commits (repo, oid) ON DELETE CASCADE
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS refs (
@@ -49,13 +44,12 @@ class Database:
 
     Args:
         folder: the folder of the file; it is made if it does not exist.
-        accounts: users of the Hub, besides those of earlier runs.
 
     Raises:
         OutputError: the folder cannot be written to, contains another file of this name, or is in use.
     """
 
-    def __init__(self, folder: Path, accounts: tuple[Account, ...] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(folder / _FILE_NAME, isolation_level="IMMEDIATE", timeout=0.5)
@@ -67,8 +61,6 @@ class Database:
             if version != _VERSION and self.rows("SELECT name FROM sqlite_master"):
                 raise sqlite3.DatabaseError("another version")
             self.connection.executescript(_SCHEMA)
-            with self.connection:
-                self._keep_accounts(accounts)
         except sqlite3.OperationalError as error:
             hint = "Stop the Hub that uses it, or choose another folder."
             raise OutputError(f"{folder}: the state of the Hub cannot be opened: {error}", hint) from error
@@ -85,28 +77,10 @@ class Database:
         found: sqlite3.Row | None = self.connection.execute(query, values).fetchone()
         return found
 
-    def execute(self, statement: str, *values: object) -> None:
-        """Run a statement that changes something."""
-        self.connection.execute(statement, values)
-
-    def account(self, token: str) -> sqlite3.Row | None:
-        """Return name, role and organizations of the user who has this token."""
-        return self.row("SELECT * FROM accounts WHERE token_sha256 = ?", _hash_token(token))
+    def execute(self, statement: str, *values: object) -> int:
+        """Run a statement that changes something; return the number of the row that it inserted."""
+        return self.connection.execute(statement, values).lastrowid or 0
 
     def close(self) -> None:
         """Close the file."""
         self.connection.close()
-
-    def _keep_accounts(self, accounts: tuple[Account, ...]) -> None:
-        self.connection.executemany(
-            "INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?)",
-            [
-                (_hash_token(account.token), account.name, account.role, " ".join(account.organizations))
-                for account in accounts
-            ],
-        )
-
-
-def _hash_token(token: str) -> str:
-    """Return what the database keeps of a token. A look-up by it takes the same time for any token."""
-    return hashlib.sha256(token.encode()).hexdigest()

@@ -20,8 +20,8 @@ _SHOWN = ("image/png", "image/jpeg", "image/webp", "image/gif")
 async def resolve(call: Call) -> Response:
     """GET /ID/resolve/REV/PATH: a file that git keeps, or a redirect to an LFS object."""
     hub, repo = call.hub, call.readable_repo()
-    commit = hub.history.resolve(repo, call.revision)
-    entry = hub.history.tree(repo, commit).get(check_path(call.part("path")))
+    commit = repo.resolve(call.revision)
+    entry = repo.tree(commit).get(check_path(call.part("path")))
     if entry is None:
         raise entry_not_found(commit)
     headers = {"X-Repo-Commit": commit, "ETag": f'"{entry.oid}"'}
@@ -30,11 +30,11 @@ async def resolve(call: Call) -> Response:
         headers["Cross-Origin-Resource-Policy"] = "same-origin"
         headers["Content-Type"] = _content_type(entry.path, "text/plain; charset=utf-8")
         return _bytes(call, entry.sha256, entry.size, headers)
-    query = urlencode({"name": entry.path.rpartition("/")[2], "signature": hub.sign("file", entry.sha256)})
+    query = urlencode({"name": entry.path.rpartition("/")[2]})
     headers |= {
         "X-Linked-Etag": f'"{entry.sha256}"',
         "X-Linked-Size": str(entry.size),
-        "Location": f"{hub.files_endpoint}/_files/{entry.sha256}?{query}",
+        "Location": hub.signed(f"/_files/{entry.sha256}?{query}"),
     }
     if (file := hub.xet.find(entry.sha256)) is not None:
         token = f"{hub.endpoint}/api/models/{quote(repo.identity)}/xet-read-token/{commit}"
@@ -45,7 +45,6 @@ async def resolve(call: Call) -> Response:
 async def send_object(call: Call) -> Response:
     """GET /_files/SHA256: an LFS object, from another origin than the rest, for whoever has its signed address."""
     sha256 = check_sha256(call.part("oid"))
-    call.hub.check_signature(call.query.get("signature", ""), "file", sha256)
     size = call.hub.stored_size(sha256)
     if size is None:
         raise Refusal(404, "The object is not stored")

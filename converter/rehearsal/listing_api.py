@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse, Response
 
 from converter.rehearsal.call import Call
 from converter.rehearsal.card_metadata import parse_metadata
-from converter.rehearsal.history import Entry, Repo
 from converter.rehearsal.names import check_number, check_path
 from converter.rehearsal.replies import Refusal, entry_not_found
+from converter.rehearsal.repos import Entry, Repo
 
 #: Paths in one request; the limit of huggingface.co.
 _PATHS_LIMIT = 1000
@@ -27,7 +27,7 @@ async def list_repos(call: Call) -> Response:
     author, wanted = call.query.get("author", ""), call.query.get("search", "").lower()
     found = [
         repo
-        for repo in call.hub.history.repos()
+        for repo in Repo.select(call.hub.database)
         if call.may_see(repo) and author in ("", repo.owner) and wanted in repo.identity.lower()
     ]
     return JSONResponse([_describe(repo) for repo in found])
@@ -36,9 +36,9 @@ async def list_repos(call: Call) -> Response:
 async def show_repo(call: Call) -> Response:
     """GET /api/models/ID and .../revision/REV."""
     hub, repo = call.hub, call.repo()
-    commit = hub.history.resolve(repo, call.revision)
-    tree = hub.history.tree(repo, commit)
-    row = hub.history.commit(repo, commit)
+    commit = repo.resolve(call.revision)
+    tree = repo.tree(commit)
+    row = repo.commit(commit)
     metadata = _metadata(hub.text(tree.get("README.md")))
     tags = metadata.get("tags")
     answer = {
@@ -61,8 +61,8 @@ async def show_repo(call: Call) -> Response:
 async def list_tree(call: Call) -> Response:
     """GET .../tree/REV[/PATH], a page at a time."""
     hub, repo, query = call.hub, call.repo(), call.query
-    commit = hub.history.resolve(repo, call.revision)
-    tree = hub.history.tree(repo, commit)
+    commit = repo.resolve(call.revision)
+    tree = repo.tree(commit)
     folder = call.part("path").rstrip("/")
     if folder:
         prefix = f"{check_path(folder)}/"
@@ -83,7 +83,7 @@ async def list_tree(call: Call) -> Response:
 async def show_paths(call: Call) -> Response:
     """POST .../paths-info/REV: files and folders by their paths; missing ones are left out."""
     repo = call.repo()
-    tree = call.hub.history.tree(repo, call.hub.history.resolve(repo, call.revision))
+    tree = repo.tree(repo.resolve(call.revision))
     form = parse_qsl((await call.body()).decode("latin-1"), keep_blank_values=True)
     paths = [value for name, value in form if name == "paths"]
     if len(paths) > _PATHS_LIMIT:
@@ -131,10 +131,10 @@ def _describe_item(call: Call, repo: Repo, item: Entry | str, *, is_expanded: bo
         return {"type": "directory", "oid": oid, "size": 0, "path": item}
     answer: dict[str, Any] = {"type": "file", "oid": item.oid, "size": item.size, "path": item.path}
     if item.is_lfs:
-        answer["lfs"] = {"oid": item.sha256, "size": item.size, "pointerSize": len(item.pointer)}
+        answer["lfs"] = {"oid": item.sha256, "size": item.size, "pointerSize": item.pointer_size}
         if (file := call.hub.xet.find(item.sha256)) is not None:
             answer["xetHash"] = file.xet_hash
-    if is_expanded and (row := call.hub.history.commit(repo, item.changed_in)) is not None:
+    if is_expanded and (row := repo.commit(item.changed_in)) is not None:
         answer["lastCommit"] = {"id": row["oid"], "title": row["title"], "date": row["date"]}
     return answer
 
@@ -144,7 +144,7 @@ def _sibling(entry: Entry, *, with_blob: bool) -> dict[str, Any]:
     if with_blob:
         answer |= {"blobId": entry.oid, "size": entry.size}
         if entry.is_lfs:
-            answer["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": len(entry.pointer)}
+            answer["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": entry.pointer_size}
     return answer
 
 

@@ -15,7 +15,7 @@ from converter.console import readable_size
 from converter.presentation.card.page import render_content
 from converter.presentation.card.page_style import STYLE
 from converter.rehearsal.call import Call
-from converter.rehearsal.history import HEADS, TAGS, Entry, Repo
+from converter.rehearsal.repos import HEADS, TAGS, Entry, Repo
 from converter.rendering import TEMPLATES_PACKAGE
 
 #: Nothing on a page runs or is sent, and nothing comes from elsewhere except images of cards. Other sites can neither
@@ -36,8 +36,8 @@ _HEADERS = {
 async def show_page(call: Call) -> Response:
     """GET /OWNER/NAME and /OWNER/NAME/tree/REV."""
     hub, repo = call.hub, call.repo()
-    commit = hub.history.resolve(repo, call.revision)
-    tree = hub.history.tree(repo, commit)
+    commit = repo.resolve(call.revision)
+    tree = repo.tree(commit)
     base = f"/{quote(repo.identity)}/resolve/{commit}/"
     text = hub.text(tree.get("README.md"))
 
@@ -50,7 +50,7 @@ async def show_page(call: Call) -> Response:
         commit=commit,
         revision=call.revision,
         card=render_content(text, inside, link=inside)[0] if text else None,
-        refs=[_describe_ref(repo, ref) for ref in hub.history.refs(repo)],
+        refs=[_describe_ref(repo, ref) for ref in repo.refs()],
         files=[_describe_file(call, base, entry) for entry in tree.values()],
         size=readable_size(sum(entry.size for entry in tree.values())),
     )

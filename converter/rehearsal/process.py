@@ -16,18 +16,8 @@ from converter.rehearsal.settings import DEFAULT_NAME, Account, HubSettings
 
 #: Seconds that a Hub gets to stop by itself.
 _STOP_SECONDS = 5.0
-#: Variables that would lead a client to another Hub, or stop it.
-_FOREIGN_VARIABLES = (
-    "HF_HUB_OFFLINE",
-    "TRANSFORMERS_OFFLINE",
-    "HF_TOKEN_PATH",
-    "HUGGING_FACE_HUB_TOKEN",
-    "HF_HUB_CACHE",
-    "HF_XET_CACHE",
-    "HF_ASSETS_CACHE",
-    "HF_HUB_DISABLE_XET",
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN",
-)
+#: Beginnings of variables that could lead a client to another Hub, or stop it.
+_FOREIGN_VARIABLES = ("HF_", "HUGGING_FACE_", "TRANSFORMERS_OFFLINE")
 
 
 @dataclass(frozen=True)
@@ -58,8 +48,11 @@ class RunningHub:
             token: the client's token; None for that of the first account, empty for none.
             xet: whether it may use Xet.
         """
-        kept = {name: value for name, value in base.items() if name not in _FOREIGN_VARIABLES}
-        kept = {name: value for name, value in kept.items() if not name.lower().endswith("_proxy")}
+        kept = {
+            name: value
+            for name, value in base.items()
+            if not name.startswith(_FOREIGN_VARIABLES) and not name.lower().endswith("_proxy")
+        }
         own = {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),

@@ -10,10 +10,9 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from converter.rehearsal.call import Call, text_of
-from converter.rehearsal.history import MAIN, PULLS, Entry, Repo, now
-from converter.rehearsal.hub import Hub
 from converter.rehearsal.names import check_number
 from converter.rehearsal.replies import Refusal
+from converter.rehearsal.repos import MAIN, PULLS, Entry, Repo, now
 
 #: Pull requests of one page, as on huggingface.co.
 _PAGE = 10
@@ -25,13 +24,11 @@ class PullRequests:
     """Reads and changes the pull requests of a repo. Changes belong into a transaction of the database.
 
     Args:
-        hub: the Hub.
         repo: the repo.
     """
 
-    def __init__(self, hub: Hub, repo: Repo) -> None:
-        self._database = hub.database
-        self._history = hub.history
+    def __init__(self, repo: Repo) -> None:
+        self._database = repo.database
         self._repo = repo
 
     def all(self) -> list[sqlite3.Row]:
@@ -58,7 +55,7 @@ class PullRequests:
             "INSERT INTO pull_requests VALUES (?, ?, ?, ?, ?, ?, ?, '', '[]')",
             *(self._repo.number, number, title, author, status, now(), base),
         )
-        self._history.point(self._repo, f"{PULLS}{number}", self._history.refs(self._repo)[base])
+        self._repo.point(f"{PULLS}{number}", self._repo.refs()[base])
         self.comment(number, description, author)
         return number
 
@@ -96,9 +93,9 @@ class PullRequests:
         tree, conflicts = self._merged(row)
         if conflicts:
             raise Refusal(409, "This pull request has conflicts", filesWithConflicts=conflicts)
-        head = self._history.refs(self._repo)[row["base"]]
-        commit = self._history.add_commit(self._repo, head, tree, f"{row['title']} (#{number})", "", author)
-        self._history.point(self._repo, row["base"], commit)
+        head = self._repo.refs()[row["base"]]
+        commit = self._repo.add_commit(head, tree, f"{row['title']} (#{number})", author)
+        self._repo.point(row["base"], commit)
         self._set(number, "merge_commit", commit)
         self.set_status(number, "merged", author)
         return commit
@@ -132,12 +129,12 @@ class PullRequests:
 
     def _merged(self, row: sqlite3.Row) -> tuple[dict[str, Entry], list[str]]:
         """Return the files after a merge, and those that both sides have changed, each in its own way."""
-        refs = self._history.refs(self._repo)
+        refs = self._repo.refs()
         head, changed = refs[row["base"]], refs[f"{PULLS}{row['number']}"]
-        known = {row["oid"] for row in self._history.ancestry(self._repo, head)}
-        ancestors = (row["oid"] for row in self._history.ancestry(self._repo, changed))
+        known = {row["oid"] for row in self._repo.ancestry(head)}
+        ancestors = (row["oid"] for row in self._repo.ancestry(changed))
         common = next((oid for oid in ancestors if oid in known), "")
-        before, ours, theirs = (self._history.tree(self._repo, oid) for oid in (common, head, changed))
+        before, ours, theirs = (self._repo.tree(oid) for oid in (common, head, changed))
         result, conflicts = dict(ours), []
         for path in sorted(before.keys() | theirs.keys()):
             old, new, own = (tree[path].oid if path in tree else "" for tree in (before, theirs, ours))
@@ -164,7 +161,7 @@ def commit_target(call: Call) -> Repo:
     number = call.revision.removeprefix(PULLS) if call.revision.startswith(PULLS) else ""
     if not (
         call.query.get("create_pr")
-        or (number.isdecimal() and PullRequests(call.hub, repo).find(check_number(number))["author"] == viewer.name)
+        or (number.isdecimal() and PullRequests(repo).find(check_number(number))["author"] == viewer.name)
     ):
         call.writer(repo.owner, "write to a repo")
     call.token_writer("write to a repo")
@@ -177,7 +174,7 @@ async def list_pull_requests(call: Call) -> Response:
     kind, status = query.get("type", "all"), query.get("status", "all")
     if kind not in ("all", "discussion", "pull_request") or status not in _STATUSES:
         raise Refusal(400, "Invalid filter")
-    pull_requests = PullRequests(call.hub, repo)
+    pull_requests = PullRequests(repo)
     found = [
         pull_requests.describe(row)
         for row in pull_requests.all()
@@ -200,7 +197,7 @@ async def create_pull_request(call: Call) -> Response:
     if len(title) < 3:
         raise Refusal(400, '"title" length must be at least 3 characters long')
     with call.hub.database.connection:
-        number = PullRequests(call.hub, repo).open(title, description, viewer.name, base=MAIN, status="draft")
+        number = PullRequests(repo).open(title, description, viewer.name, base=MAIN, status="draft")
     url = f"{call.hub.endpoint}/{repo.identity}/discussions/{number}"
     return JSONResponse({"num": number, "url": url, "pullRequest": True})
 
@@ -245,5 +242,5 @@ def _named(call: Call) -> tuple[PullRequests, sqlite3.Row]:
     Raises:
         Refusal: it does not exist.
     """
-    pull_requests = PullRequests(call.hub, call.repo())
+    pull_requests = PullRequests(call.repo())
     return pull_requests, pull_requests.find(check_number(call.part("number")))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from starlette.responses import JSONResponse, Response
 
 from converter.rehearsal.call import Call, text_of
-from converter.rehearsal.history import HEADS, MAIN, PULLS, TAGS, Repo
 from converter.rehearsal.listing_api import next_page
 from converter.rehearsal.names import COMMIT, check_number, check_revision
 from converter.rehearsal.replies import Refusal, revision_not_found
+from converter.rehearsal.repos import HEADS, MAIN, PULLS, TAGS, Repo
 
 #: Commits of one page, as on huggingface.co.
 _PAGE = 50
@@ -16,7 +16,7 @@ _PAGE = 50
 
 async def list_refs(call: Call) -> Response:
     """GET .../refs."""
-    refs = call.hub.history.refs(call.repo())
+    refs = call.repo().refs()
 
     def listed(prefix: str, name_from: int) -> list[dict[str, str]]:
         found = [ref for ref in refs if ref.startswith(prefix)]
@@ -31,7 +31,7 @@ async def list_refs(call: Call) -> Response:
 async def list_commits(call: Call) -> Response:
     """GET .../commits/REV."""
     repo, page = call.repo(), check_number(call.query.get("p", "0"))
-    commits = list(call.hub.history.ancestry(repo, call.hub.history.resolve(repo, call.revision)))
+    commits = list(repo.ancestry(repo.resolve(call.revision)))
     start = page * _PAGE
     answer = [
         {
@@ -53,7 +53,7 @@ async def create_branch(call: Call) -> Response:
     """POST .../branch/NAME."""
     repo, values = call.writable_repo(), await call.json()
     ref = HEADS + _check_ref_name(call.part("branch"))
-    target = call.hub.history.resolve(repo, check_revision(text_of(values, "startingPoint", "main")))
+    target = repo.resolve(check_revision(text_of(values, "startingPoint", "main")))
     return _make_ref(call, repo, ref, target, "Reference already exists")
 
 
@@ -69,7 +69,7 @@ async def create_tag(call: Call) -> Response:
     """POST .../tag/REV."""
     repo, values = call.writable_repo(), await call.json()
     ref = TAGS + _check_ref_name(text_of(values, "tag"))
-    target = call.hub.history.resolve(repo, call.revision)
+    target = repo.resolve(call.revision)
     return _make_ref(call, repo, ref, target, "Tag reference exists already")
 
 
@@ -80,18 +80,18 @@ async def delete_tag(call: Call) -> Response:
 
 
 def _make_ref(call: Call, repo: Repo, ref: str, target: str, conflict: str) -> Response:
-    if ref in call.hub.history.refs(repo):
+    if ref in repo.refs():
         raise Refusal(409, f"{conflict}: {ref}")
     with call.hub.database.connection:
-        call.hub.history.point(repo, ref, target)
+        repo.point(ref, target)
     return JSONResponse({})
 
 
 def _delete_ref(call: Call, repo: Repo, ref: str) -> Response:
-    if ref not in call.hub.history.refs(repo):
+    if ref not in repo.refs():
         raise revision_not_found(ref)
     with call.hub.database.connection:
-        call.hub.history.remove_ref(repo, ref)
+        repo.remove_ref(ref)
     return JSONResponse({})
 
 

@@ -50,6 +50,10 @@ class Account:
         if self.role not in ("write", "read"):
             raise UsageError(f"{self.role}: not a role of an account", "Write NAME:write or NAME:read.")
 
+    def belongs_to(self, namespace: str) -> bool:
+        """Whether the user owns the repos of a namespace."""
+        return namespace == self.name or namespace in self.organizations
+
     @classmethod
     def new(cls, name: str, role: Role = "write", *organizations: str) -> Account:
         """Make an account with a fresh token."""

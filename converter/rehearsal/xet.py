@@ -7,7 +7,6 @@ xorb formats: https://github.com/huggingface/xet-core.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,10 +28,6 @@ _END = b"\xff" * 32
 _CHUNK_HEADER = 8
 _FOOTER = b"XETBLOB"
 _PLAIN, _LZ4, _GROUPED_LZ4 = 0, 1, 2
-#: Bytes that are collected before they are returned.
-_PIECE_BYTES = 2**20
-#: Bytes of a shard, which huggingface.co limits to 64 MiB.
-_SHARD_LIMIT = 256 * 2**20
 
 
 class Term(NamedTuple):
@@ -95,22 +90,24 @@ class XetStore:
         return file
 
     def read(self, file: XetFile, start: int, stop: int) -> Iterator[bytes]:
-        """Return bytes of a file, in pieces.
+        """Return bytes of a file, a chunk at a time.
 
         Raises:
             OSError: a xorb cannot be read.
             RuntimeError: a chunk is damaged.
             ValueError: the same.
         """
-        # Chunks are short, and each piece goes from thread to thread.
-        piece = bytearray()
-        for content in self._chunk_contents(file, start, stop):
-            piece += content
-            if len(piece) >= _PIECE_BYTES:
-                yield bytes(piece)
-                piece.clear()
-        if piece:
-            yield bytes(piece)
+        position = 0
+        for term in file.terms:
+            if position >= stop:
+                return
+            if position + term.size <= start:
+                position += term.size
+                continue
+            for chunk in self._known_chunks(term.xorb)[term.first : term.last]:
+                if position < stop and position + chunk.size > start:
+                    yield self._unpack(term.xorb, chunk)[max(start - position, 0) : stop - position]
+                position += chunk.size
 
     def xorb_path(self, xorb: str) -> Path:
         """Return the file of a xorb."""
@@ -136,20 +133,6 @@ class XetStore:
                 stream.seek(position)
         return tuple(chunks)
 
-    def _chunk_contents(self, file: XetFile, start: int, stop: int) -> Iterator[bytes]:
-        position = 0
-        for term in file.terms:
-            if position >= stop:
-                return
-            if position + term.size <= start:
-                position += term.size
-                continue
-            for chunk in self._known_chunks(term.xorb)[term.first : term.last]:
-                if position < stop and position + chunk.size > start:
-                    content = self._unpack(term.xorb, chunk)
-                    yield content[max(start - position, 0) : stop - position]
-                position += chunk.size
-
     def _unpack(self, xorb: str, chunk: Chunk) -> bytes:
         with self.xorb_path(xorb).open("rb") as stream:
             stream.seek(chunk.offset)
@@ -163,17 +146,13 @@ class XetStore:
         return data
 
     def _read_new_shards(self) -> None:
-        with suppress(FileNotFoundError), os.scandir(self._shards) as entries:
-            for entry in entries:
-                if not entry.name.endswith(".mdb"):
-                    continue
-                status = entry.stat()
-                if self._seen.get(entry.name) == status.st_mtime_ns or status.st_size > _SHARD_LIMIT:
-                    continue
-                # A shard that is being written is read again when it is complete.
-                with suppress(struct.error):
-                    self._read_shard(Path(entry.path).read_bytes())
-                    self._seen[entry.name] = status.st_mtime_ns
+        for path in self._shards.glob("*.mdb"):
+            # A shard that is being written is read again when it is complete.
+            with suppress(FileNotFoundError, struct.error):
+                written = path.stat().st_mtime_ns
+                if self._seen.get(path.name) != written:
+                    self._read_shard(path.read_bytes())
+                    self._seen[path.name] = written
 
     def _read_shard(self, data: bytes) -> None:
         position = _SHARD_HEADER
