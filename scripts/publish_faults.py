@@ -337,11 +337,6 @@ def _silence(method: str, path: str) -> Scene:
     return Scene(reason="does not answer in time", fault=fault, options=("--patience", "3"))
 
 
-def _quota(stage: Stage) -> dict[str, Any]:
-    del stage
-    return {"action": "quota", "bytes": 1000}
-
-
 SCENES: dict[str, Scene] = {
     "a token that may only read": Scene(
         reason="403: Forbidden: you must use a write token",
@@ -358,7 +353,17 @@ SCENES: dict[str, Scene] = {
     ),
     "no token": Scene(reason="there is no token", variables={"HF_TOKEN": ""}),
     "a gated repo of one's own": Scene(codes=(0,), before=_gate, end=_end_of_gated),
-    "private storage is full": Scene(reason="status 403.* storage", private=True, fault=_quota),
+    "private storage is full": Scene(
+        reason="status 403.* storage",
+        private=True,
+        fault={
+            "action": "status",
+            "status": 403,
+            "headers": {"X-Error-Message": "Private repository storage limit reached"},
+            "path": "xet-write-token|objects/batch",
+            "times": 0,
+        },
+    ),
     "an object is lost once": Scene(codes=(0,), fault=_forget),
     "an object is lost each time": Scene(
         reason="does not have a file that was uploaded",

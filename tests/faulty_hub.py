@@ -22,11 +22,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from converter.rehearsal.__main__ import main
 from converter.rehearsal.application import make_application
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.repos import Repo, regular_entry
+from converter.rehearsal.server import main
 from converter.rehearsal.settings import HubSettings
 
 _CONTROL = "/_control/"

@@ -311,7 +311,7 @@ def test_kinds_that_the_hub_does_not_provide_are_named(hub: FaultyHub) -> None:
     assert (made.status, "repos of type dataset" in made.content["error"]) == (404, True)
     opened = ask(hub, "POST", f"/api/models/{repo}/discussions", {"title": "A question"})
     assert (opened.status, "does not provide discussions" in opened.content["error"]) == (404, True)
-    with pytest.raises(UsageError, match="the Hub needs this name"):
+    with pytest.raises(UsageError, match="api: not a valid name"):
         Account.new("api")
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 #: Bytes read or written at once.
@@ -20,18 +20,17 @@ class Draft:
     """
 
     def __init__(self, path: Path) -> None:
+        path.touch()
         self.path = path
-        self._stream = path.open("xb", buffering=0)
         self._hash = hashlib.sha256()
         self.size = 0
 
     def write(self, data: bytes | bytearray) -> None:
         """Append bytes."""
-        view = memoryview(data)
-        self._hash.update(view)
-        self.size += len(view)
-        while view:
-            view = view[self._stream.write(view) :]
+        self._hash.update(data)
+        self.size += len(data)
+        with self.path.open("ab") as stream:
+            stream.write(data)
 
     @property
     def sha256(self) -> str:
@@ -40,7 +39,6 @@ class Draft:
 
     def close(self) -> None:
         """Remove the file, unless it was kept."""
-        self._stream.close()
         self.path.unlink(missing_ok=True)
 
 
@@ -83,12 +81,9 @@ class Blobs:
         """Store content, unless it is stored."""
         if self.size(hashlib.sha256(content).hexdigest()) == len(content):
             return
-        draft = self.draft()
-        try:
+        with closing(self.draft()) as draft:
             draft.write(content)
             self.keep(draft.path, draft.sha256)
-        finally:
-            draft.close()
 
     def read(self, sha256: str, start: int, stop: int) -> Iterator[bytes]:
         """Return the bytes of some content, in pieces.
@@ -104,14 +99,10 @@ class Blobs:
 
     def write_part(self, sha256: str, offset: int, data: bytes | bytearray) -> None:
         """Write bytes of an upload that comes in parts."""
-        descriptor = os.open(self._parts(sha256), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            view = memoryview(data)
-            while view:
-                written = os.pwrite(descriptor, view, offset)
-                view, offset = view[written:], offset + written
-        finally:
-            os.close(descriptor)
+        self._parts(sha256).touch()
+        with self._parts(sha256).open("r+b") as stream:
+            stream.seek(offset)
+            stream.write(data)
 
     def join_parts(self, sha256: str) -> bool:
         """Store the parts of an upload as one file if their sha256 is right; otherwise remove them."""

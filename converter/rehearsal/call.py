@@ -21,8 +21,6 @@ from converter.rehearsal.settings import Account
 
 #: Bytes of a body in JSON; the client's largest one describes 256 files with a sample of each.
 _BODY_LIMIT = 8 * 2**20
-#: Characters of a text in such a body.
-_TEXT_LIMIT = 65_536
 _BEARER = re.compile(r"Bearer (?P<token>[!-~]{1,512})", re.IGNORECASE)
 _BASIC = re.compile(r"Basic (?P<pair>[A-Za-z0-9+/=]{1,1024})", re.IGNORECASE)
 
@@ -52,51 +50,31 @@ class Call:
 
     @property
     def revision(self) -> str:
-        """The revision that the path names, ``main`` by default.
-
-        Raises:
-            Refusal: it is not a valid one.
-        """
+        """The revision that the path names, ``main`` by default; raise Refusal if it is not a valid one."""
         return check_revision(self.part("revision") or "main")
 
     def user(self) -> Account:
-        """Return the user.
-
-        Raises:
-            Refusal: the request has no token.
-        """
+        """Return the user; raise Refusal if the request has no token."""
         if self.viewer is None:
             raise Refusal(401, "Invalid username or password.")
         return self.viewer
 
     def token_writer(self, what: str) -> Account:
-        """Return the user, whose token may write.
-
-        Raises:
-            Refusal: it may not.
-        """
+        """Return the user, whose token may write; raise Refusal if it may not."""
         viewer = self.user()
         if viewer.role != "write":
             raise Refusal(403, f"Forbidden: you must use a write token to {what}")
         return viewer
 
     def writer(self, namespace: str, what: str) -> Account:
-        """Return the user, who may change repos of a namespace.
-
-        Raises:
-            Refusal: the user may not.
-        """
+        """Return the user, who may change repos of a namespace; raise Refusal if the user may not."""
         viewer = self.token_writer(what)
         if not viewer.belongs_to(namespace):
             raise Refusal(403, f'You don\'t have the rights to {what} under the namespace "{namespace}"')
         return viewer
 
     def repo(self) -> Repo:
-        """Return the repo that the path names.
-
-        Raises:
-            Refusal: it does not exist, or the user may not know of it.
-        """
+        """Return the repo that the path names; raise Refusal if it does not exist, or the user may not know of it."""
         repo = Repo.find(self.hub.database, check_repo_part(self.part("owner")), check_repo_part(self.part("name")))
         if repo is None or not self.may_see(repo):
             raise repo_not_found(self.viewer is not None)
@@ -136,11 +114,7 @@ class Call:
         return self.viewer is not None and self.viewer.belongs_to(repo.owner)
 
     async def body(self) -> bytes:
-        """Return the body.
-
-        Raises:
-            Refusal: it is too long.
-        """
+        """Return the body; raise Refusal if it is too long."""
         content = bytearray()
         async for piece in self.request.stream():
             content += piece
@@ -149,11 +123,7 @@ class Call:
         return bytes(content)
 
     async def json(self) -> dict[str, Any]:
-        """Return the body, a JSON object; an empty body is an empty object.
-
-        Raises:
-            Refusal: it is something else.
-        """
+        """Return the body, a JSON object; an empty body is an empty object; raise Refusal if it is something else."""
         return parse_object(await self.body())
 
 
@@ -188,11 +158,7 @@ def identify(hub: Hub, request: Request, *, with_password: bool) -> Account | No
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        Refusal: it is something else.
-    """
+    """Read a JSON object; raise Refusal if it is something else."""
     try:
         content = json.loads(data or b"{}")
     except (ValueError, RecursionError) as error:
@@ -203,25 +169,17 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 def text_of(values: Mapping[str, Any], name: str, default: str = "") -> str:
-    """Return a text of a JSON object.
-
-    Raises:
-        Refusal: it is not a text, or too long.
-    """
+    """Return a text of a JSON object; raise Refusal if it is not a text."""
     value = values.get(name)
     if value is None:
         return default
-    if not isinstance(value, str) or len(value) > _TEXT_LIMIT:
-        raise Refusal(400, f'"{name}" must be a string of at most {_TEXT_LIMIT} characters')
+    if not isinstance(value, str):
+        raise Refusal(400, f'"{name}" must be a string')
     return value
 
 
 def objects_of(values: Mapping[str, Any], name: str, limit: int) -> list[dict[str, Any]]:
-    """Return an array of objects of a JSON object.
-
-    Raises:
-        Refusal: it is something else, or too long.
-    """
+    """Return an array of objects of a JSON object; raise Refusal if it is something else, or too long."""
     objects = values.get(name)
     if not isinstance(objects, list) or len(objects) > limit or not all(isinstance(item, dict) for item in objects):
         raise Refusal(400, f'"{name}" must be an array of at most {limit} objects')

@@ -34,9 +34,9 @@ _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 class Draft:
     """A commit as its request describes it."""
 
-    title: str = ""
-    message: str = ""
-    parent: str = ""
+    title: str
+    message: str
+    parent: str
     """The commit that the client takes for the head; empty if it does not say."""
     files: dict[str, Entry] = field(default_factory=dict)
     deleted: list[tuple[str, str]] = field(default_factory=list)
@@ -81,32 +81,34 @@ async def _read(call: Call) -> Draft:
     Raises:
         Refusal: a line is not what it should be.
     """
-    draft = Draft()
-    is_first = True
+    operations = _operations(call)
+    key, value = await anext(operations, ("", {}))
+    if key != "header":
+        raise Refusal(400, "A commit is a header, then operations")
+    draft = Draft(text_of(value, "summary"), text_of(value, "description"), text_of(value, "parentCommit"))
+    if not draft.title or (draft.parent and not COMMIT.fullmatch(draft.parent)):
+        raise Refusal(400, '"summary" must not be empty, and "parentCommit" must be a commit')
+    async for key, value in operations:
+        path = text_of(value, "path")
+        if key == "file":
+            await _add_file(call.hub, draft, check_path(path), value)
+        elif key == "lfsFile":
+            draft.files[path] = _lfs_file(call.hub, check_path(path), value)
+        elif key in ("deletedFile", "deletedFolder"):
+            draft.deleted.append((key.removeprefix("deleted").lower(), check_path(path.rstrip("/"))))
+        else:
+            raise Refusal(400, "A commit has an unknown operation")
+    return draft
+
+
+async def _operations(call: Call) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """Return the key and the value of each line; raise Refusal if a line does not have both."""
     async for line in _lines(call):
         operation = parse_object(line)
         key, value = operation.get("key"), operation.get("value")
-        if not isinstance(value, dict) or is_first != (key == "header"):
-            raise Refusal(400, "A commit is a header, then operations")
-        if is_first:
-            draft.title, draft.message = text_of(value, "summary"), text_of(value, "description")
-            draft.parent = text_of(value, "parentCommit")
-            if not draft.title or (draft.parent and not COMMIT.fullmatch(draft.parent)):
-                raise Refusal(400, '"summary" must not be empty, and "parentCommit" must be a commit')
-            is_first = False
-            continue
-        path = check_path(text_of(value, "path").rstrip("/") if str(key).startswith("deleted") else value.get("path"))
-        if key == "file":
-            await _add_file(call.hub, draft, path, value)
-        elif key == "lfsFile":
-            draft.files[path] = _lfs_file(call.hub, path, value)
-        elif key in ("deletedFile", "deletedFolder"):
-            draft.deleted.append((key.removeprefix("deleted").lower(), path))
-        else:
-            raise Refusal(400, "A commit has an unknown operation")
-    if is_first:
-        raise Refusal(400, "A commit is a header, then operations")
-    return draft
+        if not isinstance(key, str) or not isinstance(value, dict):
+            raise Refusal(400, "A line of a commit has a key, and an object as its value")
+        yield key, value
 
 
 async def _lines(call: Call) -> AsyncIterator[bytes]:

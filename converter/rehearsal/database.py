@@ -80,7 +80,3 @@ class Database:
     def execute(self, statement: str, *values: object) -> int:
         """Run a statement that changes something; return the number of the row that it inserted."""
         return self.connection.execute(statement, values).lastrowid or 0
-
-    def close(self) -> None:
-        """Close the file."""
-        self.connection.close()

@@ -88,8 +88,6 @@ def _asked_range(text: str, size: int) -> tuple[int, int, bool]:
         first, last = int(match["first"]), int(match["last"] or size - 1)
     else:
         first, last = max(size - int(match["last"]), 0), size - 1
-    if match["first"] and match["last"] and last < first:
-        return 0, size, False
     if first >= size or last < first:
         raise Refusal(416, "Range not satisfiable", headers={"Content-Range": f"bytes */{size}"})
     return first, min(last + 1, size), True

@@ -72,11 +72,7 @@ class Hub:
         return size
 
     def content(self, sha256: str, start: int, stop: int) -> Iterator[bytes]:
-        """Return bytes of an object, in pieces.
-
-        Raises:
-            Refusal: it is not stored.
-        """
+        """Return bytes of an object, in pieces; raise Refusal if it is not stored."""
         if self.blobs.size(sha256) is not None:
             return self.blobs.read(sha256, start, stop)
         file = self.xet.find(sha256)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+
 from pathspec import GitIgnoreSpec
 
 #: Larger files, and binary ones, do not go into git: https://huggingface.co/docs/hub/repositories-next-steps
@@ -51,11 +53,9 @@ def _wanted_by(attributes: str, path: str) -> bool | None:
 
 
 def _is_binary(sample: bytes) -> bool:
-    if b"\0" in sample:
-        return True
     try:
-        sample.decode("utf-8")
-    except UnicodeDecodeError as error:
         # The sample may end within a character.
-        return error.start < len(sample) - 3
-    return False
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+    except UnicodeDecodeError:
+        return True
+    return b"\0" in sample

@@ -17,11 +17,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def decode(raw: str) -> str:
-    """Decode a percent-encoded part of an address.
-
-    Raises:
-        Refusal: it is not UTF-8.
-    """
+    """Decode a percent-encoded part of an address; raise Refusal if it is not UTF-8."""
     try:
         return unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -29,11 +25,7 @@ def decode(raw: str) -> str:
 
 
 def check_repo_part(text: object) -> str:
-    """Check the owner or the name of a repo.
-
-    Raises:
-        Refusal: it is not a valid one.
-    """
+    """Check the owner or the name of a repo; raise Refusal if it is not a valid one."""
     if (
         not isinstance(text, str)
         or not _REPO_PART.fullmatch(text)
@@ -45,11 +37,7 @@ def check_repo_part(text: object) -> str:
 
 
 def check_revision(text: object) -> str:
-    """Check the name of a branch, a tag, a full ref or a commit.
-
-    Raises:
-        Refusal: it is not a valid one.
-    """
+    """Check the name of a branch, a tag, a full ref or a commit; raise Refusal if it is not a valid one."""
     if (
         not isinstance(text, str)
         or not _REVISION.fullmatch(text)
@@ -79,33 +67,21 @@ def check_path(text: object) -> str:
 
 
 def check_sha256(text: object) -> str:
-    """Check the id of an LFS object.
-
-    Raises:
-        Refusal: it is not a sha256.
-    """
+    """Check the id of an LFS object; raise Refusal if it is not a sha256."""
     if not isinstance(text, str) or not _SHA256.fullmatch(text):
         raise Refusal(400, "Invalid LFS oid")
     return text
 
 
 def check_size(value: object) -> int:
-    """Check a number of bytes.
-
-    Raises:
-        Refusal: it is not a valid one.
-    """
+    """Check a number of bytes; raise Refusal if it is not a valid one."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**50:
         raise Refusal(400, "Invalid size")
     return value
 
 
 def check_number(text: str) -> int:
-    """Read a number in an address.
-
-    Raises:
-        Refusal: it is not a number of at most 15 digits.
-    """
+    """Read a number in an address; raise Refusal if it is not a number of at most 15 digits."""
     if not (text.isascii() and text.isdecimal() and len(text) <= 15):
         raise Refusal(400, "Invalid number in the address")
     return int(text)

@@ -73,7 +73,7 @@ class RunningHub:
 
 
 @contextmanager
-def running_hub(settings: HubSettings, module: str = "converter.rehearsal") -> Iterator[RunningHub]:
+def running_hub(settings: HubSettings, module: str = "converter.rehearsal.server") -> Iterator[RunningHub]:
     """Start a local Hub, and stop it at the end of the block.
 
     Args:

@@ -37,11 +37,7 @@ class PullRequests:
         return self._database.rows(query, self._repo.number)
 
     def find(self, number: int) -> sqlite3.Row:
-        """Return one of them.
-
-        Raises:
-            Refusal: none has this number.
-        """
+        """Return one of them; raise Refusal if none has this number."""
         query = "SELECT * FROM pull_requests WHERE repo = ? AND number = ?"
         row = self._database.row(query, self._repo.number, number)
         if row is None:
@@ -237,10 +233,6 @@ async def merge(call: Call) -> Response:
 
 
 def _named(call: Call) -> tuple[PullRequests, sqlite3.Row]:
-    """Return the pull request that the path names.
-
-    Raises:
-        Refusal: it does not exist.
-    """
+    """Return the pull request that the path names; raise Refusal if it does not exist."""
     pull_requests = PullRequests(call.repo())
     return pull_requests, pull_requests.find(check_number(call.part("number")))

@@ -117,11 +117,7 @@ class Repo:
         self.database.execute("DELETE FROM refs WHERE repo = ? AND ref = ?", self.number, ref)
 
     def resolve(self, revision: str) -> str:
-        """Return the commit that a revision names.
-
-        Raises:
-            Refusal: the repo does not have this revision.
-        """
+        """Return the commit that a revision names; raise Refusal if the repo does not have this revision."""
         refs = self.refs()
         for ref in (revision, HEADS + revision, TAGS + revision):
             if ref in refs:

@@ -1,14 +1,17 @@
-"""The local Hub as a server on 127.0.0.1."""
+"""The local Hub as a server on 127.0.0.1, and as a process that another process starts."""
 
 from __future__ import annotations
 
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from importlib import util
 from typing import TYPE_CHECKING
 
-from converter.errors import DependencyError, UsageError, reason_of
+from converter.console import Console
+from converter.errors import DependencyError, LensconvError, UsageError, reason_of
 from converter.rehearsal.settings import HubSettings
 
 if TYPE_CHECKING:
@@ -36,16 +39,17 @@ def check_packages() -> None:
 def serve(
     settings: HubSettings,
     ready: Callable[[str], None],
-    watch: Callable[[Callable[[], None]], None] | None = None,
     application: Callable[[Hub], ASGIApp] | None = None,
+    *,
+    until_stdin_ends: bool = False,
 ) -> None:
     """Serve a local Hub until a signal comes.
 
     Args:
         settings: how it works.
         ready: called with the endpoint once the Hub accepts requests.
-        watch: called with a function that stops the server from any thread.
         application: makes the ASGI application of the Hub; by default ``make_application``.
+        until_stdin_ends: whether the end of stdin stops the server, too.
 
     Raises:
         DependencyError: a package is missing.
@@ -60,7 +64,7 @@ def serve(
 
     with _listen(settings.port) as listener:
         hub = Hub(settings, listener.getsockname()[1])
-        with closing(hub.database):
+        with closing(hub.database.connection):
             config = uvicorn.Config(
                 (application or make_application)(hub),
                 http="h11",
@@ -69,19 +73,17 @@ def serve(
                 lifespan="off",
                 log_config=None,
                 log_level="critical",
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
                 timeout_keep_alive=_IDLE_SECONDS,
                 timeout_graceful_shutdown=1,
             )
             server = uvicorn.Server(config)
 
-            def stop() -> None:
+            def stop_with_stdin() -> None:
+                sys.stdin.read()
                 server.should_exit = True
 
-            if watch is not None:
-                watch(stop)
+            if until_stdin_ends:
+                threading.Thread(target=stop_with_stdin, daemon=True).start()
             # From now on connections wait in the socket, whatever the server is still about to do.
             ready(hub.endpoint)
             server.run(sockets=[listener])
@@ -102,3 +104,28 @@ def _listen(port: int) -> socket.socket:
         listener.close()
         raise UsageError(f"port {port}: {reason_of(error)}", "Choose another one with --port.") from error
     return listener
+
+
+def main(application: Callable[[Hub], ASGIApp] | None = None) -> int:
+    """Serve until the process that started this ends; return the exit code.
+
+    It reads settings from stdin, as they contain tokens, which any user of the machine could read on a command line.
+
+    Args:
+        application: makes the ASGI application of the Hub; by default that of ``serve``.
+    """
+    console = Console(as_json=True)
+
+    try:
+        settings = HubSettings.from_json(sys.stdin.readline())
+        serve(settings, lambda endpoint: console.result({"endpoint": endpoint}), application, until_stdin_ends=True)
+    except LensconvError as error:
+        console.error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -43,10 +43,9 @@ class Account:
 
     def __post_init__(self) -> None:
         for name in (self.name, *self.organizations):
-            if not _NAME.fullmatch(name) or "--" in name:
-                raise UsageError(f"{name}: not a valid name of an account", "Use letters, digits and dashes.")
-            if name.lower() in RESERVED_NAMES:
-                raise UsageError(f"{name}: the Hub needs this name itself", "Choose another name.")
+            if not _NAME.fullmatch(name) or "--" in name or name.lower() in RESERVED_NAMES:
+                hint = f"Use letters, digits and dashes, and not one of {', '.join(RESERVED_NAMES)}."
+                raise UsageError(f"{name}: not a valid name of an account", hint)
         if self.role not in ("write", "read"):
             raise UsageError(f"{self.role}: not a role of an account", "Write NAME:write or NAME:read.")
 
