@@ -70,6 +70,6 @@ def test_pages_of_private_repos_are_for_those_who_sign_in(hub: FaultyHub) -> Non
     for method, path in (("GET", "/api/whoami-v2"), ("POST", "/api/repos/create"), ("GET", f"/api/models/{repo}")):
         refused = look(path, "alice", hub.token(), method)
         assert (refused.status, "www-authenticate" in refused.headers) == (401, False)
-    # What is no browser is answered as the Hub does.
+    # A program gets the same answer as from huggingface.co.
     plain = ask(hub, "GET", f"/{repo}/resolve/main/README.md", token="")
     assert (plain.status, plain.headers["content-type"]) == (401, "application/json")

@@ -92,7 +92,7 @@ def test_the_hub_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         time.sleep(0.02)
 
 
-def test_a_taken_port_and_missing_packages_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taken_port_and_missing_packages_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_hub(HubSettings(tmp_path / "first")) as hub:
         port = int(hub.endpoint.rpartition(":")[2])
         taken = HubSettings(tmp_path / "second", port=port)

@@ -43,7 +43,7 @@ def release(tiny_release: Path, tmp_path: Path) -> Path:
 def test_a_release_goes_through_all_of_it(release: Path, tmp_path: Path) -> None:
     keep = tmp_path / "kept"
     arguments = ("publish", release, "alice/tiny", "--rehearse", "--keep", keep, "--private", "--tag", "v1", "--json")
-    # A token and an endpoint of the world are not used.
+    # The user's own token and endpoint are not used.
     environment = os.environ | {"HF_TOKEN": "hf_" + "b" * 34, "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = run_process(*arguments, env=environment)
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def test_a_release_goes_through_all_of_it(release: Path, tmp_path: Path) -> None
     assert (release / ".lensconv" / "receipt.json").read_text() == "{}"
 
 
-def test_what_fails_ends_it_and_is_told(release: Path) -> None:
+def test_the_first_step_that_fails_ends_it(release: Path) -> None:
     manifest = json.loads((release / "lensconv_manifest.json").read_text())
     manifest["files"] = [file for file in manifest["files"] if file["name"] != "sign.png"]
     (release / "lensconv_manifest.json").write_text(json.dumps(manifest))
@@ -74,10 +74,10 @@ def test_what_fails_ends_it_and_is_told(release: Path) -> None:
     assert report.image is None
 
 
-def test_what_was_downloaded_is_held_against_the_manifest(
+def test_the_download_is_compared_with_the_manifest(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over LFS, where the client itself compares nothing but sizes."""
+    """This is over LFS, where the client itself compares only sizes."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     with faulty_hub(HubSettings(tmp_path / "hub")) as hub:
         options = PublishOptions(receipt=tmp_path / "receipt.json")
@@ -100,7 +100,7 @@ def test_a_release_that_is_not_fit_is_refused_as_publish_does(release: Path) -> 
     assert snapshot(release) == before
 
 
-def test_what_makes_no_sense_is_refused(release: Path, tmp_path: Path) -> None:
+def test_contradicting_options_are_refused(release: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--dry-run"):
         rehearse(release, "alice/tiny", PublishOptions(dry_run=True))
     with pytest.raises(UsageError, match="is inside the release"):

@@ -5,15 +5,13 @@ All other addresses are answered by 404, with a message that names the address.
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from converter.rehearsal import (
@@ -27,13 +25,13 @@ from converter.rehearsal import (
 )
 from converter.rehearsal.call import Call, Handler, identify
 from converter.rehearsal.hub import Hub
-from converter.rehearsal.replies import Refusal, refuse
-from converter.rehearsal.settings import RESERVED_NAMES
+from converter.rehearsal.replies import refuse
 
 _REPO = "/api/models/{owner}/{name}"
 _GIT = "/{owner}/{name}.git/info/lfs"
 _PAGE = "/{owner}/{name}"
-#: Routes of programs, which show their token as a bearer.
+#: Addresses that begin with an underscore are signed: they need no token.
+_SIGNED = "/_"
 _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/api/whoami-v2", repos_api.who_am_i),
     ("POST", "/api/repos/create", repos_api.create_repo),
@@ -65,17 +63,10 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", f"{_REPO}/discussions/{{number}}/merge", pull_requests.merge),
     ("POST", f"{_GIT}/objects/batch", upload_api.lfs_batch),
     ("POST", f"{_GIT}/verify", upload_api.verify_object),
-)
-#: Routes of signed addresses, which need no token.
-_SIGNED_ROUTES: tuple[tuple[str, str, Handler], ...] = (
-    ("PUT", "/_lfs/{oid}", upload_api.put_object),
-    ("PUT", "/_lfs/{oid}/part/{number}", upload_api.put_part),
-    ("POST", "/_lfs/{oid}/complete", upload_api.complete_parts),
-    ("GET", "/_files/{oid}", files_api.send_object),
-)
-#: Routes of browsers. They change nothing, and they alone accept a name and a password in place of a bearer token:
-#: a browser sends these by itself, even if a page of another site makes it ask.
-_BROWSER_ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("PUT", f"{_SIGNED}lfs/{{oid}}", upload_api.put_object),
+    ("PUT", f"{_SIGNED}lfs/{{oid}}/part/{{number}}", upload_api.put_part),
+    ("POST", f"{_SIGNED}lfs/{{oid}}/complete", upload_api.complete_parts),
+    ("GET", f"{_SIGNED}files/{{oid}}", files_api.send_object),
     ("GET", f"{_PAGE}/resolve/{{revision}}/{{path:path}}", files_api.resolve),
     ("GET", _PAGE, pages.show_page),
     ("GET", f"{_PAGE}/tree/{{revision}}", pages.show_page),
@@ -85,12 +76,7 @@ _BROWSER_ROUTES: tuple[tuple[str, str, Handler], ...] = (
 def make_application(hub: Hub) -> ASGIApp:
     """Return the application of a Hub."""
     application = Starlette(
-        routes=[
-            *(_route(hub, *route) for route in _ROUTES),
-            *(_signed_route(hub, *route) for route in _SIGNED_ROUTES),
-            *(Mount(f"/{name}", _not_provided) for name in RESERVED_NAMES),
-            *(_route(hub, *route, is_for_browsers=True) for route in _BROWSER_ROUTES),
-        ],
+        routes=[_route(hub, *route) for route in _ROUTES],
         # A page of another site may reach this machine under a name of its own.
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
         exception_handlers={HTTPException: refuse, OSError: refuse},
@@ -104,27 +90,13 @@ def make_application(hub: Hub) -> ASGIApp:
     return with_raw_path
 
 
-def _route(hub: Hub, method: str, path: str, handler: Handler, *, is_for_browsers: bool = False) -> Route:
+def _route(hub: Hub, method: str, path: str, handler: Handler) -> Route:
     async def answer(request: Request) -> Response:
-        try:
-            return await handler(Call(hub, request, identify(hub, request, with_password=is_for_browsers)))
-        except Refusal as refusal:
-            if refusal.status_code == 401 and is_for_browsers:
-                # A browser sends name and password once it is asked for them.
-                return refusal.response({"WWW-Authenticate": 'Basic realm="Local Hub: account and token"'})
-            raise
+        viewer = None
+        if path.startswith(_SIGNED):
+            hub.check_signature(f"{request.url.path}?{request.url.query}")
+        else:
+            viewer = identify(hub, request)
+        return await handler(Call(hub, request, viewer))
 
     return Route(path, answer, methods=[method])
-
-
-def _signed_route(hub: Hub, method: str, path: str, handler: Handler) -> Route:
-    async def answer(request: Request) -> Response:
-        hub.check_signature(f"{request.url.path}?{request.url.query}")
-        return await handler(Call(hub, request, None))
-
-    return Route(path, answer, methods=[method])
-
-
-async def _not_provided(scope: Scope, receive: Receive, send: Send) -> NoReturn:
-    del scope, receive, send
-    raise HTTPException(404)

@@ -10,14 +10,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.names import check_repo_part, check_revision, decode
-from converter.rehearsal.replies import Refusal, repo_not_found
+from converter.rehearsal.replies import Refusal, is_for_browsers, repo_not_found
 from converter.rehearsal.repos import Repo
-from converter.rehearsal.settings import Account
+from converter.rehearsal.settings import RESERVED_NAMES, Account
 
 #: Bytes of a body in JSON; the client's largest one describes 256 files with a sample of each.
 _BODY_LIMIT = 8 * 2**20
@@ -75,7 +76,10 @@ class Call:
 
     def repo(self) -> Repo:
         """Return the repo that the path names; raise Refusal if it does not exist, or the user may not know of it."""
-        repo = Repo.find(self.hub.database, check_repo_part(self.part("owner")), check_repo_part(self.part("name")))
+        owner, name = check_repo_part(self.part("owner")), check_repo_part(self.part("name"))
+        if owner in RESERVED_NAMES:
+            raise HTTPException(404)
+        repo = Repo.find(self.hub.database, owner, name)
         if repo is None or not self.may_see(repo):
             raise repo_not_found(self.viewer is not None)
         return repo
@@ -131,24 +135,15 @@ class Call:
 Handler = Callable[[Call], Awaitable[Response]]
 
 
-def identify(hub: Hub, request: Request, *, with_password: bool) -> Account | None:
-    """Return the user whose token a request carries; None without a token.
-
-    Args:
-        hub: the Hub.
-        request: the request.
-        with_password: whether the token may also come as the password of an account.
-
-    Raises:
-        Refusal: the token does not belong to an account.
-    """
+def identify(hub: Hub, request: Request) -> Account | None:
+    """Return the user whose token a request carries; raise Refusal if the token does not belong to an account."""
     header = request.headers.get("authorization")
     if header is None:
         return None
     name, token = "", ""
     if (match := _BEARER.fullmatch(header)) is not None:
         token = match["token"]
-    elif with_password and (match := _BASIC.fullmatch(header)) is not None:
+    elif is_for_browsers(request) and (match := _BASIC.fullmatch(header)) is not None:
         with suppress(ValueError):
             name, _, token = base64.b64decode(match["pair"], validate=True).decode().partition(":")
     account = hub.account(token)

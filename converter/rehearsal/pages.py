@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib import resources
-from typing import Any
 from urllib.parse import quote
 
 import jinja2
@@ -15,7 +14,7 @@ from converter.console import readable_size
 from converter.presentation.card.page import render_content
 from converter.presentation.card.page_style import STYLE
 from converter.rehearsal.call import Call
-from converter.rehearsal.repos import HEADS, TAGS, Entry, Repo
+from converter.rehearsal.repos import HEADS, TAGS
 from converter.rendering import TEMPLATES_PACKAGE
 
 #: Nothing on a page runs or is sent, and nothing comes from elsewhere except images of cards. Other sites can neither
@@ -38,23 +37,26 @@ async def show_page(call: Call) -> Response:
     hub, repo = call.hub, call.repo()
     commit = repo.resolve(call.revision)
     tree = repo.tree(commit)
-    base = f"/{quote(repo.identity)}/resolve/{commit}/"
-    text = hub.text(tree.get("README.md"))
+    card = hub.text(tree.get("README.md"))
+    files = f"/{quote(repo.identity)}/resolve/{commit}/"
 
     def inside(address: str) -> str:
-        return _inside(base, address)
+        return _inside(files, address)
 
     page = _template().render(
         style=STYLE,
         repo=repo,
+        base=files,
         commit=commit,
         revision=call.revision,
-        card=render_content(text, inside, link=inside)[0] if text else None,
-        refs=[_describe_ref(repo, ref) for ref in repo.refs()],
-        files=[_describe_file(call, base, entry) for entry in tree.values()],
-        size=readable_size(sum(entry.size for entry in tree.values())),
+        card=render_content(card, inside, link=inside)[0] if card else None,
+        refs=[ref.removeprefix(HEADS).removeprefix(TAGS) for ref in repo.refs()],
+        files=tree.values(),
+        is_xet=hub.xet.find,
+        readable_size=readable_size,
     )
-    return HTMLResponse(page, headers={**_HEADERS, "Content-Security-Policy": _POLICY.format(files=hub.files_endpoint)})
+    policy = _POLICY.format(files=hub.files_endpoint)
+    return HTMLResponse(page, headers={**_HEADERS, "Content-Security-Policy": policy})
 
 
 @cache
@@ -63,25 +65,6 @@ def _template() -> jinja2.Template:
     text = resources.files(TEMPLATES_PACKAGE).joinpath("hub_repo.html.jinja").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(text)
-
-
-def _describe_ref(repo: Repo, ref: str) -> dict[str, str]:
-    kind = "branch" if ref.startswith(HEADS) else "tag" if ref.startswith(TAGS) else "pull request"
-    name = ref.removeprefix(HEADS).removeprefix(TAGS)
-    return {"kind": kind, "name": name, "address": f"/{quote(repo.identity)}/tree/{quote(name, safe='')}"}
-
-
-def _describe_file(call: Call, base: str, entry: Entry) -> dict[str, Any]:
-    storage = ""
-    if entry.is_lfs:
-        storage = "LFS" if call.hub.xet.find(entry.sha256) is None else "Xet"
-    return {
-        "path": entry.path,
-        "address": base + quote(entry.path),
-        "size": readable_size(entry.size),
-        "checksum": entry.sha256 if entry.is_lfs else entry.oid,
-        "storage": storage,
-    }
 
 
 def _inside(base: str, address: str) -> str:

@@ -32,21 +32,28 @@ class Refusal(HTTPException):
         super().__init__(status, message, {**(headers or {}), "X-Error-Message": shown, **codes})
         self.fields = fields
 
-    def response(self, headers: Mapping[str, str] | None = None) -> Response:
-        """Make the answer, with further headers."""
-        content = {"error": self.detail, **self.fields}
-        return JSONResponse(content, self.status_code, {**(self.headers or {}), **(headers or {})})
+
+def is_for_browsers(request: Request) -> bool:
+    """Whether a browser may sign in for this request with a name, and a token as its password.
+
+    A browser sends these by itself, even if a page of another site makes it ask. So they open what changes nothing.
+    """
+    return request.method in ("GET", "HEAD") and not request.url.path.startswith("/api/")
 
 
 async def refuse(request: Request, error: Exception) -> Response:
     """Answer a request that was refused, has no route, or met a disk that fails."""
-    if isinstance(error, Refusal):
-        return error.response()
     if isinstance(error, OSError):
-        return Refusal(507, f"The Hub cannot store or read this: {error.strerror}").response()
-    path = request.scope["raw_path"].decode("latin-1")
-    message = f"this local Hub does not provide {request.method} {path}; it serves model repos only"
-    return Refusal(404, message).response()
+        refusal = Refusal(507, f"The Hub cannot store or read this: {error.strerror}")
+    elif isinstance(error, Refusal):
+        refusal = error
+    else:
+        address = f"{request.method} {request.url.path}"
+        refusal = Refusal(404, f"this local Hub does not provide {address}; it serves model repos only")
+    headers = dict(refusal.headers or {})
+    if refusal.status_code == 401 and is_for_browsers(request):
+        headers["WWW-Authenticate"] = 'Basic realm="Local Hub: account and token"'
+    return JSONResponse({"error": refusal.detail, **refusal.fields}, refusal.status_code, headers)
 
 
 def repo_not_found(known_user: bool) -> Refusal:
