@@ -1,4 +1,4 @@
-"""Settings of a local Hub for tests, and two ways to use it: huggingface_hub in a process of its own, and plain HTTP."""
+"""Settings of a local Hub for tests, and two ways to use it: huggingface_hub in its own process, and plain HTTP."""
 
 from __future__ import annotations
 

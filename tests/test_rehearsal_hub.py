@@ -90,6 +90,8 @@ found["offers"] = [
 ]
 details = api.get_discussion_details(repo, 1)
 found["details"] = [details.status, details.target_branch, [event.type for event in details.events]]
+slim = api.model_info(repo, expand=["private"])
+found["slim"] = [slim.private, slim.sha, slim.siblings]
 api.create_branch(repo, branch="side", revision="v1")
 refs = api.list_repo_refs(repo, include_pull_requests=True)
 found["refs"] = [[ref.name for ref in part] for part in (refs.branches, refs.tags, refs.pull_requests)]
@@ -128,6 +130,7 @@ def test_a_release_goes_through(hub: FaultyHub, tmp_path: Path, xet: bool) -> No
     assert found["draft"] == ["draft", "open"]
     assert found["offers"] == [[2, "open"]]
     assert found["details"] == ["merged", "refs/heads/main", ["comment", "commit", "status-change"]]
+    assert found["slim"] == [False, None, None]
     assert found["refs"] == [["main", "side"], ["v1"], ["pr/1", "pr/2"]]
     assert found["titles"] == ["Offer (#1)", "All", "initial commit"]
     log = hub.requests()
@@ -305,10 +308,12 @@ def test_what_the_hub_does_not_provide_is_named(hub: FaultyHub, method: str, pat
     assert (answer.status, answer.content["error"], answer.headers["x-error-message"]) == (404, message, message)
 
 
-def test_kinds_that_the_hub_does_not_provide_are_named(hub: FaultyHub) -> None:
+def test_kinds_and_names_that_are_refused(hub: FaultyHub) -> None:
     repo = make_repo(hub, "kinds")
     made = ask(hub, "POST", "/api/repos/create", {"name": "data", "type": "dataset"})
     assert (made.status, "repos of type dataset" in made.content["error"]) == (404, True)
+    again = ask(hub, "POST", "/api/repos/create", {"name": "Kinds"})
+    assert (again.status, again.content["url"]) == (409, f"{hub.endpoint}/alice/Kinds")
     opened = ask(hub, "POST", f"/api/models/{repo}/discussions", {"title": "A question"})
     assert (opened.status, "does not provide discussions" in opened.content["error"]) == (404, True)
     with pytest.raises(UsageError, match="api: not a valid name"):

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -51,6 +52,26 @@ def test_state_survives_a_crash(tmp_path: Path) -> None:
         assert upload(second, repo, content) == sha256
         process = second.process
     assert process.returncode == 0
+
+
+def test_the_state_of_another_version_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "hub.sqlite") as connection:
+        connection.execute("CREATE TABLE repos (kind TEXT)")
+    connection.close()
+    with pytest.raises(OutputError, match="not written by this version"), running_hub(HubSettings(tmp_path)):
+        pass
+
+
+def test_clients_are_led_to_this_hub_alone(tmp_path: Path) -> None:
+    with subprocess.Popen("true", text=True) as process:
+        hub = RunningHub("http://127.0.0.1:1", HubSettings(tmp_path, (Account.new("ann"),)), process)
+    base = {"PATH": "/bin", "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_other", "https_proxy": "http://127.0.0.1:9"}
+    found = hub.environment(base, tmp_path, xet=False)
+    assert found["PATH"] == "/bin"
+    assert (found["HF_ENDPOINT"], found["HF_TOKEN"]) == (hub.endpoint, hub.token("ann"))
+    assert found["HF_HUB_DISABLE_XET"] == "1"
+    assert not {"HF_HUB_OFFLINE", "https_proxy"} & set(found)
+    assert hub.environment(base, tmp_path, token="")["HF_TOKEN"] == ""
 
 
 def test_serve_says_where_it_is_and_ends_with_ctrl_c(tmp_path: Path) -> None:

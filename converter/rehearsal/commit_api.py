@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -132,7 +131,7 @@ async def _add_file(hub: Hub, draft: Draft, path: str, value: dict[str, Any]) ->
         raise Refusal(400, '"content" must be a string')
     try:
         content = base64.b64decode(text, validate=True) if value.get("encoding") == "base64" else text.encode()
-    except (binascii.Error, ValueError) as error:
+    except ValueError as error:
         raise Refusal(400, '"content" is not base64') from error
     if len(content) > REGULAR_LIMIT:
         raise Refusal(
@@ -151,7 +150,7 @@ async def _add_file(hub: Hub, draft: Draft, path: str, value: dict[str, Any]) ->
 
 
 def _lfs_file(hub: Hub, path: str, value: dict[str, Any]) -> Entry:
-    sha256 = check_sha256(value.get("oid"))
+    sha256 = check_sha256(text_of(value, "oid"))
     if value.get("algo") != "sha256":
         raise Refusal(400, '"algo" must be "sha256"')
     # The client gives no size for a copy of a file of another repo.

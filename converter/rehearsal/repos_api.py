@@ -108,9 +108,8 @@ def _named_repo(call: Call, values: dict[str, object]) -> tuple[str, str]:
     kind = text_of(values, "type", "model")
     if kind != "model":
         raise Refusal(404, f"this local Hub does not provide repos of type {kind}; it serves model repos only")
-    organization = values.get("organization")
-    owner = call.user().name if organization is None else check_repo_part(organization)
-    return owner, check_repo_part(values.get("name"))
+    owner = text_of(values, "organization", call.user().name)
+    return check_repo_part(owner), check_repo_part(text_of(values, "name"))
 
 
 async def list_refs(call: Call) -> Response:
