@@ -1,10 +1,10 @@
 """Publishes under every fault of a Hub, and kills publications at random moments.
 
-Each publication meets a repo whose main holds an older release, and a fault on one endpoint of a local Hub, or a
-SIGKILL, or a scene of its own. Whatever happens, main must be the older release or the newer one, whole, by at most one
-commit; a failure must have the exit code that was expected and one line that says why; the token must be in no output
-and in no file that was left. Where nothing stands against it, the same command then publishes, and the tag must name
-that one commit. A last line counts the publications and those that went wrong.
+Each publication meets a repo whose main holds an older release. It also meets a fault on one endpoint of a local Hub, a
+SIGKILL, or a scene of its own. Afterwards main must hold the older release or the newer one, complete, with at most one
+new commit. A failure must have the expected exit code and one line that says why. The token must not be in any output
+or in any file that is left. If nothing prevents it, the same command then publishes, and the tag must name that one
+commit. The last line counts the publications and those that went wrong.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from converter.presentation.card.options import CardOptions
 from converter.publication.difference import compare
 from converter.publication.files import PublishedFile
 from converter.publication.preflight import examine_release
-from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.synthesis.synthesize import synthesize
+from tests.faulty_hub import FaultyHub, faulty_hub
 
 ENDPOINTS = {
     "whoami": ("GET", "whoami-v2"),
@@ -64,10 +64,10 @@ UPLOADS = {
         "files": ("GET", "/_files/"),
     },
 }
-#: In a run of its own, as the others find their repo made.
+#: It has a run of its own, because in the others the repo exists already.
 CREATE = ("POST", "repos/create")
 _PAGE = {"Content-Type": "text/html"}
-#: What happens once.
+#: Faults that happen once.
 FAULTS: dict[str, dict[str, Any]] = {
     "429": {"action": "status", "status": 429, "headers": {"Retry-After": "1"}},
     "500": {"action": "status", "status": 500},
@@ -78,7 +78,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "reset": {"action": "drop_before"},
     "lost answer": {"action": "drop_after"},
 }
-#: What goes on until the publication gives up.
+#: Faults that last until the publication gives up.
 LASTING: dict[str, dict[str, Any]] = {
     "revoked token": {
         "action": "status",
@@ -96,11 +96,11 @@ Done = subprocess.CompletedProcess[str]
 
 @dataclass
 class Stage:
-    """A Hub, a release, and where it is published."""
+    """A Hub, a release, and the repo that it is published to."""
 
-    hub: RunningHub
+    hub: FaultyHub
     base: Path
-    """What every release begins as."""
+    """The release that each publication starts from."""
     release: Path
     environment: dict[str, str]
     number: int = 0
@@ -108,10 +108,10 @@ class Stage:
     old: str = ""
     """The commit of the older release."""
     foreign: int = 0
-    """Commits that others were made to make."""
+    """Commits by others."""
     options: list[str] = field(default_factory=list)
     expected: tuple[PublishedFile, ...] = ()
-    """What must come of it."""
+    """The files that must be published."""
 
     def __post_init__(self) -> None:
         from huggingface_hub import HfApi
@@ -124,7 +124,7 @@ class Stage:
         return f"lab/tiny-{self.number}"
 
     def begin(self, *, private: bool = False, long: bool = False, options: list[str] | None = None) -> None:
-        """A repo whose main holds an older release, and a newer one on the disk with contents that no Hub has seen."""
+        """Make a repo whose main holds an older release, and a newer release on the disk with contents that are new."""
         from huggingface_hub import CommitOperationAdd
 
         self.number += 1
@@ -142,9 +142,9 @@ class Stage:
         self.expect()
 
     def expect(self) -> None:
-        """Take the release as it is for what must come of it."""
+        """Expect the release as it is now."""
         self.expected = examine_release(self.release, self.repository).files
-        # It is examined once more by the command, as if it had just been made.
+        # The command examines it once more, as if it had just been made.
         shutil.rmtree(self.release / STATE_FOLDER)
 
     def list_file(self, name: str, content: bytes) -> None:
@@ -156,11 +156,11 @@ class Stage:
         (self.release / MANIFEST_NAME).write_text(json.dumps(manifest))
 
     def sha256(self, name: str) -> str:
-        """Of a file of the release."""
+        """Return the sha256 of a file of the release."""
         return hashlib.sha256((self.release / name).read_bytes()).hexdigest()
 
     def command(self) -> list[str]:
-        """Publish to the repo of this number."""
+        """Return the command that publishes to the repo of this number."""
         program = [sys.executable, "-m", "converter", "publish"]
         return [*program, str(self.release), self.repository, *self.options]
 
@@ -170,24 +170,24 @@ class Stage:
         return subprocess.run([*self.command(), *options], env=environment, capture_output=True, text=True, check=False)
 
     def remote(self, revision: str | None = None) -> RemoteRepo:
-        """What a revision holds."""
-        place = HubAddress(self.repository, revision)
-        return RemoteRepo.open(place, endpoint=self.hub.endpoint, token=self.hub.account.token)
+        """Return what a revision holds."""
+        address = HubAddress(self.repository, revision)
+        return RemoteRepo.open(address, endpoint=self.hub.endpoint, token=self.hub.account.token)
 
     def is_whole(self, revision: str | None = None) -> bool:
         """Whether a revision is the release."""
         return not compare(self.expected, self.remote(revision).files)
 
     def judge(self, what: str, runs: list[Done], seconds: float, faults: list[str]) -> None:
-        """Print a line about what was seen, and what was said about it."""
+        """Print a line about what was found, and what the command said."""
         token = self.hub.account.token
         for done in runs:
             said = done.stderr.strip().splitlines()
-            told = [line for line in said if line.startswith("error: ")]
-            if len(told) != bool(done.returncode) or (told and said[-1] != told[0]) or "Traceback" in done.stderr:
-                faults.append(f"this was said: {done.stderr[-500:]!r}")
+            errors = [line for line in said if line.startswith("error: ")]
+            if len(errors) != bool(done.returncode) or (errors and said[-1] != errors[0]) or "Traceback" in done.stderr:
+                faults.append(f"the command said: {done.stderr[-500:]!r}")
             if done.stdout:
-                faults.append(f"without --json stdout is nobody's: {done.stdout[:300]!r}")
+                faults.append(f"stdout must be empty without --json: {done.stdout[:300]!r}")
             if token in done.stdout + done.stderr:
                 faults.append("the output holds the token")
         for folder in (self.release, Path(self.environment["HF_HOME"])):
@@ -203,7 +203,7 @@ class Stage:
         sys.stdout.flush()
 
     def state_faults(self) -> Iterator[str]:
-        """What is wrong with main: it must be the older release or the newer one, by no more than one commit."""
+        """Say what is wrong with main: it must hold the older release or the newer one, with at most one new commit."""
         commits = [commit.commit_id for commit in self.api.list_repo_commits(self.repository)]
         if len(commits) - self.foreign not in (2, 3):
             yield f"main has {len(commits)} commits"
@@ -211,7 +211,7 @@ class Stage:
             yield "main is neither the older release nor the newer one"
 
     def end_faults(self) -> Iterator[str]:
-        """What is wrong after a publication that succeeded."""
+        """Say what is wrong after a publication that succeeded."""
         commits = [commit.commit_id for commit in self.api.list_repo_commits(self.repository)]
         tags = {tag.name: tag.target_commit for tag in self.api.list_repo_refs(self.repository).tags}
         if len(commits) != 3 + self.foreign:
@@ -225,7 +225,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Scene:
-    """Something that happens to one publication."""
+    """A situation for one publication."""
 
     codes: tuple[int, ...] = (4,)
     """Exit codes that are right."""
@@ -236,14 +236,14 @@ class Scene:
     before: Callable[[Stage], object] | None = None
     """Done before it begins."""
     meanwhile: Callable[[Stage], object] | None = None
-    """Done as soon as the fault is used up, which should be a pause."""
+    """Done as soon as the fault, a pause, has begun."""
     variables: Mapping[str, str] = field(default_factory=dict)
     """Of the environment; their values may name {endpoint}, and {reader} and {stranger} for their tokens."""
     options: tuple[str, ...] = ("--patience", "6")
     private: bool = False
     long: bool = False
     end: Callable[[Stage], Iterator[str]] | None = Stage.end_faults
-    """Looks at what the same command makes of it afterwards; without one it is not run again."""
+    """Checks what a second run of the command does; without it there is no second run."""
 
 
 def _pause(path: str, method: str = "POST") -> dict[str, Any]:
@@ -281,13 +281,13 @@ def _spoil(name: str) -> Callable[[Stage], None]:
 
 
 def _end_of_changed(stage: Stage) -> Iterator[str]:
-    """A release whose file was changed or lost is mended, and published."""
+    """Repair a release whose file was changed or lost, and publish it."""
     for name in ("extra.bin", "long.bin"):
         stage.list_file(name, os.urandom(20_000))
     stage.expect()
     done = stage.finish()
     if done.returncode:
-        yield f"the mended release is refused: {done.stderr[-300:]}"
+        yield f"the repaired release is refused: {done.stderr[-300:]}"
     yield from stage.end_faults()
 
 
@@ -301,12 +301,12 @@ def _end_of_gated(stage: Stage) -> Iterator[str]:
     environment = stage.environment | {"HF_TOKEN": stage.hub.token("stranger")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 4 or "the repo is gated" not in done.stderr:
-        yield f"a stranger is told, with exit {done.returncode}: {done.stderr[-300:]}"
+        yield f"a stranger gets exit {done.returncode}: {done.stderr[-300:]}"
     print(f"    to a stranger: {done.stderr.strip().splitlines()[-1]}")
 
 
 def _end_of_lost(stage: Stage) -> Iterator[str]:
-    """What the hint says to do over Xet does it; over LFS it changes nothing."""
+    """Do what the hint says: over Xet that helps, over LFS it changes nothing."""
     done = stage.finish(HF_HUB_DISABLE_XET="1")
     if done.returncode:
         yield f"it is lost for good: {done.stderr[-300:]}"
@@ -318,14 +318,14 @@ def _end_of_corrupt(stage: Stage) -> Iterator[str]:
         yield "what is damaged was tagged"
     again = stage.finish()
     if again.returncode != 4:
-        yield f"the second run takes what is damaged: exit {again.returncode}"
+        yield f"the second run accepts what is damaged: exit {again.returncode}"
 
 
 def _end_of_bad_tag(stage: Stage) -> Iterator[str]:
     done = stage.finish("--tag", "v2")
     tags = {tag.name: tag.target_commit for tag in stage.api.list_repo_refs(stage.repository).tags}
     if done.returncode or tags.get("v1") != stage.old or tags.get("v2") == stage.old or not stage.is_whole("v2"):
-        yield f"another tag does not do: exit {done.returncode}, {tags}"
+        yield f"another tag does not work: exit {done.returncode}, {tags}"
 
 
 def _tag_old(stage: Stage) -> None:
@@ -335,11 +335,6 @@ def _tag_old(stage: Stage) -> None:
 def _silence(method: str, path: str) -> Scene:
     fault = {"action": "delay", "seconds": 60, "method": method, "path": path}
     return Scene(reason="does not answer in time", fault=fault, options=("--patience", "3"))
-
-
-def _quota(stage: Stage) -> dict[str, Any]:
-    del stage
-    return {"action": "quota", "bytes": 1000}
 
 
 SCENES: dict[str, Scene] = {
@@ -358,7 +353,17 @@ SCENES: dict[str, Scene] = {
     ),
     "no token": Scene(reason="there is no token", variables={"HF_TOKEN": ""}),
     "a gated repo of one's own": Scene(codes=(0,), before=_gate, end=_end_of_gated),
-    "private storage is full": Scene(reason="status 403.* storage", private=True, fault=_quota),
+    "private storage is full": Scene(
+        reason="status 403.* storage",
+        private=True,
+        fault={
+            "action": "status",
+            "status": 403,
+            "headers": {"X-Error-Message": "Private repository storage limit reached"},
+            "path": "xet-write-token|objects/batch",
+            "times": 0,
+        },
+    ),
     "an object is lost once": Scene(codes=(0,), fault=_forget),
     "an object is lost each time": Scene(
         reason="does not have a file that was uploaded",
@@ -474,7 +479,7 @@ def main() -> None:
         make_card(work / "base", options=CardOptions(license="mit"))
         accounts = (Account.new("owner", "write", "lab"), Account.new("reader", "read", "lab"), Account.new("stranger"))
         settings = HubSettings(work / "hub", accounts, multipart_bytes=60_000, part_bytes=40_000)
-        hub = stack.enter_context(running_hub(settings))
+        hub = stack.enter_context(faulty_hub(settings))
         environment = hub.environment(os.environ, work / "home", xet=arguments.transport == "xet")
         environment |= {"HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "1", "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
         if arguments.client:
@@ -504,7 +509,7 @@ def main() -> None:
 
 
 def meet(stage: Stage, what: str, fault: Mapping[str, Any], patience: int = 30, *, again: bool = True) -> None:
-    """One publication with a fault, and if it fails and is to be run again, the same without."""
+    """Publish with a fault; if that fails, and again is set, publish without it."""
     stage.begin()
     stage.hub.forget_requests()
     stage.hub.fault(**fault)
@@ -529,7 +534,7 @@ def meet(stage: Stage, what: str, fault: Mapping[str, Any], patience: int = 30, 
 
 
 def create(stage: Stage) -> None:
-    """Faults where a repo is made."""
+    """Meet faults when a repo is made."""
     for name, fault in {**FAULTS, **LASTING}.items():
         stage.begin()
         repository = stage.repository
@@ -548,7 +553,7 @@ def create(stage: Stage) -> None:
 
 
 def play(stage: Stage, name: str, scene: Scene) -> None:
-    """One publication in a scene, and what comes after it."""
+    """Publish in a scene, then do what its end says."""
     stage.begin(private=scene.private, long=scene.long)
     if scene.before is not None:
         scene.before(stage)
@@ -626,7 +631,7 @@ def _fill(file: Path) -> None:
 
 
 def publish_twice_at_once(stage: Stage) -> None:
-    """Two publications of one release at one time: one commit, and who comes second is told so, or finds it done."""
+    """Publish one release twice at once: there is one commit, and the second run reports that or finds it done."""
     for _ in range(3):
         stage.begin()
         started = time.monotonic()
@@ -637,8 +642,8 @@ def publish_twice_at_once(stage: Stage) -> None:
         ]
         runs = []
         for process in processes:
-            said, told = process.communicate()
-            runs.append(Done(process.args, process.returncode, said, told))
+            stdout, stderr = process.communicate()
+            runs.append(Done(process.args, process.returncode, stdout, stderr))
         seconds = time.monotonic() - started
         faults = list(stage.end_faults())
         if sorted(done.returncode for done in runs) not in ([0, 0], [0, 4]):
@@ -654,7 +659,7 @@ def _kill_after(stage: Stage, moment: float) -> None:
 
 
 def kill(stage: Stage, count: int, generator: random.Random) -> None:
-    """Kill publications at random moments of their course."""
+    """Kill publications at random moments."""
     stage.begin(long=True)
     started = time.monotonic()
     done = stage.finish()
@@ -671,7 +676,7 @@ def kill(stage: Stage, count: int, generator: random.Random) -> None:
 
 
 def kill_pull_requests(stage: Stage, count: int, generator: random.Random) -> None:
-    """The same with pull requests: main stays, and there is one pull request, which holds the release."""
+    """Do the same with pull requests: main stays, and there is one pull request, which holds the release."""
     options = ["--create-pr", "--patience", "30"]
     stage.begin(options=options)
     started = time.monotonic()

@@ -1,10 +1,10 @@
 """Time and memory of ``lensconv publish`` against ``hf upload``, and of ``lensconv verify hf://``, on a local Hub.
 
 A synthetic checkpoint with the layout of microsoft/Lens is put on the Hub and audited there by its headers. Then it is
-converted, and its release is uploaded in turn by ``hf upload`` and by ``lensconv publish``. Each upload meets a Hub and
-a client's cache that are empty, and a release of which nothing is noted, so that both send every byte and nobody is
-spared a checksum. ``publish`` examines the release first and reads back afterwards, and both is in its time. At last
-the same publication is repeated, with nothing to do.
+converted, and ``hf upload`` and ``lensconv publish`` upload its release in turn. Each upload starts with an empty Hub,
+an empty cache of the client, and a release without notes, so that both send every byte and compute every checksum. The
+time of ``publish`` includes examining the release before and reading it back afterwards. At last the same publication
+is repeated, with nothing to do.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from converter._version import __version__
 from converter.checkpoint.checksum import file_sha256
 from converter.conversion.release.manifest import STATE_FOLDER
 from converter.rehearsal.blobs import Blobs
-from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import DEFAULT_NAME, HubSettings
 from scripts.benchmark import ROOT, Measurement, describe_machine, lensconv, read, size_of, synthesize
+from tests.faulty_hub import FaultyHub, faulty_hub
 
 SOURCE = f"{DEFAULT_NAME}/Lens"
 TRANSPORTS = ("xet", "lfs")
-#: A source is no release, which ``verify`` says with 1.
+#: A source is not a release, so ``verify`` ends with 1.
 AUDITED = (0, 1)
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "publish.json", help="where results go")
     arguments = parser.parse_args()
     work = Path(tempfile.mkdtemp(dir=arguments.work))
-    # A machine that has something else to do tells nothing.
+    # Times of a machine that is busy mean nothing.
     load = round(os.getloadavg()[0], 2)
     try:
         source = synthesize(work, arguments.layers)
@@ -79,14 +79,14 @@ def main() -> None:
 
 
 def measure_audit(work: Path, source: Path, runs: int) -> dict[str, Any]:
-    """Audit a checkpoint of float32 that lies on the Hub."""
+    """Audit a checkpoint of float32 on the Hub."""
     folder = work / "hub"
-    # The Hub has the files already, so that the client need only commit them: no second copy, and no long upload.
+    # The Hub has the files already, so the client only commits them: without a second copy and a long upload.
     blobs = Blobs(folder)
     for file in source.glob("*.safetensors"):
-        place = blobs.path(str(file_sha256(file)))
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.link(file, place)
+        blob = blobs.path(str(file_sha256(file)))
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        os.link(file, blob)
     audit = lensconv("verify", source, "--json")
     wanted = facts_of(run(audit, os.environ, statuses=AUDITED)[1])
     found = []
@@ -112,7 +112,7 @@ def measure_audit(work: Path, source: Path, runs: int) -> dict[str, Any]:
 
 
 def facts_of(report: str) -> dict[str, Any]:
-    """What an audit says of a checkpoint, wherever that lies."""
+    """Return what an audit says of a checkpoint, wherever it is."""
     content = json.loads(report)
     return {name: content[name] for name in ("tensors", "bytes_by_dtype", "total_bytes", "parameters", "families")}
 
@@ -166,10 +166,10 @@ def measure_uploads(work: Path, release: Path, transport: str, pairs: int) -> di
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[RunningHub]:
+def serving(folder: Path) -> Iterator[FaultyHub]:
     """A Hub, whose folder is removed at the end."""
     try:
-        with running_hub(HubSettings(folder)) as hub:
+        with faulty_hub(HubSettings(folder)) as hub:
             yield hub
     finally:
         shutil.rmtree(folder)
@@ -184,7 +184,7 @@ def hf_upload(repository: str, folder: Path) -> list[str]:
 
 
 def run_afresh(
-    command: list[str], hub: RunningHub, home: Path, *, xet: bool = True, statuses: Container[int] = (0,)
+    command: list[str], hub: FaultyHub, home: Path, *, xet: bool = True, statuses: Container[int] = (0,)
 ) -> tuple[Measurement, str]:
     """Run a process with a client's cache that is empty."""
     shutil.rmtree(home, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A local Hub for tests, and ways to ask it: the client that everybody uses, in a process of its own, and bare HTTP."""
+"""Settings of a local Hub for tests, and two ways to use it: huggingface_hub in its own process, and plain HTTP."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ from converter.rehearsal.process import RunningHub
 from converter.rehearsal.settings import Account, HubSettings
 from tests.conftest import ROOT
 
+CARD = (
+    b"---\nlicense: mit\nbase_model: a/b\ntags: [x]\n---\n"
+    b"# A <b>card</b>\n\n![one](images/one.png) [a page](page.html)\n"
+)
 #: What every program for the client begins with.
 _PRELUDE = """
 import json, os, sys, warnings
@@ -32,7 +36,7 @@ api, found = HfApi(), {}
 
 @dataclass(frozen=True)
 class Answer:
-    """What a Hub answers."""
+    """An answer of the Hub."""
 
     status: int
     headers: dict[str, str]
@@ -46,7 +50,7 @@ class Answer:
 
 
 def small_hub(folder: Path) -> HubSettings:
-    """Settings of a Hub with three accounts, whose limits are low enough to be met."""
+    """Return settings of a Hub with three accounts and low limits."""
     accounts = (Account.new("alice", "write", "lab"), Account.new("bob"), Account.new("reader", "read", "lab"))
     return HubSettings(folder, accounts, multipart_bytes=1_000_000, part_bytes=400_000, page_entries=3)
 
@@ -60,7 +64,7 @@ def run_client(
     xet: bool = False,
     **variables: str,
 ) -> dict[str, Any]:
-    """Run a program with huggingface_hub as it is; gives what it puts into ``found``."""
+    """Run a program with huggingface_hub, and return what it puts into ``found``."""
     environment = hub.environment(os.environ, home, token=token, xet=xet) | variables
     done = subprocess.run(
         [sys.executable, "-c", f"{_PRELUDE}\n{program}\nprint(json.dumps(found))", *map(str, arguments)],
@@ -85,10 +89,10 @@ def ask(
     token: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> Answer:
-    """Send one request as it stands; what is no bytes goes as JSON.
+    """Send one request. A body that is not bytes is sent as JSON.
 
     Args:
-        token: what it shows; None for that of the first account, empty for none.
+        token: the token; None for that of the first account, empty for none.
     """
     address = urlsplit(hub.endpoint)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
@@ -105,7 +109,7 @@ def ask(
 
 
 def make_repo(hub: RunningHub, name: str, owner: str = "alice", **values: object) -> str:
-    """Make a repo; gives its name for addresses."""
+    """Make a repo, and return ``OWNER/NAME``."""
     answer = ask(hub, "POST", "/api/repos/create", {"name": name, "organization": owner, **values})
     assert answer.status == 200, answer.body
     return f"{owner}/{name}"
@@ -130,26 +134,26 @@ def commit(
 
 
 def upload(hub: RunningHub, repo: str, content: bytes) -> str:
-    """Store an LFS object in one piece; gives its sha256."""
+    """Store an LFS object in one piece, and return its sha256."""
     sha256 = hashlib.sha256(content).hexdigest()
     wanted = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": sha256, "size": len(content)}]}
     answer = ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", wanted)
     assert answer.status == 200, answer.body
     (item,) = answer.content["objects"]
     if "actions" in item:
-        place = urlsplit(item["actions"]["upload"]["href"])
-        assert ask(hub, "PUT", f"{place.path}?{place.query}", content, token="").status == 200
+        address = urlsplit(item["actions"]["upload"]["href"])
+        assert ask(hub, "PUT", f"{address.path}?{address.query}", content, token="").status == 200
     return sha256
 
 
 def lfs_file(path: str, content: bytes, sha256: str = "") -> dict[str, Any]:
-    """The operation that adds an LFS object to a commit."""
+    """Return the operation that adds an LFS object to a commit."""
     oid = sha256 or hashlib.sha256(content).hexdigest()
     return {"key": "lfsFile", "value": {"path": path, "algo": "sha256", "oid": oid, "size": len(content)}}
 
 
 def head(hub: RunningHub, repo: str, revision: str = "main") -> str:
-    """The commit that a revision names."""
+    """Return the commit that a revision names."""
     answer = ask(hub, "GET", f"/api/models/{repo}/revision/{revision.replace('/', '%2F')}")
     assert answer.status == 200, answer.body
     return str(answer.content["sha"])

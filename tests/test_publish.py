@@ -27,10 +27,10 @@ from converter.publication.options import PublishOptions
 from converter.publication.preflight import examine_release
 from converter.publication.publish import publish
 from converter.publication.secrets import find_secrets
-from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
 from tests.conftest import ROOT, command, list_file, snapshot
+from tests.faulty_hub import FaultyHub, faulty_hub
 
 MANIFEST = "lensconv_manifest.json"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
@@ -226,7 +226,7 @@ def test_secrets_are_known_by_their_form(text: str, kinds: list[str]) -> None:
 class Publisher:
     """A user with a release and a Hub."""
 
-    hub: RunningHub
+    hub: FaultyHub
     release: Path
     environment: dict[str, str]
     repository: str
@@ -291,16 +291,16 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def hub(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
+def hub(transport: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyHub]:
     """A Hub for all tests with one transport; each has its own repo."""
     accounts = (Account.new("owner"), Account.new("reader", "read"), Account.new("stranger"))
-    with running_hub(HubSettings(tmp_path_factory.mktemp(transport), accounts)) as running:
+    with faulty_hub(HubSettings(tmp_path_factory.mktemp(transport), accounts)) as running:
         yield running
 
 
 @pytest.fixture
 def publisher(
-    request: pytest.FixtureRequest, hub: RunningHub, transport: str, release: Path, tmp_path: Path
+    request: pytest.FixtureRequest, hub: FaultyHub, transport: str, release: Path, tmp_path: Path
 ) -> Iterator[Publisher]:
     """A user who publishes."""
     environment = hub.environment(os.environ, tmp_path / "home", xet=transport == "xet")

@@ -17,11 +17,11 @@ from converter.console import SILENT
 from converter.errors import DiskError, EvidenceError, LensconvError, MissingInput, ReleaseError, UsageError
 from converter.publication.options import PublishOptions
 from converter.rehearsal.course import Course
-from converter.rehearsal.process import running_hub
 from converter.rehearsal.rehearse import rehearse
 from converter.rehearsal.settings import HubSettings
 from converter.schemas import load_schema
 from tests.conftest import list_file, names_in, run_process, snapshot
+from tests.faulty_hub import faulty_hub
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CARD = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n# Tiny\n\n![A sign](sign.png)\n"
@@ -43,7 +43,7 @@ def release(tiny_release: Path, tmp_path: Path) -> Path:
 def test_a_release_goes_through_all_of_it(release: Path, tmp_path: Path) -> None:
     keep = tmp_path / "kept"
     arguments = ("publish", release, "alice/tiny", "--rehearse", "--keep", keep, "--private", "--tag", "v1", "--json")
-    # A token and an endpoint of the world are not used.
+    # The user's own token and endpoint are not used.
     environment = os.environ | {"HF_TOKEN": "hf_" + "b" * 34, "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = run_process(*arguments, env=environment)
     assert done.returncode == 0, done.stderr
@@ -61,7 +61,7 @@ def test_a_release_goes_through_all_of_it(release: Path, tmp_path: Path) -> None
     assert (release / ".lensconv" / "receipt.json").read_text() == "{}"
 
 
-def test_what_fails_ends_it_and_is_told(release: Path) -> None:
+def test_the_first_step_that_fails_ends_it(release: Path) -> None:
     manifest = json.loads((release / "lensconv_manifest.json").read_text())
     manifest["files"] = [file for file in manifest["files"] if file["name"] != "sign.png"]
     (release / "lensconv_manifest.json").write_text(json.dumps(manifest))
@@ -74,12 +74,12 @@ def test_what_fails_ends_it_and_is_told(release: Path) -> None:
     assert report.image is None
 
 
-def test_what_was_downloaded_is_held_against_the_manifest(
+def test_the_download_is_compared_with_the_manifest(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over LFS, where the client itself compares nothing but sizes."""
+    """This is over LFS, where the client itself compares only sizes."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    with running_hub(HubSettings(tmp_path / "hub")) as hub:
+    with faulty_hub(HubSettings(tmp_path / "hub")) as hub:
         options = PublishOptions(receipt=tmp_path / "receipt.json")
         course = Course(hub, release, "rehearsal/tiny", options, tmp_path, tmp_path / "x.png", SILENT, True)
         course.publish()
@@ -100,10 +100,10 @@ def test_a_release_that_is_not_fit_is_refused_as_publish_does(release: Path) -> 
     assert snapshot(release) == before
 
 
-def test_what_makes_no_sense_is_refused(release: Path, tmp_path: Path) -> None:
+def test_contradicting_options_are_refused(release: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--dry-run"):
         rehearse(release, "alice/tiny", PublishOptions(dry_run=True))
-    with pytest.raises(UsageError, match="lies in the release"):
+    with pytest.raises(UsageError, match="is inside the release"):
         rehearse(release, "alice/tiny", keep=release / "kept")
     with pytest.raises(MissingInput, match="no-such"):
         rehearse(tmp_path / "no-such", "alice/tiny")
@@ -115,7 +115,7 @@ def test_what_makes_no_sense_is_refused(release: Path, tmp_path: Path) -> None:
 
 def test_a_release_that_does_not_fit_on_the_disk_twice_is_refused(release: Path, tmp_path: Path) -> None:
     os.truncate(release / "sign.png", 10**13)
-    with pytest.raises(DiskError, match="a rehearsal takes 20000"):
+    with pytest.raises(DiskError, match="a rehearsal needs 20000"):
         rehearse(release, "alice/tiny", keep=tmp_path / "kept")
     assert names_in(tmp_path / "kept") == []
 

@@ -1,4 +1,4 @@
-"""A Hub on this machine that speaks the protocol of the real one.
+"""A local Hub that speaks the protocol of huggingface.co for model repos.
 
-``rehearse`` publishes a release there, downloads it, and draws an image with it.
+``rehearse`` publishes a release there, downloads it and generates an image with the download.
 """

@@ -1,170 +1,102 @@
-"""The local Hub as an ASGI application: who asks, what is to go wrong, and what answers."""
+"""The local Hub as an ASGI application: its routes.
+
+All other addresses are answered by 404, with a message that names the address.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import re
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import replace
-
-from starlette.requests import ClientDisconnect, Request
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from converter.rehearsal.call import Call, Viewer
-from converter.rehearsal.control_api import apply
-from converter.rehearsal.faults import STATE_ACTIONS, Fault
+from converter.rehearsal import (
+    commit_api,
+    files_api,
+    listing_api,
+    pages,
+    pull_requests,
+    repos_api,
+    upload_api,
+)
+from converter.rehearsal.call import Call, Handler, identify
 from converter.rehearsal.hub import Hub
-from converter.rehearsal.pages import refusal_page
-from converter.rehearsal.replies import Refusal
-from converter.rehearsal.routes import find_route
-from converter.rehearsal.traffic import Exchange, Traffic
+from converter.rehearsal.replies import refuse
 
-#: Hosts that requests may name; a page of another site that reaches this machine under its own name is refused.
-_HOST = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::\d{1,5})?")
-_BEARER = re.compile(r"Bearer (?P<token>[!-~]{1,512})", re.IGNORECASE)
-_BASIC = re.compile(r"Basic (?P<pair>[A-Za-z0-9+/=]{1,1024})", re.IGNORECASE)
-_CONTROL = "/_control/"
-
-
-class Application:
-    """Answers requests.
-
-    Args:
-        hub: what it answers for.
-        drop: drops the connection of a request at once, given its scope.
-    """
-
-    def __init__(self, hub: Hub, drop: Callable[[Scope], None]) -> None:
-        self._hub = hub
-        self._drop = drop
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            return
-        method, path = scope["method"], scope["raw_path"].decode("latin-1")
-        query = scope["query_string"].decode("latin-1")
-        is_authorized = any(name == b"authorization" for name, _ in scope["headers"])
-        # Those who watch do not watch themselves.
-        log = Traffic() if path.startswith(_CONTROL) else self._hub.traffic
-        channel = _Channel(log.start(method, path, query, is_authorized), receive, send)
-        faults = [] if path.startswith(_CONTROL) else self._hub.faults.due(method, f"{path}?{query}" if query else path)
-        request = Request(scope, channel.receive)
-        try:
-            response = await self._prepare(faults)
-            if any(fault.action == "drop_before" for fault in faults):
-                await self._cut(scope, receive)
-                return
-            if response is None:
-                response = await self._answer(request, method, path)
-            if any(fault.action == "drop_after" for fault in faults):
-                await self._cut(scope, receive)
-                return
-            channel.exchange.status = response.status_code
-            await self._send(response, scope, channel, receive)
-        except ClientDisconnect:
-            return
-
-    async def _send(self, response: Response, scope: Scope, channel: _Channel, receive: Receive) -> None:
-        try:
-            await response(scope, channel.receive, channel.send)
-        except (OSError, ValueError):
-            # What is stored is damaged, and the headers are out already: the client must not take this for the end.
-            await self._cut(scope, receive)
-
-    async def _prepare(self, faults: list[Fault]) -> Response | None:
-        """Let happen what is to happen before a request is looked at; gives the answer if that is not needed."""
-        response = None
-        for fault in faults:
-            if fault.action in STATE_ACTIONS:
-                try:
-                    apply(self._hub, fault)
-                except Refusal as refusal:
-                    response = refusal.response()
-            elif fault.action == "delay":
-                await asyncio.sleep(fault.seconds)
-            elif fault.action == "status":
-                response = Response(fault.body, fault.status, fault.headers)
-        return response
-
-    async def _answer(self, request: Request, method: str, path: str) -> Response:
-        call = Call(self._hub, request, {}, None)
-        is_for_browsers = False
-        try:
-            if not _HOST.fullmatch(request.headers.get("host", "")):
-                raise Refusal(421, "This Hub is on this machine only")
-            route = find_route(method, path)
-            is_for_browsers = route.is_for_browsers
-            call = replace(call, parts=route.parts, viewer=self._viewer(request, is_for_browsers))
-            return await route.handler(call)
-        except Refusal as refusal:
-            # Clients of the Hub never ask for HTML.
-            is_page = "text/html" in request.headers.get("accept", "")
-            response = refusal_page(call, refusal) if is_page else refusal.response()
-            if refusal.status == 401 and is_for_browsers:
-                # For images of a page, too: a browser sends what it knows once it is asked.
-                response.headers["WWW-Authenticate"] = 'Basic realm="A Hub on this machine: account and token"'
-            return response
-        except OSError as error:
-            return Refusal(507, f"The Hub cannot store or read this: {error.strerror}").response()
-
-    def _viewer(self, request: Request, is_for_browsers: bool) -> Viewer | None:
-        """The one whose token a request carries.
-
-        Args:
-            request: the request.
-            is_for_browsers: whether the token may also come as the password of an account.
-
-        Raises:
-            Refusal: it is the token of nobody.
-        """
-        header = request.headers.get("authorization")
-        if header is None:
-            return None
-        name, token = "", ""
-        if (match := _BEARER.fullmatch(header)) is not None:
-            token = match["token"]
-        elif is_for_browsers and (match := _BASIC.fullmatch(header)) is not None:
-            with suppress(ValueError):
-                name, _, token = base64.b64decode(match["pair"], validate=True).decode().partition(":")
-        # Found by its hash, so that the time that this takes tells nothing.
-        row = self._hub.database.account(token)
-        if row is None or name not in ("", row["name"]):
-            raise Refusal(401, "Invalid credentials in Authorization header")
-        return Viewer(row["name"], row["role"], tuple(row["organizations"].split()))
-
-    async def _cut(self, scope: Scope, receive: Receive) -> None:
-        """Drop the connection, and wait until it is known to be gone, so that nothing is sent any more."""
-        self._drop(scope)
-        while (await receive())["type"] != "http.disconnect":
-            pass
+_REPO = "/api/models/{owner}/{name}"
+_GIT = "/{owner}/{name}.git/info/lfs"
+_PAGE = "/{owner}/{name}"
+#: Addresses that begin with an underscore are signed: they need no token.
+_SIGNED = "/_"
+_ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/api/whoami-v2", repos_api.who_am_i),
+    ("POST", "/api/repos/create", repos_api.create_repo),
+    ("DELETE", "/api/repos/delete", repos_api.delete_repo),
+    ("POST", "/api/validate-yaml", repos_api.validate_card),
+    ("GET", "/api/models", listing_api.list_repos),
+    ("GET", _REPO, listing_api.show_repo),
+    ("GET", f"{_REPO}/revision/{{revision}}", listing_api.show_repo),
+    ("GET", f"{_REPO}/auth-check", repos_api.check_access),
+    ("GET", f"{_REPO}/auth-check/write", repos_api.check_write_access),
+    ("PUT", f"{_REPO}/settings", repos_api.configure_repo),
+    ("POST", f"{_REPO}/preupload/{{revision}}", upload_api.preupload),
+    ("GET", f"{_REPO}/xet-write-token/{{revision}}", upload_api.xet_write_token),
+    ("GET", f"{_REPO}/xet-read-token/{{revision}}", upload_api.xet_read_token),
+    ("POST", f"{_REPO}/commit/{{revision}}", commit_api.create_commit),
+    ("POST", f"{_REPO}/branch/{{branch}}", repos_api.create_branch),
+    ("DELETE", f"{_REPO}/branch/{{branch}}", repos_api.delete_branch),
+    ("POST", f"{_REPO}/tag/{{revision}}", repos_api.create_tag),
+    ("DELETE", f"{_REPO}/tag/{{revision}}", repos_api.delete_tag),
+    ("GET", f"{_REPO}/refs", repos_api.list_refs),
+    ("GET", f"{_REPO}/commits/{{revision}}", repos_api.list_commits),
+    ("POST", f"{_REPO}/paths-info/{{revision}}", listing_api.show_paths),
+    ("GET", f"{_REPO}/tree/{{revision}}", listing_api.list_tree),
+    ("GET", f"{_REPO}/tree/{{revision}}/{{path:path}}", listing_api.list_tree),
+    ("GET", f"{_REPO}/discussions", pull_requests.list_pull_requests),
+    ("POST", f"{_REPO}/discussions", pull_requests.create_pull_request),
+    ("GET", f"{_REPO}/discussions/{{number}}", pull_requests.show_pull_request),
+    ("POST", f"{_REPO}/discussions/{{number}}/status", pull_requests.change_status),
+    ("POST", f"{_REPO}/discussions/{{number}}/merge", pull_requests.merge),
+    ("POST", f"{_GIT}/objects/batch", upload_api.lfs_batch),
+    ("POST", f"{_GIT}/verify", upload_api.verify_object),
+    ("PUT", f"{_SIGNED}lfs/{{oid}}", upload_api.put_object),
+    ("PUT", f"{_SIGNED}lfs/{{oid}}/part/{{number}}", upload_api.put_part),
+    ("POST", f"{_SIGNED}lfs/{{oid}}/complete", upload_api.complete_parts),
+    ("GET", f"{_SIGNED}files/{{oid}}", files_api.send_object),
+    ("GET", f"{_PAGE}/resolve/{{revision}}/{{path:path}}", files_api.resolve),
+    ("GET", _PAGE, pages.show_page),
+    ("GET", f"{_PAGE}/tree/{{revision}}", pages.show_page),
+)
 
 
-class _Channel:
-    """Counts what goes through a connection.
+def make_application(hub: Hub) -> ASGIApp:
+    """Return the application of a Hub."""
+    application = Starlette(
+        routes=[_route(hub, *route) for route in _ROUTES],
+        # A page of another site may reach this machine under a name of its own.
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])],
+        exception_handlers={HTTPException: refuse, OSError: refuse},
+    )
+    application.router.redirect_slashes = False
 
-    Args:
-        exchange: where it is noted.
-        receive: gives the request.
-        send: takes the answer.
-    """
+    async def with_raw_path(scope: Scope, receive: Receive, send: Send) -> None:
+        # A branch such as refs/pr/1 is one part of a path only as long as its slashes are encoded.
+        await application({**scope, "path": scope["raw_path"].decode("latin-1")}, receive, send)
 
-    def __init__(self, exchange: Exchange, receive: Receive, send: Send) -> None:
-        self.exchange = exchange
-        self._receive = receive
-        self._send = send
+    return with_raw_path
 
-    async def receive(self) -> Message:
-        """A piece of the request."""
-        message = await self._receive()
-        self.exchange.received += len(message.get("body", b""))
-        return message
 
-    async def send(self, message: Message) -> None:
-        """A piece of the answer."""
-        if self.exchange.method != "HEAD":
-            self.exchange.sent += len(message.get("body", b""))
-        await self._send(message)
+def _route(hub: Hub, method: str, path: str, handler: Handler) -> Route:
+    async def answer(request: Request) -> Response:
+        viewer = None
+        if path.startswith(_SIGNED):
+            hub.check_signature(f"{request.url.path}?{request.url.query}")
+        else:
+            viewer = identify(hub, request)
+        return await handler(Call(hub, request, viewer))
+
+    return Route(path, answer, methods=[method])

@@ -1,207 +1,181 @@
-"""A request as its handler sees it: who asks, for which repo, and with what."""
+"""A request as its handler sees it: its user, its repo and its content."""
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from converter.rehearsal.history import Repo
 from converter.rehearsal.hub import Hub
-from converter.rehearsal.names import KINDS, check_repo_part, check_revision, decode
-from converter.rehearsal.replies import Refusal, repo_not_found
+from converter.rehearsal.names import check_repo_part, check_revision, decode
+from converter.rehearsal.replies import Refusal, is_for_browsers, repo_not_found
+from converter.rehearsal.repos import Repo
+from converter.rehearsal.settings import RESERVED_NAMES, Account
 
 #: Bytes of a body in JSON; the client's largest one describes 256 files with a sample of each.
-BODY_LIMIT = 8 * 2**20
+_BODY_LIMIT = 8 * 2**20
+_BEARER = re.compile(r"Bearer (?P<token>[!-~]{1,512})", re.IGNORECASE)
+_BASIC = re.compile(r"Basic (?P<pair>[A-Za-z0-9+/=]{1,1024})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Viewer:
-    """Whose token a request carries."""
-
-    name: str
-    role: str
-    organizations: tuple[str, ...]
-
-    def belongs_to(self, namespace: str) -> bool:
-        """Whether repos of a namespace are theirs."""
-        return namespace == self.name or namespace in self.organizations
-
-
-@dataclass
 class Call:
-    """A request on its way through the Hub.
+    """A request to the Hub.
 
     Args:
         hub: the Hub.
         request: the request.
-        parts: what its path names, still percent-encoded.
-        viewer: whose token it carries; None without a token.
+        viewer: its user; None without a token.
     """
 
     hub: Hub
     request: Request
-    parts: Mapping[str, str]
-    viewer: Viewer | None
+    viewer: Account | None
 
     def part(self, name: str) -> str:
-        """A part of the path, decoded; empty if it is not there."""
-        return decode(self.parts.get(name) or "")
+        """Return a part of the path, decoded; empty if the path does not have it."""
+        return decode(self.request.path_params.get(name, ""))
 
     @property
-    def query_pairs(self) -> list[tuple[str, str]]:
-        """The query.
-
-        Raises:
-            Refusal: it is too long, or no text.
-        """
-        return parse_pairs(self.request.scope["query_string"].decode("latin-1"), limit=100)
-
-    @property
-    def query(self) -> dict[str, str]:
-        """The query; the last of values with one name.
-
-        Raises:
-            Refusal: it is too long, or no text.
-        """
-        return dict(self.query_pairs)
+    def query(self) -> Mapping[str, str]:
+        """The query; the last of several values of one name."""
+        return self.request.query_params
 
     @property
     def revision(self) -> str:
-        """The revision that the path names."""
+        """The revision that the path names, ``main`` by default; raise Refusal if it is not a valid one."""
         return check_revision(self.part("revision") or "main")
 
-    def user(self) -> Viewer:
-        """The one who asks.
-
-        Raises:
-            Refusal: the request has no token.
-        """
+    def user(self) -> Account:
+        """Return the user; raise Refusal if the request has no token."""
         if self.viewer is None:
             raise Refusal(401, "Invalid username or password.")
         return self.viewer
 
-    def writer(self, namespace: str, what: str) -> Viewer:
-        """The one who asks, who may change things in a namespace.
-
-        Raises:
-            Refusal: they may not.
-        """
+    def token_writer(self, what: str) -> Account:
+        """Return the user, whose token may write; raise Refusal if it may not."""
         viewer = self.user()
         if viewer.role != "write":
             raise Refusal(403, f"Forbidden: you must use a write token to {what}")
+        return viewer
+
+    def writer(self, namespace: str, what: str) -> Account:
+        """Return the user, who may change repos of a namespace; raise Refusal if the user may not."""
+        viewer = self.token_writer(what)
         if not viewer.belongs_to(namespace):
             raise Refusal(403, f'You don\'t have the rights to {what} under the namespace "{namespace}"')
         return viewer
 
     def repo(self) -> Repo:
-        """The repo that the path names.
-
-        Raises:
-            Refusal: there is none, or not for the one who asks.
-        """
-        kind = KINDS[self.parts.get("kind") or "models"]
+        """Return the repo that the path names; raise Refusal if it does not exist, or the user may not know of it."""
         owner, name = check_repo_part(self.part("owner")), check_repo_part(self.part("name"))
-        repo = self.hub.history.find(kind, owner, name)
-        if repo is None or (repo.private and not self.is_member(repo)):
+        if owner in RESERVED_NAMES:
+            raise HTTPException(404)
+        repo = Repo.find(self.hub.database, owner, name)
+        if repo is None or not self.may_see(repo):
             raise repo_not_found(self.viewer is not None)
         return repo
 
     def writable_repo(self) -> Repo:
-        """The repo that the path names, which the one who asks may change.
+        """Return the repo that the path names, which the user may change.
 
         Raises:
-            Refusal: there is none, or they may not.
+            Refusal: it does not exist, or the user may not.
         """
         repo = self.repo()
         self.writer(repo.owner, "write to a repo")
         return repo
 
-    def is_member(self, repo: Repo) -> bool:
-        """Whether the repo belongs to the one who asks."""
-        return self.viewer is not None and self.viewer.belongs_to(repo.owner)
-
-    def check_files_access(self, repo: Repo) -> None:
-        """Check that the one who asks may read the files of a repo.
+    def readable_repo(self) -> Repo:
+        """Return the repo that the path names, whose files the user may read.
 
         Raises:
-            Refusal: the repo is gated.
+            Refusal: it does not exist, or is gated.
         """
-        if repo.gated and not self.is_member(repo):
+        repo = self.repo()
+        if repo.gated and not self._is_member(repo):
             raise Refusal(
                 403 if self.viewer is not None else 401,
                 f"Access to model {repo.identity} is restricted and you are not in the authorized list. "
                 "Visit its page to ask for access.",
                 code="GatedRepo",
             )
+        return repo
 
-    async def body(self, limit: int = BODY_LIMIT) -> bytes:
-        """The body.
+    def may_see(self, repo: Repo) -> bool:
+        """Whether the user may know of a repo."""
+        return not repo.private or self._is_member(repo)
 
-        Raises:
-            Refusal: it is too long.
-        """
+    def _is_member(self, repo: Repo) -> bool:
+        return self.viewer is not None and self.viewer.belongs_to(repo.owner)
+
+    async def body(self) -> bytes:
+        """Return the body; raise Refusal if it is too long."""
         content = bytearray()
         async for piece in self.request.stream():
             content += piece
-            if len(content) > limit:
+            if len(content) > _BODY_LIMIT:
                 raise Refusal(413, "Payload too large")
         return bytes(content)
 
-    async def json(self, limit: int = BODY_LIMIT) -> dict[str, Any]:
-        """The body as a JSON object; an empty one is an empty object.
-
-        Raises:
-            Refusal: it is none.
-        """
-        return parse_object(await self.body(limit))
+    async def json(self) -> dict[str, Any]:
+        """Return the body, a JSON object; an empty body is an empty object; raise Refusal if it is something else."""
+        return parse_object(await self.body())
 
 
-#: What answers a request.
+#: Answers a request.
 Handler = Callable[[Call], Awaitable[Response]]
 
 
-def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object.
+def identify(hub: Hub, request: Request) -> Account | None:
+    """Return the user whose token a request carries; raise Refusal if the token does not belong to an account."""
+    header = request.headers.get("authorization")
+    if header is None:
+        return None
+    name, token = "", ""
+    if (match := _BEARER.fullmatch(header)) is not None:
+        token = match["token"]
+    elif is_for_browsers(request) and (match := _BASIC.fullmatch(header)) is not None:
+        with suppress(ValueError):
+            name, _, token = base64.b64decode(match["pair"], validate=True).decode().partition(":")
+    account = hub.account(token)
+    if account is None or name not in ("", account.name):
+        raise Refusal(401, "Invalid credentials in Authorization header")
+    return account
 
-    Raises:
-        Refusal: it is none.
-    """
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """Read a JSON object; raise Refusal if it is something else."""
     try:
         content = json.loads(data or b"{}")
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, "The body is no JSON") from error
+        raise Refusal(400, "The body is not JSON") from error
     if not isinstance(content, dict):
-        raise Refusal(400, "The body is no JSON object")
+        raise Refusal(400, "The body is not a JSON object")
     return content
 
 
-def parse_pairs(text: str, limit: int) -> list[tuple[str, str]]:
-    """Names and values of a query or a form, of which there may be so many.
-
-    Raises:
-        Refusal: there are more, or they are no text.
-    """
-    try:
-        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=limit)
-    except ValueError as error:
-        raise Refusal(400, "The query or the form cannot be read") from error
-
-
-def text_of(values: Mapping[str, Any], name: str, default: str = "", limit: int = 65_536) -> str:
-    """A text in a JSON object.
-
-    Raises:
-        Refusal: it is no text, or too long.
-    """
+def text_of(values: Mapping[str, Any], name: str, default: str = "") -> str:
+    """Return a text of a JSON object; raise Refusal if it is not a text."""
     value = values.get(name)
     if value is None:
         return default
-    if not isinstance(value, str) or len(value) > limit:
-        raise Refusal(400, f'"{name}" must be a string of at most {limit} characters')
+    if not isinstance(value, str):
+        raise Refusal(400, f'"{name}" must be a string')
     return value
+
+
+def objects_of(values: Mapping[str, Any], name: str, limit: int) -> list[dict[str, Any]]:
+    """Return an array of objects of a JSON object; raise Refusal if it is something else, or too long."""
+    objects = values.get(name)
+    if not isinstance(objects, list) or len(objects) > limit or not all(isinstance(item, dict) for item in objects):
+        raise Refusal(400, f'"{name}" must be an array of at most {limit} objects')
+    return objects

@@ -1,25 +1,25 @@
-"""Commits: a header and operations, a JSON object a line, which become one new commit or none."""
+"""The route of commits: a header and operations, one JSON object a line, become one new commit or none."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import anyio.to_thread
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from converter.rehearsal.call import Call, parse_object, text_of
 from converter.rehearsal.card_metadata import check_card
-from converter.rehearsal.discussions import Discussions, commit_target
-from converter.rehearsal.history import PULLS, Entry, Repo, lfs_entry, regular_entry
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.modes import REGULAR_LIMIT
 from converter.rehearsal.names import COMMIT, check_path, check_sha256, check_size
-from converter.rehearsal.replies import Refusal, entry_not_found, reply
+from converter.rehearsal.pull_requests import PullRequests, commit_target
+from converter.rehearsal.replies import Refusal, entry_not_found
+from converter.rehearsal.repos import PULLS, Entry, lfs_entry, regular_entry
 
 #: Bytes of a line: the largest file that git keeps, in base64.
 _LINE_LIMIT = REGULAR_LIMIT * 4 // 3 + 65_536
@@ -33,98 +33,92 @@ _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 class Draft:
     """A commit as its request describes it."""
 
-    title: str = ""
-    message: str = ""
-    parent: str = ""
-    """The commit that the client takes for the newest; empty if it does not say."""
+    title: str
+    message: str
+    parent: str
+    """The commit that the client takes for the head; empty if it does not say."""
     files: dict[str, Entry] = field(default_factory=dict)
-    deleted_files: list[str] = field(default_factory=list)
-    deleted_folders: list[str] = field(default_factory=list)
+    deleted: list[tuple[str, str]] = field(default_factory=list)
+    """``file`` or ``folder``, and its path."""
     card: str = ""
     regular_bytes: int = 0
 
 
 async def create_commit(call: Call) -> Response:
     """POST .../commit/REV."""
-    opens_pull_request = bool(call.query.get("create_pr"))
-    repo, author = commit_target(call), call.user().name
-    discussions = Discussions(call.hub)
-    # What cannot be is refused before content is read.
-    call.hub.history.branch(repo, call.revision)
+    author = call.user().name
+    repo = commit_target(call)
+    # A commit to a wrong revision is refused before its content is read.
+    repo.branch(call.revision)
     draft = await _read(call)
     # From here on nothing waits, so that no other request comes between the checks and the change.
-    history = call.hub.history
     repo = call.repo()
-    ref, head = history.branch(repo, call.revision)
+    ref, head = repo.branch(call.revision)
     if draft.parent and draft.parent != head:
         raise Refusal(412, "A commit has happened since. Please refresh and try again.")
-    _check(call.hub, repo, draft)
-    tree = _apply(draft, history.tree(repo, head), head)
-    with call.hub.database.change():
-        commit = history.add_commit(repo, head, tree, draft.title, draft.message, author)
-        answer: dict[str, Any] = {
-            "success": True,
-            "commitOid": commit,
-            "commitUrl": f"{call.hub.endpoint}/{repo.page}/commit/{commit}",
-            "hookOutput": "",
-        }
-        if opens_pull_request:
-            number = discussions.open_pull_request(repo, draft.title, draft.message, author, base=ref)
+    _check(call.hub, draft)
+    tree = _apply(draft, repo.tree(head), head)
+    pull_requests = PullRequests(repo)
+    answer: dict[str, Any] = {"success": True, "hookOutput": ""}
+    with call.hub.database.connection:
+        commit = repo.add_commit(head, tree, draft.title, author, draft.message)
+        if call.query.get("create_pr"):
+            number = pull_requests.open(draft.title, draft.message, author, base=ref, status="open")
             ref = f"{PULLS}{number}"
-            answer["pullRequestUrl"] = f"{call.hub.endpoint}/{repo.page}/discussions/{number}"
-        history.point(repo, ref, commit)
-        discussions.note_commit(repo, ref, draft.title, commit, author)
-    return reply(answer)
+            answer["pullRequestUrl"] = f"{call.hub.endpoint}/{repo.identity}/discussions/{number}"
+        repo.point(ref, commit)
+        if ref.startswith(PULLS):
+            number = int(ref.removeprefix(PULLS))
+            pull_requests.add_event(number, "commit", author, subject=draft.title, oid=commit)
+    answer |= {"commitOid": commit, "commitUrl": f"{call.hub.endpoint}/{repo.identity}/commit/{commit}"}
+    return JSONResponse(answer)
 
 
 async def _read(call: Call) -> Draft:
-    """The commit that a request describes. Content of regular files is stored as it comes.
+    """Read the commit that a request describes. Content of regular files is stored as it comes.
 
     Raises:
-        Refusal: a line makes no sense.
+        Refusal: a line is not what it should be.
     """
-    draft = Draft()
-    is_first = True
+    operations = _operations(call)
+    key, value = await anext(operations, ("", {}))
+    if key != "header":
+        raise Refusal(400, "A commit is a header, then operations")
+    draft = Draft(text_of(value, "summary"), text_of(value, "description"), text_of(value, "parentCommit"))
+    if not draft.title or (draft.parent and not COMMIT.fullmatch(draft.parent)):
+        raise Refusal(400, '"summary" must not be empty, and "parentCommit" must be a commit')
+    async for key, value in operations:
+        path = text_of(value, "path")
+        if key == "file":
+            await _add_file(call.hub, draft, check_path(path), value)
+        elif key == "lfsFile":
+            draft.files[path] = _lfs_file(call.hub, check_path(path), value)
+        elif key in ("deletedFile", "deletedFolder"):
+            draft.deleted.append((key.removeprefix("deleted").lower(), check_path(path.rstrip("/"))))
+        else:
+            raise Refusal(400, "A commit has an unknown operation")
+    return draft
+
+
+async def _operations(call: Call) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """Return the key and the value of each line; raise Refusal if a line does not have both."""
     async for line in _lines(call):
         operation = parse_object(line)
         key, value = operation.get("key"), operation.get("value")
-        if not isinstance(value, dict) or is_first != (key == "header"):
-            raise Refusal(400, "A commit is a header, then operations")
-        if is_first:
-            draft.title, draft.message = text_of(value, "summary"), text_of(value, "description")
-            draft.parent = text_of(value, "parentCommit")
-            if not draft.title or (draft.parent and not COMMIT.fullmatch(draft.parent)):
-                raise Refusal(400, '"summary" must not be empty, and "parentCommit" must be a commit')
-            is_first = False
-            continue
-        path = check_path(text_of(value, "path").rstrip("/") if str(key).startswith("deleted") else value.get("path"))
-        if key == "file":
-            await _add_file(call.hub, draft, path, value)
-        elif key == "lfsFile":
-            draft.files[path] = _lfs_file(call.hub, path, value)
-        elif key == "deletedFile":
-            draft.deleted_files.append(path)
-        elif key == "deletedFolder":
-            draft.deleted_folders.append(path)
-        else:
-            raise Refusal(400, "A commit has an unknown operation")
-    if is_first:
-        raise Refusal(400, "A commit is a header, then operations")
-    return draft
+        if not isinstance(key, str) or not isinstance(value, dict):
+            raise Refusal(400, "A line of a commit has a key, and an object as its value")
+        yield key, value
 
 
 async def _lines(call: Call) -> AsyncIterator[bytes]:
     buffer = bytearray()
-    searched = 0
     async for piece in call.request.stream():
         buffer += piece
-        while (end := buffer.find(b"\n", searched)) >= 0:
-            line = bytes(buffer[:end])
-            del buffer[: end + 1]
-            searched = 0
-            if line.strip():
-                yield line
-        searched = len(buffer)
+        if b"\n" in piece:
+            *lines, buffer = buffer.split(b"\n")
+            for line in lines:
+                if line.strip():
+                    yield bytes(line)
         if len(buffer) > _LINE_LIMIT:
             raise Refusal(413, "Your push was rejected because it contains files larger than 10 MiB.")
     if buffer.strip():
@@ -137,8 +131,8 @@ async def _add_file(hub: Hub, draft: Draft, path: str, value: dict[str, Any]) ->
         raise Refusal(400, '"content" must be a string')
     try:
         content = base64.b64decode(text, validate=True) if value.get("encoding") == "base64" else text.encode()
-    except (binascii.Error, ValueError) as error:
-        raise Refusal(400, '"content" is no base64') from error
+    except ValueError as error:
+        raise Refusal(400, '"content" is not base64') from error
     if len(content) > REGULAR_LIMIT:
         raise Refusal(
             400, f"Your push was rejected because it contains files larger than 10 MiB. Offending file: {path}"
@@ -146,7 +140,7 @@ async def _add_file(hub: Hub, draft: Draft, path: str, value: dict[str, Any]) ->
     draft.regular_bytes += len(content)
     if draft.regular_bytes > _PAYLOAD_LIMIT:
         raise Refusal(413, "Payload too large")
-    if any(hub.database.account(match.decode()) is not None for match in _TOKEN.findall(content)):
+    if any(hub.account(match.decode()) is not None for match in _TOKEN.findall(content)):
         message = "Your push was rejected because the following files contain valid Hugging Face secrets"
         raise Refusal(400, f"{message}: {path}")
     if path == "README.md":
@@ -156,16 +150,16 @@ async def _add_file(hub: Hub, draft: Draft, path: str, value: dict[str, Any]) ->
 
 
 def _lfs_file(hub: Hub, path: str, value: dict[str, Any]) -> Entry:
-    sha256 = check_sha256(value.get("oid"))
+    sha256 = check_sha256(text_of(value, "oid"))
     if value.get("algo") != "sha256":
         raise Refusal(400, '"algo" must be "sha256"')
-    # Where a file of another repo is copied, the client gives no size.
+    # The client gives no size for a copy of a file of another repo.
     size = check_size(value["size"]) if "size" in value else hub.stored_size(sha256) or 0
     return lfs_entry(path, sha256, size)
 
 
-def _check(hub: Hub, repo: Repo, draft: Draft) -> None:
-    """Check what the Hub's hooks check before they take a push."""
+def _check(hub: Hub, draft: Draft) -> None:
+    """Check what the hooks of huggingface.co check before they accept a push."""
     large = [entry for entry in draft.files.values() if entry.is_lfs]
     if len(large) > _LFS_FILES_LIMIT:
         raise Refusal(413, f"A commit has at most {_LFS_FILES_LIMIT} LFS files")
@@ -180,34 +174,29 @@ def _check(hub: Hub, repo: Repo, draft: Draft) -> None:
             )
         if stored != entry.size:
             raise Refusal(400, f"Your push was rejected because the size of an LFS file is wrong: {entry.path}")
-    known = {row["sha256"] for row in hub.database.rows("SELECT sha256 FROM entries WHERE repo = ?", repo.number)}
-    hub.check_quota(repo, sum(entry.size for entry in large if entry.sha256 not in known))
-    errors, _ = check_card(draft.card, repo.kind) if draft.card else ([], [])
+    errors, _ = check_card(draft.card, "model") if draft.card else ([], [])
     if errors:
         raise Refusal(400, "Your push was rejected because README.md has invalid metadata: " + "; ".join(errors))
 
 
 def _apply(draft: Draft, tree: dict[str, Entry], head: str) -> dict[str, Entry]:
-    """The files after a commit: first what it deletes, then what it adds.
+    """Return the files after a commit, which deletes first and then adds.
 
     Raises:
-        Refusal: a file is not there, or a path is a file and a folder at once.
+        Refusal: a file that it deletes does not exist, or a path is a file and a folder at once.
     """
-    for path in draft.deleted_files:
-        if tree.pop(path, None) is None:
-            refusal = entry_not_found(head)
-            raise Refusal(404, f"A file with this name doesn't exist: {path}", code=refusal.code)
-    for folder in draft.deleted_folders:
-        inside = [path for path in tree if path.startswith(f"{folder}/")]
-        if not inside:
-            raise Refusal(404, f"A folder with this name doesn't exist: {folder}", code="EntryNotFound")
-        for path in inside:
-            del tree[path]
+    for kind, path in draft.deleted:
+        is_folder = kind == "folder"
+        names = [name for name in tree if (name.startswith(f"{path}/") if is_folder else name == path)]
+        if not names:
+            raise entry_not_found(head, f"A {kind} with this name doesn't exist: {path}")
+        for name in names:
+            del tree[name]
     for path, entry in draft.files.items():
         before = tree.get(path)
         if before is None or before.oid != entry.oid:
             tree[path] = entry
-    folders = {path[:place] for path in tree for place, letter in enumerate(path) if letter == "/"}
+    folders = {str(folder) for path in tree for folder in PurePosixPath(path).parents}
     if both := sorted(folders & tree.keys()):
         raise Refusal(400, f"A path cannot be a file and a folder at once: {both[0]}")
     return tree

@@ -1,4 +1,4 @@
-"""The steps of a rehearsal, each taken by a process that knows nothing of the others."""
+"""The steps of a rehearsal. Each runs in a process of its own, which knows nothing of the others."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from converter.models.lens.layout import PIPELINE_CLASS_NAME
 from converter.publication.options import PublishOptions
 from converter.rehearsal.process import RunningHub
 
-#: An image that shows that the download draws, and nothing of how well: small and of few steps, so that it takes
-#: seconds on a GPU.
+#: The image shows that the download works, not how well: it is small and has few steps, so that it takes seconds on a
+#: GPU.
 _IMAGE_OPTIONS = ("--height", "256", "--width", "256", "--steps", "4")
 _PROMPT = "A cat holding a sign that says hello world"
-#: Seconds until the Hub must have answered a request of a browser.
+#: Seconds that the Hub may take to answer a request for its page.
 _PAGE_SECONDS = 60.0
-#: Characters of the last line of a process that failed.
+#: Characters shown of the last line of a process that failed.
 _REASON_LENGTH = 500
 _DOWNLOAD = """
 import sys
@@ -40,18 +40,18 @@ print(snapshot_download(sys.argv[1], revision=sys.argv[2]))
 
 @dataclass(frozen=True)
 class Step:
-    """A part of a rehearsal."""
+    """A step of a rehearsal."""
 
     name: str
-    """``publish``, ``page``, ``audit``, ``download``, and ``generate`` or, for what is no Lens pipeline, ``load``."""
+    """``publish``, ``page``, ``audit``, ``download``, and ``generate`` or, unless it is a Lens pipeline, ``load``."""
     elapsed_s: float
     detail: str
-    """What was seen, or what went wrong."""
+    """What was found, or what went wrong."""
     exit_code: int = 0
-    """That of what went wrong."""
+    """The exit code of the error; 0 without one."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``--json`` shows it."""
+        """Return what ``--json`` shows."""
         return {
             "name": self.name,
             "ok": self.exit_code == 0,
@@ -70,9 +70,9 @@ class Course:
         repository: ``OWNER/NAME``.
         options: how to publish.
         work: folder for the caches.
-        image: where the image goes.
+        image: file for the image.
         reporter: shows notes.
-        quiet: whether the processes say nothing on stderr.
+        quiet: whether the processes write nothing to stderr.
     """
 
     hub: RunningHub
@@ -84,12 +84,12 @@ class Course:
     reporter: Reporter
     quiet: bool
     receipt: dict[str, Any] = field(default_factory=dict, init=False)
-    """Of the publication, once there is one."""
+    """What the publication printed, once it is done."""
     downloaded: Path = field(default=Path(), init=False)
-    """The release as it was downloaded, once it was."""
+    """The folder of the download, once it is done."""
 
-    def take(self) -> Iterator[Step]:
-        """Take the steps, up to the first that fails.
+    def run(self) -> Iterator[Step]:
+        """Run the steps, up to the first that fails.
 
         Raises:
             LensconvError: what publishing raises.
@@ -99,7 +99,7 @@ class Course:
             "page": self.open_page,
             "audit": self.audit,
             "download": self.download,
-            **({"generate": self.generate} if self.can_draw() else {"load": self.load}),
+            **({"generate": self.generate} if self.can_generate() else {"load": self.load}),
         }
         for name, part in parts.items():
             self.reporter.note(f"rehearsing: {name}")
@@ -114,15 +114,15 @@ class Course:
             if exit_code:
                 return
 
-    def can_draw(self) -> bool:
-        """Whether the release is a whole pipeline, and one that `generate` knows."""
+    def can_generate(self) -> bool:
+        """Whether the release is a pipeline that `generate` supports."""
         try:
             return read_json(self.root / PIPELINE_INDEX).get("_class_name") == PIPELINE_CLASS_NAME
         except InputError:
             return False
 
     def publish(self) -> str:
-        """With the command itself."""
+        """Publish with the command itself."""
         options = self.options
         arguments = [f"--message={options.message}", f"--revision={options.revision}", f"--receipt={options.receipt}"]
         arguments += [f"--patience={options.patience}", *([f"--tag={options.tag}"] if options.tag is not None else [])]
@@ -130,49 +130,49 @@ class Course:
         arguments += [name for name, is_set in flags.items() if is_set]
         self.receipt = self._lensconv("publish", str(self.root), self.repository, *arguments)
         files = f"{len(self.receipt['files'])} files, {readable_size(self.receipt['total_bytes'])}"
-        how = "in one commit" if self.receipt["changed"] else "there already"
+        how = "in one commit" if self.receipt["changed"] else "already there"
         return f"{files}, {how}, {self.receipt['commit'][:12]}"
 
     def open_page(self) -> str:
-        """As a browser would: the repo's page, the card, and the images that the card shows."""
+        """Open the repo's page as a browser would, and the images of the card."""
         address = f"{self.hub.endpoint}/{quote(self.repository)}"
-        if self.repository not in self._get(address).decode():
+        shown = f"{address}/tree/{self.receipt['commit']}"
+        text = self._get(shown).decode()
+        if self.repository not in text:
             raise HubError("the repo's page does not name it")
-        card = f"{address}/card/{self.receipt['commit']}"
         page = _Images()
-        page.feed(self._get(card).decode())
-        own = [place for place in (urljoin(card, found) for found in page.found) if place.startswith(address)]
-        shown = sum(len(self._get(place)) for place in own)
+        page.feed(text)
+        own = [image for image in (urljoin(shown, found) for found in page.found) if image.startswith(address)]
+        size = sum(len(self._get(image)) for image in own)
         images = "one image" if len(own) == 1 else f"{len(own)} images"
-        return f"{address} shows the card" + (f", with {images}, {readable_size(shown)}" if own else "")
+        return f"{address} shows the card" + (f", with {images}, {readable_size(size)}" if own else "")
 
     def audit(self) -> str:
-        """From afar."""
-        place = f"hf://{self.repository}@{self.receipt['commit']}"
-        report = self._verify(place, "--against", str(self.root))
+        """Compare the repo with the release, over the network."""
+        address = f"hf://{self.repository}@{self.receipt['commit']}"
+        report = self._verify(address, "--against", str(self.root))
         return f"{len(report['checks'])} checks passed, {readable_size(report['hub']['received_bytes'])} read"
 
     def download(self) -> str:
-        """Into an empty cache; then every file is compared with the manifest."""
+        """Download the release into an empty cache, and compare every file with the manifest."""
         command = [sys.executable, "-P", "-c", _DOWNLOAD, self.repository, self.receipt["commit"]]
         done = self._run(command, self._environment("download"), subprocess.PIPE)
         if done.returncode:
-            lines = done.stderr.split("\n")
-            reason = next((line for line in reversed(lines) if line.strip()), f"it ended with {done.returncode}")
+            reason = f"exit code {done.returncode}\n{done.stderr}".rstrip().split("\n")[-1]
             raise HubError(f"snapshot_download: {reason[:_REASON_LENGTH]}")
         self.downloaded = Path(done.stdout.strip())
         self._verify(str(self.downloaded), "--checksums", offline=True)
         return f"{len(self.receipt['files'])} files, all with the manifest's sha256"
 
     def generate(self) -> str:
-        """From the download, without the Hub."""
+        """Generate an image with the download, without the Hub."""
         arguments = ["--prompt", _PROMPT, "--out", str(self.image), "--overwrite", *_IMAGE_OPTIONS]
-        drawn = self._lensconv("generate", str(self.downloaded), *arguments, offline=True)
-        settings = drawn["settings"]
+        made = self._lensconv("generate", str(self.downloaded), *arguments, offline=True)
+        settings = made["settings"]
         return f"{settings['width']}x{settings['height']}, {settings['steps']} steps, on {settings['device']}"
 
     def load(self) -> str:
-        """The download with its library, where `generate` cannot draw with it."""
+        """Load the download with its library, because `generate` does not support it."""
         report = self._verify(str(self.downloaded), "--load", offline=True)
         return f"{report['parameters']:,} parameters"
 
@@ -184,10 +184,10 @@ class Course:
         return report
 
     def _lensconv(self, *arguments: str, offline: bool = False) -> dict[str, Any]:
-        """Run a command; gives the object that it prints.
+        """Run a command, and return the object that it prints.
 
         Raises:
-            LensconvError: what it failed with.
+            LensconvError: the command's own error.
         """
         output = ("--json", "--quiet") if self.quiet else ("--json",)
         environment = self._environment("download" if offline else "home") | (
@@ -197,7 +197,7 @@ class Course:
         try:
             answer: dict[str, Any] = json.loads(done.stdout)
         except ValueError:
-            raise ResourceError(f"lensconv {arguments[0]} ended with {done.returncode} and no word") from None
+            raise ResourceError(f"lensconv {arguments[0]} printed nothing: exit code {done.returncode}") from None
         if "error" in answer:
             raise LensconvError.from_dict(answer["error"])
         return answer
@@ -221,7 +221,7 @@ class Course:
         return self.hub.environment(os.environ, self.work / home, xet=not constants.HF_HUB_DISABLE_XET)
 
     def _get(self, address: str) -> bytes:
-        """What a browser gets."""
+        """Return what a browser gets."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         opener.addheaders.append(("Authorization", f"Bearer {self.hub.account.token}"))
         try:
@@ -233,7 +233,7 @@ class Course:
 
 
 class _Images(HTMLParser):
-    """Addresses of the images of a page."""
+    """Collects the addresses of the images of a page."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,23 +1,18 @@
-"""The parts of a local Hub in one place, and what is asked of several of them at once."""
+"""The parts of a local Hub, and questions to several of them at once."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
+import secrets
+from collections.abc import Iterator
 
-import anyio.to_thread
-
-from converter.rehearsal.blobs import PIECE_BYTES, Blobs
+from converter.rehearsal.blobs import Blobs
 from converter.rehearsal.database import Database
-from converter.rehearsal.faults import Faults
-from converter.rehearsal.history import History, Repo
 from converter.rehearsal.replies import Refusal
-from converter.rehearsal.settings import HubSettings
-from converter.rehearsal.traffic import Traffic
-from converter.rehearsal.xet import XetFile, XetStore
+from converter.rehearsal.repos import Entry
+from converter.rehearsal.settings import Account, HubSettings
+from converter.rehearsal.xet import XetStore
 
 
 class Hub:
@@ -25,7 +20,7 @@ class Hub:
 
     Args:
         settings: how it works.
-        port: where it is reached.
+        port: the port that it serves on.
 
     Raises:
         OutputError: its folder cannot be used.
@@ -34,124 +29,66 @@ class Hub:
     def __init__(self, settings: HubSettings, port: int) -> None:
         self.settings = settings
         folder = settings.folder.resolve()
-        self.database = Database(folder, settings.accounts)
-        self.history = History(self.database)
+        self.database = Database(folder)
         self.blobs = Blobs(folder)
         self.xet = XetStore(folder / "xet")
-        self.faults = Faults()
-        self.traffic = Traffic()
         self.endpoint = f"http://127.0.0.1:{port}"
-        # Clients follow a redirect to the same origin where they should only read it, so files have another one.
+        # Clients follow redirects to the same origin where they should only read them: files need another origin.
         self.files_endpoint = f"http://localhost:{port}"
-        self._key = self.database.signing_key()
+        # A look-up by the hash takes the same time for any token.
+        self._accounts = {_hash(account.token): account for account in settings.accounts}
+        self._key = secrets.token_bytes(32)
 
-    def close(self) -> None:
-        """Let go of the folder."""
-        self.database.close()
+    def account(self, token: str) -> Account | None:
+        """Return the user who has a token."""
+        return self._accounts.get(_hash(token))
 
-    def sign(self, *words: object) -> str:
-        """A proof that this Hub made an address, which then needs no token."""
-        return hmac.new(self._key, "\0".join(map(str, words)).encode(), hashlib.sha256).hexdigest()
+    def signed(self, path: str) -> str:
+        """Return an address of this Hub for files, whose signature serves in place of a token.
 
-    def check_signature(self, signature: str, *words: object) -> None:
-        """Check such a proof.
+        Args:
+            path: its path and query, percent-encoded.
+        """
+        return f"{self.files_endpoint}{path}{'&' if '?' in path else '?'}signature={self._sign(path)}"
+
+    def check_signature(self, path: str) -> None:
+        """Check the signature of an address that ``signed`` made.
+
+        Args:
+            path: its path and query, with the signature.
 
         Raises:
             Refusal: it is wrong.
         """
-        if not hmac.compare_digest(signature.encode(), self.sign(*words).encode()):
+        signed, _, signature = path.rpartition("signature=")
+        if not hmac.compare_digest(signature.encode(), self._sign(signed[:-1]).encode()):
             raise Refusal(403, "The address is not signed, or it was changed")
 
-    def xet_file(self, sha256: str) -> XetFile | None:
-        """The file with this content, if it came over Xet and was not forgotten since."""
-        file = self.xet.find(sha256)
-        if file is None:
-            return None
-        row = self.database.row("SELECT at_ns FROM forgotten WHERE sha256 = ?", sha256)
-        return file if row is None or file.described_at > row["at_ns"] else None
-
     def stored_size(self, sha256: str) -> int | None:
-        """Bytes of an object; None if it is not stored."""
+        """Return the bytes of an object; None if it is not stored."""
         size = self.blobs.size(sha256)
-        if size is None and (file := self.xet_file(sha256)) is not None:
+        if size is None and (file := self.xet.find(sha256)) is not None:
             return file.size
         return size
 
-    def readme(self, repo: Repo, commit: str) -> str:
-        """The card of a commit; empty if there is none."""
-        return self.text(repo, commit, "README.md")
-
-    def text(self, repo: Repo, commit: str, path: str) -> str:
-        """A small file that git keeps, as text; empty if there is none."""
-        entry = self.history.entry(repo, commit, path)
-        if entry is None or entry.is_lfs:
-            return ""
-        with suppress(FileNotFoundError):
-            return self.blobs.read(entry.sha256).decode("utf-8", "replace")
-        return ""
-
-    def content(self, sha256: str, start: int, stop: int) -> AsyncIterator[bytes]:
-        """Bytes of an object, in pieces.
-
-        Raises:
-            Refusal: it is not stored.
-        """
+    def content(self, sha256: str, start: int, stop: int) -> Iterator[bytes]:
+        """Return bytes of an object, in pieces; raise Refusal if it is not stored."""
         if self.blobs.size(sha256) is not None:
-            return _in_threads(lambda: _pieces(self.blobs.path(sha256), start, stop))
-        file = self.xet_file(sha256)
+            return self.blobs.read(sha256, start, stop)
+        file = self.xet.find(sha256)
         if file is None:
             raise Refusal(404, "The object is not stored")
-        return _in_threads(lambda: self.xet.read(file, start, stop))
+        return self.xet.read(file, start, stop)
 
-    def flip_byte(self, sha256: str) -> None:
-        """Damage an object.
+    def text(self, entry: Entry | None) -> str:
+        """Return a file that git keeps as text; empty if there is none."""
+        if entry is None or entry.is_lfs or self.blobs.size(entry.sha256) is None:
+            return ""
+        return b"".join(self.blobs.read(entry.sha256, 0, entry.size)).decode("utf-8", "replace")
 
-        Raises:
-            Refusal: it is not stored.
-        """
-        file = self.xet_file(sha256)
-        if self.blobs.size(sha256) is None and file is None:
-            raise Refusal(404, "The object is not stored")
-        if self.blobs.size(sha256) is not None:
-            self.blobs.flip_byte(sha256)
-        if file is not None:
-            self.xet.flip_byte(file)
-
-    def forget(self, sha256: str, moment: int) -> None:
-        """Lose an object.
-
-        Args:
-            moment: now, in nanoseconds; over Xet it is stored again when it is described again.
-        """
-        self.blobs.forget(sha256)
-        with self.database.change() as connection:
-            connection.execute("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", (sha256, moment))
-
-    def check_quota(self, repo: Repo, more: int) -> None:
-        """Check that a namespace may keep so many bytes more in private repos.
-
-        Raises:
-            Refusal: it may not.
-        """
-        quota = self.database.fact("private_quota")
-        if repo.private and quota and self.history.private_bytes(repo.owner) + more > int(quota):
-            raise Refusal(
-                403,
-                "Private repository storage limit reached, please upgrade your plan to increase your private storage "
-                "limit.",
-            )
+    def _sign(self, text: str) -> str:
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
 
 
-def _pieces(path: Path, start: int, stop: int) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        stream.seek(start)
-        while start < stop and (piece := stream.read(min(PIECE_BYTES, stop - start))):
-            start += len(piece)
-            yield piece
-
-
-async def _in_threads(make: Callable[[], Iterator[bytes]]) -> AsyncIterator[bytes]:
-    """What an iterator gives, each piece made in a thread."""
-    pieces = make()
-    while piece := await anyio.to_thread.run_sync(next, pieces, b""):
-        yield piece
+def _hash(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

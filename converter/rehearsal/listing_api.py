@@ -1,48 +1,45 @@
-"""What repos hold: their description, their files, and where these come from."""
+"""Routes that describe repos, and list and describe their files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl
 
 import yaml
-from starlette.responses import Response
+from starlette.datastructures import URL
+from starlette.responses import JSONResponse, Response
 
-from converter.rehearsal.call import Call, parse_pairs
+from converter.rehearsal.call import Call
 from converter.rehearsal.card_metadata import parse_metadata
-from converter.rehearsal.history import Entry, Repo, pointer
-from converter.rehearsal.names import KINDS, check_path
-from converter.rehearsal.replies import Refusal, entry_not_found, reply
+from converter.rehearsal.names import check_number, check_path
+from converter.rehearsal.replies import Refusal, entry_not_found
+from converter.rehearsal.repos import Entry, Repo
 
-#: Paths in one request, as the Hub limits them.
+#: Paths in one request; the limit of huggingface.co.
 _PATHS_LIMIT = 1000
 
 
 async def list_repos(call: Call) -> Response:
-    """GET /api/models and the like: repos that the one who asks may know of."""
-    kind, query = KINDS[call.parts["kind"]], call.query
-    author, wanted = query.get("author", ""), query.get("search", "").lower()
+    """GET /api/models: the repos that the user may know of."""
+    author, wanted = call.query.get("author", ""), call.query.get("search", "").lower()
     found = [
         repo
-        for repo in call.hub.history.repos()
-        if repo.kind == kind
-        and (not repo.private or call.is_member(repo))
-        and author in ("", repo.owner)
-        and wanted in repo.identity.lower()
+        for repo in Repo.select(call.hub.database)
+        if call.may_see(repo) and author in ("", repo.owner) and wanted in repo.identity.lower()
     ]
-    return reply([_describe(repo) for repo in found])
+    return JSONResponse([_describe(repo) for repo in found])
 
 
 async def show_repo(call: Call) -> Response:
-    """GET /api/T/ID and .../revision/REV."""
+    """GET /api/models/ID and .../revision/REV."""
     hub, repo = call.hub, call.repo()
-    commit = hub.history.resolve(repo, call.revision)
-    tree = hub.history.tree(repo, commit)
-    row = hub.history.commit(repo, commit)
-    metadata = _metadata(hub.readme(repo, commit))
+    commit = repo.resolve(call.revision)
+    tree = repo.tree(commit)
+    row = repo.commit(commit)
+    metadata = _metadata(hub.text(tree.get("README.md")))
     tags = metadata.get("tags")
     answer = {
         **_describe(repo),
@@ -52,110 +49,93 @@ async def show_repo(call: Call) -> Response:
         "cardData": metadata,
         "tags": [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else [],
         "siblings": [_sibling(entry, with_blob=bool(call.query.get("blobs"))) for entry in tree.values()],
-        "usedStorage": hub.history.used_bytes(repo),
     }
     for name in ("library_name", "pipeline_tag"):
         if isinstance(metadata.get(name), str):
             answer[name] = metadata[name]
-    wanted = {value for name, value in call.query_pairs if name == "expand"}
-    if wanted:
-        answer = {name: value for name, value in answer.items() if name in wanted or name in ("_id", "id")}
-    return reply(answer)
+    if wanted := call.request.query_params.getlist("expand"):
+        answer = {name: value for name, value in answer.items() if name in (*wanted, "_id", "id")}
+    return JSONResponse(answer)
 
 
 async def list_tree(call: Call) -> Response:
     """GET .../tree/REV[/PATH], a page at a time."""
     hub, repo, query = call.hub, call.repo(), call.query
-    commit = hub.history.resolve(repo, call.revision)
-    tree = hub.history.tree(repo, commit)
+    commit = repo.resolve(call.revision)
+    tree = repo.tree(commit)
     folder = call.part("path").rstrip("/")
     if folder:
         prefix = f"{check_path(folder)}/"
         tree = {path: entry for path, entry in tree.items() if path.startswith(prefix)}
         if not tree:
             raise entry_not_found(commit)
-    start = query.get("cursor", "0")
-    if not start.isascii() or not start.isdecimal() or len(start) > 9:
-        raise Refusal(400, "Invalid cursor")
     listed = _list(tree, len(folder) + 1 if folder else 0, is_recursive=_is_true(query.get("recursive")))
-    first, last = int(start), int(start) + hub.settings.page_entries
+    first = check_number(query.get("cursor", "0"))
+    last = first + hub.settings.page_entries
     headers = {"X-Repo-Commit": commit}
     if last < len(listed):
-        pairs = [(name, value) for name, value in call.query_pairs if name != "cursor"]
-        path = call.request.scope["raw_path"].decode("ascii")
-        headers["Link"] = f'<{hub.endpoint}{path}?{urlencode([*pairs, ("cursor", last)])}>; rel="next"'
-    answer = _with_commits(call, repo, listed[first:last], is_expanded=_is_true(query.get("expand")))
-    return reply(answer, headers=headers)
+        headers["Link"] = next_page(call, cursor=last)
+    is_expanded = _is_true(query.get("expand"))
+    answer = [_describe_item(call, repo, item, is_expanded=is_expanded) for item in listed[first:last]]
+    return JSONResponse(answer, headers=headers)
 
 
 async def show_paths(call: Call) -> Response:
-    """POST .../paths-info/REV: files and folders by their paths; those that are not there are left out."""
+    """POST .../paths-info/REV: files and folders by their paths; missing ones are left out."""
     repo = call.repo()
-    tree = call.hub.history.tree(repo, call.hub.history.resolve(repo, call.revision))
-    paths, is_expanded = await _asked_paths(call)
+    tree = repo.tree(repo.resolve(call.revision))
+    form = parse_qsl((await call.body()).decode("latin-1"), keep_blank_values=True)
+    paths = [value for name, value in form if name == "paths"]
     if len(paths) > _PATHS_LIMIT:
         raise Refusal(413, f"At most {_PATHS_LIMIT} paths can be asked for at once")
+    is_expanded = _is_true(dict(form).get("expand"))
     by_path = {item.path if isinstance(item, Entry) else item: item for item in _list(tree, 0, is_recursive=True)}
     found = [by_path[path] for path in paths if path in by_path]
-    return reply(_with_commits(call, repo, found, is_expanded=is_expanded, tree=tree))
+    return JSONResponse([_describe_item(call, repo, item, is_expanded=is_expanded) for item in found])
 
 
-async def _asked_paths(call: Call) -> tuple[list[str], bool]:
-    """Paths, and whether their last commits are asked for; the client sends a form."""
-    if call.request.headers.get("content-type", "").startswith("application/json"):
-        values = await call.json()
-        paths = values.get("paths")
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise Refusal(400, '"paths" must be an array of strings')
-        return paths, values.get("expand") is True
-    pairs = parse_pairs((await call.body()).decode("latin-1"), limit=10 * _PATHS_LIMIT)
-    expand = [value for name, value in pairs if name == "expand"]
-    return [value for name, value in pairs if name == "paths"], _is_true(expand[-1] if expand else None)
+def next_page(call: Call, **changes: object) -> str:
+    """Return the ``Link`` header that leads to the next page of a listing.
+
+    Args:
+        call: the request for this page.
+        changes: what differs in the query of the next one.
+    """
+    path = call.request.scope["raw_path"].decode("latin-1")
+    query = URL(scope=call.request.scope).include_query_params(**changes).query
+    return f'<{call.hub.endpoint}{path}?{query}>; rel="next"'
 
 
 def _list(tree: Mapping[str, Entry], skipped: int, *, is_recursive: bool) -> list[Entry | str]:
-    """Files, and folders by their paths, in the order of these.
+    """List files, and folders by their paths, in the order of their paths.
 
     Args:
         tree: the files.
         skipped: characters at the start of their paths that name the folder that is listed.
+        is_recursive: whether to list what folders contain, too.
     """
     found: dict[str, Entry | str] = {}
     for path, entry in tree.items():
-        places = [place for place in range(skipped, len(path)) if path[place] == "/"]
-        for place in places if is_recursive else places[:1]:
-            found[path[:place]] = path[:place]
-        if is_recursive or not places:
+        slashes = [position for position in range(skipped, len(path)) if path[position] == "/"]
+        for position in slashes if is_recursive else slashes[:1]:
+            found[path[:position]] = path[:position]
+        if is_recursive or not slashes:
             found[path] = entry
     return [found[path] for path in sorted(found)]
 
 
-def _with_commits(
-    call: Call, repo: Repo, items: Iterable[Entry | str], *, is_expanded: bool, tree: Mapping[str, Entry] | None = None
-) -> list[dict[str, Any]]:
-    answers = []
-    for item in items:
-        if isinstance(item, str):
-            oid = hashlib.sha1(f"tree {item}".encode(), usedforsecurity=False).hexdigest()
-            inside = [entry for path, entry in (tree or {}).items() if path.startswith(f"{item}/")]
-            answer: dict[str, Any] = {"type": "directory", "oid": oid, "size": 0, "path": item}
-            changed_in = inside[-1].changed_in if inside else ""
-        else:
-            answer, changed_in = _file(call, item), item.changed_in
-        row = call.hub.history.commit(repo, changed_in) if is_expanded and changed_in else None
-        if row is not None:
-            answer["lastCommit"] = {"id": row["oid"], "title": row["title"], "date": row["date"]}
-        answers.append(answer)
-    return answers
-
-
-def _file(call: Call, entry: Entry) -> dict[str, Any]:
-    answer: dict[str, Any] = {"type": "file", "oid": entry.oid, "size": entry.size, "path": entry.path}
-    if entry.is_lfs:
-        size = len(pointer(entry.sha256, entry.size))
-        answer["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": size}
-        if (file := call.hub.xet_file(entry.sha256)) is not None:
+def _describe_item(call: Call, repo: Repo, item: Entry | str, *, is_expanded: bool) -> dict[str, Any]:
+    """Describe a file, with its last commit if that is asked for, or a folder."""
+    if isinstance(item, str):
+        oid = hashlib.sha1(f"tree {item}".encode(), usedforsecurity=False).hexdigest()
+        return {"type": "directory", "oid": oid, "size": 0, "path": item}
+    answer: dict[str, Any] = {"type": "file", "oid": item.oid, "size": item.size, "path": item.path}
+    if item.is_lfs:
+        answer["lfs"] = {"oid": item.sha256, "size": item.size, "pointerSize": item.pointer_size}
+        if (file := call.hub.xet.find(item.sha256)) is not None:
             answer["xetHash"] = file.xet_hash
+    if is_expanded and (row := repo.commit(item.changed_in)) is not None:
+        answer["lastCommit"] = {"id": row["oid"], "title": row["title"], "date": row["date"]}
     return answer
 
 
@@ -164,15 +144,15 @@ def _sibling(entry: Entry, *, with_blob: bool) -> dict[str, Any]:
     if with_blob:
         answer |= {"blobId": entry.oid, "size": entry.size}
         if entry.is_lfs:
-            size = len(pointer(entry.sha256, entry.size))
-            answer["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": size}
+            answer["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": entry.pointer_size}
     return answer
 
 
 def _describe(repo: Repo) -> dict[str, Any]:
-    answer = {
+    return {
         "_id": f"{repo.number:024x}",
         "id": repo.identity,
+        "modelId": repo.identity,
         "author": repo.owner,
         "private": repo.private,
         "gated": repo.gated or False,
@@ -181,13 +161,10 @@ def _describe(repo: Repo) -> dict[str, Any]:
         "likes": 0,
         "tags": [],
     }
-    if repo.kind == "model":
-        answer["modelId"] = repo.identity
-    return answer
 
 
 def _metadata(card: str) -> dict[str, Any]:
-    """The metadata of a card as JSON has them; empty where there are none that can be read."""
+    """Return the metadata of a card as JSON has them; empty if there are none that can be read."""
     try:
         metadata = parse_metadata(card)
         # YAML has dates and infinities, JSON has not.

@@ -1,62 +1,40 @@
-"""Names that come over the network: repos, revisions, paths and object ids. Whatever is odd is refused."""
+"""Checks of what comes over the network: names of repos, revisions, paths, object ids and numbers."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from converter.rehearsal.replies import Refusal
 
-#: Kinds of repos, by the way their routes begin.
-KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
-#: How the pages of a kind begin.
-PREFIXES = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 #: Bytes of a path in a repo.
 MAXIMUM_PATH_BYTES = 1024
 
 _REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+@-]{0,254}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def decode(raw: str) -> str:
-    """A percent-encoded part of an address.
-
-    Raises:
-        Refusal: it is not UTF-8.
-    """
+    """Decode a percent-encoded part of an address; raise Refusal if it is not UTF-8."""
     try:
         return unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError as error:
         raise Refusal(400, "The address is not UTF-8") from error
 
 
-def check_repo_part(text: object) -> str:
-    """The owner or the name of a repo.
-
-    Raises:
-        Refusal: it is none.
-    """
-    if (
-        not isinstance(text, str)
-        or not _REPO_PART.fullmatch(text)
-        or any(odd in text for odd in ("..", "--"))
-        or text.endswith(".git")
-    ):
+def check_repo_part(text: str) -> str:
+    """Check the owner or the name of a repo; raise Refusal if it is not a valid one."""
+    if not _REPO_PART.fullmatch(text) or any(odd in text for odd in ("..", "--")) or text.endswith(".git"):
         raise Refusal(400, "Repo names use letters, digits, '-', '_' and '.', and at most 96 of them")
     return text
 
 
-def check_revision(text: object) -> str:
-    """The name of a branch, a tag, a full ref or a commit.
-
-    Raises:
-        Refusal: it is none.
-    """
+def check_revision(text: str) -> str:
+    """Check the name of a branch, a tag, a full ref or a commit; raise Refusal if it is not a valid one."""
     if (
-        not isinstance(text, str)
-        or not _REVISION.fullmatch(text)
+        not _REVISION.fullmatch(text)
         or any(odd in text for odd in ("..", "//", "/.", "@{"))
         or text.endswith(("/", ".lock", "."))
     ):
@@ -64,17 +42,16 @@ def check_revision(text: object) -> str:
     return text
 
 
-def check_path(text: object) -> str:
-    """The path of a file in a repo.
+def check_path(text: str) -> str:
+    """Check the path of a file in a repo.
 
     Raises:
-        Refusal: it is none, leaves the repo, or lies where git keeps its own files.
+        Refusal: it is not a valid one, leads out of the repo, or into the folder of git.
     """
-    if not isinstance(text, str) or not 0 < len(text.encode("utf-8", "surrogatepass")) <= MAXIMUM_PATH_BYTES:
-        raise Refusal(400, "Invalid path")
     parts = text.split("/")
     if (
-        any(part in ("", ".", "..") or part.lower() == ".git" or len(part) > 255 for part in parts)
+        len(text.encode("utf-8", "surrogatepass")) > MAXIMUM_PATH_BYTES
+        or any(part in ("", ".", "..") or part.lower() == ".git" or len(part) > 255 for part in parts)
         or not text.isprintable()
         or "\\" in text
     ):
@@ -82,28 +59,22 @@ def check_path(text: object) -> str:
     return text
 
 
-def check_sha256(text: object) -> str:
-    """The id of an LFS object.
-
-    Raises:
-        Refusal: it is none.
-    """
-    if not isinstance(text, str) or not SHA256.fullmatch(text):
+def check_sha256(text: str) -> str:
+    """Check the id of an LFS object; raise Refusal if it is not a sha256."""
+    if not _SHA256.fullmatch(text):
         raise Refusal(400, "Invalid LFS oid")
     return text
 
 
 def check_size(value: object) -> int:
-    """A number of bytes.
-
-    Raises:
-        Refusal: it is none.
-    """
+    """Check a number of bytes; raise Refusal if it is not a valid one."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**50:
         raise Refusal(400, "Invalid size")
     return value
 
 
-def quoted(path: str) -> str:
-    """A path as a part of an address, slashes kept."""
-    return quote(path, safe="/")
+def check_number(text: str) -> int:
+    """Read a number in an address; raise Refusal if it is not a number of at most 15 digits."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= 15):
+        raise Refusal(400, "Invalid number in the address")
+    return int(text)

@@ -1,44 +1,28 @@
-"""A local Hub in a process of its own, for as long as a block runs."""
+"""A local Hub in a process of its own, which runs as long as a block does."""
 
 from __future__ import annotations
 
-import http.client
 import json
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-from converter.errors import LensconvError, ResourceError, UsageError
+from converter.errors import LensconvError, ResourceError
 from converter.rehearsal.server import check_packages
 from converter.rehearsal.settings import DEFAULT_NAME, Account, HubSettings
 
-#: Seconds that a Hub has to stop by itself.
+#: Seconds that a Hub gets to stop by itself.
 _STOP_SECONDS = 5.0
-#: Seconds until an answer to a control request must have come.
-_CONTROL_SECONDS = 30.0
-#: Variables that would lead a client of the Hub elsewhere, or stop it.
-_FOREIGN_VARIABLES = (
-    "HF_HUB_OFFLINE",
-    "TRANSFORMERS_OFFLINE",
-    "HF_TOKEN_PATH",
-    "HUGGING_FACE_HUB_TOKEN",
-    "HF_HUB_CACHE",
-    "HF_XET_CACHE",
-    "HF_ASSETS_CACHE",
-    "HF_HUB_DISABLE_XET",
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN",
-)
+#: Beginnings of variables that could lead a client to another Hub, or stop it.
+_FOREIGN_VARIABLES = ("HF_", "HUGGING_FACE_", "TRANSFORMERS_OFFLINE")
 
 
 @dataclass(frozen=True)
 class RunningHub:
-    """A local Hub that serves."""
+    """A local Hub that is serving."""
 
     endpoint: str
     settings: HubSettings
@@ -50,22 +34,25 @@ class RunningHub:
         return self.settings.accounts[0]
 
     def token(self, name: str = "") -> str:
-        """The token of an account; of the first one without a name."""
+        """Return the token of an account; by default of the first one."""
         return next(account.token for account in self.settings.accounts if name in ("", account.name))
 
     def environment(
         self, base: Mapping[str, str], home: Path, *, token: str | None = None, xet: bool = True
     ) -> dict[str, str]:
-        """Variables with which huggingface_hub speaks to this Hub, and to nothing else.
+        """Return environment variables that make huggingface_hub use this Hub alone.
 
         Args:
             base: the variables to start from, such as ``os.environ``.
-            home: where the client keeps its caches.
-            token: what it shows; None for that of the first account, empty for none.
+            home: folder of the client's caches.
+            token: the client's token; None for that of the first account, empty for none.
             xet: whether it may use Xet.
         """
-        kept = {name: value for name, value in base.items() if name not in _FOREIGN_VARIABLES}
-        kept = {name: value for name, value in kept.items() if not name.lower().endswith("_proxy")}
+        kept = {
+            name: value
+            for name, value in base.items()
+            if not name.startswith(_FOREIGN_VARIABLES) and not name.lower().endswith("_proxy")
+        }
         own = {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
@@ -79,60 +66,19 @@ class RunningHub:
             own["HF_HUB_DISABLE_XET"] = "1"
         return {**kept, **own}
 
-    def fault(self, action: str, **values: Any) -> dict[str, Any]:
-        """Set up a fault; see ``converter.rehearsal.faults.Fault`` for what it can be."""
-        answer: dict[str, Any] = self._control("POST", "faults", {"action": action, **values})
-        return answer
-
-    def clear_faults(self) -> None:
-        """Remove all faults that are left."""
-        self._control("DELETE", "faults")
-
-    def faults(self) -> list[dict[str, Any]]:
-        """Faults that are left."""
-        found: list[dict[str, Any]] = self._control("GET", "faults")
-        return found
-
-    def requests(self) -> list[dict[str, Any]]:
-        """All requests since the log was emptied, oldest first; see ``converter.rehearsal.traffic.Exchange``."""
-        found: list[dict[str, Any]] = self._control("GET", "requests")
-        return found
-
-    def forget_requests(self) -> None:
-        """Empty the log of requests."""
-        self._control("DELETE", "requests")
-
-    def bytes_sent(self) -> int:
-        """Bytes of the bodies of all answers in the log."""
-        return sum(request["sent"] for request in self.requests())
-
     def kill(self) -> None:
         """End it at once, as a crash would."""
         self.process.kill()
         self.process.wait()
 
-    def _control(self, method: str, what: str, content: object = None) -> Any:
-        address = urlsplit(self.endpoint)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=_CONTROL_SECONDS)
-        try:
-            body = b"" if content is None else json.dumps(content).encode()
-            headers = {"X-Control-Secret": self.settings.control_secret}
-            connection.request(method, f"/_control/{what}", body, headers)
-            response = connection.getresponse()
-            answer = json.loads(response.read())
-        finally:
-            connection.close()
-        if response.status != 200:
-            raise UsageError(f"the local Hub refuses: {answer.get('error')}")
-        return answer
-
 
 @contextmanager
-def running_hub(settings: HubSettings) -> Iterator[RunningHub]:
-    """Start a local Hub, and end it with the block, whatever happens.
+def running_hub(settings: HubSettings, module: str = "converter.rehearsal.server") -> Iterator[RunningHub]:
+    """Start a local Hub, and stop it at the end of the block.
 
     Args:
-        settings: how it works; it gets an account and a control secret where they lack.
+        settings: how it works; without accounts it gets one.
+        module: what Python runs as its process.
 
     Raises:
         DependencyError: a package is missing.
@@ -141,17 +87,13 @@ def running_hub(settings: HubSettings) -> Iterator[RunningHub]:
         ResourceError: the process ends before it serves.
     """
     check_packages()
-    settings = replace(
-        settings,
-        accounts=settings.accounts or (Account.new(DEFAULT_NAME),),
-        control_secret=settings.control_secret or secrets.token_hex(16),
-    )
+    settings = replace(settings, accounts=settings.accounts or (Account.new(DEFAULT_NAME),))
     process = subprocess.Popen(
-        [sys.executable, "-m", "converter.rehearsal"],
+        [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        # Ctrl-C is for the one who started this, who then ends the Hub.
+        # Ctrl-C stops the program that started this, and that stops the Hub.
         start_new_session=True,
     )
     try:
@@ -161,19 +103,16 @@ def running_hub(settings: HubSettings) -> Iterator[RunningHub]:
 
 
 def _start(process: subprocess.Popen[str], settings: HubSettings) -> str:
-    """Give the process its settings; gives the endpoint once it serves."""
-    if process.stdin is None or process.stdout is None:
-        raise ResourceError("the local Hub has no streams")
-    try:
-        process.stdin.write(settings.to_json() + "\n")
-        process.stdin.flush()
-    except BrokenPipeError:
-        raise ResourceError("the local Hub does not start") from None
+    """Give the process its settings; return the endpoint once it serves."""
     text = ""
-    for line in process.stdout:
-        text += line
-        if line == "}\n":
-            break
+    if process.stdin is not None and process.stdout is not None:
+        with suppress(BrokenPipeError):
+            process.stdin.write(settings.to_json() + "\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            text += line
+            if line == "}\n":
+                break
     try:
         answer = json.loads(text)
     except ValueError:
@@ -186,10 +125,8 @@ def _start(process: subprocess.Popen[str], settings: HubSettings) -> str:
 def _stop(process: subprocess.Popen[str]) -> None:
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            try:
+            with suppress(BrokenPipeError):
                 stream.close()
-            except BrokenPipeError:
-                continue
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:

@@ -1,7 +1,7 @@
-"""A dress rehearsal of a publication, on a Hub of this machine.
+"""A dress rehearsal of a publication, on a local Hub.
 
-What people will do is done once, by processes that know nothing of each other: the release is published, its page is
-opened, the repo is audited from afar, downloaded into an empty cache, and an image is drawn from the download. The
+It does once what people will do, in processes that know nothing of each other: it publishes the release, opens its
+page, audits the repo over the network, downloads it into an empty cache, and generates an image with the download. The
 first step that fails ends the rehearsal.
 """
 
@@ -25,29 +25,29 @@ from converter.rehearsal.process import running_hub
 from converter.rehearsal.settings import Account, HubSettings
 
 _IMAGE_NAME = "image.png"
-#: How often the release lies on the disk besides: on the Hub, and in the cache.
+#: How many copies of the release a rehearsal makes: on the Hub, and in the cache.
 _COPIES = 2
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """How a rehearsal went."""
+    """The result of a rehearsal."""
 
     repository: str
     receipt: dict[str, Any]
-    """Of the publication on the local Hub, as its process told it."""
+    """The receipt of the publication on the local Hub, as its process printed it."""
     steps: tuple[Step, ...]
     folder: Path | None
-    """Where the Hub and the image were kept."""
+    """The folder that keeps the Hub and the image."""
     image: Path | None
 
     @property
     def exit_code(self) -> int:
-        """Of what went wrong; 0 where nothing did."""
+        """The exit code of the step that failed; 0 if none did."""
         return self.steps[-1].exit_code
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv publish --rehearse --json`` shows it."""
+        """Return what ``lensconv publish --rehearse --json`` shows."""
         return {
             "ok": self.exit_code == 0,
             "repository": self.repository,
@@ -67,44 +67,44 @@ def rehearse(
     reporter: Reporter = SILENT,
     quiet: bool = True,
 ) -> Rehearsal:
-    """Publish a release on a Hub of this machine, and use it from there as people will.
+    """Publish a release on a local Hub, and use it from there as people will.
 
-    The world's Hub is asked nothing, and what the release folder notes of a real publication is left as it is.
+    This sends nothing to huggingface.co, and keeps what the release folder notes of a real publication.
 
     Args:
         root: the release folder.
-        repository: ``OWNER/NAME``, as it is to be on the world's Hub.
+        repository: ``OWNER/NAME``, as it will be on huggingface.co.
         options: how to publish.
         keep: folder that keeps the Hub, as ``hub``, and the image; by default nothing is kept.
         reporter: shows notes.
-        quiet: whether the processes say nothing on stderr.
+        quiet: whether the processes write nothing to stderr.
 
     Raises:
-        UsageError: what was asked for makes no sense.
-        DiskError: the release would not fit on the disk twice more.
-        LensconvError: what publishing raises. Where a later step fails, the report tells.
+        UsageError: options contradict each other, or ``keep`` is in the release.
+        DiskError: the disk has no space for two more copies of the release.
+        LensconvError: what publishing raises. If a later step fails, the result says so.
     """
     options = options or PublishOptions()
     owner = parse_address(f"hf://{repository}").repo_id.partition("/")[0]
     if options.dry_run:
-        raise UsageError("--rehearse goes without --dry-run", "A rehearsal changes nothing but a Hub of its own.")
+        raise UsageError("--rehearse and --dry-run exclude each other", "A rehearsal changes only its own local Hub.")
     with _working_folder(root, keep) as work:
         kept = keep or work
         with running_hub(HubSettings(kept / "hub", (Account.new(owner),))) as hub:
-            reporter.note(f"a Hub of this machine is at {hub.endpoint}")
+            reporter.note(f"the local Hub is at {hub.endpoint}")
             options = replace(options, receipt=work / "receipt.json")
             course = Course(hub, root, repository, options, work, kept / _IMAGE_NAME, reporter, quiet)
-            steps = tuple(course.take())
-        drawn = steps[-1].name == "generate" and not steps[-1].exit_code
-        return Rehearsal(repository, course.receipt, steps, keep, course.image if keep and drawn else None)
+            steps = tuple(course.run())
+        has_image = steps[-1].name == "generate" and not steps[-1].exit_code
+        return Rehearsal(repository, course.receipt, steps, keep, course.image if keep and has_image else None)
 
 
 @contextmanager
 def _working_folder(root: Path, keep: Path | None) -> Iterator[Path]:
-    """A folder that is removed at the end, on a disk that has room for what a rehearsal takes."""
+    """Make a folder that is removed at the end, on a disk with enough free space."""
     if keep is not None:
         if keep.resolve().is_relative_to(root.resolve()):
-            raise UsageError(f"{keep}: lies in the release", "Keep the rehearsal elsewhere.")
+            raise UsageError(f"{keep}: is inside the release", "Choose another folder for the rehearsal.")
         try:
             keep.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -114,7 +114,7 @@ def _working_folder(root: Path, keep: Path | None) -> Iterator[Path]:
         free = shutil.disk_usage(name).free
         if free < wanted:
             raise DiskError(
-                f"{Path(name).parent}: a rehearsal takes {readable_size(wanted)}, and {readable_size(free)} are free",
+                f"{Path(name).parent}: a rehearsal needs {readable_size(wanted)}, and {readable_size(free)} are free",
                 "Free some space, or name a folder on a larger disk with --keep.",
             )
         yield Path(name)

@@ -1,72 +1,73 @@
-"""Answers of the local Hub, and refusals, which name their reason in the Hub's own headers."""
+"""Refusals of the local Hub, which name their reason in the headers that huggingface.co uses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from converter.errors import printable
 
 
-class Refusal(Exception):
-    """A request is refused. It ends in an answer, never in a message of lensconv.
+class Refusal(HTTPException):
+    """The Hub refuses a request. This ends in an answer, never in a message of lensconv.
 
     Args:
         status: the HTTP status.
         message: what the client shows.
-        code: the Hub's ``X-Error-Code``, which the client turns into an exception of its own.
+        code: the ``X-Error-Code``, which the client turns into an exception of its own.
         headers: further headers.
         fields: further members of the answer.
     """
 
     def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str = "",
-        headers: Mapping[str, str] | None = None,
-        fields: Mapping[str, Any] | None = None,
+        self, status: int, message: str, *, code: str = "", headers: Mapping[str, str] | None = None, **fields: Any
     ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
-        self.headers = dict(headers or {})
-        self.fields = dict(fields or {})
-
-    def response(self) -> Response:
-        """The answer."""
-        headers = {**self.headers, "X-Error-Message": header_text(self.message)}
-        if self.code:
-            headers["X-Error-Code"] = self.code
-        return JSONResponse({"error": self.message, **self.fields}, self.status, headers)
+        # A header is one line of Latin-1.
+        shown = printable(message, 1000).encode("latin-1", "replace").decode("latin-1")
+        codes = {"X-Error-Code": code} if code else {}
+        super().__init__(status, message, {**(headers or {}), "X-Error-Message": shown, **codes})
+        self.fields = fields
 
 
-def header_text(text: str) -> str:
-    """A text that may stand in a header: one line of Latin-1."""
-    return printable(text, 1000).encode("latin-1", "replace").decode("latin-1")
+def is_for_browsers(request: Request) -> bool:
+    """Whether a browser may sign in for this request with a name, and a token as its password.
+
+    A browser sends these by itself, even if a page of another site makes it ask. So they open what changes nothing.
+    """
+    return request.method in ("GET", "HEAD") and not request.url.path.startswith("/api/")
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    """Answer a request that was refused, has no route, or met a disk that fails."""
+    if isinstance(error, OSError):
+        refusal = Refusal(507, f"The Hub cannot store or read this: {error.strerror}")
+    elif isinstance(error, Refusal):
+        refusal = error
+    else:
+        address = f"{request.method} {request.url.path}"
+        refusal = Refusal(404, f"this local Hub does not provide {address}; it serves model repos only")
+    headers = dict(refusal.headers or {})
+    if refusal.status_code == 401 and is_for_browsers(request):
+        headers["WWW-Authenticate"] = 'Basic realm="Local Hub: account and token"'
+    return JSONResponse({"error": refusal.detail, **refusal.fields}, refusal.status_code, headers)
 
 
 def repo_not_found(known_user: bool) -> Refusal:
-    """There is no such repo, or nobody may know of it. Those who are not logged in are asked to."""
+    """Say that there is no such repo for this user. Users without a token are asked for one."""
     if known_user:
         return Refusal(404, "Repository not found", code="RepoNotFound")
     return Refusal(401, "Invalid username or password.", code="RepoNotFound")
 
 
 def revision_not_found(revision: str) -> Refusal:
-    """The repo has no such revision."""
+    """Say that the repo does not have this revision."""
     return Refusal(404, f"Invalid rev id: {printable(revision)}", code="RevisionNotFound")
 
 
-def entry_not_found(commit: str) -> Refusal:
-    """The commit has no such file."""
-    return Refusal(404, "Entry not found", code="EntryNotFound", headers={"X-Repo-Commit": commit})
-
-
-def reply(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """An answer in JSON."""
-    return JSONResponse(content, status, headers)
+def entry_not_found(commit: str, message: str = "Entry not found") -> Refusal:
+    """Say that the commit does not have this file."""
+    return Refusal(404, message, code="EntryNotFound", headers={"X-Repo-Commit": commit})

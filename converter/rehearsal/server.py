@@ -1,27 +1,32 @@
-"""The local Hub as a server on 127.0.0.1."""
+"""The local Hub as a server on 127.0.0.1, and as a process that another process starts."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
+import sys
+import threading
 from collections.abc import Callable
+from contextlib import closing
 from importlib import util
 from typing import TYPE_CHECKING
 
-from converter.errors import DependencyError, UsageError, reason_of
+from converter.console import Console
+from converter.errors import DependencyError, LensconvError, UsageError, reason_of
 from converter.rehearsal.settings import HubSettings
 
 if TYPE_CHECKING:
-    from starlette.types import Scope
+    from starlette.types import ASGIApp
+
+    from converter.rehearsal.hub import Hub
 
 #: Packages of the extra, by the names that Python imports.
-_PACKAGES = ("starlette", "uvicorn")
+_PACKAGES = ("lz4", "pathspec", "starlette", "uvicorn")
 #: Seconds that a connection may be idle.
 _IDLE_SECONDS = 30
 
 
 def check_packages() -> None:
-    """Check that the packages for a local Hub are there.
+    """Check that the packages for a local Hub are installed.
 
     Raises:
         DependencyError: one is missing.
@@ -32,14 +37,19 @@ def check_packages() -> None:
 
 
 def serve(
-    settings: HubSettings, ready: Callable[[str], None], watch: Callable[[Callable[[], None]], None] | None = None
+    settings: HubSettings,
+    ready: Callable[[str], None],
+    application: Callable[[Hub], ASGIApp] | None = None,
+    *,
+    until_stdin_ends: bool = False,
 ) -> None:
     """Serve a local Hub until a signal comes.
 
     Args:
         settings: how it works.
-        ready: called with the endpoint once requests are taken.
-        watch: called with a function that ends the server from any thread.
+        ready: called with the endpoint once the Hub accepts requests.
+        application: makes the ASGI application of the Hub; by default ``make_application``.
+        until_stdin_ends: whether the end of stdin stops the server, too.
 
     Raises:
         DependencyError: a package is missing.
@@ -48,63 +58,39 @@ def serve(
     """
     check_packages()
     import uvicorn
-    from uvicorn.protocols.http.h11_impl import H11Protocol
 
-    from converter.rehearsal.application import Application
+    from converter.rehearsal.application import make_application
     from converter.rehearsal.hub import Hub
 
-    connections: dict[tuple[str, int], asyncio.Transport] = {}
-
-    class Protocol(H11Protocol):
-        """Remembers its connection, so that a fault can drop it."""
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as its base  # type: ignore[override]
-            """Note a new connection."""
-            super().connection_made(transport)
-            connections[transport.get_extra_info("peername")[:2]] = transport
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            """Forget one that is gone."""
-            connections.pop(self.transport.get_extra_info("peername")[:2], None)
-            super().connection_lost(exc)
-
-    def drop(scope: Scope) -> None:
-        connections[scope["client"]].abort()
-
     with _listen(settings.port) as listener:
-        port = listener.getsockname()[1]
-        hub = Hub(settings, port)
-        try:
+        hub = Hub(settings, listener.getsockname()[1])
+        with closing(hub.database.connection):
             config = uvicorn.Config(
-                Application(hub, drop),
-                http=Protocol,
+                (application or make_application)(hub),
+                http="h11",
                 loop="asyncio",
                 ws="none",
                 lifespan="off",
                 log_config=None,
                 log_level="critical",
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
                 timeout_keep_alive=_IDLE_SECONDS,
                 timeout_graceful_shutdown=1,
             )
             server = uvicorn.Server(config)
 
-            def stop() -> None:
+            def stop_with_stdin() -> None:
+                sys.stdin.read()
                 server.should_exit = True
 
-            if watch is not None:
-                watch(stop)
-            # Connections wait in the socket from now on, whatever the server is still about to do.
+            if until_stdin_ends:
+                threading.Thread(target=stop_with_stdin, daemon=True).start()
+            # From now on connections wait in the socket, whatever the server is still about to do.
             ready(hub.endpoint)
             server.run(sockets=[listener])
-        finally:
-            hub.close()
 
 
 def _listen(port: int) -> socket.socket:
-    """A socket on 127.0.0.1 that takes connections.
+    """Return a socket on 127.0.0.1 that accepts connections.
 
     Raises:
         UsageError: the port is taken.
@@ -118,3 +104,28 @@ def _listen(port: int) -> socket.socket:
         listener.close()
         raise UsageError(f"port {port}: {reason_of(error)}", "Choose another one with --port.") from error
     return listener
+
+
+def main(application: Callable[[Hub], ASGIApp] | None = None) -> int:
+    """Serve until the process that started this ends; return the exit code.
+
+    It reads settings from stdin, as they contain tokens, which any user of the machine could read on a command line.
+
+    Args:
+        application: makes the ASGI application of the Hub; by default that of ``serve``.
+    """
+    console = Console(as_json=True)
+
+    try:
+        settings = HubSettings.from_json(sys.stdin.readline())
+        serve(settings, lambda endpoint: console.result({"endpoint": endpoint}), application, until_stdin_ends=True)
+    except LensconvError as error:
+        console.error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

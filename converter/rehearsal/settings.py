@@ -1,4 +1,4 @@
-"""What a local Hub is started with: where its state lies, who may use it, and where its limits are."""
+"""The settings of a local Hub: its folder, its accounts and its limits."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from typing import Any, Literal
 
 from converter.errors import UsageError
 
-#: What may be done with a token.
+#: What a token may do.
 Role = Literal["write", "read"]
 
 #: The account of a Hub that is started without any.
 DEFAULT_NAME = "rehearsal"
+#: First parts of addresses that belong to the Hub itself.
+RESERVED_NAMES = ("api", "datasets", "spaces")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,40}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
 class Account:
-    """Somebody who may use the Hub.
+    """A user of the Hub.
 
     Args:
-        name: the namespace that is theirs.
-        token: the secret that their requests carry.
+        name: the user's own namespace.
+        token: the secret that the user's requests carry.
         role: ``write``, or ``read`` for a token that changes nothing.
-        organizations: further namespaces that they belong to.
+        organizations: further namespaces of the user.
 
     Raises:
-        UsageError: a name or the role makes no sense.
+        UsageError: a name or the role is not a valid one.
     """
 
     name: str
@@ -41,23 +43,28 @@ class Account:
 
     def __post_init__(self) -> None:
         for name in (self.name, *self.organizations):
-            if not _NAME.fullmatch(name) or "--" in name:
-                raise UsageError(f"{name}: no name of an account", "Use letters, digits and dashes.")
+            if not _NAME.fullmatch(name) or "--" in name or name.lower() in RESERVED_NAMES:
+                hint = f"Use letters, digits and dashes, and not one of {', '.join(RESERVED_NAMES)}."
+                raise UsageError(f"{name}: not a valid name of an account", hint)
         if self.role not in ("write", "read"):
-            raise UsageError(f"{self.role}: no role of an account", "Write NAME:write or NAME:read.")
+            raise UsageError(f"{self.role}: not a role of an account", "Write NAME:write or NAME:read.")
+
+    def belongs_to(self, namespace: str) -> bool:
+        """Whether the user owns the repos of a namespace."""
+        return namespace == self.name or namespace in self.organizations
 
     @classmethod
     def new(cls, name: str, role: Role = "write", *organizations: str) -> Account:
-        """An account with a fresh token."""
-        # As long as a token of the Hub, and of the same letters.
+        """Make an account with a fresh token."""
+        # It has the length and the letters of a token of huggingface.co.
         return cls(name, f"hf_{secrets.token_hex(17)}", role, organizations)
 
     @classmethod
     def parse(cls, text: str) -> Account:
-        """An account with a fresh token from ``NAME`` or ``NAME:read``.
+        """Make an account with a fresh token from ``NAME`` or ``NAME:read``.
 
         Raises:
-            UsageError: it makes no sense.
+            UsageError: a name or the role is not a valid one.
         """
         name, colon, role = text.partition(":")
         return cls.new(name, role if colon else "write")  # type: ignore[arg-type] # checked by the constructor
@@ -68,26 +75,24 @@ class HubSettings:
     """How a local Hub works."""
 
     folder: Path
-    """Where its state lies; it is made if it is not there."""
+    """The folder of its repos; it is made if it does not exist."""
     accounts: tuple[Account, ...] = ()
     port: int = 0
-    """0 for any that is free."""
-    control_secret: str = ""
-    """What requests to the control routes carry; empty for a Hub without such routes."""
+    """0 for any free port."""
     multipart_bytes: int = 512 * 2**20
-    """Files above this size are uploaded in parts, where they go over LFS."""
+    """Larger files are uploaded in parts, if they come over LFS."""
     part_bytes: int = 64 * 2**20
     """Bytes of such a part."""
     page_entries: int = 1000
-    """Entries of one page of a listing; the Hub's own limit."""
+    """Entries of one page of a listing; the limit of huggingface.co."""
 
     def to_json(self) -> str:
-        """The settings as the process of a Hub reads them. It holds secrets."""
+        """Write the settings for the process of a Hub. They contain secrets."""
         return json.dumps({**asdict(self), "folder": str(self.folder)})
 
     @classmethod
     def from_json(cls, text: str) -> HubSettings:
-        """The settings from what ``to_json`` made."""
+        """Read what ``to_json`` wrote."""
         values: Mapping[str, Any] = json.loads(text)
         accounts = tuple(
             Account(**{**account, "organizations": tuple(account["organizations"])}) for account in values["accounts"]

@@ -1,0 +1,185 @@
+"""Repos with their commits and refs. Each commit lists all of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from huggingface_hub.utils.sha import git_hash
+
+from converter.rehearsal.database import Database
+from converter.rehearsal.names import COMMIT, check_revision
+from converter.rehearsal.replies import Refusal, revision_not_found
+
+HEADS, TAGS, PULLS = "refs/heads/", "refs/tags/", "refs/pr/"
+MAIN = f"{HEADS}main"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a commit."""
+
+    path: str
+    oid: str
+    """SHA-1 of the git blob: of the file, or of its LFS pointer."""
+    size: int
+    sha256: str
+    pointer_size: int = 0
+    """Bytes of the LFS pointer; 0 for a file that git keeps itself."""
+    changed_in: str = ""
+    """The commit that last changed it; empty before that commit exists."""
+
+    @property
+    def is_lfs(self) -> bool:
+        """Whether it is an LFS object."""
+        return self.pointer_size > 0
+
+
+def lfs_entry(path: str, sha256: str, size: int) -> Entry:
+    """Describe a file that is an LFS object."""
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    return Entry(path, git_hash(pointer), size, sha256, pointer_size=len(pointer))
+
+
+def regular_entry(path: str, content: bytes) -> Entry:
+    """Describe a file that git keeps itself."""
+    return Entry(path, git_hash(content), len(content), hashlib.sha256(content).hexdigest())
+
+
+def now() -> str:
+    """Return the time as huggingface.co writes it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repo. Changes to it belong into a transaction of the database."""
+
+    database: Database
+    number: int
+    owner: str
+    name: str
+    private: bool
+    gated: str
+    """``auto`` or ``manual``; empty when it is not gated."""
+    created: str
+
+    @classmethod
+    def create(cls, database: Database, owner: str, name: str, private: bool) -> Repo:
+        """Make a repo without any commit, of a name that is free."""
+        created = now()
+        number = database.execute(
+            "INSERT INTO repos (owner, name, private, gated, created) VALUES (?, ?, ?, '', ?)",
+            *(owner, name, private, created),
+        )
+        return cls(database, number, owner, name, private, "", created)
+
+    @classmethod
+    def select(cls, database: Database, condition: str = "TRUE", *values: object) -> list[Repo]:
+        """Return the repos that fulfil a condition in SQL; by default all."""
+        query = f"SELECT * FROM repos WHERE {condition} ORDER BY owner, name"  # noqa: S608 - our own words
+        rows = database.rows(query, *values)
+        return [cls(database, **{**dict(row), "private": bool(row["private"])}) for row in rows]
+
+    @classmethod
+    def find(cls, database: Database, owner: str, name: str) -> Repo | None:
+        """Return the repo of this name."""
+        return next(iter(cls.select(database, "owner = ? AND name = ? COLLATE NOCASE", owner, name)), None)
+
+    @property
+    def identity(self) -> str:
+        """``OWNER/NAME``."""
+        return f"{self.owner}/{self.name}"
+
+    def delete(self) -> None:
+        """Delete it with all of its commits."""
+        self.database.execute("DELETE FROM repos WHERE number = ?", self.number)
+
+    def configure(self, private: bool, gated: str) -> None:
+        """Change who may read it."""
+        self.database.execute("UPDATE repos SET private = ?, gated = ? WHERE number = ?", private, gated, self.number)
+
+    def refs(self) -> dict[str, str]:
+        """Return the commits of all refs."""
+        rows = self.database.rows("SELECT ref, target FROM refs WHERE repo = ? ORDER BY ref", self.number)
+        return {row["ref"]: row["target"] for row in rows}
+
+    def point(self, ref: str, commit: str) -> None:
+        """Make a ref point to a commit."""
+        self.database.execute("INSERT OR REPLACE INTO refs VALUES (?, ?, ?)", self.number, ref, commit)
+
+    def remove_ref(self, ref: str) -> None:
+        """Remove a ref."""
+        self.database.execute("DELETE FROM refs WHERE repo = ? AND ref = ?", self.number, ref)
+
+    def resolve(self, revision: str) -> str:
+        """Return the commit that a revision names; raise Refusal if the repo does not have this revision."""
+        refs = self.refs()
+        for ref in (revision, HEADS + revision, TAGS + revision):
+            if ref in refs:
+                return refs[ref]
+        if COMMIT.fullmatch(revision) and self.commit(revision) is not None:
+            return revision
+        raise revision_not_found(revision)
+
+    def branch(self, revision: str) -> tuple[str, str]:
+        """Return the ref that a commit to a revision moves, and the commit that it points to now.
+
+        Raises:
+            Refusal: the revision is not a branch or a pull request.
+        """
+        refs = self.refs()
+        for ref in (revision, HEADS + revision):
+            if ref in refs and not ref.startswith(TAGS):
+                return ref, refs[ref]
+        if TAGS + check_revision(revision) in refs or COMMIT.fullmatch(revision):
+            raise Refusal(400, "Commits go to a branch, not to a tag or a commit")
+        raise revision_not_found(revision)
+
+    def commit(self, oid: str) -> sqlite3.Row | None:
+        """Return title, message, author, date and parent of a commit."""
+        return self.database.row("SELECT * FROM commits WHERE repo = ? AND oid = ?", self.number, oid)
+
+    def ancestry(self, oid: str) -> Iterator[sqlite3.Row]:
+        """Return a commit and those before it, newest first."""
+        while oid and (row := self.commit(oid)) is not None:
+            yield row
+            oid = row["parent"]
+
+    def tree(self, commit: str) -> dict[str, Entry]:
+        """Return the files of a commit by their paths, sorted."""
+        rows = self.database.rows(
+            "SELECT path, oid, size, sha256, pointer_size, changed_in FROM entries WHERE repo = ? AND commit_oid = ? "
+            "ORDER BY path",
+            *(self.number, commit),
+        )
+        return {row["path"]: Entry(*row) for row in rows}
+
+    def add_commit(self, parent: str, tree: Mapping[str, Entry], title: str, author: str, message: str = "") -> str:
+        """Make a commit, to which no ref points yet.
+
+        Args:
+            parent: the commit before; empty for the first.
+            tree: all of its files by their paths.
+            title: the first line of its message.
+            author: the user who made it.
+            message: the rest.
+
+        Returns:
+            Its id.
+        """
+        oid = secrets.token_hex(20)
+        self.database.execute(
+            "INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?)",
+            *(self.number, oid, parent, title, message, author, now()),
+        )
+        for path, file in tree.items():
+            self.database.execute(
+                "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                *(self.number, oid, path, file.oid, file.size, file.sha256, file.pointer_size, file.changed_in or oid),
+            )
+        return oid

@@ -1,0 +1,273 @@
+"""A local Hub that fails on demand, and notes what it was asked: the product's own Hub, with faults around it.
+
+It runs in a process of its own (``python -m tests.faulty_hub``), which tests and scripts control over HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from converter.rehearsal.application import make_application
+from converter.rehearsal.hub import Hub
+from converter.rehearsal.process import RunningHub, running_hub
+from converter.rehearsal.repos import Repo, regular_entry
+from converter.rehearsal.server import main
+from converter.rehearsal.settings import HubSettings
+
+_CONTROL = "/_control/"
+#: Seconds until an answer to a control request must have come.
+_CONTROL_SECONDS = 30.0
+#: Requests that are remembered.
+_LOG_LIMIT = 100_000
+
+Action = Literal["status", "delay", "drop_before", "drop_after", "corrupt", "forget", "move_head"]
+
+
+@dataclass
+class Fault:
+    """A rule: what happens to which requests.
+
+    Args:
+        action: ``status``, an answer of another status; ``delay``, a pause; ``drop_before`` and ``drop_after``, the
+            connection is dropped before or after the request has its effect; ``corrupt`` and ``forget``, an object is
+            damaged or lost; ``move_head``, someone else commits.
+        method: of the requests that it hits; empty for any.
+        path: a regular expression that must be found in the raw path, and the query after a ``?``. Without one, an
+            action that changes the state happens at once.
+        times: requests that it hits; 0 for all.
+        skip: matching requests that it lets pass before.
+        status: of the answer.
+        headers: of the answer.
+        body: of the answer.
+        seconds: of the pause.
+        sha256: the object that is damaged or lost.
+        repo: ``OWNER/NAME`` of the repo that gets a foreign commit on main.
+    """
+
+    action: Action
+    method: str = ""
+    path: str = ""
+    times: int = 1
+    skip: int = 0
+    status: int = 503
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str = ""
+    seconds: float = 0.0
+    sha256: str = ""
+    repo: str = ""
+
+
+@dataclass
+class Exchange:
+    """A request and its answer."""
+
+    method: str
+    path: str
+    """As it was sent, percent-encoded and without the query."""
+    query: str
+    """The same, without signatures."""
+    authorized: bool
+    """Whether it had an Authorization header."""
+    received: int = 0
+    """Bytes of the request's body that were read."""
+    sent: int = 0
+    """Bytes of the answer's body."""
+    status: int = 0
+    """0 if the connection was dropped without an answer."""
+
+
+class FaultyApplication:
+    """The application of a Hub, with faults around it."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._application = make_application(hub)
+        self._faults: list[Fault] = []
+        self._log: deque[Exchange] = deque(maxlen=_LOG_LIMIT)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or let it fail."""
+        method, path = scope["method"], scope["raw_path"].decode("latin-1")
+        query = scope["query_string"].decode("latin-1")
+        if path.startswith(_CONTROL):
+            answer = self._control(method, path.removeprefix(_CONTROL), await Request(scope, receive).body())
+            await answer(scope, receive, send)
+            return
+        shown = "&".join(part for part in query.split("&") if not part.startswith("signature="))
+        is_authorized = any(name == b"authorization" for name, _ in scope["headers"])
+        exchange = Exchange(method, path, shown, is_authorized)
+        self._log.append(exchange)
+        faults = self._due(method, f"{path}?{query}" if query else path)
+        actions = {fault.action for fault in faults}
+
+        async def counted_receive() -> Message:
+            message = await receive()
+            exchange.received += len(message.get("body", b""))
+            return message
+
+        async def counted_send(message: Message) -> None:
+            if "drop_after" not in actions:
+                exchange.status = message.get("status", exchange.status)
+                exchange.sent += 0 if method == "HEAD" else len(message.get("body", b""))
+                await send(message)
+
+        response = await self._prepare(faults)
+        if "drop_before" not in actions:
+            try:
+                await (response or self._application)(scope, counted_receive, counted_send)
+            except ClientDisconnect:
+                return
+        if not actions.isdisjoint({"drop_before", "drop_after"}):
+            # uvicorn's send belongs to the connection.
+            send.__self__.transport.abort()  # type: ignore[attr-defined]
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+    def _due(self, method: str, address: str) -> list[Fault]:
+        """Return the rules that hit a request. Each counts it."""
+        hits = []
+        for fault in list(self._faults):
+            if fault.method not in ("", method) or not re.search(fault.path, address):
+                continue
+            if fault.skip:
+                fault.skip -= 1
+                continue
+            hits.append(fault)
+            if fault.times == 1:
+                self._faults.remove(fault)
+            elif fault.times:
+                fault.times -= 1
+        return hits
+
+    async def _prepare(self, faults: list[Fault]) -> Response | None:
+        """Let faults happen that come before the request; return the answer if one of them gives it."""
+        response = None
+        for fault in faults:
+            if fault.action == "delay":
+                await asyncio.sleep(fault.seconds)
+            elif fault.action == "status":
+                response = Response(fault.body, fault.status, fault.headers)
+            else:
+                self._change_state(fault)
+        return response
+
+    def _change_state(self, fault: Fault) -> None:
+        if fault.action == "corrupt":
+            corrupt(self._hub, fault.sha256)
+        elif fault.action == "forget":
+            forget(self._hub, fault.sha256)
+        elif fault.action == "move_head":
+            move_head(self._hub, fault.repo)
+
+    def _control(self, method: str, what: str, body: bytes) -> Response:
+        remembered: list[Fault] | deque[Exchange] = self._faults if what == "faults" else self._log
+        if method == "DELETE":
+            remembered.clear()
+        elif method == "POST":
+            fault = Fault(**json.loads(body))
+            if fault.path:
+                self._faults.append(fault)
+            else:
+                self._change_state(fault)
+        return JSONResponse([asdict(item) for item in remembered])
+
+
+def corrupt(hub: Hub, sha256: str) -> None:
+    """Damage an object, wherever it is stored: change one of its bytes."""
+    path = hub.blobs.path(sha256)
+    if path.exists():
+        _flip_byte(path, path.stat().st_size // 2)
+    if (file := hub.xet.find(sha256)) is not None:
+        term = file.terms[0]
+        chunk = hub.xet.chunks(term.xorb)[term.first]
+        _flip_byte(hub.xet.xorb_path(term.xorb), chunk.offset + chunk.packed_size - 1)
+
+
+def forget(hub: Hub, sha256: str) -> None:
+    """Lose an object. Over Xet it is stored again once a new shard describes it."""
+    hub.blobs.path(sha256).unlink(missing_ok=True)
+    hub.xet.find(sha256)
+    hub.xet.files.pop(sha256, None)
+
+
+def move_head(hub: Hub, name: str) -> None:
+    """Commit to main of a repo as someone else."""
+    repo = Repo.find(hub.database, *name.split("/"))
+    assert repo is not None, name
+    ref, head = repo.branch("main")
+    content = b"foreign\n"
+    hub.blobs.put(content)
+    tree = {**repo.tree(head), "foreign.txt": regular_entry("foreign.txt", content)}
+    with hub.database.connection:
+        repo.point(ref, repo.add_commit(head, tree, "A commit of someone else", "someone"))
+
+
+def _flip_byte(path: Path, offset: int) -> None:
+    path.chmod(0o600)
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        byte = stream.read(1)
+        stream.seek(offset)
+        stream.write(bytes([byte[0] ^ 0xFF]))
+
+
+class FaultyHub(RunningHub):
+    """A running Hub that fails on demand."""
+
+    def fault(self, action: Action, **values: Any) -> None:
+        """Set up a fault; see ``Fault``."""
+        self._control("POST", "faults", asdict(Fault(action, **values)))
+
+    def clear_faults(self) -> None:
+        """Remove all faults that are left."""
+        self._control("DELETE", "faults")
+
+    def faults(self) -> list[dict[str, Any]]:
+        """Return the faults that are left."""
+        return self._control("GET", "faults")
+
+    def requests(self) -> list[dict[str, Any]]:
+        """Return all requests since the log was emptied, oldest first; see ``Exchange``."""
+        return self._control("GET", "requests")
+
+    def forget_requests(self) -> None:
+        """Empty the log of requests."""
+        self._control("DELETE", "requests")
+
+    def _control(self, method: str, what: str, content: object = None) -> list[dict[str, Any]]:
+        address = urlsplit(self.endpoint)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=_CONTROL_SECONDS)
+        try:
+            connection.request(method, _CONTROL + what, json.dumps(content).encode())
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            answer: list[dict[str, Any]] = json.loads(response.read())
+            return answer
+        finally:
+            connection.close()
+
+
+@contextmanager
+def faulty_hub(settings: HubSettings) -> Iterator[FaultyHub]:
+    """Start a Hub that fails on demand, and stop it at the end of the block."""
+    with running_hub(settings, "tests.faulty_hub") as running:
+        yield FaultyHub(running.endpoint, running.settings, running.process)
+
+
+if __name__ == "__main__":
+    sys.exit(main(FaultyApplication))

@@ -1,0 +1,75 @@
+"""What a browser shows of the local Hub."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faulty_hub import FaultyHub, faulty_hub
+from tests.hubs import CARD, Answer, ask, commit, head, lfs_file, make_repo, small_hub, upload
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyHub]:
+    with faulty_hub(small_hub(tmp_path_factory.mktemp("hub"))) as running:
+        yield running
+
+
+def test_the_page_of_a_repo(hub: FaultyHub) -> None:
+    repo = make_repo(hub, "shown")
+    image = b"\x89PNG\r\n\x1a\nxx"
+    upload(hub, repo, image)
+    evil = {"README.md": CARD + b"<script>alert(1)</script>", "<script>.txt": b"x", "page.html": b"<script></script>"}
+    assert commit(hub, repo, evil, lfs_file("images/one.png", image)).status == 200
+    made = head(hub, repo)
+    offer = {"title": "<script>", "description": "<script>", "pullRequest": True}
+    assert ask(hub, "POST", f"/api/models/{repo}/discussions", offer).status == 200
+    assert commit(hub, repo, {"README.md": b"# Offer"}, revision="refs%2Fpr%2F1").status == 200
+    picture = f"/{repo}/resolve/{made}/images/one.png"
+    card = ["license: mit", f'src="{picture}"', f'href="/{repo}/resolve/{made}/page.html"', "<h1"]
+    files = ["images/one.png", "&lt;script&gt;.txt", "5 files", f'href="/{repo}/tree/refs%2Fpr%2F1"', "LFS"]
+    for path in ("", "/tree/main", f"/tree/{made}"):
+        page = ask(hub, "GET", f"/{repo}{path}", token="")
+        assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8"), path
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        assert page.headers["cross-origin-resource-policy"] == "same-origin"
+        assert b"<script" not in page.body
+        assert [text for text in card + files if text not in page.body.decode()] == [], path
+    assert b"Offer</h1>" in ask(hub, "GET", f"/{repo}/tree/refs%2Fpr%2F1", token="").body
+    # A page may show the image from where the redirect leads.
+    origin, _, place = ask(hub, "GET", picture, token="").headers["location"].partition("/_files")
+    assert f"img-src 'self' {origin} " in page.headers["content-security-policy"]
+    shown = ask(hub, "GET", f"/_files{place}", token="")
+    assert (shown.body, shown.headers["content-type"]) == (image, "image/png")
+    assert "cross-origin-resource-policy" not in shown.headers
+    text = ask(hub, "GET", f"/{repo}/resolve/main/page.html")
+    assert text.headers["content-type"].startswith("text/plain")
+    assert text.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_pages_of_private_repos_are_for_those_who_sign_in(hub: FaultyHub) -> None:
+    repo = make_repo(hub, "hidden", private=True)
+    assert commit(hub, repo, {"README.md": CARD}).status == 200
+
+    def look(path: str, name: str = "", password: str = "", method: str = "GET") -> Answer:
+        pair = base64.b64encode(f"{name}:{password}".encode()).decode()
+        sent = {"Authorization": f"Basic {pair}"} if name else {}
+        return ask(hub, method, path, token="", headers={"Accept": "text/html,*/*;q=0.8", **sent})
+
+    asked = look(f"/{repo}")
+    assert asked.status == 401
+    assert asked.headers["www-authenticate"].startswith("Basic ")
+    assert b"Lens" not in asked.body
+    for name, password in (("alice", "wrong"), ("bob", hub.token("alice")), ("bob", hub.token("bob"))):
+        assert look(f"/{repo}", name, password).status in (401, 404)
+    for path in ("", "/tree/main", "/resolve/main/README.md"):
+        assert look(f"/{repo}{path}", "alice", hub.token()).status == 200
+    # A browser sends them wherever a page of another site leads it: they open what shows, never what changes.
+    for method, path in (("GET", "/api/whoami-v2"), ("POST", "/api/repos/create"), ("GET", f"/api/models/{repo}")):
+        refused = look(path, "alice", hub.token(), method)
+        assert (refused.status, "www-authenticate" in refused.headers) == (401, False)
+    # A program gets the same answer as from huggingface.co.
+    plain = ask(hub, "GET", f"/{repo}/resolve/main/README.md", token="")
+    assert (plain.status, plain.headers["content-type"]) == (401, "application/json")

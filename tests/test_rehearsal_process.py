@@ -1,0 +1,125 @@
+"""The process of the local Hub: how it starts, stops and crashes."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from converter.errors import DependencyError, OutputError, UsageError
+from converter.rehearsal.process import RunningHub, running_hub
+from converter.rehearsal.settings import Account, HubSettings
+from converter.schemas import load_schema
+from tests.conftest import ROOT, command
+from tests.hubs import ask, commit, head, lfs_file, make_repo, small_hub, upload
+
+
+def test_state_survives_a_crash(tmp_path: Path) -> None:
+    settings = small_hub(tmp_path / "hub")
+    content = bytes(range(256)) * 1000
+    with running_hub(settings) as first:
+        repo = make_repo(first, "kept", visibility="private")
+        sha256 = upload(first, repo, content)
+        made = commit(first, repo, {"a.txt": b"a"}, lfs_file("a.bin", content)).content["commitOid"]
+        ask(first, "POST", f"/api/models/{repo}/tag/main", {"tag": "v1"})
+        with pytest.raises(OutputError, match="state of the Hub"), running_hub(settings):
+            pass
+        # An upload is on its way when the process ends.
+        connection = http.client.HTTPConnection(first.endpoint.removeprefix("http://"))
+        connection.putrequest("POST", f"/api/models/{repo}/commit/main")
+        for header in (("Authorization", f"Bearer {first.token()}"), ("Content-Length", "1000000")):
+            connection.putheader(*header)
+        connection.endheaders(b'{"key": "header", "value": {"summary": "Half"}}\n')
+        first.kill()
+        connection.close()
+    text = b"".join(path.read_bytes() for path in (tmp_path / "hub").rglob("*") if path.is_file())
+    assert not any(account.token.encode() in text for account in settings.accounts)
+    with running_hub(settings) as second:
+        assert head(second, repo) == head(second, repo, "v1") == made
+        assert second.endpoint != first.endpoint
+        place = ask(second, "GET", f"/{repo}/resolve/v1/a.bin").headers["location"].partition("/_files")[2]
+        assert ask(second, "GET", f"/_files{place}").body == content
+        assert ask(second, "GET", f"/api/models/{repo}", token="").status == 401
+        assert upload(second, repo, content) == sha256
+        process = second.process
+    assert process.returncode == 0
+
+
+def test_the_state_of_another_version_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "hub.sqlite") as connection:
+        connection.execute("CREATE TABLE repos (kind TEXT)")
+    connection.close()
+    with pytest.raises(OutputError, match="not written by this version"), running_hub(HubSettings(tmp_path)):
+        pass
+
+
+def test_clients_are_led_to_this_hub_alone(tmp_path: Path) -> None:
+    with subprocess.Popen("true", text=True) as process:
+        hub = RunningHub("http://127.0.0.1:1", HubSettings(tmp_path, (Account.new("ann"),)), process)
+    base = {"PATH": "/bin", "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_other", "https_proxy": "http://127.0.0.1:9"}
+    found = hub.environment(base, tmp_path, xet=False)
+    assert found["PATH"] == "/bin"
+    assert (found["HF_ENDPOINT"], found["HF_TOKEN"]) == (hub.endpoint, hub.token("ann"))
+    assert found["HF_HUB_DISABLE_XET"] == "1"
+    assert not {"HF_HUB_OFFLINE", "https_proxy"} & set(found)
+    assert hub.environment(base, tmp_path, token="")["HF_TOKEN"] == ""
+
+
+def test_serve_says_where_it_is_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command("hub", "serve", "--json", "--folder", tmp_path, "--account", "ann:read"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    text = "".join(iter(process.stdout.readline, "}\n")) + "}"
+    result = json.loads(text)
+    jsonschema.validate(result, load_schema("hub"))
+    account = result["accounts"][0]
+    running = RunningHub(result["endpoint"], HubSettings(tmp_path, (Account("ann", account["token"]),)), process)
+    assert ask(running, "GET", "/api/whoami-v2").content["auth"]["accessToken"]["role"] == "read"
+    assert ask(running, "GET", "/_control/requests").status in (401, 404)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+
+
+def test_the_hub_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    program = (
+        "import sys, os\nfrom pathlib import Path\nfrom converter.rehearsal.process import running_hub\n"
+        "from converter.rehearsal.settings import HubSettings\n"
+        "with running_hub(HubSettings(Path(sys.argv[1]))) as hub:\n"
+        "    print(hub.process.pid, flush=True)\n    os._exit(9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 9, done.stderr
+    deadline = time.monotonic() + 10
+    while Path("/proc", done.stdout.strip(), "exe").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_taken_port_and_missing_packages_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_hub(HubSettings(tmp_path / "first")) as hub:
+        port = int(hub.endpoint.rpartition(":")[2])
+        taken = HubSettings(tmp_path / "second", port=port)
+        with pytest.raises(UsageError, match="Address already in use"), running_hub(taken):
+            pass
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else os)
+    with pytest.raises(DependencyError, match="uvicorn") as caught, running_hub(HubSettings(tmp_path)):
+        pass
+    assert "pip install 'lensconv[rehearsal]'" in caught.value.hint
