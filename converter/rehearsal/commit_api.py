@@ -182,7 +182,7 @@ def _check(hub: Hub, repo: Repo, draft: Draft) -> None:
             raise Refusal(400, f"Your push was rejected because the size of an LFS file is wrong: {entry.path}")
     known = {row["sha256"] for row in hub.database.rows("SELECT sha256 FROM entries WHERE repo = ?", repo.number)}
     hub.check_quota(repo, sum(entry.size for entry in large if entry.sha256 not in known))
-    errors, _ = check_card(draft.card, repo.kind) if draft.card else ([], [])
+    errors = check_card(draft.card).errors if draft.card else ()
     if errors:
         raise Refusal(400, "Your push was rejected because README.md has invalid metadata: " + "; ".join(errors))
 

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
-import yaml
 from starlette.responses import Response
 
+from converter.front_matter import parse_front_matter
 from converter.rehearsal.call import Call, parse_pairs
-from converter.rehearsal.card_metadata import parse_metadata
 from converter.rehearsal.history import Entry, Repo, pointer
 from converter.rehearsal.names import KINDS, check_path
 from converter.rehearsal.replies import Refusal, entry_not_found, reply
@@ -188,13 +187,13 @@ def _describe(repo: Repo) -> dict[str, Any]:
 
 def _metadata(card: str) -> dict[str, Any]:
     """The metadata of a card as JSON has them; empty where there are none that can be read."""
+    metadata, _ = parse_front_matter(card)
     try:
-        metadata = parse_metadata(card)
         # YAML has dates and infinities, JSON has not.
-        plain = json.loads(json.dumps(metadata, default=str), parse_constant=str)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        plain: dict[str, Any] = json.loads(json.dumps(metadata, default=str), parse_constant=str)
+    except (ValueError, TypeError, RecursionError):
         return {}
-    return plain if isinstance(plain, dict) else {}
+    return plain
 
 
 def _is_true(text: str | None) -> bool:
