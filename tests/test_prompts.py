@@ -184,38 +184,38 @@ def test_texts_are_compared_after_normalization() -> None:
         ("name = ", "not TOML"),
         ("a." * 30 + "a = 1", "more than 20 dots"),
         ("x = " + "[" * 5000, "not TOML"),
-        ('name = "x"\nprompts = []', "holds no prompts"),
+        ('name = "x"\nprompts = []', "contains no prompts"),
         ('name = "x"', "prompts is missing"),
         ("prompts = []", "name is missing"),
         ('name = "x"\nprompts = "y"', "prompts must be an array"),
-        ('name = "x"\nprompts = ["y"]', "prompt number 1: is no table"),
-        ('name = "x"\nprompt = []', "prompt is no key of a suite"),
+        ('name = "x"\nprompts = ["y"]', "prompt number 1: is not a table"),
+        ('name = "x"\nprompt = []', "prompt is not a key of a suite"),
         ('name = " "\n' + edited().partition("\n")[2], "name is empty"),
         (edited(id=None), "prompt number 2: id is missing"),
         (edited(id=7), "prompt number 2: id must be a string, not 7"),
         (edited(id="p01"), "prompt p01: differs from P01 only by case"),
-        (edited(id="P01"), "prompt P01: is there twice"),
+        (edited(id="P01"), "prompt P01: is listed twice"),
         (edited(id="../P02"), "cannot be the name of an image"),
         (edited(id=".P02"), "cannot be the name of an image"),
         (edited(id="P02\n"), "cannot be the name of an image"),
         (edited(id="P" * 65), "cannot be the name of an image"),
         (edited(id="Ｐ2"), "cannot be the name of an image"),  # noqa: RUF001 - a letter that only looks plain
-        (edited(sed=1), "prompt P02: sed is no key of a prompt"),
+        (edited(sed=1), "prompt P02: sed is not a key of a prompt"),
         (edited(seed=None), "prompt P02: seed is missing"),
         (edited(seed=True), "prompt P02: seed must be an integer, not True"),
         (edited(seed=1.0), "seed must be an integer"),
         (edited(seed=-1), "prompt P02: seed -1 is not from 0"),
         (edited(seed=LAST_SEED + 1), "is not from 0"),
         (edited(scenario=""), "scenario is empty"),
-        (edited(scenario="a\nb"), "scenario holds the control character U+000A"),
+        (edited(scenario="a\nb"), "scenario has the control character U+000A"),
         (edited(scenario="a" * 201), "scenario has 201 characters"),
         (edited(prompt="\n "), "prompt is empty"),
         (edited(prompt="a" * 10_001), "prompt has 10001 characters"),
-        (edited(prompt="bell \a"), "prompt holds the control character U+0007"),
-        (edited(prompt="a \u2028 b"), "prompt holds the control character U+2028"),
+        (edited(prompt="bell \a"), "prompt has the control character U+0007"),
+        (edited(prompt="a \u2028 b"), "prompt has the control character U+2028"),
         (edited(prompt=["OPEN"]), "prompt must be a string"),
         (edited(required_text="OPEN"), "required_text must be an array"),
-        (edited(required_text=[1]), "1 is none"),
+        (edited(required_text=[1]), "1 is not a string"),
         (edited(required_text=[" "]), "a required text is empty"),
         (edited(required_text=["open"]), "required text 'open' does not occur in the prompt"),
         (edited(required_text=["OPEN", "OPEN "]), "is listed twice"),
@@ -344,24 +344,24 @@ ONE = SUITE.prompts[0]
 @pytest.mark.parametrize(
     ("card", "said"),
     [
-        ("", "holds neither a table"),
-        ("# A card\n\nAbout nothing.", "holds neither a table"),
-        ("<table><tr><td>P01</td></tr></table>", "holds neither a table"),
+        ("", "has neither a table"),
+        ("# A card\n\nAbout nothing.", "has neither a table"),
+        ("<table><tr><td>P01</td></tr></table>", "has neither a table"),
         (markdown_card(table=None), "prompt P01: no seed is given"),
         (markdown_card().replace("| 303 |", "| |"), "prompt P03: no seed is given"),
-        (markdown_card().replace("| 303 |", "| 3O3 |"), "prompt P03: seed '3O3' is no whole number"),
-        (markdown_card().replace("| 303 |", "| -303 |"), "seed '-303' is no whole number"),
+        (markdown_card().replace("| 303 |", "| 3O3 |"), "prompt P03: seed '3O3' is not a whole number"),
+        (markdown_card().replace("| 303 |", "| -303 |"), "seed '-303' is not a whole number"),
         (markdown_card().replace("### P03 -", "### P3 -"), "the table names P03, of which there is no prompt"),
         (markdown_card() + "\n\n### P11 - Extra\n\nMore.", "headings for P11, but the table does not name them"),
-        (markdown_card().replace("### P03 - V", "### P03 - W"), "two of title"),
-        (markdown_card(body=lambda p: f"Seed: {p.seed + 1}\n\n{p.prompt}"), "two of seed: 301 and 302"),
-        (markdown_card(body=lambda p: f"Seed: 1\nSeed: 2\n\n{p.prompt}"), "seed is both 1 and 2"),
+        (markdown_card().replace("### P03 - V", "### P03 - W"), "two titles"),
+        (markdown_card(body=lambda p: f"Seed: {p.seed + 1}\n\n{p.prompt}"), "two seeds: 301 and 302"),
+        (markdown_card(body=lambda p: f"Seed: 1\nSeed: 2\n\n{p.prompt}"), "two seeds: 1 and 2"),
         (markdown_card(body=lambda p: f"{p.prompt}\n\nNegative prompt: blur"), "has a negative prompt"),
         (markdown_card(body=lambda p: f"Hard.\n\n> {p.prompt}"), "both a quoted block and text around it"),
         (markdown_card(body=lambda p: f"> {p.prompt}\n\n```\n{p.prompt}\n```"), "has 2 quoted blocks"),
-        (markdown_card(body=lambda p: f"{p.prompt}\n\n- or not"), "holds a list"),
-        (markdown_card(body=lambda p: f"{p.prompt}\n\n<p>or not</p>"), "holds HTML"),
-        (markdown_card(body=lambda _: "![x](y.png)"), "no text stands below its heading"),
+        (markdown_card(body=lambda p: f"{p.prompt}\n\n- or not"), "has a list"),
+        (markdown_card(body=lambda p: f"{p.prompt}\n\n<p>or not</p>"), "has HTML"),
+        (markdown_card(body=lambda _: "![x](y.png)"), "there is no text below its heading"),
         (markdown_card(body=lambda p: p.prompt + ' 5" tall'), "is never closed"),
         (markdown_card(body=lambda p: p.prompt + " ”"), "closes nothing"),
         (markdown_card(body=lambda p: p.prompt + ' ""'), "nothing between them"),
@@ -369,7 +369,7 @@ ONE = SUITE.prompts[0]
         (markdown_card(body=lambda p: p.prompt + " [" * 101), "more than 100 brackets"),
         (markdown_card(header="| ID | Seed | Seed |\n|-|-|-|"), "several columns for the seed"),
         (markdown_card(header="| ID | Seed | Negative prompt |\n|-|-|-|"), "a table has negative prompts"),
-        (markdown_card() + "\n\n| ID | Seed |\n|-|-|\n| P01 | 9 |", "tables give two of seed: 301 and 9"),
+        (markdown_card() + "\n\n| ID | Seed |\n|-|-|\n| P01 | 9 |", "two seeds: 301 and 9"),
         (markdown_card() + f"\n\n### P01 - {ONE.scenario}\n\nOther.", "above different texts"),
         (
             markdown_card(suite=PromptSuite("x", (ONE, SuitePrompt("p01", "b", 2, "c", ())))),
@@ -397,8 +397,8 @@ def section_card(body: str, *, is_last: bool = True) -> str:
 
 
 SEVERAL = "several paragraphs follow its heading"
-ASIDE = "its section holds text below a rule or another title"
-TITLE = "its section holds a title with quotation marks"
+ASIDE = "its section has text below a rule or another title"
+TITLE = "its section has a title with quotation marks"
 NEGATIVE = "has a negative prompt"
 TWICE = "its section says Prompt: twice"
 INCHES = "touches the quotation marks around"
@@ -411,7 +411,7 @@ INCHES = "touches the quotation marks around"
         # Other text below the prompt.
         (
             'PROMPT\n\nThe images took an hour. Contact me at "x@y".',
-            f"{SEVERAL}, and nothing tells where the prompt ends; the second begins The images took an hour.",
+            f"{SEVERAL}, and nothing shows where the prompt ends; the second begins The images took an hour.",
         ),
         ("PROMPT\n\n[Full size](b.png)", "the second begins Full size"),
         ("PROMPT\n\n*A slanted result*", "the second begins A slanted result"),
@@ -419,20 +419,20 @@ INCHES = "touches the quotation marks around"
         ("PROMPT\n![](b.png)\nBelow its image.", "the second begins Below its image."),
         ("PROMPT\nSeed: 302\nBelow a label.", "the second begins Below a label."),
         ("PROMPT\n<!-- nothing -->\nBelow a comment.", "the second begins Below a comment."),
-        ("PROMPT\n\n*Figure 1: result*", "Figure 1 is no known label"),
-        ("PROMPT\n\nResult: SDNQ dropped a letter.", "Result is no known label"),
-        ("PROMPT\n\nAll images: 20 steps, CFG 5.", "All images is no known label"),
+        ("PROMPT\n\n*Figure 1: result*", "Figure 1 is not a known label"),
+        ("PROMPT\n\nResult: SDNQ dropped a letter.", "Result is not a known label"),
+        ("PROMPT\n\nAll images: 20 steps, CFG 5.", "All images is not a known label"),
         ("> PROMPT\n\nResult: SDNQ dropped a letter.", "both a quoted block and text around it"),
         # Labels that are not known.
-        ("Seed: 302\nSteps: 20\nCFG: 5\nResolution: 1440x1440\nPROMPT", "Steps is no known label"),
-        ("Seed: 302\nScene: " + "long " * 20 + "\nPROMPT", "Scene is no known label"),
-        ("**Seed:** 302<br>**CFG scale:** 5<br>PROMPT", "CFG scale is no known label"),
-        ("Steps: 20\nPROMPT", "Steps is no known label"),
-        ("PROMPT\nSteps=20", "Steps is no known label"),
-        ("Steps: 20\nCFG: 5", "Steps is no known label"),
-        ("Steps: 20\n\nPROMPT", "Steps is no known label"),
-        ("- Seed: 302\n- Steps: 20\n\nPROMPT", "Steps is no known label"),
-        ("\u6b65\u6570\uff1a20\n\nPROMPT", "\u6b65\u6570 is no known label"),
+        ("Seed: 302\nSteps: 20\nCFG: 5\nResolution: 1440x1440\nPROMPT", "Steps is not a known label"),
+        ("Seed: 302\nScene: " + "long " * 20 + "\nPROMPT", "Scene is not a known label"),
+        ("**Seed:** 302<br>**CFG scale:** 5<br>PROMPT", "CFG scale is not a known label"),
+        ("Steps: 20\nPROMPT", "Steps is not a known label"),
+        ("PROMPT\nSteps=20", "Steps is not a known label"),
+        ("Steps: 20\nCFG: 5", "Steps is not a known label"),
+        ("Steps: 20\n\nPROMPT", "Steps is not a known label"),
+        ("- Seed: 302\n- Steps: 20\n\nPROMPT", "Steps is not a known label"),
+        ("\u6b65\u6570\uff1a20\n\nPROMPT", "\u6b65\u6570 is not a known label"),
         # Several prompts.
         ("Prompt: first version\n\nPrompt: second version", TWICE),
         ("Prompt: first version\nPrompt: second version", TWICE),
@@ -456,7 +456,7 @@ INCHES = "touches the quotation marks around"
         ('> PROMPT\n\nIt must show "HELLO".\n---', TITLE),
         ("> PROMPT\n\n" + 'It must show "HELLO". ' * 30 + "\n---", TITLE),
         ("PROMPT\n\n**Second**\n\nPrompt: A bakery.", SEVERAL),
-        ("PROMPT\n\n---\n\nSeed: 7", "two of seed: 302 and 7"),
+        ("PROMPT\n\n---\n\nSeed: 7", "two seeds: 302 and 7"),
         # Negative prompts.
         ("PROMPT\n\n#### Negative prompt\n\nblurry, ugly", NEGATIVE),
         ("PROMPT\n\n### Negative Prompts:\n\nblurry, ugly", NEGATIVE),
@@ -524,7 +524,7 @@ def test_plain_cards_hold_one_prompt_and_nothing_else() -> None:
     card = plain_card()
     assert "prompt P10: has a negative prompt" in refusal(card.replace("Notes\n", "Negative prompt\n")).message
     labelled = card.replace("\n\nSalt Mine Choir, ", "\n\nSeed: 310\nSteps: 20\nSalt Mine Choir, ")
-    assert "prompt P10: Steps is no known label" in refusal(labelled).message
+    assert "prompt P10: Steps is not a known label" in refusal(labelled).message
 
 
 @pytest.mark.parametrize(
@@ -570,7 +570,7 @@ def test_import_writes_nothing_where_it_must_not(tmp_path: Path) -> None:
         (taken, OutputError.exit_code, "exists already"),
         (tmp_path / "no" / "suite.toml", OutputError.exit_code, "no such folder"),
         (tmp_path / "suite.txt", UsageError.exit_code, "let the name end in .toml"),
-        (tmp_path / "suite.toml", SuiteError.exit_code, "holds neither a table"),
+        (tmp_path / "suite.toml", SuiteError.exit_code, "has neither a table"),
     ):
         outcome = call("import", card, "--out", output)
         assert outcome.code == code
