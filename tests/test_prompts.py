@@ -181,7 +181,7 @@ def test_texts_are_compared_after_normalization() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name = ", "not TOML"),
+        ("name = ", "is not TOML"),
         ("a." * 30 + "a = 1", "more than 20 dots"),
         ("x = " + "[" * 5000, "not TOML"),
         ('name = "x"\nprompts = []', "contains no prompts"),
@@ -248,7 +248,7 @@ def test_files_that_cannot_be_suites(tmp_path: Path) -> None:
         read_suite(tmp_path / "none.toml")
     file = tmp_path / "mine.toml"
     file.write_bytes(b'name = "\xff"')
-    with pytest.raises(SuiteError, match="not UTF-8 at byte 8"):
+    with pytest.raises(SuiteError, match="is not UTF-8 at byte 8"):
         read_suite(file)
     file.write_bytes(b"#" * 1_000_001)
     with pytest.raises(SuiteError, match="is longer than 1000000 bytes"):
@@ -363,7 +363,9 @@ ONE = SUITE.prompts[0]
         (markdown_card(body=lambda p: f"{p.prompt}\n\n<p>or not</p>"), "has HTML"),
         (markdown_card(body=lambda _: "![x](y.png)"), "there is no text below its heading"),
         (markdown_card(body=lambda p: p.prompt + ' 5" tall'), "is never closed"),
+        (markdown_card(body=lambda p: p.prompt + ' 5" tall”'), "is never closed"),
         (markdown_card(body=lambda p: p.prompt + " ”"), "closes nothing"),
+        (markdown_card(body=lambda p: p.prompt + " \0"), "prompt has the control character U+0000"),
         (markdown_card(body=lambda p: p.prompt + ' ""'), "nothing between them"),
         (markdown_card(body=lambda p: p.prompt + " word" * 4000), "more than 20000"),
         (markdown_card(body=lambda p: p.prompt + " [" * 101), "more than 100 brackets"),
@@ -569,7 +571,7 @@ def test_import_writes_nothing_where_it_must_not(tmp_path: Path) -> None:
     for output, code, said in (
         (taken, OutputError.exit_code, "exists already"),
         (tmp_path / "no" / "suite.toml", OutputError.exit_code, "no such folder"),
-        (tmp_path / "suite.txt", UsageError.exit_code, "let the name end in .toml"),
+        (tmp_path / "suite.txt", UsageError.exit_code, "its name must end in .toml"),
         (tmp_path / "suite.toml", SuiteError.exit_code, "has neither a table"),
     ):
         outcome = call("import", card, "--out", output)

@@ -6,6 +6,7 @@ prompt that is given twice must be the same both times. A card that can be read 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -18,8 +19,8 @@ from converter.measurement.prompts.text_card import read_plain_text
 
 #: Longest card that is read.
 MAXIMUM_CARD_BYTES = 5_000_000
-#: Quotation marks that close a text, by the one that opened it.
-_CLOSING = {'"': '"', "“": "”", "«": "»", "„": "“”"}
+#: A text in double quotes, and the mark that closes it unless it is missing; or a mark that closes nothing.
+_QUOTED = re.compile(r'("[^"]*|“[^”]*|«[^»]*|„[^“”]*)(.)?|[”»]', re.DOTALL)
 
 
 def import_card(text: str, name: str, *, where: str = "the card") -> PromptSuite:
@@ -60,27 +61,19 @@ def quoted_texts(prompt: str, where: str) -> tuple[str, ...]:
         SuiteError: a quotation mark has no partner or perhaps another one, or there is nothing between two.
     """
     texts: dict[str, None] = {}
-    start, closing = -1, ""
-    for index, character in enumerate(prompt):
-        if closing and character in closing:
-            quoted = " ".join(prompt[start:index].split())
-            if not quoted:
-                fail(where, f"has two quotation marks with nothing between them at character {index}", CORRECT)
-            if character == '"' and (_joins(prompt, start - 1, -1) or _joins(prompt, index, 1)):
-                fail(
-                    where,
-                    f"a letter or digit touches the quotation marks around {quoted!r:.60} from outside, up to "
-                    f"character {index + 1}, so they may be inches or quotes in quotes",
-                    CORRECT,
-                )
-            texts[quoted] = None
-            closing = ""
-        elif not closing and character in _CLOSING:
-            start, closing = index + 1, _CLOSING[character]
-        elif not closing and character in "”»":
-            fail(where, f"quotation mark {character} at character {index + 1} closes nothing", CORRECT)
-    if closing:
-        fail(where, f"the quotation mark before {prompt[start : start + 40]} is never closed", CORRECT)
+    for found in _QUOTED.finditer(prompt):
+        opened, closing, last = found[1], found[2], found.end() - 1
+        if not opened:
+            fail(where, f"quotation mark {found[0]} at character {last + 1} closes nothing", CORRECT)
+        if not closing:
+            fail(where, f"the quotation mark before {opened[1:41]} is never closed", CORRECT)
+        quoted = " ".join(opened[1:].split())
+        if not quoted:
+            fail(where, f"has two quotation marks with nothing between them at character {last}", CORRECT)
+        if closing == '"' and (_joins(prompt, found.start(), -1) or _joins(prompt, last, 1)):
+            reason = f"a letter or digit touches the quotation marks around {quoted!r:.60} from outside"
+            fail(where, f"{reason}, up to character {last + 1}, so they may be inches or quotes in quotes", CORRECT)
+        texts[quoted] = None
     return tuple(texts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from converter.measurement.prompts.checks import CORRECT, fail, normalize
@@ -35,7 +35,7 @@ _DIGITS = re.compile(r"[0-9]{1,19}")
 class Row:
     """The values that a table gives for a prompt; empty where it has no such column."""
 
-    id: str
+    id: str = ""
     scenario: str = ""
     seed: str = ""
     prompt: str = ""
@@ -55,25 +55,21 @@ def find_columns(cells: Sequence[str], where: str) -> dict[str, int] | None:
         SuiteError: two columns give the same, or one gives negative prompts.
     """
     names = [" ".join(cell.split()).lower() for cell in cells]
-    found: dict[str, int] = {}
-    for key, known in COLUMNS.items():
-        indices = [index for index, name in enumerate(names) if name in known]
-        if len(indices) > 1 and ("id" in found or key == "id"):
-            twice = " and ".join(cells[index] for index in indices)
-            fail(where, f"a table has several columns for the {key}: {twice}", "Remove one from a copy of the card.")
-        if indices:
-            found[key] = indices[0]
-    if "id" not in found or not ("seed" in found or "prompt" in found):
+    found = {key: [index for index, name in enumerate(names) if name in known] for key, known in COLUMNS.items()}
+    if not found["id"] or not (found["seed"] or found["prompt"]):
         return None
     if any(name.startswith("negative prompt") for name in names):
         fail(where, "a table has negative prompts, which a suite cannot have", "Remove them from a copy of the card.")
-    return found
+    for key, indices in found.items():
+        if len(indices) > 1:
+            twice = " and ".join(cells[index] for index in indices)
+            fail(where, f"a table has several columns for the {key}: {twice}", "Remove one from a copy of the card.")
+    return {key: indices[0] for key, indices in found.items() if indices}
 
 
-def make_row(cells: Sequence[str], columns: dict[str, int]) -> Row | None:
+def make_row(cells: Sequence[str], columns: Mapping[str, int]) -> Row | None:
     """The row of a table; None for one that is blank or summarises other rows."""
-    values = {key: cells[index].strip() if index < len(cells) else "" for key, index in columns.items()}
-    row = Row(**values)
+    row = Row(**{key: cells[index].strip() for key, index in columns.items() if index < len(cells)})
     is_summary = row.id.lower() in (*_SUMMARIES, "") and not _DIGITS.fullmatch(row.seed) and not row.prompt
     return None if is_summary else row
 

@@ -81,7 +81,7 @@ def check_ids(ids: Sequence[str], where: str) -> None:
             fail(
                 where,
                 f"id {identifier!r} cannot be the name of an image",
-                "Use 1 to 64 of the characters A-Z a-z 0-9 . _ - and begin with a letter or a digit.",
+                "Use 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or a digit.",
             )
         other = seen.get(identifier.casefold())
         if other is not None:
@@ -98,11 +98,7 @@ def check_prompt(scenario: str, seed: int, prompt: str, required_text: Sequence[
     """
     check_text(scenario, "scenario", where)
     if not 0 <= seed <= LAST_SEED:
-        fail(
-            where,
-            f"seed {seed} is not from 0 to {LAST_SEED}",
-            "The thousand seeds after it must be valid too, up to 2**63 - 1; choose a smaller one.",
-        )
+        fail(where, f"seed {seed} is not from 0 to {LAST_SEED}", "The thousand seeds after it must be valid, too.")
     check_text(prompt, "prompt", where, limit=PROMPT_LIMIT, lines=True)
     asked = normalize(prompt)
     seen: set[str] = set()
@@ -113,7 +109,7 @@ def check_prompt(scenario: str, seed: int, prompt: str, required_text: Sequence[
             fail(
                 where,
                 f"required text {text!r} does not occur in the prompt",
-                "An image can only show what its prompt asks for: put the text into the prompt, letter by letter.",
+                "Add it, letter by letter.",
             )
         if compared in seen:
             fail(where, f"required text {text!r} is listed twice", "Remove one of them.")

@@ -43,17 +43,10 @@ def read_card(place: str) -> str:
 def _download(place: HubPlace) -> Path:
     # Importing this takes half a second, which a card in a file need not cost.
     from huggingface_hub import errors, hf_hub_download
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Silent(tqdm):
-        """A bar that is never drawn."""
-
-        def __init__(self, *arguments: object, **options: object) -> None:
-            super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
     try:
         with quiet_hub():
-            return Path(hf_hub_download(place.repo_id, CARD_NAME, revision=place.revision, tqdm_class=Silent))
+            return Path(hf_hub_download(place.repo_id, CARD_NAME, revision=place.revision))
     except errors.RemoteEntryNotFoundError as error:
         raise HubError(f"{place}: the repo has no {CARD_NAME}", "Name a revision that has one.") from error
     except client_errors() as error:

@@ -9,7 +9,7 @@ from functools import cache
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from converter.measurement.prompts.checks import PROMPT_LIMIT, fail
+from converter.measurement.prompts.checks import CORRECT, PROMPT_LIMIT, fail
 
 #: The tokens of a block that is in no other one, from the one that opens it to the one that closes it.
 Block = Sequence[Token]
@@ -35,7 +35,8 @@ def split_blocks(text: str) -> Iterator[Block]:
         text: the card without its front matter; lines end in newlines.
     """
     block: list[Token] = []
-    for token in _block_parser().parse(text):
+    # Most of a card is not read, so the text of its blocks is not parsed here.
+    for token in _parser("block").parse(text):
         block.append(token)
         if token.level == 0 and token.nesting <= 0:
             yield block
@@ -53,14 +54,11 @@ def render(source: str, where: str) -> str:
         SuiteError: it is longer than any prompt, or has too many brackets.
     """
     if len(source) > _SOURCE_LIMIT:
-        fail(
-            where,
-            f"a text has {len(source)} characters, more than {_SOURCE_LIMIT}",
-            "Shorten it in a copy of the card.",
-        )
+        fail(where, f"a text has {len(source)} characters, more than {_SOURCE_LIMIT}", CORRECT)
     if source.count("[") > _BRACKET_LIMIT:
-        fail(where, f"a text has more than {_BRACKET_LIMIT} brackets", "Remove them from a copy of the card.")
-    return "".join(_texts(_inline_parser().parseInline(source)[0].children or ()))
+        fail(where, f"a text has more than {_BRACKET_LIMIT} brackets", CORRECT)
+    (text,) = _parser("block", "inline", "text_join").parseInline(source)
+    return "".join(_texts(text.children or ()))
 
 
 def shown_lines(block: Block, where: str) -> Iterator[str]:
@@ -80,16 +78,11 @@ def shown_lines(block: Block, where: str) -> Iterator[str]:
 
 
 @cache
-def _block_parser() -> MarkdownIt:
-    # Without what follows its search for blocks: most of a card is not read, and nothing in it is to be replaced.
+def _parser(*rules: str) -> MarkdownIt:
+    """A parser with some of its core rules; never with the one that replaces null characters, which are refused."""
     parser = MarkdownIt("commonmark").enable("table").disable("reference")
-    parser.core.ruler.enableOnly(["block"])
+    parser.core.ruler.enableOnly(rules)
     return parser
-
-
-@cache
-def _inline_parser() -> MarkdownIt:
-    return MarkdownIt("commonmark")
 
 
 def _texts(tokens: Sequence[Token]) -> Iterator[str]:

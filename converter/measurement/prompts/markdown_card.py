@@ -43,7 +43,7 @@ def _read_table(block: Block, where: str) -> Iterator[Row]:
     columns = find_columns([render(name, where) for name in names], where)
     if columns is None:
         return
-    read = set(columns.values())
+    read = columns.values()
     for cells in lines:
         row = make_row([render(cell, where) if at in read else "" for at, cell in enumerate(cells)], columns)
         if row is not None:

@@ -51,25 +51,33 @@ class _Reader:
         self._is_aside = False
 
     def read(self, block: Block) -> None:
-        title = _title_of(block)
+        title = self._title_of(block)
         if block[0].type == "hr":
             self._is_aside = True
         elif title is None:
             self._read_content(block)
         elif block[0].type == "heading_open":
             self._level = int(block[0].tag[1])
-            self._read_title(block, render(title, self._where).strip(), self._level)
+            self._read_title(block, title, self._level)
         else:
-            self._read_bold_title(block, render(title, self._where).strip())
-
-    def _read_bold_title(self, block: Block, title: str) -> None:
-        """Read a paragraph whose first line is bold: a title, perhaps with its text, or a sentence of the prompt."""
-        is_sentence = title.endswith((".", "!", "?")) and split_heading(title, self._ids) is None
-        if not is_sentence:
             self._read_title(block, title, self._level + 1)
             below = block[1].content.partition("\n")[2]
-            block = [block[0], block[1].copy(content=below), block[2]] if below else ()
-        self._read_content(block)
+            if below:
+                self._read_content([block[0], block[1].copy(content=below), block[2]])
+
+    def _title_of(self, block: Block) -> str | None:
+        """The heading that a block is, or the bold title in its first line; None where there is none."""
+        if block[0].type == "heading_open":
+            source = block[1].content.replace("\n", " ")
+            return render(source, self._where).strip() if len(source) <= 2 * NAME_LIMIT else ""
+        first = block[1].content.partition("\n")[0].strip() if block[0].type == "paragraph_open" else ""
+        bold = _BOLD.fullmatch(first)
+        if not bold or bold[1] in bold[2] or label_of(bold[2]):
+            return None
+        title = render(bold[2], self._where).strip()
+        # A sentence in bold is not a title.
+        is_sentence = title.endswith((".", "!", "?")) and not split_heading(title, self._ids)
+        return None if is_sentence else title
 
     def _read_title(self, block: Block, title: str, level: int) -> None:
         heading = split_heading(title, self._ids)
@@ -89,8 +97,7 @@ class _Reader:
             return
         if name.startswith("negative prompt"):
             section.refuse_negative()
-        is_heading = block[0].type == "heading_open"
-        is_end = is_heading and self._level <= self._section_level
+        is_end = block[0].type == "heading_open" and self._level <= self._section_level
         # A paragraph with a rule right below it is a heading for Markdown, but hardly for who wrote it.
         if not is_end or block[0].markup in ("=", "-"):
             whole = title or render(block[1].content, section.place)
@@ -99,7 +106,7 @@ class _Reader:
         self._is_inside, self._is_aside = not is_end, True
 
     def _read_content(self, block: Block) -> None:
-        if not self._is_inside or not block:
+        if not self._is_inside:
             return
         section = self.sections[-1]
         lines = list(shown_lines(block, section.place)) if self._is_aside else []
@@ -113,16 +120,6 @@ class _Reader:
                 section.add_text([line])
             elif line.strip() and (not section.contents or _QUOTATION_MARKS.search(line)):
                 section.refuse_part("text below a rule or another title", line)
-
-
-def _title_of(block: Block) -> str | None:
-    """The Markdown of the heading that a block is or begins with; None where there is none."""
-    if block[0].type == "heading_open":
-        title = " ".join(block[1].content.split("\n"))
-        return title if len(title) <= 2 * NAME_LIMIT else ""
-    first = block[1].content.partition("\n")[0].strip() if block[0].type == "paragraph_open" else ""
-    bold = _BOLD.fullmatch(first)
-    return bold[2] if bold and bold[1] not in bold[2] and not label_of(bold[2]) else None
 
 
 def _add_block(section: Section, block: Block) -> None:

@@ -57,15 +57,16 @@ class Section:
         """
         lines = [line.strip() for line in lines]
         self._check_labels([line for line in lines if line])
-        part: list[str] = []
-        for line in (*lines, ""):
+        parts: list[list[str]] = [[]]
+        for line in lines:
             # A label or an image ends the text before it.
-            if part and (not line or label_of(line)):
-                self._add_paragraph(" ".join(part))
-                part = []
+            if not line or label_of(line):
+                parts.append([])
             rest = self._take_label(line)
             if rest:
-                part.append(rest)
+                parts[-1].append(rest)
+        for part in filter(None, parts):
+            self._add_paragraph(" ".join(part))
 
     def add_quote(self, text: str, lines: Iterable[str]) -> None:
         """Take a block quote or a code block.

@@ -19,6 +19,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,9 @@ class PromptSuite:
 
 def builtin_suites() -> tuple[PromptSuite, ...]:
     """The suites that ship with lensconv, by name."""
-    files = sorted(
-        (entry for entry in resources.files("converter.measurement.prompts").iterdir() if entry.name.endswith(SUFFIX)),
-        key=lambda entry: entry.name,
-    )
-    return tuple(parse_suite(file.read_text("utf-8"), where=file.name) for file in files)
+    files = [entry for entry in resources.files(__package__).iterdir() if entry.name.endswith(SUFFIX)]
+    suites = [parse_suite(file.read_text("utf-8"), where=file.name) for file in files]
+    return tuple(sorted(suites, key=attrgetter("name")))
 
 
 def read_suite(path_or_name: Path | str) -> PromptSuite:
@@ -102,14 +101,12 @@ def read_suite(path_or_name: Path | str) -> PromptSuite:
         SuiteError: there is no such suite, or the file is malformed.
     """
     where = str(path_or_name)
-    builtin = builtin_suites()
-    for suite in builtin:
-        if suite.name == where:
-            return suite
+    builtin = {suite.name: suite for suite in builtin_suites()}
+    if where in builtin:
+        return builtin[where]
     path = Path(path_or_name)
     if path.suffix.lower() != SUFFIX:
-        names = ", ".join(suite.name for suite in builtin)
-        fail(where, f"no suite has that name, and files of suites end in {SUFFIX}", f"Built in: {names}.")
+        fail(where, f"no suite has that name, and files of suites end in {SUFFIX}", f"Built in: {', '.join(builtin)}.")
     return parse_suite(read_text_file(path, MAXIMUM_SUITE_BYTES), where=where)
 
 

@@ -7,11 +7,14 @@ the titles of the headings show where their cells end.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from converter.measurement.prompts.card_parts import COLUMNS, Row, find_columns, make_row, split_heading
-from converter.measurement.prompts.checks import fail
+from converter.measurement.prompts.checks import CORRECT, fail
 from converter.measurement.prompts.section import Section
 
+#: What to do with a card whose plain text is ambiguous.
+_IMPORT_MARKDOWN = "Import the Markdown of the card (README.md) instead of its plain text."
 #: Characters of a line that may be the title of what follows the last prompt.
 _TITLE_LIMIT = 80
 
@@ -29,23 +32,14 @@ def read_plain_text(text: str, where: str) -> tuple[list[Row], list[Section]]:
     Raises:
         SuiteError: nothing shows where a prompt or a cell ends.
     """
-    blocks = _split_blocks(text)
+    parts = groupby(text.split("\n"), key=lambda line: bool(line.strip()))
+    blocks = [list(lines) for is_text, lines in parts if is_text]
     tables = [block for block in blocks if _is_table(block)]
     ids = {line.split()[0] for table in tables for line in table[1:]}
     sections = _read_sections([block for block in blocks if not _is_table(block)], ids, where)
     titles = {section.id: section.title for section in sections}
     rows = [row for table in tables for row in _read_table(table, titles, where)]
     return rows, sections
-
-
-def _split_blocks(text: str) -> list[list[str]]:
-    blocks: list[list[str]] = [[]]
-    for line in text.split("\n"):
-        if line.strip():
-            blocks[-1].append(line)
-        elif blocks[-1]:
-            blocks.append([])
-    return [block for block in blocks if block]
 
 
 def _is_table(block: Sequence[str]) -> bool:
@@ -82,15 +76,11 @@ def _is_title(block: Sequence[str]) -> bool:
 def _read_table(table: Sequence[str], titles: dict[str, str], where: str) -> list[Row]:
     if "\t" in table[0]:
         columns = find_columns(table[0].split("\t"), where)
-        rows = [make_row(line.split("\t"), columns) for line in table[1:]] if columns else []
+        rows = [make_row(line.split("\t"), columns or {}) for line in table[1:]]
         return [row for row in rows if row is not None]
     columns = find_columns(table[0].split()[:3], where)
     if columns is None or columns["id"] != 0 or columns["seed"] != len(columns) - 1 or "prompt" in columns:
-        fail(
-            where,
-            f"the columns of the table cannot be separated: {table[0]}",
-            "Import the Markdown of the card (README.md) instead of its plain text.",
-        )
+        fail(where, f"the columns of the table cannot be separated: {table[0]}", _IMPORT_MARKDOWN)
     return [_split_row(line, titles, "scenario" in columns, where) for line in table[1:]]
 
 
@@ -101,12 +91,8 @@ def _split_row(line: str, titles: dict[str, str], has_scenario: bool, where: str
     title = titles.get(identifier, "").split() if has_scenario else []
     if has_scenario and not title:
         reason = f"the table names it, but no heading such as {identifier} - Title does"
-        fail(place, reason, "Import the Markdown of the card (README.md) instead.")
+        fail(place, reason, _IMPORT_MARKDOWN)
     rest = words[len(title) :]
     if words[: len(title)] != title or not rest or not rest[0].isdecimal():
-        fail(
-            place,
-            f"its row is not its heading's title and then the seed: {line}",
-            "Compare heading and table in the card, and correct a copy of it.",
-        )
+        fail(place, f"its row is not its heading's title and then the seed: {line}", CORRECT)
     return Row(identifier, " ".join(title), rest[0])
