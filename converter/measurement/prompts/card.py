@@ -27,12 +27,12 @@ def import_card(text: str, name: str, *, where: str = "the card") -> PromptSuite
     """Read the prompts of a published card.
 
     Args:
-        text: Markdown, or how a browser shows it as plain text.
+        text: Markdown, or the plain text that a browser shows.
         name: what to call the suite.
         where: what to call the card in messages.
 
     Returns:
-        The prompts in the order of the matrix; required of each are all texts that it has in double quotes.
+        The prompts in the order of the matrix. All texts in double quotes are required texts.
 
     Raises:
         SuiteError: the card is too long, has no prompts, leaves something out, or contradicts itself.
@@ -95,9 +95,9 @@ def _merge_sections(found: list[Section]) -> dict[str, Section]:
             sections[section.id] = section
             continue
         if old.contents and section.contents and old.contents != section.contents:
-            fail(section.place, "two headings with that id are above different texts", CORRECT)
-        title = agreed(old.title, section.title, "title", section.place)
-        seed = agreed(old.seed, section.seed, "seed", section.place)
+            fail(section.where, "two headings with that id are above different texts", CORRECT)
+        title = agreed(old.title, section.title, "title", section.where)
+        seed = agreed(old.seed, section.seed, "seed", section.where)
         sections[section.id] = replace(old if old.contents else section, title=title, seed=seed)
     return sections
 
@@ -105,10 +105,10 @@ def _merge_sections(found: list[Section]) -> dict[str, Section]:
 def _compare_ids(matrix: Mapping[str, Row], sections: Mapping[str, Section], where: str) -> None:
     missing = [key for key, row in matrix.items() if key not in sections and not row.prompt]
     if missing:
-        fail(where, f"the table names {_list(missing)}, of which there is no prompt below a heading", CARD_HINT)
+        fail(where, f"the table names {_list(missing)}, but no heading with a prompt does", CARD_HINT)
     extra = [key for key in sections if key not in matrix]
     if matrix and extra:
-        fail(where, f"there are headings for {_list(extra)}, but the table does not name them", CARD_HINT)
+        fail(where, f"there are headings for {_list(extra)}, which the table does not name", CARD_HINT)
 
 
 def _list(ids: list[str]) -> str:
@@ -118,26 +118,26 @@ def _list(ids: list[str]) -> str:
 def _make_prompt(identifier: str, row: Row | None, section: Section | None, where: str) -> SuitePrompt:
     row = row or Row(identifier)
     section = section or Section(identifier, "", where)
-    place = section.place
-    seed = agreed(row.seed, section.seed, "seed", place)
+    where = section.where
+    seed = agreed(row.seed, section.seed, "seed", where)
     if not seed:
-        fail(place, "no seed is given, neither in a table nor in its section", CARD_HINT)
-    prompt = agreed(row.prompt, _prompt_of(section), "prompt", place)
+        fail(where, "no seed is given, neither in a table nor in its section", CARD_HINT)
+    prompt = agreed(row.prompt, _prompt_of(section), "prompt", where)
     if not prompt:
-        fail(place, "there is no text below its heading", CARD_HINT)
+        fail(where, "there is no text below its heading", CARD_HINT)
     return SuitePrompt(
         id=identifier,
         # Some matrices have no titles; the card itself calls the prompt by its id then.
-        scenario=agreed(row.scenario, section.title, "title", place) or identifier,
-        seed=parse_seed(seed, place),
+        scenario=agreed(row.scenario, section.title, "title", where) or identifier,
+        seed=parse_seed(seed, where),
         prompt=prompt,
-        required_text=quoted_texts(prompt, place),
+        required_text=quoted_texts(prompt, where),
     )
 
 
 def _prompt_of(section: Section) -> str:
     if section.quotes and section.text:
-        fail(section.place, "has both a quoted block and text around it, and either may be the prompt", CORRECT)
+        fail(section.where, "has both a quoted block and text around it, and either may be the prompt", CORRECT)
     if len(section.quotes) > 1:
-        fail(section.place, f"has {len(section.quotes)} quoted blocks, each of which may be the prompt", CORRECT)
+        fail(section.where, f"has {len(section.quotes)} quoted blocks, each of which may be the prompt", CORRECT)
     return section.quotes[0] if section.quotes else section.text

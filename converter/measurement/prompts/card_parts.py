@@ -83,34 +83,34 @@ def merge_rows(rows: Iterable[Row], where: str) -> dict[str, Row]:
     merged: dict[str, Row] = {}
     for row in rows:
         old = merged.get(row.id, row)
-        place = f"{where}: prompt {row.id}"
-        values = {key: agreed(getattr(old, key), getattr(row, key), key, place) for key in _VALUES}
+        prompt = f"{where}: prompt {row.id}"
+        values = {key: agreed(getattr(old, key), getattr(row, key), key, prompt) for key in _VALUES}
         merged[row.id] = Row(row.id, **values)
     return merged
 
 
-def agreed(first: str, second: str, what: str, place: str) -> str:
+def agreed(first: str, second: str, what: str, where: str) -> str:
     """The value that a card gives once or several times, or an empty string.
 
     Args:
         first: one value, or an empty string.
         second: the same.
         what: what to call it.
-        place: the prompt, for messages.
+        where: the card and the prompt, for messages.
 
     Raises:
         SuiteError: the two differ.
     """
     if first and second and normalize(first) != normalize(second):
-        fail(place, f"the card gives two {what}s: {first} and {second}", CORRECT)
+        fail(where, f"the card gives two {what}s: {first} and {second}", CORRECT)
     return first or second
 
 
 def split_heading(text: str, ids: Container[str]) -> tuple[str, str] | None:
-    """Take the heading of a prompt apart.
+    """Split the heading of a prompt.
 
     Args:
-        text: such as ``P01 - Title``, ``P01: Title`` or ``P01``, perhaps with the word Prompt before it.
+        text: such as ``P01 - Title``, ``P01: Title`` or ``P01``, with or without the word Prompt before it.
         ids: the ids in the tables; ``P`` and a number is always known.
 
     Returns:

@@ -14,7 +14,7 @@ from converter.measurement.prompts.checks import CORRECT, PROMPT_LIMIT, fail
 #: The tokens of a block that is in no other one, from the one that opens it to the one that closes it.
 Block = Sequence[Token]
 
-#: Types of tokens that hold code.
+#: Types of tokens that are code.
 CODE = ("code_block", "fence")
 #: Longest Markdown that is rendered; the Markdown of the longest prompt is hardly twice as long.
 _SOURCE_LIMIT = 2 * PROMPT_LIMIT

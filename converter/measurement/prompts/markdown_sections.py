@@ -21,11 +21,11 @@ _PARAGRAPH = ["paragraph_open", "inline", "paragraph_close"]
 
 
 def read_sections(blocks: Iterable[Block], ids: Container[str], where: str) -> list[Section]:
-    """Read what is below the headings of prompts.
+    """Read the sections below the headings of prompts.
 
     Args:
         blocks: the card.
-        ids: what its tables name.
+        ids: the ids in its tables.
         where: what to call it in messages.
 
     Raises:
@@ -100,7 +100,7 @@ class _Reader:
         is_end = block[0].type == "heading_open" and self._level <= self._section_level
         # A paragraph with a rule right below it is a heading for Markdown, but hardly for who wrote it.
         if not is_end or block[0].markup in ("=", "-"):
-            whole = title or render(block[1].content, section.place)
+            whole = title or render(block[1].content, section.where)
             if _QUOTATION_MARKS.search(whole):
                 section.refuse_part("a title with quotation marks", whole)
         self._is_inside, self._is_aside = not is_end, True
@@ -109,7 +109,7 @@ class _Reader:
         if not self._is_inside:
             return
         section = self.sections[-1]
-        lines = list(shown_lines(block, section.place)) if self._is_aside else []
+        lines = list(shown_lines(block, section.where)) if self._is_aside else []
         if any(label_of(line) == "prompt" for line in lines):
             self._is_aside = False
         if not self._is_aside:
@@ -130,14 +130,14 @@ def _add_block(section: Section, block: Block) -> None:
         _add_block(section, inner)
     elif kind == "blockquote_open":
         if [token.type for token in inner] != len(inner) // 3 * _PARAGRAPH:
-            section.refuse_part("a quoted block with more than paragraphs", " ".join(shown_lines(block, section.place)))
-        shown = [render(token.content, section.place).split("\n") for token in inner if token.type == "inline"]
+            section.refuse_part("a quoted block with more than paragraphs", " ".join(shown_lines(block, section.where)))
+        shown = [render(token.content, section.where).split("\n") for token in inner if token.type == "inline"]
         paragraphs = [" ".join(line.strip() for line in lines if line.strip()) for lines in shown]
         section.add_quote("\n\n".join(filter(None, paragraphs)), chain(*shown))
     elif kind == "paragraph_open":
-        section.add_text(list(shown_lines(block, section.place)))
+        section.add_text(list(shown_lines(block, section.where)))
     else:
-        for line in shown_lines(block, section.place):
+        for line in shown_lines(block, section.where):
             if label_of(line) and kind != "html_block":
                 section.add_text([line])
             elif line.strip():

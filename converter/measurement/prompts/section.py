@@ -37,7 +37,7 @@ class Section:
     """Whether the word Prompt, as a label or a title, was above the prompt."""
 
     @property
-    def place(self) -> str:
+    def where(self) -> str:
         """What to call the prompt in messages."""
         return f"{self.card}: prompt {self.id}"
 
@@ -50,7 +50,7 @@ class Section:
         """Take a paragraph: labelled lines, the prompt, or both.
 
         Args:
-            lines: what a reader sees; an image is a blank line.
+            lines: the text that a reader sees; an image is a blank line.
 
         Raises:
             SuiteError: the prompt has a paragraph already, or a label is unknown or contradicts another one.
@@ -81,32 +81,32 @@ class Section:
         for line in lines:
             if label_of(line) in ("seed", "prompt", "negative prompt"):
                 reason = f"a line within its quoted block is labelled: {line.strip():.60}"
-                fail(self.place, reason, "Leave only the prompt in that block, in a copy of the card.")
+                fail(self.where, reason, "Leave only the prompt in that block, in a copy of the card.")
         self.quotes.append(text)
 
     def add_prompt_label(self) -> None:
-        """Remember that the word Prompt is above what follows.
+        """Note that the word Prompt is above the text that follows.
 
         Raises:
-            SuiteError: it is so for the second time.
+            SuiteError: the word was there before.
         """
         if self.is_labelled:
-            fail(self.place, "its section says Prompt: twice, and either may be the prompt", CORRECT)
+            fail(self.where, "its section has the label Prompt: twice, and either text may be the prompt", CORRECT)
         self.is_labelled = True
 
     def refuse_negative(self) -> NoReturn:
         """Raise the error of a prompt with a negative one."""
-        fail(self.place, "has a negative prompt, which a suite cannot have", "Remove it from a copy of the card.")
+        fail(self.where, "has a negative prompt, which a suite cannot have", "Remove it from a copy of the card.")
 
     def refuse_part(self, what: str, text: str) -> NoReturn:
         """Raise the error of a section with something that may or may not belong to the prompt.
 
         Args:
-            what: the kind of what was found.
-            text: how it reads.
+            what: what was found.
+            text: its beginning is shown.
         """
         fail(
-            self.place,
+            self.where,
             f"its section has {what}, which may or may not be a part of the prompt: {text.strip():.60}",
             "In a copy of the card, write the prompt as one paragraph, block quote or code block, and move other text "
             "below a heading of its own after the last prompt, such as ## Notes.",
@@ -121,7 +121,7 @@ class Section:
         label = _ANY_LABEL.match(line)
         if label and not label_of(line):
             fail(
-                self.place,
+                self.where,
                 f"{label[1]} is not a known label, and its line may or may not be a part of the prompt",
                 "In a copy of the card, remove that line, or put the whole prompt into a block quote or a code block.",
             )
@@ -139,7 +139,7 @@ class Section:
                 if len(text) <= _SHORT:
                     self.refuse_label(text)
             fail(
-                self.place,
+                self.where,
                 "several paragraphs follow its heading, and nothing shows where the prompt ends; the second begins "
                 f"{paragraph:.60}",
                 "Put the prompt into a block quote or a code block, and remove other text, in a copy of the card's "
@@ -159,9 +159,9 @@ class Section:
         if name == "negative prompt":
             self.refuse_negative()
         if name == "seed":
-            self.seed = agreed(self.seed, value, name, self.place)
+            self.seed = agreed(self.seed, value, name, self.where)
         else:
-            self.title = agreed(self.title, value, "title", self.place)
+            self.title = agreed(self.title, value, "title", self.where)
         return ""
 
 

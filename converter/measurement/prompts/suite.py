@@ -79,8 +79,9 @@ class PromptSuite:
         check_text(self.name, "name", where)
         check_ids([prompt.id for prompt in self.prompts], where)
         for prompt in self.prompts:
-            place = f"{where}: prompt {prompt.id}"
-            check_prompt(prompt.scenario, prompt.seed, prompt.prompt, prompt.required_text, place)
+            check_prompt(
+                prompt.scenario, prompt.seed, prompt.prompt, prompt.required_text, f"{where}: prompt {prompt.id}"
+            )
 
 
 def builtin_suites() -> tuple[PromptSuite, ...]:

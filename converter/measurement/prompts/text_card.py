@@ -87,12 +87,12 @@ def _read_table(table: Sequence[str], titles: dict[str, str], where: str) -> lis
 def _split_row(line: str, titles: dict[str, str], has_scenario: bool, where: str) -> Row:
     """Split a row such as ``P01 Some Title 301 19.5``, where only the heading shows how long the title is."""
     identifier, *words = line.split()
-    place = f"{where}: prompt {identifier}"
+    where = f"{where}: prompt {identifier}"
     title = titles.get(identifier, "").split() if has_scenario else []
     if has_scenario and not title:
         reason = f"the table names it, but no heading such as {identifier} - Title does"
-        fail(place, reason, _IMPORT_MARKDOWN)
+        fail(where, reason, _IMPORT_MARKDOWN)
     rest = words[len(title) :]
     if words[: len(title)] != title or not rest or not rest[0].isdecimal():
-        fail(place, f"its row is not its heading's title and then the seed: {line}", CORRECT)
+        fail(where, f"its row is not its heading's title and then the seed: {line}", CORRECT)
     return Row(identifier, " ".join(title), rest[0])

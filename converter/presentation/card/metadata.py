@@ -106,7 +106,7 @@ class CardMetadata:
 
 
 class _Quoted(str):
-    """A text that stands in quotes."""
+    """A text that is written in quotes."""
 
     __slots__ = ()
 

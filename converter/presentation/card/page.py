@@ -1,4 +1,4 @@
-"""A card as the Hub would show it: one HTML document that needs nothing else, runs nothing and sends nothing."""
+"""A card as the Hub would show it: one HTML document without scripts that needs no other file and sends nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _LABELS = ("pipeline_tag", "library_name", "language", "tags", "license")
 
 
 def render_page(markdown: str, resolve: Callable[[str], str]) -> str:
-    """A card as a document of its own; see ``render_content``."""
+    """Render a card as a complete document; see ``render_content``."""
     content, title = render_content(markdown, resolve)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -63,13 +63,13 @@ def render_page(markdown: str, resolve: Callable[[str], str]) -> str:
 def render_content(
     markdown: str, resolve: Callable[[str], str], *, link: Callable[[str], str] = lambda address: address
 ) -> tuple[str, str]:
-    """A card as HTML that is safe to put into a page with ``page_style.STYLE``, and the text of its first heading.
+    """Render a card as HTML that is safe in a page with ``page_style.STYLE``, and return the text of its first heading.
 
     Args:
         markdown: the whole card, with its front matter.
-        resolve: makes of the address of an image inside the repo, which is relative and in which special characters
-            are written as ``%20``, the address that the page uses.
-        link: the same for links to files inside the repo; by default they stay.
+        resolve: turns the address of an image inside the repo, which is relative and has escapes such as ``%20``, into
+            the address that the page uses.
+        link: the same for links to files inside the repo; by default they stay as they are.
     """
     metadata, _ = parse_front_matter(markdown)
     _, body = split_card(markdown)
@@ -107,7 +107,7 @@ def _to_html(body: str) -> tuple[str, str]:
     anchors = _Anchors()
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     parser.use(anchors_plugin, max_level=len(_HEADINGS), slug_func=anchors.name)
-    # Styles are not let through, and this is what those of cells say.
+    # Styles are removed later, so the alignment of cells becomes an attribute.
     html = _ALIGN.sub(r'<\1 align="\2">', parser.render(body))
     return html, anchors.first_title or "Model card"
 
@@ -122,7 +122,7 @@ def _sanitise(html: str, resolve: Callable[[str], str], link: Callable[[str], st
             return link(value)
         if (tag, attribute) == ("code", "class"):
             return value if re.fullmatch("language-[a-z0-9+-]+", value) else None
-        # What is left of srcset names several images, of which one is enough.
+        # The rest of srcset lists several images, and one is enough.
         return None if attribute == "srcset" else value
 
     return nh3.clean(
@@ -137,7 +137,7 @@ def _sanitise(html: str, resolve: Callable[[str], str], link: Callable[[str], st
 
 
 def _image_address(value: str, resolve: Callable[[str], str]) -> str | None:
-    """Where an image comes from; None for what is neither in the repo nor on the web."""
+    """The address of an image; None for one that is neither in the repo nor on the web."""
     value = value.strip()
     if not _ADDRESS.match(value):
         return resolve(value)
