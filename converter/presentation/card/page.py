@@ -128,7 +128,7 @@ def _sanitise(html: str, resolve: Callable[[str], str], link: Callable[[str], st
     return nh3.clean(
         html,
         tags=set(_TAGS.split()),
-        attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()} | {tag: {"id"} for tag in _HEADINGS},
+        attributes=_ATTRIBUTES | {tag: {"id"} for tag in _HEADINGS},
         url_schemes={"http", "https", "mailto"},
         attribute_filter=rewrite,
         link_rel="nofollow noopener noreferrer",
