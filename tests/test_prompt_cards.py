@@ -145,6 +145,7 @@ ONE = SUITE.prompts[0]
         (plain_card().replace("\n\nP03 - ", "\n\nOne more\n\nP03 - "), "prompt P02: several paragraphs follow"),
         (plain_card().replace("Notes\n\n", "More of it.\n\n"), "prompt P10: several paragraphs follow"),
         (plain_card().replace("ID Scenario Seed", "ID Scenario and Seed"), "no seed is given"),
+        ("x" * 1_000_001, "has more than 1000000 characters below its front matter"),
         ("x" * 5_000_001, "is longer than 5000000"),
     ],
 )

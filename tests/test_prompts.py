@@ -89,7 +89,7 @@ def test_a_suite_survives_toml(suite: PromptSuite) -> None:
     assert again.sha256 == suite.sha256
 
 
-def test_the_hash_tells_every_change() -> None:
+def test_the_hash_changes_with_the_content() -> None:
     assert SUITE.sha256 == PromptSuite("made", SUITE.prompts).sha256
     assert (
         len({SUITE.sha256, PromptSuite("other", SUITE.prompts).sha256, PromptSuite("made", SUITE.prompts[1:]).sha256})
@@ -148,7 +148,7 @@ def test_texts_are_compared_after_normalization() -> None:
         (edited(required_text=["OPEN", "OPEN "]), "is listed twice"),
     ],
 )
-def test_what_no_suite_is(text: str, said: str, tmp_path: Path) -> None:
+def test_suites_that_are_refused(text: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(text, "utf-8")
     with pytest.raises(SuiteError, match=re.escape(said)) as caught:
@@ -231,12 +231,12 @@ def test_import_writes_nothing_where_it_must_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "place", ["hf://", "hf://a", "hf://a/b/c", "hf://a/../b", "hf://a/b@", "hf://a/b@../x", "hf://a/b@x y"]
 )
-def test_addresses_that_make_no_sense(place: str) -> None:
+def test_malformed_addresses(place: str) -> None:
     with pytest.raises(UsageError, match="no model on the Hub"):
         read_card(place)
 
 
-def test_cards_that_are_no_files(tmp_path: Path) -> None:
+def test_cards_that_are_not_files(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="no such file"):
         read_card(str(tmp_path / "none.md"))
     with pytest.raises(MissingInput, match="is a folder"):

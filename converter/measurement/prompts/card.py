@@ -117,7 +117,7 @@ def _list(ids: list[str]) -> str:
 
 def _make_prompt(identifier: str, row: Row | None, section: Section | None, where: str) -> SuitePrompt:
     row = row or Row(identifier)
-    section = section or Section(identifier, "", where)
+    section = section or Section(identifier, "", f"{where}: prompt {identifier}")
     where = section.where
     seed = agreed(row.seed, section.seed, "seed", where)
     if not seed:

@@ -7,10 +7,13 @@ from itertools import islice
 
 from converter.front_matter import split_card
 from converter.measurement.prompts.card_parts import COLUMNS, Row, find_columns, make_row
-from converter.measurement.prompts.checks import SUITE_LIMIT, fail
+from converter.measurement.prompts.checks import CORRECT, SUITE_LIMIT, fail
 from converter.measurement.prompts.markdown import Block, render, split_blocks
 from converter.measurement.prompts.markdown_sections import read_sections
 from converter.measurement.prompts.section import Section
+
+#: Longest Markdown that is parsed. A million characters in the shortest possible paragraphs take half a gigabyte.
+_BODY_LIMIT = 1_000_000
 
 
 def read_markdown(text: str, where: str) -> tuple[list[Row], list[Section]]:
@@ -26,7 +29,10 @@ def read_markdown(text: str, where: str) -> tuple[list[Row], list[Section]]:
     Raises:
         SuiteError: a section contains something that is neither clearly the prompt nor clearly something else.
     """
-    blocks = list(split_blocks(split_card(text)[1]))
+    _, body = split_card(text)
+    if len(body) > _BODY_LIMIT:
+        fail(where, f"has more than {_BODY_LIMIT} characters below its front matter", CORRECT)
+    blocks = list(split_blocks(body))
     found = (row for block in blocks if block[0].type == "table_open" for row in _read_table(block, where))
     # Cards may name a prompt in several tables.
     rows = list(islice(found, 10 * SUITE_LIMIT + 1))

@@ -82,7 +82,7 @@ class _Reader:
     def _read_title(self, block: Block, title: str, level: int) -> None:
         heading = split_heading(title, self._ids)
         if heading is not None:
-            self.sections.append(Section(*heading, self._where))
+            self.sections.append(Section(*heading, f"{self._where}: prompt {heading[0]}"))
             self._section_level = level
             self._is_inside, self._is_aside = True, False
         elif self._is_inside:

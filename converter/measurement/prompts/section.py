@@ -15,6 +15,11 @@ _LABEL = re.compile(r"(seed|scenario|title|negative prompt|prompt)\s*:", re.IGNO
 _ANY_LABEL = re.compile(
     r'([^\s:="“”«»„\uff1a]+(?:[ \t]+[^\s:="“”«»„\uff1a]+){0,2})\s*(?:[:=](?=\s|$)|(?<!\d)[:=](?!//)|\uff1a)'
 )
+#: What to do with a section that has more than a prompt.
+_SEPARATE = (
+    "In a copy of the card's Markdown (README.md), put the whole prompt into a block quote or a code block, and move "
+    "other text below a heading after the last prompt, such as ## Notes."
+)
 #: Longest line that looks like a label rather than a sentence with a colon, where no known label is near.
 _SHORT = 60
 
@@ -26,8 +31,8 @@ class Section:
     id: str
     title: str
     """The rest of the heading; empty when it only has the id."""
-    card: str
-    """What to call the card in messages."""
+    where: str
+    """The card and the prompt, for messages."""
     seed: str = ""
     text: str = ""
     """The one paragraph that is the prompt."""
@@ -35,11 +40,6 @@ class Section:
     """Content of block quotes and code blocks, each of which is a prompt if any is."""
     is_labelled: bool = False
     """Whether the word Prompt, as a label or a title, was above the prompt."""
-
-    @property
-    def where(self) -> str:
-        """What to call the prompt in messages."""
-        return f"{self.card}: prompt {self.id}"
 
     @property
     def contents(self) -> list[str]:
@@ -105,12 +105,8 @@ class Section:
             what: what was found.
             text: its beginning is shown.
         """
-        fail(
-            self.where,
-            f"its section has {what}, which may or may not be a part of the prompt: {text.strip():.60}",
-            "In a copy of the card, write the prompt as one paragraph, block quote or code block, and move other text "
-            "below a heading of its own after the last prompt, such as ## Notes.",
-        )
+        reason = f"its section has {what}, which may or may not be a part of the prompt: {text.strip():.60}"
+        fail(self.where, reason, _SEPARATE)
 
     def refuse_label(self, line: str) -> None:
         """Refuse a line with an unknown label, such as ``Steps: 20``.
@@ -120,11 +116,8 @@ class Section:
         """
         label = _ANY_LABEL.match(line)
         if label and not label_of(line):
-            fail(
-                self.where,
-                f"{label[1]} is not a known label, and its line may or may not be a part of the prompt",
-                "In a copy of the card, remove that line, or put the whole prompt into a block quote or a code block.",
-            )
+            reason = f"{label[1]} is not a known label, and its line may or may not be a part of the prompt"
+            fail(self.where, reason, _SEPARATE)
 
     def _check_labels(self, lines: Sequence[str]) -> None:
         """Refuse unknown labels. One line alone is a prompt that begins with a few words and a colon, so far."""
@@ -138,13 +131,8 @@ class Section:
             for text in (self.text, paragraph):
                 if len(text) <= _SHORT:
                     self.refuse_label(text)
-            fail(
-                self.where,
-                "several paragraphs follow its heading, and nothing shows where the prompt ends; the second begins "
-                f"{paragraph:.60}",
-                "Put the prompt into a block quote or a code block, and remove other text, in a copy of the card's "
-                "Markdown (README.md).",
-            )
+            reason = "several paragraphs follow its heading, and nothing shows where the prompt ends"
+            fail(self.where, f"{reason}; the second begins {paragraph:.60}", _SEPARATE)
         self.text = paragraph
 
     def _take_label(self, line: str) -> str:

@@ -56,7 +56,7 @@ def _read_sections(blocks: Sequence[list[str]], ids: set[str], where: str) -> li
     last = max((index for index, heading in enumerate(headings) if heading), default=-1)
     for index, (block, heading) in enumerate(zip(blocks, headings, strict=True)):
         if heading is not None:
-            sections.append(Section(*heading, where))
+            sections.append(Section(*heading, f"{where}: prompt {heading[0]}"))
             is_open = True
             continue
         if is_open and block[0].strip().rstrip(":").lower() == "negative prompt":
