@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from converter.errors import EvidenceError, InputError, ReleaseError, SuiteError, UsageError
+from converter.front_matter import parse_front_matter
 from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.presentation.card.environment import render_card
 from converter.presentation.card.make_card import make_card
-from converter.presentation.card.metadata import CardMetadata, GalleryImage, check_metadata, parse_metadata
+from converter.presentation.card.metadata import CardMetadata, GalleryImage, MetadataReport, check_metadata
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.page import render_page
 from converter.presentation.charts.draw_charts import draw_charts
@@ -78,7 +79,7 @@ def test_every_published_figure_is_on_the_card(release: Path, published: Path) -
     assert not report.verified
     assert "Unverified figures" in text
     assert "of another checkpoint" in text
-    assert check_metadata(text) == []
+    assert check_metadata(text) == MetadataReport()
     assert "- model-cpu-offload\n" in text
     assert "- ablation\n" not in text
 
@@ -173,8 +174,61 @@ def test_texts_that_look_like_numbers_are_in_quotes() -> None:
     # YAML 1.2 has other numbers than YAML 1.1, which PyYAML writes.
     for shown in ("- '1e3'", "- '08'", "- '0o17'", "- '.5'", "- v1", "- 'no'", "text: '12e4'", "a%2541.png"):
         assert shown in text
-    content, problems = parse_metadata(text)
-    assert (content["tags"], problems) == ([*tags], [])
+    content, fault = parse_front_matter(text)
+    assert (content["tags"], fault) == ([*tags], "")
+
+
+def front_matter(*lines: str) -> str:
+    return "\n".join(("---", *lines, "---", "# Card", ""))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("license: other", "license other needs a license_name"),
+        ("license: mit\nlicense_name: mine", "license_name is for license other, not for mit"),
+        ("license: {mit: 1}", "license a dict is not text"),
+        ("license_link: http://example.com/license", "neither an https address nor LICENSE"),
+        ("base_model_relation: quantized", "base_model_relation needs a base_model"),
+        ("base_model_revision: main", "is not a commit of 40 hexadecimal digits"),
+        ("tags: [1e3, 7]", "tags 7 is not text; put it in quotes"),
+        (f"tags: [{'a' * 101}]", "is longer than 100 characters"),
+        ("language: no", "language False is not text; put it in quotes"),
+        ("library_name: a b", "is not the name of a library"),
+        ("widget: a", "widget is not a list"),
+        ("widget: [{output: {url: a.png}}]", "widget: entry 1 has no text"),
+        ("widget: [{text: a, output: b}]", "widget: the output of entry 1 has a url that is not text"),
+        ("widget: [{text: a, output: {url: ../b.png}}]", "widget: entry 1 shows ../b.png"),
+        ("widget: [{text: a, output: {url: 'http://b'}}]", "widget: entry 1 shows http://b"),
+        ("a: [", "its front matter is not YAML in line 2: "),
+        (f"a: {'b' * 1_000_000}", "is longer than 1000000 characters"),
+    ],
+)
+def test_metadata_that_cannot_be_right(line: str, said: str) -> None:
+    report = check_metadata(front_matter(line))
+    assert said in " ".join(report.errors)
+    assert not report.warnings
+
+
+def test_a_card_needs_front_matter() -> None:
+    assert check_metadata("# Card\n").errors[0].startswith("it has no front matter")
+    assert check_metadata("\ufeff" + front_matter("license: mit")).errors[0].startswith("it begins with a byte order")
+
+
+def test_names_that_the_hub_may_know_are_warned_of(release: Path) -> None:
+    names = front_matter("license: apache2", "pipeline_tag: text2image", "language: [en, zxx, xx, code]")
+    assert check_metadata(names) == MetadataReport(
+        (),
+        (
+            "license apache2 is not known to lensconv; did you mean apache-2.0?",
+            "pipeline_tag text2image is not known to lensconv; did you mean text-to-image?",
+            "language xx is not known to lensconv; the Hub decides whether it is valid",
+        ),
+    )
+    warning = "license brand-new-1.0 is not known to lensconv; the Hub decides whether it is valid"
+    assert warning in make_card(release, options=CardOptions(license="brand-new-1.0")).warnings
+    assert make_card(release, options=CardOptions(adopt=True)).warnings == (warning,)
+    assert f"README.md: {warning}" in examine_release(release, "owner/Tiny").advice
 
 
 def test_pins_are_the_versions_that_drew_or_else_those_that_made_it(release: Path, published: Path) -> None:

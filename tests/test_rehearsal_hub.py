@@ -193,7 +193,7 @@ attempt("delete", lambda: mine.create_commit(
 attempt("tag", lambda: (mine.create_tag("alice/gated", tag="t"), mine.create_tag("alice/gated", tag="t")))
 attempt("stale", lambda: write(mine, "alice/gated", parent_commit="0" * 40))
 attempt("card", lambda: mine.create_commit("alice/gated", [CommitOperationAdd(
-    "README.md", b"---\\nlicense: nothing\\n---\\n")], commit_message="Card"))
+    "README.md", b"---\\nlicense: [3]\\n---\\n")], commit_message="Card"))
 attempt("secret", lambda: mine.create_commit("alice/gated", [CommitOperationAdd(
     "a.py", ("token = '" + tokens["alice"] + "'").encode())], commit_message="Secret"))
 attempt("ignored", lambda: mine.create_commit("alice/gated", [
@@ -244,7 +244,7 @@ def test_refusals_are_those_that_the_client_knows(hub: FaultyHub, tmp_path: Path
     }
     assert "use a write token" in found["reader commit"][2]
     assert "A commit has happened since" in found["stale"][2]
-    assert '"license" must be one of' in found["card"][2]
+    assert "license 3 is not text" in found["card"][2]
     assert "valid Hugging Face secrets" in found["secret"][2]
     assert found["files"] == [".gitattributes", ".gitignore", "README.md"]
 

@@ -12,31 +12,31 @@ from converter.console import Console, table
 
 @click.group(
     "prompts",
-    short_help="Make suites of prompts to compare models with.",
+    short_help="Make suites of prompts for comparing models.",
     epilog="Example: lensconv prompts import README.md --out suite.toml",
     no_args_is_help=False,
 )
 def command() -> None:
-    """Make suites of prompts: TOML files that name what to draw, and which texts each image must show."""
+    """Make suites of prompts: TOML files with the images to generate and the texts that each image must show."""
 
 
 @command.command(
     "import",
-    short_help="Make a suite of a published model card.",
+    short_help="Make a suite from a published model card.",
     epilog="Example: lensconv prompts import README.md --out suite.toml",
 )
 @click.argument("card")
-@click.option("--out", "output", metavar="SUITE.toml", type=PATH, required=True, help="The suite to make.")
+@click.option("--out", "output", metavar="SUITE.toml", type=PATH, required=True, help="File to write.")
 @click.option("--name", help="Name of the suite.  [default: name of the file, without .toml]")
 @click.option("--overwrite", is_flag=True, help="Replace the suite if it exists.")
 @output_options
 @pass_console
 def import_command(console: Console, /, card: str, output: Path, name: str | None, overwrite: bool) -> None:
-    """Make a suite of the prompts that CARD has published.
+    """Make a suite from the prompts in CARD.
 
     CARD is a file in Markdown or plain text, or hf://OWNER/NAME[@REVISION] for the card of a model on the Hub. Ids,
-    titles and seeds come from its table, prompts from the sections below their headings or from the table. All texts
-    in double quotes become required. Nothing is guessed: a card that contradicts itself is refused.
+    titles and seeds are read from its table, prompts from the table or from the sections below their headings. All
+    texts in double quotes become required texts. Nothing is guessed: a card that contradicts itself is refused.
     """
     from converter.measurement.prompts.card import import_card
     from converter.measurement.prompts.fetch import read_card

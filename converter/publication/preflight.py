@@ -80,7 +80,7 @@ def examine_release(
         "Move away what does not belong there, and list the card anew with `lensconv card`.",
     )
     _refuse(root, _secrets_in(root, (*manifest.files, MANIFEST_NAME)), "Take it out, and revoke it at its issuer.")
-    _refuse(root, _card_faults(root, manifest, repository), "Make the card anew with `lensconv card`.")
+    card_advice = _check_card(root, manifest, repository)
     _refuse(root, _weight_faults(root, manifest), "Convert again, or download the release again.")
     noted = noted_files(root)
     trusted = [
@@ -92,7 +92,9 @@ def examine_release(
     files = hash_files(root, sorted(names), reporter)
     _refuse_other_content(root, files, manifest.files)
     return FitRelease(
-        root, tuple(sorted([*files, *trusted], key=lambda file: file.name)), tuple(advice(manifest.files))
+        root,
+        tuple(sorted([*files, *trusted], key=lambda file: file.name)),
+        (*advice(manifest.files), *card_advice),
     )
 
 
@@ -139,20 +141,22 @@ def _text_of(file: Path) -> bytes:
         raise unreadable(file, error, "Check its permissions.") from error
 
 
-def _card_faults(root: Path, manifest: Manifest, repository: str) -> Iterator[str]:
+def _check_card(root: Path, manifest: Manifest, repository: str) -> list[str]:
+    """Refuse a card that the Hub would not take or that is of another repo, and return what its author should know."""
     from converter.presentation.card.metadata import check_metadata
 
     content = (root / CARD_NAME).read_bytes()
     try:
-        text = content.decode()
+        found = check_metadata(content.decode())
     except UnicodeDecodeError as error:
-        yield f"{CARD_NAME} is not UTF-8: byte {error.start} is {content[error.start]:#04x}"
-        return
-    for fault in check_metadata(text):
-        yield f"{CARD_NAME}: {fault}"
+        reason = f"{CARD_NAME} is not UTF-8: byte {error.start} is {content[error.start]:#04x}"
+        raise ReleaseError(f"{root}: {reason}", "Make the card anew with `lensconv card`.") from error
+    faults = [f"{CARD_NAME}: {fault}" for fault in found.errors]
     described = manifest.card_repository
     if described is not None and "/" in described and described != repository:
-        yield f"{CARD_NAME} tells people to load {printable(described)}, and not {printable(repository)}"
+        faults.append(f"{CARD_NAME} tells people to load {printable(described)}, and not {printable(repository)}")
+    _refuse(root, faults, "Make the card anew with `lensconv card`.")
+    return [f"{CARD_NAME}: {warning}" for warning in found.warnings]
 
 
 def _weight_faults(root: Path, manifest: Manifest) -> Iterator[str]:

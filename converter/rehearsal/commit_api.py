@@ -174,7 +174,7 @@ def _check(hub: Hub, draft: Draft) -> None:
             )
         if stored != entry.size:
             raise Refusal(400, f"Your push was rejected because the size of an LFS file is wrong: {entry.path}")
-    errors, _ = check_card(draft.card, "model") if draft.card else ([], [])
+    errors = check_card(draft.card).errors if draft.card else ()
     if errors:
         raise Refusal(400, "Your push was rejected because README.md has invalid metadata: " + "; ".join(errors))
 

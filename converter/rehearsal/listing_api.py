@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
-import yaml
 from starlette.datastructures import URL
 from starlette.responses import JSONResponse, Response
 
+from converter.front_matter import parse_front_matter
 from converter.rehearsal.call import Call
-from converter.rehearsal.card_metadata import parse_metadata
 from converter.rehearsal.names import check_number, check_path
 from converter.rehearsal.replies import Refusal, entry_not_found
 from converter.rehearsal.repos import Entry, Repo
@@ -165,13 +164,13 @@ def _describe(repo: Repo) -> dict[str, Any]:
 
 def _metadata(card: str) -> dict[str, Any]:
     """Return the metadata of a card as JSON has them; empty if there are none that can be read."""
+    metadata, _ = parse_front_matter(card)
     try:
-        metadata = parse_metadata(card)
         # YAML has dates and infinities, JSON has not.
-        plain = json.loads(json.dumps(metadata, default=str), parse_constant=str)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        plain: dict[str, Any] = json.loads(json.dumps(metadata, default=str), parse_constant=str)
+    except (ValueError, TypeError, RecursionError):
         return {}
-    return plain if isinstance(plain, dict) else {}
+    return plain
 
 
 def _is_true(text: str | None) -> bool:

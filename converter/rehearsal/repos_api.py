@@ -96,12 +96,12 @@ async def validate_card(call: Call) -> Response:
     content = values.get("content")
     if not isinstance(content, str):
         raise Refusal(400, '"content" must be a string')
-    errors, warnings = check_card(content, text_of(values, "repoType", "model"))
+    found = check_card(content)
     answer = {
-        "errors": [{"message": message} for message in errors],
-        "warnings": [{"message": message} for message in warnings],
+        "errors": [{"message": message} for message in found.errors],
+        "warnings": [{"message": message} for message in found.warnings],
     }
-    return JSONResponse(answer, 400 if errors else 200)
+    return JSONResponse(answer, 400 if found.errors else 200)
 
 
 def _named_repo(call: Call, values: dict[str, object]) -> tuple[str, str]:

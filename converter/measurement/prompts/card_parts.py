@@ -1,20 +1,19 @@
-"""What tables and headings of cards say about prompts: rows of a matrix, ids, titles and seeds."""
+"""Rows of tables and headings of cards: the ids, titles and seeds of prompts."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from converter.errors import printable
-from converter.measurement.prompts.checks import fail
+from converter.measurement.prompts.checks import CORRECT, fail, normalize
 
 #: What to do with a card that cannot be read.
 CARD_HINT = (
     "A card needs a table with the columns ID and Seed (and Scenario, or Prompt), or a line such as Seed: 301 in each "
     'section, and above each prompt a heading such as "### P01 - Title".'
 )
-#: Names of the columns that are read, by what they hold.
+#: Names of the columns that are read, by what they give.
 COLUMNS = {
     "id": ("id", "prompt id"),
     "scenario": ("scenario", "scene", "title"),
@@ -23,56 +22,54 @@ COLUMNS = {
 }
 #: Ids that are known without a table that names them.
 _USUAL_ID = re.compile(r"P[0-9]{1,6}")
-#: What may stand between an id and a title.
+#: What may separate an id from a title.
 _SEPARATORS = "-–—:.|"  # noqa: RUF001 - typographers' dashes
-#: First cells of rows that sum up the others.
+#: First cells of rows that summarise the others.
 _SUMMARIES = ("average", "mean", "median", "total")
+#: What a row may give beside an id.
+_VALUES = ("scenario", "seed", "prompt")
 _DIGITS = re.compile(r"[0-9]{1,19}")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a table says about a prompt; empty where it has no such column."""
+    """The values that a table gives for a prompt; empty where it has no such column."""
 
-    id: str
+    id: str = ""
     scenario: str = ""
     seed: str = ""
     prompt: str = ""
 
 
 def find_columns(cells: Sequence[str], where: str) -> dict[str, int] | None:
-    """Places of the columns that are read.
+    """The indices of the columns that are read.
 
     Args:
         cells: names of all columns.
         where: the card.
 
     Returns:
-        Places by key of ``COLUMNS``; None for a table about something else than prompts.
+        The indices by key of ``COLUMNS``; None for a table that is not about prompts.
 
     Raises:
-        SuiteError: two columns hold the same, or one holds negative prompts.
+        SuiteError: two columns give the same, or one gives negative prompts.
     """
     names = [" ".join(cell.split()).lower() for cell in cells]
-    found: dict[str, int] = {}
-    for key, known in COLUMNS.items():
-        places = [place for place, name in enumerate(names) if name in known]
-        if len(places) > 1 and ("id" in found or key == "id"):
-            twice = " and ".join(printable(cells[place]) for place in places)
-            fail(where, f"a table has several columns for the {key}: {twice}", "Remove one from a copy of the card.")
-        if places:
-            found[key] = places[0]
-    if "id" not in found or not ("seed" in found or "prompt" in found):
+    found = {key: [index for index, name in enumerate(names) if name in known] for key, known in COLUMNS.items()}
+    if not found["id"] or not (found["seed"] or found["prompt"]):
         return None
     if any(name.startswith("negative prompt") for name in names):
-        fail(where, "a table has negative prompts, which no suite can hold", "Remove them from a copy of the card.")
-    return found
+        fail(where, "a table has negative prompts, which a suite cannot have", "Remove them from a copy of the card.")
+    for key, indices in found.items():
+        if len(indices) > 1:
+            twice = " and ".join(cells[index] for index in indices)
+            fail(where, f"a table has several columns for the {key}: {twice}", "Remove one from a copy of the card.")
+    return {key: indices[0] for key, indices in found.items() if indices}
 
 
-def make_row(cells: Sequence[str], columns: dict[str, int]) -> Row | None:
-    """The row of a table; None for one that sums up others, or is blank."""
-    values = {key: cells[place].strip() if place < len(cells) else "" for key, place in columns.items()}
-    row = Row(**values)
+def make_row(cells: Sequence[str], columns: Mapping[str, int]) -> Row | None:
+    """The row of a table; None for one that is blank or summarises other rows."""
+    row = Row(**{key: cells[index].strip() for key, index in columns.items() if index < len(cells)})
     is_summary = row.id.lower() in (*_SUMMARIES, "") and not _DIGITS.fullmatch(row.seed) and not row.prompt
     return None if is_summary else row
 
@@ -86,26 +83,35 @@ def merge_rows(rows: Iterable[Row], where: str) -> dict[str, Row]:
     merged: dict[str, Row] = {}
     for row in rows:
         old = merged.get(row.id, row)
-        values = {}
-        for key in ("scenario", "seed", "prompt"):
-            first, second = getattr(old, key), getattr(row, key)
-            if first and second and first != second:
-                fail(
-                    f"{where}: prompt {row.id}",
-                    f"tables give two of {key}: {first} and {second}",
-                    "Correct a copy of the card.",
-                )
-            values[key] = first or second
+        prompt = f"{where}: prompt {row.id}"
+        values = {key: agreed(getattr(old, key), getattr(row, key), key, prompt) for key in _VALUES}
         merged[row.id] = Row(row.id, **values)
     return merged
 
 
-def split_heading(text: str, ids: Container[str]) -> tuple[str, str] | None:
-    """Take the heading of a prompt apart.
+def agreed(first: str, second: str, what: str, where: str) -> str:
+    """The value that a card gives once or several times, or an empty string.
 
     Args:
-        text: such as ``P01 - Title``, ``P01: Title`` or ``P01``, perhaps with the word Prompt before it.
-        ids: what the tables name; ``P`` and a number is known anyhow.
+        first: one value, or an empty string.
+        second: the same.
+        what: what to call it.
+        where: the card and the prompt, for messages.
+
+    Raises:
+        SuiteError: the two differ.
+    """
+    if first and second and normalize(first) != normalize(second):
+        fail(where, f"the card gives two {what}s: {first} and {second}", CORRECT)
+    return first or second
+
+
+def split_heading(text: str, ids: Container[str]) -> tuple[str, str] | None:
+    """Split the heading of a prompt.
+
+    Args:
+        text: such as ``P01 - Title``, ``P01: Title`` or ``P01``, with or without the word Prompt before it.
+        ids: the ids in the tables; ``P`` and a number is always known.
 
     Returns:
         The id, and the title or an empty string; None for any other heading.
@@ -135,8 +141,8 @@ def parse_seed(text: str, where: str) -> int:
     """The number that a card gives as a seed.
 
     Raises:
-        SuiteError: it is none.
+        SuiteError: it is not a number.
     """
     if not _DIGITS.fullmatch(text):
-        fail(where, f"seed {text!r} is no whole number", "Correct a copy of the card.")
+        fail(where, f"seed {text!r} is not a whole number", CORRECT)
     return int(text)

@@ -1,4 +1,4 @@
-"""What every prompt of a suite must fulfil, whether it comes from a TOML file or from a card."""
+"""Checks of the prompts of a suite, whether they come from a TOML file or from a card."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NoReturn
 
-from converter.errors import SuiteError, printable
+from converter.errors import SuiteError
 
-#: The last seed that a prompt may have: benchmarks draw the same prompt again with the thousand seeds after it, and
-#: torch's generators take no more than 2**63 - 1.
+#: The last seed that a prompt may have: benchmarks generate the same prompt again with the thousand seeds after it,
+#: and torch's generators take no more than 2**63 - 1.
 LAST_SEED = 2**63 - 1 - 1000
 #: Characters of one prompt; text encoders read a small part of that.
 PROMPT_LIMIT = 10_000
@@ -19,8 +19,11 @@ NAME_LIMIT = 200
 #: Prompts of one suite.
 SUITE_LIMIT = 1000
 
+#: What to do about a card that contradicts itself.
+CORRECT = "Correct a copy of the card."
+
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-#: Categories of characters that no text holds: controls, lone surrogates, line and paragraph separators.
+#: Categories of characters that texts must not have: controls, lone surrogates, line and paragraph separators.
 _UNPRINTED = ("Cc", "Cs", "Zl", "Zp")
 
 
@@ -32,7 +35,7 @@ def fail(where: str, reason: str, hint: str = "") -> NoReturn:
         reason: what is wrong.
         hint: what to do about it.
     """
-    raise SuiteError(where, f"{reason}", hint)
+    raise SuiteError(where, reason, hint)
 
 
 def normalize(text: str) -> str:
@@ -41,7 +44,7 @@ def normalize(text: str) -> str:
 
 
 def check_text(text: str, what: str, where: str, *, limit: int = NAME_LIMIT, lines: bool = False) -> None:
-    """Refuse a text that is blank or too long, or holds what cannot be shown.
+    """Refuse a text that is blank or too long, or has characters that cannot be shown.
 
     Args:
         text: what to check.
@@ -59,47 +62,43 @@ def check_text(text: str, what: str, where: str, *, limit: int = NAME_LIMIT, lin
         fail(where, f"{what} has {len(text)} characters, more than {limit}", "Shorten it.")
     for character in text:
         if unicodedata.category(character) in _UNPRINTED and not (lines and character == "\n"):
-            fail(where, f"{what} holds the control character U+{ord(character):04X}", "Remove it.")
+            fail(where, f"{what} has the control character U+{ord(character):04X}", "Remove it.")
 
 
 def check_ids(ids: Sequence[str], where: str) -> None:
     """Refuse ids that cannot all be names of files in one folder.
 
     Raises:
-        SuiteError: there are none or too many, one is no plain name, or two are the same but for their case.
+        SuiteError: there are none or too many, one is not a plain name, or two differ at most by case.
     """
     if not ids:
-        fail(where, "holds no prompts", "Add at least one, written [[prompts]].")
+        fail(where, "contains no prompts", "Add at least one, written [[prompts]].")
     if len(ids) > SUITE_LIMIT:
-        fail(where, f"holds {len(ids)} prompts, more than {SUITE_LIMIT}", "Make several suites of it.")
+        fail(where, f"has {len(ids)} prompts, more than {SUITE_LIMIT}", "Make several suites of it.")
     seen: dict[str, str] = {}
     for identifier in ids:
         if not _PLAIN_ID.fullmatch(identifier):
             fail(
                 where,
                 f"id {identifier!r} cannot be the name of an image",
-                "Use 1 to 64 of the characters A-Z a-z 0-9 . _ - and begin with a letter or a digit.",
+                "Use 1 to 64 of A-Z a-z 0-9 . _ - and begin with a letter or a digit.",
             )
         other = seen.get(identifier.casefold())
         if other is not None:
-            clash = "is there twice" if other == identifier else f"differs from {other} only by case"
+            clash = "is listed twice" if other == identifier else f"differs from {other} only by case"
             fail(where, f"prompt {identifier}: {clash}", "Images are named after their prompts: rename one of them.")
         seen[identifier.casefold()] = identifier
 
 
 def check_prompt(scenario: str, seed: int, prompt: str, required_text: Sequence[str], where: str) -> None:
-    """Refuse a prompt that cannot be drawn, or whose image could not show what is required.
+    """Refuse a prompt that cannot be used, or whose image could not show what is required.
 
     Raises:
         SuiteError: a text cannot be used, the seed is out of range, or the prompt does not ask for a required text.
     """
     check_text(scenario, "scenario", where)
     if not 0 <= seed <= LAST_SEED:
-        fail(
-            where,
-            f"seed {printable(str(seed), 30)} is not from 0 to {LAST_SEED}",
-            "The thousand seeds after it must be valid too, up to 2**63 - 1; choose a smaller one.",
-        )
+        fail(where, f"seed {seed} is not from 0 to {LAST_SEED}", "The thousand seeds after it must be valid, too.")
     check_text(prompt, "prompt", where, limit=PROMPT_LIMIT, lines=True)
     asked = normalize(prompt)
     seen: set[str] = set()
@@ -110,7 +109,7 @@ def check_prompt(scenario: str, seed: int, prompt: str, required_text: Sequence[
             fail(
                 where,
                 f"required text {text!r} does not occur in the prompt",
-                "An image can only show what its prompt asks for: put the text into the prompt, letter by letter.",
+                "Add it, letter by letter.",
             )
         if compared in seen:
             fail(where, f"required text {text!r} is listed twice", "Remove one of them.")

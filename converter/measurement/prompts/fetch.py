@@ -1,7 +1,7 @@
-"""Where cards come from: a file, or the README.md of a model repo on the Hub.
+"""Read cards: from a file, or from the README.md of a model repo on the Hub.
 
-huggingface_hub does the fetching, with all that it reads from the environment: HF_ENDPOINT, HF_TOKEN, HF_HOME,
-HF_HUB_OFFLINE. No message of lensconv repeats an address or a header, because either may hold a secret.
+huggingface_hub downloads them, and reads HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE from the environment.
+Messages of lensconv never repeat an address or a header, because either may contain a secret.
 """
 
 from __future__ import annotations
@@ -17,48 +17,41 @@ from converter.measurement.prompts.card import MAXIMUM_CARD_BYTES
 from converter.measurement.prompts.files import read_text_file
 
 
-def read_card(place: str) -> str:
+def read_card(card: str) -> str:
     """The text of a card.
 
     Args:
-        place: a file, or ``hf://OWNER/NAME`` with an optional ``@REVISION`` for the README.md of a model repo.
+        card: a file, or ``hf://OWNER/NAME`` with an optional ``@REVISION`` for the README.md of a model repo.
 
     Raises:
-        UsageError: an address with hf:// makes no sense.
+        UsageError: an address with hf:// is malformed, or it is a web address.
         MissingInput: the file cannot be read.
         SuiteError: it is too long, or not UTF-8.
         HubError: the Hub refuses, lacks the card, or cannot be reached.
         DiskError: there is no space for it.
     """
-    if place.lower().startswith(("http://", "https://")):
-        raise UsageError(f"{place}: no file", "Write hf://OWNER/NAME for a model on the Hub.")
-    if is_address(place):
-        return read_text_file(_download(parse_address(place)), MAXIMUM_CARD_BYTES)
-    file = Path(place)
+    if card.lower().startswith(("http://", "https://")):
+        raise UsageError(f"{card}: is not a file", "Write hf://OWNER/NAME for a model on the Hub.")
+    if is_address(card):
+        return read_text_file(_download(parse_address(card)), MAXIMUM_CARD_BYTES)
+    file = Path(card)
     if file.is_dir():
-        raise MissingInput(place, "is a folder", f"Name the card in it, such as {CARD_NAME}.")
+        raise MissingInput(file, "is a folder", f"Name the card in it, such as {CARD_NAME}.")
     return read_text_file(file, MAXIMUM_CARD_BYTES)
 
 
-def _download(place: HubAddress) -> Path:
-    # Importing this takes half a second, which a card in a file need not cost.
+def _download(address: HubAddress) -> Path:
+    # This import takes half a second, which cards in files do not need.
     from huggingface_hub import errors, hf_hub_download
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Silent(tqdm):
-        """A bar that is never drawn."""
-
-        def __init__(self, *arguments: object, **options: object) -> None:
-            super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
     try:
         with quiet_hub():
-            return Path(hf_hub_download(place.repo_id, CARD_NAME, revision=place.revision, tqdm_class=Silent))
+            return Path(hf_hub_download(address.repo_id, CARD_NAME, revision=address.revision))
     except errors.RemoteEntryNotFoundError as error:
-        raise HubError(f"{place}: the repo has no {CARD_NAME}", "Name a revision that has one.") from error
+        raise HubError(f"{address}: the repo has no {CARD_NAME}", "Name a revision that has one.") from error
     except client_errors() as error:
         if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
             raise HubError(
-                f"{place}: the card is not cached, and HF_HUB_OFFLINE forbids to ask the Hub", "Unset HF_HUB_OFFLINE."
+                f"{address}: the card is not in the cache, and HF_HUB_OFFLINE is set", "Unset HF_HUB_OFFLINE."
             ) from error
-        raise hub_failure(str(place), error) from error
+        raise hub_failure(str(address), error) from error

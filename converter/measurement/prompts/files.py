@@ -1,11 +1,11 @@
-"""Files of prompts: read with a limit, written whole or not at all."""
+"""Files of suites and cards: read up to a limit, written as a whole or not at all."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from converter.checkpoint.writer import refuse_taken_place, replace_file
-from converter.errors import MissingInput, SuiteError, UsageError, printable, unreadable
+from converter.errors import MissingInput, SuiteError, UsageError, unreadable
 from converter.measurement.prompts.checks import fail
 
 #: End of the names of suites.
@@ -15,32 +15,28 @@ MAXIMUM_SUITE_BYTES = 1_000_000
 
 
 def refuse_place(output: Path, *, overwrite: bool) -> None:
-    """Refuse a place where a suite cannot go, before it is made.
+    """Refuse an output file that cannot be written, before the suite is made.
 
     Raises:
         UsageError: the name does not end in .toml.
-        OutputError: the place is taken, or no file can be there.
+        OutputError: the file exists, or its folder cannot be written.
     """
     if output.suffix.lower() != SUFFIX:
-        raise UsageError(f"--out {output}: a suite is TOML; let the name end in {SUFFIX}")
+        raise UsageError(f"--out {output}: a suite is a TOML file, so its name must end in {SUFFIX}")
     refuse_taken_place(output, overwrite=overwrite)
 
 
 def write_suite_file(text: str, output: Path) -> None:
-    """Write the text of a suite, whole or not at all.
+    """Write the text of a suite, as a whole or not at all.
 
     Raises:
-        SuiteError: it is longer than what is read again.
+        SuiteError: it is longer than the suites that lensconv reads.
         OutputError: it cannot be written.
         DiskError: there is no space.
     """
     content = text.encode()
     if len(content) > MAXIMUM_SUITE_BYTES:
-        fail(
-            str(output),
-            f"would have {len(content)} bytes, more than {MAXIMUM_SUITE_BYTES}",
-            "Make several suites of it.",
-        )
+        fail(str(output), f"would have {len(content)} bytes, more than {MAXIMUM_SUITE_BYTES}", "Make several suites.")
     replace_file(output, content)
 
 
@@ -52,20 +48,19 @@ def read_text_file(file: Path, limit: int) -> str:
         limit: bytes it may have.
 
     Raises:
-        MissingInput: it is not there, no file, or cannot be read.
+        MissingInput: it does not exist, is not a file, or cannot be read.
         SuiteError: it is longer, or not UTF-8.
     """
-    where = printable(str(file))
     try:
         if not file.is_file():
-            raise MissingInput(where, f"{'is a folder' if file.is_dir() else 'no such file'}", "Check the path.")
+            raise MissingInput(file, "is a folder" if file.is_dir() else "no such file", "Check the path.")
         with file.open("rb") as stream:
             content = stream.read(limit + 1)
     except OSError as error:
-        raise unreadable(where, error) from error
+        raise unreadable(file, error) from error
     if len(content) > limit:
-        fail(where, f"is longer than {limit} bytes", "Check the path: no suite or card is this long.")
+        raise SuiteError(file, f"is longer than {limit} bytes", "Check the path: suites and cards are shorter.")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SuiteError(where, f"not UTF-8 at byte {error.start}", "Save it again as UTF-8.") from error
+        raise SuiteError(file, f"is not UTF-8 at byte {error.start}", "Save it again as UTF-8.") from error

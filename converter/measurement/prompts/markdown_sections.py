@@ -1,35 +1,35 @@
 """The sections of a card in Markdown: where each begins and ends, and what of it is the prompt.
 
 A section begins below the heading of a prompt and ends at the next one, or at any heading that is not deeper. Below
-a rule or another title within it, text is left out only if it can be no part of the prompt.
+a rule or another title within it, text is left out only if it cannot be a part of the prompt.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable
+from itertools import chain
 
-from converter.errors import printable
 from converter.measurement.prompts.card_parts import split_heading
-from converter.measurement.prompts.checks import NAME_LIMIT, fail
-from converter.measurement.prompts.markdown_blocks import Block
-from converter.measurement.prompts.markdown_text import render, shown_lines
+from converter.measurement.prompts.checks import NAME_LIMIT
+from converter.measurement.prompts.markdown import CODE, Block, render, shown_lines
 from converter.measurement.prompts.section import Section, label_of
 
 _BOLD = re.compile(r"(\*\*|__)(?! )(.{1,300})(?<! )\1:?")
 _QUOTATION_MARKS = re.compile('["“”«»„]')
+_PARAGRAPH = ["paragraph_open", "inline", "paragraph_close"]
 
 
 def read_sections(blocks: Iterable[Block], ids: Container[str], where: str) -> list[Section]:
-    """Read what stands below the headings of prompts.
+    """Read the sections below the headings of prompts.
 
     Args:
         blocks: the card.
-        ids: what its tables name.
+        ids: the ids in its tables.
         where: what to call it in messages.
 
     Raises:
-        SuiteError: a section holds what is neither clearly prompt nor clearly something else.
+        SuiteError: a section contains something that is neither clearly the prompt nor clearly something else.
     """
     reader = _Reader(ids, where)
     for block in blocks:
@@ -51,110 +51,95 @@ class _Reader:
         self._is_aside = False
 
     def read(self, block: Block) -> None:
-        title = _title_of(block)
-        if block.kind == "rule":
+        title = self._title_of(block)
+        if block[0].type == "hr":
             self._is_aside = True
-        elif title is not None:
-            self._read_title(block, render(title, self._where).strip())
-        elif self._is_inside:
+        elif title is None:
             self._read_content(block)
+        elif block[0].type == "heading_open":
+            self._level = int(block[0].tag[1])
+            self._read_title(block, title, self._level)
+        else:
+            self._read_title(block, title, self._level + 1)
+            below = block[1].content.partition("\n")[2]
+            if below:
+                self._read_content([block[0], block[1].copy(content=below), block[2]])
 
-    def _read_title(self, block: Block, title: str) -> None:
-        level = block.level or self._level + 1
-        self._level = block.level or self._level
-        # A bold title may be the first line of its paragraph.
-        content = Block("text", block.lines[1:] if block.kind == "text" else ())
+    def _title_of(self, block: Block) -> str | None:
+        """The heading that a block is, or the bold title in its first line; None where there is none."""
+        if block[0].type == "heading_open":
+            source = block[1].content.replace("\n", " ")
+            return render(source, self._where).strip() if len(source) <= 2 * NAME_LIMIT else ""
+        first = block[1].content.partition("\n")[0].strip() if block[0].type == "paragraph_open" else ""
+        bold = _BOLD.fullmatch(first)
+        if not bold or bold[1] in bold[2] or label_of(bold[2]):
+            return None
+        title = render(bold[2], self._where).strip()
+        # A sentence in bold is not a title.
+        is_sentence = title.endswith((".", "!", "?")) and not split_heading(title, self._ids)
+        return None if is_sentence else title
+
+    def _read_title(self, block: Block, title: str, level: int) -> None:
         heading = split_heading(title, self._ids)
         if heading is not None:
-            self.sections.append(Section(*heading))
+            self.sections.append(Section(*heading, f"{self._where}: prompt {heading[0]}"))
             self._section_level = level
             self._is_inside, self._is_aside = True, False
-        elif self._is_inside and block.kind == "text" and title.endswith((".", "!", "?")):
-            # A sentence in bold is no title.
-            content = block
         elif self._is_inside:
             self._read_other_title(block, title)
-        if self._is_inside and content.lines:
-            self._read_content(content)
 
     def _read_other_title(self, block: Block, title: str) -> None:
         section = self.sections[-1]
         name = title.rstrip(":").strip().lower()
         if name == "prompt":
-            section.add_prompt_label(self._where)
+            section.add_prompt_label()
             self._is_aside = False
             return
         if name.startswith("negative prompt"):
-            section.refuse_negative(self._where)
-        is_end = block.kind == "heading" and block.level <= self._section_level
-        place = f"{self._where}: prompt {section.id}"
+            section.refuse_negative()
+        is_end = block[0].type == "heading_open" and self._level <= self._section_level
         # A paragraph with a rule right below it is a heading for Markdown, but hardly for who wrote it.
-        if not is_end or block.is_underlined:
-            whole = title or render(" ".join(block.lines), place)
+        if not is_end or block[0].markup in ("=", "-"):
+            whole = title or render(block[1].content, section.where)
             if _QUOTATION_MARKS.search(whole):
-                _refuse(place, "a title with quotation marks", whole)
+                section.refuse_part("a title with quotation marks", whole)
         self._is_inside, self._is_aside = not is_end, True
 
     def _read_content(self, block: Block) -> None:
+        if not self._is_inside:
+            return
         section = self.sections[-1]
-        place = f"{self._where}: prompt {section.id}"
-        lines = list(shown_lines(block, place)) if self._is_aside else []
+        lines = list(shown_lines(block, section.where)) if self._is_aside else []
         if any(label_of(line) == "prompt" for line in lines):
             self._is_aside = False
         if not self._is_aside:
-            _add_block(section, block, self._where)
+            _add_block(section, block)
             return
         for line in lines:
             if label_of(line):
-                section.add_text([line], self._where)
+                section.add_text([line])
             elif line.strip() and (not section.contents or _QUOTATION_MARKS.search(line)):
-                _refuse(place, "text below a rule or another title", line.strip())
+                section.refuse_part("text below a rule or another title", line)
 
 
-def _title_of(block: Block) -> str | None:
-    """The heading that a block is, or begins with; None when it is none."""
-    if block.kind == "heading":
-        title = " ".join(block.lines)
-        return title if len(title) <= 2 * NAME_LIMIT else ""
-    bold = _BOLD.fullmatch(block.lines[0].strip()) if block.kind == "text" else None
-    return bold[2] if bold and bold[1] not in bold[2] and not label_of(bold[2]) else None
-
-
-def _add_block(section: Section, block: Block, where: str) -> None:
-    place = f"{where}: prompt {section.id}"
-    if block.kind == "code":
-        section.add_quote("\n".join(block.lines).strip("\n"), block.lines, where)
-    elif block.kind == "quote":
-        paragraphs = list(_paragraphs(block.lines, place))
-        text = "\n\n".join(" ".join(lines) for lines in paragraphs)
-        section.add_quote(text, (line for lines in paragraphs for line in lines), where)
-    elif block.kind == "text":
-        section.add_text(render("\n".join(block.lines), place).split("\n"), where)
+def _add_block(section: Section, block: Block) -> None:
+    kind, inner = block[0].type, block[1:-1]
+    if kind in CODE:
+        section.add_quote(block[0].content.strip("\n"), block[0].content.split("\n"))
+    elif kind == "blockquote_open" and len(inner) == 1 and inner[0].type in CODE:
+        _add_block(section, inner)
+    elif kind == "blockquote_open":
+        if [token.type for token in inner] != len(inner) // 3 * _PARAGRAPH:
+            section.refuse_part("a quoted block with more than paragraphs", " ".join(shown_lines(block, section.where)))
+        shown = [render(token.content, section.where).split("\n") for token in inner if token.type == "inline"]
+        paragraphs = [" ".join(line.strip() for line in lines if line.strip()) for lines in shown]
+        section.add_quote("\n\n".join(filter(None, paragraphs)), chain(*shown))
+    elif kind == "paragraph_open":
+        section.add_text(list(shown_lines(block, section.where)))
     else:
-        for line in shown_lines(block, place):
-            if block.kind == "list" and label_of(line):
-                section.add_text([line], where)
+        for line in shown_lines(block, section.where):
+            if label_of(line) and kind != "html_block":
+                section.add_text([line])
             elif line.strip():
-                section.refuse_label(line.strip(), where)
-                _refuse(place, "a list" if block.kind == "list" else "HTML", line.strip())
-
-
-def _paragraphs(lines: Sequence[str], place: str) -> Iterator[list[str]]:
-    """The paragraphs of a block quote, line by line as they are shown."""
-    paragraph: list[str] = []
-    for line in (*lines, ""):
-        if line.strip():
-            paragraph.append(line.strip())
-        elif paragraph:
-            shown = render("\n".join(paragraph), place).split("\n")
-            yield [stripped for line in shown if (stripped := line.strip())]
-            paragraph = []
-
-
-def _refuse(place: str, what: str, text: str) -> None:
-    fail(
-        place,
-        f"its section holds {what}, which may or may not be a part of the prompt: {printable(text, 60)}",
-        "In a copy of the card, write the prompt as one paragraph, block quote or code block, and move other text "
-        "below a heading of its own after the last prompt, such as ## Notes.",
-    )
+                section.refuse_label(line.strip())
+                section.refuse_part("HTML" if kind == "html_block" else "a list", line)

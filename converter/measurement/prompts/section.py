@@ -1,4 +1,4 @@
-"""What stands below the heading of a prompt: the prompt, and labelled lines such as ``Seed: 301`` around it."""
+"""The section below the heading of a prompt: the prompt, and labelled lines such as ``Seed: 301`` around it."""
 
 from __future__ import annotations
 
@@ -7,154 +7,153 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from converter.errors import printable
-from converter.measurement.prompts.checks import fail
+from converter.measurement.prompts.card_parts import agreed
+from converter.measurement.prompts.checks import CORRECT, fail
 
 _LABEL = re.compile(r"(seed|scenario|title|negative prompt|prompt)\s*:", re.IGNORECASE)
 #: Up to three words before a colon (a wide one in Chinese), or an equals sign; neither addresses nor times of day.
 _ANY_LABEL = re.compile(
     r'([^\s:="“”«»„\uff1a]+(?:[ \t]+[^\s:="“”«»„\uff1a]+){0,2})\s*(?:[:=](?=\s|$)|(?<!\d)[:=](?!//)|\uff1a)'
 )
+#: What to do with a section that has more than a prompt.
+_SEPARATE = (
+    "In a copy of the card's Markdown (README.md), put the whole prompt into a block quote or a code block, and move "
+    "other text below a heading after the last prompt, such as ## Notes."
+)
 #: Longest line that looks like a label rather than a sentence with a colon, where no known label is near.
 _SHORT = 60
-_CORRECT = "Correct a copy of the card."
 
 
 @dataclass
 class Section:
-    """What stands below the heading of a prompt."""
+    """What was found below the heading of a prompt."""
 
     id: str
     title: str
-    """The rest of the heading; empty when it only holds the id."""
+    """The rest of the heading; empty when it only has the id."""
+    where: str
+    """The card and the prompt, for messages."""
     seed: str = ""
     text: str = ""
     """The one paragraph that is the prompt."""
     quotes: list[str] = field(default_factory=list)
-    """Content of block quotes and code fences, each of which is a prompt if any is."""
+    """Content of block quotes and code blocks, each of which is a prompt if any is."""
     is_labelled: bool = False
-    """Whether the word Prompt, as a label or a title, stood above the prompt."""
+    """Whether the word Prompt, as a label or a title, was above the prompt."""
 
     @property
     def contents(self) -> list[str]:
         """All that may be the prompt."""
         return [content for content in (self.text, *self.quotes) if content]
 
-    def add_text(self, lines: Sequence[str], where: str) -> None:
+    def add_text(self, lines: Sequence[str]) -> None:
         """Take a paragraph: labelled lines, the prompt, or both.
 
         Args:
-            lines: what a reader sees; an image is a blank line.
-            where: the card.
+            lines: the text that a reader sees; an image is a blank line.
 
         Raises:
             SuiteError: the prompt has a paragraph already, or a label is unknown or contradicts another one.
         """
         lines = [line.strip() for line in lines]
-        self._check_labels([line for line in lines if line], where)
-        part: list[str] = []
-        for line in (*lines, ""):
+        self._check_labels([line for line in lines if line])
+        parts: list[list[str]] = [[]]
+        for line in lines:
             # A label or an image ends the text before it.
-            if part and (not line or label_of(line)):
-                self._add_paragraph(" ".join(part), where)
-                part = []
-            rest = self._take_label(line, where)
+            if not line or label_of(line):
+                parts.append([])
+            rest = self._take_label(line)
             if rest:
-                part.append(rest)
+                parts[-1].append(rest)
+        for part in filter(None, parts):
+            self._add_paragraph(" ".join(part))
 
-    def add_quote(self, text: str, lines: Iterable[str], where: str) -> None:
+    def add_quote(self, text: str, lines: Iterable[str]) -> None:
         """Take a block quote or a code block.
 
         Args:
-            text: what it holds.
+            text: its content.
             lines: the same as it is wrapped in the card.
-            where: the card.
 
         Raises:
-            SuiteError: a line of it is no part of a prompt.
+            SuiteError: a line of it is not a part of a prompt.
         """
         for line in lines:
             if label_of(line) in ("seed", "prompt", "negative prompt"):
-                reason = f"a line within its quoted block is labelled: {printable(line.strip(), 60)}"
-                fail(self._place(where), reason, "Leave only the prompt in that block, in a copy of the card.")
+                reason = f"a line within its quoted block is labelled: {line.strip():.60}"
+                fail(self.where, reason, "Leave only the prompt in that block, in a copy of the card.")
         self.quotes.append(text)
 
-    def add_prompt_label(self, where: str) -> None:
-        """Remember that the word Prompt stands above what follows.
+    def add_prompt_label(self) -> None:
+        """Note that the word Prompt is above the text that follows.
 
         Raises:
-            SuiteError: it does so for the second time.
+            SuiteError: the word was there before.
         """
         if self.is_labelled:
-            fail(self._place(where), "its section says Prompt: twice, and either may be the prompt", _CORRECT)
+            fail(self.where, "its section has the label Prompt: twice, and either text may be the prompt", CORRECT)
         self.is_labelled = True
 
-    def refuse_negative(self, where: str) -> NoReturn:
+    def refuse_negative(self) -> NoReturn:
         """Raise the error of a prompt with a negative one."""
-        reason = "has a negative prompt, which no suite can hold"
-        fail(self._place(where), reason, "Remove it from a copy of the card.")
+        fail(self.where, "has a negative prompt, which a suite cannot have", "Remove it from a copy of the card.")
 
-    def refuse_label(self, line: str, where: str) -> None:
-        """Refuse a line that says what it gives, such as ``Steps: 20``, where that is not known.
+    def refuse_part(self, what: str, text: str) -> NoReturn:
+        """Raise the error of a section with something that may or may not belong to the prompt.
+
+        Args:
+            what: what was found.
+            text: its beginning is shown.
+        """
+        reason = f"its section has {what}, which may or may not be a part of the prompt: {text.strip():.60}"
+        fail(self.where, reason, _SEPARATE)
+
+    def refuse_label(self, line: str) -> None:
+        """Refuse a line with an unknown label, such as ``Steps: 20``.
 
         Raises:
-            SuiteError: the line does so.
+            SuiteError: the line has one.
         """
         label = _ANY_LABEL.match(line)
         if label and not label_of(line):
-            fail(
-                self._place(where),
-                f"{label[1]} is no known label, and its line may or may not be a part of the prompt",
-                "In a copy of the card, remove that line, or put the whole prompt into a block quote or a code block.",
-            )
+            reason = f"{label[1]} is not a known label, and its line may or may not be a part of the prompt"
+            fail(self.where, reason, _SEPARATE)
 
-    def _check_labels(self, lines: Sequence[str], where: str) -> None:
+    def _check_labels(self, lines: Sequence[str]) -> None:
         """Refuse unknown labels. One line alone is a prompt that begins with a few words and a colon, so far."""
         is_labelled = any(label_of(line) for line in lines)
         for line in lines if len(lines) > 1 else ():
             if is_labelled or len(line) <= _SHORT:
-                self.refuse_label(line, where)
+                self.refuse_label(line)
 
-    def _add_paragraph(self, paragraph: str, where: str) -> None:
+    def _add_paragraph(self, paragraph: str) -> None:
         if self.text:
             for text in (self.text, paragraph):
                 if len(text) <= _SHORT:
-                    self.refuse_label(text, where)
-            fail(
-                self._place(where),
-                "several paragraphs follow its heading, and nothing tells where the prompt ends; the second begins "
-                + printable(paragraph, 60),
-                "Put the prompt into a block quote or a code block, and remove other text, in a copy of the card's "
-                "Markdown (README.md).",
-            )
+                    self.refuse_label(text)
+            reason = "several paragraphs follow its heading, and nothing shows where the prompt ends"
+            fail(self.where, f"{reason}; the second begins {paragraph:.60}", _SEPARATE)
         self.text = paragraph
 
-    def _take_label(self, line: str, where: str) -> str:
-        """Take what a labelled line says, and return what of the line belongs to the prompt."""
+    def _take_label(self, line: str) -> str:
+        """Take the value of a labelled line, and return the part of the line that belongs to the prompt."""
         name = label_of(line)
         value = line.partition(":")[2].strip()
         if not name:
             return line
         if name == "prompt":
-            self.add_prompt_label(where)
+            self.add_prompt_label()
             return value
         if name == "negative prompt":
-            self.refuse_negative(where)
-        old = self.seed if name == "seed" else self.title
-        if old and old != value:
-            reason = f"{name} is both {printable(old)} and {printable(value)}"
-            fail(self._place(where), reason, _CORRECT)
+            self.refuse_negative()
         if name == "seed":
-            self.seed = value
+            self.seed = agreed(self.seed, value, name, self.where)
         else:
-            self.title = value
+            self.title = agreed(self.title, value, "title", self.where)
         return ""
-
-    def _place(self, where: str) -> str:
-        return f"{where}: prompt {self.id}"
 
 
 def label_of(line: str) -> str:
-    """What a line says that it gives, in lower case, such as ``seed`` in ``Seed: 301``; empty if nothing known."""
+    """The known label that a line begins with, in lower case, such as ``seed`` in ``Seed: 301``; empty without one."""
     label = _LABEL.match(line.strip())
     return label[1].lower() if label else ""

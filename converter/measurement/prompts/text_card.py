@@ -1,17 +1,20 @@
-"""Cards as a browser shows them, copied as plain text: no marks, and tables whose cells stand between tabs or spaces.
+"""Cards as a browser shows them, copied as plain text: no marks, and tables with tabs or spaces between their cells.
 
-Without marks little can be told apart, so little is accepted: one paragraph below each heading, and rows of a table
-only where the titles of the headings say where their cells end.
+Without marks much is ambiguous, so little is accepted: one paragraph below each heading, and rows of a table only where
+the titles of the headings show where their cells end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from converter.measurement.prompts.card_parts import COLUMNS, Row, find_columns, make_row, split_heading
-from converter.measurement.prompts.checks import fail
+from converter.measurement.prompts.checks import CORRECT, fail
 from converter.measurement.prompts.section import Section
 
+#: What to do with a card whose plain text is ambiguous.
+_IMPORT_MARKDOWN = "Import the Markdown of the card (README.md) instead of its plain text."
 #: Characters of a line that may be the title of what follows the last prompt.
 _TITLE_LIMIT = 80
 
@@ -27,25 +30,16 @@ def read_plain_text(text: str, where: str) -> tuple[list[Row], list[Section]]:
         Rows of its tables and sections of its prompts, in their order.
 
     Raises:
-        SuiteError: it cannot be told where a prompt or a cell ends.
+        SuiteError: nothing shows where a prompt or a cell ends.
     """
-    blocks = _split_blocks(text)
+    parts = groupby(text.split("\n"), key=lambda line: bool(line.strip()))
+    blocks = [list(lines) for is_text, lines in parts if is_text]
     tables = [block for block in blocks if _is_table(block)]
     ids = {line.split()[0] for table in tables for line in table[1:]}
     sections = _read_sections([block for block in blocks if not _is_table(block)], ids, where)
     titles = {section.id: section.title for section in sections}
     rows = [row for table in tables for row in _read_table(table, titles, where)]
     return rows, sections
-
-
-def _split_blocks(text: str) -> list[list[str]]:
-    blocks: list[list[str]] = [[]]
-    for line in text.split("\n"):
-        if line.strip():
-            blocks[-1].append(line)
-        elif blocks[-1]:
-            blocks.append([])
-    return [block for block in blocks if block]
 
 
 def _is_table(block: Sequence[str]) -> bool:
@@ -59,18 +53,18 @@ def _read_sections(blocks: Sequence[list[str]], ids: set[str], where: str) -> li
     sections: list[Section] = []
     is_open = False
     headings = [split_heading(block[0], ids) if len(block) == 1 else None for block in blocks]
-    last = max((place for place, heading in enumerate(headings) if heading), default=-1)
-    for place, (block, heading) in enumerate(zip(blocks, headings, strict=True)):
+    last = max((index for index, heading in enumerate(headings) if heading), default=-1)
+    for index, (block, heading) in enumerate(zip(blocks, headings, strict=True)):
         if heading is not None:
-            sections.append(Section(*heading))
+            sections.append(Section(*heading, f"{where}: prompt {heading[0]}"))
             is_open = True
             continue
         if is_open and block[0].strip().rstrip(":").lower() == "negative prompt":
-            sections[-1].refuse_negative(where)
+            sections[-1].refuse_negative()
         # Only below the last prompt may something else begin; elsewhere a short line could be a part of the prompt.
-        is_open = is_open and not (place > last and sections[-1].text and _is_title(block))
+        is_open = is_open and not (index > last and sections[-1].text and _is_title(block))
         if is_open:
-            sections[-1].add_text(block, where)
+            sections[-1].add_text(block)
     return sections
 
 
@@ -82,31 +76,23 @@ def _is_title(block: Sequence[str]) -> bool:
 def _read_table(table: Sequence[str], titles: dict[str, str], where: str) -> list[Row]:
     if "\t" in table[0]:
         columns = find_columns(table[0].split("\t"), where)
-        rows = [make_row(line.split("\t"), columns) for line in table[1:]] if columns else []
+        rows = [make_row(line.split("\t"), columns or {}) for line in table[1:]]
         return [row for row in rows if row is not None]
     columns = find_columns(table[0].split()[:3], where)
     if columns is None or columns["id"] != 0 or columns["seed"] != len(columns) - 1 or "prompt" in columns:
-        fail(
-            where,
-            f"the columns of the table cannot be told apart: {table[0]}",
-            "Import the Markdown of the card (README.md) instead of its plain text.",
-        )
+        fail(where, f"the columns of the table cannot be separated: {table[0]}", _IMPORT_MARKDOWN)
     return [_split_row(line, titles, "scenario" in columns, where) for line in table[1:]]
 
 
 def _split_row(line: str, titles: dict[str, str], has_scenario: bool, where: str) -> Row:
-    """Take apart a row such as ``P01 Some Title 301 19.5``, where only the heading tells how long the title is."""
-    words = line.split()
-    identifier = words[0]
+    """Split a row such as ``P01 Some Title 301 19.5``, where only the heading shows how long the title is."""
+    identifier, *words = line.split()
+    where = f"{where}: prompt {identifier}"
     title = titles.get(identifier, "").split() if has_scenario else []
     if has_scenario and not title:
         reason = f"the table names it, but no heading such as {identifier} - Title does"
-        fail(f"{where}: prompt {identifier}", reason, "Import the Markdown of the card (README.md) instead.")
-    rest = words[1 + len(title) :]
-    if words[1 : 1 + len(title)] != title or not rest or not rest[0].isdecimal():
-        fail(
-            f"{where}: prompt {identifier}",
-            f"its row is not its heading's title and then the seed: {line}",
-            "Compare heading and table in the card, and correct a copy of it.",
-        )
+        fail(where, reason, _IMPORT_MARKDOWN)
+    rest = words[len(title) :]
+    if words[: len(title)] != title or not rest or not rest[0].isdecimal():
+        fail(where, f"its row is not its heading's title and then the seed: {line}", CORRECT)
     return Row(identifier, " ".join(title), rest[0])

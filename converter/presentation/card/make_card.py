@@ -101,7 +101,7 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
         additions=added,
     )
     text = render_card(context, options.template)
-    _refuse_bad_metadata(root, text)
+    unknown = _check_metadata(root, text)
     _keep_edited_card(release, text)
     contents[CARD_NAME] = text.encode()
     _write(release, contents, verified=found.is_verified, repository=options.repo)
@@ -112,7 +112,7 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
         sections=tuple(section for section in SECTIONS if section not in missing),
         left_out=missing,
         verified=found.is_verified,
-        warnings=tuple(_warnings(metadata, found)),
+        warnings=(*_warnings(metadata, found), *unknown),
     )
 
 
@@ -126,7 +126,7 @@ def _adopt(release: CardRelease, options: CardOptions) -> CardReport:
         raise ReleaseError(f"{card}: is not UTF-8", "Save it as UTF-8.") from error
     except OSError as error:
         raise MissingInput(card, reason_of(error), "Write one, or leave --adopt.") from error
-    _refuse_bad_metadata(release.root, text)
+    warnings = _check_metadata(release.root, text)
     contents = {CARD_NAME: content}
     for name in release.added:
         file = release.root / name
@@ -135,7 +135,7 @@ def _adopt(release: CardRelease, options: CardOptions) -> CardReport:
     verified = release.manifest.is_card_verified
     _write(release, contents, verified=verified, repository=options.repo or release.manifest.card_repository)
     files = tuple(describe_file(name, contents[name]) for name in sorted(contents))
-    return CardReport(card, files, (), {}, verified, ())
+    return CardReport(card, files, (), {}, verified, warnings)
 
 
 def _metadata(
@@ -181,10 +181,12 @@ def _warnings(metadata: CardMetadata, evidence: CardEvidence) -> list[str]:
     return [*found, *evidence.contradictions]
 
 
-def _refuse_bad_metadata(root: Path, text: str) -> None:
-    faults = check_metadata(text)
-    if faults:
-        raise ReleaseError(f"{root / CARD_NAME}: {first_few(faults)}", "Mend it and try again.")
+def _check_metadata(root: Path, text: str) -> tuple[str, ...]:
+    """Refuse a card whose front matter is wrong, and return what its author should know."""
+    found = check_metadata(text)
+    if found.errors:
+        raise ReleaseError(f"{root / CARD_NAME}: {first_few(found.errors)}", "Correct it and try again.")
+    return found.warnings
 
 
 def _keep_edited_card(release: CardRelease, text: str) -> None:

@@ -1,8 +1,8 @@
-"""Text from elsewhere as Markdown that shows that very text, and nothing else.
+"""Text from elsewhere as Markdown that shows exactly that text.
 
-What a template shows is escaped unless it is ``Markdown`` already. Escaped text is one line and may stand anywhere: at
-the start of a line, in a heading, in a cell of a table. Bare addresses, mentions and emoji codes, which sites turn into
-something else after Markdown is read, are broken up by empty comments, which no reader sees.
+Templates escape every value that is not ``Markdown`` already. Escaped text is one line and is safe anywhere: at the
+start of a line, in a heading, in a cell of a table. Sites replace bare addresses, mentions and emoji codes after they
+have read the Markdown; empty comments, which readers do not see, break these up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from urllib.parse import quote
 
-#: Characters that nobody sees and that change what others see: marks of direction, spaces without width, and the tags
+#: Invisible characters that change how others are shown: marks of direction, spaces without width, and the tags
 #: that spell letters invisibly.
 _INVISIBLE = re.compile(
     "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
@@ -20,11 +20,11 @@ _INVISIBLE = re.compile(
 _SEPARATORS = "\n\r\t\u2028\u2029"
 #: A backslash would not do for these: the Hub reads ``\\(`` and ``$$`` as the start of a formula.
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\\": "&#92;", "$": "&#36;"}
-#: What an entity or a backslash makes plain, wherever it stands.
+#: Marks that are escaped everywhere, by an entity or a backslash.
 _MARKS = re.compile(r"[&<>\\$`*_\[\]|~#!]")
-#: What means something at the start of a line alone: lists, underlines of headings, lines across the page.
+#: Marks that mean something at the start of a line only: lists, underlines of headings, lines across the page.
 _LINE_START = re.compile(r"\A(?:([-+=:])|(\d{1,9})([.)])(?=\s|\Z))")
-#: Where an address, a mention or an emoji code is broken up.
+#: The points at which addresses, mentions and emoji codes are broken up.
 _LINK_SIGNS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?=\S)|(?<=:)(?=[\w+-]+:)", re.IGNORECASE)
 _COMMENT = "<!-- -->"
 #: An address that does not lead into the repo.
@@ -89,7 +89,7 @@ def link(text: str, address: str) -> Markdown:
     """A link; the text is escaped unless it is Markdown.
 
     Args:
-        text: what is shown.
+        text: the text to show.
         address: a path in the repo, as its file is called; or an address that begins with ``https:``, ``http:``,
             ``mailto:`` or ``#``.
     """
@@ -97,16 +97,16 @@ def link(text: str, address: str) -> Markdown:
 
 
 def image(text: str, address: str, dark: str = "", width: int = 0) -> Markdown:
-    """An image with the text that stands for it.
+    """An image and its alternative text.
 
     Args:
-        text: for those who do not see it.
+        text: the alternative text.
         address: as for ``link``.
         dark: that of the image for pages in dark colours, where there is one.
         width: in pixels, at most; 0 for the image's own.
     """
     if not dark and not width:
-        # Text that stands for an image is no place for links, and would show the comments that break them up.
+        # Sites make no links in alternative text, and it would show the comments that break them up.
         return Markdown(f"![{_escape_marks(text)}]({_address(address)})")
     size = f' width="{width:d}"' if width else ""
     picture = f'<img src="{_address(address)}" alt="{_attribute(text)}"{size}>'
@@ -132,7 +132,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], align: str =
 
 
 def _escape_marks(text: str) -> str:
-    # In one go: what stands for one mark holds others.
+    # In one pass: the replacement of a mark contains other marks.
     escaped = _MARKS.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), one_line(text))
     return _LINE_START.sub(lambda found: f"{found[2] or ''}\\{found[1] or found[3]}", escaped)
 
@@ -149,7 +149,7 @@ def _address(address: str) -> str:
 
 
 def _attribute(text: str) -> str:
-    """A text between the double quotes of an attribute: what HTML or Markdown may take for a mark is spelt out."""
+    """A text for the double quotes of an attribute: every mark of HTML or Markdown is written as a number."""
     return re.sub(r"[!-$&'*<-@\[-`{-~]", lambda found: f"&#{ord(found[0])};", one_line(text))
 
 

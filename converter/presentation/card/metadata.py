@@ -1,35 +1,54 @@
-"""The front matter of a card: written through the Hub client's own class, and checked by the Hub's rules."""
+"""The front matter of a card: written through the Hub client's own class, and checked by the Hub's rules.
+
+What cannot be right is an error. A license, a task or a language that is not in hub_lists.toml is a warning: the Hub
+adds to its lists, and decides.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from converter.errors import printable
-from converter.presentation.card.hub_lists import BASE_MODEL_RELATIONS, LANGUAGES, LICENSES, NO_LANGUAGE, PIPELINE_TAGS
+from converter.front_matter import parse_front_matter
 from converter.presentation.card.markdown import one_line
 
 if TYPE_CHECKING:
     import yaml
 
-#: The first block between lines of three dashes, as huggingface_hub's REGEX_YAML_BLOCK and the Hub find it.
-_FRONT_MATTER = re.compile(
-    r"\A\s*---[ \t]*\r?\n(?P<yaml>.*?)(?:\r?\n)?^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
-)
-#: Longest front matter that is parsed; a gallery of a hundred prompts is a tenth of it.
-_MAXIMUM_CHARACTERS = 1_000_000
 #: OWNER/NAME, by the rules of huggingface_hub.utils.validate_repo_id; names without an owner are of old models.
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
 _REPO_ID_LIMIT = 96
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+#: What an id of a license, a task or a language may look like.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,95}")
+#: Codes of ISO 639-3.
+_LANGUAGE = re.compile(r"[a-z]{3}")
+#: How a model can come from another, as hub-docs, docs/hub/model-cards.md, names it.
+_RELATIONS = ("adapter", "finetune", "merge", "quantized")
 #: As 1e3, 0o17 and 08.
 _LIKE_A_NUMBER = re.compile(r"[-+.]*[0-9][\w.+:-]*", re.ASCII)
 #: The Hub cuts tags that are longer.
 _TAG_LIMIT = 100
+#: Keys whose value is one text, and those whose value is a text or a list of texts.
+_TEXT_KEYS = (
+    "base_model_relation",
+    "base_model_revision",
+    "library_name",
+    "license_link",
+    "license_name",
+    "pipeline_tag",
+    "thumbnail",
+)
+_TEXTS_KEYS = ("base_model", "datasets", "language", "license", "metrics", "new_version", "tags")
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,7 @@ class CardMetadata:
 
 
 class _Quoted(str):
-    """A text that stands in quotes."""
+    """A text that is written in quotes."""
 
     __slots__ = ()
 
@@ -113,121 +132,122 @@ def is_repo_id(text: str, *, with_owner: bool = True) -> bool:
     )
 
 
-def split_card(text: str) -> tuple[str | None, str]:
-    """The front matter, without its dashes, and the rest; None where there is none."""
-    found = _FRONT_MATTER.match(text)
-    return (found["yaml"], text[found.end() :]) if found else (None, text)
+@dataclass(frozen=True)
+class MetadataReport:
+    """What was found in the front matter of a card."""
+
+    errors: tuple[str, ...] = ()
+    """What the Hub would refuse or misread."""
+    warnings: tuple[str, ...] = ()
+    """Names that the Hub may not know."""
 
 
-def parse_metadata(text: str) -> tuple[dict[str, Any], list[str]]:
-    """The front matter of a card as values, and what keeps it from being read.
-
-    Args:
-        text: the whole card.
-    """
-    import yaml
-
-    front, _ = split_card(text)
-    if front is None:
-        return {}, ["it has no front matter, which begins and ends with a line of three dashes"]
-    if len(front) > _MAXIMUM_CHARACTERS:
-        return {}, [f"its front matter is longer than {_MAXIMUM_CHARACTERS} characters"]
-    try:
-        content = yaml.safe_load(front)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        return {}, [f"its front matter is no YAML: {printable(' '.join(str(error).split()))}"]
-    if not isinstance(content, dict):
-        return {}, ["its front matter is no mapping of names to values"]
-    return {str(key): value for key, value in content.items()}, []
-
-
-def check_metadata(text: str) -> list[str]:
-    """What the Hub would refuse or misread in the front matter of a card; empty when all is well.
+def check_metadata(text: str) -> MetadataReport:
+    """Check the front matter of a card.
 
     Args:
         text: the whole card.
     """
     if text.startswith("\ufeff"):
-        return ["it begins with a byte order mark, before which the Hub sees no front matter"]
-    content, problems = parse_metadata(text)
-    return problems or list(_problems(content))
+        return MetadataReport(("it begins with a byte order mark, before which the Hub sees no front matter",))
+    content, fault = parse_front_matter(text)
+    errors = [fault] if fault else list(_type_errors(content)) or list(_value_errors(content))
+    return MetadataReport(tuple(errors), () if errors else tuple(_unknown_names(content)))
 
 
-def _problems(content: Mapping[str, Any]) -> Iterator[str]:
-    yield from _license_problems(content)
-    yield from _base_model_problems(content)
-    tag = content.get("pipeline_tag")
-    if tag is not None and not _is_one_of(tag, PIPELINE_TAGS):
-        yield f"pipeline_tag {_shown(tag)} is no task of the Hub"
-    for language in _listed(content.get("language")):
-        yield from _language_problems(language)
-    for tag in _listed(content.get("tags"), "tags"):
-        if not isinstance(tag, str) or not tag.strip():
-            yield f"tags: {_shown(tag)} is no text; put it in quotes"
-        elif len(tag) > _TAG_LIMIT or "\n" in tag:
-            yield f"tags: {_shown(tag)} is longer than {_TAG_LIMIT} characters or a line"
-    if "tags" in content and content["tags"] is not None and not isinstance(content["tags"], list):
-        yield "tags is no list"
+def _type_errors(content: Mapping[str, Any]) -> Iterator[str]:
+    for key in _TEXT_KEYS:
+        if not isinstance(content.get(key), str | None):
+            yield f"{key} {_shown(content[key])} is not text"
+    for key in _TEXTS_KEYS:
+        for item in _listed(content.get(key)):
+            if not isinstance(item, str) or not item.strip():
+                # YAML has numbers, dates, and words such as no, which it reads as false.
+                yield f"{key} {_shown(item)} is not text; put it in quotes"
+    if not isinstance(content.get("tags"), list | None):
+        yield "tags is not a list"
+    yield from _widget_errors(content.get("widget"))
+    index = content.get("model-index")
+    if index is not None and not (isinstance(index, list) and all(map(_has_results, index))):
+        yield "model-index is not a list of models with a name and results"
+
+
+def _value_errors(content: Mapping[str, Any]) -> Iterator[str]:
+    for key in _hub_names():
+        for name in _listed(content.get(key)):
+            if not _HUB_NAME.fullmatch(name):
+                yield f"{key} {_shown(name)} cannot be a name on the Hub"
+    yield from _license_errors(content)
+    yield from _base_model_errors(content)
+    for tag in _listed(content.get("tags")):
+        if len(tag) > _TAG_LIMIT or "\n" in tag:
+            yield f"tags: {_shown(tag)} is longer than {_TAG_LIMIT} characters or one line"
     library = content.get("library_name")
-    if library is not None and (not isinstance(library, str) or not re.fullmatch(r"[\w.-]+", library)):
-        yield f"library_name {_shown(library)} is no name of a library"
-    yield from _widget_problems(content.get("widget"))
+    if library is not None and not re.fullmatch(r"[\w.-]+", library):
+        yield f"library_name {_shown(library)} is not the name of a library"
 
 
-def _license_problems(content: Mapping[str, Any]) -> Iterator[str]:
-    found = content.get("license")
-    for name in _listed(found):
-        if not _is_one_of(name, LICENSES):
-            yield f"license {_shown(name)} is no id that the Hub knows; other licenses are `other` with a license_name"
+def _license_errors(content: Mapping[str, Any]) -> Iterator[str]:
+    found, name, link = (content.get(key) for key in ("license", "license_name", "license_link"))
     if found == "other":
         for key in ("license_name", "license_link"):
-            if not isinstance(content.get(key), str) or not content[key].strip():
+            if not (content.get(key) or "").strip():
                 yield f"license other needs a {key}"
-    elif found is not None and content.get("license_name") is not None:
+    elif found is not None and name is not None:
         yield f"license_name is for license other, not for {_shown(found)}"
-    link = content.get("license_link")
-    if isinstance(link, str) and link.strip() and not re.fullmatch(r"https?://\S+|LICENSE(\.md|\.txt)?", link):
-        yield f"license_link {_shown(link)} is neither an address nor LICENSE or LICENSE.md of the repo"
+    if name and not re.fullmatch("[a-z0-9.-]+", name):
+        yield f"license_name {_shown(name)} has other characters than a-z 0-9 . and -"
+    if link and not re.fullmatch(r"https://\S+|LICENSE(\.\w+)?", link):
+        yield f"license_link {_shown(link)} is neither an https address nor LICENSE or LICENSE.md of the repo"
 
 
-def _base_model_problems(content: Mapping[str, Any]) -> Iterator[str]:
-    for name in _listed(content.get("base_model")):
-        if not isinstance(name, str) or not is_repo_id(name, with_owner=False):
-            yield f"base_model {_shown(name)} is no name of a repo"
+def _base_model_errors(content: Mapping[str, Any]) -> Iterator[str]:
+    models = _listed(content.get("base_model"))
+    for name in models:
+        if not is_repo_id(name, with_owner=False):
+            yield f"base_model {_shown(name)} is not the name of a repo"
     relation = content.get("base_model_relation")
     if relation is not None:
-        if not _is_one_of(relation, BASE_MODEL_RELATIONS):
-            yield f"base_model_relation {_shown(relation)} is none of {', '.join(sorted(BASE_MODEL_RELATIONS))}"
-        if not _listed(content.get("base_model")):
+        if relation not in _RELATIONS:
+            yield f"base_model_relation {_shown(relation)} is not one of {', '.join(_RELATIONS)}"
+        if not models:
             yield "base_model_relation needs a base_model"
     revision = content.get("base_model_revision")
-    if revision is not None and not (isinstance(revision, str) and _COMMIT.fullmatch(revision)):
-        yield f"base_model_revision {_shown(revision)} is no commit of 40 hexadecimal digits, in quotes where needed"
+    if revision is not None and not _COMMIT.fullmatch(revision):
+        yield f"base_model_revision {_shown(revision)} is not a commit of 40 hexadecimal digits"
 
 
-def _language_problems(language: Any) -> Iterator[str]:
-    if language is False:
-        yield "language: YAML reads no as false; put it in quotes"
-    elif not isinstance(language, str):
-        yield f"language {_shown(language)} is no text"
-    elif language not in LANGUAGES | NO_LANGUAGE and not re.fullmatch("[a-z]{3}", language):
-        yield f"language {_shown(language)} is no code of ISO 639, such as en"
-
-
-def _widget_problems(widget: Any) -> Iterator[str]:
-    if widget is None:
+def _widget_errors(widget: Any) -> Iterator[str]:
+    if not isinstance(widget, list | None):
+        yield "widget is not a list"
         return
-    if not isinstance(widget, list):
-        yield "widget is no list"
-        return
-    for number, entry in enumerate(widget, 1):
+    for number, entry in enumerate(widget or (), 1):
         output = entry.get("output") if isinstance(entry, dict) else None
         if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
             yield f"widget: entry {number} has no text"
         elif output is not None and not (isinstance(output, dict) and isinstance(output.get("url", ""), str)):
-            yield f"widget: the output of entry {number} has a url that is no text"
+            yield f"widget: the output of entry {number} has a url that is not text"
         elif isinstance(output, dict) and not _is_image_address(output.get("url", "")):
-            yield f"widget: entry {number} shows {_shown(output.get('url'))}, neither an address nor in the repo"
+            yield f"widget: entry {number} shows {_shown(output.get('url'))}, neither an https address nor in the repo"
+
+
+def _unknown_names(content: Mapping[str, Any]) -> Iterator[str]:
+    for key, known in _hub_names().items():
+        for name in _listed(content.get(key)):
+            if name not in known and not (key == "language" and _LANGUAGE.fullmatch(name)):
+                near = difflib.get_close_matches(name.lower(), known, n=1)
+                hint = f"did you mean {near[0]}?" if near else "the Hub decides whether it is valid"
+                yield f"{key} {_shown(name)} is not known to lensconv; {hint}"
+
+
+@cache
+def _hub_names() -> dict[str, list[str]]:
+    """Names that the Hub knows, by key of the front matter."""
+    return tomllib.loads(resources.files(__package__).joinpath("hub_lists.toml").read_text("utf-8"))
+
+
+def _has_results(model: Any) -> bool:
+    return isinstance(model, dict) and isinstance(model.get("name"), str) and isinstance(model.get("results"), list)
 
 
 def _is_image_address(url: str) -> bool:
@@ -236,16 +256,11 @@ def _is_image_address(url: str) -> bool:
     return not url.startswith("/") and ".." not in url.split("/")
 
 
-def _listed(value: Any, name: str = "") -> Sequence[Any]:
+def _listed(value: Any) -> Sequence[Any]:
     """One value or several."""
-    if value is None or (name and not isinstance(value, list)):
+    if value is None:
         return ()
     return value if isinstance(value, list) else (value,)
-
-
-def _is_one_of(value: Any, names: frozenset[str]) -> bool:
-    """Whether a value, which may be of any type, is one of the names."""
-    return isinstance(value, str) and value in names
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A card as the Hub would show it: one HTML document that needs nothing else, runs nothing and sends nothing."""
+"""A card as the Hub would show it: one HTML document without scripts that needs no other file and sends nothing."""
 
 from __future__ import annotations
 
@@ -9,69 +9,17 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
-from itertools import pairwise
 from typing import Any
 
-from converter.presentation.card.metadata import parse_metadata, split_card
+from converter.front_matter import parse_front_matter, split_card
 from converter.presentation.card.page_style import STYLE
 
 #: Elements that pages of the Hub show.
-_TAGS = frozenset(
-    [
-        "a",
-        "b",
-        "blockquote",
-        "br",
-        "center",
-        "code",
-        "dd",
-        "del",
-        "details",
-        "div",
-        "dl",
-        "dt",
-        "em",
-        "figcaption",
-        "figure",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "hr",
-        "i",
-        "img",
-        "ins",
-        "kbd",
-        "li",
-        "ol",
-        "p",
-        "picture",
-        "pre",
-        "q",
-        "s",
-        "samp",
-        "small",
-        "source",
-        "span",
-        "strong",
-        "sub",
-        "summary",
-        "sup",
-        "table",
-        "tbody",
-        "td",
-        "tfoot",
-        "th",
-        "thead",
-        "tr",
-        "tt",
-        "u",
-        "ul",
-        "var",
-    ]
-)
+_TAGS = """
+    a b blockquote br center code dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr
+    i img ins kbd li ol p picture pre q s samp small source span strong sub summary sup table tbody
+    td tfoot th thead tr tt u ul var
+"""
 _ATTRIBUTES = {
     "a": {"href", "title"},
     "img": {"src", "alt", "title", "width", "height"},
@@ -93,14 +41,14 @@ _POLICY = (
     f"default-src 'none'; img-src 'self' data: https:; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; "
     "form-action 'none'"
 )
-#: Letters, their marks, digits, and what connects words: what the name of a heading keeps of its text.
-_NAME_CATEGORIES = frozenset(["Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc"])
+#: Letters, their marks, digits, and what connects words: what the anchor of a heading keeps of its text.
+_ANCHOR_CATEGORIES = frozenset(["Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc"])
 #: Keys whose values are shown as labels.
 _LABELS = ("pipeline_tag", "library_name", "language", "tags", "license")
 
 
 def render_page(markdown: str, resolve: Callable[[str], str]) -> str:
-    """A card as a document of its own; see ``render_content``."""
+    """Render a card as a complete document; see ``render_content``."""
     content, title = render_content(markdown, resolve)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -115,54 +63,53 @@ def render_page(markdown: str, resolve: Callable[[str], str]) -> str:
 def render_content(
     markdown: str, resolve: Callable[[str], str], *, link: Callable[[str], str] = lambda address: address
 ) -> tuple[str, str]:
-    """A card as HTML that is safe to put into a page with ``page_style.STYLE``, and the text of its first heading.
+    """Render a card as HTML that is safe in a page with ``page_style.STYLE``, and return the text of its first heading.
 
     Args:
         markdown: the whole card, with its front matter.
-        resolve: makes of the address of an image inside the repo, which is relative and in which special characters
-            stand as ``%20``, the address that the page uses.
-        link: the same for links to files inside the repo; by default they stay.
+        resolve: turns the address of an image inside the repo, which is relative and has escapes such as ``%20``, into
+            the address that the page uses.
+        link: the same for links to files inside the repo; by default they stay as they are.
     """
-    metadata, _ = parse_metadata(markdown)
-    front, body = split_card(markdown)
+    metadata, _ = parse_front_matter(markdown)
+    _, body = split_card(markdown)
     html, title = _to_html(body)
     content = _sanitise(html, resolve, link)
-    parts = [_labels(metadata), _gallery(metadata, resolve), _front_matter(metadata) if front is not None else ""]
+    parts = [_labels(metadata), _gallery(metadata, resolve), _front_matter(metadata)]
     return f"{''.join(parts)}<article>\n{content}</article>\n", title
 
 
+class _Anchors:
+    """The anchors of headings by GitHub's rule: small letters, hyphens for spaces, no punctuation, no name twice."""
+
+    def __init__(self) -> None:
+        self.first_title = ""
+        #: Anchors that were given, and how often each was asked for: counting on from there keeps long cards fast.
+        self._taken = Counter[str]()
+
+    def name(self, title: str) -> str:
+        """The anchor of the next heading, from its text."""
+        self.first_title = self.first_title or title
+        kept = (sign for sign in title.lower() if sign in "- " or unicodedata.category(sign) in _ANCHOR_CATEGORIES)
+        base = name = "".join(kept).replace(" ", "-")
+        while name in self._taken:
+            self._taken[base] += 1
+            name = f"{base}-{self._taken[base]}"
+        self._taken[name] = 0
+        return name
+
+
 def _to_html(body: str) -> tuple[str, str]:
-    """The card before it is sanitised, with names for its headings; and the text of its first heading."""
+    """The card before it is sanitised, with anchors for its headings; and the text of its first heading."""
     from markdown_it import MarkdownIt
+    from mdit_py_plugins.anchors import anchors_plugin
 
+    anchors = _Anchors()
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    tokens = parser.parse(body)
-    title, taken = "", Counter[str]()
-    for token, inside in pairwise(tokens):
-        if token.type == "heading_open":
-            parts = (child.content for child in inside.children or () if child.type in ("text", "code_inline"))
-            text = "".join(parts)
-            title = title or text
-            token.attrSet("id", _heading_name(text, taken))
-    # Styles are not let through, and this is what those of cells say.
-    html = _ALIGN.sub(r'<\1 align="\2">', parser.renderer.render(tokens, parser.options, {}))
-    return html, title or "Model card"
-
-
-def _heading_name(text: str, taken: Counter[str]) -> str:
-    """What links to a heading call it, by GitHub's rule: small letters, hyphens for spaces, and no punctuation.
-
-    Args:
-        text: of the heading.
-        taken: names that were given, and how often each was asked for; this one is noted.
-    """
-    kept = (letter for letter in text.lower() if letter in "- " or unicodedata.category(letter) in _NAME_CATEGORIES)
-    base = name = "".join(kept).replace(" ", "-")
-    while name in taken:
-        taken[base] += 1
-        name = f"{base}-{taken[base]}"
-    taken[name] = 0
-    return name
+    parser.use(anchors_plugin, max_level=len(_HEADINGS), slug_func=anchors.name)
+    # Styles are removed later, so the alignment of cells becomes an attribute.
+    html = _ALIGN.sub(r'<\1 align="\2">', parser.render(body))
+    return html, anchors.first_title or "Model card"
 
 
 def _sanitise(html: str, resolve: Callable[[str], str], link: Callable[[str], str]) -> str:
@@ -175,13 +122,13 @@ def _sanitise(html: str, resolve: Callable[[str], str], link: Callable[[str], st
             return link(value)
         if (tag, attribute) == ("code", "class"):
             return value if re.fullmatch("language-[a-z0-9+-]+", value) else None
-        # What is left of srcset names several images, of which one is enough.
+        # The rest of srcset lists several images, and one is enough.
         return None if attribute == "srcset" else value
 
     return nh3.clean(
         html,
-        tags=set(_TAGS),
-        attributes={tag: set(names) for tag, names in _ATTRIBUTES.items()} | {tag: {"id"} for tag in _HEADINGS},
+        tags=set(_TAGS.split()),
+        attributes=_ATTRIBUTES | {tag: {"id"} for tag in _HEADINGS},
         url_schemes={"http", "https", "mailto"},
         attribute_filter=rewrite,
         link_rel="nofollow noopener noreferrer",
@@ -190,7 +137,7 @@ def _sanitise(html: str, resolve: Callable[[str], str], link: Callable[[str], st
 
 
 def _image_address(value: str, resolve: Callable[[str], str]) -> str | None:
-    """Where an image comes from; None for what is neither in the repo nor on the web."""
+    """The address of an image; None for one that is neither in the repo nor on the web."""
     value = value.strip()
     if not _ADDRESS.match(value):
         return resolve(value)

@@ -1,4 +1,4 @@
-"""A card as a page of its own, as the Hub would show it: one file that can be opened anywhere."""
+"""The preview of a card: one HTML file that shows it as the Hub would, and that any browser opens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from converter.checkpoint.writer import refuse_taken_place, replace_file
 from converter.conversion.release.manifest import CARD_NAME
 from converter.presentation.card.page import render_page
 
-#: Pictures up to this size are part of the page; the Hub's own limit for one that a card shows is 20 MB.
+#: Larger pictures are not embedded; the Hub's own limit for a picture of a card is 20 MB.
 _EMBEDDED_BYTES = 20_000_000
 
 
@@ -21,7 +21,7 @@ def write_preview(root: Path, page: Path) -> None:
 
     Args:
         root: the release, with a card.
-        page: the file, which is replaced.
+        page: the file to write; an existing one is replaced.
 
     Raises:
         OutputError: it cannot be written.
@@ -32,7 +32,7 @@ def write_preview(root: Path, page: Path) -> None:
 
 
 def _embed(root: Path, address: str) -> str:
-    """A picture of the release as an address that holds it; anything else as it is."""
+    """A picture of the release as a data: address; any other address as it is."""
     path = unquote(address)
     file = root / path
     kind = mimetypes.guess_type(file.name)[0] or ""
