@@ -86,7 +86,7 @@ def test_every_published_figure_is_on_the_card(release: Path, published: Path) -
 def test_figures_without_a_checksum_are_taken_only_when_asked_for(release: Path, published: Path) -> None:
     before = snapshot(release)
     (published / "sdnq_quantization_summary.json").unlink()
-    with pytest.raises(EvidenceError, match="carries no sha256"):
+    with pytest.raises(EvidenceError, match="contains no sha256"):
         make_card(release, published)
     assert snapshot(release) == before
 

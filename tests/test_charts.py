@@ -28,14 +28,13 @@ from PIL import Image
 from converter.cli.main import run
 from converter.console import Console
 from converter.errors import DependencyError, EvidenceError, MissingInput, OutputError
-from converter.measurement.evidence.files import (
+from converter.measurement.evidence.files import read_evidence_folder, write_evidence
+from converter.measurement.evidence.names import (
     MATRIX_NAME,
     METRICS_NAME,
     OFFLOAD_NAME,
     SEQUENTIAL_NAME,
     WEIGHTS_NAME,
-    read_evidence_folder,
-    write_evidence,
 )
 from converter.measurement.evidence.statistics import slowdown
 from converter.presentation.charts.chart import Chart, LeftOut

@@ -61,8 +61,8 @@ def test_the_published_figures(folder: Path, lensconv: Lensconv) -> None:
     low, high = found["ratio_of_means_percent_interval"]
     assert low < 16.8 < high
     shown = lensconv("evidence", folder)
-    assert "+16.8 %" in shown.stderr
-    assert f"{low:+.1f} to {high:+.1f} %" in shown.stderr
+    assert "+16.8%" in shown.stderr
+    assert f"{low:+.1f}% to {high:+.1f}%" in shown.stderr
     for label in LABELS:
         assert label in shown.stderr
 

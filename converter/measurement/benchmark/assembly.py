@@ -13,8 +13,8 @@ from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
 from converter.measurement.benchmark.measuring import baseline_key, image_name
 from converter.measurement.benchmark.options import MODES
 from converter.measurement.benchmark.subjects import ORIGINAL, Subject
-from converter.measurement.evidence.agreement import MODELS, measured_times
-from converter.measurement.evidence.files import MATRIX_NAME, METRICS_NAME, OFFLOAD_NAME, SEQUENTIAL_NAME
+from converter.measurement.evidence.agreement import measured_times
+from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, MODELS, OFFLOAD_NAME, SEQUENTIAL_NAME
 from converter.measurement.evidence.statistics import (
     DIGITS,
     combine,

@@ -13,16 +13,19 @@ from typing import Any
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.errors import printable
-from converter.measurement.evidence.statistics import percent_change, spread, summarise_times
+from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, SUMMARY_MODELS
+from converter.measurement.evidence.statistics import (
+    DIGITS,
+    GB,
+    LOADED_BYTES,
+    ROUNDING,
+    percent_change,
+    spread,
+    summarise_times,
+)
 
-MODELS = ("original", "quantized")
-#: What rounding to three digits may shift a figure by; half a unit, and a little for binary fractions.
-_ROUNDING = 0.00051
-#: Likewise for percents with one digit, computed from sizes that are rounded themselves.
+#: What rounding may shift percents with one digit, computed from sizes that are rounded themselves.
 _PERCENT_ROUNDING = 0.051
-_GB = 10**9
-#: Bytes of a weight as everybody loads it, in bfloat16.
-_LOADED_BYTES = 2
 
 
 def disagreements(schema: str, content: Mapping[str, Any]) -> Iterator[str]:
@@ -69,7 +72,7 @@ def differences(where: str, shown: Any, computed: Any) -> Iterator[str]:
                 expected = computed.get(key) if isinstance(computed, Mapping) else None
                 yield from differences(f"{where}.{key}", value, expected)
     elif isinstance(shown, float | int) and isinstance(computed, float | int):
-        if abs(shown - computed) > 2 * _ROUNDING:
+        if abs(shown - computed) > 2 * ROUNDING:
             yield f"{where} is {shown}, and other figures give {computed}"
     elif shown != computed:
         yield f"{where} is {printable(str(shown))}, and other figures give {printable(str(computed))}"
@@ -97,7 +100,7 @@ def _check_metrics(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"models: one transformer has {parameters[0]} parameters, the other {parameters[1]}"
         shown = content.get("transformer_storage_reduction_vs_bf16_percent")
         if shown is not None:
-            percent = 100 * (1 - footprints[1]["bytes"] / (_LOADED_BYTES * parameters[0]))
+            percent = 100 * (1 - footprints[1]["bytes"] / (LOADED_BYTES * parameters[0]))
             yield from differences("transformer_storage_reduction_vs_bf16_percent", shown, round(percent, 1))
 
 
@@ -112,7 +115,7 @@ def _check_footprint(model: Mapping[str, Any], where: str) -> Iterator[str]:
         total = sum(family.get(key, 0) for family in families)
         if families and key in footprint and total != footprint[key]:
             yield f"{place}: {key} is {footprint[key]}, and its families add up to {total}"
-    if abs(size - footprint["bytes"] / _GB) > _ROUNDING:
+    if abs(size - footprint["bytes"] / GB) > ROUNDING:
         yield f"{where}.transformer_storage_gb is {size}, and its headers say {footprint['bytes']} bytes"
     dtypes = footprint["bytes_by_dtype"]
     if "parameters" in footprint and all(dtype in WEIGHT_DTYPES for dtype in dtypes):
@@ -148,7 +151,7 @@ def _check_offload(content: Mapping[str, Any]) -> Iterator[str]:
     for name in MODELS:
         model = content["models"][name]
         where = f"models.{name}"
-        for part in ("setup", "cold", "warm"):
+        for part in OFFLOAD_PARTS:
             yield from _check_reserved(model[part], f"{where}.{part}")
         if "times_s" not in model:
             continue
@@ -161,7 +164,7 @@ def _check_offload(content: Mapping[str, Any]) -> Iterator[str]:
         if "time_s" in model["cold"]:
             yield from differences(f"{where}.cold.time_s", model["cold"]["time_s"], times.get(content["cold_prompt"]))
         if "time_s" in model["warm"]:
-            computed = spread([round(time, 3) for time in warm.values()]).to_dict() if warm else None
+            computed = spread([round(time, DIGITS) for time in warm.values()]).to_dict() if warm else None
             yield from differences(f"{where}.warm.time_s", model["warm"]["time_s"], computed)
     if len(medians) == len(MODELS) and "warm_slowdown" in content:
         computed = summarise_times(*medians).get("slowdown")
@@ -183,12 +186,12 @@ def _check_images(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_summary(content: Mapping[str, Any]) -> Iterator[str]:
     sizes = []
-    for key in ("base", "quant"):
+    for key in SUMMARY_MODELS:
         total = sum(content[f"{key}_transformer_dtypes"].values())
         shown = content[f"{key}_transformer_tensor_storage_gb"]
-        if abs(shown - total / _GB) > _ROUNDING:
+        if abs(shown - total / GB) > ROUNDING:
             yield f"{key}_transformer_tensor_storage_gb is {shown}, and its dtypes add up to {total} bytes"
-        sizes.append(total / _GB)
+        sizes.append(total / GB)
     yield from _check_reduction(content["transformer_storage_reduction_percent"], *sizes)
 
 
@@ -207,7 +210,7 @@ def _check_sum(where: str, total: int, by_dtype: Mapping[str, int]) -> Iterator[
 def _check_reduction(percent: float, before: float, after: float) -> Iterator[str]:
     """Sizes of small models are rounded so coarsely that only what every size behind them excludes is a fault."""
     smallest, largest = (
-        100 * (1 - (after + sign * _ROUNDING) / (before - sign * _ROUNDING)) if before > _ROUNDING else -sign * 1e9
+        100 * (1 - (after + sign * ROUNDING) / (before - sign * ROUNDING)) if before > ROUNDING else -sign * 1e9
         for sign in (1, -1)
     )
     if not smallest - _PERCENT_ROUNDING <= percent <= largest + _PERCENT_ROUNDING:
@@ -221,7 +224,7 @@ def _check_reserved(figures: Mapping[str, Any], where: str) -> Iterator[str]:
         if "_allocated_" not in key or reserved is None:
             continue
         allocated, outer = (item.get("max", 0) if isinstance(item, Mapping) else item for item in (value, reserved))
-        if allocated > outer + _ROUNDING:
+        if allocated > outer + ROUNDING:
             yield f"{where}.{key} is {allocated}, more than the {outer} that were reserved"
 
 
@@ -238,7 +241,7 @@ def _check_spreads(value: Any, path: str) -> Iterator[str]:
             bounds = value.get("min", figure), value.get("max", figure)
         if bounds is not None and isinstance(figure, float | int):
             least, most = bounds
-            if not least - _ROUNDING <= figure <= most + _ROUNDING:
+            if not least - ROUNDING <= figure <= most + ROUNDING:
                 yield f"{path}.{key} is {figure}, outside of {least} to {most}"
         yield from _check_spreads(figure, f"{path}.{key}" if path else key)
 

@@ -20,14 +20,15 @@ from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput, p
 from converter.measurement.evidence.agreement import disagreements
 from converter.measurement.evidence.folder_agreement import disagreements_between
 from converter.measurement.evidence.images import changed_images
+from converter.measurement.evidence.names import (
+    IMAGES_NAME,
+    MATRIX_NAME,
+    METRICS_NAME,
+    OFFLOAD_NAME,
+    SEQUENTIAL_NAME,
+    WEIGHTS_NAME,
+)
 from converter.schemas import load_schema
-
-METRICS_NAME = "benchmark_metrics.json"
-MATRIX_NAME = "comparison_matrix.json"
-OFFLOAD_NAME = "model_cpu_offload_benchmark.json"
-SEQUENTIAL_NAME = "sequential_cpu_offload_benchmark.json"
-IMAGES_NAME = "image_fidelity.json"
-WEIGHTS_NAME = "weight_fidelity.json"
 
 
 @dataclass(frozen=True)

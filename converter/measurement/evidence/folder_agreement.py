@@ -6,11 +6,18 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from converter.measurement.evidence.agreement import MODELS, differences
+from converter.conversion.release.manifest import SUMMARY_NAME
+from converter.measurement.evidence.agreement import differences
+from converter.measurement.evidence.names import (
+    IMAGES_NAME,
+    MATRIX_NAME,
+    METRICS_NAME,
+    MODELS,
+    STANDARD,
+    SUMMARY_MODELS,
+)
 from converter.measurement.evidence.statistics import combine_stages, shared_figures, spread
 
-METRICS, MATRIX = "benchmark_metrics.json", "comparison_matrix.json"
-IMAGES, SUMMARY = "image_fidelity.json", "sdnq_quantization_summary.json"
 #: What all files say of a benchmark that was measured once.
 _SHARED = ("sources", "settings", "environment")
 
@@ -27,11 +34,15 @@ def disagreements_between(files: Mapping[str, Mapping[str, Any]]) -> Iterator[tu
             for reason in _unequal(key, *values):
                 yield first, second, reason
     for name, content in files.items():
-        if "cold_prompt" in content and MATRIX in files:
-            ids = [row["id"] for row in files[MATRIX]["prompts"]]
+        if "cold_prompt" in content and MATRIX_NAME in files:
+            ids = [row["id"] for row in files[MATRIX_NAME]["prompts"]]
             if [content["cold_prompt"], *content["warm_prompts"]] != ids:
-                yield name, MATRIX, "the prompts are others, or in another order"
-    for names, compare in (((METRICS, MATRIX), _metrics), ((IMAGES, MATRIX), _images), ((METRICS, SUMMARY), _summary)):
+                yield name, MATRIX_NAME, "the prompts are others, or in another order"
+    for names, compare in (
+        ((METRICS_NAME, MATRIX_NAME), _metrics),
+        ((IMAGES_NAME, MATRIX_NAME), _images),
+        ((METRICS_NAME, SUMMARY_NAME), _summary),
+    ):
         if all(name in files for name in names):
             for reason in compare(*(files[name] for name in names)):
                 yield *names, reason
@@ -49,7 +60,7 @@ def _unequal(where: str, first: Any, second: Any) -> Iterator[str]:
 
 
 def _metrics(metrics: Mapping[str, Any], matrix: Mapping[str, Any]) -> Iterator[str]:
-    if matrix.get("mode", "standard") != "standard":
+    if matrix.get("mode", STANDARD) != STANDARD:
         return
     for name in MODELS:
         model = metrics["models"][name]
@@ -76,7 +87,7 @@ def _images(images: Mapping[str, Any], matrix: Mapping[str, Any]) -> Iterator[st
 
 
 def _summary(metrics: Mapping[str, Any], summary: Mapping[str, Any]) -> Iterator[str]:
-    for model, key in zip(MODELS, ("base", "quant"), strict=True):
+    for model, key in zip(MODELS, SUMMARY_MODELS, strict=True):
         shown = metrics["models"][model]["transformer_storage_gb"]
         other = summary[f"{key}_transformer_tensor_storage_gb"]
         yield from differences(f"models.{model}.transformer_storage_gb", shown, other)

@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.checkpoint.checksum import file_sha256
 from converter.errors import printable
-from converter.measurement.evidence.agreement import MODELS
+from converter.measurement.evidence.names import MODELS
 
 
 def changed_images(folder: Path, matrix: Mapping[str, Any]) -> Iterator[str]:

@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from converter.measurement.evidence.names import MODELS
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -42,7 +44,7 @@ def is_drawn_from(content: bytes, text: str) -> bool:
 def grid_text(matrix: Mapping[str, Any]) -> str:
     """Tells what a comparison grid shows: the images by their sha256, as the matrix names them, and their labels."""
     rows = [
-        [row["id"], row["scenario"], row["seed"], *(_image(row[model]) for model in ("original", "quantized"))]
+        [row["id"], row["scenario"], row["seed"], *(_image(row[model]) for model in MODELS)]
         for row in matrix["prompts"]
     ]
     return json.dumps(rows)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from converter.measurement.evidence.names import MODELS
+
 #: Draws of the bootstrap; the interval's ends then move by less than a twentieth of its width between seeds.
 RESAMPLES = 10_000
 _DRAWS_AT_ONCE = 500
@@ -21,6 +23,11 @@ CONFIDENCE = 0.95
 SEED = 0
 #: Digits behind the point of seconds and GB, as published tables have them.
 DIGITS = 3
+#: What rounding to them may shift a figure by: half a unit, and a little for binary fractions.
+ROUNDING = 0.00051
+GB = 10**9
+#: Bytes of a weight in bfloat16, in which models are usually loaded.
+LOADED_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def summarise_times(original: Mapping[str, float], quantized: Mapping[str, float
         The spread of each model (``original``, ``quantized``) and the ``slowdown`` over prompts that both have; each
         only where there is something to compute it from.
     """
-    times = {"original": original, "quantized": quantized}
+    times = dict(zip(MODELS, (original, quantized), strict=True))
     found: dict[str, Any] = {
         model: spread(list(values.values())).to_dict() for model, values in times.items() if values
     }

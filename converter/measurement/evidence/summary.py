@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.measurement.evidence.agreement import MODELS, measured_times
+from converter.measurement.evidence.agreement import measured_times
 from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder
+from converter.measurement.evidence.names import MODELS
 from converter.measurement.evidence.statistics import DIGITS, percent_change, summarise_times
 
 

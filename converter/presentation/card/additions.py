@@ -9,7 +9,7 @@ from pathlib import Path
 from converter.checkpoint.source import is_plain_name
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
 from converter.errors import OutputError
-from converter.measurement.evidence.files import MATRIX_NAME
+from converter.measurement.evidence.names import MATRIX_NAME
 from converter.presentation.card.evidence import CardEvidence, read_beside
 from converter.presentation.card.pictures import CardPictures
 from converter.presentation.card.release import CardRelease

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ import jinja2
 import jinja2.sandbox
 
 from converter.errors import InputError, MissingInput, printable, unreadable
-from converter.presentation.card import figures, markdown
+from converter.presentation.card import markdown
 from converter.presentation.card.markdown import Markdown
+from converter.presentation.card.table_markdown import to_markdown
+from converter.presentation.tables import figures
+from converter.presentation.tables.table import Figure, Table
 from converter.rendering import TEMPLATES_PACKAGE
 
 DEFAULT_TEMPLATE = "model_card.md.jinja"
@@ -70,7 +73,7 @@ def _make_environment(template: Path | None) -> jinja2.Environment:
         "lines": markdown.lines,
         "link": markdown.link,
         "image": markdown.image,
-        "table": markdown.table,
+        "table": _table,
         # A template's author may write any Markdown; this is for what a macro or a set block made of it.
         "markdown": Markdown,
         "number": figures.number,
@@ -84,8 +87,12 @@ def _make_environment(template: Path | None) -> jinja2.Environment:
     return environment
 
 
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], align: str = "") -> Markdown:
+    return to_markdown(Table(columns, rows, align))
+
+
 def _finalize(value: Any) -> Any:
-    if not isinstance(value, str) or isinstance(value, Markdown):
+    if not isinstance(value, str) or isinstance(value, Markdown | Figure):
         return value
     # What separates a text from its neighbours is no part of it.
     before, after = (" " if end.isspace() else "" for end in (value[:1], value[-1:]))

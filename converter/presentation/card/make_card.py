@@ -15,7 +15,7 @@ from typing import Any
 from converter.checkpoint.writer import folder_inside, replace_file
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, ReleaseFile, encode_json
 from converter.errors import MissingInput, ReleaseError, UsageError, reason_of
-from converter.measurement.evidence.files import MATRIX_NAME, OFFLOAD_NAME
+from converter.measurement.evidence.names import MATRIX_NAME, OFFLOAD_NAME
 from converter.presentation.card.additions import collect_additions, describe
 from converter.presentation.card.context import SECTIONS, build_context, find_ablation, find_gallery, left_out
 from converter.presentation.card.environment import render_card

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.errors import EvidenceError
-from converter.measurement.evidence.files import MATRIX_NAME
+from converter.measurement.evidence.names import MATRIX_NAME
 from converter.measurement.evidence.origin import grid_text, is_drawn_from
 from converter.presentation.card.evidence import CardEvidence, read_beside
 from converter.presentation.charts.chart import Chart

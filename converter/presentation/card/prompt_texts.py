@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from converter.errors import EvidenceError
-from converter.measurement.evidence.files import MATRIX_NAME
+from converter.measurement.evidence.names import MATRIX_NAME
 from converter.measurement.prompts.suite import builtin_suites, read_suite
 
 #: Rows of a matrix and prompts of a suite are the same if they agree in these.

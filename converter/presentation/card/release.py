@@ -12,8 +12,9 @@ from typing import Any
 from converter.checkpoint.source import PIPELINE_INDEX, read_json
 from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, SUMMARY_NAME
 from converter.errors import InputError, MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
+from converter.measurement.evidence.statistics import LOADED_BYTES
 from converter.models.lens.layout import CLASS_NAME
-from converter.presentation.card import figures
+from converter.presentation.tables.figures import reduction
 from converter.verification.audit import Audit
 from converter.verification.manifest import Manifest, read_manifest
 from converter.verification.report import FamilyFootprint
@@ -125,13 +126,13 @@ class CardRelease:
 
     def figures(self) -> dict[str, Any]:
         """Sizes and numbers, for templates."""
-        loaded = figures.LOADED_BYTES * self.audit.parameters
+        loaded = LOADED_BYTES * self.audit.parameters
         return {
             "bytes": self.total_bytes,
             "source_bytes": self.source_bytes,
             "loaded_bytes": loaded,
-            "vs_source": figures.reduction(self.source_bytes, self.total_bytes),
-            "vs_bf16": figures.reduction(loaded, self.total_bytes),
+            "vs_source": reduction(self.source_bytes, self.total_bytes),
+            "vs_bf16": reduction(loaded, self.total_bytes),
             "parameters": self.audit.parameters,
             "stored_elements": self.stored_elements,
             "tensors": len(self.audit.checkpoint.tensors),

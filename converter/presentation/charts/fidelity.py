@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from converter.errors import printable
-from converter.measurement.evidence.files import WEIGHTS_NAME
+from converter.measurement.evidence.names import WEIGHTS_NAME
 from converter.presentation.charts.chart import (
     MOST_DECIBELS,
     MOST_MODULES,

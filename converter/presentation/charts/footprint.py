@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from converter.checkpoint.dtypes import LONG_NAMES
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import printable
-from converter.measurement.evidence.files import METRICS_NAME
+from converter.measurement.evidence.names import METRICS_NAME
 from converter.measurement.evidence.statistics import percent_change
 from converter.presentation.charts.bars import Bar, Group, draw_groups
 from converter.presentation.charts.chart import (

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from converter.errors import printable
-from converter.measurement.evidence.files import METRICS_NAME, OFFLOAD_NAME, SEQUENTIAL_NAME
+from converter.measurement.evidence.names import METRICS_NAME, OFFLOAD_NAME, SEQUENTIAL_NAME
 from converter.presentation.charts.bars import Bar, Group, draw_groups
 from converter.presentation.charts.chart import (
     MODELS,

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from converter.errors import printable
-from converter.measurement.evidence.files import MATRIX_NAME
+from converter.measurement.evidence.names import MATRIX_NAME
 from converter.measurement.evidence.statistics import slowdown
 from converter.presentation.charts.bars import COMPACT, LABELLED, Bar, Group, draw_groups
 from converter.presentation.charts.chart import (

@@ -20,8 +20,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from converter.errors import EvidenceError, printable, reason_of
-from converter.measurement.evidence.agreement import MODELS
-from converter.measurement.evidence.files import MATRIX_NAME
+from converter.measurement.evidence.names import MATRIX_NAME, MODELS
 from converter.presentation.grid.layout import Size
 
 #: Bytes of an image file; as raw pixels, the largest image that PIL takes for no bomb has half as many.

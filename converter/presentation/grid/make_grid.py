@@ -14,8 +14,8 @@ from pathlib import Path
 from converter.checkpoint.writer import folder_inside, replace_file, write_error
 from converter.console import SILENT, Reporter
 from converter.errors import EvidenceError, MissingInput, UsageError
-from converter.measurement.evidence.agreement import MODELS
-from converter.measurement.evidence.files import MATRIX_NAME, METRICS_NAME, read_evidence
+from converter.measurement.evidence.files import read_evidence
+from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, MODEL_TITLES, MODELS
 from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.presentation.grid.cells import Row, find_rows
 from converter.presentation.grid.layout import (
@@ -32,7 +32,6 @@ from converter.presentation.grid.sheets import FOLDER, PREVIEW_NAME, SHEET_QUALI
 
 #: Names of sheets, of this run and of earlier ones.
 SHEET_PATTERN = re.compile(rf"comparison_grid_(\d+to\d+|mixed)_q{SHEET_QUALITY}(-\d+of\d+)?\.webp")
-_TITLES = ("Original", "Quantized")
 
 
 def make_grid(
@@ -90,12 +89,12 @@ def make_grid(
 def _titles(folder: Path, reporter: Reporter) -> tuple[str, str]:
     """Names of the models, where a valid file tells them."""
     if not os.path.lexists(folder / METRICS_NAME):
-        return _TITLES
+        return MODEL_TITLES
     try:
         models = read_evidence(folder / METRICS_NAME)[1]["models"]
     except (EvidenceError, MissingInput) as error:
-        reporter.note(f"{error.message}; the columns are titled {' and '.join(_TITLES)}")
-        return _TITLES
+        reporter.note(f"{error.message}; the columns are titled {' and '.join(MODEL_TITLES)}")
+        return MODEL_TITLES
     original, quantized = (str(models[model]["label"]) for model in MODELS)
     return original, quantized
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.measurement.evidence.agreement import MODELS
+from converter.measurement.evidence.names import MODELS
 
 
 @dataclass(frozen=True)
