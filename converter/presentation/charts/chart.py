@@ -1,12 +1,13 @@
-"""What every chart is made of, and figures as it states them."""
+"""What every chart is made of, and figures as charts show them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from converter.errors import EvidenceError
+from converter.errors import EvidenceError, printable
+from converter.measurement.evidence.names import MODELS
 from converter.presentation.charts.style import Theme
 
 if TYPE_CHECKING:
@@ -14,16 +15,18 @@ if TYPE_CHECKING:
 
 #: Contents of files of measurements by file name.
 Evidence = Mapping[str, Mapping[str, Any]]
-MODELS = ("original", "quantized")
-#: Rows of one chart; more than that is no overview.
+#: Most rows of one chart; more would be hard to read.
 MOST_ROWS = 14
-#: Above these no size, time, ratio or number of modules was measured, and none could be drawn.
+#: Upper limits of sizes, times, ratios and numbers of modules. No measurement exceeds them, and nothing larger fits on
+#: an axis.
 MOST_BYTES = 1e18
 MOST_SECONDS = 1e9
 MOST_DECIBELS = 1e4
 MOST_MODULES = 1e9
 #: Bytes by unit.
 _UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
+#: Characters of a name in a description.
+_NAME_LIMIT = 40
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A chart that the evidence does not suffice for."""
+    """A chart for which the measurements are missing."""
 
     name: str
     reason: str
@@ -46,62 +49,80 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Unit:
-    """What bytes are shown in."""
+    """The unit in which bytes are shown."""
 
     name: str
     bytes: int
 
     def of(self, size: float) -> float:
-        """Bytes in this unit."""
+        """Return bytes in this unit."""
         return size / self.bytes
 
     def show(self, size: float) -> str:
-        """Bytes as a short number, without the unit."""
+        """Return bytes as a short number, without the unit."""
         return short_number(self.of(size)) if not 0 < self.of(size) < 0.01 else "<0.01"
 
 
 def choose_unit(largest: float) -> Unit:
-    """GB of 10^9 bytes, or a smaller unit where the largest size is not one."""
+    """Return GB of 10^9 bytes, or a smaller unit if the largest size is less than one GB."""
     return next((Unit(name, size) for name, size in _UNITS.items() if largest >= size), Unit("kB", 10**3))
 
 
-def exact_size(size: float) -> str:
-    """Bytes in the unit that suits them, with up to three digits behind the point."""
-    unit = choose_unit(size)
+def exact_size(size: float, unit: Unit | None = None) -> str:
+    """Return bytes with up to three digits behind the point, by default in the unit that suits them."""
+    unit = unit or choose_unit(size)
     return f"{exact_number(unit.of(size))} {unit.name}"
 
 
 def short_number(value: float) -> str:
-    """Three digits, and no more than two behind the point."""
+    """Return three digits, and no more than two behind the point."""
     return f"{value:.{0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2}f}"
 
 
 def exact_number(value: float) -> str:
-    """As files have it: up to three digits behind the point."""
+    """Return a figure as files contain it: with up to three digits behind the point."""
     return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
 def signed_percent(value: float) -> str:
-    """With its sign, so that more and less are told apart."""
+    """Return a change with its sign."""
     return f"{value:+.1f} %"
 
 
 def count(number: int, noun: str) -> str:
-    """A number of things."""
+    """Return a number of things in words."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def check_drawable(file: str, what: str, values: Sequence[float], most: float) -> None:
-    """Refuse figures that nothing measured.
+def describe_rows(rows: Mapping[str, Iterable[str]]) -> str:
+    """Return rows as one sentence.
 
     Args:
-        file: where they stand.
-        what: they are.
-        values: to look at.
-        most: that a figure may be, whatever its sign.
+        rows: what was measured of the original and of the quantized model, by the name of the row.
+    """
+    shown = (
+        f"{short_name(name)}: {', '.join(f'{model} {text}' for model, text in zip(MODELS, texts, strict=True))}"
+        for name, texts in rows.items()
+    )
+    return f"{'; '.join(shown)}."
+
+
+def short_name(name: str) -> str:
+    """Return a name from a file as descriptions show it."""
+    return printable(name, _NAME_LIMIT)
+
+
+def check_drawable(file: str, what: str, values: Sequence[float], most: float) -> None:
+    """Refuse figures that cannot come from a measurement.
+
+    Args:
+        file: the file that contains them.
+        what: the name of the figures.
+        values: the figures.
+        most: the largest absolute value that is accepted.
 
     Raises:
-        EvidenceError: one is beyond everything that exists.
+        EvidenceError: a figure is larger.
     """
     if any(abs(value) > most for value in values):
-        raise EvidenceError(file, f"{what} is beyond everything that exists")
+        raise EvidenceError(file, f"{what} is larger than anything that can be measured")
