@@ -22,11 +22,8 @@ from converter.presentation.charts.chart import (
     Evidence,
     LeftOut,
     check_drawable,
-    count,
-    short_name,
-    short_number,
 )
-from converter.presentation.charts.chart import exact_number as exact
+from converter.presentation.charts.figures import count, exact_number, short_name, short_number
 from converter.presentation.charts.footprint import FAMILIES
 from converter.presentation.charts.page import Heading, Page, draw_text, round_steps
 from converter.presentation.charts.style import GAP, MARGIN, WIDTH, Theme
@@ -159,8 +156,8 @@ def _describe(families: Sequence[_Family]) -> str:
         if family.whole is None:
             text += family.words
         else:
-            lowest = _NOT_FINITE if family.lowest is None else f"{exact(family.lowest)} dB"
-            text += f"{exact(family.whole)} dB, lowest module {lowest}"
+            lowest = _NOT_FINITE if family.lowest is None else f"{exact_number(family.lowest)} dB"
+            text += f"{exact_number(family.whole)} dB, lowest module {lowest}"
         rows.append(text)
     rest = len(families) - len(rows)
     more = f" {count(rest, 'more family').replace('familys', 'families')} not shown." if rest else ""

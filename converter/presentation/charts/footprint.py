@@ -14,18 +14,8 @@ from converter.errors import printable
 from converter.measurement.evidence.names import METRICS_NAME, MODEL_TITLES, MODELS, SUMMARY_MODELS
 from converter.measurement.evidence.statistics import GB, percent_change
 from converter.presentation.charts.bars import Bar, Group, draw_groups
-from converter.presentation.charts.chart import (
-    MOST_BYTES,
-    MOST_ROWS,
-    Chart,
-    Evidence,
-    LeftOut,
-    Unit,
-    check_drawable,
-    choose_unit,
-    describe_rows,
-    exact_size,
-)
+from converter.presentation.charts.chart import MOST_BYTES, MOST_ROWS, Chart, Evidence, LeftOut, check_drawable
+from converter.presentation.charts.figures import Unit, choose_unit, describe_rows, exact_size
 from converter.presentation.charts.page import Heading, Key
 from converter.presentation.charts.text import drawable
 

@@ -19,18 +19,8 @@ from converter.measurement.evidence.names import (
 )
 from converter.measurement.evidence.statistics import GB
 from converter.presentation.charts.bars import Bar, Group, draw_groups
-from converter.presentation.charts.chart import (
-    MOST_BYTES,
-    MOST_ROWS,
-    Chart,
-    Evidence,
-    LeftOut,
-    Unit,
-    check_drawable,
-    choose_unit,
-    describe_rows,
-    exact_size,
-)
+from converter.presentation.charts.chart import MOST_BYTES, MOST_ROWS, Chart, Evidence, LeftOut, check_drawable
+from converter.presentation.charts.figures import Unit, choose_unit, describe_rows, exact_size
 from converter.presentation.charts.page import Heading, Key
 
 NAME = "memory"

@@ -13,18 +13,8 @@ from matplotlib.figure import Figure
 from converter.measurement.evidence.names import MATRIX_NAME, MODEL_TITLES, MODELS, STANDARD
 from converter.measurement.evidence.statistics import slowdown
 from converter.presentation.charts.bars import COMPACT, LABELLED, Bar, Group, draw_groups
-from converter.presentation.charts.chart import (
-    MOST_SECONDS,
-    Chart,
-    Evidence,
-    LeftOut,
-    check_drawable,
-    count,
-    describe_rows,
-    short_number,
-    signed_percent,
-)
-from converter.presentation.charts.chart import exact_number as exact
+from converter.presentation.charts.chart import MOST_SECONDS, Chart, Evidence, LeftOut, check_drawable
+from converter.presentation.charts.figures import count, describe_rows, exact_number, short_number, signed_percent
 from converter.presentation.charts.page import Heading, Key, Page, draw_text, round_steps
 from converter.presentation.charts.style import GAP, MARGIN, WIDTH, Theme
 from converter.presentation.charts.text import shorten, text_width
@@ -108,7 +98,7 @@ def time_chart(evidence: Evidence) -> Chart | LeftOut:
 
 
 def _shown(time: float | None) -> str:
-    return "failed" if time is None else f"{exact(time)} s"
+    return "failed" if time is None else f"{exact_number(time)} s"
 
 
 def _group(name: str, times: Sequence[float | None], *, labelled: bool) -> Group:
@@ -159,9 +149,9 @@ def _key(title: str, model: _Model) -> Key:
 
 def _describe(model: _Model) -> str:
     values = model.measured
-    text = f"{model.name} not measured" if model.mean is None else f"{model.name} mean {exact(model.mean)} s"
+    text = f"{model.name} not measured" if model.mean is None else f"{model.name} mean {exact_number(model.mean)} s"
     if len(values) > 1:
-        text += f" ({exact(min(values))} to {exact(max(values))} s)"
+        text += f" ({exact_number(min(values))} to {exact_number(max(values))} s)"
     return f"{text}, {model.failed} failed" if model.failed else text
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from converter.checkpoint.writer import folder_inside, replace_file, write_error
+from converter.checkpoint.writer import folder_inside
 from converter.console import SILENT, Reporter
 from converter.errors import EvidenceError, MissingInput, UsageError
 from converter.measurement.evidence.files import read_evidence
@@ -29,6 +29,7 @@ from converter.presentation.grid.layout import (
 )
 from converter.presentation.grid.report import GridReport
 from converter.presentation.grid.sheets import FOLDER, PREVIEW_NAME, SHEET_QUALITY, Drawing
+from converter.presentation.output import replace_pictures
 
 #: Names of sheets, of this run and of earlier ones.
 SHEET_PATTERN = re.compile(rf"comparison_grid_(\d+to\d+|mixed)_q{SHEET_QUALITY}(-\d+of\d+)?\.webp")
@@ -64,7 +65,7 @@ def make_grid(
     matrix = read_evidence(folder / MATRIX_NAME)[1]
     rows = find_rows(folder, matrix)
     titles = _titles(folder, reporter)
-    place = folder_inside(output, str(FOLDER))
+    target = folder_inside(output, str(FOLDER))
     sizes = [row.sizes for row in rows]
     counts = _split(sizes)
     scale = preview_scale(sizes, preview_width, least=1 if len(counts) == 1 else 2)
@@ -82,7 +83,7 @@ def make_grid(
             f"the preview shows the first {report.preview_rows} of {report.rows} rows, as many as WebP allows"
         )
     contents = {Path(sheet.file).name: content for sheet, content in drawn}
-    _write(place, {**contents, PREVIEW_NAME: drawn_preview[1]})
+    replace_pictures(target, {**contents, PREVIEW_NAME: drawn_preview[1]}, SHEET_PATTERN)
     return report
 
 
@@ -120,24 +121,3 @@ def _names(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
     if len(counts) == 1:
         return [f"{name}.webp"]
     return [f"{name}-{number}of{len(counts)}.webp" for number in range(1, len(counts) + 1)]
-
-
-def _write(place: Path, contents: Mapping[str, bytes]) -> None:
-    """Write the pictures, each whole or not at all, and remove the sheets of earlier runs."""
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(place, error) from error
-    for name, content in contents.items():
-        replace_file(place / name, content)
-    try:
-        for file in sorted(place.iterdir()):
-            # A link is removed itself, not what it leads to.
-            if (
-                SHEET_PATTERN.fullmatch(file.name)
-                and file.name not in contents
-                and (file.is_symlink() or file.is_file())
-            ):
-                file.unlink()
-    except OSError as error:
-        raise write_error(place, error) from error
