@@ -154,19 +154,19 @@ def damaged_footprint(*path: str | int, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "path", "value", "message"),
     [
-        (METRICS, ("schema",), "lensconv.benchmark/2", "is of schema lensconv.benchmark/2"),
+        (METRICS, ("schema",), "lensconv.benchmark/2", "has schema lensconv.benchmark/2"),
         (METRICS, ("schema",), "lensconv.matrix/1", "reads lensconv.benchmark/1"),
-        (MATRIX, ("schema",), 1, "is of schema 1"),
-        (MATRIX, ("schema",), None, "is of no schema"),
+        (MATRIX, ("schema",), 1, "has schema 1"),
+        (MATRIX, ("schema",), None, "has no schema"),
         (MATRIX, ("prompts",), [], "prompts: "),
         (MATRIX, ("prompts", 3, "seed"), "304", "prompts.3.seed: '304' is not of type 'integer'"),
         (MATRIX, ("prompts", 3, "original"), {"time_s": -1}, "prompts.3.original"),
-        (MATRIX, ("prompts", 3, "original", "time_s"), math.nan, "prompts.3.original.time_s is no finite number"),
-        (MATRIX, ("prompts", 3, "id"), "P03", "prompt P03 is there 2 times"),
+        (MATRIX, ("prompts", 3, "original", "time_s"), math.nan, "prompts.3.original.time_s is not a finite number"),
+        (MATRIX, ("prompts", 3, "id"), "P03", "prompt P03 is listed 2 times"),
         (MATRIX, ("prompts", 0, "delta_percent"), 13.5, "P01.delta_percent is 13.5"),
         (MATRIX, ("prompts", 0, "original", "times_s"), [1, 2, 3], "P01.original.time_s is 19.518"),
         (MATRIX, ("summary",), {"original": {"mean": 15.0}}, "summary.original.mean is 15.0"),
-        (METRICS, ("models", "original", "transformer_storage_gb"), 8.208, "of 8.208 GB are left"),
+        (METRICS, ("models", "original", "transformer_storage_gb"), 8.208, "of 8.208 GB remain"),
         (METRICS, ("models", "quantized", "generation_time_s", "mean"), 15.0, "generation_time_s.mean is 15.0"),
         (METRICS, ("models", "quantized", "load_peak_allocated_gb"), 19.0, "more than the 18.516 that were reserved"),
         (
@@ -189,7 +189,7 @@ def damaged_footprint(*path: str | int, value: Any) -> dict[str, Any]:
             "its families add up to 3000000000",
         ),
         (METRICS, ("models", "original", "transformer"), FOOTPRINT, "its headers say 4301456128 bytes"),
-        (OFFLOAD, ("warm_prompts",), ["P02", "P02"], "prompt P02 is there 2 times"),
+        (OFFLOAD, ("warm_prompts",), ["P02", "P02"], "prompt P02 is listed 2 times"),
         (OFFLOAD, ("models", "original", "cold", "peak_reserved_gb"), 1.0, "models.original.cold.peak_allocated_gb"),
         (OFFLOAD, ("method",), "magic", "method: "),
         (SUMMARY, ("quant_transformer_dtypes",), {"UINT8": 1}, "its dtypes add up to 1 bytes"),
@@ -216,12 +216,12 @@ def test_files_that_speak_of_other_weights_or_settings(folder: Path) -> None:
 
     write(folder, *edited(METRICS, "sources", value=source("a")))
     write(folder, *edited(MATRIX, "sources", value=source("b")))
-    with pytest.raises(EvidenceError, match=r"sources\.original\.transformer is another"):
+    with pytest.raises(EvidenceError, match=r"sources\.original\.transformer differs"):
         read_evidence_folder(folder)
     write(folder, *edited(MATRIX, "sources", value=source("a")))
     read_evidence_folder(folder)
     write(folder, *edited(MATRIX, "settings", value={"num_inference_steps": 4, "guidance_scale": 5.0}))
-    with pytest.raises(EvidenceError, match=r"settings\.num_inference_steps is 20, and not 4"):
+    with pytest.raises(EvidenceError, match=r"settings\.num_inference_steps is 20, not 4"):
         read_evidence_folder(folder)
     name, content = edited(SUMMARY, "quant_transformer_dtypes", value={"UINT8": 2_000_000_000})
     content |= {"quant_transformer_tensor_storage_gb": 2.0, "transformer_storage_reduction_percent": 87.8}
@@ -242,7 +242,7 @@ def test_files_that_are_no_json_object(content: bytes, tmp_path: Path, lensconv:
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(MissingInput, match="holds no measurements"):
+    with pytest.raises(MissingInput, match="contains no measurements"):
         read_evidence_folder(tmp_path)
     with pytest.raises(MissingInput, match="no such folder"):
         read_evidence_folder(tmp_path / "nowhere")
@@ -441,7 +441,7 @@ def test_images_are_those_that_were_measured(folder: Path) -> None:
         read_evidence_folder(folder)
     matrix["prompts"][0]["original"]["image"] = "../a.png"
     write(folder, MATRIX, matrix)
-    with pytest.raises(EvidenceError, match="leads out of the folder"):
+    with pytest.raises(EvidenceError, match="is outside of the folder"):
         read_evidence_folder(folder)
 
 

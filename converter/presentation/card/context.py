@@ -8,16 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
-from converter.measurement.evidence.names import (
-    IMAGES_NAME,
-    MATRIX_NAME,
-    METRICS_NAME,
-    MODEL_TITLES,
-    OFFLOAD_FILES,
-    OFFLOAD_NAME,
-    SEQUENTIAL_NAME,
-    WEIGHTS_NAME,
-)
+from converter.measurement.evidence import names
 from converter.measurement.evidence.summary import matrix_statistics
 from converter.presentation.card import release_tables
 from converter.presentation.card.additions import quantized_images
@@ -73,13 +64,13 @@ _REASONS = {
     "usage": "example programs exist only for complete Lens pipelines",
     "comparison": "there is no comparison grid; make one with `lensconv grid`",
     "charts": "there are no charts; make them with `lensconv charts`",
-    "benchmark": f"{METRICS_NAME} is missing",
-    "offload": f"{OFFLOAD_NAME} and {SEQUENTIAL_NAME} are missing",
-    "matrix": f"{MATRIX_NAME} is missing",
-    "images": f"{IMAGES_NAME} is missing",
-    "weights": f"{WEIGHTS_NAME} is missing",
+    "benchmark": f"{names.METRICS_NAME} is missing",
+    "offload": f"{names.OFFLOAD_NAME} and {names.SEQUENTIAL_NAME} are missing",
+    "matrix": f"{names.MATRIX_NAME} is missing",
+    "images": f"{names.IMAGES_NAME} is missing",
+    "weights": f"{names.WEIGHTS_NAME} is missing",
     "ablation": "no measurement describes one",
-    "prompts": f"{MATRIX_NAME} does not contain the prompts; name their suite with --prompts",
+    "prompts": f"{names.MATRIX_NAME} does not contain the prompts; name their suite with --prompts",
 }
 SECTIONS = ("quantized", "recipe", *_REASONS, "provenance", "limits")
 
@@ -91,7 +82,7 @@ def left_out(context: Mapping[str, Any]) -> dict[str, str]:
 
 def find_gallery(evidence: CardEvidence, texts: Mapping[str, str]) -> tuple[GalleryImage, ...]:
     """Return the images of the quantized model with their prompts; those without one have their titles."""
-    matrix = evidence.files.get(MATRIX_NAME)
+    matrix = evidence.files.get(names.MATRIX_NAME)
     if matrix is None:
         return ()
     pairs = quantized_images(matrix, evidence.folder)
@@ -126,12 +117,12 @@ def build_context(
         pictures: the comparison grid and the charts.
         additions: files that come with the card.
     """
-    measured = (METRICS_NAME, MATRIX_NAME, *OFFLOAD_FILES.values())
+    measured = (names.METRICS_NAME, names.MATRIX_NAME, *names.OFFLOAD_FILES.values())
     environment = _first(evidence, measured, "environment")
-    settings = _first(evidence, (METRICS_NAME, MATRIX_NAME), "settings")
-    names = [file.name for file in additions if "/" not in file.name]
+    settings = _first(evidence, (names.METRICS_NAME, names.MATRIX_NAME), "settings")
+    evidence_files = [file.name for file in additions if "/" not in file.name]
     if SUMMARY_NAME in release.written and evidence.foreign_summary is None:
-        names.insert(0, SUMMARY_NAME)
+        evidence_files.insert(0, SUMMARY_NAME)
     return {
         "title": title,
         "metadata": Markdown(metadata.to_yaml()),
@@ -152,7 +143,7 @@ def build_context(
         "environment": _listed(environment, _ENVIRONMENT),
         "settings": _listed(settings, _SETTINGS),
         "ablation": find_ablation(evidence),
-        "evidence_files": names,
+        "evidence_files": evidence_files,
         "recipe": to_markdown(release_tables.recipe_table(release, metadata)),
         "provenance": to_markdown(release_tables.provenance_table(release, metadata)),
         "files": to_markdown(release_tables.files_table(release, additions)),
@@ -178,10 +169,10 @@ def _describe_release(release: CardRelease) -> dict[str, Any]:
 
 
 def _describe_times(evidence: CardEvidence, prompt_texts: Mapping[str, str]) -> dict[str, Any]:
-    metrics, matrix = (evidence.files.get(name) for name in (METRICS_NAME, MATRIX_NAME))
-    titles = measurements.labels(metrics) if metrics else MODEL_TITLES
+    metrics, matrix = (evidence.files.get(name) for name in (names.METRICS_NAME, names.MATRIX_NAME))
+    titles = measurements.labels(metrics) if metrics else names.MODEL_TITLES
     slowdown = matrix_statistics(matrix).get("slowdown") if matrix else None
-    offloads = (evidence.files[name] for name in OFFLOAD_FILES.values() if name in evidence.files)
+    offloads = (evidence.files[name] for name in names.OFFLOAD_FILES.values() if name in evidence.files)
     return {
         "storage": _table(measurements.storage_table, evidence.summary),
         "benchmark": to_markdown(measurements.benchmark_table(metrics, evidence.summary)) if metrics else None,
@@ -207,7 +198,7 @@ def _offload(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe_fidelity(evidence: CardEvidence) -> dict[str, Any]:
-    images, weights = (evidence.files.get(name) for name in (IMAGES_NAME, WEIGHTS_NAME))
+    images, weights = (evidence.files.get(name) for name in (names.IMAGES_NAME, names.WEIGHTS_NAME))
     return {
         "images": _table(fidelity.images_summary_table, images),
         "image_pairs": _table(fidelity.images_table, images),
@@ -255,6 +246,6 @@ def _pins(versions: Mapping[str, Any]) -> list[str]:
     return [f"{name}=={version}" for name, version in pairs if _VERSION.fullmatch(version)]
 
 
-def _listed(values: Mapping[str, Any], names: Mapping[str, str]) -> list[tuple[str, str]]:
+def _listed(values: Mapping[str, Any], labels: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return labels and values, of those that are not missing."""
-    return [(label, str(values[key])) for key, label in names.items() if values.get(key) is not None]
+    return [(label, str(values[key])) for key, label in labels.items() if values.get(key) is not None]

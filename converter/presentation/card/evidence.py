@@ -12,7 +12,7 @@ from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import EvidenceError, unreadable
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder
 from converter.measurement.evidence.names import METRICS_NAME, QUANTIZED
-from converter.measurement.evidence.statistics import GB, ROUNDING
+from converter.measurement.evidence.units import GB, ROUNDING
 from converter.presentation.card.release import CardRelease
 
 _UNVERIFIED_HINT = "Measure again with `lensconv bench`, or accept unverified figures with --unverified."

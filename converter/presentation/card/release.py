@@ -12,7 +12,7 @@ from typing import Any
 from converter.checkpoint.source import PIPELINE_INDEX, read_json
 from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, SUMMARY_NAME
 from converter.errors import InputError, MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
-from converter.measurement.evidence.statistics import LOADED_BYTES
+from converter.measurement.evidence.units import LOADED_BYTES
 from converter.models.lens.layout import CLASS_NAME
 from converter.presentation.tables.figures import reduction
 from converter.verification.audit import Audit

@@ -12,7 +12,8 @@ from converter.checkpoint.dtypes import LONG_NAMES
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import printable
 from converter.measurement.evidence.names import METRICS_NAME, MODEL_TITLES, MODELS, SUMMARY_MODELS
-from converter.measurement.evidence.statistics import GB, percent_change
+from converter.measurement.evidence.statistics import percent_change
+from converter.measurement.evidence.units import GB
 from converter.presentation.charts.bars import Bar, Group, draw_groups
 from converter.presentation.charts.chart import MOST_BYTES, MOST_ROWS, Chart, Evidence, LeftOut, check_drawable
 from converter.presentation.charts.figures import Unit, choose_unit, describe_rows, exact_size

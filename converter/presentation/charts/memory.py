@@ -6,18 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from converter.measurement.evidence.names import (
-    CHART_PEAKS,
-    METRICS_NAME,
-    MODEL_TITLES,
-    MODELS,
-    OFFLOAD_FILES,
-    OFFLOAD_NAME,
-    OFFLOAD_PARTS,
-    STAGES,
-    peak_key,
-)
-from converter.measurement.evidence.statistics import GB
+from converter.measurement.evidence import names
+from converter.measurement.evidence.units import GB
 from converter.presentation.charts.bars import Bar, Group, draw_groups
 from converter.presentation.charts.chart import MOST_BYTES, MOST_ROWS, Chart, Evidence, LeftOut, check_drawable
 from converter.presentation.charts.figures import Unit, choose_unit, describe_rows, exact_size
@@ -25,7 +15,7 @@ from converter.presentation.charts.page import Heading, Key
 
 NAME = "memory"
 TITLE = "Peak memory by stage"
-_PARTS = dict(zip(OFFLOAD_PARTS, ("set-up", "cold", "warm"), strict=True))
+_PARTS = dict(zip(names.OFFLOAD_PARTS, ("set-up", "cold", "warm"), strict=True))
 _FAILED = "failed"
 _MISSING = "not measured"
 
@@ -44,9 +34,9 @@ def memory_chart(evidence: Evidence) -> Chart | LeftOut:
     Raises:
         EvidenceError: a peak is larger than anything that can be measured.
     """
-    if not any(name in evidence for name in (METRICS_NAME, *OFFLOAD_FILES.values())):
-        return LeftOut(NAME, f"{METRICS_NAME} and {OFFLOAD_NAME} are missing")
-    for kind, label in CHART_PEAKS.items():
+    if not any(name in evidence for name in (names.METRICS_NAME, *names.OFFLOAD_FILES.values())):
+        return LeftOut(NAME, f"{names.METRICS_NAME} and {names.OFFLOAD_NAME} are missing")
+    for kind, label in names.CHART_PEAKS.items():
         stages = _stages(evidence, kind)
         by_model = [
             [peak for peak in peaks if not isinstance(peak, str)] for peaks in zip(*stages.values(), strict=True)
@@ -58,8 +48,10 @@ def memory_chart(evidence: Evidence) -> Chart | LeftOut:
 
 def _chart(stages: Stages, by_model: Sequence[Sequence[float]], label: str) -> Chart:
     unit = choose_unit(max(max(peaks) for peaks in by_model if peaks))
-    sides = (f"{exact_size(max(peaks), unit)} {model}" for model, peaks in zip(MODELS, by_model, strict=True) if peaks)
-    keys = tuple(Key(title, model) for title, model in zip(MODEL_TITLES, MODELS, strict=True))
+    sides = (
+        f"{exact_size(max(peaks), unit)} {model}" for model, peaks in zip(names.MODELS, by_model, strict=True) if peaks
+    )
+    keys = tuple(Key(title, model) for title, model in zip(names.MODEL_TITLES, names.MODELS, strict=True))
     heading = Heading(TITLE, f"At most {', '.join(sides)}", keys)
     groups = [Group(name, [_bar(peak, unit) for peak in pair]) for name, pair in stages.items()]
     rows = {
@@ -78,14 +70,14 @@ def _bar(peak: Peak, unit: Unit) -> Bar:
 def _stages(evidence: Evidence, kind: str) -> Stages:
     """Return all stages that were measured, or failed, with either model."""
     rows: Stages = {}
-    key = peak_key(kind)
-    if METRICS_NAME in evidence:
-        models = [evidence[METRICS_NAME]["models"][model] for model in MODELS]
+    key = names.peak_key(kind)
+    if names.METRICS_NAME in evidence:
+        models = [evidence[names.METRICS_NAME]["models"][model] for model in names.MODELS]
         rows["Load"] = _peaks(models, f"load_{key}")
         rows |= _generation(models, key)
-    for mode, file in OFFLOAD_FILES.items():
+    for mode, file in names.OFFLOAD_FILES.items():
         if file in evidence:
-            models = [evidence[file]["models"][model] for model in MODELS]
+            models = [evidence[file]["models"][model] for model in names.MODELS]
             for part, name in _PARTS.items():
                 rows[f"{mode.capitalize()} {name}"] = _peaks((model[part] for model in models), key)
     return {name: pair for name, pair in rows.items() if set(pair) != {_MISSING}}
@@ -93,10 +85,11 @@ def _stages(evidence: Evidence, kind: str) -> Stages:
 
 def _generation(models: Sequence[Mapping[str, Any]], key: str) -> Stages:
     stages = [model.get("stages", {}) for model in models]
-    names = [name for name in STAGES if any(name in found for found in stages)]
-    names += sorted({name for found in stages for name in found if name not in STAGES})
+    known = [name for name in names.STAGES if any(name in found for found in stages)]
+    others = sorted({name for found in stages for name in found if name not in names.STAGES})
     rows = {
-        STAGES.get(name, name): _peaks((found.get(name, {}) for found in stages), key) for name in names[:MOST_ROWS]
+        names.STAGES.get(name, name): _peaks((found.get(name, {}) for found in stages), key)
+        for name in [*known, *others][:MOST_ROWS]
     }
     if any(set(pair) != {_MISSING} for pair in rows.values()):
         return rows
@@ -116,5 +109,5 @@ def _peak(figures: Mapping[str, Any], key: str) -> Peak:
         value = value.get("max", value["mean"])
     if value is None:
         return _MISSING
-    check_drawable(METRICS_NAME, key, [value], MOST_BYTES / GB)
+    check_drawable(names.METRICS_NAME, key, [value], MOST_BYTES / GB)
     return float(value) * GB

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from converter.measurement.evidence.statistics import GB
+from converter.measurement.evidence.units import GB
 from converter.presentation.tables.table import NOTHING, Figure
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from converter.checkpoint.dtypes import BITS, LONG_NAMES, WEIGHT_DTYPES
 from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, PEAKS, SUMMARY_MODELS, peak_key
-from converter.measurement.evidence.statistics import LOADED_BYTES, percent_change
+from converter.measurement.evidence.statistics import percent_change
+from converter.measurement.evidence.units import LOADED_BYTES
 from converter.presentation.tables.figures import count, number, percent, reduction, signed_percent
 from converter.presentation.tables.table import NOTHING, Figure, Table, keep_measured
 
@@ -17,7 +19,7 @@ _OFFLOAD_TITLES = dict(zip(OFFLOAD_PARTS, ("Set-up and load", "Cold image", "War
 #: Longest reason of a failure that a cell repeats, in characters.
 _REASON_LIMIT = 300
 #: Bytes of a parameter, by the names of dtypes in ``sdnq_quantization_summary.json``.
-_DTYPE_BYTES = {"FLOAT64": 8, "FLOAT32": 4, "FLOAT16": 2, "BFLOAT16": 2}
+_DTYPE_BYTES = {LONG_NAMES[dtype]: BITS[dtype] // 8 for dtype in WEIGHT_DTYPES}
 #: What a summary of a quantization says of the quantized model alone.
 _QUANTIZATION_FIGURES = {
     "transformer_load_time_s": "Load of the transformer, seconds",
