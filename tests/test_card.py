@@ -127,11 +127,11 @@ def test_pictures_of_other_measurements_are_stale(release: Path, published: Path
     assert not list((release / "assets").rglob("*.svg"))
     before = snapshot(release)
     shutil.copy(published / "assets/charts/memory-dark.png", published / "assets/charts/time-dark.png")
-    with pytest.raises(EvidenceError, match=r"time-dark.png: was drawn from other measurements.*") as caught:
+    with pytest.raises(EvidenceError, match=r"time-dark.png: was made from other measurements.*") as caught:
         make_card(release, published, UNVERIFIED)
     assert "lensconv charts" in caught.value.hint
     Image.new("RGB", (8, 8)).save(grid)
-    with pytest.raises(EvidenceError, match=r"comparison_preview\.webp: was drawn from other"):
+    with pytest.raises(EvidenceError, match=r"comparison_preview\.webp: was made from other"):
         make_card(release, published, UNVERIFIED)
     assert snapshot(release) == before
 
@@ -150,7 +150,7 @@ def test_prompts_of_the_suite_that_was_drawn_are_shown_in_full(release: Path, pu
     assert all(prompt.prompt in text for prompt in prompts)
     before = snapshot(release)
     suite.write_text(PromptSuite("other", (*prompts[:9], replace(prompts[9], seed=7))).to_toml())
-    with pytest.raises(EvidenceError, match="prompt P10, seed 310, is not as in the suite"):
+    with pytest.raises(EvidenceError, match="prompt P10, seed 310, differs from the suite"):
         make_card(release, published, options)
     with pytest.raises(SuiteError):
         make_card(release, published, replace(UNVERIFIED, prompts="no-such-suite"))
@@ -252,7 +252,7 @@ def test_options_that_make_no_sense(release: Path, options: CardOptions) -> None
         ("{{ nothing }}", "line 1"),
         ("\n{% if %}", "line 2"),
         ("{{ ''.__class__.__mro__ }}", "line 1"),
-        ("{% for i in range(10 ** 9) %}x{% endfor %}", "turns"),
+        ("{% for i in range(10 ** 9) %}x{% endfor %}", "iterations"),
         ("{% include 'other.jinja' %}", "other.jinja"),
         ("{{ 1 / 0 }}", "division"),
     ],

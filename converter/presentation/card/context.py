@@ -99,7 +99,6 @@ def build_context(
     evidence: CardEvidence,
     metadata: CardMetadata,
     *,
-    title: str,
     repository: str,
     prompt_texts: Mapping[str, str],
     pictures: CardPictures,
@@ -111,8 +110,7 @@ def build_context(
         release: what the card describes.
         evidence: its measurements.
         metadata: its front matter.
-        title: of the card.
-        repository: what programs load it by.
+        repository: the name by which programs load the release.
         prompt_texts: in full, by id.
         pictures: the comparison grid and the charts.
         additions: files that come with the card.
@@ -124,7 +122,7 @@ def build_context(
     if SUMMARY_NAME in release.written and evidence.foreign_summary is None:
         evidence_files.insert(0, SUMMARY_NAME)
     return {
-        "title": title,
+        "title": repository.rpartition("/")[2],
         "metadata": Markdown(metadata.to_yaml()),
         "repository": repository,
         "base_model": metadata.base_model,

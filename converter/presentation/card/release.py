@@ -119,7 +119,7 @@ class CardRelease:
         """Dtypes of what it was made from."""
         return sorted(self.content["source"]["bytes_by_dtype"])
 
-    @property
+    @cached_property
     def summary(self) -> dict[str, Any] | None:
         """Content of the summary that ``convert`` wrote."""
         return read_json(self.root / SUMMARY_NAME) if SUMMARY_NAME in self.written else None
