@@ -48,7 +48,7 @@ def render_contents(contents: Mapping[str, tuple[str, Mapping[str, Any]]]) -> li
 
 
 def _render(schema: str, content: Mapping[str, Any]) -> list[RenderableType]:
-    # Importing these takes a moment; what is wrong with the command line is said at once.
+    # Importing these takes a moment; errors in the command line are reported before.
     from converter.presentation.tables import fidelity, measurements
 
     if schema == "benchmark_metrics":
