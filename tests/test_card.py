@@ -41,7 +41,7 @@ def release(tiny_release: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """The published figures, which carry no sha256."""
+    """The published figures, which contain no sha256."""
     folder = tmp_path / "evidence"
     folder.mkdir()
     for name, content in (
@@ -77,7 +77,7 @@ def test_every_published_figure_is_on_the_card(release: Path, published: Path) -
         assert figure in text
     assert not report.verified
     assert "Unverified figures" in text
-    assert "of another checkpoint" in text
+    assert "belong to another checkpoint" in text
     assert check_metadata(text) == []
     assert "- model-cpu-offload\n" in text
     assert "- ablation\n" not in text
@@ -181,14 +181,14 @@ def test_pins_are_the_versions_that_drew_or_else_those_that_made_it(release: Pat
     make_card(release, published, UNVERIFIED)
     text = (release / "README.md").read_text()
     made = json.loads((release / "lensconv_manifest.json").read_text())["versions"]
-    assert "Versions that it was made with:" in text
+    assert "Versions with which it was made:" in text
     assert f"sdnq=={made['sdnq']}\n" in text
     metrics = published_metrics()
     metrics["environment"] |= {"sdnq": "0.2.4", "torch": "2.11.0+cu128", "accelerate": "1.13.0"}
     (published / "benchmark_metrics.json").write_text(json.dumps(metrics))
     make_card(release, published, UNVERIFIED)
     text = (release / "README.md").read_text()
-    assert "Versions that it was measured with:\n\n```text\nsdnq==0.2.4\ntorch==2.11.0\naccelerate==1.13.0\n```" in text
+    assert "Versions with which it was measured:\n\n```text\nsdnq==0.2.4\ntorch==2.11.0\naccelerate==1.13.0\n```" in text
 
 
 def test_what_a_later_card_does_not_use_leaves_the_release(release: Path, published: Path) -> None:

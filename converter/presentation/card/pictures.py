@@ -22,7 +22,7 @@ class CardChart:
     """A chart that a card shows."""
 
     description: str
-    """Says the same in words, with its figures."""
+    """The chart in words, with its figures."""
     light: str
     """Path of the picture, with slashes."""
     dark: str
@@ -39,7 +39,7 @@ class CardPictures:
     """The grid in its full size."""
     charts: tuple[CardChart, ...] = ()
     contents: Mapping[str, bytes] = field(default_factory=dict)
-    """Of all of them."""
+    """Contents of all pictures."""
 
 
 def find_pictures(evidence: CardEvidence) -> CardPictures:

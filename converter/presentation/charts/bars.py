@@ -21,7 +21,7 @@ _NOTHING = 1e-6
 
 @dataclass(frozen=True)
 class Bar:
-    """What was measured of one model."""
+    """A measurement of one model."""
 
     parts: Sequence[float]
     """Lengths of the stacked parts, each in its own shade; empty where nothing was measured."""
@@ -78,7 +78,7 @@ def draw_groups(
         theme: the colors.
         heading: the text above the bars.
         groups: from the top down, at least one.
-        label: what the bars count, with its unit.
+        label: the quantity that the bars show, with its unit.
         rows: how thick they are.
         lines: a value of each model to mark across all bars, such as its mean; None for no mark.
     """

@@ -1,4 +1,4 @@
-"""What every chart is made of, and the limits of what charts show."""
+"""Charts before they are drawn, and the limits of their figures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Chart:
 
     name: str
     description: str
-    """Says the same in words, with its figures."""
+    """The chart in words, with its figures."""
     draw: Callable[[Theme], Figure]
 
 

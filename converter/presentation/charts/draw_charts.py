@@ -37,18 +37,18 @@ class DrawnChart:
     files: tuple[str, ...]
     """Paths from the folder that contains ``assets``, with slashes."""
     description: str
-    """Says the same in words, with its figures."""
+    """The chart in words, with its figures."""
 
 
 @dataclass(frozen=True)
 class ChartsReport:
-    """What was drawn and what was not."""
+    """Charts that were drawn, and charts that were left out."""
 
     charts: tuple[DrawnChart, ...]
     left_out: tuple[LeftOut, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``--json`` prints it."""
+        """Return it as ``--json`` prints it."""
         return {
             "charts": [{**asdict(chart), "files": list(chart.files)} for chart in self.charts],
             "left_out": [asdict(chart) for chart in self.left_out],

@@ -1,4 +1,4 @@
-"""How near the quantized weights are to the original ones, by family.
+"""The chart of fidelity: how near the quantized weights are to the original ones, by family.
 
 A figure that is null was infinite or not a number when it was measured. If the error is exactly zero, the ratio is
 infinite and the cosine is one, up to rounding. Any other family without a figure has no finite one.
@@ -43,14 +43,14 @@ _NOT_FINITE = "without a finite figure"
 
 @dataclass(frozen=True)
 class _Family:
-    """What was measured of one family, in dB."""
+    """Measurements of one family, in dB."""
 
     name: str
     modules: int
     whole: float | None
-    """Energy of all its weights against that of their errors; None without a finite figure."""
+    """Ratio of the energy of all its weights to that of their errors; None without a finite figure."""
     lowest: float | None
-    """Of its worst module."""
+    """The same for its worst module."""
     is_exact: bool
 
     @property

@@ -1,4 +1,4 @@
-"""How many bytes the transformer takes, by family and dtype."""
+"""The chart of the footprint: how many bytes the transformer takes, by family and dtype."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Model:
 
     name: str
     dtypes: Sequence[str]
-    """Those with most bytes first, the rest as one."""
+    """Dtypes with most bytes first; if there are too many, the rest counts as one."""
     families: Mapping[str, Sequence[int]]
     """Bytes of each of these dtypes, by family."""
 

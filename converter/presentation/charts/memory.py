@@ -1,4 +1,4 @@
-"""How much memory each stage takes at its peak."""
+"""The chart of memory: how much each stage takes at its peak."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class Page:
             axes: made by ``add_axes``.
             least: value at their left edge.
             most: value at their right edge.
-            label: what is counted, with its unit.
+            label: the quantity on the scale, with its unit.
             numbered: whether the numbers are shown; the grid is, in any case.
         """
         axes.set_xlim(least, most)

@@ -1,4 +1,4 @@
-"""How long each prompt takes."""
+"""The chart of times: how long each prompt takes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _Model:
 
     @property
     def failed(self) -> int:
-        """How many measurements failed."""
+        """Number of measurements that failed."""
         return self.times.count(None)
 
     @property

@@ -58,7 +58,7 @@ class Cell:
     file: Path | None = None
     """The image; None where it is missing."""
     sha256: str = ""
-    """Of the file when its size was read."""
+    """Checksum of the file when its size was read."""
     missing: str = ""
     """Why there is no image."""
 

@@ -1,4 +1,4 @@
-"""Drawing: titles and labels beside the cells, boxes where an image is missing, and the canvas as WebP."""
+"""Draw titles, labels, and boxes for missing images, and encode the canvas as WebP."""
 
 from __future__ import annotations
 
