@@ -188,7 +188,9 @@ def test_pins_are_the_versions_that_drew_or_else_those_that_made_it(release: Pat
     (published / "benchmark_metrics.json").write_text(json.dumps(metrics))
     make_card(release, published, UNVERIFIED)
     text = (release / "README.md").read_text()
-    assert "Versions with which it was measured:\n\n```text\nsdnq==0.2.4\ntorch==2.11.0\naccelerate==1.13.0\n```" in text
+    assert (
+        "Versions with which it was measured:\n\n```text\nsdnq==0.2.4\ntorch==2.11.0\naccelerate==1.13.0\n```" in text
+    )
 
 
 def test_what_a_later_card_does_not_use_leaves_the_release(release: Path, published: Path) -> None:

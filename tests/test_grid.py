@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from converter.errors import EvidenceError
+from converter.measurement.evidence.names import MODELS
 from converter.measurement.evidence.origin import grid_text, is_drawn_from
 from converter.models.lens.resolutions import RESOLUTIONS
 from converter.presentation.grid.cells import find_rows, read_pixels
@@ -30,10 +31,10 @@ from converter.presentation.grid.drawing import BACKGROUND
 from converter.presentation.grid.layout import SIDE_LIMIT, Measures, Size, preview_scale, ratio_name, split_rows
 from converter.schemas import load_schema
 from tests.conftest import ROOT, Outcome, names_in, snapshot
+from tests.published import published_summary
 
 Lensconv = Callable[..., Outcome]
 Shape = tuple[int, int]
-MODELS = ("original", "quantized")
 PICTURES = "assets/comparison"
 SHEET = f"{PICTURES}/comparison_grid_1to1_q98.webp"
 PREVIEW = f"{PICTURES}/comparison_preview.webp"
@@ -510,18 +511,7 @@ def test_no_matrix_is_refused(tmp_path: Path, lensconv: Lensconv, content: str |
 
 
 def test_a_summary_under_the_name_of_a_matrix_is_refused(tmp_path: Path, lensconv: Lensconv) -> None:
-    summary = {
-        "method": "SDNQ",
-        "weights_dtype": "uint4",
-        "base_transformer_tensors": 1,
-        "quant_transformer_tensors": 1,
-        "base_transformer_tensor_storage_gb": 2.0,
-        "quant_transformer_tensor_storage_gb": 1.0,
-        "transformer_storage_reduction_percent": 50.0,
-        "base_transformer_dtypes": {"bfloat16": 2_000_000_000},
-        "quant_transformer_dtypes": {"uint8": 1_000_000_000},
-    }
-    (tmp_path / "comparison_matrix.json").write_text(json.dumps(summary))
+    (tmp_path / "comparison_matrix.json").write_text(json.dumps(published_summary()))
     assert "comparison_matrix.json: has no schema" in refused(lensconv, tmp_path)
 
 
