@@ -28,7 +28,7 @@ from converter.presentation.charts.draw_charts import draw_charts
 from converter.publication.preflight import examine_release
 from converter.verification.verify import verify
 from tests.conftest import snapshot
-from tests.published import published_matrix, published_metrics, published_offload, published_summary
+from tests.published import PUBLISHED, published_matrix, published_metrics, shown_figures, write_published
 
 UNVERIFIED = CardOptions(repo="owner/Tiny", license="mit", unverified=True)
 
@@ -44,30 +44,13 @@ def published(tmp_path: Path) -> Path:
     """The published figures, which contain no sha256."""
     folder = tmp_path / "evidence"
     folder.mkdir()
-    for name, content in (
-        ("benchmark_metrics.json", published_metrics()),
-        ("comparison_matrix.json", published_matrix()),
-        ("model_cpu_offload_benchmark.json", published_offload()),
-        ("sdnq_quantization_summary.json", published_summary()),
-    ):
-        (folder / name).write_text(json.dumps(content))
-    return folder
-
-
-def numbers_in(value: object) -> set[str]:
-    """Figures with a fraction, as tables show them."""
-    if isinstance(value, dict):
-        return set().union(*map(numbers_in, value.values())) if value else set()
-    if isinstance(value, list):
-        return set().union(*map(numbers_in, value)) if value else set()
-    return {f"{value:.3f}"} if isinstance(value, float) and value not in (5.0, 73.8) else set()
+    return write_published(folder)
 
 
 def test_every_published_figure_is_on_the_card(release: Path, published: Path) -> None:
     report = make_card(release, published, UNVERIFIED)
     text = (release / "README.md").read_text()
-    contents = (published_metrics(), published_matrix(), published_offload(), published_summary())
-    expected = set().union(*map(numbers_in, contents))
+    expected = shown_figures([make() for make in PUBLISHED.values()])
     assert len(expected) >= 60
     assert {number for number in expected if number not in text} == set()
     deltas = ["+23.5%", "+9.3%", "+28.6%", "+23.6%", "+24.7%", "+8.3%", "+6.5%", "+6.6%", "+9.5%", "+28.9%"]
