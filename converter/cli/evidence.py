@@ -49,41 +49,32 @@ def render_contents(contents: Mapping[str, tuple[str, Mapping[str, Any]]]) -> li
 
 def _render(schema: str, content: Mapping[str, Any]) -> list[RenderableType]:
     # Importing these takes a moment; errors in the command line are reported before.
+    from converter.measurement.evidence.names import MODEL_TITLES, MODELS
+    from converter.measurement.evidence.summary import matrix_statistics
     from converter.presentation.tables import fidelity, measurements
 
     if schema == "benchmark_metrics":
         return [_show(measurements.benchmark_table(content), "Benchmark")]
     if schema == "comparison_matrix":
-        return _render_matrix(content)
+        found = matrix_statistics(content)
+        shown = measurements.matrix_table(content, MODEL_TITLES, with_scenarios=False)
+        slowdown = measurements.slowdown_figures(found.get("slowdown"))
+        spreads = [_spread(model, found[model]) for model in MODELS if model in found]
+        return [_show(shown, "Prompt by prompt"), *spreads, *_slowdown(slowdown, "of the quantized model")]
     if schema == "model_cpu_offload_benchmark":
-        slowdown = _slowdown(content.get("warm_slowdown"), "of warm generations")
-        return [_show(measurements.offload_table(content), content["method"]), *slowdown]
+        slowdown = measurements.slowdown_figures(content.get("warm_slowdown"))
+        return [_show(measurements.offload_table(content), content["method"]), *_slowdown(slowdown, "of warm images")]
     if schema == "image_fidelity":
         return render_images(content)
     return [_show(fidelity.weights_table(content))] if schema == "weight_fidelity" else []
 
 
-def _render_matrix(matrix: Mapping[str, Any]) -> list[RenderableType]:
-    from converter.measurement.evidence.names import MODEL_TITLES, MODELS
-    from converter.measurement.evidence.summary import matrix_statistics
-    from converter.presentation.tables.measurements import matrix_table
-
-    statistics = matrix_statistics(matrix)
-    lines = [
-        f"{model}: mean {spread['mean']:.3f} s, median {spread['median']:.3f} s, {spread['count']} images"
-        for model, spread in statistics.items()
-        if model in MODELS
-    ]
-    slowdown = _slowdown(statistics.get("slowdown"), "of the quantized model")
-    shown = matrix_table(matrix, MODEL_TITLES, with_scenarios=False)
-    return [_show(shown, "Prompt by prompt"), *lines, *slowdown]
+def _spread(model: str, spread: Mapping[str, Any]) -> str:
+    return f"{model}: mean {spread['mean']:.3f} s, median {spread['median']:.3f} s, {spread['count']} images"
 
 
-def _slowdown(slowdown: Mapping[str, Any] | None, what: str) -> list[RenderableType]:
+def _slowdown(found: Mapping[str, Any] | None, what: str) -> list[str]:
     """Return a line about a slowdown, where there is one."""
-    from converter.presentation.tables.measurements import slowdown_figures
-
-    found = slowdown_figures(slowdown)
     if found is None:
         return []
     text = f"Slowdown {what}: {found['percent']} by the means, {found['seconds']} an image, {found['pairs']} pairs"

@@ -29,34 +29,21 @@ _DEFAULT_SETTINGS: dict[str, Any] = {
     "num_inference_steps": 20,
     "guidance_scale": 5.0,
 }
-_SETTINGS = {
-    "base_resolution": "base resolution",
-    "aspect_ratio": "aspect ratio",
-    "width": "width",
-    "height": "height",
-    "num_inference_steps": "steps",
-    "guidance_scale": "guidance",
-    "repeats": "repeats",
-    "dtype": "dtype",
-}
-_ENVIRONMENT = {
-    "hardware": "hardware",
+_LIBRARIES = ("diffusers", "transformers", "accelerate", "safetensors")
+#: Packages that a pinned installation names.
+_PINNED = ("lensconv", "sdnq", "torch", *_LIBRARIES)
+_MACHINE = ("hardware", "torch", "cuda", "driver", "storage", "cpu_cores", "threads")
+_ENVIRONMENT = (*_MACHINE, "sdnq", *_LIBRARIES, "lensconv", "date")
+_IMAGE_SETTINGS = ("base_resolution", "aspect_ratio", "width", "height", "num_inference_steps", "guidance_scale")
+_SETTINGS = (*_IMAGE_SETTINGS, "repeats", "dtype")
+#: Labels of keys that are not their own labels.
+_LABELS = {
     "torch": "PyTorch",
     "cuda": "CUDA",
-    "driver": "driver",
-    "storage": "storage",
     "cpu_cores": "CPU cores",
-    "threads": "threads",
-    "sdnq": "sdnq",
-    "diffusers": "diffusers",
-    "transformers": "transformers",
-    "accelerate": "accelerate",
-    "safetensors": "safetensors",
-    "lensconv": "lensconv",
-    "date": "date",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
 }
-#: Packages that a pinned installation names.
-_PINNED = ("lensconv", "sdnq", "torch", "diffusers", "transformers", "accelerate", "safetensors")
 #: Versions as in PEP 440. Any other text could be an option of pip.
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!-]*")
 #: Sections that need something, in the order of the card, and the reason why one is missing.
@@ -244,6 +231,7 @@ def _pins(versions: Mapping[str, Any]) -> list[str]:
     return [f"{name}=={version}" for name, version in pairs if _VERSION.fullmatch(version)]
 
 
-def _listed(values: Mapping[str, Any], labels: Mapping[str, str]) -> list[tuple[str, str]]:
+def _listed(values: Mapping[str, Any], keys: Iterable[str]) -> list[tuple[str, str]]:
     """Return labels and values, of those that are not missing."""
+    labels = {key: _LABELS.get(key, key.replace("_", " ")) for key in keys}
     return [(label, str(values[key])) for key, label in labels.items() if values.get(key) is not None]
