@@ -285,7 +285,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str =
 
     result = Table(title=printable(title) or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        result.add_column(column, justify="right" if number else "left")
+        result.add_column(Text(printable(column)), justify="right" if number else "left")
     for row in rows:
         result.add_row(*(Text(printable(cell)) for cell in row))
     return result

@@ -5,16 +5,16 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
-#: The package under which the wheel carries the folder ``templates``.
+#: The package that contains the folder ``templates`` in an installation.
 TEMPLATES_PACKAGE = "converter.templates"
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template; a value that it wants and does not get is an error.
+    """Render a template; a missing value is an error.
 
     Args:
-        template: its file name.
-        values: what it may use.
+        template: the file name of the template.
+        values: the values that it may use.
     """
     import jinja2
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+from converter.conversion.release.manifest import SUMMARY_NAME
+from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, OFFLOAD_NAME
 
 LABELS = ("Original Lens", "SDNQ uint4 static")
 #: Scenario, seconds of both models, peak GB of both, by the prompts' order; seeds begin with 301.
@@ -134,3 +139,27 @@ def published_summary() -> dict[str, Any]:
         "base_transformer_tensors": 1264,
         "quant_transformer_tensors": 2224,
     }
+
+
+#: Makes the content of each file that was published, by its name.
+PUBLISHED = {
+    METRICS_NAME: published_metrics,
+    MATRIX_NAME: published_matrix,
+    OFFLOAD_NAME: published_offload,
+    SUMMARY_NAME: published_summary,
+}
+
+
+def write_published(folder: Path) -> Path:
+    """Write all of them into a folder."""
+    for name, make in PUBLISHED.items():
+        (folder / name).write_text(json.dumps(make()))
+    return folder
+
+
+def shown_figures(value: object) -> set[str]:
+    """Figures with a fraction in the content of a file, as tables show them."""
+    if isinstance(value, dict | list):
+        items = value.values() if isinstance(value, dict) else value
+        return set().union(*map(shown_figures, items))
+    return {f"{value:.3f}"} if isinstance(value, float) and value not in (5.0, 73.8) else set()

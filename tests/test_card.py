@@ -29,7 +29,7 @@ from converter.presentation.charts.draw_charts import draw_charts
 from converter.publication.preflight import examine_release
 from converter.verification.verify import verify
 from tests.conftest import snapshot
-from tests.published import published_matrix, published_metrics, published_offload, published_summary
+from tests.published import PUBLISHED, published_matrix, published_metrics, shown_figures, write_published
 
 UNVERIFIED = CardOptions(repo="owner/Tiny", license="mit", unverified=True)
 
@@ -42,33 +42,16 @@ def release(tiny_release: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """The published figures, which carry no sha256."""
+    """The published figures, which contain no sha256."""
     folder = tmp_path / "evidence"
     folder.mkdir()
-    for name, content in (
-        ("benchmark_metrics.json", published_metrics()),
-        ("comparison_matrix.json", published_matrix()),
-        ("model_cpu_offload_benchmark.json", published_offload()),
-        ("sdnq_quantization_summary.json", published_summary()),
-    ):
-        (folder / name).write_text(json.dumps(content))
-    return folder
-
-
-def numbers_in(value: object) -> set[str]:
-    """Figures with a fraction, as tables show them."""
-    if isinstance(value, dict):
-        return set().union(*map(numbers_in, value.values())) if value else set()
-    if isinstance(value, list):
-        return set().union(*map(numbers_in, value)) if value else set()
-    return {f"{value:.3f}"} if isinstance(value, float) and value not in (5.0, 73.8) else set()
+    return write_published(folder)
 
 
 def test_every_published_figure_is_on_the_card(release: Path, published: Path) -> None:
     report = make_card(release, published, UNVERIFIED)
     text = (release / "README.md").read_text()
-    contents = (published_metrics(), published_matrix(), published_offload(), published_summary())
-    expected = set().union(*map(numbers_in, contents))
+    expected = shown_figures([make() for make in PUBLISHED.values()])
     assert len(expected) >= 60
     assert {number for number in expected if number not in text} == set()
     deltas = ["+23.5%", "+9.3%", "+28.6%", "+23.6%", "+24.7%", "+8.3%", "+6.5%", "+6.6%", "+9.5%", "+28.9%"]
@@ -78,7 +61,7 @@ def test_every_published_figure_is_on_the_card(release: Path, published: Path) -
         assert figure in text
     assert not report.verified
     assert "Unverified figures" in text
-    assert "of another checkpoint" in text
+    assert "belong to another checkpoint" in text
     assert check_metadata(text) == MetadataReport()
     assert "- model-cpu-offload\n" in text
     assert "- ablation\n" not in text
@@ -87,7 +70,7 @@ def test_every_published_figure_is_on_the_card(release: Path, published: Path) -
 def test_figures_without_a_checksum_are_taken_only_when_asked_for(release: Path, published: Path) -> None:
     before = snapshot(release)
     (published / "sdnq_quantization_summary.json").unlink()
-    with pytest.raises(EvidenceError, match="carries no sha256"):
+    with pytest.raises(EvidenceError, match="contains no sha256"):
         make_card(release, published)
     assert snapshot(release) == before
 
@@ -128,11 +111,11 @@ def test_pictures_of_other_measurements_are_stale(release: Path, published: Path
     assert not list((release / "assets").rglob("*.svg"))
     before = snapshot(release)
     shutil.copy(published / "assets/charts/memory-dark.png", published / "assets/charts/time-dark.png")
-    with pytest.raises(EvidenceError, match=r"time-dark.png: was drawn from other measurements.*") as caught:
+    with pytest.raises(EvidenceError, match=r"time-dark.png: was made from other measurements.*") as caught:
         make_card(release, published, UNVERIFIED)
     assert "lensconv charts" in caught.value.hint
     Image.new("RGB", (8, 8)).save(grid)
-    with pytest.raises(EvidenceError, match=r"comparison_preview\.webp: was drawn from other"):
+    with pytest.raises(EvidenceError, match=r"comparison_preview\.webp: was made from other"):
         make_card(release, published, UNVERIFIED)
     assert snapshot(release) == before
 
@@ -151,7 +134,7 @@ def test_prompts_of_the_suite_that_was_drawn_are_shown_in_full(release: Path, pu
     assert all(prompt.prompt in text for prompt in prompts)
     before = snapshot(release)
     suite.write_text(PromptSuite("other", (*prompts[:9], replace(prompts[9], seed=7))).to_toml())
-    with pytest.raises(EvidenceError, match="prompt P10, seed 310, is not as in the suite"):
+    with pytest.raises(EvidenceError, match="prompt P10, seed 310, differs from the suite"):
         make_card(release, published, options)
     with pytest.raises(SuiteError):
         make_card(release, published, replace(UNVERIFIED, prompts="no-such-suite"))
@@ -235,14 +218,16 @@ def test_pins_are_the_versions_that_drew_or_else_those_that_made_it(release: Pat
     make_card(release, published, UNVERIFIED)
     text = (release / "README.md").read_text()
     made = json.loads((release / "lensconv_manifest.json").read_text())["versions"]
-    assert "Versions that it was made with:" in text
+    assert "Versions with which it was made:" in text
     assert f"sdnq=={made['sdnq']}\n" in text
     metrics = published_metrics()
     metrics["environment"] |= {"sdnq": "0.2.4", "torch": "2.11.0+cu128", "accelerate": "1.13.0"}
     (published / "benchmark_metrics.json").write_text(json.dumps(metrics))
     make_card(release, published, UNVERIFIED)
     text = (release / "README.md").read_text()
-    assert "Versions that it was measured with:\n\n```text\nsdnq==0.2.4\ntorch==2.11.0\naccelerate==1.13.0\n```" in text
+    assert (
+        "Versions with which it was measured:\n\n```text\nsdnq==0.2.4\ntorch==2.11.0\naccelerate==1.13.0\n```" in text
+    )
 
 
 def test_what_a_later_card_does_not_use_leaves_the_release(release: Path, published: Path) -> None:
@@ -306,7 +291,7 @@ def test_options_that_make_no_sense(release: Path, options: CardOptions) -> None
         ("{{ nothing }}", "line 1"),
         ("\n{% if %}", "line 2"),
         ("{{ ''.__class__.__mro__ }}", "line 1"),
-        ("{% for i in range(10 ** 9) %}x{% endfor %}", "turns"),
+        ("{% for i in range(10 ** 9) %}x{% endfor %}", "iterations"),
         ("{% include 'other.jinja' %}", "other.jinja"),
         ("{{ 1 / 0 }}", "division"),
     ],

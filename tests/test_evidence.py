@@ -7,7 +7,8 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from converter.measurement.evidence.files import FORMATS, read_evidence, read_ev
 from converter.measurement.evidence.statistics import percent_change, slowdown, spread, summarise_times
 from converter.schemas import load_schema
 from tests.conftest import Outcome
-from tests.published import LABELS, published_matrix, published_metrics, published_offload, published_summary
+from tests.published import (
+    LABELS,
+    PUBLISHED,
+    published_matrix,
+    published_metrics,
+    published_offload,
+    shown_figures,
+    write_published,
+)
 
 Lensconv = Callable[..., Outcome]
 
@@ -29,11 +38,7 @@ Lensconv = Callable[..., Outcome]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The four published files."""
-    write(tmp_path, "benchmark_metrics.json", published_metrics())
-    write(tmp_path, "comparison_matrix.json", published_matrix())
-    write(tmp_path, "model_cpu_offload_benchmark.json", published_offload())
-    write(tmp_path, "sdnq_quantization_summary.json", published_summary())
-    return tmp_path
+    return write_published(tmp_path)
 
 
 def write(folder: Path, name: str, content: object) -> Path:
@@ -46,12 +51,7 @@ def test_the_published_figures(folder: Path, lensconv: Lensconv) -> None:
     outcome = lensconv("evidence", folder, "--json")
     assert outcome.code == 0
     result = outcome.result
-    assert [file["name"] for file in result["files"]] == [
-        "benchmark_metrics.json",
-        "comparison_matrix.json",
-        "model_cpu_offload_benchmark.json",
-        "sdnq_quantization_summary.json",
-    ]
+    assert [file["name"] for file in result["files"]] == list(PUBLISHED)
     matrix = result["matrix"]
     assert [row["delta_percent"] for row in matrix["rows"]] == [23.5, 9.3, 28.6, 23.6, 24.7, 8.3, 6.5, 6.6, 9.5, 28.9]
     assert (matrix["original"]["mean"], matrix["quantized"]["mean"]) == (15.357, 17.937)
@@ -61,10 +61,18 @@ def test_the_published_figures(folder: Path, lensconv: Lensconv) -> None:
     low, high = found["ratio_of_means_percent_interval"]
     assert low < 16.8 < high
     shown = lensconv("evidence", folder)
-    assert "+16.8 %" in shown.stderr
-    assert f"{low:+.1f} to {high:+.1f} %" in shown.stderr
+    assert "+16.8%" in shown.stderr
+    assert f"{low:+.1f}% to {high:+.1f}%" in shown.stderr
     for label in LABELS:
         assert label in shown.stderr
+    figures = [make() for name, make in PUBLISHED.items() if name != SUMMARY]
+    assert {figure for figure in shown_figures(figures) if figure not in shown.stderr} == set()
+
+
+def test_labels_are_shown_as_text(tmp_path: Path, lensconv: Lensconv) -> None:
+    """Neither as markup of the terminal nor with control characters."""
+    write(tmp_path, *edited(METRICS, "models", "original", "label", value="[bold]a[/bold]\x1b"))
+    assert "[bold]a[/bold]\\x1b" in lensconv("evidence", tmp_path).stderr
 
 
 def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
@@ -112,22 +120,20 @@ def test_one_pair_has_no_interval_and_none_no_slowdown() -> None:
 
 def edited(name: str, *path: str | int, value: Any) -> tuple[str, dict[str, Any]]:
     """A published file with one figure changed."""
-    content = {
-        "benchmark_metrics.json": published_metrics,
-        "comparison_matrix.json": published_matrix,
-        "model_cpu_offload_benchmark.json": published_offload,
-        "sdnq_quantization_summary.json": published_summary,
-    }[name]()
+    return name, replace_at(PUBLISHED[name](), path, value)
+
+
+def replace_at(content: dict[str, Any], path: Sequence[str | int], value: Any) -> dict[str, Any]:
+    """The content, with another value at this path."""
     target: Any = content
     for key in path[:-1]:
         target = target[key]
     target[path[-1]] = value
-    return name, content
+    return content
 
 
-METRICS, MATRIX, OFFLOAD = "benchmark_metrics.json", "comparison_matrix.json", "model_cpu_offload_benchmark.json"
-SUMMARY = "sdnq_quantization_summary.json"
-FOOTPRINT = {
+METRICS, MATRIX, OFFLOAD, SUMMARY = PUBLISHED
+FOOTPRINT: dict[str, Any] = {
     "bytes": 4_301_456_128,
     "bytes_by_dtype": {"BF16": 2_942_501_632, "U8": 1_358_954_496},
     "families": [
@@ -143,30 +149,25 @@ def test_a_footprint_that_is_its_headers_sum(tmp_path: Path) -> None:
 
 
 def damaged_footprint(*path: str | int, value: Any) -> dict[str, Any]:
-    footprint: Any = copy.deepcopy(FOOTPRINT)
-    target = footprint
-    for key in path[:-1]:
-        target = target[key]
-    target[path[-1]] = value
-    return dict(footprint)
+    return replace_at(copy.deepcopy(FOOTPRINT), path, value)
 
 
 @pytest.mark.parametrize(
     ("name", "path", "value", "message"),
     [
-        (METRICS, ("schema",), "lensconv.benchmark/2", "is of schema lensconv.benchmark/2"),
+        (METRICS, ("schema",), "lensconv.benchmark/2", "has schema lensconv.benchmark/2"),
         (METRICS, ("schema",), "lensconv.matrix/1", "reads lensconv.benchmark/1"),
-        (MATRIX, ("schema",), 1, "is of schema 1"),
-        (MATRIX, ("schema",), None, "is of no schema"),
+        (MATRIX, ("schema",), 1, "has schema 1"),
+        (MATRIX, ("schema",), None, "has no schema"),
         (MATRIX, ("prompts",), [], "prompts: "),
         (MATRIX, ("prompts", 3, "seed"), "304", "prompts.3.seed: '304' is not of type 'integer'"),
         (MATRIX, ("prompts", 3, "original"), {"time_s": -1}, "prompts.3.original"),
-        (MATRIX, ("prompts", 3, "original", "time_s"), math.nan, "prompts.3.original.time_s is no finite number"),
-        (MATRIX, ("prompts", 3, "id"), "P03", "prompt P03 is there 2 times"),
+        (MATRIX, ("prompts", 3, "original", "time_s"), math.nan, "prompts.3.original.time_s is not a finite number"),
+        (MATRIX, ("prompts", 3, "id"), "P03", "prompt P03 is listed 2 times"),
         (MATRIX, ("prompts", 0, "delta_percent"), 13.5, "P01.delta_percent is 13.5"),
         (MATRIX, ("prompts", 0, "original", "times_s"), [1, 2, 3], "P01.original.time_s is 19.518"),
         (MATRIX, ("summary",), {"original": {"mean": 15.0}}, "summary.original.mean is 15.0"),
-        (METRICS, ("models", "original", "transformer_storage_gb"), 8.208, "of 8.208 GB are left"),
+        (METRICS, ("models", "original", "transformer_storage_gb"), 8.208, "of 8.208 GB remain"),
         (METRICS, ("models", "quantized", "generation_time_s", "mean"), 15.0, "generation_time_s.mean is 15.0"),
         (METRICS, ("models", "quantized", "load_peak_allocated_gb"), 19.0, "more than the 18.516 that were reserved"),
         (
@@ -185,11 +186,11 @@ def damaged_footprint(*path: str | int, value: Any) -> dict[str, Any]:
         (
             METRICS,
             ("models", "quantized", "transformer"),
-            damaged_footprint("families", value=FOOTPRINT["families"][:1]),  # type: ignore[index]
+            damaged_footprint("families", value=FOOTPRINT["families"][:1]),
             "its families add up to 3000000000",
         ),
         (METRICS, ("models", "original", "transformer"), FOOTPRINT, "its headers say 4301456128 bytes"),
-        (OFFLOAD, ("warm_prompts",), ["P02", "P02"], "prompt P02 is there 2 times"),
+        (OFFLOAD, ("warm_prompts",), ["P02", "P02"], "prompt P02 is listed 2 times"),
         (OFFLOAD, ("models", "original", "cold", "peak_reserved_gb"), 1.0, "models.original.cold.peak_allocated_gb"),
         (OFFLOAD, ("method",), "magic", "method: "),
         (SUMMARY, ("quant_transformer_dtypes",), {"UINT8": 1}, "its dtypes add up to 1 bytes"),
@@ -216,12 +217,12 @@ def test_files_that_speak_of_other_weights_or_settings(folder: Path) -> None:
 
     write(folder, *edited(METRICS, "sources", value=source("a")))
     write(folder, *edited(MATRIX, "sources", value=source("b")))
-    with pytest.raises(EvidenceError, match=r"sources\.original\.transformer is another"):
+    with pytest.raises(EvidenceError, match=r"sources\.original\.transformer differs"):
         read_evidence_folder(folder)
     write(folder, *edited(MATRIX, "sources", value=source("a")))
     read_evidence_folder(folder)
     write(folder, *edited(MATRIX, "settings", value={"num_inference_steps": 4, "guidance_scale": 5.0}))
-    with pytest.raises(EvidenceError, match=r"settings\.num_inference_steps is 20, and not 4"):
+    with pytest.raises(EvidenceError, match=r"settings\.num_inference_steps is 20, not 4"):
         read_evidence_folder(folder)
     name, content = edited(SUMMARY, "quant_transformer_dtypes", value={"UINT8": 2_000_000_000})
     content |= {"quant_transformer_tensor_storage_gb": 2.0, "transformer_storage_reduction_percent": 87.8}
@@ -242,7 +243,7 @@ def test_files_that_are_no_json_object(content: bytes, tmp_path: Path, lensconv:
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(MissingInput, match="holds no measurements"):
+    with pytest.raises(MissingInput, match="contains no measurements"):
         read_evidence_folder(tmp_path)
     with pytest.raises(MissingInput, match="no such folder"):
         read_evidence_folder(tmp_path / "nowhere")
@@ -336,10 +337,7 @@ def full_metrics() -> dict[str, Any]:
         "quantized": [("img_mod", 1000, {"BF16": 2_942_501_632}), ("attn", 1224, {"U8": 1_358_954_496})],
     }
     for name, families in footprints.items():
-        totals: dict[str, int] = {}
-        for _, _, sizes in families:
-            for dtype, size in sizes.items():
-                totals[dtype] = totals.get(dtype, 0) + size
+        totals = dict(sum((Counter(sizes) for _, _, sizes in families), Counter()))
         content["models"][name]["transformer"] = {
             "tensors": sum(tensors for _, tensors, _ in families),
             "parameters": 4_104_225_152,
@@ -406,15 +404,10 @@ FULL = {
 def test_what_can_be_computed_is_computed_again(
     name: str, path: tuple[str | int, ...], value: Any, folder: Path
 ) -> None:
-    contents: dict[str, Any] = {key: make() for key, make in FULL.items()}
-    for file, content in contents.items():
-        write(folder, file, content)
+    for file, make in FULL.items():
+        write(folder, file, make())
     read_evidence_folder(folder)
-    target = contents[name]
-    for key in path[:-1]:
-        target = target[key]
-    target[path[-1]] = value
-    write(folder, name, contents[name])
+    write(folder, name, replace_at(FULL[name](), path, value))
     with pytest.raises(EvidenceError):
         read_evidence_folder(folder)
 
@@ -441,7 +434,7 @@ def test_images_are_those_that_were_measured(folder: Path) -> None:
         read_evidence_folder(folder)
     matrix["prompts"][0]["original"]["image"] = "../a.png"
     write(folder, MATRIX, matrix)
-    with pytest.raises(EvidenceError, match="leads out of the folder"):
+    with pytest.raises(EvidenceError, match="is outside of the folder"):
         read_evidence_folder(folder)
 
 

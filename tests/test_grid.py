@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from converter.errors import EvidenceError
+from converter.measurement.evidence.names import MODELS
 from converter.measurement.evidence.origin import grid_text, is_drawn_from
 from converter.models.lens.resolutions import RESOLUTIONS
 from converter.presentation.grid.cells import find_rows, read_pixels
@@ -30,10 +31,10 @@ from converter.presentation.grid.drawing import BACKGROUND
 from converter.presentation.grid.layout import SIDE_LIMIT, Measures, Size, preview_scale, ratio_name, split_rows
 from converter.schemas import load_schema
 from tests.conftest import ROOT, Outcome, names_in, snapshot
+from tests.published import published_summary
 
 Lensconv = Callable[..., Outcome]
 Shape = tuple[int, int]
-MODELS = ("original", "quantized")
 PICTURES = "assets/comparison"
 SHEET = f"{PICTURES}/comparison_grid_1to1_q98.webp"
 PREVIEW = f"{PICTURES}/comparison_preview.webp"
@@ -214,7 +215,7 @@ def test_rows_are_split_evenly_over_sheets_that_webp_can_hold(tmp_path: Path, le
     assert (preview["scale"], len(preview["cells"])) == (2, 16)
     assert preview["height"] <= SIDE_LIMIT
     outcome = lensconv("grid", folder)
-    assert "9 rows are split over 3 sheets" in outcome.stderr
+    assert "9 rows are split into 3 sheets" in outcome.stderr
     assert "the preview shows the first 8 of 9 rows" in outcome.stderr
 
     for name in ("comparison_grid_1to1_q98-old.webp", "comparison_grid_1to1_q90.webp", "mine.webp"):
@@ -236,7 +237,7 @@ def test_rows_are_split_evenly_over_sheets_that_webp_can_hold(tmp_path: Path, le
 @pytest.mark.parametrize("shape", [(16, 16383), (8200, 8)])
 def test_a_row_that_webp_cannot_hold_is_refused(tmp_path: Path, lensconv: Lensconv, shape: Shape) -> None:
     folder = make_bench(tmp_path, ((8, 8), (8, 8)), (shape, shape), paint=slope)
-    assert f"{shape[0]}x{shape[1]} and {shape[0]}x{shape[1]} beside each other" in refused(lensconv, folder)
+    assert f"{shape[0]}x{shape[1]} and {shape[0]}x{shape[1]} side by side" in refused(lensconv, folder)
 
 
 def test_cells_of_several_sizes_keep_theirs(tmp_path: Path, lensconv: Lensconv) -> None:
@@ -358,7 +359,7 @@ def test_columns_bear_the_names_of_the_models(tmp_path: Path, lensconv: Lensconv
     for schema in ("lensconv.benchmark/2", "lensconv.matrix/1"):
         write_metrics(tmp_path, "Lens", schema=schema)
         assert np.array_equal(label_pixels(lensconv, tmp_path, ""), plain)
-        assert "the columns are titled Original and Quantized" in lensconv("grid", tmp_path).stderr
+        assert "the titles of the columns are Original and Quantized" in lensconv("grid", tmp_path).stderr
 
 
 @pytest.mark.parametrize(
@@ -416,16 +417,16 @@ WHOLE = encoded(Image.fromarray(noise(16, 16)))
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "is no whole PNG"),
-        (b"<svg/>", "is no whole PNG"),
-        (WHOLE[:20], "is no whole PNG"),
-        (WHOLE[: len(WHOLE) // 2], "is no whole PNG"),
-        (png_head(16, 16), "is no whole PNG"),
-        (png_head(0, 16), "is no whole PNG"),
-        (png_head(16, 16, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 24)))), "is no whole PNG"),
-        (png_head(10_000, 10_000), "claims more than"),
-        (png_head(1 << 30, 1 << 30), "claims more than"),
-        (encoded(Image.new("RGB", (8, 8)), "JPEG"), "is no whole PNG"),
+        (b"", "is not a complete PNG"),
+        (b"<svg/>", "is not a complete PNG"),
+        (WHOLE[:20], "is not a complete PNG"),
+        (WHOLE[: len(WHOLE) // 2], "is not a complete PNG"),
+        (png_head(16, 16), "is not a complete PNG"),
+        (png_head(0, 16), "is not a complete PNG"),
+        (png_head(16, 16, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 24)))), "is not a complete PNG"),
+        (png_head(10_000, 10_000), "has more than"),
+        (png_head(1 << 30, 1 << 30), "has more than"),
+        (encoded(Image.new("RGB", (8, 8)), "JPEG"), "is not a complete PNG"),
         (encoded(Image.new("RGBA", (8, 8))), "its pixels are RGBA"),
         (encoded(Image.new("I;16", (8, 8))), "its pixels are I;16 of 16 bits"),
         (encoded(Image.new("RGB", (8, 8)), transparency=(0, 0, 0)), "its pixels are transparent"),
@@ -490,7 +491,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, lensconv: Lensconv) -> None:
     edit_side(folder, 0, "original", {"time_s": 1, "image": "images/pipe.png"})
     outcome = lensconv("grid", folder)
     assert outcome.code == 2
-    assert "is no file" in outcome.stderr
+    assert "is not a regular file" in outcome.stderr
 
 
 @pytest.mark.parametrize(
@@ -499,7 +500,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, lensconv: Lensconv) -> None:
         (None, "no such file"),
         ("{", "comparison_matrix.json: "),
         ("[]", "comparison_matrix.json: "),
-        ('{"schema": "lensconv.matrix/2", "prompts": []}', "is of schema lensconv.matrix/2"),
+        ('{"schema": "lensconv.matrix/2", "prompts": []}', "has schema lensconv.matrix/2"),
         ('{"schema": "lensconv.matrix/1", "prompts": []}', "prompts: "),
     ],
 )
@@ -510,19 +511,8 @@ def test_no_matrix_is_refused(tmp_path: Path, lensconv: Lensconv, content: str |
 
 
 def test_a_summary_under_the_name_of_a_matrix_is_refused(tmp_path: Path, lensconv: Lensconv) -> None:
-    summary = {
-        "method": "SDNQ",
-        "weights_dtype": "uint4",
-        "base_transformer_tensors": 1,
-        "quant_transformer_tensors": 1,
-        "base_transformer_tensor_storage_gb": 2.0,
-        "quant_transformer_tensor_storage_gb": 1.0,
-        "transformer_storage_reduction_percent": 50.0,
-        "base_transformer_dtypes": {"bfloat16": 2_000_000_000},
-        "quant_transformer_dtypes": {"uint8": 1_000_000_000},
-    }
-    (tmp_path / "comparison_matrix.json").write_text(json.dumps(summary))
-    assert "comparison_matrix.json: is of no schema" in refused(lensconv, tmp_path)
+    (tmp_path / "comparison_matrix.json").write_text(json.dumps(published_summary()))
+    assert "comparison_matrix.json: has no schema" in refused(lensconv, tmp_path)
 
 
 def test_no_folder_is_refused(tmp_path: Path, lensconv: Lensconv) -> None:

@@ -9,7 +9,6 @@ import click
 
 from converter.cli.options import PATH, dataclass_options, output_options, pass_console
 from converter.console import Console
-from converter.errors import printable
 from converter.presentation.card.options import CardOptions
 
 
@@ -20,21 +19,28 @@ from converter.presentation.card.options import CardOptions
 )
 @click.argument("release", type=PATH)
 @click.option(
-    "--evidence", metavar="DIR", type=PATH, help="What `bench`, `grid` and `charts` made.  [default: RELEASE]"
+    "--evidence",
+    metavar="DIR",
+    type=PATH,
+    help="Folder with the files of `bench`, `grid` and `charts`.  [default: RELEASE]",
 )
 @dataclass_options(
     CardOptions, "repo", "base_model", "base_revision", "license", "prompts", "unverified", "template", "adopt"
 )
-@click.option("--language", "languages", metavar="CODE", multiple=True, help="Repeatable.  [default: en]")
-@click.option("--tag", "tags", metavar="TAG", multiple=True, help="A tag more for the Hub. Repeatable.")
-@click.option("--preview", metavar="FILE", type=PATH, help="Write the card as a page, as the Hub would show it, too.")
+@click.option(
+    "--language", "languages", metavar="CODE", multiple=True, help="Language of the prompts. Repeatable.  [default: en]"
+)
+@click.option("--tag", "tags", metavar="TAG", multiple=True, help="An additional tag for the Hub. Repeatable.")
+@click.option(
+    "--preview", metavar="FILE", type=PATH, help="Also write the card as an HTML page, as the Hub would show it."
+)
 @output_options
 @pass_console
 def command(console: Console, /, release: Path, evidence: Path | None, preview: Path | None, **options: Any) -> None:
-    """Make the README.md of the folder RELEASE from what was measured, and bring that into the release.
+    """Make the README.md of the folder RELEASE from its measurements, and add them to the release.
 
-    Figures belong to the release by the sha256 of its weights, or are refused. What was not measured is left out.
-    Everything that comes in is listed in the manifest, so that `publish` takes it along.
+    Figures are refused unless they were measured on the weights of the release, by their sha256. The card leaves out
+    what was not measured. All files that are added are listed in the manifest, so that `publish` uploads them.
     """
     from converter.presentation.card.make_card import make_card
     from converter.presentation.card.preview import write_preview
@@ -44,9 +50,8 @@ def command(console: Console, /, release: Path, evidence: Path | None, preview: 
         console.warn(warning)
     if preview is not None:
         write_preview(release, preview)
-    lines = [f"{printable(str(report.card))} and {len(report.files) - 1} files with it are listed in the manifest."]
-    lines += [f"Left out: {section}, as {reason}." for section, reason in report.left_out.items()]
+    lines = [f"{report.card} and {len(report.files) - 1} more files are listed in the manifest."]
+    lines += [f"Left out: {section}, because {reason}." for section, reason in report.left_out.items()]
     if preview is not None:
-        lines.append(f"As a page: {printable(str(preview))}")
-    shown = None if preview is None else str(preview)
-    console.result({**report.to_dict(), "preview": shown}, *lines)
+        lines.append(f"HTML page: {preview}")
+    console.result({**report.to_dict(), "preview": None if preview is None else str(preview)}, *lines)

@@ -16,16 +16,18 @@ from converter.console import Console
     epilog="Example: lensconv charts evidence",
 )
 @click.argument("directory", metavar="DIR", type=PATH)
-@click.option("--out", "output", metavar="FOLDER", type=PATH, help="Where to make assets/charts.  [default: in DIR]")
+@click.option(
+    "--out", "output", metavar="FOLDER", type=PATH, help="Folder in which assets/charts is created.  [default: DIR]"
+)
 @output_options
 @pass_console
 def command(console: Console, /, directory: Path, output: Path | None) -> None:
     """Draw charts of the measurements in the folder DIR.
 
-    Footprint, time, memory and fidelity, each as SVG and PNG for light and dark pages. A chart whose measurements are
-    not there is left out. The same measurements give the same bytes.
+    The charts show footprint, time, memory and fidelity, each as SVG and PNG for light and dark pages. Charts without
+    measurements are left out. The same measurements give the same bytes.
     """
-    # Importing this takes a moment; what is wrong with the command line is said at once.
+    # Importing this takes a moment; errors in the command line are reported before.
     from converter.presentation.charts.draw_charts import CHARTS_FOLDER, draw_charts
 
     report = draw_charts(directory, output=output, reporter=console)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "grid",
-    short_help="Draw the images of a bench side by side.",
+    short_help="Show the images of a bench side by side.",
     epilog="Example: lensconv grid evidence",
 )
 @click.argument("folder", metavar="DIR", type=PATH)
@@ -26,25 +26,25 @@ if TYPE_CHECKING:
     "output",
     metavar="FOLDER",
     type=PATH,
-    help="Folder in which assets/comparison is made or replaced.  [default: DIR]",
+    help="Folder in which assets/comparison is created or replaced.  [default: DIR]",
 )
 @click.option(
     "--preview-width",
     type=click.IntRange(min=1),
     default=PREVIEW_WIDTH,
     show_default=True,
-    help="Pixels that the preview may be wide; a wider grid is reduced by a whole number.",
+    help="Most pixels that the preview may be wide. A wider grid is reduced by a whole number.",
 )
 @output_options
 @pass_console
 def command(console: Console, folder: Path, output: Path | None, preview_width: int) -> None:
-    """Draw the images of both models side by side, as they are, with a row for each prompt.
+    """Show the unchanged images of both models side by side, with a row for each prompt.
 
-    DIR holds comparison_matrix.json and the images that it names. The grid goes to assets/comparison as WebP of quality
-    98, in several sheets where it is higher than WebP allows, and a preview beside it. No image is resampled in the
-    grid; images that are missing are drawn as such.
+    DIR contains comparison_matrix.json and the images that it names. The grid and a preview are written to
+    assets/comparison as WebP of quality 98. A grid that is higher than WebP allows is split into several sheets. No
+    image in the grid is resampled; a box shows where an image is missing.
     """
-    # Importing this takes a moment; help does without.
+    # Importing this takes a moment, and the help does not need it.
     from converter.presentation.grid.make_grid import make_grid
 
     report = make_grid(folder, output=output, preview_width=preview_width, reporter=console)
@@ -52,7 +52,7 @@ def command(console: Console, folder: Path, output: Path | None, preview_width: 
 
 
 def _lines(report: GridReport) -> list[str]:
-    """The result for people."""
+    """Return the report as text."""
     lines = [
         f"{report.output / sheet.file}: {sheet.width}x{sheet.height}, {readable_size(sheet.bytes)}."
         for sheet in report.sheets

@@ -1,4 +1,4 @@
-"""What people see of the measurements: grid, charts and model card.
+"""The measurements for people: tables, grid, charts and model card.
 
 Every figure comes from an evidence file.
 """

@@ -13,10 +13,9 @@ from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
 from converter.measurement.benchmark.measuring import baseline_key, image_name
 from converter.measurement.benchmark.options import MODES
 from converter.measurement.benchmark.subjects import ORIGINAL, Subject
-from converter.measurement.evidence.agreement import MODELS, measured_times
-from converter.measurement.evidence.files import MATRIX_NAME, METRICS_NAME, OFFLOAD_NAME, SEQUENTIAL_NAME
+from converter.measurement.evidence.agreement import measured_times
+from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, MODELS, OFFLOAD_NAME, SEQUENTIAL_NAME
 from converter.measurement.evidence.statistics import (
-    DIGITS,
     combine,
     combine_stages,
     percent_change,
@@ -24,6 +23,7 @@ from converter.measurement.evidence.statistics import (
     spread,
     summarise_times,
 )
+from converter.measurement.evidence.units import DIGITS
 from converter.measurement.generation.settings import Settings
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.models.lens.resolutions import RESOLUTIONS

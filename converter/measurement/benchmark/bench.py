@@ -19,15 +19,8 @@ from converter.measurement.benchmark.journal import Journal
 from converter.measurement.benchmark.measuring import IMAGE_KINDS, Bench, probe_machine
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
-from converter.measurement.evidence.files import (
-    FORMATS,
-    IMAGES_NAME,
-    MATRIX_NAME,
-    METRICS_NAME,
-    WEIGHTS_NAME,
-    read_evidence_folder,
-    write_evidence,
-)
+from converter.measurement.evidence.files import FORMATS, read_evidence_folder, write_evidence
+from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME, WEIGHTS_NAME
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from converter.measurement.evidence.statistics import DIGITS
+from converter.measurement.evidence.units import DIGITS
 from converter.memory import peak_rss_bytes, rss_bytes
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")

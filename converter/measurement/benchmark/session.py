@@ -15,7 +15,7 @@ from converter.libraries import quantization_environment
 from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.meter import Meter, Stopwatch
-from converter.measurement.evidence.statistics import DIGITS
+from converter.measurement.evidence.units import DIGITS
 from converter.measurement.generation.devices import choose_device, free_device_bytes
 from converter.measurement.generation.generate import call_arguments, image_metadata, refuse_what_is_not_finite
 from converter.measurement.generation.image_file import write_image

@@ -1,7 +1,7 @@
-"""Whether the figures of one file agree with each other: what can be computed from others is computed again.
+"""Whether the figures of one file agree with each other: what can be computed from other figures is computed again.
 
-Files round to three digits, so that what is computed from their figures may be off by a unit of the last one. Fields
-that a file does not have, as the first published ones, agree with everything.
+Files round to three digits, so figures that are computed from theirs may be off by a unit of the last digit. Fields
+that a file lacks, such as the first published ones, agree with everything.
 """
 
 from __future__ import annotations
@@ -11,26 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from converter.checkpoint.dtypes import WEIGHT_DTYPES
-from converter.errors import printable
+from converter.checkpoint.dtypes import BITS, WEIGHT_DTYPES
+from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, SUMMARY_MODELS
 from converter.measurement.evidence.statistics import percent_change, spread, summarise_times
-
-MODELS = ("original", "quantized")
-#: What rounding to three digits may shift a figure by; half a unit, and a little for binary fractions.
-_ROUNDING = 0.00051
-#: Likewise for percents with one digit, computed from sizes that are rounded themselves.
-_PERCENT_ROUNDING = 0.051
-_GB = 10**9
-#: Bytes of a weight as everybody loads it, in bfloat16.
-_LOADED_BYTES = 2
+from converter.measurement.evidence.units import DIGITS, GB, LOADED_BYTES, PERCENT_ROUNDING, ROUNDING
 
 
 def disagreements(schema: str, content: Mapping[str, Any]) -> Iterator[str]:
-    """What contradicts what inside one file that fits its schema.
+    """Yield the contradictions inside one file that fits its schema.
 
     Args:
         schema: name of the schema.
-        content: of the file.
+        content: content of the file.
     """
     checks: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
         "benchmark_metrics": _check_metrics,
@@ -45,7 +37,7 @@ def disagreements(schema: str, content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def measured_times(matrix: Mapping[str, Any], model: str) -> dict[str, float]:
-    """Seconds by prompt, of those that were measured.
+    """Return seconds by prompt, of those that were measured.
 
     Args:
         matrix: content of ``comparison_matrix.json``.
@@ -55,24 +47,24 @@ def measured_times(matrix: Mapping[str, Any], model: str) -> dict[str, float]:
 
 
 def differences(where: str, shown: Any, computed: Any) -> Iterator[str]:
-    """What a file shows that is not what its other figures give.
+    """Yield the figures of a file that differ from what its other figures give.
 
     Args:
         where: name of the figures.
-        shown: by the file; keys that it does not have are not asked for.
-        computed: from other figures.
+        shown: the figures in the file; keys that it lacks are not compared.
+        computed: the same, computed from other figures.
     """
     if isinstance(shown, Mapping):
         for key, value in shown.items():
-            # The random numbers behind intervals may differ between versions of numpy.
+            # Intervals depend on random numbers, which may differ between versions of numpy.
             if not key.endswith("_interval"):
                 expected = computed.get(key) if isinstance(computed, Mapping) else None
                 yield from differences(f"{where}.{key}", value, expected)
     elif isinstance(shown, float | int) and isinstance(computed, float | int):
-        if abs(shown - computed) > 2 * _ROUNDING:
+        if abs(shown - computed) > 2 * ROUNDING:
             yield f"{where} is {shown}, and other figures give {computed}"
     elif shown != computed:
-        yield f"{where} is {printable(str(shown))}, and other figures give {printable(str(computed))}"
+        yield f"{where} is {shown}, and other figures give {computed}"
 
 
 def _check_metrics(content: Mapping[str, Any]) -> Iterator[str]:
@@ -97,38 +89,34 @@ def _check_metrics(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"models: one transformer has {parameters[0]} parameters, the other {parameters[1]}"
         shown = content.get("transformer_storage_reduction_vs_bf16_percent")
         if shown is not None:
-            percent = 100 * (1 - footprints[1]["bytes"] / (_LOADED_BYTES * parameters[0]))
+            percent = 100 * (1 - footprints[1]["bytes"] / (LOADED_BYTES * parameters[0]))
             yield from differences("transformer_storage_reduction_vs_bf16_percent", shown, round(percent, 1))
 
 
 def _check_footprint(model: Mapping[str, Any], where: str) -> Iterator[str]:
     footprint, size = model["transformer"], model["transformer_storage_gb"]
-    place = f"{where}.transformer"
-    yield from _check_sum(place, footprint["bytes"], footprint["bytes_by_dtype"])
+    path = f"{where}.transformer"
+    yield from _check_sum(path, footprint)
     families = footprint.get("families", ())
     for family in families:
-        yield from _check_sum(f"{place}: {printable(family['name'])}", family["bytes"], family["bytes_by_dtype"])
+        yield from _check_sum(f"{path}: {family['name']}", family)
     for key in ("bytes", "tensors"):
         total = sum(family.get(key, 0) for family in families)
         if families and key in footprint and total != footprint[key]:
-            yield f"{place}: {key} is {footprint[key]}, and its families add up to {total}"
-    if abs(size - footprint["bytes"] / _GB) > _ROUNDING:
+            yield f"{path}: {key} is {footprint[key]}, and its families add up to {total}"
+    if abs(size - footprint["bytes"] / GB) > ROUNDING:
         yield f"{where}.transformer_storage_gb is {size}, and its headers say {footprint['bytes']} bytes"
     dtypes = footprint["bytes_by_dtype"]
     if "parameters" in footprint and all(dtype in WEIGHT_DTYPES for dtype in dtypes):
-        counted = sum(size // _bytes_of(dtype) for dtype, size in dtypes.items())
+        counted = sum(8 * size // BITS[dtype] for dtype, size in dtypes.items())
         if counted != footprint["parameters"]:
-            yield f"{place}: parameters is {footprint['parameters']}, and its dtypes hold {counted}"
-
-
-def _bytes_of(dtype: str) -> int:
-    return int(dtype.lstrip("BF")) // 8
+            yield f"{path}: parameters is {footprint['parameters']}, and its dtypes give {counted}"
 
 
 def _check_matrix(content: Mapping[str, Any]) -> Iterator[str]:
     yield from _check_ids([row["id"] for row in content["prompts"]])
     for row in content["prompts"]:
-        name = printable(row["id"])
+        name = row["id"]
         for model in MODELS:
             side = row[model]
             yield from _check_reserved(side, f"{name}.{model}")
@@ -136,8 +124,8 @@ def _check_matrix(content: Mapping[str, Any]) -> Iterator[str]:
                 yield from differences(f"{name}.{model}.time_s", side["time_s"], statistics.median(side["times_s"]))
         if "delta_percent" in row:
             times = [row[model].get("time_s") for model in MODELS]
-            if None in times or abs(row["delta_percent"] - percent_change(*times)) > _PERCENT_ROUNDING:
-                yield f"{name}.delta_percent is {row['delta_percent']}, which its times do not give"
+            if None in times or abs(row["delta_percent"] - percent_change(*times)) > PERCENT_ROUNDING:
+                yield f"{name}.delta_percent is {row['delta_percent']}, and its times give something else"
     computed = summarise_times(*(measured_times(content, model) for model in MODELS))
     yield from differences("summary", content.get("summary", {}), computed)
 
@@ -148,20 +136,20 @@ def _check_offload(content: Mapping[str, Any]) -> Iterator[str]:
     for name in MODELS:
         model = content["models"][name]
         where = f"models.{name}"
-        for part in ("setup", "cold", "warm"):
+        for part in OFFLOAD_PARTS:
             yield from _check_reserved(model[part], f"{where}.{part}")
         if "times_s" not in model:
             continue
         times = {key: statistics.median(values) for key, values in model["times_s"].items() if values}
         for key in times:
             if key not in (content["cold_prompt"], *content["warm_prompts"]):
-                yield f"{where}.times_s: {printable(key)} is neither the cold prompt nor a warm one"
+                yield f"{where}.times_s: {key} is neither the cold prompt nor a warm one"
         warm = {key: times[key] for key in content["warm_prompts"] if key in times}
         medians.append(warm)
         if "time_s" in model["cold"]:
             yield from differences(f"{where}.cold.time_s", model["cold"]["time_s"], times.get(content["cold_prompt"]))
         if "time_s" in model["warm"]:
-            computed = spread([round(time, 3) for time in warm.values()]).to_dict() if warm else None
+            computed = spread([round(time, DIGITS) for time in warm.values()]).to_dict() if warm else None
             yield from differences(f"{where}.warm.time_s", model["warm"]["time_s"], computed)
     if len(medians) == len(MODELS) and "warm_slowdown" in content:
         computed = summarise_times(*medians).get("slowdown")
@@ -183,50 +171,50 @@ def _check_images(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_summary(content: Mapping[str, Any]) -> Iterator[str]:
     sizes = []
-    for key in ("base", "quant"):
+    for key in SUMMARY_MODELS:
         total = sum(content[f"{key}_transformer_dtypes"].values())
         shown = content[f"{key}_transformer_tensor_storage_gb"]
-        if abs(shown - total / _GB) > _ROUNDING:
+        if abs(shown - total / GB) > ROUNDING:
             yield f"{key}_transformer_tensor_storage_gb is {shown}, and its dtypes add up to {total} bytes"
-        sizes.append(total / _GB)
+        sizes.append(total / GB)
     yield from _check_reduction(content["transformer_storage_reduction_percent"], *sizes)
 
 
 def _check_ids(ids: Sequence[str]) -> Iterator[str]:
     name, count = Counter(ids).most_common(1)[0]
     if count > 1:
-        yield f"prompt {printable(name)} is there {count} times"
+        yield f"prompt {name} is listed {count} times"
 
 
-def _check_sum(where: str, total: int, by_dtype: Mapping[str, int]) -> Iterator[str]:
-    added = sum(by_dtype.values())
-    if total != added:
-        yield f"{where}: bytes is {total}, and its dtypes add up to {added}"
+def _check_sum(where: str, sizes: Mapping[str, Any]) -> Iterator[str]:
+    added = sum(sizes["bytes_by_dtype"].values())
+    if sizes["bytes"] != added:
+        yield f"{where}: bytes is {sizes['bytes']}, and its dtypes add up to {added}"
 
 
 def _check_reduction(percent: float, before: float, after: float) -> Iterator[str]:
-    """Sizes of small models are rounded so coarsely that only what every size behind them excludes is a fault."""
+    """Compare a reduction with rounded sizes in GB: for small models, several percentages fit the same sizes."""
     smallest, largest = (
-        100 * (1 - (after + sign * _ROUNDING) / (before - sign * _ROUNDING)) if before > _ROUNDING else -sign * 1e9
+        100 * (1 - (after + sign * ROUNDING) / (before - sign * ROUNDING)) if before > ROUNDING else -sign * 1e9
         for sign in (1, -1)
     )
-    if not smallest - _PERCENT_ROUNDING <= percent <= largest + _PERCENT_ROUNDING:
-        yield f"transformer_storage_reduction_percent is {percent}, and {after:.3f} GB of {before:.3f} GB are left"
+    if not smallest - PERCENT_ROUNDING <= percent <= largest + PERCENT_ROUNDING:
+        yield f"transformer_storage_reduction_percent is {percent}, and {after:.3f} GB of {before:.3f} GB remain"
 
 
 def _check_reserved(figures: Mapping[str, Any], where: str) -> Iterator[str]:
-    """What is reserved holds what is allocated."""
+    """Allocated memory is a part of the reserved memory."""
     for key, value in figures.items():
         reserved = figures.get(key.replace("_allocated_", "_reserved_"))
         if "_allocated_" not in key or reserved is None:
             continue
         allocated, outer = (item.get("max", 0) if isinstance(item, Mapping) else item for item in (value, reserved))
-        if allocated > outer + _ROUNDING:
+        if allocated > outer + ROUNDING:
             yield f"{where}.{key} is {allocated}, more than the {outer} that were reserved"
 
 
 def _check_spreads(value: Any, path: str) -> Iterator[str]:
-    """Means and medians lie between the least and the most, and figures in their intervals."""
+    """Means and medians are between the least and the most, and figures are inside their intervals."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from _check_spreads(item, f"{path}.{index}")
@@ -238,7 +226,7 @@ def _check_spreads(value: Any, path: str) -> Iterator[str]:
             bounds = value.get("min", figure), value.get("max", figure)
         if bounds is not None and isinstance(figure, float | int):
             least, most = bounds
-            if not least - _ROUNDING <= figure <= most + _ROUNDING:
+            if not least - ROUNDING <= figure <= most + ROUNDING:
                 yield f"{path}.{key} is {figure}, outside of {least} to {most}"
         yield from _check_spreads(figure, f"{path}.{key}" if path else key)
 
@@ -247,13 +235,6 @@ def _check_mean(where: str, shown: Mapping[str, Any] | None, figures: Sequence[f
     values = [figure for figure in figures if figure is not None]
     if shown is None or not values:
         if shown is not None or values:
-            yield f"{where} is {'there' if shown is not None else 'missing'}, and {len(values)} pairs have it"
+            yield f"{where} is {'missing' if shown is None else 'present'}, and {len(values)} pairs have it"
         return
-    computed = {
-        "mean": statistics.fmean(values),
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "count": len(values),
-    }
-    yield from differences(where, shown, computed)
+    yield from differences(where, shown, spread(values).to_dict())

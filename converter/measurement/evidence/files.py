@@ -1,7 +1,7 @@
-"""Files of measurements on disk: read only if they are of a known format and their figures agree, written likewise.
+"""Files of measurements on disk: they are read and written only if their format is known and their figures agree.
 
-The formats are JSON Schemas of the package ``schemas``. Fields may be added to a version, never changed or removed:
-files of the first published releases, which have fewer, are valid.
+The formats are JSON Schemas of the package ``schemas``. Fields may be added to a version, but never changed or removed:
+files of the first published releases, which have fewer fields, stay valid.
 """
 
 from __future__ import annotations
@@ -16,37 +16,31 @@ from typing import Any
 from converter.checkpoint.source import read_json
 from converter.checkpoint.writer import replace_file
 from converter.conversion.release.manifest import SUMMARY_NAME
-from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput, printable
+from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput
+from converter.measurement.evidence import names
 from converter.measurement.evidence.agreement import disagreements
 from converter.measurement.evidence.folder_agreement import disagreements_between
 from converter.measurement.evidence.images import changed_images
 from converter.schemas import load_schema
 
-METRICS_NAME = "benchmark_metrics.json"
-MATRIX_NAME = "comparison_matrix.json"
-OFFLOAD_NAME = "model_cpu_offload_benchmark.json"
-SEQUENTIAL_NAME = "sequential_cpu_offload_benchmark.json"
-IMAGES_NAME = "image_fidelity.json"
-WEIGHTS_NAME = "weight_fidelity.json"
-
 
 @dataclass(frozen=True)
 class Format:
-    """What a file of a certain name holds."""
+    """The format of a file."""
 
     schema: str
     """Name of its JSON Schema."""
     version: str | None
-    """What its field ``schema`` says; None where the published format has no such field."""
+    """Value of its field ``schema``; None where the published format has no such field."""
 
 
 FORMATS: dict[str, Format] = {
-    METRICS_NAME: Format("benchmark_metrics", "lensconv.benchmark/1"),
-    MATRIX_NAME: Format("comparison_matrix", "lensconv.matrix/1"),
-    OFFLOAD_NAME: Format("model_cpu_offload_benchmark", "lensconv.offload/1"),
-    SEQUENTIAL_NAME: Format("model_cpu_offload_benchmark", "lensconv.offload/1"),
-    IMAGES_NAME: Format("image_fidelity", "lensconv.fidelity/1"),
-    WEIGHTS_NAME: Format("weight_fidelity", "lensconv.weights/1"),
+    names.METRICS_NAME: Format("benchmark_metrics", "lensconv.benchmark/1"),
+    names.MATRIX_NAME: Format("comparison_matrix", "lensconv.matrix/1"),
+    names.OFFLOAD_NAME: Format("model_cpu_offload_benchmark", "lensconv.offload/1"),
+    names.SEQUENTIAL_NAME: Format("model_cpu_offload_benchmark", "lensconv.offload/1"),
+    names.IMAGES_NAME: Format("image_fidelity", "lensconv.fidelity/1"),
+    names.WEIGHTS_NAME: Format("weight_fidelity", "lensconv.weights/1"),
     SUMMARY_NAME: Format("sdnq_quantization_summary", None),
 }
 
@@ -58,13 +52,13 @@ def read_evidence(file: Path) -> tuple[Format, dict[str, Any]]:
         Its format and its content.
 
     Raises:
-        MissingInput: it is not there or cannot be read.
-        EvidenceError: it is of no format that is known, breaks its format, or its figures contradict each other.
+        MissingInput: it does not exist or cannot be read.
+        EvidenceError: its format is unknown, it breaks its format, or its figures contradict each other.
     """
     try:
         content = read_json(file)
     except MalformedCheckpoint as error:
-        # Its hint speaks of weights.
+        # The hint of that error is about weights.
         raise EvidenceError(file, error.message.partition(": ")[2]) from error
     form = _find_format(file, content)
     _check(file, form, content)
@@ -81,23 +75,22 @@ def read_evidence_folder(folder: Path) -> dict[str, dict[str, Any]]:
         MissingInput: there is no such folder, or no such file in it.
         EvidenceError: as for ``read_evidence``; or two files contradict each other.
     """
-    where = printable(str(folder))
     if not folder.is_dir():
-        raise MissingInput(where, "no such folder", "Check the path; `lensconv bench` makes one.")
+        raise MissingInput(folder, "no such folder", "Check the path; `lensconv bench` creates such a folder.")
     found = {name: read_evidence(folder / name)[1] for name in FORMATS if (folder / name).exists()}
     if not found:
         raise MissingInput(
-            where, f"holds no measurements, such as {METRICS_NAME}", "Make them with `lensconv bench --out`."
+            folder, f"contains no measurements, such as {names.METRICS_NAME}", "Run `lensconv bench --out`."
         )
     for name, other, reason in disagreements_between(found):
-        raise EvidenceError(folder / name, f"{reason}, by {other}")
-    for reason in changed_images(folder, found.get(MATRIX_NAME, {"prompts": []})):
-        raise EvidenceError(folder / MATRIX_NAME, reason)
+        raise EvidenceError(folder / name, f"{reason}, according to {other}")
+    for reason in changed_images(folder, found.get(names.MATRIX_NAME, {"prompts": []})):
+        raise EvidenceError(folder / names.MATRIX_NAME, reason)
     return found
 
 
 def write_evidence(folder: Path, name: str, content: Mapping[str, Any]) -> None:
-    """Write a file of measurements, whole or not at all, if it is what readers will accept.
+    """Write a file of measurements as a whole or not at all, if ``read_evidence`` will accept it.
 
     Raises:
         EvidenceError: it breaks its format, or its figures contradict each other.
@@ -118,23 +111,23 @@ def _find_format(file: Path, content: Mapping[str, Any]) -> Format:
     if isinstance(version, str) and version in by_version and named in (None, by_version[version]):
         return by_version[version]
     readable = named.version if named is not None and named.version else ", ".join(sorted(by_version))
-    shown = f"of schema {printable(str(version))}" if version is not None else "of no schema"
-    raise EvidenceError(file, f"is {shown}; this version of lensconv reads {readable}")
+    shown = "no schema" if version is None else f"schema {version}"
+    raise EvidenceError(file, f"has {shown}; this version of lensconv reads {readable}")
 
 
 def _check(file: Path, form: Format, content: Mapping[str, Any]) -> None:
-    # Importing it takes a moment, and most commands do without.
+    # Importing it takes a moment, and most commands do not need it.
     import jsonschema
 
     for path, value in _numbers(content, ""):
         if not math.isfinite(value):
-            raise EvidenceError(file, f"{path} is no finite number")
+            raise EvidenceError(file, f"{path} is not a finite number")
     problem = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(load_schema(form.schema)).iter_errors(content)
     )
     if problem is not None:
-        place = ".".join(map(str, problem.absolute_path)) or "its content"
-        raise EvidenceError(file, f"{place}: {problem.message}")
+        where = ".".join(map(str, problem.absolute_path)) or "its content"
+        raise EvidenceError(file, f"{where}: {problem.message}")
     for reason in disagreements(form.schema, content):
         raise EvidenceError(file, reason)
 

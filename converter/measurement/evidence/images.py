@@ -1,4 +1,4 @@
-"""Images that files of measurements name: whether they are still what was drawn."""
+"""Whether the images that files of measurements name are unchanged."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.checksum import file_sha256
-from converter.errors import printable
-from converter.measurement.evidence.agreement import MODELS
+from converter.measurement.evidence.names import MODELS
 
 
 def changed_images(folder: Path, matrix: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the images of a comparison matrix; those that are not there count for nothing.
+    """Yield what is wrong with the images of a comparison matrix; missing images are ignored.
 
     Args:
-        folder: that the paths in the matrix begin with.
+        folder: the folder to which the paths in the matrix are relative.
         matrix: content of ``comparison_matrix.json``.
     """
     for row in matrix["prompts"]:
@@ -24,6 +23,6 @@ def changed_images(folder: Path, matrix: Mapping[str, Any]) -> Iterator[str]:
                 continue
             image = folder / part["image"]
             if not image.resolve().is_relative_to(folder.resolve()):
-                yield f"{printable(part['image'])} leads out of the folder"
+                yield f"{part['image']} is outside of the folder"
             elif file_sha256(image) not in (None, part["image_sha256"]):
-                yield f"{printable(part['image'])} is not the image that was measured"
+                yield f"{part['image']} is not the image that was measured"

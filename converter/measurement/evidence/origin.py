@@ -1,4 +1,4 @@
-"""What a picture was drawn from, noted in the picture, so that one of older measurements is found out."""
+"""A note in each picture of the measurements that it shows, so that outdated pictures are found."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from converter.measurement.evidence.names import MODELS
+
 if TYPE_CHECKING:
     from PIL import Image
 
-#: The tag ImageDescription of Exif 2.32, which PNG and WebP carry alike.
+#: The tag ImageDescription of Exif 2.32, which PNG and WebP both support.
 _DESCRIPTION = 0x010E
 
 
 def origin_note(text: str) -> Image.Exif:
-    """What a picture is to carry as its Exif.
+    """Return the Exif of a picture.
 
     Args:
-        text: tells all that is drawn; the same text gives the same note.
+        text: describes everything that the picture shows; the same text gives the same note.
     """
     from PIL import Image
 
@@ -29,7 +31,7 @@ def origin_note(text: str) -> Image.Exif:
 
 
 def is_drawn_from(content: bytes, text: str) -> bool:
-    """Whether a picture carries the note of this text; not if it is no picture at all."""
+    """Return whether a file is a picture with the note of this text."""
     from PIL import Image
 
     try:
@@ -40,9 +42,9 @@ def is_drawn_from(content: bytes, text: str) -> bool:
 
 
 def grid_text(matrix: Mapping[str, Any]) -> str:
-    """Tells what a comparison grid shows: the images by their sha256, as the matrix names them, and their labels."""
+    """Return what a comparison grid shows: the sha256 of the images in the matrix, and their labels."""
     rows = [
-        [row["id"], row["scenario"], row["seed"], *(_image(row[model]) for model in ("original", "quantized"))]
+        [row["id"], row["scenario"], row["seed"], *(_image(row[model]) for model in MODELS)]
         for row in matrix["prompts"]
     ]
     return json.dumps(rows)

@@ -1,4 +1,4 @@
-"""What files of measurements say in sum, recomputed from their rows."""
+"""Summaries of files of measurements, computed again from their rows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.measurement.evidence.agreement import MODELS, measured_times
+from converter.measurement.evidence.agreement import measured_times
 from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder
-from converter.measurement.evidence.statistics import DIGITS, percent_change, summarise_times
+from converter.measurement.evidence.names import MODELS
+from converter.measurement.evidence.statistics import percent_change, summarise_times
+from converter.measurement.evidence.units import DIGITS
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class EvidenceSummary:
     """Name of the schema, and content, by file name."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv evidence --json`` shows it."""
+        """Return it as ``lensconv evidence --json`` shows it."""
         files = [
             {"name": name, "schema": schema, "version": content.get("schema")}
             for name, (schema, content) in self.contents.items()
@@ -33,8 +35,8 @@ def summarise(path: Path) -> EvidenceSummary:
     """Read and check one file of measurements, or all of a folder.
 
     Raises:
-        MissingInput: there are none.
-        EvidenceError: one is of another format, or figures contradict each other.
+        MissingInput: there is no such file.
+        EvidenceError: a file has another format, or figures contradict each other.
     """
     if path.is_dir():
         found = read_evidence_folder(path)
@@ -44,15 +46,14 @@ def summarise(path: Path) -> EvidenceSummary:
 
 
 def matrix_statistics(matrix: Mapping[str, Any]) -> dict[str, Any]:
-    """Statistics of a comparison matrix.
+    """Return the statistics of a comparison matrix.
 
     Args:
         matrix: content of ``comparison_matrix.json``.
 
     Returns:
-        ``rows`` (of prompts that both models were measured on: id, ``delta_s``, ``delta_percent``), ``failed`` (how
-        many sides were not measured), for each model its ``Spread``, and ``slowdown``; the last three only where there
-        is something to compute them from.
+        ``rows`` (of prompts that were measured with both models: id, ``delta_s``, ``delta_percent``), ``failed`` (how
+        many measurements failed), for each model its ``Spread``, and ``slowdown``. What cannot be computed is left out.
     """
     original, quantized = (measured_times(matrix, model) for model in MODELS)
     return {

@@ -1,9 +1,9 @@
-"""Templates of cards: sandboxed, strict, and escaping what they show."""
+"""Templates of cards: they are sandboxed and strict, and escape what they show."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,22 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-from converter.errors import InputError, MissingInput, printable, unreadable
-from converter.presentation.card import figures, markdown
+from converter.errors import FileError, InputError, MissingInput, unreadable
+from converter.presentation.card import markdown
 from converter.presentation.card.markdown import Markdown
+from converter.presentation.card.table_markdown import to_markdown
+from converter.presentation.tables import figures
+from converter.presentation.tables.table import Figure, Table
 from converter.rendering import TEMPLATES_PACKAGE
 
 DEFAULT_TEMPLATE = "model_card.md.jinja"
-#: Longest card that is made; what is longer comes from a template that does not end.
+#: Longest card, in characters; longer ones come from a template that does not end.
 MAXIMUM_CARD_CHARACTERS = 5_000_000
-#: Turns that all loops over ``range`` may take together.
-_MAXIMUM_TURNS = 1_000_000
-#: Longest template that is read.
+#: Most iterations of all loops over ``range`` together.
+_MAXIMUM_ITERATIONS = 1_000_000
+#: Longest template, in bytes.
 _MAXIMUM_TEMPLATE_BYTES = 1_000_000
-#: What an expression of a template can fail with, beside Jinja's own errors.
+#: Errors of expressions in a template, in addition to Jinja's own.
 _EXPRESSION_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
 
@@ -31,12 +34,12 @@ def render_card(context: Mapping[str, Any], template: Path | None = None) -> str
     """Render a card.
 
     Args:
-        context: what the template may use.
-        template: of the user; the files beside it and the built-in ones can be included.
+        context: the values that the template may use.
+        template: the user's template; it may include files from its folder, and the built-in ones.
 
     Raises:
         MissingInput: the template cannot be read.
-        InputError: it is malformed, uses what is not there, fails, or does not end.
+        InputError: it is malformed, uses an unknown name, fails, or does not end.
     """
     environment = _make_environment(template)
     name = DEFAULT_TEMPLATE if template is None else template.name
@@ -49,7 +52,7 @@ def render_card(context: Mapping[str, Any], template: Path | None = None) -> str
     except jinja2.TemplateNotFound as error:
         raise InputError(_message(where, None, f"there is no template {error.name}")) from error
     except (jinja2.TemplateError, *_EXPRESSION_ERRORS) as error:
-        file, line = _place(error, where)
+        file, line = _locate(error, where)
         raise InputError(_message(file, line, str(error) or type(error).__name__)) from error
 
 
@@ -70,8 +73,8 @@ def _make_environment(template: Path | None) -> jinja2.Environment:
         "lines": markdown.lines,
         "link": markdown.link,
         "image": markdown.image,
-        "table": markdown.table,
-        # A template's author may write any Markdown; this is for what a macro or a set block made of it.
+        "table": _table,
+        # The author of a template may write any Markdown; this keeps what a macro or a set block returns.
         "markdown": Markdown,
         "number": figures.number,
         "percent": figures.percent,
@@ -84,16 +87,20 @@ def _make_environment(template: Path | None) -> jinja2.Environment:
     return environment
 
 
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], align: str = "") -> Markdown:
+    return to_markdown(Table(columns, rows, align))
+
+
 def _finalize(value: Any) -> Any:
-    if not isinstance(value, str) or isinstance(value, Markdown):
+    if not isinstance(value, str) or isinstance(value, Markdown | Figure):
         return value
-    # What separates a text from its neighbours is no part of it.
+    # White space at the ends separates a text from its neighbours, and is kept.
     before, after = (" " if end.isspace() else "" for end in (value[:1], value[-1:]))
     return Markdown(f"{before}{markdown.escape(value)}{after if value.strip() else ''}")
 
 
 def _loader(template: Path | None) -> Callable[[str], tuple[str, str, Callable[[], bool]] | None]:
-    """Looks for templates beside the user's, then among the built-in ones."""
+    """Return a function that finds templates in the folder of the user's, then among the built-in ones."""
     built_in = resources.files(TEMPLATES_PACKAGE)
     known = {entry.name for entry in built_in.iterdir() if entry.name.endswith(".jinja")}
 
@@ -111,32 +118,31 @@ def _loader(template: Path | None) -> Callable[[str], tuple[str, str, Callable[[
 
 
 def _read(file: Path) -> str:
-    where = printable(str(file))
     try:
         if not file.is_file():
-            raise MissingInput(where, "no such file", "Check the path.")
+            raise MissingInput(file, "no such file", "Check the path.")
         with file.open("rb") as stream:
             content = stream.read(_MAXIMUM_TEMPLATE_BYTES + 1)
     except OSError as error:
-        raise unreadable(where, error) from error
+        raise unreadable(file, error) from error
     if len(content) > _MAXIMUM_TEMPLATE_BYTES:
-        raise InputError(f"{where}: is longer than {_MAXIMUM_TEMPLATE_BYTES} bytes, which no template is")
+        raise FileError(file, f"is longer than {_MAXIMUM_TEMPLATE_BYTES} bytes")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: is not UTF-8: {error}", "Save it as UTF-8.") from error
+        raise FileError(file, f"is not UTF-8: {error}", "Save it as UTF-8.") from error
 
 
 def _limited_range() -> Callable[..., Iterator[int]]:
-    """Python's range, until all of a template's ranges together have gone too far."""
-    left = _MAXIMUM_TURNS
+    """Return a ``range`` that fails after too many iterations of all its loops together."""
+    left = _MAXIMUM_ITERATIONS
 
     def limited(*arguments: int) -> Iterator[int]:
         nonlocal left
         for value in range(*arguments):
             left -= 1
             if left < 0:
-                raise OverflowError(f"its loops take more than {_MAXIMUM_TURNS} turns")
+                raise OverflowError(f"its loops take more than {_MAXIMUM_ITERATIONS} iterations")
             yield value
 
     return limited
@@ -152,7 +158,7 @@ def _bounded(parts: Iterator[str], where: str) -> Iterator[str]:
 
 
 def _tidy(text: str) -> str:
-    """No spaces at the ends of lines, no more than one empty line outside of blocks of code, one newline at the end."""
+    """Remove spaces at the ends of lines, repeated empty lines outside of blocks of code, and newlines at the end."""
     kept: list[str] = []
     mark = ""
     for line in text.split("\n"):
@@ -168,13 +174,13 @@ def _tidy(text: str) -> str:
     return "\n".join(kept).rstrip("\n") + "\n"
 
 
-def _place(error: BaseException, where: str) -> tuple[str, int | None]:
-    """The innermost line of a template that an error came from; Jinja puts its own lines into tracebacks."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".jinja")]
-    frames = frames or [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == where]
-    return (frames[-1].filename, frames[-1].lineno) if frames else (where, None)
+def _locate(error: BaseException, where: str) -> tuple[str, int | None]:
+    """Return the innermost line of a template that an error came from; Jinja adds these lines to tracebacks."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename.endswith(".jinja")]
+    own = own or [frame for frame in frames if frame.filename == where]
+    return (own[-1].filename, own[-1].lineno) if own else (where, None)
 
 
 def _message(file: str, line: int | None, reason: str) -> str:
-    place = printable(file) + (f", line {line}" if line else "")
-    return f"{place}: {printable(reason)}"
+    return f"{file}{f', line {line}' if line else ''}: {reason}"

@@ -1,7 +1,7 @@
-"""A card from beginning to end: read the release and its evidence, render, write, and list what was written.
+"""Make a card: read the release and its evidence, render the card, write the files, and list them in the manifest.
 
-The manifest is written last, so that what it lists is there; a run that is stopped before leaves a release whose
-manifest does not fit its files, which `verify` and `publish` say, and which the next run mends.
+The manifest is written last, so that every file in it exists. If a run is stopped before, the manifest does not match
+the files; `verify` and `publish` report that, and the next run corrects it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from converter.checkpoint.writer import folder_inside, replace_file
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, ReleaseFile, describe_file
 from converter.errors import MissingInput, ReleaseError, UsageError, reason_of
-from converter.measurement.evidence.files import MATRIX_NAME, OFFLOAD_NAME
+from converter.measurement.evidence.names import MATRIX_NAME, OFFLOAD_NAME, ORIGINAL
 from converter.presentation.card.additions import collect_additions
 from converter.presentation.card.context import SECTIONS, build_context, find_ablation, find_gallery, left_out
 from converter.presentation.card.environment import render_card
@@ -37,17 +37,17 @@ class CardReport:
 
     card: Path
     files: tuple[ReleaseFile, ...]
-    """The card, and all that came into the release with it."""
+    """The card, and all files that were added to the release with it."""
     sections: tuple[str, ...]
     """In the order of the card; empty for one that was adopted."""
     left_out: Mapping[str, str]
-    """Sections that are not there, and why."""
+    """Sections that are missing, and why."""
     verified: bool
     """Whether every figure belongs to the release's weights by their sha256."""
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv card --json`` shows it."""
+        """Return it as ``lensconv card --json`` shows it."""
         return {
             "card": str(self.card),
             "files": [file.to_dict() for file in self.files],
@@ -59,26 +59,26 @@ class CardReport:
 
 
 def make_card(root: Path, evidence: Path | None = None, options: CardOptions | None = None) -> CardReport:
-    """Make the README.md of a release from what was measured, and bring the measurements into the release.
+    """Make the README.md of a release from its measurements, and add the measurements to the release.
 
     Args:
         root: the release folder.
-        evidence: holds what was measured; by default the release itself.
-        options: how to make it.
+        evidence: the folder with the measurements; by default the release itself.
+        options: how to make the card.
 
     Raises:
-        UsageError: what was asked for makes no sense.
-        MissingInput: something is missing or cannot be read.
-        EvidenceError: measurements are malformed, of other weights, or cannot be verified; a picture or the suite does
-            not belong to them.
+        UsageError: an option has an invalid value.
+        MissingInput: a file is missing or cannot be read.
+        EvidenceError: measurements are malformed, belong to other weights, or cannot be verified; a picture or the
+            suite does not belong to them.
         SuiteError: the suite is malformed.
         InputError: the release or the template breaks its format.
-        ReleaseError: the card would not be what the Hub takes, or one that was edited by hand would be lost.
+        ReleaseError: the Hub would not accept the card, or a card that was edited by hand would be lost.
         OutputError: a file cannot be written.
     """
     options = options or CardOptions()
     if options.repo is not None and not is_repo_id(options.repo):
-        raise UsageError(f"--repo {options.repo}: is no OWNER/NAME")
+        raise UsageError(f"--repo {options.repo}: is not OWNER/NAME")
     release = read_release(root)
     if options.adopt:
         return _adopt(release, options)
@@ -89,12 +89,10 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
     contents = collect_additions(release, found, pictures)
     added = [describe_file(name, content) for name, content in contents.items()]
     name = root.resolve().name
-    title = (options.repo or name).rpartition("/")[2]
     context = build_context(
         release,
         found,
         metadata,
-        title=title,
         repository=options.repo or name,
         prompt_texts=texts,
         pictures=pictures,
@@ -117,7 +115,7 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
 
 
 def _adopt(release: CardRelease, options: CardOptions) -> CardReport:
-    """List the card that is there, with the files that came with an earlier one."""
+    """List the existing card, with the files that were added with an earlier one."""
     card = release.root / CARD_NAME
     try:
         content = card.read_bytes()
@@ -125,7 +123,7 @@ def _adopt(release: CardRelease, options: CardOptions) -> CardReport:
     except UnicodeDecodeError as error:
         raise ReleaseError(f"{card}: is not UTF-8", "Save it as UTF-8.") from error
     except OSError as error:
-        raise MissingInput(card, reason_of(error), "Write one, or leave --adopt.") from error
+        raise MissingInput(card, reason_of(error), "Write a card, or omit --adopt.") from error
     warnings = _check_metadata(release.root, text)
     contents = {CARD_NAME: content}
     for name in release.added:
@@ -142,22 +140,23 @@ def _metadata(
     release: CardRelease, evidence: CardEvidence, options: CardOptions, gallery: tuple[GalleryImage, ...]
 ) -> CardMetadata:
     original: Mapping[str, Any] = next(
-        (content["sources"]["original"] for content in evidence.files.values() if "sources" in content), {}
+        (content["sources"][ORIGINAL] for content in evidence.files.values() if "sources" in content), {}
     )
-    summary: Mapping[str, Any] = evidence.foreign_summary or release.summary or {}
-    candidates = (options.base_model, original.get("repo_id"), summary.get("source_model"))
+    candidates = (options.base_model, original.get("repo_id"), evidence.summary.get("source_model"))
     base = next((str(name) for name in candidates if name and is_repo_id(str(name))), None)
     if options.base_model is not None and base != options.base_model:
-        raise UsageError(f"--base-model {options.base_model}: is no OWNER/NAME")
+        raise UsageError(f"--base-model {options.base_model}: is not OWNER/NAME")
     revision = options.base_revision or original.get("revision")
     if options.base_revision is not None and not _COMMIT.fullmatch(options.base_revision):
-        raise UsageError(f"--base-revision {options.base_revision}: is no commit of 40 hexadecimal digits")
+        raise UsageError(f"--base-revision {options.base_revision}: is not a commit of 40 hexadecimal digits")
     dtype = str(release.audit.config.get("weights_dtype", ""))
-    family = ("lens",) if release.is_lens else ()
-    tags = [*family, "text-to-image", *_TAGS]
-    tags += [dtype] if dtype else []
-    tags += ["ablation"] if find_ablation(evidence) else []
-    tags += ["model-cpu-offload"] if OFFLOAD_NAME in evidence.files else []
+    optional_tags = {
+        dtype: dtype,
+        "ablation": find_ablation(evidence),
+        "model-cpu-offload": OFFLOAD_NAME in evidence.files,
+    }
+    tags = [*(["lens"] if release.is_lens else []), "text-to-image", *_TAGS]
+    tags += [tag for tag, applies in optional_tags.items() if applies]
     return CardMetadata(
         license=options.license,
         license_name=None,
@@ -190,7 +189,7 @@ def _check_metadata(root: Path, text: str) -> tuple[str, ...]:
 
 
 def _keep_edited_card(release: CardRelease, text: str) -> None:
-    """Refuse to replace a card that somebody wrote by hand."""
+    """Refuse to replace a card that was written by hand."""
     card = release.root / CARD_NAME
     if not card.exists():
         return
@@ -199,7 +198,7 @@ def _keep_edited_card(release: CardRelease, text: str) -> None:
     if present != text.encode() and (listed is None or describe_file(CARD_NAME, present).sha256 != listed.sha256):
         raise ReleaseError(
             f"{card}: was written by hand, and would be lost",
-            "List it with --adopt, or move it away to have it made anew.",
+            "Keep it and list it with --adopt, or move it away and run the command again.",
         )
 
 

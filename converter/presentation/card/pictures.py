@@ -1,13 +1,13 @@
-"""The comparison grid and the charts of a card: those that were drawn from its measurements, and no others."""
+"""The comparison grid and the charts of a card: only those that were made from its measurements."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from converter.errors import EvidenceError
-from converter.measurement.evidence.files import MATRIX_NAME
+from converter.measurement.evidence.names import MATRIX_NAME
 from converter.measurement.evidence.origin import grid_text, is_drawn_from
 from converter.presentation.card.evidence import CardEvidence, read_beside
 from converter.presentation.charts.chart import Chart
@@ -22,11 +22,11 @@ class CardChart:
     """A chart that a card shows."""
 
     description: str
-    """Says the same in words, with its figures."""
+    """The chart in words, with its figures."""
     light: str
     """Path of the picture, with slashes."""
     dark: str
-    """That for pages in dark colours; empty where there is none."""
+    """Path of the picture for pages in dark colours; empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -34,63 +34,61 @@ class CardPictures:
     """Pictures by their paths, with slashes."""
 
     preview: str = ""
-    """The grid as cards show it; empty where there is none."""
+    """The grid as cards show it; empty if there is none."""
     sheets: tuple[str, ...] = ()
     """The grid in its full size."""
     charts: tuple[CardChart, ...] = ()
     contents: Mapping[str, bytes] = field(default_factory=dict)
-    """Of all of them."""
+    """Contents of all pictures."""
 
 
 def find_pictures(evidence: CardEvidence) -> CardPictures:
-    """The pictures that `grid` and `charts` drew from these measurements.
+    """Find the pictures that ``grid`` and ``charts`` made from these measurements.
 
     Raises:
-        EvidenceError: a picture was drawn from others, or leads out of the folder.
+        EvidenceError: a picture was made from other measurements, or is outside of the folder.
         MissingInput: one cannot be read.
         DependencyError: matplotlib is missing.
     """
-    contents: dict[str, bytes] = {}
-
-    def take(path: str, text: str | None, command: str) -> str:
-        content = read_beside(evidence.folder, path)
-        if text is None or not is_drawn_from(content, text):
-            raise EvidenceError(
-                evidence.folder / path,
-                "was drawn from other measurements than those beside it",
-                f"Draw it again with `{command}`.",
-            )
-        contents[path] = content
-        return path
-
     matrix = evidence.files.get(MATRIX_NAME)
-    text = grid_text(matrix) if matrix is not None else None
-    names = _names_in(evidence.folder / FOLDER)
-    grid = [
-        take(f"{FOLDER}/{name}", text, "lensconv grid")
-        for name in names
-        if name == PREVIEW_NAME or SHEET_PATTERN.fullmatch(name)
-    ]
-    preview = f"{FOLDER}/{PREVIEW_NAME}"
-    names = _names_in(evidence.folder / CHARTS_FOLDER)
+    shown_by_grid = grid_text(matrix) if matrix is not None else ""
+    contents = {
+        path: _read(evidence.folder, path, shown_by_grid, "lensconv grid")
+        for path in _files(evidence.folder, FOLDER)
+        if path.name == PREVIEW_NAME or SHEET_PATTERN.fullmatch(path.name)
+    }
+    preview = FOLDER / PREVIEW_NAME
+    sheets = tuple(str(path) for path in contents if path != preview)
     charts = []
-    # Preparing them takes matplotlib.
-    for chart in prepare_charts(evidence.as_found) if names else ():
-        light, dark = (f"{chart.name}-{theme.name}.png" for theme in (LIGHT, DARK))
-        if light in names:
-            description = chart.description if isinstance(chart, Chart) else None
-            shown = [
-                take(f"{CHARTS_FOLDER}/{name}", description, "lensconv charts") if name in names else ""
-                for name in (light, dark)
-            ]
-            charts.append(CardChart(description or "", *shown))
+    present = _files(evidence.folder, PurePosixPath(CHARTS_FOLDER))
+    # Preparing them imports matplotlib.
+    for chart in prepare_charts(evidence.as_found) if present else ():
+        paths = [PurePosixPath(CHARTS_FOLDER, f"{chart.name}-{theme.name}.png") for theme in (LIGHT, DARK)]
+        if paths[0] in present:
+            description = chart.description if isinstance(chart, Chart) else ""
+            found = [path for path in paths if path in present]
+            contents |= {path: _read(evidence.folder, path, description, "lensconv charts") for path in found}
+            charts.append(CardChart(description, *(str(path) if path in found else "" for path in paths)))
     return CardPictures(
-        preview if preview in grid else "",
-        tuple(path for path in grid if path != preview),
+        str(preview) if preview in contents else "",
+        sheets,
         tuple(charts),
-        contents,
+        {str(path): content for path, content in contents.items()},
     )
 
 
-def _names_in(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.glob("*") if file.is_file())
+def _files(folder: Path, name: PurePosixPath) -> list[PurePosixPath]:
+    """Return the paths of the files in a folder below another."""
+    return [name / file.name for file in sorted((folder / name).glob("*")) if file.is_file()]
+
+
+def _read(folder: Path, path: PurePosixPath, shown: str, command: str) -> bytes:
+    """Return the content of a picture; refuse it if it does not show this text."""
+    content = read_beside(folder, str(path))
+    if not shown or not is_drawn_from(content, shown):
+        raise EvidenceError(
+            folder / path,
+            "was made from other measurements than those in its folder",
+            f"Make it again with `{command}`.",
+        )
+    return content

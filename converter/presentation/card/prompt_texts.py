@@ -1,4 +1,4 @@
-"""The prompts of a card in full: as they were measured, or those of a suite that is the one that was drawn."""
+"""The prompts of a card in full, from the measurements or from the suite that was measured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from converter.errors import EvidenceError
-from converter.measurement.evidence.files import MATRIX_NAME
+from converter.measurement.evidence.names import MATRIX_NAME
 from converter.measurement.prompts.suite import builtin_suites, read_suite
 
 #: Rows of a matrix and prompts of a suite are the same if they agree in these.
@@ -14,17 +14,17 @@ _KEYS = ("id", "scenario", "seed")
 
 
 def find_prompt_texts(matrix: Mapping[str, Any] | None, suite: str | None) -> dict[str, str]:
-    """Prompts by the ids of a matrix; those that nobody tells are left out.
+    """Return prompts by the ids of a matrix; unknown prompts are left out.
 
     Args:
-        matrix: what was measured; its rows may have a ``prompt``.
-        suite: name or file of the suite that was drawn, which must have every row; where none is named, a built-in one
-            is used for the rows that it has.
+        matrix: content of ``comparison_matrix.json``; its rows may have a ``prompt``.
+        suite: name or file of the suite that was measured, which must have every row; by default the built-in suites
+            are used for the rows that they have.
 
     Raises:
         MissingInput: the suite cannot be read.
         SuiteError: it is malformed.
-        EvidenceError: it is not what was drawn.
+        EvidenceError: the suite differs from what was measured.
     """
     if matrix is None:
         return {}
@@ -37,8 +37,8 @@ def find_prompt_texts(matrix: Mapping[str, Any] | None, suite: str | None) -> di
         if named is not None and text != row.get("prompt", text or None):
             raise EvidenceError(
                 MATRIX_NAME,
-                f"prompt {row['id']}, seed {row['seed']}, is not as in the suite {suite}",
-                "Name with --prompts the suite that was drawn, or none.",
+                f"prompt {row['id']}, seed {row['seed']}, differs from the suite {suite}",
+                "Name the suite that was measured with --prompts, or omit the option.",
             )
         found[row["id"]] = row.get("prompt", text)
     return {key: text for key, text in found.items() if text}

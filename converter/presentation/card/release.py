@@ -1,4 +1,4 @@
-"""A release as its card describes it: what its headers, its manifest and its small files say."""
+"""A release as its card describes it, from its headers, its manifest and its small files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from typing import Any
 from converter.checkpoint.source import PIPELINE_INDEX, read_json
 from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, SUMMARY_NAME, Manifest, read_manifest
 from converter.errors import InputError, MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
+from converter.measurement.evidence.units import LOADED_BYTES
 from converter.models.lens.layout import CLASS_NAME
-from converter.presentation.card import figures
+from converter.presentation.tables.figures import reduction
 from converter.verification.audit import Audit
 from converter.verification.checks import check_headers
 from converter.verification.report import FamilyFootprint
 
-#: What Lens' families hold.
+#: Contents of Lens' families.
 _LENS_ROLES = {
     "img_mod": "modulation of the image stream",
     "txt_mod": "modulation of the text stream",
@@ -32,15 +33,15 @@ _LENS_ROLES = {
 
 @dataclass(frozen=True)
 class CardRelease:
-    """What a release says of itself."""
+    """A release, and the facts that its card states."""
 
     root: Path
     manifest: Manifest
     audit: Audit
     components: Mapping[str, str]
-    """Class of each component of the pipeline; empty outside of one."""
+    """Class of each component of the pipeline; empty if the release is not a pipeline."""
     encoder_quantization: str
-    """How the text encoder is stored, where its config tells."""
+    """Method of the text encoder's quantization; empty if its config names none."""
 
     @property
     def content(self) -> Mapping[str, Any]:
@@ -49,7 +50,7 @@ class CardRelease:
 
     @property
     def is_lens(self) -> bool:
-        """Whether it is a Lens transformer."""
+        """Whether the release is a Lens transformer."""
         return self.audit.class_name == CLASS_NAME
 
     @cached_property
@@ -71,7 +72,7 @@ class CardRelease:
 
     @property
     def stored_elements(self) -> int:
-        """Elements as the file stores them: what the Hub counts as parameters, a byte of packed codes as one."""
+        """Stored elements, which the Hub counts as parameters: a byte of packed codes is one."""
         return sum(prod(tensor.entry.shape) for tensor in self.audit.checkpoint.tensors.values())
 
     @property
@@ -81,21 +82,21 @@ class CardRelease:
 
     @property
     def source_bytes(self) -> int:
-        """Footprint of what it was made from."""
+        """Footprint of the source."""
         return sum(self.manifest.source_bytes_by_dtype.values())
 
     @property
     def families(self) -> tuple[FamilyFootprint, ...]:
-        """What each takes, the largest first."""
+        """Footprint of each family, the largest first."""
         return self.audit.footprints()
 
     def role(self, family: str) -> str:
-        """What a family holds, in words."""
+        """Return the contents of a family in words."""
         return _LENS_ROLES.get(family, family) if self.is_lens else family
 
     @property
     def group_sizes(self) -> list[int]:
-        """How many weights share a scale, as the shapes of weights and scales tell."""
+        """Numbers of weights that share a scale, from the shapes of weights and scales."""
         found = set()
         for module in self.audit.modules.values():
             scale, elements = module.parts.get("scale"), module.elements
@@ -105,34 +106,34 @@ class CardRelease:
 
     @property
     def skip_patterns(self) -> list[str]:
-        """Patterns with a star among what is not quantized: those that a recipe asked for."""
+        """Patterns of modules that the recipe keeps: those with a star in SDNQ's list."""
         names = self.audit.config.get("modules_to_not_convert") or ()
         return sorted(name for name in names if "*" in name)
 
     @property
     def kept_dtypes(self) -> list[str]:
-        """Dtypes of what is not quantized."""
+        """Dtypes of the tensors that are not quantized."""
         return sorted({entry.dtype for entry in self.audit.kept.values()})
 
     @property
     def source_dtypes(self) -> list[str]:
-        """Dtypes of what it was made from."""
+        """Dtypes of the source."""
         return sorted(self.manifest.source_bytes_by_dtype)
 
-    @property
+    @cached_property
     def summary(self) -> dict[str, Any] | None:
-        """Content of the summary that ``convert`` wrote."""
+        """Content of the summary that ``convert`` wrote; None if there is none."""
         return read_json(self.root / SUMMARY_NAME) if SUMMARY_NAME in self.written else None
 
     def figures(self) -> dict[str, Any]:
-        """Sizes and numbers, for templates."""
-        loaded = figures.LOADED_BYTES * self.audit.parameters
+        """Return sizes and numbers for templates."""
+        loaded = LOADED_BYTES * self.audit.parameters
         return {
             "bytes": self.total_bytes,
             "source_bytes": self.source_bytes,
             "loaded_bytes": loaded,
-            "vs_source": figures.reduction(self.source_bytes, self.total_bytes),
-            "vs_bf16": figures.reduction(loaded, self.total_bytes),
+            "vs_source": reduction(self.source_bytes, self.total_bytes),
+            "vs_bf16": reduction(loaded, self.total_bytes),
             "parameters": self.audit.parameters,
             "stored_elements": self.stored_elements,
             "tensors": len(self.audit.checkpoint.tensors),
@@ -145,37 +146,37 @@ class CardRelease:
 
 
 def read_release(root: Path) -> CardRelease:
-    """Read a release, and refuse one that is not what it says.
+    """Read a release, and check its headers.
 
     Raises:
-        MissingInput: it is not there, or has no manifest.
+        MissingInput: the folder does not exist, or has no manifest.
         MalformedCheckpoint: a file breaks its format, or a check of its headers failed.
-        UnsupportedCheckpoint: it is not quantized.
+        UnsupportedCheckpoint: the release is not quantized.
     """
     where = printable(str(root))
     if not root.is_dir():
-        raise MissingInput(where, "no such folder", "Give the folder that `lensconv convert` made.")
+        raise MissingInput(where, "no such folder", "Name the folder that `lensconv convert` made.")
     manifest = read_manifest(root)
     if manifest is None:
         raise MissingInput(where, f"has no {MANIFEST_NAME}", "Make the release with `lensconv convert`.")
     audit = Audit(root, component=manifest.component or None, manifest=manifest)
     if not audit.modules:
-        raise UnsupportedCheckpoint(f"{where}: no module of it is quantized", "Make it with `lensconv convert`.")
+        raise UnsupportedCheckpoint(f"{where}: no module in it is quantized", "Make it with `lensconv convert`.")
     _check(audit, manifest)
     components = _read_index(root)
     return CardRelease(root, manifest, audit, components, _encoder(root, components))
 
 
 def _check(audit: Audit, manifest: Manifest) -> None:
-    """Compare the weights with the manifest, and ask what ``verify`` asks.
+    """Compare the weights with the manifest, and run the checks of ``verify``.
 
-    Files that the manifest lists beside them may be about to change.
+    Other files in the manifest are not compared: the card may replace them.
     """
     for header in audit.checkpoint.headers:
         name = audit.checkpoint.prefix + header.file.name
         listed = manifest.files.get(name)
         if listed is None or listed.bytes != header.file_bytes or manifest.headers.get(name) != header.sha256:
-            raise MalformedCheckpoint(header.file, f"is not the file that {MANIFEST_NAME} lists")
+            raise MalformedCheckpoint(header.file, f"differs from the file in {MANIFEST_NAME}")
     for check in check_headers(audit):
         if not check.ok and check.name != "manifest":
             raise MalformedCheckpoint(audit.root, f"{check.name}: {check.detail}", hint="See `lensconv verify`.")

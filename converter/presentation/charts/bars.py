@@ -8,51 +8,50 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from converter.presentation.charts.chart import MODELS
+from converter.measurement.evidence.names import MODELS
 from converter.presentation.charts.page import Heading, Page, draw_text
 from converter.presentation.charts.style import GAP, MARGIN, WIDTH, Theme
 from converter.presentation.charts.text import shorten, text_width
 
 #: Pixels that the names at the left take at most.
 NAMES_WIDTH = 230
-#: Below this, in whatever unit, everything counts as nothing.
+#: Lengths below this, in any unit, count as zero.
 _NOTHING = 1e-6
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What was measured of one model."""
+    """A measurement of one model."""
 
-    parts: tuple[float, ...]
-    """Lengths of what is stacked, each in its own shade; none where nothing was measured."""
+    parts: Sequence[float]
+    """Lengths of the stacked parts, each in its own shade; empty where nothing was measured."""
     label: str = ""
-    """Stands at its end."""
+    """Text at its end."""
 
     @property
     def length(self) -> float:
-        """Of all parts."""
+        """Length of all parts."""
         return sum(self.parts)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Both models' bars, the original's above."""
+    """The bars of both models, the original's above."""
 
     name: str
-    original: Bar
-    quantized: Bar
+    bars: Sequence[Bar]
     note: str = ""
-    """Stands behind both."""
+    """Text behind both bars."""
 
     @property
     def length(self) -> float:
-        """Of the longer bar."""
-        return max(self.original.length, self.quantized.length)
+        """Length of the longer bar."""
+        return max(bar.length for bar in self.bars)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """How thick bars are, and how far it is from one pair to the next, in pixels."""
+    """Thickness of a bar, and distance from one pair to the next, in pixels."""
 
     thickness: float
     pitch: float
@@ -71,15 +70,15 @@ def draw_groups(
     label: str,
     *,
     rows: Rows = LABELLED,
-    lines: Sequence[float | None] = (),
+    lines: Sequence[float | None] = (None, None),
 ) -> Figure:
     """Draw pairs of bars.
 
     Args:
         theme: the colors.
-        heading: what stands above.
+        heading: the text above the bars.
         groups: from the top down, at least one.
-        label: what the bars count, with its unit.
+        label: the quantity that the bars show, with its unit.
         rows: how thick they are.
         lines: a value of each model to mark across all bars, such as its mean; None for no mark.
     """
@@ -91,12 +90,12 @@ def draw_groups(
     for number, (name, group) in enumerate(zip(names, groups, strict=True)):
         middle = rows.pitch * (number + 0.5)
         draw_text(axes, 0, middle, name, theme.ink, shift=-GAP - 2, align="right")
-        for model, bar, side in (("original", group.original, -0.5), ("quantized", group.quantized, 0.5)):
+        for model, bar, side in zip(MODELS, group.bars, (-0.5, 0.5), strict=True):
             _draw_bar(axes, theme, model, bar, middle + side * (rows.thickness + 1), rows.thickness)
         if group.note:
             draw_text(axes, group.length, middle, group.note, theme.ink)
     axes.axvline(0, color=theme.muted, linewidth=2)
-    for model, value in zip(MODELS, lines, strict=False):
+    for model, value in zip(MODELS, lines, strict=True):
         if value is not None:
             # Behind the bars, so that none of their ends is hidden.
             axes.axvline(value, color=theme.color(model), linewidth=3, zorder=0.9)
@@ -107,7 +106,7 @@ def draw_groups(
 def _draw_bar(axes: Axes, theme: Theme, model: str, bar: Bar, middle: float, thickness: float) -> None:
     start = 0.0
     for shade, part in enumerate(bar.parts):
-        # Above the boxes that text stands in.
+        # Above the boxes around text.
         axes.barh(middle, part, thickness, left=start, color=theme.color(model, shade), linewidth=0, zorder=4)
         start += part
     if bar.label:
@@ -115,12 +114,11 @@ def _draw_bar(axes: Axes, theme: Theme, model: str, bar: Bar, middle: float, thi
 
 
 def _extent(groups: Sequence[Group], width: float) -> float:
-    """The value at the right edge: every bar fits, and so does the text at its end."""
+    """Return the value at the right edge: every bar fits, and so does the text at its end."""
     needed = [_NOTHING]
     for group in groups:
-        texts = [(bar.length, bar.label) for bar in (group.original, group.quantized)] + [(group.length, group.note)]
-        for length, text in texts:
-            room = text_width(text) + 2 * GAP if text else 2.0
-            needed.append(length * width / (width - room))
+        for length, text in [(group.length, group.note), *((bar.length, bar.label) for bar in group.bars)]:
+            text_space = text_width(text) + 2 * GAP if text else 2.0
+            needed.append(length * width / (width - text_space))
     most = max(needed)
     return most if most > _NOTHING else 1.0

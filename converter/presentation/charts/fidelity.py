@@ -1,7 +1,7 @@
-"""How near the quantized weights are to the original ones, by family.
+"""The chart of fidelity: how near the quantized weights are to the original ones, by family.
 
-A figure that is null was infinite or no number when it was measured. With an error of exactly nothing the ratio is
-infinite; the cosine is one then, up to rounding. Everything else that has no figure is not finite.
+A figure that is null was infinite or not a number when it was measured. If the error is exactly zero, the ratio is
+infinite and the cosine is one, up to rounding. Any other family without a figure has no finite one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from converter.errors import printable
-from converter.measurement.evidence.files import WEIGHTS_NAME
+from converter.measurement.evidence.names import WEIGHTS_NAME
 from converter.presentation.charts.chart import (
     MOST_DECIBELS,
     MOST_MODULES,
@@ -23,10 +22,8 @@ from converter.presentation.charts.chart import (
     Evidence,
     LeftOut,
     check_drawable,
-    count,
-    short_number,
 )
-from converter.presentation.charts.chart import exact_number as exact
+from converter.presentation.charts.figures import count, exact_number, short_name, short_number
 from converter.presentation.charts.footprint import FAMILIES
 from converter.presentation.charts.page import Heading, Page, draw_text, round_steps
 from converter.presentation.charts.style import GAP, MARGIN, WIDTH, Theme
@@ -38,7 +35,7 @@ AXIS = "Signal to quantization noise (dB)"
 #: Pixels from one family to the next.
 _PITCH = 56
 _NAMES_WIDTH = 200
-#: What the cosine of equal vectors may lack of one in float64 sums of billions of terms.
+#: How far from one the cosine of equal vectors may be, in float64 sums of billions of terms.
 _COSINE_ROUNDING = 1e-9
 _EXACT = "equal to the original"
 _NOT_FINITE = "without a finite figure"
@@ -46,41 +43,40 @@ _NOT_FINITE = "without a finite figure"
 
 @dataclass(frozen=True)
 class _Family:
-    """What was measured of one family, in dB."""
+    """Measurements of one family, in dB."""
 
     name: str
     modules: int
     whole: float | None
-    """Energy of all its weights against that of their errors; None without a finite figure."""
+    """Ratio of the energy of all its weights to that of their errors; None without a finite figure."""
     lowest: float | None
-    """Of its worst module."""
+    """The same for its worst module."""
     is_exact: bool
 
     @property
     def words(self) -> str:
-        """What stands in place of a dot."""
+        """Text in place of a dot."""
         return _EXACT if self.is_exact else _NOT_FINITE
 
 
 def fidelity_chart(evidence: Evidence) -> Chart | LeftOut:
-    """Signal-to-quantization-noise ratios of families and of their worst modules.
+    """Return the signal-to-quantization-noise ratios of families and of their worst modules.
 
     Args:
         evidence: contents by file name.
 
     Raises:
-        EvidenceError: a ratio is beyond everything that exists.
+        EvidenceError: a figure is larger than anything that can be measured.
     """
     content = evidence.get(WEIGHTS_NAME)
     if content is None:
-        return LeftOut(NAME, f"{WEIGHTS_NAME} is not there")
+        return LeftOut(NAME, f"{WEIGHTS_NAME} is missing")
     families = [_family(entry) for entry in content["fidelity"]["families"]]
     if not families:
         return LeftOut(NAME, f"{WEIGHTS_NAME} has no families")
     check_drawable(WEIGHTS_NAME, "sqnr_db", _figures(families), MOST_DECIBELS)
     check_drawable(WEIGHTS_NAME, "modules", [family.modules for family in families], MOST_MODULES)
-    rank = {name: number for number, name in enumerate(FAMILIES)}
-    families.sort(key=lambda family: rank.get(family.name, len(rank)))
+    families.sort(key=lambda family: (*FAMILIES, family.name).index(family.name))
     return Chart(NAME, _describe(families), partial(_draw, families))
 
 
@@ -96,7 +92,7 @@ def _figures(families: Sequence[_Family]) -> list[float]:
 
 
 def _shown(families: Sequence[_Family]) -> list[_Family]:
-    """As many as a chart has room for: those farthest from the original."""
+    """Return as many as fit into a chart: those farthest from the original, in their order."""
 
     def distance(index: int) -> tuple[bool, float]:
         family = families[index]
@@ -134,16 +130,14 @@ def _draw(families: Sequence[_Family], theme: Theme) -> Figure:
 
 
 def _range(figures: Sequence[float], width: float) -> tuple[float, float]:
-    """Round ends around the figures, with room for marks at both and for a number behind the last."""
+    """Return round ends around the figures, with space for marks at both and for a number behind the last."""
     if not figures:
         return 0.0, 1.0
     least, most = min(figures), max(figures)
     extent = max(most - least, 1.0)
-    room = text_width(short_number(most)) + 4 * GAP
-    ticks = round_steps(least - extent * 0.05, most)
-    return float(ticks[0]), max(
-        float(ticks[0]) + (most - float(ticks[0])) * width / (width - room), most + extent * 0.01
-    )
+    text_space = text_width(short_number(most)) + 4 * GAP
+    start = round_steps(least - extent * 0.05, most)[0]
+    return start, max(start + (most - start) * width / (width - text_space), most + extent * 0.01)
 
 
 def _explain(families: Sequence[_Family], shown: Sequence[_Family]) -> str:
@@ -158,12 +152,12 @@ def _explain(families: Sequence[_Family], shown: Sequence[_Family]) -> str:
 def _describe(families: Sequence[_Family]) -> str:
     rows = []
     for family in _shown(families):
-        text = f"{printable(family.name, 40)} ({count(family.modules, 'module')}) "
+        text = f"{short_name(family.name)} ({count(family.modules, 'module')}) "
         if family.whole is None:
             text += family.words
         else:
-            lowest = _NOT_FINITE if family.lowest is None else f"{exact(family.lowest)} dB"
-            text += f"{exact(family.whole)} dB, lowest module {lowest}"
+            lowest = _NOT_FINITE if family.lowest is None else f"{exact_number(family.lowest)} dB"
+            text += f"{exact_number(family.whole)} dB, lowest module {lowest}"
         rows.append(text)
     rest = len(families) - len(rows)
     more = f" {count(rest, 'more family').replace('familys', 'families')} not shown." if rest else ""

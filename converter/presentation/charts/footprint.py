@@ -1,40 +1,28 @@
-"""How many bytes the transformer takes, by family and dtype."""
+"""The chart of the footprint: how many bytes the transformer takes, by family and dtype."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from converter.checkpoint.dtypes import LONG_NAMES
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import printable
-from converter.measurement.evidence.files import METRICS_NAME
+from converter.measurement.evidence.names import METRICS_NAME, MODEL_TITLES, MODELS, SUMMARY_MODELS
 from converter.measurement.evidence.statistics import percent_change
+from converter.measurement.evidence.units import GB
 from converter.presentation.charts.bars import Bar, Group, draw_groups
-from converter.presentation.charts.chart import (
-    MODELS,
-    MOST_BYTES,
-    MOST_ROWS,
-    Chart,
-    Evidence,
-    LeftOut,
-    Unit,
-    check_drawable,
-    choose_unit,
-    exact_size,
-)
-from converter.presentation.charts.chart import exact_number as exact
+from converter.presentation.charts.chart import MOST_BYTES, MOST_ROWS, Chart, Evidence, LeftOut, check_drawable
+from converter.presentation.charts.figures import Unit, choose_unit, describe_rows, exact_size
 from converter.presentation.charts.page import Heading, Key
-from converter.presentation.charts.style import Theme
 from converter.presentation.charts.text import drawable
 
 NAME = "footprint"
 TITLE = "Stored size of the transformer"
-#: Order of Lens' families; those of other models follow as the file has them.
+#: Order of Lens' families; those of other models follow in the order of the file.
 FAMILIES = ("img_mod", "txt_mod", "attn", "img_mlp", "txt_mlp", "embed", "norm")
 #: Dtypes of a model that get a shade of their own.
 _SHADES = 3
@@ -46,112 +34,94 @@ Sizes = Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class _Footprint:
-    """Both models' bytes by family and dtype."""
+class _Model:
+    """Bytes of one model."""
 
-    families: Mapping[str, tuple[Sizes, Sizes]]
-
-    def dtypes(self, index: int) -> list[str]:
-        """Of one model: those with most bytes first, the rest as one."""
-        totals: dict[str, int] = {}
-        for sizes in self.families.values():
-            for dtype, size in sizes[index].items():
-                totals[dtype] = totals.get(dtype, 0) + size
-        names = sorted((name for name, size in totals.items() if size), key=lambda name: (-totals[name], name))
-        return names if len(names) <= _SHADES else [*names[: _SHADES - 1], _OTHER]
-
-    def total(self, index: int) -> int:
-        """Bytes of one model."""
-        return sum(sum(sizes[index].values()) for sizes in self.families.values())
+    name: str
+    dtypes: Sequence[str]
+    """Dtypes with most bytes first; if there are too many, the rest counts as one."""
+    families: Mapping[str, Sequence[int]]
+    """Bytes of each of these dtypes, by family."""
 
     @property
-    def unit(self) -> Unit:
-        """In which the longest bar is at least one."""
-        return choose_unit(max(sum(sizes.values()) for pair in self.families.values() for sizes in pair))
+    def total(self) -> int:
+        """Bytes of all families."""
+        return sum(map(sum, self.families.values()))
 
 
 def footprint_chart(evidence: Evidence) -> Chart | LeftOut:
-    """What the headers of both checkpoints add up to.
+    """Return the stored sizes of both transformers.
 
     Args:
         evidence: contents by file name.
 
     Raises:
-        EvidenceError: a size is beyond everything that exists.
+        EvidenceError: a size is larger than anything that can be measured.
     """
     found = _read(evidence)
     if found is None:
-        return LeftOut(NAME, f"neither {METRICS_NAME} nor {SUMMARY_NAME} is there")
-    for name, pair in found.families.items():
+        return LeftOut(NAME, f"{METRICS_NAME} and {SUMMARY_NAME} are missing")
+    for name, pair in found.items():
         check_drawable(METRICS_NAME, name, [size for sizes in pair for size in sizes.values()], MOST_BYTES)
-    if not found.total(0) and not found.total(1):
+    models = [
+        _by_dtype(name, dict(zip(found, column, strict=True)))
+        for name, column in zip(MODELS, zip(*found.values(), strict=True), strict=True)
+    ]
+    if not any(model.total for model in models):
         return LeftOut(NAME, "neither transformer has a size")
-    return Chart(NAME, _describe(found), partial(_draw, found))
+    return _chart(models)
 
 
-def _read(evidence: Evidence) -> _Footprint | None:
+def _read(evidence: Evidence) -> Mapping[str, Sequence[Sizes]] | None:
+    """Return bytes by dtype of both models, by family; None where no file says them."""
     metrics, summary = evidence.get(METRICS_NAME), evidence.get(SUMMARY_NAME)
     models = [metrics["models"][model] for model in MODELS] if metrics is not None else []
-    footprints = [model.get("transformer") for model in models]
-    if footprints and all(footprint and footprint.get("families") for footprint in footprints):
-        return _Footprint(_by_family([footprint["families"] for footprint in footprints]))
-    if footprints and all(footprints):
-        first, second = (footprint["bytes_by_dtype"] for footprint in footprints)
-        return _Footprint({_WHOLE: (first, second)})
+    footprints = [model["transformer"] for model in models if model.get("transformer")]
+    if len(footprints) == len(MODELS):
+        if all(footprint.get("families") for footprint in footprints):
+            return _by_family([footprint["families"] for footprint in footprints])
+        return {_WHOLE: [footprint["bytes_by_dtype"] for footprint in footprints]}
     if summary is not None:
         short = {long: name for name, long in LONG_NAMES.items()}
-        first, second = (
-            {short.get(name, name): size for name, size in summary[f"{key}_transformer_dtypes"].items()}
-            for key in ("base", "quant")
-        )
-        return _Footprint({_WHOLE: (first, second)})
+        by_dtype = (summary[f"{name}_transformer_dtypes"] for name in SUMMARY_MODELS)
+        return {_WHOLE: [{short.get(dtype, dtype): size for dtype, size in sizes.items()} for sizes in by_dtype]}
     if models:
         sizes = [model["transformer_storage_gb"] for model in models]
-        check_drawable(METRICS_NAME, "transformer_storage_gb", sizes, MOST_BYTES / 10**9)
-        # Rounded to three digits, as the file is.
-        first, second = ({"": round(size * 10**9)} for size in sizes)
-        return _Footprint({_WHOLE: (first, second)})
+        check_drawable(METRICS_NAME, "transformer_storage_gb", sizes, MOST_BYTES / GB)
+        # The file rounds them to three digits.
+        return {_WHOLE: [{"": round(size * GB)} for size in sizes]}
     return None
 
 
-def _by_family(lists: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, tuple[Sizes, Sizes]]:
-    """Match the families of both models; those that are too many for a chart become one, the smallest first."""
-    first: dict[str, Sizes] = {}
-    second: dict[str, Sizes] = {}
-    for found, families in zip((first, second), lists, strict=True):
+def _by_family(lists: Iterable[Iterable[Mapping[str, Any]]]) -> dict[str, list[Sizes]]:
+    """Match the families of both models; if there are too many for a chart, the smallest become one row."""
+    found: list[dict[str, Counter[str]]] = []
+    for families in lists:
+        sizes: dict[str, Counter[str]] = {}
         for family in families:
-            found[family["name"]] = _add(found.get(family["name"], {}), family["bytes_by_dtype"])
-    names = [name for name in FAMILIES if name in first or name in second]
-    names += [name for name in [*first, *second] if name not in FAMILIES]
-    pairs = {name: (first.get(name, {}), second.get(name, {})) for name in names}
+            sizes.setdefault(family["name"], Counter()).update(family["bytes_by_dtype"])
+        found.append(sizes)
+    known = [name for name in FAMILIES if any(name in sizes for sizes in found)]
+    names = dict.fromkeys([*known, *(name for sizes in found for name in sizes)])
+    pairs: dict[str, list[Sizes]] = {name: [sizes.get(name, Counter()) for sizes in found] for name in names}
     if len(pairs) <= MOST_ROWS:
         return pairs
     by_size = sorted(pairs, key=lambda name: -max(sum(sizes.values()) for sizes in pairs[name]))
     rest = by_size[MOST_ROWS - 1 :]
-    merged = reduce(_add, (pairs[name][0] for name in rest)), reduce(_add, (pairs[name][1] for name in rest))
+    merged: list[Sizes] = [_add(column) for column in zip(*(pairs[name] for name in rest), strict=True)]
     return {name: pair for name, pair in pairs.items() if name not in rest} | {f"{len(rest)} more": merged}
 
 
-def _add(first: Sizes, second: Sizes) -> Sizes:
-    return {dtype: first.get(dtype, 0) + second.get(dtype, 0) for dtype in [*first, *second]}
+def _by_dtype(name: str, families: Mapping[str, Sizes]) -> _Model:
+    totals = _add(families.values())
+    dtypes = sorted((dtype for dtype, size in totals.items() if size), key=lambda dtype: (-totals[dtype], dtype))
+    if len(dtypes) > _SHADES:
+        dtypes[_SHADES - 1 :] = [_OTHER]
+    return _Model(name, dtypes, {family: _parts(sizes, dtypes) for family, sizes in families.items()})
 
 
-def _draw(found: _Footprint, theme: Theme) -> Figure:
-    unit = found.unit
-    keys = []
-    for index, (model, word) in enumerate(zip(MODELS, ("Original", "Quantized"), strict=True)):
-        for shade, dtype in enumerate(found.dtypes(index)):
-            keys.append(Key(f"{word} {drawable(dtype, 12)}".strip(), model, shade))
-    first, second = (found.dtypes(index) for index in range(2))
-    groups = [
-        Group(name, _bar(pair[0], first, unit), _bar(pair[1], second, unit)) for name, pair in found.families.items()
-    ]
-    return draw_groups(theme, Heading(TITLE, _totals(found), tuple(keys)), groups, f"Stored bytes ({unit.name})")
-
-
-def _bar(sizes: Sizes, dtypes: Sequence[str], unit: Unit) -> Bar:
-    parts = _parts(sizes, dtypes)
-    return Bar(tuple(unit.of(part) for part in parts), unit.show(sum(parts)) if any(parts) else "none")
+def _add(sizes: Iterable[Sizes]) -> Counter[str]:
+    return sum(map(Counter, sizes), Counter())
 
 
 def _parts(sizes: Sizes, dtypes: Sequence[str]) -> list[int]:
@@ -159,27 +129,35 @@ def _parts(sizes: Sizes, dtypes: Sequence[str]) -> list[int]:
     return [sizes.get(dtype, 0) + (rest if dtype == _OTHER else 0) for dtype in dtypes]
 
 
-def _totals(found: _Footprint) -> str:
-    first, second = found.total(0), found.total(1)
-    unit = choose_unit(max(first, second))
-    text = f"{exact(unit.of(first))} {unit.name} original, {exact(unit.of(second))} {unit.name} quantized"
-    if not first:
+def _chart(models: Sequence[_Model]) -> Chart:
+    families = list(models[0].families)
+    unit = choose_unit(max(sum(parts) for model in models for parts in model.families.values()))
+    keys = tuple(
+        Key(f"{title} {drawable(dtype, 12)}".strip(), model.name, shade)
+        for title, model in zip(MODEL_TITLES, models, strict=True)
+        for shade, dtype in enumerate(model.dtypes)
+    )
+    groups = [Group(family, [_bar(model.families[family], unit) for model in models]) for family in families]
+    rows = {family: [_words(model, family) for model in models] for family in families}
+    totals = _compare([model.total for model in models])
+    heading, label = Heading(TITLE, totals, keys), f"Stored bytes ({unit.name})"
+    description = f"{TITLE}: {totals}. {describe_rows(rows)}"
+    return Chart(NAME, description, partial(draw_groups, heading=heading, groups=groups, label=label))
+
+
+def _bar(parts: Sequence[int], unit: Unit) -> Bar:
+    return Bar([unit.of(part) for part in parts], unit.show(sum(parts)) if any(parts) else "none")
+
+
+def _words(model: _Model, family: str) -> str:
+    parts = zip(model.dtypes, model.families[family], strict=True)
+    return " and ".join(f"{exact_size(size)} {printable(dtype, 20)}".strip() for dtype, size in parts if size) or "none"
+
+
+def _compare(totals: Sequence[int]) -> str:
+    unit = choose_unit(max(totals))
+    text = ", ".join(f"{exact_size(total, unit)} {model}" for total, model in zip(totals, MODELS, strict=True))
+    if not totals[0]:
         return text
-    change = percent_change(first, second)
+    change = percent_change(*totals)
     return f"{text}: {abs(change):.1f} % {'less' if change <= 0 else 'more'}"
-
-
-def _describe(found: _Footprint) -> str:
-    rows = []
-    for name, pair in found.families.items():
-        sides = []
-        for index, model in enumerate(MODELS):
-            dtypes = found.dtypes(index)
-            parts = [
-                f"{exact_size(size)} {printable(dtype, 20)}".strip()
-                for dtype, size in zip(dtypes, _parts(pair[index], dtypes), strict=True)
-                if size
-            ]
-            sides.append(f"{model} {' and '.join(parts) or 'none'}")
-        rows.append(f"{printable(name, 40)}: {', '.join(sides)}")
-    return f"{TITLE}: {_totals(found)}. {'; '.join(rows)}."

@@ -1,4 +1,4 @@
-"""matplotlib, imported and used so that neither it nor the user's settings of it leave a trace."""
+"""Import and use matplotlib without files in the user's home, and without the user's settings."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tempfile import TemporaryDirectory
 
 from converter.errors import DependencyError
 
-#: What makes two runs write the same bytes: names inside an SVG are hashes, by default of random numbers. Text becomes
-#: outlines, since the fonts of whoever looks at it are unknown.
+#: Settings that give the same bytes in every run: names inside an SVG are hashes, by default of random numbers. Text
+#: becomes outlines, since the reader may not have the font.
 _SETTINGS = {"svg.fonttype": "path", "svg.hashsalt": "lensconv"}
 
 
 @contextmanager
 def traceless_import() -> Iterator[None]:
-    """While matplotlib is imported, have it write its list of fonts to a folder that is gone afterwards.
+    """Make matplotlib write its list of fonts to a temporary folder while it is imported.
 
-    It would write to the user's home, and where that is read-only, warn. A folder that the user chose with
-    ``MPLCONFIGDIR`` is left to it.
+    By default it writes to the user's home, and warns if that is read-only. A folder that the user chose with
+    ``MPLCONFIGDIR`` is used as it is.
 
     Raises:
-        DependencyError: what is imported inside the block cannot be.
+        DependencyError: an import inside the block fails.
     """
     if "matplotlib" in sys.modules or os.environ.get("MPLCONFIGDIR"):
         with _import_errors():
@@ -34,14 +34,14 @@ def traceless_import() -> Iterator[None]:
     level = log.level
     with TemporaryDirectory(prefix="lensconv-") as folder:
         os.environ["MPLCONFIGDIR"] = folder
-        # It warns of the seconds that the list of fonts may take.
+        # It warns that making the list of fonts may take some seconds.
         log.setLevel(logging.ERROR)
         try:
             with _import_errors():
                 yield
                 import matplotlib
 
-                # It remembers these; otherwise it would look for them where they are first needed.
+                # It caches these paths; otherwise it would look them up when they are first needed.
                 matplotlib.get_configdir()
                 matplotlib.get_cachedir()
         finally:
@@ -51,7 +51,7 @@ def traceless_import() -> Iterator[None]:
 
 @contextmanager
 def fixed_settings() -> Iterator[None]:
-    """Draw with matplotlib's own defaults, whatever the user's are, and set the user's again."""
+    """Draw with matplotlib's own defaults, and restore the user's settings afterwards."""
     import matplotlib
 
     with matplotlib.rc_context():

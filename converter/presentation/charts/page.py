@@ -1,11 +1,10 @@
-"""The page that every chart stands on: title, what it says in words, key, plot, axis."""
+"""The page of every chart: title, summary in words, key, plot, axis."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -37,7 +36,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Heading:
-    """What stands above a plot."""
+    """The text above a plot."""
 
     title: str
     text: str
@@ -45,11 +44,11 @@ class Heading:
 
 
 class Page:
-    """A figure with its heading, and room below it.
+    """A figure with its heading, and space for a plot below it.
 
     Args:
         theme: its colors.
-        heading: what stands above the plot.
+        heading: the text above the plot.
         plot_height: pixels of the plot, without its axis.
     """
 
@@ -66,13 +65,13 @@ class Page:
         self.height = math.ceil(self.plot_top + plot_height + _AXIS_HEIGHT + MARGIN)
         # At 72 dots an inch a point is a pixel.
         self.figure = Figure(figsize=(WIDTH / 72, self.height / 72), dpi=72, facecolor=theme.background)
-        place = float(MARGIN)
+        top = float(MARGIN)
         for line in titles:
-            place += LINE + 6
-            self.write(MARGIN, place - 14, line, size=TITLE_SIZE, bold=True)
+            top += LINE + 6
+            self.write(MARGIN, top - 14, line, size=TITLE_SIZE, bold=True)
         for line in lines:
-            place += LINE
-            self.write(MARGIN, place - 8, line, color=theme.muted)
+            top += LINE
+            self.write(MARGIN, top - 8, line, color=theme.muted)
         for number, row in enumerate(rows):
             self._draw_keys(row, key_top + number * LINE)
 
@@ -87,7 +86,7 @@ class Page:
         color: str = "",
         align: str = "left",
     ) -> None:
-        """Write a line at a place in pixels from the left and the top of the page."""
+        """Write a line; its position is in pixels from the left and from the top of the page."""
         self.figure.text(
             left / WIDTH,
             1 - baseline / self.height,
@@ -100,36 +99,41 @@ class Page:
         )
 
     def add_axes(self, left: float, right: float, top: float, height: float) -> Axes:
-        """Axes without any line or number, between two distances from the left of the page, below one from its top."""
+        """Return axes without lines and numbers.
+
+        Args:
+            left: pixels from the left of the page to their left edge.
+            right: pixels from the left of the page to their right edge.
+            top: pixels from the top of the page.
+            height: in pixels.
+        """
         axes = self.figure.add_axes(
             (left / WIDTH, 1 - (top + height) / self.height, (right - left) / WIDTH, height / self.height)
         )
         axes.set_facecolor(self.theme.background)
         axes.set_axisbelow(True)
         axes.tick_params(length=0, pad=GAP)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        axes.set(xticks=[], yticks=[])
         return axes
 
     def scale(self, axes: Axes, least: float, most: float, label: str, *, numbered: bool = True) -> None:
-        """Give axes a horizontal scale with a few round numbers, and say below the plot what they count.
+        """Give axes a horizontal scale with a few round numbers, and write below the plot what they count.
 
         Args:
             axes: made by ``add_axes``.
             least: value at their left edge.
             most: value at their right edge.
-            label: what is counted, with its unit.
+            label: the quantity on the scale, with its unit.
             numbered: whether the numbers are shown; the grid is, in any case.
         """
         axes.set_xlim(least, most)
         width = float(axes.bbox.width)
         names = _numbers(least, most, width)
-        room = WIDTH - axes.bbox.x0
+        available = WIDTH - axes.bbox.x0
         for tick, name in names.items():
             # A number under the right edge could reach beyond the page.
-            if not numbered or (tick - least) / (most - least) * width + text_width(name) / 2 > room:
+            if not numbered or (tick - least) / (most - least) * width + text_width(name) / 2 > available:
                 names[tick] = ""
         axes.set_xticks(list(names), list(names.values()))
         for text in axes.get_xticklabels():
@@ -141,22 +145,16 @@ class Page:
     def _draw_keys(self, row: Sequence[Key], top: float) -> None:
         left = float(MARGIN)
         for key in row:
-            square: dict[str, Any] = {"transform": IdentityTransform(), "linewidth": 0}
-            self.figure.add_artist(
-                Rectangle(
-                    (left, self.height - top - LINE / 2 - _SQUARE / 2 + 1),
-                    _SQUARE,
-                    _SQUARE,
-                    facecolor=self.theme.color(key.model, key.shade),
-                    **square,
-                )
-            )
+            corner = left, self.height - top - LINE / 2 - _SQUARE / 2 + 1
+            color = self.theme.color(key.model, key.shade)
+            square = Rectangle(corner, _SQUARE, _SQUARE, facecolor=color, transform=IdentityTransform(), linewidth=0)
+            self.figure.add_artist(square)
             self.write(left + _SQUARE + GAP, top + LINE - 8, key.text)
             left += _key_width(key) + _KEY_GAP
 
 
 def _numbers(least: float, most: float, width: float) -> dict[float, str]:
-    """Round numbers on a scale that is so many pixels wide, as many as fit side by side."""
+    """Return round numbers with their texts for a scale ``width`` pixels wide, as many as fit side by side."""
     slack = 1e-9 * (most - least)
     for bins in range(5, 0, -1):
         ticks = [tick for tick in round_steps(least, most, bins) if least - slack <= tick <= most + slack]
@@ -167,23 +165,23 @@ def _numbers(least: float, most: float, width: float) -> dict[float, str]:
 
 
 def round_steps(least: float, most: float, bins: int = 5) -> list[float]:
-    """Round numbers in equal steps, from at or below the least to at or above the most."""
-    return [float(step) for step in MaxNLocator(nbins=bins, steps=[1, 2, 5, 10]).tick_values(least, most)]
+    """Return round numbers in equal steps, from at or below the least to at or above the most."""
+    return list(map(float, MaxNLocator(nbins=bins, steps=[1, 2, 5, 10]).tick_values(least, most)))
 
 
 def draw_text(
     axes: Axes, x: float, y: float, text: str, color: str, *, shift: float = GAP, align: str = "left"
 ) -> None:
-    """Write a line into a plot, beside a point of its scales.
+    """Write a line into a plot, next to a point of its scales.
 
     Args:
         axes: the plot.
         x: of the point.
-        y: of the point, where the middle of the line comes.
-        text: is drawn as it is.
+        y: of the point, and of the middle of the line.
+        text: the line, which is written as it is.
         color: of the text.
-        shift: pixels to the right of the point.
-        align: which end of the line comes there.
+        shift: pixels from the point to the end of the line, to the right.
+        align: which end of the line is there.
     """
     axes.annotate(
         text,
@@ -206,7 +204,7 @@ def _key_width(key: Key) -> float:
 
 
 def _key_rows(keys: Sequence[Key], width: float) -> list[list[Key]]:
-    """Put the entries of a key into as few rows as they fit in; another model begins another row if both do not fit."""
+    """Split the entries of a key into rows that fit; if they need several, each model begins a new row."""
     total = sum(_key_width(key) + _KEY_GAP for key in keys) - _KEY_GAP
     if total <= width:
         return [list(keys)] if keys else []

@@ -1,13 +1,15 @@
-"""What all charts look like: one page width, two sizes of text, two themes, one color for each model.
+"""The style of all charts: one page width, two sizes of text, two themes, one color for each model.
 
-Lengths are pixels of a page that is ``WIDTH`` wide. Cards show it half as wide on a small screen, where text must still
-be 11 pixels high: 22 of the page from the top of a capital to the foot of a descender, which DejaVu Sans reaches at 23
-pixels (cap height 0.729 em, descender 0.236 em).
+Lengths are pixels of a page that is ``WIDTH`` wide. On a small screen, cards show it half as wide, and text must still
+be 11 pixels high. So text must be 22 pixels of the page high, from the top of a capital to the bottom of a descender;
+DejaVu Sans needs a size of 23 for that (cap height 0.729 em, descender 0.236 em).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from converter.measurement.evidence.names import ORIGINAL
 
 WIDTH = 800
 MARGIN = 20
@@ -22,7 +24,7 @@ GAP = 8
 @dataclass(frozen=True)
 class Theme:
     """Colors on one background. Text has a contrast of at least 4.5 with it, marks of at least 3 (WCAG 2.2, 1.4.3 and
-    1.4.11); lines of the grid mean nothing and may have less."""
+    1.4.11); lines of the grid carry no information and may have less."""
 
     name: str
     background: str
@@ -34,12 +36,12 @@ class Theme:
     quantized: tuple[str, str, str]
 
     def color(self, model: str, shade: int = 0) -> str:
-        """The color of ``original`` or ``quantized``; shades come again after three."""
-        shades = self.original if model == "original" else self.quantized
+        """Return a color of ``original`` or ``quantized``; shades repeat after three."""
+        shades = self.original if model == ORIGINAL else self.quantized
         return shades[shade % len(shades)]
 
 
-# Blue and orange, which every common kind of color blindness tells apart; backgrounds and greys are GitHub's.
+# Blue and orange differ for people with any common color blindness; backgrounds and greys are those of GitHub.
 LIGHT = Theme(
     name="light",
     background="#ffffff",

@@ -1,7 +1,7 @@
-"""Text as it will be drawn: how wide it is, and how to make it narrower.
+"""Text of charts: how wide it is, and how to make it narrower.
 
-Names come from files. Control characters are escaped, characters that the font lacks become boxes, nothing is read as
-mathematics, and what is too long is cut.
+Names come from files. Control characters are escaped, characters that the font lacks become boxes, dollar signs do not
+start mathematics, and long names are cut.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from matplotlib.ft2font import LoadFlags
 from converter.errors import printable
 from converter.presentation.charts.style import TEXT_SIZE
 
-#: Characters of a name, whatever its width: marks that stack have none.
+#: Most characters of a name; its width is not enough of a limit, since combining marks have none.
 LONGEST = 40
-#: Stands for what the font cannot show.
+#: Replaces characters that the font lacks.
 _BOX = "□"
 
 
 def font(size: float = TEXT_SIZE, *, bold: bool = False) -> FontProperties:
-    """DejaVu Sans, which comes with matplotlib and so is the same everywhere; it has Latin, Greek and Cyrillic."""
+    """Return DejaVu Sans, which matplotlib includes, so it is the same everywhere; it has Latin, Greek and Cyrillic."""
     return FontProperties(fname=str(_file(bold)), size=size)
 
 
 def text_width(text: str, size: float = TEXT_SIZE, *, bold: bool = False) -> float:
-    """Pixels that a line takes."""
+    """Return the width of a line in pixels."""
     face = get_font(str(_file(bold)))
     face.set_size(size, 72)
     face.set_text(text, 0.0, flags=LoadFlags.NO_HINTING)
@@ -37,14 +37,14 @@ def text_width(text: str, size: float = TEXT_SIZE, *, bold: bool = False) -> flo
 
 
 def drawable(text: str, limit: int = LONGEST) -> str:
-    """The text with nothing in it that cannot be drawn, at most ``limit`` characters."""
+    """Return the text without anything that cannot be drawn, at most ``limit`` characters."""
     face = get_font(str(_file(bold=False)))
     composed = unicodedata.normalize("NFC", printable(text.strip(), limit)).strip()
     return "".join(character if face.get_char_index(ord(character)) else _BOX for character in composed)
 
 
 def shorten(text: str, width: float) -> str:
-    """The drawable text, cut so that it takes at most ``width`` pixels."""
+    """Return the drawable text, cut so that it takes at most ``width`` pixels."""
     whole = drawable(text)
     for length in range(len(whole), 0, -1):
         cut = whole if length == len(whole) else whole[:length].rstrip("…") + "…"
@@ -54,7 +54,7 @@ def shorten(text: str, width: float) -> str:
 
 
 def wrap(text: str, width: float, size: float = TEXT_SIZE, *, bold: bool = False) -> list[str]:
-    """Lines of whole words that take at most ``width`` pixels each, if no word is longer."""
+    """Return lines of whole words that take at most ``width`` pixels each, unless a word is longer."""
     lines: list[str] = []
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}" if lines else word

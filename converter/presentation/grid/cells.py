@@ -1,5 +1,7 @@
-"""The cells of a grid, from the files of a bench. What these files say is not trusted: images are read only from within
-the folder, only as they were measured, and only as far as they are small enough.
+"""The cells of a grid, from the files of a bench.
+
+These files are not trusted: images are read only from inside the folder, only if they are those that were measured, and
+only up to a certain size.
 """
 
 from __future__ import annotations
@@ -19,20 +21,19 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from converter.errors import EvidenceError, printable, reason_of
-from converter.measurement.evidence.agreement import MODELS
-from converter.measurement.evidence.files import MATRIX_NAME
+from converter.errors import EvidenceError, reason_of
+from converter.measurement.evidence.names import MATRIX_NAME, MODELS
 from converter.presentation.grid.layout import Size
 
-#: Bytes of an image file; as raw pixels, the largest image that PIL takes for no bomb has half as many.
+#: Most bytes of an image file. The largest image that PIL accepts has half as many bytes of raw pixels.
 _FILE_LIMIT = 1 << 29
 #: Modes that become RGB of 8 bits without any loss.
 _EXACT_MODES = ("1", "L", "P", "RGB")
-#: Where a PNG tells its bits a channel (PNG specification, 11.2.1); PIL drops what is beyond eight without a word.
-_DEPTH_PLACE = 24
-#: Pixels a side of a box where no image and no setting tells a size.
+#: Offset of the bits per channel in a PNG (PNG specification, 11.2.1); PIL silently drops those beyond eight.
+_DEPTH_OFFSET = 24
+#: Pixels per side of a box whose size is in no image and no setting.
 _DEFAULT_SIDE = 512
-#: What PIL raises where a PNG is broken, from its own checks and from what it is built on.
+#: What PIL and the libraries below it raise for a broken PNG.
 _BROKEN = (
     OSError,
     SyntaxError,
@@ -49,7 +50,7 @@ _BROKEN = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One prompt drawn by one model."""
+    """The image of one prompt and one model."""
 
     id: str
     model: str
@@ -57,14 +58,14 @@ class Cell:
     file: Path | None = None
     """The image; None where it is missing."""
     sha256: str = ""
-    """What the file held when its size was read."""
+    """Checksum of the file when its size was read."""
     missing: str = ""
     """Why there is no image."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt drawn by both models."""
+    """The images of one prompt."""
 
     id: str
     scenario: str
@@ -73,23 +74,23 @@ class Row:
 
     @property
     def sizes(self) -> tuple[Size, Size]:
-        """Of both cells."""
+        """Sizes of both cells."""
         return self.cells[0].size, self.cells[1].size
 
 
 def find_rows(folder: Path, matrix: Mapping[str, Any]) -> list[Row]:
-    """Find the images of a bench; sizes are read, pixels are not.
+    """Find the images of a bench, and read their sizes.
 
     Args:
-        folder: holds ``comparison_matrix.json``.
+        folder: contains ``comparison_matrix.json``.
         matrix: its content, which is valid.
 
     Returns:
-        A row for each prompt. Where an image is missing, its cell has the size of the other one in its row; where both
-        are, the most common size.
+        A row for each prompt. The cell of a missing image has the size of the other image in its row; if both are
+        missing, the most common size.
 
     Raises:
-        EvidenceError: an image lies outside the folder, is no PNG, or is another one than was measured.
+        EvidenceError: an image is outside of the folder, is not a PNG, or is not the image that was measured.
     """
     rows = [
         (prompt, [_find_cell(folder, prompt["id"], model, prompt[model]) for model in MODELS])
@@ -101,19 +102,16 @@ def find_rows(folder: Path, matrix: Mapping[str, Any]) -> list[Row]:
 
 
 def read_pixels(cell: Cell) -> Image.Image:
-    """Decode the image of a cell.
-
-    Returns:
-        It in RGB of 8 bits, with the pixels of the file.
+    """Return the image of a cell in RGB of 8 bits, with the pixels of the file.
 
     Raises:
-        EvidenceError: the file is truncated or broken, or another one than when its size was read.
+        EvidenceError: the file is truncated or broken, or was changed after its size was read.
     """
     if cell.file is None:
         raise ValueError("a missing cell has no pixels")
     content = _read(cell.file)
     if content is None or hashlib.sha256(content).hexdigest() != cell.sha256:
-        raise EvidenceError(cell.file, "was changed while the grid was drawn", "Run the command again.")
+        raise EvidenceError(cell.file, "was changed while the grid was made", "Run the command again.")
     with _open(cell.file, content) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -126,26 +124,26 @@ def read_pixels(cell: Cell) -> Image.Image:
 def _find_cell(folder: Path, prompt: str, model: str, measured: Mapping[str, Any]) -> Cell:
     nothing = Size(0, 0)
     if "failed" in measured:
-        return Cell(prompt, model, nothing, missing=f"not measured: {printable(measured['failed'])}")
+        return Cell(prompt, model, nothing, missing=f"not measured: {measured['failed']}")
     if "image" not in measured:
         return Cell(prompt, model, nothing, missing="no image was kept")
     file = _contained(folder, measured["image"])
     content = _read(file)
     if content is None:
-        return Cell(prompt, model, nothing, missing=f"no such file: {printable(measured['image'])}")
+        return Cell(prompt, model, nothing, missing=f"no such file: {measured['image']}")
     digest = hashlib.sha256(content).hexdigest()
     if measured.get("image_sha256", digest) != digest:
         raise EvidenceError(
             file,
             f"is stale: its sha256 is not the one in {MATRIX_NAME}",
-            "Put the image that was measured back, or measure again with `lensconv bench`.",
+            "Restore the image that was measured, or measure again with `lensconv bench`.",
         )
     with _open(file, content) as image:
         return Cell(prompt, model, Size(*image.size), file, digest)
 
 
 def _fill(cells: Sequence[Cell], typical: Size) -> tuple[Cell, Cell]:
-    """Give missing cells a size."""
+    """Return both cells with sizes."""
     size = next((cell.size for cell in cells if cell.file is not None), typical)
     first, second = (cell if cell.file is not None else replace(cell, size=size) for cell in cells)
     return first, second
@@ -158,23 +156,23 @@ def _size_in_settings(matrix: Mapping[str, Any]) -> Size:
 
 
 def _contained(folder: Path, name: str) -> Path:
-    """The path of an image, if it stays inside the folder."""
+    """Return the path of an image, which must be inside the folder."""
     path = PurePosixPath(name)
     root = os.path.realpath(folder)
     if name.isprintable() and "\\" not in name and path.parts and not path.is_absolute() and ".." not in path.parts:
         resolved = os.path.realpath(Path(root, path))
         if os.path.commonpath((root, resolved)) == root:
             return folder / path
-    raise EvidenceError(folder / MATRIX_NAME, f"image {name} is no path inside the folder")
+    raise EvidenceError(folder / MATRIX_NAME, f"image {name} is not a path inside the folder")
 
 
 def _read(file: Path) -> bytes | None:
-    """Content of an image file; None if there is no such file."""
+    """Return the content of an image file; None if there is no such file."""
     try:
-        # Opening a pipe would wait for someone to write to it.
+        # Without this flag, opening a pipe waits for a program that writes to it.
         with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise EvidenceError(file, "is no file")
+                raise EvidenceError(file, "is not a regular file")
             content = stream.read(_FILE_LIMIT + 1)
     except FileNotFoundError:
         return None
@@ -186,7 +184,7 @@ def _read(file: Path) -> bytes | None:
 
 
 def _open(file: Path, content: bytes) -> Image.Image:
-    """Read the head of a PNG; no pixels yet."""
+    """Read the header of a PNG."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -195,13 +193,13 @@ def _open(file: Path, content: bytes) -> Image.Image:
         except _BROKEN as error:
             raise _broken(file, error) from error
     kind = "transparent" if "transparency" in image.info else image.mode
-    if kind not in _EXACT_MODES or content[_DEPTH_PLACE] > 8:
-        raise EvidenceError(file, f"its pixels are {kind} of {content[_DEPTH_PLACE]} bits, not opaque RGB of 8 bits")
+    if kind not in _EXACT_MODES or content[_DEPTH_OFFSET] > 8:
+        raise EvidenceError(file, f"its pixels are {kind} of {content[_DEPTH_OFFSET]} bits, not opaque RGB of 8 bits")
     return image
 
 
 def _broken(file: Path, error: BaseException) -> EvidenceError:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return EvidenceError(file, f"claims more than {Image.MAX_IMAGE_PIXELS} pixels")
+        return EvidenceError(file, f"has more than {Image.MAX_IMAGE_PIXELS} pixels")
     reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
-    return EvidenceError(file, f"is no whole PNG{reason}")
+    return EvidenceError(file, f"is not a complete PNG{reason}")

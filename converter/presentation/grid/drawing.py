@@ -1,10 +1,11 @@
-"""Drawing: titles and labels beside the cells, boxes where an image is missing, and the canvas as WebP."""
+"""Draw titles, labels, and boxes for missing images, and encode the canvas as WebP."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -14,19 +15,19 @@ from converter.errors import DependencyError, OutputError, printable
 from converter.presentation.grid.cells import Row
 from converter.presentation.grid.layout import Box, Measures, SheetLayout, Size
 
-#: A canvas that leaves photographs their contrast, and three greys of falling weight.
+#: The canvas, which does not reduce the contrast of photographs, and greys from dark to light.
 BACKGROUND = (250, 250, 248)
 _STRONG = (38, 38, 36)
 _PALE = (128, 128, 124)
 _HATCH = (226, 226, 222)
 _BOX = (240, 240, 237)
-#: Characters of a label at most, before it is measured.
+#: Most characters of a label; longer ones are cut before their width is measured.
 _LABEL_LIMIT = 300
 _ELLIPSIS = "…"
-#: The one of libwebp's methods with the smallest files: photographs at quality 98 take 3 to 5 % less than with the
-#: default, 4, at the same mean error and in twice the time; 4.1 megapixels take 0.6 to 1.4 s.
+#: The method of libwebp with the smallest files: photographs at quality 98 take 3 to 5 % less than with the default, 4,
+#: at the same mean error and in twice the time; 4.1 megapixels take 0.6 to 1.4 s.
 _LOSSY_METHOD = 6
-#: libwebp's default; the next ones take several times as long for a few percent.
+#: The default of libwebp; higher ones take several times as long and save a few percent.
 _LOSSLESS_METHOD = 4
 
 
@@ -34,10 +35,10 @@ class Typography:
     """The fonts of a grid.
 
     Args:
-        measures: of the grid.
+        measures: the measures of the grid.
 
     Raises:
-        DependencyError: the font is not there.
+        DependencyError: the font is missing.
     """
 
     def __init__(self, measures: Measures) -> None:
@@ -48,37 +49,37 @@ class Typography:
 def draw_texts(
     canvas: Image.Image, layout: SheetLayout, typography: Typography, titles: tuple[str, str], rows: Sequence[Row]
 ) -> None:
-    """Draw column titles and row labels; cells are to be pasted after it, so that no letter can reach into one.
+    """Draw column titles and row labels. Cells must be pasted afterwards, so that no letter covers them.
 
     Args:
         canvas: an RGB image of the size of the layout.
-        layout: of this sheet.
-        typography: fonts of the grid.
-        titles: of the columns.
-        rows: of this sheet.
+        layout: the layout of this sheet.
+        typography: the fonts of the grid.
+        titles: the titles of the columns.
+        rows: the rows of this sheet.
     """
     draw = ImageDraw.Draw(canvas)
     for box, title in zip(layout.titles, titles, strict=True):
         _write(draw, box, shorten(printable(title, _LABEL_LIMIT), typography.title, box.width), typography.title)
-    for row, place in zip(rows, layout.rows, strict=True):
-        name, seed = label_of(row, typography.label, place.label.width)
-        _write(draw, place.label, name, typography.label)
+    for row, placed in zip(rows, layout.rows, strict=True):
+        box = placed.label
+        name, seed = label_of(row, typography.label, box.width)
+        _write(draw, box, name, typography.label)
         indent = math.ceil(typography.label.getlength(name))
-        box = Box(place.label.x + indent, place.label.y, place.label.width - indent, place.label.height)
-        _write(draw, box, seed, typography.label, _PALE)
+        _write(draw, replace(box, x=box.x + indent), seed, typography.label, _PALE)
 
 
 def label_of(row: Row, font: ImageFont.FreeTypeFont, width: int) -> tuple[str, str]:
-    """The label of a row in two parts: what was drawn, and the seed.
+    """Return the label of a row in two parts: the prompt, and the seed.
 
     Args:
-        row: what to name.
-        font: what it will be drawn in.
+        row: the row.
+        font: the font of the label.
         width: pixels that both parts together may take; the scenario is shortened first.
     """
     start, end = f"{printable(row.id)} · ", f" · seed {printable(str(row.seed))}"
     scenario = printable(row.scenario, _LABEL_LIMIT)
-    # Each part is drawn from a whole pixel on.
+    # Each part begins at a whole pixel.
     left = width - 1 - font.getlength(end)
     if font.getlength(start + _ELLIPSIS) <= left:
         return start + shorten(scenario, font, left - font.getlength(start)), end
@@ -86,7 +87,7 @@ def label_of(row: Row, font: ImageFont.FreeTypeFont, width: int) -> tuple[str, s
 
 
 def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """Text that is at most so many pixels wide; what was cut off leaves an ellipsis. Empty if not even that fits."""
+    """Return the text, cut with an ellipsis if it is wider than ``width`` pixels; empty if not even that fits."""
     if font.getlength(text) <= width:
         return text
     for end in range(len(text) - 1, -1, -1):
@@ -97,12 +98,12 @@ def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
 
 
 def draw_missing(size: Size, reason: str, typography: Typography) -> Image.Image:
-    """A hatched box in the place of an image, with the reason as wrapped text.
+    """Draw a hatched box for a missing image, with the reason as wrapped text.
 
     Args:
-        size: of the box.
+        size: the size of the box.
         reason: why there is no image.
-        typography: fonts of the grid.
+        typography: the fonts of the grid.
     """
     font = typography.label
     letters = round(font.size)
@@ -120,13 +121,13 @@ def draw_missing(size: Size, reason: str, typography: Typography) -> Image.Image
     left, top = (size.width - widest) // 2, (size.height - height * len(lines)) // 2
     draw.rectangle((left - letters, top - letters // 2, left + widest + letters, top + height * len(lines)), fill=_BOX)
     for index, line in enumerate(lines):
-        box = Box(0, top + index * height, size.width, height)
-        draw.text((box.width / 2, box.y + height / 2), line, font=font, fill=_PALE, anchor="mm")
+        middle = top + index * height + height / 2
+        draw.text((size.width / 2, middle), line, font=font, fill=_PALE, anchor="mm")
     return image
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Text in lines of at most so many pixels; words that are too long are shortened, or left out if they must be."""
+    """Return text in lines of at most ``width`` pixels; words that are too long are shortened or left out."""
     lines: list[str] = []
     for word in (shorten(word, font, width) for word in text.split()):
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
@@ -137,20 +138,20 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def new_canvas(size: Size) -> Image.Image:
-    """An empty sheet."""
+    """Return an empty sheet."""
     return Image.new("RGB", (size.width, size.height), BACKGROUND)
 
 
 def encode(image: Image.Image, origin: Image.Exif, *, quality: int | None) -> bytes:
-    """The image as WebP: the same pixels of the same origin give the same bytes.
+    """Return the image as WebP: the same pixels and origin give the same bytes.
 
     Args:
         image: RGB, at most 16,383 pixels a side.
-        origin: what the file says of what it was drawn from.
+        origin: a note of the measurements that it shows.
         quality: 0 to 100; None for lossless.
 
     Raises:
-        OutputError: the encoder refuses it.
+        OutputError: the encoder refuses the image.
     """
     stream = BytesIO()
     try:
@@ -164,15 +165,14 @@ def encode(image: Image.Image, origin: Image.Exif, *, quality: int | None) -> by
 
 
 def _font(letters: int) -> ImageFont.FreeTypeFont:
-    # Found without importing it, which would take a moment and read its configuration.
+    # Importing matplotlib would take a moment and read its configuration.
     package = importlib.util.find_spec("matplotlib")
-    places = (package.submodule_search_locations if package is not None else None) or ()
-    for place in places:
-        file = Path(place, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
+    for folder in (package.submodule_search_locations if package is not None else None) or ():
+        file = Path(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
         if file.is_file():
-            # The other engine is not there on every machine, and sets text a little differently.
+            # The other engine is not installed everywhere, and gives slightly different text.
             return ImageFont.truetype(str(file), letters, layout_engine=ImageFont.Layout.BASIC)
-    raise DependencyError("DejaVuSans.ttf is not there", "Install matplotlib again: it comes with it.")
+    raise DependencyError("DejaVuSans.ttf is missing", "Install matplotlib again; it includes the font.")
 
 
 def _write(
@@ -182,5 +182,5 @@ def _write(
     font: ImageFont.FreeTypeFont,
     colour: tuple[int, int, int] = _STRONG,
 ) -> None:
-    """Draw one line, its letters on the same base line whatever they are."""
+    """Draw one line of text on the base line of the box."""
     draw.text((box.x, box.y + round(font.size * 0.93)), text, font=font, fill=colour, anchor="ls")

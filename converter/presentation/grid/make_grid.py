@@ -1,21 +1,21 @@
-"""Making the comparison grid of a bench: sheets in native pixels, and a preview for the model card.
+"""Make the comparison grid of a bench: sheets in native pixels, and a preview for the model card.
 
-Sheets are drawn one after the other, and only one image is decoded at a time. Files are written when all
-of them are there, so that what cannot be drawn leaves the files of an earlier run alone.
+Sheets are drawn one after the other, and only one image is decoded at a time. Files are written when all sheets are
+complete, so that a failure does not change the files of an earlier run.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from converter.checkpoint.writer import folder_inside, replace_file, write_error
+from converter.checkpoint.writer import folder_inside
 from converter.console import SILENT, Reporter
 from converter.errors import EvidenceError, MissingInput, UsageError
-from converter.measurement.evidence.agreement import MODELS
-from converter.measurement.evidence.files import MATRIX_NAME, METRICS_NAME, read_evidence
+from converter.measurement.evidence.files import read_evidence
+from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, MODEL_TITLES, MODELS
 from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.presentation.grid.cells import Row, find_rows
 from converter.presentation.grid.layout import (
@@ -29,10 +29,10 @@ from converter.presentation.grid.layout import (
 )
 from converter.presentation.grid.report import GridReport
 from converter.presentation.grid.sheets import FOLDER, PREVIEW_NAME, SHEET_QUALITY, Drawing
+from converter.presentation.output import replace_pictures
 
 #: Names of sheets, of this run and of earlier ones.
 SHEET_PATTERN = re.compile(rf"comparison_grid_(\d+to\d+|mixed)_q{SHEET_QUALITY}(-\d+of\d+)?\.webp")
-_TITLES = ("Original", "Quantized")
 
 
 def make_grid(
@@ -45,34 +45,34 @@ def make_grid(
     """Draw the images of a bench side by side, pixel for pixel, and write the sheets and the preview.
 
     Args:
-        folder: holds ``comparison_matrix.json`` and the images that it names.
-        output: where ``assets/comparison`` goes; the same folder by default.
-        preview_width: pixels that the preview may be wide.
+        folder: contains ``comparison_matrix.json`` and the images that it names.
+        output: the folder in which ``assets/comparison`` is created; by default the same folder.
+        preview_width: most pixels that the preview may be wide.
         reporter: shows progress and notes.
 
     Raises:
-        MissingInput: there is no such folder, or no matrix in it.
-        EvidenceError: the matrix is of another format; an image lies outside the folder, is broken, or is another one
-            than was measured.
-        UsageError: a single row is larger than WebP allows, or the preview is too narrow for anything.
-        OutputError: the pictures cannot be written there.
+        MissingInput: the folder does not exist, or contains no matrix.
+        EvidenceError: the matrix has another format; an image is outside of the folder, is broken, or is not the image
+            that was measured.
+        UsageError: a single row is larger than WebP allows, or the preview is too narrow.
+        OutputError: the pictures cannot be written.
         DiskError: there is no space.
-        DependencyError: the font is not there.
+        DependencyError: the font is missing.
     """
     output = output or folder
     if not folder.is_dir():
-        raise MissingInput(folder, "no such folder", "Check the path; `lensconv bench` makes one.")
+        raise MissingInput(folder, "no such folder", "Check the path; `lensconv bench` creates such a folder.")
     matrix = read_evidence(folder / MATRIX_NAME)[1]
     rows = find_rows(folder, matrix)
     titles = _titles(folder, reporter)
-    place = folder_inside(output, str(FOLDER))
+    target = folder_inside(output, str(FOLDER))
     sizes = [row.sizes for row in rows]
     counts = _split(sizes)
     scale = preview_scale(sizes, preview_width, least=1 if len(counts) == 1 else 2)
     if scale is None:
-        raise UsageError(f"--preview-width {preview_width}: too narrow for two columns", "Allow more.")
+        raise UsageError(f"--preview-width {preview_width}: too narrow for two columns", "Use a larger number.")
     if len(counts) > 1:
-        reporter.note(f"WebP allows {SIDE_LIMIT} pixels a side: {len(rows)} rows are split over {len(counts)} sheets")
+        reporter.note(f"WebP allows {SIDE_LIMIT} pixels per side: {len(rows)} rows are split into {len(counts)} sheets")
     with reporter.progress("drawing the grid", len(rows) + len(counts) + 1, "steps") as display:
         drawing = Drawing(rows, titles, scale, origin_note(grid_text(matrix)), display)
         drawn = [drawing.draw_sheet(name, count) for name, count in zip(_names(rows, counts), counts, strict=True)]
@@ -83,62 +83,41 @@ def make_grid(
             f"the preview shows the first {report.preview_rows} of {report.rows} rows, as many as WebP allows"
         )
     contents = {Path(sheet.file).name: content for sheet, content in drawn}
-    _write(place, {**contents, PREVIEW_NAME: drawn_preview[1]})
+    replace_pictures(target, {**contents, PREVIEW_NAME: drawn_preview[1]}, SHEET_PATTERN)
     return report
 
 
 def _titles(folder: Path, reporter: Reporter) -> tuple[str, str]:
-    """Names of the models, where a valid file tells them."""
+    """Return the names of the models from ``benchmark_metrics.json``, or default names."""
     if not os.path.lexists(folder / METRICS_NAME):
-        return _TITLES
+        return MODEL_TITLES
     try:
         models = read_evidence(folder / METRICS_NAME)[1]["models"]
     except (EvidenceError, MissingInput) as error:
-        reporter.note(f"{error.message}; the columns are titled {' and '.join(_TITLES)}")
-        return _TITLES
+        reporter.note(f"{error.message}; the titles of the columns are {' and '.join(MODEL_TITLES)}")
+        return MODEL_TITLES
     original, quantized = (str(models[model]["label"]) for model in MODELS)
     return original, quantized
 
 
 def _split(sizes: Sequence[Pair]) -> list[int]:
-    """How many rows each sheet has."""
+    """Return how many rows each sheet has."""
     measures = Measures.of(sizes)
     counts = split_rows(measures, sizes) if measures.width <= SIDE_LIMIT else None
     if counts is None:
         row = max(sizes, key=lambda pair: (sum(size.width for size in pair), max(size.height for size in pair)))
         shown = " and ".join(f"{size.width}x{size.height}" for size in row)
         raise UsageError(
-            f"a row of the grid, with images such as {shown} beside each other, is larger than the {SIDE_LIMIT} pixels "
-            "a side that WebP allows",
-            "Compare smaller images; the grid never resamples them.",
+            f"a row of the grid, with images such as {shown} side by side, is larger than the {SIDE_LIMIT} pixels per "
+            "side that WebP allows",
+            "Compare smaller images; the grid does not resample them.",
         )
     return counts
 
 
 def _names(rows: Sequence[Row], counts: Sequence[int]) -> list[str]:
-    """Names of the sheets."""
+    """Return the names of the sheets."""
     name = f"comparison_grid_{ratio_name(cell.size for row in rows for cell in row.cells)}_q{SHEET_QUALITY}"
     if len(counts) == 1:
         return [f"{name}.webp"]
     return [f"{name}-{number}of{len(counts)}.webp" for number in range(1, len(counts) + 1)]
-
-
-def _write(place: Path, contents: Mapping[str, bytes]) -> None:
-    """Write the pictures, each whole or not at all, and remove the sheets of earlier runs."""
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(place, error) from error
-    for name, content in contents.items():
-        replace_file(place / name, content)
-    try:
-        for file in sorted(place.iterdir()):
-            # A link is removed itself, not what it leads to.
-            if (
-                SHEET_PATTERN.fullmatch(file.name)
-                and file.name not in contents
-                and (file.is_symlink() or file.is_file())
-            ):
-                file.unlink()
-    except OSError as error:
-        raise write_error(place, error) from error

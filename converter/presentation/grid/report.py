@@ -1,4 +1,4 @@
-"""What a grid is made of, as ``lensconv grid --json`` shows it."""
+"""The report of a grid, as ``lensconv grid --json`` shows it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.measurement.evidence.agreement import MODELS
+from converter.measurement.evidence.names import MODELS
 
 
 @dataclass(frozen=True)
 class PlacedCell:
-    """Where a cell stands in a picture, in pixels of the picture; x and y are of its upper left corner."""
+    """Position of a cell in a picture, in pixels; x and y are those of its upper left corner."""
 
     id: str
     model: str
@@ -37,7 +37,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Preview:
-    """A file with all cells, or as many rows as fit, reduced so that the whole is not too wide."""
+    """A file with all cells, or as many rows as fit, reduced to the width of a preview."""
 
     file: str
     """Relative to the output folder, with slashes."""
@@ -45,43 +45,43 @@ class Preview:
     height: int
     bytes: int
     scale: int
-    """By which whole number cells are reduced; 1 where they are not."""
+    """Whole number by which cells are reduced; 1 if they are not."""
     lossless: bool
-    """Whether the cells hold the very pixels of the images."""
+    """Whether the cells have exactly the pixels of the images."""
     cells: tuple[PlacedCell, ...]
 
 
 @dataclass(frozen=True)
 class GridReport:
-    """What was drawn."""
+    """The files of a grid."""
 
     output: Path
-    """The folder that the files' names are relative to."""
+    """The folder to which the names of the files are relative."""
     sheets: tuple[Sheet, ...]
     preview: Preview
 
     @property
     def cells(self) -> tuple[PlacedCell, ...]:
-        """Of all sheets."""
+        """Cells of all sheets."""
         return tuple(cell for sheet in self.sheets for cell in sheet.cells)
 
     @property
     def missing(self) -> tuple[PlacedCell, ...]:
-        """Boxes without an image."""
+        """Cells without an image."""
         return tuple(cell for cell in self.cells if cell.missing)
 
     @property
     def rows(self) -> int:
-        """How many prompts there are."""
+        """Number of prompts."""
         return len(self.cells) // len(MODELS)
 
     @property
     def preview_rows(self) -> int:
-        """How many of them the preview shows."""
+        """Number of prompts in the preview."""
         return len(self.preview.cells) // len(MODELS)
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv grid --json`` shows it."""
+        """Return it as ``lensconv grid --json`` shows it."""
         images = Counter(cell.model for cell in self.cells if not cell.missing)
         return {
             "sheets": [_plain(sheet) for sheet in self.sheets],

@@ -1,4 +1,4 @@
-"""Drawing sheet after sheet, and the preview along with them: only one image is decoded at a time, and each once."""
+"""Draw sheet after sheet, together with the preview: each image is decoded once, and only one at a time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 from converter.console import Progress
 from converter.presentation.grid.cells import Cell, Row, read_pixels
 from converter.presentation.grid.drawing import Typography, draw_missing, draw_texts, encode, new_canvas
-from converter.presentation.grid.layout import Measures, SheetLayout, lay_out, rows_that_fit
+from converter.presentation.grid.layout import Measures, SheetLayout, lay_out, reduce_rows, rows_that_fit
 from converter.presentation.grid.report import PlacedCell, Preview, Sheet
 
-#: Where the model card looks for the pictures.
+#: Folder in which the model card looks for the pictures.
 FOLDER = PurePosixPath("assets/comparison")
 PREVIEW_NAME = "comparison_preview.webp"
-#: WebP quality of sheets, as the published grid has it, and of a preview whose cells are reduced anyway.
+#: WebP quality of sheets, which is that of the published grid, and of a preview with reduced cells.
 SHEET_QUALITY = 98
 _PREVIEW_QUALITY = 90
 
@@ -31,14 +31,14 @@ class _Picture(NamedTuple):
 
 
 class Drawing:
-    """Draws sheet after sheet, and the preview along with them, so that each image is decoded once.
+    """Draws sheet after sheet, together with the preview, so that each image is decoded once.
 
     Args:
         rows: all rows.
-        titles: of the columns.
-        scale: by which the cells of the preview are reduced.
-        origin: what the files say of what they were drawn from.
-        display: counts each row, sheet and the preview: encoding a sheet takes longer than drawing it.
+        titles: the titles of the columns.
+        scale: the number by which the cells of the preview are reduced.
+        origin: a note of the measurements that the pictures show.
+        display: counts rows, sheets and the preview, since encoding a sheet takes longer than drawing it.
     """
 
     def __init__(
@@ -51,24 +51,23 @@ class Drawing:
         self._scale = scale
         self._display = display
         self._drawn = 0
-        reduced = [(first.reduced(scale), second.reduced(scale)) for first, second in (row.sizes for row in rows)]
+        reduced = reduce_rows([row.sizes for row in rows], scale)
         measures = Measures.of(reduced)
         self._shown = rows[: rows_that_fit(measures, reduced)]
-        # A preview that is not reduced is the one sheet.
         self._small = self._start(self._shown, measures, lay_out(measures, reduced[: len(self._shown)]))
 
     def draw_sheet(self, name: str, count: int) -> tuple[Sheet, bytes]:
         """Draw the sheet of the next rows.
 
         Args:
-            name: of the file.
-            count: how many rows.
+            name: the name of the file.
+            count: the number of rows.
 
         Returns:
-            What it is, and the content of its file.
+            The sheet, and the content of its file.
 
         Raises:
-            EvidenceError: an image is truncated or broken, or was changed meanwhile.
+            EvidenceError: an image is truncated or broken, or was changed after its size was read.
             OutputError: the encoder refuses the sheet.
         """
         rows = self._rows[self._drawn : self._drawn + count]
@@ -88,10 +87,10 @@ class Drawing:
         """Finish the preview, once all sheets are drawn.
 
         Returns:
-            What it is, and the content of its file.
+            The preview, and the content of its file.
 
         Raises:
-            OutputError: the encoder refuses it.
+            OutputError: the encoder refuses the preview.
         """
         lossless = self._scale == 1
         content = encode(self._small.canvas, self._origin, quality=None if lossless else _PREVIEW_QUALITY)
@@ -133,6 +132,6 @@ def _draw_cell(cell: Cell, typography: Typography) -> Image.Image:
 def _placed(rows: Sequence[Row], layout: SheetLayout) -> list[PlacedCell]:
     return [
         PlacedCell(row.id, cell.model, box.x, box.y, box.width, box.height, cell.file is None)
-        for row, place in zip(rows, layout.rows, strict=True)
-        for cell, box in zip(row.cells, place.cells, strict=True)
+        for row, placed in zip(rows, layout.rows, strict=True)
+        for cell, box in zip(row.cells, placed.cells, strict=True)
     ]

@@ -1,0 +1,84 @@
+"""Tables of fidelity: how far images and weights are from the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from converter.measurement.evidence.names import MODEL_TITLES, MODELS
+from converter.presentation.tables.figures import count, decimal, percent
+from converter.presentation.tables.table import NOTHING, Code, Table
+
+#: Key, title and digits of each measure of a pair of images.
+_MEASURES = (
+    ("psnr_db", "PSNR, dB", 2),
+    ("ssim", "SSIM", 4),
+    ("lpips", "LPIPS", 4),
+    ("periodic_grid_added", "Added periodic grid, grey levels", 2),
+)
+
+
+def images_summary_table(images: Mapping[str, Any]) -> Table:
+    """Return each measure over all prompts, next to that of the original with another seed.
+
+    Args:
+        images: content of ``image_fidelity.json``.
+    """
+    summary, baseline = images["summary"], images["summary"]["baseline"] or {}
+    rows = [
+        [
+            title,
+            *(decimal(summary[key][part], digits) for part in ("mean", "median", "min", "max")),
+            decimal((baseline.get(key) or {}).get("mean"), digits),
+        ]
+        for key, title, digits in _MEASURES
+        if summary[key] is not None
+    ]
+    return Table(["Quantized against original", "mean", "median", "least", "most", "original, other seed: mean"], rows)
+
+
+def images_table(images: Mapping[str, Any]) -> Table:
+    """Return each measure of each prompt."""
+    measures = [measure for measure in _MEASURES if images["summary"][measure[0]] is not None]
+    rows = []
+    for pair in images["pairs"]:
+        values = {**pair, "periodic_grid_added": pair["periodic_grid"]["added"]}
+        shown = (
+            "identical" if pair["identical"] and key == "psnr_db" else decimal(values[key], digits)
+            for key, _, digits in measures
+        )
+        seed = NOTHING if pair["seed"] is None else pair["seed"]
+        rows.append([pair["id"], seed, f"{pair['width']}×{pair['height']}", *shown])  # noqa: RUF001 - a cross
+    return Table(["ID", "Seed", "Pixels", *(title for _, title, _ in measures)], rows)
+
+
+def text_table(images: Mapping[str, Any]) -> Table | None:
+    """Return how much of the text that prompts ask for can be read; None where it was not measured."""
+    text = images["summary"]["text"]
+    if text is None:
+        return None
+    rows = [
+        ["Strings that prompts require", *(count(text["required_strings"]) for _ in MODELS)],
+        ["Character error rate, mean", *(decimal(text[f"{name}_cer_mean"], 3) for name in MODELS)],
+        ["Legible strings", *(percent(100 * text[f"{name}_legible"]) for name in MODELS)],
+    ]
+    return Table(["", *MODEL_TITLES], rows)
+
+
+def weights_table(weights: Mapping[str, Any]) -> Table:
+    """Return the signal-to-noise ratios of each family.
+
+    Args:
+        weights: content of ``weight_fidelity.json``.
+    """
+    rows = [
+        [
+            Code(family["name"]),
+            count(family["modules"]),
+            decimal(family["sqnr_db"], 2),
+            decimal(family["sqnr_db_min"], 2),
+            decimal(family["cosine_min"], 6),
+        ]
+        for family in weights["fidelity"]["families"]
+    ]
+    return Table(["Family", "Modules", "SQNR, dB", "Least of a module, dB", "Least cosine"], rows)

@@ -1,0 +1,54 @@
+"""Figures as tables show them: seconds and GB with three digits behind the point, percents with one."""
+
+from __future__ import annotations
+
+from converter.measurement.evidence.units import GB
+from converter.presentation.tables.table import NOTHING, Figure
+
+
+def decimal(value: float | None, digits: int) -> Figure:
+    """Return a figure with so many digits behind the point."""
+    return NOTHING if value is None else Figure(f"{value:.{digits}f}")
+
+
+def number(value: float | None) -> Figure:
+    """Return seconds or GB, with three digits behind the point."""
+    return decimal(value, 3)
+
+
+def percent(value: float | None) -> Figure:
+    """Return a share, with one digit behind the point."""
+    return NOTHING if value is None else Figure(f"{value:.1f}%")
+
+
+def signed_percent(value: float | None) -> Figure:
+    """Return a change, with its sign."""
+    return NOTHING if value is None else Figure(f"{value:+.1f}%")
+
+
+def count(value: int | None) -> Figure:
+    """Return a number of things or bytes, in groups of three digits."""
+    return NOTHING if value is None else Figure(f"{value:,}")
+
+
+def size(value: int | None) -> Figure:
+    """Return bytes in GB with three digits, or in a smaller unit where GB would round to almost nothing."""
+    if value is None:
+        return NOTHING
+    for unit, factor, digits in (("GB", GB, 3), ("MB", 10**6, 1), ("kB", 10**3, 1)):
+        if value >= factor:
+            return Figure(f"{value / factor:.{digits}f} {unit}")
+    return Figure(f"{value} B")
+
+
+def short(value: int) -> Figure:
+    """Return a number of parameters in the way that pages show it: 4.10B."""
+    for unit, factor in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if value >= factor:
+            return Figure(f"{value / factor:.2f}{unit}")
+    return Figure(value)
+
+
+def reduction(before: float, after: float) -> float | None:
+    """Return by how many percent ``after`` is less; None where there was nothing before."""
+    return round(100 * (1 - after / before), 1) if before else None

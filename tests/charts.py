@@ -1,0 +1,214 @@
+"""Measurements for tests of charts, and what a drawn chart shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+from converter.conversion.release.manifest import SUMMARY_NAME
+from converter.measurement.evidence.files import write_evidence
+from converter.measurement.evidence.names import (
+    MATRIX_NAME,
+    METRICS_NAME,
+    MODELS,
+    OFFLOAD_NAME,
+    WEIGHTS_NAME,
+)
+from converter.presentation.charts.chart import Chart, LeftOut
+from converter.presentation.charts.draw_charts import prepare_charts
+from converter.presentation.charts.style import LIGHT, Theme
+from tests.published import published_summary
+
+Evidence = dict[str, dict[str, Any]]
+NAMES = ("footprint", "time", "memory", "fidelity")
+ENVIRONMENT = {"hardware": "some GPU", "torch": "2.8.0", "date": "2026-05-24"}
+SETTINGS = {"num_inference_steps": 20, "guidance_scale": 5.0}
+#: Bytes by family and dtype, of the original and of the quantized transformer.
+FAMILIES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "norm": ({"F32": 400_000}, {"BF16": 200_000}),
+    "img_mod": ({"F32": 5_360_000_000}, {"BF16": 2_680_000_000}),
+    "attn": ({"F32": 2_100_000_000}, {"U8": 262_500_000, "BF16": 32_000_000}),
+    "embed": ({"F32": 50_000_000}, {"BF16": 25_000_000}),
+}
+HUGE = {"label": "", "transformer_storage_gb": 1e307, "load_peak_rss_gb": 10**400}
+HOSTILE = "$\\frac{1}{0}$ <b>&\x07\u202e日本 " + "Ж" * 300
+
+
+def metrics(
+    families: dict[str, tuple[dict[str, int], dict[str, int]]] | None, kind: str = "allocated"
+) -> dict[str, Any]:
+    """Content of ``benchmark_metrics.json``; without families in the form of the first releases."""
+    models = {}
+    for index, model in enumerate(MODELS):
+        shown: dict[str, Any] = {
+            "label": model,
+            "transformer_storage_gb": (16.417, 4.301)[index],
+            f"load_peak_{kind}_gb": 22.342 - 4 * index,
+            f"generation_peak_{kind}_gb": {"mean": 27.0 - 4 * index, "max": 27.467 - 4 * index},
+        }
+        if families is not None:
+            totals: dict[str, int] = {}
+            for pair in families.values():
+                for dtype, size in pair[index].items():
+                    totals[dtype] = totals.get(dtype, 0) + size
+            size = sum(totals.values())
+            shown["transformer_storage_gb"] = round(size / 1e9, 3)
+            shown["transformer"] = {
+                "bytes": size,
+                "bytes_by_dtype": totals,
+                "families": [
+                    {"name": name, "bytes": sum(pair[index].values()), "bytes_by_dtype": pair[index]}
+                    for name, pair in families.items()
+                ],
+            }
+            shown["stages"] = {
+                name: {"time_s": 1.0, f"peak_{kind}_gb": peak - 4 * index}
+                for name, peak in (("vae", 27.467), ("transformer", 24.882), ("text_encoder", 18.1))
+            }
+        models[model] = shown
+    return {"schema": "lensconv.benchmark/1", "environment": ENVIRONMENT, "settings": SETTINGS, "models": models}
+
+
+def matrix(times: Mapping[str, tuple[float | None, float | None]]) -> dict[str, Any]:
+    """Content of ``comparison_matrix.json``; None where the measurement failed."""
+    rows = [
+        {
+            "id": name,
+            "scenario": "some",
+            "seed": number,
+            "original": {"time_s": first} if first is not None else {"failed": "out of memory"},
+            "quantized": {"time_s": second} if second is not None else {"failed": "out of memory"},
+        }
+        for number, (name, (first, second)) in enumerate(times.items())
+    ]
+    return {"schema": "lensconv.matrix/1", "prompts": rows}
+
+
+def some_times(number: int) -> dict[str, tuple[float | None, float | None]]:
+    """Times of so many prompts."""
+    return {
+        f"P{index + 1:02d}": (round(14 + 5 * math.sin(index) ** 2, 3), round(17 + 5 * math.cos(index) ** 2, 3))
+        for index in range(number)
+    }
+
+
+def offload(kind: str = "allocated") -> dict[str, Any]:
+    """Content of ``model_cpu_offload_benchmark.json``; one part failed."""
+    key = f"peak_{kind}_gb"
+    models = {
+        model: {
+            "label": model,
+            "setup": {"time_s": 15.5, key: 12.582},
+            "cold": {"time_s": 26.2, key: 19.274} if model == "original" else {"failed": "out of memory"},
+            "warm": {"time_s": {"mean": 18.1}, key: {"mean": 19.271, "max": 19.276}},
+        }
+        for model in MODELS
+    }
+    return {
+        "schema": "lensconv.offload/1",
+        "method": "enable_model_cpu_offload",
+        "cold_prompt": "P01",
+        "warm_prompts": [f"P{number:02}" for number in range(2, 11)],
+        "models": models,
+    }
+
+
+def weights(**families: tuple[float | None, float | None, float | None]) -> dict[str, Any]:
+    """Content of ``weight_fidelity.json``: ratios of families and of their worst modules, and cosines."""
+    return {
+        "schema": "lensconv.weights/1",
+        "fidelity": {
+            "sqnr_db": {"min": None, "median": None},
+            "max_abs_error": None,
+            "max_error_steps": None,
+            "cosine_min": None,
+            "families": [
+                {"name": name, "modules": 96, "sqnr_db": whole, "sqnr_db_min": least, "cosine_min": cosine}
+                for name, (whole, least, cosine) in families.items()
+            ],
+            "worst": [],
+        },
+    }
+
+
+def full_evidence() -> Evidence:
+    """Every file that charts read, with all fields."""
+    times = some_times(10) | {"P03": (13.9, None), "P05": (None, 17.8), "P07": (None, None)}
+    return {
+        METRICS_NAME: metrics(FAMILIES),
+        MATRIX_NAME: matrix(times),
+        OFFLOAD_NAME: offload(),
+        WEIGHTS_NAME: weights(attn=(21.314, 19.412, 0.99), img_mlp=(22.1, None, None), embed=(None, None, 1.0)),
+    }
+
+
+def published_evidence() -> Evidence:
+    """With the fields that the first releases have."""
+    return {METRICS_NAME: metrics(None), MATRIX_NAME: matrix(some_times(10)), SUMMARY_NAME: published_summary()}
+
+
+def write(folder: Path, evidence: Evidence) -> Path:
+    """Files of a folder of measurements, if they are valid."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in evidence.items():
+        write_evidence(folder, name, content)
+    return folder
+
+
+def chart(evidence: Evidence, name: str) -> Chart:
+    found = {made.name: made for made in prepare_charts(evidence)}[name]
+    assert isinstance(found, Chart), found
+    return found
+
+
+def reason(evidence: Evidence, name: str) -> str:
+    found = {made.name: made for made in prepare_charts(evidence)}[name]
+    assert isinstance(found, LeftOut)
+    return found.reason
+
+
+def bars(figure: Figure, theme: Theme = LIGHT) -> dict[str, list[float]]:
+    """Lengths of horizontal bars by model, from the top down; parts in the order in which they are stacked."""
+    lengths: dict[str, list[float]] = {"original": [], "quantized": []}
+    for patch in figure.axes[0].patches:
+        assert isinstance(patch, Rectangle)
+        model = "original" if to_hex(patch.get_facecolor()) in theme.original else "quantized"
+        lengths[model].append(patch.get_width())
+    return lengths
+
+
+def written(figure: Figure) -> list[Text]:
+    """All text that can be seen; an axis also has some that cannot."""
+    return [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+
+
+def places(line: Any) -> list[float]:
+    """Horizontal places of the points of a line."""
+    return [float(place) for place in line.get_xdata()]
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in written(figure)]
+
+
+def check_layout(chart: Chart, theme: Theme = LIGHT) -> None:
+    """Draw a chart: all text lies on the page, and none on other text."""
+    figure = chart.draw(theme)
+    FigureCanvasAgg(figure).draw()
+    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in written(figure)]
+    width, height = figure.bbox.width, figure.bbox.height
+    for index, (words, box) in enumerate(boxes):
+        assert 0 <= box.x0 < box.x1 <= width, words
+        assert 0 <= box.y0 < box.y1 <= height, words
+        for other, other_box in boxes[:index]:
+            overlap = min(box.y1, other_box.y1) - max(box.y0, other_box.y0)
+            apart = box.x1 <= other_box.x0 or other_box.x1 <= box.x0 or overlap <= 6
+            assert apart, f"{words!r} and {other!r}"

@@ -1,0 +1,172 @@
+"""``lensconv charts``: the files, which have the same bytes every time, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import jsonschema
+import matplotlib
+import pytest
+from PIL import Image
+
+from converter.errors import DependencyError, EvidenceError, MissingInput, OutputError
+from converter.measurement.evidence.files import read_evidence_folder
+from converter.measurement.evidence.names import MATRIX_NAME, WEIGHTS_NAME
+from converter.presentation.charts.draw_charts import CHARTS_FOLDER, draw_charts
+from converter.presentation.charts.library import traceless_import
+from converter.presentation.charts.style import DARK, LIGHT, WIDTH
+from converter.schemas import load_schema
+from tests.charts import NAMES, full_evidence, matrix, weights, write
+from tests.conftest import ROOT, Outcome, names_in, snapshot
+
+Lensconv = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with full evidence and its charts, and the report."""
+    folder = write(tmp_path_factory.mktemp("charts") / "evidence", full_evidence())
+    return folder, draw_charts(folder).to_dict()
+
+
+def test_every_chart_is_drawn_in_two_formats_and_two_themes(drawn: tuple[Path, dict[str, Any]]) -> None:
+    folder, report = drawn
+    jsonschema.validate(report, load_schema("charts"))
+    assert [entry["name"] for entry in report["charts"]] == list(NAMES)
+    assert report["left_out"] == []
+    listed = sorted(file for entry in report["charts"] for file in entry["files"])
+    assert listed == sorted(
+        f"assets/charts/{name}-{theme}.{kind}"
+        for name in NAMES
+        for theme in ("light", "dark")
+        for kind in ("svg", "png")
+    )
+    assert names_in(folder / CHARTS_FOLDER) == sorted(Path(file).name for file in listed)
+    for file in listed:
+        content = (folder / file).read_bytes()
+        if file.endswith(".svg"):
+            assert len(content) < 200_000, file
+            ElementTree.fromstring(content)  # noqa: S314 - made a moment ago
+            assert b"<text" not in content
+            assert b"Matplotlib" not in content
+            assert not re.search(rb"\d\d:\d\d:\d\d", content)
+        else:
+            assert len(content) < 60_000, file
+            with Image.open(io.BytesIO(content)) as image:
+                theme = LIGHT if "-light" in file else DARK
+                assert image.width == WIDTH
+                assert set(image.info) == {"exif"}
+                pixels = image.convert("RGB")
+                expected = tuple(int(theme.background[place : place + 2], 16) for place in (1, 3, 5))
+                assert pixels.getpixel((0, 0)) == pixels.getpixel((WIDTH - 1, image.height - 1)) == expected
+
+
+def test_two_processes_write_the_same_bytes_and_leave_nothing_else(
+    drawn: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Whatever the user's own settings of matplotlib."""
+    folder, _ = drawn
+    (tmp_path / "work").mkdir()
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work" / "matplotlibrc").write_text("savefig.dpi: 300\nsvg.fonttype: none\ntext.antialiased: False\n")
+    code = "import sys; from pathlib import Path; from converter.presentation.charts.draw_charts import draw_charts; "
+    code += "draw_charts(Path(sys.argv[1]), output=Path(sys.argv[2]))"
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home")}
+    environment["TMPDIR"] = str(tmp_path / "temporary")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, str(folder), str(tmp_path / "output")],
+        env=environment,
+        cwd=tmp_path / "work",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert snapshot(tmp_path / "output") == {
+        name: content for name, content in snapshot(folder).items() if name.startswith("assets/")
+    }
+    assert names_in(tmp_path / "temporary") == names_in(tmp_path / "home") == []
+    assert names_in(tmp_path / "work") == ["matplotlibrc"]
+
+
+def test_the_command(tmp_path: Path, lensconv: Lensconv) -> None:
+    folder = write(tmp_path / "evidence", {WEIGHTS_NAME: weights(attn=(21.0, 20.0, 0.9))})
+    outcome = lensconv("charts", folder, "--out", tmp_path / "other" / "place", "--json")
+    result = outcome.result
+    jsonschema.validate(result, load_schema("charts"))
+    assert [entry["name"] for entry in result["charts"]] == ["fidelity"]
+    assert {entry["name"]: entry["reason"] for entry in result["left_out"]} == {
+        "footprint": "benchmark_metrics.json and sdnq_quantization_summary.json are missing",
+        "time": "comparison_matrix.json is missing",
+        "memory": "benchmark_metrics.json and model_cpu_offload_benchmark.json are missing",
+    }
+    assert "left out time: comparison_matrix.json is missing" in outcome.stderr
+    assert names_in(folder) == [WEIGHTS_NAME]
+    assert len(names_in(tmp_path / "other" / "place" / CHARTS_FOLDER)) == 4
+    assert "MPLCONFIGDIR" not in os.environ or os.environ["MPLCONFIGDIR"]
+    assert matplotlib.rcParams["svg.hashsalt"] is None
+
+
+def test_a_chart_whose_measurements_are_gone_does_not_stay(tmp_path: Path, lensconv: Lensconv) -> None:
+    folder = write(tmp_path, {WEIGHTS_NAME: weights(attn=(21.0, 20.0, 0.9))})
+    stale, foreign = (folder / CHARTS_FOLDER / name for name in ("time-dark.svg", "time.svg"))
+    stale.parent.mkdir(parents=True)
+    for file in (stale, foreign):
+        file.write_text("")
+    assert lensconv("charts", folder).code == 0
+    assert not stale.exists()
+    assert foreign.exists()
+
+
+def test_what_cannot_be_used_has_its_exit_code(tmp_path: Path) -> None:
+    write(tmp_path / "failed", {MATRIX_NAME: matrix({"P01": (None, None)})})
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / MATRIX_NAME).write_text("{}")
+    for name, kind in (("missing", MissingInput), ("failed", MissingInput), ("broken", EvidenceError)):
+        with pytest.raises(kind) as caught:
+            draw_charts(tmp_path / name)
+        assert caught.value.exit_code == 2
+    assert names_in(tmp_path / "failed") == [MATRIX_NAME]
+    assert read_evidence_folder(tmp_path / "failed")
+
+
+def test_a_missing_library_is_named() -> None:
+    with pytest.raises(DependencyError, match="cannot be imported: no such thing") as caught, traceless_import():
+        raise ImportError("no such thing")
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("link", ["assets", "assets/charts"])
+def test_links_out_of_the_folder_are_refused(tmp_path: Path, link: str) -> None:
+    folder = write(tmp_path / "evidence", {WEIGHTS_NAME: weights(attn=(21.0, 20.0, 0.9))})
+    (tmp_path / "elsewhere").mkdir()
+    (folder / link).parent.mkdir(exist_ok=True)
+    (folder / link).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match="leads out of the folder"):
+        draw_charts(folder)
+    assert names_in(tmp_path / "elsewhere") == []
+
+
+def test_a_link_in_place_of_a_chart_is_replaced_and_a_file_in_place_of_the_folder_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "evidence", {WEIGHTS_NAME: weights(attn=(21.0, 20.0, 0.9))})
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    (folder / CHARTS_FOLDER).mkdir(parents=True)
+    (folder / CHARTS_FOLDER / "fidelity-light.svg").symlink_to(victim)
+    draw_charts(folder)
+    assert victim.read_text() == "untouched"
+    assert not (folder / CHARTS_FOLDER / "fidelity-light.svg").is_symlink()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "assets").write_text("a file")
+    with pytest.raises(OutputError) as caught:
+        draw_charts(folder, output=tmp_path / "taken")
+    assert caught.value.exit_code == 2
