@@ -29,7 +29,6 @@ from converter.models.lens.sampling import (
     denormalize,
     guide,
     noise_schedule,
-    pack_latents,
     to_uint8,
     to_unit_range,
     unpack_latents,
@@ -289,9 +288,9 @@ def test_sizes_are_those_of_the_facts() -> None:
 
 
 def test_sizes_that_the_table_lacks() -> None:
-    with pytest.raises(ValueError, match="base_resolution 512 is none of 1024, 1440"):
+    with pytest.raises(ValueError, match="base_resolution 512 is not one of 1024, 1440"):
         resolution(512, "1:1")
-    with pytest.raises(ValueError, match=r"aspect_ratio '5:4' is none of 1:2, .*2:1"):
+    with pytest.raises(ValueError, match=r"aspect_ratio '5:4' is not one of 1:2, .*2:1"):
         resolution(1024, "5:4")
 
 
@@ -392,7 +391,8 @@ def test_guidance_computes_in_its_own_dtype(dtype: torch.dtype) -> None:
 @given(batch=st.integers(1, 2), channels=st.integers(1, 3), height=st.integers(1, 4), width=st.integers(1, 4))
 def test_packing_and_unpacking_are_inverse(batch: int, channels: int, height: int, width: int) -> None:
     pixels = torch.arange(batch * channels * 4 * height * width).reshape(batch, channels, 2 * height, 2 * width)
-    packed = pack_latents(pixels)
+    # Channels, rows of a patch and columns of a patch make a token.
+    packed = pixels.unflatten(-1, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
     assert packed.shape == (batch, height * width, channels * 4)
     patches = unpack_latents(packed, height, width)
     assert patches.shape == (batch, channels * 4, height, width)
@@ -717,11 +717,11 @@ def test_results_come_as_an_object_or_a_tuple(pipe: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output_type": "pt"}, "output_type 'pt' is none of pil, np, latent"),
+        ({"output_type": "pt"}, "output_type 'pt' is not one of pil, np, latent"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         ({"enable_reasoner": True}, "enable_reasoner"),
-        ({"callback_on_step_end_tensor_inputs": ["latents", "noise"]}, "noise is none of latents, prompt_embeds"),
+        ({"callback_on_step_end_tensor_inputs": ["latents", "noise"]}, "noise is not one of latents, prompt_embeds"),
         ({"height": 100}, "height 100 is not a multiple of 16"),
         ({"width": 8}, "width 8 is not a multiple of 16"),
         ({"height": 0}, "height 0 is not"),

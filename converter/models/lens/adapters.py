@@ -28,8 +28,8 @@ _FACTORS = ((re.compile(r"\.lora[._]down\."), ".lora_A."), (re.compile(r"\.lora[
 #: Where a module's name ends.
 _PARAMETER = re.compile(r"\.(lora_|lora\.|lokr_|alpha$)")
 _CONFIG_NAME = "adapter_config.json"
-#: Options that say where a file of a Hub repo is.
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+#: Options of ``from_pretrained`` that say where a file of a Hub repo is.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 #: What that says that a loader needs.
 _CONFIG_KEYS = ("alpha_pattern", "lora_alpha", "lora_bias", "r", "rank_pattern", "use_dora", "use_rslora")
 
@@ -115,7 +115,7 @@ def _read_config(source: Any, options: Mapping[str, Any]) -> dict[str, Any] | No
         if not file.is_file():
             return None
     else:
-        places = {key: options[key] for key in _HUB_OPTIONS if options.get(key) is not None}
+        places = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
         try:
             file = Path(hf_hub_download(str(source), _CONFIG_NAME, **places))
         except EntryNotFoundError:

@@ -16,15 +16,7 @@ from transformers.quantizers.quantizer_mxfp4 import Mxfp4HfQuantizer
 from transformers.utils.quantization_config import Mxfp4Config
 
 from converter.console import readable_size
-
-#: Options of ``from_pretrained`` that say where the config is.
-_PLACE_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-
-
-def is_mxfp4(config: Mapping[str, Any]) -> bool:
-    """Whether the content of a ``config.json`` says that the experts are packed."""
-    quantization = config.get("quantization_config")
-    return isinstance(quantization, Mapping) and quantization.get("quant_method") == "mxfp4"
+from converter.models.lens.adapters import HUB_OPTIONS
 
 
 def will_unpack() -> bool:
@@ -49,9 +41,10 @@ def unpacking_notice(name: Any, options: Mapping[str, Any]) -> str:
         return ""
     config = options.get("config") or name
     if not isinstance(config, GptOssConfig):
-        places = {key: options[key] for key in _PLACE_OPTIONS if key in options}
-        config = GptOssConfig.from_pretrained(config, **places)
-    if not is_mxfp4(config.to_dict()) or not will_unpack():
+        located = {key: options[key] for key in (*HUB_OPTIONS, "proxies") if key in options}
+        config = GptOssConfig.from_pretrained(config, **located)
+    quantization = config.to_dict().get("quantization_config")
+    if not isinstance(quantization, Mapping) or quantization.get("quant_method") != "mxfp4" or not will_unpack():
         return ""
     with init_empty_weights():
         parameters = sum(parameter.numel() for parameter in GptOssForCausalLM(config).parameters())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+from diffusers.utils.torch_utils import randn_tensor
 
 #: Below this norm a guided velocity counts as zero.
 _LEAST_NORM = 1e-12
@@ -23,6 +26,35 @@ def noise_schedule(tokens: int, steps: int) -> tuple[list[float], float]:
         Sigmas from 1 to ``1 / steps``, and mu, which is the one that FLUX.2 uses.
     """
     return np.linspace(1.0, 1.0 / steps, steps).tolist(), compute_empirical_mu(tokens, steps)
+
+
+def initial_latents(
+    shape: tuple[int, int, int],
+    generator: torch.Generator | list[torch.Generator] | None,
+    latents: torch.Tensor | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The noise to start from: ``latents``, or new noise in the packed layout, where seeds mean the same as upstream.
+
+    Args:
+        shape: images, tokens and channels.
+        generator: makes the noise; one, or one for each image.
+        latents: noise of the caller's.
+        device: of the result.
+        dtype: of the result.
+
+    Raises:
+        ValueError: ``latents`` has another shape, or the number of generators does not fit.
+    """
+    if latents is not None:
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"latents have shape {list(latents.shape)}, not {list(shape)}")
+        return latents.to(device, dtype)
+    if isinstance(generator, list) and len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators for {shape[0]} images; give one, or one for each")
+    noise: torch.Tensor = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+    return noise
 
 
 def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
@@ -62,12 +94,6 @@ def unpatchify(patches: torch.Tensor) -> torch.Tensor:
     return pixels.flatten(4, 5).flatten(2, 3)
 
 
-def pack_latents(latents: torch.Tensor) -> torch.Tensor:
-    """Latent pixels to tokens, the way back: ``[batch, channels, 2 h, 2 w]`` to ``[batch, h * w, channels * 4]``."""
-    patches = latents.unflatten(-1, (-1, _PATCH)).unflatten(2, (-1, _PATCH))
-    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(1, 2)
-
-
 def denormalize(patches: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Undo the normalisation that the autoencoder's batch norm applied.
 
@@ -79,6 +105,22 @@ def denormalize(patches: torch.Tensor, mean: torch.Tensor, variance: torch.Tenso
     """
     deviation = torch.sqrt(variance + epsilon).to(patches)
     return patches * deviation[:, None, None] + mean.to(patches)[:, None, None]
+
+
+def latent_pixels(latents: torch.Tensor, grid: tuple[int, int], vae: Any) -> torch.Tensor:
+    """What the autoencoder decodes: tokens as latent pixels, in its dtype and without its normalisation.
+
+    Args:
+        latents: ``[batch, tokens, channels * 4]``.
+        grid: rows and columns of tokens.
+        vae: an ``AutoencoderKLFlux2``.
+
+    Returns:
+        ``[batch, channels, 2 height, 2 width]``.
+    """
+    patches = unpack_latents(latents, *grid).to(vae.dtype)
+    patches = denormalize(patches, vae.bn.running_mean, vae.bn.running_var, vae.config.batch_norm_eps)
+    return unpatchify(patches)
 
 
 def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:

@@ -8,20 +8,8 @@ from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockR
 from diffusers.loaders import PeftAdapterMixin
 
 from converter.models.lens import modules
-from converter.models.lens.adapters import LensLoraLoaderMixin, normalize_adapter
+from converter.models.lens.adapters import HUB_OPTIONS, LensLoraLoaderMixin, normalize_adapter
 from converter.models.lens.quantized import apply_serialized_matmul, quantized_layers
-
-#: Options that say where an adapter is.
-_PLACE_OPTIONS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-    "weight_name",
-)
 
 
 class LensTransformer2DModel(modules.LensTransformer2DModel, PeftAdapterMixin):
@@ -45,8 +33,8 @@ class LensTransformer2DModel(modules.LensTransformer2DModel, PeftAdapterMixin):
         Raises:
             ValueError: the adapter is for modules that this model does not have.
         """
-        places = {key: options.pop(key) for key in tuple(options) if key in _PLACE_OPTIONS}
-        state, metadata = LensLoraLoaderMixin.lora_state_dict(source, return_lora_metadata=True, **places)
+        located = {key: options.pop(key) for key in (*HUB_OPTIONS, "proxies", "weight_name") if key in options}
+        state, metadata = LensLoraLoaderMixin.lora_state_dict(source, return_lora_metadata=True, **located)
         metadata = options.pop("metadata", None) or metadata
         names = (name.replace(".base_layer", "") for name, _ in self.named_modules())
         state, metadata = normalize_adapter(state, metadata, names)
