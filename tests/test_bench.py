@@ -31,7 +31,7 @@ from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.subjects import open_subjects
 from converter.measurement.evidence.files import read_evidence_folder, write_evidence
 from converter.measurement.evidence.statistics import percent_change, slowdown
-from converter.measurement.generation.memory import predict_memory, predict_resident_memory
+from converter.measurement.generation.memory import predict_memory
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import choose_settings
@@ -229,7 +229,7 @@ def test_images_that_are_gone_or_others_are_left_out(finished: Finished, lenscon
     # Nothing of this run's own mode draws them.
     outcome = lensconv(*finished.arguments[:5], *arguments, "--mode", "offload", "--no-baseline")
     assert outcome.code == 0, outcome.stdout
-    assert "images of A1, B2 are not what was measured" in outcome.stderr
+    assert "images of A1, B2 are missing or were changed" in outcome.stderr
     evidence = read_evidence_folder(copy)
     assert [pair["id"] for pair in evidence["image_fidelity.json"]["pairs"]] == ["C3"]
     assert evidence["image_fidelity.json"]["pairs"][0]["baseline"] is None
@@ -239,7 +239,7 @@ def test_images_that_are_gone_or_others_are_left_out(finished: Finished, lenscon
 def test_another_benchmark_in_the_same_folder_is_refused(finished: Finished, lensconv: Lensconv) -> None:
     outcome = lensconv(*finished.arguments, "--steps", 3)
     assert outcome.code == 2
-    assert "holds another benchmark: settings.steps was 2, and is 3" in outcome.result["error"]["message"]
+    assert "contains another benchmark: settings.steps was 2, and is 3" in outcome.result["error"]["message"]
     assert "--restart" in outcome.result["error"]["hint"]
 
 
@@ -277,8 +277,8 @@ def test_models_that_are_no_pair(
         (tiny_repo, tiny_repo, "have the same transformer"),
         (tiny_repo, copy, "have the same transformer"),
         (tiny_release, tiny_release, "have the same transformer"),
-        (tiny_repo, other, "is a LensPipeline, and"),
-        (tiny_repo, lens_output, "is no pipeline repo"),
+        (tiny_repo, other, "is for FluxPipeline"),
+        (tiny_repo, lens_output, "is not a pipeline repo"),
         (tmp_path / "nowhere", tiny_release, "no such folder"),
         (tiny_release, tiny_repo, "is quantized, and"),
     ]
@@ -320,13 +320,13 @@ def test_a_summary_that_contradicts_the_headers(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mode", "fast"], "--mode fast: is none of standard, offload, sequential"),
-        (["--mode", ","], "--mode: names none of"),
+        (["--mode", "fast"], "--mode fast: must be one or more of standard, offload, sequential"),
+        (["--mode", ","], "--mode ,: must be one or more of"),
         (["--repeats", "0"], "not in the range"),
         (["--timeout", "0"], "not in the range"),
         (["--steps", "0"], "not in the range"),
-        (["--height", "65", "--width", "64"], "must be a multiple of 16"),
-        (["--device", "tpu"], "is none of auto, cpu, cuda"),
+        (["--height", "65", "--width", "64"], "is not a multiple of 16"),
+        (["--device", "tpu"], "must be auto, cpu, cuda"),
         (["--prompts", "nothing"], "no suite has that name"),
     ],
 )
@@ -344,8 +344,8 @@ def test_places_that_cannot_be_written(tiny_repo: Path, tiny_release: Path, tmp_
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "images").symlink_to(tmp_path)
     cases = [
-        (tiny_repo / "out", "lies inside the original repo"),
-        (tmp_path / "file", "is no folder"),
+        (tiny_repo / "out", "is inside the original repo"),
+        (tmp_path / "file", "is not a folder"),
         (tmp_path / "linked", "is a link"),
     ]
     for place, message in cases:
@@ -360,14 +360,14 @@ def test_files_of_another_benchmark_are_not_mixed_in(
     (tmp_path / "weight_fidelity.json").write_text("{}")
     outcome = lensconv("bench", tiny_repo, tiny_release, "--out", tmp_path, *DRAWING, "--json")
     assert outcome.code == 2
-    assert "weight_fidelity.json: is of another benchmark" in outcome.result["error"]["message"]
+    assert "weight_fidelity.json: is from another benchmark" in outcome.result["error"]["message"]
     (tmp_path / "weight_fidelity.json").unlink()
     (tmp_path / "measurements.jsonl").unlink()
     os.mkfifo(tmp_path / "measurements.jsonl")
     with time_limit():
         outcome = lensconv("bench", tiny_repo, tiny_release, "--out", tmp_path, *DRAWING, "--json")
     assert outcome.code == 2
-    assert "is no file" in outcome.result["error"]["message"]
+    assert "is not a file" in outcome.result["error"]["message"]
 
 
 def test_weights_that_change_are_refused(tiny_repo: Path, tiny_release: Path, tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_a_journal_is_written_by_one_process(tmp_path: Path) -> None:
         journal.note(cell, "P02", {"failed": "hung"})
         with pytest.raises(OutputError, match="another process is measuring"):
             Journal(tmp_path, {"a": {"b": 1}}, restart=True)
-    with pytest.raises(OutputError, match=r"holds another benchmark: a\.b was 1, and is 2"):
+    with pytest.raises(OutputError, match=r"contains another benchmark: a\.b was 1, and is 2"):
         Journal(tmp_path, {"a": {"b": 2}}, restart=False)
     with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
         assert journal.measured == {(cell, "P01"): ROW}
@@ -545,7 +545,7 @@ def test_repeats_are_medians_and_largest_peaks(
                 for prompt in prompts.prompts:
                     row = {**ROW, "time_s": time * factor, "peak_rss_gb": time, "pixels_sha256": f"{repeat % 2}" * 64}
                     if repeat == 0:
-                        image = tmp_path / image_name(model, prompt, prompt.seed)
+                        image = tmp_path / image_name(model, prompt)
                         image.parent.mkdir(parents=True, exist_ok=True)
                         image.write_bytes(b"an image")
                         row["image_sha256"] = hashlib.sha256(b"an image").hexdigest()
@@ -609,12 +609,12 @@ def test_peaks_are_sampled_where_they_cannot_be_reset(monkeypatch: pytest.Monkey
 def test_a_resident_pipeline_needs_the_sum_of_its_parts(tiny_repo: Path) -> None:
     repo = open_pipeline(tiny_repo)
     settings = choose_settings(repo, "x", GenerateOptions())
-    resident = predict_resident_memory(repo, settings, offload="none", on_cpu=True, unpacks=False)
-    staged = predict_memory(repo, settings, offload="none", on_cpu=True, unpacks=False, encodes=True)
+    resident = predict_memory(repo, settings, offload="none", on_cpu=True, unpacks=False, keeps_encoder=True)
+    staged = predict_memory(repo, settings, offload="none", on_cpu=True, unpacks=False)
     smaller = min(repo.text_encoder.total_bytes, repo.transformer.total_bytes) // 2
     assert resident.host >= staged.host + smaller
     on_gpu = {
-        offload: predict_resident_memory(repo, settings, offload=offload, on_cpu=False, unpacks=False)
+        offload: predict_memory(repo, settings, offload=offload, on_cpu=False, unpacks=False, keeps_encoder=True)
         for offload in ("none", "model", "sequential")
     }
     assert on_gpu["none"].device > on_gpu["model"].device > on_gpu["sequential"].device

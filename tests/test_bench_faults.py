@@ -78,7 +78,7 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
         outcome = lensconv(*arguments)
     assert outcome.code == 1
     reasons = {
-        "B2": "killed by SIGKILL, perhaps for want of memory",
+        "B2": "killed by SIGKILL, perhaps because memory ran out",
         "C3": "while warming up: there is not enough memory: CUDA out of memory. Tried to allocate 20.00 GiB.",
         "D4": "hung: nothing for 15 s, and was killed",
     }

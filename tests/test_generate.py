@@ -102,7 +102,7 @@ def test_offloading_and_quantizing_change_nothing_and_little(
         for offload in ("none", *offloads):
             outcome = draw(lensconv, repo, tmp_path / f"{name}-{offload}.png", "--offload", offload)
             assert outcome.code == 0, outcome.stderr
-            assert ("saves nothing on a CPU" in outcome.stderr) == (offload != "none")
+            assert ("saves no memory on a CPU" in outcome.stderr) == (offload != "none")
             plain = (tmp_path / f"{name}-none.png").read_bytes()
             assert (tmp_path / f"{name}-{offload}.png").read_bytes() == plain
     assert outcome.result["settings"]["quantization"] == {
