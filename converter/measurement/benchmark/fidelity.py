@@ -9,7 +9,7 @@ from typing import Any
 from converter.console import Reporter
 from converter.errors import InputError
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
-from converter.measurement.comparison.compare import compare_pairs
+from converter.measurement.comparison.compare import Comparison
 from converter.measurement.comparison.pairs import ImagePair
 from converter.verification.verify import verify
 
@@ -53,7 +53,7 @@ def compare_images(output: Path, matrix: Mapping[str, Any], reporter: Reporter) 
         for row in rows
     ]
     required = {row["id"]: row["required_text"] for row in rows}
-    report = compare_pairs(pairs, required=required, reporter=reporter)
+    report = Comparison(required).compare(pairs, reporter)
     return {**report.to_dict(), "sources": matrix["sources"]}
 
 

@@ -128,7 +128,7 @@ def require_memory(need: MemoryNeed, device: torch.device) -> None:
         if wanted > free:
             raise MemoryLimitError(
                 f"generating takes about {readable_size(wanted)} of {where}, and {readable_size(free)} are free",
-                "Close other programs, generate a smaller image, or use --dtype bfloat16, --offload or a quantized repo.",
+                "Close other programs, generate a smaller image, or use bfloat16, --offload or a quantized repo.",
             )
 
 
