@@ -19,19 +19,8 @@ if TYPE_CHECKING:
 
     from converter.measurement.benchmark.bench import BenchReport
 
-#: The options of `generate` that a benchmark takes, too.
-_GENERATE_OPTIONS = (
-    "steps",
-    "guidance",
-    "negative_prompt",
-    "base_resolution",
-    "aspect_ratio",
-    "height",
-    "width",
-    "device",
-    "dtype",
-    "date",
-)
+#: Options of `generate` that a benchmark chooses itself.
+_CHOSEN = ("seed", "offload", "features", "overwrite")
 
 
 @click.command(
@@ -50,7 +39,7 @@ _GENERATE_OPTIONS = (
 )
 @click.option("--out", "output", metavar="DIR", type=PATH, required=True, help="Folder for measurements and images.")
 @dataclass_options(BenchOptions, *(field.name for field in fields(BenchOptions)))
-@dataclass_options(GenerateOptions, *_GENERATE_OPTIONS)
+@dataclass_options(GenerateOptions, *(field.name for field in fields(GenerateOptions) if field.name not in _CHOSEN))
 @output_options
 @pass_console
 @click.pass_context

@@ -70,7 +70,7 @@ class Journal:
             if entries:
                 self._compare(entries[0], identity)
             else:
-                self._write_first({"format": _FORMAT, **identity})
+                self._append({"format": _FORMAT, **identity}, truncates=True)
             for entry in entries[1:]:
                 self._take(entry)
         except BaseException:
@@ -131,16 +131,11 @@ class Journal:
                     "Measure into another folder, or delete it with --restart.",
                 )
 
-    def _write_first(self, entry: Mapping[str, Any]) -> None:
-        try:
-            os.ftruncate(self._descriptor, 0)
-        except OSError as error:
-            raise write_error(self.file, error) from error
-        self._append(entry)
-
-    def _append(self, entry: Mapping[str, Any]) -> None:
+    def _append(self, entry: Mapping[str, Any], *, truncates: bool = False) -> None:
         line = (json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n").encode()
         try:
+            if truncates:
+                os.ftruncate(self._descriptor, 0)
             written = os.write(self._descriptor, line)
             if written < len(line):
                 written += os.write(self._descriptor, line[written:])

@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from converter.errors import UsageError
-from converter.measurement.generation.options import check_values
+from converter.measurement.generation.options import check_values, option
 
 #: Kinds of offloading, by the names of the modes on the command line.
 MODES = {"standard": "none", "offload": "model", "sequential": "sequential"}
-#: In seconds; loading 30 GB from a slow disk takes long, and so does an image on a CPU.
-_TIMEOUT = 3600.0
 
 
 @dataclass(frozen=True)
 class BenchOptions:
     """How to measure; prompts and ``GenerateOptions`` come in addition."""
 
-    mode: str = field(
-        default="standard,offload",
-        metadata={
-            "help": "Where the weights are: standard (all on the device), offload (each model on the CPU until it "
-            "runs), sequential (each layer); separate several with commas."
-        },
+    mode: str = option(
+        "standard,offload",
+        "Where the weights are: standard (all on the device), offload (each model on the CPU until it runs), "
+        "sequential (each layer); separate several with commas.",
     )
-    repeats: int = field(
-        default=1,
-        metadata={"help": "How often to measure everything, each time in new processes.", "range": (1, 100)},
+    repeats: int = option(1, "How often to measure everything, each time in new processes.", range=(1, 100))
+    timeout: float = option(3600.0, "Seconds after which loading, or one image, counts as hanging.", range=(1.0, 1e6))
+    skip_baseline: bool = option(
+        False,
+        "Do not generate images of the original with a second seed, to compare differences with.",
+        option="--no-baseline",
     )
-    timeout: float = field(
-        default=_TIMEOUT,
-        metadata={"help": "Seconds after which loading, or one image, counts as hanging.", "range": (1.0, 1e6)},
-    )
-    skip_baseline: bool = field(
-        default=False,
-        metadata={
-            "help": "Do not generate images of the original with a second seed, to compare differences with.",
-            "option": "--no-baseline",
-        },
-    )
-    restart: bool = field(default=False, metadata={"help": "Delete the measurements of an earlier run."})
+    restart: bool = option(False, "Delete the measurements of an earlier run.")
 
     def __post_init__(self) -> None:
         """Refuse unknown modes and values out of range.

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from converter.errors import MissingInput, UsageError, unreadable
+from converter.libraries import LOADING_ERRORS
 from converter.measurement.generation.image_file import METADATA_KEY
 
 #: Lossless formats by suffix.
@@ -28,20 +29,9 @@ _MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA")
 _BITS = 8
 #: Offset of the bits per channel in a PNG (PNG specification, 11.2.1).
 _DEPTH_OFFSET = 24
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 #: Errors of Pillow, and of the libraries below it, for files that break their format.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    OverflowError,
-    TypeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+_BROKEN = (*LOADING_ERRORS, EOFError, SyntaxError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                 yield image
     except PermissionError as error:
         raise unreadable(path, error) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except _BOMBS as error:
         raise UsageError(f"{path}: has more than {Image.MAX_IMAGE_PIXELS} pixels") from error
     except _BROKEN as error:
         reason = f"is not a complete {FORMATS[path.suffix.lower()]} image: {error}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from converter.console import Reporter
@@ -88,19 +89,16 @@ def find_pairs(original: Path, quantized: Path, baseline: Path | None, *, report
         UsageError: images have no counterpart, or cannot be compared.
     """
     folders = [folder for folder in (original, quantized, baseline) if folder is not None]
-    listed = [_list_images(folder, reporter) for folder in folders]
+    images, others, *baselines = [_list_images(folder, reporter) for folder in folders]
     for number, folder in enumerate(folders[1:], 1):
         if any(folder.samefile(other) for other in folders[:number]):
-            raise UsageError(f"{folder}: is given twice", "Each folder holds the images of one model.")
-    _refuse_unpaired(folders[:2], listed[0], listed[1])
+            raise UsageError(f"{folder}: is given twice", "Each folder contains the images of one model.")
+    _refuse_unpaired(original, quantized, images, others)
     if baseline is not None:
-        shared = _ids(listed[0]) & _ids(listed[2])
-        both = (*listed[0].values(), *listed[2].values())
-        _refuse_lonely((original, baseline), [image for image in both if image.name.id not in shared])
-    return tuple(
-        _check_pair(image, other, _find_baseline(image, other, listed[2]) if baseline is not None else None)
-        for image, other in ((image, listed[1][key]) for key, image in listed[0].items())
-    )
+        both = [*images.values(), *baselines[0].values()]
+        shared = {image.name.id for image in images.values()} & {image.name.id for image in baselines[0].values()}
+        _refuse_lonely(original, baseline, [image for image in both if image.name.id not in shared])
+    return tuple(_check_pair(image, others[key], *baselines) for key, image in images.items())
 
 
 def parse_name(path: Path) -> ImageName:
@@ -145,26 +143,23 @@ def _list_images(folder: Path, reporter: Reporter) -> dict[str, ImageFile]:
 
 
 def _refuse_unpaired(
-    folders: Sequence[Path], original: Mapping[str, ImageFile], quantized: Mapping[str, ImageFile]
+    folder: Path, other_folder: Path, images: Mapping[str, ImageFile], others: Mapping[str, ImageFile]
 ) -> None:
-    first, second = (
-        [images[key] for key in images if key not in others]
-        for images, others in ((original, quantized), (quantized, original))
-    )
-    for image in first:
-        for other in second:
-            if image.name.id == other.name.id:
-                raise UsageError(
-                    f"{image} and {other}: the same id with other seeds",
-                    "Drift is measured at the same seed; give images of another seed as --baseline.",
-                )
-    _refuse_lonely(folders, [*first, *second])
+    lonely = [images[key] for key in images if key not in others]
+    lonely_others = [others[key] for key in others if key not in images]
+    for image, other in product(lonely, lonely_others):
+        if image.name.id == other.name.id:
+            raise UsageError(
+                f"{image} and {other}: the same id with other seeds",
+                "Drift is measured at the same seed; give images of another seed as --baseline.",
+            )
+    _refuse_lonely(folder, other_folder, [*lonely, *lonely_others])
 
 
-def _refuse_lonely(folders: Sequence[Path], lonely: Sequence[ImageFile]) -> None:
+def _refuse_lonely(folder: Path, other: Path, lonely: Sequence[ImageFile]) -> None:
     if lonely:
         raise UsageError(
-            f"{folders[0]} and {folders[1]}: only one of them has {_names(map(str, lonely))}",
+            f"{folder} and {other}: only one of them has {_names(map(str, lonely))}",
             "Every image needs a counterpart of the same name.",
         )
 
@@ -177,28 +172,31 @@ def _find_baseline(image: ImageFile, quantized: ImageFile, baselines: Mapping[st
     raise UsageError(f"{same_id[0]}: has the seed of {image}", "A baseline needs another seed.")
 
 
-def _check_pair(original: ImageFile, quantized: ImageFile, baseline: ImageFile | None) -> ImagePair:
+def _check_pair(
+    original: ImageFile, quantized: ImageFile, baselines: Mapping[str, ImageFile] | None = None
+) -> ImagePair:
     head = original.head
     if min(head.width, head.height) < SMALLEST_SIDE:
         raise UsageError(f"{original}: is smaller than {SMALLEST_SIDE} pixels, the window of SSIM")
     _refuse_differences(original, quantized)
-    seeds = original.name.seed, quantized.name.seed
-    if None not in seeds and seeds[0] != seeds[1]:
+    seeds = [image.name.seed for image in (original, quantized) if image.name.seed is not None]
+    if len(set(seeds)) > 1:
         raise UsageError(f"{original} and {quantized}: were made with another seed: {seeds[0]} and {seeds[1]}")
+    baseline = None if baselines is None else _find_baseline(original, quantized, baselines)
     if baseline is not None:
         _refuse_differences(original, baseline)
     steps = original.whole("steps")
     return ImagePair(
         key=original.name.key,
         id=original.name.id,
-        seed=seeds[0] if seeds[0] is not None else seeds[1],
+        seed=seeds[0] if seeds else None,
         steps=steps if steps is not None else quantized.whole("steps"),
         width=head.width,
         height=head.height,
         original=original.path,
         quantized=quantized.path,
-        baseline=None if baseline is None else baseline.path,
-        baseline_seed=None if baseline is None else baseline.name.seed,
+        baseline=baseline.path if baseline else None,
+        baseline_seed=baseline.name.seed if baseline else None,
     )
 
 
@@ -211,10 +209,6 @@ def _refuse_differences(first: ImageFile, second: ImageFile) -> None:
         if None not in values and values[0] != values[1]:
             shown = " and ".join(f"{value!s:.60}" for value in values)
             raise UsageError(f"{first} and {second}: were made with another {name}: {shown}", "Use the same settings.")
-
-
-def _ids(images: Mapping[str, ImageFile]) -> set[str]:
-    return {image.name.id for image in images.values()}
 
 
 def _names(names: Iterable[str]) -> str:

@@ -32,8 +32,3 @@ def choose_device(name: str) -> torch.device:
     if number >= torch.cuda.device_count():
         raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
     return torch.device("cuda", number)
-
-
-def free_device_bytes(device: torch.device) -> int:
-    """Return the free bytes on an accelerator; 0 for a CPU."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0

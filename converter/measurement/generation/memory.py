@@ -11,7 +11,6 @@ from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.source import Checkpoint
 from converter.console import readable_size
 from converter.errors import MemoryLimitError
-from converter.measurement.generation.devices import free_device_bytes
 from converter.measurement.generation.repo import PipelineRepo
 from converter.measurement.generation.settings import Settings
 from converter.memory import free_memory_bytes
@@ -121,10 +120,8 @@ def require_memory(need: MemoryNeed, device: torch.device) -> None:
     Raises:
         MemoryLimitError: the host's memory or the accelerator's does not suffice.
     """
-    for where, wanted, free in (
-        ("memory", need.host, free_memory_bytes()),
-        ("GPU memory", need.device, free_device_bytes(device)),
-    ):
+    device_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    for where, wanted, free in (("memory", need.host, free_memory_bytes()), ("GPU memory", need.device, device_free)):
         if wanted > free:
             raise MemoryLimitError(
                 f"generating takes about {readable_size(wanted)} of {where}, and {readable_size(free)} are free",

@@ -19,45 +19,39 @@ MAXIMUM_SEED = 2**64 - 1
 MAXIMUM_STEPS = 1000
 
 
+def option(default: Any, text: str, **metadata: Any) -> Any:
+    """Make a field of a dataclass of options.
+
+    Args:
+        default: its value by default.
+        text: its help on the command line.
+        metadata: ``choices``, ``range``, ``kind`` or ``option``, which ``converter.cli.options`` describes.
+    """
+    return field(default=default, metadata={"help": text, **metadata})
+
+
 @dataclass(frozen=True)
 class GenerateOptions:
     """How to generate an image; the repo, the prompt and the output file come in addition."""
 
-    negative_prompt: str = field(default="", metadata={"help": "What to avoid in the image."})
-    seed: int = field(
-        default=0,
-        metadata={"help": "Seed of the noise, which is the same on every device.", "range": (0, MAXIMUM_SEED)},
+    negative_prompt: str = option("", "What to avoid in the image.")
+    seed: int = option(0, "Seed of the noise, which is the same on every device.", range=(0, MAXIMUM_SEED))
+    steps: int | None = option(
+        None, "Denoising steps.  [default: 20; Lens-Turbo 4, Lens-Base 50]", range=(1, MAXIMUM_STEPS)
     )
-    steps: int | None = field(
-        default=None,
-        metadata={"help": "Denoising steps.  [default: 20; Lens-Turbo 4, Lens-Base 50]", "range": (1, MAXIMUM_STEPS)},
+    guidance: float | None = option(
+        None, "Guidance scale; 1 turns it off.  [default: 5; Lens-Turbo 1]", range=(0.0, 1000.0)
     )
-    guidance: float | None = field(
-        default=None,
-        metadata={"help": "Guidance scale; 1 turns it off.  [default: 5; Lens-Turbo 1]", "range": (0.0, 1000.0)},
+    base_resolution: int | None = option(
+        None, "Size class.  [default: 1440; a tiny model's own size]", choices=tuple(RESOLUTIONS)
     )
-    base_resolution: int | None = field(
-        default=None,
-        metadata={"help": "Size class.  [default: 1440; a tiny model's own size]", "choices": tuple(RESOLUTIONS)},
-    )
-    aspect_ratio: str | None = field(
-        default=None, metadata={"help": "Width to height.  [default: 1:1]", "choices": ASPECT_RATIOS}
-    )
-    height: int | None = field(
-        default=None,
-        metadata={"help": "Height in pixels instead of a size class, a multiple of 16.", "kind": "count"},
-    )
-    width: int | None = field(
-        default=None,
-        metadata={"help": "Width in pixels instead of a size class, a multiple of 16.", "kind": "count"},
-    )
-    device: str = field(default="auto", metadata={"help": "auto (a GPU if there is one), cpu, cuda or cuda:N."})
-    dtype: str = field(
-        default="bfloat16", metadata={"help": "Dtype to compute in.", "choices": ("bfloat16", "float32")}
-    )
-    offload: str = field(
-        default="none",
-        metadata={"help": "What stays on the CPU until it runs: none, each model, or each layer.", "choices": OFFLOADS},
+    aspect_ratio: str | None = option(None, "Width to height.  [default: 1:1]", choices=ASPECT_RATIOS)
+    height: int | None = option(None, "Height in pixels instead of a size class, a multiple of 16.", kind="count")
+    width: int | None = option(None, "Width in pixels instead of a size class, a multiple of 16.", kind="count")
+    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N.")
+    dtype: str = option("bfloat16", "Dtype to compute in.", choices=("bfloat16", "float32"))
+    offload: str = option(
+        "none", "What stays on the CPU until it runs: none, each model, or each layer.", choices=OFFLOADS
     )
     features: Path | None = field(
         default=None,
@@ -66,11 +60,8 @@ class GenerateOptions:
             "kind": "path",
         },
     )
-    date: str = field(
-        default=PROMPT_DATE,
-        metadata={"help": "Date that the text encoder is given, YYYY-MM-DD; images depend on it."},
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing file."})
+    date: str = option(PROMPT_DATE, "Date that the text encoder is given, YYYY-MM-DD; images depend on it.")
+    overwrite: bool = option(False, "Replace an existing file.")
 
     def __post_init__(self) -> None:
         """Refuse values out of range.

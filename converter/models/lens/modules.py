@@ -170,28 +170,22 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin, CacheMixin, AttentionMixin
             raise ValueError(
                 f"encoder_hidden_states must be a list of {len(self.txt_norm)} tensors, one for each selected layer"
             )
-        expected = [batch, features[0].shape[1], config.enc_hidden_dim] if features[0].ndim == 3 else None
+        length = features[0].shape[1] if features[0].ndim == 3 else "tokens"
+        expected = [batch, length, config.enc_hidden_dim]
         for index, feature in enumerate(features):
             if list(feature.shape) != expected:
-                raise ValueError(
-                    f"encoder_hidden_states[{index}] has shape {list(feature.shape)}, not "
-                    f"{expected or ['batch', 'tokens', config.enc_hidden_dim]}"
-                )
-        if mask is not None and mask.shape != features[0].shape[:2]:
-            raise ValueError(
-                f"encoder_hidden_states_mask has shape {list(mask.shape)}, not {list(features[0].shape[:2])}"
-            )
+                raise ValueError(f"encoder_hidden_states[{index}] has shape {list(feature.shape)}, not {expected}")
+        if mask is not None and list(mask.shape) != expected[:2]:
+            raise ValueError(f"encoder_hidden_states_mask has shape {list(mask.shape)}, not {expected[:2]}")
         if timestep is None or timestep.shape != (batch,):
-            raise ValueError(
-                f"timestep has shape {None if timestep is None else list(timestep.shape)}, not {[batch]}: one sigma "
-                "for each sample"
-            )
+            found = None if timestep is None else list(timestep.shape)
+            raise ValueError(f"timestep has shape {found}, not {[batch]}: one sigma for each sample")
         shapes = list(img_shapes or ())
         if not shapes or not all(isinstance(shape, (list, tuple)) and len(shape) == 3 for shape in shapes):
             raise ValueError(f"img_shapes must be one (1, height, width) for the whole batch, not {img_shapes}")
-        frames, height, width = shapes[0]
-        if any(tuple(shape) != (frames, height, width) for shape in shapes):
+        if len(set(map(tuple, shapes))) > 1:
             raise ValueError(f"img_shapes differ, and the batch shares one: {img_shapes}")
+        frames, height, width = shapes[0]
         if frames != 1 or height < 1 or height * width != tokens:
             raise ValueError(f"img_shapes {[(frames, height, width)]} do not make {tokens} tokens of one frame")
         return height, width
