@@ -41,7 +41,7 @@ _LEFT_SHARE = 8.0
 #: The mean of an exponential distribution over its median.
 _MEAN_OVER_MEDIAN = 1 / math.log(2)
 #: Orthonormal axes of colour: grey, red against blue, green against both. Grey takes most of a photograph's power, so
-#: that a weak pattern of one colour still stands out in the others. Energy is kept: the sum over the axes is that over
+#: that a weak pattern of one colour is still visible in the others. Energy is kept: the sum over the axes is that over
 #: the channels.
 _AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 
@@ -86,9 +86,9 @@ def added_score(original: LatticeSpectrum, candidate: LatticeSpectrum) -> float:
         choose(closer, difference.highest, alone.highest),
     )
     known = original.levels.background
-    # The bins beside the lattice as well: the original's structure may have nearly the lattice's period.
+    # The bins next to the lattice count, too: the original's structure may have nearly the lattice's period.
     highest = (np.abs(original.patches[..., original.centre]) ** 2).max(axis=-1)
-    # Of a structure that the difference lacks, a near copy has kept all but what its background tells.
+    # A near copy has kept a structure that the difference lacks, except for the share that its background shows.
     left = np.divide(difference.background, known, out=np.ones_like(known), where=known > 0)
     share = np.where(closer, np.minimum(_OWN_SHARE, _LEFT_SHARE * left), _OWN_SHARE)
     own = np.where(highest > _OWN_THRESHOLD * known, share * (highest - known), 0)
@@ -147,7 +147,7 @@ def _neighbourhoods(
     """Rows and columns of all bins, of shape (frequencies, bins); those of the lattice; which belong to the peak."""
     spacings = height // period, width // period
     down, across = np.meshgrid(np.arange(period) * spacings[0], np.arange(period // 2 + 1) * spacings[1], indexing="ij")
-    # The other half of the plane holds the conjugates; on its two border columns, the other half of each column.
+    # The other half of the plane contains the conjugates; on its two border columns, the other half of each column.
     half = ((across > 0) & (across < width // 2)) | ((down > 0) & (down <= height // 2)) | ((across > 0) & (down == 0))
     bins = np.stack([down[half], across[half]])
     reach = [min(_REACH, spacing - 2) for spacing in spacings]

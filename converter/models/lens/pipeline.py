@@ -189,9 +189,9 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
             num_images_per_prompt: how often each prompt is repeated; embeddings that are passed in are not.
             generator: makes the noise; one, or one for each image.
             latents: noise to start from, ``[images, tokens, 128]``.
-            prompt_embeds: features in place of prompts, for each selected layer ``[images, tokens, hidden_size]``.
+            prompt_embeds: features instead of prompts, for each selected layer ``[images, tokens, hidden_size]``.
             prompt_mask: bool, ``[images, tokens]``, true where a token counts.
-            negative_prompt_embeds: features in place of negative prompts.
+            negative_prompt_embeds: features instead of negative prompts.
             negative_prompt_mask: likewise.
             output_type: ``pil``, ``np`` or ``latent``.
             return_dict: whether to return a ``LensPipelineOutput`` and not a tuple.
@@ -254,7 +254,7 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
         negative_mask: torch.Tensor | None,
         grid: tuple[int, int],
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Take the steps, and give the number and the timestep of each when ``tensors`` holds its latents."""
+        """Run the steps; after each, when ``tensors`` contains its latents, yield its number and timestep."""
         # Computed once: in the loop, a GPU would have to wait for the answer in every step.
         alone = _unless_full(mask)
         joint = None if negative_mask is None else _unless_full(torch.cat((mask, negative_mask)))
