@@ -14,12 +14,12 @@ from converter import convert
 from tests.lens.pipelines import CHANNELS, load
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tiny_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny pipeline in float32."""
     folder = tmp_path_factory.mktemp("pipeline") / "tiny"
     shutil.copytree(tiny_repo, folder)
-    # The statistics that are drawn are nearly those of no norm at all, and leaving it out would hardly show.
+    # The random statistics are nearly those of no norm, so that a missing norm would hardly be noticed.
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
     generator = torch.Generator().manual_seed(5)
@@ -29,15 +29,15 @@ def folder(tiny_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def quantized_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What lensconv makes of it."""
+    """The same pipeline, quantized by lensconv."""
     output = tmp_path_factory.mktemp("pipeline") / "quantized"
     convert(folder, output)
     return output
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pipe(folder: Path) -> Any:
-    """For tests that leave it as it is."""
+    """A pipeline for tests that do not change it."""
     return load(folder)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -124,23 +126,25 @@ class Reference:
         return decoded
 
 
-def seen_at_first_call(pipe: Any, **options: Any) -> dict[str, Any]:
-    """What the transformer is called with first; the run ends there, so that large images cost nothing."""
-
-    class Seen(Exception):
-        pass
-
-    def stop(_module: Any, _positional: Any, arguments: dict[str, Any]) -> NoReturn:
-        raise Seen(arguments)
-
-    handle = pipe.transformer.register_forward_pre_hook(stop, with_kwargs=True)
+@contextmanager
+def calls_of(model: Any) -> Iterator[list[dict[str, Any]]]:
+    """The named arguments of each call of a model inside the block."""
+    calls: list[dict[str, Any]] = []
+    handle = model.register_forward_pre_hook(
+        lambda _module, _positional, arguments: calls.append(arguments), with_kwargs=True
+    )
     try:
-        with pytest.raises(Seen) as caught:
-            pipe(PROMPT, **options)
+        yield calls
     finally:
         handle.remove()
-    arguments: dict[str, Any] = caught.value.args[0]
-    return arguments
+
+
+def seen_at_first_call(pipe: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
+    """What the transformer is first called with; the run ends there, so that large images cost nothing."""
+    monkeypatch.setattr(pipe.transformer, "forward", Mock(side_effect=InterruptedError))
+    with calls_of(pipe.transformer) as calls, pytest.raises(InterruptedError):
+        pipe(PROMPT, **options)
+    return calls[0]
 
 
 def forbid_work(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

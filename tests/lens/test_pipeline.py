@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tests.lens.pipelines import (
     Branch,
     Reference,
     branches,
+    calls_of,
     draw,
     embeddings,
     load,
@@ -94,27 +94,15 @@ def test_scales_below_one_are_guidance_too(pipe: Any, scale: float) -> None:
 
 
 def test_the_encoder_and_the_transformer_run_no_more_than_they_must(pipe: Any) -> None:
-    runs: list[tuple[str, int]] = []
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda _module, _positional, arguments: runs.append((name, len(next(iter(arguments.values())))))
-
-    handles = [
-        model.register_forward_pre_hook(note(name), with_kwargs=True)
-        for name, model in (("encoder", pipe.text_encoder), ("transformer", pipe.transformer))
-    ]
-    try:
-        draw(pipe, [PROMPT, OTHER_PROMPT], latents=noise(2))
-        assert runs == [("encoder", 2)] + [("transformer", 4)] * STEPS
-        runs.clear()
-        draw(pipe, [PROMPT, OTHER_PROMPT], latents=noise(2), negative_prompt="dog")
-        assert runs == [("encoder", 2), ("encoder", 1)] + [("transformer", 4)] * STEPS
-        runs.clear()
-        draw(pipe, latents=noise(), negative_prompt="dog", guidance_scale=1)
-        assert runs == [("encoder", 1)] + [("transformer", 1)] * STEPS
-    finally:
-        for handle in handles:
-            handle.remove()
+    for options, encoded, batch in (
+        ({"prompt": [PROMPT, OTHER_PROMPT], "latents": noise(2)}, [2], 4),
+        ({"prompt": [PROMPT, OTHER_PROMPT], "latents": noise(2), "negative_prompt": "dog"}, [2, 1], 4),
+        ({"latents": noise(), "negative_prompt": "dog", "guidance_scale": 1}, [1], 1),
+    ):
+        with calls_of(pipe.text_encoder) as texts, calls_of(pipe.transformer) as steps:
+            draw(pipe, **options)
+        assert [len(arguments["input_ids"]) for arguments in texts] == encoded
+        assert [len(arguments["hidden_states"]) for arguments in steps] == [batch] * STEPS
 
 
 def test_a_batch_is_its_prompts_one_by_one(pipe: Any) -> None:
@@ -205,14 +193,8 @@ def test_latents_that_came_out_can_go_in(pipe: Any) -> None:
 def test_sigma_is_divided_in_the_dtype_of_the_latents(folder: Path, pipe: Any) -> None:
     half = load(folder, dtype=torch.bfloat16)
     for model, dtype in ((half, torch.bfloat16), (pipe, torch.float32)):
-        seen: list[dict[str, Any]] = []
-        handle = model.transformer.register_forward_pre_hook(
-            lambda _module, _positional, arguments, seen=seen: seen.append(arguments), with_kwargs=True
-        )
-        try:
+        with calls_of(model.transformer) as seen:
             images = draw(model, latents=noise(), num_inference_steps=8)
-        finally:
-            handle.remove()
         assert images.dtype == dtype
         assert {arguments[name].dtype for arguments in seen for name in ("hidden_states", "timestep")} == {dtype}
         sigmas = torch.tensor(reference.sigmas(24, 8)[:-1])

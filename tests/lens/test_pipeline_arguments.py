@@ -20,6 +20,7 @@ from tests.lens.pipelines import (
     TOLERANCE,
     Reference,
     branches,
+    calls_of,
     draw,
     embeddings,
     forbid_work,
@@ -28,28 +29,6 @@ from tests.lens.pipelines import (
     reference_features,
     seen_at_first_call,
 )
-
-#: Height, width, and tokens down and across, by base resolution and aspect; copied from the facts.
-BUCKETS: dict[tuple[int, str], tuple[int, int, int, int]] = {
-    (1024, "1:2"): (1472, 736, 92, 46),
-    (1024, "9:16"): (1376, 768, 86, 48),
-    (1024, "2:3"): (1248, 832, 78, 52),
-    (1024, "3:4"): (1152, 864, 72, 54),
-    (1024, "1:1"): (1024, 1024, 64, 64),
-    (1024, "4:3"): (864, 1152, 54, 72),
-    (1024, "3:2"): (832, 1248, 52, 78),
-    (1024, "16:9"): (768, 1376, 48, 86),
-    (1024, "2:1"): (736, 1472, 46, 92),
-    (1440, "1:2"): (2080, 1040, 130, 65),
-    (1440, "9:16"): (1936, 1088, 121, 68),
-    (1440, "2:3"): (1760, 1168, 110, 73),
-    (1440, "3:4"): (1616, 1216, 101, 76),
-    (1440, "1:1"): (1440, 1440, 90, 90),
-    (1440, "4:3"): (1216, 1616, 76, 101),
-    (1440, "3:2"): (1168, 1760, 73, 110),
-    (1440, "16:9"): (1088, 1936, 68, 121),
-    (1440, "2:1"): (1040, 2080, 65, 130),
-}
 
 
 def test_embeddings_draw_what_their_prompts_draw(pipe: Any) -> None:
@@ -181,12 +160,18 @@ def test_prompts_that_are_none(pipe: Any) -> None:
         ({"base_resolution": 1440}, (64, 64)),
         ({"height": 64, "width": 96, "base_resolution": 1024, "aspect_ratio": "16:9"}, (48, 86)),
         ({"height": 100, "base_resolution": 1024, "aspect_ratio": "1:1"}, (64, 64)),
-        *(({"base_resolution": base, "aspect_ratio": aspect}, size[2:]) for (base, aspect), size in BUCKETS.items()),
+        *(
+            ({"base_resolution": base, "aspect_ratio": aspect}, (height // 16, width // 16))
+            for aspect, sizes in reference.BUCKETS.items()
+            for base, (height, width) in sizes.items()
+        ),
     ],
 )
-def test_sizes_of_images(pipe: Any, options: dict[str, Any], grid: tuple[int, int]) -> None:
+def test_sizes_of_images(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], grid: tuple[int, int]
+) -> None:
     """Of two sides if both are given, of the table before that, and of 1024 pixels otherwise."""
-    seen = seen_at_first_call(pipe, **options, guidance_scale=1)
+    seen = seen_at_first_call(pipe, monkeypatch, **options, guidance_scale=1)
     assert [tuple(shape) for shape in seen["img_shapes"]] == [(1, *grid)]
     assert seen["hidden_states"].shape == (1, grid[0] * grid[1], CHANNELS)
 
@@ -274,21 +259,14 @@ def test_a_callback_can_switch_guidance_off(pipe: Any) -> None:
     middle = Reference(pipe, positive, reference_blank(1), 4.0).latents(noise(), sigmas[:2])
     expected = Reference(pipe, positive, reference_blank(1), 1.0).latents(middle, sigmas[1:])
 
-    batches: list[int] = []
-
     def callback(running: Any, *_: Any) -> dict[str, Any]:
         running._guidance_scale = 1.0
         return {}
 
-    handle = pipe.transformer.register_forward_pre_hook(
-        lambda _module, _positional, arguments: batches.append(len(arguments["hidden_states"])), with_kwargs=True
-    )
-    try:
+    with calls_of(pipe.transformer) as calls:
         found = draw(pipe, latents=noise(), callback_on_step_end=callback)
-    finally:
-        handle.remove()
     torch.testing.assert_close(found, expected, **TOLERANCE)
-    assert batches == [2, 1, 1]
+    assert [len(arguments["hidden_states"]) for arguments in calls] == [2, 1, 1]
 
 
 def test_a_callback_can_stop_the_run(pipe: Any) -> None:
