@@ -6,8 +6,8 @@
     pipe = LensPipeline.from_pretrained("Lens-uint4", torch_dtype=torch.bfloat16)
     image = pipe("a red cube on a wooden table", base_resolution=1024, aspect_ratio="1:1").images[0]
 
-Weights and configs are those of microsoft/Lens, or a release that lensconv made of them. Importing this package makes
-the classes known to diffusers and transformers, so that ``DiffusionPipeline.from_pretrained`` finds them, too.
+Weights and configs are those of microsoft/Lens, or of a release that lensconv made from them. Importing this module
+registers the classes with diffusers and transformers, so that ``DiffusionPipeline.from_pretrained`` finds them, too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Loading and one forward pass of the full-depth Lens transformer, original against quantized.
+"""Measure loading and one forward pass of the full-depth Lens transformer, original and quantized.
 
-Every variant is a process of its own: it loads the model, runs it on the same random input, and writes its output,
-whose error against the original's is reported. On a CPU the input is an image of 256x256 and memory is that of the
-process; on a GPU it is one of 1440x1440, timed by CUDA events after two passes to warm up, and memory is torch's.
+Every variant runs in a process of its own. It loads the model, runs it on the same random input, and writes its output,
+which is compared with the original's. On a CPU, the input is an image of 256x256, and memory is that of the process. On
+a GPU, it is 1440x1440, timed by CUDA events after two passes to warm up, and memory is torch's.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ VARIANTS = {
 
 
 def main() -> None:
-    """Make the models if they are not there, measure every variant, and write the JSON."""
+    """Create the models if they do not exist, measure every variant, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=tuple(SCALES), default="cpu", help="where to run")
     parser.add_argument("--layers", type=int, default=48, help="blocks of the model (default 48: 16.4 GB)")
     parser.add_argument("--work", type=Path, default=Path("benchmark-work"), help="folder for the models")
-    parser.add_argument("--out", type=Path, help="where results go (default benchmarks/forward-DEVICE.json)")
+    parser.add_argument("--out", type=Path, help="file for the results (default benchmarks/forward-DEVICE.json)")
     parser.add_argument("--measure", nargs=3, metavar=("VARIANT", "DEVICE", "OUTPUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def measure(work: Path, variant: str, device: str, output: Path) -> dict[str, Any]:
-    """Load one variant, run it, and write what it computes."""
+    """Load one variant, run it, and write its output."""
     import numpy as np
     import torch
 
@@ -153,7 +153,7 @@ def measure(work: Path, variant: str, device: str, output: Path) -> dict[str, An
 
 
 def time_pass(run: Any, device: str) -> tuple[float, Any]:
-    """Seconds that one pass takes, and what it gives."""
+    """Return the seconds of one pass, and its output."""
     import torch
 
     if device != "cuda":
@@ -169,7 +169,7 @@ def time_pass(run: Any, device: str) -> tuple[float, Any]:
 
 
 def relative_error(file: Path, reference: Path) -> float:
-    """Length of the difference to the original's output, over the length of that."""
+    """Return the norm of the difference to the original's output, divided by the norm of that output."""
     import numpy as np
 
     found, expected = np.load(file).astype(np.float64), np.load(reference).astype(np.float64)
@@ -177,13 +177,13 @@ def relative_error(file: Path, reference: Path) -> float:
 
 
 def anonymous_rss_bytes() -> int:
-    """Memory of this process that is not pages of a file, which the system can drop."""
+    """Return the memory of this process without pages of files, which the system can drop."""
     (kibibytes,) = re.findall(r"^RssAnon:\s*(\d+) kB$", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
     return int(kibibytes) * 1024
 
 
 def gpu(device: str) -> str | None:
-    """Name of the GPU and version of its driver; None where there is none."""
+    """Return the name of the GPU and the version of its driver; None without a GPU."""
     if device != "cuda":
         return None
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]

@@ -1,7 +1,7 @@
-"""What the benchmark's measuring costs: the time that it gives for a generation, against the same call without it.
+"""Measure the overhead of the benchmark: the time that it reports for an image, and that of the same call without it.
 
-Both are done in one process, in turn, with the tiny pipeline or another one; the ratio is that of the medians, and of
-each pair.
+Both run in turn in one process, with the tiny pipeline or another one. The ratio is that of the medians, and of each
+pair.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from scripts.benchmark import describe_machine
 def main() -> None:
     """Measure pairs and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repo", type=Path, help="pipeline to draw with (default: a tiny one)")
+    parser.add_argument("--repo", type=Path, help="pipeline to use (default: a tiny one)")
     parser.add_argument("--device", default="auto", help="as for `lensconv bench`")
-    parser.add_argument("--pairs", type=int, default=30, help="how many (default 30)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/overhead.json"), help="where results go")
+    parser.add_argument("--pairs", type=int, default=30, help="number of pairs (default 30)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/overhead.json"), help="file for the results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         repo = arguments.repo or Path(folder) / "tiny"
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def measure(repo: Path, device: str, pairs: int) -> dict[str, Any]:
-    """Draw the same image inside and outside, in turn."""
+    """Generate the same image inside and outside of the benchmark, in turn."""
     session_module = load_library("converter.measurement.benchmark.session", compiles=True)
     call_arguments = load_library("converter.measurement.generation.generate").call_arguments
     opened = open_pipeline(repo)
@@ -53,13 +53,13 @@ def measure(repo: Path, device: str, pairs: int) -> dict[str, Any]:
     task = Task("warm", asdict(settings), None)
     session = session_module.Session(Job(str(repo), {}, "none", device, settings.dtype, [task]))
     session.load()
-    session.draw(task)
+    session.generate(task)
     inside, outside = [], []
 
-    def draw_inside() -> None:
-        inside.append(session.draw(task)["time_s"])
+    def generate_inside() -> None:
+        inside.append(session.generate(task)["time_s"])
 
-    def draw_outside() -> None:
+    def generate_outside() -> None:
         session.synchronize()
         started = time.perf_counter()
         session.pipeline(settings.prompt, settings.negative_prompt, **call_arguments(settings))
@@ -67,9 +67,10 @@ def measure(repo: Path, device: str, pairs: int) -> dict[str, Any]:
         outside.append(time.perf_counter() - started)
 
     for number in range(pairs):
-        # Whoever is second finds warm caches, so they take turns.
-        for draw in (draw_inside, draw_outside) if number % 2 else (draw_outside, draw_inside):
-            draw()
+        # The second one finds warm caches, so the order alternates.
+        calls = (generate_inside, generate_outside)
+        for call in calls if number % 2 else calls[::-1]:
+            call()
     ratios = [first / second for first, second in zip(inside, outside, strict=True)]
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

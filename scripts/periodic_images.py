@@ -18,7 +18,7 @@ from scipy import ndimage
 Pixels = NDArray[np.uint8]
 Levels = NDArray[np.floating[Any]]
 
-#: Photographs and scans whose file comes with scikit-image.
+#: Photographs and scans whose files are part of scikit-image.
 PHOTOGRAPHS = (
     "astronaut.png",
     "brick.png",
@@ -38,7 +38,7 @@ PHOTOGRAPHS = (
     "retina.jpg",
     "rocket.jpg",
 )
-#: Those that show a wall and a page of text.
+#: Those that show a wall or a page of text.
 REGULAR_PHOTOGRAPHS = ("brick.png", "page.png")
 #: Crops of each photograph.
 CROPS = 4
@@ -206,23 +206,23 @@ KINDS: dict[str, tuple[bool, Callable[[np.random.Generator, int], Pixels]]] = {
 
 
 def jpeg(image: Pixels, quality: int) -> Pixels:
-    """What is left after JPEG at that quality."""
+    """Compress as JPEG of that quality, and decode again."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "JPEG", quality=quality)
     return np.asarray(Image.open(stream))
 
 
 def noisy(image: Pixels, deviation: float) -> Pixels:
-    """With gaussian noise of that many levels."""
+    """Add gaussian noise of that many levels."""
     return to_pixels(image + np.random.default_rng(7).normal(0, deviation, image.shape))
 
 
 def filtered(image: Pixels, change: Any) -> Pixels:
-    """Through one of Pillow's filters."""
+    """Apply one of Pillow's filters."""
     return np.asarray(Image.fromarray(image).filter(change))
 
 
-#: Changes that are no grid.
+#: Changes that do not add a grid.
 CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
     "none": lambda image: image,
     "blur 0.7": lambda image: filtered(image, ImageFilter.GaussianBlur(0.7)),

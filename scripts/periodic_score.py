@@ -1,9 +1,9 @@
-"""How well the periodic-grid score tells images with a periodic pattern from images without.
+"""Measure how well the periodic-grid score distinguishes images with a periodic pattern from images without one.
 
-Patterns of 8, 16 and 32 pixels are put into images that were blurred, shifted, recompressed and so on; the same changes
-without a pattern are what they must be told from. Every candidate is scored twice: made from the original itself
-(aligned), and made from another image of the same kind (drifted), as a quantized model draws it. What is reported is
-the area under the ROC curve: how often an image with a pattern scores higher than one without, ties counted half.
+Patterns of 8, 16 and 32 pixels are added to images that were blurred, shifted, recompressed and so on; the same changes
+without a pattern are the negatives. Every candidate is scored twice: made from the original itself (aligned), and from
+another image of the same kind (drifted), as a quantized model might generate it. The result is the area under the ROC
+curve: how often an image with a pattern scores higher than one without, where ties count half.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from converter.measurement.comparison.periodic import PERIODS, LatticeSpectrum, 
 from scripts.periodic_images import CHANGES, PATTERNS, Scene, pattern, scenes, to_pixels
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Height of the patterns over their middle, in grey levels.
+#: Amplitude of the patterns, in grey levels.
 AMPLITUDES = (1, 2, 4, 16)
-#: Sides of the images in pixels, and which share of the scenes is taken: one of so many.
+#: Sides of the images in pixels; of the scenes, one in this many is used.
 SIDES = {256: 1, 512: 2, 1024: 6}
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "benchmarks" / "periodic-score.json", help="where results go"
+        "--out", type=Path, default=ROOT / "benchmarks" / "periodic-score.json", help="file for the results"
     )
     arguments = parser.parse_args()
     results = {}

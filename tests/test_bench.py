@@ -1,10 +1,9 @@
-"""The benchmark: real workers on a tiny pipeline, killed, out of memory and hanging for real."""
+"""The benchmark: real workers on a tiny pipeline that are killed, run out of memory or hang, and what it refuses."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import signal
@@ -19,23 +18,10 @@ import jsonschema
 import pytest
 import torch
 
-from converter.console import SILENT, Progress
-from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput, OutputError
-from converter.measurement.benchmark.assembly import Assembly
-from converter.measurement.benchmark.changes import refuse_changed_files
-from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
-from converter.measurement.benchmark.machine import describe_machine
-from converter.measurement.benchmark.measuring import Bench, image_name
-from converter.measurement.benchmark.meter import Meter, Stopwatch
-from converter.measurement.benchmark.options import BenchOptions
-from converter.measurement.benchmark.subjects import open_subjects
-from converter.measurement.evidence.files import read_evidence_folder, write_evidence
+from converter.measurement.benchmark.journal import LOAD_KEY
+from converter.measurement.evidence.files import read_evidence_folder
 from converter.measurement.evidence.statistics import percent_change, slowdown
-from converter.measurement.generation.memory import predict_memory, predict_resident_memory
-from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
-from converter.measurement.generation.settings import choose_settings
-from converter.measurement.prompts.suite import PromptSuite, read_suite
 from converter.schemas import load_schema
 from tests.benches import DRAWING, IDS, LIMIT, SUITE
 from tests.conftest import ROOT, Outcome, command, time_limit
@@ -229,7 +215,7 @@ def test_images_that_are_gone_or_others_are_left_out(finished: Finished, lenscon
     # Nothing of this run's own mode draws them.
     outcome = lensconv(*finished.arguments[:5], *arguments, "--mode", "offload", "--no-baseline")
     assert outcome.code == 0, outcome.stdout
-    assert "images of A1, B2 are not what was measured" in outcome.stderr
+    assert "images of A1, B2 are missing or were changed" in outcome.stderr
     evidence = read_evidence_folder(copy)
     assert [pair["id"] for pair in evidence["image_fidelity.json"]["pairs"]] == ["C3"]
     assert evidence["image_fidelity.json"]["pairs"][0]["baseline"] is None
@@ -239,7 +225,7 @@ def test_images_that_are_gone_or_others_are_left_out(finished: Finished, lenscon
 def test_another_benchmark_in_the_same_folder_is_refused(finished: Finished, lensconv: Lensconv) -> None:
     outcome = lensconv(*finished.arguments, "--steps", 3)
     assert outcome.code == 2
-    assert "holds another benchmark: settings.steps was 2, and is 3" in outcome.result["error"]["message"]
+    assert "contains another benchmark: settings.steps was 2, and is 3" in outcome.result["error"]["message"]
     assert "--restart" in outcome.result["error"]["hint"]
 
 
@@ -277,8 +263,8 @@ def test_models_that_are_no_pair(
         (tiny_repo, tiny_repo, "have the same transformer"),
         (tiny_repo, copy, "have the same transformer"),
         (tiny_release, tiny_release, "have the same transformer"),
-        (tiny_repo, other, "is a LensPipeline, and"),
-        (tiny_repo, lens_output, "is no pipeline repo"),
+        (tiny_repo, other, "is for FluxPipeline"),
+        (tiny_repo, lens_output, "is not a pipeline repo"),
         (tmp_path / "nowhere", tiny_release, "no such folder"),
         (tiny_release, tiny_repo, "is quantized, and"),
     ]
@@ -289,44 +275,33 @@ def test_models_that_are_no_pair(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("quant_transformer_dtypes", {"UINT8": 1000}, "its dtypes add up to 1000 bytes"),
-        (
-            "quant_transformer_dtypes+",
-            1,
-            "and the headers of the transformer to",
-        ),
-    ],
-)
-def test_a_summary_that_contradicts_the_headers(
-    key: str, value: Any, message: str, tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
+def test_a_summary_that_contradicts_itself_or_the_headers(
+    tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
 ) -> None:
     release = shutil.copytree(tiny_release, tmp_path / "release")
     file = release / "sdnq_quantization_summary.json"
     content = json.loads(file.read_text())
-    if key.endswith("+"):
-        dtype = next(iter(content[key[:-1]]))
-        content[key[:-1]][dtype] += value
-    else:
-        content[key] = value
-    file.write_text(json.dumps(content))
-    outcome = lensconv("bench", tiny_repo, release, "--out", tmp_path / "out", "--json")
-    assert outcome.code == 2
-    assert message in outcome.result["error"]["message"]
+    dtype, size = next(iter(content["quant_transformer_dtypes"].items()))
+    for dtypes, message in (
+        ({"UINT8": 1000}, "its dtypes add up to 1000 bytes"),
+        ({**content["quant_transformer_dtypes"], dtype: size + 1}, "and the headers of the transformer to"),
+    ):
+        file.write_text(json.dumps({**content, "quant_transformer_dtypes": dtypes}))
+        outcome = lensconv("bench", tiny_repo, release, "--out", tmp_path / "out", "--json")
+        assert outcome.code == 2
+        assert message in outcome.result["error"]["message"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mode", "fast"], "--mode fast: is none of standard, offload, sequential"),
-        (["--mode", ","], "--mode: names none of"),
+        (["--mode", "fast"], "--mode fast: must be one or more of standard, offload, sequential"),
+        (["--mode", ","], "--mode ,: must be one or more of"),
         (["--repeats", "0"], "not in the range"),
         (["--timeout", "0"], "not in the range"),
         (["--steps", "0"], "not in the range"),
-        (["--height", "65", "--width", "64"], "must be a multiple of 16"),
-        (["--device", "tpu"], "is none of auto, cpu, cuda"),
+        (["--height", "65", "--width", "64"], "is not a multiple of 16"),
+        (["--device", "tpu"], "must be auto, cpu, cuda"),
         (["--prompts", "nothing"], "no suite has that name"),
     ],
 )
@@ -344,8 +319,8 @@ def test_places_that_cannot_be_written(tiny_repo: Path, tiny_release: Path, tmp_
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "images").symlink_to(tmp_path)
     cases = [
-        (tiny_repo / "out", "lies inside the original repo"),
-        (tmp_path / "file", "is no folder"),
+        (tiny_repo / "out", "is inside the original repo"),
+        (tmp_path / "file", "is not a folder"),
         (tmp_path / "linked", "is a link"),
     ]
     for place, message in cases:
@@ -360,29 +335,14 @@ def test_files_of_another_benchmark_are_not_mixed_in(
     (tmp_path / "weight_fidelity.json").write_text("{}")
     outcome = lensconv("bench", tiny_repo, tiny_release, "--out", tmp_path, *DRAWING, "--json")
     assert outcome.code == 2
-    assert "weight_fidelity.json: is of another benchmark" in outcome.result["error"]["message"]
+    assert "weight_fidelity.json: is from another benchmark" in outcome.result["error"]["message"]
     (tmp_path / "weight_fidelity.json").unlink()
     (tmp_path / "measurements.jsonl").unlink()
     os.mkfifo(tmp_path / "measurements.jsonl")
     with time_limit():
         outcome = lensconv("bench", tiny_repo, tiny_release, "--out", tmp_path, *DRAWING, "--json")
     assert outcome.code == 2
-    assert "is no file" in outcome.result["error"]["message"]
-
-
-def test_weights_that_change_are_refused(tiny_repo: Path, tiny_release: Path, tmp_path: Path) -> None:
-    release = shutil.copytree(tiny_release, tmp_path / "release")
-    subjects = open_subjects(tiny_repo, release, SILENT)
-    for subject in subjects:
-        refuse_changed_files(subject.states)
-    (file,) = (release / "vae").glob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(MalformedCheckpoint, match="changed while it was measured"):
-        refuse_changed_files(subjects[1].states)
-    assert subjects[1].components != open_subjects(tiny_repo, release, SILENT)[1].components
-    file.unlink()
-    with pytest.raises(MissingInput):
-        refuse_changed_files(subjects[1].states)
+    assert "is not a file" in outcome.result["error"]["message"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -393,229 +353,94 @@ def test_a_device_that_is_not_there(tiny_repo: Path, tiny_release: Path, tmp_pat
     assert outcome.result["error"]["type"] == "DeviceError"
 
 
-PLACE = {"mode": "standard", "repeat": 0, "model": "original", "key": "P01"}
-ROW = {
-    "time_s": 1.5,
-    "stages": {name: {"time_s": 0.5} for name in ("text_encoder", "transformer", "vae")},
-    "pixels_sha256": "0" * 64,
-}
+#: Runs before everything else in every process that has it on its path; plants faults into the workers' second model.
+FAULTS = """
+import sys
+
+if "converter.measurement.benchmark.worker" in " ".join(sys.orig_argv):
+    import importlib.abc, importlib.machinery, os, signal, time
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name != "converter.measurement.benchmark.session":
+                return None
+            sys.meta_path.remove(self)
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            load = spec.loader.exec_module
+
+            def exec_module(module):
+                load(module)
+                plant(module.Session)
+
+            spec.loader.exec_module = exec_module
+            return spec
+
+    def plant(session):
+        measure, seen = session._measure, set()
+
+        def faulty(self, settings):
+            is_second = settings.seed in seen
+            seen.add(settings.seed)
+            if self.repo.quantization is not None:
+                if settings.seed == 302:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if settings.seed == 303:
+                    import torch
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+                if settings.seed == 304 and is_second:
+                    time.sleep(3600)
+            return measure(self, settings)
+
+        session._measure = faulty
+
+    sys.meta_path.insert(0, Finder())
+"""
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        b"[]",
-        b"{}",
-        b"{",
-        b"\xff",
-        b'{"mode": 1}',
-        b'{"format": "lensconv.measurements/1"}',
-        json.dumps({"mode": "standard", "repeat": 0, "model": "original", "key": "P01", "time_s": 1}).encode(),
-        json.dumps({"mode": "standard", "repeat": 0, "model": "other", "key": "P01", **ROW}).encode(),
-        json.dumps(
-            {"mode": "standard", "repeat": 0, "model": "original", "key": "P01", **ROW, "time_s": math.nan}
-        ).encode(),
-    ],
-)
-def test_a_damaged_journal_is_refused(line: bytes, tmp_path: Path) -> None:
-    Journal(tmp_path, {"a": 1}, restart=False).__exit__(None, None, None)
-    with (tmp_path / "measurements.jsonl").open("ab") as stream:
-        stream.write(line + b"\n")
-    with pytest.raises(EvidenceError, match="is damaged: line 2"):
-        Journal(tmp_path, {"a": 1}, restart=False)
-    with Journal(tmp_path, {"a": 1}, restart=True) as journal:
-        assert not journal.measured
-
-
-def test_a_journal_of_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "measurements.jsonl").write_text('{"format": "lensconv.measurements/2"}\n')
-    with pytest.raises(EvidenceError, match="is damaged: line 1"):
-        Journal(tmp_path, {"a": 1}, restart=False)
-
-
-def test_a_journal_is_written_by_one_process(tmp_path: Path) -> None:
-    cell = Cell("standard", 0, "original")
-    with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
-        journal.note(cell, "P01", ROW)
-        journal.note(cell, "P02", {"failed": "hung"})
-        with pytest.raises(OutputError, match="another process is measuring"):
-            Journal(tmp_path, {"a": {"b": 1}}, restart=True)
-    with pytest.raises(OutputError, match=r"holds another benchmark: a\.b was 1, and is 2"):
-        Journal(tmp_path, {"a": {"b": 2}}, restart=False)
-    with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
-        assert journal.measured == {(cell, "P01"): ROW}
-        assert journal.failures == {(cell, "P02"): ["hung"]}
-    with Journal(tmp_path, {"a": {"b": 2}}, restart=True) as journal:
-        assert not journal.measured
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_failures_alone_are_evidence_too(
-    count: int, suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
+def test_faults_become_failed_rows_and_the_rest_goes_on(
+    tiny_repo: Path,
+    tiny_release: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lensconv: Lensconv,
 ) -> None:
-    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, tiny_release, SILENT)}
-    prompts = PromptSuite("some", read_suite(suite).prompts[:count])
-    settings = [
-        choose_settings(subjects["original"].repo, prompt.prompt, GenerateOptions(seed=prompt.seed))
-        for prompt in prompts.prompts
+    """A worker that is killed, one that runs out of memory, one that hangs; then the same without the faults."""
+    (tmp_path / "sitecustomize.py").write_text(FAULTS)
+    longer = tmp_path / "longer.toml"
+    longer.write_text(SUITE + '\n[[prompts]]\nid = "D4"\nscenario = "Blue"\nseed = 304\nprompt = "a blue cube"\n')
+    output = tmp_path / "evidence"
+    options = ("--mode", "standard", "--no-baseline", "--timeout", 15, "--json")
+    arguments = ("bench", tiny_repo, tiny_release, "--prompts", longer, "--out", output, *DRAWING, *options)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with time_limit(LIMIT):
+        outcome = lensconv(*arguments)
+    assert outcome.code == 1
+    reasons = {
+        "B2": "killed by SIGKILL, perhaps because memory ran out",
+        "C3": "while warming up: there is not enough memory: CUDA out of memory. Tried to allocate 20.00 GiB.",
+        "D4": "hung: nothing for 15 s, and was killed",
+    }
+    assert outcome.result["failed"] == [
+        {"model": "quantized", "mode": "standard", "repeat": 0, "prompt": key, "reason": reason}
+        for key, reason in reasons.items()
     ]
-    with Journal(tmp_path, {}, restart=False) as journal:
-        for mode in ("standard", "offload"):
-            for model in subjects:
-                for prompt in prompts.prompts:
-                    journal.note(Cell(mode, 0, model), prompt.id, {"failed": "while loading: no memory"})
-        machine = describe_machine("cpu")
-        files = Assembly(journal, prompts, settings, subjects, machine).files()
-        for name, content in files.items():
-            write_evidence(tmp_path, name, content)
-    matrix = files["comparison_matrix.json"]
-    assert [row["quantized"] for row in matrix["prompts"]] == [{"failed": "while loading: no memory"}] * count
-    assert matrix["summary"] == {}
-    warm = files["model_cpu_offload_benchmark.json"]["models"]["original"]["warm"]
-    assert warm == {
-        "failed": "while loading: no memory" if count > 1 else "the suite has one prompt, which is the cold one"
-    }
-    shown = lensconv("evidence", tmp_path)
-    assert shown.code == 0
-    assert "failed" in shown.stderr
-    assert lensconv("charts", tmp_path).code == 0
-    assert "cells are missing" in lensconv("grid", tmp_path).stderr
+    evidence = read_evidence_folder(output)
+    matrix = evidence["comparison_matrix.json"]
+    for row in matrix["prompts"]:
+        assert row["original"]["time_s"] > 0
+        assert row["quantized"].get("failed") == reasons.get(row["id"])
+    assert matrix["summary"]["original"]["count"] == 4
+    assert matrix["summary"]["slowdown"]["pairs"] == matrix["summary"]["quantized"]["count"] == 1
+    assert len(evidence["benchmark_metrics.json"]["models"]["quantized"]["failed"]) == 3
+    assert [pair["id"] for pair in evidence["image_fidelity.json"]["pairs"]] == ["A1"]
+    assert outcome.result["ok"] is False
+    jsonschema.validate(outcome.result, load_schema("bench"))
 
-
-def test_a_mode_that_failed_altogether_leaves_the_matrix_to_another(
-    suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path
-) -> None:
-    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, tiny_release, SILENT)}
-    prompts = read_suite(suite)
-    repo = subjects["original"].repo
-    settings = [choose_settings(repo, prompt.prompt, GenerateOptions(seed=prompt.seed)) for prompt in prompts.prompts]
-    options = BenchOptions(mode="offload")
-    with Journal(tmp_path, {}, restart=False) as journal:
-        work = Bench(tmp_path, subjects, prompts, settings, options, "cpu", journal)
-        for model in subjects:
-            journal.note(Cell("standard", 0, model), "A1", {"failed": "no memory"})
-            for prompt in prompts.prompts:
-                journal.note(Cell("offload", 0, model), prompt.id, ROW)
-        assert work.picture_mode == "offload"
-        files = Assembly(journal, prompts, settings, subjects, describe_machine("cpu")).files()
-    assert files["comparison_matrix.json"]["mode"] == "offload"
-    assert files["comparison_matrix.json"]["summary"]["slowdown"]["pairs"] == 3
-    assert "generation_time_s" not in files["benchmark_metrics.json"]["models"]["original"]
-    for name, content in files.items():
-        write_evidence(tmp_path, name, content)
-    read_evidence_folder(tmp_path)
-
-
-def test_reasons_do_not_tell_where_folders_lie(
-    suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path
-) -> None:
-    """A weight file that cannot be loaded, whose error names its path."""
-    release = shutil.copytree(tiny_release, tmp_path / "release")
-    config = release / "vae" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "latent_channels": 7}))
-    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, release, SILENT)}
-    prompts = read_suite(suite)
-    repo = subjects["original"].repo
-    settings = [choose_settings(repo, prompt.prompt, GenerateOptions(seed=prompt.seed)) for prompt in prompts.prompts]
-    with Journal(tmp_path / "out", {}, restart=False) as journal:
-        work = Bench(tmp_path / "out", subjects, prompts, settings, BenchOptions(mode="standard"), "cpu", journal)
-        cell = Cell("standard", 0, "quantized")
-        with time_limit(LIMIT):
-            work._run_worker(cell, work.missing(cell), Progress())
-        # What a loader says it says again: all images failed for one reason, without a second worker.
-        (reason,) = set(work.failed.values())
-        assert len(work.failed) == 3
-    assert reason.startswith("while loading: release/vae")
-    assert str(tmp_path) not in (tmp_path / "out" / "measurements.jsonl").read_text()
-
-
-def test_repeats_are_medians_and_largest_peaks(
-    suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path
-) -> None:
-    subjects = {subject.name: subject for subject in open_subjects(tiny_repo, tiny_release, SILENT)}
-    prompts = read_suite(suite)
-    repo = subjects["original"].repo
-    settings = [choose_settings(repo, prompt.prompt, GenerateOptions(seed=prompt.seed)) for prompt in prompts.prompts]
-    with Journal(tmp_path, {}, restart=False) as journal:
-        for repeat, time in enumerate((3.0, 1.0, 2.0)):
-            for model, factor in (("original", 1), ("quantized", 2)):
-                cell = Cell("standard", repeat, model)
-                load = {"time_s": time, "peak_rss_gb": time, "cache_warm": repeat < 2, "components": {}}
-                journal.note(cell, LOAD_KEY, load)
-                for prompt in prompts.prompts:
-                    row = {**ROW, "time_s": time * factor, "peak_rss_gb": time, "pixels_sha256": f"{repeat % 2}" * 64}
-                    if repeat == 0:
-                        image = tmp_path / image_name(model, prompt, prompt.seed)
-                        image.parent.mkdir(parents=True, exist_ok=True)
-                        image.write_bytes(b"an image")
-                        row["image_sha256"] = hashlib.sha256(b"an image").hexdigest()
-                    journal.note(cell, prompt.id, row)
-        journal.note(Cell("standard", 3, "original"), "A1", {"failed": "hung"})
-        files = Assembly(journal, prompts, settings, subjects, describe_machine("cpu")).files()
-    for name, content in files.items():
-        write_evidence(tmp_path, name, content)
-    row = files["comparison_matrix.json"]["prompts"][0]
-    assert (row["original"]["time_s"], row["original"]["times_s"]) == (2.0, [3.0, 1.0, 2.0])
-    assert (row["quantized"]["time_s"], row["original"]["peak_rss_gb"]) == (4.0, 3.0)
-    assert row["delta_percent"] == 100.0
-    # Repeats drew other pixels.
-    assert row["original"]["images_agree"] is False
-    assert row["original"]["failed_attempts"] == [{"repeat": 3, "reason": "hung"}]
-    model = files["benchmark_metrics.json"]["models"]["original"]
-    assert (model["load_time_s"], model["load_peak_rss_gb"], model["load_cache_warm"]) == (2.0, 3.0, False)
-    assert model["failed"] == [{"prompt": "A1", "repeat": 3, "reason": "hung"}]
-    assert files["benchmark_metrics.json"]["slowdown"]["mean_difference_s"] == 2.0
-    assert files["benchmark_metrics.json"]["settings"]["repeats"] == 4
-
-
-def test_a_stopwatch_gives_times_and_peaks_of_stages() -> None:
-    meter = Meter(torch.device("cpu"))
-    with meter.watching():
-        watch = Stopwatch(meter, "first")
-        time.sleep(0.05)
-        watch.begin("second")
-        block = bytearray(200_000_000)
-        block[::4096] = bytes(len(block[::4096]))
-        del block
-        watch.begin("second")
-        watch.begin("third")
-        figures = watch.stop()
-    stages = figures["stages"]
-    assert list(stages) == ["first", "second", "third"]
-    assert stages["first"]["time_s"] >= 0.05
-    assert sum(stage["time_s"] for stage in stages.values()) == pytest.approx(figures["time_s"], abs=0.002)
-    grown = stages["second"]["peak_rss_gb"] - stages["first"]["peak_rss_gb"]
-    assert grown == pytest.approx(0.2, abs=0.02)
-    # The peak of a stage is no peak of the next one.
-    assert stages["third"]["peak_rss_gb"] < stages["second"]["peak_rss_gb"] - 0.15
-    assert figures["peak_rss_gb"] == stages["second"]["peak_rss_gb"]
-
-
-def test_peaks_are_sampled_where_they_cannot_be_reset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("converter.measurement.benchmark.meter._CLEAR_REFS", tmp_path)
-    meter = Meter(torch.device("cpu"))
-    with meter.watching():
-        watch = Stopwatch(meter, "first")
-        block = bytearray(200_000_000)
-        block[::4096] = bytes(len(block[::4096]))
-        time.sleep(0.2)
-        del block
-        watch.begin("second")
-        figures = watch.stop()
-    stages = figures["stages"]
-    assert stages["first"]["peak_rss_gb"] - stages["second"]["peak_rss_gb"] == pytest.approx(0.2, abs=0.03)
-
-
-def test_a_resident_pipeline_needs_the_sum_of_its_parts(tiny_repo: Path) -> None:
-    repo = open_pipeline(tiny_repo)
-    settings = choose_settings(repo, "x", GenerateOptions())
-    resident = predict_resident_memory(repo, settings, offload="none", on_cpu=True, unpacks=False)
-    staged = predict_memory(repo, settings, offload="none", on_cpu=True, unpacks=False, encodes=True)
-    smaller = min(repo.text_encoder.total_bytes, repo.transformer.total_bytes) // 2
-    assert resident.host >= staged.host + smaller
-    on_gpu = {
-        offload: predict_resident_memory(repo, settings, offload=offload, on_cpu=False, unpacks=False)
-        for offload in ("none", "model", "sequential")
-    }
-    assert on_gpu["none"].device > on_gpu["model"].device > on_gpu["sequential"].device
-    assert on_gpu["none"].host < on_gpu["model"].host
+    monkeypatch.delenv("PYTHONPATH")
+    with time_limit(LIMIT):
+        again = lensconv(*arguments)
+    assert again.code == 0
+    assert (again.result["images"], again.result["resumed"]) == (8, 5)
+    sides = {row["id"]: row["quantized"] for row in read_evidence_folder(output)["comparison_matrix.json"]["prompts"]}
+    assert [key for key, side in sides.items() if "failed_attempts" in side] == list(reasons)
+    assert sides["B2"]["failed_attempts"] == [{"repeat": 0, "reason": reasons["B2"]}]

@@ -124,8 +124,8 @@ def test_images_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     first, second = folders(tmp_path, "P01-301.png", "P02-302.png")
     assert "given twice" in refusal(first, first)
     assert "given twice" in refusal(first, second, second)
-    assert "cannot be read" in refusal(first, tmp_path / "nowhere")
-    assert "no folder" in refusal(first, second / "P01-301.png")
+    assert "No such file" in refusal(first, tmp_path / "nowhere")
+    assert "Not a directory" in refusal(first, second / "P01-301.png")
     (tmp_path / "empty").mkdir()
     assert "no images" in refusal(first, tmp_path / "empty")
     lonely = save(first / "P03-303.png")
@@ -156,7 +156,7 @@ def test_settings_that_disagree_are_refused(tmp_path: Path, name: str, value: ob
     save(tmp_path / "a" / "cat.png", settings=SETTINGS)
     save(tmp_path / "b" / "cat.png", settings={**SETTINGS, name: value})
     message = refusal(tmp_path / "a", tmp_path / "b")
-    assert f"a/cat.png and b/cat.png: were drawn with another {name}: {SETTINGS[name]} and {value}" in message
+    assert f"a/cat.png and b/cat.png: were made with another {name}: {SETTINGS[name]} and {value}" in message
 
 
 def test_files_know_their_seed_better_than_their_names(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_files_know_their_seed_better_than_their_names(tmp_path: Path) -> None:
 def test_a_seed_in_a_file_belies_its_name(tmp_path: Path) -> None:
     save(tmp_path / "a" / "cat-5.png")
     save(tmp_path / "b" / "cat-5.png", settings=SETTINGS)
-    assert "were drawn with another seed: 5 and 301" in refusal(tmp_path / "a", tmp_path / "b")
+    assert "were made with another seed: 5 and 301" in refusal(tmp_path / "a", tmp_path / "b")
 
 
 def test_steps_must_be_those_of_the_images(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_pixels_become_rgb_or_are_refused(tmp_path: Path) -> None:
     assert np.array_equal(read_pixels(tmp_path / "opaque.png"), image)
     alpha[3, 4] = 254
     save(tmp_path / "glass.png", np.concatenate([image, alpha], axis=2))
-    with pytest.raises(UsageError, match=r"glass\.png: is transparent"):
+    with pytest.raises(UsageError, match=r"glass\.png: is partly transparent"):
         read_pixels(tmp_path / "glass.png")
     grey = save(tmp_path / "grey.png", image[..., 0])
     assert np.array_equal(read_pixels(grey), np.repeat(image[..., :1], 3, axis=2))
@@ -246,9 +246,9 @@ def test_pixels_become_rgb_or_are_refused(tmp_path: Path) -> None:
     )
     (tmp_path / "colours.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
     for name in ("deep.png", "colours.png"):
-        with pytest.raises(UsageError, match="has 16 bits a channel, not RGB of 8 bits"):
+        with pytest.raises(UsageError, match="has 16 bits per channel, not 8"):
             read_pixels(tmp_path / name)
-    with pytest.raises(UsageError, match="with loss"):
+    with pytest.raises(UsageError, match="lossy"):
         read_pixels(save(tmp_path / "lossy.webp", image, quality=80))
     assert np.array_equal(read_pixels(save(tmp_path / "exact.webp", image, lossless=True)), image)
     frames = [Image.fromarray(noise(seed)) for seed in range(2)]
@@ -404,7 +404,7 @@ def test_text_that_cannot_be_read_has_a_reason(tmp_path: Path, monkeypatch: pyte
     assert texts == [{"required": SIGN, "original_cer": None, "quantized_cer": None}]
     assert reason == "P01-1.png: tesseract was ended by signal 11"
     required["P01"] = [RUSSIAN_SIGN]
-    assert run()[1] == "P01-1.png: tesseract has no training for rus"
+    assert run()[1] == "P01-1.png: tesseract lacks the language data of rus"
     monkeypatch.setattr(text_accuracy, "TIME_LIMIT", 0.2)
     program.write_text('#!/bin/sh\ncase $1 in --*) printf "tesseract 9\\nrus\\n";; *) exec /bin/sleep 20;; esac\n')
     assert run()[1] == "P01-1.png: tesseract took longer than 0.2 s"
@@ -531,7 +531,7 @@ def test_small_images_have_no_grid_score_rather_than_none_of_it(tmp_path: Path) 
     assert content["summary"]["periodic_grid_added"] is None
     assert content["not_measured"] == {
         "lpips": "not asked for",
-        "text": "no texts are required of the images; --prompts names their suite",
+        "text": "no texts are required in the images; give their suite with --prompts",
     }
 
 

@@ -1,4 +1,4 @@
-"""What a card tells its readers to do works, with nothing but what ``pip install lensconv`` brings."""
+"""The instructions of cards work, with nothing installed but what ``pip install lensconv`` installs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,21 @@ from PIL import Image
 from converter.rendering import render
 from tests.conftest import ROOT
 
+#: What cards that are published import. These names must work in every later version.
+PUBLISHED = """
+import converter.lens
+from converter.lens import LensGptOssEncoder, LensPipeline, LensTransformer2DModel
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{repository}")
+assert type(pipe) is LensPipeline is converter.lens.LensPipeline
+assert type(pipe.transformer) is LensTransformer2DModel
+assert type(pipe.text_encoder) is LensGptOssEncoder
+"""
+
 
 def published_requirements() -> Iterator[str]:
-    """Names of the distributions that installing lensconv without extras brings, by what each declares."""
+    """Names of the distributions that lensconv requires without extras, directly and through others."""
     waiting, seen = ["lensconv"], set()
     while waiting:
         name = canonicalize_name(waiting.pop())
@@ -37,7 +49,7 @@ def published_requirements() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the published requirements and lensconv, and with nothing else, by links."""
+    """A folder of links to the published requirements and lensconv, and to nothing else."""
     folder = tmp_path_factory.mktemp("packages")
     for name in published_requirements():
         for file in distribution(name).files or ():
@@ -78,10 +90,11 @@ def test_the_usage_of_a_card_runs(tiny_release: Path, packages: Path, tmp_path: 
     )
     programs = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(programs) == 2
-    # In one process, as importing takes longer than drawing; none sees the other's names.
+    programs.insert(0, PUBLISHED.format(repository=tiny_release))
+    # In one process, since importing takes longer than generating; each program has its own names.
     done = run(f"for program in {programs!r}:\n    exec(program, {{}})", packages, tmp_path)
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "cat.png") as first, Image.open(tmp_path / "cat-too.png") as second:
         assert first.size == second.size == (1472, 736)
-        # The same image, unless a day ended in between: prompts are told the date.
+        # The same image, unless the day ended in between: prompts are encoded with the date.
         assert np.abs(np.asarray(first).astype(int) - np.asarray(second)).mean() < 10

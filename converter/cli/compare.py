@@ -15,7 +15,7 @@ from converter.errors import printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from converter.measurement.comparison.report import FidelityReport, ImageFidelity, PairFidelity
+    from converter.measurement.comparison.report import FidelityReport, ImageFidelity
 
 #: Name in the report, heading, unit and decimals of each figure of a pair of images.
 _FIGURES = (
@@ -34,11 +34,16 @@ _FIGURES = (
 @click.argument("original", type=PATH)
 @click.argument("quantized", type=PATH)
 @click.option(
-    "--baseline", metavar="FOLDER", type=PATH, help="Images of the original with another seed, to compare drift with."
+    "--baseline",
+    metavar="FOLDER",
+    type=PATH,
+    help="Images of the original with another seed, to compare the drift with.",
 )
-@click.option("--prompts", metavar="SUITE", help="Suite of the images: its texts must be readable in them.")
-@click.option("--steps", metavar="N", type=click.IntRange(1, 1000), help="Steps of the images, where they do not tell.")
-@click.option("--no-text", is_flag=True, help="Do not read the images.")
+@click.option("--prompts", metavar="SUITE", help="Suite of the images, whose required texts are looked for.")
+@click.option(
+    "--steps", metavar="N", type=click.IntRange(1, 1000), help="Steps of the images, if the files do not contain them."
+)
+@click.option("--no-text", is_flag=True, help="Do not read the texts in the images.")
 @click.option("--lpips/--no-lpips", default=True, show_default=True, help="Measure LPIPS, if it is installed.")
 @output_options
 @pass_console
@@ -52,12 +57,12 @@ def command(
     no_text: bool,
     lpips: bool,
 ) -> None:
-    """Compare the images in the folder QUANTIZED with those in ORIGINAL, drawn from the same prompts and seeds.
+    """Compare the images in the folder QUANTIZED with those in ORIGINAL, from the same prompts and seeds.
 
-    Images are PNG or lossless WebP, named ID-SEED.png or ID-SEED-original.png. PSNR, SSIM and LPIPS tell how far the
+    Images are PNG or lossless WebP, named ID-SEED.png or ID-SEED-original.png. PSNR, SSIM and LPIPS measure how far the
     quantized model's images drifted from the original's, not how good they are.
     """
-    # Importing this takes a second or more; what is wrong with the command line is said at once.
+    # Imported late, since it takes a second or more; errors in the command line are reported before.
     from converter.measurement.comparison.compare import compare
 
     required: dict[str, tuple[str, ...]] = {}
@@ -79,21 +84,26 @@ def command(
 
 
 def _render(report: FidelityReport) -> list[RenderableType]:
-    columns = ["image", "seed", "PSNR dB", "SSIM", "LPIPS", "added grid", "text error"]
-    rows = [row for pair in report.pairs for row in _rows(pair)]
-    if report.summary["lpips"] is None:
-        columns, *rows = (_without_lpips(cells) for cells in (columns, *rows))
-    parts: list[RenderableType] = [table(columns, rows)]
-    return [*parts, *render_summary(report.to_dict())]
+    lines = [["image", "seed", "PSNR dB", "SSIM", "LPIPS", "added grid", "text error"]]
+    for pair in report.pairs:
+        means = [sum(rates) / len(rates) for rates in zip(*pair.text_rates, strict=True)]
+        error = " → ".join(f"{mean:.2f}" for mean in means)
+        lines.append([printable(pair.id), _number(pair.seed, 0), *_cells(pair.quantized), error])
+        if pair.baseline is not None:
+            lines.append(["  other seed", _number(pair.baseline_seed, 0), *_cells(pair.baseline), ""])
+    if all(pair.quantized.lpips is None for pair in report.pairs):
+        for cells in lines:
+            del cells[4]
+    return [table(lines[0], lines[1:]), *render_summary(report.to_dict())]
 
 
 def render_summary(fidelity: Mapping[str, Any]) -> list[RenderableType]:
-    """What ``image_fidelity.json`` says over all pairs."""
+    """Render the summary in ``image_fidelity.json``."""
     from rich.text import Text
 
     steps = fidelity["num_inference_steps"]
     counted = f"{steps} steps" if steps else "an unknown number of steps"
-    lines = [*_summary_lines(fidelity["summary"])]
+    lines = _summary_lines(fidelity["summary"])
     lines += [f"not measured: {name}: {printable(reason)}" for name, reason in fidelity["not_measured"].items()]
     return [
         Text(f"  At {counted}: trajectory drift at the same seed, not quality.", style="bold"),
@@ -101,28 +111,9 @@ def render_summary(fidelity: Mapping[str, Any]) -> list[RenderableType]:
     ]
 
 
-def _rows(pair: PairFidelity) -> list[list[str]]:
-    """The pair, and its baseline below it."""
-    rates = [
-        (text.original_cer, text.quantized_cer)
-        for text in pair.text
-        if text.original_cer is not None and text.quantized_cer is not None
-    ]
-    means = [sum(column) / len(rates) for column in zip(*rates, strict=True)]
-    error = " → ".join(f"{mean:.2f}" for mean in means)
-    rows = [[printable(pair.id), _number(pair.seed, 0), *_cells(pair.quantized), error]]
-    if pair.baseline is not None:
-        rows.append(["  other seed", _number(pair.baseline_seed, 0), *_cells(pair.baseline), ""])
-    return rows
-
-
 def _cells(image: ImageFidelity) -> list[str]:
     psnr = "identical" if image.identical else _number(image.psnr_db, 2)
     return [psnr, _number(image.ssim, 4), _number(image.lpips, 4), _number(image.periodic_grid.added, 2)]
-
-
-def _without_lpips(cells: list[str]) -> list[str]:
-    return [*cells[:4], *cells[5:]]
 
 
 def _summary_lines(summary: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +15,22 @@ from converter.measurement.generation.options import GenerateOptions
 
 @click.command(
     "generate",
-    short_help="Draw an image with an original or quantized repo.",
+    short_help="Generate an image with an original or quantized repo.",
     epilog='Example: lensconv generate Lens-uint4 --prompt "a red cube on a wooden table" --out cube.png',
 )
 @click.argument("repo", type=PATH)
-@click.option("--prompt", required=True, help="What to draw.")
-@click.option("--out", "output", metavar="FILE.png", type=PATH, required=True, help="The image to make.")
-@dataclass_options(
-    GenerateOptions,
-    "negative_prompt",
-    "seed",
-    "steps",
-    "guidance",
-    "base_resolution",
-    "aspect_ratio",
-    "height",
-    "width",
-    "device",
-    "dtype",
-    "offload",
-    "features",
-    "date",
-    "overwrite",
-)
+@click.option("--prompt", required=True, help="What the image shows.")
+@click.option("--out", "output", metavar="FILE.png", type=PATH, required=True, help="Path of the image.")
+@dataclass_options(GenerateOptions, *(field.name for field in fields(GenerateOptions)))
 @output_options
 @pass_console
 def command(console: Console, /, repo: Path, prompt: str, output: Path, **options: Any) -> None:
-    """Draw an image with the Lens pipeline in the folder REPO.
+    """Generate an image with the Lens pipeline in the folder REPO.
 
-    REPO may hold the original or a quantized transformer. The text encoder is gone before the transformer is loaded;
-    what drawing takes is told, and refused if it is not there, before that. The PNG holds its settings.
+    The transformer in REPO may be the original or a quantized one. The text encoder is released before the transformer
+    is loaded. The command checks beforehand that there is enough memory. The PNG contains its settings.
     """
-    # Importing this takes seconds; what is wrong with the command line is said at once.
+    # Imported late, since it takes seconds; errors in the command line are reported before.
     from converter.libraries import load_library
 
     report = load_library("converter.measurement.generation.generate", compiles=True).generate(

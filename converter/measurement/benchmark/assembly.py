@@ -1,16 +1,15 @@
-"""From what the journal holds to the files of measurements."""
+"""Make the files of measurements from the journal."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from converter.checkpoint.checksum import file_sha256
-from converter.measurement.benchmark.job import BASELINE_SEED_OFFSET
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
-from converter.measurement.benchmark.measuring import baseline_key, image_name
+from converter.measurement.benchmark.measuring import BASELINE, has_image, image_key, image_name, image_seed
 from converter.measurement.benchmark.options import MODES
 from converter.measurement.benchmark.subjects import ORIGINAL, Subject
 from converter.measurement.evidence.agreement import measured_times
@@ -32,7 +31,7 @@ _OFFLOADING = {
     "offload": (OFFLOAD_NAME, "enable_model_cpu_offload"),
     "sequential": (SEQUENTIAL_NAME, "enable_sequential_cpu_offload"),
 }
-#: Bytes of a weight as everybody loads it, in bfloat16.
+#: Bytes of a weight in bfloat16, in which models are usually loaded.
 _LOADED_BYTES = 2
 
 
@@ -40,9 +39,9 @@ class Assembly:
     """Makes the files of measurements.
 
     Args:
-        journal: what was measured.
+        journal: the figures and the failures.
         suite: the prompts.
-        settings: of each prompt; all but the prompt and the seed are the same.
+        settings: of each prompt; they differ in the prompt and the seed only.
         subjects: the models, by name.
         environment: the machine and the versions.
     """
@@ -58,12 +57,18 @@ class Assembly:
         self._journal = journal
         self._suite = suite
         self._subjects = subjects
-        cells = {cell for cell, _ in (*journal.measured, *journal.failures)}
-        self._modes = [mode for mode in MODES if any(cell.mode == mode for cell in cells)]
-        drawn = {cell.mode for cell, key in journal.measured if key != LOAD_KEY}
-        #: The first mode that gave images, or else that should have.
-        self._matrix_mode = next((mode for mode in MODES if mode in drawn), self._modes[0])
-        self._repeats = {mode: sorted({cell.repeat for cell in cells if cell.mode == mode}) for mode in self._modes}
+        #: Figures by mode, model and key, in the order of the repeats.
+        self._measured = defaultdict[tuple[str, str, str], list[dict[str, Any]]](list)
+        for cell, key in sorted(journal.measured):
+            self._measured[cell.mode, cell.model, key].append(journal.measured[cell, key])
+        #: Number of repeats by mode.
+        self._repeats = Counter(
+            mode for mode, _ in {(cell.mode, cell.repeat) for cell, _ in (*journal.measured, *journal.failures)}
+        )
+        self._modes = [mode for mode in MODES if mode in self._repeats]
+        with_images = {mode for mode, _, key in self._measured if key != LOAD_KEY}
+        #: The first mode with images, or else the first mode.
+        self._matrix_mode = next((mode for mode in MODES if mode in with_images), self._modes[0])
         self._shared = {
             "environment": {**environment, "date": datetime.now(UTC).date().isoformat()},
             "settings": self._settings(settings[0]),
@@ -71,7 +76,7 @@ class Assembly:
         }
 
     def files(self) -> dict[str, dict[str, Any]]:
-        """Contents by file name."""
+        """Return the contents by file name."""
         matrix = self._matrix()
         found = {METRICS_NAME: self._metrics(matrix), MATRIX_NAME: matrix}
         for mode, (name, method) in _OFFLOADING.items():
@@ -97,7 +102,7 @@ class Assembly:
             "dtype": settings.dtype,
             "date": settings.date,
             "negative_prompt": settings.negative_prompt,
-            "repeats": max((len(repeats) for repeats in self._repeats.values()), default=1),
+            "repeats": max(self._repeats.values(), default=1),
             "modes": self._modes,
             "suite": {
                 "name": self._suite.name,
@@ -125,38 +130,37 @@ class Assembly:
         times = [row[model].get("time_s") for model in MODELS]
         if all(times):
             row["delta_percent"] = percent_change(*times)
-        seed = prompt.seed + BASELINE_SEED_OFFSET
-        image = image_name("baseline", prompt, seed)
-        kept = self._kept(ORIGINAL, baseline_key(prompt), image)
-        if kept is not None:
-            row["baseline"] = {"seed": seed, "image": image, "image_sha256": kept}
+        if image := self._image(ORIGINAL, BASELINE, prompt):
+            row[BASELINE] = {"seed": image_seed(BASELINE, prompt), **image}
         return row
 
     def _side(self, mode: str, model: str, prompt: SuitePrompt) -> dict[str, Any]:
-        figures = self._measured(mode, model, prompt.id)
-        failures = {
-            repeat: reasons
-            for repeat in self._repeats[mode]
-            if (reasons := self._journal.failures.get((Cell(mode, repeat, model), prompt.id)))
-        }
+        figures = self._measured[mode, model, prompt.id]
+        failed = [
+            {"repeat": cell.repeat, "reason": reason}
+            for (cell, key), reasons in sorted(self._journal.failures.items())
+            if (cell.mode, cell.model, key) == (mode, model, prompt.id)
+            for reason in reasons
+        ]
         if not figures:
-            reasons = [reason for repeat in failures for reason in failures[repeat]]
-            return {"failed": reasons[-1] if reasons else "not measured"}
+            return {"failed": failed[-1]["reason"] if failed else "not measured"}
         side = {
             **combine(figures),
             "times_s": [part["time_s"] for part in figures],
             "stages": combine_stages(figures),
         }
-        image = image_name(model, prompt, prompt.seed)
-        kept = self._kept(model, prompt.id, image)
-        if kept is not None:
-            side["image"] = image
-            side["image_sha256"] = kept
-            side["images_agree"] = len({part["pixels_sha256"] for part in self._drawn(model, prompt.id)}) == 1
-        failed = [(repeat, reason) for repeat, reasons in failures.items() for reason in reasons]
-        if failed:
-            side["failed_attempts"] = [{"repeat": repeat, "reason": reason} for repeat, reason in failed]
-        return side
+        if image := self._image(model, model, prompt):
+            pixels = {part["pixels_sha256"] for known in MODES for part in self._measured[known, model, prompt.id]}
+            side |= {**image, "images_agree": len(pixels) == 1}
+        return {**side, "failed_attempts": failed} if failed else side
+
+    def _image(self, model: str, kind: str, prompt: SuitePrompt) -> dict[str, str]:
+        """Path and sha256 of an image that was kept; empty if it is missing or was changed."""
+        figures = self._journal.measured.get((Cell(self._matrix_mode, 0, model), image_key(kind, prompt)), {})
+        image = image_name(kind, prompt)
+        if not has_image(figures, self._journal.file.parent / image):
+            return {}
+        return {"image": image, "image_sha256": figures["image_sha256"]}
 
     def _metrics(self, matrix: Mapping[str, Any]) -> dict[str, Any]:
         models = {model: self._model(model, matrix) for model in MODELS}
@@ -183,10 +187,9 @@ class Assembly:
             "transformer_storage_gb": round(footprint["bytes"] / 1e9, DIGITS),
             "transformer": footprint,
         }
-        loads = self._measured("standard", name, LOAD_KEY)
+        loads = self._measured["standard", name, LOAD_KEY]
         if loads:
-            together = combine(loads)
-            model |= {f"load_{key}": value for key, value in together.items()}
+            model |= {f"load_{key}": value for key, value in combine(loads).items()}
             model["load_times_s"] = [figures["time_s"] for figures in loads]
             model["load_cache_warm"] = all(figures["cache_warm"] for figures in loads)
             model["components"] = loads[0]["components"]
@@ -196,28 +199,29 @@ class Assembly:
                 model[f"generation_{key}"] = spread([side[key] for side in sides]).to_dict()
             model["stages"] = combine_stages(sides)
         failed = self._failures("standard", name)
-        if failed:
-            model["failed"] = failed
-        return model
+        return {**model, "failed": failed} if failed else model
 
     def _offload(self, mode: str, method: str) -> dict[str, Any]:
         first, *others = self._suite.prompts
+        models = {model: self._offloaded(mode, model, first, others) for model in MODELS}
         content: dict[str, Any] = {
             "schema": "lensconv.offload/1",
             "method": method,
             "cold_prompt": first.id,
             "warm_prompts": [prompt.id for prompt in others],
             **self._shared,
-            "models": {model: self._offloaded(mode, model, first, others) for model in MODELS},
+            "models": models,
         }
-        found = summarise_times(*(self._medians(mode, model, others) for model in MODELS))
+        times = [models[model]["times_s"] for model in MODELS]
+        medians = [{key: statistics.median(side[key]) for key in side if key != first.id} for side in times]
+        found = summarise_times(*medians)
         return {**content, "warm_slowdown": found["slowdown"]} if "slowdown" in found else content
 
     def _offloaded(self, mode: str, name: str, first: SuitePrompt, others: Sequence[SuitePrompt]) -> dict[str, Any]:
         subject = self._subjects[name]
-        loads = self._measured(mode, name, LOAD_KEY)
-        cold = self._measured(mode, name, first.id)
-        warm = [combine(figures) for prompt in others if (figures := self._measured(mode, name, prompt.id))]
+        loads = self._measured[mode, name, LOAD_KEY]
+        cold = self._measured[mode, name, first.id]
+        warm = [combine(figures) for prompt in others if (figures := self._measured[mode, name, prompt.id])]
         failed = self._failures(mode, name)
         reason = {"failed": failed[-1]["reason"] if failed else "not measured"}
         no_warm = reason if others else {"failed": "the suite has one prompt, which is the cold one"}
@@ -230,37 +234,13 @@ class Assembly:
             "times_s": {
                 prompt.id: times
                 for prompt in self._suite.prompts
-                if (times := [found["time_s"] for found in self._measured(mode, name, prompt.id)])
+                if (times := [found["time_s"] for found in self._measured[mode, name, prompt.id]])
             },
         }
         return {**model, "failed": failed} if failed else model
 
-    def _measured(self, mode: str, model: str, key: str) -> list[dict[str, Any]]:
-        """What was measured of one thing, by repeat."""
-        found = (self._journal.measured.get((Cell(mode, repeat, model), key)) for repeat in self._repeats.get(mode, ()))
-        return [figures for figures in found if figures is not None]
-
-    def _drawn(self, model: str, key: str) -> Iterable[dict[str, Any]]:
-        for (cell, name), figures in self._journal.measured.items():
-            if cell.model == model and name == key:
-                yield figures
-
-    def _kept(self, model: str, key: str, image: str) -> str | None:
-        """sha256 of an image that was kept; None where it is no longer what was drawn."""
-        figures = self._journal.measured.get((Cell(self._matrix_mode, 0, model), key), {})
-        digest: str | None = figures.get("image_sha256")
-        return digest if digest is not None and digest == file_sha256(self._journal.file.parent / image) else None
-
-    def _medians(self, mode: str, model: str, prompts: Sequence[SuitePrompt]) -> dict[str, float]:
-        found = {}
-        for prompt in prompts:
-            times = [figures["time_s"] for figures in self._measured(mode, model, prompt.id)]
-            if times:
-                found[prompt.id] = statistics.median(times)
-        return found
-
     def _failures(self, mode: str, model: str) -> list[dict[str, Any]]:
-        """What failed and was not measured later."""
+        """Failures of images that were not measured later."""
         return [
             {"prompt": key, "repeat": cell.repeat, "reason": reasons[-1]}
             for (cell, key), reasons in self._journal.failures.items()

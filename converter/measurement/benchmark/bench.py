@@ -1,4 +1,4 @@
-"""A benchmark from beginning to end: both models are measured, and the files of measurements written."""
+"""A whole benchmark: measure both models, and write the files of measurements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from converter.checkpoint.writer import replace_file, write_error
 from converter.console import SILENT, Reporter
 from converter.conversion.release.manifest import SUMMARY_NAME
-from converter.errors import OutputError, printable
+from converter.errors import OutputError
 from converter.measurement.benchmark.assembly import Assembly
 from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.fidelity import compare_images, compare_weights
@@ -28,20 +28,23 @@ from converter.measurement.prompts.suite import PromptSuite
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What was measured."""
+    """The measurements of a benchmark."""
 
     output: Path
-    files: tuple[str, ...]
-    """The files of measurements that were written."""
     evidence: Mapping[str, Mapping[str, Any]]
-    """Their contents, by their names."""
+    """Contents of the files of measurements, by name."""
     images: int
-    """Measured in all, over models, modes and repeats."""
+    """Number of measured images, over models, modes and repeats."""
     resumed: int
-    """Of these, by earlier runs."""
+    """Number of images among them that earlier runs measured."""
     failed: tuple[dict[str, Any], ...]
     """What could not be measured: model, mode, repeat, prompt, reason."""
     elapsed_s: float
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files of measurements."""
+        return tuple(self.evidence)
 
     @property
     def ok(self) -> bool:
@@ -49,8 +52,8 @@ class BenchReport:
         return not self.failed
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv bench --json`` shows it."""
-        models = self.evidence[METRICS_NAME]["models"]
+        """Return what ``lensconv bench --json`` shows."""
+        metrics = self.evidence[METRICS_NAME]
         return {
             "ok": self.ok,
             "output": str(self.output),
@@ -58,8 +61,10 @@ class BenchReport:
             "images": self.images,
             "resumed": self.resumed,
             "failed": list(self.failed),
-            "generation_time_s": {name: models[name].get("generation_time_s") for name in (ORIGINAL, QUANTIZED)},
-            "slowdown": self.evidence[METRICS_NAME].get("slowdown"),
+            "generation_time_s": {
+                name: metrics["models"][name].get("generation_time_s") for name in (ORIGINAL, QUANTIZED)
+            },
+            "slowdown": metrics.get("slowdown"),
             "elapsed_s": self.elapsed_s,
         }
 
@@ -74,29 +79,29 @@ def bench(
     *,
     reporter: Reporter = SILENT,
 ) -> BenchReport:
-    """Measure the original against the quantized model, and write what was measured.
+    """Measure the original and the quantized model, and write the files of measurements.
 
-    A run that was killed goes on where it was; what failed is tried again.
+    A run that was killed continues where it stopped, and tries failed images again.
 
     Args:
         original: a pipeline repo.
         quantized: another one, of the same class.
-        output: folder for measurements and images; made if it is not there.
+        output: folder for measurements and images; created if it does not exist.
         suite: the prompts.
         options: how to measure.
-        drawing: how to draw; the defaults suit the original's variant. Its seed is that of each prompt.
+        drawing: how to generate images; the defaults suit the original's variant. The seed is that of each prompt.
         reporter: shows progress and notes.
 
     Raises:
-        InputError: a repo is not what it should be or changes, the two are no pair, or a value is out of range.
-        DeviceError: there is no such accelerator.
-        OutputError: measurements cannot be written there, or others are there.
+        InputError: a repo cannot be used or changes, the two cannot be compared, or a value is out of range.
+        DeviceError: this machine does not have the accelerator.
+        OutputError: measurements cannot be written there, or the folder contains those of another benchmark.
         DiskError: there is no space.
     """
     started = time.monotonic()
     options, drawing = options or BenchOptions(), drawing or GenerateOptions()
-    _refuse_place(output, original)
-    with reporter.progress("looking at the device", 1, "devices") as shown:
+    _refuse_output(output, original)
+    with reporter.progress("describing the device", 1, "devices") as shown:
         environment = probe_machine(drawing.device, options.timeout, shown.refresh)
     subjects = open_subjects(original, quantized, reporter)
     settings = [
@@ -120,27 +125,25 @@ def bench(
             work.measure(shown)
         for subject in subjects:
             refuse_changed_files(subject.states)
-        evidence = Assembly(journal, suite, settings, by_name, environment).files()
-        for name, content in evidence.items():
+        contents = Assembly(journal, suite, settings, by_name, environment).files()
+        for name, content in contents.items():
             write_evidence(output, name, content)
         _copy_summary(subjects[1], output)
         comparisons = {
-            IMAGES_NAME: compare_images(output, evidence[MATRIX_NAME], reporter),
+            IMAGES_NAME: compare_images(output, contents[MATRIX_NAME], reporter),
             WEIGHTS_NAME: compare_weights(by_name, reporter),
         }
         for name, found in comparisons.items():
             if found is not None:
                 write_evidence(output, name, found)
-                evidence[name] = found
-        # What a reader would refuse is not given to one.
-        read_evidence_folder(output)
+        # Reading compares the files with each other and with the images.
+        evidence = read_evidence_folder(output)
     failed = tuple(
         {"model": cell.model, "mode": cell.mode, "repeat": cell.repeat, "prompt": key, "reason": reason}
         for (cell, key), reason in work.failed.items()
     )
     return BenchReport(
         output=output,
-        files=tuple(name for name in FORMATS if (output / name).exists()),
         evidence=evidence,
         images=total - len(failed),
         resumed=total - missing,
@@ -149,42 +152,45 @@ def bench(
     )
 
 
-def _refuse_place(output: Path, original: Path) -> None:
-    """Refuse to write into the original, through links, or where no folder can be.
+def _refuse_output(output: Path, original: Path) -> None:
+    """Refuse an output folder that is inside the original, is a file, or contains links.
 
     Raises:
-        OutputError: it would be.
+        OutputError: it is refused.
     """
-    where = printable(str(output))
     if output.resolve().is_relative_to(original.resolve()):
-        raise OutputError(f"{where}: lies inside the original repo", "Measure into another folder.")
+        raise OutputError(f"{output}: is inside the original repo", "Measure into another folder.")
     if output.exists() and not output.is_dir():
-        raise OutputError(f"{where}: is no folder", "Choose another name.")
-    for place in (output / "images", *(output / "images" / kind for kind in IMAGE_KINDS)):
-        if place.is_symlink():
-            raise OutputError(f"{place}: is a link, which may lead elsewhere", "Remove it.")
+        raise OutputError(f"{output}: is not a folder", "Choose another name.")
+    for folder in (output / "images", *(output / "images" / kind for kind in IMAGE_KINDS)):
+        if folder.is_symlink():
+            raise OutputError(f"{folder}: is a link, which may lead elsewhere", "Remove it.")
 
 
 def _refuse_foreign(output: Path, quantized: Path) -> None:
-    """Refuse a folder that holds files of another benchmark, which would stand beside those of this one.
+    """Refuse a folder with files of another benchmark, which would be mixed with those of this one.
 
     Raises:
-        OutputError: it does.
+        OutputError: there is such a file.
     """
-    for name in FORMATS:
-        # A release holds a summary of its own.
-        is_own = name == SUMMARY_NAME and output.resolve() == quantized.resolve()
-        if (output / name).exists() and not is_own:
+    for file in _own_files(output, quantized):
+        if file.exists():
             raise OutputError(
-                f"{output / name}: is of another benchmark, whose journal is not here",
-                "Measure into another folder, or drop it with --restart.",
+                f"{file}: is from another benchmark, whose journal is not here",
+                "Measure into another folder, or delete it with --restart.",
             )
+
+
+def _own_files(output: Path, quantized: Path) -> list[Path]:
+    """Paths of the files of measurements; the summary of a release belongs to the release."""
+    is_release = output.resolve() == quantized.resolve()
+    return [output / name for name in FORMATS if not (is_release and name == SUMMARY_NAME)]
 
 
 def _identity(
     subjects: Sequence[Subject], suite: PromptSuite, settings: Settings, environment: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All that figures depend on. One that differs makes another benchmark."""
+    """Everything that figures depend on; a difference makes another benchmark."""
     shared = asdict(settings)
     del shared["prompt"], shared["seed"]
     return {
@@ -196,21 +202,20 @@ def _identity(
 
 
 def _note_differences(subjects: Sequence[Subject], reporter: Reporter) -> None:
-    """Say when more than the transformer differs, so that nobody blames quantization for it."""
+    """Say when more than the transformer differs, since quantization is not the cause of that."""
     first, second = (subject.components for subject in subjects)
     others = [name for name in first if name != "transformer" and first[name] != second[name]]
     if others:
         reporter.note(
-            f"the repos differ in more than the transformer: {', '.join(others)}; figures are of both together"
+            f"the repos differ in more than the transformer: {', '.join(others)}; figures include these differences"
         )
 
 
 def _drop_earlier(output: Path, quantized: Path) -> None:
-    """Remove the files of measurements and the images of an earlier run, but nothing of a release."""
+    """Delete the files of measurements and the images of an earlier run, but no files of a release."""
     try:
-        for name in FORMATS:
-            if name != SUMMARY_NAME or output.resolve() != quantized.resolve():
-                (output / name).unlink(missing_ok=True)
+        for file in _own_files(output, quantized):
+            file.unlink(missing_ok=True)
         for kind in IMAGE_KINDS:
             for image in (output / "images" / kind).glob("*.png"):
                 image.unlink()
@@ -219,7 +224,7 @@ def _drop_earlier(output: Path, quantized: Path) -> None:
 
 
 def _copy_summary(quantized: Subject, output: Path) -> None:
-    """Put what the release says of its quantization beside the measurements."""
+    """Copy the quantization summary of the release to the measurements."""
     file, copy = quantized.repo.folder / SUMMARY_NAME, output / SUMMARY_NAME
     if file.is_file() and not (copy.exists() and copy.samefile(file)):
         replace_file(copy, file.read_bytes())

@@ -1,4 +1,4 @@
-"""Whether files are still those that were hashed, told without reading them."""
+"""Check that files are still those that were hashed, without reading them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from converter.errors import MalformedCheckpoint, unreadable
 
 
 def file_states(files: Iterable[Path]) -> dict[str, list[int]]:
-    """Device, inode, size and time of change of files, by their paths.
+    """Return device, inode, size and time of change of files, by their paths.
 
     Raises:
-        MissingInput: one is gone.
+        MissingInput: a file does not exist any more.
     """
     found = {}
     for file in files:
@@ -25,14 +25,14 @@ def file_states(files: Iterable[Path]) -> dict[str, list[int]]:
 
 
 def refuse_changed_files(states: Mapping[str, list[int]]) -> None:
-    """Refuse files that are not what they were.
+    """Refuse files that were changed.
 
     Args:
-        states: as ``file_states`` gave them.
+        states: from ``file_states``.
 
     Raises:
-        MissingInput: one is gone.
-        MalformedCheckpoint: one was changed or replaced.
+        MissingInput: a file does not exist any more.
+        MalformedCheckpoint: a file was changed or replaced.
     """
     found = file_states(map(Path, states))
     for name, state in states.items():

@@ -1,4 +1,4 @@
-"""How far the quantized model is from the original: its images and its weights, measured after everything else."""
+"""Compare images and weights of the quantized model with those of the original, after everything is measured."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from typing import Any
 from converter.console import Reporter
 from converter.errors import InputError
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
-from converter.measurement.comparison.compare import compare_pairs
+from converter.measurement.comparison.compare import Comparison
 from converter.measurement.comparison.pairs import ImagePair
 from converter.verification.verify import verify
 
 
-def compare_images(
-    output: Path,
-    matrix: Mapping[str, Any],
-    reporter: Reporter,
-) -> dict[str, Any] | None:
-    """Compare the images of all prompts that both models drew.
+def compare_images(output: Path, matrix: Mapping[str, Any], reporter: Reporter) -> dict[str, Any] | None:
+    """Compare the images of all prompts that both models have images of.
 
     Args:
         output: folder of the measurements.
@@ -27,7 +23,7 @@ def compare_images(
         reporter: shows progress and notes.
 
     Returns:
-        Content of ``image_fidelity.json``; None where no image has a counterpart.
+        Content of ``image_fidelity.json``; None if no prompt has images of both models.
     """
     settings = matrix["settings"]
     measured = [row for row in matrix["prompts"] if "time_s" in row[ORIGINAL] and "time_s" in row[QUANTIZED]]
@@ -35,11 +31,11 @@ def compare_images(
     changed = [row["id"] for row in measured if row not in rows]
     if changed:
         reporter.note(
-            f"images of {', '.join(changed)} are not what was measured, and are left out; --mode {matrix['mode']} "
-            "draws them again"
+            f"images of {', '.join(changed)} are missing or were changed, and are left out; --mode {matrix['mode']} "
+            "generates them again"
         )
     if not rows:
-        reporter.note("no image of one model has a counterpart; images were not compared")
+        reporter.note("no prompt has images of both models; images were not compared")
         return None
     pairs = [
         ImagePair(
@@ -57,14 +53,11 @@ def compare_images(
         for row in rows
     ]
     required = {row["id"]: row["required_text"] for row in rows}
-    report = compare_pairs(pairs, required=required, reporter=reporter)
+    report = Comparison(required).compare(pairs, reporter)
     return {**report.to_dict(), "sources": matrix["sources"]}
 
 
-def compare_weights(
-    subjects: Mapping[str, Subject],
-    reporter: Reporter,
-) -> dict[str, Any] | None:
+def compare_weights(subjects: Mapping[str, Subject], reporter: Reporter) -> dict[str, Any] | None:
     """Compare the transformers' weights, by family.
 
     Args:
@@ -72,17 +65,14 @@ def compare_weights(
         reporter: shows progress and notes.
 
     Returns:
-        Content of ``weight_fidelity.json``; None where they cannot be compared.
+        Content of ``weight_fidelity.json``; None if they cannot be compared.
     """
-    if subjects[QUANTIZED].repo.quantization is None:
+    original, quantized = subjects[ORIGINAL].repo, subjects[QUANTIZED].repo
+    if quantized.quantization is None:
         reporter.note("the second model is not quantized; weights were not compared")
         return None
     try:
-        report = verify(
-            subjects[QUANTIZED].repo.folder,
-            against=subjects[ORIGINAL].repo.folder,
-            reporter=reporter,
-        )
+        report = verify(quantized.folder, against=original.folder, reporter=reporter)
     except InputError as error:
         reporter.note(f"weights were not compared: {error.message}")
         return None

@@ -1,4 +1,4 @@
-"""What a worker is asked to do, and what it answers, as JSON."""
+"""The job of a worker and the events that it answers with, as JSON."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-#: Seed of the image that tells how much seeds differ, less that of the prompt.
+#: Added to the seed of a prompt for its baseline, the image that shows how much seeds differ.
 BASELINE_SEED_OFFSET = 1000
 
-# Events of a worker, in their order; each is an object whose ``event`` says which it is.
+# Events of a worker, in their order; each is an object with one of these as its ``event``.
 LOADING = "loading"
 LOADED = "loaded"
-DRAWING = "drawing"
-DRAWN = "drawn"
+GENERATING = "generating"
+GENERATED = "generated"
 #: Loading or an image failed; the worker ends.
 FAILED = "failed"
-#: Something failed that says nothing of the model, such as a full disk; the benchmark ends.
+#: Something failed that has nothing to do with the model, such as a full disk; the benchmark ends.
 ABORTED = "aborted"
 PROBED = "probed"
 
@@ -26,34 +26,34 @@ class Task:
     """One image."""
 
     key: str
-    """By which the journal knows it; empty for one that is drawn to warm up."""
+    """Its key in the journal; empty for an image that only warms up."""
     settings: dict[str, Any]
     """Fields of ``Settings``."""
     image: str | None
-    """Where its PNG goes, if it is kept."""
+    """Path of its PNG; None if it is not kept."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker process does: load a pipeline, and draw images."""
+    """The work of one worker process: load a pipeline, and generate images."""
 
     repo: str
     states: dict[str, list[int]]
-    """Of the weight files, which must still be those that were hashed."""
+    """States of the weight files, which must still be those that were hashed."""
     offload: str
     """As in ``GenerateOptions``."""
     device: str
     dtype: str
     tasks: list[Task]
     probe: bool = False
-    """Only say what the machine is."""
+    """Only describe the machine."""
 
     def to_json(self) -> str:
-        """One line."""
+        """Return the job as one line."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Job:
-        """The reverse of ``to_json``."""
+        """Parse what ``to_json`` returned."""
         content = json.loads(text)
         return cls(**{**content, "tasks": [Task(**task) for task in content["tasks"]]})

@@ -1,7 +1,7 @@
-"""What was measured, a JSON object a line, as it was measured; what a benchmark that was killed goes on from.
+"""The journal of measurements, one JSON object per line, from which a benchmark that was killed continues.
 
-The first line says what is measured: weights, prompts, settings, machine and versions. Every other one is a load, an
-image or a failure, with the model, the mode and the repeat that it belongs to. Failures stay when a later run succeeds.
+The first line identifies the benchmark: weights, prompts, settings, machine and versions. Every other line is a load,
+an image or a failure, with its model, mode and repeat. Failures stay when a later run succeeds.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any, NoReturn, Self
 import jsonschema
 
 from converter.checkpoint.writer import write_error
-from converter.errors import EvidenceError, OutputError, printable
+from converter.errors import EvidenceError, OutputError
 from converter.schemas import load_schema
 
 JOURNAL_NAME = "measurements.jsonl"
 _FORMAT = "lensconv.measurements/1"
-#: Key of the line in which a load is noted; no prompt's id looks like this.
+#: Key of the line of a load; prompts do not have such an id.
 LOAD_KEY = "(load)"
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One model in one mode, once."""
+    """One model in one mode, in one repeat."""
 
     mode: str
     repeat: int
@@ -41,12 +41,12 @@ class Journal:
     """The journal of one folder; at most one process writes it.
 
     Args:
-        folder: where it is.
-        identity: everything that figures depend on, as JSON values by what to call them.
-        restart: whether to drop what is there.
+        folder: the folder of measurements.
+        identity: everything that figures depend on, as JSON values by name.
+        restart: whether to delete an existing journal.
 
     Raises:
-        OutputError: it speaks of another benchmark, or another process is at work on it.
+        OutputError: it is the journal of another benchmark, or another process is writing it.
         EvidenceError: it is damaged.
         DiskError: there is no space.
     """
@@ -58,19 +58,19 @@ class Journal:
             self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise write_error(self.file, error) from error
-        #: What was measured, by cell and key.
+        #: Figures by cell and key.
         self.measured: dict[tuple[Cell, str], dict[str, Any]] = {}
-        #: What failed, in the order in which it did.
+        #: Reasons of failures by cell and key, in their order.
         self.failures: dict[tuple[Cell, str], list[str]] = {}
         try:
             self._lock()
             entries = [] if restart else self._read()
-            #: Whether nothing was measured before.
+            #: Whether it has no measurements of earlier runs.
             self.is_new = len(entries) < 2
             if entries:
                 self._compare(entries[0], identity)
             else:
-                self._write_first({"format": _FORMAT, **identity})
+                self._append({"format": _FORMAT, **identity}, truncates=True)
             for entry in entries[1:]:
                 self._take(entry)
         except BaseException:
@@ -78,7 +78,7 @@ class Journal:
             raise
 
     def note(self, cell: Cell, key: str, figures: Mapping[str, Any]) -> None:
-        """Note a measurement, or a failure (``failed``), durably.
+        """Write a measurement, or a failure (``failed``), durably.
 
         Raises:
             OutputError: it cannot be written.
@@ -99,7 +99,7 @@ class Journal:
 
     def _lock(self) -> None:
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            raise OutputError(f"{self.file}: is no file", "Remove it, or measure into another folder.")
+            raise OutputError(f"{self.file}: is not a file", "Remove it, or measure into another folder.")
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -107,7 +107,7 @@ class Journal:
 
     def _read(self) -> list[dict[str, Any]]:
         content = self.file.read_bytes()
-        # A last line that was cut off is no line, and the next one must not be appended to it.
+        # A last line that was cut off is dropped, so that the next one is not appended to it.
         complete = content.rpartition(b"\n")[0] + b"\n" if b"\n" in content else b""
         if len(complete) < len(content):
             os.ftruncate(self._descriptor, len(complete))
@@ -117,10 +117,9 @@ class Journal:
             try:
                 entry = json.loads(line, parse_constant=_refuse_constant)
             except (ValueError, RecursionError) as error:
-                reason = f"is damaged: line {number}: {printable(str(error))}"
-                raise EvidenceError(self.file, reason, _RESTART) from error
+                raise EvidenceError(self.file, f"is damaged: line {number}: {error}", _RESTART) from error
             if not validator.is_valid(entry) or ("format" in entry) != (number == 1):
-                raise EvidenceError(self.file, f"is damaged: line {number} is no measurement of lensconv's", _RESTART)
+                raise EvidenceError(self.file, f"is damaged: line {number} is not a measurement of lensconv", _RESTART)
             entries.append(entry)
         return entries
 
@@ -128,20 +127,15 @@ class Journal:
         for key, value in json.loads(json.dumps(identity)).items():
             if first.get(key) != value:
                 raise OutputError(
-                    f"{self.file}: holds another benchmark: {_difference(key, first.get(key), value)}",
-                    "Measure into another folder, or drop it with --restart.",
+                    f"{self.file}: contains another benchmark: {_difference(key, first.get(key), value)}",
+                    "Measure into another folder, or delete it with --restart.",
                 )
 
-    def _write_first(self, entry: Mapping[str, Any]) -> None:
-        try:
-            os.ftruncate(self._descriptor, 0)
-        except OSError as error:
-            raise write_error(self.file, error) from error
-        self._append(entry)
-
-    def _append(self, entry: Mapping[str, Any]) -> None:
+    def _append(self, entry: Mapping[str, Any], *, truncates: bool = False) -> None:
         line = (json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n").encode()
         try:
+            if truncates:
+                os.ftruncate(self._descriptor, 0)
             written = os.write(self._descriptor, line)
             if written < len(line):
                 written += os.write(self._descriptor, line[written:])
@@ -158,11 +152,11 @@ class Journal:
         os.close(self._descriptor)
 
 
-_RESTART = "Drop it with --restart."
+_RESTART = "Delete it with --restart."
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no measurement")
+    raise ValueError(f"{name} is not a measurement")
 
 
 def _difference(key: str, before: Any, now: Any) -> str:
@@ -170,4 +164,4 @@ def _difference(key: str, before: Any, now: Any) -> str:
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 return _difference(f"{key}.{name}", before.get(name), now.get(name))
-    return f"{printable(key)} was {printable(json.dumps(before), 80)}, and is {printable(json.dumps(now), 80)}"
+    return f"{key:.200} was {json.dumps(before):.80}, and is {json.dumps(now):.80}"

@@ -1,4 +1,4 @@
-"""The machine and the versions that figures depend on."""
+"""The machine and the versions of packages that figures depend on."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def describe_machine(device_name: str) -> dict[str, Any]:
-    """What figures depend on beside the models: the device and the versions; neither names nor paths of the machine.
+    """Describe the device and the versions, without names or paths of the machine.
 
     Args:
         device_name: as in ``GenerateOptions``.
 
     Raises:
-        UsageError: it is no name of a device.
+        UsageError: the name is not that of a device.
         DeviceError: this machine does not have it.
     """
     device = choose_device(device_name)

@@ -1,4 +1,4 @@
-"""From cells to rows: workers are started until everything was measured, or has failed."""
+"""Measure cells: start workers until every image is measured, or has failed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from converter import errors
 from converter.checkpoint.checksum import file_sha256
 from converter.console import Progress
 from converter.errors import DependencyError, LensconvError
 from converter.measurement.benchmark.job import (
     ABORTED,
     BASELINE_SEED_OFFSET,
-    DRAWING,
-    DRAWN,
     FAILED,
+    GENERATED,
+    GENERATING,
     LOADED,
     PROBED,
     Job,
@@ -31,18 +30,20 @@ from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.settings import Settings
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 
-#: Whose images there are: both models', and the original's with a second seed.
-IMAGE_KINDS = (ORIGINAL, QUANTIZED, "baseline")
-#: Workers in succession that hang, or die while loading, after which a cell is given up.
+#: The original's images with a second seed.
+BASELINE = "baseline"
+#: Kinds of images: those of both models, and the baseline.
+IMAGE_KINDS = (ORIGINAL, QUANTIZED, BASELINE)
+#: Consecutive workers that hang, or die while loading, after which the rest of a cell is given up.
 _FRUITLESS = 3
 
 
 def probe_machine(device: str, timeout: float, tick: Callable[[], None]) -> dict[str, Any]:
-    """What figures depend on beside the models.
+    """Describe the machine and the versions that figures depend on.
 
     Args:
         device: as in ``GenerateOptions``.
-        timeout: seconds that a worker may take.
+        timeout: maximum seconds of a worker.
         tick: called while waiting.
 
     Raises:
@@ -52,9 +53,9 @@ def probe_machine(device: str, timeout: float, tick: Callable[[], None]) -> dict
     """
     if choose_device(device).type == "cpu":
         return describe_machine(device)
-    # To ask an accelerator takes memory of it, which would be there as long as this process.
+    # Describing an accelerator takes some of its memory until the process ends, so a worker does it.
     job = Job(repo="", states={}, offload="none", device=device, dtype="bfloat16", tasks=[], probe=True)
-    reason = "it said nothing"
+    reason = "it reported nothing"
     with WorkerProcess(job, timeout, tick) as worker:
         for event in worker.events():
             if event["event"] == PROBED:
@@ -67,21 +68,18 @@ def probe_machine(device: str, timeout: float, tick: Callable[[], None]) -> dict
 
 @dataclass
 class Bench:
-    """What is measured, and where to.
-
-    Attributes:
-        failed: what failed in this run and is still missing, by cell and key.
-    """
+    """A benchmark: what to measure, and the journal for the figures."""
 
     output: Path
     subjects: Mapping[str, Subject]
     suite: PromptSuite
     settings: Sequence[Settings]
-    """Of each prompt."""
+    """Settings of each prompt."""
     options: BenchOptions
     device: str
     journal: Journal
     failed: dict[tuple[Cell, str], str] = field(default_factory=dict)
+    """Reasons of the failures in this run, by cell and key."""
 
     @property
     def picture_mode(self) -> str:
@@ -91,7 +89,7 @@ class Bench:
 
     @property
     def cells(self) -> list[Cell]:
-        """In the order in which they are measured: who goes first alternates."""
+        """All cells in the order of measuring; which model is first alternates."""
         models = (ORIGINAL, QUANTIZED)
         return [
             Cell(mode, repeat, model)
@@ -103,23 +101,19 @@ class Bench:
     def tasks(self, cell: Cell) -> list[Task]:
         """All images of a cell."""
         keeps = cell.mode == self.picture_mode and cell.repeat == 0
-        tasks = [
+        has_baseline = keeps and cell.model == ORIGINAL and not self.options.skip_baseline
+        return [
             Task(
-                prompt.id,
-                asdict(settings),
-                str(self.output / image_name(cell.model, prompt, prompt.seed)) if keeps else None,
+                key=image_key(kind, prompt),
+                settings=asdict(replace(settings, seed=image_seed(kind, prompt))),
+                image=str(self.output / image_name(kind, prompt)) if keeps else None,
             )
+            for kind in (cell.model, *([BASELINE] if has_baseline else ()))
             for prompt, settings in zip(self.suite.prompts, self.settings, strict=True)
         ]
-        if keeps and cell.model == ORIGINAL and not self.options.skip_baseline:
-            for prompt, settings in zip(self.suite.prompts, self.settings, strict=True):
-                seed = prompt.seed + BASELINE_SEED_OFFSET
-                place = str(self.output / image_name("baseline", prompt, seed))
-                tasks.append(Task(baseline_key(prompt), asdict(replace(settings, seed=seed)), place))
-        return tasks
 
     def missing(self, cell: Cell) -> list[Task]:
-        """Images of a cell that are neither measured nor have failed."""
+        """Images of a cell that are not measured and have not failed in this run."""
         return [
             task
             for task in self.tasks(cell)
@@ -133,52 +127,37 @@ class Bench:
             shown: counts images.
 
         Raises:
-            DiskError: images or the journal do not fit.
+            DiskError: there is no space for images or the journal.
             OutputError: they cannot be written.
-            DeviceError: the device is gone.
+            DeviceError: the device is lost.
         """
         for cell in self.cells:
             fruitless = 0
             while missing := self.missing(cell):
                 if fruitless == _FRUITLESS:
-                    reason = f"not tried: {_FRUITLESS} workers in succession hung, or died while loading"
+                    reason = f"not tried: {_FRUITLESS} consecutive workers hung, or died while loading"
                     self._fail(cell, missing, reason, shown)
                 else:
                     fruitless = fruitless + 1 if self._run_worker(cell, missing, shown) else 0
 
     def _run_worker(self, cell: Cell, missing: Sequence[Task], shown: Progress) -> bool:
-        """Start a worker for what is missing.
+        """Start a worker for the missing images.
 
         Returns:
-            Whether it measured nothing, and another one would probably fare no better.
+            Whether it measured nothing, and another worker would probably measure nothing either.
         """
-        # In the other modes the first image is the cold one; whoever begins later has to be warm.
-        warms_up = cell.mode == "standard" or missing[0].key != self.suite.prompts[0].id
-        warm_up = [replace(missing[0], key="", image=None)] if warms_up else []
-        subject = self.subjects[cell.model]
-        for task in missing:
-            if task.image is not None:
-                Path(task.image).parent.mkdir(parents=True, exist_ok=True)
-        job = Job(
-            repo=str(subject.repo.folder.absolute()),
-            states=dict(subject.states),
-            offload=MODES[cell.mode],
-            device=self.device,
-            dtype=self.settings[0].dtype,
-            tasks=[*warm_up, *missing],
-        )
-        left = {task.key: task for task in missing}
         shown.label = f"{cell.model}, {cell.mode}"
+        left = {task.key: task for task in missing}
         current = LOAD_KEY
-        with WorkerProcess(job, self.options.timeout, shown.refresh) as worker:
+        with WorkerProcess(self._job(cell, missing), self.options.timeout, shown.refresh) as worker:
             for event in worker.events():
                 _raise_if_aborted(event)
                 kind = event.pop("event")
                 if kind == LOADED and (cell, LOAD_KEY) not in self.journal.measured:
                     self.journal.note(cell, LOAD_KEY, event)
-                elif kind == DRAWING:
+                elif kind == GENERATING:
                     current = event["key"]
-                elif kind == DRAWN and event["key"]:
+                elif kind == GENERATED and event["key"]:
                     self.journal.note(cell, event.pop("key"), event)
                     del left[current]
                     shown.advance(1)
@@ -187,25 +166,42 @@ class Bench:
                     return len(left) == len(missing) and (current == LOAD_KEY or "hung" in event)
                 shown.refresh()
         if left:
-            self._fail(cell, list(left.values())[:1], "the worker ended before it was done", shown)
+            self._fail(cell, list(left.values())[:1], "the worker ended too early", shown)
         return False
+
+    def _job(self, cell: Cell, missing: Sequence[Task]) -> Job:
+        # In the other modes the first image is the cold one; a worker that starts with another one has to warm up.
+        warms_up = cell.mode == "standard" or missing[0].key != self.suite.prompts[0].id
+        warm_up = [replace(missing[0], key="", image=None)] if warms_up else []
+        subject = self.subjects[cell.model]
+        for task in missing:
+            if task.image is not None:
+                Path(task.image).parent.mkdir(parents=True, exist_ok=True)
+        return Job(
+            repo=str(subject.repo.folder.absolute()),
+            states=dict(subject.states),
+            offload=MODES[cell.mode],
+            device=self.device,
+            dtype=self.settings[0].dtype,
+            tasks=[*warm_up, *missing],
+        )
 
     def _take_failure(
         self, cell: Cell, current: str, event: Mapping[str, Any], left: Sequence[Task], shown: Progress
     ) -> None:
-        reason = self._without_places(event["reason"], self.subjects[cell.model])
+        reason = self._without_paths(event["reason"], self.subjects[cell.model])
         if current == LOAD_KEY:
-            # What a loader says it will say again; a death may have been an accident, and costs one image.
+            # An error of a loader would occur again; a death may be an accident, and costs one image.
             self._fail(cell, left[:1] if event.get("died") else left, f"while loading: {reason}", shown)
         elif not current:
             self._fail(cell, left[:1], f"while warming up: {reason}", shown)
         else:
             self._fail(cell, [task for task in left if task.key == current], reason, shown)
 
-    def _without_places(self, reason: str, subject: Subject) -> str:
-        """A reason that can be published: where folders lie on this machine is nobody's business."""
-        for place, name in ((subject.repo.folder, subject.repo_id), (self.output, self.output.name)):
-            for path in (place.resolve(), place.absolute()):
+    def _without_paths(self, reason: str, subject: Subject) -> str:
+        """The reason without the paths of this machine, so that it can be published."""
+        for folder, name in ((subject.repo.folder, subject.repo_id), (self.output, self.output.name)):
+            for path in (folder.resolve(), folder.absolute()):
                 reason = reason.replace(str(path), name)
         return reason
 
@@ -217,31 +213,41 @@ class Bench:
 
     def _is_measured(self, cell: Cell, task: Task) -> bool:
         figures = self.journal.measured.get((cell, task.key))
-        if figures is None:
-            return False
-        if task.image is None:
-            return True
-        digest = figures.get("image_sha256")
-        return digest is not None and digest == file_sha256(Path(task.image))
+        return figures is not None and (task.image is None or has_image(figures, Path(task.image)))
 
 
-def image_name(kind: str, prompt: SuitePrompt, seed: int) -> str:
-    """Path of an image in the folder of measurements.
+def image_seed(kind: str, prompt: SuitePrompt) -> int:
+    """The seed of an image.
 
     Args:
         kind: one of ``IMAGE_KINDS``.
-        prompt: whose image it is.
-        seed: that it was drawn with.
+        prompt: the prompt of the image.
     """
-    return f"images/{kind}/{prompt.id}-{seed}-{'original' if kind == 'baseline' else kind}.png"
+    return prompt.seed + (BASELINE_SEED_OFFSET if kind == BASELINE else 0)
 
 
-def baseline_key(prompt: SuitePrompt) -> str:
-    """By which the journal knows the image with the second seed; no prompt's id has a plus sign."""
-    return f"{prompt.id}+{BASELINE_SEED_OFFSET}"
+def image_name(kind: str, prompt: SuitePrompt) -> str:
+    """The path of an image in the folder of measurements; arguments as for ``image_seed``."""
+    model = ORIGINAL if kind == BASELINE else kind
+    return f"images/{kind}/{prompt.id}-{image_seed(kind, prompt)}-{model}.png"
+
+
+def image_key(kind: str, prompt: SuitePrompt) -> str:
+    """The key of an image in the journal; arguments as for ``image_seed``. Ids of prompts have no plus sign."""
+    return f"{prompt.id}+{BASELINE_SEED_OFFSET}" if kind == BASELINE else prompt.id
+
+
+def has_image(figures: Mapping[str, Any], image: Path) -> bool:
+    """Whether a file is the image that was measured.
+
+    Args:
+        figures: of the image, from the journal.
+        image: the file.
+    """
+    digest = figures.get("image_sha256")
+    return digest is not None and digest == file_sha256(image)
 
 
 def _raise_if_aborted(event: Mapping[str, Any]) -> None:
     if event["event"] == ABORTED:
-        error: type[LensconvError] = getattr(errors, event["type"])
-        raise error(event["message"], event["hint"])
+        raise LensconvError.from_dict(event)

@@ -1,10 +1,10 @@
-"""Time and memory of a piece of work, and of the stages inside it.
+"""Measure time and memory of work, and of its stages.
 
-On CUDA, time is that between two events of the stream, and memory that of torch's allocator. Elsewhere, time is that of
-the clock. The memory of the process (its resident set, which counts pages of mapped files) is measured everywhere, and
-with NVML the memory that is in use on the device, by all processes.
+On CUDA, time is measured between two events of the stream, and memory by torch's allocator. Elsewhere, time is measured
+by the clock. The resident set of the process, which includes pages of mapped files, is measured everywhere; with NVML
+also the memory in use on the device, by all processes.
 
-Peaks can be reset, by torch and by Linux; one of a whole is the largest of its stages.
+torch and Linux can reset peaks. The peak of the whole is the largest of its stages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,9 +23,9 @@ from converter.measurement.evidence.units import DIGITS
 from converter.memory import peak_rss_bytes, rss_bytes
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-#: What resets the peak of the resident set; proc(5).
+#: Resets the peak of the resident set; see proc(5).
 _RESET_PEAK = "5"
-#: Seconds between two looks, where nobody keeps a peak.
+#: Seconds between two samples.
 _INTERVAL = 0.02
 
 
@@ -45,20 +45,34 @@ class Meter:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Look at what keeps no peak of its own, for as long as the block runs."""
+        """Sample memory for which no peak is kept, in a thread, while the block runs."""
         sources = {} if self._device_memory is None else {"device": self._device_memory}
         if not self._resets_rss:
             sources["rss"] = rss_bytes
-        with _Sampler(sources, self._sampled):
+        stopped = threading.Event()
+
+        def sample() -> None:
+            while not stopped.wait(_INTERVAL):
+                for name, source in sources.items():
+                    self._sampled[name] = max(self._sampled.get(name, 0), source())
+
+        sampler = threading.Thread(target=sample, name="memory sampler", daemon=True)
+        if sources:
+            sampler.start()
+        try:
             yield
+        finally:
+            stopped.set()
+            if sources:
+                sampler.join()
 
     def synchronize(self) -> None:
-        """Wait for what was asked of the device."""
+        """Wait until the device has done its work."""
         if self._is_cuda:
             torch.cuda.synchronize(self.device)
 
     def reset(self) -> None:
-        """Let peaks begin anew."""
+        """Reset all peaks."""
         if self._is_cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
         if self._resets_rss:
@@ -66,7 +80,7 @@ class Meter:
         self._sampled.clear()
 
     def peaks(self) -> dict[str, int]:
-        """Bytes at most since the last reset, by what was measured."""
+        """Return the peaks since the last reset in bytes, by kind of memory."""
         found = {"rss": peak_rss_bytes() if self._resets_rss else max(rss_bytes(), self._sampled.get("rss", 0))}
         if "device" in self._sampled:
             found["device"] = self._sampled["device"]
@@ -76,7 +90,7 @@ class Meter:
         return found
 
     def now(self) -> Any:
-        """A moment, on the device's own time."""
+        """Return the current moment, on the device's own clock."""
         if not self._is_cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -84,18 +98,18 @@ class Meter:
         return event
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Between two moments; the device must have come to the second one."""
+        """Return the seconds between two moments; the device must have reached the second one."""
         if not self._is_cuda:
             return float(end - start)
         return float(start.elapsed_time(end)) / 1000
 
 
 class Stopwatch:
-    """Time and peak memory of stages that follow each other.
+    """Measures time and peak memory of consecutive stages.
 
     Args:
         meter: of the device.
-        first: name of the first stage, which begins now.
+        first: name of the first stage, which starts now.
     """
 
     def __init__(self, meter: Meter, first: str) -> None:
@@ -106,7 +120,7 @@ class Stopwatch:
         self._moments = [meter.now()]
 
     def begin(self, stage: str) -> None:
-        """End the current stage and begin another, if it has not begun yet."""
+        """End the current stage and start another, unless it has started already."""
         if stage not in self._names:
             self._end_stage()
             self._names.append(stage)
@@ -154,7 +168,7 @@ def _can_reset_rss() -> bool:
 
 
 def _nvml_memory(device: torch.device) -> Any:
-    """A function that gives the bytes in use on a device; None without NVML."""
+    """Return a function that gives the bytes in use on a device; None without NVML."""
     nvml = load_nvml()
     if nvml is None:
         return None
@@ -166,7 +180,7 @@ def _nvml_memory(device: torch.device) -> Any:
 
 
 def load_nvml() -> ModuleType | None:
-    """NVIDIA's management library, started; None where it is not there."""
+    """Import and start NVIDIA's management library; None if it is not installed or does not work."""
     try:
         import pynvml
     except ImportError:
@@ -177,34 +191,3 @@ def load_nvml() -> ModuleType | None:
         return None
     library: ModuleType = pynvml
     return library
-
-
-class _Sampler:
-    """Looks at figures again and again in a thread, and keeps the largest.
-
-    Args:
-        sources: functions that give bytes, by name.
-        largest: where they go; emptied by others.
-    """
-
-    def __init__(self, sources: dict[str, Any], largest: dict[str, int]) -> None:
-        self._sources = sources
-        self._largest = largest
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memory sampler", daemon=True) if sources else None
-
-    def _run(self) -> None:
-        while not self._stopped.wait(_INTERVAL):
-            for name, source in self._sources.items():
-                self._largest[name] = max(self._largest.get(name, 0), source())
-
-    def __enter__(self) -> None:
-        if self._thread is not None:
-            self._thread.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()

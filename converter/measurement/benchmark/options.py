@@ -1,59 +1,49 @@
-"""How to measure, as one value; the command line makes its options from it."""
+"""The options of a benchmark as one value; the command line makes its options from it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from converter.errors import UsageError
+from converter.measurement.generation.options import check_values, option
 
-#: Modes by their names on the command line, with the offloading that each stands for.
+#: Kinds of offloading, by the names of the modes on the command line.
 MODES = {"standard": "none", "offload": "model", "sequential": "sequential"}
-#: Seconds; loading 30 GB from a slow disk and drawing on a CPU take long.
-_TIMEOUT = 3600.0
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """How to measure; what is drawn, and how, is not among it."""
+    """How to measure; prompts and ``GenerateOptions`` come in addition."""
 
-    mode: str = field(
-        default="standard,offload",
-        metadata={
-            "help": "Where weights are: standard (all on the device), offload (each model on the CPU until it runs), "
-            "sequential (each layer); several with commas."
-        },
+    mode: str = option(
+        "standard,offload",
+        "Where the weights are: standard (all on the device), offload (each model on the CPU until it runs), "
+        "sequential (each layer); separate several with commas.",
     )
-    repeats: int = field(
-        default=1,
-        metadata={"help": "How often everything is measured, each time in new processes.", "range": (1, 100)},
+    repeats: int = option(1, "How often to measure everything, each time in new processes.", range=(1, 100))
+    timeout: float = option(3600.0, "Seconds after which loading, or one image, counts as hanging.", range=(1.0, 1e6))
+    skip_baseline: bool = option(
+        False,
+        "Do not generate images of the original with a second seed, to compare differences with.",
+        option="--no-baseline",
     )
-    timeout: float = field(
-        default=_TIMEOUT,
-        metadata={"help": "Seconds after which loading, or one image, counts as hanging.", "range": (1.0, 1e6)},
-    )
-    skip_baseline: bool = field(
-        default=False,
-        metadata={
-            "help": "Do not draw the original with a second seed, by which differences are judged.",
-            "option": "--no-baseline",
-        },
-    )
-    restart: bool = field(default=False, metadata={"help": "Drop what an earlier run measured."})
+    restart: bool = option(False, "Delete the measurements of an earlier run.")
 
     def __post_init__(self) -> None:
-        """Refuse modes that do not exist.
+        """Refuse unknown modes and values out of range.
 
         Raises:
-            UsageError: one of them does not.
+            UsageError: there is such a value.
         """
-        if not self.modes:
-            raise UsageError(f"--mode: names none of {', '.join(MODES)}")
+        check_values(self)
+        if not self._mode_names or not self._mode_names <= MODES.keys():
+            raise UsageError(f"--mode {self.mode}: must be one or more of {', '.join(MODES)}")
 
     @property
     def modes(self) -> tuple[str, ...]:
         """The modes, in the order of ``MODES``."""
-        names = [name.strip() for name in self.mode.split(",") if name.strip()]
-        for name in names:
-            if name not in MODES:
-                raise UsageError(f"--mode {name}: is none of {', '.join(MODES)}")
-        return tuple(name for name in MODES if name in names)
+        return tuple(name for name in MODES if name in self._mode_names)
+
+    @property
+    def _mode_names(self) -> set[str]:
+        return {name.strip() for name in self.mode.split(",") if name.strip()}

@@ -1,4 +1,4 @@
-"""What happens inside a worker: a pipeline is loaded, images are drawn, and both are measured."""
+"""The work inside a worker: load a pipeline, generate images, and measure both."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.meter import Meter, Stopwatch
 from converter.measurement.evidence.units import DIGITS
-from converter.measurement.generation.devices import choose_device, free_device_bytes
-from converter.measurement.generation.generate import call_arguments, image_metadata, refuse_what_is_not_finite
+from converter.measurement.generation.devices import choose_device
+from converter.measurement.generation.generate import call_arguments, image_metadata, refuse_not_finite
 from converter.measurement.generation.image_file import write_image
 from converter.measurement.generation.loading import (
     blaming,
@@ -26,7 +26,7 @@ from converter.measurement.generation.loading import (
     load_text_encoder,
     load_tokenizer,
 )
-from converter.measurement.generation.memory import predict_resident_memory, require_memory
+from converter.measurement.generation.memory import predict_memory, require_memory
 from converter.measurement.generation.repo import WEIGHTS, open_pipeline
 from converter.measurement.generation.settings import Settings
 from converter.memory import free_memory_bytes
@@ -36,11 +36,11 @@ class Session:
     """One pipeline on one device.
 
     Args:
-        job: what to load and how.
+        job: what to load, and how.
 
     Raises:
         InputError: the repo is not what it should be, or its weights changed.
-        DeviceError: there is no such accelerator.
+        DeviceError: this machine does not have the accelerator.
     """
 
     def __init__(self, job: Job) -> None:
@@ -52,59 +52,50 @@ class Session:
         refuse_changed_files(job.states)
         self._dtype = getattr(torch, job.dtype)
         self._meter = Meter(self.device)
-        #: Once it is loaded.
+        #: Set by ``load``.
         self.pipeline: Any = None
 
-    @property
-    def weight_files(self) -> list[Path]:
-        """The files that loading reads."""
-        return [header.file for name in WEIGHTS for header in self.repo.weights[name].headers]
-
     def load(self) -> dict[str, Any]:
-        """Load everything, and keep it loaded.
+        """Load all components, and keep them loaded.
 
         Returns:
-            ``time_s``, ``peak_…_gb``, whether all files fit into the page cache (``cache_warm``), and what the
-            components take (``components``).
+            ``time_s``, ``peak_…_gb``, whether all files fit into the page cache (``cache_warm``), and the memory of
+            each component (``components``).
 
         Raises:
             InputError: a component cannot be loaded.
             MemoryLimitError: there is not enough memory.
         """
-        job = self._job
-        unpacks = encoder_unpacks(self.repo, job.offload)
-        settings = Settings(**job.tasks[0].settings)
-        need = predict_resident_memory(
-            self.repo, settings, offload=job.offload, on_cpu=self.device.type == "cpu", unpacks=unpacks
-        )
-        free = free_memory_bytes()
-        require_memory(need, free, free_device_bytes(self.device))
+        offload = self._job.offload
+        unpacks = encoder_unpacks(self.repo, offload)
+        settings = Settings(**self._job.tasks[0].settings)
+        on_cpu = self.device.type == "cpu"
+        cached = sum(file.stat().st_size for file in self.repo.weight_files) < free_memory_bytes()
+        need = predict_memory(self.repo, settings, offload=offload, on_cpu=on_cpu, unpacks=unpacks, keeps_encoder=True)
+        require_memory(need, self.device)
         if self.device.type == "cuda":
-            # Setting up the device is not loading.
+            # Setting up the device does not count as loading.
             torch.zeros(1, device=self.device)
         self.synchronize()
+        stays = self.repo.has_packed_text_encoder and not unpacks
+        encoder_device = self.device if offload == "none" or (offload == "model" and stays) else torch.device("cpu")
         with self._meter.watching():
             watch = Stopwatch(self._meter, "load")
-            stays = self.repo.has_packed_text_encoder and not unpacks
-            on_device = job.offload == "none" or (job.offload == "model" and stays)
             self.pipeline = load_pipeline(
                 self.repo,
                 self._dtype,
                 self.device,
-                job.offload,
+                offload,
                 tokenizer=load_tokenizer(self.repo),
-                text_encoder=load_text_encoder(
-                    self.repo, self._dtype, self.device if on_device else torch.device("cpu"), unpacks=unpacks
-                ),
+                text_encoder=load_text_encoder(self.repo, self._dtype, encoder_device, unpacks=unpacks),
             )
             figures = watch.stop()
         figures.pop("stages")
         self.pipeline.prompt_date = date.fromisoformat(settings.date)
-        cached = sum(file.stat().st_size for file in self.weight_files) < free
         return {**figures, "cache_warm": cached, "components": self._component_sizes()}
 
-    def draw(self, task: Task) -> dict[str, Any]:
-        """Draw an image, and write it where the task says.
+    def generate(self, task: Task) -> dict[str, Any]:
+        """Generate an image, and write it to the path in the task.
 
         Returns:
             ``time_s``, ``peak_…_gb`` and ``stages``; ``pixels_sha256``, and ``image_sha256`` of the file.
@@ -112,12 +103,12 @@ class Session:
         Raises:
             UnsupportedCheckpoint: the model raises an error.
             MemoryLimitError: memory is used up.
-            ImageError: the model draws what is no image.
+            ImageError: the model computes values that are not finite.
             OutputError: the image cannot be written.
             DiskError: there is no space for it.
         """
         settings = Settings(**task.settings)
-        # Garbage of the last image would count as memory of this one, and collecting it as time.
+        # Garbage of the last image would count as memory of this one, and its collection as time.
         gc.collect()
         self.synchronize()
         with self._meter.watching(), blaming(self.repo.folder):
@@ -130,11 +121,11 @@ class Session:
         return figures
 
     def synchronize(self) -> None:
-        """Wait for what was asked of the device."""
+        """Wait until the device has done its work."""
         self._meter.synchronize()
 
     def _measure(self, settings: Settings) -> tuple[Any, dict[str, Any]]:
-        """Call the pipeline as anybody would; its stages are told by what it calls."""
+        """Call the pipeline as users do; its stages are recognised by the components that it calls."""
         latents = []
 
         def step_done(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -155,17 +146,17 @@ class Session:
             figures = watch.stop()
         finally:
             hook.remove()
-        refuse_what_is_not_finite(latents[0])
+        refuse_not_finite(latents[0])
         return image, figures
 
     def _component_sizes(self) -> dict[str, dict[str, float]]:
         components = {name: getattr(self.pipeline, name) for name in WEIGHTS}
-        # What sequential offloading holds is on the meta device, as far as the model knows.
+        # With sequential offloading, the weights of the models are on the meta device.
         return {name: _memory_of(model) for name, model in components.items() if model.device.type != "meta"}
 
 
 def _memory_of(module: torch.nn.Module) -> dict[str, float]:
-    """GB of a module's parameters and buffers, and how much of that is on an accelerator."""
+    """Return the GB of a module's parameters and buffers, and how many of them are on an accelerator."""
     sizes = {
         tensor.untyped_storage().data_ptr(): (tensor.untyped_storage().nbytes(), tensor.device.type)
         for tensor in (*module.parameters(), *module.buffers())

@@ -1,15 +1,18 @@
-"""The two models that are measured: their repos, their weights' checksums, and whether they can be compared at all."""
+"""The two models: their repos, the checksums of their weights, and whether they can be compared."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.checksum import file_sha256
-from converter.checkpoint.source import PIPELINE_INDEX, list_folder, read_json
+from converter.checkpoint.header import Header
+from converter.checkpoint.source import list_folder
 from converter.console import Progress, Reporter
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
 from converter.errors import MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable
@@ -21,7 +24,7 @@ from converter.verification.audit import Audit
 ORIGINAL, QUANTIZED = "original", "quantized"
 #: The Hub's cache holds a repo as models--OWNER--NAME/snapshots/REVISION.
 _CACHED_REPO = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})$")
-#: What `hf download --local-dir` notes beside a file: the commit, the etag and the time, a line each.
+#: Written by `hf download --local-dir` for each file: the commit, the etag and the time, one per line.
 _DOWNLOAD_NOTE = Path(".cache/huggingface/download/model_index.json.metadata")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -36,27 +39,54 @@ class Subject:
     weights: Mapping[str, tuple[ReleaseFile, ...]]
     """Weight files by component."""
     states: Mapping[str, list[int]]
-    """Of all weight files, before they were read."""
-    label: str
-    repo_id: str
-    """As the Hub names it, as far as the folder tells; else the folder's own name."""
-    revision: str | None
+    """States of all weight files, before they were read."""
 
     @property
+    def label(self) -> str:
+        """What tables call the model."""
+        quantization = self.repo.quantization
+        if quantization is None:
+            return f"Original {self.repo_id.rpartition('/')[2]}" if self.name == ORIGINAL else "Not quantized"
+        kind = "dynamic" if quantization.get("use_dynamic_quantization") else "static"
+        return f"SDNQ {printable(str(quantization.get('weights_dtype')))} {kind}"
+
+    @property
+    def repo_id(self) -> str:
+        """Name of the repo on the Hub, if the folder shows it; else the name of the folder."""
+        return self._identity[0]
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of the repo, if the folder shows it."""
+        return self._identity[1]
+
+    @cached_property
+    def _identity(self) -> tuple[str, str | None]:
+        """Name and revision, as the Hub's client notes them."""
+        folder = self.repo.folder.resolve()
+        cached = _CACHED_REPO.search(folder.as_posix())
+        if cached:
+            return f"{cached['owner']}/{cached['name']}", cached["revision"]
+        first = ""
+        with suppress(OSError, UnicodeDecodeError):
+            first = (folder / _DOWNLOAD_NOTE).read_text("ascii").partition("\n")[0]
+        return printable(folder.name), first if _COMMIT.fullmatch(first) else None
+
+    @cached_property
     def components(self) -> dict[str, dict[str, str]]:
         """sha256 of every file that a figure may depend on, by component and name."""
         found = {}
         for name in COMPONENT_CLASSES:
-            weights = {file.name: file.sha256 for file in self.weights.get(name, ())}
+            files = {file.name: file.sha256 for file in self.weights.get(name, ())}
             for file in list_folder(self.repo.folder / name):
                 if name not in WEIGHTS or file.suffix == ".json":
                     digest = file_sha256(file)
-                    weights |= {file.name: digest} if digest is not None else {}
-            found[name] = weights
+                    files |= {file.name: digest} if digest is not None else {}
+            found[name] = files
         return found
 
     def source(self) -> dict[str, Any]:
-        """The weights, as evidence names them."""
+        """Return the transformer's files, as evidence names them."""
         return {
             "repo_id": self.repo_id,
             "revision": self.revision,
@@ -64,10 +94,9 @@ class Subject:
         }
 
     def footprint(self) -> dict[str, Any]:
-        """Bytes of the transformer's tensors by dtype and family, from its headers."""
+        """Return the bytes of the transformer's tensors by dtype and family, from its headers."""
         checkpoint = self.repo.transformer
         audit = Audit(self.repo.folder)
-        families = [family.to_dict() for family in audit.footprints()]
         return {
             "class_name": checkpoint.class_name,
             "tensors": len(checkpoint.tensors),
@@ -75,69 +104,48 @@ class Subject:
             "bytes": checkpoint.total_bytes,
             "bytes_by_dtype": checkpoint.bytes_by_dtype,
             "families": [
-                {key: family[key] for key in ("name", "tensors", "bytes", "bytes_by_dtype")} for family in families
+                {key: family.to_dict()[key] for key in ("name", "tensors", "bytes", "bytes_by_dtype")}
+                for family in audit.footprints()
             ],
         }
 
 
 def open_subjects(original: Path, quantized: Path, reporter: Reporter) -> tuple[Subject, Subject]:
-    """Open both repos, and take the checksums of their transformers.
+    """Open both repos, and compute the checksums of their weight files.
 
     Args:
         original: a pipeline repo.
-        quantized: another one, of the same class.
+        quantized: another one.
         reporter: shows progress.
 
     Raises:
-        InputError: one is not what it should be; both are the same; they are no pair.
+        InputError: a repo cannot be used, both have the same transformer, or they are in the wrong order.
     """
-    _refuse_other_classes(original, quantized)
-    repos = [open_pipeline(place) for place in (original, quantized)]
+    repos = [open_pipeline(folder) for folder in (original, quantized)]
     if repos[0].quantization is not None and repos[1].quantization is None:
-        raise UsageError(
-            f"{original} is quantized, and {quantized} is not",
-            "Give the original first.",
-        )
+        raise UsageError(f"{original} is quantized, and {quantized} is not", "Give the original first.")
     for repo in repos:
         _check_summary(repo)
-    states = [file_states(_weight_files(repo)) for repo in repos]
-    # Files that both repos have, by whatever names, are read once.
+    states = [file_states(repo.weight_files) for repo in repos]
+    # A file that both repos have, under whatever name, is read once.
     sizes = {(device, inode): size for state in states for device, inode, size, _ in state.values()}
     with reporter.progress("checksums", sum(sizes.values())) as shown:
         digests: dict[tuple[int, int], str] = {}
         weights = [_hash_weights(repo, state, digests, shown) for repo, state in zip(repos, states, strict=True)]
     first, second = ({file.sha256 for file in files["transformer"]} for files in weights)
     if first == second:
-        raise _same_weights(original, quantized)
-    subjects = [
-        Subject(name, repo, hashed, state, _label(name, repo), *_identify(repo.folder))
-        for name, repo, hashed, state in zip((ORIGINAL, QUANTIZED), repos, weights, states, strict=True)
-    ]
-    return subjects[0], subjects[1]
-
-
-def _refuse_other_classes(original: Path, quantized: Path) -> None:
-    names = []
-    for place in (original, quantized):
-        index = place / PIPELINE_INDEX
-        # What is wrong with the folder is said by what opens it.
-        names.append(read_json(index).get("_class_name") if index.is_file() else None)
-    if None not in names and names[0] != names[1]:
-        raise UnsupportedCheckpoint(
-            f"{original} is a {names[0]}, and {quantized} a {names[1]}",
-            "Compare two repos of the same pipeline.",
+        raise UsageError(
+            f"{original} and {quantized} have the same transformer, file by file",
+            "Give the original and a quantized repo.",
         )
-
-
-def _same_weights(original: Path, quantized: Path) -> UsageError:
-    return UsageError(
-        f"{original} and {quantized} have the same transformer, file by file",
-        "Give the original and a quantized repo.",
+    return (
+        Subject(ORIGINAL, repos[0], weights[0], states[0]),
+        Subject(QUANTIZED, repos[1], weights[1], states[1]),
     )
 
 
 def _check_summary(repo: PipelineRepo) -> None:
-    """A summary in a release is published beside what is measured here, and must speak of the same weights.
+    """Refuse a release whose summary, which is published next to the measurements, is about other weights.
 
     Raises:
         EvidenceError: it contradicts itself.
@@ -152,28 +160,22 @@ def _check_summary(repo: PipelineRepo) -> None:
         raise UnsupportedCheckpoint(
             f"{file}: quant_transformer_dtypes add up to {shown} bytes, and the headers of the "
             f"transformer to {repo.transformer.total_bytes}",
-            "Convert again, or take the file out.",
+            "Convert again, or remove the file.",
         )
-
-
-def _weight_files(repo: PipelineRepo) -> list[Path]:
-    return [header.file for name in WEIGHTS for header in repo.weights[name].headers]
 
 
 def _hash_weights(
     repo: PipelineRepo, states: Mapping[str, list[int]], known: dict[tuple[int, int], str], progress: Progress
 ) -> dict[str, tuple[ReleaseFile, ...]]:
-    """Weight files by component; ``known`` holds the checksums of files that were read, by device and inode."""
-    found = {}
-    for name in WEIGHTS:
-        files = []
-        for header in repo.weights[name].headers:
-            device, inode, *_ = states[str(header.file.absolute())]
-            if (device, inode) not in known:
-                known[device, inode] = _digest(header.file, progress)
-            files.append(ReleaseFile(header.file.name, header.file_bytes, known[device, inode]))
-        found[name] = tuple(files)
-    return found
+    """Weight files by component; ``known`` collects the checksums of files that were read, by device and inode."""
+
+    def hashed(header: Header) -> ReleaseFile:
+        device, inode, *_ = states[str(header.file.absolute())]
+        if (device, inode) not in known:
+            known[device, inode] = _digest(header.file, progress)
+        return ReleaseFile(header.file.name, header.file_bytes, known[device, inode])
+
+    return {name: tuple(map(hashed, checkpoint.headers)) for name, checkpoint in repo.weights.items()}
 
 
 def _digest(file: Path, progress: Progress) -> str:
@@ -182,26 +184,5 @@ def _digest(file: Path, progress: Progress) -> str:
     except OSError as error:
         raise unreadable(file, error) from error
     if digest is None:
-        raise MissingInput(file, "no such file", "Check the path.")
+        raise MissingInput(file, "no such file")
     return digest
-
-
-def _label(name: str, repo: PipelineRepo) -> str:
-    if repo.quantization is None:
-        return f"Original {_identify(repo.folder)[0].rpartition('/')[2]}" if name == ORIGINAL else "Not quantized"
-    kind = "dynamic" if repo.quantization.get("use_dynamic_quantization") else "static"
-    return f"SDNQ {printable(str(repo.quantization.get('weights_dtype')))} {kind}"
-
-
-def _identify(folder: Path) -> tuple[str, str | None]:
-    """Name and revision of a repo, as the Hub's client notes them."""
-    place = folder.resolve()
-    cached = _CACHED_REPO.search(place.as_posix())
-    if cached:
-        return f"{cached['owner']}/{cached['name']}", cached["revision"]
-    note = place / _DOWNLOAD_NOTE
-    try:
-        first = note.read_text("ascii").partition("\n")[0]
-    except (OSError, UnicodeDecodeError):
-        first = ""
-    return printable(place.name), first if _COMMIT.fullmatch(first) else None

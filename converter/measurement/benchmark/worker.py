@@ -1,8 +1,8 @@
-"""A process that loads one pipeline, draws images and measures that.
+"""A process that loads one pipeline, generates images and measures both.
 
-It reads its job from stdin and says what happens on a pipe of its own, a JSON object a line; whatever libraries print
-goes where the parent put stdout and stderr. The first failure ends it, since nobody knows what an exception in the
-middle of an image left on the device; the parent starts another one for what is left.
+It reads its job from stdin and reports events on a pipe, one JSON object per line. What libraries print goes to stdout
+and stderr, which the parent chose. The first failure ends the process, since an exception in the middle of an image may
+leave anything on the device; the parent starts another one for the remaining images.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import DeviceError, DiskError, LensconvError, OutputError, UsageError
-from converter.measurement.benchmark.job import ABORTED, DRAWING, DRAWN, FAILED, LOADED, LOADING, PROBED, Job
+from converter.measurement.benchmark.job import ABORTED, FAILED, GENERATED, GENERATING, LOADED, LOADING, PROBED, Job
 
 _PR_SET_PDEATHSIG = 1
-#: The system should rather end a worker than the process that writes down what was measured; proc(5).
+#: The system should rather kill a worker than the process that writes the journal; see proc(5).
 _OUT_OF_MEMORY_SCORE = "1000"
 _READ_BYTES = 1 << 22
-#: What says nothing of the model that is measured.
+#: Errors that have nothing to do with the measured model.
 _ENVIRONMENT_ERRORS = (DeviceError, DiskError, OutputError, UsageError)
 
 
 def main() -> None:
     """Do the job on stdin."""
     parent, descriptor = int(sys.argv[1]), int(sys.argv[2])
-    # A parent that is killed takes this process with it.
+    # If the parent is killed, the kernel kills this process, too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        sys.exit("the process that asked is gone")
+        sys.exit("the parent process has ended")
     # Processes that libraries start must not keep the pipe open.
     os.set_inheritable(descriptor, False)
     with suppress(OSError):
@@ -52,12 +52,12 @@ def main() -> None:
             say(ABORTED, **error.to_dict()["error"])
         except LensconvError as error:
             say(FAILED, reason=error.message)
-    # Taking the libraries down in good order takes seconds.
+    # A regular exit of the libraries takes seconds.
     os._exit(0)
 
 
 def _work(job: Job, say: Callable[..., None]) -> None:
-    # Importing these takes seconds, and what is wrong with the job would have been said by then.
+    # Importing these takes seconds.
     from converter.libraries import load_library
 
     if job.probe:
@@ -65,12 +65,12 @@ def _work(job: Job, say: Callable[..., None]) -> None:
         say(PROBED, environment=machine.describe_machine(job.device))
         return
     session = load_library("converter.measurement.benchmark.session", compiles=True).Session(job)
-    _warm_cache(session.weight_files)
+    _warm_cache(session.repo.weight_files)
     say(LOADING)
     say(LOADED, **session.load())
     for task in job.tasks:
-        say(DRAWING, key=task.key)
-        say(DRAWN, key=task.key, **session.draw(task))
+        say(GENERATING, key=task.key)
+        say(GENERATED, key=task.key, **session.generate(task))
 
 
 def _warm_cache(files: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""The parent's side of a worker: start it, hear what it says, end it."""
+"""The parent's side of a worker: start it, read its events, end it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from converter.errors import printable
 from converter.measurement.benchmark.job import FAILED, Job
 from converter.threads import HeldSignals
 
-#: Seconds between two refreshes of what is shown.
+#: Seconds between two refreshes of the progress.
 _REFRESH = 0.5
-#: Bytes of the end of a worker's output that are searched for a reason.
+#: Bytes at the end of a worker's output in which a reason is looked for.
 _TAIL_BYTES = 4000
 _PIPE_BYTES = 1 << 16
 
 
 class WorkerProcess:
-    """A worker, as a context manager that leaves none behind.
+    """A worker, as a context manager that always ends it.
 
     Args:
-        job: what it does.
-        timeout: seconds between two of its events, after which it counts as hanging.
+        job: its work.
+        timeout: seconds without an event after which it counts as hanging.
         tick: called while waiting.
     """
 
@@ -43,7 +43,7 @@ class WorkerProcess:
         start = (
             f"import sys; sys.path.append({package!r}); from converter.measurement.benchmark.worker import main; main()"
         )
-        # In memory, for nothing is written outside of the output's folder.
+        # In memory, since nothing is written outside of the output folder.
         self._log, self._input = (os.fdopen(os.memfd_create(name), "w+b") for name in ("log", "job"))
         self._input.write(job.to_json().encode())
         self._input.seek(0)
@@ -64,7 +64,7 @@ class WorkerProcess:
             raise
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """What it says; if it dies or hangs, a last event ``FAILED`` tells so, with ``died`` and ``hung``."""
+        """Yield its events; if it dies or hangs, the last one is ``FAILED``, with ``died`` and ``hung``."""
         buffer = b""
         while True:
             content = self._read()
@@ -83,13 +83,13 @@ class WorkerProcess:
             yield {"event": FAILED, "reason": self._reason(code), "died": True}
 
     def stop(self) -> None:
-        """Kill it, with all that it started."""
+        """Kill it, and all processes that it started."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _read(self) -> bytes | None:
-        """More of what it says; empty at the end, None when it hangs."""
+        """Read more of its output; empty at the end, None when it hangs."""
         deadline = time.monotonic() + self._timeout
         with selectors.DefaultSelector() as selector:
             selector.register(self._pipe, selectors.EVENT_READ)
@@ -102,7 +102,7 @@ class WorkerProcess:
     def _reason(self, code: int) -> str:
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-            return f"killed by {name}" + (", perhaps for want of memory" if name == "SIGKILL" else "")
+            return f"killed by {name}" + (", perhaps because memory ran out" if name == "SIGKILL" else "")
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - _TAIL_BYTES))
         lines = self._log.read().decode(errors="replace").strip().splitlines()

@@ -1,16 +1,18 @@
-"""Compare what the quantized model draws with what the original draws."""
+"""Compare the images of the quantized model with those of the original."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.console import SILENT, Reporter
-from converter.errors import UsageError, printable
+from converter.errors import UsageError
 from converter.measurement.comparison.images import read_pixels
 from converter.measurement.comparison.pairs import ImagePair, find_pairs
 from converter.measurement.comparison.perceptual import Lpips, NotMeasured
@@ -27,6 +29,7 @@ from converter.measurement.comparison.text_accuracy import TextReader, find_read
 from converter.threads import run_in_threads
 
 Pixels = NDArray[np.uint8]
+Result = TypeVar("Result")
 
 
 def compare(
@@ -40,93 +43,87 @@ def compare(
     text: bool = True,
     reporter: Reporter = SILENT,
 ) -> FidelityReport:
-    """Compare two folders of images, pair by pair; three images are in memory at a time.
+    """Compare two folders of images, pair by pair.
 
     Args:
         original: folder of the original's images, named ``ID-SEED.png`` or ``ID-SEED-original.png``.
         quantized: folder of the quantized model's, named alike.
-        baseline: folder of the original's images with another seed, to tell drift from damage.
+        baseline: folder of the original's images with another seed, to distinguish drift from damage.
         required: strings that the images must show, by id.
-        steps: denoising steps of the images; None where the files tell.
+        steps: denoising steps of the images; None to take them from the files.
         lpips: whether to measure LPIPS, if it is installed.
         text: whether to read the images, if tesseract is installed.
         reporter: shows progress and notes.
 
     Raises:
-        MissingInput: a folder or a file is not there or cannot be read, or a folder has no images.
-        UsageError: images do not go together or cannot be compared, or ``steps`` is not what they tell.
+        MissingInput: a folder or a file cannot be read, or a folder has no images.
+        UsageError: images have no counterpart or cannot be compared, or ``steps`` is not what they say.
     """
     pairs = find_pairs(original, quantized, baseline, reporter=reporter)
-    return compare_pairs(pairs, required=required, steps=steps, lpips=lpips, text=text, reporter=reporter)
+    return Comparison(required, steps, lpips=lpips, text=text).compare(pairs, reporter)
 
 
-def compare_pairs(
-    pairs: Sequence[ImagePair],
-    *,
-    required: Mapping[str, Sequence[str]] | None = None,
-    steps: int | None = None,
-    lpips: bool = True,
-    text: bool = True,
-    reporter: Reporter = SILENT,
-) -> FidelityReport:
-    """Compare images whose pairs are known.
-
-    Args and raises: as for ``compare``.
-    """
-    comparison = _Comparison(dict(required or {}), steps, lpips=lpips, text=text)
-    comparison.check(pairs, reporter)
-    with reporter.progress("comparing", len(pairs), "pairs") as shown:
-        measured = []
-        for pair in pairs:
-            measured.append(comparison.measure(pair))
-            shown.advance(1)
-            shown.refresh()
-    common = {pair.steps for pair in measured}
-    return FidelityReport(
-        steps=common.pop() if len(common) == 1 else None,
-        pairs=tuple(measured),
-        methods=comparison.methods(),
-        not_measured=comparison.not_measured(),
-    )
-
-
-class _Comparison:
-    """The measures, loaded once, and why some of them cannot be taken.
+class Comparison:
+    """The measures, loaded once, and the reasons why some of them are missing.
 
     Args:
         required: strings that the images must show, by id.
-        steps: denoising steps of the images; None where the files tell.
-        lpips: whether to measure LPIPS.
-        text: whether to read the images.
+        steps: denoising steps of the images; None to take them from the files.
+        lpips: whether to measure LPIPS, if it is installed.
+        text: whether to read the images, if tesseract is installed.
     """
 
-    def __init__(self, required: dict[str, Sequence[str]], steps: int | None, *, lpips: bool, text: bool) -> None:
-        self._required = {key: [string for string in strings if string.strip()] for key, strings in required.items()}
+    def __init__(
+        self,
+        required: Mapping[str, Sequence[str]] | None = None,
+        steps: int | None = None,
+        *,
+        lpips: bool = True,
+        text: bool = True,
+    ) -> None:
+        self._required = {
+            key: [string for string in strings if string.strip()] for key, strings in (required or {}).items()
+        }
         self._steps = steps
-        self._lpips: Lpips | None = None
-        self._reader: TextReader | None = None
-        self._reasons: dict[str, list[str]] = {"lpips": [], "text": []}
-        try:
-            self._lpips = _load_lpips(lpips)
-        except NotMeasured as reason:
-            self._reasons["lpips"].append(str(reason))
-        try:
-            self._reader = _load_reader(text, any(self._required.values()))
-        except NotMeasured as reason:
-            self._reasons["text"].append(str(reason))
+        self._reasons = defaultdict[str, list[str]](list)
+        self._lpips = self._attempt("lpips", _load_lpips, lpips)
+        self._reader = self._attempt("text", _load_reader, text, any(self._required.values()))
 
-    def check(self, pairs: Sequence[ImagePair], reporter: Reporter) -> None:
-        """Refuse steps that the images deny, and say which texts no image can show."""
+    def compare(self, pairs: Sequence[ImagePair], reporter: Reporter) -> FidelityReport:
+        """Compare images, pair by pair; three images are in memory at a time.
+
+        Raises:
+            MissingInput: a file cannot be read.
+            UsageError: an image cannot be compared, or ``steps`` is not what the images say.
+        """
+        self._check(pairs, reporter)
+        with reporter.progress("comparing", len(pairs), "pairs") as shown:
+            measured = []
+            for pair in pairs:
+                measured.append(self._measure(pair))
+                shown.advance(1)
+                shown.refresh()
+        common = {pair.steps for pair in measured}
+        return FidelityReport(
+            steps=common.pop() if len(common) == 1 else None,
+            pairs=tuple(measured),
+            methods=self._methods(),
+            not_measured={name: "; ".join(dict.fromkeys(reasons)) for name, reasons in self._reasons.items()},
+        )
+
+    def _check(self, pairs: Sequence[ImagePair], reporter: Reporter) -> None:
+        """Refuse steps that contradict the images, and report prompts without images."""
         for pair in pairs:
             if self._steps is not None and pair.steps not in (None, self._steps):
-                name = printable(str(pair.original))
-                raise UsageError(f"{name}: was drawn in {pair.steps} steps, not in the {self._steps} of --steps")
+                raise UsageError(
+                    f"{pair.original}: was made in {pair.steps} steps, not in the {self._steps} of --steps"
+                )
         missing = self._required.keys() - {name for pair in pairs for name in (pair.id, pair.key)}
         if missing:
             reporter.note(f"no images of these prompts: {', '.join(sorted(missing))}")
 
-    def measure(self, pair: ImagePair) -> PairFidelity:
-        """Read the images of a pair and take every measure."""
+    def _measure(self, pair: ImagePair) -> PairFidelity:
+        """Read the images of a pair and compute every figure."""
         first, second = read_pixels(pair.original), read_pixels(pair.quantized)
         spectrum = lattice_spectrum(first)
         quantized = self._compare(first, spectrum, second)
@@ -147,8 +144,8 @@ class _Comparison:
             text=texts,
         )
 
-    def methods(self) -> dict[str, str]:
-        """What each figure that was measured is."""
+    def _methods(self) -> dict[str, str]:
+        """The definition of each figure that was measured."""
         found = pixel_methods()
         if self._lpips is not None:
             found["lpips"] = self._lpips.method()
@@ -163,26 +160,21 @@ class _Comparison:
             found["text"] = self._reader.method()
         return found
 
-    def not_measured(self) -> dict[str, str]:
-        """Why figures are missing, by their names."""
-        return {name: "; ".join(dict.fromkeys(reasons)) for name, reasons in self._reasons.items() if reasons}
-
     def _compare(self, first: Pixels, spectrum: LatticeSpectrum | None, second: Pixels) -> ImageFidelity:
         return ImageFidelity(
             identical=bool(np.array_equal(first, second)),
             psnr_db=psnr_db(first, second),
             ssim=ssim(first, second),
-            lpips=self._distance(first, second),
+            lpips=self._attempt("lpips", self._lpips.distance, first, second) if self._lpips else None,
             periodic_grid=_periodic_grid(spectrum, lattice_spectrum(second)),
         )
 
-    def _distance(self, first: Pixels, second: Pixels) -> float | None:
-        if self._lpips is None:
-            return None
+    def _attempt(self, name: str, measure: Callable[..., Result], *arguments: Any, prefix: str = "") -> Result | None:
+        """Call ``measure``; if it cannot measure, keep the reason and return None."""
         try:
-            return self._lpips.distance(first, second)
+            return measure(*arguments)
         except NotMeasured as reason:
-            self._reasons["lpips"].append(str(reason))
+            self._reasons[name].append(f"{prefix}{reason}")
             return None
 
     def _read(self, pair: ImagePair, first: Pixels, second: Pixels) -> tuple[TextAccuracy, ...]:
@@ -193,11 +185,8 @@ class _Comparison:
 
         def read(image: tuple[Path, Pixels]) -> Sequence[float | None]:
             path, pixels = image
-            try:
-                return reader.error_rates(pixels, required)
-            except NotMeasured as reason:
-                self._reasons["text"].append(printable(f"{path.name}: {reason}"))
-                return [None] * len(required)
+            rates = self._attempt("text", reader.error_rates, pixels, required, prefix=f"{path.name}: ")
+            return rates or [None] * len(required)
 
         images = (pair.original, first), (pair.quantized, second)
         rates = run_in_threads(read, images, workers=len(images), name="reader", refresh=lambda: None)
@@ -214,7 +203,7 @@ def _load_reader(wanted: bool, any_required: bool) -> TextReader:
     if not wanted:
         raise NotMeasured("not asked for")
     if not any_required:
-        raise NotMeasured("no texts are required of the images; --prompts names their suite")
+        raise NotMeasured("no texts are required in the images; give their suite with --prompts")
     return find_reader()
 
 

@@ -1,4 +1,4 @@
-"""LPIPS, the distance that a network trained on people's judgements sees; for those who have installed it."""
+"""LPIPS, a distance computed by a network that was trained on human judgements; it must be installed separately."""
 
 from __future__ import annotations
 
@@ -17,34 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import printable
+from converter.libraries import LOADING_ERRORS
 
-#: Network of the published comparisons of images; the package's own default.
+#: The network of most published comparisons; the package's own default.
 BACKBONE = "alex"
-#: Seconds without an answer after which a download of the backbone's weights is given up.
+#: Time limit in seconds for answers while the weights of the network are downloaded.
 _NETWORK_SECONDS = 10.0
-#: What loading raises where a package or a file of weights is missing, broken or of another network.
-_LOADING_ERRORS = (
-    ImportError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    EOFError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
+#: Errors of loading if a package or a file of weights is missing, broken or of another network.
+_LOADING_ERRORS = (*LOADING_ERRORS, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 class NotMeasured(Exception):
-    """A figure cannot be measured here; the message is the reason, in one line."""
+    """A figure cannot be measured on this machine; the message is the reason, in one line."""
 
 
 class Lpips:
     """The network, loaded once.
 
     Raises:
-        NotMeasured: the package or its weights are not there.
+        NotMeasured: the package or its weights are not available.
     """
 
     def __init__(self) -> None:
@@ -52,18 +43,18 @@ class Lpips:
             library: Any = importlib.import_module("lpips")
             self.version = version("lpips")
         except (ImportError, PackageNotFoundError) as error:
-            reason = f"the package {printable(error.name or 'lpips')} is not installed; pip install 'lensconv[lpips]'"
-            raise NotMeasured(reason) from error
+            reason = f"the package {error.name or 'lpips'} is not installed; pip install 'lensconv[lpips]'"
+            raise NotMeasured(printable(reason)) from error
         except _LOADING_ERRORS as error:
             raise NotMeasured(f"lpips cannot be imported: {_first_line(error)}") from error
         try:
-            with _short_patience():
+            with _quiet_loading():
                 self._network = library.LPIPS(net=BACKBONE, verbose=False).eval()
         except _LOADING_ERRORS as error:
             raise NotMeasured(f"no weights of {BACKBONE} for lpips: {_first_line(error)}") from error
 
     def distance(self, original: NDArray[np.uint8], candidate: NDArray[np.uint8]) -> float:
-        """The distance of two images: 0 for identical ones.
+        """Compute the distance of two images; identical ones have 0.
 
         Args:
             original: levels of shape (height, width, 3).
@@ -85,21 +76,21 @@ class Lpips:
             raise NotMeasured(_first_line(error)) from error
 
     def method(self) -> str:
-        """What the figure is, exactly."""
+        """Return the exact definition of the figure."""
         return f"LPIPS 0.1, AlexNet, RGB scaled to [-1, 1], whole image; 0 for identical images; lpips {self.version}"
 
 
 @contextmanager
-def _short_patience() -> Iterator[None]:
-    """Let no download wait for ever or draw a bar, and hide torchvision's warnings about how lpips calls it."""
-    patience = socket.getdefaulttimeout()
+def _quiet_loading() -> Iterator[None]:
+    """Limit the time and the output of downloads, and hide torchvision's warnings about how lpips calls it."""
+    time_limit = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_NETWORK_SECONDS)
     try:
         with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        socket.setdefaulttimeout(patience)
+        socket.setdefaulttimeout(time_limit)
 
 
 def _first_line(error: BaseException) -> str:

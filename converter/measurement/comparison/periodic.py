@@ -1,13 +1,13 @@
-"""The periodic-grid score: how strong a pattern that repeats every 8, 16 or 32 pixels an image has, in grey levels.
+"""The periodic-grid score: the strength of patterns that repeat every 8, 16 or 32 pixels, in grey levels.
 
-Where quantization goes wrong, a pattern locked to the model's own grid lies over the image. Such a pattern stands at a
-few known frequencies alone: the multiples of 1/32 of a cycle in a pixel, which hold those of 1/16 and 1/8. What an
-image shows spreads over all frequencies around. So the score looks at each of these frequencies, takes the power
-there, and counts what stands above the neighbourhood.
+Bad quantization shows as a pattern over the whole image, locked to the model's own grid. Such a pattern has power at a
+few known frequencies only: the multiples of 1/32 cycles per pixel, which include those of 1/16 and 1/8. The content of
+an image has power at all frequencies. So the score compares the power at each known frequency with its neighbourhood,
+and counts the excess.
 
-A candidate is held against its original in two ways, and at each frequency the one with the lower neighbourhood counts:
-their difference, in which all that they share is gone, if the candidate is nearly a copy; the candidate alone, if it
-shows something else. Where the original itself has a peak, that much and more does not count.
+A candidate is compared with its original in two ways, and at each frequency the one with the lower neighbourhood
+counts: their difference, if the candidate is nearly a copy, since everything that they share vanishes in it; or the
+candidate alone, if it shows something else. Where the original has a peak itself, that much and more does not count.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-#: Pixels of an image token (an 8-fold autoencoder under patches of 2x2), half and twice of it, in the order of choice:
-#: the lattice of the largest one holds the others.
+#: Pixels of an image token (an 8-fold autoencoder under patches of 2x2), half and twice of it. The first that fits is
+#: used: its lattice includes those of the others.
 PERIODS = (32, 16, 8)
 #: Bins between frequencies of the lattice that leave some of the neighbourhood free of the lattice's own peaks.
 _LEAST_SPACING = 4
-#: Bins to each side that make the neighbourhood. A peak under a Hann window is one bin wide to each side.
+#: Bins of the neighbourhood to each side. A peak under a Hann window is one bin wide to each side.
 _REACH = 6
-#: Times the mean of the neighbourhood that power must have to count. In noise, power is distributed exponentially, and
+#: Power counts from this many times the mean of the neighbourhood. In noise, power is distributed exponentially, and
 #: the largest of 512 frequencies comes to about log(512) = 6.2 times the mean.
 _THRESHOLD = 6.0
-#: The same for what counts as a peak of the original; 9 bins are looked at for each frequency.
+#: The same for a peak of the original; 9 bins are compared for each frequency.
 _OWN_THRESHOLD = 12.0
-#: Times the original's peak that are taken off: a copy with the phase reversed differs by twice the amplitude.
+#: This many times the original's peak are subtracted: a copy of reversed phase differs by twice the amplitude.
 _OWN_SHARE = 4.0
-#: Likewise in the difference, times the part of the background that the copy did not keep. Measured: with 2 sharpened
-#: copies score, with 8 patterns on pages of text are found as well.
+#: Likewise in the difference, times the part of the background that the copy did not keep. Measured: with 2, sharpened
+#: copies score; with 8, patterns on pages of text are still found.
 _LEFT_SHARE = 8.0
 #: The mean of an exponential distribution over its median.
 _MEAN_OVER_MEDIAN = 1 / math.log(2)
 #: Orthonormal axes of colour: grey, red against blue, green against both. Grey takes most of a photograph's power, so
-#: that a weak pattern of one colour still stands out in the others. Energy is kept: the sum over the axes is that over
+#: that a weak pattern of one colour is still visible in the others. Energy is kept: the sum over the axes is that over
 #: the channels.
 _AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Power at each frequency, and what it is held against; arrays of shape (3, frequencies), in levels squared."""
+    """Power at each frequency and around it; arrays of shape (3, frequencies), in levels squared."""
 
     power: NDArray[np.float64]
     background: NDArray[np.float64]
-    """The neighbourhood's mean, taken from its median, which peaks do not move."""
+    """The mean of the neighbourhood, computed from its median, which peaks do not change."""
     highest: NDArray[np.float64]
-    """The neighbourhood's largest."""
+    """The maximum of the neighbourhood."""
 
 
 @dataclass(frozen=True)
@@ -66,51 +66,16 @@ class LatticeSpectrum:
     centre: NDArray[np.bool_]
     """Which bins of a neighbourhood belong to the peak."""
     weights: NDArray[np.float64]
-    """2 for each frequency that stands for its conjugate, too; else 1."""
+    """2 for each frequency that represents its conjugate, too; else 1."""
 
     @cached_property
     def levels(self) -> Levels:
-        """Of the image alone."""
+        """The levels of the image alone."""
         return _levels(self.patches, self.centre)
 
 
-def periodic_grid_score(original: NDArray[np.uint8], candidate: NDArray[np.uint8]) -> float | None:
-    """Root of the mean square, over pixels and channels, of the periodic pattern that only the candidate has.
-
-    Args:
-        original: image of shape (height, width, 3).
-        candidate: image of the same shape.
-
-    Returns:
-        Grey levels of 0..255, 0 for none; None where the image is too small to tell, below 32 pixels a side.
-
-    Raises:
-        ValueError: the shapes differ, or are none of an RGB image.
-    """
-    if original.shape != candidate.shape:
-        raise ValueError(f"images of {original.shape} and {candidate.shape} cannot be compared")
-    spectra = lattice_spectrum(original), lattice_spectrum(candidate)
-    return None if spectra[0] is None or spectra[1] is None else added_score(spectra[0], spectra[1])
-
-
-def own_periodic_score(image: NDArray[np.uint8]) -> float | None:
-    """The same for all periodic patterns that one image has, held against its own neighbouring frequencies.
-
-    Args:
-        image: of shape (height, width, 3).
-
-    Returns:
-        Grey levels of 0..255; None where the image is too small to tell.
-
-    Raises:
-        ValueError: the shape is none of an RGB image.
-    """
-    spectrum = lattice_spectrum(image)
-    return None if spectrum is None else own_score(spectrum)
-
-
 def added_score(original: LatticeSpectrum, candidate: LatticeSpectrum) -> float:
-    """:func:`periodic_grid_score` of images whose spectra are known."""
+    """Score the patterns that only the candidate has: a root mean square over pixels and channels, in grey levels."""
     alone = candidate.levels
     difference = _levels(candidate.patches - original.patches, candidate.centre)
     closer = difference.background < alone.background
@@ -121,9 +86,9 @@ def added_score(original: LatticeSpectrum, candidate: LatticeSpectrum) -> float:
         choose(closer, difference.highest, alone.highest),
     )
     known = original.levels.background
-    # The bins beside the lattice as well: the original's structure may have nearly the lattice's period.
+    # The bins next to the lattice count, too: the original's structure may have nearly the lattice's period.
     highest = (np.abs(original.patches[..., original.centre]) ** 2).max(axis=-1)
-    # Of a structure that the difference lacks, a near copy has kept all but what its background tells.
+    # A near copy has kept a structure that the difference lacks, except for the share that its background shows.
     left = np.divide(difference.background, known, out=np.ones_like(known), where=known > 0)
     share = np.where(closer, np.minimum(_OWN_SHARE, _LEFT_SHARE * left), _OWN_SHARE)
     own = np.where(highest > _OWN_THRESHOLD * known, share * (highest - known), 0)
@@ -131,27 +96,27 @@ def added_score(original: LatticeSpectrum, candidate: LatticeSpectrum) -> float:
 
 
 def own_score(spectrum: LatticeSpectrum) -> float:
-    """:func:`own_periodic_score` of an image whose spectrum is known."""
+    """Score all patterns of one image, compared with its own neighbouring frequencies; as for ``added_score``."""
     return _root(_excess(spectrum.levels), spectrum.weights)
 
 
 def lattice_spectrum(image: NDArray[np.uint8]) -> LatticeSpectrum | None:
-    """Amplitudes at and around the frequencies of the lattice.
+    """Compute the amplitudes at and around the frequencies of the lattice.
 
-    The image is cut to whole periods, so that the lattice falls on bins, and seen through a Hann window, so that its
-    borders, which do not meet, make no cross.
+    The image is cut to whole periods, so that the lattice falls on bins. It is multiplied by a Hann window, so that its
+    borders, which do not match, leave no cross in the spectrum.
 
     Args:
         image: of shape (height, width, 3).
 
     Returns:
-        The spectrum; None where the image holds too few periods of any of :data:`PERIODS`.
+        The spectrum; None if the image has too few periods of each of :data:`PERIODS`.
 
     Raises:
-        ValueError: the shape is none of an RGB image.
+        ValueError: the shape is not that of an RGB image.
     """
     if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"an array of {image.shape} is no RGB image")
+        raise ValueError(f"an array of {image.shape} is not an RGB image")
     sides = image.shape[:2]
     period = next((period for period in PERIODS if min(sides) // period >= _LEAST_SPACING), None)
     if period is None:
@@ -182,7 +147,7 @@ def _neighbourhoods(
     """Rows and columns of all bins, of shape (frequencies, bins); those of the lattice; which belong to the peak."""
     spacings = height // period, width // period
     down, across = np.meshgrid(np.arange(period) * spacings[0], np.arange(period // 2 + 1) * spacings[1], indexing="ij")
-    # The other half of the plane holds the conjugates; on its two border columns, the other half of each column.
+    # The other half of the plane contains the conjugates; on its two border columns, the other half of each column.
     half = ((across > 0) & (across < width // 2)) | ((down > 0) & (down <= height // 2)) | ((across > 0) & (down == 0))
     bins = np.stack([down[half], across[half]])
     reach = [min(_REACH, spacing - 2) for spacing in spacings]
@@ -200,11 +165,11 @@ def _levels(patches: NDArray[np.complex64], centre: NDArray[np.bool_]) -> Levels
 
 
 def _excess(levels: Levels) -> NDArray[np.float64]:
-    """What stands above the neighbourhood: above chance, and above every single bin of it."""
+    """The power above the neighbourhood: above chance, and above every single bin of it."""
     excess: NDArray[np.float64] = levels.power - np.maximum(_THRESHOLD * levels.background, levels.highest)
     return excess
 
 
 def _root(excess: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
-    """The amplitude that holds this energy; a mean over the channels."""
+    """The amplitude of this energy; a mean over the channels."""
     return float(np.sqrt((np.maximum(excess, 0) * weights).sum() / len(_AXES)))

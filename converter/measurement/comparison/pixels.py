@@ -1,4 +1,4 @@
-"""How near two images are, pixel by pixel."""
+"""Compare two images pixel by pixel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SSIM_SIGMA = 1.5
 
 
 def pixel_methods() -> dict[str, str]:
-    """What each figure is, exactly."""
+    """Return the exact definition of each figure."""
     library = f"scikit-image {version('scikit-image')}"
     return {
         "psnr_db": f"10 log10({PEAK}^2 / mean squared error over all pixels and channels), RGB of 8 bits; null for "
@@ -26,7 +26,7 @@ def pixel_methods() -> dict[str, str]:
 
 
 def psnr_db(original: NDArray[np.uint8], candidate: NDArray[np.uint8]) -> float | None:
-    """Peak signal-to-noise ratio in decibels.
+    """Compute the peak signal-to-noise ratio in decibels.
 
     Args:
         original: levels of shape (height, width, 3).
@@ -46,7 +46,7 @@ def psnr_db(original: NDArray[np.uint8], candidate: NDArray[np.uint8]) -> float 
 
 
 def ssim(original: NDArray[np.uint8], candidate: NDArray[np.uint8]) -> float:
-    """Structural similarity as Wang et al. defined it in 2004, for each channel; their mean, at most 1.
+    """Compute the structural similarity of Wang et al. (2004): the mean over the channels, at most 1.
 
     Args:
         original: levels of shape (height, width, 3).

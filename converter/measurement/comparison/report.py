@@ -1,15 +1,15 @@
-"""What a comparison found, as the evidence that it leaves."""
+"""The result of a comparison, as the evidence that is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
 from converter.measurement.comparison.text_accuracy import LEGIBLE
 
-#: Names the form of the evidence.
+#: Name and version of the format of the evidence.
 SCHEMA_ID = "lensconv.fidelity/1"
 #: Decimals of a figure; machines differ in the last bits.
 _DECIMALS = 6
@@ -17,20 +17,12 @@ _DECIMALS = 6
 
 @dataclass(frozen=True)
 class PeriodicGrid:
-    """Periodic patterns in grey levels; None where the images are too small to tell."""
+    """Periodic patterns in grey levels; None where the images are too small to measure them."""
 
     original: float | None
     candidate: float | None
     added: float | None
-    """What only the candidate has."""
-
-    def to_dict(self, name: str) -> dict[str, float | None]:
-        """As JSON values; ``name`` says what the candidate is."""
-        return {
-            "original": rounded(self.original),
-            name: rounded(self.candidate),
-            "added": rounded(self.added),
-        }
+    """Patterns that only the candidate has."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +38,10 @@ class ImageFidelity:
     periodic_grid: PeriodicGrid
 
     def to_dict(self, name: str) -> dict[str, Any]:
-        """As JSON values; ``name`` says what the candidate is."""
-        return {
-            "identical": self.identical,
-            "psnr_db": rounded(self.psnr_db),
-            "ssim": rounded(self.ssim),
-            "lpips": rounded(self.lpips),
-            "periodic_grid": self.periodic_grid.to_dict(name),
-        }
+        """Return the figures as JSON values; ``name`` is that of the candidate."""
+        grid = self.periodic_grid
+        patterns = {"original": grid.original, name: grid.candidate, "added": grid.added}
+        return {**asdict(self), "periodic_grid": patterns}
 
 
 @dataclass(frozen=True)
@@ -64,18 +52,10 @@ class TextAccuracy:
     original_cer: float | None
     quantized_cer: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "required": self.required,
-            "original_cer": rounded(self.original_cer),
-            "quantized_cer": rounded(self.quantized_cer),
-        }
-
 
 @dataclass(frozen=True)
 class PairFidelity:
-    """Everything about one prompt at one seed."""
+    """All figures of one prompt at one seed."""
 
     id: str
     seed: int | None
@@ -84,13 +64,21 @@ class PairFidelity:
     height: int
     quantized: ImageFidelity
     baseline: ImageFidelity | None
-    """The original with another seed, held against the original: how far images of one prompt lie apart."""
+    """The original with another seed, compared with the original: how much images of one prompt differ."""
     baseline_seed: int | None
     text: tuple[TextAccuracy, ...]
 
+    @property
+    def text_rates(self) -> list[tuple[float, float]]:
+        """Error rates of the original and of the quantized model, of strings that were looked for in both images."""
+        return [
+            (text.original_cer, text.quantized_cer)
+            for text in self.text
+            if text.original_cer is not None and text.quantized_cer is not None
+        ]
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        baseline = self.baseline and {"seed": self.baseline_seed, **self.baseline.to_dict("baseline")}
+        """Return the figures as JSON values."""
         return {
             "id": self.id,
             "seed": self.seed,
@@ -98,22 +86,22 @@ class PairFidelity:
             "height": self.height,
             "num_inference_steps": self.steps,
             **self.quantized.to_dict("quantized"),
-            "baseline": baseline,
-            "text": [text.to_dict() for text in self.text],
+            "baseline": self.baseline and {"seed": self.baseline_seed, **self.baseline.to_dict("baseline")},
+            "text": [asdict(text) for text in self.text],
         }
 
 
 @dataclass(frozen=True)
 class FidelityReport:
-    """The images of the quantized model against those of the original."""
+    """The images of the quantized model compared with those of the original."""
 
     steps: int | None
-    """Steps that all images took; None where it is not known or not one number."""
+    """Steps of all images; None where they are unknown or differ."""
     pairs: tuple[PairFidelity, ...]
     methods: Mapping[str, str]
-    """What each figure is, exactly."""
+    """The exact definition of each figure."""
     not_measured: Mapping[str, str]
-    """Why a figure is missing."""
+    """The reason why a figure is missing."""
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -122,58 +110,64 @@ class FidelityReport:
         return {
             **_summarize_images([pair.quantized for pair in self.pairs]),
             "baseline": _summarize_images(baselines) if baselines else None,
-            "text": _summarize_text([text for pair in self.pairs for text in pair.text]),
+            "text": _summarize_text([rates for pair in self.pairs for rates in pair.text_rates]),
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The evidence, as JSON values."""
-        return {
-            "schema": SCHEMA_ID,
-            "num_inference_steps": self.steps,
-            "pairs": [pair.to_dict() for pair in self.pairs],
-            "summary": self.summary,
-            "methods": dict(self.methods),
-            "not_measured": dict(self.not_measured),
-        }
+        """Return the evidence as JSON values, with figures of six decimals."""
+        evidence: dict[str, Any] = _rounded(
+            {
+                "schema": SCHEMA_ID,
+                "num_inference_steps": self.steps,
+                "pairs": [pair.to_dict() for pair in self.pairs],
+                "summary": self.summary,
+                "methods": dict(self.methods),
+                "not_measured": dict(self.not_measured),
+            }
+        )
+        return evidence
 
 
-def rounded(value: float | None) -> float | None:
-    """A figure with six decimals."""
-    return None if value is None else round(value, _DECIMALS)
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, _DECIMALS)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
-def summarize(values: Iterable[float | None]) -> dict[str, float | int | None] | None:
-    """Mean, median and range of the figures that were measured, and their number; None where there is none."""
+def _summarize(values: Iterable[float | None]) -> dict[str, float] | None:
+    """Mean, median, range and number of the figures that were measured; None where there are none."""
     measured = [value for value in values if value is not None]
     if not measured:
         return None
-    kinds: dict[str, Callable[[list[float]], float]] = {"mean": fmean, "median": median, "min": min, "max": max}
-    return {**{name: rounded(kind(measured)) for name, kind in kinds.items()}, "count": len(measured)}
+    return {
+        "mean": fmean(measured),
+        "median": median(measured),
+        "min": min(measured),
+        "max": max(measured),
+        "count": len(measured),
+    }
 
 
 def _summarize_images(images: list[ImageFidelity]) -> dict[str, Any]:
     return {
-        "psnr_db": summarize(image.psnr_db for image in images),
-        "ssim": summarize(image.ssim for image in images),
-        "lpips": summarize(image.lpips for image in images),
-        "periodic_grid_added": summarize(image.periodic_grid.added for image in images),
+        "psnr_db": _summarize(image.psnr_db for image in images),
+        "ssim": _summarize(image.ssim for image in images),
+        "lpips": _summarize(image.lpips for image in images),
+        "periodic_grid_added": _summarize(image.periodic_grid.added for image in images),
     }
 
 
-def _summarize_text(texts: list[TextAccuracy]) -> dict[str, float | int | None] | None:
-    """Over the strings that were looked for in both images; shares of legible ones from 0 to 1."""
-    rates = [
-        (text.original_cer, text.quantized_cer)
-        for text in texts
-        if text.original_cer is not None and text.quantized_cer is not None
-    ]
+def _summarize_text(rates: list[tuple[float, float]]) -> dict[str, float] | None:
+    """Mean error rates, and shares of legible strings from 0 to 1."""
     if not rates:
         return None
-    originals, quantized = ([pair[number] for pair in rates] for number in range(2))
+    original, quantized = zip(*rates, strict=True)
     return {
         "required_strings": len(rates),
-        "original_cer_mean": rounded(fmean(originals)),
-        "quantized_cer_mean": rounded(fmean(quantized)),
-        "original_legible": rounded(fmean(rate <= LEGIBLE for rate in originals)),
-        "quantized_legible": rounded(fmean(rate <= LEGIBLE for rate in quantized)),
+        "original_cer_mean": fmean(original),
+        "quantized_cer_mean": fmean(quantized),
+        "original_legible": fmean(rate <= LEGIBLE for rate in original),
+        "quantized_legible": fmean(rate <= LEGIBLE for rate in quantized),
     }

@@ -1,4 +1,4 @@
-"""How near a text comes to holding a string."""
+"""Find how near a text comes to containing a string."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import unicodedata
 import numpy as np
 from numpy.typing import NDArray
 
-#: Marks that a font, a model or a reader may set for plain ones; no misspelling.
+#: Characters that a font, a model or a reader may use for plain ones; they do not count as errors.
 _PLAIN = str.maketrans(
     {
         **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4`", "'"),
         **dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033", '"'),
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
-        # Russian leaves its dots out as a rule, and so does tesseract.
+        # Russian texts usually omit the dots, and so does tesseract.
         "\u0451": "\u0435",
     }
 )
 
 
 def normalize(text: str) -> str:
-    """Make texts equal that read the same: NFC, no case, plain quotes and dashes, one space between words,
-    the Russian letter io as ie."""
+    """Normalize a text: NFC, no case, plain quotes and dashes, one space between words, the Russian letter io as ie."""
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     return " ".join(folded.translate(_PLAIN).split())
 
@@ -32,37 +31,37 @@ def substring_distance(string: str, text: str) -> int:
 
     Args:
         string: what to look for.
-        text: where; the substring may begin and end anywhere in it, and may be empty.
+        text: where to look; the substring may begin and end anywhere in it, and may be empty.
 
     Returns:
-        The least number of characters inserted, deleted or replaced; at most the length of the string.
+        The lowest number of characters inserted, deleted or replaced; at most the length of the string.
     """
     letters = _codes(text)
-    places = np.arange(len(letters) + 1)
+    positions = np.arange(len(letters) + 1)
     row = np.zeros(len(letters) + 1, dtype=np.int64)
     for letter in _codes(string):
         nearest = row + 1
         nearest[1:] = np.minimum(nearest[1:], row[:-1] + (letters != letter))
-        # Skipping letters of the text costs one each: a running minimum of the cost less the place.
-        row = np.minimum.accumulate(nearest - places) + places
+        # Skipping letters of the text costs one each: a running minimum of the cost minus the position.
+        row = np.minimum.accumulate(nearest - positions) + positions
     return int(row.min())
 
 
 def character_error_rate(required: str, text: str) -> float:
     """Edits between a required string and the substring of the text that is nearest to it, by the string's length.
 
-    Both are normalized first. A long text holds something like any short string by chance, so that the rate of a string
-    that is not there at all may lie well below 1.
+    Both are normalized first. A long text contains something like any short string by chance, so the rate of a string
+    that is missing may be well below 1.
 
     Args:
-        required: what should be there.
-        text: what was recognized.
+        required: the expected string.
+        text: the recognized text.
 
     Returns:
-        0 where the string is there, 1 where nothing of it is.
+        0 if the text contains the string, 1 if it contains nothing of it.
 
     Raises:
-        ValueError: nothing is required.
+        ValueError: the string is blank.
     """
     wanted = normalize(required)
     if not wanted:

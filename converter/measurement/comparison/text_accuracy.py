@@ -1,4 +1,4 @@
-"""Whether the texts that an image must show can be read in it, by the program tesseract."""
+"""Check with the program tesseract whether texts are readable in an image."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from converter.measurement.comparison.substring import character_error_rate
 from converter.threads import run_in_threads
 
 PROGRAM = "tesseract"
-#: Ways to look at a page: fully automatic, one block of text, and sparse text anywhere, as signs in a scene are.
+#: Modes of tesseract: fully automatic, one block of text, and sparse text anywhere, such as signs in a scene.
 PAGE_MODES = (3, 6, 11)
-#: Seconds that one image may take in one way.
+#: Time limit in seconds for one image in one mode.
 TIME_LIMIT = 120.0
-#: Character error rate up to which a string counts as legible: one letter of five.
+#: Highest character error rate of a legible string: one letter of five.
 LEGIBLE = 0.2
-#: Pixels of the longer side that small images are enlarged to at least; tesseract wants letters of some 20 pixels.
+#: Small images are enlarged to at least this many pixels on the longer side; tesseract needs letters of about 20
+#: pixels.
 _LEAST_SIDE = 1440
 _MOST_TIMES = 4
-#: Training of tesseract by the script in a character's name.
+#: Languages of tesseract, by the script in a character's Unicode name.
 _LANGUAGES = {"LATIN": "eng", "CYRILLIC": "rus"}
 
 
 @dataclass(frozen=True)
 class TextReader:
-    """Tesseract, and what it can read."""
+    """Tesseract, and the languages that it can read."""
 
     version: str
     languages: frozenset[str]
@@ -45,17 +46,17 @@ class TextReader:
 
         Args:
             image: levels of shape (height, width, 3).
-            language: of tesseract's training, such as ``eng`` or ``eng+rus``.
+            language: tesseract's names, such as ``eng`` or ``eng+rus``.
 
         Returns:
-            What was read, for each of :data:`PAGE_MODES`.
+            The text in each of :data:`PAGE_MODES`.
 
         Raises:
             NotMeasured: the language is not installed, or tesseract fails or takes too long.
         """
         missing = set(language.split("+")) - self.languages
         if missing:
-            raise NotMeasured(f"tesseract has no training for {', '.join(sorted(missing))}")
+            raise NotMeasured(f"tesseract lacks the language data of {', '.join(sorted(missing))}")
         content = _enlarged(image)
 
         def read_page(mode: int) -> str:
@@ -65,11 +66,11 @@ class TextReader:
         return tuple(run_in_threads(read_page, PAGE_MODES, workers=workers, name="tesseract", refresh=lambda: None))
 
     def error_rates(self, image: NDArray[np.uint8], required: Sequence[str]) -> tuple[float, ...]:
-        """Character error rate of each required string; the best that any way to look at the page gives.
+        """Compute the character error rate of each required string: the lowest of all modes.
 
         Args:
             image: levels of shape (height, width, 3).
-            required: strings that hold more than spaces.
+            required: strings that are not blank.
 
         Raises:
             NotMeasured: as :meth:`read`.
@@ -78,7 +79,7 @@ class TextReader:
         return tuple(min(character_error_rate(string, page) for page in pages) for string in required)
 
     def method(self) -> str:
-        """What the figure is, exactly."""
+        """Return the exact definition of the figure."""
         modes = ", ".join(map(str, PAGE_MODES))
         return (
             "character error rate: edits between the required string and the nearest substring of the recognized text, "
@@ -90,7 +91,7 @@ class TextReader:
 
 
 def find_reader() -> TextReader:
-    """Ask tesseract what it is.
+    """Find tesseract, its version and its languages.
 
     Raises:
         NotMeasured: it is not installed, or does not work.
@@ -101,14 +102,14 @@ def find_reader() -> TextReader:
 
 
 def language_of(strings: Iterable[str]) -> str:
-    """Tesseract's name of the training that strings need, by their scripts; English where there are no letters."""
+    """Return tesseract's names of the languages of strings, by their scripts; English if there are no letters."""
     names = (unicodedata.name(character, "").split(" ")[0] for string in strings for character in string)
     found = {_LANGUAGES[name] for name in names if name in _LANGUAGES}
     return "+".join(sorted(found)) or "eng"
 
 
 def _enlarged(image: NDArray[np.uint8]) -> bytes:
-    """A PNG of the image, enlarged by a factor that depends on its size alone."""
+    """Return a PNG of the image, enlarged by a factor that depends on its size alone."""
     picture = Image.fromarray(image)
     times = min(_MOST_TIMES, math.ceil(_LEAST_SIDE / max(picture.size)))
     if times > 1:
@@ -119,7 +120,7 @@ def _enlarged(image: NDArray[np.uint8]) -> bytes:
 
 
 def _run(arguments: Sequence[str], content: bytes = b"") -> str:
-    # One thread gives the same text as many, and tesseract's threads wait for each other more than they help.
+    # One thread gives the same text as several, and is faster: tesseract's threads mostly wait for each other.
     environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Generating images with an original or a quantized repo.
+"""Generate images with an original or a quantized repo.
 
-Text is encoded first, and the text encoder dropped before the transformer is loaded.
+Prompts are encoded first, and the text encoder is released before the transformer is loaded.
 """

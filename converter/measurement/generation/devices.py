@@ -1,4 +1,4 @@
-"""Accelerators, by the names that the command line knows."""
+"""Devices, by their names on the command line."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from converter.errors import DeviceError, UsageError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name, ``auto`` for a GPU if there is one.
+    """Return the device of a name; ``auto`` is a GPU if there is one.
 
     Raises:
-        UsageError: it is no name of one.
+        UsageError: the name is not that of a device.
         DeviceError: this machine does not have it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name)
     if match is None:
-        raise UsageError(f"--device {name}: is none of auto, cpu, cuda, cuda:0, cuda:1 …")
+        raise UsageError(f"--device {name}: must be auto, cpu, cuda, or cuda:0, cuda:1 …")
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -32,8 +32,3 @@ def choose_device(name: str) -> torch.device:
     if number >= torch.cuda.device_count():
         raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
     return torch.device("cuda", number)
-
-
-def free_device_bytes(device: torch.device) -> int:
-    """Memory that is free on an accelerator; none on a CPU."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else 0

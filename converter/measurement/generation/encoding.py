@@ -1,4 +1,4 @@
-"""The first stage of drawing: all prompts are encoded, then the text encoder is gone."""
+"""The first stage of an image: encode all prompts, then release the text encoder."""
 
 from __future__ import annotations
 
@@ -15,31 +15,29 @@ from accelerate import cpu_offload
 from converter.measurement.generation.feature_cache import FeatureCache, encoder_identity
 from converter.measurement.generation.loading import blaming, encoder_unpacks, load_text_encoder, load_tokenizer
 from converter.measurement.generation.repo import PipelineRepo
+from converter.measurement.generation.settings import Settings
 from converter.models.lens.features import PromptFeatures, encode_prompts
 from converter.models.lens.layout import LensConfig
 
 
 @dataclass(frozen=True)
 class PromptStage:
-    """Encodes prompts with the text encoder of a repo, and remembers them on disk where it is asked to."""
+    """Encodes the prompts of an image, and keeps their features in files if it is asked to."""
 
     repo: PipelineRepo
-    dtype: str
-    """torch's name for it."""
-    date: str
-    """Day that the encoder is told."""
+    settings: Settings
     device: torch.device
     offload: str = "none"
     folder: Path | None = None
-    """Where features are kept; None keeps none."""
+    """Where features are kept; None to keep none."""
 
-    def find(self, prompts: Sequence[str]) -> dict[str, PromptFeatures]:
-        """The prompts that were kept before, and their features."""
-        found = {prompt: self._cache.find(prompt) for prompt in prompts} if self._cache else {}
+    def find(self) -> dict[str, PromptFeatures]:
+        """Find the features that were kept before, by prompt."""
+        found = {prompt: self._cache.find(prompt) for prompt in self.settings.prompts} if self._cache else {}
         return {prompt: features for prompt, features in found.items() if features is not None}
 
     def encode(self, prompts: Sequence[str]) -> dict[str, PromptFeatures]:
-        """Load the text encoder, encode each prompt by itself, and drop the encoder.
+        """Load the text encoder, encode each prompt by itself, and release the encoder.
 
         Returns:
             Features of a batch of one on the CPU, by prompt.
@@ -52,17 +50,18 @@ class PromptStage:
         """
         tokenizer = load_tokenizer(self.repo)
         offloads = self.offload == "sequential" and self.device.type != "cpu"
-        place = torch.device("cpu") if offloads else self.device
-        encoder = load_text_encoder(self.repo, self._dtype, place, unpacks=self.unpacks)
+        dtype: torch.dtype = getattr(torch, self.settings.dtype)
+        loaded_on = torch.device("cpu") if offloads else self.device
+        encoder = load_text_encoder(self.repo, dtype, loaded_on, unpacks=self.unpacks)
         if offloads:
             cpu_offload(encoder, self.device)
         encoder.set_selected_layers(self._config.selected_layer_index)
         encoded = {}
         for prompt in prompts:
             with blaming(self.repo.text_encoder.folder):
-                features = encode_prompts(
-                    tokenizer, encoder, [prompt], day=date.fromisoformat(self.date), device=self.device
-                ).to(torch.device("cpu"), self._dtype)
+                day = date.fromisoformat(self.settings.date)
+                features = encode_prompts(tokenizer, encoder, [prompt], day=day, device=self.device)
+            features = features.to(torch.device("cpu"), dtype)
             if self._cache:
                 self._cache.keep(prompt, features)
             encoded[prompt] = features
@@ -74,13 +73,8 @@ class PromptStage:
 
     @property
     def unpacks(self) -> bool:
-        """Whether the encoder comes in MXFP4 and is unpacked."""
+        """Whether the encoder is stored in MXFP4 and is unpacked."""
         return encoder_unpacks(self.repo, self.offload)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
 
     @property
     def _config(self) -> LensConfig:
@@ -94,8 +88,8 @@ class PromptStage:
             self.repo.text_encoder,
             self.repo.folder / "tokenizer",
             layers=self._config.selected_layer_index,
-            date=self.date,
-            dtype=self.dtype,
+            date=self.settings.date,
+            dtype=self.settings.dtype,
             device=self.device.type,
             unpacks=self.unpacks,
         )

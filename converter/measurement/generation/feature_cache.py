@@ -1,8 +1,8 @@
-"""Encoded prompts on disk, so that the 20B text encoder is not loaded for a prompt that it has seen.
+"""Encoded prompts on disk, so that the 20B text encoder is not loaded for a prompt that was encoded before.
 
-A file is named by everything that decides its content: the prompt, the day, the encoder's and the tokenizer's files,
-the layers that are read, the dtype, the kind of device and the libraries that compute. A file that is damaged or holds
-something else counts as missing and is replaced.
+The name of a file is a checksum of everything that its content depends on: the prompt, the date, the files of the
+encoder and of the tokenizer, the selected layers, the dtype, the kind of device and the libraries. A file that is
+damaged or has other content counts as missing and is replaced.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from converter.errors import OutputError
 from converter.models.lens.features import PromptFeatures
 
 _MASK = "mask"
-#: Of the content of a file; another one makes other names.
+#: Version of the content of a file; a new one gives new names.
 _FORMAT = 1
 
 
@@ -32,25 +32,25 @@ class FeatureCache:
     """A folder of features.
 
     Args:
-        folder: made when something is kept.
-        identity: everything but the prompt that decides features, as JSON values.
-        layers: how many tensors a prompt has.
+        folder: created when features are kept.
+        identity: everything but the prompt that features depend on, as JSON values.
+        layers: number of tensors of a prompt.
         width: channels of each.
 
     Raises:
-        OutputError: the folder's place is taken by a file.
+        OutputError: the path of the folder is a file.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], *, layers: int, width: int) -> None:
         if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder}: is no folder, which --features needs")
+            raise OutputError(f"{folder}: is not a folder, which --features needs")
         self.folder = folder
         self._identity = identity
         self._layers = layers
         self._width = width
 
     def find(self, prompt: str) -> PromptFeatures | None:
-        """The features of a prompt, if they are there and sound."""
+        """Return the features of a prompt, if their file exists and is valid."""
         try:
             tensors = load_file(self._file(prompt))
         except (OSError, SafetensorError):
@@ -67,7 +67,7 @@ class FeatureCache:
         return PromptFeatures(embeds, mask)
 
     def keep(self, prompt: str, features: PromptFeatures) -> None:
-        """Put the features of one prompt into a file, whole or not at all.
+        """Write the features of one prompt to a file, whole or not at all.
 
         Raises:
             OutputError: it cannot be written.
@@ -92,14 +92,14 @@ class FeatureCache:
 
 
 def encoder_identity(encoder: Checkpoint, tokenizer: Path, **choices: Any) -> dict[str, Any]:
-    """What decides the features of a prompt, but for the prompt.
+    """Return everything that features depend on, except the prompt.
 
-    Weights are told by their headers, sizes and times; reading 14 GB to know them would take longer than encoding.
+    Weights are identified by their headers, sizes and times; reading 14 GB would take longer than encoding.
 
     Args:
         encoder: the text encoder's files.
         tokenizer: its folder.
-        choices: what the caller decides: the layers, the day, the dtype, the device.
+        choices: what the caller chooses: the layers, the date, the dtype, the device.
     """
     return {
         "config": encoder.config,

@@ -1,8 +1,8 @@
-"""Drawing an image with a Lens repo, original or quantized.
+"""Generate an image with a Lens repo, original or quantized.
 
-The text encoder dominates memory and is needed once: it is loaded first, encodes the prompts, and is gone before the
-transformer and the autoencoder are loaded. What that takes is told from headers, and refused if it is not there, before
-anything is loaded.
+The text encoder needs the most memory, and only once: it is loaded first, encodes the prompts, and is released before
+the transformer and the autoencoder are loaded. The memory is predicted from headers, and compared with what is free
+before anything is loaded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,15 @@ from converter._version import __version__
 from converter.console import SILENT, Reporter, readable_size
 from converter.errors import ImageError
 from converter.libraries import package_versions, quantization_environment
-from converter.measurement.generation.devices import choose_device, free_device_bytes
+from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.encoding import PromptStage
-from converter.measurement.generation.image_file import refuse_place, write_image
+from converter.measurement.generation.image_file import refuse_output, write_image
 from converter.measurement.generation.loading import blaming, forwarding_logs, load_pipeline
 from converter.measurement.generation.memory import DTYPE_BYTES, loaded_bytes, predict_memory, require_memory
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import PipelineRepo, open_pipeline
 from converter.measurement.generation.settings import Settings, choose_settings
-from converter.memory import free_memory_bytes, peak_rss_bytes
+from converter.memory import peak_rss_bytes
 from converter.models.lens.features import PromptFeatures
 from converter.models.lens.mxfp4 import unpacking_text
 from converter.models.lens.quantized import quantized_layers
@@ -36,19 +36,19 @@ from converter.models.lens.quantized import quantized_layers
 
 @dataclass(frozen=True)
 class GenerateReport:
-    """What was drawn."""
+    """The image, and how it was made."""
 
     image: Path
     settings: dict[str, Any]
-    """Everything that the image depends on, as its metadata tells it."""
+    """Everything that the image depends on, as in its metadata."""
     offload: str
     predicted_memory_bytes: int
-    """On the host, told beforehand."""
+    """On the host."""
     peak_rss_bytes: int
     elapsed_s: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv generate --json`` shows it."""
+        """Return what ``lensconv generate --json`` shows."""
         return {
             "image": str(self.image),
             "elapsed_s": self.elapsed_s,
@@ -68,32 +68,32 @@ def generate(
     *,
     reporter: Reporter = SILENT,
 ) -> GenerateReport:
-    """Draw an image and write it as a PNG.
+    """Generate an image and write it as a PNG.
 
     Args:
         repo: folder of a Lens pipeline, original or quantized.
-        prompt: what to draw.
-        output: the PNG to make.
-        options: how; the defaults suit the repo's variant.
+        prompt: what the image shows.
+        output: the PNG to write.
+        options: how to generate it; the defaults suit the repo's variant.
         reporter: shows progress and notes.
 
     Raises:
         InputError: the repo is not what it should be, or a value is out of range.
-        DeviceError: there is no such accelerator.
+        DeviceError: this machine does not have the accelerator.
         MemoryLimitError: there is not enough memory.
         OutputError: the image cannot be written there.
-        ImageError: the model drew something that is no image.
+        ImageError: the model computed values that are not finite.
     """
     options = options or GenerateOptions()
     started = time.monotonic()
     opened = open_pipeline(repo)
     settings = choose_settings(opened, prompt, options)
-    refuse_place(output, overwrite=options.overwrite)
+    refuse_output(output, overwrite=options.overwrite)
     device = choose_device(options.device)
     if device.type == "cpu":
         os.environ.update(quantization_environment())
-    stage = PromptStage(opened, settings.dtype, settings.date, device, options.offload, options.features)
-    features = stage.find(settings.prompts)
+    stage = PromptStage(opened, settings, device, options.offload, options.features)
+    features = stage.find()
     missing = [text for text in settings.prompts if text not in features]
     need = predict_memory(
         opened,
@@ -105,17 +105,17 @@ def generate(
     )
     if missing and stage.unpacks:
         reporter.note(unpacking_text(loaded_bytes(opened.text_encoder, DTYPE_BYTES[settings.dtype], unpacks=True)))
-    require_memory(need, free_memory_bytes(), free_device_bytes(device))
+    require_memory(need, device)
     if device.type == "cpu" and options.offload != "none":
-        reporter.note(f"--offload {options.offload} saves nothing on a CPU; the image is the same")
+        reporter.note(f"--offload {options.offload} saves no memory on a CPU; the image is the same")
     with forwarding_logs(reporter):
         if missing:
             size = readable_size(opened.text_encoder.total_bytes)
             reporter.note(f"encoding the prompt: loading the text encoder, {size}")
             features |= stage.encode(missing)
-        reporter.note(f"drawing: loading the transformer, {readable_size(opened.transformer.total_bytes)}")
+        reporter.note(f"generating: loading the transformer, {readable_size(opened.transformer.total_bytes)}")
         pipeline = load_pipeline(opened, getattr(torch, settings.dtype), device, options.offload)
-    image = _draw(pipeline, opened, settings, features, reporter)
+    image = _run(pipeline, opened, settings, features, reporter)
     metadata = image_metadata(settings, device, opened, pipeline)
     write_image(image, output, metadata)
     return GenerateReport(
@@ -129,9 +129,9 @@ def generate(
 
 
 def image_metadata(settings: Settings, device: torch.device, repo: PipelineRepo, pipeline: Any) -> dict[str, Any]:
-    """Everything that an image depends on but for the weights, as JSON values."""
+    """Return everything that an image depends on, except the weights, as JSON values."""
     return {
-        **settings.to_dict(),
+        **asdict(settings),
         "device": device.type,
         "quantization": _quantization(repo, pipeline),
         "versions": {"lensconv": __version__, **package_versions()},
@@ -139,31 +139,31 @@ def image_metadata(settings: Settings, device: torch.device, repo: PipelineRepo,
 
 
 def call_arguments(settings: Settings) -> dict[str, Any]:
-    """What the pipeline is called with, but for the prompts."""
+    """Return the arguments of the pipeline, except the prompts."""
     return {
         "height": settings.height,
         "width": settings.width,
         "num_inference_steps": settings.steps,
         "guidance_scale": settings.guidance,
-        # The noise is drawn on the CPU, so that a seed means the same on every device.
+        # The noise is made on the CPU, so that a seed means the same on every device.
         "generator": torch.Generator("cpu").manual_seed(settings.seed),
     }
 
 
-def refuse_what_is_not_finite(latents: torch.Tensor) -> None:
-    """Refuse to make an image of NaN or infinity.
+def refuse_not_finite(latents: torch.Tensor) -> None:
+    """Refuse latents with NaN or infinity, which do not make an image.
 
     Raises:
-        ImageError: it would be one.
+        ImageError: there are such values.
     """
     if not latents.isfinite().all():
         raise ImageError(
-            "the model drew numbers that are not finite",
+            "the model computed numbers that are not finite",
             "Check the weights with `lensconv verify`, or compute in another --dtype.",
         )
 
 
-def _draw(
+def _run(
     pipeline: Any,
     repo: PipelineRepo,
     settings: Settings,
@@ -173,21 +173,21 @@ def _draw(
     given: dict[str, Any] = {}
     for name, prompt in zip(("prompt", "negative_prompt"), settings.prompts, strict=False):
         given |= {f"{name}_embeds": features[prompt].embeds, f"{name}_mask": features[prompt].mask}
-    with reporter.progress("drawing", settings.steps, "steps") as shown, blaming(repo.folder):
+    with reporter.progress("generating", settings.steps, "steps") as shown, blaming(repo.folder):
         shown.refresh()
 
         def step_done(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             shown.advance(1)
             shown.refresh()
             if step == settings.steps - 1:
-                refuse_what_is_not_finite(tensors["latents"])
+                refuse_not_finite(tensors["latents"])
             return {}
 
         return pipeline(**given, **call_arguments(settings), callback_on_step_end=step_done).images[0]
 
 
 def _quantization(repo: PipelineRepo, pipeline: Any) -> dict[str, Any] | None:
-    """What of the transformer is quantized, and whether its products are computed in integers."""
+    """Say how the transformer is quantized, and whether its products are computed in integers."""
     if repo.quantization is None:
         return None
     layers = quantized_layers(pipeline.transformer)

@@ -1,6 +1,6 @@
-"""The image as a PNG that tells how it was made.
+"""The image as a PNG with its settings in the metadata.
 
-The file holds nothing that the image does not depend on: the same settings, weights and libraries give the same bytes.
+The file contains only what the image depends on: the same settings, weights and libraries give the same bytes.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from PIL.PngImagePlugin import PngInfo
 from converter.checkpoint.writer import refuse_taken_place, replace_file
 from converter.errors import UsageError
 
-#: Key of the text chunk with all settings as JSON; prompts stand in chunks of their own, too.
+#: Key of the text chunk with all settings as JSON; prompts are also in text chunks of their own.
 METADATA_KEY = "lensconv"
 
 
-def refuse_place(output: Path, *, overwrite: bool) -> None:
-    """Refuse a place where the image cannot go, before it is drawn.
+def refuse_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse a path that the image cannot be written to, before it is generated.
 
     Raises:
         UsageError: the name does not end in .png.
-        OutputError: the place is taken, or no file can be there.
+        OutputError: the path is taken, or a file cannot be there.
     """
     if output.suffix.lower() != ".png":
-        raise UsageError(f"--out {output}: the image is a PNG; let the name end in .png")
+        raise UsageError(f"--out {output}: the image is a PNG; use a name that ends in .png")
     refuse_taken_place(output, overwrite=overwrite)
 
 
@@ -37,7 +37,7 @@ def write_image(image: Image, output: Path, metadata: dict[str, Any]) -> None:
 
     Args:
         image: what to write.
-        output: where.
+        output: its path.
         metadata: settings, as JSON values; ``prompt`` and ``negative_prompt`` among them.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Loading the parts of a Lens pipeline, each only when it runs, and each checked for what loaders pass over."""
+"""Load the parts of a Lens pipeline, and check each for faults that the loaders ignore."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from transformers import Mxfp4Config, PreTrainedTokenizerFast
 
 from converter.console import Reporter
-from converter.errors import MalformedCheckpoint, MemoryLimitError, UnsupportedCheckpoint, printable
+from converter.errors import MalformedCheckpoint, MemoryLimitError, UnsupportedCheckpoint
 from converter.lens import LensGptOssEncoder, LensPipeline, LensTransformer2DModel
 from converter.libraries import LOADING_ERRORS
 from converter.measurement.generation.repo import PipelineRepo
@@ -22,12 +22,12 @@ from converter.models.classes import refuse_absurd
 from converter.models.lens.layout import MAXIMUM_LAYERS
 from converter.models.lens.mxfp4 import will_unpack
 
-#: What torch says when the CPU's memory is used up; it is no class of its own.
+#: What torch says when the CPU's memory is used up; it has no class of errors for that.
 _NO_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 def load_tokenizer(repo: PipelineRepo) -> Any:
-    """The tokenizer.
+    """Load the tokenizer.
 
     Raises:
         UnsupportedCheckpoint: it cannot be loaded.
@@ -44,18 +44,18 @@ def load_tokenizer(repo: PipelineRepo) -> Any:
 
 
 def encoder_unpacks(repo: PipelineRepo, offload: str) -> bool:
-    """Whether the text encoder comes in MXFP4 and is unpacked."""
+    """Return whether the text encoder is stored in MXFP4 and is unpacked."""
     return repo.has_packed_text_encoder and (will_unpack() or offload == "sequential")
 
 
 def load_text_encoder(repo: PipelineRepo, dtype: torch.dtype, device: torch.device, *, unpacks: bool) -> Any:
-    """The text encoder.
+    """Load the text encoder.
 
     Args:
-        repo: where it is.
+        repo: its pipeline repo.
         dtype: of its numbers.
-        device: where it is put; packed weights cannot be moved once they are loaded.
-        unpacks: whether what is in MXFP4 is unpacked to that dtype.
+        device: where it is loaded; packed weights cannot be moved later.
+        unpacks: whether weights in MXFP4 are unpacked to that dtype.
 
     Raises:
         UnsupportedCheckpoint: it cannot be loaded.
@@ -79,14 +79,14 @@ def load_pipeline(
     text_encoder: Any = None,
     tokenizer: Any = None,
 ) -> Any:
-    """The pipeline, where it will run.
+    """Load the pipeline on the device where it runs.
 
     Args:
-        repo: where it is.
+        repo: the pipeline repo.
         dtype: of its numbers.
         device: where it runs.
         offload: as in ``GenerateOptions``.
-        text_encoder: one that is loaded; without it the pipeline takes features of prompts.
+        text_encoder: a loaded one; without it the pipeline takes features of prompts.
         tokenizer: its tokenizer.
 
     Raises: as ``load_text_encoder``.
@@ -110,7 +110,7 @@ def load_pipeline(
 
 
 def _load(model_class: Any, checkpoint: Any, **options: Any) -> Any:
-    """Load a component; what it lacks, a loader would fill with random numbers."""
+    """Load a component, and refuse missing tensors, which loaders fill with random numbers."""
     where = checkpoint.folder
     refuse_absurd(checkpoint.config, max(MAXIMUM_LAYERS, len(checkpoint.tensors)), str(where / "config.json"))
     with blaming(where):
@@ -119,7 +119,7 @@ def _load(model_class: Any, checkpoint: Any, **options: Any) -> Any:
         )
     lacking = sorted(found["missing_keys"])
     if lacking:
-        raise MalformedCheckpoint(where, f"{model_class.__name__} needs it, and no file has it", tensor=lacking[0])
+        raise MalformedCheckpoint(where, f"is missing, and {model_class.__name__} needs it", tensor=lacking[0])
     mismatched = found["mismatched_keys"]
     if mismatched:
         name = next(iter(mismatched))
@@ -130,11 +130,11 @@ def _load(model_class: Any, checkpoint: Any, **options: Any) -> Any:
 
 
 @contextmanager
-def blaming(place: Path) -> Iterator[None]:
-    """Say of what the libraries raise inside the block that a part of the repo is at fault, or memory.
+def blaming(part: Path) -> Iterator[None]:
+    """Turn errors of the libraries inside the block into one that names a part of the repo, or the lack of memory.
 
     Args:
-        place: the part.
+        part: its path.
 
     Raises:
         UnsupportedCheckpoint: what the block raised.
@@ -143,19 +143,17 @@ def blaming(place: Path) -> Iterator[None]:
     try:
         yield
     except (*LOADING_ERRORS, jinja2.TemplateError) as error:
-        text = printable(str(error) or repr(error))
-        if isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
-            raise MemoryLimitError(
-                f"there is not enough memory: {text}", "Draw a smaller image, or use --offload or a quantized repo."
-            ) from error
-        raise UnsupportedCheckpoint(
-            f"{place}: cannot be used: {text}", "Compare it with the repo that it was made from."
-        ) from error
+        text = str(error) or repr(error)
+        if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _NO_MEMORY):
+            hint = "Generate a smaller image, or use --offload or a quantized repo."
+            raise MemoryLimitError(f"there is not enough memory: {text}", hint) from error
+        hint = "Compare it with the repo that it was made from."
+        raise UnsupportedCheckpoint(f"{part}: cannot be used: {text}", hint) from error
 
 
 @contextmanager
 def forwarding_logs(reporter: Reporter) -> Iterator[None]:
-    """Hand on as notes what the model's code logs inside the block."""
+    """Report what the model's code logs inside the block as notes."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -1,9 +1,11 @@
-"""How much memory drawing will take, told from headers before anything is loaded."""
+"""How much memory an image needs, predicted from headers before anything is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+
+import torch
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.source import Checkpoint
@@ -11,10 +13,11 @@ from converter.console import readable_size
 from converter.errors import MemoryLimitError
 from converter.measurement.generation.repo import PipelineRepo
 from converter.measurement.generation.settings import Settings
+from converter.memory import free_memory_bytes
 
-#: Bytes of a number by the dtype that is computed in.
+#: Bytes of a number, by the dtype of the computation.
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
-#: Most of what decoding an image takes, in bytes a pixel, with bfloat16 and the real autoencoder: the published run at
+#: Memory for decoding an image, in bytes per pixel, with bfloat16 and the real autoencoder: the published run at
 #: 1440x1440 on an H100 allocated 22.342 GB after loading and 27.462 GB at most (benchmark_metrics.json).
 _DECODING_BYTES = (27.462e9 - 22.342e9) / 1440**2
 #: Channels of the real autoencoder at full size; fewer take less.
@@ -22,15 +25,15 @@ _DECODING_CHANNELS = 128
 #: Tensors of a token's full width that live at the same time inside a block: the stream, its norm, queries, keys and
 #: values before and after rotation in float32, attention, and the SwiGLU's.
 _LIVE_WIDTHS = 24
-#: What libraries and buffers take beside the weights.
+#: Memory of libraries and buffers, in addition to the weights.
 _OVERHEAD_BYTES = 300_000_000
-#: Text tokens at most.
+#: Maximum number of text tokens.
 _TEXT_TOKENS = 415
 
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes at most."""
+    """Peak memory in bytes."""
 
     host: int
     device: int
@@ -38,9 +41,16 @@ class MemoryNeed:
 
 
 def predict_memory(
-    repo: PipelineRepo, settings: Settings, *, offload: str, on_cpu: bool, unpacks: bool, encodes: bool
+    repo: PipelineRepo,
+    settings: Settings,
+    *,
+    offload: str,
+    on_cpu: bool,
+    unpacks: bool,
+    encodes: bool = True,
+    keeps_encoder: bool = False,
 ) -> MemoryNeed:
-    """What drawing takes at most where the text encoder is gone before the others are loaded.
+    """Predict the peak memory of generating an image.
 
     Args:
         repo: what is loaded.
@@ -49,59 +59,42 @@ def predict_memory(
         on_cpu: whether there is no accelerator.
         unpacks: whether an MXFP4 text encoder is unpacked.
         encodes: whether the text encoder is needed at all.
+        keeps_encoder: whether all components stay loaded, as in a pipeline of diffusers; by default, the text encoder
+            is released before the others are loaded.
     """
     size = DTYPE_BYTES[settings.dtype]
     encoder = loaded_bytes(repo.text_encoder, size, unpacks=unpacks) if encodes else 0
-    transformer = loaded_bytes(repo.transformer, size)
-    vae = loaded_bytes(repo.vae, size)
-    drawing = _drawing_bytes(repo, settings, size)
-    if on_cpu:
-        return MemoryNeed(max(encoder, transformer + vae + drawing) + _OVERHEAD_BYTES, 0)
-    host = max(encoder, transformer, vae) if offload == "none" else max(encoder, transformer + vae)
-    device = {
-        "none": max(encoder, transformer + vae + drawing),
-        "model": max(encoder, transformer + drawing, vae + drawing),
-        # The largest layers are a text encoder's embedding and the experts of one of its layers.
-        "sequential": max(_largest_tensor(repo.text_encoder, size) if encodes else 0, drawing),
-    }[offload]
-    return MemoryNeed(host + _OVERHEAD_BYTES, device + _OVERHEAD_BYTES)
-
-
-def predict_resident_memory(
-    repo: PipelineRepo, settings: Settings, *, offload: str, on_cpu: bool, unpacks: bool
-) -> MemoryNeed:
-    """What drawing takes at most where all components stay loaded, as in a pipeline of diffusers.
-
-    Args:
-        repo: what is loaded.
-        settings: image size and dtype.
-        offload: as in ``GenerateOptions``.
-        on_cpu: whether there is no accelerator.
-        unpacks: whether an MXFP4 text encoder is unpacked.
-    """
-    size = DTYPE_BYTES[settings.dtype]
-    encoder = loaded_bytes(repo.text_encoder, size, unpacks=unpacks)
-    parts = encoder, loaded_bytes(repo.transformer, size), loaded_bytes(repo.vae, size)
-    drawing = _drawing_bytes(repo, settings, size)
-    if on_cpu:
-        return MemoryNeed(sum(parts) + drawing + _OVERHEAD_BYTES, 0)
+    transformer, vae = loaded_bytes(repo.transformer, size), loaded_bytes(repo.vae, size)
+    activations = _activation_bytes(repo, settings, size)
     # Packed weights of the text encoder stay on the accelerator, whatever is offloaded.
-    stays = encoder if repo.has_packed_text_encoder and not unpacks else 0
-    device = {
-        "none": sum(parts) + drawing,
-        "model": max(encoder, stays + max(parts[1:]) + drawing),
-        "sequential": max(_largest_tensor(repo.text_encoder, size), drawing),
+    stays = encoder if keeps_encoder and repo.has_packed_text_encoder and not unpacks else 0
+
+    def with_encoder(others: int) -> int:
+        return encoder + others if keeps_encoder else max(encoder, others)
+
+    if on_cpu:
+        return MemoryNeed(with_encoder(transformer + vae + activations) + _OVERHEAD_BYTES, 0)
+    host, device = {
+        "none": (max(encoder, transformer, vae), with_encoder(transformer + vae + activations)),
+        "model": (
+            with_encoder(transformer + vae) - stays,
+            max(encoder, stays + max(transformer, vae) + activations),
+        ),
+        # The largest layers are a text encoder's embedding and the experts of one of its layers.
+        "sequential": (
+            with_encoder(transformer + vae) - stays,
+            max(_largest_tensor(repo.text_encoder, size) if encodes else 0, activations),
+        ),
     }[offload]
-    host = max(parts) if offload == "none" else sum(parts) - stays
     return MemoryNeed(host + _OVERHEAD_BYTES, device + _OVERHEAD_BYTES)
 
 
 def loaded_bytes(checkpoint: Checkpoint, size: int, *, unpacks: bool = False) -> int:
-    """What a component takes once it is loaded.
+    """Return the bytes of a component once it is loaded.
 
     Args:
         checkpoint: its headers.
-        size: bytes of a number in the dtype that is computed in.
+        size: bytes of a number in the dtype of the computation.
         unpacks: whether numbers in MXFP4 are unpacked to that dtype.
     """
     total = 0
@@ -117,22 +110,27 @@ def loaded_bytes(checkpoint: Checkpoint, size: int, *, unpacks: bool = False) ->
     return total
 
 
-def require_memory(need: MemoryNeed, host_free: int, device_free: int) -> None:
-    """Refuse what does not fit.
+def require_memory(need: MemoryNeed, device: torch.device) -> None:
+    """Refuse to load what does not fit.
+
+    Args:
+        need: as predicted.
+        device: where images are generated.
 
     Raises:
         MemoryLimitError: the host's memory or the accelerator's does not suffice.
     """
-    for where, wanted, free in (("memory", need.host, host_free), ("GPU memory", need.device, device_free)):
+    device_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    for where, wanted, free in (("memory", need.host, free_memory_bytes()), ("GPU memory", need.device, device_free)):
         if wanted > free:
             raise MemoryLimitError(
-                f"drawing takes about {readable_size(wanted)} of {where}, and {readable_size(free)} are free",
-                "Close other programs, draw a smaller image, or use --dtype bfloat16, --offload or a quantized repo.",
+                f"generating takes about {readable_size(wanted)} of {where}, and {readable_size(free)} are free",
+                "Close other programs, generate a smaller image, or use bfloat16, --offload or a quantized repo.",
             )
 
 
-def _drawing_bytes(repo: PipelineRepo, settings: Settings, size: int) -> int:
-    """Of the transformer's and of the autoencoder's activations, whichever is more: they do not run together."""
+def _activation_bytes(repo: PipelineRepo, settings: Settings, size: int) -> int:
+    """Bytes of the transformer's or the autoencoder's activations, whichever are more"""
     channels = repo.vae.config.get("block_out_channels")
     widest = channels[0] if isinstance(channels, list) and channels and type(channels[0]) is int else _DECODING_CHANNELS
     pixels = settings.height * settings.width

@@ -1,68 +1,91 @@
-"""How to draw, as one value; the command line makes its options from it."""
+"""The options of an image as one value; the command line makes its options from it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+from converter.errors import UsageError
 from converter.models.lens.resolutions import ASPECT_RATIOS, RESOLUTIONS
 
-DTYPES = ("bfloat16", "float32")
 OFFLOADS = ("none", "model", "sequential")
-#: The day that prompts are told unless the caller names another. A fixed one: with the current day, which upstream
-#: tells, the same seed would draw another image tomorrow. ComfyUI and mflux fixed the same.
+#: The date in the conversation around a prompt, unless the caller names another. It is fixed: upstream uses the current
+#: date, with which the same seed would give another image tomorrow. ComfyUI and mflux chose the same date.
 PROMPT_DATE = "2026-05-23"
-#: torch takes no larger seed.
+#: The largest seed that torch takes.
 MAXIMUM_SEED = 2**64 - 1
-#: More steps than any schedule asks for.
+#: More steps than any schedule needs.
 MAXIMUM_STEPS = 1000
+
+
+def option(default: Any, text: str, **metadata: Any) -> Any:
+    """Make a field of a dataclass of options.
+
+    Args:
+        default: its value by default.
+        text: its help on the command line.
+        metadata: ``choices``, ``range``, ``kind`` or ``option``, which ``converter.cli.options`` describes.
+    """
+    return field(default=default, metadata={"help": text, **metadata})
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How to draw; the repo, the prompt and the image's place are not among it."""
+    """How to generate an image; the repo, the prompt and the output file come in addition."""
 
-    negative_prompt: str = field(default="", metadata={"help": "What to keep away from."})
-    seed: int = field(
-        default=0,
-        metadata={"help": "Of the noise, which is the same on every device.", "range": (0, MAXIMUM_SEED)},
+    negative_prompt: str = option("", "What to avoid in the image.")
+    seed: int = option(0, "Seed of the noise, which is the same on every device.", range=(0, MAXIMUM_SEED))
+    steps: int | None = option(
+        None, "Denoising steps.  [default: 20; Lens-Turbo 4, Lens-Base 50]", range=(1, MAXIMUM_STEPS)
     )
-    steps: int | None = field(
-        default=None,
-        metadata={"help": "Steps.  [default: 20; Lens-Turbo 4, Lens-Base 50]", "range": (1, MAXIMUM_STEPS)},
+    guidance: float | None = option(
+        None, "Guidance scale; 1 turns it off.  [default: 5; Lens-Turbo 1]", range=(0.0, 1000.0)
     )
-    guidance: float | None = field(
-        default=None,
-        metadata={"help": "Guidance scale; 1 is none.  [default: 5; Lens-Turbo 1]", "range": (0.0, 1000.0)},
+    base_resolution: int | None = option(
+        None, "Size class.  [default: 1440; a tiny model's own size]", choices=tuple(RESOLUTIONS)
     )
-    base_resolution: int | None = field(
-        default=None,
-        metadata={"help": "Size class.  [default: 1440; a tiny model's own size]", "choices": tuple(RESOLUTIONS)},
-    )
-    aspect_ratio: str | None = field(
-        default=None, metadata={"help": "Width to height.  [default: 1:1]", "choices": ASPECT_RATIOS}
-    )
-    height: int | None = field(
-        default=None, metadata={"help": "Height in pixels in place of a size class, a multiple of 16.", "kind": "count"}
-    )
-    width: int | None = field(default=None, metadata={"help": "Likewise, the width.", "kind": "count"})
-    device: str = field(default="auto", metadata={"help": "auto (a GPU, if there is one), cpu, cuda or cuda:N."})
-    dtype: str = field(default="bfloat16", metadata={"help": "What to compute in.", "choices": DTYPES})
-    offload: str = field(
-        default="none",
-        metadata={
-            "help": "What stays on the CPU until it is needed: none, each model, or each layer.",
-            "choices": OFFLOADS,
-        },
+    aspect_ratio: str | None = option(None, "Width to height.  [default: 1:1]", choices=ASPECT_RATIOS)
+    height: int | None = option(None, "Height in pixels instead of a size class, a multiple of 16.", kind="count")
+    width: int | None = option(None, "Width in pixels instead of a size class, a multiple of 16.", kind="count")
+    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N.")
+    dtype: str = option("bfloat16", "Dtype to compute in.", choices=("bfloat16", "float32"))
+    offload: str = option(
+        "none", "What stays on the CPU until it runs: none, each model, or each layer.", choices=OFFLOADS
     )
     features: Path | None = field(
         default=None,
         metadata={
-            "help": "Folder that keeps encoded prompts; the text encoder is not loaded for those it has.",
+            "help": "Folder for encoded prompts; the text encoder is not loaded for prompts that are in it.",
             "kind": "path",
         },
     )
-    date: str = field(
-        default=PROMPT_DATE, metadata={"help": "Day that the text encoder is told, YYYY-MM-DD; images depend on it."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace a file that is in the image's place."})
+    date: str = option(PROMPT_DATE, "Date that the text encoder is given, YYYY-MM-DD; images depend on it.")
+    overwrite: bool = option(False, "Replace an existing file.")
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            UsageError: a value is out of range.
+        """
+        check_values(self)
+
+
+def check_values(options: Any) -> None:
+    """Compare the values of a dataclass with the ``choices`` and ``range`` in the metadata of its fields.
+
+    Raises:
+        UsageError: a value is not among them.
+    """
+    for item in fields(options):
+        value, metadata = getattr(options, item.name), item.metadata
+        option = f"--{item.name.replace('_', '-')} {value}"
+        if value is None:
+            continue
+        if "choices" in metadata and value not in metadata["choices"]:
+            raise UsageError(f"{option}: must be one of {', '.join(map(str, metadata['choices']))}")
+        if "range" in metadata:
+            least, most = metadata["range"]
+            if not least <= value <= most:
+                raise UsageError(f"{option}: must be between {least} and {most}")

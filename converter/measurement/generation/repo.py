@@ -1,7 +1,7 @@
-"""A pipeline repo on disk: what it says it is, and whether that is a Lens pipeline; without torch.
+"""Open a Lens pipeline repo on disk, and check it; without torch.
 
-``model_index.json`` names classes by library, and loaders import what it names. Nothing here does: the classes are the
-known ones, and a repo that names others is refused.
+``model_index.json`` names classes by library, and loaders import what it names. This module imports nothing: it accepts
+only the known classes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, open_checkpoint, read_json
-from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
+from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint
 from converter.models.lens.layout import CLASS_NAME, PIPELINE_CLASS_NAME, LensConfig, lens_tensors
 
-#: Classes that each component may be, as repos of microsoft/Lens and copies saved by newer libraries name them.
+#: Class names of each component, in repos of microsoft/Lens and in copies saved by newer libraries.
 COMPONENT_CLASSES: dict[str, tuple[str, ...]] = {
     "scheduler": ("FlowMatchEulerDiscreteScheduler",),
     "text_encoder": ("LensGptOssEncoder", "GptOssForCausalLM"),
@@ -23,11 +23,11 @@ COMPONENT_CLASSES: dict[str, tuple[str, ...]] = {
     "transformer": (CLASS_NAME,),
     "vae": ("AutoencoderKLFlux2",),
 }
-#: Components that have weights, in the order in which they run.
+#: Components with weights, in the order in which they run.
 WEIGHTS = ("text_encoder", "transformer", "vae")
-#: Model types of the text encoder's config.
+#: ``model_type`` in the text encoder's config.
 _TEXT_ENCODER_TYPE = "gpt_oss"
-#: Steps and guidance by the variant that a repo's name tells; their configs are the same.
+#: Steps and guidance of the variants, which only the name of a repo shows; their configs are the same.
 _VARIANTS = (("turbo", 4, 1.0), ("base", 50, 5.0))
 DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE = 5.0
@@ -41,7 +41,7 @@ class PipelineRepo:
 
     folder: Path
     weights: dict[str, Checkpoint]
-    """Of the text encoder, the transformer and the autoencoder, by name."""
+    """Checkpoints of the text encoder, the transformer and the autoencoder, by component."""
 
     @property
     def transformer(self) -> Checkpoint:
@@ -59,8 +59,13 @@ class PipelineRepo:
         return self.weights["vae"]
 
     @property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files of all components."""
+        return [header.file for checkpoint in self.weights.values() for header in checkpoint.headers]
+
+    @property
     def quantization(self) -> dict[str, Any] | None:
-        """SDNQ's configuration of the transformer; None when it is not quantized."""
+        """SDNQ's configuration of the transformer; None if it is not quantized."""
         return _quantization(self.transformer, "sdnq")
 
     @property
@@ -88,26 +93,25 @@ class PipelineRepo:
 
 
 def _quantization(checkpoint: Checkpoint, method: str) -> dict[str, Any] | None:
-    """The quantization that a component's config speaks of, if it is of that method."""
+    """The quantization in a component's config, if it has that method."""
     found = checkpoint.config.get("quantization_config")
     return found if isinstance(found, dict) and found.get("quant_method") == method else None
 
 
 def open_pipeline(path: Path) -> PipelineRepo:
-    """Open a pipeline repo: small files and headers are read, and must agree.
+    """Open a pipeline repo: read its small files and headers, and compare them.
 
     Raises:
-        MissingInput: the folder, or a part of it, is not there.
-        MalformedCheckpoint: a file breaks its format, or two of them disagree.
-        UnsupportedCheckpoint: it is another pipeline, a component, or no pipeline at all.
+        MissingInput: the folder, or a part of it, does not exist.
+        MalformedCheckpoint: a file breaks its format, or two files contradict each other.
+        UnsupportedCheckpoint: it is another pipeline, a component, or not a pipeline.
     """
-    where = printable(str(path))
     if not path.exists():
-        raise MissingInput(where, "no such folder", "Check the path; `hf download` brings a repo from the Hub.")
+        raise MissingInput(path, "no such folder", "Check the path; `hf download` downloads a repo from the Hub.")
     if not (path / PIPELINE_INDEX).is_file():
         raise UnsupportedCheckpoint(
-            f"{where}: is no pipeline repo, it has no {PIPELINE_INDEX}",
-            "Give the folder that holds the transformer's, the text encoder's and the other folders.",
+            f"{path}: is not a pipeline repo, it has no {PIPELINE_INDEX}",
+            "Give the folder with the subfolders transformer, text_encoder and so on.",
         )
     index = read_json(path / PIPELINE_INDEX)
     _check_index(path / PIPELINE_INDEX, index)
@@ -122,22 +126,20 @@ def open_pipeline(path: Path) -> PipelineRepo:
 def _check_index(file: Path, index: dict[str, Any]) -> None:
     name = index.get("_class_name")
     if name != PIPELINE_CLASS_NAME:
-        raise UnsupportedCheckpoint(f"{file}: is for {name}; lensconv draws with {PIPELINE_CLASS_NAME}")
+        raise UnsupportedCheckpoint(f"{file}: is for {name}; lensconv generates images with {PIPELINE_CLASS_NAME}")
     for component, classes in COMPONENT_CLASSES.items():
         entry = index.get(component)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if found not in classes:
-            raise UnsupportedCheckpoint(f"{file}: {component} is {found}, which should be {classes[0]}")
+            raise UnsupportedCheckpoint(f"{file}: {component} is {found}, but must be {classes[0]}")
 
 
 def _check_components(repo: PipelineRepo) -> None:
-    """Whether the components fit each other; loaders would fill what is missing with random numbers."""
+    """Refuse components that do not fit each other; loaders would fill what is missing with random numbers."""
     for checkpoint, expected in ((repo.transformer, CLASS_NAME), (repo.vae, COMPONENT_CLASSES["vae"][0])):
         if checkpoint.class_name != expected:
-            raise UnsupportedCheckpoint(
-                f"{checkpoint.folder / 'config.json'}: is for "
-                f"{printable(checkpoint.class_name) or 'no class'}, not {expected}"
-            )
+            known = checkpoint.class_name or "an unnamed class"
+            raise UnsupportedCheckpoint(f"{checkpoint.folder / 'config.json'}: is for {known}, not {expected}")
     encoder = repo.text_encoder.config
     where = repo.text_encoder.folder / "config.json"
     if encoder.get("model_type") != _TEXT_ENCODER_TYPE:
@@ -145,21 +147,21 @@ def _check_components(repo: PipelineRepo) -> None:
     config = LensConfig.from_dict(repo.transformer.config, str(repo.transformer.folder / "config.json"))
     if encoder.get("hidden_size") != config.enc_hidden_dim:
         raise MalformedCheckpoint(
-            where, f"hidden_size is {encoder.get('hidden_size')}, the transformer wants {config.enc_hidden_dim}"
+            where, f"hidden_size is {encoder.get('hidden_size')}, the transformer needs {config.enc_hidden_dim}"
         )
     layers = encoder.get("num_hidden_layers")
     if type(layers) is not int or max(config.selected_layer_index) >= layers:
         raise MalformedCheckpoint(
-            where, f"num_hidden_layers is {layers}, the transformer wants layer {max(config.selected_layer_index)}"
+            where, f"num_hidden_layers is {layers}, the transformer needs layer {max(config.selected_layer_index)}"
         )
     if repo.quantization is None:
-        shapes = dict(lens_tensors(config))
-        for name in sorted(shapes.keys() ^ repo.transformer.shapes.keys()):
-            verb = "is missing" if name in shapes else "is one too many"
-            raise MalformedCheckpoint(repo.transformer.folder, f"{verb}, by its config.json", tensor=name)
-        for name, shape in shapes.items():
-            found = repo.transformer.shapes[name]
-            if found != shape:
-                raise MalformedCheckpoint(
-                    repo.transformer.folder, f"has shape {list(found)}, config.json needs {list(shape)}", tensor=name
-                )
+        shapes, found = dict(lens_tensors(config)), repo.transformer.shapes
+        for name in (*sorted(shapes.keys() ^ found.keys()), *shapes):
+            reason = f"has shape {list(found.get(name, ()))}, config.json needs {list(shapes.get(name, ()))}"
+            if name not in found:
+                reason = "is missing, according to config.json"
+            elif name not in shapes:
+                reason = "is not expected, according to config.json"
+            elif found[name] == shapes[name]:
+                continue
+            raise MalformedCheckpoint(repo.transformer.folder, reason, tensor=name)

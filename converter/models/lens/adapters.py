@@ -1,9 +1,9 @@
-"""LoRA adapters for Lens, in the spellings that are about.
+"""LoRA adapters for Lens, in all common naming schemes.
 
-PEFT writes ``base_model.model.NAME.lora_A.weight`` and keeps rank and alpha in ``adapter_config.json``; diffusers
-writes ``transformer.NAME…`` and keeps them in the metadata of the file; others write ``diffusion_model.NAME…`` or bare
-names, ``lora_down`` and ``lora_up``, and an ``alpha`` tensor a module. diffusers takes only its own and passes the
-others over in silence; here all of them load, and a name that the model does not have is an error.
+PEFT writes ``base_model.model.NAME.lora_A.weight``, with rank and alpha in ``adapter_config.json``. diffusers writes
+``transformer.NAME…``, with rank and alpha in the metadata of the file. Others write ``diffusion_model.NAME…`` or bare
+names, ``lora_down`` and ``lora_up``, and an ``alpha`` tensor for each module. diffusers loads only its own scheme and
+silently ignores the others; here all of them load, and a name that the model does not have is an error.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from diffusers.loaders import CogView4LoraLoaderMixin
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-#: What may stand before a module's name.
+#: Prefixes of a module's name.
 _PREFIX = re.compile(r"^(base_model\.model\.)?(transformer\.|model\.diffusion_model\.|diffusion_model\.)?")
-#: PEFT puts the adapter's name before the parameter's when it is asked for a plain state dict.
+#: In a plain state dict, PEFT puts the adapter's name before the parameter's.
 _ADAPTER_NAME = re.compile(r"(?<=\.lora_[AB])\.[^.]+(?=\.(weight|bias)$)")
-#: The other names of the two factors.
+#: Other names of the two factors.
 _FACTORS = ((re.compile(r"\.lora[._]down\."), ".lora_A."), (re.compile(r"\.lora[._]up\."), ".lora_B."))
-#: Where a module's name ends.
+#: The end of a module's name.
 _PARAMETER = re.compile(r"\.(lora_|lora\.|lokr_|alpha$)")
 _CONFIG_NAME = "adapter_config.json"
-#: Options that say where a file of a Hub repo is.
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-#: What that says that a loader needs.
+#: Options of ``from_pretrained`` that say where a file of a Hub repo is.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+#: Keys of it that a loader needs.
 _CONFIG_KEYS = ("alpha_pattern", "lora_alpha", "lora_bias", "r", "rank_pattern", "use_dora", "use_rslora")
 
 
 def normalize_adapter(
     state: Mapping[str, torch.Tensor], metadata: Mapping[str, Any] | None, modules: Iterable[str]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """The tensors of an adapter under bare names, and its config without prefixes.
+    """Return the tensors of an adapter under bare names, and its config without prefixes.
 
     Args:
         state: tensors by name.
-        metadata: config of the adapter, as diffusers or PEFT write it; None when it is to be told from the tensors.
+        metadata: config of the adapter, as diffusers or PEFT write it; None to infer it from the tensors.
         modules: names of the modules that the model has.
 
     Raises:
@@ -58,27 +58,27 @@ def normalize_adapter(
     for module in sorted({_PARAMETER.split(name, maxsplit=1)[0] for name in bare if ".lora_" in name}):
         for part in ("lora_A", "lora_B"):
             if f"{module}.{part}.weight" not in bare:
-                # PEFT would draw it at random.
+                # PEFT would fill it with random numbers.
                 raise ValueError(f"the adapter has no {part} for {module}")
     alphas = {name.removesuffix(".alpha"): bare.pop(name) for name in tuple(bare) if name.endswith(".alpha")}
     for module, alpha in alphas.items():
         factor = bare.get(f"{module}.lora_B.weight")
         if factor is None:
             raise ValueError(f"the adapter has an alpha for {module} and no weights")
-        # Without a config, loaders scale by one.
+        # Without a config, loaders scale by 1.
         bare[f"{module}.lora_B.weight"] = factor * (float(alpha) / factor.shape[1])
     if alphas:
         metadata = None
     if metadata is not None:
         metadata = {_PREFIX.sub("", key, count=1): value for key, value in metadata.items()}
         metadata = {key: metadata[key] for key in _CONFIG_KEYS if metadata.get(key) is not None}
-        # The tensors tell better than a config's patterns which modules are adapted.
+        # The tensors show more reliably than a config's patterns which modules are adapted.
         metadata["target_modules"] = sorted({_PARAMETER.split(name, maxsplit=1)[0] for name in bare})
     return bare, metadata
 
 
 def _bare_name(name: str) -> str:
-    """PEFT's name for a tensor, without what stands before the module's name."""
+    """PEFT's name of a tensor, without prefixes."""
     name = _PREFIX.sub("", name, count=1)
     for pattern, factor in _FACTORS:
         name = pattern.sub(factor, name)
@@ -86,18 +86,18 @@ def _bare_name(name: str) -> str:
 
 
 class LensLoraLoaderMixin(CogView4LoraLoaderMixin):
-    """``load_lora_weights`` and its kin for the pipeline; diffusers' mixin for plain transformers does the rest."""
+    """``load_lora_weights`` and similar methods of the pipeline; they use diffusers' mixin for plain transformers."""
 
     @classmethod
     def lora_state_dict(cls, source: Any, **options: Any) -> Any:
-        """Read an adapter, from safetensors only.
+        """Read an adapter, from safetensors files only.
 
         Args:
             source: a folder, a file, a Hub repo, or a state dict.
             options: of every ``lora_state_dict`` of diffusers.
 
         Returns:
-            The tensors by name; with ``return_lora_metadata`` the config of the adapter, too.
+            The tensors by name; with ``return_lora_metadata`` also the config of the adapter.
         """
         wants_metadata = options.pop("return_lora_metadata", False)
         options["use_safetensors"] = True
@@ -108,16 +108,16 @@ class LensLoraLoaderMixin(CogView4LoraLoaderMixin):
 
 
 def _read_config(source: Any, options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """PEFT's config of an adapter, if it has one."""
-    place = Path(source)
-    if place.exists():
-        file = (place if place.is_dir() else place.parent) / (options.get("subfolder") or "") / _CONFIG_NAME
+    """Read PEFT's config of an adapter, if it has one."""
+    path = Path(source)
+    if path.exists():
+        file = (path if path.is_dir() else path.parent) / (options.get("subfolder") or "") / _CONFIG_NAME
         if not file.is_file():
             return None
     else:
-        places = {key: options[key] for key in _HUB_OPTIONS if options.get(key) is not None}
+        located = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
         try:
-            file = Path(hf_hub_download(str(source), _CONFIG_NAME, **places))
+            file = Path(hf_hub_download(str(source), _CONFIG_NAME, **located))
         except EntryNotFoundError:
             return None
     config: dict[str, Any] = json.loads(file.read_text("utf-8"))

@@ -12,14 +12,14 @@ from torch import nn
 
 from converter.models.lens.rotary import rotate
 
-#: Of the norms of queries and keys; upstream's block overrides its attention's own default of 1e-5.
+#: Epsilon of the norms of queries and keys; upstream's block overrides its attention's default of 1e-5.
 NORM_EPSILON = 1e-6
 
 
 class LensAttnProcessor:
-    """Projects both streams, attends over image tokens and then text tokens, and takes the result apart again.
+    """Projects both streams, attends over image tokens followed by text tokens, and splits the result again.
 
-    The backend is diffusers' choice: ``model.set_attention_backend`` and ``attention_backend`` work.
+    diffusers chooses the backend, so ``model.set_attention_backend`` and ``attention_backend`` work.
     """
 
     _attention_backend: Any = None
@@ -56,8 +56,8 @@ class LensAttention(nn.Module, AttentionModuleMixin):
     """Queries, keys and values of both streams in one attention.
 
     Args:
-        heads: how many.
-        head_width: channels of each.
+        heads: number of heads.
+        head_width: channels of each head.
     """
 
     _default_processor_cls = LensAttnProcessor
@@ -79,12 +79,12 @@ class LensAttention(nn.Module, AttentionModuleMixin):
         self.set_processor(LensAttnProcessor())
 
     def project_image(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Normed queries, normed keys and values of the image stream, ``[batch, tokens, heads, head_width]`` each."""
+        """Compute normed queries, normed keys and values of the image, ``[batch, tokens, heads, head_width]`` each."""
         query, key, value = self.img_qkv(states).unflatten(-1, (3, self.heads, -1)).unbind(2)
         return self.norm_q(query), self.norm_k(key), value
 
     def project_text(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The same of the text stream."""
+        """Compute the same for the text stream."""
         query, key, value = self.txt_qkv(states).unflatten(-1, (3, self.heads, -1)).unbind(2)
         return self.norm_added_q(query), self.norm_added_k(key), value
 

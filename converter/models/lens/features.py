@@ -1,4 +1,4 @@
-"""Prompt features: what the transformer sees of a prompt, as one value that can be kept in a file."""
+"""Prompt features: the transformer's input for prompts, as one value that can be stored in a file."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ class PromptFeatures:
 
     @property
     def batch(self) -> int:
-        """Prompts, or images once they are repeated."""
+        """Number of prompts, or of images once they are repeated."""
         return len(self.mask)
 
     @property
     def tokens(self) -> int:
-        """Length to which all prompts are padded."""
+        """Number of tokens to which all prompts are padded."""
         return int(self.mask.shape[1])
 
     def to(self, device: torch.device, dtype: torch.dtype) -> PromptFeatures:
-        """The same on a device, the features in a dtype."""
+        """Return the features on a device and in a dtype."""
         return PromptFeatures(tuple(embed.to(device, dtype) for embed in self.embeds), self.mask.to(device))
 
     def repeat(self, times: int) -> PromptFeatures:
-        """Each prompt so many times, one after the other."""
+        """Repeat each prompt ``times`` times; repetitions are adjacent."""
         if times == 1:
             return self
         embeds = tuple(embed.repeat_interleave(times, dim=0) for embed in self.embeds)
         return PromptFeatures(embeds, self.mask.repeat_interleave(times, dim=0))
 
     def blank(self) -> PromptFeatures:
-        """Features of the same shape that count nowhere: the transformer then sees the image alone."""
+        """Return features of the same shape that are masked everywhere, so that the transformer gets only the image."""
         return PromptFeatures(tuple(map(torch.zeros_like, self.embeds)), torch.zeros_like(self.mask))
 
     def padded(self, tokens: int) -> PromptFeatures:
-        """Padded on the right, with zeros that do not count."""
+        """Pad on the right, with zeros that are masked."""
         more = tokens - self.tokens
         return PromptFeatures(tuple(pad(embed, (0, 0, 0, more)) for embed in self.embeds), pad(self.mask, (0, more)))
 
@@ -68,14 +68,14 @@ def encode_prompts(
     day: date | None = None,
     device: torch.device | None = None,
 ) -> PromptFeatures:
-    """Run the text encoder.
+    """Encode prompts with the text encoder.
 
     Args:
         tokenizer: with GPT-OSS' chat template.
         text_encoder: whose layers are selected.
-        prompts: what to draw.
-        maximum: tokens at most, the 97 before the prompt among them.
-        day: the date that the conversation tells; the current one by default.
+        prompts: what the images show.
+        maximum: maximum number of tokens, including the 97 before the prompt.
+        day: the date in the conversation; the current one by default.
         device: where the encoder runs.
     """
     ids, mask = tokenize_prompts(tokenizer, prompts, maximum=maximum, day=day)

@@ -1,7 +1,7 @@
-"""The golden test: a tiny transformer with known weights must give the figures of upstream's own code.
+"""The golden test: a tiny transformer with known weights must compute the figures of upstream's own code.
 
-The figures come from microsoft/Lens at commit 5bf0f0c, in float32 on a CPU. A mask that reaches only the first block,
-or position tables that lose half of themselves in bfloat16, are found here; both have happened elsewhere.
+The figures come from microsoft/Lens at commit 5bf0f0c, in float32 on a CPU. The test finds a mask that only the first
+block gets, and position tables that lose half of their values in bfloat16; both have happened in other projects.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import warnings
 from typing import Any
 
 import torch
+
+from converter.libraries import LOADING_ERRORS
 
 #: Constructor arguments of the tiny transformer.
 GOLDEN_CONFIG: dict[str, Any] = {
@@ -29,26 +31,15 @@ GOLDEN_VALUES: dict[tuple[int, int], tuple[tuple[float, ...], tuple[float, ...]]
     (4, 6): ((1.57325, -1.225919, -2.640151, -1.131411), (0.945214, 2.872706, 1.633572, -1.418215)),
     (3, 5): ((1.572559, -1.226359, -2.639868, -1.130709), (0.277239, -2.200969, -2.395448, -0.074439)),
 }
-#: How far float32 may be off.
+#: Largest error in float32.
 TOLERANCE = 2e-5
 _TEXT_TOKENS = 7
-#: What a class may raise that is another model, or that stands in for one whose requirements are missing.
-_FOREIGN_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+#: Errors of a class that is another model, or that only represents one whose requirements are missing.
+_FOREIGN_ERRORS = (*LOADING_ERRORS, NameError)
 
 
 def golden_model(model_class: Any) -> Any:
-    """The tiny transformer with its known weights.
+    """Build the tiny transformer with its known weights.
 
     Args:
         model_class: built from ``GOLDEN_CONFIG``.
@@ -57,7 +48,7 @@ def golden_model(model_class: Any) -> Any:
 
 
 def _give_weights(model: Any) -> Any:
-    """Waves in every parameter, and near one where a norm wants that."""
+    """Fill every parameter with a wave, around one for norms."""
     state = model.state_dict()
     for number, name in enumerate(sorted(state)):
         wave = torch.sin(0.37 * torch.arange(state[name].numel(), dtype=torch.float64) + 0.11 * number)
@@ -68,7 +59,7 @@ def _give_weights(model: Any) -> Any:
 
 
 def golden_output(model: Any, grid: tuple[int, int]) -> torch.Tensor:
-    """What the tiny transformer makes of the known inputs, two samples of them, in the dtype of the model.
+    """Compute the tiny transformer's output for the known inputs, two samples, in the dtype of the model.
 
     Args:
         model: from ``golden_model``.
@@ -98,7 +89,7 @@ def golden_output(model: Any, grid: tuple[int, int]) -> torch.Tensor:
 
 
 def golden_error(model: Any) -> float:
-    """How far the tiny transformer is from upstream's figures at most."""
+    """Return the largest difference between the tiny transformer and upstream's figures."""
     error = 0.0
     for grid, (first, last) in GOLDEN_VALUES.items():
         output = golden_output(model, grid).float()
@@ -108,17 +99,17 @@ def golden_error(model: Any) -> float:
 
 
 def passes_golden_test(model_class: Any) -> bool:
-    """Whether a class computes what upstream computes, and still does after a cast to bfloat16 and back.
+    """Return whether a class computes what upstream computes, also after a cast to bfloat16 and back.
 
-    The cast takes from the parameters what they are given again, and from position tables what they do not get back.
-    What a foreign class raises because it is another model, counts as no.
+    The cast rounds the parameters, which are then set again, and the position tables, which are not. A class that
+    raises an error, because it is another model, does not pass.
     """
     try:
         model = golden_model(model_class)
         if not golden_error(model) <= TOLERANCE:
             return False
         with warnings.catch_warnings():
-            # It is what is looked for.
+            # This is the fault that the test looks for.
             warnings.filterwarnings("ignore", message="Casting complex values to real")
             model = model.to(torch.bfloat16).to(torch.float32)
         return golden_error(_give_weights(model)) <= TOLERANCE

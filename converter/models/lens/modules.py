@@ -1,11 +1,11 @@
 """The Lens transformer, which released diffusers does not have.
 
-Parameters, config and arithmetic are those of microsoft/Lens (upstream commit 5bf0f0c); ``golden``, beside this module,
-compares it with figures of upstream's own code. An image and a text stream go through blocks of joint attention, each
-stream with its own modulation by the timestep and its own SwiGLU.
+Parameters, config and arithmetic are those of microsoft/Lens (upstream commit 5bf0f0c); the module ``golden`` compares
+them with figures of upstream's own code. An image and a text stream pass through blocks of joint attention. Each stream
+has its own modulation by the timestep and its own SwiGLU.
 
-This is what planning and checking need. ``converter.lens`` adds what only users of the model need and what takes half a
-second to import: adapters and pipeline.
+Planning and checking need only this module. ``converter.lens`` adds what users of the model need and what takes half a
+second to import: adapters and the pipeline.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from converter.models.lens.attention import LensAttention
 from converter.models.lens.layout import TIMESTEP_CHANNELS, LensConfig
 from converter.models.lens.rotary import rotations
 
-#: Upstream's epsilons: of the text features' norms, and of every other norm.
+#: Upstream's epsilons: for norms of text features, and for all other norms.
 _TEXT_NORM_EPSILON = 1e-5
 _NORM_EPSILON = 1e-6
-#: Timesteps come as sigmas from 0 to 1; the embedding is of a thousand times that.
+#: Timesteps are sigmas from 0 to 1; they are multiplied by this before the embedding.
 _TIMESTEP_SCALE = 1000.0
 
 
 class LensTransformer2DModel(ModelMixin, ConfigMixin, CacheMixin, AttentionMixin):
-    """A transformer with an image and a text stream whose attention is joint, 48 blocks deep in microsoft/Lens.
+    """A transformer with an image and a text stream and joint attention; microsoft/Lens has 48 blocks.
 
-    The constructor takes the keys of upstream's ``config.json``; ``inner_dim`` is registered and otherwise ignored,
-    as upstream does.
+    The constructor takes the keys of upstream's ``config.json``. Like upstream, it registers ``inner_dim`` and ignores
+    it otherwise.
 
     Raises:
-        ValueError: ``gate_mlp``, ``rms_norm`` or ``multi_layer_encoder_feature`` is false, as in no release.
+        ValueError: ``gate_mlp``, ``rms_norm`` or ``multi_layer_encoder_feature`` is false.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["LensTransformerBlock"]
     _repeated_blocks = ["LensTransformerBlock"]
-    # SDNQ adds these to the modules that it leaves alone.
+    # SDNQ adds these to the modules that it does not quantize.
     _skip_layerwise_casting_patterns = ["pos_embed", "norm"]
 
     @register_to_config
@@ -154,7 +154,7 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin, CacheMixin, AttentionMixin
         timestep: torch.Tensor | None,
         img_shapes: Any,
     ) -> tuple[int, int]:
-        """Refuse what does not fit; returns height and width in tokens."""
+        """Refuse shapes that do not fit; return height and width in tokens."""
         config = self.config
         if sum(config.axes_dims_rope) != config.attention_head_dim or any(axis % 2 for axis in config.axes_dims_rope):
             raise ValueError(
@@ -170,28 +170,22 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin, CacheMixin, AttentionMixin
             raise ValueError(
                 f"encoder_hidden_states must be a list of {len(self.txt_norm)} tensors, one for each selected layer"
             )
-        expected = [batch, features[0].shape[1], config.enc_hidden_dim] if features[0].ndim == 3 else None
+        length = features[0].shape[1] if features[0].ndim == 3 else "tokens"
+        expected = [batch, length, config.enc_hidden_dim]
         for index, feature in enumerate(features):
             if list(feature.shape) != expected:
-                raise ValueError(
-                    f"encoder_hidden_states[{index}] has shape {list(feature.shape)}, not "
-                    f"{expected or ['batch', 'tokens', config.enc_hidden_dim]}"
-                )
-        if mask is not None and mask.shape != features[0].shape[:2]:
-            raise ValueError(
-                f"encoder_hidden_states_mask has shape {list(mask.shape)}, not {list(features[0].shape[:2])}"
-            )
+                raise ValueError(f"encoder_hidden_states[{index}] has shape {list(feature.shape)}, not {expected}")
+        if mask is not None and list(mask.shape) != expected[:2]:
+            raise ValueError(f"encoder_hidden_states_mask has shape {list(mask.shape)}, not {expected[:2]}")
         if timestep is None or timestep.shape != (batch,):
-            raise ValueError(
-                f"timestep has shape {None if timestep is None else list(timestep.shape)}, not {[batch]}: one sigma "
-                "for each sample"
-            )
+            found = None if timestep is None else list(timestep.shape)
+            raise ValueError(f"timestep has shape {found}, not {[batch]}: one sigma for each sample")
         shapes = list(img_shapes or ())
         if not shapes or not all(isinstance(shape, (list, tuple)) and len(shape) == 3 for shape in shapes):
             raise ValueError(f"img_shapes must be one (1, height, width) for the whole batch, not {img_shapes}")
-        frames, height, width = shapes[0]
-        if any(tuple(shape) != (frames, height, width) for shape in shapes):
+        if len(set(map(tuple, shapes))) > 1:
             raise ValueError(f"img_shapes differ, and the batch shares one: {img_shapes}")
+        frames, height, width = shapes[0]
         if frames != 1 or height < 1 or height * width != tokens:
             raise ValueError(f"img_shapes {[(frames, height, width)]} do not make {tokens} tokens of one frame")
         return height, width
@@ -202,8 +196,8 @@ class LensTransformerBlock(nn.Module):
 
     Args:
         config: widths.
-        is_last: whether nobody reads the text stream behind this block. Its SwiGLU is then left out; checkpoints hold
-            the weights all the same.
+        is_last: whether this is the last block, whose text output is not used. The SwiGLU of the text stream is then
+            not computed; checkpoints contain its weights nevertheless.
     """
 
     def __init__(self, config: LensConfig, *, is_last: bool = False) -> None:
@@ -242,7 +236,7 @@ class LensTransformerBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.img_mod(temb)[:, None].chunk(6, dim=-1)
         image_input, text_input = torch.addcmul(shift1, self.img_norm1(image), 1 + scale1), text
         if has_text:
-            # Kernels for quantized weights need not know what to do with no tokens at all.
+            # Kernels for quantized weights may fail with zero tokens.
             text_mod = self.txt_mod(temb)[:, None].chunk(6, dim=-1)
             text_input = torch.addcmul(text_mod[0], self.txt_norm1(text), 1 + text_mod[1])
         image_output, text_output = self.attn(image_input, text_input, rotary, attention_mask)

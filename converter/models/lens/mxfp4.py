@@ -1,7 +1,7 @@
-"""Whether an MXFP4 text encoder stays packed when it is loaded, or is unpacked to bfloat16 at four times the size.
+"""Find out whether an MXFP4 text encoder stays packed when it is loaded, or is unpacked to bfloat16.
 
-transformers decides that by the accelerator, Triton and the ``kernels`` package, and unpacks without asking. For the
-encoder of Lens that is the difference between 13.8 and 41.8 GB, which its user should know before it happens.
+transformers decides that by the accelerator, Triton and the ``kernels`` package, and unpacks without a warning. The
+encoder of Lens then takes 41.8 GB in place of 13.8 GB, which users should know before it happens.
 """
 
 from __future__ import annotations
@@ -16,42 +16,35 @@ from transformers.quantizers.quantizer_mxfp4 import Mxfp4HfQuantizer
 from transformers.utils.quantization_config import Mxfp4Config
 
 from converter.console import readable_size
-
-#: Options of ``from_pretrained`` that say where the config is.
-_PLACE_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-
-
-def is_mxfp4(config: Mapping[str, Any]) -> bool:
-    """Whether the content of a ``config.json`` says that the experts are packed."""
-    quantization = config.get("quantization_config")
-    return isinstance(quantization, Mapping) and quantization.get("quant_method") == "mxfp4"
+from converter.models.lens.adapters import HUB_OPTIONS
 
 
 def will_unpack() -> bool:
-    """Whether transformers would unpack an MXFP4 checkpoint on this machine; it is asked itself."""
+    """Ask transformers whether it would unpack an MXFP4 checkpoint on this machine."""
     quantizer = Mxfp4HfQuantizer(Mxfp4Config(), pre_quantized=True)
     quantizer.validate_environment()
-    # On a CPU it has kernels for packed weights, and uses them only for those who ask for them.
+    # It has kernels for packed weights on a CPU, but uses them only on request.
     return bool(quantizer.quantization_config.dequantize) or not torch.accelerator.is_available()
 
 
 def unpacking_notice(name: Any, options: Mapping[str, Any]) -> str:
-    """What to say before loading the encoder.
+    """Return the warning before the encoder is loaded.
 
     Args:
         name: folder or Hub repo.
         options: of ``from_pretrained``.
 
     Returns:
-        Empty when nothing is unpacked, or the caller has decided it.
+        The warning; empty if nothing is unpacked, or the caller has chosen it.
     """
     if options.get("quantization_config") is not None:
         return ""
     config = options.get("config") or name
     if not isinstance(config, GptOssConfig):
-        places = {key: options[key] for key in _PLACE_OPTIONS if key in options}
-        config = GptOssConfig.from_pretrained(config, **places)
-    if not is_mxfp4(config.to_dict()) or not will_unpack():
+        located = {key: options[key] for key in (*HUB_OPTIONS, "proxies") if key in options}
+        config = GptOssConfig.from_pretrained(config, **located)
+    quantization = config.to_dict().get("quantization_config")
+    if not isinstance(quantization, Mapping) or quantization.get("quant_method") != "mxfp4" or not will_unpack():
         return ""
     with init_empty_weights():
         parameters = sum(parameter.numel() for parameter in GptOssForCausalLM(config).parameters())
@@ -59,10 +52,10 @@ def unpacking_notice(name: Any, options: Mapping[str, Any]) -> str:
 
 
 def unpacking_text(size: int) -> str:
-    """That the encoder is unpacked, and why.
+    """Say that the encoder is unpacked, and why.
 
     Args:
-        size: bytes that it takes then.
+        size: bytes of the unpacked encoder.
     """
     return (
         "the MXFP4 text encoder cannot stay packed here (that takes a GPU of compute capability 7.5 or more, Triton "

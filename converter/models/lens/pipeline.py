@@ -1,14 +1,13 @@
-"""``LensPipeline``: text to image with Lens, called as upstream's pipeline is called.
+"""``LensPipeline``: text to image with Lens, called like upstream's pipeline.
 
-Folders in the layout of microsoft/Lens are read and written. What upstream gets wrong is not repeated: prompt
-embeddings can be given without a prompt, callbacks work on every Python, and what a callback changes is used.
+It reads and writes folders in the layout of microsoft/Lens. Unlike upstream's, it takes prompt embeddings without a
+prompt, calls callbacks on every version of Python, and uses the tensors that a callback returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
 import numpy as np
@@ -19,28 +18,24 @@ from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from converter.models.lens.adapters import LensLoraLoaderMixin
-from converter.models.lens.features import PromptFeatures, encode_prompts, join_features
+from converter.models.lens.conditioning import LensPromptMixin
 from converter.models.lens.prompts import MAXIMUM_TOKENS, PREFIX_TOKENS
-from converter.models.lens.resolutions import PIXELS_PER_TOKEN, resolution
+from converter.models.lens.resolutions import DEFAULT_SIDE, PIXELS_PER_TOKEN, choose_size
 from converter.models.lens.sampling import (
-    denormalize,
     guide,
+    initial_latents,
+    latent_pixels,
     noise_schedule,
     to_uint8,
     to_unit_range,
-    unpack_latents,
-    unpatchify,
 )
 
-#: Pixels a side where the caller names none; upstream's default.
-DEFAULT_SIDE = 1024
 OUTPUT_TYPES = ("pil", "np", "latent")
-#: Library and class by which ``model_index.json`` of microsoft/Lens names what is kept elsewhere, or is called
-#: differently by now.
+#: Library and class by which ``model_index.json`` of microsoft/Lens names classes that are defined in other modules
+#: today, or have another name.
 _INDEX_ENTRIES = {
     "LensGptOssEncoder": ("transformers", "LensGptOssEncoder"),
     "LensTransformer2DModel": ("diffusers", "LensTransformer2DModel"),
@@ -50,13 +45,13 @@ _INDEX_ENTRIES = {
 
 @dataclass
 class LensPipelineOutput(BaseOutput):
-    """What the pipeline returns."""
+    """The result of the pipeline."""
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
     """PIL images; or float32 ``[batch, height, width, 3]`` from 0 to 1; or latents ``[batch, tokens, 128]``."""
 
 
-class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
+class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
     """Text to image with a Lens transformer.
 
     ``text_encoder`` and ``tokenizer`` may be None; the pipeline then takes prompt embeddings alone.
@@ -64,8 +59,8 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
     Args:
         scheduler: flow matching, with dynamic shifting.
         vae: the autoencoder of FLUX.2.
-        text_encoder: GPT-OSS; the layers that the transformer wants are selected here.
-        tokenizer: with GPT-OSS' chat template.
+        text_encoder: GPT-OSS; the constructor selects the layers that the transformer wants.
+        tokenizer: with the chat template of GPT-OSS.
         transformer: the denoiser.
     """
 
@@ -85,13 +80,11 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
         self.register_modules(
             scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer
         )
-        # By upstream's names, for callers that read them.
+        # Upstream's names, for callers that read them.
         self.vae_scale_factor = PIXELS_PER_TOKEN
         self.default_sample_size = DEFAULT_SIDE
         self.txt_offset = PREFIX_TOKENS
         self.latent_channels = transformer.config.in_channels if transformer is not None else None
-        #: The day that prompts are told; None is the current one. Features, and so images, depend on it.
-        self.prompt_date: date | None = None
         self._guidance_scale = 1.0
         self._attention_kwargs: dict[str, Any] | None = None
         self._num_timesteps = 0
@@ -101,7 +94,7 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
             text_encoder.set_selected_layers(transformer.config.selected_layer_index)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set a component; ``model_index.json`` will name it as microsoft/Lens does, not by this package's modules."""
+        """Set a component; ``model_index.json`` then names it as microsoft/Lens does, not by this package's modules."""
         super().__setattr__(name, value)
         # torch.compile hides a model inside another one.
         entry = _INDEX_ENTRIES.get(type(getattr(value, "_orig_mod", value)).__name__)
@@ -115,12 +108,12 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
 
         Args:
             gpu_id: number of the accelerator.
-            device: the accelerator; ``cpu`` saves nothing and draws the same, for machines without one.
+            device: the accelerator; ``cpu`` saves no memory, and gives the same images on machines without one.
         """
         if device is None or torch.device(device).type != "cpu":
             super().enable_sequential_cpu_offload(gpu_id, device)
             return
-        # diffusers would ask for "cpu:0", and accelerate take that for an accelerator.
+        # diffusers would ask for "cpu:0", which accelerate would take for an accelerator.
         self.remove_all_hooks()
         for model in self.components.values():
             if isinstance(model, torch.nn.Module):
@@ -128,109 +121,33 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
 
     @property
     def guidance_scale(self) -> float:
-        """Of the run in progress, or else of the last one; so are the next ones."""
+        """The guidance scale of the current run, or of the last one. So are the next properties."""
         return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the negative prompt is needed: at a scale of 1 it cancels out."""
+        """Whether the negative prompt is needed; at a scale of 1 it cancels out."""
         return self._guidance_scale != 1
 
     @property
     def attention_kwargs(self) -> dict[str, Any] | None:
-        """As they were passed."""
+        """The keyword arguments for attention, as they were passed."""
         return self._attention_kwargs
 
     @property
     def num_timesteps(self) -> int:
-        """Steps in all."""
+        """The number of steps."""
         return self._num_timesteps
 
     @property
     def current_timestep(self) -> Any:
-        """From 0 to 1000; None before the first step and behind the last one."""
+        """The timestep, from 0 to 1000; None before the first step and after the last one."""
         return self._current_timestep
 
     @property
     def interrupt(self) -> bool:
-        """Whether a callback asked to skip the steps that are left, by setting ``_interrupt``."""
+        """Whether a callback set ``_interrupt`` to skip the remaining steps."""
         return self._interrupt
-
-    def encode_prompt(
-        self,
-        prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] | None = "",
-        *,
-        num_images_per_prompt: int = 1,
-        do_classifier_free_guidance: bool = True,
-        prompt_embeds: Sequence[torch.Tensor] | None = None,
-        prompt_mask: torch.Tensor | None = None,
-        negative_prompt_embeds: Sequence[torch.Tensor] | None = None,
-        negative_prompt_mask: torch.Tensor | None = None,
-        max_sequence_length: int = MAXIMUM_TOKENS,
-        device: torch.device | None = None,
-    ) -> tuple[list[torch.Tensor], torch.Tensor, list[torch.Tensor] | None, torch.Tensor | None]:
-        """Features of prompts and negative prompts, of one length.
-
-        Embeddings that are given count for their prompts, and are not repeated.
-
-        Returns:
-            ``prompt_embeds`` (for each selected layer ``[images, tokens, hidden_size]``), ``prompt_mask`` (bool,
-            ``[images, tokens]``), and both for the negative prompts, or None without guidance. If all negative prompts
-            are blank, their features are zeros that count nowhere, and the encoder is not run for them.
-
-        Raises:
-            ValueError: there is neither a prompt nor embeddings, embeddings come without their mask, or the numbers of
-                prompts do not fit.
-        """
-        device = device or self._execution_device
-        if prompt_embeds is None:
-            if prompt is None:
-                raise ValueError("give prompt or prompt_embeds")
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-            if not prompts:
-                raise ValueError("there are no prompts")
-            count = len(prompts)
-            positive = self._encode(prompts, max_sequence_length, device).repeat(num_images_per_prompt)
-        else:
-            positive = self._given_features(prompt_embeds, prompt_mask, "prompt", device)
-            count = positive.batch
-        if not do_classifier_free_guidance:
-            return [*positive.embeds], positive.mask, None, None
-        if negative_prompt_embeds is not None:
-            negative = self._given_features(negative_prompt_embeds, negative_prompt_mask, "negative_prompt", device)
-        else:
-            texts = [negative_prompt] if isinstance(negative_prompt, str | None) else list(negative_prompt)
-            texts = [text or "" for text in texts]
-            if len(texts) not in (1, count):
-                raise ValueError(f"{len(texts)} negative prompts for {count} prompts; give one, or one for each")
-            if not any(text.strip() for text in texts):
-                negative = positive.blank()
-            else:
-                negative = self._encode(texts, max_sequence_length, device).repeat(positive.batch // len(texts))
-        if negative.batch != positive.batch:
-            raise ValueError(f"there are negative prompts for {negative.batch} images of {positive.batch}")
-        positive, negative = join_features(positive, negative)
-        return [*positive.embeds], positive.mask, [*negative.embeds], negative.mask
-
-    def _encode(self, prompts: list[str], maximum: int, device: torch.device) -> PromptFeatures:
-        if maximum < 1:
-            raise ValueError(f"max_sequence_length is {maximum}; at least one token is needed")
-        if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError("this pipeline has no text encoder; give prompt_embeds and negative_prompt_embeds")
-        # Once more, for an encoder that came after construction.
-        self.text_encoder.set_selected_layers(self.transformer.config.selected_layer_index)
-        features = encode_prompts(
-            self.tokenizer, self.text_encoder, prompts, maximum=maximum, day=self.prompt_date, device=device
-        )
-        return features.to(device, self.transformer.dtype)
-
-    def _given_features(
-        self, embeds: Sequence[torch.Tensor], mask: torch.Tensor | None, name: str, device: torch.device
-    ) -> PromptFeatures:
-        if mask is None:
-            raise ValueError(f"{name}_embeds need a {name}_mask")
-        return PromptFeatures(tuple(embeds), mask.bool()).to(device, self.transformer.dtype)
 
     @torch.no_grad()
     def __call__(
@@ -258,39 +175,39 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
         enable_reasoner: bool = False,
         attention_kwargs: dict[str, Any] | None = None,
     ) -> LensPipelineOutput | tuple[Any]:
-        """Draw.
+        """Generate images.
 
         Args:
-            prompt: what to draw; several give a batch.
-            negative_prompt: what to keep away from; one, or one for each prompt.
+            prompt: what the image shows; several prompts give a batch.
+            negative_prompt: what to avoid; one, or one for each prompt.
             height: in pixels, a multiple of 16. If either side is missing, both are 1024.
             width: likewise.
             base_resolution: 1024 or 1440; with ``aspect_ratio`` it decides the size, alone it does nothing.
             aspect_ratio: width to height, such as ``16:9``.
-            num_inference_steps: how many.
-            guidance_scale: 1 leaves the negative prompt out.
-            num_images_per_prompt: prompts are repeated so often; embeddings that are given are not.
-            generator: of the noise; one, or one for each image.
+            num_inference_steps: number of denoising steps.
+            guidance_scale: 1 ignores the negative prompt.
+            num_images_per_prompt: how often each prompt is repeated; embeddings that are passed in are not.
+            generator: makes the noise; one, or one for each image.
             latents: noise to start from, ``[images, tokens, 128]``.
-            prompt_embeds: features in place of prompts, for each selected layer ``[images, tokens, hidden_size]``.
+            prompt_embeds: features instead of prompts, for each selected layer ``[images, tokens, hidden_size]``.
             prompt_mask: bool, ``[images, tokens]``, true where a token counts.
-            negative_prompt_embeds: features in place of negative prompts.
+            negative_prompt_embeds: features instead of negative prompts.
             negative_prompt_mask: likewise.
             output_type: ``pil``, ``np`` or ``latent``.
             return_dict: whether to return a ``LensPipelineOutput`` and not a tuple.
             callback_on_step_end: called after each step with this pipeline, the step, the timestep and the tensors
-                named next; tensors that it returns replace those.
-            callback_on_step_end_tensor_inputs: of ``latents``, ``prompt_embeds`` and ``negative_prompt_embeds``.
-            max_sequence_length: tokens of a prompt at most, with the 97 in front of every one.
-            enable_reasoner: upstream's rewriting of prompts; not part of this pipeline.
-            attention_kwargs: ``scale`` is that of LoRA adapters.
+                named next; tensors that it returns replace them.
+            callback_on_step_end_tensor_inputs: among ``latents``, ``prompt_embeds`` and ``negative_prompt_embeds``.
+            max_sequence_length: maximum tokens of a prompt, including the 97 in front of every one.
+            enable_reasoner: upstream's rewriting of prompts; this pipeline does not have it.
+            attention_kwargs: ``scale`` is the strength of LoRA adapters.
 
         Raises:
-            ValueError: an argument is out of range, or two do not fit.
+            ValueError: an argument is out of range, or two do not fit each other.
         """
         if enable_reasoner:
-            raise ValueError("enable_reasoner: this pipeline does not rewrite prompts; pass the text you want drawn")
-        height, width = self._choose_size(height, width, base_resolution, aspect_ratio)
+            raise ValueError("enable_reasoner: this pipeline does not rewrite prompts; pass the final text")
+        height, width = choose_size(height, width, base_resolution, aspect_ratio)
         self._check_inputs(num_inference_steps, num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs)
         self._guidance_scale = guidance_scale
         self._attention_kwargs = attention_kwargs
@@ -310,7 +227,8 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
             device=device,
         )
         grid = height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
-        latents = self._prepare_latents(len(prompt_mask), grid, generator, latents, device)
+        shape = len(prompt_mask), grid[0] * grid[1], self.transformer.config.in_channels
+        latents = initial_latents(shape, generator, latents, device, self.transformer.dtype)
         sigmas, mu = noise_schedule(latents.shape[1], num_inference_steps)
         self.scheduler.set_timesteps(sigmas=sigmas, mu=mu, device=device)
         self.scheduler.set_begin_index(0)
@@ -320,38 +238,37 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
             "prompt_embeds": prompt_embeds,
             "negative_prompt_embeds": negative_prompt_embeds,
         }
-        # Looked at once: in the loop, a GPU would have to wait for the answer in every step.
-        alone = _unless_full(prompt_mask)
-        joint = None if negative_prompt_mask is None else _unless_full(torch.cat((prompt_mask, negative_prompt_mask)))
-        with self.progress_bar(total=num_inference_steps) as progress:
-            for step, timestep in enumerate(self.scheduler.timesteps):
-                if self.interrupt:
-                    continue
-                self._current_timestep = timestep
-                guided = self.do_classifier_free_guidance and negative_prompt_mask is not None
-                velocity = self._velocity(tensors, guided, joint if guided else alone, timestep, grid)
-                tensors["latents"] = self.scheduler.step(velocity, timestep, tensors["latents"], return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = callback_on_step_end(self, step, timestep, shown) or {}
-                    tensors.update((name, changed[name]) for name in tensors if name in changed)
-                progress.update()
-        self._current_timestep = None
+        for step, timestep in self._denoise(tensors, prompt_mask, negative_prompt_mask, grid):
+            if callback_on_step_end is not None:
+                shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                changed = callback_on_step_end(self, step, timestep, shown) or {}
+                tensors.update((name, changed[name]) for name in tensors if name in changed)
         images = self._decode(tensors["latents"], grid, output_type)
         self.maybe_free_model_hooks()
         return LensPipelineOutput(images=images) if return_dict else (images,)
 
-    def _choose_size(
-        self, height: int | None, width: int | None, base_resolution: int | None, aspect_ratio: str | None
-    ) -> tuple[int, int]:
-        if base_resolution is not None and aspect_ratio is not None:
-            return resolution(base_resolution, aspect_ratio)
-        if height is None or width is None:
-            return DEFAULT_SIDE, DEFAULT_SIDE
-        for name, side in (("height", height), ("width", width)):
-            if side < PIXELS_PER_TOKEN or side % PIXELS_PER_TOKEN:
-                raise ValueError(f"{name} {side} is not a multiple of {PIXELS_PER_TOKEN} pixels")
-        return height, width
+    def _denoise(
+        self,
+        tensors: dict[str, Any],
+        mask: torch.Tensor,
+        negative_mask: torch.Tensor | None,
+        grid: tuple[int, int],
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Run the steps; after each, when ``tensors`` contains its latents, yield its number and timestep."""
+        # Computed once: in the loop, a GPU would have to wait for the answer in every step.
+        alone = _unless_full(mask)
+        joint = None if negative_mask is None else _unless_full(torch.cat((mask, negative_mask)))
+        with self.progress_bar(total=self._num_timesteps) as progress:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = timestep
+                guided = self.do_classifier_free_guidance and negative_mask is not None
+                velocity = self._velocity(tensors, guided, joint if guided else alone, timestep, grid)
+                tensors["latents"] = self.scheduler.step(velocity, timestep, tensors["latents"], return_dict=False)[0]
+                yield step, timestep
+                progress.update()
+        self._current_timestep = None
 
     def _check_inputs(self, steps: int, images_per_prompt: int, output_type: str, names: Sequence[str]) -> None:
         if steps < 1:
@@ -359,33 +276,13 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
         if images_per_prompt < 1:
             raise ValueError(f"num_images_per_prompt is {images_per_prompt}; at least one is needed")
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type {output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
+            raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         unknown = sorted(set(names) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs: {', '.join(unknown)} is none of "
+                f"callback_on_step_end_tensor_inputs: {', '.join(unknown)} is not one of "
                 f"{', '.join(self._callback_tensor_inputs)}"
             )
-
-    def _prepare_latents(
-        self,
-        images: int,
-        grid: tuple[int, int],
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None,
-        device: torch.device,
-    ) -> torch.Tensor:
-        """Noise, drawn in the packed layout: seeds mean the same as upstream only there."""
-        shape = images, grid[0] * grid[1], self.transformer.config.in_channels
-        dtype = self.transformer.dtype
-        if latents is not None:
-            if tuple(latents.shape) != shape:
-                raise ValueError(f"latents have shape {list(latents.shape)}, not {list(shape)}")
-            return latents.to(device, dtype)
-        if isinstance(generator, list) and len(generator) != images:
-            raise ValueError(f"{len(generator)} generators for {images} images; give one, or one for each")
-        noise: torch.Tensor = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        return noise
 
     def _velocity(
         self,
@@ -395,10 +292,10 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
         timestep: torch.Tensor,
         grid: tuple[int, int],
     ) -> torch.Tensor:
-        """The velocity, guided or not.
+        """Predict the velocity, guided or not.
 
-        Both branches go through the transformer as one batch, the conditional one first: so offloaded weights travel
-        once a step, and quantized ones are unpacked once.
+        Both branches go through the transformer as one batch, the conditional one first. That way offloaded weights
+        are moved once per step, and quantized ones are unpacked once.
         """
         latents, embeds = tensors["latents"], tensors["prompt_embeds"]
         if guided:
@@ -423,15 +320,12 @@ class LensPipeline(DiffusionPipeline, LensLoraLoaderMixin):
     def _decode(self, latents: torch.Tensor, grid: tuple[int, int], output_type: str) -> Any:
         if output_type == "latent":
             return latents
-        patches = unpack_latents(latents, *grid).to(self.vae.dtype)
-        statistics = self.vae.bn
-        patches = denormalize(patches, statistics.running_mean, statistics.running_var, self.vae.config.batch_norm_eps)
-        pixels = self.vae.decode(unpatchify(patches), return_dict=False)[0]
+        pixels = self.vae.decode(latent_pixels(latents, grid, self.vae), return_dict=False)[0]
         if output_type == "np":
             return to_unit_range(pixels).permute(0, 2, 3, 1).float().cpu().numpy()
         return [PIL.Image.fromarray(image) for image in to_uint8(pixels)]
 
 
 def _unless_full(mask: torch.Tensor) -> torch.Tensor | None:
-    """The mask, or None where it hides nothing: attention without one is faster, and the same."""
+    """The mask, or None where it hides nothing; attention without a mask is faster, with the same result."""
     return None if mask.all() else mask

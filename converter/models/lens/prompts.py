@@ -1,7 +1,7 @@
-"""From a prompt to the token ids that the text encoder sees.
+"""Turn a prompt into the token ids for the text encoder.
 
-A prompt is put into a short conversation in GPT-OSS' chat format, cut before the answer would end. The tokens before
-the prompt are the same for every prompt; the features behind them are dropped.
+A prompt becomes part of a short conversation in GPT-OSS' chat format, which is cut before the end of the answer. The
+tokens before the prompt are the same for every prompt; their features are dropped.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ SYSTEM_TEXT = (
     "objects and background."
 )
 ASSISTANT_THINKING = "Need to generate one image according to the description."
-#: What ends the rendered conversation; it and all behind it is cut, as upstream does even where a prompt holds it.
+#: The end of the rendered conversation; it is cut there, even where a prompt contains this text, as upstream does.
 END_OF_ANSWER = "<|return|>"
-#: Tokens before the prompt, whatever the date; what they become is not shown to the transformer.
+#: Tokens before the prompt, with any date; the transformer does not get their features.
 PREFIX_TOKENS = 97
-#: Tokens in all, the prefix among them; upstream's default.
+#: Maximum number of tokens, including the prefix; upstream's default.
 MAXIMUM_TOKENS = 512
-#: How the chat template tells the day.
+#: The date in the chat template.
 _DATE_LINE = re.compile(r"(?<=Current date: )\d{4}-\d{2}-\d{2}")
 
 
 def render_prompt(tokenizer: Any, prompt: str, day: date | None = None) -> str:
-    """The conversation around a prompt as text.
+    """Return the conversation around a prompt as text.
 
     Args:
         tokenizer: with GPT-OSS' chat template.
-        prompt: what to draw.
-        day: the date that the conversation tells; the current one by default, so that features change from day to day.
+        prompt: what the image shows.
+        day: the date in the conversation; the current one by default, so that features change from day to day.
     """
     conversation = [
         {"role": "system", "content": SYSTEM_TEXT},
@@ -44,7 +44,7 @@ def render_prompt(tokenizer: Any, prompt: str, day: date | None = None) -> str:
     ]
     text: str = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=False)
     text = text.partition(END_OF_ANSWER)[0]
-    # The template's own line stands before the prompt.
+    # The line with the date comes before the prompt.
     return text if day is None else _DATE_LINE.sub(day.isoformat(), text, count=1)
 
 
@@ -55,12 +55,12 @@ def tokenize_prompts(
     maximum: int = MAXIMUM_TOKENS,
     day: date | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids of prompts in their conversations.
+    """Return the token ids of prompts in their conversations.
 
     Args:
         tokenizer: with GPT-OSS' chat template.
-        prompts: what to draw.
-        maximum: tokens at most, the prefix among them; what is longer is cut at the end.
+        prompts: what the images show.
+        maximum: maximum number of tokens, including the prefix; longer prompts are cut at the end.
         day: as for ``render_prompt``.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Makes Lens known to diffusers and transformers, which look classes up by name on their own modules.
+"""Register Lens with diffusers and transformers, which look up classes by name on their own modules.
 
-``model_index.json`` of microsoft/Lens names its classes as if the two libraries had them, so they are set there. Should
-diffusers ship its own Lens one day, its transformer stays in place if it computes what upstream's code computes, and
-its pipeline with it.
+``model_index.json`` of microsoft/Lens names its classes as if they were part of the two libraries, so they are set
+there. If diffusers has its own Lens one day, its transformer and its pipeline are kept, provided that the transformer
+computes what upstream's code computes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def register() -> None:
         diffusers.LensPipeline = LensPipeline
     elif not hasattr(diffusers, LensPipeline.__name__):
         diffusers.LensPipeline = LensPipeline
-    # transformers replaces its own module while a submodule is first imported; what counts is the one that stays.
+    # transformers replaces its own module during the first import of a submodule; the one in sys.modules counts.
     transformers = sys.modules["transformers"]
     if not hasattr(transformers, LensGptOssEncoder.__name__):
         transformers.LensGptOssEncoder = LensGptOssEncoder  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The sizes that Lens was trained for, as upstream's table gives them (facts of microsoft/Lens, commit 5bf0f0c)."""
+"""The sizes of images that Lens was trained for, from upstream's table (microsoft/Lens, commit 5bf0f0c)."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ RESOLUTIONS: dict[int, dict[str, tuple[int, int]]] = {
     },
 }
 ASPECT_RATIOS = tuple(RESOLUTIONS[1024])
-#: Pixels a side of one token: the autoencoder shrinks eight times, the patches twice.
+#: Pixels per side of one token: the autoencoder shrinks the image eight times, the patches twice.
 PIXELS_PER_TOKEN = 16
+#: Pixels per side where the caller of the pipeline names none; upstream's default.
+DEFAULT_SIDE = 1024
 
 
 def resolution(base_resolution: int, aspect_ratio: str) -> tuple[int, int]:
@@ -44,7 +46,31 @@ def resolution(base_resolution: int, aspect_ratio: str) -> tuple[int, int]:
         ValueError: the table has no such entry.
     """
     if base_resolution not in RESOLUTIONS:
-        raise ValueError(f"base_resolution {base_resolution} is none of {', '.join(map(str, RESOLUTIONS))}")
+        raise ValueError(f"base_resolution {base_resolution} is not one of {', '.join(map(str, RESOLUTIONS))}")
     if aspect_ratio not in RESOLUTIONS[base_resolution]:
-        raise ValueError(f"aspect_ratio {aspect_ratio!r} is none of {', '.join(ASPECT_RATIOS)}")
+        raise ValueError(f"aspect_ratio {aspect_ratio!r} is not one of {', '.join(ASPECT_RATIOS)}")
     return RESOLUTIONS[base_resolution][aspect_ratio]
+
+
+def choose_size(
+    height: int | None, width: int | None, base_resolution: int | None, aspect_ratio: str | None
+) -> tuple[int, int]:
+    """Height and width in pixels, from what the caller named.
+
+    Args:
+        height: in pixels, a multiple of 16; without it or ``width``, both are 1024.
+        width: likewise.
+        base_resolution: together with ``aspect_ratio`` it decides the size, alone it does nothing.
+        aspect_ratio: width to height.
+
+    Raises:
+        ValueError: the table has no such entry, or a side is not a multiple of 16.
+    """
+    if base_resolution is not None and aspect_ratio is not None:
+        return resolution(base_resolution, aspect_ratio)
+    if height is None or width is None:
+        return DEFAULT_SIDE, DEFAULT_SIDE
+    for name, side in (("height", height), ("width", width)):
+        if side < PIXELS_PER_TOKEN or side % PIXELS_PER_TOKEN:
+            raise ValueError(f"{name} {side} is not a multiple of {PIXELS_PER_TOKEN} pixels")
+    return height, width

@@ -1,7 +1,7 @@
 """Rotary position embedding over three axes: frame, row and column of an image token, one position for a text token.
 
-The rotations are made anew for each forward pass, in float32 and on the device of the input. They cost a thousandth of
-the pass, and a model that stores none can be cast, moved, copied or built on the meta device without harm to them.
+The rotations are computed for each forward pass, in float32 and on the device of the input. That takes a thousandth of
+the pass, and since the model does not store them, casting, moving, copying or the meta device cannot damage them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ THETA = 10000.0
 def rotations(
     grid: tuple[int, int], text_length: int, axes: tuple[int, ...], device: torch.device | None = None
 ) -> torch.Tensor:
-    """How far to turn each pair of channels of each token: the image's tokens row by row, then the text's.
+    """Compute the rotation of each pair of channels of each token: image tokens row by row, then text tokens.
 
     Args:
         grid: rows and columns of image tokens.
         text_length: text tokens.
         axes: channels for frame, row and column; each is even.
-        device: where to make them.
+        device: of the result.
 
     Returns:
         Cosine and sine, float32 ``[tokens, sum(axes) / 2, 2]``.
@@ -33,9 +33,9 @@ def rotations(
 def rotation_angles(
     grid: tuple[int, int], text_length: int, axes: tuple[int, ...], device: torch.device | None = None
 ) -> torch.Tensor:
-    """The angles of ``rotations`` in radians, float32 ``[tokens, sum(axes) / 2]``.
+    """Compute the angles of ``rotations`` in radians, float32 ``[tokens, sum(axes) / 2]``.
 
-    Rows and columns are counted from the middle, text on from where the longer side ends; the frame is always 0.
+    Rows and columns are counted from the middle, text tokens from the end of the longer side; the frame is always 0.
     """
     height, width = grid
     frequencies = [
@@ -55,7 +55,7 @@ def _centred(length: int, device: torch.device | None) -> torch.Tensor:
 
 
 def rotate(states: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
-    """Turn neighbouring channels as pairs, in float32.
+    """Rotate pairs of neighbouring channels, in float32.
 
     Args:
         states: ``[batch, tokens, heads, channels]``.
@@ -67,11 +67,11 @@ def rotate(states: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
     pairs = states.float().unflatten(-1, (-1, 2))
     rotary = rotary[:, None]
     if torch.compiler.is_compiling():
-        # The compiler has nothing for complex numbers, and makes one pass of this.
+        # The compiler does not support complex numbers, and fuses this into one pass.
         first, second = pairs.unbind(-1)
         cosine, sine = rotary.unbind(-1)
         turned = torch.stack((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
     else:
-        # In eager mode one complex product is three to ten times as fast as its four real ones.
+        # In eager mode, one complex product is three to ten times as fast as four real ones.
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotary))
     return turned.flatten(-2).to(states.dtype)

@@ -1,7 +1,7 @@
-"""The text encoder of Lens: GPT-OSS, read between its layers.
+"""The text encoder of Lens: GPT-OSS, whose inner layers give the features.
 
-What the transformer gets is not the last hidden state but the residual stream behind a few chosen layers, before any
-final norm. The layers above the last chosen one, the final norm and the head are not run at all.
+The transformer gets the residual stream after a few selected layers, before any final norm, and not the last hidden
+state. The layers after the last selected one, the final norm and the head do not run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class LensGptOssEncoder(GptOssForCausalLM):
-    """GPT-OSS whose forward gives the features of an image prompt; it adds no weights.
+    """GPT-OSS whose forward pass returns the features of an image prompt; it adds no weights.
 
     Checkpoints are those of ``GptOssForCausalLM``, dense or in MXFP4.
     """
@@ -31,26 +31,26 @@ class LensGptOssEncoder(GptOssForCausalLM):
 
     @classmethod
     def from_pretrained(cls, name: Any, *arguments: Any, **options: Any) -> Any:
-        """Load as every model of transformers; says beforehand if MXFP4 weights will be unpacked to bfloat16."""
+        """Load like every model of transformers; warn before MXFP4 weights are unpacked to bfloat16."""
         notice = unpacking_notice(name, options)
         if notice:
             logger.warning(notice)
         return super().from_pretrained(name, *arguments, **options)
 
     def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
-        """Save as ``GptOssForCausalLM``, which is what the checkpoint holds and any installation can load."""
+        """Save as ``GptOssForCausalLM``, which has the same weights and loads in any installation."""
         if getattr(self.config, "quantization_config", None) is None:
-            # Unpacked experts would be saved under the names of packed ones, and not be found again.
+            # Unpacked experts would be saved under the names of packed ones, and would not load again.
             options.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *arguments, **options)
         self.config.architectures = [GptOssForCausalLM.__name__]
         self.config.save_pretrained(save_directory)
 
     def set_selected_layers(self, indices: Sequence[int]) -> None:
-        """Choose the layers whose output counts, counted from 0.
+        """Select the layers whose output is returned, counted from 0.
 
         Raises:
-            ValueError: an index occurs twice or is out of range, or there is none.
+            ValueError: there are no indices, or one occurs twice or is out of range.
         """
         layers = self.config.num_hidden_layers
         selected = tuple(indices)
@@ -59,7 +59,7 @@ class LensGptOssEncoder(GptOssForCausalLM):
         self._lens_selected_layers = selected
 
     def encode_layers(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[torch.Tensor]:
-        """The residual stream behind each selected layer.
+        """Return the residual stream after each selected layer.
 
         Args:
             input_ids: int64, ``[batch, tokens]``, padded on the right.
@@ -101,7 +101,7 @@ class LensGptOssEncoder(GptOssForCausalLM):
         return [outputs[index] for index in self._lens_selected_layers]
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None, **options: Any) -> Any:
-        """The features when called with ids and a mask alone, and what ``GptOssForCausalLM`` gives otherwise."""
+        """Return the features if called with ids and a mask only, else the result of ``GptOssForCausalLM``."""
         if self._lens_selected_layers is None or input_ids is None or attention_mask is None or options:
             return super().forward(input_ids=input_ids, attention_mask=attention_mask, **options)
         return self.encode_layers(input_ids, attention_mask)

@@ -1,0 +1,406 @@
+"""LoRA adapters in all naming schemes, also on quantized weights, and quantized matmul."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors.torch import load_file, save_file
+
+from converter.libraries import load_library
+from converter.models.lens.layout import LensConfig
+from converter.models.lens.quantized import apply_serialized_matmul, quantized_layers
+from converter.models.lens.transformer import LensTransformer2DModel
+from converter.verification.nearness import dequantize
+from tests.lens.models import (
+    ALPHA,
+    RANK,
+    TOLERANCE,
+    Delta,
+    Inputs,
+    adapted,
+    distance,
+    golden,
+    make_adapter,
+    reference,
+    run,
+)
+
+
+@pytest.fixture(scope="module")
+def peft_adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    """What PEFT saves of an adapted golden model, and what its own model puts out."""
+    peft = importlib.import_module("peft")
+    folder = tmp_path_factory.mktemp("adapters") / "golden"
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["img_qkv", "to_out.0"], init_lora_weights=False)
+    model = peft.get_peft_model(golden(), config).eval()
+    model.save_pretrained(folder)
+    return folder, run(model)
+
+
+def test_an_adapter_of_pefts(peft_adapter: tuple[Path, torch.Tensor]) -> None:
+    folder, expected = peft_adapter
+    assert distance(expected, run(golden())) > 0.1
+    for source, options in ((folder, {}), (str(folder), {}), (folder.parent, {"subfolder": folder.name})):
+        if options:
+            options["weight_name"] = "adapter_model.safetensors"
+        model = golden()
+        model.load_lora_adapter(source, **options)
+        assert distance(run(model), expected) <= TOLERANCE
+    tensors = {
+        name.removeprefix("base_model.model."): tensor
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
+    }
+    assert len(tensors) == 12
+    assert distance(reference(adapted(golden().state_dict(), (tensors, ALPHA / RANK))), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "",
+        "transformer.",
+        "base_model.model.",
+        "base_model.model.transformer.",
+        "diffusion_model.",
+        "model.diffusion_model.",
+    ],
+)
+def test_spellings_of_adapters(prefix: str) -> None:
+    model = golden()
+    tensors = make_adapter(model)
+    expected = reference(adapted(model.state_dict(), (tensors, 1.0)))
+    assert distance(expected, run(model)) > 0.1
+    model.load_lora_adapter({prefix + name: tensor for name, tensor in tensors.items()})
+    assert distance(run(model), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer.", "base_model.model."])
+def test_metadata_of_adapters(prefix: str) -> None:
+    model = golden()
+    tensors = make_adapter(model)
+    expected = reference(adapted(model.state_dict(), (tensors, ALPHA / RANK)))
+    metadata = {f"{prefix}r": RANK, f"{prefix}lora_alpha": ALPHA, f"{prefix}alpha_pattern": None}
+    named = {prefix + name.replace(".weight", ".default.weight"): tensor for name, tensor in tensors.items()}
+    model.load_lora_adapter(named, metadata=metadata)
+    assert distance(run(model), expected) <= TOLERANCE
+
+
+def test_ranks_and_alphas_by_module() -> None:
+    model = golden()
+    tensors = make_adapter(model)
+    narrow = make_adapter(model, seed=1, rank=2)
+    module = "transformer_blocks.1.attn.img_qkv"
+    tensors.update((name, tensor) for name, tensor in narrow.items() if name.startswith(module))
+    parts = [
+        ({name: tensor for name, tensor in tensors.items() if name.startswith(module)}, 7.0 / 2),
+        ({name: tensor for name, tensor in tensors.items() if not name.startswith(module)}, ALPHA / RANK),
+    ]
+    expected = reference(adapted(model.state_dict(), *parts))
+    metadata = {"r": RANK, "lora_alpha": ALPHA, "rank_pattern": {module: 2}, "alpha_pattern": {module: 7.0}}
+    model.load_lora_adapter(tensors, metadata=metadata)
+    assert distance(run(model), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("transformer_blocks.3.attn.img_qkv", r"2 of 14 tensors .* transformer_blocks\.3\."),
+        ("transformer_blocks.0.attn.to_q", "2 of 14 tensors .*to_q"),
+        ("base_model.model.text_encoder.layer", "2 of 14 tensors .* text_encoder"),
+    ],
+)
+def test_adapters_for_other_models_are_refused(name: str, message: str) -> None:
+    model = golden()
+    foreign = {f"{name}.lora_A.weight": torch.ones(RANK, 48), f"{name}.lora_B.weight": torch.ones(48, RANK)}
+    with pytest.raises(ValueError, match=message):
+        model.load_lora_adapter({**make_adapter(model), **foreign})
+    assert torch.equal(run(model), run(golden()))
+
+
+def test_an_empty_adapter_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 of 0 tensors"):
+        golden().load_lora_adapter({})
+
+
+def test_the_scale_of_adapters() -> None:
+    model = golden()
+    tensors = make_adapter(model)
+    state = model.state_dict()
+    model.load_lora_adapter(tensors)
+    for scale in (0.5, 2.0, 1.0):
+        expected = reference(adapted(state, (tensors, scale)))
+        assert distance(run(model, attention_kwargs={"scale": scale}), expected) <= TOLERANCE
+    # The scale is that of one call.
+    assert distance(run(model), expected) <= TOLERANCE
+
+
+# PEFT's, whenever there is more than one.
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+def test_several_adapters() -> None:
+    model = golden()
+    state, one, two = model.state_dict(), make_adapter(model), make_adapter(model, seed=1, rank=3)
+    model.load_lora_adapter(one, adapter_name="one", metadata={"r": RANK, "lora_alpha": ALPHA})
+    model.load_lora_adapter(two, adapter_name="two")
+
+    def check(*adapters: Delta) -> None:
+        assert distance(run(model), reference(adapted(state, *adapters))) <= 2 * TOLERANCE
+
+    model.set_adapters(["one", "two"], [0.5, 2.0])
+    check((one, 0.5 * ALPHA / RANK), (two, 2.0))
+    model.set_adapters("one")
+    check((one, ALPHA / RANK))
+    model.disable_lora()
+    check()
+    model.enable_lora()
+    check((one, ALPHA / RANK))
+    model.set_adapters("two")
+    model.delete_adapters("one")
+    check((two, 1.0))
+    with pytest.raises(ValueError, match="one"):
+        model.set_adapter("one")
+    model.load_lora_adapter(one, adapter_name="one")
+    model.set_adapters(["two", "one"])
+    check((two, 1.0), (one, 1.0))
+    model.unload_lora()
+    check()
+    assert model.state_dict().keys() == state.keys()
+
+
+def test_merging_an_adapter() -> None:
+    model, state = golden(), golden().state_dict()
+    tensors = make_adapter(model)
+    expected = adapted(state, (tensors, 1.0))
+    model.load_lora_adapter(tensors)
+    model.fuse_lora()
+    weight = model.transformer_blocks[0].attn.img_qkv.base_layer.weight
+    assert distance(weight, expected["transformer_blocks.0.attn.img_qkv.weight"]) <= 1e-6
+    assert distance(run(model), reference(expected)) <= TOLERANCE
+    model.unfuse_lora()
+    model.unload_lora()
+    assert distance(run(model), reference(state)) <= TOLERANCE
+
+
+def test_an_adapter_saved_by_diffusers(tmp_path: Path) -> None:
+    model = golden()
+    model.load_lora_adapter(make_adapter(model), adapter_name="one", metadata={"r": RANK, "lora_alpha": ALPHA})
+    model.save_lora_adapter(tmp_path, adapter_name="one")
+    loaded = golden()
+    loaded.load_lora_adapter(tmp_path)
+    assert torch.equal(run(loaded), run(model))
+    assert distance(run(loaded), run(golden())) > 0.1
+
+
+def as_a_file(folder: Path, _: Path) -> tuple[Any, dict[str, Any]]:
+    return folder / "adapter_model.safetensors", {}
+
+
+def as_a_repository(folder: Path, cache: Path) -> tuple[Any, dict[str, Any]]:
+    """In the Hub's cache, so that no network is needed."""
+    repository, commit = cache / "models--someone--adapter", "0" * 40
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit, "utf-8")
+    options = {"weight_name": "adapter_model.safetensors", "cache_dir": str(cache), "local_files_only": True}
+    return "someone/adapter", options
+
+
+def with_alphas(folder: Path, _: Path) -> tuple[Any, dict[str, Any]]:
+    """As ComfyUI's trainers write them: each module's alpha is a tensor."""
+    tensors = {
+        name.replace("base_model.model.", "diffusion_model."): tensor
+        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
+    }
+    modules = {name.partition(".lora_")[0] for name in tensors}
+    return tensors | {f"{module}.alpha": torch.tensor(ALPHA) for module in modules}, {}
+
+
+def with_down_and_up(folder: Path, cache: Path) -> tuple[Any, dict[str, Any]]:
+    tensors, options = with_alphas(folder, cache)
+    return {
+        re.sub("lora_A", "lora_down", re.sub("lora_B", "lora_up", name)): tensors[name] for name in tensors
+    }, options
+
+
+def with_dots(folder: Path, cache: Path) -> tuple[Any, dict[str, Any]]:
+    tensors, options = with_down_and_up(folder, cache)
+    return {re.sub(r"lora_(?=down|up)", "lora.", name): tensors[name] for name in tensors}, options
+
+
+@pytest.mark.parametrize("source", [as_a_file, as_a_repository, with_alphas, with_down_and_up, with_dots])
+def test_alpha_is_not_lost(source: Any, peft_adapter: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    folder, expected = peft_adapter
+    place, options = source(folder, tmp_path)
+    model = golden()
+    model.load_lora_adapter(place, **options)
+    assert distance(run(model), expected) <= TOLERANCE
+
+
+def test_a_repository_without_a_config(tmp_path: Path) -> None:
+    model = golden()
+    tensors = make_adapter(model)
+    expected = reference(adapted(model.state_dict(), (tensors, 1.0)))
+    (tmp_path / "source").mkdir()
+    save_file(tensors, tmp_path / "source" / "adapter_model.safetensors")
+    place, options = as_a_repository(tmp_path / "source", tmp_path / "cache")
+    model.load_lora_adapter(place, **options)
+    assert distance(run(model), expected) <= TOLERANCE
+
+
+def test_an_alpha_without_weights_is_refused() -> None:
+    tensors = make_adapter(golden())
+    with pytest.raises(ValueError, match=r"alpha for transformer_blocks\.0\.attn\.txt_qkv and no weights"):
+        golden().load_lora_adapter({**tensors, "transformer_blocks.0.attn.txt_qkv.alpha": torch.tensor(ALPHA)})
+
+
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+def test_half_an_adapter(factor: str) -> None:
+    """PEFT would draw the other factor at random."""
+    model = golden()
+    tensors = {name: tensor for name, tensor in make_adapter(model).items() if factor not in name}
+    with pytest.raises(ValueError, match=rf"no {factor} for transformer_blocks\.0\.attn"):
+        model.load_lora_adapter(tensors)
+
+
+#: What SDNQ's dequantizer takes.
+PARTS = ("weight", "scale", "zero_point", "svd_up", "svd_down")
+
+
+def tiny_inputs() -> Inputs:
+    """Inputs for the tiny source of the fixtures; SDNQ multiplies as asked from 32 tokens in a batch on."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "hidden_states": torch.randn(2, 24, 128, generator=generator),
+        "encoder_hidden_states": [torch.randn(2, 18, 64, generator=generator) for _ in range(4)],
+        "mask": torch.arange(18) < torch.tensor([[18], [11]]),
+        "timestep": torch.tensor([0.7, 0.25]),
+        "grid": (4, 6),
+    }
+
+
+def unquantized(model: Any) -> Any:
+    """A model of the same config, with other weights."""
+    return LensTransformer2DModel(**{key: model.config[key] for key in LensConfig().to_dict()}).eval()
+
+
+def set_matmul(model: Any, use_quantized_matmul: bool) -> None:
+    """Turn quantized matmul on or off as a loader may leave it; the configuration keeps asking for it."""
+    load_library("sdnq.loader").apply_sdnq_options_to_model(model, use_quantized_matmul=use_quantized_matmul)
+    model.quantization_config.use_quantized_matmul = True
+
+
+def uses_matmul(model: Any) -> set[bool]:
+    return {layer.sdnq_dequantizer.use_quantized_matmul for layer in quantized_layers(model)}
+
+
+def test_an_adapter_on_quantized_weights(lens_output: Path) -> None:
+    model, inputs = LensTransformer2DModel.from_pretrained(lens_output), tiny_inputs()
+    assert len(quantized_layers(model)) == 20
+    set_matmul(model, False)
+    plain = unquantized(model)
+    state = {name: tensor for name, tensor in model.state_dict().items() if name in plain.state_dict()}
+    for name, module in model.named_modules():
+        if hasattr(module, "sdnq_dequantizer"):
+            parts = {part: getattr(module, part, None) for part in PARTS}
+            state[f"{name}.weight"] = dequantize(module.sdnq_dequantizer, parts)
+    plain.load_state_dict(state)
+    before = run(model, inputs)
+    assert distance(before, run(plain, inputs)) <= 1e-4
+    # In another dtype than the model's.
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in make_adapter(plain).items()}
+    for adapted_model in (model, plain):
+        adapted_model.load_lora_adapter(tensors, metadata={"r": RANK, "lora_alpha": ALPHA})
+    after = run(model, inputs)
+    assert distance(after, run(plain, inputs)) <= 1e-4
+    assert distance(after, before) > 1e-2
+    with pytest.raises(ValueError, match="quantized weights"):
+        model.fuse_lora()
+    assert torch.equal(run(model, inputs), after)
+    model.disable_lora()
+    assert torch.equal(run(model, inputs), before)
+
+
+def test_an_adapter_is_of_the_models_dtype(lens_output: Path) -> None:
+    plain = golden().to(torch.bfloat16)
+    quantized = LensTransformer2DModel.from_pretrained(lens_output, torch_dtype=torch.bfloat16)
+    for model in (plain, quantized):
+        tensors = make_adapter(unquantized(model))
+        # As pipelines load adapters; otherwise PEFT makes room in float32 next to packed weights.
+        model.load_lora_adapter(tensors)
+        found = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
+        assert len(found) == len(tensors)
+        assert {parameter.dtype for parameter in found.values()} == {torch.bfloat16}
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == "converter.models.lens.quantized"]
+
+
+def test_quantized_matmul_that_a_loader_left_off(lens_output: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, inputs = LensTransformer2DModel.from_pretrained(lens_output), tiny_inputs()
+    assert uses_matmul(model) == {True}
+    caplog.set_level(logging.INFO, "converter.models.lens.quantized")
+    assert not apply_serialized_matmul(model)
+    assert not said(caplog)
+    expected = run(model, inputs)
+    set_matmul(model, False)
+    assert uses_matmul(model) == {False}
+    dequantized = run(model, inputs)
+    assert not torch.equal(dequantized, expected)
+    assert apply_serialized_matmul(model)
+    assert uses_matmul(model) == {True}
+    assert torch.equal(run(model, inputs), expected)
+    (record,) = said(caplog)
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith("LensTransformer2DModel: use_quantized_matmul")
+    assert record.getMessage().endswith("it is now (int8)")
+
+
+def test_quantized_matmul_that_nobody_asked_for(lens_output: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = LensTransformer2DModel.from_pretrained(lens_output)
+    set_matmul(model, False)
+    model.quantization_config.use_quantized_matmul = False
+    assert not apply_serialized_matmul(model)
+    assert uses_matmul(model) == {False}
+    assert not apply_serialized_matmul(golden())
+    assert not said(caplog)
+
+
+@pytest.mark.parametrize("with_information", [False, True])
+def test_loading_applies_quantized_matmul(
+    with_information: bool, lens_output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a loader that leaves it off."""
+    original = ModelMixin.from_pretrained.__func__
+
+    def leaves_it_off(cls: Any, *arguments: Any, **options: Any) -> Any:
+        loaded = original(cls, *arguments, **options)
+        set_matmul(loaded[0] if with_information else loaded, False)
+        return loaded
+
+    monkeypatch.setattr(ModelMixin, "from_pretrained", classmethod(leaves_it_off))
+    loaded = LensTransformer2DModel.from_pretrained(lens_output, output_loading_info=with_information)
+    assert isinstance(loaded, tuple) == with_information
+    assert uses_matmul(loaded[0] if with_information else loaded) == {True}
+
+
+def test_what_is_not_in_effect_is_not_said_to_be(
+    lens_output: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where SDNQ cannot multiply as the checkpoint asks."""
+    from sdnq import loader
+
+    model = LensTransformer2DModel.from_pretrained(lens_output, torch_dtype=torch.bfloat16)
+    loader.apply_sdnq_options_to_model(model, use_quantized_matmul=False)
+    model.quantization_config.use_quantized_matmul = True
+    monkeypatch.setattr(loader, "apply_sdnq_options_to_model", lambda model, **_: model)
+    assert not apply_serialized_matmul(model)
+    assert "this machine cannot do it" in caplog.text

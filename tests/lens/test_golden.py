@@ -1,0 +1,226 @@
+"""Upstream's figures, the golden test and its faults, and registration, which depends on it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch.nn import functional
+
+import converter.models.lens.attention as attention_module
+import converter.models.lens.modules as transformer_module
+from converter.lens import LensGptOssEncoder, LensPipeline
+from converter.libraries import LOADING_ERRORS
+from converter.models.lens.golden import golden_error, golden_model, golden_output, passes_golden_test
+from converter.models.lens.registration import register
+from converter.models.lens.rotary import rotate, rotation_angles, rotations
+from converter.models.lens.transformer import LensTransformer2DModel
+from tests.conftest import ROOT
+from tests.lens.models import GOLDEN_TOLERANCE, TOLERANCE, distance, golden, run
+from tests.lens.reference import GOLDEN, golden_inputs
+
+
+def test_upstreams_figures() -> None:
+    model = golden()
+    for grid, figures in GOLDEN.items():
+        output = run(model, golden_inputs(grid))
+        found = {
+            "first": output[0, 0, :4],
+            "last": output[1, -1, -4:],
+            "sums": output.sum(dim=(1, 2)),
+            "std": output.std()[None],
+            "absmax": output.abs().max()[None],
+        }
+        for name, expected in figures.items():
+            assert distance(found[name], torch.tensor(expected)) <= GOLDEN_TOLERANCE, (grid, name)
+
+
+def test_the_golden_test_knows_the_golden_model() -> None:
+    """It has weights, inputs and figures of its own, which must be those of the reference."""
+    model = golden_model(LensTransformer2DModel)
+    expected = golden()
+    for name, tensor in expected.state_dict().items():
+        assert distance(model.state_dict()[name], tensor) <= 2e-7, name
+    for grid in GOLDEN:
+        assert distance(golden_output(model, grid), run(expected, golden_inputs(grid))) <= TOLERANCE
+    assert golden_error(model) <= GOLDEN_TOLERANCE
+    assert golden_error(model.to(torch.bfloat16)) <= 0.05
+    assert passes_golden_test(LensTransformer2DModel)
+
+
+class MaskedOnce(LensTransformer2DModel):
+    """The mask reaches the first block only, as in the implementation proposed to diffusers."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        for block in self.transformer_blocks[1:]:
+            block.register_forward_pre_hook(
+                lambda _module, positional, named: (positional, {**named, "attention_mask": None}), with_kwargs=True
+            )
+
+
+class LosesHalves(LensTransformer2DModel):
+    """Its rotations pass through a complex buffer, whose imaginary part bfloat16 drops."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        self.register_buffer("quarter_turn", torch.tensor(1j), persistent=False)
+        for block in self.transformer_blocks:
+            block.register_forward_pre_hook(self._turn, with_kwargs=True)
+
+    def _turn(self, _module: object, positional: Any, named: Any) -> Any:
+        cosine, sine = named["rotary"].unbind(-1)
+        turned = cosine + sine * self.quarter_turn
+        parts = torch.view_as_real(turned) if turned.is_complex() else torch.stack((turned, 0 * turned), dim=-1)
+        return positional, {**named, "rotary": parts.float()}
+
+
+class NormsOtherwise(LensTransformer2DModel):
+    """Takes the shift of the last norm for its scale."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        self.norm_out.linear.register_forward_hook(
+            lambda _module, _inputs, output: torch.cat(output.chunk(2, dim=-1)[::-1], dim=-1)
+        )
+
+
+@pytest.mark.parametrize("wrong", [MaskedOnce, NormsOtherwise])
+def test_the_golden_test_sees_faults(wrong: Any) -> None:
+    assert not passes_golden_test(wrong)
+
+
+def test_the_golden_test_sees_lost_halves() -> None:
+    # Nothing is wrong before the cast, and torch's warning of it does not come through.
+    assert golden_error(golden_model(LosesHalves)) <= GOLDEN_TOLERANCE
+    assert not passes_golden_test(LosesHalves)
+
+
+def halves_apart(states: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+    """Rotation of channels that lie half a head apart, as in other models."""
+    order = torch.arange(states.shape[-1]).unflatten(0, (2, -1)).T.flatten()
+    return rotate(states[..., order], rotary)[..., order.argsort()]
+
+
+def rows_from_zero(grid: tuple[int, int], text_length: int, axes: tuple[int, ...], device: Any) -> torch.Tensor:
+    angles = rotation_angles(grid, text_length, axes, device)
+    angles[: grid[0] * grid[1], axes[0] // 2 : (axes[0] + axes[1]) // 2] += grid[0] - grid[0] // 2
+    return torch.stack((angles.cos(), angles.sin()), dim=-1)
+
+
+def text_from_zero(grid: tuple[int, int], text_length: int, axes: tuple[int, ...], device: Any) -> torch.Tensor:
+    image = rotations(grid, 0, axes, device)
+    return torch.cat((image, rotations((1, 1), text_length, axes, device)[1:]))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "fault"),
+    [
+        (attention_module, "rotate", halves_apart),
+        (attention_module, "rotate", lambda states, _: states),
+        (transformer_module, "rotations", rows_from_zero),
+        (transformer_module, "rotations", text_from_zero),
+        (transformer_module, "silu", functional.gelu),
+    ],
+)
+def test_the_golden_test_sees_wrong_arithmetic(
+    module: Any, name: str, fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, name, fault)
+    assert not passes_golden_test(LensTransformer2DModel)
+
+
+@pytest.mark.parametrize("error", [*LOADING_ERRORS, NameError, IndexError])
+def test_a_class_that_raises_is_another_model(error: type[Exception]) -> None:
+    """diffusers' stand-ins for classes whose requirements are missing raise ImportError."""
+
+    def foreign(**_: object) -> None:
+        raise error("another model")
+
+    assert not passes_golden_test(foreign)
+
+
+#: A diffusers that has the class already is met twice, once with a right one, and once with a wrong one and a pipeline
+#: for it.
+PLANTED = """
+import sys
+from converter.libraries import load_library
+
+diffusers = load_library("diffusers")
+
+def forget():
+    packages = ("converter.lens.", "converter.models.lens.")
+    for name in [name for name in sys.modules if (name + ".").startswith(packages)]:
+        del sys.modules[name]
+
+from converter.models.lens.transformer import LensTransformer2DModel as Right
+assert not hasattr(diffusers, "LensTransformer2DModel")
+
+class Wrong(Right):
+    def forward(self, *arguments, **named):
+        return super().forward(*arguments, **{**named, "encoder_hidden_states_mask": None})
+
+forget()
+diffusers.LensTransformer2DModel = Right
+import converter.lens
+assert diffusers.LensTransformer2DModel is Right is not converter.lens.LensTransformer2DModel
+assert diffusers.LensPipeline is converter.lens.LensPipeline
+
+forget()
+diffusers.LensTransformer2DModel, diffusers.LensPipeline = Wrong, object
+import converter.lens
+assert diffusers.LensTransformer2DModel is converter.lens.LensTransformer2DModel is not Right
+assert diffusers.LensPipeline is converter.lens.LensPipeline
+"""
+PLAIN = """
+import sys
+import converter.lens
+import diffusers, transformers
+from transformers import LensGptOssEncoder
+
+assert diffusers.LensTransformer2DModel is converter.lens.LensTransformer2DModel
+assert diffusers.LensPipeline is converter.lens.LensPipeline
+assert transformers.LensGptOssEncoder is LensGptOssEncoder is converter.lens.LensGptOssEncoder
+model = diffusers.AutoModel.from_pretrained(sys.argv[1])
+assert type(model) is converter.lens.LensTransformer2DModel
+"""
+
+
+@pytest.mark.parametrize("program", [PLAIN, PLANTED], ids=["plain", "planted"])
+def test_registration(program: str, tmp_path: Path) -> None:
+    golden().save_pretrained(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_registration_beside_another_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline stays with its own transformer if that is right, and goes with it if not."""
+
+    class Right(LensTransformer2DModel):
+        pass
+
+    for theirs, stays in ((Right, True), (MaskedOnce, False), (object, False)):
+        pipeline = type("Pipeline", (), {})
+        monkeypatch.setattr(diffusers, "LensTransformer2DModel", theirs)
+        monkeypatch.setattr(diffusers, "LensPipeline", pipeline)
+        register()
+        assert diffusers.LensTransformer2DModel is (theirs if stays else LensTransformer2DModel)
+        assert diffusers.LensPipeline is (pipeline if stays else LensPipeline)
+
+
+def test_registration_beside_another_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = sys.modules["transformers"]
+    for theirs in (object, None):
+        if theirs is None:
+            monkeypatch.delattr(transformers, "LensGptOssEncoder")
+        else:
+            monkeypatch.setattr(transformers, "LensGptOssEncoder", theirs)
+        register()
+        assert transformers.LensGptOssEncoder is (theirs or LensGptOssEncoder)

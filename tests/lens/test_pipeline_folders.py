@@ -1,0 +1,257 @@
+"""Pipelines in folders: offloading, saving and loading, adapters."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from converter.lens import LensGptOssEncoder, LensPipeline, LensTransformer2DModel
+from tests.conftest import names_in
+from tests.lens.pipelines import (
+    PROMPT,
+    TOLERANCE,
+    Reference,
+    draw,
+    embeddings,
+    load,
+    noise,
+    picture,
+    quiet,
+    reference_blank,
+    reference_features,
+)
+from tests.lens.prompts import LAYERS, MXFP4, notices, pack_experts
+
+#: ``model_index.json`` of microsoft/Lens, without its version of diffusers.
+MODEL_INDEX: dict[str, Any] = {
+    "_class_name": "LensPipeline",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "LensGptOssEncoder"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "transformer": ["diffusers", "LensTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKLFlux2"],
+}
+#: Arguments and defaults of upstream's ``__call__``, in their order.
+ARGUMENTS: dict[str, Any] = {
+    "negative_prompt": "",
+    "height": None,
+    "width": None,
+    "base_resolution": None,
+    "aspect_ratio": None,
+    "num_inference_steps": 50,
+    "guidance_scale": 4.0,
+    "num_images_per_prompt": 1,
+    "generator": None,
+    "latents": None,
+    "prompt_embeds": None,
+    "prompt_mask": None,
+    "negative_prompt_embeds": None,
+    "negative_prompt_mask": None,
+    "output_type": "pil",
+    "return_dict": True,
+    "callback_on_step_end": None,
+    "callback_on_step_end_tensor_inputs": ["latents"],
+    "max_sequence_length": 512,
+    "enable_reasoner": False,
+}
+
+
+def offload_by_model(pipe: Any) -> bool:
+    pipe.enable_model_cpu_offload(device="cpu")
+    return all(hasattr(model, "_hf_hook") for model in (pipe.text_encoder, pipe.transformer, pipe.vae))
+
+
+def offload_by_layer(pipe: Any) -> bool:
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    models = (pipe.text_encoder, pipe.transformer, pipe.vae)
+    return all(parameter.is_meta for model in models for parameter in model.parameters())
+
+
+def offload_by_group(pipe: Any, **options: Any) -> bool:
+    cpu = torch.device("cpu")
+    pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, **options)
+    return all(
+        any(hasattr(module, "_diffusers_hook") for module in model.modules()) for model in (pipe.transformer, pipe.vae)
+    )
+
+
+def offload_by_blocks(pipe: Any) -> bool:
+    return offload_by_group(pipe, offload_type="block_level", num_blocks_per_group=2)
+
+
+def offload_by_leaves(pipe: Any) -> bool:
+    return offload_by_group(pipe, offload_type="leaf_level")
+
+
+@pytest.mark.parametrize("kind", ["folder", "quantized_folder"])
+@pytest.mark.parametrize("offload", [offload_by_model, offload_by_layer, offload_by_blocks, offload_by_leaves])
+def test_offloading_changes_no_bit(request: pytest.FixtureRequest, kind: str, offload: Callable[[Any], bool]) -> None:
+    source = request.getfixturevalue(kind)
+    expected = picture(load(source))
+    pipe = load(source)
+    assert offload(pipe)
+    # The second run finds its models where the first one left them.
+    assert [picture(pipe), picture(pipe)] == [expected, expected]
+
+
+def test_models_are_sent_back_after_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the models in turn, the next one sends the one before it back; nobody comes after the last."""
+    pipe = load(folder)
+    assert offload_by_model(pipe)
+    order: list[str] = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*values: Any, **options: Any) -> Any:
+            order.append(name)
+            return function(*values, **options)
+
+        return call
+
+    monkeypatch.setattr(pipe.vae, "decode", noted("decode", pipe.vae.decode))
+    monkeypatch.setattr(pipe, "maybe_free_model_hooks", noted("free", pipe.maybe_free_model_hooks))
+    picture(pipe)
+    assert order == ["decode", "free"]
+
+
+def test_offloading_by_layer_can_follow_offloading_by_model(folder: Path) -> None:
+    pipe = load(folder)
+    expected = picture(pipe)
+    assert offload_by_model(pipe)
+    assert picture(pipe) == expected
+    assert offload_by_layer(pipe)
+    assert picture(pipe) == expected
+
+
+@pytest.mark.parametrize("kind", ["folder", "quantized_folder"])
+def test_a_saved_pipeline_is_one_of_microsofts(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> None:
+    source = request.getfixturevalue(kind)
+    pipe = load(source)
+    expected = picture(pipe)
+    pipe.save_pretrained(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    index.pop("_diffusers_version")
+    index.pop("_name_or_path", None)
+    assert index == MODEL_INDEX
+    assert names_in(tmp_path / "saved") == ["model_index.json", *sorted(MODEL_INDEX.keys() - {"_class_name"})]
+    encoder = json.loads((tmp_path / "saved" / "text_encoder" / "config.json").read_text())
+    assert encoder["architectures"] == ["GptOssForCausalLM"]
+    loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path / "saved", dtype=torch.float32))
+    assert type(loaded) is LensPipeline
+    assert type(loaded.text_encoder) is LensGptOssEncoder
+    assert picture(loaded) == expected
+
+
+def test_a_pipeline_works_without_a_text_encoder(folder: Path, pipe: Any, tmp_path: Path) -> None:
+    alone = load(folder, text_encoder=None, tokenizer=None)
+    assert alone.text_encoder is alone.tokenizer is None
+    whole = embeddings(pipe)
+    expected = draw(pipe, None, **whole, latents=noise())
+    assert torch.equal(draw(alone, None, **whole, latents=noise()), expected)
+    positive = {key: value for key, value in whole.items() if key.startswith("prompt")}
+    blank = draw(pipe, None, **positive, latents=noise())
+    assert torch.equal(draw(alone, None, **positive, latents=noise()), blank)
+    for prompt, options in ((PROMPT, {}), (None, {**positive, "negative_prompt": "dog"})):
+        with pytest.raises(ValueError, match="no text encoder; give prompt_embeds"):
+            draw(alone, prompt, **options)
+    alone.save_pretrained(tmp_path / "saved")
+    assert names_in(tmp_path / "saved") == ["model_index.json", "scheduler", "transformer", "vae"]
+    loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path / "saved", dtype=torch.float32))
+    assert torch.equal(draw(loaded, None, **whole, latents=noise()), expected)
+
+
+def test_a_text_encoder_may_come_later(folder: Path, pipe: Any) -> None:
+    late = load(folder, text_encoder=None, tokenizer=None)
+    late.tokenizer = pipe.tokenizer
+    late.text_encoder = LensGptOssEncoder.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    assert torch.equal(draw(late, latents=noise()), draw(pipe, latents=noise()))
+
+
+def test_the_pipeline_looks_like_upstreams(pipe: Any) -> None:
+    assert (pipe.vae_scale_factor, pipe.latent_channels) == (16, 128)
+    assert (pipe.txt_offset, pipe.default_sample_size) == (97, 1024)
+    assert pipe.text_encoder._lens_selected_layers == LAYERS
+    assert LensPipeline.model_cpu_offload_seq == "text_encoder->transformer->vae"
+    assert LensPipeline._callback_tensor_inputs == ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    components = ["self", "scheduler", "vae", "text_encoder", "tokenizer", "transformer"]
+    assert list(inspect.signature(LensPipeline.__init__).parameters) == components
+    parameters = inspect.signature(LensPipeline.__call__).parameters
+    assert list(parameters)[: len(ARGUMENTS) + 2] == ["self", "prompt", *ARGUMENTS]
+    defaults = {name: parameters[name].default for name in ARGUMENTS}
+    names = defaults["callback_on_step_end_tensor_inputs"]
+    assert {**defaults, "callback_on_step_end_tensor_inputs": list(names)} == ARGUMENTS
+
+
+def test_a_packed_text_encoder_is_announced_by_the_pipeline(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "packed"
+    shutil.copytree(folder, source)
+    weights, config = source / "text_encoder" / "model.safetensors", source / "text_encoder" / "config.json"
+    packed, dense = pack_experts(load_file(weights))
+    # As in the real checkpoint: 411 tensors, and one more for each of 48 stacks of experts.
+    assert (len(dense), len(packed)) == (411, 459)
+    save_file(packed, weights, metadata={"format": "pt"})
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": MXFP4}))
+    pipe = load(source)
+    (notice,) = notices(caplog)
+    assert "it is unpacked" in notice
+    found = pipe.text_encoder.state_dict()
+    assert found.keys() == dense.keys()
+    assert all(torch.equal(found[name].bfloat16(), tensor) for name, tensor in dense.items())
+    assert draw(pipe, latents=noise()).isfinite().all()
+
+
+def test_an_adapter_is_loaded_and_unloaded(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    targets = ["img_qkv", "to_out.0", "txt_mlp.w1"]
+    peft: Any = importlib.import_module("peft")
+    config = peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=targets)
+    model = LensTransformer2DModel.from_pretrained(folder / "transformer")
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
+    pipe = load(folder)
+    state = pipe.transformer.state_dict()
+    before = draw(pipe, latents=noise())
+    adapter = load_file(tmp_path / "adapter_model.safetensors")
+    adapted = dict(state)
+    for name, down in adapter.items():
+        if name.endswith(".lora_A.weight"):
+            weight = name.removeprefix("base_model.model.").replace(".lora_A", "")
+            # The adapter's scale is alpha over its rank, 2.
+            adapted[weight] = state[weight] + 2 * adapter[name.replace("lora_A", "lora_B")] @ down
+    assert len(adapter) == 2 * len(targets) * pipe.transformer.config.num_layers
+    run = Reference(pipe, reference_features(pipe, [PROMPT]), reference_blank(1), 4.0, adapted)
+    expected = run.latents(noise())
+    pipe.load_lora_weights(tmp_path)
+    found = draw(pipe, latents=noise())
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert (found - before).abs().max() > 0.1
+    assert torch.equal(draw(pipe, latents=noise(), attention_kwargs={"scale": 0.0}), before)
+    pipe.unload_lora_weights()
+    assert torch.equal(draw(pipe, latents=noise()), before)
+    assert pipe.transformer.state_dict().keys() == state.keys()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+def test_a_component_that_is_set_later_keeps_its_name_in_the_index(folder: Path, tmp_path: Path) -> None:
+    pipe = load(folder)
+    pipe.text_encoder, pipe.tokenizer = pipe.text_encoder, pipe.tokenizer
+    pipe.transformer = torch.compile(pipe.transformer)
+    pipe.save_pretrained(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert {name: index[name] for name in MODEL_INDEX} == MODEL_INDEX
+
+
+def test_a_fresh_pipeline_can_be_asked_how_it_is(folder: Path) -> None:
+    pipe = load(folder, text_encoder=None, tokenizer=None)
+    assert (pipe.current_timestep, pipe.interrupt, pipe.num_timesteps) == (None, False, 0)
+    assert (pipe.attention_kwargs, pipe.do_classifier_free_guidance) == (None, False)
