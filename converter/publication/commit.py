@@ -1,33 +1,31 @@
-"""The one commit that publishes a release, and the question whether it was made.
+"""The one commit that publishes a release, and how to find out whether it was made.
 
-A commit is a single request. Where its answer is lost, the commit may have been made or not, and may be made later
-still: the request names the commit that it builds on, so that it can be made only once, and what the branch holds then
-tells which it was. Nothing is ever sent again on a guess.
+A commit is a single request. If its answer is lost, the commit may have been made, or not, or may still be made later.
+The request names the parent commit, so it can succeed only once, and the branch then shows which case it was. Nothing
+is sent again on a guess.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from converter.errors import HubError, MissingObject
-from converter.hub.failures import client_errors, hub_failure
+from converter.hub.failures import answered_status, client_errors, hub_failure
 from converter.hub.retry import is_transient
-from converter.publication.difference import Difference, compare
+from converter.publication.files import Difference, compare
 from converter.publication.preflight import FitRelease
 from converter.publication.session import HubSession
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
-#: Begins the line of a commit's description that tells which release it is.
+#: Begins the line of a commit's description that identifies the release.
 DESCRIPTION_KEY = "lensconv manifest sha256:"
-#: Commits that are looked through for one that was made while others came after it.
-_HISTORY = 50
-#: Statuses that say for certain that no commit was made. 409 and 412 do not: they may be the answer to a second request
-#: for what a first one has done.
-_REFUSALS = range(400, 409)
+#: Statuses which mean for certain that no commit was made. 409 and 412 do not: they may answer a second request for a
+#: commit that the first request has made, and 408 may come from a gateway.
+_REFUSALS = range(400, 408)
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Target:
     revision: str
     """A branch, or ``refs/pr/N``."""
     parent: str
-    """Its newest commit, which the new one builds on."""
+    """Its newest commit, which becomes the parent of the new one."""
 
 
 def make_commit(
@@ -48,22 +46,22 @@ def make_commit(
     operations: Sequence[CommitOperationAdd],
     message: str,
 ) -> str:
-    """Make the commit, once.
+    """Make the commit exactly once.
 
     Args:
-        session: with the repo.
-        release: what the repo will hold.
-        target: where.
+        session: the connection to the repo.
+        release: what the repo will contain.
+        target: where to commit.
         difference: between the release and the parent.
-        operations: that add files, already uploaded.
+        operations: add files, which are uploaded already.
         message: title of the commit.
 
     Returns:
-        The commit's id.
+        The id of the commit.
 
     Raises:
         MissingObject: the Hub has lost what was uploaded.
-        HubError: it refuses, does not answer in time, or something else was committed meanwhile.
+        HubError: the Hub refuses, does not answer in time, or another commit was made meanwhile.
     """
     from huggingface_hub import CommitOperationDelete
 
@@ -90,46 +88,38 @@ def make_commit(
 
 
 def _find_commit(session: HubSession, release: FitRelease, target: Target, error: BaseException) -> str | None:
-    """The commit that was made although its answer was lost; None where it was not made and may be tried again.
+    """Find the commit that was made although its answer was lost; None if none was made and it may be tried again.
 
     Raises:
         MissingObject: the Hub has lost what was uploaded.
-        HubError: it was refused, or something else was committed.
+        HubError: the commit was refused, or another one was made.
     """
-    status = _status(error)
+    status = answered_status(error)
     if status == 400 and "lfs pointer pointed to a file that does not exist" in str(error).lower():
-        raise MissingObject(f"{session.place}: the Hub does not have a file that was uploaded") from error
-    if status in _REFUSALS and status != 408:
-        raise hub_failure(f"{session.place}: committing", error) from error
+        raise MissingObject(f"{session.address}: the Hub does not have a file that was uploaded") from error
+    if status in _REFUSALS:
+        raise hub_failure(f"{session.address}: committing", error) from error
     head = session.refs().head(target.revision)
     if head == target.parent:
         if is_transient(error):
             return None
-        raise hub_failure(f"{session.place}: committing", error) from error
+        raise hub_failure(f"{session.address}: committing", error) from error
     made = _find_in_history(session, release, target, head)
     if made is None:
         raise HubError(
-            f"{session.place}: {target.revision} has changed since it was read; this release was not published",
-            "Look at what changed there; publishing again replaces it.",
+            f"{session.address}: {target.revision} has changed since it was read; this release was not published",
+            "Look at what changed there; if you publish again, the release replaces it.",
         ) from error
     return made
 
 
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
 def _find_in_history(session: HubSession, release: FitRelease, target: Target, head: str | None) -> str | None:
-    """The commit that holds the release, at the head of a branch or below what others committed since."""
+    """Find the commit that contains the release: the head of a branch, or one below later commits of others."""
     if head is None:
         return None
     if not compare(release.files, session.files_at(head).files):
         return head
-    commits: list[Any] = session.call(
-        "reading its history",
-        lambda: list(session.api.list_repo_commits(session.repository, revision=target.revision)[:_HISTORY]),
-    )
-    for commit in commits:
+    for commit in session.history(target.revision):
         if commit.commit_id == target.parent:
             break
         if release.manifest_sha256 in f"{commit.title}\n{commit.message}" and not compare(
