@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from converter.cli.options import PATH_OR_PLACE, dataclass_options, output_options, pass_console, recipe_options
+from converter.cli.options import PATH_OR_ADDRESS, dataclass_options, output_options, pass_console, recipe_options
 from converter.console import Console, readable_size, table
 from converter.conversion.options import ConvertOptions
 
@@ -17,7 +17,7 @@ from converter.conversion.options import ConvertOptions
     short_help="Say what a conversion would give.",
     epilog="Example: lensconv plan Lens/transformer --set '*.attn.to_out.0=int8'",
 )
-@click.argument("source", type=PATH_OR_PLACE)
+@click.argument("source", type=PATH_OR_ADDRESS)
 @recipe_options
 @dataclass_options(ConvertOptions, "jobs", "memory", "shard_bytes")
 @output_options

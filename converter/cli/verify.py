@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.options import PATH, PATH_OR_PLACE, output_options, pass_console
+from converter.cli.options import PATH, PATH_OR_ADDRESS, output_options, pass_console
 from converter.console import Console, readable_size, table, verdict
 from converter.errors import printable
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     short_help="Check a quantized checkpoint.",
     epilog="Example: lensconv verify Lens-uint4 --against Lens/transformer --checksums",
 )
-@click.argument("checkpoint", type=PATH_OR_PLACE)
+@click.argument("checkpoint", type=PATH_OR_ADDRESS)
 @click.option(
     "--against",
     metavar="SOURCE",
