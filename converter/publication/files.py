@@ -169,9 +169,7 @@ def noted_files(root: Path) -> dict[str, PublishedFile]:
     for name, note in notes.items():
         stamp = file_stamp(root / name)
         match note:
-            case {"stamp": [*noted], "sha256": str(sha256), "git_sha1": str(git_sha1)} if stamp and stamp == tuple(
-                noted
-            ):
+            case {"stamp": noted, "sha256": str(sha256), "git_sha1": str(git_sha1)} if stamp and noted == list(stamp):
                 found[name] = PublishedFile(name, root / name, stamp[0], sha256, git_sha1, stamp)
     return found
 

@@ -16,29 +16,23 @@ class PublishOptions:
     private: bool = field(
         default=False, metadata={"help": "Create the repo as private, if it does not exist; refuse a public one."}
     )
-    revision: str = field(
-        default=MAIN,
-        metadata={"help": "Branch to commit to; a new branch is made from main.", "shown": True},
-    )
+    revision: str = field(default=MAIN, metadata={"help": "Branch to commit to; a new branch is made from main."})
     tag: str | None = field(default=None, metadata={"help": "Tag the commit after it was checked, such as v1."})
     create_pr: bool = field(
         default=False,
         metadata={"help": "Commit to a pull request: to your open one with this message, or to a new one."},
     )
     message: str = field(
-        default="Publish the release",
-        metadata={"help": "Title of the commit and of the pull request.", "shown": True},
+        default="Publish the release", metadata={"help": "Title of the commit and of the pull request."}
     )
     read_back: bool = field(
-        default=False,
-        metadata={"help": "Read every uploaded byte back. By default, large files are sampled."},
+        default=False, metadata={"help": "Read every uploaded byte back. By default, large files are sampled."}
     )
     patience: int = field(
         default=300,
         metadata={
             "help": "Time limit in seconds for each request and its retries when the Hub does not answer.",
             "kind": "count",
-            "shown": True,
         },
     )
     receipt: Path | None = field(
