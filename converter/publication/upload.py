@@ -61,7 +61,7 @@ def upload(
     """
     operations: list[CommitOperationAdd] = []
     with reporter.progress("uploading", sum(file.bytes for file in files)) as shown:
-        for group in _groups(files):
+        for group in upload_groups(files):
             operations += _upload_group(session, group, revision, shown)
             # If a file has changed meanwhile, stop now and not after the last upload.
             refuse_changed(files)
@@ -141,7 +141,7 @@ def _operation(file: PublishedFile) -> CommitOperationAdd:
     return operation
 
 
-def _groups(files: Iterable[PublishedFile]) -> Iterator[list[PublishedFile]]:
+def upload_groups(files: Iterable[PublishedFile]) -> Iterator[list[PublishedFile]]:
     """Group files in the order of their upload: first the short ones together, then the long ones one by one."""
     files = list(files)
     short = [file for file in files if file.bytes < _LONG_BYTES]
