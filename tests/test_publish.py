@@ -228,7 +228,7 @@ def test_a_commit_that_is_refused_is_not_looked_for(release: Path, monkeypatch: 
     monkeypatch.setattr(session, "refs", lambda: RemoteRefs({"main": "b" * 40}, {}, {}))
     found = examine_release(release, "owner/tiny")
     with pytest.raises(HubError, match="committing: the Hub answers with status 403"):
-        make_commit(session, found, Target("main", "a" * 40), compare(found.files, {}), [], "Publish")
+        make_commit(session, found, Target("main", "a" * 40), [], "Publish")
 
 
 def test_a_release_that_was_examined_may_be_made_anew(release: Path) -> None:

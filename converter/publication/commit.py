@@ -11,15 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from converter.errors import HubError, MissingObject
-from converter.hub.failures import answered_status, client_errors, hub_failure
-from converter.hub.retry import is_transient
-from converter.publication.files import Difference, compare
+from converter.hub.failures import answered_status, client_errors
+from converter.publication.files import compare
 from converter.publication.preflight import FitRelease
 from converter.publication.session import HubSession
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 #: Begins the line of a commit's description that identifies the release.
 DESCRIPTION_KEY = "lensconv manifest sha256:"
@@ -42,8 +40,7 @@ def make_commit(
     session: HubSession,
     release: FitRelease,
     target: Target,
-    difference: Difference,
-    operations: Sequence[CommitOperationAdd],
+    operations: Sequence[CommitOperationAdd | CommitOperationDelete],
     message: str,
 ) -> str:
     """Make the commit exactly once.
@@ -52,8 +49,7 @@ def make_commit(
         session: the connection to the repo.
         release: what the repo will contain.
         target: where to commit.
-        difference: between the release and the parent.
-        operations: add files, which are uploaded already.
+        operations: turn the parent into the release; the files that they add are uploaded already.
         message: title of the commit.
 
     Returns:
@@ -63,15 +59,12 @@ def make_commit(
         MissingObject: the Hub has lost what was uploaded.
         HubError: the Hub refuses, does not answer in time, or another commit was made meanwhile.
     """
-    from huggingface_hub import CommitOperationDelete
-
-    deletions = [CommitOperationDelete(path_in_repo=name, is_folder=False) for name in difference.deleted]
 
     def send() -> str:
         try:
             info = session.api.create_commit(
                 session.repository,
-                [*operations, *deletions],
+                operations,
                 commit_message=message,
                 commit_description=f"{DESCRIPTION_KEY} {release.manifest_sha256}",
                 revision=target.revision,
@@ -81,6 +74,7 @@ def make_commit(
         except client_errors() as error:
             made = _find_commit(session, release, target, error)
             if made is None:
+                # The session tries again if this error may pass, and reports it if not.
                 raise
             return made
 
@@ -88,26 +82,24 @@ def make_commit(
 
 
 def _find_commit(session: HubSession, release: FitRelease, target: Target, error: BaseException) -> str | None:
-    """Find the commit that was made although its answer was lost; None if none was made and it may be tried again.
+    """Find the commit that was made although the answer is an error; None if no commit was made.
 
     Raises:
         MissingObject: the Hub has lost what was uploaded.
-        HubError: the commit was refused, or another one was made.
+        HubError: another commit was made.
     """
     status = answered_status(error)
     if status == 400 and "lfs pointer pointed to a file that does not exist" in str(error).lower():
-        raise MissingObject(f"{session.address}: the Hub does not have a file that was uploaded") from error
+        raise session.lost_upload() from error
     if status in _REFUSALS:
-        raise hub_failure(f"{session.address}: committing", error) from error
+        return None
     head = session.refs().head(target.revision)
     if head == target.parent:
-        if is_transient(error):
-            return None
-        raise hub_failure(f"{session.address}: committing", error) from error
+        return None
     made = _find_in_history(session, release, target, head)
     if made is None:
-        raise HubError(
-            f"{session.address}: {target.revision} has changed since it was read; this release was not published",
+        raise session.error(
+            f"{target.revision} has changed since it was read; this release was not published",
             "Look at what changed there; if you publish again, the release replaces it.",
         ) from error
     return made

@@ -48,11 +48,7 @@ class FitRelease:
 
 
 def examine_release(
-    root: Path,
-    repository: str,
-    reporter: Reporter = SILENT,
-    *,
-    trusted_from: int | None = None,
+    root: Path, repository: str, reporter: Reporter = SILENT, *, trusted_from: int | None = None
 ) -> FitRelease:
     """Check that a release may be published.
 
@@ -74,11 +70,7 @@ def examine_release(
         raise ReleaseError(
             f"{root}: has no {MANIFEST_NAME}, which lists the files to publish", "Make it with `lensconv convert`."
         )
-    _refuse(
-        root,
-        find_faults(root, manifest.files),
-        "Move files that do not belong there elsewhere; list a card with `lensconv card`.",
-    )
+    _refuse(root, find_faults(root, manifest.files), "Move other files elsewhere; add a card with `lensconv card`.")
     _refuse(root, _secrets_in(root, (*manifest.files, MANIFEST_NAME)), "Remove it, and revoke it where it was issued.")
     _refuse(root, _card_faults(root, repository), "Make the card again with `lensconv card`.")
     _refuse(root, _weight_faults(root, manifest.files), "Convert again, or download the release again.")

@@ -46,11 +46,7 @@ def prove_records(files: Iterable[PublishedFile], remote: RemoteRepo) -> None:
 
 
 def prove_bytes(
-    files: Iterable[PublishedFile],
-    remote: RemoteRepo,
-    *,
-    everything: bool,
-    reporter: Reporter = SILENT,
+    files: Iterable[PublishedFile], remote: RemoteRepo, *, everything: bool, reporter: Reporter = SILENT
 ) -> ReadBack:
     """Read files back the way people download them, and compare them with the release.
 

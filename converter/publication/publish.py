@@ -41,11 +41,7 @@ _ANSWER_SECONDS = 120
 
 
 def publish(
-    root: Path,
-    repository: str,
-    options: PublishOptions | None = None,
-    *,
-    reporter: Reporter = SILENT,
+    root: Path, repository: str, options: PublishOptions | None = None, *, reporter: Reporter = SILENT
 ) -> Receipt:
     """Publish a release in one verified commit, or leave the repo as it is.
 
@@ -150,14 +146,14 @@ class _Publication:
             info = self.session.describe()
         name = getattr(info, "id", self.session.repository)
         if name != self.session.repository:
-            raise HubError(
-                f"{self.session.address}: is called {name} now",
+            raise self.session.error(
+                f"is called {name} now",
                 "Make the card again with this name (`lensconv card --repo`), then publish to it.",
             )
         self.private = bool(getattr(info, "private", self.options.private))
         if self.options.private and not self.private:
-            raise HubError(
-                f"{self.session.address}: is public, and --private does not change that",
+            raise self.session.error(
+                "is public, and --private does not change that",
                 "Change it on the repo's settings page first, or publish without --private.",
             )
         # Everyone who may read the repo may open a pull request.
@@ -173,7 +169,7 @@ class _Publication:
             refs = self.session.refs()
         head = refs.head(revision) or refs.head(MAIN)
         if head is None:
-            raise HubError(f"{self.session.address}: has no branch {MAIN}", "Look at the repo's page.")
+            raise self.session.error(f"has no branch {MAIN}", "Look at the repo's page.")
         return Target(revision, head)
 
     def _enter_pull_request(self, user: str) -> Target:
@@ -182,9 +178,7 @@ class _Publication:
         revision = f"refs/pr/{self.pull_request}"
         head = self.session.refs().head(revision)
         if head is None:
-            raise HubError(
-                f"{self.session.address}: pull request {self.pull_request} has no commit", "Look at its page."
-            )
+            raise self.session.error(f"pull request {self.pull_request} has no commit", "Look at its page.")
         return Target(revision, head)
 
     def _difference(self, target: Target) -> Difference:
@@ -220,10 +214,10 @@ class _Publication:
             raise HubError(error.message, LATER_HINT if constants.HF_HUB_DISABLE_XET else XET_HINT) from error
 
     def _upload_and_commit(self, target: Target, difference: Difference) -> str:
-        operations = upload(self.session, difference.added, target.revision, self.reporter)
+        operations = upload(self.session, difference, target.revision, self.reporter)
         refuse_changed(self.release.files)
         note_hashed(self.release.root, difference.added)
-        return make_commit(self.session, self.release, target, difference, operations, self.options.message)
+        return make_commit(self.session, self.release, target, operations, self.options.message)
 
     def _prove(self, commit: str, target: Target, difference: Difference) -> ReadBack | None:
         """Compare the commit with the release. Files that an earlier run has read back are not read again."""
@@ -250,10 +244,9 @@ class _Publication:
             raise self._taken_tag(tagged)
 
     def _taken_tag(self, tagged: str | None) -> HubError:
-        return HubError(
-            f"{self.session.address}: tag {self.options.tag} names {(tagged or 'no commit')[:12]}, "
-            "which is not this release",
-            "Choose another name for the tag.",
+        named = (tagged or "no commit")[:12]
+        return self.session.error(
+            f"tag {self.options.tag} names {named}, which is not this release", "Choose another name for the tag."
         )
 
     def _receipt(

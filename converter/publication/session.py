@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from converter.errors import HubError
+from converter.errors import HubError, MissingObject
 from converter.hub.failures import redact
 from converter.hub.places import HubPlace
 from converter.hub.remote import RemoteRepo
@@ -18,6 +18,8 @@ from converter.hub.retry import Retry
 
 #: Newest commits of a branch that are searched for an earlier publication.
 _HISTORY = 50
+_TOKEN_HINT = "Set HF_TOKEN, or log in with `hf auth login`."  # noqa: S105 - not a token
+#: Text of a pull request.
 _DESCRIPTION = (
     "This pull request contains a whole release in one commit. It was made with `lensconv publish --create-pr`; the "
     "same command with the same message updates it."
@@ -70,6 +72,14 @@ class HubSession:
         """
         return self.retry.call(f"{self.address}: {what}", function)
 
+    def error(self, message: str, hint: str = "") -> HubError:
+        """Return an error about this repo."""
+        return HubError(f"{self.address}: {message}", hint)
+
+    def lost_upload(self) -> MissingObject:
+        """Return the error for a file that the Hub no longer has."""
+        return MissingObject(f"{self.address}: the Hub does not have a file that was uploaded")
+
     @property
     def page(self) -> str:
         """Web address of the repo."""
@@ -87,16 +97,13 @@ class HubSession:
             token = self.call("looking for the token", get_token)
         except HubError as error:
             if isinstance(error.__cause__, UnicodeError):
-                raise HubError(
-                    f"{self.address}: the file that should contain the token is not text",
-                    "Log in again with `hf auth login`, or set HF_TOKEN.",
-                ) from error
+                raise self.error("the file that should contain the token is not text", _TOKEN_HINT) from error
             raise
         if not token:
-            raise HubError(f"{self.address}: there is no token", "Set HF_TOKEN, or log in with `hf auth login`.")
+            raise self.error("there is no token", _TOKEN_HINT)
         name = self.call("checking the token", self.api.whoami).get("name")
         if not isinstance(name, str):
-            raise HubError(f"{self.address}: the Hub does not say whose token this is", "Check HF_ENDPOINT.")
+            raise self.error("the Hub does not say whose token this is", "Check HF_ENDPOINT.")
         return name
 
     def describe(self) -> Any | None:
@@ -217,6 +224,4 @@ class HubSession:
 
         faults = self.call("checking the card", ask)
         if faults:
-            raise HubError(
-                f"{self.address}: the Hub refuses the card: {redact('; '.join(faults))}", "Correct README.md."
-            )
+            raise self.error(f"the Hub refuses the card: {redact('; '.join(faults))}", "Correct README.md.")

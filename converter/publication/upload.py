@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.console import SILENT, Progress, Reporter
-from converter.errors import HubError, MissingObject, ReleaseError
+from converter.errors import ReleaseError
 from converter.hub.failures import client_errors, deciding
 from converter.publication.files import (
     MAXIMUM_REGULAR_BYTES,
+    Difference,
     PublishedFile,
     changed_error,
     read_unchanged,
@@ -27,7 +28,7 @@ from converter.publication.files import (
 from converter.publication.session import HubSession
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 #: Files of at least this size are uploaded one by one.
 _LONG_BYTES = 32 << 20
@@ -41,16 +42,13 @@ _POLL_SECONDS = 0.25
 
 
 def upload(
-    session: HubSession,
-    files: Sequence[PublishedFile],
-    revision: str,
-    reporter: Reporter = SILENT,
-) -> list[CommitOperationAdd]:
-    """Upload files, and return the operations of a commit that adds them.
+    session: HubSession, difference: Difference, revision: str, reporter: Reporter = SILENT
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Upload what a repo does not have, and return the operations of the commit that removes the difference.
 
     Args:
         session: the connection to the repo.
-        files: the files to upload.
+        difference: between the release and the repo.
         revision: branch or pull request of the later commit.
         reporter: shows progress.
 
@@ -59,12 +57,16 @@ def upload(
         HubError: the Hub refuses, or does not answer.
         ReleaseError: a file has changed since it was examined.
     """
-    operations: list[CommitOperationAdd] = []
-    with reporter.progress("uploading", sum(file.bytes for file in files)) as shown:
-        for group in upload_groups(files):
+    from huggingface_hub import CommitOperationDelete
+
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationDelete(path_in_repo=name, is_folder=False) for name in difference.deleted
+    ]
+    with reporter.progress("uploading", difference.added_bytes) as shown:
+        for group in upload_groups(difference.added):
             operations += _upload_group(session, group, revision, shown)
             # If a file has changed meanwhile, stop now and not after the last upload.
-            refuse_changed(files)
+            refuse_changed(difference.added)
     return operations
 
 
@@ -91,7 +93,7 @@ def _upload_group(
             # The Hub is right to refuse a file that has changed.
             refuse_changed(group)
             if _is_missing(error):
-                raise MissingObject(f"{session.address}: the Hub does not have a file that was uploaded") from error
+                raise session.lost_upload() from error
             raise
         return operations
 
@@ -99,9 +101,8 @@ def _upload_group(
     operations = session.call(f"uploading {name}", send)
     for file, operation in zip(group, operations, strict=True):
         if getattr(operation, "_should_ignore", False):
-            raise HubError(
-                f"{session.address}: a .gitignore in the repo excludes {file.name}",
-                "Delete it on the repo's page, then publish again.",
+            raise session.error(
+                f"a .gitignore in the repo excludes {file.name}", "Delete it on the repo's page, then publish again."
             )
         # The client has hashed what it sent.
         if operation.upload_info.sha256.hex() != file.sha256:
