@@ -7,7 +7,7 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Run the command and exit with its code."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Until the command itself listens, Ctrl-C ends the process without a traceback out of some import.
+        # Until the command handles signals itself, Ctrl-C ends the process without the traceback of an import.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     from converter.cli.main import main as run_command

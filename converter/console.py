@@ -1,7 +1,7 @@
-"""The one place that prints.
+"""The only module that prints.
 
-Results go to stdout only with ``--json``, as exactly one object; everything for people goes to stderr. ``--quiet``
-leaves nothing but errors. Text from files is printed as text: never as markup, never with control characters.
+Results go to stdout only with ``--json``, as exactly one object; everything for people goes to stderr. With ``--quiet``
+only errors are printed. Text from files is printed as text, never as markup and never with control characters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from converter.errors import LensconvError, OutputError, printable, reason_of
@@ -22,20 +21,20 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
 
-#: Seconds between two lines of progress where there is no terminal to draw on.
+#: Seconds between two lines of progress, if stderr is not a terminal.
 LINE_INTERVAL = 5.0
-#: Characters of one line for people; names from files can be longer than any screen.
+#: Characters of one line for people; names from files can be very long.
 LINE_LIMIT = 2000
 
 
 class Progress:
-    """How far some work has come. This one shows nothing.
+    """How much of some work is done. This class shows nothing.
 
     Args:
-        label: what is being done.
+        label: names the work.
         total: how much there is to do.
         unit: what is counted; empty for bytes.
-        clock: seconds, from any start.
+        clock: returns seconds, from any start.
     """
 
     def __init__(
@@ -51,35 +50,33 @@ class Progress:
         self._lock = threading.Lock()
 
     def skip(self, size: int) -> None:
-        """Count what was done before this run; it says nothing about its speed."""
+        """Count what was done before this run, and ignore it in the speed."""
         with self._lock:
             self.done += size
             self._skipped += size
 
     def advance(self, size: int) -> None:
-        """Count what is done. Any thread may call this."""
+        """Count work that was just done. Any thread may call this."""
         with self._lock:
             self.done += size
 
     @property
     def rate(self) -> float:
-        """What is done per second so far."""
+        """How much was done per second so far."""
         return (self.done - self._skipped) / max(self._clock() - self._started, 1e-9)
 
     def refresh(self) -> None:
-        """Show the state, if it is time to. Only the main thread calls this."""
+        """Show the state, if the last one is old enough. Only the main thread calls this."""
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.refresh()
 
 
 class LineProgress(Progress):
-    """A line every few seconds, for logs.
+    """Print a line every few seconds, for logs.
 
     Args:
         write: prints one line.
@@ -113,7 +110,7 @@ class LineProgress(Progress):
 
 
 class BarProgress(Progress):
-    """A bar with what is done, how fast (for bytes) and the time that is left, for terminals.
+    """Draw a bar with the amount done, the speed (of bytes) and the time left, for terminals.
 
     Args:
         console: the terminal.
@@ -144,31 +141,29 @@ class BarProgress(Progress):
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.refresh()
         self._bar.stop()
 
 
 class Reporter:
-    """Where work tells how far it has come and what its user wants to know. This one shows nothing."""
+    """Receives the progress and the notes of some work. This class shows nothing."""
 
     def progress(self, label: str, total: int, unit: str = "") -> Progress:
-        """Show the progress of work on so many bytes, or on so many of what ``unit`` says, as a context manager."""
+        """Return a context manager that shows the progress of work on ``total`` bytes, or on ``total`` units."""
         return Progress(label, total, unit)
 
     def note(self, text: str) -> None:
-        """Say something that users want to know."""
+        """Show a line that users want to know."""
 
 
-#: What library calls report to unless told otherwise.
+#: The default reporter of library calls.
 SILENT = Reporter()
 
 
 @dataclass
 class Console(Reporter):
-    """Where a command's results, notes, errors and progress go."""
+    """Prints the results, notes, errors and progress of a command."""
 
     as_json: bool = False
     """Whether the result is one JSON object on stdout."""
@@ -178,7 +173,7 @@ class Console(Reporter):
     stderr: TextIO | None = None
 
     def result(self, payload: Mapping[str, Any], *render: RenderableType) -> None:
-        """Give the result: the payload as JSON, or its rendering for people."""
+        """Print the result: the payload as JSON, or its rendering for people."""
         if self.as_json:
             self._write_json(payload)
         elif not self.quiet:
@@ -186,25 +181,25 @@ class Console(Reporter):
                 self._rich().print(printable(item, LINE_LIMIT) if isinstance(item, str) else item)
 
     def note(self, text: str) -> None:
-        """Say something that people want to know."""
+        """Print a line that people want to know, unless ``--quiet`` is given."""
         if not self.quiet:
             self._write(text)
 
     def warn(self, text: str) -> None:
-        """Say something that people should know."""
+        """Print a warning, unless ``--quiet`` is given."""
         if not self.quiet:
             self._write(f"warning: {text}")
 
     def error(self, error: LensconvError) -> None:
-        """Say what went wrong, and what to do about it."""
+        """Print what went wrong, and what to do about it."""
         if self.as_json:
             with suppress(OutputError):
                 self._write_json(error.to_dict())
                 return
-        self._write(f"error: {error.message}" + (f". {error.hint}" if error.hint else ""))
+        self._write(f"error: {error.with_hint}")
 
     def progress(self, label: str, total: int, unit: str = "") -> Progress:
-        """Show progress as a bar on a terminal, as lines elsewhere."""
+        """Show progress: as a bar on a terminal, as lines elsewhere."""
         if self.quiet:
             return Progress(label, total, unit)
         if self._error_stream().isatty():
@@ -213,7 +208,7 @@ class Console(Reporter):
 
     def _write(self, line: str) -> None:
         stream = self._error_stream()
-        # One write a line, so that lines of several processes do not mix.
+        # One write for each line, so that lines of several processes do not mix.
         stream.write(printable(line, LINE_LIMIT) + "\n")
         stream.flush()
 
@@ -237,10 +232,10 @@ class Console(Reporter):
 
 
 class _Forgiving:
-    """A stream that says nothing more once nobody listens: what is shown must not stop the work that it shows.
+    """A stream that ignores errors when it writes: if the reader is gone, the work must continue.
 
     Args:
-        stream: what to write to.
+        stream: the stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -250,19 +245,19 @@ class _Forgiving:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, if it is possible."""
+        """Write, if possible."""
         with suppress(OSError, ValueError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if it is possible."""
+        """Flush, if possible."""
         with suppress(OSError, ValueError):
             self._stream.flush()
 
 
 def readable_size(size: int) -> str:
-    """A number of bytes for people: GB are 10^9 bytes."""
+    """Format a number of bytes for people: GB are 10^9 bytes."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= factor:
             return f"{size / factor:.{3 if unit == 'GB' else 1}f} {unit}"
@@ -270,7 +265,7 @@ def readable_size(size: int) -> str:
 
 
 def verdict(text: str, *, ok: bool) -> RenderableType:
-    """A line about something that was checked, with a mark before it."""
+    """Return a line about something that was checked, with a mark before it."""
     from rich.text import Text
 
     mark = Text("  ok    ", style="green") if ok else Text("  FAIL  ", style="bold red")
@@ -278,7 +273,7 @@ def verdict(text: str, *, ok: bool) -> RenderableType:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> RenderableType:
-    """A table for people; every column but the first is set to the right."""
+    """Return a table for people; every column except the first is aligned right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

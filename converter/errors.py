@@ -1,19 +1,19 @@
 """Every error that lensconv raises on purpose.
 
-Each class carries the exit code of the command that it ends; nothing else in the project decides one.
+Each class has the exit code of the command that it ends. Exit codes are decided only here.
 
 LensconvError               exit 1: what was examined or made is not what it should be
 ├── InputError               exit 2: what was given is malformed, missing or unsupported
 │   ├── UsageError               the command line itself
-│   ├── FileError                a file at fault is named
-│   │   ├── MissingInput             a file or folder is not there, or cannot be read
+│   ├── FileError                a file cannot be used; the message names it
+│   │   ├── MissingInput             a file or folder does not exist, or cannot be read
 │   │   ├── MalformedCheckpoint      a safetensors file, an index or a config breaks its format, or they disagree
-│   │   ├── RecipeError              a recipe is malformed, or names nothing in the model
-│   │   ├── SuiteError               a suite of prompts, or a card that should hold one, is malformed
+│   │   ├── RecipeError              a recipe is malformed, or names something that the model does not have
+│   │   ├── SuiteError               a suite of prompts, or a card that should contain one, is malformed
 │   │   └── EvidenceError            a file of measurements has another format, or its figures contradict each other
-│   ├── UnsupportedCheckpoint    well formed, but not something that can be converted or checked
-│   ├── NonFiniteWeight          NaN or infinity where a weight should be
-│   └── OutputError              the output exists already, lies inside the source, is read-only or in use
+│   ├── UnsupportedCheckpoint    well formed, but it cannot be converted or checked
+│   ├── NonFiniteWeight          a weight is NaN or infinity
+│   └── OutputError              the output exists already, is inside the source, is read-only or in use
 ├── ResourceError            exit 3: the machine lacks something
 │   ├── DiskError                free space
 │   ├── MemoryLimitError         memory
@@ -21,8 +21,8 @@ LensconvError               exit 1: what was examined or made is not what it sho
 │   └── DependencyError          a package
 ├── HubError                 exit 4: the Hub refuses, lacks something, differs, or cannot be reached
 │   └── MissingObject            it no longer has a file that was uploaded
-├── ReleaseError             exit 1: a release holds what must not be published, or is not what its manifest says
-├── ImageError               exit 1: the model drew something that is no image
+├── ReleaseError             exit 1: a release contains what must not be published, or differs from its manifest
+├── ImageError               exit 1: the model generated something that is not an image
 └── Interrupted              exit 130: Ctrl-C or a termination signal
 """
 
@@ -37,11 +37,11 @@ MESSAGE_LIMIT = 2000
 
 
 class LensconvError(Exception):
-    """Base of all errors raised on purpose: one line that says what is wrong, and one that says what to do.
+    """Base of all errors raised on purpose: one line says what is wrong, and one says what to do.
 
     Args:
-        message: what is wrong, naming the file and the tensor.
-        hint: what to do next; empty when the message already says it.
+        message: what is wrong, with the names of the file and the tensor; without a full stop.
+        hint: what to do next, in sentences; empty when the message already says it.
     """
 
     exit_code: ClassVar[int] = 1
@@ -51,41 +51,49 @@ class LensconvError(Exception):
         super().__init__(self.message)
         self.hint = printable(hint, MESSAGE_LIMIT)
 
+    @property
+    def with_hint(self) -> str:
+        """The message and the hint, as one line."""
+        if not self.hint:
+            return self.message
+        ends_sentence = self.message.rstrip("\"')").endswith((".", "?", "!", "…"))
+        return f"{self.message}{'' if ends_sentence else '.'} {self.hint}"
+
     def to_dict(self) -> dict[str, dict[str, str]]:
-        """The object that ``--json`` prints in place of a result."""
+        """Return the object that ``--json`` prints instead of a result."""
         return {"error": {"type": type(self).__name__, "message": self.message, "hint": self.hint}}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, str]) -> LensconvError:
-        """The error that another process of lensconv has told: what ``error`` holds in the object of ``to_dict``."""
+        """Return the error that another process of lensconv reported: ``content`` is ``error`` of its ``to_dict``."""
         kinds = [LensconvError]
         for kind in kinds:
             kinds += kind.__subclasses__()
         kind = next((kind for kind in kinds if kind.__name__ == content["type"]), LensconvError)
-        # Some of the classes put their message together from parts.
+        # Some classes build their message from several arguments.
         error = kind.__new__(kind)
         LensconvError.__init__(error, content["message"], content["hint"])
         return error
 
 
 class InputError(LensconvError):
-    """What was given cannot be used."""
+    """The input cannot be used."""
 
     exit_code = 2
 
 
 class UsageError(InputError):
-    """The command line does not make sense."""
+    """The command line is wrong: an option or a value is unknown, or options contradict each other."""
 
 
 class FileError(InputError):
     """A file cannot be used.
 
     Args:
-        file: the file at fault, or whatever else says where the fault is.
+        file: the file with the fault, or another text that says where the fault is.
         reason: what is wrong with it.
-        hint: what to do next; by default what the class says.
-        tensor: the tensor at fault, where there is one.
+        hint: what to do next; by default the hint of the class.
+        tensor: the tensor with the fault, if there is one.
     """
 
     default_hint: ClassVar[str] = ""
@@ -100,7 +108,7 @@ class FileError(InputError):
 
 
 class MissingInput(FileError):
-    """A file or folder is not there, or cannot be read."""
+    """A file or folder does not exist, or cannot be read."""
 
     default_hint = "Check the path and its permissions."
 
@@ -116,25 +124,25 @@ class RecipeError(FileError):
 
 
 class EvidenceError(FileError):
-    """A file of measurements is not what it should be."""
+    """A file of measurements has another format, or its figures contradict each other."""
 
     default_hint = "Measure again with `lensconv bench`; do not edit it."
 
 
 class SuiteError(FileError):
-    """A suite of prompts is malformed, or a card holds none that can be read without guessing."""
+    """A suite of prompts is malformed, or a card contains none that can be read without guessing."""
 
 
 class UnsupportedCheckpoint(InputError):
-    """The checkpoint is well formed, but it is not something that can be converted or checked."""
+    """The checkpoint is well formed, but it cannot be converted or checked."""
 
 
 class NonFiniteWeight(InputError):
-    """A weight holds NaN, infinity, or a value that overflows bfloat16."""
+    """A weight contains NaN, infinity, or a value that overflows bfloat16."""
 
 
 class OutputError(InputError):
-    """The output cannot be written where it was asked for."""
+    """The output cannot be written to this path."""
 
 
 class ResourceError(LensconvError):
@@ -148,55 +156,55 @@ class DiskError(ResourceError):
 
 
 class MemoryLimitError(ResourceError):
-    """The memory that was allowed does not suffice."""
+    """The allowed memory is not enough."""
 
 
 class DeviceError(ResourceError):
-    """The accelerator that was asked for is not there."""
+    """The requested accelerator is not available."""
 
 
 class DependencyError(ResourceError):
-    """A package is missing, or a version of it cannot do what is asked."""
+    """A package is missing, or its version does not have what is needed."""
 
 
 class HubError(LensconvError):
-    """The Hub refuses, lacks what was asked for, holds something else, or cannot be reached."""
+    """The Hub refuses, lacks something, has other contents than expected, or cannot be reached."""
 
     exit_code = 4
 
 
 class MissingObject(HubError):
-    """The Hub does not have what was uploaded; with fresh operations it is uploaded again."""
+    """The Hub does not have what was uploaded. With new operations, it is uploaded again."""
 
 
 class ReleaseError(LensconvError):
-    """A release holds what must not be published, or is not what its manifest says."""
+    """A release contains what must not be published, or differs from its manifest."""
 
 
 class ImageError(LensconvError):
-    """What the model drew is no image."""
+    """The model generated something that is not an image."""
 
 
 class Interrupted(LensconvError):
-    """The user or the system asked the command to stop."""
+    """The user or the system stopped the command."""
 
     exit_code = 130
 
 
 def unreadable(file: PurePath | str, error: OSError, hint: str | None = None) -> MissingInput:
-    """The error for a file that the system does not let us read."""
+    """Return the error for a file that the system does not allow to read."""
     return MissingInput(file, reason_of(error), hint)
 
 
 def reason_of(error: OSError) -> str:
-    """What the system says, without the path, which messages name themselves."""
+    """Return the system's reason without the path, because messages name the path themselves."""
     return error.strerror or str(error)
 
 
 def printable(text: str, limit: int = 200) -> str:
     """Make a string from a file safe to show: control characters escaped, one line, at most ``limit`` characters.
 
-    What is too long loses its middle: names are told apart by their ends, and messages end with what is wrong.
+    A longer string loses its middle, because names differ at their ends, and messages end with what is wrong.
     """
     safe = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
     if len(safe) <= limit:

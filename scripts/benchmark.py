@@ -30,7 +30,8 @@ from converter.rendering import render
 
 ROOT = Path(__file__).resolve().parents[1]
 PIECE_BYTES = 4 << 20
-#: The table in the README is between these lines.
+#: The page with the table, and the lines before and after it.
+PAGE = ROOT / "docs" / "how-it-works.md"
 BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
 
 REFERENCE = """
@@ -57,14 +58,14 @@ class Measurement:
 
 
 def main() -> None:
-    """Measure, write the JSON, and put the table into the README if asked to."""
+    """Measure, write the JSON, and put the table into the documentation if asked to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=48, help="blocks of the timed model (default 48: 16.4 GB)")
     parser.add_argument("--depths", default="6,12,24,48", help="blocks at which memory is measured")
     parser.add_argument("--runs", type=int, default=3, help="timed runs of each program")
     parser.add_argument("--work", type=Path, default=Path("benchmark-work"), help="folder for sources and outputs")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "conversion.json", help="where results go")
-    parser.add_argument("--readme", action="store_true", help="replace the table in the README")
+    parser.add_argument("--page", action="store_true", help=f"replace the table in docs/{PAGE.name}")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     depths = [measure_depth(arguments.work, int(layers)) for layers in arguments.depths.split(",")]
@@ -73,11 +74,10 @@ def main() -> None:
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     table = render("benchmark_table.md.jinja", **result, **summarise(result))
     print(table)
-    if arguments.readme:
-        readme = ROOT / "README.md"
-        before, _, rest = readme.read_text().partition(BEGIN)
+    if arguments.page:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
         _, _, after = rest.partition(END)
-        readme.write_text(f"{before}{BEGIN}\n{table}{END}{after}")
+        PAGE.write_text(f"{before}{BEGIN}\n{table}{END}{after}")
 
 
 def measure_depth(work: Path, layers: int) -> dict[str, int]:

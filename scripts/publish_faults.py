@@ -33,8 +33,7 @@ from converter.hub.addresses import HubAddress
 from converter.hub.remote import RemoteRepo
 from converter.presentation.card.make_card import make_card
 from converter.presentation.card.options import CardOptions
-from converter.publication.difference import compare
-from converter.publication.files import PublishedFile
+from converter.publication.files import PublishedFile, compare
 from converter.publication.preflight import examine_release
 from converter.rehearsal.settings import Account, HubSettings
 from converter.synthesis.synthesize import synthesize
@@ -424,7 +423,7 @@ SCENES: dict[str, Scene] = {
     ),
     "a file is removed while it is committed": Scene(
         codes=(1,),
-        reason="long.bin: has changed since it was published",
+        reason="long.bin: has changed since it was examined; the commit could not be checked",
         fault=_pause("/commit/"),
         meanwhile=lambda stage: (stage.release / "long.bin").unlink(),
         long=True,

@@ -16,10 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import click
 import pytest
 from hypothesis import HealthCheck, settings
 
-from converter.cli.main import run
+from converter.cli.main import COMMANDS, cli, run
 from converter.console import Console
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes is the machine's affair.
 settings.register_profile("lensconv", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("lensconv")
+
+
+def all_commands() -> dict[str, click.Command]:
+    """By what is typed, those below a group too."""
+    found: dict[str, click.Command] = {}
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        below = command.commands if isinstance(command, click.Group) else {}
+        found |= {f"{name} {part}": other for part, other in below.items()} or {name: command}
+    return found
 
 
 @dataclass(frozen=True)

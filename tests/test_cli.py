@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -23,28 +24,17 @@ import torch
 
 from converter.checkpoint.header import TensorEntry, encode_header
 from converter.cli import main as main_module
-from converter.cli.main import COMMANDS, cli, run
+from converter.cli.main import cli, run
 from converter.console import Console
 from converter.conversion.preview import CUDA_LIBRARY_BYTES
 from converter.errors import InputError
 from converter.measurement.evidence.files import FORMATS
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.schemas import NAMES, load_schema
-from tests.conftest import ROOT, Outcome, run_process, snapshot
+from tests.conftest import ROOT, Outcome, all_commands, run_process, snapshot
 from tests.published import published_matrix
 
 Lensconv = Callable[..., Outcome]
-
-
-def all_commands() -> dict[str, click.Command]:
-    """By what is typed, those below a group too."""
-    found: dict[str, click.Command] = {}
-    for name in COMMANDS:
-        command = cli.get_command(click.Context(cli), name)
-        assert command is not None
-        below = command.commands if isinstance(command, click.Group) else {}
-        found |= {f"{name} {part}": other for part, other in below.items()} or {name: command}
-    return found
 
 
 def imports_of(*arguments: object) -> set[str]:
@@ -190,11 +180,12 @@ def test_a_failed_check_exits_with_one(lensconv: Lensconv, lens_output: Path, tm
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["plan"], "Missing argument 'SOURCE'"),
-        (["plan", "x", "--memory", "much"], "is no size"),
+        (["plan", "x", "--memory", "much"], "is not a size"),
         (["plan", "x", "--memory", "0"], "at least one byte"),
         (["convert", "x", "y", "--jobs", "0"], "not in the range"),
         (["convert", "x", "y", "--quantize-from", "int8"], "is not one of"),
         (["plan", "x", "--no-such-option"], "No such option"),
+        (["plan", "x", "--memori", "1"], "Did you mean '--memory'?"),
     ],
 )
 def test_usage_errors(arguments: list[str], message: str, lensconv: Lensconv) -> None:
@@ -207,7 +198,7 @@ def test_usage_errors(arguments: list[str], message: str, lensconv: Lensconv) ->
     assert plain.stdout == ""
     assert plain.stderr.startswith("error: ")
     assert len(plain.stderr.splitlines()) == 1
-    assert ".." not in plain.stderr
+    assert not re.search(r"[.?]\.", plain.stderr)
 
 
 def test_without_a_command_the_help_is_shown() -> None:

@@ -134,6 +134,23 @@ def test_quiet_leaves_errors() -> None:
 
 
 @pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("taken", "taken. Move it."),
+        ("say 'v1.'", "say 'v1.' Move it."),
+        ("did you mean --json?", "did you mean --json? Move it."),
+        ("no such option (try --json)", "no such option (try --json). Move it."),
+        ("stop!", "stop! Move it."),
+        ("a…", "a… Move it."),
+    ],
+)
+def test_one_mark_ends_a_message_before_its_hint(message: str, text: str) -> None:
+    stderr = io.StringIO()
+    Console(stderr=stderr).error(OutputError(message, "Move it."))
+    assert stderr.getvalue() == f"error: {text}\n"
+
+
+@pytest.mark.parametrize(
     ("size", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (16_416_900_608, "16.417 GB")],
 )

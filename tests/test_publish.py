@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -20,13 +21,16 @@ import jsonschema
 import pytest
 
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
-from converter.errors import MissingInput, OutputError, ReleaseError, UsageError
-from converter.publication.difference import compare
-from converter.publication.files import hash_files, noted_files
+from converter.errors import HubError, MissingInput, OutputError, ReleaseError, UsageError
+from converter.hub.retry import Retry
+from converter.publication.commit import Target, make_commit
+from converter.publication.files import PublishedFile, compare, hash_files, noted_files
 from converter.publication.options import PublishOptions
 from converter.publication.preflight import examine_release
 from converter.publication.publish import publish
 from converter.publication.secrets import find_secrets
+from converter.publication.session import HubSession, RemoteRefs
+from converter.publication.upload import upload_groups
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
 from tests.conftest import ROOT, command, list_file, snapshot
@@ -88,6 +92,10 @@ def add_bad_metadata(release: Path) -> None:
     list_file(release, "README.md", b"---\nlicense: [\n---\n")
 
 
+def add_latin_name(release: Path) -> None:
+    (release / os.fsdecode(b"gr\xfc\xdf.json")).write_text("{}")
+
+
 def add_gitignore(release: Path) -> None:
     (release / ".gitignore").write_text("*.safetensors\n")
 
@@ -111,7 +119,7 @@ def drop_card(release: Path) -> None:
 
 FAULTS: dict[Callable[[Path], None], str] = {
     add_hidden: r"\.env is hidden",
-    add_secret: "notes.json holds a Hugging Face token in line 1",
+    add_secret: "notes.json contains a Hugging Face token in line 1",
     add_link_to_elsewhere: "vae/more.json is a link",
     add_folder_link: "more is a link",
     add_unlisted: "vae/more.json is not in the manifest",
@@ -119,6 +127,7 @@ FAULTS: dict[Callable[[Path], None], str] = {
     add_sparse_giant: "has 250.0 GB",
     add_latin_card: "README.md is not UTF-8",
     add_bad_metadata: "README.md",
+    add_latin_name: "has a name that is not UTF-8",
     add_gitignore: r"\.gitignore would make",
     flip_a_weight: "another sha256",
     edit_card: "README.md has another sha256",
@@ -143,6 +152,9 @@ def test_what_must_not_be_published_reaches_no_network(release: Path, spoil: Cal
         ("owner/tiny@main", {}),
         ("owner/tiny", {"tag": "v 1"}),
         ("owner/tiny", {"tag": "../v1"}),
+        ("owner/tiny", {"tag": "v1..2"}),
+        ("owner/tiny", {"tag": "v//1"}),
+        ("owner/tiny", {"revision": "v/.1"}),
         ("owner/tiny", {"tag": "main"}),
         ("owner/tiny", {"tag": "next", "revision": "next"}),
         ("owner/tiny", {"tag": "refs/pr/1"}),
@@ -150,7 +162,7 @@ def test_what_must_not_be_published_reaches_no_network(release: Path, spoil: Cal
         ("owner/tiny", {"message": "two\nlines"}),
     ],
 )
-def test_requests_that_make_no_sense(release: Path, repository: str, options: dict[str, Any]) -> None:
+def test_requests_that_are_refused(release: Path, repository: str, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         publish(release, repository, PublishOptions(**options))
 
@@ -183,11 +195,40 @@ def test_files_are_hashed_again_only_where_they_changed(release: Path) -> None:
     for entry in noted.values():
         entry["git_sha1"] = "noted"
     notes.write_text(json.dumps(noted))
+    assert {file.git_sha1 for file in examine_release(release, "owner/tiny").files} == {"noted"}
     edit_card(release)
     names = [file.name for file in first.files]
     again = {file.name: file for file in hash_files(release, names)}
     assert {name for name in names if again[name].git_sha1 != "noted"} == {"README.md"}
     assert again["README.md"].sha256 == hashlib.sha256((release / "README.md").read_bytes()).hexdigest()
+
+
+def test_long_files_are_uploaded_one_by_one() -> None:
+    def sizes_of(*megabytes: int) -> list[list[int]]:
+        files = [PublishedFile(str(size), Path(), size << 20, "", "", ()) for size in megabytes]
+        return [[file.bytes >> 20 for file in group] for group in upload_groups(files)]
+
+    assert sizes_of(1, 32, 2, 40) == [[1, 2], [32], [40]]
+    assert sizes_of(31, 31, 31, 2, 1) == [[31, 31], [31, 2, 1]]
+    assert [len(group) for group in sizes_of(*[0] * 201)] == [100, 100, 1]
+    assert sizes_of() == []
+
+
+def test_a_commit_that_is_refused_is_not_looked_for(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's reason is reported, even if the branch has changed meanwhile."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+    def refuse(*_: object, **__: object) -> None:
+        http = importlib.import_module(type(get_session()).__module__.partition(".")[0])
+        hf_raise_for_status(http.Response(403, request=http.Request("POST", "http://127.0.0.1:1/commit/main")))
+
+    session = HubSession("owner/tiny", Retry(1))
+    monkeypatch.setattr(session.api, "create_commit", refuse)
+    monkeypatch.setattr(session, "refs", lambda: RemoteRefs({"main": "b" * 40}, {}, {}))
+    found = examine_release(release, "owner/tiny")
+    with pytest.raises(HubError, match="committing: the Hub answers with status 403"):
+        make_commit(session, found, Target("main", "a" * 40), [], "Publish")
 
 
 def test_a_release_that_was_examined_may_be_made_anew(release: Path) -> None:
@@ -339,7 +380,9 @@ def test_a_release_comes_whole_and_once(publisher: Publisher) -> None:
     assert found == before
 
     again = json.loads(publisher.publish(tag="v1").stdout)
-    assert (again["changed"], again["commit"]) == (False, receipt["commit"])
+    assert (again["changed"], again["commit"], again["read_back"]) == (False, receipt["commit"], None)
+    everything = json.loads(publisher.publish(read_back=True).stdout)["read_back"]
+    assert everything == {"files": len(receipt["files"]), "sampled_files": 0, "bytes": receipt["total_bytes"]}
     assert len(publisher.commits()) == 2
 
     list_file(publisher.release, "README.md", (FRONT_MATTER + "# Another\n").encode())
@@ -404,7 +447,7 @@ def test_a_long_file_that_is_not_what_the_manifest_says(publisher: Publisher) ->
         stream.write(b"\0")
     published = publisher.publish(trusted_from=1 << 20)
     assert published.returncode == 0
-    assert noted_files(publisher.release) == {file["name"] for file in json.loads(published.stdout)["files"]}
+    assert set(noted_files(publisher.release)) == {file["name"] for file in json.loads(published.stdout)["files"]}
     assert publisher.main_is_whole()
 
 
@@ -453,7 +496,7 @@ def test_a_repo_with_another_name(publisher: Publisher) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "message"),
-    [("HF_TOKEN_PATH", "the file that should hold the token"), ("HF_OIDC_RESOURCE", "there is no token")],
+    [("HF_TOKEN_PATH", "the file that should contain the token"), ("HF_OIDC_RESOURCE", "there is no token")],
 )
 def test_tokens_that_cannot_be_had(release: Path, tmp_path: Path, variable: str, message: str) -> None:
     (tmp_path / "token").write_bytes(b"\xff\xfe" * 20)

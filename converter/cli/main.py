@@ -1,7 +1,7 @@
-"""The command ``lensconv``: finds the subcommand, and turns errors into messages and exit codes.
+"""The command ``lensconv``: it finds the subcommand, and turns errors into messages and exit codes.
 
-Subcommands are imported when they are called, and what they need is imported when they need it: help and header
-checks start in a fraction of a second.
+A subcommand is imported when it is called, and its libraries when it needs them. Help and checks of headers therefore
+start in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from converter.errors import (
     LensconvError,
     MemoryLimitError,
     UsageError,
-    printable,
     reason_of,
 )
 
@@ -47,27 +46,24 @@ COMMANDS = (
     "hub",
     "synth",
 )
-#: Signals that ask a command to stop.
+#: Signals that tell a command to stop.
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-#: Seconds until another try, where a signal came into an import or a finalizer.
+#: Seconds until the next try, if a signal came during an import or a finalizer.
 _POLL_SECONDS = 0.02
-#: Signals that have asked the command to stop.
+#: Signals that have told the command to stop.
 _stops: list[int] = []
 
 
 class LazyGroup(click.Group):
-    """A group whose commands live in modules of their own name, imported on demand."""
+    """A group whose commands are in modules of the same name, imported on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Names of the commands."""
+        """Return the names of the commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - likewise
-        """The command of that name; None when there is none."""
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"converter.cli.{cmd_name}").command
-        return command
+        """Return the command of that name; None if it does not exist."""
+        return importlib.import_module(f"converter.cli.{cmd_name}").command if cmd_name in COMMANDS else None
 
 
 @click.group(
@@ -79,8 +75,10 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="lensconv")
 def cli() -> None:
-    """Convert the denoising transformer of an image model to SDNQ uint4: exactly as SDNQ would, streamed, safe to
-    kill, and checked."""
+    """Convert the denoising transformer of an image model to SDNQ uint4, check it, measure it and publish it.
+
+    The output has the same bytes that SDNQ itself writes. An interrupted conversion continues with the same command.
+    """
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -91,15 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.unraisablehook = _stop_later
     try:
         for number in _STOPPING:
-            # What the shell ignores on purpose (nohup, background jobs) stays ignored.
+            # A signal that the shell ignores on purpose (nohup, background jobs) stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _interrupt)
         code = run(arguments, console)
     except BrokenPipeError:
-        # The reader of our output went away.
+        # The reader of the output is gone.
         code = 1
     except KeyboardInterrupt:
-        # It came just before the command began, or while its error was told.
+        # The signal came before the command began, or while its error was printed.
         failure = Interrupted("interrupted")
         console.error(failure)
         code = failure.exit_code
@@ -108,18 +106,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         try:
             stream.flush()
         except OSError:
-            # What could not be written would be tried once more at exit, and change the exit code.
+            # Python would try to write the rest at exit, and change the exit code.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if code == Interrupted.exit_code:
-        # Python would wait for threads, and one may be reading what SDNQ's process has yet to say. And `python -m`
-        # would end by a SIGINT of its own if the interrupt came into text that was compiled and run, as in the making
-        # of a named tuple.
+        # Python would wait for threads, and one may be reading from SDNQ's process. And `python -m` would end by a
+        # SIGINT of its own if the interrupt came while compiled text was run, for example to make a named tuple.
         os._exit(code)
     sys.exit(code)
 
 
 def run(arguments: Sequence[str], console: Console) -> int:
-    """Run the command; every error that can be expected becomes a message and an exit code."""
+    """Run the command and return its exit code; every expected error becomes a message."""
     _stops.clear()
     try:
         result = cli.main(list(arguments), prog_name="lensconv", standalone_mode=False, obj=console)
@@ -137,7 +134,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
     except OSError as error:
         failure = _system_error(error)
     except Exception:
-        # Where a signal comes into torch's own code, it turns what the handler raises into an error of its own.
+        # If a signal comes during torch's own code, torch turns the KeyboardInterrupt into an error of its own.
         if not _stops:
             raise
         failure = Interrupted("interrupted")
@@ -149,7 +146,7 @@ def run(arguments: Sequence[str], console: Console) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     _stops.append(number)
-    # Cleaning up takes a moment, in which a second one would only do harm.
+    # Cleaning up takes a moment, and a second signal would interrupt it.
     _ignore_signals()
     if _is_importing(frame):
         _interrupt_soon()
@@ -163,7 +160,7 @@ def _interrupt_soon() -> None:
 
 
 def _stop_later(unraisable: sys.UnraisableHookArgs) -> None:
-    """Try again where Python drops what is raised, as it does in finalizers."""
+    """Try again when Python drops the exception, as it does in finalizers."""
     if unraisable.exc_type is KeyboardInterrupt:
         _interrupt_soon()
     else:
@@ -171,7 +168,7 @@ def _stop_later(unraisable: sys.UnraisableHookArgs) -> None:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported: libraries swallow what is raised then, and go on without what they lack."""
+    """Return whether a module is being imported: libraries catch what is raised then, and continue without a part."""
     while frame is not None and frame.f_code is not run.__code__:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             return True
@@ -180,15 +177,15 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _ignore_signals() -> None:
-    # The alarm of a signal that had to wait may still be on its way.
+    # The alarm of a signal that was postponed may still come.
     for number in (*_STOPPING, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
 
 
 def _open_closed_streams() -> None:
-    """Give a process that was started without some of the standard streams empty ones.
+    """Open empty standard streams in a process that was started without them.
 
-    Otherwise a file that it writes could get the number of one of them, and with it whatever a library prints.
+    If they stayed closed, an output file could get the number of a stream, and with it the text that libraries print.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
@@ -202,9 +199,8 @@ def _usage_error(error: click.ClickException) -> LensconvError:
 
 
 def _system_error(error: OSError) -> LensconvError:
-    """What the system refused, where no room had more to say about it."""
-    where = printable(str(error.filename)) + ": " if error.filename else ""
-    message = f"{where}{reason_of(error)}"
+    """Turn an error of the system into one of lensconv, if no other module has done so."""
+    message = f"{error.filename}: {reason_of(error)}" if error.filename else reason_of(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskError(message, "Free some space.")
     return InputError(message, "Check the path and its permissions.")

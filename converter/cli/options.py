@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,12 @@ class Size(click.ParamType[int]):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse the text; a number is taken as it is."""
+        """Parse a text; return a number as it is."""
         if isinstance(value, int):
             return value
         match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([a-z]*)", str(value).strip().lower())
         if match is None or match[2] not in UNITS:
-            self.fail(f"{value!r} is no size; write 5GB, 512MiB or a number of bytes", param, ctx)
+            self.fail(f"{value!r} is not a size; write 5GB, 512MiB or a number of bytes", param, ctx)
         size = int(float(match[1]) * UNITS[match[2]])
         if size < 1:
             self.fail("a size is at least one byte", param, ctx)
@@ -54,7 +54,7 @@ class PathOrAddress(click.ParamType[Path | str]):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
-        """Tell one from the other; whether there is such a thing is found out when it is opened."""
+        """Return an address as text and everything else as a path. Whether it exists is found out when it is opened."""
         if isinstance(value, str) and is_address(value):
             return value
         path: Path = PATH.convert(value, param, ctx)
@@ -64,10 +64,12 @@ class PathOrAddress(click.ParamType[Path | str]):
 SIZE = Size()
 PATH = click.Path(path_type=Path)
 PATH_OR_ADDRESS = PathOrAddress()
+#: Types of values by the ``kind`` in a field's metadata.
+_KINDS: dict[str, Any] = {"size": SIZE, "count": click.IntRange(min=1), "path": PATH}
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that every command takes; the console has read them already."""
+    """Add the options that every command takes. ``main`` reads them from the command line itself."""
     command = click.option("--quiet", is_flag=True, expose_value=False, help="Print errors only.")(command)
     return click.option(
         "--json", is_flag=True, expose_value=False, help="Print the result as one JSON object on stdout."
@@ -95,33 +97,33 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def dataclass_options(model: type[Any], *names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make an option of each named field of a dataclass; help, type and default stand in the dataclass alone.
+    """Make an option from each named field of a dataclass, which alone defines its help, type and default.
 
     Args:
-        model: a dataclass whose fields carry ``help`` and, where their type does not tell, ``kind``, ``choices`` or
-            ``range`` in their metadata.
-        names: fields to make options of.
+        model: a dataclass. The metadata of its fields contain ``help`` and, as far as needed: ``option``, the option's
+            name; ``kind``, ``choices`` or ``range``, for its type; ``shown``, whether to show the default.
+        names: the fields to use; all when empty.
     """
     by_name = {field.name: field for field in fields(model)}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name in reversed(names):
-            field = by_name[name]
-            metadata = field.metadata
-            option = metadata.get("option", "--" + name.replace("_", "-"))
-            if isinstance(field.default, bool):
-                command = click.option(option, name, is_flag=True, help=metadata["help"])(command)
-                continue
-            kind: Any = {"size": SIZE, "count": click.IntRange(min=1), "path": PATH}.get(metadata.get("kind", ""), str)
-            if "choices" in metadata:
-                kind = click.Choice(metadata["choices"])
-            if "range" in metadata:
-                least, most = metadata["range"]
-                kind = click.IntRange(least, most) if isinstance(least, int) else click.FloatRange(least, most)
-            shown: Any = metadata.get("shown", field.default is not None)
-            command = click.option(
-                option, name, type=kind, default=field.default, show_default=shown, help=metadata["help"]
-            )(command)
+        for name in reversed(names or tuple(by_name)):
+            command = _option(by_name[name])(command)
         return command
 
     return decorate
+
+
+def _option(field: Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    metadata = field.metadata
+    option = metadata.get("option", "--" + field.name.replace("_", "-"))
+    if isinstance(field.default, bool):
+        return click.option(option, field.name, is_flag=True, help=metadata["help"])
+    kind = _KINDS.get(metadata.get("kind", ""), str)
+    if "choices" in metadata:
+        kind = click.Choice(metadata["choices"])
+    if "range" in metadata:
+        least, most = metadata["range"]
+        kind = click.IntRange(least, most) if isinstance(least, int) else click.FloatRange(least, most)
+    shown = metadata.get("shown", field.default is not None)
+    return click.option(option, field.name, type=kind, default=field.default, show_default=shown, help=metadata["help"])

@@ -9,7 +9,7 @@ import click
 
 from converter.cli.options import PATH, dataclass_options, output_options, pass_console
 from converter.console import Console, readable_size, verdict
-from converter.errors import ResourceError, UsageError, printable
+from converter.errors import ResourceError, UsageError
 from converter.publication.options import PublishOptions
 
 if TYPE_CHECKING:
@@ -21,33 +21,22 @@ if TYPE_CHECKING:
 
 @click.command(
     "publish",
-    short_help="Put a release on the Hub, wholly and proven.",
+    short_help="Publish a release in one verified commit.",
     epilog="Example: lensconv publish Lens-uint4 OWNER/Lens-uint4 --private --tag v1",
 )
 @click.argument("release", type=PATH)
 @click.argument("repository", metavar="OWNER/NAME")
-@dataclass_options(
-    PublishOptions,
-    "private",
-    "revision",
-    "tag",
-    "create_pr",
-    "message",
-    "read_back",
-    "patience",
-    "receipt",
-    "dry_run",
-)
+@dataclass_options(PublishOptions)
 @click.option(
     "--rehearse",
     is_flag=True,
-    help="Publish on a Hub of this machine instead, audit the repo, download it and draw an image with it.",
+    help="Publish to a local Hub instead, check the repo there, download it and generate an image with it.",
 )
 @click.option(
     "--keep",
     metavar="DIR",
     type=PATH,
-    help="Keep the image of the rehearsal in DIR, and its Hub, for `lensconv hub serve --folder DIR/hub`.",
+    help="Keep the image and the Hub of the rehearsal in DIR; show it with `lensconv hub serve --folder DIR/hub`.",
 )
 @output_options
 @pass_console
@@ -62,12 +51,12 @@ def command(
     keep: Path | None,
     **options: Any,
 ) -> None:
-    """Put the folder RELEASE on the Hub as OWNER/NAME: all of it in one commit, or nothing.
+    """Publish the folder RELEASE on the Hub as OWNER/NAME, in one verified commit.
 
-    What its manifest lists is published, and the folder must hold nothing else. It is examined before the first
-    request (files above 1 GiB that were never hashed: as they are sent); the commit is held against it, by checksums
-    and by the bytes that the Hub serves, before it is tagged. The same command goes on where an earlier one was
-    stopped, and does nothing where there is nothing to do.
+    All files that the manifest lists are published, and the folder must not contain others. It is examined before the
+    first request; files above 1 GiB are hashed during the upload. After the commit, checksums and the bytes that the
+    Hub serves are compared with the release, and only then the commit is tagged. If the command was stopped, run it
+    again: it continues, and it does nothing if everything is published.
     """
     if rehearse:
         from converter.rehearsal.rehearse import rehearse as run_rehearsal
@@ -78,7 +67,7 @@ def command(
         console.result(rehearsal.to_dict(), *_render_rehearsal(rehearsal))
         context.exit(rehearsal.exit_code)
     if keep is not None:
-        raise UsageError("--keep goes with --rehearse only")
+        raise UsageError("--keep needs --rehearse")
     from converter.publication.publish import publish
 
     receipt = publish(release, repository, PublishOptions(**options), reporter=console)
@@ -88,17 +77,13 @@ def command(
 def _render(receipt: Receipt) -> list[str]:
     files = f"{len(receipt.release.files)} files, {readable_size(receipt.release.bytes)}"
     if receipt.dry_run:
-        return [f"Fit to be published: {files}. Nothing was changed."]
-    what = "Published" if receipt.is_changed else "There already"
-    lines = [f"{what}: {printable(receipt.page)} holds {files}, at commit {receipt.commit}."]
+        return [f"Ready to publish: {files}. Nothing was changed."]
+    what = "Published" if receipt.is_changed else "Published already"
+    lines = [f"{what}: {receipt.page} contains {files}, at commit {receipt.commit}."]
     if receipt.read_back is not None:
-        lines.append(
-            f"All checksums agree; {readable_size(receipt.read_back.bytes)} were read back and are the same bytes."
-        )
+        lines.append(f"All checksums agree; {readable_size(receipt.read_back.bytes)} were read back and are equal.")
     if receipt.pull_request is not None:
-        lines.append(
-            f"Pull request {receipt.pull_request}: {printable(receipt.page)}/discussions/{receipt.pull_request}"
-        )
+        lines.append(f"Pull request {receipt.pull_request}: {receipt.page}/discussions/{receipt.pull_request}")
     if receipt.tag:
         lines.append(f"Tagged {receipt.tag}.")
     return lines
@@ -113,15 +98,15 @@ def _render_rehearsal(rehearsal: Rehearsal) -> list[RenderableType]:
     ]
     failed = rehearsal.steps[-1].name
     if rehearsal.exit_code == ResourceError.exit_code:
-        parts.append(Text(f"Rehearsed up to {failed}, for which this machine lacks something.", style="bold red"))
+        parts.append(Text(f"Rehearsed as far as {failed}: this machine lacks something for it.", style="bold red"))
     elif rehearsal.exit_code:
-        parts.append(Text(f"Not fit for the world: {failed} failed.", style="bold red"))
+        parts.append(Text(f"Do not publish this yet: {failed} failed.", style="bold red"))
     else:
-        parts.append(Text("Rehearsed: published, looked at, audited, downloaded and used.", style="bold green"))
+        parts.append(Text("Rehearsed: published, opened, checked, downloaded and used.", style="bold green"))
     if rehearsal.folder is not None:
-        # Private repos are shown to their owner alone.
+        # Only the owner may see a private repo.
         account = f" --account {rehearsal.repository.partition('/')[0]}" if rehearsal.receipt["private"] else ""
-        parts.append(f"To look at it: lensconv hub serve --folder {printable(str(rehearsal.folder / 'hub'))}{account}")
+        parts.append(f"To look at it: lensconv hub serve --folder {rehearsal.folder / 'hub'}{account}")
     if rehearsal.image is not None:
-        parts.append(f"The image: {printable(str(rehearsal.image))}")
+        parts.append(f"The image: {rehearsal.image}")
     return parts

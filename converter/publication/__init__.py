@@ -1,4 +1,4 @@
 """Publishing a release to the Hub in one verified commit.
 
-The branch holds the old release or the new one, whatever stops the upload.
+Whatever stops the upload, the branch contains either the old release or the new one.
 """

@@ -1,7 +1,7 @@
-"""What lies in a release folder, and what of it must not be there when it is published.
+"""What a release folder contains, and which of it must not be there when the release is published.
 
-Nothing is published but what the manifest lists. A file that it does not list is refused all the same: either it was
-meant to be published, or it was not meant to lie there.
+Only files that the manifest lists are published. A file that it does not list is refused, not left out: either it was
+meant to be published, or it does not belong in the folder.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 
 from converter.checkpoint.source import WEIGHTS_SUFFIX
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, STATE_FOLDER, ReleaseFile
-from converter.errors import printable, unreadable
+from converter.errors import unreadable
 from converter.hub.records import MAXIMUM_FILES
 
-#: Hidden folders that tools keep, which nothing publishes: what lensconv noted, git's own, and downloads of the Hub.
+#: Hidden folders that are never published: lensconv's notes, git's own folder, and the download records of the Hub.
 _IGNORED_FOLDERS = (STATE_FOLDER, ".git", ".cache/huggingface")
-#: The Hub's table of storage limits: files above are refused, or should be split.
+#: From the Hub's table of storage limits: it refuses larger files, and advises to split those above the second size.
 MAXIMUM_FILE_BYTES = 200 * 10**9
 ADVISED_FILE_BYTES = 50 * 10**9
 
 
 def find_faults(root: Path, listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
-    """What is wrong with a release folder, by names and sizes alone.
+    """Describe what is wrong with a release folder, judging by names and sizes only.
 
     Args:
         root: the release.
@@ -36,7 +36,7 @@ def find_faults(root: Path, listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
     found: dict[str, int] = {}
     for name, status in _walk(root, ""):
         if isinstance(status, str):
-            yield f"{printable(name)} {status}"
+            yield f"{name} {status}"
         else:
             found[name] = status
     yield from _name_faults(found, listed)
@@ -44,14 +44,14 @@ def find_faults(root: Path, listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
 
 
 def advice(listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
-    """What the publisher should know of files that may be published."""
+    """Describe what the publisher should know about files that may be published."""
     for name, file in listed.items():
         if file.bytes > ADVISED_FILE_BYTES:
-            yield f"{printable(name)} has {file.bytes / 1e9:.1f} GB; the Hub advises shards of at most 50 GB"
+            yield f"{name} has {file.bytes / 1e9:.1f} GB; the Hub advises shards of at most 50 GB"
 
 
 def _walk(root: Path, prefix: str) -> Iterator[tuple[str, int | str]]:
-    """Files below a folder and their bytes; or what is wrong with an entry, in words."""
+    """Yield the files below a folder with their bytes, or with a description of what is wrong with them."""
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
@@ -72,38 +72,30 @@ def _walk(root: Path, prefix: str) -> Iterator[tuple[str, int | str]]:
 
 def _entry_fault(entry: os.DirEntry[str], name: str, *, is_folder: bool) -> str:
     if entry.name == ".gitignore":
-        return "would make the Hub's client leave files out without a word"
-    if not _is_unicode(name):
+        return "would make the Hub's client leave out files without a message"
+    if name.encode(errors="ignore").decode() != name:
         return "has a name that is not UTF-8"
     if entry.is_symlink():
         return "is a link; publish the file itself"
-    # The folder of the Hub's own cache is hidden, and what lies beside it is not known.
+    # The folder with the Hub's download records is skipped, but other files next to it are refused.
     if entry.name.startswith(".") and name not in (".gitattributes", ".cache"):
-        return "is hidden, and nobody has said that it is to be published"
+        return "is hidden; hidden files are not published"
     if not is_folder and not stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode):
-        return "is no regular file"
+        return "is not a regular file"
     return ""
-
-
-def _is_unicode(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _name_faults(found: Mapping[str, int], listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
     expected = {*listed, MANIFEST_NAME}
-    # Written to by the Hub when it makes a repo, and so found in folders that were downloaded.
+    # The Hub writes this file into each new repo, so downloaded folders contain it.
     for name in sorted(found.keys() - expected - {".gitattributes"}):
-        yield f"{printable(name)} is not in the manifest"
+        yield f"{name} is not in the manifest"
     for name in sorted(expected - found.keys()):
-        yield f"{printable(name)} is missing, or is no plain file"
+        yield f"{name} is missing, or is not a regular file"
     if CARD_NAME not in expected:
-        yield f"{CARD_NAME} is not in the manifest: there is no card"
+        yield f"{CARD_NAME} is not in the manifest: the release has no card"
     if len(expected) > MAXIMUM_FILES:
-        yield f"there are {len(expected)} files, which is more than {MAXIMUM_FILES}"
+        yield f"the release has {len(expected)} files, which is more than {MAXIMUM_FILES}"
 
 
 def _size_faults(found: Mapping[str, int], listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
@@ -112,8 +104,8 @@ def _size_faults(found: Mapping[str, int], listed: Mapping[str, ReleaseFile]) ->
         if size is None:
             continue
         if size > MAXIMUM_FILE_BYTES:
-            yield f"{printable(name)} has {size / 1e9:.1f} GB, and the Hub takes files of up to 200 GB"
+            yield f"{name} has {size / 1e9:.1f} GB, but the Hub accepts files of up to 200 GB"
         elif size == 0 and name.endswith(WEIGHTS_SUFFIX):
-            yield f"{printable(name)} is empty"
+            yield f"{name} is empty"
         elif size != file.bytes:
-            yield f"{printable(name)} has {size} bytes, and {file.bytes} by the manifest"
+            yield f"{name} has {size} bytes, but {file.bytes} in the manifest"

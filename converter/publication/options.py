@@ -1,4 +1,4 @@
-"""What can be chosen about a publication."""
+"""The options of a publication."""
 
 from __future__ import annotations
 
@@ -11,44 +11,38 @@ MAIN = "main"
 
 @dataclass(frozen=True)
 class PublishOptions:
-    """How to publish; fields carry the help of their options."""
+    """How to publish. Each field contains the help of its command-line option."""
 
     private: bool = field(
-        default=False, metadata={"help": "Make the repo private, if it has to be made; refuse one that is public."}
+        default=False, metadata={"help": "Create the repo as private, if it does not exist; refuse a public one."}
     )
-    revision: str = field(
-        default=MAIN,
-        metadata={"help": "Branch to commit to; one that is not there is made from main.", "shown": True},
-    )
-    tag: str | None = field(default=None, metadata={"help": "Tag the commit, once it has been proven, such as v1."})
+    revision: str = field(default=MAIN, metadata={"help": "Branch to commit to; a new branch is made from main."})
+    tag: str | None = field(default=None, metadata={"help": "Tag the commit after it was checked, such as v1."})
     create_pr: bool = field(
         default=False,
-        metadata={"help": "Commit to a pull request instead of the branch; your open one of the same message is used."},
+        metadata={"help": "Commit to a pull request: to your open one with this message, or to a new one."},
     )
     message: str = field(
-        default="Publish the release",
-        metadata={"help": "Title of the commit, and of the pull request.", "shown": True},
+        default="Publish the release", metadata={"help": "Title of the commit and of the pull request."}
     )
     read_back: bool = field(
-        default=False,
-        metadata={"help": "Read every uploaded byte back. Otherwise of files that are too long pieces are read."},
+        default=False, metadata={"help": "Read every uploaded byte back. By default, large files are sampled."}
     )
     patience: int = field(
         default=300,
         metadata={
-            "help": "Seconds to go on asking a Hub that is busy or does not answer, for each thing that it is to do.",
+            "help": "Time limit in seconds for each request and its retries when the Hub does not answer.",
             "kind": "count",
-            "shown": True,
         },
     )
     receipt: Path | None = field(
         default=None,
         metadata={
-            "help": "Where the receipt is written, and that of an earlier run is read.  "
+            "help": "Write the receipt to this file, and read that of an earlier run from it.  "
             "[default: .lensconv/receipt.json in RELEASE]",
             "kind": "path",
         },
     )
     dry_run: bool = field(
-        default=False, metadata={"help": "Check everything and say what would change; change nothing."}
+        default=False, metadata={"help": "Check everything and show what would change; change nothing."}
     )

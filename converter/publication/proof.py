@@ -1,4 +1,4 @@
-"""Is what lies on the Hub what was released? Asked of the Hub's records, and of the bytes that it serves."""
+"""Check that the Hub has what was released: by its records, and by the bytes that it serves."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import hashlib
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from converter.console import SILENT, Progress, Reporter
-from converter.errors import HubError, ReleaseError
+from converter.errors import HubError
 from converter.hub.remote import RemoteRepo
-from converter.publication.difference import compare, describe
-from converter.publication.files import PublishedFile
+from converter.publication.files import PublishedFile, changed_error, compare, describe
 from converter.verification.report import first_few
 
-#: Bytes that are read back in any case: whole files, the shortest first.
+#: Bytes that are always read back as whole files, the shortest files first.
 _WHOLE_BYTES = 256 << 20
-#: Of longer files pieces are read: the beginning, the end, and some in between.
+#: Longer files are sampled: the beginning, the end, and pieces in between.
 _PIECE_BYTES = 1 << 20
 _PIECES = 8
-#: Bytes of one request where a file is read from end to end.
+#: Bytes of one request when a whole file is read.
 _STEP_BYTES = 16 << 20
 
 
@@ -29,18 +27,14 @@ class ReadBack:
     """How much was read back and found equal."""
 
     files: int
-    """Files that were read from end to end."""
+    """Files that were read from beginning to end."""
     sampled_files: int
     """Files of which pieces were read."""
     bytes: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON shows it."""
-        return {"files": self.files, "sampled_files": self.sampled_files, "bytes": self.bytes}
-
 
 def prove_records(files: Iterable[PublishedFile], remote: RemoteRepo) -> None:
-    """Compare a commit's records with the release: every path, size and checksum.
+    """Compare the records of a commit with the release: every path, size and checksum.
 
     Raises:
         HubError: they differ.
@@ -48,26 +42,22 @@ def prove_records(files: Iterable[PublishedFile], remote: RemoteRepo) -> None:
     difference = compare(files, remote.files)
     if difference:
         faults = list(describe(difference, remote.files))
-        raise HubError(f"{remote.address}: is not the release: {first_few(faults)}", "Publish it again.")
+        raise HubError(f"{remote.address}: differs from the release: {first_few(faults)}", "Publish it again.")
 
 
 def prove_bytes(
-    files: Iterable[PublishedFile],
-    remote: RemoteRepo,
-    *,
-    everything: bool,
-    reporter: Reporter = SILENT,
+    files: Iterable[PublishedFile], remote: RemoteRepo, *, everything: bool, reporter: Reporter = SILENT
 ) -> ReadBack:
-    """Read files back as anybody would download them, and compare them with the release.
+    """Read files back the way people download them, and compare them with the release.
 
     Args:
-        files: to read.
+        files: the files to read.
         remote: the commit.
-        everything: whether to read long files from end to end too, and not pieces of them.
+        everything: whether to read long files completely, too, not only pieces of them.
         reporter: shows progress.
 
     Raises:
-        HubError: the Hub serves something else than was released.
+        HubError: the Hub serves other bytes than were released.
         ReleaseError: a file of the release has changed.
     """
     plan = list(_plan(files, everything=everything))
@@ -80,7 +70,7 @@ def prove_bytes(
 
 
 def _plan(files: Iterable[PublishedFile], *, everything: bool) -> Iterator[tuple[PublishedFile, list[tuple[int, int]]]]:
-    """Which bytes of each file to read."""
+    """Decide which bytes of each file to read."""
     left = _WHOLE_BYTES
     for file in sorted(files, key=lambda file: (file.bytes, file.name)):
         left -= file.bytes
@@ -88,8 +78,8 @@ def _plan(files: Iterable[PublishedFile], *, everything: bool) -> Iterator[tuple
             steps = range(0, file.bytes, _STEP_BYTES)
             yield file, [(start, min(start + _STEP_BYTES, file.bytes)) for start in steps]
         else:
-            # Chosen by the content, so that two runs read the same.
-            generator = random.Random(file.sha256)  # noqa: S311 - no secret
+            # The content chooses the pieces, so that two runs read the same ones.
+            generator = random.Random(file.sha256)  # noqa: S311 - not a secret
             last = file.bytes - _PIECE_BYTES
             starts = sorted({0, last, *(generator.randrange(last) for _ in range(_PIECES - 2))})
             yield file, [(start, start + _PIECE_BYTES) for start in starts]
@@ -101,10 +91,11 @@ def _is_whole(file: PublishedFile, pieces: list[tuple[int, int]]) -> bool:
 
 def _compare_pieces(file: PublishedFile, pieces: list[tuple[int, int]], remote: RemoteRepo, progress: Progress) -> None:
     digest = hashlib.sha256()
+    changed = changed_error(file, "the commit could not be checked")
     try:
         stream = file.file.open("rb")
     except OSError as error:
-        raise _changed(file) from error
+        raise changed from error
     with stream:
         for start, end in pieces:
             served = remote.read(file.name, start, end)
@@ -112,20 +103,13 @@ def _compare_pieces(file: PublishedFile, pieces: list[tuple[int, int]], remote: 
             stream.seek(start)
             if served != stream.read(end - start):
                 if file.has_changed():
-                    raise _changed(file)
+                    raise changed
                 raise HubError(
                     f"{remote.where(file.name)}: the Hub serves other bytes than were uploaded, between {start} and "
-                    f"{end}; its record of the file is right, its storage is not",
-                    "Tell the Hub's support; to upload it again, change the file's name or delete it there first.",
+                    f"{end}; its record of the file is right, but its storage is wrong",
+                    "Report this to the Hub's support; to upload the file again, first rename it or delete it there.",
                 )
             progress.advance(end - start)
             progress.refresh()
     if _is_whole(file, pieces) and digest.hexdigest() != file.sha256:
         raise HubError(f"{remote.where(file.name)}: has another sha256 than the manifest says", "Publish it again.")
-
-
-def _changed(file: PublishedFile) -> ReleaseError:
-    return ReleaseError(
-        f"{file.file}: has changed since it was published, so that nothing can be held against it",
-        "Publish it again.",
-    )

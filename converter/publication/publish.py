@@ -1,59 +1,49 @@
 """A publication from beginning to end.
 
-The order is what makes it safe: the folder is examined before the first request (but for the bytes of giant files,
-which are compared with the manifest when they have been sent, before the commit), the right to write is proven before
-the first byte is sent, everything is uploaded before the one commit, the commit is proven before it is tagged. Each
-step can be repeated, so that the same command goes on wherever an earlier one was stopped.
+The order of the steps makes it safe. The folder is examined before the first request; only the bytes of giant files are
+hashed while they are uploaded, and compared with the manifest before the commit. The right to write is checked before
+the first byte is sent. Everything is uploaded before the one commit, and the commit is checked before it is tagged.
+Each step can be repeated, so the same command continues where an earlier one was stopped.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from converter.console import SILENT, Reporter, readable_size
 from converter.conversion.release.manifest import CARD_NAME
-from converter.errors import HubError, MissingObject, UsageError, printable
+from converter.errors import HubError, MissingObject, UsageError
 from converter.hub.addresses import parse_address
 from converter.hub.client import bounded_hub, quiet_hub
 from converter.hub.failures import LATER_HINT, XET_HINT
-from converter.hub.remote import RemoteRepo
 from converter.hub.retry import Retry
-from converter.publication.difference import Difference, compare
-from converter.publication.files import note_hashed
+from converter.publication.commit import Target, make_commit
+from converter.publication.files import Difference, compare, note_hashed, read_unchanged, refuse_changed
 from converter.publication.options import MAIN, PublishOptions
 from converter.publication.preflight import FitRelease, examine_release, hash_trusted
 from converter.publication.proof import ReadBack, prove_bytes, prove_records
-from converter.publication.pull_request import offer_pull_request, open_pull_request
-from converter.publication.receipt import Receipt, is_proven, receipt_file, write_receipt
+from converter.publication.receipt import RECEIPT_NAME, Receipt, is_proven, write_receipt
 from converter.publication.session import HubSession, RemoteRefs
-from converter.publication.transaction import Target, make_commit
-from converter.publication.upload import read_unchanged, refuse_changed, upload
+from converter.publication.upload import upload
 from converter.verification.report import first_few
 
-#: Files from this size on are hashed by what uploads them, if that has to be done: reading them once more would take
-#: as long as a fifth of sending them to a Hub that is near.
+#: Files of at least this size are hashed while they are uploaded, if they were never hashed: reading them once more
+#: would take a fifth of the time of sending them to a near Hub.
 TRUSTED_BYTES = 1 << 30
-#: Names that git takes for branches and tags, without what it takes only in places.
-_REF_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,98}[A-Za-z0-9])?")
-#: Length of a commit's title that the Hub takes.
+#: Names that git accepts for branches and tags; what git forbids only at some positions is checked separately.
+_REF_NAME = re.compile(r"(?!.*(\.\.|//|/\.))[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,98}[A-Za-z0-9])?")
+#: Characters of a commit's title that the Hub accepts.
 _TITLE_LENGTH = 200
-#: Seconds that a Hub has for an answer; its own gateways give up after one minute.
+#: Seconds to wait for an answer; the Hub's own gateways give up after one minute.
 _ANSWER_SECONDS = 120
-#: Status that says that a tag of that name is there.
-_CONFLICT = 409
 
 
 def publish(
-    root: Path,
-    repository: str,
-    options: PublishOptions | None = None,
-    *,
-    reporter: Reporter = SILENT,
+    root: Path, repository: str, options: PublishOptions | None = None, *, reporter: Reporter = SILENT
 ) -> Receipt:
-    """Put a release on the Hub, wholly and proven, or leave the repo as it is.
+    """Publish a release in one verified commit, or leave the repo as it is.
 
     The Hub, the token and the caches are those of huggingface_hub: HF_ENDPOINT, HF_TOKEN or ``hf auth login``, HF_HOME,
     HF_HUB_DISABLE_XET.
@@ -65,10 +55,10 @@ def publish(
         reporter: shows progress and notes.
 
     Raises:
-        UsageError: what was asked for makes no sense.
+        UsageError: the options contradict each other, or contain a name that is not allowed.
         MissingInput: something is missing or cannot be read.
         ReleaseError: the release must not be published as it is, or was changed meanwhile.
-        HubError: the Hub refuses, holds something else, or cannot be reached.
+        HubError: the Hub refuses, has other contents than expected, or cannot be reached.
     """
     options = options or PublishOptions()
     _check_request(repository, options)
@@ -82,18 +72,19 @@ def publish(
 
 def _check_request(repository: str, options: PublishOptions) -> None:
     if parse_address(f"hf://{repository}").revision is not None:
-        raise UsageError(f"{repository}: is no repo", "Write OWNER/NAME, and the branch with --revision.")
+        raise UsageError(f"{repository}: is not a repository name", "Write OWNER/NAME, and use --revision BRANCH.")
     if options.create_pr and (options.tag or options.revision != MAIN):
         raise UsageError(
-            "--create-pr goes with neither --tag nor --revision", "Merge the pull request, then publish with --tag."
+            "--create-pr cannot be combined with --tag or --revision",
+            "Merge the pull request, then publish with --tag.",
         )
     for option, name in (("--revision", options.revision), ("--tag", options.tag)):
-        if name is not None and (not _REF_NAME.fullmatch(name) or ".." in name or "//" in name or "/." in name):
-            raise UsageError(f"{option} {name}: no name that git takes", "Use letters, digits, '.', '-', '_'.")
+        if name is not None and not _REF_NAME.fullmatch(name):
+            raise UsageError(f"{option} {name}: git refuses this name", "Use letters, digits, '.', '-' and '_'.")
     if options.tag is not None and (options.tag in (MAIN, options.revision) or options.tag.startswith("refs/")):
-        raise UsageError(f"--tag {options.tag}: a branch has that name", "Choose another, such as v1.")
+        raise UsageError(f"--tag {options.tag}: a branch has this name", "Choose another name, such as v1.")
     if not options.message.strip() or "\n" in options.message or len(options.message) > _TITLE_LENGTH:
-        raise UsageError(f"--message takes one line of up to {_TITLE_LENGTH} characters")
+        raise UsageError(f"--message is not one line of up to {_TITLE_LENGTH} characters")
 
 
 @dataclass
@@ -106,11 +97,9 @@ class _Publication:
     reporter: Reporter
     pull_request: int | None = None
     private: bool = False
-    read: dict[str, RemoteRepo] = field(default_factory=dict)
-    """Commits whose records were read; they never change."""
 
     def run(self) -> Receipt:
-        """Publish, and say what was done."""
+        """Publish, and return what was done."""
         user = self.session.user()
         if not self._prepare_repo():
             hash_trusted(self.release, self.release.files, self.reporter)
@@ -122,98 +111,92 @@ class _Publication:
         if difference and self.options.create_pr and not self.options.dry_run:
             target = self._enter_pull_request(user)
             difference = self._difference(target)
-        for line in _announce(difference):
-            self.reporter.note(line)
-        # What is uploaded is hashed on the way.
+        self._announce(difference)
+        # Files that will be uploaded are hashed meanwhile.
         sent = set() if self.options.dry_run else {file.name for file in difference.added}
         hash_trusted(self.release, (file for file in self.release.files if file.name not in sent), self.reporter)
         if self.options.dry_run:
             return self._receipt(None, target, difference, None)
         if not difference:
-            self.reporter.note(f"{target.revision} holds this release already")
+            self.reporter.note(f"{target.revision} contains this release already")
         commit = self._commit(target, difference) if difference else target.parent
         read_back = self._prove(commit, target, difference)
         if self.pull_request is not None:
-            offer_pull_request(self.session, self.pull_request)
+            self.session.offer_pull_request(self.pull_request)
         if self.options.tag:
             self._tag(self.options.tag, commit)
         receipt = self._receipt(commit, target, difference, read_back)
         if not write_receipt(self._receipt_file, receipt):
-            self.reporter.note(f"{printable(str(self._receipt_file))}: no receipt can be written there")
+            self.reporter.note(f"{self._receipt_file}: the receipt cannot be written")
         return receipt
 
     @property
     def _receipt_file(self) -> Path:
-        return self.options.receipt or receipt_file(self.release.root)
+        return self.options.receipt or self.release.root / RECEIPT_NAME
 
     def _prepare_repo(self) -> bool:
-        """Make the repo if there is none, and prove the right to write; False in a dry run that would make it."""
+        """Create the repo if necessary, and check the right to write; return False if a dry run would create it."""
         info = self.session.describe()
         if info is None:
             if self.options.dry_run:
                 self.private = self.options.private
-                self.reporter.note(f"{self.session.place} would be made")
+                self.reporter.note(f"{self.session.address} would be created")
                 return False
             self.session.create(private=self.options.private)
             info = self.session.describe()
         name = getattr(info, "id", self.session.repository)
         if name != self.session.repository:
-            raise HubError(
-                f"{self.session.place}: is called {name} now",
-                "Make the card anew with that name (`lensconv card --repo`), then publish to it.",
+            raise self.session.error(
+                f"is called {name} now",
+                "Make the card again with this name (`lensconv card --repo`), then publish to it.",
             )
         self.private = bool(getattr(info, "private", self.options.private))
         if self.options.private and not self.private:
-            raise HubError(
-                f"{self.session.place}: is public, and --private does not change that",
-                "Change it on the repo's settings page first, or leave --private away.",
+            raise self.session.error(
+                "is public, and --private does not change that",
+                "Change it on the repo's settings page first, or publish without --private.",
             )
-        # A pull request may come from whoever may read the repo.
+        # Everyone who may read the repo may open a pull request.
         if not self.options.create_pr:
             self.session.prove_write_access()
         return True
 
     def _choose_target(self, refs: RemoteRefs) -> Target:
-        """The branch, which is made if there is none of that name."""
+        """Return the branch, which is created if it does not exist."""
         revision = self.options.revision
-        head = refs.head(revision)
-        main = refs.head(MAIN)
-        if head is None and main is not None and not self.options.dry_run:
-            self.session.call(
-                f"making the branch {revision}",
-                lambda: self.session.api.create_branch(
-                    self.session.repository, branch=revision, revision=MAIN, exist_ok=True
-                ),
-            )
-            head = self.session.refs().head(revision)
-        head = head or main
+        if refs.head(revision) is None and refs.head(MAIN) is not None and not self.options.dry_run:
+            self.session.create_branch(revision, MAIN)
+            refs = self.session.refs()
+        head = refs.head(revision) or refs.head(MAIN)
         if head is None:
-            raise HubError(f"{self.session.place}: has no branch {MAIN}", "Look at the repo's page.")
+            raise self.session.error(f"has no branch {MAIN}", "Look at the repo's page.")
         return Target(revision, head)
 
     def _enter_pull_request(self, user: str) -> Target:
-        """The pull request of this release, which is made if there is none."""
-        self.pull_request = open_pull_request(self.session, self.options.message, user)
+        """Return the pull request of this release, which is created if it does not exist."""
+        self.pull_request = self.session.open_pull_request(self.options.message, user)
         revision = f"refs/pr/{self.pull_request}"
         head = self.session.refs().head(revision)
         if head is None:
-            raise HubError(f"{self.session.place}: pull request {self.pull_request} has no commit", "Look at its page.")
+            raise self.session.error(f"pull request {self.pull_request} has no commit", "Look at its page.")
         return Target(revision, head)
 
     def _difference(self, target: Target) -> Difference:
-        return compare(self.release.files, self._records(target.parent).files)
+        return compare(self.release.files, self.session.files_at(target.parent).files)
 
-    def _records(self, commit: str) -> RemoteRepo:
-        if commit not in self.read:
-            self.read[commit] = self.session.files_at(commit)
-        return self.read[commit]
+    def _announce(self, difference: Difference) -> None:
+        if difference.added:
+            size = readable_size(difference.added_bytes)
+            self.reporter.note(f"{len(difference.added)} files to upload, {size}")
+        if difference.deleted:
+            names = first_few(difference.deleted)
+            self.reporter.note(f"to be deleted in the repo, because the release does not have them: {names}")
 
     def _refuse_taken_tag(self, refs: RemoteRefs, target: Target, difference: Difference) -> None:
-        """Find out before anything is uploaded that the tag names something else."""
-        tag = self.options.tag
-        tagged = refs.tags.get(tag) if tag else None
+        """Find out before the upload that the tag already names another commit."""
+        tagged = refs.tags.get(self.options.tag or "")
         if tagged is not None and (difference or tagged != target.parent):
-            raise _taken_tag(self.session, tag, tagged)
+            raise self._taken_tag(tagged)
 
     def _commit(self, target: Target, difference: Difference) -> str:
         from huggingface_hub import constants
@@ -231,51 +214,47 @@ class _Publication:
             raise HubError(error.message, LATER_HINT if constants.HF_HUB_DISABLE_XET else XET_HINT) from error
 
     def _upload_and_commit(self, target: Target, difference: Difference) -> str:
-        operations = upload(self.session, difference.added, target.revision, self.reporter)
+        operations = upload(self.session, difference, target.revision, self.reporter)
         refuse_changed(self.release.files)
         note_hashed(self.release.root, difference.added)
-        return make_commit(self.session, self.release, target, difference, operations, self.options.message)
+        return make_commit(self.session, self.release, target, operations, self.options.message)
 
     def _prove(self, commit: str, target: Target, difference: Difference) -> ReadBack | None:
-        """Hold the commit against the release; what an earlier run has read back is not read again."""
-        remote = self._records(commit)
+        """Compare the commit with the release. Files that an earlier run has read back are not read again."""
+        remote = self.session.files_at(commit)
         prove_records(self.release.files, remote)
         everything = self.options.read_back
         if self._is_proven(commit) and not everything:
             return None
-        # An earlier run may have ended between its commit and its proof.
+        # An earlier run may have ended between its commit and the check.
         is_new = bool(difference) and self._is_proven(target.parent) and not everything
         files = difference.added if is_new else self.release.files
         return prove_bytes(files, remote, everything=everything, reporter=self.reporter)
 
     def _is_proven(self, commit: str) -> bool:
-        return is_proven(self._receipt_file, self.session.address, commit)
+        return is_proven(self._receipt_file, self.session.page, commit)
 
     def _tag(self, tag: str, commit: str) -> None:
-        """Tag the commit; a tag of that name that is there already must be this one."""
-        from huggingface_hub.errors import HfHubHTTPError
-
-        def make() -> None:
-            try:
-                # Never told to accept a tag that is there: it could name another commit.
-                self.session.api.create_tag(self.session.repository, tag=tag, revision=commit)
-            except HfHubHTTPError as error:
-                if error.response.status_code != _CONFLICT:
-                    raise
-
+        """Tag the commit. If the tag exists already, it must name this commit."""
         tagged = self.session.refs().tags.get(tag)
         if tagged is None:
-            self.session.call(f"tagging {tag}", make)
+            self.session.create_tag(tag, commit)
             tagged = self.session.refs().tags.get(tag)
         if tagged != commit:
-            raise _taken_tag(self.session, tag, tagged)
+            raise self._taken_tag(tagged)
+
+    def _taken_tag(self, tagged: str | None) -> HubError:
+        named = (tagged or "no commit")[:12]
+        return self.session.error(
+            f"tag {self.options.tag} names {named}, which is not this release", "Choose another name for the tag."
+        )
 
     def _receipt(
         self, commit: str | None, target: Target | None, difference: Difference, read_back: ReadBack | None
     ) -> Receipt:
         return Receipt(
             repository=self.session.repository,
-            page=self.session.address,
+            page=self.session.page,
             revision=target.revision if target else self.options.revision,
             commit=commit,
             parent=target.parent if target else None,
@@ -287,19 +266,3 @@ class _Publication:
             read_back=read_back,
             dry_run=self.options.dry_run,
         )
-
-
-def _announce(difference: Difference) -> Iterator[str]:
-    if difference.added:
-        yield f"{len(difference.added)} files to upload, {readable_size(difference.added_bytes)}"
-    if difference.deleted:
-        names = first_few([printable(name) for name in difference.deleted])
-        yield f"to be deleted there, as the release does not have them: {names}"
-
-
-def _taken_tag(session: HubSession, tag: str | None, tagged: str | None) -> HubError:
-    if tagged is None:
-        return HubError(f"{session.place}: the Hub took tag {tag}, but does not have it", "Publish again.")
-    return HubError(
-        f"{session.place}: tag {tag} names {tagged[:12]}, which is not this release", "Choose another name for the tag."
-    )

@@ -1,11 +1,11 @@
-"""What was published, as a value: printed, and noted in the release folder."""
+"""The receipt of a publication: it is printed, and kept in the release folder."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,27 @@ from converter.checkpoint.source import read_json
 from converter.checkpoint.writer import replace_file
 from converter.conversion.release.manifest import STATE_FOLDER
 from converter.errors import InputError, LensconvError
-from converter.publication.difference import Difference
+from converter.publication.files import Difference
 from converter.publication.preflight import FitRelease
 from converter.publication.proof import ReadBack
 
-#: Name of a receipt in a release.
-RECEIPT_NAME = "receipt.json"
+#: Path of a receipt in a release.
+RECEIPT_NAME = f"{STATE_FOLDER}/receipt.json"
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """A publication, proven; or what one would do."""
+    """What a publication did, or what it would do."""
 
     repository: str
     page: str
-    """Address of the repo."""
+    """Web address of the repo."""
     revision: str
     """Branch, or ``refs/pr/N``."""
     commit: str | None
-    """What holds the release; None where nothing was done."""
+    """The commit that contains the release; None if nothing was done."""
     parent: str | None
-    """The newest commit before."""
+    """The newest commit before it."""
     tag: str | None
     pull_request: int | None
     private: bool
@@ -49,7 +49,7 @@ class Receipt:
         return not self.dry_run and bool(self.difference)
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv publish --json`` shows it; sizes in bytes."""
+        """Return the object that ``lensconv publish --json`` prints; sizes in bytes."""
         return {
             "format": "lensconv-receipt",
             "format_version": 1,
@@ -69,18 +69,13 @@ class Receipt:
             "added": [file.name for file in self.difference.added],
             "added_bytes": self.difference.added_bytes,
             "deleted": list(self.difference.deleted),
-            "read_back": self.read_back.to_dict() if self.read_back else None,
+            "read_back": asdict(self.read_back) if self.read_back else None,
             "advice": list(self.release.advice),
         }
 
 
-def receipt_file(root: Path) -> Path:
-    """Where the receipt of a release lies, unless it is wanted elsewhere."""
-    return root / STATE_FOLDER / RECEIPT_NAME
-
-
 def write_receipt(file: Path, receipt: Receipt) -> bool:
-    """Write a receipt, and the folder that it lies in; False where that cannot be written to."""
+    """Write a receipt and the folder that contains it; return False if that is not possible."""
     with suppress(OSError, LensconvError):
         file.parent.mkdir(exist_ok=True)
         replace_file(file, (json.dumps(receipt.to_dict(), indent=2) + "\n").encode())
@@ -89,7 +84,7 @@ def write_receipt(file: Path, receipt: Receipt) -> bool:
 
 
 def is_proven(file: Path, page: str, commit: str) -> bool:
-    """Whether an earlier run, whose receipt this is, has read a release back from this commit."""
+    """Return whether the receipt of an earlier run says that this commit was read back."""
     try:
         noted: Mapping[str, Any] = read_json(file)
     except InputError:

@@ -1,12 +1,12 @@
-"""Secrets in files that are about to be published: found by their form, named by their kind, never repeated."""
+"""Find secrets in files that are about to be published. They are reported by their kind and never shown."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-#: Kinds of secrets that have a form of their own, by the prefixes that their issuers document. Each pattern begins with
-#: the prefix itself and looks back from its end, as Python finds a fixed text far faster than a choice.
+#: Kinds of secrets that are known by a prefix which their issuer documents. Each pattern begins with the prefix itself
+#: and looks back from its end, because Python finds a fixed text far faster than a choice.
 _PATTERNS = {
     rb"hf_(?<![A-Za-z0-9_]hf_)(?:[A-Za-z0-9]{30,}|(?:oauth|jwt)_[A-Za-z0-9._-]{30,})": "a Hugging Face token",
     rb"api_org_(?<![A-Za-z0-9_]api_org_)[A-Za-z0-9]{30,}": "a Hugging Face token",
@@ -22,7 +22,7 @@ _PATTERNS = {
     rb"wandb_v1_[A-Za-z0-9_-]{20,}": "a Weights & Biases token",
     rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----": "a private key",
 }
-#: Names of variables that hold what nobody should see, with a value that could be one.
+#: Names of variables that hold secrets, with a value that could be one.
 _ASSIGNED = re.compile(
     rb"(?i)(?<![a-z0-9])(?:hf_token|hugging_?face_?hub_?token|api_?key|secret_?key|access_?token|password)"
     rb"[\"']?\s*[:=]\s*[\"']([A-Za-z0-9+/_.-]{20,})[\"']"
@@ -30,25 +30,25 @@ _ASSIGNED = re.compile(
 
 
 def find_secrets(content: bytes, known: tuple[str, ...] = ()) -> Iterator[tuple[str, int]]:
-    """Secrets in a file: their kind, and the line they stand on.
+    """Yield the kind and the line number of each secret in a file.
 
     Args:
-        content: of the file.
+        content: the bytes of the file.
         known: secrets that are in use and must not be in any file, such as the user's own token.
     """
     for pattern, kind in _PATTERNS.items():
         for match in re.finditer(pattern, content):
             yield kind, _line(content, match.start())
     for match in _ASSIGNED.finditer(content):
-        # A word or a path is no secret; what was drawn at random has digits among its letters.
+        # A word or a path is not a secret; random values have digits among their letters.
         value = match[1]
         if re.search(rb"[0-9]", value) and re.search(rb"[A-Za-z]", value) and b"/" not in value:
             yield "what looks like a secret", _line(content, match.start())
     for secret in known:
-        place = content.find(secret.encode())
-        if secret and place >= 0:
-            yield "the token that is in use", _line(content, place)
+        position = content.find(secret.encode())
+        if secret and position >= 0:
+            yield "the token that is in use", _line(content, position)
 
 
-def _line(content: bytes, place: int) -> int:
-    return content.count(b"\n", 0, place) + 1
+def _line(content: bytes, position: int) -> int:
+    return content.count(b"\n", 0, position) + 1

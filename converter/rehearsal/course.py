@@ -109,7 +109,7 @@ class Course:
             except LensconvError as error:
                 if name == "publish":
                     raise
-                detail, exit_code = f"{error.message}. {error.hint}".rstrip(". "), error.exit_code
+                detail, exit_code = error.with_hint.rstrip("."), error.exit_code
             yield Step(name, time.monotonic() - started, detail, exit_code)
             if exit_code:
                 return
