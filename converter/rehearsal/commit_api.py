@@ -17,7 +17,7 @@ from converter.rehearsal.card_metadata import check_card
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.modes import REGULAR_LIMIT
 from converter.rehearsal.names import COMMIT, check_path, check_sha256, check_size
-from converter.rehearsal.pull_requests import PullRequests, commit_target
+from converter.rehearsal.pull_requests import PullRequest, commit_target
 from converter.rehearsal.replies import Refusal, entry_not_found
 from converter.rehearsal.repos import PULLS, Entry, lfs_entry, regular_entry
 
@@ -58,18 +58,17 @@ async def create_commit(call: Call) -> Response:
         raise Refusal(412, "A commit has happened since. Please refresh and try again.")
     _check(call.hub, draft)
     tree = _apply(draft, repo.tree(head), head)
-    pull_requests = PullRequests(repo)
     answer: dict[str, Any] = {"success": True, "hookOutput": ""}
     with call.hub.database.connection:
         commit = repo.add_commit(head, tree, draft.title, author, draft.message)
         if call.query.get("create_pr"):
-            number = pull_requests.open(draft.title, draft.message, author, base=ref, status="open")
-            ref = f"{PULLS}{number}"
-            answer["pullRequestUrl"] = f"{call.hub.endpoint}/{repo.identity}/discussions/{number}"
+            opened = PullRequest.open(repo, draft.title, draft.message, author, base=ref, status="open")
+            ref = opened.ref
+            answer["pullRequestUrl"] = f"{call.hub.endpoint}/{repo.identity}/discussions/{opened.number}"
         repo.point(ref, commit)
         if ref.startswith(PULLS):
-            number = int(ref.removeprefix(PULLS))
-            pull_requests.add_event(number, "commit", author, subject=draft.title, oid=commit)
+            pull_request = PullRequest.find(repo, int(ref.removeprefix(PULLS)))
+            pull_request.add_event("commit", author, subject=draft.title, oid=commit)
     answer |= {"commitOid": commit, "commitUrl": f"{call.hub.endpoint}/{repo.identity}/commit/{commit}"}
     return JSONResponse(answer)
 

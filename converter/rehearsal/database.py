@@ -29,9 +29,8 @@ CREATE TABLE IF NOT EXISTS refs (
     PRIMARY KEY (repo, ref)
 );
 CREATE TABLE IF NOT EXISTS pull_requests (
-    repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, number INTEGER NOT NULL, title TEXT NOT NULL,
-    author TEXT NOT NULL, status TEXT NOT NULL, created TEXT NOT NULL, base TEXT NOT NULL, merge_commit TEXT NOT NULL,
-    events TEXT NOT NULL, PRIMARY KEY (repo, number)
+    repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, number INTEGER NOT NULL, content TEXT NOT NULL,
+    PRIMARY KEY (repo, number)
 );
 PRAGMA user_version = {_VERSION};
 """

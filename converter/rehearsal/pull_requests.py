@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-import sqlite3
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -20,43 +20,53 @@ _PAGE = 10
 _STATUSES = {"all": ("open", "draft", "closed", "merged"), "open": ("open", "draft"), "closed": ("closed", "merged")}
 
 
-class PullRequests:
-    """Reads and changes the pull requests of a repo. Changes belong into a transaction of the database.
+@dataclass
+class PullRequest:
+    """A pull request. Changes to it belong into a transaction of the database."""
 
-    Args:
-        repo: the repo.
-    """
+    repo: Repo
+    number: int
+    title: str
+    author: str
+    status: str
+    """``draft``, ``open``, ``closed`` or ``merged``."""
+    base: str
+    """The ref that it is to be merged into."""
+    created: str = field(default_factory=now)
+    merge_commit: str = ""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    """As huggingface.co describes them."""
 
-    def __init__(self, repo: Repo) -> None:
-        self._database = repo.database
-        self._repo = repo
+    @classmethod
+    def all(cls, repo: Repo) -> list[PullRequest]:
+        """Return those of a repo, newest first."""
+        query = "SELECT content FROM pull_requests WHERE repo = ? ORDER BY number DESC"
+        return [cls(repo, **json.loads(row["content"])) for row in repo.database.rows(query, repo.number)]
 
-    def all(self) -> list[sqlite3.Row]:
-        """Return all of them, newest first."""
-        query = "SELECT * FROM pull_requests WHERE repo = ? ORDER BY number DESC"
-        return self._database.rows(query, self._repo.number)
+    @classmethod
+    def find(cls, repo: Repo, number: int) -> PullRequest:
+        """Return one of a repo; raise Refusal if none has this number."""
+        for pull_request in cls.all(repo):
+            if pull_request.number == number:
+                return pull_request
+        raise Refusal(404, "Discussion not found")
 
-    def find(self, number: int) -> sqlite3.Row:
-        """Return one of them; raise Refusal if none has this number."""
-        query = "SELECT * FROM pull_requests WHERE repo = ? AND number = ?"
-        row = self._database.row(query, self._repo.number, number)
-        if row is None:
-            raise Refusal(404, "Discussion not found")
-        return row
+    @classmethod
+    def open(cls, repo: Repo, title: str, description: str, author: str, *, base: str, status: str) -> PullRequest:
+        """Open one, whose ref points to the head of its base."""
+        number = max((known.number for known in cls.all(repo)), default=0) + 1
+        opened = cls(repo, number, title, author, status, base)
+        repo.point(opened.ref, repo.refs()[base])
+        opened.comment(description, author)
+        return opened
 
-    def open(self, title: str, description: str, author: str, *, base: str, status: str) -> int:
-        """Open one whose ref points to the head of its base, a branch; return its number."""
-        number = max((row["number"] for row in self.all()), default=0) + 1
-        self._database.execute(
-            "INSERT INTO pull_requests VALUES (?, ?, ?, ?, ?, ?, ?, '', '[]')",
-            *(self._repo.number, number, title, author, status, now(), base),
-        )
-        self._repo.point(f"{PULLS}{number}", self._repo.refs()[base])
-        self.comment(number, description, author)
-        return number
+    @property
+    def ref(self) -> str:
+        """The ref of its commits."""
+        return f"{PULLS}{self.number}"
 
-    def add_event(self, number: int, kind: str, author: str, **data: Any) -> dict[str, Any]:
-        """Add an event, and return it."""
+    def add_event(self, kind: str, author: str, **data: Any) -> dict[str, Any]:
+        """Add an event, and store all that has changed; return the event."""
         event = {
             "id": secrets.token_hex(12),
             "type": kind,
@@ -64,73 +74,63 @@ class PullRequests:
             "author": {"name": author, "type": "user"},
             "data": data,
         }
-        self._set(number, "events", json.dumps([*json.loads(self.find(number)["events"]), event]))
+        self.events.append(event)
+        content = json.dumps({name: value for name, value in vars(self).items() if name != "repo"})
+        statement = "INSERT OR REPLACE INTO pull_requests VALUES (?, ?, ?)"
+        self.repo.database.execute(statement, self.repo.number, self.number, content)
         return event
 
-    def comment(self, number: int, text: str, author: str) -> None:
+    def comment(self, text: str, author: str) -> None:
         """Add what the author says when opening, closing or merging it."""
         latest = {"raw": text, "html": "", "updatedAt": now(), "author": {"name": author}}
-        self.add_event(number, "comment", author, edited=False, hidden=False, latest=latest, history=[latest])
+        self.add_event("comment", author, edited=False, hidden=False, latest=latest, history=[latest])
 
-    def set_status(self, number: int, status: str, author: str) -> dict[str, Any]:
-        """Open or close one, or mark it as merged; return the event."""
-        self._set(number, "status", status)
-        return self.add_event(number, "status-change", author, status=status)
+    def set_status(self, status: str, author: str) -> dict[str, Any]:
+        """Open or close it, or mark it as merged; return the event."""
+        self.status = status
+        return self.add_event("status-change", author, status=status)
 
-    def merge(self, number: int, author: str) -> str:
-        """Merge one into its base by one commit, and return the commit's id.
-
-        Raises:
-            Refusal: it is not open, or there are conflicts.
-        """
-        row = self.find(number)
-        if row["status"] != "open":
+    def merge(self, author: str) -> None:
+        """Merge it into its base by one commit; raise Refusal if it is not open, or there are conflicts."""
+        if self.status != "open":
             raise Refusal(400, "Only open pull requests can be merged")
-        tree, conflicts = self._merged(row)
+        tree, conflicts = self._merged()
         if conflicts:
             raise Refusal(409, "This pull request has conflicts", filesWithConflicts=conflicts)
-        head = self._repo.refs()[row["base"]]
-        commit = self._repo.add_commit(head, tree, f"{row['title']} (#{number})", author)
-        self._repo.point(row["base"], commit)
-        self._set(number, "merge_commit", commit)
-        self.set_status(number, "merged", author)
-        return commit
+        head = self.repo.refs()[self.base]
+        self.merge_commit = self.repo.add_commit(head, tree, f"{self.title} (#{self.number})", author)
+        self.repo.point(self.base, self.merge_commit)
+        self.set_status("merged", author)
 
-    def describe(self, row: sqlite3.Row) -> dict[str, Any]:
-        """Describe one of a list."""
+    def describe(self) -> dict[str, Any]:
+        """Describe it as one of a list."""
         return {
-            "num": row["number"],
-            "title": row["title"],
-            "author": {"name": row["author"], "type": "user"},
-            "createdAt": row["created"],
-            "status": row["status"],
+            "num": self.number,
+            "title": self.title,
+            "author": {"name": self.author, "type": "user"},
+            "createdAt": self.created,
+            "status": self.status,
             "isPullRequest": True,
-            "repo": {"name": self._repo.identity, "type": "model"},
+            "repo": {"name": self.repo.identity, "type": "model"},
         }
 
-    def describe_fully(self, row: sqlite3.Row) -> dict[str, Any]:
-        """Describe one with its events and conflicts."""
-        merged = row["merge_commit"]
+    def describe_fully(self) -> dict[str, Any]:
+        """Describe it with its events and conflicts."""
         return {
-            **self.describe(row),
-            "events": json.loads(row["events"]),
-            "changes": {"base": row["base"], **({"mergeCommitId": merged} if merged else {})},
-            "filesWithConflicts": [] if merged else self._merged(row)[1],
+            **self.describe(),
+            "events": self.events,
+            "changes": {"base": self.base, **({"mergeCommitId": self.merge_commit} if self.merge_commit else {})},
+            "filesWithConflicts": [] if self.merge_commit else self._merged()[1],
             "diff": "",
         }
 
-    def _set(self, number: int, column: str, value: str) -> None:
-        statement = f"UPDATE pull_requests SET {column} = ? WHERE repo = ? AND number = ?"  # noqa: S608 - our names
-        self._database.execute(statement, value, self._repo.number, number)
-
-    def _merged(self, row: sqlite3.Row) -> tuple[dict[str, Entry], list[str]]:
+    def _merged(self) -> tuple[dict[str, Entry], list[str]]:
         """Return the files after a merge, and those that both sides have changed, each in its own way."""
-        refs = self._repo.refs()
-        head, changed = refs[row["base"]], refs[f"{PULLS}{row['number']}"]
-        known = {row["oid"] for row in self._repo.ancestry(head)}
-        ancestors = (row["oid"] for row in self._repo.ancestry(changed))
-        common = next((oid for oid in ancestors if oid in known), "")
-        before, ours, theirs = (self._repo.tree(oid) for oid in (common, head, changed))
+        refs = self.repo.refs()
+        head, changed = refs[self.base], refs[self.ref]
+        known = {row["oid"] for row in self.repo.ancestry(head)}
+        common = next((row["oid"] for row in self.repo.ancestry(changed) if row["oid"] in known), "")
+        before, ours, theirs = (self.repo.tree(oid) for oid in (common, head, changed))
         result, conflicts = dict(ours), []
         for path in sorted(before.keys() | theirs.keys()):
             old, new, own = (tree[path].oid if path in tree else "" for tree in (before, theirs, ours))
@@ -146,21 +146,14 @@ class PullRequests:
 
 
 def commit_target(call: Call) -> Repo:
-    """Return the repo that the user may commit to, at the revision that the path names.
+    """Return the repo that the user may commit to, at the revision that the path names; raise Refusal if there is none.
 
     Whoever may read a repo, with a token that may write, may open a pull request and add to their own.
-
-    Raises:
-        Refusal: the repo does not exist, or the user may not.
     """
-    repo, viewer = call.repo(), call.user()
-    number = call.revision.removeprefix(PULLS) if call.revision.startswith(PULLS) else ""
-    if not (
-        call.query.get("create_pr")
-        or (number.isdecimal() and PullRequests(repo).find(check_number(number))["author"] == viewer.name)
-    ):
+    repo, viewer = call.repo(), call.token_writer("write to a repo")
+    own = [pull_request.ref for pull_request in PullRequest.all(repo) if pull_request.author == viewer.name]
+    if not call.query.get("create_pr") and call.revision not in own:
         call.writer(repo.owner, "write to a repo")
-    call.token_writer("write to a repo")
     return repo
 
 
@@ -170,13 +163,12 @@ async def list_pull_requests(call: Call) -> Response:
     kind, status = query.get("type", "all"), query.get("status", "all")
     if kind not in ("all", "discussion", "pull_request") or status not in _STATUSES:
         raise Refusal(400, "Invalid filter")
-    pull_requests = PullRequests(repo)
     found = [
-        pull_requests.describe(row)
-        for row in pull_requests.all()
+        pull_request.describe()
+        for pull_request in PullRequest.all(repo)
         if kind != "discussion"
-        and row["status"] in _STATUSES[status]
-        and query.get("author", row["author"]) == row["author"]
+        and pull_request.status in _STATUSES[status]
+        and query.get("author", pull_request.author) == pull_request.author
     ]
     start = check_number(query.get("p", "0")) * _PAGE
     shown = found[start : start + _PAGE]
@@ -193,46 +185,42 @@ async def create_pull_request(call: Call) -> Response:
     if len(title) < 3:
         raise Refusal(400, '"title" length must be at least 3 characters long')
     with call.hub.database.connection:
-        number = PullRequests(repo).open(title, description, viewer.name, base=MAIN, status="draft")
+        number = PullRequest.open(repo, title, description, viewer.name, base=MAIN, status="draft").number
     url = f"{call.hub.endpoint}/{repo.identity}/discussions/{number}"
     return JSONResponse({"num": number, "url": url, "pullRequest": True})
 
 
 async def show_pull_request(call: Call) -> Response:
     """GET .../discussions/N."""
-    pull_requests, row = _named(call)
-    return JSONResponse(pull_requests.describe_fully(row))
+    return JSONResponse(_named(call).describe_fully())
 
 
 async def change_status(call: Call) -> Response:
     """POST .../discussions/N/status."""
-    values, viewer = await call.json(), call.user()
-    pull_requests, row = _named(call)
+    values, viewer, pull_request = await call.json(), call.user(), _named(call)
     status = text_of(values, "status")
-    if row["author"] != viewer.name:
-        call.writer(call.repo().owner, "change a discussion")
-    if status not in ("open", "closed") or row["status"] == "merged":
+    if pull_request.author != viewer.name:
+        call.writer(pull_request.repo.owner, "change a discussion")
+    if status not in ("open", "closed") or pull_request.status == "merged":
         raise Refusal(400, "Invalid status")
     with call.hub.database.connection:
         if comment := text_of(values, "comment"):
-            pull_requests.comment(row["number"], comment, viewer.name)
-        event = pull_requests.set_status(row["number"], status, viewer.name)
+            pull_request.comment(comment, viewer.name)
+        event = pull_request.set_status(status, viewer.name)
     return JSONResponse({"newStatus": event})
 
 
 async def merge(call: Call) -> Response:
     """POST .../discussions/N/merge."""
     call.writable_repo()
-    values, viewer = await call.json(), call.user()
-    pull_requests, row = _named(call)
+    values, viewer, pull_request = await call.json(), call.user(), _named(call)
     with call.hub.database.connection:
         if comment := text_of(values, "comment"):
-            pull_requests.comment(row["number"], comment, viewer.name)
-        commit = pull_requests.merge(row["number"], viewer.name)
-    return JSONResponse({"mergeCommitId": commit})
+            pull_request.comment(comment, viewer.name)
+        pull_request.merge(viewer.name)
+    return JSONResponse({"mergeCommitId": pull_request.merge_commit})
 
 
-def _named(call: Call) -> tuple[PullRequests, sqlite3.Row]:
+def _named(call: Call) -> PullRequest:
     """Return the pull request that the path names; raise Refusal if it does not exist."""
-    pull_requests = PullRequests(call.repo())
-    return pull_requests, pull_requests.find(check_number(call.part("number")))
+    return PullRequest.find(call.repo(), check_number(call.part("number")))

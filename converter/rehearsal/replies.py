@@ -57,7 +57,7 @@ async def refuse(request: Request, error: Exception) -> Response:
 
 
 def repo_not_found(known_user: bool) -> Refusal:
-    """Say that there is no such repo for this user. Users without a token are asked for one."""
+    """Say that this user has no such repo. Users without a token are asked for one."""
     if known_user:
         return Refusal(404, "Repository not found", code="RepoNotFound")
     return Refusal(401, "Invalid username or password.", code="RepoNotFound")
