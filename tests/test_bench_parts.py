@@ -26,7 +26,7 @@ from converter.measurement.benchmark.meter import Meter, Stopwatch
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.subjects import Subject, open_subjects
 from converter.measurement.evidence.files import read_evidence_folder, write_evidence
-from converter.measurement.generation.memory import predict_memory
+from converter.measurement.generation.memory import loaded_bytes, predict_memory
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import Settings, choose_settings
@@ -287,3 +287,20 @@ def test_a_resident_pipeline_needs_the_sum_of_its_parts(tiny_repo: Path) -> None
     }
     assert on_gpu["none"].device > on_gpu["model"].device > on_gpu["sequential"].device
     assert on_gpu["none"].host < on_gpu["model"].host
+
+
+def test_a_packed_text_encoder_stays_on_the_accelerator(tiny_repo: Path, tmp_path: Path) -> None:
+    """So that the host need not hold it, whatever is offloaded."""
+    shutil.copytree(tiny_repo, tmp_path / "packed")
+    config = tmp_path / "packed" / "text_encoder" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": {"quant_method": "mxfp4"}}))
+    dense, packed = open_pipeline(tiny_repo), open_pipeline(tmp_path / "packed")
+    settings = choose_settings(dense, "x", GenerateOptions())
+    encoder = loaded_bytes(dense.text_encoder, 2)
+    for offload in ("model", "sequential"):
+        needs = [
+            predict_memory(repo, settings, offload=offload, on_cpu=False, unpacks=False, keeps_encoder=True)
+            for repo in (dense, packed)
+        ]
+        assert needs[0].host - needs[1].host == encoder
+        assert needs[1].device - needs[0].device == (encoder if offload == "model" else 0)

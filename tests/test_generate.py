@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -18,6 +21,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from converter.errors import UsageError
+from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import choose_settings
@@ -200,6 +205,22 @@ def test_options_out_of_range(name: str, tiny_repo: Path, tmp_path: Path, lensco
     assert error["type"] == "UsageError"
     assert expected in error["message"]
     assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(GenerateOptions, dtype="float16"), "--dtype float16: must be one of bfloat16, float32"),
+        (partial(GenerateOptions, base_resolution=512), "--base-resolution 512: must be one of 1024, 1440"),
+        (partial(GenerateOptions, guidance=math.inf), "--guidance inf: must be between 0.0 and 1000.0"),
+        (partial(GenerateOptions, steps=0), "--steps 0: must be between 1 and 1000"),
+        (partial(BenchOptions, repeats=0), "--repeats 0: must be between 1 and 100"),
+        (partial(BenchOptions, mode="standard,fast"), "--mode standard,fast: must be one or more of"),
+    ],
+)
+def test_options_check_themselves(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        make()
 
 
 def test_what_is_no_text_is_no_prompt(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
