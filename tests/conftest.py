@@ -37,7 +37,7 @@ settings.load_profile("lensconv")
 
 
 def all_commands() -> dict[str, click.Command]:
-    """By what is typed, those below a group too."""
+    """Commands by what users type, with those of groups."""
     found: dict[str, click.Command] = {}
     for name in COMMANDS:
         command = cli.get_command(click.Context(cli), name)
@@ -136,7 +136,7 @@ def lens_output(lens_source: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def names_in(folder: Path) -> list[str]:
-    """Names of what lies in a folder, hidden ones too."""
+    """Names of the entries of a folder, hidden ones too."""
     return sorted(entry.name for entry in folder.iterdir())
 
 

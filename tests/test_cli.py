@@ -147,7 +147,7 @@ def test_people_read_stderr_and_quiet_is_quiet(lensconv: Lensconv, lens_source: 
 
 @pytest.mark.parametrize("error", [ValueError("no shape"), InputError("cannot be used: no shape")])
 def test_what_a_library_makes_of_a_signal_is_the_signal(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own code turns what a handler raises into another error, and rooms blame a file for that."""
+    """torch's own code turns what a handler raises into another error, and other code blames a file for that."""
 
     def command(*_: object, **__: object) -> None:
         try:
@@ -327,7 +327,7 @@ def test_a_full_disk_is_known_before_anything_is_written(full_size: Path, tmp_pa
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     if "unshare" in done.stderr or "mount" in done.stderr:
-        pytest.skip("this machine lets nobody mount a file system")
+        pytest.skip("this machine does not allow to mount a file system")
     assert done.returncode == 3, done.stderr
     content, _, left = done.stdout.rpartition("}\n")
     assert json.loads(content + "}")["error"]["type"] == "DiskError"

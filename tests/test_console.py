@@ -175,4 +175,4 @@ def test_every_error_has_an_exit_code_of_the_contract() -> None:
 
     for kind in below(LensconvError)[1:]:
         assert kind.exit_code in (1, 2, 3, 4, 130), kind
-        assert kind.__name__ in (converter.errors.__doc__ or ""), f"{kind.__name__} is not drawn in the tree"
+        assert kind.__name__ in (converter.errors.__doc__ or ""), f"{kind.__name__} is not in the tree"

@@ -457,7 +457,7 @@ def test_a_pull_request_is_used_again(publisher: Publisher) -> None:
         list_file(publisher.release, "README.md", (FRONT_MATTER + f"# {text}\n").encode())
         receipt = json.loads(publisher.publish(create_pr=True).stdout)
         assert receipt["pull_request"] == 1
-        # What the commit before holds is read back too where no receipt says that it was.
+        # Without a receipt that says so, the files of the commit before are read back, too.
         assert receipt["read_back"]["files"] == (2 if text == "One" else len(receipt["files"]))
         (publisher.release / ".lensconv" / "receipt.json").unlink()
     discussions = list(publisher.api().get_repo_discussions(publisher.repository))
