@@ -68,7 +68,7 @@ def test_addresses_that_make_no_sense(text: str) -> None:
         (404, {"X-Error-Code": "RepoNotFound"}, "no such model"),
         (404, {"X-Error-Code": "RevisionNotFound"}, "no such revision"),
         (404, {"X-Error-Code": "EntryNotFound"}, "no such file"),
-        (409, {"X-Error-Message": "tag is there"}, "it exists already, or somebody is changing it: tag is there"),
+        (409, {"X-Error-Message": "tag is there"}, "is being changed at the moment: tag is there"),
         (412, {}, "the repo has changed in the meantime"),
         (413, {}, "`lensconv convert --max-shard-size 5GB`"),
         (418, {"X-Error-Message": f"tea, not {TOKEN} or other-token"}, "status 418: tea, not … or …"),
@@ -277,6 +277,8 @@ def test_what_does_not_pass_is_told_at_once() -> None:
         ConnectionError("xet-write-token: 404"),
         OSError(errno.ENOSPC, "No space left on device"),
         RecursionError(),
+        RuntimeError("cannot schedule new futures after shutdown"),
+        RuntimeError("Cannot acquire lock"),
         KeyError("sha"),
     ):
         assert not is_transient(error)

@@ -259,6 +259,12 @@ def test_differences_from_the_manifest(release: Path, serve: Serve) -> None:
     assert set(failed(verify(PLACE))) == {"hub", "manifest"}
 
 
+def test_checks_name_the_address(release: Path, serve: Serve) -> None:
+    (release / "lensconv_manifest.json").write_text("{}")
+    serve(release)
+    assert failed(verify(PLACE))["manifest"].startswith(f"{PINNED}/lensconv_manifest.json: is None, version None")
+
+
 def test_small_files_beyond_the_budget(release: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("converter.verification.remote.HASHED_BYTES", 500)
     serve(release)
@@ -335,6 +341,7 @@ def test_other_layouts(tmp_path: Path, serve: Serve) -> None:
     assert f"{PINNED}/model.safetensors.index.json" in refused(transformers, MalformedCheckpoint)
     single = repo("single")
     write_weights(single / "anything.safetensors", "a")
+    (single / "anything.gguf").touch()
     serve(single)
     assert verify(PLACE).tensors == 1
     write_weights(single / "more.safetensors", "b")

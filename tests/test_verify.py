@@ -556,6 +556,7 @@ def test_an_unquantized_checkpoint_is_not_sound(lens_source: Path) -> None:
         {"modules_to_not_convert": 5},
         {"modules_to_not_convert": [5]},
         {"modules_dtype_dict": {"int8": "x"}},
+        {"modules_quant_config": {"a": 5}},
         {"weights_dtype": 4},
         {"group_size": "64"},
     ],

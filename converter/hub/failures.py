@@ -43,7 +43,7 @@ _STATUSES: dict[int, tuple[str, str]] = {
     403: ("", "The token has no right to this, or the account has no storage left for it; see the token's settings."),
     404: ("the Hub does not have it", ACCESS_HINT),
     408: ("the Hub has waited too long", LATER_HINT),
-    409: ("it exists already, or somebody is changing it", "Look at the repo's page."),
+    409: ("it exists already, or is being changed at the moment", "Look at the repo's page."),
     412: ("the repo has changed in the meantime", "Look at what has changed, then run the command again."),
     413: ("a file is too large for the Hub", "Write smaller files: `lensconv convert --max-shard-size 5GB`."),
     429: ("the Hub has received too many requests", "Wait a while, then run the command again to resume."),

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 from converter.console import SILENT, Reporter
 from converter.hub.failures import (
-    FULL_DISK,
     NO_ANSWER,
     answered_status,
     chain,
@@ -105,10 +104,8 @@ def is_transient(error: BaseException) -> bool:
         status = answered_status(error)
         return status in TRANSIENT_STATUSES if status is not None else "timed out" in text.lower()
     is_untrusted = any(isinstance(link, ssl.SSLCertVerificationError) for link in chain(error))
-    is_full = isinstance(error, OSError) and error.errno in FULL_DISK
-    if is_untrusted or is_full or is_locked(error) or "OfflineModeIsEnabled" in names:
-        return False
-    if "cannot schedule new futures" in text:
+    is_over = is_locked(error) or "cannot schedule new futures" in text
+    if is_untrusted or is_over or "OfflineModeIsEnabled" in names:
         return False
     # hf_xet raises builtin classes, not subclasses of them; a proxy may send a page in place of JSON.
     passing = {*NO_ANSWER, "JSONDecodeError", "ConnectionError", "TimeoutError"}
