@@ -14,15 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.files import read_bounded
 from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
-from converter.errors import (
-    FileError,
-    MalformedCheckpoint,
-    MissingInput,
-    UnsupportedCheckpoint,
-    UsageError,
-    unreadable,
-)
+from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, UsageError, unreadable
 
 #: Stems of the weight files, as diffusers and transformers name them.
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
@@ -188,31 +182,6 @@ def read_json(file: Path) -> dict[str, Any]:
         MalformedCheckpoint: it contains something else.
     """
     return parse_json_object(read_bounded(file, MAXIMUM_JSON_BYTES, MalformedCheckpoint), file, what="its content")
-
-
-def read_bounded(file: Path, limit: int, error: type[FileError]) -> bytes:
-    """Read a whole file that should be short.
-
-    Args:
-        file: what to read.
-        limit: the most bytes that it may have.
-        error: what to raise for a longer file.
-
-    Raises:
-        MissingInput: it does not exist or cannot be read.
-        FileError: it is longer.
-    """
-    try:
-        # A pipe would block on open.
-        if not file.is_file():
-            raise MissingInput(file, "no such file", "Check the path.")
-        with file.open("rb") as stream:
-            content = stream.read(limit + 1)
-    except OSError as cause:
-        raise unreadable(file, cause) from cause
-    if len(content) > limit:
-        raise error(file, f"is longer than {limit} bytes")
-    return content
 
 
 def list_folder(folder: Path) -> list[Path]:

@@ -29,7 +29,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.source import Checkpoint, read_bounded
+from converter.checkpoint.files import read_bounded
+from converter.checkpoint.source import Checkpoint
 from converter.errors import RecipeError
 from converter.fields import Fields, parse_toml
 from converter.models.config import model_config
