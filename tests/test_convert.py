@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, convert, plan
 from converter.conversion import convert as convert_module
+from converter.conversion.execution.jobs import make_work
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess
 from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.request import open_request
@@ -163,6 +164,13 @@ def test_nothing_is_assumed_where_there_is_a_config(lens_source: Path, tmp_path:
     assert (planned["assumed_config"], planned["notes"]) == ({}, [])
 
 
+def test_an_interrupted_run_of_another_kernel_does_not_count(lens_source: Path) -> None:
+    request = open_request(lens_source, None, ConvertOptions())
+    predicted = predict_plan(request.checkpoint, request.recipe)
+    assert predicted is not None
+    assert make_work(request, predicted).content != make_work(request, predicted, use_fused=False).content
+
+
 def test_a_plan_on_other_assumptions_does_not_agree(lens_source: Path) -> None:
     request = open_request(lens_source, None, ConvertOptions())
     predicted = predict_plan(request.checkpoint, request.recipe)
@@ -223,8 +231,10 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
 
         monkeypatch.setattr(PlannerProcess, "answer", lying)
         options = ConvertOptions()
-    convert(lens_source, tmp_path / "out", options=options, reporter=notes)
+    report = convert(lens_source, tmp_path / "out", options=options, reporter=notes)
     assert bool(notes.texts) == (lie != "a planner that dies")
+    times_read = report.bytes_read_per_s * report.elapsed_s / plan(lens_source).source_bytes
+    assert times_read == pytest.approx(1 if lie == "a planner that dies" else 2)
     expected = convert_with_sdnq(
         lens_source,
         tmp_path / "expected",

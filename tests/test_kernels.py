@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from converter.conversion.kernels import fused
-from converter.conversion.kernels.sdnq import quantize_with_sdnq
+from converter.conversion.kernels.sdnq import quantize_with_sdnq, seeded_generator
 from converter.conversion.kernels.selfcheck import sample_weights
 
 #: Bits of the largest finite float32 that stays finite in bfloat16.
@@ -164,6 +164,19 @@ def test_widening_keeps_the_value(dtype: torch.dtype, name: str) -> None:
     numbers = torch.linspace(-3, 3, 1000, dtype=torch.float64).to(dtype)
     bits = fused.widen(numbers.view(torch.uint8).numpy(), name)
     np.testing.assert_array_equal(bits.view(np.float32), numbers.float().numpy())
+
+
+def test_random_numbers_continue_and_the_generator_is_restored() -> None:
+    before = torch.get_rng_state()
+    with seeded_generator(3, "cpu", None) as encode_state:
+        first = torch.rand(4)
+        state = encode_state()
+        rest = torch.rand(4)
+    with seeded_generator(3, "cpu", None):
+        assert torch.equal(torch.rand(4), first)
+    with seeded_generator(3, "cpu", state):
+        assert torch.equal(torch.rand(4), rest)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_widening_refuses_other_dtypes() -> None:

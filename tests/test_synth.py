@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from converter.checkpoint.source import open_checkpoint
-from converter.errors import OutputError, UsageError
+from converter.errors import DiskError, OutputError, UsageError
 from converter.models.lens.layout import LensConfig, lens_tensors
+from converter.synthesis import synthesize as synthesize_module
 from converter.synthesis.synthesize import synthesize
 from tests.conftest import names_in
 
@@ -87,6 +89,16 @@ def test_a_tensor_depends_on_its_name_and_the_seed_alone(tensors: dict[str, torc
     synthesize(tmp_path / "other", layers=1, seed=1)
     other = load_file(tmp_path / "other" / "diffusion_pytorch_model.safetensors")
     assert not any(torch.equal(tensor, other[name]) for name, tensor in tensors.items())
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(synthesize_module, "write_weights", fail)
+    with pytest.raises(DiskError, match="out: No space left"):
+        synthesize(tmp_path / "deep" / "out", layers=1)
+    assert names_in(tmp_path) == []
 
 
 def test_what_cannot_be_made(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.files import read_bounded
 from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
-from converter.checkpoint.small_files import read_small_file
 from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, UsageError, unreadable
 
 #: Stems of the weight files, as diffusers and transformers name them.
@@ -181,7 +181,7 @@ def read_json(file: Path) -> dict[str, Any]:
         MissingInput: it does not exist or cannot be read.
         MalformedCheckpoint: it contains something else.
     """
-    return parse_json_object(read_small_file(file, MAXIMUM_JSON_BYTES, MalformedCheckpoint), file, what="its content")
+    return parse_json_object(read_bounded(file, MAXIMUM_JSON_BYTES, MalformedCheckpoint), file, what="its content")
 
 
 def list_folder(folder: Path) -> list[Path]:

@@ -63,7 +63,7 @@ def match_tensors(
         present = [name for name in group if name in names]
         if not present:
             raise UnsupportedCheckpoint(f"{where} {group[0]} is missing; {class_name} needs it", "Download it again.")
-        sources |= {name: names[name if name in names else present[0]] for name in group}
+        sources |= {name: names.get(name, names[present[0]]) for name in group}
     for name, source in sources.items():
         found, wanted = checkpoint.tensors[source].entry, state[name]
         if found.shape != tuple(wanted.shape):

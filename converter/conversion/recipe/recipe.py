@@ -29,7 +29,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.small_files import read_small_file
+from converter.checkpoint.files import read_bounded
 from converter.checkpoint.source import Checkpoint
 from converter.errors import RecipeError
 from converter.fields import Fields, parse_toml
@@ -153,7 +153,7 @@ def find_recipe(name: str | None, class_name: str) -> Recipe:
     if not path.is_file():
         raise RecipeError(name, "no such recipe and no such file", f"Built in: {', '.join(builtin)}.")
     try:
-        text = read_small_file(path, MAXIMUM_RECIPE_BYTES, RecipeError).decode("utf-8")
+        text = read_bounded(path, MAXIMUM_RECIPE_BYTES, RecipeError).decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(name, f"is not UTF-8 at byte {error.start}", "Save it again as UTF-8.") from error
     return parse_recipe(text, where=name)

@@ -1,4 +1,4 @@
-"""Reading of files that must be short, whoever wrote them."""
+"""Reading files of users: never more than a limit, and never from a pipe."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from pathlib import Path
 from converter.errors import FileError, MissingInput, unreadable
 
 
-def read_small_file(file: Path, limit: int, error: type[FileError]) -> bytes:
-    """Read a whole file, but never more than a limit.
+def read_bounded(file: Path, limit: int, error: type[FileError]) -> bytes:
+    """Read a whole file that should be short.
 
     Args:
-        file: a regular file; a pipe or a device is not opened.
-        limit: most bytes that it may have.
-        error: what to raise for a file that is longer.
+        file: what to read.
+        limit: the most bytes that it may have.
+        error: what to raise for a longer file.
 
     Raises:
-        MissingInput: it does not exist, is not a regular file, or cannot be read.
+        MissingInput: it does not exist or cannot be read.
         FileError: it is longer.
     """
     try:
+        # A pipe would block on open.
         if not file.is_file():
             raise MissingInput(file, "is a folder" if file.is_dir() else "no such file", "Check the path.")
         with file.open("rb") as stream:

@@ -1,0 +1,81 @@
+"""Tensors of a checkpoint and those of a model without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from converter.checkpoint.source import Checkpoint, open_checkpoint
+from converter.errors import UnsupportedCheckpoint
+from converter.models.matching import are_equal, match_tensors
+
+
+def tied_model() -> Any:
+    """Two linears with one weight, and a norm."""
+    model = nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in ("first", "second")})
+    model["norm"] = nn.LayerNorm(4, bias=False)
+    model["second"].weight = model["first"].weight
+    return model
+
+
+def saved(folder: Path, **shapes: tuple[int, ...]) -> Checkpoint:
+    """A checkpoint of zeros; underscores in the names are dots."""
+    file = folder / "model.safetensors"
+    save_file({name.replace("_", "."): torch.zeros(shape) for name, shape in shapes.items()}, file)
+    return open_checkpoint(file)
+
+
+def match(checkpoint: Checkpoint, ignored: tuple[str, ...] = ()) -> tuple[dict[str, str], tuple[str, ...]]:
+    return match_tensors(tied_model(), {name: name for name in checkpoint.tensors}, checkpoint, ignored)
+
+
+def test_one_of_tied_tensors_is_enough(tmp_path: Path) -> None:
+    sources, extra = match(saved(tmp_path, second_weight=(4, 4), norm_weight=(4,)))
+    assert sources == {
+        "first.weight": "second.weight",
+        "second.weight": "second.weight",
+        "norm.weight": "norm.weight",
+    }
+    assert extra == ()
+
+
+def test_each_of_tied_tensors_has_its_own_source_where_both_are_saved(tmp_path: Path) -> None:
+    sources, _ = match(saved(tmp_path, first_weight=(4, 4), second_weight=(4, 4), norm_weight=(4,)))
+    assert all(name == source for name, source in sources.items())
+
+
+def test_tensors_that_the_class_ignores(tmp_path: Path) -> None:
+    checkpoint = saved(tmp_path, first_weight=(4, 4), norm_weight=(4,), position_ids=(2,))
+    assert match(checkpoint, ("position",))[1] == ("position.ids",)
+    with pytest.raises(UnsupportedCheckpoint, match=r"position\.ids is not part of ModuleDict"):
+        match(checkpoint)
+
+
+def test_a_missing_tensor_and_another_shape(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedCheckpoint, match=r"first\.weight is missing"):
+        match(saved(tmp_path, norm_weight=(4,)))
+    with pytest.raises(UnsupportedCheckpoint, match=r"has shape \[5\]; ModuleDict with this config.json needs \[4\]"):
+        match(saved(tmp_path, first_weight=(4, 4), norm_weight=(5,)))
+
+
+def test_tensors_are_compared_as_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter.models.matching._COMPARED_ELEMENTS", 3)
+    numbers = torch.arange(10.0)
+    tensors = {
+        "a": numbers,
+        "b": numbers.to(torch.float64) * (1 + 1e-5),
+        "c": numbers.clone(),
+        "d": numbers.clone().reshape(2, 5),
+    }
+    tensors["c"][9] = 8
+    save_file(tensors, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "model.safetensors")
+    assert are_equal(checkpoint, "a", "a")
+    assert not are_equal(checkpoint, "a", "c")
+    assert not are_equal(checkpoint, "a", "d")
+    assert are_equal(checkpoint, "a", "b")

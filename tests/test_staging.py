@@ -1,0 +1,82 @@
+"""The journal and the folder of an unfinished output: what the next run finds there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from converter.checkpoint.journal import JournalFile
+from converter.checkpoint.staging import SPOOLED, Staging
+from converter.errors import OutputError
+
+FIRST = {"identity": {"recipe": "a"}, "release": [1, 2], "content": "c"}
+
+
+def test_entries_after_a_line_that_was_cut_off_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+    journal = JournalFile(file)
+    journal.begin(FIRST, [{"tensor": "a", "outputs": 1}])
+    journal.close()
+    file.write_bytes(file.read_bytes() + b'{"tensor": "b", "outp')
+    found = journal.read()
+    assert found is not None
+    assert found.finished.keys() == {"a"}
+    journal.resume(found)
+    journal.note({"tensor": "c", "outputs": 2})
+    journal.close()
+    again = journal.read()
+    assert again is not None
+    assert again.finished == {"a": {"tensor": "a", "outputs": 1}, "c": {"tensor": "c", "outputs": 2}}
+    assert (again.identity, again.release, again.content) == ({"recipe": "a"}, (1, 2), "c")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}\n", b"[1]\n", b"\xff\n", b'{"identity": {}, "release": 3, "content": ""}\n']
+)
+def test_a_file_that_is_not_a_journal_is_ignored(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "journal").write_bytes(content)
+    assert JournalFile(tmp_path / "journal").read() is None
+
+
+def test_nothing_is_noted_before_the_journal_is_open(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="not open"):
+        JournalFile(tmp_path / "journal").note({"tensor": "a"})
+
+
+def interrupted(output: Path) -> None:
+    """Leave what a run leaves that is killed after three tensors, one of them spooled."""
+    with Staging(output, {"recipe": "a"}, None) as staging:
+        staging.open()
+        staging.begin("content")
+        staging.note("x", outputs=1)
+        staging.note("y", outputs=1, nonfinite=3)
+        staging.note(SPOOLED + "z", outputs=1, nonfinite=2)
+
+
+def test_numbers_that_are_not_finite_are_remembered(tmp_path: Path) -> None:
+    interrupted(tmp_path / "out")
+    with Staging(tmp_path / "out", {"recipe": "a"}, None) as staging:
+        staging.open()
+        finished = staging.resume("content", restart=False)
+        assert finished.keys() == {"x", "y", SPOOLED + "z"}
+        assert staging.nonfinite == {"y": 3, "z": 2}
+        assert staging.forget_slots("content", finished).keys() == {SPOOLED + "z"}
+        assert staging.nonfinite == {"z": 2}
+
+
+@pytest.mark.parametrize(("content", "restart"), [("other", False), ("content", True)])
+def test_another_content_and_a_restart_begin_again(content: str, restart: bool, tmp_path: Path) -> None:
+    interrupted(tmp_path / "out")
+    with Staging(tmp_path / "out", {"recipe": "a"}, None) as staging:
+        staging.open()
+        assert staging.resume(content, restart=restart) == {}
+        assert staging.nonfinite == {}
+
+
+def test_another_conversion_is_refused(tmp_path: Path) -> None:
+    interrupted(tmp_path / "out")
+    with Staging(tmp_path / "out", {"recipe": "b"}, None) as staging:
+        staging.open()
+        with pytest.raises(OutputError, match="differs in: recipe"):
+            staging.resume("content", restart=False)
