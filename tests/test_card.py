@@ -219,6 +219,9 @@ def test_pins_are_the_versions_that_drew_or_else_those_that_made_it(release: Pat
     text = (release / "README.md").read_text()
     made = json.loads((release / "lensconv_manifest.json").read_text())["versions"]
     assert "Versions with which it was made:" in text
+    assert "PyTorch: 2.8.0; CUDA: 12.8; storage: local container disk; date: 2026-05-24." in text
+    assert "base resolution: 1440; " in text
+    assert "steps: 20; guidance: 5.0" in text
     assert f"sdnq=={made['sdnq']}\n" in text
     metrics = published_metrics()
     metrics["environment"] |= {"sdnq": "0.2.4", "torch": "2.11.0+cu128", "accelerate": "1.13.0"}

@@ -120,6 +120,8 @@ def test_small_footprints_have_a_small_unit_and_many_families_are_merged() -> No
     assert len(lengths["original"]) == 14
     assert sum(lengths["original"]) == pytest.approx(0.4 * sum(range(1, 41)))
     assert sum(lengths["quantized"]) == pytest.approx(4)
+    both = chart({METRICS_NAME: metrics({"attn": ({"F32": 5 * 10**9}, {"U8": 4 * 10**8})})}, "footprint")
+    assert "5 GB original, 0.4 GB quantized: 92.0 % less" in both.description
 
 
 def test_published_files_give_totals() -> None:

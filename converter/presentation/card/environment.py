@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-from converter.errors import FileError, InputError, MissingInput, unreadable
+from converter.errors import InputError, MissingInput, unreadable
 from converter.presentation.card import markdown
 from converter.presentation.card.markdown import Markdown
 from converter.presentation.card.table_markdown import to_markdown
@@ -126,11 +126,11 @@ def _read(file: Path) -> str:
     except OSError as error:
         raise unreadable(file, error) from error
     if len(content) > _MAXIMUM_TEMPLATE_BYTES:
-        raise FileError(file, f"is longer than {_MAXIMUM_TEMPLATE_BYTES} bytes")
+        raise InputError(f"{file}: is longer than {_MAXIMUM_TEMPLATE_BYTES} bytes")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FileError(file, f"is not UTF-8: {error}", "Save it as UTF-8.") from error
+        raise InputError(f"{file}: is not UTF-8: {error}", "Save it as UTF-8.") from error
 
 
 def _limited_range() -> Callable[..., Iterator[int]]:
