@@ -138,6 +138,8 @@ def test_a_journal_is_written_by_one_process(tmp_path: Path) -> None:
         assert journal.failures == {(cell, "P02"): ["hung"]}
     with Journal(tmp_path, {"a": {"b": 2}}, restart=True) as journal:
         assert not journal.measured
+    with Journal(tmp_path, {"a": {"b": 2}}, restart=False) as journal:
+        assert journal.is_new
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -524,8 +524,11 @@ def shown_text(parts: Any) -> str:
 def test_small_images_have_no_grid_score_rather_than_none_of_it(tmp_path: Path) -> None:
     for number, folder in enumerate("ab"):
         save(tmp_path / folder / "P-1.png", noise(number, 20, 40))
-    content = compare(tmp_path / "a", tmp_path / "b", steps=20, lpips=False).to_dict()
+    report = compare(tmp_path / "a", tmp_path / "b", steps=20, lpips=False)
+    content = report.to_dict()
     jsonschema.validate(content, schema())
+    exact = report.pairs[0].quantized.ssim
+    assert content["pairs"][0]["ssim"] == content["summary"]["ssim"]["mean"] == round(exact, 6) != exact
     assert content["num_inference_steps"] == 20
     assert content["pairs"][0]["periodic_grid"] == {"original": None, "quantized": None, "added": None}
     assert content["summary"]["periodic_grid_added"] is None
