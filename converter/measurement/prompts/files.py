@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from converter.checkpoint.files import read_bounded
 from converter.checkpoint.writer import refuse_taken_place, replace_file
-from converter.errors import MissingInput, SuiteError, UsageError, unreadable
+from converter.errors import SuiteError, UsageError
 from converter.measurement.prompts.checks import fail
 
 #: End of the names of suites.
@@ -51,15 +52,7 @@ def read_text_file(file: Path, limit: int) -> str:
         MissingInput: it does not exist, is not a file, or cannot be read.
         SuiteError: it is longer, or not UTF-8.
     """
-    try:
-        if not file.is_file():
-            raise MissingInput(file, "is a folder" if file.is_dir() else "no such file", "Check the path.")
-        with file.open("rb") as stream:
-            content = stream.read(limit + 1)
-    except OSError as error:
-        raise unreadable(file, error) from error
-    if len(content) > limit:
-        raise SuiteError(file, f"is longer than {limit} bytes", "Check the path: suites and cards are shorter.")
+    content = read_bounded(file, limit, SuiteError)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -11,7 +11,8 @@ from typing import Any
 import jinja2
 import jinja2.sandbox
 
-from converter.errors import InputError, MissingInput, unreadable
+from converter.checkpoint.files import read_bounded
+from converter.errors import FileError, InputError
 from converter.presentation.card import markdown
 from converter.presentation.card.markdown import Markdown
 from converter.presentation.card.table_markdown import to_markdown
@@ -118,15 +119,7 @@ def _loader(template: Path | None) -> Callable[[str], tuple[str, str, Callable[[
 
 
 def _read(file: Path) -> str:
-    try:
-        if not file.is_file():
-            raise MissingInput(file, "no such file", "Check the path.")
-        with file.open("rb") as stream:
-            content = stream.read(_MAXIMUM_TEMPLATE_BYTES + 1)
-    except OSError as error:
-        raise unreadable(file, error) from error
-    if len(content) > _MAXIMUM_TEMPLATE_BYTES:
-        raise InputError(f"{file}: is longer than {_MAXIMUM_TEMPLATE_BYTES} bytes")
+    content = read_bounded(file, _MAXIMUM_TEMPLATE_BYTES, FileError)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
