@@ -99,7 +99,9 @@ def load_library(name: str, *, compiles: bool = False) -> ModuleType:
                     log.disable_progress_bar()
             return module
     except ImportError as error:
-        package = name.partition(".")[0]
+        package = (error.name or name).partition(".")[0]
+        if package == "converter":
+            raise
         raise DependencyError(f"{name} cannot be imported: {error}", f"pip install --upgrade {package}") from error
 
 

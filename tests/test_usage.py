@@ -1,9 +1,10 @@
-"""The instructions of cards work, with nothing installed but what ``pip install lensconv`` installs."""
+"""With nothing but what ``pip install lensconv`` installs, cards and commands work, or name the extra they need."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,8 +17,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
+from converter.cli.main import COMMANDS
+from converter.rehearsal.process import running_hub
+from converter.rehearsal.settings import HubSettings
 from converter.rendering import render
-from tests.conftest import ROOT
+from tests.conftest import ROOT, list_file
 
 #: What cards that are published import. These names must work in every later version.
 PUBLISHED = """
@@ -77,6 +81,80 @@ def run(program: str, packages: Path, folder: Path) -> subprocess.CompletedProce
 def test_only_the_published_requirements_are_there(packages: Path, tmp_path: Path) -> None:
     for name in ("pytest", "hypothesis", "peft", "coverage"):
         assert "ModuleNotFoundError" in run(f"import {name}", packages, tmp_path).stderr, name
+
+
+def lensconv(packages: Path, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run commands that are separated by None, in one process, up to the first that fails."""
+    lists: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument is None:
+            lists.append([])
+        else:
+            lists[-1].append(str(argument))
+    program = (
+        "import sys\nfrom converter.cli.main import run\nfrom converter.console import Console\n"
+        f"sys.exit(next((code for arguments in {lists!r} if (code := run(arguments, Console()))), 0))"
+    )
+    return run(program, packages, folder)
+
+
+def test_the_day_of_a_conversion_needs_no_extra(tiny_repo: Path, packages: Path, tmp_path: Path) -> None:
+    assert not {"scipy", "skimage", "matplotlib", "jsonschema"} & {path.name for path in packages.iterdir()}
+    commands: list[object] = ["plan", tiny_repo, None, "convert", tiny_repo, "out", None]
+    commands += ["verify", "out", "--checksums", "--load", None, "verify", "out", "--against", tiny_repo, None]
+    commands += ["generate", "out", "--prompt", "a cat", "--steps", 1, "--out", "cat.png"]
+    commands += ["--height", 64, "--width", 64]
+    done = lensconv(packages, tmp_path, *commands)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cat.png").is_file()
+
+
+def test_a_release_is_published_without_an_extra(
+    tiny_release: Path, packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = tmp_path / "release"
+    shutil.copytree(tiny_release, release)
+    list_file(release, "README.md", b"---\nlicense: mit\n---\n# Tiny\n")
+    with running_hub(HubSettings(tmp_path / "hub")) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", hub.account.token)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        publish = ("publish", release, f"{hub.account.name}/tiny")
+        address = f"hf://{hub.account.name}/tiny"
+        done = lensconv(
+            packages, tmp_path, *publish, "--dry-run", None, *publish, None, "verify", address, "--against", release
+        )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (("bench", "a", "b", "--out", "c"), "measure"),
+        (("evidence", "a"), "measure"),
+        (("grid", "a"), "measure"),
+        (("charts", "a"), "measure"),
+        (("compare", "a", "b"), "measure"),
+        (("card", "a"), "measure"),
+        (("prompts", "import", "a", "--out", "b.toml"), "measure"),
+        (("publish", "a", "b/c", "--rehearse"), "rehearsal"),
+        (("hub", "serve"), "rehearsal"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_a_command_names_the_extra_that_it_needs(
+    arguments: tuple[str, ...], extra: str, packages: Path, tmp_path: Path
+) -> None:
+    done = lensconv(packages, tmp_path, *arguments)
+    assert done.returncode == 3, done.stderr
+    assert f"pip install 'lensconv[{extra}]'" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_help_needs_no_extra(packages: Path, tmp_path: Path) -> None:
+    helps = [(name, "--help") for name in COMMANDS]
+    done = lensconv(packages, tmp_path, *(argument for pair in helps for argument in (*pair, None)), "--help")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_usage_of_a_card_runs(tiny_release: Path, packages: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import click
 from converter.cli.evidence import render_contents
 from converter.cli.options import PATH, dataclass_options, output_options, pass_console
 from converter.console import Console
+from converter.extras import require_extra
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.generation.options import GenerateOptions
 
@@ -58,6 +59,7 @@ def command(
     Each model and mode runs in new processes. A failure becomes a failed row, and the others are still measured. A run
     that was stopped continues where it stopped. `grid`, `charts` and `card` read the files in DIR.
     """
+    require_extra("measure")
     from converter.measurement.prompts.suite import read_suite
 
     suite = read_suite(prompts)

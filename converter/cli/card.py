@@ -9,6 +9,7 @@ import click
 
 from converter.cli.options import PATH, dataclass_options, output_options, pass_console
 from converter.console import Console
+from converter.extras import require_extra
 from converter.presentation.card.options import CardOptions
 
 
@@ -42,6 +43,7 @@ def command(console: Console, /, release: Path, evidence: Path | None, preview: 
     Figures are refused unless they were measured on the weights of the release, by their sha256. The card leaves out
     what was not measured. All files that are added are listed in the manifest, so that `publish` uploads them.
     """
+    require_extra("measure")
     from converter.presentation.card.make_card import make_card
     from converter.presentation.card.preview import write_preview
 

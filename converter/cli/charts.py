@@ -8,6 +8,7 @@ import click
 
 from converter.cli.options import PATH, output_options, pass_console
 from converter.console import Console
+from converter.extras import require_extra
 
 
 @click.command(
@@ -28,6 +29,7 @@ def command(console: Console, /, directory: Path, output: Path | None) -> None:
     measurements are left out. The same measurements give the same bytes.
     """
     # Importing this takes a moment; errors in the command line are reported before.
+    require_extra("measure")
     from converter.presentation.charts.draw_charts import CHARTS_FOLDER, draw_charts
 
     report = draw_charts(directory, output=output, reporter=console)

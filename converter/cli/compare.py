@@ -11,6 +11,7 @@ import click
 from converter.cli.options import PATH, output_options, pass_console
 from converter.console import Console, table
 from converter.errors import printable
+from converter.extras import require_extra
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -63,6 +64,7 @@ def command(
     quantized model's images drifted from the original's, not how good they are.
     """
     # Imported late, since it takes a second or more; errors in the command line are reported before.
+    require_extra("measure")
     from converter.measurement.comparison.compare import compare
 
     required: dict[str, tuple[str, ...]] = {}

@@ -11,6 +11,7 @@ import click
 from converter.cli.compare import render_summary as render_images
 from converter.cli.options import PATH, output_options, pass_console
 from converter.console import Console, table
+from converter.extras import require_extra
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,6 +32,7 @@ def command(console: Console, /, path: Path) -> None:
 
     Files of another schema, and figures that contradict each other, are refused.
     """
+    require_extra("measure")
     from converter.measurement.evidence.summary import summarise
 
     summary = summarise(path)

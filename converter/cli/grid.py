@@ -9,6 +9,7 @@ import click
 
 from converter.cli.options import PATH, output_options, pass_console
 from converter.console import Console, readable_size
+from converter.extras import require_extra
 from converter.presentation.grid.layout import PREVIEW_WIDTH
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def command(console: Console, folder: Path, output: Path | None, preview_width: 
     image in the grid is resampled; a box shows where an image is missing.
     """
     # Importing this takes a moment, and the help does not need it.
+    require_extra("measure")
     from converter.presentation.grid.make_grid import make_grid
 
     report = make_grid(folder, output=output, preview_width=preview_width, reporter=console)

@@ -8,6 +8,7 @@ import click
 
 from converter.cli.options import PATH, output_options, pass_console
 from converter.console import Console, table
+from converter.extras import require_extra
 
 
 @click.group(
@@ -38,6 +39,7 @@ def import_command(console: Console, /, card: str, output: Path, name: str | Non
     titles and seeds are read from its table, prompts from the table or from the sections below their headings. All
     texts in double quotes become required texts. Nothing is guessed: a card that contradicts itself is refused.
     """
+    require_extra("measure")
     from converter.measurement.prompts.card import import_card
     from converter.measurement.prompts.fetch import read_card
     from converter.measurement.prompts.files import refuse_place, write_suite_file

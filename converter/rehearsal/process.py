@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converter.errors import LensconvError, ResourceError
-from converter.rehearsal.server import check_packages
+from converter.extras import require_extra
 from converter.rehearsal.settings import DEFAULT_NAME, Account, HubSettings
 
 #: Seconds that a Hub gets to stop by itself.
@@ -86,7 +86,7 @@ def running_hub(settings: HubSettings, module: str = "converter.rehearsal.server
         UsageError: the port is taken.
         ResourceError: the process ends before it serves.
     """
-    check_packages()
+    require_extra("rehearsal")
     settings = replace(settings, accounts=settings.accounts or (Account.new(DEFAULT_NAME),))
     process = subprocess.Popen(
         [sys.executable, "-m", module],

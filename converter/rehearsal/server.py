@@ -7,11 +7,11 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from importlib import util
 from typing import TYPE_CHECKING
 
 from converter.console import Console
-from converter.errors import DependencyError, LensconvError, UsageError, reason_of
+from converter.errors import LensconvError, UsageError, reason_of
+from converter.extras import require_extra
 from converter.rehearsal.settings import HubSettings
 
 if TYPE_CHECKING:
@@ -19,21 +19,8 @@ if TYPE_CHECKING:
 
     from converter.rehearsal.hub import Hub
 
-#: Packages of the extra, by the names that Python imports.
-_PACKAGES = ("lz4", "pathspec", "starlette", "uvicorn")
 #: Seconds that a connection may be idle.
 _IDLE_SECONDS = 30
-
-
-def check_packages() -> None:
-    """Check that the packages for a local Hub are installed.
-
-    Raises:
-        DependencyError: one is missing.
-    """
-    for package in _PACKAGES:
-        if util.find_spec(package) is None:
-            raise DependencyError(f"{package} is missing", "Run pip install 'lensconv[rehearsal]'.")
 
 
 def serve(
@@ -56,7 +43,7 @@ def serve(
         UsageError: the port is taken.
         OutputError: the folder cannot be used.
     """
-    check_packages()
+    require_extra("rehearsal")
     import uvicorn
 
     from converter.rehearsal.application import make_application
