@@ -1,4 +1,4 @@
-"""Knowledge of models: Lens itself, classes of diffusers and transformers, families of tensors.
+"""What is known of models: Lens itself, classes of diffusers and transformers, families of tensors.
 
-Modules that planning and header checks need import torch only when they are called.
+``lens.layout``, ``lens.resolutions``, ``config`` and ``families`` import no torch, so that header checks start quickly.
 """
