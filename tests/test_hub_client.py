@@ -12,12 +12,7 @@ from typing import Any
 
 import pytest
 
-from converter.errors import (
-    DiskError,
-    HubError,
-    LensconvError,
-    UsageError,
-)
+from converter.errors import DiskError, HubError, LensconvError, UsageError
 from converter.hub.addresses import HubAddress, is_address, parse_address
 from converter.hub.client import quiet_hub
 from converter.hub.failures import hub_failure, redact
