@@ -62,6 +62,10 @@ class Outcome:
         return parsed
 
 
+#: What the fixture ``lensconv`` is: it runs a command in this process.
+Lensconv = Callable[..., Outcome]
+
+
 class TookTooLong(BaseException):
     """A command hangs. No ``Exception``, so that no handler for those swallows it."""
 
@@ -94,7 +98,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def lensconv() -> Callable[..., Outcome]:
+def lensconv() -> Lensconv:
     """Run a command in this process, streams captured."""
 
     def call(*arguments: object) -> Outcome:
@@ -112,9 +116,22 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "converter", *map(str, arguments)]
 
 
+def run_program(*line: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, from the root of the repository unless told otherwise; its output is kept as text."""
+    kept: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
+    return subprocess.run([str(word) for word in line], **kept | options)
+
+
 def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command as a process of its own, from the root of the repository."""
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, cwd=ROOT, **options)
+    """Run a command as a process of its own."""
+    return run_program(*command(*arguments), **options)
+
+
+def run_python(
+    program: str, *arguments: object, flags: tuple[str, ...] = (), **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run lines of Python as a process of their own, with flags of the interpreter."""
+    return run_program(sys.executable, *flags, "-c", program, *arguments, **options)
 
 
 @pytest.fixture(scope="session")

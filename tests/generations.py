@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import Outcome
+from tests.conftest import Lensconv, Outcome
 
-Lensconv = Callable[..., Outcome]
 #: Small and few, so that an image takes a tenth of a second.
 SMALL = ("--height", 64, "--width", 96, "--steps", 2)
 

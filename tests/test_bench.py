@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,7 @@ from converter.measurement.evidence.statistics import percent_change, slowdown
 from converter.measurement.generation.repo import open_pipeline
 from converter.schemas import load_schema
 from tests.benches import DRAWING, IDS, LIMIT, SUITE
-from tests.conftest import ROOT, Outcome, command, time_limit
-
-Lensconv = Callable[..., Outcome]
+from tests.conftest import ROOT, Lensconv, command, run_process, time_limit
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ def finished(tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path_factory:
         stream.write('{"mode": "standard", "rep')
     while (orphans := workers_below(output)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False, timeout=LIMIT)
+    done = run_process(*arguments, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     return Finished(output, arguments, rows, orphans, json.loads(done.stdout), read_evidence_folder(output))
 

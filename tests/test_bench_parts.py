@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,7 @@ from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite, read_suite
 from tests.benches import LIMIT, SUITE
-from tests.conftest import Outcome, time_limit
-
-Lensconv = Callable[..., Outcome]
+from tests.conftest import Lensconv, time_limit
 
 
 @pytest.fixture(scope="module")

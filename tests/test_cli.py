@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -31,10 +30,8 @@ from converter.errors import InputError
 from converter.measurement.evidence.files import FORMATS
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.schemas import NAMES, load_schema
-from tests.conftest import ROOT, Outcome, all_commands, run_process, snapshot
+from tests.conftest import ROOT, Lensconv, Outcome, all_commands, run_process, run_program, run_python, snapshot
 from tests.published import published_matrix
-
-Lensconv = Callable[..., Outcome]
 
 
 def imports_of(*arguments: object) -> set[str]:
@@ -43,9 +40,7 @@ def imports_of(*arguments: object) -> set[str]:
         "import sys\nfrom converter.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nfinally:\n    print('\\n'.join(sys.modules), file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=ROOT
-    )
+    done = run_python(program, *arguments)
     assert done.returncode == 0, done.stderr
     return {line.partition(".")[0] for line in done.stderr.splitlines()}
 
@@ -232,7 +227,7 @@ def test_a_result_that_cannot_be_written(streams: str, lens_output: Path) -> Non
 
 def run_shell(script: str) -> subprocess.CompletedProcess[str]:
     """Run a line of shell from the root of the repository."""
-    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    return run_program("sh", "-c", script)
 
 
 def test_memory_is_that_of_the_process_itself() -> None:
@@ -242,7 +237,7 @@ def test_memory_is_that_of_the_process_itself() -> None:
         "own = 'from converter.memory import peak_rss_bytes; print(peak_rss_bytes())'\n"
         "subprocess.run([sys.executable, '-c', own])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = run_python(program, check=True)
     assert 1_000_000 < int(done.stdout) < 200_000_000
 
 
@@ -315,17 +310,11 @@ def test_a_plan_reads_headers_only(full_size: Path, lens_source: Path, lensconv:
 def test_a_full_disk_is_known_before_anything_is_written(full_size: Path, tmp_path: Path) -> None:
     """On a file system of 2 MB, which the process mounts for itself."""
     script = (
-        "set -e\nmkdir small\nmount -t tmpfs -o size=2M none small\n"
+        "mkdir small\nmount -t tmpfs -o size=2M none small\n"
         f"{sys.executable} -m converter convert {full_size} small/out --json; code=$?\nls -A small\nexit $code"
     )
-    done = subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "sh", "-c", script.replace("set -e\n", "")],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = run_program("unshare", "--mount", "--map-root-user", "sh", "-c", script, cwd=tmp_path, env=environment)
     if "unshare" in done.stderr or "mount" in done.stderr:
         pytest.skip("this machine does not allow to mount a file system")
     assert done.returncode == 3, done.stderr

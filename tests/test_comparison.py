@@ -6,7 +6,7 @@ import json
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from converter.measurement.comparison.perceptual import Lpips, NotMeasured
 from converter.measurement.comparison.pixels import psnr_db, ssim
 from converter.measurement.comparison.substring import character_error_rate, normalize, substring_distance
 from converter.measurement.comparison.text_accuracy import find_reader, language_of
-from tests.conftest import Outcome
+from tests.conftest import Lensconv
 from tests.reporters import Notes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -538,7 +538,7 @@ def test_small_images_have_no_grid_score_rather_than_none_of_it(tmp_path: Path) 
     }
 
 
-def test_the_command_prints_the_evidence(tmp_path: Path, lensconv: Callable[..., Outcome]) -> None:
+def test_the_command_prints_the_evidence(tmp_path: Path, lensconv: Lensconv) -> None:
     first, second = folders(tmp_path, "P01-1.png")
     outcome = lensconv("compare", first, second, "--steps", 20, "--no-lpips", "--no-text", "--json")
     jsonschema.validate(outcome.result, schema())

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +25,7 @@ from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.request import open_request
 from converter.errors import MemoryLimitError
 from converter.schemas import load_schema
-from tests.conftest import ROOT, names_in, snapshot
+from tests.conftest import names_in, run_python, snapshot
 from tests.reference import LENS_OPTIONS, convert_with_sdnq, weight_files
 from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS, convert_default, save_model
@@ -95,13 +93,15 @@ def test_two_runs_write_the_same_bytes(lens_source: Path, tmp_path: Path) -> Non
     for number, (seed, jobs, memory) in enumerate([("1", "1", "9MB"), ("2", "5", "64MB")]):
         folder = tmp_path / f"place {number}"
         folder.mkdir()
-        done = subprocess.run(
-            [sys.executable, "-c", _CONVERT_TWICE, lens_source, folder, "--jobs", jobs, "--memory", memory],
+        done = run_python(
+            _CONVERT_TWICE,
+            lens_source,
+            folder,
+            "--jobs",
+            jobs,
+            "--memory",
+            memory,
             env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=ROOT,
         )
         assert done.returncode == 0, done.stderr
         folders.append(snapshot(folder))

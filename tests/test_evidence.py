@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from converter.errors import EvidenceError, MissingInput
 from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder, write_evidence
 from converter.measurement.evidence.statistics import percent_change, slowdown, spread, summarise_times
 from converter.schemas import load_schema
-from tests.conftest import Outcome
+from tests.conftest import Lensconv
 from tests.published import (
     LABELS,
     PUBLISHED,
@@ -31,8 +31,6 @@ from tests.published import (
     shown_figures,
     write_published,
 )
-
-Lensconv = Callable[..., Outcome]
 
 
 @pytest.fixture

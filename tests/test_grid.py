@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -30,10 +28,9 @@ from converter.presentation.grid.cells import find_rows, read_pixels
 from converter.presentation.grid.drawing import BACKGROUND
 from converter.presentation.grid.layout import SIDE_LIMIT, Measures, Size, preview_scale, ratio_name, split_rows
 from converter.schemas import load_schema
-from tests.conftest import ROOT, Outcome, names_in, snapshot
+from tests.conftest import Lensconv, names_in, run_python, snapshot
 from tests.published import published_summary
 
-Lensconv = Callable[..., Outcome]
 Shape = tuple[int, int]
 PICTURES = "assets/comparison"
 SHEET = f"{PICTURES}/comparison_grid_1to1_q98.webp"
@@ -576,5 +573,5 @@ def test_help_starts_fast() -> None:
         "import sys; import converter.cli.grid; "
         "sys.exit(' '.join({'PIL', 'numpy', 'torch', 'diffusers', 'matplotlib'} & set(sys.modules)) or 0)"
     )
-    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    outcome = run_python(code)
     assert (outcome.returncode, outcome.stderr) == (0, "")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from converter.synthesis.synthesize import synthesize
-from tests.conftest import ROOT, TIME_LIMIT, command, names_in, run_process, snapshot
+from tests.conftest import ROOT, TIME_LIMIT, command, names_in, run_process, run_program, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +149,8 @@ def test_the_exit_code_holds_wherever_the_signal_comes(body: str, tmp_path: Path
         "main.LazyGroup.get_command = lambda *_: click.Command('stopped', callback=body)\n"
         "main.main(['stopped'])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "stopped"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=TIME_LIMIT,
+    done = run_program(
+        sys.executable, "-m", "stopped", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=TIME_LIMIT
     )
     assert (done.returncode, done.stdout) == (130, ""), done.stderr
     assert "Traceback" not in done.stderr

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,7 +25,7 @@ from converter.measurement.prompts.checks import LAST_SEED, normalize
 from converter.measurement.prompts.fetch import read_card
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt, builtin_suites, parse_suite, read_suite
 from converter.schemas import load_schema
-from tests.conftest import ROOT, Outcome, names_in
+from tests.conftest import Outcome, names_in, run_python
 from tests.prompt_cards import SUITE, markdown_card
 
 
@@ -312,14 +310,7 @@ def fetch(folder: Path, *places: str, **environment: str) -> dict[str, Any]:
         name: value for name, value in os.environ.items() if not name.upper().startswith(("HF_", "HTTP", "ALL_PROXY"))
     }
     settings = {"HF_HOME": str(folder), "HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT, *places],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**kept, **settings, **environment},
-    )
+    done = run_python(SCRIPT, *places, flags=("-W", "error"), env={**kept, **settings, **environment})
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "hf_secret" not in done.stdout

@@ -33,7 +33,7 @@ from converter.publication.session import HubSession, RemoteRefs
 from converter.publication.upload import upload_groups
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
-from tests.conftest import ROOT, command, list_file, snapshot
+from tests.conftest import ROOT, command, list_file, run_process, run_python, snapshot
 from tests.faulty_hub import FaultyHub, faulty_hub
 
 MANIFEST = "lensconv_manifest.json"
@@ -292,14 +292,8 @@ class Publisher:
             "print(json.dumps(receipt.to_dict()))\n"
         )
         settings = {"patience": 20, **options}
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", program, self.release, self.repository, json.dumps(settings)],
-            env=self.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        arguments = (self.release, self.repository, json.dumps(settings))
+        done = run_python(program, *arguments, flags=("-W", "error"), env=self.environment)
         assert "Traceback" not in done.stderr, done.stderr
         assert self.hub.account.token not in done.stdout + done.stderr
         return done
@@ -502,8 +496,7 @@ def test_tokens_that_cannot_be_had(release: Path, tmp_path: Path, variable: str,
     (tmp_path / "token").write_bytes(b"\xff\xfe" * 20)
     kept = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
     place = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "home"), variable: str(tmp_path / "token")}
-    program = command("publish", release, "owner/tiny")
-    done = subprocess.run(program, env=kept | place, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = run_process("publish", release, "owner/tiny", env=kept | place)
     assert done.returncode == 4
     assert [line[:7] for line in done.stderr.splitlines()] == ["error: "]
     assert message in done.stderr

@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from converter.errors import DependencyError, OutputError, UsageError
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
-from tests.conftest import ROOT, command
+from tests.conftest import ROOT, command, run_python
 from tests.hubs import ask, commit, head, lfs_file, make_repo, small_hub, upload
 
 
@@ -103,9 +102,7 @@ def test_the_hub_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         "with running_hub(HubSettings(Path(sys.argv[1]))) as hub:\n"
         "    print(hub.process.pid, flush=True)\n    os._exit(9)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False, cwd=ROOT
-    )
+    done = run_python(program, tmp_path)
     assert done.returncode == 9, done.stderr
     deadline = time.monotonic() + 10
     while Path("/proc", done.stdout.strip(), "exe").exists():

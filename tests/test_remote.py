@@ -38,7 +38,7 @@ from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
 from converter.verification.report import VerifyReport
 from tests.checkpoints import WEIGHTS, failed
-from tests.conftest import Outcome
+from tests.conftest import Lensconv
 from tests.loopback import PINNED, PLACE, TOKEN, Handler, LoopbackHub, client_module, record_files
 
 Serve = Callable[[Path], LoopbackHub]
@@ -155,7 +155,7 @@ def test_no_wait_is_without_end(serve: Serve, tmp_path: Path) -> None:
 # Sound repos
 
 
-def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Callable[..., Outcome]) -> None:
+def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Lensconv) -> None:
     hub = serve(release)
     hub.page = 5
     outcome = lensconv("verify", f"{PLACE}@v1", "--recipe", "lens-uint4-static", "--against", release, "--json")
@@ -177,7 +177,7 @@ def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Ca
     assert hosts == {"127.0.0.1": f"Bearer {TOKEN}", "localhost": ""}
 
 
-def test_people_see_the_address(lens_output: Path, serve: Serve, lensconv: Callable[..., Outcome]) -> None:
+def test_people_see_the_address(lens_output: Path, serve: Serve, lensconv: Lensconv) -> None:
     serve(lens_output)
     outcome = lensconv("verify", PLACE)
     assert outcome.code == 0, outcome
@@ -194,7 +194,7 @@ def test_other_components(release: Path, serve: Serve) -> None:
     assert f"unet is not a component of {PINNED}" in text
 
 
-def test_plans(tiny_repo: Path, serve: Serve, lensconv: Callable[..., Outcome]) -> None:
+def test_plans(tiny_repo: Path, serve: Serve, lensconv: Lensconv) -> None:
     serve(tiny_repo)
     report = plan(PLACE)
     local = plan(tiny_repo)
@@ -298,7 +298,7 @@ def test_differences_from_a_release_on_disk(release: Path, tiny_release: Path, s
     assert hub.seen == []
 
 
-def test_options_that_need_the_weights(lensconv: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_options_that_need_the_weights(lensconv: Lensconv, tmp_path: Path) -> None:
     for options in (["--load"], ["--checksums"], ["--fail-under-sqnr", "10"]):
         outcome = lensconv("verify", PLACE, *options, "--json")
         assert outcome.code == 2
@@ -553,7 +553,7 @@ def test_a_server_without_ranges_sends_no_more_than_is_read(tmp_path: Path, serv
     assert report.hub["received_bytes"] < 2_000_000
 
 
-def test_repos_that_may_not_be_seen(tmp_path: Path, serve: Serve, lensconv: Callable[..., Outcome]) -> None:
+def test_repos_that_may_not_be_seen(tmp_path: Path, serve: Serve, lensconv: Lensconv) -> None:
     hub = serve(tmp_path)
     for status, code, said in (
         (404, "RepoNotFound", "there is no such model, or it is private"),

@@ -38,7 +38,7 @@ from tests.checkpoints import (
     rewrite,
     write_checkpoint,
 )
-from tests.conftest import Outcome
+from tests.conftest import Lensconv
 from tests.reference import LENS_OPTIONS, convert_with_sdnq
 from tests.tiny_models import model_class, save_model
 
@@ -484,7 +484,7 @@ def test_tensors_that_have_other_names_than_their_modules(tmp_path: Path) -> Non
     assert not any("has other names for the weights" in note for note in report.notes)
 
 
-def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Lensconv, tmp_path: Path) -> None:
     escape = "\x1b[2J\x07" + "x" * 500
     options = {"weights_dtype": escape, "modules_to_not_convert": [escape + "+*"], escape: 1}
     folder = write_checkpoint(tmp_path / "one", {**LINEAR, f"{escape}.scale": torch.ones(3)}, escape, **options)
