@@ -182,6 +182,11 @@ def tiny_release(tiny_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return output
 
 
+def edit_json(file: Path, **changes: Any) -> None:
+    """Change entries of an object in a file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
 def list_file(release: Path, name: str, content: bytes) -> None:
     """Write a file of a release, and list it in the manifest."""
     (release / name).write_bytes(content)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +29,6 @@ def pixels(file: Path) -> np.ndarray:
 def editable(repo: Path, folder: Path) -> Path:
     """A copy whose files may be changed."""
     return Path(shutil.copytree(repo, folder / "repo"))
-
-
-def edit_json(file: Path, **changes: Any) -> None:
-    content = json.loads(file.read_text())
-    content.update(changes)
-    file.write_text(json.dumps(content))
 
 
 def change_tensors(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

@@ -93,16 +93,9 @@ def test_two_runs_write_the_same_bytes(lens_source: Path, tmp_path: Path) -> Non
     for number, (seed, jobs, memory) in enumerate([("1", "1", "9MB"), ("2", "5", "64MB")]):
         folder = tmp_path / f"place {number}"
         folder.mkdir()
-        done = run_python(
-            _CONVERT_TWICE,
-            lens_source,
-            folder,
-            "--jobs",
-            jobs,
-            "--memory",
-            memory,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        )
+        options = ("--jobs", jobs, "--memory", memory)
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = run_python(_CONVERT_TWICE, lens_source, folder, *options, env=environment)
         assert done.returncode == 0, done.stderr
         folders.append(snapshot(folder))
     assert folders[0] == folders[1]

@@ -27,8 +27,8 @@ from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import choose_settings
 from converter.schemas import load_schema
-from tests.conftest import ROOT, Lensconv, Outcome, command, names_in, snapshot, time_limit
-from tests.generations import SMALL, draw, edit_json, editable, pixels
+from tests.conftest import ROOT, Lensconv, Outcome, command, edit_json, names_in, snapshot, time_limit
+from tests.generations import SMALL, draw, editable, pixels
 
 
 def test_an_image_tells_how_it_was_made(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:

@@ -23,8 +23,8 @@ from converter.measurement.generation import encoding, generate
 from converter.memory import free_memory_bytes
 from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
-from tests.conftest import ROOT, Lensconv, command, names_in, time_limit
-from tests.generations import change_tensors, draw, edit_json, editable, pixels
+from tests.conftest import ROOT, Lensconv, command, edit_json, names_in, time_limit
+from tests.generations import change_tensors, draw, editable, pixels
 
 
 def test_repos_that_are_none(tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv) -> None:

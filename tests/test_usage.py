@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
@@ -17,7 +16,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from converter.rendering import render
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 
 #: What cards that are published import. These names must work in every later version.
 PUBLISHED = """
@@ -63,15 +62,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(program: str, packages: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return subprocess.run(
-        # Without the module site, the environment of the tests is not on the path.
-        [sys.executable, "-S", "-c", program],
-        cwd=folder,
-        env={**environment, "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment |= {"PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"}
+    # Without the module site, the environment of the tests is not on the path.
+    return run_python(program, flags=("-S",), cwd=folder, env=environment)
 
 
 def test_only_the_published_requirements_are_there(packages: Path, tmp_path: Path) -> None:
