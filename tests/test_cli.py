@@ -21,7 +21,6 @@ import PIL.Image
 import pytest
 import torch
 
-from converter.checkpoint.header import TensorEntry, encode_header
 from converter.cli import main as main_module
 from converter.cli.main import cli, run
 from converter.console import Console
@@ -30,6 +29,7 @@ from converter.errors import InputError
 from converter.measurement.evidence.files import FORMATS
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.schemas import NAMES, load_schema
+from tests.checkpoints import WEIGHTS, write_holes
 from tests.conftest import ROOT, Lensconv, Outcome, all_commands, run_process, run_program, run_python, snapshot
 from tests.published import published_matrix
 
@@ -45,10 +45,7 @@ def imports_of(*arguments: object) -> set[str]:
     return {line.partition(".")[0] for line in done.stderr.splitlines()}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--version"], *([*name.split(), "-h"] for name in all_commands())],
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([*name.split(), "-h"] for name in all_commands())])
 def test_help_imports_next_to_nothing(arguments: list[str]) -> None:
     found = imports_of(*arguments)
     heavy = {"torch", "diffusers", "transformers", "sdnq", "numpy", "numba", "rich", "jinja2"}
@@ -98,7 +95,7 @@ def test_examples_in_the_help_are_commands() -> None:
 
 
 def test_every_result_fits_its_schema(
-    lensconv: Lensconv, lens_source: Path, lens_output: Path, tiny_release: Path, tmp_path: Path
+    lensconv: Lensconv, lens_source: Path, lens_output: Path, tiny_release: Path, release: Path, tmp_path: Path
 ) -> None:
     image = tmp_path / "image.png"
     evidence = tmp_path / "evidence"
@@ -120,7 +117,7 @@ def test_every_result_fits_its_schema(
         "grid": ["grid", evidence],
         "charts": ["charts", evidence],
         "image_fidelity": ["compare", tmp_path / "original", tmp_path / "quantized"],
-        "card": ["card", shutil.copytree(tiny_release, tmp_path / "release")],
+        "card": ["card", release],
         "error": ["plan", tmp_path / "nowhere"],
     }
     for name, arguments in calls.items():
@@ -160,7 +157,7 @@ def test_what_a_library_makes_of_a_signal_is_the_signal(error: Exception, monkey
 
 def test_a_failed_check_exits_with_one(lensconv: Lensconv, lens_output: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(lens_output, tmp_path / "out")
-    shutil.copyfile(folder / "diffusion_pytorch_model.safetensors", folder / "old.safetensors")
+    shutil.copyfile(folder / WEIGHTS, folder / "old.safetensors")
     outcome = lensconv("verify", folder, "--json")
     assert outcome.code == 1
     assert outcome.result["ok"] is False
@@ -243,7 +240,7 @@ def test_memory_is_that_of_the_process_itself() -> None:
 
 def test_names_from_files_are_shown_as_text(lens_source: Path, tmp_path: Path, lensconv: Lensconv) -> None:
     source = shutil.copytree(lens_source, tmp_path / "source")
-    shutil.copyfile(source / "diffusion_pytorch_model.safetensors", source / "\x1b]0;title\a.safetensors")
+    shutil.copyfile(source / WEIGHTS, source / "\x1b]0;title\a.safetensors")
     recipe = tmp_path / "mine.toml"
     recipe.write_text('name = "red \\u001b[31m"\n[sdnq]\nweights_dtype = "int8"\n')
     for arguments in (["plan", source], ["convert", source, tmp_path / "out"]):
@@ -259,17 +256,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 48-block model with all its headers and, in place of weights, holes: 16.4 GB that take no space."""
     folder = tmp_path_factory.mktemp("full") / "Lens"
     folder.mkdir()
-    entries, position = [], 0
-    for name, shape in sorted(lens_tensors(LensConfig())):
-        size = 4
-        for side in shape:
-            size *= side
-        entries.append(TensorEntry(name, "F32", shape, position, position + size))
-        position += size
-    header = encode_header(entries, {"format": "pt"})
-    with (folder / "diffusion_pytorch_model.safetensors").open("wb") as stream:
-        stream.write(header)
-        stream.truncate(len(header) + position)
+    write_holes(folder / WEIGHTS, [("F32", name, shape) for name, shape in sorted(lens_tensors(LensConfig()))])
     (folder / "config.json").write_text(json.dumps({"_class_name": CLASS_NAME, **LensConfig().to_dict()}))
     return folder
 
@@ -292,7 +279,7 @@ def test_the_full_size_plan_gives_the_published_figures(full_size: Path, lenscon
     assert round(100 * result["reduction"]["vs_bf16"], 1) == 47.6
     assert result["peak_memory_bytes"] < 800_000_000 + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
     (file,) = output["files"]
-    assert file == {"name": "diffusion_pytorch_model.safetensors", "bytes": 4_301_714_344}
+    assert file == {"name": WEIGHTS, "bytes": 4_301_714_344}
 
 
 def test_a_plan_reads_headers_only(full_size: Path, lens_source: Path, lensconv: Lensconv) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import resource
 import shutil
@@ -17,14 +16,17 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from converter.checkpoint.header import read_header
 from converter.measurement.generation import encoding, generate
 from converter.memory import free_memory_bytes
 from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
+from tests.checkpoints import write_holes
 from tests.conftest import ROOT, Lensconv, command, edit_json, names_in, time_limit
 from tests.generations import change_tensors, draw, editable, pixels
+from tests.lens.prompts import MXFP4, pack_experts
 
 
 def test_repos_that_are_none(tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv) -> None:
@@ -190,30 +192,14 @@ def test_the_limits_of_the_shell_count(tiny_repo: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["error"]["type"] == "MemoryLimitError"
 
 
-def pack_experts(repo: Path) -> None:
-    """Put the text encoder's experts into MXFP4, as those of GPT-OSS are published: random codes, scales near one."""
-    generator = torch.Generator().manual_seed(0)
-
-    def pack(tensors: dict[str, torch.Tensor]) -> None:
-        for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
-            experts, inputs, outputs = tensors.pop(name).shape
-            shape = experts, outputs, inputs // 32
-            tensors[f"{name}_blocks"] = torch.randint(256, (*shape, 16), dtype=torch.uint8, generator=generator)
-            tensors[f"{name}_scales"] = torch.randint(118, 122, shape, dtype=torch.uint8, generator=generator)
-
-    change_tensors(repo / "text_encoder" / "model.safetensors", pack)
-    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
-    edit_json(
-        repo / "text_encoder" / "config.json",
-        quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": kept},
-    )
-
-
 def test_a_packed_text_encoder_is_unpacked_and_that_is_said(
     tiny_repo: Path, tmp_path: Path, lensconv: Lensconv
 ) -> None:
     repo = editable(tiny_repo, tmp_path)
-    pack_experts(repo)
+    encoder = repo / "text_encoder"
+    packed, _ = pack_experts(load_file(encoder / "model.safetensors"))
+    save_file(packed, encoder / "model.safetensors", metadata={"format": "pt"})
+    edit_json(encoder / "config.json", quantization_config=MXFP4)
     outcome = draw(lensconv, repo, tmp_path / "x.png")
     assert outcome.code == 0, outcome.stderr
     said = outcome.stderr.index("it is unpacked, and takes 3.4 MB")
@@ -252,16 +238,3 @@ def test_the_real_text_encoder_is_known_not_to_fit(tiny_repo: Path, tmp_path: Pa
     assert "takes about 40." in outcome.result["error"]["message"]
     assert "it is unpacked" in outcome.stderr
     assert time.monotonic() - started < 60
-
-
-def write_holes(file: Path, tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
-    """A safetensors file of so many tensors that takes no space."""
-    content, position = {}, 0
-    for dtype, name, shape in tensors:
-        size = math.prod(shape) * {"F32": 4, "BF16": 2, "U8": 1}[dtype]
-        content[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + size]}
-        position += size
-    header = json.dumps(content).encode()
-    with file.open("wb") as stream:
-        stream.write(len(header).to_bytes(8, "little") + header)
-        stream.truncate(8 + len(header) + position)
