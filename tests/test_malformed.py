@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import stat
@@ -17,9 +16,7 @@ import numpy as np
 import pytest
 
 from converter import errors
-from converter.cli.main import run
-from converter.console import Console
-from tests.conftest import ROOT, TIME_LIMIT, Outcome, command, run_program, time_limit
+from tests.conftest import ROOT, TIME_LIMIT, Outcome, call, command, run_program, time_limit
 from tests.malformed import CASES
 from tests.malformed.site import (
     EXIT_CODES,
@@ -58,11 +55,8 @@ def _with_json(arguments: tuple[str, ...]) -> tuple[str, ...]:
 
 def run_here(*arguments: str, as_json: bool = True) -> Outcome:
     """Run the command in this process."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    console = Console(as_json=as_json, stdout=stdout, stderr=stderr)
     with time_limit():
-        code = run(_with_json(arguments) if as_json else arguments, console)
-    return Outcome(code, stdout.getvalue(), stderr.getvalue())
+        return call(*(_with_json(arguments) if as_json else arguments))
 
 
 def run_process(*arguments: str, before: tuple[str, ...] = ()) -> Outcome:
