@@ -228,13 +228,9 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
     assert bool(notes.texts) == (lie != "a planner that dies")
     times_read = report.bytes_read_per_s * report.elapsed_s / plan(lens_source).source_bytes
     assert times_read == pytest.approx(1 if lie == "a planner that dies" else 2)
-    expected = convert_with_sdnq(
-        lens_source,
-        tmp_path / "expected",
-        "LensTransformer2DModel",
-        LENS_OPTIONS,
-        shard="200KB" if lie == "another plan" else "5GB",
-    )
+    shard = "200KB" if lie == "another plan" else "5GB"
+    name = "LensTransformer2DModel"
+    expected = convert_with_sdnq(lens_source, tmp_path / "expected", name, LENS_OPTIONS, shard=shard)
     assert weight_files(tmp_path / "out") == weight_files(expected)
 
 

@@ -124,12 +124,13 @@ def test_defaults_suit_the_variant(tiny_repo: Path, tmp_path: Path) -> None:
     # The real autoencoder's images are not small; the published ones are of the larger class.
     real = editable(tiny_repo, tmp_path)
     edit_json(real / "vae" / "config.json", sample_size=1024)
-    settings = choose_settings(open_pipeline(real), "x", GenerateOptions())
-    assert (settings.height, settings.width) == (1440, 1440)
-    settings = choose_settings(open_pipeline(real), "x", GenerateOptions(aspect_ratio="16:9"))
-    assert (settings.height, settings.width) == (1088, 1936)
-    settings = choose_settings(open_pipeline(tiny_repo), "x", GenerateOptions(base_resolution=1024))
-    assert (settings.height, settings.width) == (1024, 1024)
+    for repo, options, size in (
+        (real, GenerateOptions(), (1440, 1440)),
+        (real, GenerateOptions(aspect_ratio="16:9"), (1088, 1936)),
+        (tiny_repo, GenerateOptions(base_resolution=1024), (1024, 1024)),
+    ):
+        settings = choose_settings(open_pipeline(repo), "x", options)
+        assert (settings.height, settings.width) == size
 
 
 def test_kept_features_spare_the_text_encoder(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:

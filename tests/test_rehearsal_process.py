@@ -73,9 +73,10 @@ def test_clients_are_led_to_this_hub_alone(tmp_path: Path) -> None:
     assert hub.environment(base, tmp_path, token="")["HF_TOKEN"] == ""
 
 
-def test_serve_says_where_it_is_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "role"), [((), "write"), (("--account", "ann:read"), "read")])
+def test_serve_says_where_it_is_and_ends_with_ctrl_c(options: tuple[str, ...], role: str, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command("hub", "serve", "--json", "--folder", tmp_path, "--account", "ann:read"),
+        command("hub", "serve", "--json", "--folder", tmp_path, *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -87,7 +88,7 @@ def test_serve_says_where_it_is_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     jsonschema.validate(result, load_schema("hub"))
     account = result["accounts"][0]
     running = RunningHub(result["endpoint"], HubSettings(tmp_path, (Account("ann", account["token"]),)), process)
-    assert ask(running, "GET", "/api/whoami-v2").content["auth"]["accessToken"]["role"] == "read"
+    assert ask(running, "GET", "/api/whoami-v2").content["auth"]["accessToken"]["role"] == role
     assert ask(running, "GET", "/_control/requests").status in (401, 404)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=10)

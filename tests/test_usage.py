@@ -74,12 +74,7 @@ def test_only_the_published_requirements_are_there(packages: Path, tmp_path: Pat
 
 def test_the_usage_of_a_card_runs(tiny_release: Path, packages: Path, tmp_path: Path) -> None:
     text = render(
-        "usage.md.jinja",
-        repository=str(tiny_release),
-        base_resolution=1024,
-        aspect_ratio="2:1",
-        steps=1,
-        guidance=1.0,
+        "usage.md.jinja", repository=str(tiny_release), base_resolution=1024, aspect_ratio="2:1", steps=1, guidance=1.0
     )
     programs = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(programs) == 2
