@@ -7,16 +7,17 @@ import json
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from tests.serving import serving
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 _CHROMIUM = next((found for found in map(shutil.which, _NAMES) if found), None)
@@ -75,16 +76,9 @@ def running_site(pages: Mapping[str, str]) -> Iterator[Site]:
             if format.startswith("code "):
                 site.asked.append("not HTTP")
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    site.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving(Handler) as address:
+        site.port = int(address.rpartition(":")[2])
         yield site
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def look_at(site: Site, program: str, *, width: int = 1280, height: int = 1000) -> Any:

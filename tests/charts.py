@@ -15,13 +15,7 @@ from matplotlib.text import Text
 
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.measurement.evidence.files import write_evidence
-from converter.measurement.evidence.names import (
-    MATRIX_NAME,
-    METRICS_NAME,
-    MODELS,
-    OFFLOAD_NAME,
-    WEIGHTS_NAME,
-)
+from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, MODELS, OFFLOAD_NAME, WEIGHTS_NAME
 from converter.presentation.charts.chart import Chart, LeftOut
 from converter.presentation.charts.draw_charts import prepare_charts
 from converter.presentation.charts.style import LIGHT, Theme

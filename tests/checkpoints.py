@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+from converter.checkpoint.header import TensorEntry, encode_header
 from converter.verification.report import VerifyReport
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -66,6 +68,18 @@ def write_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], class_name:
     config = {"_class_name": class_name, "quantization_config": quantization}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def write_holes(file: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
+    """Write a safetensors file of these dtypes, names and shapes that takes no space: its weights are holes."""
+    entries, position = [], 0
+    for dtype, name, shape in tensors:
+        size = math.prod(shape) * {"F32": 4, "BF16": 2, "U8": 1}[dtype]
+        entries.append(TensorEntry(name, dtype, shape, position, position + size))
+        position += size
+    with file.open("wb") as stream:
+        start = stream.write(encode_header(entries, {"format": "pt"}))
+        stream.truncate(start + position)
 
 
 LINEAR = {"a.weight": torch.zeros(64, 64, dtype=torch.int8), "a.scale": torch.ones(64, 1)}

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import pytest
@@ -22,6 +23,9 @@ from hypothesis import HealthCheck, settings
 
 from converter.cli.main import COMMANDS, cli, run
 from converter.console import Console
+
+if TYPE_CHECKING:
+    from tests.faulty_hub import FaultyHub
 
 ROOT = Path(__file__).resolve().parents[1]
 _MANIFEST = "lensconv_manifest.json"
@@ -62,6 +66,10 @@ class Outcome:
         return parsed
 
 
+#: What the fixture ``lensconv`` is: it runs a command in this process.
+Lensconv = Callable[..., Outcome]
+
+
 class TookTooLong(BaseException):
     """A command hangs. No ``Exception``, so that no handler for those swallows it."""
 
@@ -93,17 +101,18 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "unknown")
 
 
-@pytest.fixture
-def lensconv() -> Callable[..., Outcome]:
+def call(*arguments: object) -> Outcome:
     """Run a command in this process, streams captured."""
+    texts = [str(argument) for argument in arguments]
+    stdout, stderr = io.StringIO(), io.StringIO()
+    console = Console(as_json="--json" in texts, quiet="--quiet" in texts, stdout=stdout, stderr=stderr)
+    code = run(texts, console)
+    return Outcome(code, stdout.getvalue(), stderr.getvalue())
 
-    def call(*arguments: object) -> Outcome:
-        texts = [str(argument) for argument in arguments]
-        stdout, stderr = io.StringIO(), io.StringIO()
-        console = Console(as_json="--json" in texts, quiet="--quiet" in texts, stdout=stdout, stderr=stderr)
-        code = run(texts, console)
-        return Outcome(code, stdout.getvalue(), stderr.getvalue())
 
+@pytest.fixture
+def lensconv() -> Lensconv:
+    """Run a command in this process, streams captured."""
     return call
 
 
@@ -112,9 +121,22 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "converter", *map(str, arguments)]
 
 
+def run_program(*line: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, from the root of the repository unless told otherwise; its output is kept as text."""
+    kept: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
+    return subprocess.run([str(word) for word in line], **kept | options)
+
+
 def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command as a process of its own, from the root of the repository."""
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, cwd=ROOT, **options)
+    """Run a command as a process of its own."""
+    return run_program(*command(*arguments), **options)
+
+
+def run_python(
+    program: str, *arguments: object, flags: tuple[str, ...] = (), **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run lines of Python as a process of their own, with flags of the interpreter."""
+    return run_program(sys.executable, *flags, "-c", program, *arguments, **options)
 
 
 @pytest.fixture(scope="session")
@@ -165,10 +187,35 @@ def tiny_release(tiny_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return output
 
 
+@pytest.fixture
+def release(tiny_release: Path, tmp_path: Path) -> Path:
+    """A release that may be changed."""
+    return shutil.copytree(tiny_release, tmp_path / "release")
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyHub]:
+    """A local Hub that fails on demand."""
+    from tests.faulty_hub import faulty_hub
+    from tests.hubs import small_hub
+
+    with faulty_hub(small_hub(tmp_path_factory.mktemp("hub"))) as running:
+        yield running
+
+
+def edit_json(file: Path, **changes: Any) -> None:
+    """Change entries of an object in a file."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
 def list_file(release: Path, name: str, content: bytes) -> None:
     """Write a file of a release, and list it in the manifest."""
     (release / name).write_bytes(content)
-    manifest = json.loads((release / _MANIFEST).read_text())
     entry = {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest["files"] = [file for file in manifest["files"] if file["name"] != name] + [entry]
-    (release / _MANIFEST).write_text(json.dumps(manifest))
+    forget_file(release, name, entry)
+
+
+def forget_file(release: Path, name: str, *others: dict[str, Any]) -> None:
+    """Take a file out of the manifest of a release, and add others."""
+    files = json.loads((release / _MANIFEST).read_text())["files"]
+    edit_json(release / _MANIFEST, files=[file for file in files if file["name"] != name] + [*others])

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import Outcome
+from tests.conftest import Lensconv, Outcome
 
-Lensconv = Callable[..., Outcome]
 #: Small and few, so that an image takes a tenth of a second.
 SMALL = ("--height", 64, "--width", 96, "--steps", 2)
 
@@ -32,12 +29,6 @@ def pixels(file: Path) -> np.ndarray:
 def editable(repo: Path, folder: Path) -> Path:
     """A copy whose files may be changed."""
     return Path(shutil.copytree(repo, folder / "repo"))
-
-
-def edit_json(file: Path, **changes: Any) -> None:
-    content = json.loads(file.read_text())
-    content.update(changes)
-    file.write_text(json.dumps(content))
 
 
 def change_tensors(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

@@ -7,8 +7,6 @@ import hashlib
 import http.client
 import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from urllib.parse import urlsplit
 
 from converter.rehearsal.process import RunningHub
 from converter.rehearsal.settings import Account, HubSettings
-from tests.conftest import ROOT
+from tests.conftest import run_python
 
 CARD = (
     b"---\nlicense: mit\nbase_model: a/b\ntags: [x]\n---\n"
@@ -66,15 +64,7 @@ def run_client(
 ) -> dict[str, Any]:
     """Run a program with huggingface_hub, and return what it puts into ``found``."""
     environment = hub.environment(os.environ, home, token=token, xet=xet) | variables
-    done = subprocess.run(
-        [sys.executable, "-c", f"{_PRELUDE}\n{program}\nprint(json.dumps(found))", *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        timeout=60,
-    )
+    done = run_python(f"{_PRELUDE}\n{program}\nprint(json.dumps(found))", *arguments, env=environment, timeout=60)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from huggingface_hub.utils.sha import git_hash
 
+from tests.serving import Quiet
+
 COMMIT = "c" * 40
 PLACE = "hf://maker/model"
 PINNED = f"{PLACE}@{COMMIT}"
@@ -37,7 +39,7 @@ class LoopbackHub:
         self.url = ""
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Quiet, BaseHTTPRequestHandler):
     """Answers a request."""
 
     protocol_version = "HTTP/1.1"
@@ -107,9 +109,6 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
         self.hub.sent += len(content)
-
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - http.server's name
-        """Keep stderr clean."""
 
 
 def record_files(folder: Path) -> list[Any]:

@@ -64,20 +64,11 @@ def published_metrics() -> dict[str, Any]:
             "storage": "local container disk",
             "date": "2026-05-24",
         },
-        "settings": {
-            "base_resolution": 1440,
-            "aspect_ratio": "1:1",
-            "num_inference_steps": 20,
-            "guidance_scale": 5.0,
-        },
+        "settings": {"base_resolution": 1440, "aspect_ratio": "1:1", "num_inference_steps": 20, "guidance_scale": 5.0},
         "models": {
             "original": model(0, "microsoft/Lens", (17.641, 22.342, 22.471), 16.417, (15.357, 14.346, 27.462, 27.467)),
             "quantized": model(
-                1,
-                "WaveCut/Lens-SDNQ-uint4-static",
-                (14.605, 18.446, 18.516),
-                4.301,
-                (17.937, 17.813, 23.533, 23.538),
+                1, "WaveCut/Lens-SDNQ-uint4-static", (14.605, 18.446, 18.516), 4.301, (17.937, 17.813, 23.533, 23.538)
             ),
         },
         "transformer_storage_reduction_percent": 73.8,
@@ -138,6 +129,26 @@ def published_summary() -> dict[str, Any]:
         "quant_transformer_dtypes": {"BFLOAT16": 2_942_501_632, "UINT8": 1_358_954_496},
         "base_transformer_tensors": 1264,
         "quant_transformer_tensors": 2224,
+    }
+
+
+def image_pair(identity: str, seed: int, psnr: float, added: float) -> dict[str, Any]:
+    """An entry of ``image_fidelity.json`` without a baseline; its figures are invented."""
+    grid = {"original": 0.1, "quantized": 0.2, "added": added}
+    size = {"width": 1440, "height": 1440, "num_inference_steps": 20}
+    figures = {"identical": False, "psnr_db": psnr, "ssim": 0.5, "lpips": None, "periodic_grid": grid}
+    return {"id": identity, "seed": seed, **size, **figures, "baseline": None, "text": []}
+
+
+def image_fidelity(pairs: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
+    """``image_fidelity.json`` of these pairs and of a summary of their figures."""
+    return {
+        "schema": "lensconv.fidelity/1",
+        "num_inference_steps": 20,
+        "pairs": pairs,
+        "summary": {"lpips": None, "baseline": None, "text": None, **summary},
+        "methods": dict.fromkeys(("psnr_db", "ssim", "periodic_grid"), "x"),
+        "not_measured": {},
     }
 
 

@@ -12,6 +12,9 @@ import torch
 from converter.libraries import load_library
 from tests.tiny_models import DIFFUSERS, model_class
 
+SDNQ_DTYPES: dict[str, dict[str, Any]] = load_library("sdnq.common").dtype_dict
+#: Dtypes that SDNQ lists and cannot quantize to on this version of torch.
+BROKEN = {"uint32", "float8_e8m0fnu"}
 #: What the recipe lens-uint4-static means in SDNQ's own terms.
 LENS_OPTIONS: dict[str, Any] = {
     "weights_dtype": "uint4",

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,7 @@ from converter.measurement.evidence.statistics import percent_change, slowdown
 from converter.measurement.generation.repo import open_pipeline
 from converter.schemas import load_schema
 from tests.benches import DRAWING, IDS, LIMIT, SUITE
-from tests.conftest import ROOT, Outcome, command, time_limit
-
-Lensconv = Callable[..., Outcome]
+from tests.conftest import ROOT, Lensconv, Outcome, command, edit_json, run_process, time_limit
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,32 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("suites") / "three.toml"
     file.write_text(SUITE)
     return file
+
+
+@pytest.fixture
+def bench(tiny_repo: Path, tiny_release: Path, lensconv: Lensconv) -> Lensconv:
+    """Run the benchmark of the tiny pipeline and its release, or of others."""
+
+    def call(output: Path, *options: object, original: Path = tiny_repo, quantized: Path = tiny_release) -> Outcome:
+        return lensconv("bench", original, quantized, "--out", output, *options, "--json")
+
+    return call
+
+
+def refusal(outcome: Outcome) -> str:
+    """What a benchmark is refused with."""
+    assert outcome.code == 2
+    message: str = outcome.result["error"]["message"]
+    return message
+
+
+def wait_for_rows(process: subprocess.Popen[Any], output: Path, images: int = 0) -> None:
+    """Wait until a benchmark has noted something, and so many images."""
+    deadline = time.monotonic() + LIMIT
+    while not journal_rows(output) or len(image_rows(output)) < images:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def workers_below(output: Path) -> list[int]:
@@ -70,26 +93,27 @@ def journal_rows(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def image_rows(output: Path) -> list[dict[str, Any]]:
+    return [row for row in journal_rows(output) if row["key"] != LOAD_KEY]
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Standard and offload, killed by SIGKILL after two images and run again."""
     output = tmp_path_factory.mktemp("bench") / "evidence"
     arguments = ("bench", tiny_repo, tiny_release, "--prompts", suite, "--out", output, *DRAWING, "--json")
     process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + LIMIT
-    while len([row for row in journal_rows(output) if row["key"] != LOAD_KEY]) < 2:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_rows(process, output, images=2)
     process.kill()
     process.communicate()
-    rows = len([row for row in journal_rows(output) if row["key"] != LOAD_KEY])
+    rows = len(image_rows(output))
     # A torn last line, as a kill in the middle of a write would leave it.
     with (output / "measurements.jsonl").open("a") as stream:
         stream.write('{"mode": "standard", "rep')
+    deadline = time.monotonic() + LIMIT
     while (orphans := workers_below(output)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False, timeout=LIMIT)
+    done = run_process(*arguments, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     return Finished(output, arguments, rows, orphans, json.loads(done.stdout), read_evidence_folder(output))
 
@@ -237,11 +261,7 @@ def test_ctrl_c_ends_the_worker_and_keeps_what_was_measured(
     process = subprocess.Popen(
         command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + LIMIT
-    while not journal_rows(output):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_rows(process, output)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -251,15 +271,12 @@ def test_ctrl_c_ends_the_worker_and_keeps_what_was_measured(
 
 
 def test_models_that_are_no_pair(
-    tiny_repo: Path, tiny_release: Path, lens_output: Path, tmp_path: Path, lensconv: Lensconv
+    tiny_repo: Path, tiny_release: Path, lens_output: Path, tmp_path: Path, bench: Lensconv
 ) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(tiny_repo, copy)
-    other = tmp_path / "other"
-    shutil.copytree(tiny_release, other)
-    index = json.loads((other / "model_index.json").read_text())
-    (other / "model_index.json").write_text(json.dumps({**index, "_class_name": "FluxPipeline"}))
-    cases = [
+    copy = shutil.copytree(tiny_repo, tmp_path / "copy")
+    other = shutil.copytree(tiny_release, tmp_path / "other")
+    edit_json(other / "model_index.json", _class_name="FluxPipeline")
+    for original, quantized, message in (
         (tiny_repo, tiny_repo, "have the same transformer"),
         (tiny_repo, copy, "have the same transformer"),
         (tiny_release, tiny_release, "have the same transformer"),
@@ -267,18 +284,12 @@ def test_models_that_are_no_pair(
         (tiny_repo, lens_output, "is not a pipeline repo"),
         (tmp_path / "nowhere", tiny_release, "no such folder"),
         (tiny_release, tiny_repo, "is quantized, and"),
-    ]
-    for original, quantized, message in cases:
-        outcome = lensconv("bench", original, quantized, "--out", tmp_path / "out", "--json")
-        assert outcome.code == 2
-        assert message in outcome.result["error"]["message"]
+    ):
+        assert message in refusal(bench(tmp_path / "out", original=original, quantized=quantized))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_summary_that_contradicts_itself_or_the_headers(
-    tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
-) -> None:
-    release = shutil.copytree(tiny_release, tmp_path / "release")
+def test_a_summary_that_contradicts_itself_or_the_headers(release: Path, tmp_path: Path, bench: Lensconv) -> None:
     file = release / "sdnq_quantization_summary.json"
     content = json.loads(file.read_text())
     dtype, size = next(iter(content["quant_transformer_dtypes"].items()))
@@ -287,9 +298,7 @@ def test_a_summary_that_contradicts_itself_or_the_headers(
         ({**content["quant_transformer_dtypes"], dtype: size + 1}, "and the headers of the transformer to"),
     ):
         file.write_text(json.dumps({**content, "quant_transformer_dtypes": dtypes}))
-        outcome = lensconv("bench", tiny_repo, release, "--out", tmp_path / "out", "--json")
-        assert outcome.code == 2
-        assert message in outcome.result["error"]["message"]
+        assert message in refusal(bench(tmp_path / "out", quantized=release))
 
 
 @pytest.mark.parametrize(
@@ -305,50 +314,38 @@ def test_a_summary_that_contradicts_itself_or_the_headers(
         (["--prompts", "nothing"], "no suite has that name"),
     ],
 )
-def test_bad_options(
-    arguments: list[str], message: str, tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
-) -> None:
-    outcome = lensconv("bench", tiny_repo, tiny_release, "--out", tmp_path / "out", *arguments, "--json")
-    assert outcome.code == 2
-    assert message in outcome.result["error"]["message"]
+def test_bad_options(arguments: list[str], message: str, tmp_path: Path, bench: Lensconv) -> None:
+    assert message in refusal(bench(tmp_path / "out", *arguments))
     assert not (tmp_path / "out").exists()
 
 
-def test_places_that_cannot_be_written(tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv) -> None:
+def test_places_that_cannot_be_written(tiny_repo: Path, tmp_path: Path, bench: Lensconv) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "images").symlink_to(tmp_path)
-    cases = [
+    for place, message in (
         (tiny_repo / "out", "is inside the original repo"),
         (tmp_path / "file", "is not a folder"),
         (tmp_path / "linked", "is a link"),
-    ]
-    for place, message in cases:
-        outcome = lensconv("bench", tiny_repo, tiny_release, "--out", place, "--json")
-        assert outcome.code == 2
-        assert message in outcome.result["error"]["message"]
+    ):
+        assert message in refusal(bench(place))
 
 
-def test_files_of_another_benchmark_are_not_mixed_in(
-    tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
-) -> None:
+def test_files_of_another_benchmark_are_not_mixed_in(tmp_path: Path, bench: Lensconv) -> None:
     (tmp_path / "weight_fidelity.json").write_text("{}")
-    outcome = lensconv("bench", tiny_repo, tiny_release, "--out", tmp_path, *DRAWING, "--json")
-    assert outcome.code == 2
-    assert "weight_fidelity.json: is from another benchmark" in outcome.result["error"]["message"]
+    message = refusal(bench(tmp_path, *DRAWING))
+    assert "weight_fidelity.json: is from another benchmark" in message
     (tmp_path / "weight_fidelity.json").unlink()
     (tmp_path / "measurements.jsonl").unlink()
     os.mkfifo(tmp_path / "measurements.jsonl")
     with time_limit():
-        outcome = lensconv("bench", tiny_repo, tiny_release, "--out", tmp_path, *DRAWING, "--json")
-    assert outcome.code == 2
-    assert "is not a file" in outcome.result["error"]["message"]
+        assert "is not a file" in refusal(bench(tmp_path, *DRAWING))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_device_that_is_not_there(tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv) -> None:
+def test_a_device_that_is_not_there(tmp_path: Path, bench: Lensconv) -> None:
     with time_limit(LIMIT):
-        outcome = lensconv("bench", tiny_repo, tiny_release, "--device", "cuda", "--out", tmp_path / "out", "--json")
+        outcome = bench(tmp_path / "out", "--device", "cuda")
     assert outcome.code == 3
     assert outcome.result["error"]["type"] == "DeviceError"
 
@@ -398,22 +395,17 @@ if "converter.measurement.benchmark.worker" in " ".join(sys.orig_argv):
 
 
 def test_faults_become_failed_rows_and_the_rest_goes_on(
-    tiny_repo: Path,
-    tiny_release: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    lensconv: Lensconv,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Lensconv
 ) -> None:
     """A worker that is killed, one that runs out of memory, one that hangs; then the same without the faults."""
     (tmp_path / "sitecustomize.py").write_text(FAULTS)
     longer = tmp_path / "longer.toml"
     longer.write_text(SUITE + '\n[[prompts]]\nid = "D4"\nscenario = "Blue"\nseed = 304\nprompt = "a blue cube"\n')
     output = tmp_path / "evidence"
-    options = ("--mode", "standard", "--no-baseline", "--timeout", 15, "--json")
-    arguments = ("bench", tiny_repo, tiny_release, "--prompts", longer, "--out", output, *DRAWING, *options)
+    options = ("--prompts", longer, *DRAWING, "--mode", "standard", "--no-baseline", "--timeout", 15)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with time_limit(LIMIT):
-        outcome = lensconv(*arguments)
+        outcome = bench(output, *options)
     assert outcome.code == 1
     reasons = {
         "B2": "killed by SIGKILL, perhaps because memory ran out",
@@ -438,7 +430,7 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
 
     monkeypatch.delenv("PYTHONPATH")
     with time_limit(LIMIT):
-        again = lensconv(*arguments)
+        again = bench(output, *options)
     assert again.code == 0
     assert (again.result["images"], again.result["resumed"]) == (8, 5)
     sides = {row["id"]: row["quantized"] for row in read_evidence_folder(output)["comparison_matrix.json"]["prompts"]}

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,7 @@ from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite, read_suite
 from tests.benches import LIMIT, SUITE
-from tests.conftest import Outcome, time_limit
-
-Lensconv = Callable[..., Outcome]
+from tests.conftest import Lensconv, edit_json, time_limit
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +68,12 @@ class Inputs:
         return files
 
 
-def test_weights_that_change_are_refused(tiny_repo: Path, tiny_release: Path, tmp_path: Path) -> None:
-    release = shutil.copytree(tiny_release, tmp_path / "release")
+@pytest.fixture
+def inputs(tiny_repo: Path, tiny_release: Path, suite: Path) -> Inputs:
+    return Inputs.open(tiny_repo, tiny_release, suite)
+
+
+def test_weights_that_change_are_refused(tiny_repo: Path, release: Path) -> None:
     subjects = open_subjects(tiny_repo, release, SILENT)
     for subject in subjects:
         refuse_changed_files(subject.states)
@@ -167,10 +168,7 @@ def test_failures_alone_are_evidence_too(
     assert "cells are missing" in lensconv("grid", tmp_path).stderr
 
 
-def test_a_mode_that_failed_altogether_leaves_the_matrix_to_another(
-    suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path
-) -> None:
-    inputs = Inputs.open(tiny_repo, tiny_release, suite)
+def test_a_mode_that_failed_altogether_leaves_the_matrix_to_another(inputs: Inputs, tmp_path: Path) -> None:
     with Journal(tmp_path, {}, restart=False) as journal:
         for model in inputs.subjects:
             journal.note(Cell("standard", 0, model), "A1", {"failed": "no memory"})
@@ -184,13 +182,9 @@ def test_a_mode_that_failed_altogether_leaves_the_matrix_to_another(
     read_evidence_folder(tmp_path)
 
 
-def test_reasons_do_not_tell_where_folders_lie(
-    suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path
-) -> None:
+def test_reasons_do_not_tell_where_folders_lie(suite: Path, tiny_repo: Path, release: Path, tmp_path: Path) -> None:
     """A weight file that cannot be loaded, whose error names its path."""
-    release = shutil.copytree(tiny_release, tmp_path / "release")
-    config = release / "vae" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "latent_channels": 7}))
+    edit_json(release / "vae" / "config.json", latent_channels=7)
     inputs = Inputs.open(tiny_repo, release, suite)
     with Journal(tmp_path / "out", {}, restart=False) as journal:
         work = inputs.bench(journal, "standard")
@@ -204,10 +198,7 @@ def test_reasons_do_not_tell_where_folders_lie(
     assert str(tmp_path) not in (tmp_path / "out" / "measurements.jsonl").read_text()
 
 
-def test_repeats_are_medians_and_largest_peaks(
-    suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path
-) -> None:
-    inputs = Inputs.open(tiny_repo, tiny_release, suite)
+def test_repeats_are_medians_and_largest_peaks(inputs: Inputs, tmp_path: Path) -> None:
     with Journal(tmp_path, {}, restart=False) as journal:
         for repeat, time in enumerate((3.0, 1.0, 2.0)):
             for model, factor in (("original", 1), ("quantized", 2)):
@@ -293,10 +284,9 @@ def test_a_resident_pipeline_needs_the_sum_of_its_parts(tiny_repo: Path) -> None
 
 def test_a_packed_text_encoder_stays_on_the_accelerator(tiny_repo: Path, tmp_path: Path) -> None:
     """So that the host need not hold it, whatever is offloaded."""
-    shutil.copytree(tiny_repo, tmp_path / "packed")
-    config = tmp_path / "packed" / "text_encoder" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": {"quant_method": "mxfp4"}}))
-    dense, packed = open_pipeline(tiny_repo), open_pipeline(tmp_path / "packed")
+    copy = shutil.copytree(tiny_repo, tmp_path / "packed")
+    edit_json(copy / "text_encoder" / "config.json", quantization_config={"quant_method": "mxfp4"})
+    dense, packed = open_pipeline(tiny_repo), open_pipeline(copy)
     settings = choose_settings(dense, "x", GenerateOptions())
     encoder = loaded_bytes(dense.text_encoder, 2)
     for offload in ("model", "sequential"):

@@ -35,12 +35,6 @@ UNVERIFIED = CardOptions(repo="owner/Tiny", license="mit", unverified=True)
 
 
 @pytest.fixture
-def release(tiny_release: Path, tmp_path: Path) -> Path:
-    """A release without a card."""
-    return Path(shutil.copytree(tiny_release, tmp_path / "release"))
-
-
-@pytest.fixture
 def published(tmp_path: Path) -> Path:
     """The published figures, which contain no sha256."""
     folder = tmp_path / "evidence"
@@ -183,6 +177,17 @@ def front_matter(*lines: str) -> str:
         ("widget: [{text: a, output: b}]", "widget: the output of entry 1 has a url that is not text"),
         ("widget: [{text: a, output: {url: ../b.png}}]", "widget: entry 1 shows ../b.png"),
         ("widget: [{text: a, output: {url: 'http://b'}}]", "widget: entry 1 shows http://b"),
+        ("license: [mit, 3]", "license"),
+        ("base_model: a/b/c", "base_model"),
+        ("base_model_relation: other", "base_model_relation"),
+        ("pipeline_tag: draw me", "pipeline_tag"),
+        ("pipeline_tag: [text-to-image]", "pipeline_tag"),
+        ("tags: a", "tags"),
+        ("license_name: My License", "license_name"),
+        ("license_link: ../LICENSE", "license_link"),
+        ("model-index: {}", "model-index"),
+        ("- a", "not a mapping"),
+        ("a: !!python/object:os.system {}", "not YAML"),
         ("a: [", "its front matter is not YAML in line 2: "),
         (f"a: {'b' * 1_000_000}", "is longer than 1000000 characters"),
     ],
@@ -191,6 +196,16 @@ def test_metadata_that_cannot_be_right(line: str, said: str) -> None:
     report = check_metadata(front_matter(line))
     assert said in " ".join(report.errors)
     assert not report.warnings
+
+
+def test_metadata_that_is_right() -> None:
+    quantized = front_matter(
+        "license: apache-2.0", "base_model: [a/b]", "base_model_relation: quantized", "pipeline_tag: text-to-image"
+    )
+    licensed = front_matter(
+        "license: other", "license_name: my-1.0", "license_link: LICENSE.md", "language: [en]", "tags: [a]"
+    )
+    assert check_metadata(quantized) == check_metadata(licensed) == MetadataReport()
 
 
 def test_a_card_needs_front_matter() -> None:

@@ -23,9 +23,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from PIL import Image
 
-from converter.cli.main import run
-from converter.console import Console
 from converter.front_matter import split_card
+from converter.measurement.evidence.names import MODELS
 from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.presentation.card.markdown import image, link
 from converter.presentation.card.metadata import CardMetadata, MetadataReport, check_metadata, is_repo_id
@@ -33,7 +32,9 @@ from converter.presentation.card.page import render_content, render_page
 from converter.presentation.charts.chart import Chart
 from converter.presentation.charts.draw_charts import prepare_charts
 from tests.browser import look_at, needs_browser, running_site
-from tests.published import published_metrics
+from tests.charts import weights
+from tests.conftest import Lensconv, call
+from tests.published import image_fidelity, image_pair, published_metrics, published_offload
 
 #: Sets a mark in the window that a script runs in, or in the one around its frame.
 _RUN = "window.ran=1"
@@ -207,8 +208,8 @@ def write_release(source: Path, release: Path, text: Text) -> str:
 
 def write_evidence(folder: Path, sha256: str, text: Text) -> None:
     """Write measurements of a release and pictures, with texts wherever their formats take some."""
-    weights = [{"name": "diffusion_pytorch_model.safetensors", "bytes": 1, "sha256": sha256}]
-    source = {"repo_id": text("repo", 0), "revision": None, "transformer": weights}
+    files = [{"name": "diffusion_pytorch_model.safetensors", "bytes": 1, "sha256": sha256}]
+    source = {"repo_id": text("repo", 0), "revision": None, "transformer": files}
     sources = {"original": source, "quantized": source}
     names = ("hardware", "torch", "cuda", "driver", "storage", "sdnq", "diffusers", "transformers", "accelerate")
     environment = {name: text(f"environment{name}", 0) for name in (*names, "safetensors", "lensconv")}
@@ -244,51 +245,23 @@ def write_evidence(folder: Path, sha256: str, text: Text) -> None:
     metrics["models"]["quantized"]["failed"] = failed
     point = {"time_s": 1.5}
     model = {"setup": point, "cold": point, "warm": {"time_s": {"mean": 1.5}}}
-    offload: dict[str, Any] = {
-        "schema": "lensconv.offload/1",
-        "method": "enable_model_cpu_offload",
-        "cold_prompt": ids[0],
-        "warm_prompts": ids[1:],
-        "models": {name: {**model, "label": text(f"label{name}", 0)} for name in ("original", "quantized")},
-    }
-    offload["models"]["original"] = {**offload["models"]["original"], "setup": {"failed": text("reason", 3)}}
-    pair: dict[str, Any] = {
-        "width": 64,
-        "height": 64,
-        "num_inference_steps": 20,
-        "identical": False,
-        "psnr_db": 30.0,
-        "ssim": 0.5,
-        "lpips": None,
-        "periodic_grid": {"original": 1.0, "quantized": 1.0, "added": 0.0},
-        "baseline": None,
-        "text": [],
-    }
-    summary = {"psnr_db": spread(30.0), "ssim": spread(0.5), "lpips": None, "periodic_grid_added": spread(0.0)}
-    images = {
-        "schema": "lensconv.fidelity/1",
-        "num_inference_steps": 20,
-        "pairs": [{"id": identity, "seed": number, **pair} for number, identity in enumerate(ids)],
-        "summary": {**summary, "baseline": None, "text": None},
-        "methods": {name: text("method", 0) for name in ("psnr_db", "ssim", "periodic_grid")},
+    offload = published_offload() | {"cold_prompt": ids[0], "warm_prompts": ids[1:]}
+    offload["models"] = {name: {**model, "label": text(f"label{name}", 0)} for name in MODELS}
+    offload["models"]["original"]["setup"] = {"failed": text("reason", 3)}
+    summary = {"psnr_db": spread(30.0), "ssim": spread(0.5), "periodic_grid_added": spread(0.0)}
+    images = image_fidelity([image_pair(identity, number, 30.0, 0.0) for number, identity in enumerate(ids)], summary)
+    images |= {
+        "methods": {name: text("method", 0) for name in images["methods"]},
         "not_measured": {"lpips": text("lpips", 0), "text": text("text", 0)},
         "sources": sources,
     }
-    family = {"modules": 1, "sqnr_db": 20.0, "sqnr_db_min": 20.0, "cosine_min": 0.9}
-    fidelity = {
-        "sqnr_db": {"min": 20.0, "median": 20.0},
-        "max_abs_error": 0.1,
-        "max_error_steps": 0.5,
-        "cosine_min": 0.9,
-        "families": [{"name": name, **family} for name in each(text, "family")],
-        "worst": [],
-    }
+    fidelity = weights(**dict.fromkeys(each(text, "family"), (20.0, 20.0, 0.9)))
     contents = {
         "benchmark_metrics.json": metrics,
         "comparison_matrix.json": {"schema": "lensconv.matrix/1", "prompts": rows, **common},
         "model_cpu_offload_benchmark.json": offload | common,
         "image_fidelity.json": images,
-        "weight_fidelity.json": {"schema": "lensconv.weights/1", "sources": sources, "fidelity": fidelity},
+        "weight_fidelity.json": fidelity | {"sources": sources},
     }
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content))
@@ -331,9 +304,8 @@ def make(source: Path, place: Path, text: Text) -> Made:
     write_evidence(place / "evidence", digest, text)
     options = [part for tag in tags(text) for part in ("--tag", tag)]
     page = place / "page.html"
-    arguments = ["card", str(release), "--evidence", str(place / "evidence"), "--preview", str(page), *options]
-    errors = io.StringIO()
-    assert run(arguments, Console(stdout=io.StringIO(), stderr=errors)) == 0, errors.getvalue()
+    outcome = call("card", release, "--evidence", place / "evidence", "--preview", page, *options)
+    assert outcome.code == 0, outcome.stderr
     return Made((release / "README.md").read_text("utf-8"), page.read_text("utf-8"), release)
 
 
@@ -469,12 +441,10 @@ def test_what_cannot_be_a_license_or_a_name_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["--repo", "--base-model", "--base-revision", "--license", "--language"])
-def test_options_refuse_hostile_texts(tiny_release: Path, tmp_path: Path, option: str) -> None:
-    release = Path(shutil.copytree(tiny_release, tmp_path / "release"))
-    errors = io.StringIO()
-    code = run(["card", str(release), option, _HOSTILE[4]], Console(stdout=io.StringIO(), stderr=errors))
-    assert code in (1, 2)
-    assert "<img src=" in errors.getvalue()
+def test_options_refuse_hostile_texts(release: Path, lensconv: Lensconv, option: str) -> None:
+    outcome = lensconv("card", release, option, _HOSTILE[4])
+    assert outcome.code in (1, 2)
+    assert "<img src=" in outcome.stderr
     assert not (release / "README.md").exists()
 
 

@@ -14,12 +14,7 @@ from PIL import Image
 
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import EvidenceError
-from converter.measurement.evidence.names import (
-    MATRIX_NAME,
-    METRICS_NAME,
-    SEQUENTIAL_NAME,
-    WEIGHTS_NAME,
-)
+from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, SEQUENTIAL_NAME, WEIGHTS_NAME
 from converter.measurement.evidence.statistics import slowdown
 from converter.presentation.charts.chart import Chart
 from converter.presentation.charts.draw_charts import prepare_charts, render

@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,9 +22,7 @@ from converter.presentation.charts.library import traceless_import
 from converter.presentation.charts.style import DARK, LIGHT, WIDTH
 from converter.schemas import load_schema
 from tests.charts import NAMES, full_evidence, matrix, weights, write
-from tests.conftest import ROOT, Outcome, names_in, snapshot
-
-Lensconv = Callable[..., Outcome]
+from tests.conftest import ROOT, Lensconv, names_in, run_python, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +77,8 @@ def test_two_processes_write_the_same_bytes_and_leave_nothing_else(
     code += "draw_charts(Path(sys.argv[1]), output=Path(sys.argv[2]))"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home")}
     environment["TMPDIR"] = str(tmp_path / "temporary")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, str(folder), str(tmp_path / "output")],
-        env=environment,
-        cwd=tmp_path / "work",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    arguments = (folder, tmp_path / "output")
+    done = run_python(code, *arguments, flags=("-W", "error"), env=environment, cwd=tmp_path / "work")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert snapshot(tmp_path / "output") == {
         name: content for name, content in snapshot(folder).items() if name.startswith("assets/")

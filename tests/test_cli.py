@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -22,7 +21,6 @@ import PIL.Image
 import pytest
 import torch
 
-from converter.checkpoint.header import TensorEntry, encode_header
 from converter.cli import main as main_module
 from converter.cli.main import cli, run
 from converter.console import Console
@@ -31,10 +29,9 @@ from converter.errors import InputError
 from converter.measurement.evidence.files import FORMATS
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.schemas import NAMES, load_schema
-from tests.conftest import ROOT, Outcome, all_commands, run_process, snapshot
+from tests.checkpoints import WEIGHTS, write_holes
+from tests.conftest import ROOT, Lensconv, Outcome, all_commands, run_process, run_program, run_python, snapshot
 from tests.published import published_matrix
-
-Lensconv = Callable[..., Outcome]
 
 
 def imports_of(*arguments: object) -> set[str]:
@@ -43,17 +40,12 @@ def imports_of(*arguments: object) -> set[str]:
         "import sys\nfrom converter.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nfinally:\n    print('\\n'.join(sys.modules), file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True, check=False, cwd=ROOT
-    )
+    done = run_python(program, *arguments)
     assert done.returncode == 0, done.stderr
     return {line.partition(".")[0] for line in done.stderr.splitlines()}
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--version"], *([*name.split(), "-h"] for name in all_commands())],
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([*name.split(), "-h"] for name in all_commands())])
 def test_help_imports_next_to_nothing(arguments: list[str]) -> None:
     found = imports_of(*arguments)
     heavy = {"torch", "diffusers", "transformers", "sdnq", "numpy", "numba", "rich", "jinja2"}
@@ -113,7 +105,7 @@ def test_examples_in_the_help_are_commands() -> None:
 
 
 def test_every_result_fits_its_schema(
-    lensconv: Lensconv, lens_source: Path, lens_output: Path, tiny_release: Path, tmp_path: Path
+    lensconv: Lensconv, lens_source: Path, lens_output: Path, tiny_release: Path, release: Path, tmp_path: Path
 ) -> None:
     image = tmp_path / "image.png"
     evidence = tmp_path / "evidence"
@@ -135,7 +127,7 @@ def test_every_result_fits_its_schema(
         "grid": ["grid", evidence],
         "charts": ["charts", evidence],
         "image_fidelity": ["compare", tmp_path / "original", tmp_path / "quantized"],
-        "card": ["card", shutil.copytree(tiny_release, tmp_path / "release")],
+        "card": ["card", release],
         "error": ["plan", tmp_path / "nowhere"],
     }
     for name, arguments in calls.items():
@@ -175,7 +167,7 @@ def test_what_a_library_makes_of_a_signal_is_the_signal(error: Exception, monkey
 
 def test_a_failed_check_exits_with_one(lensconv: Lensconv, lens_output: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(lens_output, tmp_path / "out")
-    shutil.copyfile(folder / "diffusion_pytorch_model.safetensors", folder / "old.safetensors")
+    shutil.copyfile(folder / WEIGHTS, folder / "old.safetensors")
     outcome = lensconv("verify", folder, "--json")
     assert outcome.code == 1
     assert outcome.result["ok"] is False
@@ -242,7 +234,7 @@ def test_a_result_that_cannot_be_written(streams: str, lens_output: Path) -> Non
 
 def run_shell(script: str) -> subprocess.CompletedProcess[str]:
     """Run a line of shell from the root of the repository."""
-    return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    return run_program("sh", "-c", script)
 
 
 def test_memory_is_that_of_the_process_itself() -> None:
@@ -252,13 +244,13 @@ def test_memory_is_that_of_the_process_itself() -> None:
         "own = 'from converter.memory import peak_rss_bytes; print(peak_rss_bytes())'\n"
         "subprocess.run([sys.executable, '-c', own])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = run_python(program, check=True)
     assert 1_000_000 < int(done.stdout) < 200_000_000
 
 
 def test_names_from_files_are_shown_as_text(lens_source: Path, tmp_path: Path, lensconv: Lensconv) -> None:
     source = shutil.copytree(lens_source, tmp_path / "source")
-    shutil.copyfile(source / "diffusion_pytorch_model.safetensors", source / "\x1b]0;title\a.safetensors")
+    shutil.copyfile(source / WEIGHTS, source / "\x1b]0;title\a.safetensors")
     recipe = tmp_path / "mine.toml"
     recipe.write_text('name = "red \\u001b[31m"\n[sdnq]\nweights_dtype = "int8"\n')
     for arguments in (["plan", source], ["convert", source, tmp_path / "out"]):
@@ -274,17 +266,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The 48-block model with all its headers and, in place of weights, holes: 16.4 GB that take no space."""
     folder = tmp_path_factory.mktemp("full") / "Lens"
     folder.mkdir()
-    entries, position = [], 0
-    for name, shape in sorted(lens_tensors(LensConfig())):
-        size = 4
-        for side in shape:
-            size *= side
-        entries.append(TensorEntry(name, "F32", shape, position, position + size))
-        position += size
-    header = encode_header(entries, {"format": "pt"})
-    with (folder / "diffusion_pytorch_model.safetensors").open("wb") as stream:
-        stream.write(header)
-        stream.truncate(len(header) + position)
+    write_holes(folder / WEIGHTS, [("F32", name, shape) for name, shape in sorted(lens_tensors(LensConfig()))])
     (folder / "config.json").write_text(json.dumps({"_class_name": CLASS_NAME, **LensConfig().to_dict()}))
     return folder
 
@@ -307,7 +289,7 @@ def test_the_full_size_plan_gives_the_published_figures(full_size: Path, lenscon
     assert round(100 * result["reduction"]["vs_bf16"], 1) == 47.6
     assert result["peak_memory_bytes"] < 800_000_000 + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
     (file,) = output["files"]
-    assert file == {"name": "diffusion_pytorch_model.safetensors", "bytes": 4_301_714_344}
+    assert file == {"name": WEIGHTS, "bytes": 4_301_714_344}
 
 
 def test_a_plan_reads_headers_only(full_size: Path, lens_source: Path, lensconv: Lensconv) -> None:
@@ -325,17 +307,11 @@ def test_a_plan_reads_headers_only(full_size: Path, lens_source: Path, lensconv:
 def test_a_full_disk_is_known_before_anything_is_written(full_size: Path, tmp_path: Path) -> None:
     """On a file system of 2 MB, which the process mounts for itself."""
     script = (
-        "set -e\nmkdir small\nmount -t tmpfs -o size=2M none small\n"
+        "mkdir small\nmount -t tmpfs -o size=2M none small\n"
         f"{sys.executable} -m converter convert {full_size} small/out --json; code=$?\nls -A small\nexit $code"
     )
-    done = subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "sh", "-c", script.replace("set -e\n", "")],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = run_program("unshare", "--mount", "--map-root-user", "sh", "-c", script, cwd=tmp_path, env=environment)
     if "unshare" in done.stderr or "mount" in done.stderr:
         pytest.skip("this machine does not allow to mount a file system")
     assert done.returncode == 3, done.stderr

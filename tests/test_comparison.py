@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
-import struct
 import sys
 import zlib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from PIL.PngImagePlugin import PngInfo
+from rich.console import Console as RichConsole
 from scipy import ndimage
 
 import converter.measurement.comparison.text_accuracy as text_accuracy
@@ -32,19 +32,14 @@ from converter.measurement.comparison.perceptual import Lpips, NotMeasured
 from converter.measurement.comparison.pixels import psnr_db, ssim
 from converter.measurement.comparison.substring import character_error_rate, normalize, substring_distance
 from converter.measurement.comparison.text_accuracy import find_reader, language_of
-from tests.conftest import Outcome
+from converter.schemas import load_schema
+from tests.conftest import Lensconv
+from tests.pictures import END, Pixels, head, noise, pixels, png
 from tests.reporters import Notes
 
-ROOT = Path(__file__).resolve().parents[1]
-Pixels = NDArray[np.uint8]
 SETTINGS = {"prompt": "a cat", "seed": 301, "steps": 20, "guidance": 5.0, "date": "2026-05-23"}
 SIGN = "WARM BREAD"
 RUSSIAN_SIGN = "ТЁПЛЫЙ ХЛЕБ"
-
-
-def noise(seed: int = 0, height: int = 64, width: int = 96) -> Pixels:
-    """An image of noise."""
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
 def save(path: Path, image: Pixels | None = None, settings: object = None, **options: Any) -> Path:
@@ -191,34 +186,25 @@ def test_malformed_settings_are_no_settings(tmp_path: Path, settings: str) -> No
     assert (pair.seed, pair.steps) == (301, 20)
 
 
-def chunk(name: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG."""
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+ROWS = pixels(bytes(16 * 49))
+#: Files that break something.
+HOSTILE: dict[str, bytes] = {
+    "empty": b"",
+    "no image": b"hello",
+    "cut": png(head(16, 16), ROWS)[:-20],
+    "bomb": png(head(60_000, 60_000), ROWS, END),
+    "large": png(head(10_000, 10_000), ROWS, END),
+    "text bomb": png(head(16, 16), (b"zTXt", b"lensconv\0\0" + zlib.compress(bytes(70_000_000))), ROWS, END),
+    "broken pixels": png(head(16, 16), (b"IDAT", b"\0" * 40), END),
+    "jpeg": b"\xff\xd8\xff\xe0" + bytes(40),
+}
 
 
-def hostile(kind: str) -> bytes:
-    """A PNG that breaks something."""
-    start = b"\x89PNG\r\n\x1a\n"
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 16, 8, 2, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(bytes(16 * 49)))
-    end = chunk(b"IEND", b"")
-    return {
-        "empty": b"",
-        "no image": b"hello",
-        "cut": (start + head + pixels)[:-20],
-        "bomb": start + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + pixels + end,
-        "large": start + chunk(b"IHDR", struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)) + pixels + end,
-        "text bomb": start + head + chunk(b"zTXt", b"lensconv\0\0" + zlib.compress(bytes(70_000_000))) + pixels + end,
-        "broken pixels": start + head + chunk(b"IDAT", b"\0" * 40) + end,
-        "jpeg": b"\xff\xd8\xff\xe0" + bytes(40),
-    }[kind]
-
-
-@pytest.mark.parametrize("kind", ["empty", "no image", "cut", "bomb", "large", "text bomb", "broken pixels", "jpeg"])
+@pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_files_are_refused_by_name(tmp_path: Path, kind: str) -> None:
     first, second = folders(tmp_path, "cat-1.png")
     save(first / "cat-1.png", noise(0, 16, 16))
-    (second / "cat-1.png").write_bytes(hostile(kind))
+    (second / "cat-1.png").write_bytes(HOSTILE[kind])
     assert "quantized/cat-1.png" in refusal(first, second)
 
 
@@ -235,16 +221,8 @@ def test_pixels_become_rgb_or_are_refused(tmp_path: Path) -> None:
     assert np.array_equal(read_pixels(grey), np.repeat(image[..., :1], 3, axis=2))
     Image.fromarray(image[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
     # Pillow writes no colours of 16 bits, and reads them as 8.
-    deep_colours = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in image))
-    parts = [
-        (b"IHDR", struct.pack(">2I5B", *image.shape[1::-1], 16, 2, 0, 0, 0)),
-        (b"IDAT", deep_colours),
-        (b"IEND", b""),
-    ]
-    chunks = b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
-    )
-    (tmp_path / "colours.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    deep_colours = pixels(b"".join(b"\0" + row.astype(">u2").tobytes() for row in image))
+    (tmp_path / "colours.png").write_bytes(png(head(96, 64, bits=16), deep_colours, END))
     for name in ("deep.png", "colours.png"):
         with pytest.raises(UsageError, match="has 16 bits per channel, not 8"):
             read_pixels(tmp_path / name)
@@ -391,7 +369,7 @@ def test_text_that_cannot_be_read_has_a_reason(tmp_path: Path, monkeypatch: pyte
 
     def run() -> tuple[list[Any], str]:
         content = compare(first, second, required=required, lpips=False).to_dict()
-        jsonschema.validate(content, schema())
+        jsonschema.validate(content, load_schema("image_fidelity"))
         assert content["summary"]["text"] is None
         return content["pairs"][0]["text"], content["not_measured"]["text"]
 
@@ -462,12 +440,6 @@ def test_lpips_without_weights_is_not_measured(
     assert "\n" not in str(caught.value)
 
 
-def schema() -> Mapping[str, Any]:
-    """The schema of the evidence."""
-    content: dict[str, Any] = json.loads((ROOT / "converter" / "schemas" / "image_fidelity.json").read_text("utf-8"))
-    return content
-
-
 @pytest.mark.usefixtures("reader")
 def test_the_report_and_its_rendering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
@@ -486,7 +458,7 @@ def test_the_report_and_its_rendering(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     content = report.to_dict()
     assert json.dumps(content, allow_nan=False) == json.dumps(again.to_dict())
-    jsonschema.validate(content, schema())
+    jsonschema.validate(content, load_schema("image_fidelity"))
     assert notes.texts == ["no images of these prompts: P03"] * 2
     first, second = content["pairs"]
     assert (first["num_inference_steps"], second["num_inference_steps"]) == (20, None)
@@ -504,21 +476,12 @@ def test_the_report_and_its_rendering(tmp_path: Path, monkeypatch: pytest.Monkey
     assert summary["baseline"]["ssim"]["count"] == 2
     assert summary["text"]["quantized_legible"] == 1
     assert "lpips is not installed" in content["not_measured"]["lpips"]
-    shown = shown_text(_render(report))
+    stream = io.StringIO()
+    RichConsole(file=stream, width=200).print(*_render(report))
+    shown = stream.getvalue()
     assert "At an unknown number of steps: trajectory drift at the same seed, not quality." in shown
     assert "identical" in shown
     assert "0.00 → 0.00" in shown
-
-
-def shown_text(parts: Any) -> str:
-    """What people see, on a wide terminal."""
-    import io
-
-    from rich.console import Console as RichConsole
-
-    stream = io.StringIO()
-    RichConsole(file=stream, width=200).print(*parts)
-    return stream.getvalue()
 
 
 def test_small_images_have_no_grid_score_rather_than_none_of_it(tmp_path: Path) -> None:
@@ -526,7 +489,7 @@ def test_small_images_have_no_grid_score_rather_than_none_of_it(tmp_path: Path) 
         save(tmp_path / folder / "P-1.png", noise(number, 20, 40))
     report = compare(tmp_path / "a", tmp_path / "b", steps=20, lpips=False)
     content = report.to_dict()
-    jsonschema.validate(content, schema())
+    jsonschema.validate(content, load_schema("image_fidelity"))
     exact = report.pairs[0].quantized.ssim
     assert content["pairs"][0]["ssim"] == content["summary"]["ssim"]["mean"] == round(exact, 6) != exact
     assert content["num_inference_steps"] == 20
@@ -538,7 +501,7 @@ def test_small_images_have_no_grid_score_rather_than_none_of_it(tmp_path: Path) 
     }
 
 
-def test_the_command_prints_the_evidence(tmp_path: Path, lensconv: Callable[..., Outcome]) -> None:
+def test_the_command_prints_the_evidence(tmp_path: Path, lensconv: Lensconv) -> None:
     first, second = folders(tmp_path, "P01-1.png")
     outcome = lensconv("compare", first, second, "--steps", 20, "--no-lpips", "--no-text", "--json")
-    jsonschema.validate(outcome.result, schema())
+    jsonschema.validate(outcome.result, load_schema("image_fidelity"))

@@ -95,22 +95,25 @@ def test_the_right_progress_for_the_stream(monkeypatch: pytest.MonkeyPatch) -> N
     assert "converting" in terminal.stderr.getvalue()
 
 
-def test_results_and_errors_as_json() -> None:
+def captured(**options: bool) -> tuple[Console, io.StringIO, io.StringIO]:
+    """A console and its streams."""
     stdout, stderr = io.StringIO(), io.StringIO()
-    console = Console(as_json=True, stdout=stdout, stderr=stderr)
+    return Console(**options, stdout=stdout, stderr=stderr), stdout, stderr
+
+
+def test_results_and_errors_as_json() -> None:
+    console, stdout, stderr = captured(as_json=True)
     console.result({"a": 1}, "for people")
     console.note("a note")
     assert json.loads(stdout.getvalue()) == {"a": 1}
     assert stderr.getvalue() == "a note\n"
-    stdout.truncate(0)
-    stdout.seek(0)
+    console, stdout, _ = captured(as_json=True)
     console.error(OutputError("taken", "Move."))
     assert json.loads(stdout.getvalue()) == {"error": {"type": "OutputError", "message": "taken", "hint": "Move."}}
 
 
 def test_results_and_errors_for_people() -> None:
-    stdout, stderr = io.StringIO(), io.StringIO()
-    console = Console(stdout=stdout, stderr=stderr)
+    console, stdout, stderr = captured()
     console.result({"a": 1}, table(["name", "size"], [["[bold]x[/bold]\x1b[31m", "3"]], title="A table"), "done")
     console.warn("careful")
     console.error(OutputError("taken", "Move."))
@@ -123,8 +126,7 @@ def test_results_and_errors_for_people() -> None:
 
 
 def test_quiet_leaves_errors() -> None:
-    stderr = io.StringIO()
-    console = Console(quiet=True, stderr=stderr)
+    console, _, stderr = captured(quiet=True)
     console.result({}, "x")
     console.note("x")
     console.warn("x")

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +25,7 @@ from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.request import open_request
 from converter.errors import MemoryLimitError
 from converter.schemas import load_schema
-from tests.conftest import ROOT, names_in, snapshot
+from tests.conftest import names_in, run_python, snapshot
 from tests.reference import LENS_OPTIONS, convert_with_sdnq, weight_files
 from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS, convert_default, save_model
@@ -95,14 +93,9 @@ def test_two_runs_write_the_same_bytes(lens_source: Path, tmp_path: Path) -> Non
     for number, (seed, jobs, memory) in enumerate([("1", "1", "9MB"), ("2", "5", "64MB")]):
         folder = tmp_path / f"place {number}"
         folder.mkdir()
-        done = subprocess.run(
-            [sys.executable, "-c", _CONVERT_TWICE, lens_source, folder, "--jobs", jobs, "--memory", memory],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=ROOT,
-        )
+        options = ("--jobs", jobs, "--memory", memory)
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = run_python(_CONVERT_TWICE, lens_source, folder, *options, env=environment)
         assert done.returncode == 0, done.stderr
         folders.append(snapshot(folder))
     assert folders[0] == folders[1]
@@ -235,13 +228,9 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
     assert bool(notes.texts) == (lie != "a planner that dies")
     times_read = report.bytes_read_per_s * report.elapsed_s / plan(lens_source).source_bytes
     assert times_read == pytest.approx(1 if lie == "a planner that dies" else 2)
-    expected = convert_with_sdnq(
-        lens_source,
-        tmp_path / "expected",
-        "LensTransformer2DModel",
-        LENS_OPTIONS,
-        shard="200KB" if lie == "another plan" else "5GB",
-    )
+    shard = "200KB" if lie == "another plan" else "5GB"
+    name = "LensTransformer2DModel"
+    expected = convert_with_sdnq(lens_source, tmp_path / "expected", name, LENS_OPTIONS, shard=shard)
     assert weight_files(tmp_path / "out") == weight_files(expected)
 
 

@@ -6,9 +6,7 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from converter.cli.main import cli
 from converter.rendering import render
 from scripts.benchmark import BEGIN, END, PAGE, summarise
 from scripts.screen import WIDTH, screen
-from tests.conftest import ROOT, Outcome, all_commands
+from tests.conftest import ROOT, Lensconv, all_commands, run_python
 
 README = (ROOT / "README.md").read_text()
 PAGES = {file.name: file.read_text() for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -89,14 +87,7 @@ def test_commands_and_python_work(tmp_path: Path) -> None:
         f"for line in {runs!r}:\n    assert run(line, Console()) == 0, line\n"
         f"for program in {python!r}:\n    exec(program, {{}})\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    done = run_python(program, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
 
 
@@ -110,7 +101,7 @@ def test_commands_that_take_minutes_are_those_of_the_demo() -> None:
 
 
 def test_the_readme_shows_what_the_commands_print(
-    lensconv: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lensconv: Lensconv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for figures, which depend on the machine and on versions of libraries; scripts/screen renews it."""
     monkeypatch.chdir(tmp_path)

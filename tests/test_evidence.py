@@ -8,7 +8,8 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,18 @@ from converter.errors import EvidenceError, MissingInput
 from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder, write_evidence
 from converter.measurement.evidence.statistics import percent_change, slowdown, spread, summarise_times
 from converter.schemas import load_schema
-from tests.conftest import Outcome
+from tests.conftest import Lensconv
 from tests.published import (
     LABELS,
     PUBLISHED,
+    image_fidelity,
+    image_pair,
     published_matrix,
     published_metrics,
     published_offload,
     shown_figures,
     write_published,
 )
-
-Lensconv = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -148,7 +149,11 @@ def test_a_footprint_that_is_its_headers_sum(tmp_path: Path) -> None:
     read_evidence(write(tmp_path, name, content))
 
 
-def damaged_footprint(*path: str | int, value: Any) -> dict[str, Any]:
+PEAK, HEADERS = ("models", "original", "generation_peak_allocated_gb"), ("models", "quantized", "transformer")
+ATTENTION = "attn: bytes is 1, and its dtypes add up to 1301456128"
+
+
+def footprint(*path: str | int, value: Any) -> dict[str, Any]:
     return replace_at(copy.deepcopy(FOOTPRINT), path, value)
 
 
@@ -170,25 +175,10 @@ def damaged_footprint(*path: str | int, value: Any) -> dict[str, Any]:
         (METRICS, ("models", "original", "transformer_storage_gb"), 8.208, "of 8.208 GB remain"),
         (METRICS, ("models", "quantized", "generation_time_s", "mean"), 15.0, "generation_time_s.mean is 15.0"),
         (METRICS, ("models", "quantized", "load_peak_allocated_gb"), 19.0, "more than the 18.516 that were reserved"),
-        (
-            METRICS,
-            ("models", "original", "generation_peak_allocated_gb", "mean"),
-            28,
-            "mean is 28, outside of 28 to 27.467",
-        ),
-        (METRICS, ("models", "quantized", "transformer"), damaged_footprint("bytes", value=4_301_456_000), "add up to"),
-        (
-            METRICS,
-            ("models", "quantized", "transformer"),
-            damaged_footprint("families", 1, "bytes", value=1),
-            "attn: bytes is 1, and its dtypes add up to 1301456128",
-        ),
-        (
-            METRICS,
-            ("models", "quantized", "transformer"),
-            damaged_footprint("families", value=FOOTPRINT["families"][:1]),
-            "its families add up to 3000000000",
-        ),
+        (METRICS, (*PEAK, "mean"), 28, "mean is 28, outside of 28 to 27.467"),
+        (METRICS, HEADERS, footprint("bytes", value=4_301_456_000), "add up to"),
+        (METRICS, HEADERS, footprint("families", 1, "bytes", value=1), ATTENTION),
+        (METRICS, HEADERS, footprint("families", value=FOOTPRINT["families"][:1]), "its families add up to 3000000000"),
         (METRICS, ("models", "original", "transformer"), FOOTPRINT, "its headers say 4301456128 bytes"),
         (OFFLOAD, ("warm_prompts",), ["P02", "P02"], "prompt P02 is listed 2 times"),
         (OFFLOAD, ("models", "original", "cold", "peak_reserved_gb"), 1.0, "models.original.cold.peak_allocated_gb"),
@@ -283,22 +273,18 @@ def full_offload() -> dict[str, Any]:
 
 
 def images_of_matrix() -> dict[str, Any]:
-    """Fidelity of the published prompts' images, with invented figures."""
+    """Fidelity of the published prompts' images; a baseline has the figures of the next pair."""
+    pairs = [image_pair(f"P{number:02}", 300 + number, 20.0 + number, 0.1 * number) for number in range(1, 12)]
+    for pair, other in pairwise(pairs):
+        baseline = {name: other[name] for name in ("identical", "psnr_db", "ssim", "lpips")}
+        grid = {"original": 0.1, "baseline": 0.2, "added": other["periodic_grid"]["added"]}
+        pair["baseline"] = {"seed": 1000 + pair["seed"], **baseline, "periodic_grid": grid}
 
-    def figures(number: int) -> dict[str, Any]:
-        grid = {"original": 0.1, "quantized": 0.2, "added": 0.1 * number}
-        return {"identical": False, "psnr_db": 20.0 + number, "ssim": 0.5, "lpips": None, "periodic_grid": grid}
+    def five(values: list[float]) -> dict[str, Any]:
+        mean, median = statistics.fmean(values), statistics.median(values)
+        return {"mean": mean, "median": median, "min": min(values), "max": max(values), "count": len(values)}
 
-    def baseline(number: int) -> dict[str, Any]:
-        shown = figures(number + 1)
-        grid = shown["periodic_grid"]
-        return {**shown, "periodic_grid": {"original": grid["original"], "baseline": 0.2, "added": grid["added"]}}
-
-    def summary(numbers: list[int]) -> dict[str, Any]:
-        def five(values: list[float]) -> dict[str, Any]:
-            mean, median = statistics.fmean(values), statistics.median(values)
-            return {"mean": mean, "median": median, "min": min(values), "max": max(values), "count": len(values)}
-
+    def summary(numbers: range) -> dict[str, Any]:
         return {
             "psnr_db": five([20.0 + number for number in numbers]),
             "ssim": five([0.5 for _ in numbers]),
@@ -306,27 +292,7 @@ def images_of_matrix() -> dict[str, Any]:
             "periodic_grid_added": five([0.1 * number for number in numbers]),
         }
 
-    pairs = [
-        {
-            "id": f"P{number:02}",
-            "seed": 300 + number,
-            "width": 1440,
-            "height": 1440,
-            "num_inference_steps": 20,
-            **figures(number),
-            "baseline": {"seed": 1300 + number, **baseline(number)},
-            "text": [],
-        }
-        for number in range(1, 11)
-    ]
-    return {
-        "schema": "lensconv.fidelity/1",
-        "num_inference_steps": 20,
-        "pairs": pairs,
-        "summary": {**summary(list(range(1, 11))), "baseline": summary(list(range(2, 12))), "text": None},
-        "methods": {"psnr_db": "x", "ssim": "x", "periodic_grid": "x"},
-        "not_measured": {},
-    }
+    return image_fidelity(pairs[:10], {**summary(range(1, 11)), "baseline": summary(range(2, 12))})
 
 
 def full_metrics() -> dict[str, Any]:
@@ -398,7 +364,7 @@ FULL = {
         (METRICS, ("transformer_storage_reduction_vs_bf16_percent",), 73.8),
         ("image_fidelity.json", ("num_inference_steps",), 4),
         ("image_fidelity.json", ("summary", "baseline", "psnr_db", "mean"), 26.0),
-        (METRICS, ("models", "original", "generation_peak_allocated_gb"), {"mean": 20.0, "max": 27.467}),
+        (METRICS, PEAK, {"mean": 20.0, "max": 27.467}),
     ],
 )
 def test_what_can_be_computed_is_computed_again(

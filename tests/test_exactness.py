@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, Rule, convert
 from tests.reference import (
@@ -36,11 +38,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def assert_same(
-    folder: Path, source: Path, name: str, recipe: Recipe | None, options: dict[str, Any], shard: str
+    folder: Path, source: Path, name: str, options: dict[str, Any], shard: str, *recipe: Recipe | None
 ) -> None:
-    """Assert that both paths write the same files."""
+    """Assert that both paths write the same files; the recipe is that of the options if no other is given."""
+    (used,) = recipe or (Recipe("mine", options),)
     expected = convert_with_sdnq(source, folder / "expected", name, options, shard=shard)
-    convert(source, folder / "output", recipe, ConvertOptions(shard_bytes=SHARDS[shard], jobs=2))
+    convert(source, folder / "output", used, ConvertOptions(shard_bytes=SHARDS[shard], jobs=2))
     assert weight_files(folder / "output") == weight_files(expected)
     assert read_configs(folder / "output") == read_configs(expected)
 
@@ -58,8 +61,7 @@ def share_out(names: Iterable[str], recipes: Iterable[str], step: int) -> list[t
 @pytest.mark.parametrize(("name", "recipe"), share_out(ALL_CLASSES, RECIPES, step=2))
 def test_every_class_gives_the_bytes_of_sdnq(name: str, recipe: str, sources: dict[str, Path], tmp_path: Path) -> None:
     shard = list(SHARDS)[(ALL_CLASSES.index(name) // 2) % 2]
-    options = RECIPES[recipe]
-    assert_same(tmp_path, sources[name], name, Recipe(recipe, options), options, shard)
+    assert_same(tmp_path, sources[name], name, RECIPES[recipe], shard)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +69,7 @@ def test_every_class_gives_the_bytes_of_sdnq(name: str, recipe: str, sources: di
     share_out(["LensTransformer2DModel", "UNet2DConditionModel", "Qwen3ForCausalLM"], FURTHER_RECIPES, step=2),
 )
 def test_every_option_gives_the_bytes_of_sdnq(name: str, recipe: str, sources: dict[str, Path], tmp_path: Path) -> None:
-    options = FURTHER_RECIPES[recipe]
-    assert_same(tmp_path, sources[name], name, Recipe(recipe, options), options, "200KB")
+    assert_same(tmp_path, sources[name], name, FURTHER_RECIPES[recipe], "200KB")
 
 
 @pytest.mark.parametrize("shard", SHARDS)
@@ -76,7 +77,7 @@ def test_the_default_recipe_for_lens_is_what_was_published(
     shard: str, sources: dict[str, Path], tmp_path: Path
 ) -> None:
     name = "LensTransformer2DModel"
-    assert_same(tmp_path, sources[name], name, None, LENS_OPTIONS, shard)
+    assert_same(tmp_path, sources[name], name, LENS_OPTIONS, shard, None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -84,14 +85,14 @@ def test_the_default_recipe_for_lens_is_what_was_published(
 def test_sources_in_other_dtypes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", name, dtype=dtype)
     options = LENS_OPTIONS if name == "LensTransformer2DModel" else {"weights_dtype": "uint4"}
-    assert_same(tmp_path, source, name, None, options, "5GB")
+    assert_same(tmp_path, source, name, options, "5GB", None)
 
 
 def test_a_sharded_source(tmp_path: Path) -> None:
     name = "LensTransformer2DModel"
     source = save_model(tmp_path / "source", name, shard="1MB")
     assert len(list(source.glob("*.safetensors"))) > 2
-    assert_same(tmp_path, source, name, None, LENS_OPTIONS, "200KB")
+    assert_same(tmp_path, source, name, LENS_OPTIONS, "200KB", None)
 
 
 @pytest.mark.parametrize("held", ["both, equal", "both, different", "the alias only"])
@@ -103,8 +104,6 @@ def test_a_sharded_source(tmp_path: Path) -> None:
     ],
 )
 def test_tied_tensors(name: str, target: str, alias: str, held: str, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     source = save_model(tmp_path / "source", name)
     tensors = load_file(source / "model.safetensors")
     tied = tensors.pop(target)
@@ -112,14 +111,11 @@ def test_tied_tensors(name: str, target: str, alias: str, held: str, tmp_path: P
         tensors[target] = tied
     tensors[alias] = tied * 2 if held == "both, different" else tied.clone()
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    options = {"weights_dtype": "int8"}
-    assert_same(tmp_path, source, name, Recipe("int8", options), options, "200KB")
+    assert_same(tmp_path, source, name, {"weights_dtype": "int8"}, "200KB")
 
 
 def test_old_names_of_attention_blocks(tmp_path: Path) -> None:
     """Autoencoders from before 2023 call their attention query, key, value and proj_attn."""
-    from safetensors.torch import load_file, save_file
-
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     source = save_model(tmp_path / "source", "AutoencoderKL")
     file = source / "diffusion_pytorch_model.safetensors"
@@ -130,8 +126,7 @@ def test_old_names_of_attention_blocks(tmp_path: Path) -> None:
         tensors[tensor_name] = tensor
     assert any(".query." in tensor_name for tensor_name in tensors)
     save_file(tensors, file, metadata={"format": "pt"})
-    options = {"weights_dtype": "int8"}
-    assert_same(tmp_path, source, "AutoencoderKL", Recipe("int8", options), options, "5GB")
+    assert_same(tmp_path, source, "AutoencoderKL", {"weights_dtype": "int8"}, "5GB")
 
 
 def test_rules_become_what_sdnq_would_be_told(tmp_path: Path) -> None:
@@ -164,7 +159,7 @@ def test_rules_become_what_sdnq_would_be_told(tmp_path: Path) -> None:
         "modules_quant_config": {special: {"weights_dtype": "int6", "group_size": 32}},
         "modules_to_not_convert": ["*.ff.net.*"],
     }
-    assert_same(tmp_path, source, name, recipe, options, "5GB")
+    assert_same(tmp_path, source, name, options, "5GB", recipe)
 
 
 def test_a_rule_wins_over_what_sdnq_skips(tmp_path: Path) -> None:
@@ -176,8 +171,6 @@ def test_a_rule_wins_over_what_sdnq_skips(tmp_path: Path) -> None:
     assert config["add_skip_keys"] is False
     expected = convert_with_sdnq(source, tmp_path / "expected", name, {**config, "quant_method": None}, shard="5GB")
     assert weight_files(output) == weight_files(expected)
-    from safetensors import safe_open
-
     with safe_open(output / "diffusion_pytorch_model.safetensors", "pt") as file:
         names = set(file.keys())
     assert "txt_in.scale" in names

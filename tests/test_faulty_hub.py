@@ -6,19 +6,12 @@ import hashlib
 import http.client
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faulty_hub import FaultyHub, faulty_hub
-from tests.hubs import ask, commit, head, lfs_file, make_repo, run_client, small_hub, upload
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyHub]:
-    with faulty_hub(small_hub(tmp_path_factory.mktemp("hub"))) as running:
-        yield running
+from tests.faulty_hub import FaultyHub
+from tests.hubs import ask, commit, head, lfs_file, make_repo, run_client, upload
 
 
 def test_faults_of_answers(hub: FaultyHub) -> None:

@@ -27,8 +27,8 @@ from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import choose_settings
 from converter.schemas import load_schema
-from tests.conftest import ROOT, Outcome, command, names_in, snapshot, time_limit
-from tests.generations import SMALL, Lensconv, draw, edit_json, editable, pixels
+from tests.conftest import ROOT, Lensconv, Outcome, command, edit_json, names_in, snapshot, time_limit
+from tests.generations import SMALL, draw, editable, pixels
 
 
 def test_an_image_tells_how_it_was_made(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
@@ -124,12 +124,13 @@ def test_defaults_suit_the_variant(tiny_repo: Path, tmp_path: Path) -> None:
     # The real autoencoder's images are not small; the published ones are of the larger class.
     real = editable(tiny_repo, tmp_path)
     edit_json(real / "vae" / "config.json", sample_size=1024)
-    settings = choose_settings(open_pipeline(real), "x", GenerateOptions())
-    assert (settings.height, settings.width) == (1440, 1440)
-    settings = choose_settings(open_pipeline(real), "x", GenerateOptions(aspect_ratio="16:9"))
-    assert (settings.height, settings.width) == (1088, 1936)
-    settings = choose_settings(open_pipeline(tiny_repo), "x", GenerateOptions(base_resolution=1024))
-    assert (settings.height, settings.width) == (1024, 1024)
+    for repo, options, size in (
+        (real, GenerateOptions(), (1440, 1440)),
+        (real, GenerateOptions(aspect_ratio="16:9"), (1088, 1936)),
+        (tiny_repo, GenerateOptions(base_resolution=1024), (1024, 1024)),
+    ):
+        settings = choose_settings(open_pipeline(repo), "x", options)
+        assert (settings.height, settings.width) == size
 
 
 def test_kept_features_spare_the_text_encoder(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import resource
 import shutil
@@ -17,14 +16,17 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from converter.checkpoint.header import read_header
 from converter.measurement.generation import encoding, generate
 from converter.memory import free_memory_bytes
 from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
-from tests.conftest import ROOT, command, names_in, time_limit
-from tests.generations import Lensconv, change_tensors, draw, edit_json, editable, pixels
+from tests.checkpoints import write_holes
+from tests.conftest import ROOT, Lensconv, command, edit_json, names_in, time_limit
+from tests.generations import change_tensors, draw, editable, pixels
+from tests.lens.prompts import MXFP4, pack_experts
 
 
 def test_repos_that_are_none(tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv) -> None:
@@ -40,34 +42,37 @@ def test_repos_that_are_none(tiny_repo: Path, tiny_release: Path, tmp_path: Path
         assert expected in outcome.result["error"]["message"]
 
 
-def edit(repo: Path, name: str, **changes: Any) -> None:
-    edit_json(repo / name, **changes)
+Fault = Callable[[Path], object]
 
 
-def write(repo: Path, name: str, content: bytes) -> None:
-    (repo / name).write_bytes(content)
+def edited(name: str, **changes: Any) -> Fault:
+    return lambda repo: edit_json(repo / name, **changes)
 
 
-def remove(repo: Path, name: str) -> None:
-    shutil.rmtree(repo / name) if (repo / name).is_dir() else (repo / name).unlink()
+def written(name: str, content: bytes) -> Fault:
+    return lambda repo: (repo / name).write_bytes(content)
+
+
+def removed(name: str) -> Fault:
+    return lambda repo: shutil.rmtree(repo / name) if (repo / name).is_dir() else (repo / name).unlink()
+
+
+def without_tensor(file: str, name: str) -> Fault:
+    return lambda repo: change_tensors(repo / file, lambda tensors: tensors.pop(name))
 
 
 def code_from_the_index(repo: Path) -> None:
-    write(repo, "transformer/evil.py", b"raise SystemExit(99)")
-    edit(repo, "model_index.json", transformer=["evil", "LensTransformer"])
+    (repo / "transformer" / "evil.py").write_bytes(b"raise SystemExit(99)")
+    edit_json(repo / "model_index.json", transformer=["evil", "LensTransformer"])
 
 
 def truncated_weights(repo: Path) -> None:
-    file = repo / "vae" / "diffusion_pytorch_model.safetensors"
+    file = repo / "vae" / WEIGHTS
     os.truncate(file, file.stat().st_size // 2)
 
 
 def pickle(repo: Path) -> None:
     (repo / "text_encoder" / "model.safetensors").rename(repo / "text_encoder" / "pytorch_model.bin")
-
-
-def without_tensor(repo: Path, file: str, name: str) -> None:
-    change_tensors(repo / file, lambda tensors: tensors.pop(name))
 
 
 def tokens_out_of_range(repo: Path) -> None:
@@ -78,56 +83,42 @@ def tokens_out_of_range(repo: Path) -> None:
             tensors[name] = tensors[name][:100].contiguous()
 
     change_tensors(repo / "text_encoder" / "model.safetensors", shorten)
-    edit(repo, "text_encoder/config.json", vocab_size=100, pad_token_id=0, eos_token_id=0)
+    edit_json(repo / ENCODER, vocab_size=100, pad_token_id=0, eos_token_id=0)
 
 
-ENCODER, TRANSFORMER, SCHEDULER = (
-    "text_encoder/config.json",
-    "transformer/config.json",
-    "scheduler/scheduler_config.json",
-)
+ENCODER, TRANSFORMER = "text_encoder/config.json", "transformer/config.json"
+SCHEDULER = "scheduler/scheduler_config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TEMPLATE, TOKENIZER = "tokenizer/chat_template.jinja", "tokenizer/tokenizer.json"
-#: Changes to a repo, their arguments, and what the message must contain.
-FAULTS: dict[str, tuple[Callable[..., None], tuple[Any, ...], dict[str, Any], str]] = {
-    "another pipeline": (edit, ("model_index.json",), {"_class_name": "FluxPipeline"}, "FluxPipeline"),
-    "code from the index": (code_from_the_index, (), {}, "LensTransformer"),
-    "missing component": (remove, ("vae",), {}, "vae"),
-    "missing scheduler": (remove, (SCHEDULER,), {}, "scheduler_config.json"),
-    "static scheduler": (edit, (SCHEDULER,), {"use_dynamic_shifting": False}, "use_dynamic_shifting"),
-    "truncated weights": (truncated_weights, (), {}, "vae"),
-    "pickle": (pickle, (), {}, "pytorch_model.bin"),
-    **{
-        f"{file.partition('/')[0]} lacks a tensor": (without_tensor, (file, name), {}, name)
-        for file, name in (
-            (f"transformer/{WEIGHTS}", "transformer_blocks.1.attn.norm_q.weight"),
-            (f"vae/{WEIGHTS}", "decoder.conv_out.weight"),
-            ("text_encoder/model.safetensors", "model.layers.3.self_attn.sinks"),
-        )
-    },
-    "encoder of another width": (edit, (ENCODER,), {"hidden_size": 128}, "hidden_size"),
-    "encoder too shallow": (edit, (ENCODER,), {"num_hidden_layers": 20}, "num_hidden_layers"),
-    "absurd depth": (edit, (ENCODER,), {"num_hidden_layers": 10**9}, "num_hidden_layers"),
-    "absurd transformer": (edit, (TRANSFORMER,), {"num_layers": 10**9}, "num_layers"),
-    "other rotary axes": (edit, (TRANSFORMER,), {"axes_dims_rope": [8, 28, 26]}, "axes_dims_rope"),
-    "kernels from the Hub": (edit, (ENCODER,), {"experts_implementation": "kernels-community/evil"}, "text_encoder"),
-    "template that fails": (
-        write,
-        (TEMPLATE, b"{{ messages.__class__.__mro__[1].__subclasses__() }}"),
-        {},
-        "text_encoder",
-    ),
-    "template with bad syntax": (write, (TEMPLATE, b"{% if %}"), {}, "text_encoder"),
-    "no template": (remove, (TEMPLATE,), {}, "chat_template"),
-    "tokenizer of nonsense": (
-        write,
-        (TOKENIZER, b'{"version": "1.0", "model": {"type": "Nonsense"}}'),
-        {},
-        "tokenizer",
-    ),
-    "tokenizer without JSON": (write, (TOKENIZER, b"\xff\xfe"), {}, "tokenizer.json"),
-    "config is a list": (write, ("vae/config.json", b"[]"), {}, "config.json"),
-    "tokens out of range": (tokens_out_of_range, (), {}, "text_encoder"),
+ESCAPE = b"{{ messages.__class__.__mro__[1].__subclasses__() }}"
+NONSENSE = b'{"version": "1.0", "model": {"type": "Nonsense"}}'
+NORM, CONVOLUTION = "transformer_blocks.1.attn.norm_q.weight", "decoder.conv_out.weight"
+SINKS = "model.layers.3.self_attn.sinks"
+#: Changes to a repo, and what the message must contain.
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "another pipeline": (edited("model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),
+    "code from the index": (code_from_the_index, "LensTransformer"),
+    "missing component": (removed("vae"), "vae"),
+    "missing scheduler": (removed(SCHEDULER), "scheduler_config.json"),
+    "static scheduler": (edited(SCHEDULER, use_dynamic_shifting=False), "use_dynamic_shifting"),
+    "truncated weights": (truncated_weights, "vae"),
+    "pickle": (pickle, "pytorch_model.bin"),
+    "transformer lacks a tensor": (without_tensor(f"transformer/{WEIGHTS}", NORM), NORM),
+    "vae lacks a tensor": (without_tensor(f"vae/{WEIGHTS}", CONVOLUTION), CONVOLUTION),
+    "text_encoder lacks a tensor": (without_tensor("text_encoder/model.safetensors", SINKS), SINKS),
+    "encoder of another width": (edited(ENCODER, hidden_size=128), "hidden_size"),
+    "encoder too shallow": (edited(ENCODER, num_hidden_layers=20), "num_hidden_layers"),
+    "absurd depth": (edited(ENCODER, num_hidden_layers=10**9), "num_hidden_layers"),
+    "absurd transformer": (edited(TRANSFORMER, num_layers=10**9), "num_layers"),
+    "other rotary axes": (edited(TRANSFORMER, axes_dims_rope=[8, 28, 26]), "axes_dims_rope"),
+    "kernels from the Hub": (edited(ENCODER, experts_implementation="kernels-community/evil"), "text_encoder"),
+    "template that fails": (written(TEMPLATE, ESCAPE), "text_encoder"),
+    "template with bad syntax": (written(TEMPLATE, b"{% if %}"), "text_encoder"),
+    "no template": (removed(TEMPLATE), "chat_template"),
+    "tokenizer of nonsense": (written(TOKENIZER, NONSENSE), "tokenizer"),
+    "tokenizer without JSON": (written(TOKENIZER, b"\xff\xfe"), "tokenizer.json"),
+    "config is a list": (written("vae/config.json", b"[]"), "config.json"),
+    "tokens out of range": (tokens_out_of_range, "text_encoder"),
 }
 
 
@@ -135,9 +126,9 @@ FAULTS: dict[str, tuple[Callable[..., None], tuple[Any, ...], dict[str, Any], st
 def test_a_repo_at_fault_is_named_and_nothing_is_left(
     name: str, tiny_repo: Path, tmp_path: Path, lensconv: Lensconv
 ) -> None:
-    fault, arguments, changes, expected = FAULTS[name]
+    fault, expected = FAULTS[name]
     repo = editable(tiny_repo, tmp_path)
-    fault(repo, *arguments, **changes)
+    fault(repo)
     images = tmp_path / "images"
     images.mkdir()
     with time_limit():
@@ -190,30 +181,14 @@ def test_the_limits_of_the_shell_count(tiny_repo: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["error"]["type"] == "MemoryLimitError"
 
 
-def pack_experts(repo: Path) -> None:
-    """Put the text encoder's experts into MXFP4, as those of GPT-OSS are published: random codes, scales near one."""
-    generator = torch.Generator().manual_seed(0)
-
-    def pack(tensors: dict[str, torch.Tensor]) -> None:
-        for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
-            experts, inputs, outputs = tensors.pop(name).shape
-            shape = experts, outputs, inputs // 32
-            tensors[f"{name}_blocks"] = torch.randint(256, (*shape, 16), dtype=torch.uint8, generator=generator)
-            tensors[f"{name}_scales"] = torch.randint(118, 122, shape, dtype=torch.uint8, generator=generator)
-
-    change_tensors(repo / "text_encoder" / "model.safetensors", pack)
-    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
-    edit_json(
-        repo / "text_encoder" / "config.json",
-        quantization_config={"quant_method": "mxfp4", "modules_to_not_convert": kept},
-    )
-
-
 def test_a_packed_text_encoder_is_unpacked_and_that_is_said(
     tiny_repo: Path, tmp_path: Path, lensconv: Lensconv
 ) -> None:
     repo = editable(tiny_repo, tmp_path)
-    pack_experts(repo)
+    encoder = repo / "text_encoder"
+    packed, _ = pack_experts(load_file(encoder / "model.safetensors"))
+    save_file(packed, encoder / "model.safetensors", metadata={"format": "pt"})
+    edit_json(encoder / "config.json", quantization_config=MXFP4)
     outcome = draw(lensconv, repo, tmp_path / "x.png")
     assert outcome.code == 0, outcome.stderr
     said = outcome.stderr.index("it is unpacked, and takes 3.4 MB")
@@ -252,16 +227,3 @@ def test_the_real_text_encoder_is_known_not_to_fit(tiny_repo: Path, tmp_path: Pa
     assert "takes about 40." in outcome.result["error"]["message"]
     assert "it is unpacked" in outcome.stderr
     assert time.monotonic() - started < 60
-
-
-def write_holes(file: Path, tensors: list[tuple[str, str, tuple[int, ...]]]) -> None:
-    """A safetensors file of so many tensors that takes no space."""
-    content, position = {}, 0
-    for dtype, name, shape in tensors:
-        size = math.prod(shape) * {"F32": 4, "BF16": 2, "U8": 1}[dtype]
-        content[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + size]}
-        position += size
-    header = json.dumps(content).encode()
-    with file.open("wb") as stream:
-        stream.write(len(header).to_bytes(8, "little") + header)
-        stream.truncate(8 + len(header) + position)

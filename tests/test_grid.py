@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -30,10 +28,10 @@ from converter.presentation.grid.cells import find_rows, read_pixels
 from converter.presentation.grid.drawing import BACKGROUND
 from converter.presentation.grid.layout import SIDE_LIMIT, Measures, Size, preview_scale, ratio_name, split_rows
 from converter.schemas import load_schema
-from tests.conftest import ROOT, Outcome, names_in, snapshot
+from tests import pictures
+from tests.conftest import Lensconv, edit_json, names_in, snapshot
 from tests.published import published_summary
 
-Lensconv = Callable[..., Outcome]
 Shape = tuple[int, int]
 PICTURES = "assets/comparison"
 SHEET = f"{PICTURES}/comparison_grid_1to1_q98.webp"
@@ -41,7 +39,7 @@ PREVIEW = f"{PICTURES}/comparison_preview.webp"
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return pictures.noise(seed, height, width)
 
 
 def slope(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -291,10 +289,8 @@ def test_missing_cells_are_drawn_as_such_and_told(tmp_path: Path, lensconv: Lens
 
 def test_a_bench_without_any_image_has_boxes_of_the_size_in_its_settings(tmp_path: Path, lensconv: Lensconv) -> None:
     folder = make_bench(tmp_path, ((64, 64), (64, 64)))
-    file = folder / "comparison_matrix.json"
-    content = json.loads(file.read_text())
-    content["settings"] = {"num_inference_steps": 1, "guidance_scale": 1, "width": 96, "height": 54}
-    file.write_text(json.dumps(content))
+    settings = {"num_inference_steps": 1, "guidance_scale": 1, "width": 96, "height": 54}
+    edit_json(folder / "comparison_matrix.json", settings=settings)
     for model in MODELS:
         edit_side(folder, 0, model, {"failed": "out of memory"})
     result = draw(lensconv, folder)
@@ -396,13 +392,9 @@ def test_a_link_within_the_folder_is_followed(tmp_path: Path, lensconv: Lensconv
     assert draw(lensconv, folder)["missing_cells"] == 0
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png_head(width: int, height: int, *chunks: bytes, bits: int = 8) -> bytes:
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunks) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+def png_of(width: int, height: int, *chunks: tuple[bytes, bytes], bits: int = 8) -> bytes:
+    """A PNG that lacks nearly all of its pixels."""
+    return pictures.png(pictures.head(width, height, bits), *chunks, pictures.pixels(b"\0"), pictures.END)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -421,16 +413,16 @@ WHOLE = encoded(Image.fromarray(noise(16, 16)))
         (b"<svg/>", "is not a complete PNG"),
         (WHOLE[:20], "is not a complete PNG"),
         (WHOLE[: len(WHOLE) // 2], "is not a complete PNG"),
-        (png_head(16, 16), "is not a complete PNG"),
-        (png_head(0, 16), "is not a complete PNG"),
-        (png_head(16, 16, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 24)))), "is not a complete PNG"),
-        (png_head(10_000, 10_000), "has more than"),
-        (png_head(1 << 30, 1 << 30), "has more than"),
+        (png_of(16, 16), "is not a complete PNG"),
+        (png_of(0, 16), "is not a complete PNG"),
+        (png_of(16, 16, (b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 24)))), "is not a complete PNG"),
+        (png_of(10_000, 10_000), "has more than"),
+        (png_of(1 << 30, 1 << 30), "has more than"),
         (encoded(Image.new("RGB", (8, 8)), "JPEG"), "is not a complete PNG"),
         (encoded(Image.new("RGBA", (8, 8))), "its pixels are RGBA"),
         (encoded(Image.new("I;16", (8, 8))), "its pixels are I;16 of 16 bits"),
         (encoded(Image.new("RGB", (8, 8)), transparency=(0, 0, 0)), "its pixels are transparent"),
-        (png_head(1, 1, bits=16), "its pixels are RGB of 16 bits"),
+        (png_of(1, 1, bits=16), "its pixels are RGB of 16 bits"),
     ],
     ids=lambda value: value if isinstance(value, str) else str(len(value)),
 )
@@ -569,12 +561,3 @@ def test_the_preview_is_reduced_as_little_as_possible(side: int, width: int) -> 
     ]
     assert widths[0] <= width
     assert scale == 1 or widths[1] > width
-
-
-def test_help_starts_fast() -> None:
-    code = (
-        "import sys; import converter.cli.grid; "
-        "sys.exit(' '.join({'PIL', 'numpy', 'torch', 'diffusers', 'matplotlib'} & set(sys.modules)) or 0)"
-    )
-    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert (outcome.returncode, outcome.stderr) == (0, "")

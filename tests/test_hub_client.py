@@ -12,12 +12,7 @@ from typing import Any
 
 import pytest
 
-from converter.errors import (
-    DiskError,
-    HubError,
-    LensconvError,
-    UsageError,
-)
+from converter.errors import DiskError, HubError, LensconvError, UsageError
 from converter.hub.addresses import HubAddress, is_address, parse_address
 from converter.hub.client import quiet_hub
 from converter.hub.failures import hub_failure, redact
@@ -47,7 +42,9 @@ def test_addresses(text: str, repo_id: str, revision: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["HF://a/b", "hf://a", "hf://a/b--c", "hf://a/b.git", "hf://a/b@x//y", "hf://a/b@../c"]
+    "text",
+    ["HF://a/b", "hf://", "hf://a", "hf://a/b/c", "hf://a/../b", "hf://a/b--c", "hf://a/b.git"]
+    + [f"hf://a/b@{revision}" for revision in ("", "x//y", "../c", "x y")],
 )
 def test_addresses_that_make_no_sense(text: str) -> None:
     assert is_address(text)

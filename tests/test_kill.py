@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from converter.synthesis.synthesize import synthesize
-from tests.conftest import ROOT, TIME_LIMIT, command, names_in, run_process, snapshot
+from tests.conftest import ROOT, TIME_LIMIT, command, names_in, run_process, run_program, run_python, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -149,17 +149,22 @@ def test_the_exit_code_holds_wherever_the_signal_comes(body: str, tmp_path: Path
         "main.LazyGroup.get_command = lambda *_: click.Command('stopped', callback=body)\n"
         "main.main(['stopped'])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "stopped"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=TIME_LIMIT,
+    done = run_program(
+        sys.executable, "-m", "stopped", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=TIME_LIMIT
     )
     assert (done.returncode, done.stdout) == (130, ""), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_a_signal_that_is_ignored_from_the_start_stays_so(handler: signal.Handlers) -> None:
+    """As under nohup."""
+    program = (
+        "import signal\nfrom converter.cli import main\n"
+        "main.run = lambda *_: print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) or 0\nmain.main([])"
+    )
+    done = run_python(program, preexec_fn=lambda: signal.signal(signal.SIGHUP, handler))
+    assert (done.returncode, done.stdout) == (0, f"{handler is signal.SIG_IGN}\n"), done.stderr
 
 
 def test_ctrl_c_while_the_command_is_imported_shows_no_traceback(tmp_path: Path) -> None:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import stat
 import struct
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import converter
 from converter import errors
-from converter.cli.main import run
-from converter.console import Console
-from tests.conftest import TIME_LIMIT, time_limit
+from tests.conftest import ROOT, TIME_LIMIT, Outcome, call, command, run_program, time_limit
 from tests.malformed import CASES
 from tests.malformed.site import (
     EXIT_CODES,
@@ -54,15 +48,6 @@ AS_PROCESS = (
 Snapshot = dict[str, tuple[Any, ...]]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a command gave."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
 def _with_json(arguments: tuple[str, ...]) -> tuple[str, ...]:
     """Ask for JSON right after the command, where no option takes it for its value."""
     return (arguments[0], "--json", *arguments[1:])
@@ -70,11 +55,8 @@ def _with_json(arguments: tuple[str, ...]) -> tuple[str, ...]:
 
 def run_here(*arguments: str, as_json: bool = True) -> Outcome:
     """Run the command in this process."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    console = Console(as_json=as_json, stdout=stdout, stderr=stderr)
     with time_limit():
-        code = run(_with_json(arguments) if as_json else arguments, console)
-    return Outcome(code, stdout.getvalue(), stderr.getvalue())
+        return call(*(_with_json(arguments) if as_json else arguments))
 
 
 def run_process(*arguments: str, before: tuple[str, ...] = ()) -> Outcome:
@@ -84,16 +66,9 @@ def run_process(*arguments: str, before: tuple[str, ...] = ()) -> Outcome:
         arguments: of the command.
         before: what to start it by.
     """
-    root = str(Path(converter.__file__).parents[1])
-    finished = subprocess.run(
-        [*before, sys.executable, "-m", "converter", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=3 * TIME_LIMIT,
-        env={**os.environ, "PYTHONPATH": root},
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = (*before, *command(*arguments))
+    finished = run_program(*line, timeout=3 * TIME_LIMIT, env=environment, stdin=subprocess.DEVNULL)
     return Outcome(finished.returncode, finished.stdout, finished.stderr)
 
 
@@ -318,9 +293,7 @@ def test_globs_that_are_no_regular_expressions(glob: str, site: Site) -> None:
 def mounted(place: Path, options: str) -> Iterator[Path]:
     """A file system of its own in memory; skips the test where none can be mounted."""
     place.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
+    mount = run_program("mount", "-t", "tmpfs", "-o", options, "tmpfs", place)
     if mount.returncode:
         pytest.skip(f"cannot mount a file system: {mount.stderr.strip()}")
     try:

@@ -36,11 +36,7 @@ def match(checkpoint: Checkpoint, ignored: tuple[str, ...] = ()) -> tuple[dict[s
 
 def test_one_of_tied_tensors_is_enough(tmp_path: Path) -> None:
     sources, extra = match(saved(tmp_path, second_weight=(4, 4), norm_weight=(4,)))
-    assert sources == {
-        "first.weight": "second.weight",
-        "second.weight": "second.weight",
-        "norm.weight": "norm.weight",
-    }
+    assert sources == {"first.weight": "second.weight", "second.weight": "second.weight", "norm.weight": "norm.weight"}
     assert extra == ()
 
 

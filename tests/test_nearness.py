@@ -12,10 +12,8 @@ import torch
 from converter.libraries import load_library
 from converter.verification.measures import ratio_db
 from converter.verification.nearness import Nearness, compare_errors, dequantize
+from tests.reference import BROKEN, SDNQ_DTYPES
 
-SDNQ_DTYPES: dict[str, dict[str, Any]] = load_library("sdnq.common").dtype_dict
-#: Dtypes that SDNQ lists and cannot quantize to on this version of torch.
-BROKEN = {"uint32", "float8_e8m0fnu"}
 #: The others, once for all their names.
 FORMATS = {id(facts): name for name, facts in SDNQ_DTYPES.items() if name not in BROKEN}.values()
 Parts = dict[str, torch.Tensor]

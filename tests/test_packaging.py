@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ assert converter.__file__.startswith(__import__("os").getcwd()), converter.__fil
 print(len(builtin_recipes()), len([load_schema(name) for name in NAMES]))
 print(sorted(entry.name for entry in resources.files(TEMPLATES_PACKAGE).iterdir() if entry.name.endswith(".jinja")))
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_python(program, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "3 23"
     for name in ("benchmark_table.md.jinja", "gpt_oss_chat.jinja", "usage.md.jinja"):

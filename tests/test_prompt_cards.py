@@ -36,10 +36,7 @@ CARDS = {
     ),
     "colons": markdown_card(heading=lambda p: f"#### {p.id}: {p.scenario} ##"),
     "bold": markdown_card(heading=lambda p: f"**{p.id} — {p.scenario}**"),
-    "bold, no blank line": markdown_card(
-        heading=lambda p: f"__{p.id} - {p.scenario}__\n{p.prompt}",
-        body=lambda _: "",
-    ),
+    "bold, no blank line": markdown_card(heading=lambda p: f"__{p.id} - {p.scenario}__\n{p.prompt}", body=lambda _: ""),
     "underlined": markdown_card(heading=lambda p: f"{p.id} - {p.scenario}\n-----"),
     "quotes": markdown_card(body=lambda p: sentences(p, "> ")),
     "lazy quotes": markdown_card(body=lambda p: "> " + sentences(p)),

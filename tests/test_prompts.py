@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import jsonschema
@@ -19,16 +15,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.cli.main import run
-from converter.console import Console
 from converter.errors import HubError, MissingInput, OutputError, SuiteError, UsageError
 from converter.measurement.prompts.card import import_card, quoted_texts
 from converter.measurement.prompts.checks import LAST_SEED, normalize
 from converter.measurement.prompts.fetch import read_card
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt, builtin_suites, parse_suite, read_suite
 from converter.schemas import load_schema
-from tests.conftest import ROOT, Outcome, names_in
+from tests.conftest import Lensconv, names_in, run_python
 from tests.prompt_cards import SUITE, markdown_card
+from tests.serving import Quiet, serving
 
 
 def edited(**changes: Any) -> str:
@@ -184,32 +179,23 @@ def test_files_that_cannot_be_suites(tmp_path: Path) -> None:
     assert read_suite(file) == SUITE
 
 
-def call(*arguments: object) -> Outcome:
-    """Run ``lensconv prompts`` in this process, streams captured."""
-    texts = [str(argument) for argument in arguments]
-    stdout, stderr = io.StringIO(), io.StringIO()
-    console = Console("--json" in texts, "--quiet" in texts, stdout=stdout, stderr=stderr)
-    code = run(["prompts", *texts], console)
-    return Outcome(code, stdout.getvalue(), stderr.getvalue())
-
-
-def test_import_says_what_it_found(tmp_path: Path) -> None:
+def test_import_says_what_it_found(tmp_path: Path, lensconv: Lensconv) -> None:
     card, output = tmp_path / "README.md", tmp_path / "suite.toml"
     card.write_text(markdown_card(), "utf-8")
-    outcome = call("import", card, "--out", output, "--name", "made", "--json")
+    outcome = lensconv("prompts", "import", card, "--out", output, "--name", "made", "--json")
     assert outcome.code == 0, outcome.stderr
     jsonschema.validate(outcome.result, load_schema("prompts"))
     assert outcome.result == {"suite": str(output), **SUITE.to_dict(), "required_texts": 45}
     assert read_suite(output) == SUITE
     assert names_in(tmp_path) == ["README.md", "suite.toml"]
-    outcome = call("import", card, "--out", output, "--overwrite")
+    outcome = lensconv("prompts", "import", card, "--out", output, "--overwrite")
     assert read_suite(output).name == "suite"
     assert "10 prompts, 45 required texts" in " ".join(outcome.stderr.split())
     assert "Volcano Weather Hut" in outcome.stderr
-    assert call("import", card, "--out", output, "--overwrite", "--quiet").stderr == ""
+    assert lensconv("prompts", "import", card, "--out", output, "--overwrite", "--quiet").stderr == ""
 
 
-def test_import_writes_nothing_where_it_must_not(tmp_path: Path) -> None:
+def test_import_writes_nothing_where_it_must_not(tmp_path: Path, lensconv: Lensconv) -> None:
     card, taken = tmp_path / "README.md", tmp_path / "taken.toml"
     card.write_text("nothing", "utf-8")
     taken.write_text("mine", "utf-8")
@@ -219,21 +205,13 @@ def test_import_writes_nothing_where_it_must_not(tmp_path: Path) -> None:
         (tmp_path / "suite.txt", UsageError.exit_code, "its name must end in .toml"),
         (tmp_path / "suite.toml", SuiteError.exit_code, "has neither a table"),
     ):
-        outcome = call("import", card, "--out", output)
+        outcome = lensconv("prompts", "import", card, "--out", output)
         assert outcome.code == code
         assert said in outcome.stderr
     assert names_in(tmp_path) == ["README.md", "taken.toml"]
     assert taken.read_text("utf-8") == "mine"
     card.write_text(markdown_card(), "utf-8")
-    assert "name is empty" in call("import", card, "--out", tmp_path / "suite.toml", "--name", "").stderr
-
-
-@pytest.mark.parametrize(
-    "place", ["hf://", "hf://a", "hf://a/b/c", "hf://a/../b", "hf://a/b@", "hf://a/b@../x", "hf://a/b@x y"]
-)
-def test_malformed_addresses(place: str) -> None:
-    with pytest.raises(UsageError, match="not the address of a model on the Hub"):
-        read_card(place)
+    assert "name is empty" in lensconv("prompts", "import", card, "--out", tmp_path / "suite.toml", "--name", "").stderr
 
 
 def test_cards_that_are_not_files(tmp_path: Path) -> None:
@@ -244,9 +222,11 @@ def test_cards_that_are_not_files(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a file") as caught:
         read_card("https://example.com/a/b")
     assert "hf://OWNER/NAME" in caught.value.hint
+    with pytest.raises(UsageError, match="not the address of a model on the Hub"):
+        read_card("hf://a")
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(Quiet, BaseHTTPRequestHandler):
     """Answers as the Hub does, by the name of the repo."""
 
     CONTENT = markdown_card().encode()
@@ -275,19 +255,12 @@ class Hub(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = answer  # noqa: N815 - names that http.server calls
 
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - http.server's name
-        """Keep stderr clean."""
-
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
     """Address of a Hub on this machine."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(Hub) as address:
+        yield address
 
 
 #: Reads cards and says what came; waits between tries are left out, as the Hub of this test does not recover.
@@ -312,14 +285,7 @@ def fetch(folder: Path, *places: str, **environment: str) -> dict[str, Any]:
         name: value for name, value in os.environ.items() if not name.upper().startswith(("HF_", "HTTP", "ALL_PROXY"))
     }
     settings = {"HF_HOME": str(folder), "HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SCRIPT, *places],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**kept, **settings, **environment},
-    )
+    done = run_python(SCRIPT, *places, flags=("-W", "error"), env={**kept, **settings, **environment})
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "hf_secret" not in done.stdout

@@ -6,8 +6,6 @@ import hashlib
 import importlib
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -24,16 +22,16 @@ from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
 from converter.errors import HubError, MissingInput, OutputError, ReleaseError, UsageError
 from converter.hub.retry import Retry
 from converter.publication.commit import Target, make_commit
-from converter.publication.files import PublishedFile, compare, hash_files, noted_files
+from converter.publication.files import Difference, PublishedFile, compare, file_stamp, hash_files, noted_files
 from converter.publication.options import PublishOptions
 from converter.publication.preflight import examine_release
 from converter.publication.publish import publish
 from converter.publication.secrets import find_secrets
 from converter.publication.session import HubSession, RemoteRefs
-from converter.publication.upload import upload_groups
+from converter.publication.upload import upload, upload_groups
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
-from tests.conftest import ROOT, command, list_file, snapshot
+from tests.conftest import forget_file, list_file, run_process, run_python, snapshot
 from tests.faulty_hub import FaultyHub, faulty_hub
 
 MANIFEST = "lensconv_manifest.json"
@@ -47,99 +45,74 @@ sys.addaudithook(lambda event, arguments: _connections.append(arguments) if even
 
 
 @pytest.fixture
-def release(tiny_release: Path, tmp_path: Path) -> Path:
+def release(release: Path) -> Path:
     """A release with a card."""
-    folder = tmp_path / "release"
-    shutil.copytree(tiny_release, folder)
-    list_file(folder, "README.md", (FRONT_MATTER + "# Tiny\n").encode())
-    return folder
+    write_card(release, "Tiny")
+    return release
 
 
-def add_hidden(release: Path) -> None:
-    (release / ".env").write_text("X=1")
+def write_card(release: Path, title: str) -> None:
+    list_file(release, "README.md", f"{FRONT_MATTER}# {title}\n".encode())
 
 
-def add_secret(release: Path) -> None:
-    list_file(release, "notes.json", json.dumps({"note": TOKEN}).encode())
+Spoil = Callable[[Path], object]
 
 
-def add_link_to_elsewhere(release: Path) -> None:
-    (release / "vae" / "more.json").symlink_to("/etc/hostname")
+def add(name: str, text: str = "{}") -> Spoil:
+    return lambda release: (release / name).write_text(text)
 
 
-def add_folder_link(release: Path) -> None:
-    (release / "more").symlink_to(release / "vae")
+def add_listed(name: str, content: bytes) -> Spoil:
+    return lambda release: list_file(release, name, content)
 
 
-def add_unlisted(release: Path) -> None:
-    (release / "vae" / "more.json").write_text("{}")
+def add_link(name: str, target: str) -> Spoil:
+    """A link to a path in the release, or to an absolute one."""
+    return lambda release: (release / name).symlink_to(release / target)
 
 
-def add_empty_weights(release: Path) -> None:
-    list_file(release, "vae/more.safetensors", b"")
-
-
-def add_sparse_giant(release: Path) -> None:
-    file = release / "transformer" / "diffusion_pytorch_model.safetensors"
-    os.truncate(file, 250 * 10**9)
-
-
-def add_latin_card(release: Path) -> None:
-    list_file(release, "README.md", FRONT_MATTER.encode() + "Grüße".encode("latin-1"))
-
-
-def add_bad_metadata(release: Path) -> None:
-    list_file(release, "README.md", b"---\nlicense: [\n---\n")
-
-
-def add_latin_name(release: Path) -> None:
-    (release / os.fsdecode(b"gr\xfc\xdf.json")).write_text("{}")
-
-
-def add_gitignore(release: Path) -> None:
-    (release / ".gitignore").write_text("*.safetensors\n")
+add_hidden = add(".env", "X=1")
 
 
 def flip_a_weight(release: Path) -> None:
-    file = release / "transformer" / "diffusion_pytorch_model.safetensors"
-    content = bytearray(file.read_bytes())
+    content = bytearray((release / WEIGHTS).read_bytes())
     content[-1] ^= 1
-    file.write_bytes(content)
+    (release / WEIGHTS).write_bytes(content)
 
 
 def edit_card(release: Path) -> None:
     (release / "README.md").write_bytes((FRONT_MATTER + "# Tinz\n").encode())
 
 
-def drop_card(release: Path) -> None:
-    manifest = json.loads((release / MANIFEST).read_text())
-    manifest["files"] = [file for file in manifest["files"] if file["name"] != "README.md"]
-    (release / MANIFEST).write_text(json.dumps(manifest))
-
-
-FAULTS: dict[Callable[[Path], None], str] = {
-    add_hidden: r"\.env is hidden",
-    add_secret: "notes.json contains a Hugging Face token in line 1",
-    add_link_to_elsewhere: "vae/more.json is a link",
-    add_folder_link: "more is a link",
-    add_unlisted: "vae/more.json is not in the manifest",
-    add_empty_weights: "vae/more.safetensors is empty",
-    add_sparse_giant: "has 250.0 GB",
-    add_latin_card: "README.md is not UTF-8",
-    add_bad_metadata: "README.md",
-    add_latin_name: "has a name that is not UTF-8",
-    add_gitignore: r"\.gitignore would make",
-    flip_a_weight: "another sha256",
-    edit_card: "README.md has another sha256",
-    drop_card: "README.md is not in the manifest",
+LATIN = FRONT_MATTER.encode() + "Grüße".encode("latin-1")
+#: What is done to a release, and what it is refused with.
+FAULTS: dict[str, tuple[Spoil, str]] = {
+    "hidden": (add_hidden, r"\.env is hidden"),
+    "secret": (
+        add_listed("notes.json", json.dumps({"note": TOKEN}).encode()),
+        "notes.json contains a Hugging Face token in line 1",
+    ),
+    "link to elsewhere": (add_link("vae/more.json", "/etc/hostname"), "vae/more.json is a link"),
+    "folder link": (add_link("more", "vae"), "more is a link"),
+    "unlisted": (add("vae/more.json"), "vae/more.json is not in the manifest"),
+    "empty weights": (add_listed("vae/more.safetensors", b""), "vae/more.safetensors is empty"),
+    "sparse giant": (lambda release: os.truncate(release / WEIGHTS, 250 * 10**9), "has 250.0 GB"),
+    "latin card": (add_listed("README.md", LATIN), "README.md is not UTF-8"),
+    "bad metadata": (add_listed("README.md", b"---\nlicense: [\n---\n"), "README.md"),
+    "latin name": (add(os.fsdecode(b"gr\xfc\xdf.json")), "has a name that is not UTF-8"),
+    "gitignore": (add(".gitignore", "*.safetensors\n"), r"\.gitignore would make"),
+    "flipped weight": (flip_a_weight, "another sha256"),
+    "edited card": (edit_card, "README.md has another sha256"),
+    "dropped card": (lambda release: forget_file(release, "README.md"), "README.md is not in the manifest"),
 }
 
 
-@pytest.mark.parametrize("spoil", FAULTS, ids=lambda function: function.__name__)
-def test_what_must_not_be_published_reaches_no_network(release: Path, spoil: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_must_not_be_published_reaches_no_network(release: Path, fault: str) -> None:
+    spoil, message = FAULTS[fault]
     spoil(release)
     _connections.clear()
-    with pytest.raises(ReleaseError, match=FAULTS[spoil]) as caught:
+    with pytest.raises(ReleaseError, match=message) as caught:
         publish(release, "owner/tiny")
     assert TOKEN not in caught.value.message
     assert _connections == []
@@ -212,6 +185,24 @@ def test_long_files_are_uploaded_one_by_one() -> None:
     assert sizes_of(31, 31, 31, 2, 1) == [[31, 31], [31, 2, 1]]
     assert [len(group) for group in sizes_of(*[0] * 201)] == [100, 100, 1]
     assert sizes_of() == []
+
+
+def test_a_file_that_changes_after_its_upload_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files: list[PublishedFile] = []
+    uploaded: list[str] = []
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_bytes(b"x")
+        files.append(PublishedFile(name, tmp_path / name, 32 << 20, "", "", file_stamp(tmp_path / name)))
+
+    def change(_: HubSession, group: list[PublishedFile], *__: object) -> list[Any]:
+        uploaded.extend(file.name for file in group)
+        (tmp_path / "a.bin").write_bytes(b"another")
+        return []
+
+    monkeypatch.setattr("converter.publication.upload._upload_group", change)
+    with pytest.raises(ReleaseError, match=r"a\.bin: has changed"):
+        upload(HubSession("owner/tiny", Retry(1)), Difference(tuple(files), ()), "main")
+    assert uploaded == ["a.bin"]
 
 
 def test_a_commit_that_is_refused_is_not_looked_for(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,14 +283,8 @@ class Publisher:
             "print(json.dumps(receipt.to_dict()))\n"
         )
         settings = {"patience": 20, **options}
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", program, self.release, self.repository, json.dumps(settings)],
-            env=self.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        arguments = (self.release, self.repository, json.dumps(settings))
+        done = run_python(program, *arguments, flags=("-W", "error"), env=self.environment)
         assert "Traceback" not in done.stderr, done.stderr
         assert self.hub.account.token not in done.stdout + done.stderr
         return done
@@ -351,20 +336,6 @@ def publisher(
     hub.clear_faults()
 
 
-def test_a_hub_serves_until_it_is_stopped(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        command("hub", "serve", "--folder", tmp_path, "--json"), stdout=subprocess.PIPE, text=True, cwd=ROOT
-    ) as process:
-        assert process.stdout is not None
-        said = ""
-        while not said.endswith("\n}\n"):
-            said += process.stdout.readline()
-        answer = json.loads(said)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
-    jsonschema.validate(answer, load_schema("hub"))
-
-
 def test_a_release_comes_whole_and_once(publisher: Publisher) -> None:
     before = snapshot(publisher.release)
     receipt = json.loads(publisher.publish(tag="v1").stdout)
@@ -385,7 +356,7 @@ def test_a_release_comes_whole_and_once(publisher: Publisher) -> None:
     assert everything == {"files": len(receipt["files"]), "sampled_files": 0, "bytes": receipt["total_bytes"]}
     assert len(publisher.commits()) == 2
 
-    list_file(publisher.release, "README.md", (FRONT_MATTER + "# Another\n").encode())
+    write_card(publisher.release, "Another")
     taken = publisher.publish(tag="v1")
     assert taken.returncode == 4
     assert "tag v1 names" in json.loads(taken.stdout)["error"]["message"]
@@ -406,7 +377,7 @@ def test_a_commit_whose_answer_is_lost_is_found_again(publisher: Publisher) -> N
 
 def test_a_head_that_moved_is_left_alone(publisher: Publisher) -> None:
     assert publisher.publish().returncode == 0
-    list_file(publisher.release, "README.md", (FRONT_MATTER + "# Another\n").encode())
+    write_card(publisher.release, "Another")
     publisher.hub.fault("move_head", repo=publisher.repository, method="POST", path="/commit/main")
     done = publisher.publish()
     assert done.returncode == 4
@@ -416,7 +387,6 @@ def test_a_head_that_moved_is_left_alone(publisher: Publisher) -> None:
 
 def test_a_file_that_changes_while_it_is_uploaded(publisher: Publisher) -> None:
     publisher.hub.fault("delay", method="POST", path="/preupload/", seconds=1.5)
-    weights = publisher.release / "transformer" / "diffusion_pytorch_model.safetensors"
 
     def change() -> None:
         # The pause has begun when the fault is used up.
@@ -429,7 +399,7 @@ def test_a_file_that_changes_while_it_is_uploaded(publisher: Publisher) -> None:
     done = publisher.publish()
     thread.join()
     assert done.returncode == 1
-    assert f"{weights.name}: has changed since it was examined" in json.loads(done.stdout)["error"]["message"]
+    assert f"{Path(WEIGHTS).name}: has changed since it was examined" in json.loads(done.stdout)["error"]["message"]
     assert len(publisher.commits()) == 1
 
 
@@ -454,7 +424,7 @@ def test_a_long_file_that_is_not_what_the_manifest_says(publisher: Publisher) ->
 def test_a_pull_request_is_used_again(publisher: Publisher) -> None:
     assert publisher.publish().returncode == 0
     for text in ("One", "Two"):
-        list_file(publisher.release, "README.md", (FRONT_MATTER + f"# {text}\n").encode())
+        write_card(publisher.release, text)
         receipt = json.loads(publisher.publish(create_pr=True).stdout)
         assert receipt["pull_request"] == 1
         # Without a receipt that says so, the files of the commit before are read back, too.
@@ -467,7 +437,7 @@ def test_a_pull_request_is_used_again(publisher: Publisher) -> None:
     assert publisher.main_is_whole()
     # Somebody without the right to write may offer a change.
     publisher.environment["HF_TOKEN"] = publisher.hub.token("stranger")
-    list_file(publisher.release, "README.md", (FRONT_MATTER + "# Offered\n").encode())
+    write_card(publisher.release, "Offered")
     assert json.loads(publisher.publish(create_pr=True).stdout)["pull_request"] == 2
 
 
@@ -502,8 +472,7 @@ def test_tokens_that_cannot_be_had(release: Path, tmp_path: Path, variable: str,
     (tmp_path / "token").write_bytes(b"\xff\xfe" * 20)
     kept = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
     place = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "home"), variable: str(tmp_path / "token")}
-    program = command("publish", release, "owner/tiny")
-    done = subprocess.run(program, env=kept | place, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = run_process("publish", release, "owner/tiny", env=kept | place)
     assert done.returncode == 4
     assert [line[:7] for line in done.stderr.splitlines()] == ["error: "]
     assert message in done.stderr

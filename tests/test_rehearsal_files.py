@@ -5,20 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from converter.rehearsal.modes import GITATTRIBUTES, is_ignored, is_lfs
-from tests.faulty_hub import FaultyHub, faulty_hub
-from tests.hubs import ask, commit, head, lfs_file, make_repo, small_hub, upload
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyHub]:
-    with faulty_hub(small_hub(tmp_path_factory.mktemp("hub"))) as running:
-        yield running
+from tests.faulty_hub import FaultyHub
+from tests.hubs import ask, commit, head, lfs_file, make_repo, upload
 
 
 def test_objects_must_be_stored_before_they_are_committed(hub: FaultyHub) -> None:

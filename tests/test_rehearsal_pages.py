@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 
-import pytest
-
-from tests.faulty_hub import FaultyHub, faulty_hub
-from tests.hubs import CARD, Answer, ask, commit, head, lfs_file, make_repo, small_hub, upload
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyHub]:
-    with faulty_hub(small_hub(tmp_path_factory.mktemp("hub"))) as running:
-        yield running
+from tests.faulty_hub import FaultyHub
+from tests.hubs import CARD, Answer, ask, commit, head, lfs_file, make_repo, upload
 
 
 def test_the_page_of_a_repo(hub: FaultyHub) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from converter.errors import DependencyError, OutputError, UsageError
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
-from tests.conftest import ROOT, command
+from tests.conftest import ROOT, command, run_python
 from tests.hubs import ask, commit, head, lfs_file, make_repo, small_hub, upload
 
 
@@ -74,9 +73,10 @@ def test_clients_are_led_to_this_hub_alone(tmp_path: Path) -> None:
     assert hub.environment(base, tmp_path, token="")["HF_TOKEN"] == ""
 
 
-def test_serve_says_where_it_is_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "role"), [((), "write"), (("--account", "ann:read"), "read")])
+def test_serve_says_where_it_is_and_ends_with_ctrl_c(options: tuple[str, ...], role: str, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command("hub", "serve", "--json", "--folder", tmp_path, "--account", "ann:read"),
+        command("hub", "serve", "--json", "--folder", tmp_path, *options),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -88,7 +88,7 @@ def test_serve_says_where_it_is_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     jsonschema.validate(result, load_schema("hub"))
     account = result["accounts"][0]
     running = RunningHub(result["endpoint"], HubSettings(tmp_path, (Account("ann", account["token"]),)), process)
-    assert ask(running, "GET", "/api/whoami-v2").content["auth"]["accessToken"]["role"] == "read"
+    assert ask(running, "GET", "/api/whoami-v2").content["auth"]["accessToken"]["role"] == role
     assert ask(running, "GET", "/_control/requests").status in (401, 404)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=10)
@@ -103,9 +103,7 @@ def test_the_hub_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         "with running_hub(HubSettings(Path(sys.argv[1]))) as hub:\n"
         "    print(hub.process.pid, flush=True)\n    os._exit(9)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path], capture_output=True, text=True, check=False, cwd=ROOT
-    )
+    done = run_python(program, tmp_path)
     assert done.returncode == 9, done.stderr
     deadline = time.monotonic() + 10
     while Path("/proc", done.stdout.strip(), "exe").exists():

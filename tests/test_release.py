@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from converter import ConvertOptions, convert
 from converter.errors import MissingInput, OutputError
 from converter.synthesis.synthesize import synthesize
-from tests.conftest import ROOT, names_in, snapshot
+from tests.conftest import names_in, run_program, snapshot
 from tests.reference import weight_files
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline, save_model
 
@@ -164,7 +163,7 @@ def test_an_output_below_a_folder_that_is_not_there(lens_source: Path, tmp_path:
 
 def test_more_shards_than_files_that_may_be_open(lens_source: Path, tmp_path: Path) -> None:
     command = f"ulimit -n 64; {sys.executable} -m converter convert {lens_source} {tmp_path}/out --max-shard-size 1"
-    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_program("sh", "-c", command)
     assert done.returncode == 3
     assert "ulimit -n" in done.stderr
     assert names_in(tmp_path) == []

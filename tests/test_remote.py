@@ -8,11 +8,9 @@ import re
 import shutil
 import struct
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from http.server import ThreadingHTTPServer
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +35,10 @@ from converter.hub.retry import is_transient, wait_seconds
 from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
 from converter.verification.report import VerifyReport
-from tests.checkpoints import WEIGHTS, failed
-from tests.conftest import Outcome
+from tests.checkpoints import WEIGHTS, failed, write_holes
+from tests.conftest import Lensconv
 from tests.loopback import PINNED, PLACE, TOKEN, Handler, LoopbackHub, client_module, record_files
+from tests.serving import serving
 
 Serve = Callable[[Path], LoopbackHub]
 
@@ -74,33 +73,23 @@ def _plain_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Make a Hub that has a folder as its only repo."""
-    servers = []
+    with ExitStack() as servers:
 
-    def start(folder: Path) -> LoopbackHub:
-        hub = LoopbackHub(folder)
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        servers.append((server, thread))
-        hub.url = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        return hub
+        def start(folder: Path) -> LoopbackHub:
+            hub = LoopbackHub(folder)
+            handler = type("HubHandler", (Handler,), {"hub": hub})
+            hub.url = servers.enter_context(serving(handler))
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+            return hub
 
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.socket.close()
+        yield start
 
 
 @pytest.fixture
-def release(tiny_release: Path, tmp_path: Path) -> Path:
-    """A release that may be changed."""
-    folder = tmp_path / "release"
-    shutil.copytree(tiny_release, folder)
-    (folder / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
-    return folder
+def release(release: Path) -> Path:
+    """A release as the Hub has it."""
+    (release / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
+    return release
 
 
 def check_of(report: VerifyReport, name: str) -> str:
@@ -155,7 +144,7 @@ def test_no_wait_is_without_end(serve: Serve, tmp_path: Path) -> None:
 # Sound repos
 
 
-def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Callable[..., Outcome]) -> None:
+def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Lensconv) -> None:
     hub = serve(release)
     hub.page = 5
     outcome = lensconv("verify", f"{PLACE}@v1", "--recipe", "lens-uint4-static", "--against", release, "--json")
@@ -177,7 +166,7 @@ def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Ca
     assert hosts == {"127.0.0.1": f"Bearer {TOKEN}", "localhost": ""}
 
 
-def test_people_see_the_address(lens_output: Path, serve: Serve, lensconv: Callable[..., Outcome]) -> None:
+def test_people_see_the_address(lens_output: Path, serve: Serve, lensconv: Lensconv) -> None:
     serve(lens_output)
     outcome = lensconv("verify", PLACE)
     assert outcome.code == 0, outcome
@@ -194,7 +183,7 @@ def test_other_components(release: Path, serve: Serve) -> None:
     assert f"unet is not a component of {PINNED}" in text
 
 
-def test_plans(tiny_repo: Path, serve: Serve, lensconv: Callable[..., Outcome]) -> None:
+def test_plans(tiny_repo: Path, serve: Serve, lensconv: Lensconv) -> None:
     serve(tiny_repo)
     report = plan(PLACE)
     local = plan(tiny_repo)
@@ -209,18 +198,9 @@ def test_plans(tiny_repo: Path, serve: Serve, lensconv: Callable[..., Outcome]) 
 
 def test_sixteen_gigabytes(tmp_path: Path, serve: Serve) -> None:
     """The source of Lens: its true header, and a hole where the weights would be."""
-    entries, position = [], 0
-    for name, shape in lens_tensors(LensConfig()):
-        size = 4
-        for length in shape:
-            size *= length
-        entries.append(TensorEntry(name, "F32", shape, position, position + size))
-        position += size
     folder = tmp_path / "repo" / "transformer"
     folder.mkdir(parents=True)
-    with (folder / WEIGHTS).open("wb") as stream:
-        start = stream.write(encode_header(entries, {"format": "pt"}))
-        stream.truncate(start + position)
+    write_holes(folder / WEIGHTS, [("F32", name, shape) for name, shape in lens_tensors(LensConfig())])
     (folder / "config.json").write_text('{"_class_name": "LensTransformer2DModel"}')
     (folder.parent / "model_index.json").write_text('{"transformer": ["diffusers", "LensTransformer2DModel"]}')
     hub = serve(folder.parent)
@@ -298,7 +278,7 @@ def test_differences_from_a_release_on_disk(release: Path, tiny_release: Path, s
     assert hub.seen == []
 
 
-def test_options_that_need_the_weights(lensconv: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_options_that_need_the_weights(lensconv: Lensconv, tmp_path: Path) -> None:
     for options in (["--load"], ["--checksums"], ["--fail-under-sqnr", "10"]):
         outcome = lensconv("verify", PLACE, *options, "--json")
         assert outcome.code == 2
@@ -522,15 +502,9 @@ def test_pieces_that_break_off_are_asked_for_again(lens_output: Path, serve: Ser
 def test_a_server_without_ranges_sends_no_more_than_is_read(tmp_path: Path, serve: Serve) -> None:
     file = tmp_path / "repo" / "model.safetensors"
     file.parent.mkdir()
-    write_weights(file, *(f"a name that takes some space {number}" for number in range(5000)))
-    with file.open("r+b") as stream:
-        header = int.from_bytes(stream.read(8), "little") + 8
-        entries = [TensorEntry("a", "U8", (10**11,), 0, 10**11)]
-        stream.seek(0)
-        stream.truncate(0)
-        start = stream.write(encode_header(entries, {"long": "x" * 500_000}))
+    with file.open("wb") as stream:
+        start = stream.write(encode_header([TensorEntry("a", "U8", (10**11,), 0, 10**11)], {"long": "x" * 500_000}))
         stream.truncate(start + 10**11)
-    assert header
     hub = serve(file.parent)
 
     def everything(handler: Handler) -> None:
@@ -553,7 +527,7 @@ def test_a_server_without_ranges_sends_no_more_than_is_read(tmp_path: Path, serv
     assert report.hub["received_bytes"] < 2_000_000
 
 
-def test_repos_that_may_not_be_seen(tmp_path: Path, serve: Serve, lensconv: Callable[..., Outcome]) -> None:
+def test_repos_that_may_not_be_seen(tmp_path: Path, serve: Serve, lensconv: Lensconv) -> None:
     hub = serve(tmp_path)
     for status, code, said in (
         (404, "RepoNotFound", "there is no such model, or it is private"),

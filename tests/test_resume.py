@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -49,13 +51,26 @@ RESUMED: dict[str, dict[str, Any] | None] = {
 }
 
 
-def interrupted(count: int, source: Path, output: Path, recipe: Recipe | None, monkeypatch: pytest.MonkeyPatch) -> None:
+Interrupt = Callable[..., None]
+
+
+@pytest.fixture
+def interrupt(lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Interrupt:
     """Begin a conversion, or go on with it, and end it after so many tensors."""
-    with monkeypatch.context() as patches:
-        interrupt_after(count, patches)
-        with pytest.raises(Interruption):
-            convert(source, output, recipe, ConvertOptions(jobs=1))
-    assert not output.exists()
+
+    def call(count: int, recipe: Recipe | None = None, *, source: Path = lens_source) -> None:
+        with monkeypatch.context() as patches:
+            interrupt_after(count, patches)
+            with pytest.raises(Interruption):
+                convert(source, tmp_path / "out", recipe, ConvertOptions(jobs=1))
+        assert not (tmp_path / "out").exists()
+
+    return call
+
+
+def recipe_of(name: str) -> Recipe | None:
+    options = RESUMED[name]
+    return None if options is None else Recipe(name, options)
 
 
 @pytest.mark.parametrize(
@@ -71,12 +86,11 @@ def interrupted(count: int, source: Path, output: Path, recipe: Recipe | None, m
     ],
 )
 def test_an_interrupted_run_goes_on(
-    name: str, counts: list[int], lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, counts: list[int], interrupt: Interrupt, lens_source: Path, tmp_path: Path
 ) -> None:
-    options = RESUMED[name]
-    recipe = None if options is None else Recipe(name, options)
+    recipe = recipe_of(name)
     for count in counts:
-        interrupted(count, lens_source, tmp_path / "out", recipe, monkeypatch)
+        interrupt(count, recipe)
     report = convert(lens_source, tmp_path / "out", recipe)
     assert report.resumed_tensors >= sum(counts)
     assert snapshot(tmp_path / "out") == snapshot(convert_with(lens_source, tmp_path / "undisturbed", recipe))
@@ -91,13 +105,10 @@ def convert_with(source: Path, output: Path, recipe: Recipe | None) -> Path:
 
 @pytest.mark.parametrize("change", ["recipe", "float32", "source", "shards"])
 def test_another_conversion_does_not_go_on(
-    change: str, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    change: str, interrupt: Interrupt, lens_source: Path, tmp_path: Path
 ) -> None:
     source = shutil.copytree(lens_source, tmp_path / "source")
-    with monkeypatch.context() as patches:
-        interrupt_after(5, patches)
-        with pytest.raises(Interruption):
-            convert(source, tmp_path / "out")
+    interrupt(5, source=source)
     staged = snapshot(tmp_path / ".out.lensconv")
     recipe = "sdnq-int8" if change == "recipe" else None
     if change == "source":
@@ -116,12 +127,9 @@ def test_another_conversion_does_not_go_on(
 
 
 def test_a_line_of_the_journal_that_was_cut_off_does_no_harm(
-    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interrupt: Interrupt, lens_source: Path, tmp_path: Path
 ) -> None:
-    with monkeypatch.context() as patches:
-        interrupt_after(9, patches)
-        with pytest.raises(Interruption):
-            convert(lens_source, tmp_path / "out", options=ConvertOptions(jobs=1))
+    interrupt(9)
     journal = tmp_path / ".out.lensconv" / "journal"
     journal.write_bytes(journal.read_bytes()[:-7])
     report = convert(lens_source, tmp_path / "out")
@@ -130,46 +138,40 @@ def test_a_line_of_the_journal_that_was_cut_off_does_no_harm(
 
 
 @pytest.mark.parametrize("name", ["default", "stochastic", "dynamic", "dynamic svd"])
-def test_what_was_lost_is_made_again(
-    name: str, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_lost_is_made_again(name: str, interrupt: Interrupt, lens_source: Path, tmp_path: Path) -> None:
     """Slots that are gone do not count as finished, in this run or in the one after the next kill."""
-    options = RESUMED[name]
-    recipe = None if options is None else Recipe(name, options)
-    output, staging = tmp_path / "out", tmp_path / ".out.lensconv"
-    interrupted(40, lens_source, output, recipe, monkeypatch)
-    (staging / "release" / WEIGHTS).unlink()
-    interrupted(3, lens_source, output, recipe, monkeypatch)
+    recipe, output = recipe_of(name), tmp_path / "out"
+    interrupt(40, recipe)
+    (tmp_path / ".out.lensconv" / "release" / WEIGHTS).unlink()
+    interrupt(3, recipe)
     report = convert(lens_source, output, recipe)
     assert weight_files(output) == weight_files(convert_with(lens_source, tmp_path / "undisturbed", recipe))
     assert report.resumed_tensors < 40 or "dynamic" in name
 
 
-def test_a_spool_that_was_lost_is_made_again(
-    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = Recipe("dynamic", RESUMED["dynamic"] or {})
-    interrupted(9, lens_source, tmp_path / "out", recipe, monkeypatch)
+def test_a_spool_that_was_lost_is_made_again(interrupt: Interrupt, lens_source: Path, tmp_path: Path) -> None:
+    recipe = recipe_of("dynamic")
+    interrupt(9, recipe)
     spooled = sorted((tmp_path / ".out.lensconv" / "spool").iterdir())
     os.truncate(spooled[0], 20)
     assert convert(lens_source, tmp_path / "out", recipe).resumed_tensors == 0
     assert snapshot(tmp_path / "out") == snapshot(convert_with(lens_source, tmp_path / "undisturbed", recipe))
 
 
-def test_a_run_goes_on_in_the_same_process(lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Importing SDNQ sets a variable of its own, which is no other environment."""
-    monkeypatch.delenv("SDNQ_USE_TORCH_COMPILE", raising=False)
-    interrupted(5, lens_source, tmp_path / "out", Recipe("int8", {"weights_dtype": "int8"}), monkeypatch)
-    monkeypatch.setenv("SDNQ_USE_TORCH_COMPILE", "0")
-    report = convert(lens_source, tmp_path / "out", Recipe("int8", {"weights_dtype": "int8"}))
-    assert report.resumed_tensors >= 5
-
-
-def test_what_another_plan_finished_is_of_no_use(
-    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_goes_on_in_the_same_process(
+    interrupt: Interrupt, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Importing SDNQ sets a variable of its own, which is no other environment."""
+    recipe = Recipe("int8", {"weights_dtype": "int8"})
+    monkeypatch.delenv("SDNQ_USE_TORCH_COMPILE", raising=False)
+    interrupt(5, recipe)
+    monkeypatch.setenv("SDNQ_USE_TORCH_COMPILE", "0")
+    assert convert(lens_source, tmp_path / "out", recipe).resumed_tensors >= 5
+
+
+def test_what_another_plan_finished_is_of_no_use(interrupt: Interrupt, lens_source: Path, tmp_path: Path) -> None:
     """A run on a prediction that nobody confirmed, then one that plans otherwise."""
-    interrupted(9, lens_source, tmp_path / "out", None, monkeypatch)
+    interrupt(9)
     journal = tmp_path / ".out.lensconv" / "journal"
     first, *lines = journal.read_text().splitlines()
     changed = {**json.loads(first), "content": "0" * 64}
@@ -219,12 +221,8 @@ def test_a_passing_failure_keeps_what_is_finished(
 
 def test_files_that_left_the_source_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_pipeline(tmp_path / "source")
-
-    def killed(*_: object) -> None:
-        raise Interruption
-
     with monkeypatch.context() as patches:
-        patches.setattr(Staging, "publish", killed)
+        patches.setattr(Staging, "publish", Mock(side_effect=Interruption))
         with pytest.raises(Interruption):
             convert(source, tmp_path / "out")
     assert (tmp_path / ".out.lensconv" / "release" / "tokenizer" / "nested" / "vocabulary.txt").is_file()
@@ -236,7 +234,7 @@ def test_files_that_left_the_source_are_not_published(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("moment", ["before the rename", "after the rename"])
+@pytest.mark.parametrize("moment", ["rename_folder", "Staging.discard"])
 def test_a_kill_while_publishing(
     moment: str, overwrite: bool, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,19 +243,12 @@ def test_a_kill_while_publishing(
         convert(lens_source, output, "sdnq-int8")
     old = snapshot(output) if overwrite else {}
     options = ConvertOptions(overwrite=overwrite)
-
-    def killed(*_: object) -> None:
-        raise Interruption
-
     with monkeypatch.context() as patches:
-        if moment == "before the rename":
-            patches.setattr("converter.checkpoint.staging.rename_folder", killed)
-        else:
-            patches.setattr(Staging, "discard", killed)
+        patches.setattr(f"converter.checkpoint.staging.{moment}", Mock(side_effect=Interruption))
         with pytest.raises(Interruption):
             convert(lens_source, output, options=options)
     expected = snapshot(convert_default(lens_source, tmp_path / "expected"))
-    assert (snapshot(output) if output.exists() else {}) == (old if moment == "before the rename" else expected)
+    assert (snapshot(output) if output.exists() else {}) == (old if moment == "rename_folder" else expected)
     report = convert(lens_source, output, options=options)
     assert report.resumed_tensors == report.tensors
     assert {file.name: file.sha256 for file in report.files} == {
@@ -279,7 +270,7 @@ def test_only_one_run_writes_an_output(lens_source: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("when", ["before", "between two runs"])
 def test_a_foreign_file_in_the_staging_folder_is_not_deleted(
-    when: str, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    when: str, interrupt: Interrupt, lens_source: Path, tmp_path: Path
 ) -> None:
     diary = tmp_path / ".out.lensconv" / "diary.txt"
     if when == "before":
@@ -289,7 +280,7 @@ def test_a_foreign_file_in_the_staging_folder_is_not_deleted(
             with pytest.raises(OutputError, match="diary"):
                 make(lens_source, tmp_path / "out")
     else:
-        interrupted(5, lens_source, tmp_path / "out", None, monkeypatch)
+        interrupt(5)
         diary.write_text("mine")
         assert convert(lens_source, tmp_path / "out").resumed_tensors > 0
     assert diary.read_text() == "mine"
@@ -301,9 +292,9 @@ def synthesize_into(_: Path, output: Path) -> None:
 
 
 def test_a_synthesis_does_not_destroy_an_interrupted_conversion(
-    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interrupt: Interrupt, lens_source: Path, tmp_path: Path
 ) -> None:
-    interrupted(5, lens_source, tmp_path / "out", None, monkeypatch)
+    interrupt(5)
     with pytest.raises(OutputError, match="an interrupted conversion is in the way"):
         synthesize(tmp_path / "out", layers=1)
     assert convert(lens_source, tmp_path / "out").resumed_tensors >= 5
@@ -329,15 +320,10 @@ def test_a_kill_between_two_renames(
     assert not output.exists()
     options = ConvertOptions(overwrite=True, restart=restart, jobs=1)
     with monkeypatch.context() as patches:
-        patches.setattr("converter.conversion.convert.check_space", killed_by_a_full_disk)
+        patches.setattr("converter.conversion.convert.check_space", Mock(side_effect=DiskError("full")))
         with pytest.raises(DiskError):
             convert(lens_source, output, options=options)
     report = convert(lens_source, output, options=options)
     assert bool(report.resumed_tensors) != restart
     assert snapshot(output) != old
     assert names_in(tmp_path) == ["out"]
-
-
-def killed_by_a_full_disk(*_: object, **__: object) -> None:
-    """Fail as the check of the space does."""
-    raise DiskError("full")

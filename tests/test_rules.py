@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import Any
 
 import pytest
 import torch
@@ -16,11 +15,9 @@ from converter.conversion.planning.planner import SAFETENSORS_NAMES
 from converter.conversion.planning.rules import group_count, linear_parts, option_of, weight_format, weights_dtype_of
 from converter.libraries import load_library
 from tests.conftest import time_limit
+from tests.reference import BROKEN, SDNQ_DTYPES
 
-SDNQ_DTYPES: dict[str, dict[str, Any]] = load_library("sdnq.common").dtype_dict
 QUANTIZE = load_library("sdnq.quantizer").sdnq_quantize_layer_weight
-#: Dtypes that SDNQ lists and cannot quantize to on this version of torch.
-BROKEN = {"uint32", "float8_e8m0fnu"}
 
 
 @pytest.mark.parametrize("name", SDNQ_DTYPES)
@@ -128,15 +125,7 @@ def test_a_group_size_that_is_null_is_the_default() -> None:
 
 
 EXPRESSIONS = st.text(alphabet="atmod1._*[]()|^$\\wb-x", min_size=1, max_size=10) | st.sampled_from(
-    [
-        "(attn|mod)*",
-        "txt_[in]*",
-        "*(norm|weight)$",
-        "*[^t]*1",
-        "(at|attn).*weight|mod*",
-        "[[a]*",
-        "*\\btxt_in",
-    ]
+    ["(attn|mod)*", "txt_[in]*", "*(norm|weight)$", "*[^t]*1", "(at|attn).*weight|mod*", "[[a]*", "*\\btxt_in"]
 )
 
 

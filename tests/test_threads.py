@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from converter.threads import HeldSignals, run_in_threads, wait_for
-from tests.conftest import ROOT, time_limit
+from tests.conftest import run_python, time_limit
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -132,9 +130,7 @@ print(ended)
 
 def test_no_thread_is_lost_whenever_the_signal_comes() -> None:
     """At five hundred moments, a few microseconds apart, of threads being started, waited for and ended."""
-    done = subprocess.run(
-        [sys.executable, "-c", HAMMERED], capture_output=True, text=True, check=False, cwd=ROOT, timeout=120
-    )
+    done = run_python(HAMMERED, timeout=120)
     assert done.returncode == 0, done.stderr
     # Python drops what is raised in the moment in which it takes down a thread's last traces.
     assert int(done.stdout) > 450

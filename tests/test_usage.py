@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
@@ -21,7 +20,7 @@ from converter.cli.main import COMMANDS
 from converter.rehearsal.process import running_hub
 from converter.rehearsal.settings import HubSettings
 from converter.rendering import render
-from tests.conftest import ROOT, list_file
+from tests.conftest import ROOT, list_file, run_python
 
 #: What cards that are published import. These names must work in every later version.
 PUBLISHED = """
@@ -67,15 +66,9 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(program: str, packages: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    return subprocess.run(
-        # Without the module site, the environment of the tests is not on the path.
-        [sys.executable, "-S", "-c", program],
-        cwd=folder,
-        env={**environment, "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment |= {"PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1"}
+    # Without the module site, the environment of the tests is not on the path.
+    return run_python(program, flags=("-S",), cwd=folder, env=environment)
 
 
 def test_only_the_published_requirements_are_there(packages: Path, tmp_path: Path) -> None:
@@ -159,12 +152,7 @@ def test_help_needs_no_extra(packages: Path, tmp_path: Path) -> None:
 
 def test_the_usage_of_a_card_runs(tiny_release: Path, packages: Path, tmp_path: Path) -> None:
     text = render(
-        "usage.md.jinja",
-        repository=str(tiny_release),
-        base_resolution=1024,
-        aspect_ratio="2:1",
-        steps=1,
-        guidance=1.0,
+        "usage.md.jinja", repository=str(tiny_release), base_resolution=1024, aspect_ratio="2:1", steps=1, guidance=1.0
     )
     programs = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(programs) == 2

@@ -38,7 +38,7 @@ from tests.checkpoints import (
     rewrite,
     write_checkpoint,
 )
-from tests.conftest import Outcome
+from tests.conftest import Lensconv
 from tests.reference import LENS_OPTIONS, convert_with_sdnq
 from tests.tiny_models import model_class, save_model
 
@@ -55,26 +55,13 @@ def test_what_lensconv_writes_is_sound(lens_source: Path, lens_output: Path) -> 
     )
     assert report.ok, failed(report)
     assert report.notes == ()
-    assert {check.name for check in report.checks} >= {
-        "index",
-        "stray files",
-        "config",
-        "quantized",
-        "packed weights",
-        "kept tensors",
-        "modulation",
-        "names",
-        "manifest",
-        "recipe",
-        "checksums",
-        "config of the source",
-        "near source",
-        "plan",
-        "kept equal source",
-        "sqnr",
-        "load with sdnq",
-        "load with diffusers",
-    }
+    by_headers = (
+        "index, stray files, config, quantized, packed weights, kept tensors, modulation, names, manifest, recipe"
+    )
+    by_weights = "recipe, checksums, config of the source, near source, plan, kept equal source, sqnr"
+    by_loading = "load with sdnq, load with diffusers"
+    names = f"{by_headers}, {by_weights}, {by_loading}".split(", ")
+    assert {check.name for check in report.checks} >= {*names}
     jsonschema.validate(report.to_dict(), load_schema("verify"))
     source = load_file(lens_source / WEIGHTS)
     assert report.parameters == sum(tensor.numel() for tensor in source.values())
@@ -158,85 +145,54 @@ def test_fidelity_is_what_numpy_says(lens_source: Path, lens_output: Path) -> No
     assert 0.5 < report["max_error_steps"] < 0.75
 
 
-def reshape(name: str, *shape: int) -> Damage:
-    return change_tensors(lambda tensors: tensors.update({name: tensors[name].reshape(shape)}))
+def drop(*names: str) -> Damage:
+    return change_tensors(lambda tensors: [tensors.pop(name) for name in names])
+
+
+def replace(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Damage:
+    return change_tensors(lambda tensors: tensors.update({name: change(tensors[name])}))
+
+
+KEPT, LAST = "proj_out.bias", "proj_out.weight"
+WEIGHT, SCALE, ZERO_POINT = f"{QKV}.weight", f"{QKV}.scale", f"{QKV}.zero_point"
+QUANTIZED_MODULATION = {
+    f"{MOD}.weight": torch.zeros(1152 * 192 // 2, dtype=torch.uint8),
+    f"{MOD}.scale": torch.ones(1152, 3, 1, dtype=torch.bfloat16),
+    f"{MOD}.zero_point": torch.ones(1152, 3, 1, dtype=torch.bfloat16),
+}
+
+
+def drop_modulation(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in tensors if "_mod." in name]:
+        del tensors[name]
+
+
+def restore_linear(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors[f"{OUT}.scale"], tensors[f"{OUT}.zero_point"]
+    tensors[f"{OUT}.weight"] = torch.ones(192, 192, dtype=torch.bfloat16)
 
 
 #: Damages that headers and small files show, the check that must fail, and what it must name.
 VISIBLE: dict[str, tuple[Damage, str, str]] = {
-    "no zero point": (change_tensors(lambda t: t.pop(f"{QKV}.zero_point")), "packed weights", QKV),
-    "no scale": (change_tensors(lambda t: t.pop(f"{QKV}.scale")), "packed weights", QKV),
-    "no weight": (change_tensors(lambda t: t.pop(f"{QKV}.weight")), "packed weights", QKV),
-    "no bias": (change_tensors(lambda t: t.pop(f"{QKV}.bias")), "names", f"{QKV}.bias"),
-    "no kept tensor": (change_tensors(lambda t: t.pop("proj_out.weight")), "names", "proj_out.weight"),
+    "no zero point": (drop(ZERO_POINT), "packed weights", QKV),
+    "no scale": (drop(SCALE), "packed weights", QKV),
+    "no weight": (drop(WEIGHT), "packed weights", QKV),
+    "no bias": (drop(f"{QKV}.bias"), "names", f"{QKV}.bias"),
+    "no kept tensor": (drop(LAST), "names", LAST),
     "one too many": (change_tensors(lambda t: t.update(extra=torch.ones(3))), "names", "extra"),
-    "a scale of another shape": (reshape(f"{QKV}.scale", 3, 576, 1), "packed weights", QKV),
-    "a flat scale": (reshape(f"{QKV}.scale", 1728), "packed weights", QKV),
-    "half a weight": (
-        change_tensors(lambda t: t.update({f"{QKV}.weight": t[f"{QKV}.weight"][::2]})),
-        "packed weights",
-        QKV,
-    ),
-    "a weight of signed bytes": (
-        change_tensors(lambda t: t.update({f"{QKV}.weight": t[f"{QKV}.weight"].view(torch.int8)})),
-        "packed weights",
-        QKV,
-    ),
-    "a scale in F16": (
-        change_tensors(lambda t: t.update({f"{QKV}.scale": t[f"{QKV}.scale"].half()})),
-        "packed weights",
-        QKV,
-    ),
-    "a kept tensor of another shape": (reshape("proj_out.weight", 192, 128), "names", "proj_out.weight"),
-    "modulation in codes without a scale": (
-        change_tensors(lambda t: t.update({f"{MOD}.weight": t[f"{MOD}.weight"].to(torch.uint8)})),
-        "modulation",
-        MOD,
-    ),
-    "no modulation": (
-        change_tensors(lambda t: [t.pop(name) for name in list(t) if "_mod." in name]),
-        "modulation",
-        "there are no modulation layers",
-    ),
-    "a kept tensor in F8": (
-        change_tensors(lambda t: t.update({"proj_out.bias": t["proj_out.bias"].to(torch.float8_e4m3fn)})),
-        "kept tensors",
-        "proj_out.bias",
-    ),
-    "a kept tensor in integers": (
-        change_tensors(lambda t: t.update({"proj_out.bias": t["proj_out.bias"].to(torch.int32)})),
-        "kept tensors",
-        "proj_out.bias",
-    ),
-    "a scale without its weight": (
-        change_tensors(lambda t: [t.pop(f"{QKV}.weight"), t.pop(f"{QKV}.zero_point")]),
-        "names",
-        f"{QKV}.scale is not part of",
-    ),
-    "modulation quantized": (
-        change_tensors(
-            lambda t: t.update(
-                {
-                    f"{MOD}.weight": torch.zeros(1152 * 192 // 2, dtype=torch.uint8),
-                    f"{MOD}.scale": torch.ones(1152, 3, 1, dtype=torch.bfloat16),
-                    f"{MOD}.zero_point": torch.ones(1152, 3, 1, dtype=torch.bfloat16),
-                }
-            )
-        ),
-        "modulation",
-        MOD,
-    ),
-    "a linear that was not quantized": (
-        change_tensors(
-            lambda t: [
-                t.pop(f"{OUT}.scale"),
-                t.pop(f"{OUT}.zero_point"),
-                t.update({f"{OUT}.weight": torch.ones(192, 192, dtype=torch.bfloat16)}),
-            ]
-        ),
-        "names",
-        OUT,
-    ),
+    "a scale of another shape": (replace(SCALE, lambda t: t.reshape(3, 576, 1)), "packed weights", QKV),
+    "a flat scale": (replace(SCALE, lambda t: t.reshape(1728)), "packed weights", QKV),
+    "half a weight": (replace(WEIGHT, lambda t: t[::2]), "packed weights", QKV),
+    "a weight of signed bytes": (replace(WEIGHT, lambda t: t.view(torch.int8)), "packed weights", QKV),
+    "a scale in F16": (replace(SCALE, lambda t: t.half()), "packed weights", QKV),
+    "a kept tensor of another shape": (replace(LAST, lambda t: t.reshape(192, 128)), "names", LAST),
+    "modulation in codes without a scale": (replace(f"{MOD}.weight", lambda t: t.to(torch.uint8)), "modulation", MOD),
+    "no modulation": (change_tensors(drop_modulation), "modulation", "there are no modulation layers"),
+    "a kept tensor in F8": (replace(KEPT, lambda t: t.to(torch.float8_e4m3fn)), "kept tensors", KEPT),
+    "a kept tensor in integers": (replace(KEPT, lambda t: t.to(torch.int32)), "kept tensors", KEPT),
+    "a scale without its weight": (drop(WEIGHT, ZERO_POINT), "names", f"{SCALE} is not part of"),
+    "modulation quantized": (change_tensors(lambda t: t.update(QUANTIZED_MODULATION)), "modulation", MOD),
+    "a linear that was not quantized": (change_tensors(restore_linear), "names", OUT),
     "another group size": (change_config(group_size=32), "packed weights", QKV),
     "another dtype": (change_config(weights_dtype="int8"), "packed weights", QKV),
     "a float of no bits": (change_config(weights_dtype="fp0"), "packed weights", "fp0"),
@@ -269,22 +225,18 @@ def test_damage_that_headers_show(damage: str, folder: Path) -> None:
     assert named in failed(report)[check]
 
 
+def exchange(tensors: dict[str, torch.Tensor], one: str, other: str) -> None:
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+
+
 #: Damages inside the weights, and the check that finds them.
 HIDDEN: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
-    "a bit of a kept tensor": (lambda t: t["proj_out.weight"].view(torch.int16)[3, 4].add_(1), "kept equal source"),
-    "codes": (lambda t: t[f"{QKV}.weight"][7:5000].bitwise_xor_(15), "sqnr"),
-    "a scale": (lambda t: t[f"{QKV}.scale"][3].mul_(16), "near source"),
-    "scales and zero points exchanged": (
-        lambda t: t.update({f"{QKV}.scale": t[f"{QKV}.zero_point"], f"{QKV}.zero_point": t[f"{QKV}.scale"]}),
-        "near source",
-    ),
-    "a scale that is no number": (lambda t: t[f"{QKV}.scale"][3].fill_(math.nan), "finite"),
-    "two weights exchanged": (
-        lambda t: t.update(
-            {f"{QKV}.weight": t[f"{BLOCK}.attn.txt_qkv.weight"], f"{BLOCK}.attn.txt_qkv.weight": t[f"{QKV}.weight"]}
-        ),
-        "near source",
-    ),
+    "a bit of a kept tensor": (lambda t: t[LAST].view(torch.int16)[3, 4].add_(1), "kept equal source"),
+    "codes": (lambda t: t[WEIGHT][7:5000].bitwise_xor_(15), "sqnr"),
+    "a scale": (lambda t: t[SCALE][3].mul_(16), "near source"),
+    "scales and zero points exchanged": (lambda t: exchange(t, SCALE, ZERO_POINT), "near source"),
+    "a scale that is no number": (lambda t: t[SCALE][3].fill_(math.nan), "finite"),
+    "two weights exchanged": (lambda t: exchange(t, WEIGHT, f"{BLOCK}.attn.txt_qkv.weight"), "near source"),
 }
 
 
@@ -484,7 +436,7 @@ def test_tensors_that_have_other_names_than_their_modules(tmp_path: Path) -> Non
     assert not any("has other names for the weights" in note for note in report.notes)
 
 
-def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Lensconv, tmp_path: Path) -> None:
     escape = "\x1b[2J\x07" + "x" * 500
     options = {"weights_dtype": escape, "modules_to_not_convert": [escape + "+*"], escape: 1}
     folder = write_checkpoint(tmp_path / "one", {**LINEAR, f"{escape}.scale": torch.ones(3)}, escape, **options)

@@ -12,13 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from converter import convert, verify
-from tests.checkpoints import (
-    QKV,
-    WEIGHTS,
-    edit_manifest,
-    failed,
-    rewrite,
-)
+from tests.checkpoints import QKV, WEIGHTS, edit_manifest, failed, rewrite
 from tests.tiny_models import save_model
 
 

@@ -11,6 +11,10 @@ from safetensors.torch import save_file
 
 from converter import convert
 
+#: What most transformers are built with.
+_HEADS: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 32}
+_PATCHES: dict[str, Any] = {"sample_size": 16, "patch_size": 2, "in_channels": 16}
+
 #: Constructor arguments by class.
 DIFFUSERS: dict[str, dict[str, Any]] = {
     "LensTransformer2DModel": {
@@ -21,35 +25,29 @@ DIFFUSERS: dict[str, dict[str, Any]] = {
         "enc_hidden_dim": 64,
     },
     "FluxTransformer2DModel": {
+        **_HEADS,
         "patch_size": 1,
         "in_channels": 16,
-        "num_layers": 2,
         "num_single_layers": 2,
-        "attention_head_dim": 32,
-        "num_attention_heads": 4,
         "joint_attention_dim": 64,
         "pooled_projection_dim": 64,
         "guidance_embeds": True,
         "axes_dims_rope": (8, 12, 12),
     },
     "Flux2Transformer2DModel": {
+        **_HEADS,
         "patch_size": 1,
         "in_channels": 16,
-        "num_layers": 2,
         "num_single_layers": 2,
-        "attention_head_dim": 32,
-        "num_attention_heads": 4,
         "joint_attention_dim": 64,
         "timestep_guidance_channels": 64,
         "axes_dims_rope": (8, 8, 8, 8),
     },
     "QwenImageTransformer2DModel": {
+        **_HEADS,
         "patch_size": 2,
         "in_channels": 16,
         "out_channels": 4,
-        "num_layers": 2,
-        "attention_head_dim": 32,
-        "num_attention_heads": 4,
         "joint_attention_dim": 64,
         "axes_dims_rope": (8, 12, 12),
     },
@@ -65,12 +63,8 @@ DIFFUSERS: dict[str, dict[str, Any]] = {
         "axes_lens": [64, 32, 32],
     },
     "SD3Transformer2DModel": {
-        "sample_size": 16,
-        "patch_size": 2,
-        "in_channels": 16,
-        "num_layers": 2,
-        "attention_head_dim": 32,
-        "num_attention_heads": 4,
+        **_HEADS,
+        **_PATCHES,
         "joint_attention_dim": 64,
         "caption_projection_dim": 128,
         "pooled_projection_dim": 64,
@@ -80,32 +74,26 @@ DIFFUSERS: dict[str, dict[str, Any]] = {
         "qk_norm": "rms_norm",
     },
     "WanTransformer3DModel": {
+        **_HEADS,
         "patch_size": (1, 2, 2),
-        "num_attention_heads": 4,
-        "attention_head_dim": 32,
         "in_channels": 16,
         "out_channels": 16,
         "text_dim": 64,
         "freq_dim": 64,
         "ffn_dim": 256,
-        "num_layers": 2,
         "cross_attn_norm": True,
         "rope_max_seq_len": 32,
     },
     "PixArtTransformer2DModel": {
-        "num_attention_heads": 4,
-        "attention_head_dim": 32,
+        **_HEADS,
         "in_channels": 4,
         "out_channels": 8,
-        "num_layers": 2,
         "cross_attention_dim": 128,
         "sample_size": 16,
         "caption_channels": 64,
     },
     "Lumina2Transformer2DModel": {
-        "sample_size": 16,
-        "patch_size": 2,
-        "in_channels": 16,
+        **_PATCHES,
         "hidden_size": 96,
         "num_layers": 2,
         "num_refiner_layers": 1,
@@ -117,11 +105,9 @@ DIFFUSERS: dict[str, dict[str, Any]] = {
         "cap_feat_dim": 64,
     },
     "SanaTransformer2DModel": {
+        **_HEADS,
         "in_channels": 32,
         "out_channels": 32,
-        "num_attention_heads": 4,
-        "attention_head_dim": 32,
-        "num_layers": 2,
         "num_cross_attention_heads": 4,
         "cross_attention_head_dim": 32,
         "cross_attention_dim": 128,
@@ -142,13 +128,11 @@ DIFFUSERS: dict[str, dict[str, Any]] = {
         "pos_embed_max_size": 64,
     },
     "CogVideoXTransformer3DModel": {
-        "num_attention_heads": 4,
-        "attention_head_dim": 32,
+        **_HEADS,
         "in_channels": 16,
         "out_channels": 16,
         "time_embed_dim": 64,
         "text_embed_dim": 64,
-        "num_layers": 2,
         "sample_width": 8,
         "sample_height": 8,
         "sample_frames": 5,
@@ -178,58 +162,36 @@ DIFFUSERS: dict[str, dict[str, Any]] = {
     },
 }
 
-_DECODER: dict[str, Any] = {
+_ENCODER: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "num_key_value_heads": 4,
 }
+_DECODER: dict[str, Any] = {**_ENCODER, "num_key_value_heads": 4}
+_VISION: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_heads": 4,
+    "out_hidden_size": 128,
+    "fullatt_block_indexes": [1],
+}
+_ROPE: dict[str, Any] = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
+_T5: dict[str, Any] = {"vocab_size": 512, "d_model": 128, "d_kv": 32, "d_ff": 256, "num_layers": 2, "num_heads": 4}
 
 #: Config class and its arguments by class.
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3ForCausalLM": ("Qwen3Config", {**_DECODER, "head_dim": 32, "tie_word_embeddings": True}),
     "LlamaForCausalLM": ("LlamaConfig", {**_DECODER, "tie_word_embeddings": False}),
-    "T5EncoderModel": (
-        "T5Config",
-        {
-            "vocab_size": 512,
-            "d_model": 128,
-            "d_kv": 32,
-            "d_ff": 256,
-            "num_layers": 2,
-            "num_heads": 4,
-            "feed_forward_proj": "gated-gelu",
-        },
-    ),
-    "CLIPTextModel": (
-        "CLIPTextConfig",
-        {
-            "vocab_size": 512,
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 77,
-            "projection_dim": 128,
-        },
-    ),
+    "T5EncoderModel": ("T5Config", {**_T5, "feed_forward_proj": "gated-gelu"}),
+    "CLIPTextModel": ("CLIPTextConfig", {**_ENCODER, "max_position_embeddings": 77, "projection_dim": 128}),
     "Qwen2_5_VLForConditionalGeneration": (
         "Qwen2_5_VLConfig",
         {
-            "text_config": {
-                **_DECODER,
-                "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
-            },
-            "vision_config": {
-                "depth": 2,
-                "hidden_size": 128,
-                "intermediate_size": 256,
-                "num_heads": 4,
-                "out_hidden_size": 128,
-                "fullatt_block_indexes": [1],
-            },
+            "text_config": {**_DECODER, "rope_parameters": _ROPE},
+            "vision_config": _VISION,
             "image_token_id": 500,
             "video_token_id": 501,
             "vision_start_token_id": 502,

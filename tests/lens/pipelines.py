@@ -93,12 +93,7 @@ class Reference:
     """
 
     def __init__(
-        self,
-        pipe: Any,
-        positive: Branch,
-        negative: Branch,
-        scale: float,
-        state: reference.State | None = None,
+        self, pipe: Any, positive: Branch, negative: Branch, scale: float, state: reference.State | None = None
     ) -> None:
         self.pipe = pipe
         self.positive, self.negative, self.scale = positive, negative, scale

@@ -46,6 +46,13 @@ def peft_adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.
     return folder, run(model)
 
 
+def golden_with_adapter(scale: float = 1.0) -> tuple[Any, dict[str, torch.Tensor], torch.Tensor]:
+    """The golden model, an adapter for it, and what both put out at this scale."""
+    model = golden()
+    tensors = make_adapter(model)
+    return model, tensors, reference(adapted(model.state_dict(), (tensors, scale)))
+
+
 def test_an_adapter_of_pefts(peft_adapter: tuple[Path, torch.Tensor]) -> None:
     folder, expected = peft_adapter
     assert distance(expected, run(golden())) > 0.1
@@ -75,9 +82,7 @@ def test_an_adapter_of_pefts(peft_adapter: tuple[Path, torch.Tensor]) -> None:
     ],
 )
 def test_spellings_of_adapters(prefix: str) -> None:
-    model = golden()
-    tensors = make_adapter(model)
-    expected = reference(adapted(model.state_dict(), (tensors, 1.0)))
+    model, tensors, expected = golden_with_adapter()
     assert distance(expected, run(model)) > 0.1
     model.load_lora_adapter({prefix + name: tensor for name, tensor in tensors.items()})
     assert distance(run(model), expected) <= TOLERANCE
@@ -85,9 +90,7 @@ def test_spellings_of_adapters(prefix: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "transformer.", "base_model.model."])
 def test_metadata_of_adapters(prefix: str) -> None:
-    model = golden()
-    tensors = make_adapter(model)
-    expected = reference(adapted(model.state_dict(), (tensors, ALPHA / RANK)))
+    model, tensors, expected = golden_with_adapter(ALPHA / RANK)
     metadata = {f"{prefix}r": RANK, f"{prefix}lora_alpha": ALPHA, f"{prefix}alpha_pattern": None}
     named = {prefix + name.replace(".weight", ".default.weight"): tensor for name, tensor in tensors.items()}
     model.load_lora_adapter(named, metadata=metadata)
@@ -245,9 +248,7 @@ def test_alpha_is_not_lost(source: Any, peft_adapter: tuple[Path, torch.Tensor],
 
 
 def test_a_repository_without_a_config(tmp_path: Path) -> None:
-    model = golden()
-    tensors = make_adapter(model)
-    expected = reference(adapted(model.state_dict(), (tensors, 1.0)))
+    model, tensors, expected = golden_with_adapter()
     (tmp_path / "source").mkdir()
     save_file(tensors, tmp_path / "source" / "adapter_model.safetensors")
     place, options = as_a_repository(tmp_path / "source", tmp_path / "cache")

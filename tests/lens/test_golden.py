@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from converter.models.lens.golden import golden_error, golden_model, golden_outp
 from converter.models.lens.registration import register
 from converter.models.lens.rotary import rotate, rotation_angles, rotations
 from converter.models.lens.transformer import LensTransformer2DModel
-from tests.conftest import ROOT
+from tests.conftest import run_python
 from tests.lens.models import GOLDEN_TOLERANCE, TOLERANCE, distance, golden, run
 from tests.lens.reference import GOLDEN, golden_inputs
 
@@ -194,9 +193,7 @@ assert type(model) is converter.lens.LensTransformer2DModel
 @pytest.mark.parametrize("program", [PLAIN, PLANTED], ids=["plain", "planted"])
 def test_registration(program: str, tmp_path: Path) -> None:
     golden().save_pretrained(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run_python(program, tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from converter.lens import LensGptOssEncoder, LensPipeline, LensTransformer2DModel
-from tests.conftest import names_in
+from tests.conftest import edit_json, names_in
 from tests.lens.pipelines import (
     PROMPT,
     TOLERANCE,
@@ -201,7 +201,7 @@ def test_a_packed_text_encoder_is_announced_by_the_pipeline(
     # As in the real checkpoint: 411 tensors, and one more for each of 48 stacks of experts.
     assert (len(dense), len(packed)) == (411, 459)
     save_file(packed, weights, metadata={"format": "pt"})
-    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": MXFP4}))
+    edit_json(config, quantization_config=MXFP4)
     pipe = load(source)
     (notice,) = notices(caplog)
     assert "it is unpacked" in notice

@@ -73,6 +73,11 @@ SMALL_CONFIG: dict[str, Any] = {
     "vocab_size": 256,
 }
 
+#: Ids and mask.
+Tokens = tuple[torch.Tensor, torch.Tensor]
+#: The folder of a checkpoint, and its numbers.
+Packed = tuple[Path, dict[str, torch.Tensor]]
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
@@ -97,7 +102,7 @@ def plain_model(tiny_repo: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def tokens() -> tuple[torch.Tensor, torch.Tensor]:
+def tokens() -> Tokens:
     """Ids and mask of three texts: longer than the sliding window, shorter, and of one token."""
     lengths = torch.tensor([[150], [40], [1]])
     mask = (torch.arange(150) < lengths).long()
@@ -105,7 +110,7 @@ def tokens() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     """A small checkpoint whose experts are in MXFP4, and the numbers in it."""
     folder = tmp_path_factory.mktemp("packed")
     torch.manual_seed(0)
@@ -310,9 +315,7 @@ def test_features_are_repeated_padded_and_blanked() -> None:
 
 
 @pytest.mark.parametrize("layers", [LAYERS, (23, 0, 5), (7,)])
-def test_an_encoder_gives_what_its_layers_put_out(
-    encoder: Any, tokens: tuple[torch.Tensor, torch.Tensor], layers: tuple[int, ...]
-) -> None:
+def test_an_encoder_gives_what_its_layers_put_out(encoder: Any, tokens: Tokens, layers: tuple[int, ...]) -> None:
     """In the order of the selection; the last layer's output is not normed."""
     encoder.set_selected_layers(layers)
     with torch.no_grad():
@@ -323,7 +326,7 @@ def test_an_encoder_gives_what_its_layers_put_out(
 
 
 def test_hidden_states_of_transformers_are_the_same_but_for_the_last(
-    encoder: Any, plain_model: Any, tokens: tuple[torch.Tensor, torch.Tensor]
+    encoder: Any, plain_model: Any, tokens: Tokens
 ) -> None:
     with torch.no_grad():
         found = encoder(*tokens)
@@ -336,9 +339,7 @@ def test_hidden_states_of_transformers_are_the_same_but_for_the_last(
 
 
 @pytest.mark.parametrize("last", [0, 11, 23])
-def test_nothing_runs_above_the_last_selected_layer(
-    encoder: Any, tokens: tuple[torch.Tensor, torch.Tensor], last: int
-) -> None:
+def test_nothing_runs_above_the_last_selected_layer(encoder: Any, tokens: Tokens, last: int) -> None:
     encoder.set_selected_layers([last])
     ran: list[str] = []
 
@@ -357,7 +358,7 @@ def test_nothing_runs_above_the_last_selected_layer(
     assert ran == [str(number) for number in range(last + 1)]
 
 
-def test_padding_changes_nothing(encoder: Any, tokens: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_padding_changes_nothing(encoder: Any, tokens: Tokens) -> None:
     ids, mask = tokens
     with torch.no_grad():
         batch = encoder(ids, mask)
@@ -374,14 +375,14 @@ def test_selections_that_make_no_sense(encoder: Any, layers: list[int]) -> None:
     assert encoder._lens_selected_layers == LAYERS
 
 
-def test_no_features_without_a_selection(tiny_repo: Path, tokens: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_no_features_without_a_selection(tiny_repo: Path, tokens: Tokens) -> None:
     fresh = LensGptOssEncoder.from_pretrained(tiny_repo / "text_encoder", dtype=torch.float32)
     with pytest.raises(ValueError, match="set_selected_layers"):
         fresh.encode_layers(*tokens)
 
 
 def test_it_is_a_causal_language_model_for_all_other_calls(
-    encoder: Any, plain_model: Any, tiny_repo: Path, tokens: tuple[torch.Tensor, torch.Tensor]
+    encoder: Any, plain_model: Any, tiny_repo: Path, tokens: Tokens
 ) -> None:
     ids, mask = tokens[0][:1, :20], tokens[1][:1, :20]
     fresh = LensGptOssEncoder.from_pretrained(tiny_repo / "text_encoder", dtype=torch.float32)
@@ -396,9 +397,7 @@ def test_it_is_a_causal_language_model_for_all_other_calls(
     assert torch.equal(encoder.generate(ids, **options), plain_model.generate(ids, **options))
 
 
-def test_it_is_saved_as_the_model_that_it_is(
-    encoder: Any, plain_model: Any, tmp_path: Path, tokens: tuple[torch.Tensor, torch.Tensor]
-) -> None:
+def test_it_is_saved_as_the_model_that_it_is(encoder: Any, plain_model: Any, tmp_path: Path, tokens: Tokens) -> None:
     encoder.save_pretrained(tmp_path / "ours")
     plain_model.save_pretrained(tmp_path / "theirs")
     assert snapshot(tmp_path / "ours") == snapshot(tmp_path / "theirs")
@@ -409,9 +408,7 @@ def test_it_is_saved_as_the_model_that_it_is(
         assert torch.equal(loaded(*tokens).logits, plain_model(*tokens).logits)
 
 
-def test_a_packed_checkpoint_loads_on_a_cpu(
-    packed: tuple[Path, dict[str, torch.Tensor]], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_packed_checkpoint_loads_on_a_cpu(packed: Packed, caplog: pytest.LogCaptureFixture) -> None:
     folder, dense = packed
     state = load_file(folder / "model.safetensors")
     assert tuple(state["model.layers.0.mlp.experts.gate_up_proj_blocks"].shape) == (4, 128, 2, 16)
@@ -429,9 +426,7 @@ def test_a_packed_checkpoint_loads_on_a_cpu(
     assert f"{size / 1000:.1f} kB" in notice
 
 
-def test_the_size_is_named_before_the_load(
-    packed: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_size_is_named_before_the_load(packed: Packed, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Whoever has not that much memory sees no line that comes after."""
     config = (packed[0] / "config.json").read_bytes()
     (tmp_path / "text_encoder").mkdir()
@@ -442,9 +437,7 @@ def test_the_size_is_named_before_the_load(
     assert "kB of memory" in notices(caplog)[0]
 
 
-def test_nothing_is_said_to_who_asks_for_unpacking(
-    packed: tuple[Path, dict[str, torch.Tensor]], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_nothing_is_said_to_who_asks_for_unpacking(packed: Packed, caplog: pytest.LogCaptureFixture) -> None:
     folder, dense = packed
     loaded = LensGptOssEncoder.from_pretrained(folder, quantization_config=Mxfp4Config(dequantize=True))
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in dense.items())
@@ -459,9 +452,7 @@ def test_nothing_is_said_of_dense_checkpoints(tiny_repo: Path, caplog: pytest.Lo
     assert unpacking_notice("nowhere", {"config": config}) == ""
 
 
-def test_nothing_is_said_where_weights_stay_packed(
-    packed: tuple[Path, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_said_where_weights_stay_packed(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
     """That takes a GPU and all that transformers wants besides; here it finds all it wants."""
     monkeypatch.setattr(Mxfp4HfQuantizer, "validate_environment", lambda _: None)
     assert unpacking_notice(packed[0], {}) != ""
@@ -477,9 +468,7 @@ def test_the_real_encoder_takes_its_published_size(tmp_path: Path) -> None:
     assert unpacking_notice("nowhere", {"config": GptOssConfig.from_dict(REAL_CONFIG)}) == from_file
 
 
-def test_unpacked_experts_are_found_again_when_they_were_saved(
-    packed: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
-) -> None:
+def test_unpacked_experts_are_found_again_when_they_were_saved(packed: Packed, tmp_path: Path) -> None:
     """transformers would save them under the names of packed ones, and fill in random numbers when it loads them."""
     folder, dense = packed
     LensGptOssEncoder.from_pretrained(folder).save_pretrained(tmp_path)
@@ -490,7 +479,7 @@ def test_unpacked_experts_are_found_again_when_they_were_saved(
         assert torch.equal(tensor.bfloat16(), dense[name]), name
 
 
-def test_a_config_given_by_its_path_counts(packed: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path) -> None:
+def test_a_config_given_by_its_path_counts(packed: Packed, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SMALL_CONFIG))
     assert unpacking_notice(tmp_path, {}) == ""
     assert "it is unpacked" in unpacking_notice(tmp_path, {"config": str(packed[0])})

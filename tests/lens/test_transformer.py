@@ -24,20 +24,10 @@ from tests.lens.models import TOLERANCE, Inputs, as_arguments, counted, distance
 from tests.lens.reference import GOLDEN_CONFIG, golden_inputs, transformer_forward
 
 #: Upstream's epsilon of each norm of the image and of the text.
-IMAGE_EPSILONS = {
-    r".*\.norm_q": 1e-6,
-    r".*\.norm_k": 1e-6,
-    r".*\.img_norm1": 1e-6,
-    r".*\.img_norm2": 1e-6,
-    r"norm_out\.norm": 1e-6,
-}
-TEXT_EPSILONS = {
-    r"txt_norm\.\d": 1e-5,
-    r".*\.norm_added_q": 1e-6,
-    r".*\.norm_added_k": 1e-6,
-    r".*\.txt_norm1": 1e-6,
-    r".*\.txt_norm2": 1e-6,
-}
+IMAGE_NORMS = (r".*\.norm_q", r".*\.norm_k", r".*\.img_norm1", r".*\.img_norm2", r"norm_out\.norm")
+TEXT_NORMS = (r".*\.norm_added_q", r".*\.norm_added_k", r".*\.txt_norm1", r".*\.txt_norm2")
+IMAGE_EPSILONS = dict.fromkeys(IMAGE_NORMS, 1e-6)
+TEXT_EPSILONS = {r"txt_norm\.\d": 1e-5, **dict.fromkeys(TEXT_NORMS, 1e-6)}
 
 
 def norms(model: Any, pattern: str) -> list[Any]:
@@ -180,11 +170,7 @@ def test_no_mask_is_one_of_all_true() -> None:
 
 @pytest.mark.parametrize(
     ("grid", "rows", "columns", "text_start"),
-    [
-        ((3, 5), (-2, 0), (-3, 1), 2),
-        ((90, 90), (-45, 44), (-45, 44), 45),
-        ((92, 46), (-46, 45), (-23, 22), 46),
-    ],
+    [((3, 5), (-2, 0), (-3, 1), 2), ((90, 90), (-45, 44), (-45, 44), 45), ((92, 46), (-46, 45), (-23, 22), 46)],
 )
 def test_positions(grid: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int], text_start: int) -> None:
     axes = LensConfig().axes_dims_rope

@@ -7,18 +7,12 @@ unpickled file, a changed source or a forgotten staging folder all show as a dif
 
 from __future__ import annotations
 
-from tests.malformed import commands, configs, headers, indexes, outputs, pipelines, recipes, sources, tensors
+from importlib import import_module
+
 from tests.malformed.site import CASES
 
-__all__ = [
-    "CASES",
-    "commands",
-    "configs",
-    "headers",
-    "indexes",
-    "outputs",
-    "pipelines",
-    "recipes",
-    "sources",
-    "tensors",
-]
+__all__ = ["CASES"]
+
+_MODULES = "commands configs headers indexes outputs pipelines recipes sources tensors"
+for _name in _MODULES.split():
+    import_module(f"{__name__}.{_name}")

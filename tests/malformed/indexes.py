@@ -19,116 +19,97 @@ from tests.malformed.site import (
     write_tensors,
 )
 
+_FIRST, _SECOND = SHARDS
+_BAD = "MalformedCheckpoint"
+_WHOLE_MAP = {"a": _FIRST, "b": _SECOND}
+
 
 def _add_index_case(
     name: str,
     error: str,
     *message: str,
-    weight_map: Any = (("a", SHARDS[0]), ("b", SHARDS[1])),
+    weight_map: Any = _WHOLE_MAP,
     content: bytes | None = None,
     prepare: Callable[[Site], object] = lambda _: None,
 ) -> None:
     """Two shards with a tensor each, and what an index says of them.
 
     Args:
-        weight_map: pairs of tensor and shard, or what the index holds instead.
+        weight_map: of the index.
         content: the whole index, in place of the map.
         prepare: changes the files further.
     """
 
     def build(site: Site) -> None:
         site.source.mkdir()
-        for tensor, shard in zip("ab", SHARDS, strict=True):
+        for tensor, shard in _WHOLE_MAP.items():
             write_tensors(site.source / shard, {tensor: Stored("F32", [2], bytes(8))})
-        mapped = dict(weight_map) if isinstance(weight_map, tuple) else weight_map
-        index = json.dumps({"metadata": {"total_size": 16}, "weight_map": mapped}).encode()
+        index = json.dumps({"metadata": {"total_size": 16}, "weight_map": weight_map}).encode()
         site.write(f"source/{INDEX_FILE}", index if content is None else content)
         prepare(site)
 
     add_case(f"index-{name}", build, error, *message)
 
 
-def _add_shard_name_case(name: str, shard: Any, *message: str) -> None:
-    weight_map = (("a", SHARDS[0]), ("b", shard))
-    _add_index_case(f"shard-{name}", "MalformedCheckpoint", INDEX_FILE, "tensor b", *message, weight_map=weight_map)
+for _name, _shard, _said in (
+    ("in-the-parent-folder", "../secret.safetensors", "leads out of the folder"),
+    ("in-a-subfolder", "sub/model.safetensors", "leads out of the folder"),
+    ("absolute", "/etc/secret.safetensors", "leads out of the folder"),
+    ("with-a-backslash", "..\\secret.safetensors", "leads out of the folder"),
+    ("with-a-nul", "model\0.safetensors", "model\\x00.safetensors"),
+    ("of-another-type", "model.bin", "not a safetensors file"),
+    ("empty", "", "not a safetensors file"),
+    ("a-number", 7, "not a safetensors file"),
+    ("a-list", [_SECOND], "not a safetensors file"),
+    ("hostile", HOSTILE_TEXT, "evil\\r\\n\\x1b[2J"),
+):
+    _weight_map = {"a": _FIRST, "b": _shard}
+    _add_index_case(f"shard-{_name}", _BAD, INDEX_FILE, "tensor b", _said, weight_map=_weight_map)
+for _name, _content, _said in (
+    ("empty-file", b"", "not JSON"),
+    ("not-json", b"{'a': 1}", "not JSON"),
+    ("not-utf-8", b'{"\xff": 1}', "not UTF-8"),
+    ("array", b"[]", "JSON list, not an object"),
+    ("nested-too-deep", b"[" * 10**5, "nested too deeply"),
+    ("without-a-map", b"{}", "has no weight_map"),
+    ("repeated-tensor", b'{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}', "names a twice"),
+):
+    _add_index_case(_name, _BAD, INDEX_FILE, _said, content=_content)
+_UNLISTED = f"{INDEX_FILE} does not list it for this file"
+_ELSEWHERE = f"should be in {_SECOND}, which does not contain it"
+for _name, _map, _said in (
+    ("map-empty", {}, "has no weight_map"),
+    ("map-a-list", ["a", "b"], "has no weight_map"),
+    ("map-a-string", "a", "has no weight_map"),
+    ("tensor-missing-in-its-shard", {**_WHOLE_MAP, "c": _SECOND}, f"tensor c: {_ELSEWHERE}"),
+    ("tensors-in-each-others-shards", {"a": _SECOND, "b": _FIRST}, f"tensor a: {_ELSEWHERE}"),
+):
+    _add_index_case(_name, _BAD, INDEX_FILE, _said, weight_map=_map)
 
 
-_add_shard_name_case("in-the-parent-folder", "../secret.safetensors", "leads out of the folder")
-_add_shard_name_case("in-a-subfolder", "sub/model.safetensors", "leads out of the folder")
-_add_shard_name_case("absolute", "/etc/secret.safetensors", "leads out of the folder")
-_add_shard_name_case("with-a-backslash", "..\\secret.safetensors", "leads out of the folder")
-_add_shard_name_case("with-a-nul", "model\0.safetensors", "model\\x00.safetensors")
-_add_shard_name_case("of-another-type", "model.bin", "not a safetensors file")
-_add_shard_name_case("empty", "", "not a safetensors file")
-_add_shard_name_case("a-number", 7, "not a safetensors file")
-_add_shard_name_case("a-list", [SHARDS[1]], "not a safetensors file")
-_add_shard_name_case("hostile", HOSTILE_TEXT, "evil\\r\\n\\x1b[2J")
-_add_index_case("empty-file", "MalformedCheckpoint", INDEX_FILE, "not JSON", content=b"")
-_add_index_case("not-json", "MalformedCheckpoint", INDEX_FILE, "not JSON", content=b"{'a': 1}")
-_add_index_case("not-utf-8", "MalformedCheckpoint", INDEX_FILE, "not UTF-8", content=b'{"\xff": 1}')
-_add_index_case("array", "MalformedCheckpoint", INDEX_FILE, "JSON list, not an object", content=b"[]")
-_add_index_case("nested-too-deep", "MalformedCheckpoint", INDEX_FILE, "nested too deeply", content=b"[" * 10**5)
-_add_index_case("without-a-map", "MalformedCheckpoint", INDEX_FILE, "has no weight_map", content=b"{}")
-_add_index_case("map-empty", "MalformedCheckpoint", INDEX_FILE, "has no weight_map", weight_map={})
-_add_index_case("map-a-list", "MalformedCheckpoint", INDEX_FILE, "has no weight_map", weight_map=["a", "b"])
-_add_index_case("map-a-string", "MalformedCheckpoint", INDEX_FILE, "has no weight_map", weight_map="a")
-_add_index_case(
-    "repeated-tensor",
-    "MalformedCheckpoint",
-    INDEX_FILE,
-    "names a twice",
-    content=b'{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}',
-)
-_add_index_case(
-    "tensor-missing-in-its-shard",
-    "MalformedCheckpoint",
-    INDEX_FILE,
-    f"tensor c: should be in {SHARDS[1]}, which does not contain it",
-    weight_map=(("a", SHARDS[0]), ("b", SHARDS[1]), ("c", SHARDS[1])),
-)
-_add_index_case(
-    "tensors-in-each-others-shards",
-    "MalformedCheckpoint",
-    INDEX_FILE,
-    f"tensor a: should be in {SHARDS[1]}, which does not contain it",
-    weight_map=(("a", SHARDS[1]), ("b", SHARDS[0])),
-)
-_add_index_case(
-    "tensor-it-does-not-name",
-    "MalformedCheckpoint",
-    SHARDS[1],
-    f"tensor c: {INDEX_FILE} does not list it for this file",
-    prepare=lambda site: write_tensors(
-        site.source / SHARDS[1], {"b": Stored("U8", [1], b"x"), "c": Stored("U8", [1], b"x")}
-    ),
-)
-_add_index_case(
-    "tensor-in-two-shards",
-    "MalformedCheckpoint",
-    SHARDS[1],
-    f"tensor a: is in {SHARDS[0]} too",
-    prepare=lambda site: write_tensors(
-        site.source / SHARDS[1], {"a": Stored("U8", [1], b"x"), "b": Stored("U8", [1], b"x")}
-    ),
-)
-_add_index_case(
-    "shard-missing",
-    "MissingInput",
-    SHARDS[1],
-    f"no such file, though {INDEX_FILE} names it",
-    prepare=lambda site: (site.source / SHARDS[1]).unlink(),
-)
-_add_index_case(
-    "shard-cut-short",
-    "MalformedCheckpoint",
-    SHARDS[1],
-    "is cut short",
-    prepare=lambda site: os.truncate(site.source / SHARDS[1], (site.source / SHARDS[1]).stat().st_size - 1),
-)
-_add_index_case(
-    "and-a-single-file",
-    "MalformedCheckpoint",
-    "source",
-    f"contains both {SMALL_FILE} and {INDEX_FILE}",
-    prepare=lambda site: site.write(f"source/{SMALL_FILE}", WHOLE_FILE),
-)
+def _fill_second(*tensors: str) -> Callable[[Site], object]:
+    contents = {tensor: Stored("U8", [1], b"x") for tensor in tensors}
+    return lambda site: write_tensors(site.source / _SECOND, contents)
+
+
+def _cut_second(site: Site) -> None:
+    file = site.source / _SECOND
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def _add_whole_file(site: Site) -> None:
+    site.write(f"source/{SMALL_FILE}", WHOLE_FILE)
+
+
+def _remove_second(site: Site) -> None:
+    (site.source / _SECOND).unlink()
+
+
+for _name, _error, _prepare, *_message in (
+    ("tensor-it-does-not-name", _BAD, _fill_second("b", "c"), _SECOND, f"tensor c: {_UNLISTED}"),
+    ("tensor-in-two-shards", _BAD, _fill_second("a", "b"), _SECOND, f"tensor a: is in {_FIRST} too"),
+    ("shard-missing", "MissingInput", _remove_second, _SECOND, f"no such file, though {INDEX_FILE} names it"),
+    ("shard-cut-short", _BAD, _cut_second, _SECOND, "is cut short"),
+    ("and-a-single-file", _BAD, _add_whole_file, "source", f"contains both {SMALL_FILE} and {INDEX_FILE}"),
+):
+    _add_index_case(_name, _error, *_message, prepare=_prepare)

@@ -3,126 +3,75 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from tests.malformed.pipelines import make_pipeline
-from tests.malformed.site import (
-    Invocation,
-    Site,
-    case,
-)
+from tests.malformed.site import Invocation, Site, add_case, case
+
+Prepare = Callable[[Site], object]
 
 
-@case("output-is-a-folder", "OutputError", "out", "exists already", hint=("--overwrite",))
-def _output_is_a_folder(site: Site) -> None:
-    site.copy_lens()
-    site.output.mkdir()
+def _add_output_case(name: str, output: str, prepare: Prepare | None, message: tuple[str, ...], *options: str) -> None:
+    """A valid source, a path below the root that is refused, and what is made there first."""
+
+    def build(site: Site) -> Invocation:
+        site.copy_lens()
+        if prepare is not None:
+            prepare(site)
+        return site.convert(*options, output=site.root / output)
+
+    hint = ("--overwrite",) if message is _TAKEN else ()
+    add_case(name, build, "OutputError", *message, hint=hint)
 
 
-@case("output-is-a-file", "OutputError", "out", "exists already")
-def _output_is_a_file(site: Site) -> None:
-    site.copy_lens()
-    site.output.write_text("precious")
+def _write(name: str) -> Prepare:
+    return lambda site: site.write(name, "precious")
 
 
-@case("output-is-a-dangling-link", "OutputError", "out", "exists already")
-def _output_is_a_dangling_link(site: Site) -> None:
-    site.copy_lens()
-    site.output.symlink_to("gone")
+def _link(name: str, target: str) -> Prepare:
+    return lambda site: (site.root / name).symlink_to(target)
 
 
-@case("output-is-a-file-and-overwrite", "OutputError", "out", "not a plain folder")
-def _output_is_a_file_and_overwrite(site: Site) -> Invocation:
-    site.copy_lens()
-    site.output.write_text("precious")
-    return site.convert("--overwrite")
-
-
-@case("output-is-a-link-and-overwrite", "OutputError", "out", "not a plain folder")
-def _output_is_a_link_and_overwrite(site: Site) -> Invocation:
-    site.copy_lens()
+def _link_to_a_copy(site: Site) -> None:
     site.copy_lens("work/real")
     site.output.symlink_to("real")
-    return site.convert("--overwrite")
 
 
-@case("output-is-no-checkpoint-and-overwrite", "OutputError", "out", "contains no checkpoint")
-def _output_is_no_checkpoint_and_overwrite(site: Site) -> Invocation:
-    site.copy_lens()
-    site.write("work/out/thesis.txt", "precious")
-    return site.convert("--overwrite")
-
-
-@case("output-is-the-source", "OutputError", "source", "is inside the source")
-def _output_is_the_source(site: Site) -> Invocation:
-    return site.convert("--overwrite", output=site.copy_lens())
-
-
-@case("output-inside-the-source", "OutputError", "source/deep/out", "is inside the source")
-def _output_inside_the_source(site: Site) -> Invocation:
-    return site.convert(output=site.copy_lens() / "deep" / "out")
-
-
-@case("output-inside-the-source-by-a-link", "OutputError", "shortcut/out", "is inside the source")
-def _output_inside_the_source_by_a_link(site: Site) -> Invocation:
-    site.copy_lens()
-    (site.work / "shortcut").symlink_to(site.source)
-    return site.convert(output=site.work / "shortcut" / "out")
-
-
-@case("output-inside-the-pipeline", "OutputError", "source/out", "is inside the source")
-def _output_inside_the_pipeline(site: Site) -> Invocation:
-    return site.convert(output=make_pipeline(site) / "out")
-
-
-@case("output-holds-the-source", "OutputError", "is inside the source, or the source is inside it")
-def _output_holds_the_source(site: Site) -> Invocation:
-    site.copy_lens()
-    return site.convert("--overwrite", output=site.root)
-
-
-@case("output-without-a-name", "OutputError", "needs a name of its own")
-def _output_without_a_name(site: Site) -> Invocation:
-    site.copy_lens()
-    return site.convert(output=site.work / "..")
-
-
-@case("output-below-a-file", "OutputError", "notes.txt/deep/out", "cannot be written")
-def _output_below_a_file(site: Site) -> Invocation:
-    site.copy_lens()
-    return site.convert(output=site.write("work/notes.txt", "precious") / "deep" / "out")
-
-
-@case("output-below-a-link-to-itself", "OutputError", "loop/out")
-def _output_below_a_link_to_itself(site: Site) -> Invocation:
-    site.copy_lens()
-    (site.work / "loop").symlink_to("loop")
-    return site.convert(output=site.work / "loop" / "out")
-
-
-@case("output-name-too-long", "OutputError", "nnn", "too long")
-def _output_name_too_long(site: Site) -> Invocation:
-    # Long enough to leave no room for the staging folder's name; the folder above it is made first.
-    site.copy_lens()
-    return site.convert(output=site.work / "new" / ("n" * 250))
-
-
-@case("staging-is-a-file", "OutputError", "out")
-def _staging_is_a_file(site: Site) -> None:
-    site.copy_lens()
-    site.write("work/.out.lensconv", "precious")
-
-
-@case("staging-is-a-link", "OutputError", "out")
-def _staging_is_a_link(site: Site) -> None:
-    site.copy_lens()
+def _link_staging(site: Site) -> None:
     (site.work / "elsewhere").mkdir()
     (site.work / ".out.lensconv").symlink_to("elsewhere")
 
 
-@case("staging-holds-something-else", "OutputError", "thesis.txt", "not made by lensconv")
-def _staging_holds_something_else(site: Site) -> None:
-    site.copy_lens()
-    site.write("work/.out.lensconv/thesis.txt", "precious")
+_OUT, _TAKEN, _NO_FOLDER = "work/out", ("out", "exists already"), ("out", "not a plain folder")
+_INSIDE, _AROUND = "is inside the source", "is inside the source, or the source is inside it"
+_STAGING, _THESIS, _NOTES = "work/.out.lensconv", "work/out/thesis.txt", "work/notes.txt"
+# Long enough to leave no room for the staging folder's name; the folder above it is made first.
+_LONG = f"work/new/{'n' * 250}"
+for _name, _output, _prepare, _message, *_options in (
+    ("output-is-a-folder", _OUT, lambda site: site.output.mkdir(), _TAKEN),
+    ("output-is-a-file", _OUT, _write(_OUT), _TAKEN),
+    ("output-is-a-dangling-link", _OUT, _link(_OUT, "gone"), _TAKEN),
+    ("output-is-a-file-and-overwrite", _OUT, _write(_OUT), _NO_FOLDER, "--overwrite"),
+    ("output-is-a-link-and-overwrite", _OUT, _link_to_a_copy, _NO_FOLDER, "--overwrite"),
+    ("output-is-no-checkpoint-and-overwrite", _OUT, _write(_THESIS), ("out", "contains no checkpoint"), "--overwrite"),
+    ("output-is-the-source", "source", None, ("source", _INSIDE), "--overwrite"),
+    ("output-inside-the-source", "source/deep/out", None, ("source/deep/out", _INSIDE)),
+    ("output-inside-the-source-by-a-link", "work/by/out", _link("work/by", "../source"), ("by/out", _INSIDE)),
+    ("output-holds-the-source", "", None, (_AROUND,), "--overwrite"),
+    ("output-without-a-name", "work/..", None, ("needs a name of its own",)),
+    ("output-below-a-file", f"{_NOTES}/deep/out", _write(_NOTES), ("notes.txt/deep/out", "cannot be written")),
+    ("output-below-a-link-to-itself", "work/loop/out", _link("work/loop", "loop"), ("loop/out",)),
+    ("output-name-too-long", _LONG, None, ("nnn", "too long")),
+    ("staging-is-a-file", _OUT, _write(_STAGING), ("out",)),
+    ("staging-is-a-link", _OUT, _link_staging, ("out",)),
+    ("staging-holds-something-else", _OUT, _write(f"{_STAGING}/thesis.txt"), ("thesis.txt", "not made by lensconv")),
+):
+    _add_output_case(_name, _output, _prepare, _message, *_options)
+
+
+@case("output-inside-the-pipeline", "OutputError", "source/out", _INSIDE)
+def _output_inside_the_pipeline(site: Site) -> Invocation:
+    return site.convert(output=make_pipeline(site) / "out")
 
 
 @case("staging-of-another-conversion", "OutputError", "out", "an interrupted conversion differs", hint=("--restart",))
@@ -132,4 +81,4 @@ def _staging_of_another_conversion(site: Site) -> None:
     release.mkdir(parents=True)
     status = release.stat()
     journal = {"identity": {"recipe": "another"}, "release": [status.st_dev, status.st_ino], "content": ""}
-    site.write("work/.out.lensconv/journal", json.dumps(journal) + "\n")
+    site.write(f"{_STAGING}/journal", json.dumps(journal) + "\n")

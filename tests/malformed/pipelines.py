@@ -5,16 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.malformed.site import (
-    HOSTILE_TEXT,
-    Invocation,
-    Site,
-    add_case,
-)
+from tests.malformed.site import HOSTILE_TEXT, Invocation, Site, add_case
 
 
 def make_pipeline(site: Site, **components: Any) -> Path:
@@ -36,25 +31,27 @@ def make_pipeline(site: Site, **components: Any) -> Path:
 
 
 _OTHER = ["diffusers", "AutoencoderKL"]
+_INDEX = "model_index.json"
+_NO_DENOISER = [_INDEX, "neither transformer nor unet"]
+Prepare = Callable[[Path], object]
 
 
 def _add_pipeline_case(
-    name: str,
-    error: str,
-    *message: str,
-    components: Mapping[str, Any] | None = None,
-    prepare: Callable[[Path], object] = lambda _: None,
-    options: tuple[str, ...] = (),
-    hint: tuple[str, ...] = (),
+    name: str, error: str, component: str | None, prepare: Prepare | None, message: list[str], *options: str
 ) -> None:
+    """A pipeline repo with one more component in its index, or changed further."""
+
     def build(site: Site) -> Invocation:
-        prepare(make_pipeline(site, **(components or {})))
+        repo = make_pipeline(site, **({} if component is None else {component: _OTHER}))
+        if prepare is not None:
+            prepare(repo)
         return site.convert(*options)
 
+    hint = ("--component",) if message is _NO_DENOISER else ()
     add_case(f"pipeline-{name}", build, error, *message, hint=hint)
 
 
-def _link(name: str, target: str) -> Callable[[Path], object]:
+def _link(name: str, target: str) -> Prepare:
     def prepare(repo: Path) -> None:
         (repo / name).parent.mkdir(exist_ok=True)
         (repo / name).symlink_to(target)
@@ -62,12 +59,17 @@ def _link(name: str, target: str) -> Callable[[Path], object]:
     return prepare
 
 
-def _pipe(name: str) -> Callable[[Path], object]:
-    def prepare(repo: Path) -> None:
-        (repo / name).parent.mkdir()
-        os.mkfifo(repo / name)
+def _index(content: str) -> Prepare:
+    return lambda repo: (repo / _INDEX).write_text(content)
 
-    return prepare
+
+def _remove_transformer(repo: Path) -> None:
+    shutil.rmtree(repo / "transformer")
+
+
+def _make_pipe(repo: Path) -> None:
+    (repo / "vae").mkdir()
+    os.mkfifo(repo / "vae" / "config.json")
 
 
 def _link_component_outside(repo: Path) -> None:
@@ -77,7 +79,6 @@ def _link_component_outside(repo: Path) -> None:
     (repo / "vae").symlink_to(elsewhere)
 
 
-_INDEX = "model_index.json"
 for _name, _component in (
     ("in-the-parent-folder", "../x"),
     ("the-parent-folder", ".."),
@@ -87,109 +88,29 @@ for _name, _component in (
     ("with-a-nul", "x\0"),
     ("without-a-name", ""),
 ):
-    _add_pipeline_case(
-        f"component-{_name}",
-        "MalformedCheckpoint",
-        _INDEX,
-        "leads out of the folder",
-        components={_component: _OTHER},
-    )
-_add_pipeline_case(
-    "component-missing", "MissingInput", "vae", "no such folder, though model_index.json", components={"vae": _OTHER}
-)
-_add_pipeline_case(
-    "transformer-missing",
-    "MissingInput",
-    "transformer",
-    "no such folder, though model_index.json",
-    prepare=lambda repo: shutil.rmtree(repo / "transformer"),
-)
-_add_pipeline_case(
-    "component-lone-surrogate", "MissingInput", "x\\ud800", "no such folder", components={"x\ud800": _OTHER}
-)
-_add_pipeline_case("component-name-too-long", "InputError", "xxx", components={"x" * 300: _OTHER})
-_add_pipeline_case(
-    "component-hostile", "UsageError", "nope", components={HOSTILE_TEXT: _OTHER}, options=("--component", "nope")
-)
-_add_pipeline_case(
-    "no-denoiser",
-    "UnsupportedCheckpoint",
-    _INDEX,
-    "neither transformer nor unet",
-    prepare=lambda repo: (repo / _INDEX).write_text(json.dumps({HOSTILE_TEXT: _OTHER})),
-    hint=("--component",),
-)
-_add_pipeline_case(
-    "index-empty",
-    "UnsupportedCheckpoint",
-    _INDEX,
-    "neither transformer nor unet",
-    prepare=lambda repo: (repo / _INDEX).write_text("{}"),
-)
-_add_pipeline_case(
-    "index-not-json",
-    "MalformedCheckpoint",
-    _INDEX,
-    "not JSON",
-    prepare=lambda repo: (repo / _INDEX).write_text("<html>"),
-)
-_add_pipeline_case(
-    "index-array",
-    "MalformedCheckpoint",
-    _INDEX,
-    "JSON list",
-    prepare=lambda repo: (repo / _INDEX).write_text("[]"),
-)
-_add_pipeline_case(
-    "link-to-a-file-outside",
-    "MalformedCheckpoint",
-    "vae/config.json",
-    "is a link out of",
-    components={"vae": _OTHER},
-    prepare=_link("vae/config.json", "/etc/passwd"),
-)
-_add_pipeline_case(
-    "link-to-a-file-outside-beside-the-weights",
-    "MalformedCheckpoint",
-    "transformer/notes.txt",
-    "is a link out of",
-    prepare=_link("transformer/notes.txt", "/etc/passwd"),
-)
-_add_pipeline_case(
-    "link-to-a-folder-outside",
-    "MalformedCheckpoint",
-    "vae/deep",
-    "is a link to a folder",
-    components={"vae": _OTHER},
-    prepare=_link("vae/deep", "/etc"),
-)
-_add_pipeline_case(
-    "component-a-link-outside",
-    "MalformedCheckpoint",
-    "vae/secret.json",
-    "is a link out of",
-    components={"vae": _OTHER},
-    prepare=_link_component_outside,
-)
-_add_pipeline_case(
-    "link-to-nothing",
-    "MissingInput",
-    "vae/config.json",
-    components={"vae": _OTHER},
-    prepare=_link("vae/config.json", "gone"),
-)
-_add_pipeline_case(
-    "link-to-itself",
-    "InputError",
-    "vae/config.json",
-    components={"vae": _OTHER},
-    prepare=_link("vae/config.json", "config.json"),
-)
-_add_pipeline_case(
-    "pipe-in-a-component",
-    "MalformedCheckpoint",
-    "vae/config.json",
-    "not a regular file",
-    components={"vae": _OTHER},
-    prepare=_pipe("vae/config.json"),
-)
+    _message = [_INDEX, "leads out of the folder"]
+    _add_pipeline_case(f"component-{_name}", "MalformedCheckpoint", _component, None, _message)
+_MISSING = "no such folder, though model_index.json"
+_LINK = "is a link out of"
+_CONFIG, _NOTES = "vae/config.json", "transformer/notes.txt"
+_BAD = "MalformedCheckpoint"
+_HOSTILE_INDEX = _index(json.dumps({HOSTILE_TEXT: _OTHER}))
+for _name, _error, _component_name, _prepare, _message, *_options in (
+    ("component-missing", "MissingInput", "vae", None, ["vae", _MISSING]),
+    ("transformer-missing", "MissingInput", None, _remove_transformer, ["transformer", _MISSING]),
+    ("component-lone-surrogate", "MissingInput", "x\ud800", None, ["x\\ud800", "no such folder"]),
+    ("component-name-too-long", "InputError", "x" * 300, None, ["xxx"]),
+    ("component-hostile", "UsageError", HOSTILE_TEXT, None, ["nope"], "--component", "nope"),
+    ("no-denoiser", "UnsupportedCheckpoint", None, _HOSTILE_INDEX, _NO_DENOISER),
+    ("index-empty", "UnsupportedCheckpoint", None, _index("{}"), _NO_DENOISER),
+    ("index-not-json", _BAD, None, _index("<html>"), [_INDEX, "not JSON"]),
+    ("index-array", _BAD, None, _index("[]"), [_INDEX, "JSON list"]),
+    ("link-to-a-file-outside", _BAD, "vae", _link(_CONFIG, "/etc/passwd"), [_CONFIG, _LINK]),
+    ("link-to-a-file-outside-beside-the-weights", _BAD, None, _link(_NOTES, "/etc/passwd"), [_NOTES, _LINK]),
+    ("link-to-a-folder-outside", _BAD, "vae", _link("vae/deep", "/etc"), ["vae/deep", "is a link to a folder"]),
+    ("component-a-link-outside", _BAD, "vae", _link_component_outside, ["vae/secret.json", _LINK]),
+    ("link-to-nothing", "MissingInput", "vae", _link(_CONFIG, "gone"), [_CONFIG]),
+    ("link-to-itself", "InputError", "vae", _link(_CONFIG, "config.json"), [_CONFIG]),
+    ("pipe-in-a-component", _BAD, "vae", _make_pipe, [_CONFIG, "not a regular file"]),
+):
+    _add_pipeline_case(_name, _error, _component_name, _prepare, _message, *_options)

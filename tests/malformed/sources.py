@@ -18,84 +18,61 @@ from tests.malformed.site import (
     SHARDS,
     SMALL_FILE,
     WHOLE_FILE,
+    Builder,
     Invocation,
     Site,
+    add_case,
     case,
     edit_config,
 )
 
 
-@case("source-missing", "MissingInput", "source", "no such file or folder")
-def _source_missing(site: Site) -> Invocation:
-    return site.convert()
+def _in_source(change: Callable[[Path], object]) -> Builder:
+    """A folder in which something is called as the weights are."""
+
+    def build(site: Site) -> None:
+        site.source.mkdir()
+        change(site.source / SMALL_FILE)
+
+    return build
 
 
-@case("source-missing-hostile-name", "MissingInput", "evil\\r\\n\\x1b[2J", "no such file or folder")
-def _source_missing_hostile_name(site: Site) -> Invocation:
-    return site.convert(source=site.root / HOSTILE_TEXT)
+def _two_files(site: Site) -> None:
+    for shard in SHARDS:
+        site.write(f"source/{shard}", WHOLE_FILE)
 
 
-@case("source-is-a-dangling-link", "MissingInput", "source", "no such file or folder")
-def _source_is_a_dangling_link(site: Site) -> None:
-    site.source.symlink_to("gone")
+def _config_only(site: Site) -> None:
+    (site.copy_lens() / LENS_FILE).unlink()
 
 
-@case("source-is-a-link-to-itself", "MissingInput", "source", "no such file or folder")
-def _source_is_a_link_to_itself(site: Site) -> None:
-    site.source.symlink_to("source")
+def _at(path: str) -> Builder:
+    return lambda site: site.convert(source=site.root / path)
 
 
-@case("source-name-too-long", "InputError", "nnn", "too long")
-def _source_name_too_long(site: Site) -> Invocation:
-    return site.convert(source=site.root / ("n" * 300))
-
-
-@case("source-is-a-pipe", "MissingInput", "source")
-def _source_is_a_pipe(site: Site) -> None:
-    os.mkfifo(site.source)
-
-
-@case("source-is-a-device", "MissingInput", "/dev/zero")
-def _source_is_a_device(site: Site) -> Invocation:
-    return site.convert(source=Path("/dev/zero"))
+_PATH, _EMPTY, _IRREGULAR = "no such file or folder", "contains no safetensors weights", "not a regular file"
+_build: Builder
+for _name, _build, *_message in (
+    ("source-missing", Site.convert, "source", _PATH),
+    ("source-missing-hostile-name", _at(HOSTILE_TEXT), "evil\\r\\n\\x1b[2J", _PATH),
+    ("source-is-a-dangling-link", lambda site: site.source.symlink_to("gone"), "source", _PATH),
+    ("source-is-a-link-to-itself", lambda site: site.source.symlink_to("source"), "source", _PATH),
+    ("source-is-a-pipe", lambda site: os.mkfifo(site.source), "source"),
+    ("source-is-a-device", _at("/dev/zero"), "/dev/zero"),
+    ("folder-empty", lambda site: site.source.mkdir(), "source", _EMPTY),
+    ("folder-with-config-only", _config_only, "source", _EMPTY),
+    ("folder-two-files-without-index", _two_files, "source", "2 safetensors files and no index"),
+    ("weights-are-a-folder", _in_source(Path.mkdir), SMALL_FILE, _IRREGULAR),
+    ("weights-are-a-pipe", _in_source(os.mkfifo), SMALL_FILE, _IRREGULAR),
+    ("weights-are-a-dangling-link", _in_source(lambda file: file.symlink_to("gone")), SMALL_FILE),
+):
+    add_case(_name, _build, "MissingInput", *_message)
+add_case("source-name-too-long", _at("n" * 300), "InputError", "nnn", "too long")
 
 
 @case("source-is-a-text-file", "MalformedCheckpoint", "config.json", "not a safetensors file")
 def _source_is_a_text_file(site: Site) -> Invocation:
     return site.convert(source=site.copy_lens() / "config.json")
-
-
-@case("folder-empty", "MissingInput", "source", "contains no safetensors weights")
-def _folder_empty(site: Site) -> None:
-    site.source.mkdir()
-
-
-@case("folder-with-config-only", "MissingInput", "source", "contains no safetensors weights")
-def _folder_with_config_only(site: Site) -> None:
-    (site.copy_lens() / LENS_FILE).unlink()
-
-
-@case("folder-two-files-without-index", "MissingInput", "source", "2 safetensors files and no index")
-def _folder_two_files_without_index(site: Site) -> None:
-    for shard in SHARDS:
-        site.write(f"source/{shard}", WHOLE_FILE)
-
-
-@case("weights-are-a-folder", "MissingInput", SMALL_FILE, "not a regular file")
-def _weights_are_a_folder(site: Site) -> None:
-    (site.source / SMALL_FILE).mkdir(parents=True)
-
-
-@case("weights-are-a-pipe", "MissingInput", SMALL_FILE, "not a regular file")
-def _weights_are_a_pipe(site: Site) -> None:
-    site.source.mkdir()
-    os.mkfifo(site.source / SMALL_FILE)
-
-
-@case("weights-are-a-dangling-link", "MissingInput", SMALL_FILE)
-def _weights_are_a_dangling_link(site: Site) -> None:
-    site.source.mkdir()
-    (site.source / SMALL_FILE).symlink_to("gone")
 
 
 class _Mark:

@@ -37,44 +37,37 @@ def _set_dtype(tensor: str, dtype: str, size: int) -> Callable[[dict[str, Stored
     return edit
 
 
-def _reshape(tensor: str, change: Callable[[Stored], Stored]) -> Callable[[dict[str, Stored]], object]:
-    return lambda tensors: tensors.update({tensor: change(tensors[tensor])})
+def _reshape(shape: list[int], cut: int = 0) -> Callable[[dict[str, Stored]], object]:
+    """Give the quantized tensor another shape, and cut off so many bytes."""
+
+    def edit(tensors: dict[str, Stored]) -> None:
+        old = tensors[QUANTIZED]
+        tensors[QUANTIZED] = Stored(old.dtype, shape, old.data[: len(old.data) - cut])
+
+    return edit
 
 
-_EXTRA = {"extra.weight": Stored("F32", [1], bytes(4))}
-_add_tensor_case("none-at-all", lambda tensors: tensors.clear(), "missing", "LensTransformer2DModel needs it")
-_add_tensor_case("weight-missing", lambda tensors: tensors.pop(QUANTIZED), QUANTIZED, "missing")
-_add_tensor_case("bias-missing", lambda tensors: tensors.pop(KEPT), KEPT, "missing")
-_add_tensor_case("one-too-many", lambda tensors: tensors.update(_EXTRA), "extra.weight", "not part of")
-_add_tensor_case(
-    "renamed",
-    lambda tensors: tensors.update({HOSTILE_TEXT: tensors.pop(KEPT)}),
-    KEPT,
-    "missing; LensTransformer2DModel",
-)
-_add_tensor_case(
-    "one-too-many-hostile", lambda tensors: tensors.update({HOSTILE_TEXT: _EXTRA["extra.weight"]}), "evil\\r\\n\\x1b"
-)
-_add_tensor_case(
-    "weight-transposed",
-    _reshape(QUANTIZED, lambda old: Stored(old.dtype, old.shape[::-1], old.data)),
-    QUANTIZED,
-    "has shape [192, 576]",
-    "needs [576, 192]",
-)
-_add_tensor_case(
-    "weight-one-row-short",
-    _reshape(QUANTIZED, lambda old: Stored(old.dtype, [575, 192], old.data[: -192 * 4])),
-    QUANTIZED,
-    "has shape [575, 192]",
-)
-_add_tensor_case(
-    "weight-flat", _reshape(QUANTIZED, lambda old: Stored(old.dtype, [576 * 192], old.data)), QUANTIZED, "has shape"
-)
-_add_tensor_case("bias-a-scalar", _reshape(KEPT, lambda _: Stored("F32", [], bytes(4))), KEPT, "has shape []")
-_add_tensor_case("weight-integers", _set_dtype(QUANTIZED, "I32", 4), QUANTIZED, "is I32")
-_add_tensor_case("weight-complex", _set_dtype(QUANTIZED, "C64", 8), QUANTIZED, "is C64")
-_add_tensor_case("bias-booleans", _set_dtype(KEPT, "BOOL", 1), KEPT, "is BOOL")
+def _rename(tensors: dict[str, Stored]) -> None:
+    tensors[HOSTILE_TEXT] = tensors.pop(KEPT)
+
+
+_EXTRA = Stored("F32", [1], bytes(4))
+for _name, _edit, *_message in (
+    ("none-at-all", lambda tensors: tensors.clear(), "missing", "LensTransformer2DModel needs it"),
+    ("weight-missing", lambda tensors: tensors.pop(QUANTIZED), QUANTIZED, "missing"),
+    ("bias-missing", lambda tensors: tensors.pop(KEPT), KEPT, "missing"),
+    ("one-too-many", lambda tensors: tensors.update({"extra.weight": _EXTRA}), "extra.weight", "not part of"),
+    ("renamed", _rename, KEPT, "missing; LensTransformer2DModel"),
+    ("one-too-many-hostile", lambda tensors: tensors.update({HOSTILE_TEXT: _EXTRA}), "evil\\r\\n\\x1b"),
+    ("weight-transposed", _reshape([192, 576]), QUANTIZED, "has shape [192, 576]", "needs [576, 192]"),
+    ("weight-one-row-short", _reshape([575, 192], cut=192 * 4), QUANTIZED, "has shape [575, 192]"),
+    ("weight-flat", _reshape([576 * 192]), QUANTIZED, "has shape"),
+    ("bias-a-scalar", lambda tensors: tensors.update({KEPT: Stored("F32", [], bytes(4))}), KEPT, "has shape []"),
+    ("weight-integers", _set_dtype(QUANTIZED, "I32", 4), QUANTIZED, "is I32"),
+    ("weight-complex", _set_dtype(QUANTIZED, "C64", 8), QUANTIZED, "is C64"),
+    ("bias-booleans", _set_dtype(KEPT, "BOOL", 1), KEPT, "is BOOL"),
+):
+    _add_tensor_case(_name, _edit, *_message)
 for _dtype in ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"):
     # Eight bits are a quantized weight without the scales that would say what it means.
     _add_tensor_case(f"weight-{_dtype}".lower(), _set_dtype(QUANTIZED, _dtype, 1), QUANTIZED, f"is {_dtype}")
