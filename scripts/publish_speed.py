@@ -129,7 +129,7 @@ def measure_uploads(work: Path, release: Path, transport: str, pairs: int) -> di
     """Upload a release in turn with either program, and publish it once more after each publication."""
     found: dict[str, list[dict[str, Any]]] = {"hf_upload": [], "publish": [], "publish_again": []}
     for number in range(pairs):
-        # Whoever is second may find the machine in another state, so they take turns at that.
+        # The second one may find the machine in another state, so the order alternates.
         for name in ("publish", "hf_upload") if number % 2 else ("hf_upload", "publish"):
             repository = f"{DEFAULT_NAME}/{name.replace('_', '-')}-{number}"
             shutil.rmtree(release / STATE_FOLDER, ignore_errors=True)

@@ -388,7 +388,7 @@ def test_a_release_comes_whole_and_once(publisher: Publisher) -> None:
     list_file(publisher.release, "README.md", (FRONT_MATTER + "# Another\n").encode())
     taken = publisher.publish(tag="v1")
     assert taken.returncode == 4
-    assert "tag v1 names" in json.loads(taken.stdout)["error"]["message"]
+    assert "tag v1 points to" in json.loads(taken.stdout)["error"]["message"]
     assert publisher.commits()[0] == receipt["commit"]
 
 
@@ -496,7 +496,7 @@ def test_a_repo_with_another_name(publisher: Publisher) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "message"),
-    [("HF_TOKEN_PATH", "the file that should contain the token"), ("HF_OIDC_RESOURCE", "there is no token")],
+    [("HF_TOKEN_PATH", "the file that should contain the token"), ("HF_OIDC_RESOURCE", "no token was found")],
 )
 def test_tokens_that_cannot_be_had(release: Path, tmp_path: Path, variable: str, message: str) -> None:
     (tmp_path / "token").write_bytes(b"\xff\xfe" * 20)

@@ -196,7 +196,7 @@ VISIBLE: dict[str, tuple[Damage, str, str]] = {
     "no modulation": (
         change_tensors(lambda t: [t.pop(name) for name in list(t) if "_mod." in name]),
         "modulation",
-        "there are no modulation layers",
+        "the model has no modulation layers",
     ),
     "a kept tensor in F8": (
         change_tensors(lambda t: t.update({"proj_out.bias": t["proj_out.bias"].to(torch.float8_e4m3fn)})),
@@ -510,7 +510,7 @@ def test_a_pattern_that_cannot_be_judged_is_noted(folder: Path) -> None:
     (folder / "lensconv_manifest.json").unlink()
     report = verify(folder)
     assert report.ok, failed(report)
-    (note,) = (note for note in report.notes if "too complex to be judged" in note)
+    (note,) = (note for note in report.notes if "too complex to check" in note)
     assert note.endswith(": (a+)+*$0; (a+)+*$1; (a+)+*$2; and 2 more")
 
 
@@ -519,7 +519,7 @@ def test_what_sdnq_cannot_restore(lens_source: Path, lens_output: Path, monkeypa
         raise RuntimeError("Bad in-place call")
 
     monkeypatch.setattr("converter.verification.fidelity.dequantize", fail)
-    with pytest.raises(UnsupportedCheckpoint, match=r"attn.*: SDNQ cannot turn it back into numbers: Bad in-place"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"attn.*: SDNQ cannot dequantize it: Bad in-place"):
         verify(lens_output, against=lens_source)
 
 

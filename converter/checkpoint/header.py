@@ -147,7 +147,7 @@ def parse_header(prefix: bytes, body: bytes, file_bytes: int, file: Path) -> Hea
     position = 0
     for entry in entries:
         if entry.start != position:
-            kind = "overlaps the tensor before it" if entry.start < position else "leaves a hole before it"
+            kind = "overlaps the tensor before it" if entry.start < position else "leaves a gap before it"
             raise MalformedCheckpoint(file, f"starts at byte {entry.start} of the data and {kind}", tensor=entry.name)
         position = entry.end
     data_bytes = file_bytes - PREFIX_BYTES - length

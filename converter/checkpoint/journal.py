@@ -44,7 +44,7 @@ class JournalFile:
         self._descriptor: int | None = None
 
     def read(self) -> Journal | None:
-        """What the file says; None when there is no file, or when it is not a journal."""
+        """What the file says; None when the file does not exist, or is not a journal."""
         try:
             content = self._path.read_bytes()
         except OSError:

@@ -115,8 +115,8 @@ def open_checkpoint(path: Path, *, component: str | None = None) -> Checkpoint:
     Raises:
         MissingInput: a file is missing or cannot be read.
         MalformedCheckpoint: a file breaks its format, or two of them disagree.
-        UnsupportedCheckpoint: there are no safetensors weights.
-        UsageError: there is no such component.
+        UnsupportedCheckpoint: the checkpoint contains no safetensors weights.
+        UsageError: the component does not exist.
     """
     checkpoint = examine_checkpoint(path, component=component)
     if checkpoint.problems:

@@ -28,7 +28,11 @@ from converter.presentation.card.options import CardOptions
     CardOptions, "repo", "base_model", "base_revision", "license", "prompts", "unverified", "template", "adopt"
 )
 @click.option(
-    "--language", "languages", metavar="CODE", multiple=True, help="Language of the prompts. Repeatable.  [default: en]"
+    "--language",
+    "languages",
+    metavar="CODE",
+    multiple=True,
+    help="ISO code of the language of the prompts, such as en. Repeatable.  [default: en]",
 )
 @click.option("--tag", "tags", metavar="TAG", multiple=True, help="An additional tag for the Hub. Repeatable.")
 @click.option(

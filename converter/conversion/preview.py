@@ -1,4 +1,4 @@
-"""The result of a conversion, foreseen from headers and the model's config alone."""
+"""The result of a conversion, computed in advance from headers and the model's config alone."""
 
 from __future__ import annotations
 
@@ -195,9 +195,9 @@ def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
         notes.append(f"no config.json names the model's class; assumed from microsoft/Lens: {values}")
     narrow = checkpoint.bytes_by_dtype.keys() & {"F16", "BF16"}
     if narrow:
-        notes.append(f"the source contains {' and '.join(sorted(narrow))}, which has been rounded once already")
+        notes.append(f"the source contains {' and '.join(sorted(narrow))}, which was rounded once already")
     if recipe.is_data_dependent:
-        notes.append("the weights decide dtypes, and the sizes are the smallest possible")
+        notes.append("the dtypes depend on the weights; the sizes are the smallest possible")
     if recipe.is_random:
         notes.append(f"SDNQ uses random numbers for this recipe; their seed is {recipe.seed}")
     if recipe.depends_on_threads:

@@ -46,7 +46,7 @@ def published_report(output: Path, recipe: str, elapsed_s: float) -> ConvertRepo
     """The report of a run that was killed after its last step, from the manifest of its output.
 
     Raises:
-        MissingInput: there is no manifest.
+        MissingInput: the release has no manifest.
     """
     manifest = read_manifest(output)
     if manifest is None:

@@ -89,7 +89,7 @@ def _check_path(address: HubAddress, path: str) -> None:
         or len(encoded) > MAXIMUM_PATH_BYTES
         or max(len(part.encode()) for part in parts) > MAXIMUM_NAME_BYTES
     ):
-        raise _refusal(address, path, "is not a possible path of a file")
+        raise _refusal(address, path, "is not a valid path of a file")
 
 
 def _check_conflicts(address: HubAddress, files: dict[str, RemoteFile]) -> None:

@@ -148,7 +148,7 @@ class PullRequest:
 def commit_target(call: Call) -> Repo:
     """Return the repo that the user may commit to, at the revision that the path names; raise Refusal if there is none.
 
-    Whoever may read a repo, with a token that may write, may open a pull request and add to their own.
+    A user who may read a repo, and whose token may write, may open a pull request and add commits to it.
     """
     repo, viewer = call.repo(), call.token_writer("write to a repo")
     own = [pull_request.ref for pull_request in PullRequest.all(repo) if pull_request.author == viewer.name]

@@ -29,7 +29,7 @@ def check_loading(audit: Audit) -> Iterator[Check]:
         audit: of a component folder or a pipeline repo.
 
     Raises:
-        UnsupportedCheckpoint: the class is unknown, or there is no config.
+        UnsupportedCheckpoint: the class is unknown, or the config is missing.
     """
     checkpoint = audit.checkpoint
     if not checkpoint.config:

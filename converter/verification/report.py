@@ -25,7 +25,7 @@ class Check:
 
 
 def list_problems(name: str, problems: Sequence[str], good: str) -> Check:
-    """A check that passes with ``good`` when there are no problems, and names the first few when there are.
+    """A check that passes with ``good`` when there is not a single problem, and names the first few problems otherwise.
 
     Both may contain names from files: they are made safe to show.
     """
@@ -65,7 +65,7 @@ class VerifyReport:
     bytes_by_dtype: Mapping[str, int]
     total_bytes: int
     parameters: int
-    """Logical: a packed byte holds several, scales and zero points are none."""
+    """Logical: a packed byte contains several, and scales and zero points do not count."""
     quantized_modules: int
     families: tuple[FamilyFootprint, ...]
     fidelity: Mapping[str, Any] = field(default_factory=dict)

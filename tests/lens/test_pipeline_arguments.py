@@ -140,7 +140,7 @@ def test_arguments_are_checked_before_any_work(
 
 
 def test_prompts_that_are_none(pipe: Any) -> None:
-    with pytest.raises(ValueError, match="there are no prompts"):
+    with pytest.raises(ValueError, match="no prompts were given"):
         draw(pipe, [])
     with pytest.raises(ValueError, match="max_sequence_length is 0"):
         draw(pipe, max_sequence_length=0)

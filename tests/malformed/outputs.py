@@ -80,7 +80,7 @@ def _output_holds_the_source(site: Site) -> Invocation:
     return site.convert("--overwrite", output=site.root)
 
 
-@case("output-without-a-name", "OutputError", "needs a name of its own")
+@case("output-without-a-name", "OutputError", "must end in a name")
 def _output_without_a_name(site: Site) -> Invocation:
     site.copy_lens()
     return site.convert(output=site.work / "..")

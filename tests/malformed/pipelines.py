@@ -144,7 +144,7 @@ _add_pipeline_case(
     "link-to-a-file-outside",
     "MalformedCheckpoint",
     "vae/config.json",
-    "is a link out of",
+    "is a link that leads out of",
     components={"vae": _OTHER},
     prepare=_link("vae/config.json", "/etc/passwd"),
 )
@@ -152,7 +152,7 @@ _add_pipeline_case(
     "link-to-a-file-outside-beside-the-weights",
     "MalformedCheckpoint",
     "transformer/notes.txt",
-    "is a link out of",
+    "is a link that leads out of",
     prepare=_link("transformer/notes.txt", "/etc/passwd"),
 )
 _add_pipeline_case(
@@ -167,7 +167,7 @@ _add_pipeline_case(
     "component-a-link-outside",
     "MalformedCheckpoint",
     "vae/secret.json",
-    "is a link out of",
+    "is a link that leads out of",
     components={"vae": _OTHER},
     prepare=_link_component_outside,
 )

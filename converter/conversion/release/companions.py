@@ -45,7 +45,7 @@ class Companion:
 
 
 def find_companions(checkpoint: Checkpoint, output: Path) -> list[Companion]:
-    """The files that are taken over: of the converted component, and of the pipeline repo around it.
+    """The files that are copied unchanged: of the converted component, and of the pipeline repo around it.
 
     Args:
         checkpoint: the source.
@@ -103,7 +103,9 @@ def _component_files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in sorted(files))
         for name in folders:
             if Path(parent, name).is_symlink():
-                raise MalformedCheckpoint(Path(parent, name), "is a link to a folder", "Replace it by the folder.")
+                raise MalformedCheckpoint(
+                    Path(parent, name), "is a link to a folder", "Replace the link with the folder."
+                )
 
 
 def _refuse_unreadable(error: OSError) -> None:
@@ -111,7 +113,7 @@ def _refuse_unreadable(error: OSError) -> None:
 
 
 def _resolve_inside(file: Path, root: Path) -> Path:
-    """Follow links, within the repo and within the blobs of a Hub cache that holds it.
+    """Follow links, within the repo and within the blobs of a Hub cache that contains it.
 
     A repo from elsewhere could otherwise link to a private file, which would end up in the release.
     """
@@ -122,7 +124,7 @@ def _resolve_inside(file: Path, root: Path) -> Path:
         if parent.name == "snapshots":
             allowed.append(parent.parent / "blobs")
     if not any(real.is_relative_to(folder) for folder in allowed):
-        raise MalformedCheckpoint(file, f"is a link out of {root}", "Replace it by the file itself.")
+        raise MalformedCheckpoint(file, f"is a link that leads out of {root}", "Replace the link with the file itself.")
     try:
         regular = stat.S_ISREG(real.stat().st_mode)
     except OSError as error:
@@ -136,7 +138,7 @@ def bring_companion(companion: Companion, folder: Path, progress: Progress) -> R
     """Put a file into the release by sharing its blocks, by a second name, or by copying it.
 
     Raises:
-        OSError: none of them works.
+        OSError: all three ways fail.
     """
     target = folder / companion.name
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -33,11 +33,15 @@ def write_suite_file(text: str, output: Path) -> None:
     Raises:
         SuiteError: it is longer than the suites that lensconv reads.
         OutputError: it cannot be written.
-        DiskError: there is no space.
+        DiskError: the disk is full.
     """
     content = text.encode()
     if len(content) > MAXIMUM_SUITE_BYTES:
-        fail(str(output), f"would have {len(content)} bytes, more than {MAXIMUM_SUITE_BYTES}", "Make several suites.")
+        fail(
+            str(output),
+            f"would have {len(content)} bytes, more than {MAXIMUM_SUITE_BYTES}",
+            "Split it into several suites.",
+        )
     replace_file(output, content)
 
 

@@ -81,4 +81,4 @@ def weights_table(weights: Mapping[str, Any]) -> Table:
         ]
         for family in weights["fidelity"]["families"]
     ]
-    return Table(["Family", "Modules", "SQNR, dB", "Least of a module, dB", "Least cosine"], rows)
+    return Table(["Family", "Modules", "SQNR, dB", "Lowest module, dB", "Lowest cosine"], rows)

@@ -1,4 +1,4 @@
-"""Figures as tables show them: seconds and GB with three digits behind the point, percents with one."""
+"""Figures as tables show them: seconds and GB with three digits after the point, percents with one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from converter.presentation.tables.table import NOTHING, Figure
 
 
 def decimal(value: float | None, digits: int) -> Figure:
-    """Return a figure with so many digits behind the point."""
+    """Return a figure with so many digits after the point."""
     return NOTHING if value is None else Figure(f"{value:.{digits}f}")
 
 
 def number(value: float | None) -> Figure:
-    """Return seconds or GB, with three digits behind the point."""
+    """Return seconds or GB, with three digits after the point."""
     return decimal(value, 3)
 
 
 def percent(value: float | None) -> Figure:
-    """Return a share, with one digit behind the point."""
+    """Return a share, with one digit after the point."""
     return NOTHING if value is None else Figure(f"{value:.1f}%")
 
 
