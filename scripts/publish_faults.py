@@ -437,7 +437,7 @@ SCENES: dict[str, Scene] = {
         options=("--patience", "3"),
     ),
     "the repo has another name now": Scene(
-        reason="is called lab/another now",
+        reason="is now called lab/another",
         fault={
             "action": "status",
             "status": 307,

@@ -65,7 +65,7 @@ def test_addresses_that_make_no_sense(text: str) -> None:
         (403, {"X-Error-Message": "Private storage quota reached"}, "status 403: Private storage quota reached"),
         (403, {"X-Error-Code": "GatedRepo"}, "is gated"),
         (403, {"X-Error-Message": "Access to this resource is disabled."}, "has been disabled"),
-        (404, {"X-Error-Code": "RepoNotFound"}, "no such model"),
+        (404, {"X-Error-Code": "RepoNotFound"}, "the model does not exist"),
         (404, {"X-Error-Code": "RevisionNotFound"}, "no such revision"),
         (404, {"X-Error-Code": "EntryNotFound"}, "no such file"),
         (409, {"X-Error-Message": "tag is there"}, "is being changed at the moment: tag is there"),
@@ -126,7 +126,7 @@ def failures() -> list[tuple[BaseException, type[LensconvError], str]]:
         (caused(socket.gaierror(-2, "Name or service not known")), HubError, "its name is unknown"),
         (caused(ssl.SSLCertVerificationError("self-signed")), HubError, "the connection is not secure"),
         (caused(ConnectionRefusedError(errno.ECONNREFUSED, "refused")), HubError, "refuses the connection"),
-        (caused(ConnectionResetError(errno.ECONNRESET, "reset")), HubError, "broke off"),
+        (caused(ConnectionResetError(errno.ECONNRESET, "reset")), HubError, "closed the connection"),
         (HubError("told already"), HubError, "told already"),
     ]
 

@@ -114,7 +114,7 @@ ONE = SUITE.prompts[0]
         (markdown_card().replace("| 303 |", "| 3O3 |"), "prompt P03: seed '3O3' is not a whole number"),
         (markdown_card().replace("| 303 |", "| -303 |"), "seed '-303' is not a whole number"),
         (markdown_card().replace("### P03 -", "### P3 -"), "the table lists P03, but no heading"),
-        (markdown_card() + "\n\n### P11 - Extra\n\nMore.", "headings for P11, which the table does not name"),
+        (markdown_card() + "\n\n### P11 - Extra\n\nMore.", "headings for P11, but the table does not list"),
         (markdown_card().replace("### P03 - V", "### P03 - W"), "two titles"),
         (markdown_card(body=lambda p: f"Seed: {p.seed + 1}\n\n{p.prompt}"), "two seeds: 301 and 302"),
         (markdown_card(body=lambda p: f"Seed: 1\nSeed: 2\n\n{p.prompt}"), "two seeds: 1 and 2"),

@@ -491,7 +491,7 @@ def test_a_repo_with_another_name(publisher: Publisher) -> None:
     publisher.hub.fault("status", status=307, headers=moved, path=f"/api/models/{publisher.repository}$")
     done = publisher.publish()
     assert done.returncode == 4
-    assert "is called owner/another now" in json.loads(done.stdout)["error"]["message"]
+    assert "is now called owner/another" in json.loads(done.stdout)["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def _compare_ids(matrix: Mapping[str, Row], sections: Mapping[str, Section], whe
         fail(where, f"the table lists {_list(missing)}, but no heading with a prompt does", CARD_HINT)
     extra = [key for key in sections if key not in matrix]
     if matrix and extra:
-        fail(where, f"the headings {_list(extra)} are not in the table", CARD_HINT)
+        fail(where, f"the card has headings for {_list(extra)}, but the table does not list them", CARD_HINT)
 
 
 def _list(ids: list[str]) -> str:
