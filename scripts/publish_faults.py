@@ -463,7 +463,7 @@ def main() -> None:
     parser.add_argument("--transport", choices=sorted(UPLOADS), default="lfs")
     parser.add_argument("--client", type=Path, help="folder with another huggingface_hub, put first in PYTHONPATH")
     parser.add_argument("--kills", type=int, default=20, help="how many publications to kill")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--only", default="", help="regular expression of the endpoints and scenes to go through")
     arguments = parser.parse_args()
     if arguments.transport == "lfs":
@@ -545,7 +545,7 @@ def create(stage: Stage) -> None:
         stage.hub.clear_faults()
         if runs[0].returncode:
             runs.append(stage.finish())
-        faults = [] if len(stage.api.list_repo_commits(repository)) == 2 else ["there is not one commit"]
+        faults = [] if len(stage.api.list_repo_commits(repository)) == 2 else ["the release is not one commit"]
         if runs[-1].returncode or not stage.is_whole("v1"):
             faults.append("the release is not there")
         stage.judge(f"create, {name}", runs, seconds, faults)

@@ -64,7 +64,7 @@ def main() -> None:
             },
             "layers": arguments.layers,
             "load_average_before": load,
-            # The system counts what the parent held when it started a process: nothing can be seen below this.
+            # The peak of a process includes the memory of its parent at the start, so smaller peaks cannot be measured.
             "rss_floor_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "audit": measure_audit(work, source, arguments.pairs),
             "upload": {},

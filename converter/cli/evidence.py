@@ -34,7 +34,7 @@ def command(console: Console, /, path: Path) -> None:
     from converter.measurement.evidence.summary import summarise
 
     summary = summarise(path)
-    checked = [f"{name}: fits its schema, figures agree" for name in summary.contents]
+    checked = [f"{name}: matches its schema, and its figures agree" for name in summary.contents]
     console.result(summary.to_dict(), *checked, *render_contents(summary.contents))
 
 

@@ -21,7 +21,7 @@ from converter.hub.addresses import is_address, parse_address
 #: Measured with the versions in constraints.txt, rounded up.
 OWN_PROCESS_BYTES = 190_000_000
 SDNQ_PROCESS_BYTES = 490_000_000
-#: What the import of a CUDA build of torch takes more; measured with torch 2.13.0, rounded up.
+#: Additional memory for the import of a CUDA build of torch; measured with torch 2.13.0, rounded up.
 CUDA_LIBRARY_BYTES = 380_000_000
 
 

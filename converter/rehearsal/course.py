@@ -43,7 +43,7 @@ class Step:
     """A step of a rehearsal."""
 
     name: str
-    """``publish``, ``page``, ``audit``, ``download``, and ``generate`` or, unless it is a Lens pipeline, ``load``."""
+    """``publish``, ``page``, ``audit``, ``download``, and ``generate`` or ``load``, if it is not a Lens pipeline."""
     elapsed_s: float
     detail: str
     """What was found, or what went wrong."""

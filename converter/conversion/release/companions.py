@@ -41,7 +41,7 @@ class Companion:
     """Path inside the release, with slashes."""
     bytes: int
     can_share: bool
-    """Whether it can have a second name in the output, so that no space is needed for it."""
+    """Whether the output can have a hard link to it, which needs no space."""
 
 
 def find_companions(checkpoint: Checkpoint, output: Path) -> list[Companion]:
@@ -135,7 +135,7 @@ def _resolve_inside(file: Path, root: Path) -> Path:
 
 
 def bring_companion(companion: Companion, folder: Path, progress: Progress) -> ReleaseFile:
-    """Put a file into the release by sharing its blocks, by a second name, or by copying it.
+    """Put a file into the release by sharing its blocks (reflink), by a hard link, or by copying it.
 
     Raises:
         OSError: all three ways fail.
@@ -162,7 +162,7 @@ def _share_blocks(source: Path, target: Path) -> bool:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Give the file a second name, if its mode is what a new file would have."""
+    """Make a hard link to the file, if its mode is what a new file would have."""
     if not _has_default_mode(source.stat()):
         return False
     try:

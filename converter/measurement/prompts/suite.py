@@ -42,7 +42,7 @@ class SuitePrompt:
     seed: int
     prompt: str
     required_text: tuple[str, ...]
-    """Texts that the image must show, each of which occurs in the prompt."""
+    """Texts that the image must show, each of which is part of the prompt."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from converter.presentation.tables.table import NOTHING, Figure
 
 
 def decimal(value: float | None, digits: int) -> Figure:
-    """Return a figure with so many digits after the point."""
+    """Return a figure with this number of digits after the point."""
     return NOTHING if value is None else Figure(f"{value:.{digits}f}")
 
 
@@ -50,5 +50,5 @@ def short(value: int) -> Figure:
 
 
 def reduction(before: float, after: float) -> float | None:
-    """Return by how many percent ``after`` is less; None where there was nothing before."""
+    """Return the decrease from ``before`` to ``after`` in percent; None if ``before`` is 0."""
     return round(100 * (1 - after / before), 1) if before else None
