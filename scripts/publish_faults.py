@@ -237,7 +237,7 @@ class Scene:
     meanwhile: Callable[[Stage], object] | None = None
     """Done as soon as the fault, a pause, has begun."""
     variables: Mapping[str, str] = field(default_factory=dict)
-    """Of the environment; their values may name {endpoint}, and {reader} and {stranger} for their tokens."""
+    """Environment variables; their values may name {endpoint}, and {reader} and {stranger} for their tokens."""
     options: tuple[str, ...] = ("--patience", "6")
     private: bool = False
     long: bool = False

@@ -56,11 +56,11 @@ class Header:
     file: Path
     metadata: dict[str, str]
     tensors: dict[str, TensorEntry]
-    """By name, in the order of the data."""
+    """The tensors by name, in the order of the data."""
     data_start: int
     """Bytes in front of the data: the length field and the header."""
     sha256: str
-    """Of the header with its length field, in hexadecimal digits."""
+    """Checksum of the length field and the header, in hexadecimal digits."""
     stamp: tuple[int, ...] = ()
     """Size in bytes and time of the last change in nanoseconds when the header was read; empty when it did not come
     from a file. The inode is left out: file systems in user space may change it at any time."""

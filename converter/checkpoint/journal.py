@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: By tensor of the source, what the journal says of it.
+#: Entries of the journal, by tensor of the source.
 Finished = Mapping[str, Mapping[str, Any]]
 
 

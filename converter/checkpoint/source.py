@@ -26,7 +26,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 PIPELINE_INDEX = "model_index.json"
 #: Components that denoise, in the order in which they are looked for in a pipeline repo.
 DENOISERS = ("transformer", "unet")
-#: Ends of files that may contain a pickle. They are named in messages and never opened.
+#: Suffixes of files that may contain a pickle. They are named in messages and never opened.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: Limit for configs and indexes, which are read completely; real ones are far shorter.
 MAXIMUM_JSON_BYTES = 64_000_000
@@ -141,7 +141,7 @@ def examine_checkpoint(path: Path, *, component: str | None = None) -> Checkpoin
 
 
 def _choose_component(pipeline: Path, component: str | None) -> str:
-    """The component that was asked for, by default the denoiser."""
+    """Return the requested component, by default the denoiser."""
     components = pipeline_components(pipeline)
     listed = ", ".join(components)
     if component is None:

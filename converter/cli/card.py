@@ -41,7 +41,7 @@ from converter.presentation.card.options import CardOptions
 @output_options
 @pass_console
 def command(console: Console, /, release: Path, evidence: Path | None, preview: Path | None, **options: Any) -> None:
-    """Make the README.md of the folder RELEASE from its measurements, and add them to the release.
+    """Make the model card README.md of the folder RELEASE from its measurements, and add both to the release.
 
     Figures are refused unless they were measured on the weights of the release, by their sha256. The card leaves out
     what was not measured. All files that are added are listed in the manifest, so that `publish` uploads them.

@@ -28,8 +28,8 @@ def command(console: Console, /, repo: Path, prompt: str, output: Path, **option
     """Generate an image with the Lens pipeline in the folder REPO.
 
     The transformer in REPO may be the original or a quantized one. To save memory, the text encoder is freed before
-    the transformer is loaded. If the memory does not suffice, the command stops before it loads anything. The PNG
-    contains the settings.
+    the transformer is loaded. If the machine does not have enough memory, the command stops before it loads anything.
+    The PNG contains the settings.
     """
     # Imported late, since it takes seconds; errors in the command line are reported before.
     from converter.libraries import load_library

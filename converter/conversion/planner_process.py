@@ -32,7 +32,7 @@ class PlanAnswer:
     plan: Plan
     kernel_agrees: bool
     peak_rss_bytes: int = 0
-    """Of the second process; 0 where the plan was made in this one."""
+    """Peak memory of the second process; 0 if the plan was made in this one."""
 
 
 class PlannerProcess:

@@ -40,7 +40,7 @@ class PlanReport:
     """Weight files and their index: paths inside the release, sizes in bytes."""
     families: tuple[FamilyTotals, ...]
     peak_memory_bytes: int
-    """Of all processes of a conversion together, estimated."""
+    """Estimated peak memory of all processes of a conversion together."""
     notes: tuple[str, ...] = ()
     place: str = ""
     """The repo on the Hub at the commit that was read; empty when the source is on disk."""
@@ -65,7 +65,7 @@ class PlanReport:
         return 1 - self.output_bytes / original if original else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv plan --json`` shows it; sizes in bytes, reductions as fractions of one."""
+        """Return what ``lensconv plan --json`` prints; sizes in bytes, reductions as fractions of one."""
         return {
             "class_name": self.plan.class_name,
             "recipe": self.recipe,

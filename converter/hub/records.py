@@ -25,10 +25,10 @@ class RemoteFile:
     """A file as the Hub records it."""
 
     path: str
-    """Inside the repo, with slashes."""
+    """Path inside the repo, with slashes."""
     bytes: int
     sha256: str | None
-    """Of a file in LFS or Xet; None for a file in git itself."""
+    """Checksum of a file in LFS or Xet; None for a file in git itself."""
     git_sha1: str
     """Its id in git: of the content, or of the pointer to it if it has a sha256."""
 

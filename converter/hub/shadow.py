@@ -147,7 +147,7 @@ def _make_hole(file: Path, size: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("xb") as stream:
         stream.truncate(size)
-        # As readable as a file on the Hub.
+        # Every user may read it, like a file on the Hub.
         os.fchmod(stream.fileno(), 0o644)
 
 

@@ -16,7 +16,7 @@ from converter.models.lens.layout import CLASS_NAME as LENS
 
 #: torch's dtypes by the names that safetensors gives them.
 TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, torch_name) for name, torch_name in TORCH_NAMES.items()}
-#: Ends of names in the libraries that are not models.
+#: Suffixes of names in the libraries that are not models.
 _NOT_MODELS = ("Config", "Image", "Output", "Pipeline", "Processor", "Scheduler", "Tokenizer")
 
 

@@ -35,7 +35,7 @@ class RemoteRefs:
     branches: Mapping[str, str]
     tags: Mapping[str, str]
     pull_requests: Mapping[str, str]
-    """By ``refs/pr/N``."""
+    """Commits of pull requests, by ``refs/pr/N``."""
 
     def head(self, revision: str) -> str | None:
         """Return the newest commit of a branch or a pull request; None if it does not exist."""

@@ -37,13 +37,13 @@ class SynthReport:
     """Names and sizes in bytes of the weight files."""
     tensors: int
     total_bytes: int
-    """Of tensor storage."""
+    """Bytes of tensor storage."""
     parameters: int
     seed: int
     elapsed_s: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv synth --json`` shows it."""
+        """Return what ``lensconv synth --json`` prints."""
         return {
             **asdict(self),
             "output": str(self.output),

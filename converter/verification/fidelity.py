@@ -118,7 +118,7 @@ class _Pair:
         self.work = self._match()
 
     def _match(self) -> dict[str, tuple[str, str]]:
-        """By tensor of the source, the kind (``kept`` or ``quantized``) and the name in the quantized file."""
+        """The kind (``kept`` or ``quantized``) and the name in the quantized file, by tensor of the source."""
         names = {id(tensor): name for name, tensor in self._empty.model.state_dict(keep_vars=True).items()}
         work: dict[str, tuple[str, str]] = {}
         for file_name, tensor in saved_names(self._empty).items():

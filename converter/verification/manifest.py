@@ -29,7 +29,7 @@ def check_manifest(audit: Audit) -> Check | None:
             problems.append(f"{name} is missing")
         elif size != listed.bytes:
             problems.append(f"{name} has {size} bytes, should have {listed.bytes}")
-    # Of other components, the manifest says nothing but sizes and sha256.
+    # The manifest contains only sizes and sha256 of other components.
     if _is_described(audit):
         problems += _header_problems(audit, manifest)
         problems += _figure_problems(audit, manifest)

@@ -28,7 +28,7 @@ class QuantizedParts:
     """What SDNQ made of a weight."""
 
     parts: Mapping[str, torch.Tensor]
-    """Contiguous and on the CPU, by their names in SDNQ; empty when SDNQ decided to keep the weight."""
+    """Contiguous tensors on the CPU, by their names in SDNQ; empty when SDNQ decided to keep the weight."""
     decisions: Mapping[str, Any] = field(default_factory=dict)
     """What the weight decided, as entries for SDNQ's configuration; empty unless dtypes depend on weights."""
 

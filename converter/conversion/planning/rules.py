@@ -187,7 +187,7 @@ def linear_parts(
 
 
 def group_count(channels: int, group_size: int) -> int:
-    """How many groups SDNQ cuts the channels into: the largest divisor that is at most the number asked for."""
+    """How many groups SDNQ cuts the channels into: the largest divisor that is at most the requested number."""
     if group_size <= 0 or group_size >= channels:
         return 1
     count = channels // group_size

@@ -58,7 +58,7 @@ RULE_OPTION_TYPES: dict[str, type] = {
     "use_stochastic_rounding": bool,
     "dequantize_fp32": bool,
 }
-#: With the options that SDNQ can only set for the whole model.
+#: All options: those above, and those that SDNQ can only set for the whole model.
 OPTION_TYPES: dict[str, type] = {
     **RULE_OPTION_TYPES,
     "quant_conv": bool,
@@ -133,7 +133,7 @@ def builtin_recipes() -> tuple[Recipe, ...]:
 
 
 def find_recipe(name: str | None, class_name: str) -> Recipe:
-    """The recipe that a user asked for.
+    """Return the recipe that the user named.
 
     Args:
         name: name of a built-in recipe, or path of a TOML file; None chooses the default for the class.

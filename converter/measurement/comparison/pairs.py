@@ -12,7 +12,7 @@ from converter.console import Reporter
 from converter.errors import MissingInput, UsageError, unreadable
 from converter.measurement.comparison.images import FORMATS, ImageHead, read_head
 
-#: Ends of a name that say which model made the image.
+#: Suffixes of a name that say which model made the image.
 _ROLES = re.compile(r"-(original|quantized|baseline)$")
 #: ``ID-SEED``; the seed is the last part, if it consists of at most 20 digits.
 _ID_AND_SEED = re.compile(r"(?P<id>.+)-(?P<seed>[0-9]{1,20})")
@@ -64,7 +64,7 @@ class ImagePair:
     """None if neither the name nor the file has it."""
     steps: int | None
     width: int
-    """In pixels."""
+    """Height in pixels."""
     height: int
     original: Path
     quantized: Path

@@ -1,4 +1,4 @@
-"""Find how near a text comes to containing a string."""
+"""Measure how closely a text contains a string."""
 
 from __future__ import annotations
 

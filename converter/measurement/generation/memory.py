@@ -37,7 +37,7 @@ class MemoryNeed:
 
     host: int
     device: int
-    """On the accelerator; 0 where there is none."""
+    """Memory on the accelerator; 0 without one."""
 
 
 def predict_memory(

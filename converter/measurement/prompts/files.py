@@ -9,7 +9,7 @@ from converter.checkpoint.writer import refuse_taken_place, replace_file
 from converter.errors import SuiteError, UsageError
 from converter.measurement.prompts.checks import fail
 
-#: End of the names of suites.
+#: Suffix of the names of suites.
 SUFFIX = ".toml"
 #: Longest suite that is read; ten prompts take some twenty thousand bytes.
 MAXIMUM_SUITE_BYTES = 1_000_000

@@ -92,7 +92,7 @@ def builtin_suites() -> tuple[PromptSuite, ...]:
 
 
 def read_suite(path_or_name: Path | str) -> PromptSuite:
-    """The suite that a user asked for.
+    """Return the suite that the user named.
 
     Args:
         path_or_name: a built-in suite's name, or the path of a TOML file.

@@ -75,7 +75,7 @@ def _make_environment(template: Path | None) -> jinja2.Environment:
         "link": markdown.link,
         "image": markdown.image,
         "table": _table,
-        # The author of a template may write any Markdown, so the result of a macro or a set block is not escaped.
+        # The author of a template may write any Markdown: this marks the result of a macro or a set block as Markdown.
         "markdown": Markdown,
         "number": figures.number,
         "percent": figures.percent,

@@ -39,7 +39,7 @@ class CardReport:
     files: tuple[ReleaseFile, ...]
     """The card, and all files that were added to the release with it."""
     sections: tuple[str, ...]
-    """In the order of the card; empty for one that was adopted."""
+    """Sections in the order of the card; empty for an adopted card."""
     left_out: Mapping[str, str]
     """Sections that are missing, and why."""
     verified: bool

@@ -58,7 +58,7 @@ class GalleryImage:
     text: str
     """Its prompt."""
     path: str
-    """In the release, with slashes."""
+    """Path inside the release, with slashes."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Sheet:
     """A file with cells in their own pixels."""
 
     file: str
-    """Relative to the output folder, with slashes."""
+    """Path relative to the output folder, with slashes."""
     width: int
     height: int
     bytes: int
@@ -40,7 +40,7 @@ class Preview:
     """A file with all cells, or as many rows as fit, reduced to the width of a preview."""
 
     file: str
-    """Relative to the output folder, with slashes."""
+    """Path relative to the output folder, with slashes."""
     width: int
     height: int
     bytes: int

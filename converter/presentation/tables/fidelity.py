@@ -53,7 +53,7 @@ def images_table(images: Mapping[str, Any]) -> Table:
 
 
 def text_table(images: Mapping[str, Any]) -> Table | None:
-    """Return how much of the text that prompts ask for can be read; None where it was not measured."""
+    """Return how much of the text that prompts require can be read; None where it was not measured."""
     text = images["summary"]["text"]
     if text is None:
         return None

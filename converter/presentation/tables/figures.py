@@ -42,7 +42,7 @@ def size(value: int | None) -> Figure:
 
 
 def short(value: int) -> Figure:
-    """Return a number of parameters in the way that pages show it: 4.10B."""
+    """Return a number of parameters in short form, such as 4.10B."""
     for unit, factor in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
         if value >= factor:
             return Figure(f"{value / factor:.2f}{unit}")
