@@ -91,7 +91,7 @@ def test_an_adopted_card_keeps_what_was_noted(release: Path) -> None:
 def test_the_card_of_another_repo_is_not_published(release: Path) -> None:
     note_card(release, {"files": [CARD_NAME], "repository": "owner/tiny", "verified": True})
     assert examine_release(release, "owner/tiny").bytes > 0
-    with pytest.raises(ReleaseError, match="tells people to load owner/tiny, and not owner/other"):
+    with pytest.raises(ReleaseError, match="tells people to load owner/tiny, not owner/other"):
         examine_release(release, "owner/other")
 
 

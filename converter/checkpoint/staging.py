@@ -80,9 +80,7 @@ class Staging:
         if not os.path.lexists(self.output):
             return
         if self._refuse_replacing is None:
-            raise OutputError(
-                f"{self.output}: exists already", "Choose another folder, or replace it with --overwrite."
-            )
+            raise OutputError(f"{self.output}: exists already", "Choose another name, or use --overwrite.")
         if self.output.is_symlink() or not self.output.is_dir() or self.output.is_mount():
             raise OutputError(f"{self.output}: is not a plain folder, and --overwrite replaces only folders")
         if Path.cwd().is_relative_to(self.output.resolve()):

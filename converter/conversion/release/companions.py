@@ -103,9 +103,7 @@ def _component_files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in sorted(files))
         for name in folders:
             if Path(parent, name).is_symlink():
-                raise MalformedCheckpoint(
-                    Path(parent, name), "is a link to a folder", "Replace the link with the folder."
-                )
+                raise MalformedCheckpoint(Path(parent, name), "is a link to a folder", "Replace it with the folder.")
 
 
 def _refuse_unreadable(error: OSError) -> None:

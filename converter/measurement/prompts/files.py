@@ -37,11 +37,7 @@ def write_suite_file(text: str, output: Path) -> None:
     """
     content = text.encode()
     if len(content) > MAXIMUM_SUITE_BYTES:
-        fail(
-            str(output),
-            f"would have {len(content)} bytes, more than {MAXIMUM_SUITE_BYTES}",
-            "Split it into several suites.",
-        )
+        fail(str(output), f"would have {len(content)} bytes, more than {MAXIMUM_SUITE_BYTES}", "Split the suite.")
     replace_file(output, content)
 
 
