@@ -351,7 +351,7 @@ SCENES: dict[str, Scene] = {
         variables={"HF_TOKEN": "{stranger}"},
     ),
     "no token": Scene(reason="no token was found", variables={"HF_TOKEN": ""}),
-    "a gated repo of one's own": Scene(codes=(0,), before=_gate, end=_end_of_gated),
+    "a gated repo of the user": Scene(codes=(0,), before=_gate, end=_end_of_gated),
     "private storage is full": Scene(
         reason="status 403.* storage",
         private=True,

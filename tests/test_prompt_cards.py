@@ -113,7 +113,7 @@ ONE = SUITE.prompts[0]
         (markdown_card().replace("| 303 |", "| |"), "prompt P03: no seed is given"),
         (markdown_card().replace("| 303 |", "| 3O3 |"), "prompt P03: seed '3O3' is not a whole number"),
         (markdown_card().replace("| 303 |", "| -303 |"), "seed '-303' is not a whole number"),
-        (markdown_card().replace("### P03 -", "### P3 -"), "the table lists P03, but no heading"),
+        (markdown_card().replace("### P03 -", "### P3 -"), "no heading with a prompt was found for P03"),
         (markdown_card() + "\n\n### P11 - Extra\n\nMore.", "headings for P11, but the table does not list"),
         (markdown_card().replace("### P03 - V", "### P03 - W"), "two titles"),
         (markdown_card(body=lambda p: f"Seed: {p.seed + 1}\n\n{p.prompt}"), "two seeds: 301 and 302"),

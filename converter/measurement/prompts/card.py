@@ -105,7 +105,7 @@ def _merge_sections(found: list[Section]) -> dict[str, Section]:
 def _compare_ids(matrix: Mapping[str, Row], sections: Mapping[str, Section], where: str) -> None:
     missing = [key for key, row in matrix.items() if key not in sections and not row.prompt]
     if missing:
-        fail(where, f"the table lists {_list(missing)}, but no heading with a prompt does", CARD_HINT)
+        fail(where, f"no heading with a prompt was found for {_list(missing)}, which the table lists", CARD_HINT)
     extra = [key for key in sections if key not in matrix]
     if matrix and extra:
         fail(where, f"the card has headings for {_list(extra)}, but the table does not list them", CARD_HINT)

@@ -90,7 +90,7 @@ def _split_row(line: str, titles: dict[str, str], has_scenario: bool, where: str
     where = f"{where}: prompt {identifier}"
     title = titles.get(identifier, "").split() if has_scenario else []
     if has_scenario and not title:
-        reason = f"the table lists it, but the card has no heading such as {identifier} - Title does"
+        reason = f"the table lists it, but the card has no heading such as {identifier} - Title"
         fail(where, reason, _IMPORT_MARKDOWN)
     rest = words[len(title) :]
     if words[: len(title)] != title or not rest or not rest[0].isdecimal():

@@ -228,7 +228,8 @@ def _widget_errors(widget: Any) -> Iterator[str]:
         elif output is not None and not (isinstance(output, dict) and isinstance(output.get("url", ""), str)):
             yield f"widget: the output of entry {number} has a url that is not text"
         elif isinstance(output, dict) and not _is_image_address(output.get("url", "")):
-            yield f"widget: entry {number} shows {_shown(output.get('url'))}, neither an https address nor in the repo"
+            shown = _shown(output.get("url"))
+            yield f"widget: entry {number} shows {shown}, which is neither an https address nor a file of the repo"
 
 
 def _unknown_names(content: Mapping[str, Any]) -> Iterator[str]:
