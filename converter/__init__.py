@@ -8,8 +8,8 @@
     assert verify(Path("Lens-uint4"), against=Path("Lens")).ok
     assert bench(Path("Lens"), Path("Lens-uint4"), Path("evidence"), read_suite("ten-signs")).ok
 
-Importing this package imports nothing heavy: each name is loaded from its module when it is first used. The names stand
-in ``__init__.pyi``.
+Importing this package imports nothing heavy: each name is loaded from its module when it is first used. The names are
+listed in ``__init__.pyi``.
 """
 
 import lazy_loader

@@ -113,7 +113,7 @@ class Fields:
         for key in self.content:
             if key not in allowed:
                 near = difflib.get_close_matches(key[:100], allowed, n=3)
-                hint = f"Keys like it: {', '.join(near)}." if near else f"Keys: {', '.join(allowed)}."
+                hint = f"Similar keys: {', '.join(near)}." if near else f"Keys: {', '.join(allowed)}."
                 raise self.error(self.where, f"{key:.200} is not a key of {what}", hint)
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="how many conversions to kill")
     parser.add_argument("--layers", type=int, default=8, help="blocks of the model")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--recipe", default="lens-uint4-static")
     parser.add_argument("--work", type=Path, help="folder to work in; a temporary one by default")
     arguments = parser.parse_args()

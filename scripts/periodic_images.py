@@ -114,7 +114,7 @@ def draw_clouds(random: np.random.Generator, side: int) -> Pixels:
 
 
 def draw_gradient(random: np.random.Generator, side: int) -> Pixels:
-    """A smooth slope, as of a sky, with a bent."""
+    """A smooth gradient with a slight curve, like a sky."""
     rows, columns = np.mgrid[:side, :side] / side
     angle, bend = random.uniform(0, 6.28), random.uniform(-1, 1)
     slope = np.cos(angle) * rows + np.sin(angle) * columns + bend * rows * columns
@@ -122,7 +122,7 @@ def draw_gradient(random: np.random.Generator, side: int) -> Pixels:
 
 
 def draw_composition(random: np.random.Generator, side: int) -> Pixels:
-    """Shapes of many sizes with soft shading before a textured ground, as dead leaves lie."""
+    """Overlapping shapes of many sizes with soft shading on a textured background, like dead leaves."""
     ground = Image.fromarray(draw_clouds(random, side))
     textures = [cloud(random, side, 1.2)[..., None] for _ in range(4)]
     for number in range(60):
@@ -152,7 +152,7 @@ def draw_page(random: np.random.Generator, side: int) -> Pixels:
 
 
 def draw_bricks(random: np.random.Generator, side: int) -> Pixels:
-    """A wall in perspective-free view: joints at a regular distance, every brick of another shade."""
+    """A wall seen straight on: joints at a regular distance, every brick in another shade."""
     rows, columns = np.mgrid[:side, :side].astype(np.float64)
     height = random.uniform(9, 34)
     width = height * random.uniform(1.8, 3)
@@ -166,7 +166,7 @@ def draw_bricks(random: np.random.Generator, side: int) -> Pixels:
 
 
 def draw_stripes(random: np.random.Generator, side: int) -> Pixels:
-    """Blinds or a fence: slats at a regular distance, a little turned, in uneven light."""
+    """Blinds or a fence: slats at a regular distance, slightly rotated, in uneven light."""
     rows, columns = np.mgrid[:side, :side].astype(np.float64)
     angle, period = random.choice([0, np.pi / 2]) + random.normal(0, 0.02), random.uniform(7, 40)
     phase = (np.cos(angle) * rows + np.sin(angle) * columns) / period % 1
@@ -175,7 +175,7 @@ def draw_stripes(random: np.random.Generator, side: int) -> Pixels:
 
 
 def draw_windows(random: np.random.Generator, side: int) -> Pixels:
-    """A front with windows in rows and columns."""
+    """A facade with windows in rows and columns."""
     rows, columns = np.mgrid[:side, :side].astype(np.float64)
     down, across = random.uniform(14, 50, 2)
     pane = (rows % down < 0.6 * down) & (columns % across < 0.55 * across)
@@ -184,7 +184,7 @@ def draw_windows(random: np.random.Generator, side: int) -> Pixels:
 
 
 def draw_halftone(random: np.random.Generator, side: int) -> Pixels:
-    """A print: dots in a turned screen whose size follows a picture."""
+    """A halftone print: dots in a rotated screen, whose sizes follow a picture."""
     rows, columns = np.mgrid[:side, :side].astype(np.float64)
     angle, period = random.uniform(0.1, 0.7), random.uniform(4, 9)
     turned = np.cos(angle) * rows + np.sin(angle) * columns, np.cos(angle) * columns - np.sin(angle) * rows

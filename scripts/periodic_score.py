@@ -43,7 +43,7 @@ class Trial:
     change: str
     score: float
     pattern: str = ""
-    """Empty where there is none."""
+    """Empty without a pattern."""
     period: int = 0
     amplitude: int = 0
     strength: float = 0.0

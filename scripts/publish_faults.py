@@ -1,7 +1,7 @@
 """Publishes under every fault of a Hub, and kills publications at random moments.
 
-Each publication meets a repo whose main holds an older release. It also meets a fault on one endpoint of a local Hub, a
-SIGKILL, or a scene of its own. Afterwards main must hold the older release or the newer one, complete, with at most one
+Each publication meets a repo whose main has an older release. It also meets a fault on one endpoint of a local Hub, a
+SIGKILL, or a scene of its own. Afterwards main must have the older release or the newer one, complete, with at most one
 new commit. A failure must have the expected exit code and one line that says why. The token must not be in any output
 or in any file that is left. If nothing prevents it, the same command then publishes, and the tag must name that one
 commit. The last line counts the publications and those that went wrong.
@@ -123,7 +123,7 @@ class Stage:
         return f"lab/tiny-{self.number}"
 
     def begin(self, *, private: bool = False, long: bool = False, options: list[str] | None = None) -> None:
-        """Make a repo whose main holds an older release, and a newer release on the disk with contents that are new."""
+        """Make a repo whose main has an older release, and a newer release on the disk with contents that are new."""
         from huggingface_hub import CommitOperationAdd
 
         self.number += 1
@@ -169,7 +169,7 @@ class Stage:
         return subprocess.run([*self.command(), *options], env=environment, capture_output=True, text=True, check=False)
 
     def remote(self, revision: str | None = None) -> RemoteRepo:
-        """Return what a revision holds."""
+        """Return the files of a revision."""
         address = HubAddress(self.repository, revision)
         return RemoteRepo.open(address, endpoint=self.hub.endpoint, token=self.hub.account.token)
 
@@ -188,11 +188,11 @@ class Stage:
             if done.stdout:
                 faults.append(f"stdout must be empty without --json: {done.stdout[:300]!r}")
             if token in done.stdout + done.stderr:
-                faults.append("the output holds the token")
+                faults.append("the output contains the token")
         for folder in (self.release, Path(self.environment["HF_HOME"])):
             for file in folder.rglob("*"):
                 if file.is_file() and token.encode() in file.read_bytes():
-                    faults.append(f"{file} holds the token")
+                    faults.append(f"{file} contains the token")
         self.failures += bool(faults)
         codes = " then ".join(str(done.returncode) for done in runs)
         print(f"{what}: exit {codes}, {seconds:.1f} s{'; WRONG: ' if faults else ''}{'; '.join(faults)}")
@@ -202,7 +202,7 @@ class Stage:
         sys.stdout.flush()
 
     def state_faults(self) -> Iterator[str]:
-        """Say what is wrong with main: it must hold the older release or the newer one, with at most one new commit."""
+        """Say what is wrong with main: it must have the older release or the newer one, with at most one new commit."""
         commits = [commit.commit_id for commit in self.api.list_repo_commits(self.repository)]
         if len(commits) - self.foreign not in (2, 3):
             yield f"main has {len(commits)} commits"
@@ -237,12 +237,12 @@ class Scene:
     meanwhile: Callable[[Stage], object] | None = None
     """Done as soon as the fault, a pause, has begun."""
     variables: Mapping[str, str] = field(default_factory=dict)
-    """Of the environment; their values may name {endpoint}, and {reader} and {stranger} for their tokens."""
+    """Environment variables; their values may name {endpoint}, and {reader} and {stranger} for their tokens."""
     options: tuple[str, ...] = ("--patience", "6")
     private: bool = False
     long: bool = False
     end: Callable[[Stage], Iterator[str]] | None = Stage.end_faults
-    """Checks what a second run of the command does; without it there is no second run."""
+    """Checks what a second run of the command does; None to run the command once."""
 
 
 def _pause(path: str, method: str = "POST") -> dict[str, Any]:
@@ -264,7 +264,7 @@ def _lose_answer_and_move_head(stage: Stage) -> dict[str, Any]:
 
 
 def _change(stage: Stage) -> None:
-    """Another commit changes a file that the release holds."""
+    """Another commit changes a file that the release contains."""
     stage.foreign = 1
     content = b"---\nlicense: mit\n---\nForeign"
     stage.api.upload_file(path_or_fileobj=content, path_in_repo="README.md", repo_id=stage.repository)
@@ -350,8 +350,8 @@ SCENES: dict[str, Scene] = {
         private=True,
         variables={"HF_TOKEN": "{stranger}"},
     ),
-    "no token": Scene(reason="there is no token", variables={"HF_TOKEN": ""}),
-    "a gated repo of one's own": Scene(codes=(0,), before=_gate, end=_end_of_gated),
+    "no token": Scene(reason="no token was found", variables={"HF_TOKEN": ""}),
+    "a gated repo of the user": Scene(codes=(0,), before=_gate, end=_end_of_gated),
     "private storage is full": Scene(
         reason="status 403.* storage",
         private=True,
@@ -389,9 +389,9 @@ SCENES: dict[str, Scene] = {
             "body": '{"errors": [{"message": "license is odd"}], "warnings": []}',
         },
     ),
-    "the tag is taken": Scene(reason="tag v1 names", before=_tag_old, end=_end_of_bad_tag),
+    "the tag is taken": Scene(reason="tag v1 points to", before=_tag_old, end=_end_of_bad_tag),
     "the tag is taken meanwhile (409)": Scene(
-        reason="tag v1 names", fault=_pause("/tag/"), meanwhile=_tag_old, end=_end_of_bad_tag
+        reason="tag v1 points to", fault=_pause("/tag/"), meanwhile=_tag_old, end=_end_of_bad_tag
     ),
     "an object is damaged there": Scene(
         reason="extra.bin: (the Hub serves other bytes|[0-9]+ of [0-9]+ bytes have come|.*cannot be reached)",
@@ -437,7 +437,7 @@ SCENES: dict[str, Scene] = {
         options=("--patience", "3"),
     ),
     "the repo has another name now": Scene(
-        reason="is called lab/another now",
+        reason="is now called lab/another",
         fault={
             "action": "status",
             "status": 307,
@@ -463,7 +463,7 @@ def main() -> None:
     parser.add_argument("--transport", choices=sorted(UPLOADS), default="lfs")
     parser.add_argument("--client", type=Path, help="folder with another huggingface_hub, put first in PYTHONPATH")
     parser.add_argument("--kills", type=int, default=20, help="how many publications to kill")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--only", default="", help="regular expression of the endpoints and scenes to go through")
     arguments = parser.parse_args()
     if arguments.transport == "lfs":
@@ -545,7 +545,7 @@ def create(stage: Stage) -> None:
         stage.hub.clear_faults()
         if runs[0].returncode:
             runs.append(stage.finish())
-        faults = [] if len(stage.api.list_repo_commits(repository)) == 2 else ["there is not one commit"]
+        faults = [] if len(stage.api.list_repo_commits(repository)) == 2 else ["the release is not one commit"]
         if runs[-1].returncode or not stage.is_whole("v1"):
             faults.append("the release is not there")
         stage.judge(f"create, {name}", runs, seconds, faults)
@@ -675,7 +675,7 @@ def kill(stage: Stage, count: int, generator: random.Random) -> None:
 
 
 def kill_pull_requests(stage: Stage, count: int, generator: random.Random) -> None:
-    """Do the same with pull requests: main stays, and there is one pull request, which holds the release."""
+    """Do the same with pull requests: main stays, and exactly one pull request exists, with the release in it."""
     options = ["--create-pr", "--patience", "30"]
     stage.begin(options=options)
     started = time.monotonic()
@@ -698,7 +698,7 @@ def _pull_request_faults(stage: Stage) -> Iterator[str]:
         return
     commits = stage.api.list_repo_commits(stage.repository, revision="refs/pr/1")
     if len(commits) != 3 or not stage.is_whole("refs/pr/1"):
-        yield "the pull request does not hold the release, by one commit"
+        yield "the pull request does not have the release in one commit"
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def main() -> None:
             },
             "layers": arguments.layers,
             "load_average_before": load,
-            # The system counts what the parent held when it started a process: nothing can be seen below this.
+            # The peak of a process includes the memory of its parent at the start, so smaller peaks cannot be measured.
             "rss_floor_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "audit": measure_audit(work, source, arguments.pairs),
             "upload": {},
@@ -129,7 +129,7 @@ def measure_uploads(work: Path, release: Path, transport: str, pairs: int) -> di
     """Upload a release in turn with either program, and publish it once more after each publication."""
     found: dict[str, list[dict[str, Any]]] = {"hf_upload": [], "publish": [], "publish_again": []}
     for number in range(pairs):
-        # Whoever is second may find the machine in another state, so they take turns at that.
+        # The second one may find the machine in another state, so the order alternates.
         for name in ("publish", "hf_upload") if number % 2 else ("hf_upload", "publish"):
             repository = f"{DEFAULT_NAME}/{name.replace('_', '-')}-{number}"
             shutil.rmtree(release / STATE_FOLDER, ignore_errors=True)

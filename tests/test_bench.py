@@ -249,7 +249,7 @@ def test_images_that_are_gone_or_others_are_left_out(finished: Finished, lenscon
 def test_another_benchmark_in_the_same_folder_is_refused(finished: Finished, lensconv: Lensconv) -> None:
     outcome = lensconv(*finished.arguments, "--steps", 3)
     assert outcome.code == 2
-    assert "contains another benchmark: settings.steps was 2, and is 3" in outcome.result["error"]["message"]
+    assert "contains another benchmark: settings.steps was 2, and is now 3" in outcome.result["error"]["message"]
     assert "--restart" in outcome.result["error"]["hint"]
 
 

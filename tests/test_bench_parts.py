@@ -132,7 +132,7 @@ def test_a_journal_is_written_by_one_process(tmp_path: Path) -> None:
         journal.note(cell, "P02", {"failed": "hung"})
         with pytest.raises(OutputError, match="another process is measuring"):
             Journal(tmp_path, {"a": {"b": 1}}, restart=True)
-    with pytest.raises(OutputError, match=r"contains another benchmark: a\.b was 1, and is 2"):
+    with pytest.raises(OutputError, match=r"contains another benchmark: a\.b was 1, and is now 2"):
         Journal(tmp_path, {"a": {"b": 2}}, restart=False)
     with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
         assert journal.measured == {(cell, "P01"): ROW}

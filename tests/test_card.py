@@ -233,7 +233,7 @@ def test_pins_are_the_versions_that_drew_or_else_those_that_made_it(release: Pat
     make_card(release, published, UNVERIFIED)
     text = (release / "README.md").read_text()
     made = json.loads((release / "lensconv_manifest.json").read_text())["versions"]
-    assert "Versions with which it was made:" in text
+    assert "Made with these versions:" in text
     assert "PyTorch: 2.8.0; CUDA: 12.8; storage: local container disk; date: 2026-05-24." in text
     assert "base resolution: 1440; " in text
     assert "steps: 20; guidance: 5.0" in text
@@ -243,9 +243,7 @@ def test_pins_are_the_versions_that_drew_or_else_those_that_made_it(release: Pat
     (published / "benchmark_metrics.json").write_text(json.dumps(metrics))
     make_card(release, published, UNVERIFIED)
     text = (release / "README.md").read_text()
-    assert (
-        "Versions with which it was measured:\n\n```text\nsdnq==0.2.4\ntorch==2.11.0\naccelerate==1.13.0\n```" in text
-    )
+    assert "Measured with these versions:\n\n```text\nsdnq==0.2.4\ntorch==2.11.0\naccelerate==1.13.0\n```" in text
 
 
 def test_what_a_later_card_does_not_use_leaves_the_release(release: Path, published: Path) -> None:

@@ -128,7 +128,7 @@ def test_images_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     lonely.rename(first / "P02-309.png")
     (first / "P02-302.png").unlink()
     message = refusal(first, second)
-    assert "original/P02-309.png and quantized/P02-302.png: the same id with other seeds" in message
+    assert "original/P02-309.png and quantized/P02-302.png: the same id with different seeds" in message
     save(first / "P02-309-original.png")
     assert "are both P02-309" in refusal(first, second)
 
@@ -138,7 +138,7 @@ def test_baselines_need_the_same_id_and_another_seed(tmp_path: Path) -> None:
     save(tmp_path / "c" / "P01-401.png")
     assert "only one of them has original/P02-302.png" in refusal(first, second, tmp_path / "c")
     same = save(tmp_path / "c" / "P02-302.png")
-    assert "c/P02-302.png: has the seed of original/P02-302.png" in refusal(first, second, tmp_path / "c")
+    assert "c/P02-302.png: has the same seed as original/P02-302.png" in refusal(first, second, tmp_path / "c")
     same.unlink()
     save(tmp_path / "c" / "P02-402.png", noise(3, 32, 32))
     assert "32x32 pixels" in refusal(first, second, tmp_path / "c")
@@ -496,7 +496,7 @@ def test_small_images_have_no_grid_score_rather_than_none_of_it(tmp_path: Path) 
     assert content["pairs"][0]["periodic_grid"] == {"original": None, "quantized": None, "added": None}
     assert content["summary"]["periodic_grid_added"] is None
     assert content["not_measured"] == {
-        "lpips": "not asked for",
+        "lpips": "not requested",
         "text": "no texts are required in the images; give their suite with --prompts",
     }
 

@@ -219,7 +219,7 @@ def test_files_that_speak_of_other_weights_or_settings(folder: Path) -> None:
     write(folder, MATRIX, published_matrix())
     write(folder, name, content)
     with pytest.raises(
-        EvidenceError, match=r"quantized\.transformer_storage_gb is 4\.301, and other figures give 2\.0"
+        EvidenceError, match=r"quantized\.transformer_storage_gb is 4\.301, but the other figures give 2\.0"
     ):
         read_evidence_folder(folder)
 

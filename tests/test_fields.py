@@ -51,7 +51,7 @@ def test_an_unknown_key_names_those_like_it() -> None:
         fields().refuse_unknown(("name", "seed", "classes"), "a recipe")
     with pytest.raises(RecipeError) as caught:
         parse_toml('nmae = "mine"', "x", RecipeError).refuse_unknown(("name", "seed"), "a recipe")
-    assert caught.value.hint == "Keys like it: name."
+    assert caught.value.hint == "Similar keys: name."
 
 
 @pytest.mark.parametrize("text", ["= 1", 'a = "', "a" + ".b" * 100_000 + " = 1", "[" * 50_000])

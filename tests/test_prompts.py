@@ -295,7 +295,7 @@ def fetch(folder: Path, *places: str, **environment: str) -> dict[str, Any]:
 
 def test_cards_from_the_hub(hub: str, tmp_path: Path) -> None:
     expected = {
-        "gone": "there is no such model, or it is private",
+        "gone": "the model does not exist, or is private",
         "hidden": "the Hub answers with status 401",
         "gated": "the repo is gated",
         "forbidden": "the Hub answers with status 403",

@@ -359,7 +359,7 @@ def test_a_release_comes_whole_and_once(publisher: Publisher) -> None:
     write_card(publisher.release, "Another")
     taken = publisher.publish(tag="v1")
     assert taken.returncode == 4
-    assert "tag v1 names" in json.loads(taken.stdout)["error"]["message"]
+    assert "tag v1 points to" in json.loads(taken.stdout)["error"]["message"]
     assert publisher.commits()[0] == receipt["commit"]
 
 
@@ -461,12 +461,12 @@ def test_a_repo_with_another_name(publisher: Publisher) -> None:
     publisher.hub.fault("status", status=307, headers=moved, path=f"/api/models/{publisher.repository}$")
     done = publisher.publish()
     assert done.returncode == 4
-    assert "is called owner/another now" in json.loads(done.stdout)["error"]["message"]
+    assert "is now called owner/another" in json.loads(done.stdout)["error"]["message"]
 
 
 @pytest.mark.parametrize(
     ("variable", "message"),
-    [("HF_TOKEN_PATH", "the file that should contain the token"), ("HF_OIDC_RESOURCE", "there is no token")],
+    [("HF_TOKEN_PATH", "the file that should contain the token"), ("HF_OIDC_RESOURCE", "no token was found")],
 )
 def test_tokens_that_cannot_be_had(release: Path, tmp_path: Path, variable: str, message: str) -> None:
     (tmp_path / "token").write_bytes(b"\xff\xfe" * 20)

@@ -250,7 +250,7 @@ def test_small_files_beyond_the_budget(release: Path, serve: Serve, monkeypatch:
     serve(release)
     report = verify(PLACE)
     assert report.ok
-    assert "of them by size alone" in check_of(report, "hub")
+    assert "of them compared by size alone" in check_of(report, "hub")
 
 
 def test_differences_from_a_release_on_disk(release: Path, tiny_release: Path, serve: Serve, tmp_path: Path) -> None:
@@ -376,17 +376,17 @@ def git_record(path: str, size: Any = 0) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("records", "said"),
     [
-        ([git_record("../x")], "../x is not a possible path"),
-        ([git_record("/etc/passwd")], "is not a possible path"),
-        ([git_record("a//b")], "is not a possible path"),
-        ([git_record("a/./b")], "is not a possible path"),
-        ([git_record("a\\b")], "is not a possible path"),
-        ([git_record("a\0b")], "is not a possible path"),
-        ([git_record("a" * 256)], "is not a possible path"),
-        ([git_record("/".join("a" * 600))], "is not a possible path"),
-        ([git_record("")], "is not a possible path"),
+        ([git_record("../x")], "../x is not a valid path"),
+        ([git_record("/etc/passwd")], "is not a valid path"),
+        ([git_record("a//b")], "is not a valid path"),
+        ([git_record("a/./b")], "is not a valid path"),
+        ([git_record("a\\b")], "is not a valid path"),
+        ([git_record("a\0b")], "is not a valid path"),
+        ([git_record("a" * 256)], "is not a valid path"),
+        ([git_record("/".join("a" * 600))], "is not a valid path"),
+        ([git_record("")], "is not a valid path"),
         ([git_record("\ud800")], "is not valid Unicode"),
-        ([{"type": "directory", "path": "../x", "oid": "d" * 40}], "is not a possible path"),
+        ([{"type": "directory", "path": "../x", "oid": "d" * 40}], "is not a valid path"),
         ([git_record("a"), git_record("a")], "is listed twice"),
         ([git_record("Config.json"), git_record("config.json")], "in case only"),
         ([git_record("a"), git_record("a/b")], "is in a, which is a file"),
@@ -465,7 +465,7 @@ def test_answers_that_make_no_sense(content: bytes, said: str, tmp_path: Path, s
         (lambda handler: handler.reply(f"no {TOKEN}".encode(), 403), "status 403: no …", 1),
         (lambda handler: handler.reply(b"", 503), "status 503", 5),
         (lambda handler: handler.reply(b"x", 200, {"Content-Encoding": "gzip"}), "compressed", 1),
-        (lambda handler: handler.reply(b"only this"), "by the Hub's record, but the answer has 9", 1),
+        (lambda handler: handler.reply(b"only this"), "according to the Hub's record, but the answer has 9", 1),
     ],
 )
 def test_pieces_that_do_not_come(
@@ -530,7 +530,7 @@ def test_a_server_without_ranges_sends_no_more_than_is_read(tmp_path: Path, serv
 def test_repos_that_may_not_be_seen(tmp_path: Path, serve: Serve, lensconv: Lensconv) -> None:
     hub = serve(tmp_path)
     for status, code, said in (
-        (404, "RepoNotFound", "there is no such model, or it is private"),
+        (404, "RepoNotFound", "the model does not exist, or is private"),
         (404, "RevisionNotFound", "the repo has no such revision"),
         (403, "GatedRepo", "the repo is gated"),
         (401, "", "status 401"),

@@ -78,7 +78,7 @@ def test_a_summary_may_have_figures_of_the_quantization() -> None:
     assert found["Quantization, seconds"] == [NOTHING, "12.500"]
     assert found["Load of the transformer, peak reserved VRAM, GB"] == [NOTHING, "7.250"]
     assert found["BFLOAT16 bytes"] == [NOTHING, "2,942,501,632"]
-    assert found["Smaller than it in bfloat16"] == [NOTHING, "47.6%"]
+    assert found["Smaller than the source in bfloat16"] == [NOTHING, "47.6%"]
 
 
 def test_a_slowdown_of_one_pair_has_no_interval() -> None:

@@ -187,7 +187,7 @@ VISIBLE: dict[str, tuple[Damage, str, str]] = {
     "a scale in F16": (replace(SCALE, lambda t: t.half()), "packed weights", QKV),
     "a kept tensor of another shape": (replace(LAST, lambda t: t.reshape(192, 128)), "names", LAST),
     "modulation in codes without a scale": (replace(f"{MOD}.weight", lambda t: t.to(torch.uint8)), "modulation", MOD),
-    "no modulation": (change_tensors(drop_modulation), "modulation", "there are no modulation layers"),
+    "no modulation": (change_tensors(drop_modulation), "modulation", "the model has no modulation layers"),
     "a kept tensor in F8": (replace(KEPT, lambda t: t.to(torch.float8_e4m3fn)), "kept tensors", KEPT),
     "a kept tensor in integers": (replace(KEPT, lambda t: t.to(torch.int32)), "kept tensors", KEPT),
     "a scale without its weight": (drop(WEIGHT, ZERO_POINT), "names", f"{SCALE} is not part of"),
@@ -462,7 +462,7 @@ def test_a_pattern_that_cannot_be_judged_is_noted(folder: Path) -> None:
     (folder / "lensconv_manifest.json").unlink()
     report = verify(folder)
     assert report.ok, failed(report)
-    (note,) = (note for note in report.notes if "too complex to be judged" in note)
+    (note,) = (note for note in report.notes if "too complex to check" in note)
     assert note.endswith(": (a+)+*$0; (a+)+*$1; (a+)+*$2; and 2 more")
 
 
@@ -471,7 +471,7 @@ def test_what_sdnq_cannot_restore(lens_source: Path, lens_output: Path, monkeypa
         raise RuntimeError("Bad in-place call")
 
     monkeypatch.setattr("converter.verification.fidelity.dequantize", fail)
-    with pytest.raises(UnsupportedCheckpoint, match=r"attn.*: SDNQ cannot turn it back into numbers: Bad in-place"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"attn.*: SDNQ cannot dequantize it: Bad in-place"):
         verify(lens_output, against=lens_source)
 
 

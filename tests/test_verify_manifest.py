@@ -54,10 +54,13 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another source": (lambda m: m["source"].update(parameters=10**12), "the source has 1000000000000 parameters"),
     "another shape": (lambda m: m["recipe"]["quantized"][QKV].update(shape=[5, 5]), f"{QKV} has shape [5, 5]"),
     "no shape": (lambda m: m["recipe"]["quantized"][QKV].update(shape=[-1]), f"gives {QKV} a shape"),
-    "another module": (lambda m: m["recipe"]["quantized"].update(x={"shape": [4]}), "x is quantized by the manifest"),
+    "another module": (
+        lambda m: m["recipe"]["quantized"].update(x={"shape": [4]}),
+        "x is quantized according to the manifest",
+    ),
     "a module by another name": (
         lambda m: m["recipe"]["quantized"].update(x=m["recipe"]["quantized"].pop(QKV)),
-        f"{QKV} is quantized by its tensors",
+        f"{QKV} is quantized according to its tensors",
     ),
     "no recipe": (lambda m: m.pop("recipe"), "recipe is missing"),
     "a recipe that is a list": (lambda m: m.update(recipe=[1]), "recipe must be a table, not [1]"),

@@ -56,11 +56,11 @@ class Header:
     file: Path
     metadata: dict[str, str]
     tensors: dict[str, TensorEntry]
-    """By name, in the order of the data."""
+    """The tensors by name, in the order of the data."""
     data_start: int
     """Bytes in front of the data: the length field and the header."""
     sha256: str
-    """Of the header with its length field, in hexadecimal digits."""
+    """Checksum of the length field and the header, in hexadecimal digits."""
     stamp: tuple[int, ...] = ()
     """Size in bytes and time of the last change in nanoseconds when the header was read; empty when it did not come
     from a file. The inode is left out: file systems in user space may change it at any time."""
@@ -147,7 +147,7 @@ def parse_header(prefix: bytes, body: bytes, file_bytes: int, file: Path) -> Hea
     position = 0
     for entry in entries:
         if entry.start != position:
-            kind = "overlaps the tensor before it" if entry.start < position else "leaves a hole before it"
+            kind = "overlaps the tensor before it" if entry.start < position else "leaves a gap before it"
             raise MalformedCheckpoint(file, f"starts at byte {entry.start} of the data and {kind}", tensor=entry.name)
         position = entry.end
     data_bytes = file_bytes - PREFIX_BYTES - length

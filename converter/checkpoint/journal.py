@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: By tensor of the source, what the journal says of it.
+#: Entries of the journal, by tensor of the source.
 Finished = Mapping[str, Mapping[str, Any]]
 
 
@@ -44,7 +44,7 @@ class JournalFile:
         self._descriptor: int | None = None
 
     def read(self) -> Journal | None:
-        """What the file says; None when there is no file, or when it is not a journal."""
+        """What the file says; None when the file does not exist, or is not a journal."""
         try:
             content = self._path.read_bytes()
         except OSError:

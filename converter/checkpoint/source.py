@@ -26,7 +26,7 @@ INDEX_SUFFIX = ".safetensors.index.json"
 PIPELINE_INDEX = "model_index.json"
 #: Components that denoise, in the order in which they are looked for in a pipeline repo.
 DENOISERS = ("transformer", "unet")
-#: Ends of files that may contain a pickle. They are named in messages and never opened.
+#: Suffixes of files that may contain a pickle. They are named in messages and never opened.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: Limit for configs and indexes, which are read completely; real ones are far shorter.
 MAXIMUM_JSON_BYTES = 64_000_000
@@ -115,8 +115,8 @@ def open_checkpoint(path: Path, *, component: str | None = None) -> Checkpoint:
     Raises:
         MissingInput: a file is missing or cannot be read.
         MalformedCheckpoint: a file breaks its format, or two of them disagree.
-        UnsupportedCheckpoint: there are no safetensors weights.
-        UsageError: there is no such component.
+        UnsupportedCheckpoint: the checkpoint contains no safetensors weights.
+        UsageError: the component does not exist.
     """
     checkpoint = examine_checkpoint(path, component=component)
     if checkpoint.problems:
@@ -141,7 +141,7 @@ def examine_checkpoint(path: Path, *, component: str | None = None) -> Checkpoin
 
 
 def _choose_component(pipeline: Path, component: str | None) -> str:
-    """The component that was asked for, by default the denoiser."""
+    """Return the requested component, by default the denoiser."""
     components = pipeline_components(pipeline)
     listed = ", ".join(components)
     if component is None:

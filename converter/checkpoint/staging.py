@@ -6,8 +6,8 @@
 A process that is killed leaves both; the next run with the same input continues after the last finished tensor. One
 rename puts the finished folder in place, so that the output appears as a whole or not at all. (Where a file system
 cannot exchange two folders, replacing one takes two renames; after a kill between them, the next run puts the old
-folder back.) The journal remembers its folder by the inode, which a rename keeps. Whatever the moment of a kill, the
-next run can tell an unfinished folder from one that was put in place and from one that was replaced.
+folder back.) The journal remembers its folder by the inode, which a rename keeps. After a kill at any moment, the next
+run can distinguish an unfinished folder, one that was put in place, and one that was replaced.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Staging:
         #: Numbers that are not finite, by the tensor of the source that contains them.
         self.nonfinite: dict[str, int] = {}
         if output.name in ("", ".."):
-            raise OutputError(f"{output}: the output needs a name of its own")
+            raise OutputError(f"{output}: the path of the output must end in a name")
         journal = self._journal.read()
         #: Whether an earlier run was killed right after it put this very output in place.
         self.was_published = (
@@ -80,9 +80,9 @@ class Staging:
         if not os.path.lexists(self.output):
             return
         if self._refuse_replacing is None:
-            raise OutputError(f"{self.output}: exists already", "Choose another, or replace it with --overwrite.")
+            raise OutputError(f"{self.output}: exists already", "Choose another name, or use --overwrite.")
         if self.output.is_symlink() or not self.output.is_dir() or self.output.is_mount():
-            raise OutputError(f"{self.output}: is not a plain folder, and --overwrite replaces nothing else")
+            raise OutputError(f"{self.output}: is not a plain folder, and --overwrite replaces only folders")
         if Path.cwd().is_relative_to(self.output.resolve()):
             raise OutputError(f"{self.output}: contains the current folder", "Change to another folder first.")
         self._refuse_replacing(self.output)
@@ -92,7 +92,7 @@ class Staging:
 
         Raises:
             OutputError: it cannot be written, or another process is working on it.
-            DiskError: there is no space.
+            DiskError: the disk is full.
         """
         try:
             parent = self.output.parent
@@ -152,7 +152,7 @@ class Staging:
             if different not in ([], ["boot"]):
                 raise OutputError(
                     f"{self.output}: an interrupted conversion differs in: {', '.join(different)}",
-                    "Drop what it did with --restart, or convert to another folder.",
+                    "Delete its work with --restart, or convert to another folder.",
                 )
         self.begin(content)
         return {}
@@ -165,7 +165,7 @@ class Staging:
 
         Raises:
             OutputError: the folder contains something that lensconv did not make, or cannot be written.
-            DiskError: there is no space.
+            DiskError: the disk is full.
         """
         foreign = sorted(entry for entry in self.folder.iterdir() if entry.name not in _OWN_NAMES)
         if foreign:
@@ -192,7 +192,7 @@ class Staging:
 
         Raises:
             OutputError: the journal cannot be written.
-            DiskError: there is no space.
+            DiskError: the disk is full.
         """
         kept = {name: facts for name, facts in finished.items() if name.startswith(SPOOLED)}
         with writing(self.output):

@@ -29,7 +29,7 @@ class SlotWriter:
         layout: what to write.
 
     Raises:
-        DiskError: there is not enough space.
+        DiskError: the disk is full.
         OutputError: the folder cannot be written to.
     """
 
@@ -129,7 +129,7 @@ def refuse_taken_place(output: Path, *, overwrite: bool) -> None:
     if os.path.lexists(output) and not overwrite:
         raise OutputError(f"{output}: exists already", "Choose another name, or replace it with --overwrite.")
     if not output.parent.is_dir():
-        raise OutputError(f"{output.parent}: no such folder", "Make it first.")
+        raise OutputError(f"{output.parent}: no such folder", "Create it first.")
     if not os.access(output.parent, os.W_OK):
         raise OutputError(f"{output.parent}: cannot be written", "Check its permissions.")
 
@@ -157,7 +157,7 @@ def replace_file(output: Path, content: bytes) -> None:
 
     Raises:
         OutputError: it cannot be written.
-        DiskError: there is no space.
+        DiskError: the disk is full.
     """
     draft = output.with_name(f".{output.name}.{os.getpid()}")
     _remove_abandoned(output)

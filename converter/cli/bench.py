@@ -56,8 +56,8 @@ def command(
 ) -> None:
     """Measure the pipelines in the folders ORIGINAL and QUANTIZED: times, memory, images and weights.
 
-    Each model and mode runs in new processes. A failure becomes a failed row, and the others are still measured. A run
-    that was stopped continues where it stopped. `grid`, `charts` and `card` read the files in DIR.
+    Each model and mode runs in new processes. A failure is recorded as a failed row, and the rest is still measured. A
+    run that was stopped continues where it stopped. `grid`, `charts` and `card` read the files in DIR.
     """
     require_extra("measure")
     from converter.measurement.prompts.suite import read_suite

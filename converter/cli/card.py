@@ -29,7 +29,11 @@ from converter.presentation.card.options import CardOptions
     CardOptions, "repo", "base_model", "base_revision", "license", "prompts", "unverified", "template", "adopt"
 )
 @click.option(
-    "--language", "languages", metavar="CODE", multiple=True, help="Language of the prompts. Repeatable.  [default: en]"
+    "--language",
+    "languages",
+    metavar="CODE",
+    multiple=True,
+    help="ISO code of the language of the prompts, such as en. Repeatable.  [default: en]",
 )
 @click.option("--tag", "tags", metavar="TAG", multiple=True, help="An additional tag for the Hub. Repeatable.")
 @click.option(
@@ -38,7 +42,7 @@ from converter.presentation.card.options import CardOptions
 @output_options
 @pass_console
 def command(console: Console, /, release: Path, evidence: Path | None, preview: Path | None, **options: Any) -> None:
-    """Make the README.md of the folder RELEASE from its measurements, and add them to the release.
+    """Make the model card README.md of the folder RELEASE from its measurements, and add both to the release.
 
     Figures are refused unless they were measured on the weights of the release, by their sha256. The card leaves out
     what was not measured. All files that are added are listed in the manifest, so that `publish` uploads them.

@@ -40,9 +40,16 @@ _FIGURES = (
     type=PATH,
     help="Images of the original with another seed, to compare the drift with.",
 )
-@click.option("--prompts", metavar="SUITE", help="Suite of the images, whose required texts are looked for.")
 @click.option(
-    "--steps", metavar="N", type=click.IntRange(1, 1000), help="Steps of the images, if the files do not contain them."
+    "--prompts",
+    metavar="SUITE",
+    help="Suite that the images were generated from; its required texts are looked for in the images.",
+)
+@click.option(
+    "--steps",
+    metavar="N",
+    type=click.IntRange(1, 1000),
+    help="Number of denoising steps of the images, if the files do not contain it.",
 )
 @click.option("--no-text", is_flag=True, help="Do not read the texts in the images.")
 @click.option("--lpips/--no-lpips", default=True, show_default=True, help="Measure LPIPS, if it is installed.")

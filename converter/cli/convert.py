@@ -15,7 +15,7 @@ from converter.errors import Interrupted
 
 @click.command(
     "convert",
-    short_help="Make the quantized checkpoint.",
+    short_help="Quantize a checkpoint.",
     epilog="Example: lensconv convert Lens/transformer Lens-uint4 --memory 512MB",
 )
 @click.argument("source", type=PATH)

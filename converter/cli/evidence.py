@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 @click.command(
     "evidence",
-    short_help="Check files of measurements and show their figures.",
+    short_help="Check measurement files and show their figures.",
     epilog="Example: lensconv evidence evidence/comparison_matrix.json",
 )
 @click.argument("path", type=PATH)
 @output_options
 @pass_console
 def command(console: Console, /, path: Path) -> None:
-    """Check the files of measurements in the folder PATH, or the one file PATH, and show their statistics.
+    """Check the measurement files in the folder PATH, or the one file PATH, and show their statistics.
 
-    Files of another schema, and figures that contradict each other, are refused.
+    Files of an unknown format, and files whose figures contradict each other, are refused.
     """
     require_extra("measure")
     from converter.measurement.evidence.summary import summarise
 
     summary = summarise(path)
-    checked = [f"{name}: fits its schema, figures agree" for name in summary.contents]
+    checked = [f"{name}: matches its schema, and its figures agree" for name in summary.contents]
     console.result(summary.to_dict(), *checked, *render_contents(summary.contents))
 
 

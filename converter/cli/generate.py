@@ -27,8 +27,9 @@ from converter.measurement.generation.options import GenerateOptions
 def command(console: Console, /, repo: Path, prompt: str, output: Path, **options: Any) -> None:
     """Generate an image with the Lens pipeline in the folder REPO.
 
-    The transformer in REPO may be the original or a quantized one. The text encoder is released before the transformer
-    is loaded. The command checks beforehand that there is enough memory. The PNG contains its settings.
+    The transformer in REPO may be the original or a quantized one. To save memory, the text encoder is freed before
+    the transformer is loaded. If the machine does not have enough memory, the command stops before it loads anything.
+    The PNG contains the settings.
     """
     # Imported late, since it takes seconds; errors in the command line are reported before.
     from converter.libraries import load_library

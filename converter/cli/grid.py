@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "grid",
-    short_help="Show the images of a bench side by side.",
+    short_help="Make a grid of the images of both models, side by side.",
     epilog="Example: lensconv grid evidence",
 )
 @click.argument("folder", metavar="DIR", type=PATH)
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     default=PREVIEW_WIDTH,
     show_default=True,
-    help="Most pixels that the preview may be wide. A wider grid is reduced by a whole number.",
+    help="Maximum width of the preview in pixels. A wider grid is scaled down by a whole number.",
 )
 @output_options
 @pass_console
 def command(console: Console, folder: Path, output: Path | None, preview_width: int) -> None:
-    """Show the unchanged images of both models side by side, with a row for each prompt.
+    """Make a grid of the images of both models, side by side, with a row for each prompt.
 
     DIR contains comparison_matrix.json and the images that it names. The grid and a preview are written to
-    assets/comparison as WebP of quality 98. A grid that is higher than WebP allows is split into several sheets. No
-    image in the grid is resampled; a box shows where an image is missing.
+    assets/comparison as WebP of quality 98. A grid that is taller than WebP allows is split into several sheets. The
+    grid shows every pixel of the images, without resampling; a box marks a missing image.
     """
     # Importing this takes a moment, and the help does not need it.
     require_extra("measure")
@@ -60,7 +60,7 @@ def _lines(report: GridReport) -> list[str]:
         for sheet in report.sheets
     ]
     preview = report.preview
-    kind = "lossless" if preview.lossless else f"cells reduced {preview.scale} times"
+    kind = "lossless" if preview.lossless else f"cells scaled down by {preview.scale}"
     shown = f", {report.preview_rows} of {report.rows} rows" if report.preview_rows < report.rows else ""
     lines.append(
         f"{report.output / preview.file}: {preview.width}x{preview.height}, {readable_size(preview.bytes)}, "

@@ -19,12 +19,12 @@ _RIGHTS = {"write": "writes", "read": "reads"}
 
 @click.group(
     "hub",
-    short_help="Serve a local Hub, to rehearse a release on.",
+    short_help="Run a local Hub for rehearsals of a release.",
     epilog="Example: lensconv hub serve --folder hub",
     no_args_is_help=False,
 )
 def command() -> None:
-    """Serve a local Hub that speaks the protocol of huggingface.co, to rehearse a release on."""
+    """Run a local Hub that speaks the protocol of huggingface.co, for rehearsals of a release."""
 
 
 @command.command(
@@ -32,25 +32,25 @@ def command() -> None:
     short_help="Serve a local Hub until Ctrl-C.",
     epilog="Example: lensconv hub serve --folder hub --port 8321 --account alice --account bob:read",
 )
-@click.option("--folder", type=PATH, help="Folder of its repos.  [default: a temporary folder, removed at the end]")
+@click.option("--folder", type=PATH, help="Folder for the repos.  [default: a temporary folder, removed at the end]")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on.  [default: any free port]")
 @click.option(
     "--account",
     "names",
     metavar="NAME[:read]",
     multiple=True,
-    help="Add a user, who owns the repos under this name; with :read the user's token changes nothing. Repeatable.  "
+    help="Add a user, who owns the repos under this name; with :read, the user's token can only read. Repeatable.  "
     "[default: rehearsal]",
 )
 @output_options
 @pass_console
 def serve_command(console: Console, /, folder: Path | None, port: int, names: tuple[str, ...]) -> None:
-    """Serve a local Hub on 127.0.0.1. huggingface_hub, and everything that uses it, works with it unchanged.
+    """Serve a local Hub on 127.0.0.1. Programs that use huggingface_hub work with it without changes.
 
-    It serves model repos, to this machine alone. Repos stay in the folder; each start makes new tokens. Programs take
-    the address and a token from environment variables, which are shown at the start. A browser shows a repo with its
-    card and files at /OWNER/NAME; for a private repo, sign in with the name of an account and its token. Ctrl-C stops
-    it.
+    It serves model repos, to programs on this machine only. Repos are kept in the folder; each start makes new tokens.
+    The command prints the environment variables with the address and a token that other programs need. A browser shows
+    a repo with its card and files at /OWNER/NAME; for a private repo, sign in with the name of an account and its
+    token. Ctrl-C stops it.
     """
     from rich.text import Text
 
@@ -76,7 +76,7 @@ def serve_command(console: Console, /, folder: Path | None, port: int, names: tu
                         {"name": account.name, "token": account.token, "role": account.role} for account in accounts
                     ],
                 },
-                f"The local Hub serves at {endpoint}",
+                f"The local Hub is running at {endpoint}",
                 f"Its repos are in {root}{'' if folder else ', which is removed at the end'}",
                 f"A browser shows a repo at {endpoint}/OWNER/NAME",
                 "",

@@ -29,7 +29,7 @@ from converter.errors import (
     reason_of,
 )
 
-#: Subcommands in the order of a day's work.
+#: Subcommands in the order in which they are used.
 COMMANDS = (
     "plan",
     "convert",
@@ -69,7 +69,7 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="A day's work: lensconv plan SOURCE, lensconv convert SOURCE OUT, lensconv verify OUT --against SOURCE, "
+    epilog="Typical workflow: lensconv plan SOURCE, lensconv convert SOURCE OUT, lensconv verify OUT --against SOURCE, "
     "lensconv bench SOURCE OUT --out DIR, lensconv grid DIR, lensconv card OUT --evidence DIR, "
     "lensconv publish OUT OWNER/NAME.",
 )

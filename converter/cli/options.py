@@ -79,7 +79,9 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that choose a recipe and a component."""
     command = click.option(
-        "--component", metavar="NAME", help="Component of a pipeline repo.  [default: transformer, else unet]"
+        "--component",
+        metavar="NAME",
+        help="Component to use, if the path is a pipeline repo.  [default: transformer, else unet]",
     )(command)
     command = click.option(
         "--set",

@@ -14,7 +14,7 @@ from converter.conversion.options import ConvertOptions
 
 @click.command(
     "plan",
-    short_help="Show what a conversion would give.",
+    short_help="Show what a conversion would produce.",
     epilog="Example: lensconv plan Lens/transformer --set '*.attn.to_out.0=int8'",
 )
 @click.argument("source", type=PATH_OR_ADDRESS)
@@ -31,7 +31,7 @@ def command(
     component: str | None,
     **options: Any,
 ) -> None:
-    """Show what converting SOURCE would give: sizes to the byte, dtypes, memory.
+    """Show what a conversion of SOURCE would produce: sizes to the byte, dtypes, memory.
 
     Only headers and the config are read, never weights. SOURCE is a component folder, a pipeline repo, one
     .safetensors file, or hf://OWNER/NAME[@REVISION].

@@ -98,7 +98,9 @@ def _render_rehearsal(rehearsal: Rehearsal) -> list[RenderableType]:
     ]
     failed = rehearsal.steps[-1].name
     if rehearsal.exit_code == ResourceError.exit_code:
-        parts.append(Text(f"Rehearsed as far as {failed}: this machine lacks something for it.", style="bold red"))
+        parts.append(
+            Text(f"Rehearsed up to the step {failed}: this machine lacks something for that step.", style="bold red")
+        )
     elif rehearsal.exit_code:
         parts.append(Text(f"Do not publish this yet: {failed} failed.", style="bold red"))
     else:

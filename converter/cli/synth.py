@@ -13,7 +13,7 @@ from converter.console import Console, readable_size
 
 @click.command(
     "synth",
-    short_help="Write a random-weight model to try things on.",
+    short_help="Write a model with random weights, for tests and demos.",
     epilog="Example: lensconv synth Lens --preset tiny",
 )
 @click.argument("output", metavar="OUT", type=PATH)
@@ -24,15 +24,19 @@ from converter.console import Console, readable_size
     show_default=True,
     help="lens: the transformer of microsoft/Lens; tiny: a complete pipeline that generates on a CPU in seconds.",
 )
-@click.option("--component", type=click.Choice(["transformer"]), help="Write only this.  [lens has nothing else]")
-@click.option("--layers", type=click.IntRange(min=1), help="Blocks of the transformer.  [default: 48; tiny: 4]")
+@click.option(
+    "--component",
+    type=click.Choice(["transformer"]),
+    help="Write only this component; the preset lens contains no other.",
+)
+@click.option("--layers", type=click.IntRange(min=1), help="Number of transformer blocks.  [default: 48; 4 for tiny]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random numbers.")
 @click.option(
     "--max-shard-size",
     "shard_bytes",
     type=SIZE,
     default=DEFAULT_SHARD_BYTES,
-    help="Most bytes of tensors in a file.  [default: 5GB]",
+    help="Maximum size of the tensors in one file.  [default: 5GB]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint at OUT.")
 @output_options

@@ -28,13 +28,25 @@ if TYPE_CHECKING:
     "--against",
     metavar="SOURCE",
     type=PATH,
-    help="Compare every weight with the checkpoint it was made from; for hf://, every file with the release on disk.",
+    help="Compare every weight with SOURCE, the checkpoint it was made from; for hf://, compare every file "
+    "with the release in the folder SOURCE.",
 )
 @click.option("--recipe", metavar="NAME|FILE", help="Check that it is the result of this recipe.")
-@click.option("--checksums", is_flag=True, help="Compare every file with the manifest.")
-@click.option("--load", is_flag=True, help="Load it with SDNQ and with its library, and compare the parameters.")
-@click.option("--fail-under-sqnr", metavar="DB", type=float, help="Fail if a weight's SQNR is lower; needs --against.")
-@click.option("--component", metavar="NAME", help="Component of a pipeline repo.  [default: transformer, else unet]")
+@click.option("--checksums", is_flag=True, help="Compare the sha256 of every file with the manifest.")
+@click.option(
+    "--load", is_flag=True, help="Load it with SDNQ and with diffusers or transformers, and compare the parameters."
+)
+@click.option(
+    "--fail-under-sqnr",
+    metavar="DB",
+    type=float,
+    help="Fail if the signal-to-quantization-noise ratio of a weight is below DB decibels; needs --against.",
+)
+@click.option(
+    "--component",
+    metavar="NAME",
+    help="Component to use, if the path is a pipeline repo.  [default: transformer, else unet]",
+)
 @output_options
 @pass_console
 @click.pass_context
@@ -53,7 +65,7 @@ def command(
 
     Without options, only headers and small files are read. The exit code is 1 if a check fails. CHECKPOINT is a
     component folder, a pipeline repo, one .safetensors file, or hf://OWNER/NAME[@REVISION]. A repo on the Hub is not
-    downloaded: headers and small files are read, all other files are compared by the Hub's records.
+    downloaded: headers and small files are read, and all other files are checked by the checksums that the Hub records.
     """
     from converter.verification.verify import verify
 

@@ -1,4 +1,4 @@
 """From a source to a release: recipe, plan, kernels, streamed execution, release folder.
 
-``convert`` runs all of it; ``preview`` foresees the result from headers alone.
+``convert`` runs all of it; ``preview`` computes the result in advance from headers alone.
 """

@@ -138,7 +138,7 @@ def _release(
     request: Request, staging: Staging, answer: PlanAnswer, planner: PlannerProcess | None, reporter: Reporter
 ) -> _Released:
     work = _work(request, answer)
-    # Whatever can fail before a byte is written fails here.
+    # Everything that can fail before a byte is written fails here.
     budget = _budget(request, work)
     parent = existing_parent(staging.output)
     companions = find_companions(request.checkpoint, parent)
@@ -183,7 +183,7 @@ def _work(request: Request, answer: PlanAnswer, spooled: Mapping[str, Path] | No
 
 
 def _budget(request: Request, work: Work) -> int:
-    """The most bytes of weights and results that may be in memory at a time.
+    """The maximum number of bytes of weights and results in memory at one time.
 
     Raises:
         MemoryLimitError: a tensor needs more than the user allows.
@@ -207,17 +207,16 @@ def _refuse_changed(checkpoint: Checkpoint) -> None:
     """Refuse a source that changed since it was opened; what was read may be from both versions."""
     for header in checkpoint.headers:
         if changed_since(header):
-            hint = "Wait until nothing writes to it, and begin again."
+            hint = "Wait until no program writes to it, then run the command again."
             raise MalformedCheckpoint(header.file, "was changed while it was read", hint)
 
 
 @contextmanager
 def _discarding(staging: Staging, reporter: Reporter, *, resumed: bool) -> Iterator[None]:
-    """Leave nothing behind when the work fails, unless the next run can continue it.
+    """Remove all output when the work fails, unless the next run can continue it.
 
-    A bad source stays bad, so that what was made of it is of no use. An unreadable disk, a taken output or a shortage
-    may pass: then what is finished is kept. But a run that is short of something at its first attempt frees what it
-    took.
+    A bad source stays bad, so what was made from it is useless. An unreadable disk, a taken output or a shortage
+    may pass: then what is finished is kept. But if the first run lacks disk space or memory, it frees what it has used.
     """
     try:
         yield

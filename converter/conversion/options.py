@@ -25,7 +25,7 @@ class ConvertOptions:
     memory: int | None = field(
         default=None,
         metadata={
-            "help": "Most memory for weights and results.  [default: 256MB, or what the largest tensor needs]",
+            "help": "Maximum memory for weights and results.  [default: 256MB, or what the largest tensor needs]",
             "kind": "size",
         },
     )
@@ -39,18 +39,18 @@ class ConvertOptions:
     shard_bytes: int = field(
         default=DEFAULT_SHARD_BYTES,
         metadata={
-            "help": "Most bytes of tensors in a file.  [default: 5GB]",
+            "help": "Maximum size of the tensors in one file.  [default: 5GB]",
             "kind": "size",
             "option": "--max-shard-size",
             "shown": False,
         },
     )
-    device: str = field(default="cpu", metadata={"help": "Where to quantize: a device name of torch."})
+    device: str = field(default="cpu", metadata={"help": "Device to quantize on, by its name in torch, such as cuda."})
     allow_nonfinite: bool = field(
         default=False, metadata={"help": "Convert and count NaN and infinity instead of refusing them."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing checkpoint at OUT."})
-    restart: bool = field(default=False, metadata={"help": "Drop the work of an interrupted run."})
+    restart: bool = field(default=False, metadata={"help": "Delete the work of an interrupted run, and start over."})
 
     @property
     def workers(self) -> int:
@@ -59,7 +59,7 @@ class ConvertOptions:
 
     @property
     def from_float32(self) -> bool:
-        """Whether weights are quantized from float32 instead of from their bfloat16 rounding."""
+        """Whether weights are quantized from float32, without rounding them to bfloat16 first."""
         return self.quantize_from == "float32"
 
     @property

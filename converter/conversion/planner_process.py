@@ -32,7 +32,7 @@ class PlanAnswer:
     plan: Plan
     kernel_agrees: bool
     peak_rss_bytes: int = 0
-    """Of the second process; 0 where the plan was made in this one."""
+    """Peak memory of the second process; 0 if the plan was made in this one."""
 
 
 class PlannerProcess:
@@ -61,7 +61,7 @@ class PlannerProcess:
             self._content = self._pool.submit(self._process.communicate, pickle.dumps(request))
 
     def answer(self) -> PlanAnswer | None:
-        """Wait for the plan; None when the process failed, for whatever reason."""
+        """Wait for the plan; None when the process failed, for any reason."""
         content, _ = wait_for(self._content)
         if self._process.returncode != 0:
             return None
@@ -94,7 +94,7 @@ def main() -> None:
     # When the parent is killed, this process ends too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     request = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from our own process
-    # Whatever a library prints must not mix with the answer.
+    # The output of libraries must not mix with the answer.
     answer_stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     answer = plan_here(request)

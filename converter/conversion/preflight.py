@@ -45,5 +45,5 @@ def check_space(staging: Staging, parent: Path, layout: Layout, companions: list
     status = os.statvfs(parent)
     free = status.f_bavail * status.f_frsize + reserved
     if free < needed + SPARE_BYTES:
-        reason = f"{parent}: {needed} bytes are needed, {max(0, free - SPARE_BYTES)} are free"
+        reason = f"{parent}: {needed} bytes are needed, but only {max(0, free - SPARE_BYTES)} are free"
         raise DiskError(reason, "Free some space, or write to another disk.")

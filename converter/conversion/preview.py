@@ -1,4 +1,4 @@
-"""The result of a conversion, foreseen from headers and the model's config alone."""
+"""The result of a conversion, computed in advance from headers and the model's config alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from converter.hub.addresses import is_address, parse_address
 #: Measured with the versions in constraints.txt, rounded up.
 OWN_PROCESS_BYTES = 190_000_000
 SDNQ_PROCESS_BYTES = 490_000_000
-#: What the import of a CUDA build of torch takes more; measured with torch 2.13.0, rounded up.
+#: Additional memory for the import of a CUDA build of torch; measured with torch 2.13.0, rounded up.
 CUDA_LIBRARY_BYTES = 380_000_000
 
 
@@ -40,7 +40,7 @@ class PlanReport:
     """Weight files and their index: paths inside the release, sizes in bytes."""
     families: tuple[FamilyTotals, ...]
     peak_memory_bytes: int
-    """Of all processes of a conversion together, estimated."""
+    """Estimated peak memory of all processes of a conversion together."""
     notes: tuple[str, ...] = ()
     place: str = ""
     """The repo on the Hub at the commit that was read; empty when the source is on disk."""
@@ -65,7 +65,7 @@ class PlanReport:
         return 1 - self.output_bytes / original if original else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv plan --json`` shows it; sizes in bytes, reductions as fractions of one."""
+        """Return what ``lensconv plan --json`` prints; sizes in bytes, reductions as fractions of one."""
         return {
             "class_name": self.plan.class_name,
             "recipe": self.recipe,
@@ -195,9 +195,9 @@ def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
         notes.append(f"no config.json names the model's class; assumed from microsoft/Lens: {values}")
     narrow = checkpoint.bytes_by_dtype.keys() & {"F16", "BF16"}
     if narrow:
-        notes.append(f"the source contains {' and '.join(sorted(narrow))}, which has been rounded once already")
+        notes.append(f"the source contains {' and '.join(sorted(narrow))}, which was rounded once already")
     if recipe.is_data_dependent:
-        notes.append("the weights decide dtypes, and the sizes are the smallest possible")
+        notes.append("the dtypes depend on the weights; the sizes are the smallest possible")
     if recipe.is_random:
         notes.append(f"SDNQ uses random numbers for this recipe; their seed is {recipe.seed}")
     if recipe.depends_on_threads:

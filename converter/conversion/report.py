@@ -27,14 +27,14 @@ class ConvertReport:
     bytes_read_per_s: float
     """Bytes of the source that this run converted, per second of its whole time."""
     peak_rss_bytes: int
-    """Of this process and of the planning process, added up."""
+    """Peak memory of this process plus that of the planning process."""
     resumed_tensors: int = 0
     """Tensors of the output that an interrupted run had finished."""
     nonfinite: Mapping[str, int] = field(default_factory=dict)
     """Numbers that are not finite, by tensor of the source."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv convert --json`` shows it."""
+        """Return what ``lensconv convert --json`` prints."""
         return {
             **asdict(self),
             "output": str(self.output),
@@ -46,7 +46,7 @@ def published_report(output: Path, recipe: str, elapsed_s: float) -> ConvertRepo
     """The report of a run that was killed after its last step, from the manifest of its output.
 
     Raises:
-        MissingInput: there is no manifest.
+        MissingInput: the release has no manifest.
     """
     manifest = read_manifest(output)
     if manifest is None:

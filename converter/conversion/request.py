@@ -46,7 +46,7 @@ def open_request(source: Path, recipe: str | Recipe | None, options: ConvertOpti
         options: how to convert; its component and settings count here.
 
     Raises:
-        InputError: the source cannot be opened, or there is no such recipe.
+        InputError: the source cannot be opened, or the recipe does not exist.
     """
     checkpoint = open_checkpoint(source, component=options.component)
     return Request(checkpoint, choose_recipe(recipe, checkpoint, options.settings), options)

@@ -29,7 +29,7 @@ class HubAddress:
 
 
 def is_address(text: str) -> bool:
-    """Whether a text is meant as an address on the Hub, well formed or not."""
+    """Whether a text is meant as an address on the Hub, even if it is malformed."""
     return text.lower().startswith(SCHEME)
 
 

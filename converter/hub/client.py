@@ -58,7 +58,7 @@ def bounded_hub(seconds: float) -> Iterator[None]:
             response.read()
             hf_raise_for_status(response)
 
-    # A program may have set its own factory; there is no public function that returns it.
+    # A program may have set its own factory, and no public function returns it.
     factory = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
 
     def make() -> Any:

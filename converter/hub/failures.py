@@ -1,6 +1,6 @@
 """Errors of the Hub's client, turned into one line for people and a hint.
 
-No message contains an address of a request, a header or a token. The text of a server is shown, because the server
+Messages never contain the address of a request, a header or a token. The text of a server is shown, because the server
 often knows the reason best (which quota is full, which right is missing), but only after ``redact``. The client is
 built on httpx in its major version 1 and on httpx2 in 2. Their classes have the same names, by which they are
 recognised here.
@@ -35,36 +35,36 @@ STRANGER_HINT = "Check HF_ENDPOINT, and the settings of proxy and firewall."
 NETWORK_HINT = "Check the network, HF_ENDPOINT and the proxy."
 XET_HINT = "Set HF_HUB_DISABLE_XET=1 and run the command again."
 
-#: What to say about a status in place of its number, where there is something better, and what to do about it.
+#: Reason that replaces the number of a status, where one is known, and what to do about it.
 _STATUSES: dict[int, tuple[str, str]] = {
     400: ("", "Correct what it names, then run the command again."),
     401: ("", TOKEN_HINT),
     402: ("the Hub demands payment", "The account lacks the plan or the storage for this; see its billing page."),
-    403: ("", "The token has no right to this, or the account has no storage left for it; see the token's settings."),
+    403: ("", "The token does not allow this, or the account has no storage left for it; see the token's settings."),
     404: ("the Hub does not have it", ACCESS_HINT),
-    408: ("the Hub has waited too long", LATER_HINT),
+    408: ("the request took too long", LATER_HINT),
     409: ("it exists already, or is being changed at the moment", "Look at the repo's page."),
-    412: ("the repo has changed in the meantime", "Look at what has changed, then run the command again."),
+    412: ("the repo has changed in the meantime", "Check what has changed, then run the command again."),
     413: ("a file is too large for the Hub", "Write smaller files: `lensconv convert --max-shard-size 5GB`."),
     429: ("the Hub has received too many requests", "Wait a while, then run the command again to resume."),
 }
 
-#: What to say about an exception, and what to do about it, by the name of its class or of the nearest of its bases.
+#: Reason for an exception, and what to do about it, by the name of its class or of its nearest base class.
 _CLASSES: dict[str, tuple[str, str]] = {
     "GatedRepoError": (
         "the repo is gated",
-        "Ask for access on its page, then set HF_TOKEN, or log in with `hf auth login`.",
+        "Request access on its page, then set HF_TOKEN, or log in with `hf auth login`.",
     ),
-    "RepositoryNotFoundError": ("there is no such model, or it is private", ACCESS_HINT),
+    "RepositoryNotFoundError": ("the model does not exist, or is private", ACCESS_HINT),
     "RevisionNotFoundError": ("the repo has no such revision", "Name a branch, a tag or a commit of it."),
     "EntryNotFoundError": ("the repo has no such file", "Name a revision that has it."),
     "DisabledRepoError": ("the repo has been disabled", "Its page says why."),
     "OfflineModeIsEnabled": ("HF_HUB_OFFLINE forbids requests to the Hub", "Unset HF_HUB_OFFLINE."),
     "LocalEntryNotFoundError": ("not in the cache", NETWORK_HINT),
     "FileMetadataError": ("the server that answers is not the Hub", STRANGER_HINT),
-    "LocalTokenNotFoundError": ("there is no token", LOGIN_HINT),
+    "LocalTokenNotFoundError": ("no token was found", LOGIN_HINT),
     "OIDCError": (
-        "there is no token: the exchange that HF_OIDC_RESOURCE asks for did not give one",
+        "no token was found: the exchange that HF_OIDC_RESOURCE requests did not return one",
         "Unset HF_OIDC_RESOURCE and set HF_TOKEN, or check HF_OIDC_ID_TOKEN.",
     ),
     "UnicodeEncodeError": ("the token is not ASCII", "Set HF_TOKEN again, or unset it."),
@@ -84,7 +84,7 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (ssl.SSLError, "the connection is not secure"),
     (socket.gaierror, "its name is unknown"),
     (ConnectionRefusedError, "it refuses the connection"),
-    (ConnectionResetError, "it broke off the connection"),
+    (ConnectionResetError, "it closed the connection"),
     (TimeoutError, "it does not answer in time"),
 )
 
@@ -104,7 +104,7 @@ _ADDRESS = re.compile(
 
 
 def hub_failure(what: str, error: BaseException) -> LensconvError:
-    """Say what went wrong with the Hub.
+    """Return the error for a failure of the Hub.
 
     Args:
         what: what was being done or read, such as ``hf://OWNER/NAME``; the message begins with it.
@@ -119,17 +119,17 @@ def hub_failure(what: str, error: BaseException) -> LensconvError:
     names = class_names(error)
     if names & {"HFValidationError", "HfUriError"}:
         return UsageError(
-            f"{what}: not the name of a model on the Hub", "Write OWNER/NAME, of letters, digits, '-', '_' and '.'."
+            f"{what}: not the name of a model on the Hub", "Write OWNER/NAME, with letters, digits, '-', '_' and '.'."
         )
     if _is_refused_token(error):
-        return HubError(f"{what}: there is no such model, or the token gives no access to it", TOKEN_HINT)
+        return HubError(f"{what}: the model does not exist, or the token gives no access to it", TOKEN_HINT)
     known = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _CLASSES), None)
     if known is not None:
         message, hint = _CLASSES[known]
         return HubError(f"{what}: {message.format(kind=type(error).__name__)}", hint)
     if "HfHubHTTPError" in names:
         status = answered_status(error) or 0
-        # A broken server seldom says more than its status.
+        # The text of a broken server is rarely useful.
         return _status_failure(what, status, _server_text(error) if status < 500 else "")
     return _system_failure(what, error) or _network_failure(what, error)
 
@@ -150,7 +150,7 @@ def _server_text(error: Any) -> str:
     text = error.server_message or ""
     if text.lstrip().lower().startswith(("<!doctype", "<html")):
         return ""
-    # The text may repeat the token that was sent, whatever its source.
+    # The text may contain the token that was sent, from any source.
     sent = _sent_token(error)
     # A full stop is removed: the text becomes part of a line.
     return redact(text, sent, sent.partition(" ")[2]).rstrip(".")
@@ -258,7 +258,7 @@ def is_locked(error: BaseException) -> bool:
 
 
 def class_names(error: BaseException) -> set[str]:
-    """Names of an exception's classes, which are the same in httpx and httpx2."""
+    """Names of an exception's class and base classes, which are the same in httpx and httpx2."""
     return {kind.__name__ for kind in type(error).__mro__}
 
 
@@ -304,7 +304,7 @@ def redact(text: str, *secrets: str) -> str:
 
 
 def _tokens() -> Iterator[str]:
-    """The tokens that the client may use. Its own ``get_token`` could go out and renew one, which no message may do."""
+    """The tokens that the client may use, without its own ``get_token``, which may send a request to renew one."""
     from huggingface_hub import constants
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):

@@ -25,10 +25,10 @@ class RemoteFile:
     """A file as the Hub records it."""
 
     path: str
-    """Inside the repo, with slashes."""
+    """Path inside the repo, with slashes."""
     bytes: int
     sha256: str | None
-    """Of a file in LFS or Xet; None for a file in git itself."""
+    """Checksum of a file in LFS or Xet; None for a file in git itself."""
     git_sha1: str
     """Its id in git: of the content, or of the pointer to it if it has a sha256."""
 
@@ -89,7 +89,7 @@ def _check_path(address: HubAddress, path: str) -> None:
         or len(encoded) > MAXIMUM_PATH_BYTES
         or max(len(part.encode()) for part in parts) > MAXIMUM_NAME_BYTES
     ):
-        raise _refusal(address, path, "is not a possible path of a file")
+        raise _refusal(address, path, "is not a valid path of a file")
 
 
 def _check_conflicts(address: HubAddress, files: dict[str, RemoteFile]) -> None:

@@ -213,7 +213,7 @@ def _skipped_bytes(what: str, response: Any, start: int, end: int, size: int) ->
         # A server without ranges sends the whole file, of which the beginning is taken.
         length = response.headers.get("content-length")
         if length is not None and length != str(size):
-            raise HubError(f"{what}: has {size} bytes by the Hub's record, but the answer has {length}")
+            raise HubError(f"{what}: has {size} bytes according to the Hub's record, but the answer has {length}")
         return start
     found = response.headers.get("content-range", "")
     if found.replace(" ", "").lower() != f"bytes{start}-{end - 1}/{size}":

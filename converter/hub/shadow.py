@@ -122,7 +122,7 @@ def fill(shadow: Shadow, component: str | None = None) -> None:
     Raises:
         HubError: a file cannot be read, or differs from the Hub's record.
         MalformedCheckpoint: a weight file breaks its format.
-        UnsupportedCheckpoint: there are no safetensors weights.
+        UnsupportedCheckpoint: the checkpoint contains no safetensors weights.
     """
     files = shadow.repo.files
     for file in files.values():
@@ -147,12 +147,12 @@ def _make_hole(file: Path, size: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("xb") as stream:
         stream.truncate(size)
-        # As readable as a file on the Hub.
+        # Every user may read it, like a file on the Hub.
         os.fchmod(stream.fileno(), 0o644)
 
 
 def _component_prefix(shadow: Shadow, component: str | None) -> str | None:
-    """The component's folder in the repo, with the slash; None if there is no such component."""
+    """The component's folder in the repo, with the slash; None if the component does not exist."""
     if PIPELINE_INDEX not in shadow.repo.files:
         return "" if component is None else None
     try:
@@ -170,7 +170,7 @@ def _refuse_gguf(shadow: Shadow, prefix: str, names: Sequence[str]) -> None:
     if not is_readable and any(name.endswith(".gguf") for name in names):
         where = f"{shadow.repo.address}/{prefix}".rstrip("/")
         raise UnsupportedCheckpoint(
-            f"{where}: contains GGUF; lensconv reads safetensors", "Look for the repo that it was made from."
+            f"{where}: contains GGUF; lensconv reads safetensors", "Use the repo that it was made from."
         )
 
 

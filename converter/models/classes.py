@@ -16,7 +16,7 @@ from converter.models.lens.layout import CLASS_NAME as LENS
 
 #: torch's dtypes by the names that safetensors gives them.
 TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, torch_name) for name, torch_name in TORCH_NAMES.items()}
-#: Ends of names in the libraries that are not models.
+#: Suffixes of names in the libraries that are not models.
 _NOT_MODELS = ("Config", "Image", "Output", "Pipeline", "Processor", "Scheduler", "Tokenizer")
 
 
@@ -27,7 +27,7 @@ def refuse_absurd(config: Mapping[str, Any], most: int, where: str) -> None:
             refuse_absurd(value, most, where)
         elif re.search("layer|block|depth", key) and type(value) is int and value > most:
             raise UnsupportedCheckpoint(
-                f"{where}: {key} is {printable(str(value), 20)}, more than there are tensors",
+                f"{where}: {key} is {printable(str(value), 20)}, more than the number of tensors",
                 "Compare the config with the one that the model's authors publish.",
             )
 
@@ -56,5 +56,5 @@ def find_class(name: str, where: str) -> Any:
     near = difflib.get_close_matches(name, models, n=3)
     raise UnsupportedCheckpoint(
         f"{where}: {name}: neither diffusers nor transformers has a model of that name",
-        f"Names like it: {', '.join(near)}." if near else "Update diffusers and transformers.",
+        f"Similar names: {', '.join(near)}." if near else "Update diffusers and transformers.",
     )

@@ -17,7 +17,7 @@ class ModelConfig:
     class_name: str
     """Empty when neither config nor tensors show it."""
     content: Mapping[str, Any]
-    """As in ``config.json``."""
+    """The values of ``config.json``."""
     assumed: Mapping[str, Any] = field(default_factory=dict)
     """The part of the content that was assumed; empty where ``config.json`` names a class."""
 

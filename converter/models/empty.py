@@ -38,7 +38,7 @@ class EmptyModel:
     config: ModelConfig
     """What it was built from."""
     sources: Mapping[str, str]
-    """By name in the model, the name of the tensor in the checkpoint."""
+    """Names of the tensors in the checkpoint, by their names in the model."""
     ignored: tuple[str, ...]
     """Tensors of the checkpoint that the class does not load."""
 

@@ -71,7 +71,7 @@ def match_tensors(
             raise UnsupportedCheckpoint(f"{where} {source} {reason}", _OTHER_CONFIG)
         is_same = TORCH_DTYPES.get(found.dtype) == wanted.dtype
         if not is_same and not (found.dtype in WEIGHT_DTYPES and wanted.is_floating_point()):
-            reason = f"is {found.dtype}, which {class_name} cannot take for {wanted.dtype}"
+            reason = f"is {found.dtype}, which {class_name} cannot load as {wanted.dtype}"
             raise UnsupportedCheckpoint(f"{where} {source} {reason}", "Convert the original, unquantized checkpoint.")
     extra = [source for name, source in names.items() if name not in state]
     unexpected = [source for source in extra if not any(re.search(pattern, source) for pattern in ignored_patterns)]

@@ -19,7 +19,7 @@ def replace_pictures(folder: Path, contents: Mapping[str, bytes], pattern: re.Pa
 
     Raises:
         OutputError: a file cannot be written or removed.
-        DiskError: there is no space.
+        DiskError: the disk is full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

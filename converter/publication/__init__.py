@@ -1,4 +1,4 @@
 """Publishing a release to the Hub in one verified commit.
 
-Whatever stops the upload, the branch contains either the old release or the new one.
+If anything stops the upload, the branch contains either the old release or the new one.
 """

@@ -72,7 +72,7 @@ def _walk(root: Path, prefix: str) -> Iterator[tuple[str, int | str]]:
 
 def _entry_fault(entry: os.DirEntry[str], name: str, *, is_folder: bool) -> str:
     if entry.name == ".gitignore":
-        return "would make the Hub's client leave out files without a message"
+        return "would make the Hub's client skip files silently"
     if name.encode(errors="ignore").decode() != name:
         return "has a name that is not UTF-8"
     if entry.is_symlink():

@@ -17,7 +17,9 @@ class PublishOptions:
         default=False, metadata={"help": "Create the repo as private, if it does not exist; refuse a public one."}
     )
     revision: str = field(default=MAIN, metadata={"help": "Branch to commit to; a new branch is made from main."})
-    tag: str | None = field(default=None, metadata={"help": "Tag the commit after it was checked, such as v1."})
+    tag: str | None = field(
+        default=None, metadata={"help": "Name of a tag for the commit, such as v1; it is set after the checks."}
+    )
     create_pr: bool = field(
         default=False,
         metadata={"help": "Commit to a pull request: to your open one with this message, or to a new one."},

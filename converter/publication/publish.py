@@ -147,7 +147,7 @@ class _Publication:
         name = getattr(info, "id", self.session.repository)
         if name != self.session.repository:
             raise self.session.error(
-                f"is called {name} now",
+                f"is now called {name}",
                 "Make the card again with this name (`lensconv card --repo`), then publish to it.",
             )
         self.private = bool(getattr(info, "private", self.options.private))
@@ -246,7 +246,7 @@ class _Publication:
     def _taken_tag(self, tagged: str | None) -> HubError:
         named = (tagged or "no commit")[:12]
         return self.session.error(
-            f"tag {self.options.tag} names {named}, which is not this release", "Choose another name for the tag."
+            f"tag {self.options.tag} points to {named}, which is not this release", "Choose another name for the tag."
         )
 
     def _receipt(

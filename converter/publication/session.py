@@ -35,7 +35,7 @@ class RemoteRefs:
     branches: Mapping[str, str]
     tags: Mapping[str, str]
     pull_requests: Mapping[str, str]
-    """By ``refs/pr/N``."""
+    """Commits of pull requests, by ``refs/pr/N``."""
 
     def head(self, revision: str) -> str | None:
         """Return the newest commit of a branch or a pull request; None if it does not exist."""
@@ -89,7 +89,7 @@ class HubSession:
         """Return the name of the user whose token is in use.
 
         Raises:
-            HubError: there is no token, or it is not valid.
+            HubError: no token was found, or it is not valid.
         """
         from huggingface_hub import get_token
 
@@ -100,7 +100,7 @@ class HubSession:
                 raise self.error("the file that should contain the token is not text", _TOKEN_HINT) from error
             raise
         if not token:
-            raise self.error("there is no token", _TOKEN_HINT)
+            raise self.error("no token was found", _TOKEN_HINT)
         name = self.call("checking the token", self.api.whoami).get("name")
         if not isinstance(name, str):
             raise self.error("the Hub does not say whose token this is", "Check HF_ENDPOINT.")

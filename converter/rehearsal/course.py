@@ -43,7 +43,7 @@ class Step:
     """A step of a rehearsal."""
 
     name: str
-    """``publish``, ``page``, ``audit``, ``download``, and ``generate`` or, unless it is a Lens pipeline, ``load``."""
+    """``publish``, ``page``, ``audit``, ``download``, and ``generate`` or ``load``, if it is not a Lens pipeline."""
     elapsed_s: float
     detail: str
     """What was found, or what went wrong."""
@@ -139,7 +139,7 @@ class Course:
         shown = f"{address}/tree/{self.receipt['commit']}"
         text = self._get(shown).decode()
         if self.repository not in text:
-            raise HubError("the repo's page does not name it")
+            raise HubError("the repo's page does not show its name")
         page = _Images()
         page.feed(text)
         own = [image for image in (urljoin(shown, found) for found in page.found) if image.startswith(address)]

@@ -26,7 +26,7 @@ async def resolve(call: Call) -> Response:
         raise entry_not_found(commit)
     headers = {"X-Repo-Commit": commit, "ETag": f'"{entry.oid}"'}
     if not entry.is_lfs:
-        # A browser that is signed in sends its password along with whatever a page of another site loads.
+        # A browser that is signed in sends its password with every request that a page of another site makes.
         headers["Cross-Origin-Resource-Policy"] = "same-origin"
         headers["Content-Type"] = _content_type(entry.path, "text/plain; charset=utf-8")
         return _bytes(call, entry.sha256, entry.size, headers)
@@ -43,7 +43,7 @@ async def resolve(call: Call) -> Response:
 
 
 async def send_object(call: Call) -> Response:
-    """GET /_files/SHA256: an LFS object, from another origin than the rest, for whoever has its signed address."""
+    """GET /_files/SHA256: an LFS object, from another origin than the rest, for everyone who has its signed address."""
     sha256 = check_sha256(call.part("oid"))
     size = call.hub.stored_size(sha256)
     if size is None:

@@ -86,7 +86,7 @@ async def show_paths(call: Call) -> Response:
     form = parse_qsl((await call.body()).decode("latin-1"), keep_blank_values=True)
     paths = [value for name, value in form if name == "paths"]
     if len(paths) > _PATHS_LIMIT:
-        raise Refusal(413, f"At most {_PATHS_LIMIT} paths can be asked for at once")
+        raise Refusal(413, f"At most {_PATHS_LIMIT} paths can be requested at once")
     is_expanded = _is_true(dict(form).get("expand"))
     by_path = {item.path if isinstance(item, Entry) else item: item for item in _list(tree, 0, is_recursive=True)}
     found = [by_path[path] for path in paths if path in by_path]
@@ -124,7 +124,7 @@ def _list(tree: Mapping[str, Entry], skipped: int, *, is_recursive: bool) -> lis
 
 
 def _describe_item(call: Call, repo: Repo, item: Entry | str, *, is_expanded: bool) -> dict[str, Any]:
-    """Describe a file, with its last commit if that is asked for, or a folder."""
+    """Describe a file, with its last commit if that was requested, or a folder."""
     if isinstance(item, str):
         oid = hashlib.sha1(f"tree {item}".encode(), usedforsecurity=False).hexdigest()
         return {"type": "directory", "oid": oid, "size": 0, "path": item}

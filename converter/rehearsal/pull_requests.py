@@ -16,7 +16,7 @@ from converter.rehearsal.repos import MAIN, PULLS, Entry, Repo, now
 
 #: Pull requests of one page, as on huggingface.co.
 _PAGE = 10
-#: Statuses by what the client asks for; drafts count as open.
+#: Statuses by the client's filter; drafts count as open.
 _STATUSES = {"all": ("open", "draft", "closed", "merged"), "open": ("open", "draft"), "closed": ("closed", "merged")}
 
 
@@ -35,7 +35,7 @@ class PullRequest:
     created: str = field(default_factory=now)
     merge_commit: str = ""
     events: list[dict[str, Any]] = field(default_factory=list)
-    """As huggingface.co describes them."""
+    """The events in the form of huggingface.co."""
 
     @classmethod
     def all(cls, repo: Repo) -> list[PullRequest]:
@@ -148,7 +148,7 @@ class PullRequest:
 def commit_target(call: Call) -> Repo:
     """Return the repo that the user may commit to, at the revision that the path names; raise Refusal if there is none.
 
-    Whoever may read a repo, with a token that may write, may open a pull request and add to their own.
+    A user who may read a repo, and whose token may write, may open a pull request and add commits to it.
     """
     repo, viewer = call.repo(), call.token_writer("write to a repo")
     own = [pull_request.ref for pull_request in PullRequest.all(repo) if pull_request.author == viewer.name]

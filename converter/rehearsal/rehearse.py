@@ -87,7 +87,7 @@ def rehearse(
     options = options or PublishOptions()
     owner = parse_address(f"hf://{repository}").repo_id.partition("/")[0]
     if options.dry_run:
-        raise UsageError("--rehearse and --dry-run exclude each other", "A rehearsal changes only its own local Hub.")
+        raise UsageError("--rehearse and --dry-run cannot be combined", "A rehearsal changes only its own local Hub.")
     with _working_folder(root, keep) as work:
         kept = keep or work
         with running_hub(HubSettings(kept / "hub", (Account.new(owner),))) as hub:
@@ -114,7 +114,8 @@ def _working_folder(root: Path, keep: Path | None) -> Iterator[Path]:
         free = shutil.disk_usage(name).free
         if free < wanted:
             raise DiskError(
-                f"{Path(name).parent}: a rehearsal needs {readable_size(wanted)}, and {readable_size(free)} are free",
+                f"{Path(name).parent}: a rehearsal needs {readable_size(wanted)}, but only "
+                f"{readable_size(free)} are free",
                 "Free some space, or name a folder on a larger disk with --keep.",
             )
         yield Path(name)

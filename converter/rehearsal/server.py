@@ -71,7 +71,7 @@ def serve(
 
             if until_stdin_ends:
                 threading.Thread(target=stop_with_stdin, daemon=True).start()
-            # From now on connections wait in the socket, whatever the server is still about to do.
+            # From now on, connections wait in the socket until the server is ready.
             ready(hub.endpoint)
             server.run(sockets=[listener])
 

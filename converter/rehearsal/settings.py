@@ -78,7 +78,7 @@ class HubSettings:
     """The folder of its repos; it is made if it does not exist."""
     accounts: tuple[Account, ...] = ()
     port: int = 0
-    """0 for any free port."""
+    """Port to serve on; 0 for any free port."""
     multipart_bytes: int = 512 * 2**20
     """Larger files are uploaded in parts, if they come over LFS."""
     part_bytes: int = 64 * 2**20

@@ -1,4 +1,4 @@
-"""Models to try things on, with random weights and the layout of the real ones.
+"""Models for tests and demos, with random weights and the layout of the real ones.
 
 ``synthesize`` writes a transformer, or a tiny pipeline that generates on a CPU.
 """

@@ -37,13 +37,13 @@ class SynthReport:
     """Names and sizes in bytes of the weight files."""
     tensors: int
     total_bytes: int
-    """Of tensor storage."""
+    """Bytes of tensor storage."""
     parameters: int
     seed: int
     elapsed_s: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv synth --json`` shows it."""
+        """Return what ``lensconv synth --json`` prints."""
         return {
             **asdict(self),
             "output": str(self.output),
@@ -88,11 +88,11 @@ def synthesize(
     Raises:
         UsageError: an argument is out of range.
         OutputError: the output exists or cannot be written.
-        DiskError: there is not enough space.
+        DiskError: the disk is full.
     """
     started = time.monotonic()
     if preset not in PRESETS:
-        raise UsageError(f"--preset {preset}: is none of {', '.join(PRESETS)}")
+        raise UsageError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
     if component not in (None, COMPONENT):
         raise UsageError(f"--component {component}: only the {COMPONENT} can be written alone")
     if layers is not None and not 1 <= layers <= MAXIMUM_LAYERS:

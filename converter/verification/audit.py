@@ -37,7 +37,7 @@ class Audit:
     Raises:
         MissingInput: a file is missing or cannot be read.
         MalformedCheckpoint: a file breaks its format.
-        UnsupportedCheckpoint: there are no safetensors weights.
+        UnsupportedCheckpoint: the checkpoint contains no safetensors weights.
         UsageError: the component does not exist.
     """
 

@@ -94,7 +94,7 @@ def _check_modulation(audit: Audit) -> Check:
         if not is_plain and audit.excluding_pattern(weight) is not None:
             problems.append(f"{name} is {tensor.entry.dtype}; quantized modulation ruins images")
     if not dtypes:
-        problems.append("there are no modulation layers")
+        problems.append("the model has no modulation layers")
     listed = ", ".join(f"{count} tensors in {dtype}" for dtype, count in dtypes.most_common())
     return list_problems("modulation", problems, listed)
 
@@ -118,4 +118,4 @@ def _check_lens_names(audit: Audit) -> Check:
     problems += [
         f"{name} is not a module of {CLASS_NAME}" for name in audit.modules if f"{name}.weight" not in expected
     ]
-    return list_problems("names", problems, f"all {len(expected)} tensors of {CLASS_NAME} are there, and no others")
+    return list_problems("names", problems, f"all {len(expected)} tensors of {CLASS_NAME} exist, and no others")

@@ -68,7 +68,7 @@ def measure_fidelity(
     different = [result for result in results if isinstance(result, str) and result]
     modules = tuple(result for result in results if isinstance(result, ModuleFidelity))
     kept = len(results) - len(modules)
-    checks.append(list_problems("kept equal source", different, f"{kept} tensors equal the source's rounding"))
+    checks.append(list_problems("kept equal source", different, f"{kept} tensors equal the rounded source"))
     checks += _check_modules(modules, fail_under_sqnr)
     return Fidelity(tuple(checks), modules)
 
@@ -78,7 +78,7 @@ def _check_config(audit: Audit, source: Checkpoint) -> Iterable[Check]:
     if audit.checkpoint.config and source.config:
         different = differing_entries(audit.checkpoint.config, source.config)
         problems = [f"config.json and the source's disagree on {', '.join(different)}"] if different else []
-        yield list_problems("config of the source", problems, "config.json says what the source's says")
+        yield list_problems("config of the source", problems, "config.json agrees with that of the source")
 
 
 def _check_modules(modules: Sequence[ModuleFidelity], fail_under_sqnr: float | None) -> Iterable[Check]:
@@ -89,11 +89,11 @@ def _check_modules(modules: Sequence[ModuleFidelity], fail_under_sqnr: float | N
         for module in sorted(modules, key=by_ratio)
         if module.is_finite and not module.excess <= 1
     ]
-    yield list_problems("near source", far, f"{len(modules)} weights are as near as quantization leaves them")
+    yield list_problems("near source", far, f"{len(modules)} weights are as close to the source as quantization allows")
     if fail_under_sqnr is not None:
         low = sorted((module for module in modules if not module.sqnr_db >= fail_under_sqnr), key=by_ratio)
         worst = min((module.sqnr_db for module in modules), default=math.inf)
-        problems = [f"{bad.name} has {bad.sqnr_db:.2f} dB, under {fail_under_sqnr:g}" for bad in low]
+        problems = [f"{bad.name} has {bad.sqnr_db:.2f} dB, less than {fail_under_sqnr:g}" for bad in low]
         yield list_problems("sqnr", problems, f"all weights have {worst:.2f} dB or more")
 
 
@@ -118,7 +118,7 @@ class _Pair:
         self.work = self._match()
 
     def _match(self) -> dict[str, tuple[str, str]]:
-        """By tensor of the source, the kind (``kept`` or ``quantized``) and the name in the quantized file."""
+        """The kind (``kept`` or ``quantized``) and the name in the quantized file, by tensor of the source."""
         names = {id(tensor): name for name, tensor in self._empty.model.state_dict(keep_vars=True).items()}
         work: dict[str, tuple[str, str]] = {}
         for file_name, tensor in saved_names(self._empty).items():
@@ -178,7 +178,7 @@ class _Pair:
             expected = pieces[0].to(dtypes[1]).view(torch.uint8)
             different += int((expected != pieces[1].view(torch.uint8)).sum())
             progress.advance(pieces[0].nbytes)
-        return f"{where} differs from the source's rounding in {different} bytes" if different else ""
+        return f"{where} differs from the rounded source in {different} bytes" if different else ""
 
     def _compare_quantized(self, source: SourceTensor, path: str, reader: TensorReader) -> ModuleFidelity:
         parts = {}
@@ -190,7 +190,7 @@ class _Pair:
             restored = dequantize(dequantizer, parts)
         except RuntimeError as error:
             raise UnsupportedCheckpoint(
-                f"{path}: SDNQ cannot turn it back into numbers: {error}",
+                f"{path}: SDNQ cannot dequantize it: {error}",
                 "Use other options, or another version of sdnq.",
             ) from error
         original = as_tensor(reader.read_all(source), source.entry.dtype, source.entry.shape)

@@ -29,7 +29,7 @@ def check_loading(audit: Audit) -> Iterator[Check]:
         audit: of a component folder or a pipeline repo.
 
     Raises:
-        UnsupportedCheckpoint: the class is unknown, or there is no config.
+        UnsupportedCheckpoint: the class is unknown, or the config is missing.
     """
     checkpoint = audit.checkpoint
     if not checkpoint.config:
@@ -78,7 +78,7 @@ def _check_loader(checkpoint: Checkpoint, name: str, load: Callable[[], Any], *,
 
 
 def _as_loaded(stored: torch.Tensor, loaded: torch.Tensor) -> torch.Tensor:
-    """The tensor of the file as a loader returns it that was asked for bfloat16."""
+    """The tensor of the file, as a loader returns it when it loads bfloat16."""
     if stored.dtype == loaded.dtype and _same_bits(stored, loaded):
         return stored
     return stored.to(torch.bfloat16).to(loaded.dtype)

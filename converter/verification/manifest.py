@@ -16,7 +16,7 @@ from converter.verification.report import Check, list_problems
 
 
 def check_manifest(audit: Audit) -> Check | None:
-    """Compare the manifest with the folder and the headers; None if there is no manifest."""
+    """Compare the manifest with the folder and the headers; None if the manifest is missing."""
     if audit.manifest_problem:
         return Check("manifest", False, audit.manifest_problem)
     manifest = audit.manifest
@@ -29,11 +29,11 @@ def check_manifest(audit: Audit) -> Check | None:
             problems.append(f"{name} is missing")
         elif size != listed.bytes:
             problems.append(f"{name} has {size} bytes, should have {listed.bytes}")
-    # Of other components, the manifest says nothing but sizes and sha256.
+    # The manifest contains only sizes and sha256 of other components.
     if _is_described(audit):
         problems += _header_problems(audit, manifest)
         problems += _figure_problems(audit, manifest)
-    return list_problems("manifest", problems, f"{len(manifest.files)} files are there at their sizes")
+    return list_problems("manifest", problems, f"{len(manifest.files)} files exist and have the listed sizes")
 
 
 def _audited_files(audit: Audit) -> list[str]:
@@ -94,7 +94,7 @@ def _figure_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
     tensors = len(audit.checkpoint.tensors)
     for name, value in (("tensors", tensors), ("bytes_by_dtype", audit.checkpoint.bytes_by_dtype)):
         if getattr(manifest, name) != value:
-            yield f"its {name} are not those of the headers"
+            yield f"its {name} differ from those of the headers"
     if not audit.is_renamed:
         yield from _parameter_problems(audit, manifest)
     yield from _module_problems(audit, manifest)
@@ -105,7 +105,7 @@ def _parameter_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
     parameters, has_more = audit.parameters, manifest.source_tensors > audit.unquantized_tensors
     for name, value in (("output", manifest.parameters), ("source", manifest.source_parameters)):
         if value != parameters and not (has_more and value > parameters):
-            yield f"the {name} has {value} parameters by the manifest, {parameters} by the headers"
+            yield f"the {name} has {value} parameters according to the manifest, {parameters} according to the headers"
 
 
 def _module_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
@@ -113,16 +113,17 @@ def _module_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
     others = sorted(audit.modules.keys() - manifest.shapes.keys())
     # transformers gives the tensors of some classes other names than their modules have; no other class does.
     if len(unknown) != len(others) or audit.class_name == CLASS_NAME:
-        yield from (f"{name} is quantized by the manifest and not by its tensors" for name in unknown)
-        yield from (f"{name} is quantized by its tensors and not by the manifest" for name in others)
+        reason = "{} is quantized according to {}, but not according to {}"
+        yield from (reason.format(name, "the manifest", "its tensors") for name in unknown)
+        yield from (reason.format(name, "its tensors", "the manifest") for name in others)
     for name in manifest.shapes.keys() & audit.modules.keys():
         shape = manifest.shapes[name]
         if audit.modules[name].elements not in (None, prod(shape)):
-            yield f"{name} has shape {list(shape)} by the manifest, which does not fit its tensors"
+            yield f"{name} has shape {list(shape)} according to the manifest, which does not fit its tensors"
 
 
 def unlisted_files(audit: Audit) -> list[str]:
-    """Files that the manifest does not list, such as a README; none if there is no manifest."""
+    """Files that the manifest does not list, such as a README; empty if the manifest is missing."""
     if audit.manifest is None:
         return []
     return sorted(visible_files(audit.root).keys() - {*audit.manifest.files, MANIFEST_NAME})
@@ -149,5 +150,5 @@ def check_sums(audit: Audit, progress: Progress) -> Check:
             problems.append(f"{name} is missing")
         elif digest != entry.sha256:
             problems.append(f"{name} has another sha256 than the manifest says")
-    good = f"{len(listed)} files, of {len(files_below(audit.root))} in the folder, are as written"
+    good = f"{len(listed)} files are as the manifest lists them; the folder has {len(files_below(audit.root))}"
     return list_problems("checksums", problems, good)

@@ -39,7 +39,7 @@ class ModuleFidelity:
         return math.isfinite(self.noise)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON shows it; values that are not finite become null."""
+        """Return it as JSON values; values that are not finite become null."""
         figures = ("sqnr_db", "max_abs_error", "max_error_steps", "cosine")
         return {"name": self.name, "family": self.family, **{key: finite(getattr(self, key)) for key in figures}}
 
@@ -52,7 +52,7 @@ class Fidelity:
     modules: tuple[ModuleFidelity, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``fidelity`` in the JSON of ``verify``; null where a weight that is not finite leaves no figure."""
+        """Return ``fidelity`` of the JSON of ``verify``; a figure is null if a weight is not finite."""
         modules = self.modules
         ratios = [module.sqnr_db for module in modules]
         families = sorted({module.family for module in modules})

@@ -20,9 +20,9 @@ class QuantizedModule:
 
     name: str
     parts: Mapping[str, TensorEntry]
-    """By part: ``weight``, ``scale`` and so on."""
+    """The tensors by part: ``weight``, ``scale`` and so on."""
     dtype: str
-    """Of the weight, by the configuration and in the words of SDNQ."""
+    """Dtype of the weight according to the configuration, by SDNQ's name."""
     format: WeightFormat | None
     """How this dtype is stored; None if SDNQ does not have it."""
 

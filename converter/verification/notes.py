@@ -46,7 +46,7 @@ def _about_evidence(audit: Audit, is_compared: bool) -> Iterator[str]:
     longest = max(map(len, audit.checkpoint.tensors), default=0)
     complicated = [f"{pattern:.80}" for pattern in _patterns(audit) if not is_judged(pattern, longest)]
     if complicated:
-        yield f"patterns too complex to be judged, assumed to match nothing: {first_few(complicated)}"
+        yield f"patterns that are too complex to check, assumed to match nothing: {first_few(complicated)}"
 
 
 def _patterns(audit: Audit) -> list[str]:

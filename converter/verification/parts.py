@@ -78,7 +78,7 @@ def _plausibility_problems(audit: Audit, module: QuantizedModule, fmt: WeightFor
     zero_point_dtype = _configured(weight, "zero_point_dtype", audit) or scale_dtype
     scales = prod(scale.shape)
     if elements is None or not scales or (elements % scales and not is_codebook and not scale_dtype):
-        yield f"{name}: weight has {elements} numbers, which {scales} scales cannot share evenly"
+        yield f"{name}: weight has {elements} numbers, which cannot be divided evenly among {scales} scales"
     if fmt.is_unsigned and not is_codebook:
         if zero_point is None:
             yield f"{name}: {module.dtype} needs a zero point, but has none"

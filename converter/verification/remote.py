@@ -64,8 +64,8 @@ def check_records(shadow: Shadow, manifest: Manifest | None) -> Check:
         return list_problems(
             "hub", problems, f"{len(shadow.contents)} files that were read have the checksums that the Hub records"
         )
-    by_size = f", {len(unread)} of them by size alone" if unread else ""
-    return list_problems("hub", problems, f"{len(listed)} files are there with the manifest's sha256{by_size}")
+    by_size = f", {len(unread)} of them compared by size alone" if unread else ""
+    return list_problems("hub", problems, f"{len(listed)} files are as the manifest lists them{by_size}")
 
 
 def _read_boundeds(shadow: Shadow, listed: Mapping[str, ReleaseFile]) -> list[str]:

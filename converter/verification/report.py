@@ -25,7 +25,7 @@ class Check:
 
 
 def list_problems(name: str, problems: Sequence[str], good: str) -> Check:
-    """A check that passes with ``good`` when there are no problems, and names the first few when there are.
+    """A check that passes with ``good`` when there is not a single problem, and names the first few problems otherwise.
 
     Both may contain names from files: they are made safe to show.
     """
@@ -49,7 +49,7 @@ class FamilyFootprint:
     quantized_modules: int
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON shows it."""
+        """Return it as JSON values."""
         return asdict(self)
 
 
@@ -65,14 +65,13 @@ class VerifyReport:
     bytes_by_dtype: Mapping[str, int]
     total_bytes: int
     parameters: int
-    """Logical: a packed byte holds several, scales and zero points are none."""
+    """Logical: a packed byte contains several, and scales and zero points do not count."""
     quantized_modules: int
     families: tuple[FamilyFootprint, ...]
     fidelity: Mapping[str, Any] = field(default_factory=dict)
     """How far the weights are from the source; empty when there was none to compare with."""
     hub: Mapping[str, Any] = field(default_factory=dict)
-    """Of a repo on the Hub its address at the commit that was examined, its bytes, and the bytes that were downloaded
-    for the verification; empty for a local checkpoint."""
+    """For a repo on the Hub: its address at the examined commit, its bytes, and the downloaded bytes; else empty."""
 
     @property
     def ok(self) -> bool:
@@ -80,7 +79,7 @@ class VerifyReport:
         return all(check.ok for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``lensconv verify --json`` shows it."""
+        """Return what ``lensconv verify --json`` prints."""
         content = {"ok": self.ok, **asdict(self)}
         content |= {name: list(content[name]) for name in ("checks", "notes", "families")}
         return {name: value for name, value in content.items() if value or name not in ("fidelity", "hub")}

@@ -77,7 +77,9 @@ def verify(
         return _verify_remote(parse_address(path), component, against, recipe, reporter)
     path = Path(path)
     if fail_under_sqnr is not None and against is None:
-        raise UsageError("--fail-under-sqnr needs --against SOURCE", "Without the source there is nothing to measure.")
+        raise UsageError(
+            "--fail-under-sqnr needs --against SOURCE", "The ratio compares the weights with their source."
+        )
     audit = Audit(path, component=component)
     source = _open_source(against, audit) if against is not None else None
     extra: list[Check] = []
@@ -192,7 +194,7 @@ def _check_recipe(audit: Audit, source: Checkpoint | None, recipe: str | Recipe)
 
 def _plan_recipe(audit: Audit, source: Checkpoint | None, recipe: Recipe) -> Plan:
     if recipe.is_data_dependent:
-        raise UsageError(f"recipe {recipe.name}: its dtypes depend on the weights, so that headers cannot show them")
+        raise UsageError(f"recipe {recipe.name}: its dtypes depend on the weights, so headers cannot show them")
     model = source
     if model is None:
         if audit.class_name != CLASS_NAME:

@@ -87,7 +87,7 @@ def test_numbers_of_negative_prompts_that_do_not_fit(pipe: Any) -> None:
         with pytest.raises(ValueError, match=message):
             draw(pipe, prompts, negative_prompt=negatives)
     negative = {key: value for key, value in embeddings(pipe).items() if key.startswith("negative")}
-    with pytest.raises(ValueError, match="for 1 images of 2"):
+    with pytest.raises(ValueError, match="for 1 images, the prompts for 2"):
         draw(pipe, [PROMPT] * 2, **negative)
 
 
@@ -140,7 +140,7 @@ def test_arguments_are_checked_before_any_work(
 
 
 def test_prompts_that_are_none(pipe: Any) -> None:
-    with pytest.raises(ValueError, match="there are no prompts"):
+    with pytest.raises(ValueError, match="no prompts were given"):
         draw(pipe, [])
     with pytest.raises(ValueError, match="max_sequence_length is 0"):
         draw(pipe, max_sequence_length=0)

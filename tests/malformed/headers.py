@@ -132,8 +132,8 @@ for _name, _content, *_message in (
     ("offsets-past-the-end", encode_file({"w": entry(shape=[9], offsets=[0, 9])}, bytes(8)), "is cut short"),
     ("offsets-overlap", encode_file({"a": entry(shape=[2], offsets=[0, 2]), "b": entry(offsets=[1, 2])}, b"xx"), "b"),
     ("offsets-same-twice", encode_file({"a": entry(), "b": entry()}, b"x"), "tensor b", "overlaps"),
-    ("offsets-hole-first", encode_file({"w": entry(offsets=[1, 2])}, b"xx"), "tensor w", "leaves a hole"),
-    ("offsets-hole", encode_file({"a": entry(), "b": entry(offsets=[2, 3])}, b"xxx"), "tensor b", "leaves a hole"),
+    ("offsets-hole-first", encode_file({"w": entry(offsets=[1, 2])}, b"xx"), "tensor w", "leaves a gap"),
+    ("offsets-hole", encode_file({"a": entry(), "b": entry(offsets=[2, 3])}, b"xxx"), "tensor b", "leaves a gap"),
     ("offsets-no-tensor-for-the-data", encode_file({}, b"x"), "has trailing bytes"),
 ):
     _add_header_case(_name, _content, *_message)

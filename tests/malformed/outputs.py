@@ -58,7 +58,7 @@ for _name, _output, _prepare, _message, *_options in (
     ("output-inside-the-source", "source/deep/out", None, ("source/deep/out", _INSIDE)),
     ("output-inside-the-source-by-a-link", "work/by/out", _link("work/by", "../source"), ("by/out", _INSIDE)),
     ("output-holds-the-source", "", None, (_AROUND,), "--overwrite"),
-    ("output-without-a-name", "work/..", None, ("needs a name of its own",)),
+    ("output-without-a-name", "work/..", None, ("must end in a name",)),
     ("output-below-a-file", f"{_NOTES}/deep/out", _write(_NOTES), ("notes.txt/deep/out", "cannot be written")),
     ("output-below-a-link-to-itself", "work/loop/out", _link("work/loop", "loop"), ("loop/out",)),
     ("output-name-too-long", _LONG, None, ("nnn", "too long")),

@@ -91,7 +91,7 @@ for _name, _component in (
     _message = [_INDEX, "leads out of the folder"]
     _add_pipeline_case(f"component-{_name}", "MalformedCheckpoint", _component, None, _message)
 _MISSING = "no such folder, though model_index.json"
-_LINK = "is a link out of"
+_LINK = "is a link that leads out of"
 _CONFIG, _NOTES = "vae/config.json", "transformer/notes.txt"
 _BAD = "MalformedCheckpoint"
 _HOSTILE_INDEX = _index(json.dumps({HOSTILE_TEXT: _OTHER}))

@@ -72,7 +72,7 @@ def decide(request: Request, work: Work, staging: Staging, finished: Finished, r
     Raises:
         NonFiniteWeight: a weight contains such numbers, and they are not allowed.
         OutputError: the spool cannot be written.
-        DiskError: there is no space.
+        DiskError: the disk is full.
     """
     plan, tensors = work.plan, request.checkpoint.tensors
     if not _spool_is_complete(plan, staging, finished):

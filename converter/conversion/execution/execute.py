@@ -21,7 +21,7 @@ from converter.conversion.request import Request
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known once all slots are filled."""
+    """The result of the work, once all slots are filled."""
 
     digests: Mapping[str, str]
     """sha256 of the weight files, by name."""

@@ -125,7 +125,7 @@ class Work:
     plan: Plan
     layout: Layout
     jobs: tuple[Job, ...]
-    """In the order in which their results are in the files."""
+    """The jobs, in the order in which their results are in the files."""
 
     @property
     def needed_bytes(self) -> int:

@@ -33,7 +33,7 @@ class WorkerPool:
 
     Args:
         staging: notes every finished tensor in its journal.
-        hasher: is told of every filled slot.
+        hasher: is notified of every filled slot.
         writer: writes the slots.
         progress: shows the user what is done.
         options: how numbers are treated.

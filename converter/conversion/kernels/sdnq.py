@@ -28,7 +28,7 @@ class QuantizedParts:
     """What SDNQ made of a weight."""
 
     parts: Mapping[str, torch.Tensor]
-    """Contiguous and on the CPU, by their names in SDNQ; empty when SDNQ decided to keep the weight."""
+    """Contiguous tensors on the CPU, by their names in SDNQ; empty when SDNQ decided to keep the weight."""
     decisions: Mapping[str, Any] = field(default_factory=dict)
     """What the weight decided, as entries for SDNQ's configuration; empty unless dtypes depend on weights."""
 
@@ -38,7 +38,7 @@ class QuantizedParts:
 
 
 def as_tensor(data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """See bytes as a tensor of a safetensors dtype; memory is shared."""
+    """View bytes as a tensor of a safetensors dtype; the memory is shared."""
     return torch.from_numpy(data).view(TORCH_DTYPES[dtype]).reshape(shape)
 
 
@@ -58,7 +58,7 @@ def open_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "is not there"
+        reason = str(error).splitlines()[0] if str(error) else "is not available"
         raise DeviceError(f"device {name}: {reason}", "Use --device cpu.") from error
     return device
 

@@ -27,7 +27,7 @@ WHOLE_WORKING_BYTES = 96
 
 
 class Kind(Enum):
-    """What does the arithmetic, on how much at a time."""
+    """Which code does the arithmetic, and on how much at a time."""
 
     FUSED = "lensconv's kernel"
     ROWS = "SDNQ on runs of rows"

@@ -36,7 +36,7 @@ class PlannedModule:
     source: str
     """Name of its weight in the source."""
     shape: tuple[int, ...]
-    """Of the weight."""
+    """Shape of the weight."""
     options: Mapping[str, Any]
     """Arguments of ``sdnq.quantizer.sdnq_quantize_layer_weight``, with ``torch_dtype`` by its name."""
 
@@ -49,7 +49,7 @@ class Plan:
     stem: str
     """Name of the weight file without its suffix."""
     tensors: tuple[PlannedTensor, ...]
-    """In the order of the model's state dict, which decides the shards."""
+    """Tensors in the order of the model's state dict, which decides the shards."""
     modules: Mapping[str, PlannedModule]
     """Quantized modules by the source name of their weight."""
     ignored: tuple[str, ...] = ()
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def parts(self) -> dict[str, dict[str, TensorSpec]]:
-        """By the source name of a quantized weight, the tensors that it becomes, by part."""
+        """The tensors that a quantized weight becomes, by part; the key is the weight's name in the source."""
         found: dict[str, dict[str, TensorSpec]] = {}
         for tensor in self.tensors:
             if tensor.part:
@@ -108,7 +108,7 @@ class FamilyTotals:
     """Whether any of its modules is quantized."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As the JSON of ``plan`` and ``verify`` shows it."""
+        """Return the family as the JSON of ``plan`` and ``verify`` shows it."""
         return asdict(self)
 
 

@@ -188,7 +188,7 @@ def _check_dtypes(options: Mapping[str, Any]) -> None:
             raise RecipeError(
                 f"{name} = {value}",
                 "SDNQ does not know this dtype",
-                f"Dtypes like it: {', '.join(near)}." if near else f"Dtypes: {', '.join(sorted(known)[:40])}.",
+                f"Similar dtypes: {', '.join(near)}." if near else f"Dtypes: {', '.join(sorted(known)[:40])}.",
             )
     order = common.weights_dtype_order
     if options.get("use_dynamic_quantization") and options.get("weights_dtype", order[0]) not in order:

@@ -66,7 +66,7 @@ def weight_format(name: str) -> WeightFormat | None:
     """The format of that name; None when SDNQ does not know it."""
     alias = re.fullmatch(r"(u?)fp([1-9]|1[0-6]|32)", name)
     if alias is not None:
-        # SDNQ's short names of its usual floats; only these of their properties matter here.
+        # SDNQ's short names of its usual floats; only these properties matter here.
         unsigned, bits = bool(alias[1]) or name == "fp1", int(alias[2])
         if unsigned and bits == 32:
             return None
@@ -187,7 +187,7 @@ def linear_parts(
 
 
 def group_count(channels: int, group_size: int) -> int:
-    """How many groups SDNQ cuts the channels into: the largest divisor that is at most the number asked for."""
+    """How many groups SDNQ cuts the channels into: the largest divisor that is at most the requested number."""
     if group_size <= 0 or group_size >= channels:
         return 1
     count = channels // group_size

@@ -58,7 +58,7 @@ RULE_OPTION_TYPES: dict[str, type] = {
     "use_stochastic_rounding": bool,
     "dequantize_fp32": bool,
 }
-#: With the options that SDNQ can only set for the whole model.
+#: All options: those above, and those that SDNQ can only set for the whole model.
 OPTION_TYPES: dict[str, type] = {
     **RULE_OPTION_TYPES,
     "quant_conv": bool,
@@ -133,14 +133,14 @@ def builtin_recipes() -> tuple[Recipe, ...]:
 
 
 def find_recipe(name: str | None, class_name: str) -> Recipe:
-    """The recipe that a user asked for.
+    """Return the recipe that the user named.
 
     Args:
         name: name of a built-in recipe, or path of a TOML file; None chooses the default for the class.
         class_name: class of the model.
 
     Raises:
-        RecipeError: there is no such recipe, or the file is malformed.
+        RecipeError: the recipe does not exist, or the file is malformed.
         MissingInput: the file cannot be read.
     """
     builtin = {recipe.name: recipe for recipe in builtin_recipes()}
@@ -163,7 +163,7 @@ def choose_recipe(recipe: str | Recipe | None, checkpoint: Checkpoint, settings:
     """The recipe to use for a checkpoint, with the rules of the command line.
 
     Raises:
-        RecipeError: there is no such recipe, or a rule is malformed.
+        RecipeError: the recipe does not exist, or a rule is malformed.
     """
     if not isinstance(recipe, Recipe):
         recipe = find_recipe(recipe, model_config(checkpoint).class_name)
@@ -250,7 +250,7 @@ def rule_matches(rule: Rule, module: str, class_name: str) -> bool:
 def _no_match(rule: Rule, modules: Sequence[str], names: set[str], class_name: str) -> RecipeError:
     if rule.family:
         families = sorted({family(module + ".weight", class_name) for module in modules})
-        return RecipeError(f"rule for {rule}", "no module is of that family", f"Families: {', '.join(families)}.")
+        return RecipeError(f"rule for {rule}", "no module belongs to that family", f"Families: {', '.join(families)}.")
     if any(rule_matches(rule, name, class_name) for name in names):
         return RecipeError(f"rule for {rule}", "matches only tensors that SDNQ cannot quantize", "Remove the rule.")
     parts = {part for name in names for part in name.split(".") if not part.isdigit()}
@@ -259,7 +259,7 @@ def _no_match(rule: Rule, modules: Sequence[str], names: set[str], class_name: s
     return RecipeError(
         f"rule for {rule}",
         "matches nothing in the model",
-        f"Names like it: {', '.join(near)}." if near else "Compare it with the names in the header.",
+        f"Similar names: {', '.join(near)}." if near else "Compare it with the names in the header.",
     )
 
 

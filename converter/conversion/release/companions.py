@@ -41,11 +41,11 @@ class Companion:
     """Path inside the release, with slashes."""
     bytes: int
     can_share: bool
-    """Whether it can have a second name in the output, so that no space is needed for it."""
+    """Whether the output can have a hard link to it, which needs no space."""
 
 
 def find_companions(checkpoint: Checkpoint, output: Path) -> list[Companion]:
-    """The files that are taken over: of the converted component, and of the pipeline repo around it.
+    """The files that are copied unchanged: of the converted component, and of the pipeline repo around it.
 
     Args:
         checkpoint: the source.
@@ -103,7 +103,7 @@ def _component_files(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in sorted(files))
         for name in folders:
             if Path(parent, name).is_symlink():
-                raise MalformedCheckpoint(Path(parent, name), "is a link to a folder", "Replace it by the folder.")
+                raise MalformedCheckpoint(Path(parent, name), "is a link to a folder", "Replace it with the folder.")
 
 
 def _refuse_unreadable(error: OSError) -> None:
@@ -111,7 +111,7 @@ def _refuse_unreadable(error: OSError) -> None:
 
 
 def _resolve_inside(file: Path, root: Path) -> Path:
-    """Follow links, within the repo and within the blobs of a Hub cache that holds it.
+    """Follow links, within the repo and within the blobs of a Hub cache that contains it.
 
     A repo from elsewhere could otherwise link to a private file, which would end up in the release.
     """
@@ -122,7 +122,7 @@ def _resolve_inside(file: Path, root: Path) -> Path:
         if parent.name == "snapshots":
             allowed.append(parent.parent / "blobs")
     if not any(real.is_relative_to(folder) for folder in allowed):
-        raise MalformedCheckpoint(file, f"is a link out of {root}", "Replace it by the file itself.")
+        raise MalformedCheckpoint(file, f"is a link that leads out of {root}", "Replace the link with the file itself.")
     try:
         regular = stat.S_ISREG(real.stat().st_mode)
     except OSError as error:
@@ -133,10 +133,10 @@ def _resolve_inside(file: Path, root: Path) -> Path:
 
 
 def bring_companion(companion: Companion, folder: Path, progress: Progress) -> ReleaseFile:
-    """Put a file into the release by sharing its blocks, by a second name, or by copying it.
+    """Put a file into the release by sharing its blocks (reflink), by a hard link, or by copying it.
 
     Raises:
-        OSError: none of them works.
+        OSError: all three ways fail.
     """
     target = folder / companion.name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def _share_blocks(source: Path, target: Path) -> bool:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Give the file a second name, if its mode is what a new file would have."""
+    """Make a hard link to the file, if its mode is what a new file would have."""
     if not _has_default_mode(source.stat()):
         return False
     try:

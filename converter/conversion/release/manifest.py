@@ -41,7 +41,7 @@ class ReleaseFile:
     sha256: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON shows it."""
+        """Return it as JSON values."""
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
 
 
@@ -77,7 +77,7 @@ class Manifest:
     content: Mapping[str, Any]
     """The JSON object of the file. All other fields are made from it, and keys that have none are kept."""
     files: Mapping[str, ReleaseFile]
-    """By path inside the release."""
+    """The files by their paths inside the release."""
     component: str
     """The one that was converted; empty outside of a pipeline repo."""
     headers: Mapping[str, str]
@@ -85,11 +85,11 @@ class Manifest:
     sdnq: Mapping[str, Any]
     """SDNQ's configuration."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Of the weights that were quantized, by module."""
+    """Shapes of the weights that were quantized, by module."""
     tensors: int
     parameters: int
     bytes_by_dtype: Mapping[str, Any]
-    """Of the tensors that were written."""
+    """Bytes of the tensors that were written, by dtype."""
     source_tensors: int
     source_parameters: int
     source_bytes_by_dtype: Mapping[str, Any]

@@ -69,7 +69,7 @@ def conversion_manifest(
     Args:
         plan: what was written.
         checkpoint: what it was made from.
-        recipe: what asked for it.
+        recipe: the recipe of the conversion.
         files: all other files.
         quantize_from: ``bfloat16`` or ``float32``.
         shard_bytes: the limit for a shard.

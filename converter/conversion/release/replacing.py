@@ -32,13 +32,13 @@ def refuse_what_is_no_checkpoint(output: Path) -> None:
     """Let ``--overwrite`` replace checkpoints, and refuse folders with other files.
 
     Raises:
-        OutputError: a file in the folder does not belong to a checkpoint, or there are no weights.
+        OutputError: a file in the folder does not belong to a checkpoint, or the folder contains no weights.
     """
     # Notes about the old release are deleted with it.
     noted = output / STATE_FOLDER
     files = sorted(file for file in output.rglob("*") if not file.is_dir() and noted not in file.parents)
     if files and not any(file.suffix == WEIGHTS_SUFFIX for file in files):
-        raise OutputError(f"{output}: contains no checkpoint, and --overwrite replaces nothing else")
+        raise OutputError(f"{output}: contains no checkpoint, and --overwrite replaces only checkpoints")
     known = {*_CHECKPOINT_FILES}
     components: tuple[str, ...] = ()
     try:
@@ -48,7 +48,7 @@ def refuse_what_is_no_checkpoint(output: Path) -> None:
         elif (output / PIPELINE_INDEX).is_file():
             components = pipeline_components(output)
     except InputError:
-        # A file that cannot be understood vouches for no other.
+        # A file that cannot be understood does not show that the other files belong to a checkpoint.
         components = ()
     for file in files:
         path = file.relative_to(output)

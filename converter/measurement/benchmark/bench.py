@@ -96,7 +96,7 @@ def bench(
         InputError: a repo cannot be used or changes, the two cannot be compared, or a value is out of range.
         DeviceError: this machine does not have the accelerator.
         OutputError: measurements cannot be written there, or the folder contains those of another benchmark.
-        DiskError: there is no space.
+        DiskError: the disk is full.
     """
     started = time.monotonic()
     options, drawing = options or BenchOptions(), drawing or GenerateOptions()
@@ -176,7 +176,7 @@ def _refuse_foreign(output: Path, quantized: Path) -> None:
     for file in _own_files(output, quantized):
         if file.exists():
             raise OutputError(
-                f"{file}: is from another benchmark, whose journal is not here",
+                f"{file}: is from another benchmark, whose journal is missing",
                 "Measure into another folder, or delete it with --restart.",
             )
 

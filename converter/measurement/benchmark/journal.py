@@ -48,7 +48,7 @@ class Journal:
     Raises:
         OutputError: it is the journal of another benchmark, or another process is writing it.
         EvidenceError: it is damaged.
-        DiskError: there is no space.
+        DiskError: the disk is full.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, restart: bool) -> None:
@@ -82,7 +82,7 @@ class Journal:
 
         Raises:
             OutputError: it cannot be written.
-            DiskError: there is no space.
+            DiskError: the disk is full.
         """
         entry = {"mode": cell.mode, "repeat": cell.repeat, "model": cell.model, "key": key, **figures}
         self._append(entry)
@@ -103,7 +103,9 @@ class Journal:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutputError(f"{self.file}: another process is measuring into this folder", "Wait for it.") from error
+            raise OutputError(
+                f"{self.file}: another process is measuring into this folder", "Wait until it ends."
+            ) from error
 
     def _read(self) -> list[dict[str, Any]]:
         content = self.file.read_bytes()
@@ -164,4 +166,4 @@ def _difference(key: str, before: Any, now: Any) -> str:
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 return _difference(f"{key}.{name}", before.get(name), now.get(name))
-    return f"{key:.200} was {json.dumps(before):.80}, and is {json.dumps(now):.80}"
+    return f"{key:.200} was {json.dumps(before):.80}, and is now {json.dumps(now):.80}"

@@ -47,7 +47,7 @@ def probe_machine(device: str, timeout: float, tick: Callable[[], None]) -> dict
         tick: called while waiting.
 
     Raises:
-        UsageError: there is no such kind of device.
+        UsageError: the name is not that of a device.
         DeviceError: this machine does not have it.
         DependencyError: a worker cannot start.
     """
@@ -127,7 +127,7 @@ class Bench:
             shown: counts images.
 
         Raises:
-            DiskError: there is no space for images or the journal.
+            DiskError: the disk is full.
             OutputError: they cannot be written.
             DeviceError: the device is lost.
         """

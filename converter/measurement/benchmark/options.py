@@ -20,11 +20,12 @@ class BenchOptions:
         "Where the weights are: standard (all on the device), offload (each model on the CPU until it runs), "
         "sequential (each layer); separate several with commas.",
     )
-    repeats: int = option(1, "How often to measure everything, each time in new processes.", range=(1, 100))
+    repeats: int = option(1, "Number of times to measure everything, each time in new processes.", range=(1, 100))
     timeout: float = option(3600.0, "Seconds after which loading, or one image, counts as hanging.", range=(1.0, 1e6))
     skip_baseline: bool = option(
         False,
-        "Do not generate images of the original with a second seed, to compare differences with.",
+        "Do not generate the baseline: images of the original with a second seed, which show how much "
+        "images differ by the seed alone.",
         option="--no-baseline",
     )
     restart: bool = option(False, "Delete the measurements of an earlier run.")

@@ -105,7 +105,7 @@ class Session:
             MemoryLimitError: memory is used up.
             ImageError: the model computes values that are not finite.
             OutputError: the image cannot be written.
-            DiskError: there is no space for it.
+            DiskError: the disk is full.
         """
         settings = Settings(**task.settings)
         # Garbage of the last image would count as memory of this one, and its collection as time.

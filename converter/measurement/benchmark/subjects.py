@@ -22,7 +22,7 @@ from converter.measurement.generation.repo import COMPONENT_CLASSES, WEIGHTS, Pi
 from converter.verification.audit import Audit
 
 ORIGINAL, QUANTIZED = "original", "quantized"
-#: The Hub's cache holds a repo as models--OWNER--NAME/snapshots/REVISION.
+#: The Hub's cache stores a repo as models--OWNER--NAME/snapshots/REVISION.
 _CACHED_REPO = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})$")
 #: Written by `hf download --local-dir` for each file: the commit, the etag and the time, one per line.
 _DOWNLOAD_NOTE = Path(".cache/huggingface/download/model_index.json.metadata")
@@ -127,7 +127,7 @@ def open_subjects(original: Path, quantized: Path, reporter: Reporter) -> tuple[
     for repo in repos:
         _check_summary(repo)
     states = [file_states(repo.weight_files) for repo in repos]
-    # A file that both repos have, under whatever name, is read once.
+    # A file that both repos have, even under different names, is read once.
     sizes = {(device, inode): size for state in states for device, inode, size, _ in state.values()}
     with reporter.progress("checksums", sum(sizes.values())) as shown:
         digests: dict[tuple[int, int], str] = {}

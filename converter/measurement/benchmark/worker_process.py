@@ -43,7 +43,7 @@ class WorkerProcess:
         start = (
             f"import sys; sys.path.append({package!r}); from converter.measurement.benchmark.worker import main; main()"
         )
-        # In memory, since nothing is written outside of the output folder.
+        # The file is in memory, since nothing is written outside of the output folder.
         self._log, self._input = (os.fdopen(os.memfd_create(name), "w+b") for name in ("log", "job"))
         self._input.write(job.to_json().encode())
         self._input.seek(0)

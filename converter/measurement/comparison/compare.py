@@ -195,13 +195,13 @@ class Comparison:
 
 def _load_lpips(wanted: bool) -> Lpips:
     if not wanted:
-        raise NotMeasured("not asked for")
+        raise NotMeasured("not requested")
     return Lpips()
 
 
 def _load_reader(wanted: bool, any_required: bool) -> TextReader:
     if not wanted:
-        raise NotMeasured("not asked for")
+        raise NotMeasured("not requested")
     if not any_required:
         raise NotMeasured("no texts are required in the images; give their suite with --prompts")
     return find_reader()

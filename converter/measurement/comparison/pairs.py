@@ -12,7 +12,7 @@ from converter.console import Reporter
 from converter.errors import MissingInput, UsageError, unreadable
 from converter.measurement.comparison.images import FORMATS, ImageHead, read_head
 
-#: Ends of a name that say which model made the image.
+#: Suffixes of a name that say which model made the image.
 _ROLES = re.compile(r"-(original|quantized|baseline)$")
 #: ``ID-SEED``; the seed is the last part, if it consists of at most 20 digits.
 _ID_AND_SEED = re.compile(r"(?P<id>.+)-(?P<seed>[0-9]{1,20})")
@@ -64,7 +64,7 @@ class ImagePair:
     """None if neither the name nor the file has it."""
     steps: int | None
     width: int
-    """In pixels."""
+    """Height in pixels."""
     height: int
     original: Path
     quantized: Path
@@ -150,7 +150,7 @@ def _refuse_unpaired(
     for image, other in product(lonely, lonely_others):
         if image.name.id == other.name.id:
             raise UsageError(
-                f"{image} and {other}: the same id with other seeds",
+                f"{image} and {other}: the same id with different seeds",
                 "Drift is measured at the same seed; give images of another seed as --baseline.",
             )
     _refuse_lonely(folder, other_folder, [*lonely, *lonely_others])
@@ -169,7 +169,7 @@ def _find_baseline(image: ImageFile, quantized: ImageFile, baselines: Mapping[st
     for other in same_id:
         if other.name.seed is None or other.name.seed not in (image.name.seed, quantized.name.seed):
             return other
-    raise UsageError(f"{same_id[0]}: has the seed of {image}", "A baseline needs another seed.")
+    raise UsageError(f"{same_id[0]}: has the same seed as {image}", "A baseline needs another seed.")
 
 
 def _check_pair(

@@ -33,7 +33,7 @@ _REACH = 6
 _THRESHOLD = 6.0
 #: The same for a peak of the original; 9 bins are compared for each frequency.
 _OWN_THRESHOLD = 12.0
-#: This many times the original's peak are subtracted: a copy of reversed phase differs by twice the amplitude.
+#: The original's peak is subtracted this many times: a copy of reversed phase differs by twice the amplitude.
 _OWN_SHARE = 4.0
 #: Likewise in the difference, times the part of the background that the copy did not keep. Measured: with 2, sharpened
 #: copies score; with 8, patterns on pages of text are still found.

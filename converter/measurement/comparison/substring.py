@@ -1,4 +1,4 @@
-"""Find how near a text comes to containing a string."""
+"""Measure how closely a text contains a string."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def character_error_rate(required: str, text: str) -> float:
     """
     wanted = normalize(required)
     if not wanted:
-        raise ValueError("an empty string cannot be looked for")
+        raise ValueError("an empty string cannot be searched for")
     return substring_distance(wanted, normalize(text)) / len(wanted)
 
 

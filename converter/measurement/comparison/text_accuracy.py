@@ -102,7 +102,7 @@ def find_reader() -> TextReader:
 
 
 def language_of(strings: Iterable[str]) -> str:
-    """Return tesseract's names of the languages of strings, by their scripts; English if there are no letters."""
+    """Return tesseract's names of the languages of strings, by their scripts; English if they contain no letters."""
     names = (unicodedata.name(character, "").split(" ")[0] for string in strings for character in string)
     found = {_LANGUAGES[name] for name in names if name in _LANGUAGES}
     return "+".join(sorted(found)) or "eng"

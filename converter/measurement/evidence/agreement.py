@@ -62,9 +62,9 @@ def differences(where: str, shown: Any, computed: Any) -> Iterator[str]:
                 yield from differences(f"{where}.{key}", value, expected)
     elif isinstance(shown, float | int) and isinstance(computed, float | int):
         if abs(shown - computed) > 2 * ROUNDING:
-            yield f"{where} is {shown}, and other figures give {computed}"
+            yield f"{where} is {shown}, but the other figures give {computed}"
     elif shown != computed:
-        yield f"{where} is {shown}, and other figures give {computed}"
+        yield f"{where} is {shown}, but the other figures give {computed}"
 
 
 def _check_metrics(content: Mapping[str, Any]) -> Iterator[str]:

@@ -46,7 +46,7 @@ FORMATS: dict[str, Format] = {
 
 
 def read_evidence(file: Path) -> tuple[Format, dict[str, Any]]:
-    """Read one file of measurements, whatever its name.
+    """Read one file of measurements, under any name.
 
     Returns:
         Its format and its content.
@@ -72,7 +72,7 @@ def read_evidence_folder(folder: Path) -> dict[str, dict[str, Any]]:
         Contents by file name, in the order of ``FORMATS``.
 
     Raises:
-        MissingInput: there is no such folder, or no such file in it.
+        MissingInput: the folder does not exist, or contains no measurements.
         EvidenceError: as for ``read_evidence``; or two files contradict each other.
     """
     if not folder.is_dir():
@@ -95,7 +95,7 @@ def write_evidence(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     Raises:
         EvidenceError: it breaks its format, or its figures contradict each other.
         OutputError: it cannot be written.
-        DiskError: there is no space.
+        DiskError: the disk is full.
     """
     _check(folder / name, FORMATS[name], content)
     replace_file(folder / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

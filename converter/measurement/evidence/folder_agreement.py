@@ -72,7 +72,7 @@ def _images(images: Mapping[str, Any], matrix: Mapping[str, Any]) -> Iterator[st
     seeds = {row["id"]: row["seed"] for row in matrix["prompts"]}
     for pair in images["pairs"]:
         if pair["id"] not in seeds or pair["seed"] not in (None, seeds[pair["id"]]):
-            yield f"there is no prompt {pair['id']} with seed {pair['seed']}"
+            yield f"prompt {pair['id']} with seed {pair['seed']} is missing"
     steps = matrix.get("settings", {}).get("num_inference_steps")
     if None not in (steps, images["num_inference_steps"]) and steps != images["num_inference_steps"]:
         yield f"num_inference_steps is {images['num_inference_steps']}, not {steps}"

@@ -45,7 +45,7 @@ def spread(values: Sequence[float]) -> Spread:
     """Return the statistics of measurements, rounded to ``DIGITS``.
 
     Raises:
-        ValueError: there are no measurements.
+        ValueError: no measurements were given.
     """
     return Spread(
         mean=round(statistics.fmean(values), DIGITS),
@@ -90,7 +90,7 @@ def slowdown(original: Sequence[float], quantized: Sequence[float]) -> Slowdown:
     """Compare times of the same prompts, in seconds and in the same order.
 
     Raises:
-        ValueError: there are no times, or the numbers of times differ.
+        ValueError: no times were given, or the numbers of times differ.
     """
     first, second = np.asarray(original, np.float64), np.asarray(quantized, np.float64)
     if first.shape != second.shape or not first.size:

@@ -35,7 +35,7 @@ def summarise(path: Path) -> EvidenceSummary:
     """Read and check one file of measurements, or all of a folder.
 
     Raises:
-        MissingInput: there is no such file.
+        MissingInput: the file does not exist.
         EvidenceError: a file has another format, or figures contradict each other.
     """
     if path.is_dir():

@@ -71,7 +71,7 @@ class FeatureCache:
 
         Raises:
             OutputError: it cannot be written.
-            DiskError: there is no space.
+            DiskError: the disk is full.
         """
         file = self._file(prompt)
         draft = file.with_name(f".{file.name}.{os.getpid()}")

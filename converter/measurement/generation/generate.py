@@ -43,7 +43,7 @@ class GenerateReport:
     """Everything that the image depends on, as in its metadata."""
     offload: str
     predicted_memory_bytes: int
-    """On the host."""
+    """Predicted memory on the host."""
     peak_rss_bytes: int
     elapsed_s: float
 

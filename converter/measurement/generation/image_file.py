@@ -42,7 +42,7 @@ def write_image(image: Image, output: Path, metadata: dict[str, Any]) -> None:
 
     Raises:
         OutputError: it cannot be written.
-        DiskError: there is no space.
+        DiskError: the disk is full.
     """
     texts = PngInfo()
     for key in ("prompt", "negative_prompt"):

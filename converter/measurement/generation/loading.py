@@ -124,7 +124,7 @@ def _load(model_class: Any, checkpoint: Any, **options: Any) -> Any:
     if mismatched:
         name = next(iter(mismatched))
         raise MalformedCheckpoint(
-            where, "has another shape than config.json asks for", tensor=name if isinstance(name, str) else name[0]
+            where, "has another shape than config.json requires", tensor=name if isinstance(name, str) else name[0]
         )
     return model.eval()
 

@@ -37,7 +37,7 @@ class MemoryNeed:
 
     host: int
     device: int
-    """On the accelerator; 0 where there is none."""
+    """Memory on the accelerator; 0 without one."""
 
 
 def predict_memory(
@@ -56,7 +56,7 @@ def predict_memory(
         repo: what is loaded.
         settings: image size and dtype.
         offload: as in ``GenerateOptions``.
-        on_cpu: whether there is no accelerator.
+        on_cpu: whether the machine has no accelerator.
         unpacks: whether an MXFP4 text encoder is unpacked.
         encodes: whether the text encoder is needed at all.
         keeps_encoder: whether all components stay loaded, as in a pipeline of diffusers; by default, the text encoder
@@ -66,7 +66,7 @@ def predict_memory(
     encoder = loaded_bytes(repo.text_encoder, size, unpacks=unpacks) if encodes else 0
     transformer, vae = loaded_bytes(repo.transformer, size), loaded_bytes(repo.vae, size)
     activations = _activation_bytes(repo, settings, size)
-    # Packed weights of the text encoder stay on the accelerator, whatever is offloaded.
+    # Packed weights of the text encoder always stay on the accelerator, even with offloading.
     stays = encoder if keeps_encoder and repo.has_packed_text_encoder and not unpacks else 0
 
     def with_encoder(others: int) -> int:
@@ -124,7 +124,7 @@ def require_memory(need: MemoryNeed, device: torch.device) -> None:
     for where, wanted, free in (("memory", need.host, free_memory_bytes()), ("GPU memory", need.device, device_free)):
         if wanted > free:
             raise MemoryLimitError(
-                f"generating takes about {readable_size(wanted)} of {where}, and {readable_size(free)} are free",
+                f"generating takes about {readable_size(wanted)} of {where}, but only {readable_size(free)} are free",
                 "Close other programs, generate a smaller image, or use bfloat16, --offload or a quantized repo.",
             )
 

@@ -43,24 +43,35 @@ class GenerateOptions:
         None, "Guidance scale; 1 turns it off.  [default: 5; Lens-Turbo 1]", range=(0.0, 1000.0)
     )
     base_resolution: int | None = option(
-        None, "Size class.  [default: 1440; a tiny model's own size]", choices=tuple(RESOLUTIONS)
+        None,
+        "Side of a square image in pixels; images of other aspect ratios have about the same area.  "
+        "[default: 1440; a tiny model's own size]",
+        choices=tuple(RESOLUTIONS),
     )
-    aspect_ratio: str | None = option(None, "Width to height.  [default: 1:1]", choices=ASPECT_RATIOS)
-    height: int | None = option(None, "Height in pixels instead of a size class, a multiple of 16.", kind="count")
-    width: int | None = option(None, "Width in pixels instead of a size class, a multiple of 16.", kind="count")
+    aspect_ratio: str | None = option(None, "Ratio of width to height.  [default: 1:1]", choices=ASPECT_RATIOS)
+    height: int | None = option(
+        None,
+        "Height in pixels, a multiple of 16; use it with --width, instead of --base-resolution and --aspect-ratio.",
+        kind="count",
+    )
+    width: int | None = option(None, "Width in pixels, a multiple of 16; use it with --height.", kind="count")
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N.")
-    dtype: str = option("bfloat16", "Dtype to compute in.", choices=("bfloat16", "float32"))
+    dtype: str = option("bfloat16", "Dtype of the computation.", choices=("bfloat16", "float32"))
     offload: str = option(
-        "none", "What stays on the CPU until it runs: none, each model, or each layer.", choices=OFFLOADS
+        "none",
+        "What stays on the CPU until it runs: none (nothing), model (each component), sequential (each layer).",
+        choices=OFFLOADS,
     )
     features: Path | None = field(
         default=None,
         metadata={
-            "help": "Folder for encoded prompts; the text encoder is not loaded for prompts that are in it.",
+            "help": "Folder to keep encoded prompts in; for prompts that are in it, the text encoder is not loaded.",
             "kind": "path",
         },
     )
-    date: str = option(PROMPT_DATE, "Date that the text encoder is given, YYYY-MM-DD; images depend on it.")
+    date: str = option(
+        PROMPT_DATE, "Date, as YYYY-MM-DD, that is passed to the text encoder with the prompt; images depend on it."
+    )
     overwrite: bool = option(False, "Replace an existing file.")
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ _TEXT_ENCODER_TYPE = "gpt_oss"
 _VARIANTS = (("turbo", 4, 1.0), ("base", 50, 5.0))
 DEFAULT_STEPS = 20
 DEFAULT_GUIDANCE = 5.0
-#: The Hub's cache holds a repo as models--OWNER--NAME/snapshots/REVISION.
+#: The Hub's cache stores a repo as models--OWNER--NAME/snapshots/REVISION.
 _CACHE_DEPTH = 3
 
 

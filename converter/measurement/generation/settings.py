@@ -27,7 +27,7 @@ class Settings:
     steps: int
     guidance: float
     height: int
-    """In pixels."""
+    """Width in pixels."""
     width: int
     dtype: str
     date: str

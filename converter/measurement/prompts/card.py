@@ -105,10 +105,10 @@ def _merge_sections(found: list[Section]) -> dict[str, Section]:
 def _compare_ids(matrix: Mapping[str, Row], sections: Mapping[str, Section], where: str) -> None:
     missing = [key for key, row in matrix.items() if key not in sections and not row.prompt]
     if missing:
-        fail(where, f"the table names {_list(missing)}, but no heading with a prompt does", CARD_HINT)
+        fail(where, f"no heading with a prompt was found for {_list(missing)}, which the table lists", CARD_HINT)
     extra = [key for key in sections if key not in matrix]
     if matrix and extra:
-        fail(where, f"there are headings for {_list(extra)}, which the table does not name", CARD_HINT)
+        fail(where, f"the card has headings for {_list(extra)}, but the table does not list them", CARD_HINT)
 
 
 def _list(ids: list[str]) -> str:
@@ -124,7 +124,7 @@ def _make_prompt(identifier: str, row: Row | None, section: Section | None, wher
         fail(where, "no seed is given, neither in a table nor in its section", CARD_HINT)
     prompt = agreed(row.prompt, _prompt_of(section), "prompt", where)
     if not prompt:
-        fail(where, "there is no text below its heading", CARD_HINT)
+        fail(where, "has no text below its heading", CARD_HINT)
     return SuitePrompt(
         id=identifier,
         # Some matrices have no titles; the card itself calls the prompt by its id then.

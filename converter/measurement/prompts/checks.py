@@ -74,7 +74,7 @@ def check_ids(ids: Sequence[str], where: str) -> None:
     if not ids:
         fail(where, "contains no prompts", "Add at least one, written [[prompts]].")
     if len(ids) > SUITE_LIMIT:
-        fail(where, f"has {len(ids)} prompts, more than {SUITE_LIMIT}", "Make several suites of it.")
+        fail(where, f"has {len(ids)} prompts, more than {SUITE_LIMIT}", "Split it into several suites.")
     seen: dict[str, str] = {}
     for identifier in ids:
         if not _PLAIN_ID.fullmatch(identifier):

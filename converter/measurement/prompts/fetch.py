@@ -28,7 +28,7 @@ def read_card(card: str) -> str:
         MissingInput: the file cannot be read.
         SuiteError: it is too long, or not UTF-8.
         HubError: the Hub refuses, lacks the card, or cannot be reached.
-        DiskError: there is no space for it.
+        DiskError: the disk is full.
     """
     if card.lower().startswith(("http://", "https://")):
         raise UsageError(f"{card}: is not a file", "Write hf://OWNER/NAME for a model on the Hub.")

@@ -9,7 +9,7 @@ from converter.checkpoint.writer import refuse_taken_place, replace_file
 from converter.errors import SuiteError, UsageError
 from converter.measurement.prompts.checks import fail
 
-#: End of the names of suites.
+#: Suffix of the names of suites.
 SUFFIX = ".toml"
 #: Longest suite that is read; ten prompts take some twenty thousand bytes.
 MAXIMUM_SUITE_BYTES = 1_000_000
@@ -33,11 +33,11 @@ def write_suite_file(text: str, output: Path) -> None:
     Raises:
         SuiteError: it is longer than the suites that lensconv reads.
         OutputError: it cannot be written.
-        DiskError: there is no space.
+        DiskError: the disk is full.
     """
     content = text.encode()
     if len(content) > MAXIMUM_SUITE_BYTES:
-        fail(str(output), f"would have {len(content)} bytes, more than {MAXIMUM_SUITE_BYTES}", "Make several suites.")
+        fail(str(output), f"would have {len(content)} bytes, more than {MAXIMUM_SUITE_BYTES}", "Split the suite.")
     replace_file(output, content)
 
 

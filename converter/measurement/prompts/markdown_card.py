@@ -37,7 +37,7 @@ def read_markdown(text: str, where: str) -> tuple[list[Row], list[Section]]:
     # Cards may name a prompt in several tables.
     rows = list(islice(found, 10 * SUITE_LIMIT + 1))
     if len(rows) > 10 * SUITE_LIMIT:
-        fail(where, f"tables name more than {10 * SUITE_LIMIT} prompts", "Make several cards of it.")
+        fail(where, f"tables name more than {10 * SUITE_LIMIT} prompts", "Split it into several cards.")
     return rows, read_sections(blocks, {row.id for row in rows}, where)
 
 

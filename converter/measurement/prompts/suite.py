@@ -10,7 +10,7 @@
     required_text = ["WARM BREAD"]
 
 The id names the image. Every text in ``required_text`` must be readable in it, so the prompt has to ask for each; the
-list may be left out. There are no other keys, and no value is changed: images are generated from what the file says.
+list may be left out. Other keys are refused, and no value is changed: images are generated from what the file says.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class SuitePrompt:
     seed: int
     prompt: str
     required_text: tuple[str, ...]
-    """Texts that the image must show, each of which occurs in the prompt."""
+    """Texts that the image must show, each of which is part of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ def builtin_suites() -> tuple[PromptSuite, ...]:
 
 
 def read_suite(path_or_name: Path | str) -> PromptSuite:
-    """The suite that a user asked for.
+    """Return the suite that the user named.
 
     Args:
         path_or_name: a built-in suite's name, or the path of a TOML file.
 
     Raises:
         MissingInput: the file cannot be read.
-        SuiteError: there is no such suite, or the file is malformed.
+        SuiteError: the suite does not exist, or the file is malformed.
     """
     where = str(path_or_name)
     builtin = {suite.name: suite for suite in builtin_suites()}

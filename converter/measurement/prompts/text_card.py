@@ -90,9 +90,9 @@ def _split_row(line: str, titles: dict[str, str], has_scenario: bool, where: str
     where = f"{where}: prompt {identifier}"
     title = titles.get(identifier, "").split() if has_scenario else []
     if has_scenario and not title:
-        reason = f"the table names it, but no heading such as {identifier} - Title does"
+        reason = f"the table lists it, but the card has no heading such as {identifier} - Title"
         fail(where, reason, _IMPORT_MARKDOWN)
     rest = words[len(title) :]
     if words[: len(title)] != title or not rest or not rest[0].isdecimal():
-        fail(where, f"its row is not its heading's title and then the seed: {line}", CORRECT)
+        fail(where, f"its row does not have the title of its heading, then the seed: {line}", CORRECT)
     return Row(identifier, " ".join(title), rest[0])

@@ -45,7 +45,7 @@ def normalize_adapter(
         modules: names of the modules that the model has.
 
     Raises:
-        ValueError: there are no tensors, one is for a module that the model does not have, or one is missing.
+        ValueError: the adapter has no tensors, one is for a module that the model does not have, or one is missing.
     """
     known = set(modules)
     bare = {_bare_name(name): tensor for name, tensor in state.items()}

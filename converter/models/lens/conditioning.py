@@ -58,7 +58,7 @@ class LensPromptMixin:
         else:
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
             if not prompts:
-                raise ValueError("there are no prompts")
+                raise ValueError("no prompts were given")
             count = len(prompts)
             positive = self._encode(prompts, max_sequence_length, device).repeat(num_images_per_prompt)
         if not do_classifier_free_guidance:
@@ -75,7 +75,7 @@ class LensPromptMixin:
             else:
                 negative = positive.blank()
         if negative.batch != positive.batch:
-            raise ValueError(f"there are negative prompts for {negative.batch} images of {positive.batch}")
+            raise ValueError(f"the negative prompts are for {negative.batch} images, the prompts for {positive.batch}")
         positive, negative = join_features(positive, negative)
         return [*positive.embeds], positive.mask, [*negative.embeds], negative.mask
 

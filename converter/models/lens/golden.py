@@ -26,7 +26,7 @@ GOLDEN_CONFIG: dict[str, Any] = {
     "axes_dims_rope": (4, 6, 6),
     "selected_layer_index": (0, 1, 2),
 }
-#: By grid of tokens: the first four values of the first sample, and the last four of the second, which is masked.
+#: Values by grid of tokens: the first four of the first sample, and the last four of the second, which is masked.
 GOLDEN_VALUES: dict[tuple[int, int], tuple[tuple[float, ...], tuple[float, ...]]] = {
     (4, 6): ((1.57325, -1.225919, -2.640151, -1.131411), (0.945214, 2.872706, 1.633572, -1.418215)),
     (3, 5): ((1.572559, -1.226359, -2.639868, -1.130709), (0.277239, -2.200969, -2.395448, -0.074439)),

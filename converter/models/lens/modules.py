@@ -184,7 +184,7 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin, CacheMixin, AttentionMixin
         if not shapes or not all(isinstance(shape, (list, tuple)) and len(shape) == 3 for shape in shapes):
             raise ValueError(f"img_shapes must be one (1, height, width) for the whole batch, not {img_shapes}")
         if len(set(map(tuple, shapes))) > 1:
-            raise ValueError(f"img_shapes differ, and the batch shares one: {img_shapes}")
+            raise ValueError(f"img_shapes differ, but the whole batch must share one: {img_shapes}")
         frames, height, width = shapes[0]
         if frames != 1 or height < 1 or height * width != tokens:
             raise ValueError(f"img_shapes {[(frames, height, width)]} do not make {tokens} tokens of one frame")

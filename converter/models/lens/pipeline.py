@@ -59,7 +59,7 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
     Args:
         scheduler: flow matching, with dynamic shifting.
         vae: the autoencoder of FLUX.2.
-        text_encoder: GPT-OSS; the constructor selects the layers that the transformer wants.
+        text_encoder: GPT-OSS; the constructor selects the layers that the transformer needs.
         tokenizer: with the chat template of GPT-OSS.
         transformer: the denoiser.
     """

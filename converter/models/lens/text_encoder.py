@@ -50,12 +50,12 @@ class LensGptOssEncoder(GptOssForCausalLM):
         """Select the layers whose output is returned, counted from 0.
 
         Raises:
-            ValueError: there are no indices, or one occurs twice or is out of range.
+            ValueError: no indices were given, or one occurs twice or is out of range.
         """
         layers = self.config.num_hidden_layers
         selected = tuple(indices)
         if not selected or len(set(selected)) != len(selected) or not all(0 <= index < layers for index in selected):
-            raise ValueError(f"selected layers {list(selected)} must be different ones of 0 to {layers - 1}")
+            raise ValueError(f"selected layers {list(selected)} must be different numbers from 0 to {layers - 1}")
         self._lens_selected_layers = selected
 
     def encode_layers(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[torch.Tensor]:

@@ -49,8 +49,8 @@ _VERSION = re.compile(r"[0-9][0-9A-Za-z.!-]*")
 #: Sections that need something, in the order of the card, and the reason why one is missing.
 _REASONS = {
     "usage": "example programs exist only for complete Lens pipelines",
-    "comparison": "there is no comparison grid; make one with `lensconv grid`",
-    "charts": "there are no charts; make them with `lensconv charts`",
+    "comparison": "the comparison grid is missing; make it with `lensconv grid`",
+    "charts": "the charts are missing; make them with `lensconv charts`",
     "benchmark": f"{names.METRICS_NAME} is missing",
     "offload": f"{names.OFFLOAD_NAME} and {names.SEQUENTIAL_NAME} are missing",
     "matrix": f"{names.MATRIX_NAME} is missing",
@@ -194,7 +194,7 @@ def _describe_fidelity(evidence: CardEvidence) -> dict[str, Any]:
 
 
 def _table(make: Callable[[Mapping[str, Any]], Table | None], content: Mapping[str, Any] | None) -> Markdown | None:
-    """Return the table of a file as Markdown; None where there is no such file, or nothing in it to show."""
+    """Return the table of a file as Markdown; None if the file does not exist or has nothing to show."""
     table = make(content) if content else None
     return None if table is None else to_markdown(table)
 

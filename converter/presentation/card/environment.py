@@ -1,4 +1,4 @@
-"""Templates of cards: they are sandboxed and strict, and escape what they show."""
+"""Templates of cards. They are sandboxed and strict, and escape every value."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def render_card(context: Mapping[str, Any], template: Path | None = None) -> str
     except jinja2.TemplateSyntaxError as error:
         raise InputError(_message(error.filename or error.name or where, error.lineno, error.message or "")) from error
     except jinja2.TemplateNotFound as error:
-        raise InputError(_message(where, None, f"there is no template {error.name}")) from error
+        raise InputError(_message(where, None, f"the template {error.name} does not exist")) from error
     except (jinja2.TemplateError, *_EXPRESSION_ERRORS) as error:
         file, line = _locate(error, where)
         raise InputError(_message(file, line, str(error) or type(error).__name__)) from error
@@ -75,7 +75,7 @@ def _make_environment(template: Path | None) -> jinja2.Environment:
         "link": markdown.link,
         "image": markdown.image,
         "table": _table,
-        # The author of a template may write any Markdown; this keeps what a macro or a set block returns.
+        # The author of a template may write any Markdown: this marks the result of a macro or a set block as Markdown.
         "markdown": Markdown,
         "number": figures.number,
         "percent": figures.percent,
@@ -135,7 +135,7 @@ def _limited_range() -> Callable[..., Iterator[int]]:
         for value in range(*arguments):
             left -= 1
             if left < 0:
-                raise OverflowError(f"its loops take more than {_MAXIMUM_ITERATIONS} iterations")
+                raise OverflowError(f"its loops have more than {_MAXIMUM_ITERATIONS} iterations")
             yield value
 
     return limited
@@ -146,7 +146,7 @@ def _bounded(parts: Iterator[str], where: str) -> Iterator[str]:
     for part in parts:
         length += len(part)
         if length > MAXIMUM_CARD_CHARACTERS:
-            raise InputError(f"{where}: gives more than {MAXIMUM_CARD_CHARACTERS} characters")
+            raise InputError(f"{where}: the card has more than {MAXIMUM_CARD_CHARACTERS} characters")
         yield part
 
 

@@ -123,9 +123,9 @@ def _contradictions(
     if metrics is not None and "sources" not in metrics:
         said = metrics["models"][QUANTIZED]["transformer_storage_gb"]
         if abs(said - held) > ROUNDING:
-            yield f"{METRICS_NAME} was measured on a transformer of {said:.3f} GB, and this one has {held:.3f}"
+            yield f"{METRICS_NAME} was measured on a transformer of {said:.3f} GB, but this one has {held:.3f}"
     if foreign is not None:
         dtypes = {LONG_NAMES.get(key, key): size for key, size in release.audit.checkpoint.bytes_by_dtype.items()}
         if foreign["quant_transformer_dtypes"] != dtypes:
             said = sum(foreign["quant_transformer_dtypes"].values())
-            yield f"{SUMMARY_NAME} describes a transformer of {said:,} bytes, and this one has {release.total_bytes:,}"
+            yield f"{SUMMARY_NAME} describes a transformer of {said:,} bytes, but this one has {release.total_bytes:,}"

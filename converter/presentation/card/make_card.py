@@ -39,7 +39,7 @@ class CardReport:
     files: tuple[ReleaseFile, ...]
     """The card, and all files that were added to the release with it."""
     sections: tuple[str, ...]
-    """In the order of the card; empty for one that was adopted."""
+    """Sections in the order of the card; empty for an adopted card."""
     left_out: Mapping[str, str]
     """Sections that are missing, and why."""
     verified: bool
@@ -174,9 +174,9 @@ def _metadata(
 def _warnings(metadata: CardMetadata, evidence: CardEvidence) -> list[str]:
     found = []
     if metadata.license is None:
-        found.append("the card names no license; give one with --license")
+        found.append("the card does not name a license; add one with --license")
     if metadata.base_model is None:
-        found.append("the card names no base model; give one with --base-model")
+        found.append("the card does not name a base model; add one with --base-model")
     return [*found, *evidence.contradictions]
 
 

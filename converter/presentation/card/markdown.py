@@ -122,7 +122,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], align: str =
     Args:
         columns: titles.
         rows: as many cells each.
-        align: ``l`` or ``r`` for each column; by default the first is set to the left and the others to the right.
+        align: ``l`` or ``r`` for each column; by default the first is aligned left and the others right.
     """
     align = align or "l" + "r" * (len(columns) - 1)
     marks = ("---:" if letter == "r" else "---" for letter in align)

@@ -58,7 +58,7 @@ class GalleryImage:
     text: str
     """Its prompt."""
     path: str
-    """In the release, with slashes."""
+    """Path inside the release, with slashes."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def check_metadata(text: str) -> MetadataReport:
         text: the whole card.
     """
     if text.startswith("\ufeff"):
-        return MetadataReport(("it begins with a byte order mark, before which the Hub sees no front matter",))
+        return MetadataReport(("it begins with a byte order mark, so the Hub does not see its front matter",))
     content, fault = parse_front_matter(text)
     errors = [fault] if fault else list(_type_errors(content)) or list(_value_errors(content))
     return MetadataReport(tuple(errors), () if errors else tuple(_unknown_names(content)))
@@ -181,7 +181,7 @@ def _value_errors(content: Mapping[str, Any]) -> Iterator[str]:
     yield from _base_model_errors(content)
     for tag in _listed(content.get("tags")):
         if len(tag) > _TAG_LIMIT or "\n" in tag:
-            yield f"tags: {_shown(tag)} is longer than {_TAG_LIMIT} characters or one line"
+            yield f"tags: {_shown(tag)} is longer than {_TAG_LIMIT} characters, or has several lines"
     library = content.get("library_name")
     if library is not None and not re.fullmatch(r"[\w.-]+", library):
         yield f"library_name {_shown(library)} is not the name of a library"
@@ -228,7 +228,8 @@ def _widget_errors(widget: Any) -> Iterator[str]:
         elif output is not None and not (isinstance(output, dict) and isinstance(output.get("url", ""), str)):
             yield f"widget: the output of entry {number} has a url that is not text"
         elif isinstance(output, dict) and not _is_image_address(output.get("url", "")):
-            yield f"widget: entry {number} shows {_shown(output.get('url'))}, neither an https address nor in the repo"
+            shown = _shown(output.get("url"))
+            yield f"widget: entry {number} shows {shown}, which is neither an https address nor a file of the repo"
 
 
 def _unknown_names(content: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A card as the Hub would show it: one HTML document without scripts that needs no other file and sends nothing."""
+"""A card as the Hub would show it: one HTML document, without scripts, other files or requests."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def families_table(release: CardRelease) -> Table:
         dtypes = ", ".join(sorted(entry.bytes_by_dtype))
         share = percent(100 * entry.bytes / total if total else None)
         rows.append([Code(entry.name), release.role(entry.name), done, dtypes, count(entry.bytes), share])
-    return Table(["Family", "Holds", "What was done", "Stored as", "Bytes", "Share"], rows, "llllrr")
+    return Table(["Family", "Contents", "What was done", "Stored as", "Bytes", "Share"], rows, "llllrr")
 
 
 def recipe_table(release: CardRelease, metadata: CardMetadata) -> Table:

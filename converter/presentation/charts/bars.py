@@ -41,7 +41,7 @@ class Group:
     name: str
     bars: Sequence[Bar]
     note: str = ""
-    """Text behind both bars."""
+    """Text to the right of both bars."""
 
     @property
     def length(self) -> float:

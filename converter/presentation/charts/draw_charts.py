@@ -69,7 +69,7 @@ def draw_charts(folder: Path, *, output: Path | None = None, reporter: Reporter 
         MissingInput: the folder does not exist, or contains no measurements for any chart.
         EvidenceError: a file of measurements cannot be used.
         OutputError: a file cannot be written, or a link leads out of the folder.
-        DiskError: there is no space.
+        DiskError: the disk is full.
         DependencyError: matplotlib is missing.
     """
     evidence = read_evidence_folder(folder)

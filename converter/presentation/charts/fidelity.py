@@ -55,7 +55,7 @@ class _Family:
 
     @property
     def words(self) -> str:
-        """Text in place of a dot."""
+        """Text instead of a dot."""
         return _EXACT if self.is_exact else _NOT_FINITE
 
 
@@ -141,7 +141,7 @@ def _range(figures: Sequence[float], width: float) -> tuple[float, float]:
 
 
 def _explain(families: Sequence[_Family], shown: Sequence[_Family]) -> str:
-    text = "Higher is nearer. Dot: the whole family; bar: down to its lowest module."
+    text = "Higher is better. Dot: the whole family; bar: down to its lowest module."
     if any(family.whole is not None and family.lowest is None for family in shown):
         text += " Arrow: a module without a finite figure."
     if len(shown) < len(families):

@@ -36,18 +36,18 @@ def choose_unit(largest: float) -> Unit:
 
 
 def exact_size(size: float, unit: Unit | None = None) -> str:
-    """Return bytes with up to three digits behind the point, by default in the unit that suits them."""
+    """Return bytes with up to three digits after the point, by default in the unit that suits them."""
     unit = unit or choose_unit(size)
     return f"{exact_number(unit.of(size))} {unit.name}"
 
 
 def short_number(value: float) -> str:
-    """Return three digits, and no more than two behind the point."""
+    """Return three digits, and no more than two after the point."""
     return f"{value:.{0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2}f}"
 
 
 def exact_number(value: float) -> str:
-    """Return a figure as files contain it: with up to three digits behind the point."""
+    """Return a figure as files contain it: with up to three digits after the point."""
     return f"{value:.3f}".rstrip("0").rstrip(".")
 
 

@@ -68,7 +68,7 @@ def footprint_chart(evidence: Evidence) -> Chart | LeftOut:
         for name, column in zip(MODELS, zip(*found.values(), strict=True), strict=True)
     ]
     if not any(model.total for model in models):
-        return LeftOut(NAME, "neither transformer has a size")
+        return LeftOut(NAME, "the sizes of both transformers are missing")
     return _chart(models)
 
 

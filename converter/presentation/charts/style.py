@@ -41,7 +41,7 @@ class Theme:
         return shades[shade % len(shades)]
 
 
-# Blue and orange differ for people with any common color blindness; backgrounds and greys are those of GitHub.
+# People with any common color blindness can distinguish blue and orange; backgrounds and greys are those of GitHub.
 LIGHT = Theme(
     name="light",
     background="#ffffff",

@@ -162,7 +162,7 @@ def _summarise(rows: Mapping[str, Sequence[float | None]], mode: str) -> str:
         return f"No prompt was measured with both models.{suffix}"
     times = np.asarray(pairs, np.float64).T
     if times[0].min() < _NO_TIME:
-        return f"A time of 0 s leaves no slowdown.{suffix}"
+        return f"A slowdown cannot be computed from a time of 0 s.{suffix}"
     result = slowdown(*times)
     interval = result.ratio_of_means_percent_interval
     limits = f"95 % interval {' to '.join(map(signed_percent, interval))}, " if interval is not None else ""

@@ -60,7 +60,7 @@ class Cell:
     sha256: str = ""
     """Checksum of the file when its size was read."""
     missing: str = ""
-    """Why there is no image."""
+    """Why the image is missing."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _contained(folder: Path, name: str) -> Path:
 
 
 def _read(file: Path) -> bytes | None:
-    """Return the content of an image file; None if there is no such file."""
+    """Return the content of an image file; None if it does not exist."""
     try:
         # Without this flag, opening a pipe waits for a program that writes to it.
         with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as stream:

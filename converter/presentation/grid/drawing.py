@@ -102,7 +102,7 @@ def draw_missing(size: Size, reason: str, typography: Typography) -> Image.Image
 
     Args:
         size: the size of the box.
-        reason: why there is no image.
+        reason: why the image is missing.
         typography: the fonts of the grid.
     """
     font = typography.label

@@ -72,7 +72,7 @@ class Measures:
 
     @property
     def margin(self) -> int:
-        """Between the content and each edge."""
+        """Distance between the content and each edge."""
         return 2 * self.label
 
     @property
@@ -93,7 +93,7 @@ class Measures:
 
     @property
     def row_gap(self) -> int:
-        """Between the cells of a row and the label of the next."""
+        """Distance between the cells of a row and the label of the next."""
         return _aligned(self.label)
 
     @property

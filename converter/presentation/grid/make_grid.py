@@ -56,7 +56,7 @@ def make_grid(
             that was measured.
         UsageError: a single row is larger than WebP allows, or the preview is too narrow.
         OutputError: the pictures cannot be written.
-        DiskError: there is no space.
+        DiskError: the disk is full.
         DependencyError: the font is missing.
     """
     output = output or folder

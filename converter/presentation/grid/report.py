@@ -28,7 +28,7 @@ class Sheet:
     """A file with cells in their own pixels."""
 
     file: str
-    """Relative to the output folder, with slashes."""
+    """Path relative to the output folder, with slashes."""
     width: int
     height: int
     bytes: int
@@ -40,12 +40,12 @@ class Preview:
     """A file with all cells, or as many rows as fit, reduced to the width of a preview."""
 
     file: str
-    """Relative to the output folder, with slashes."""
+    """Path relative to the output folder, with slashes."""
     width: int
     height: int
     bytes: int
     scale: int
-    """Whole number by which cells are reduced; 1 if they are not."""
+    """Whole number by which cells are scaled down; 1 if they are not."""
     lossless: bool
     """Whether the cells have exactly the pixels of the images."""
     cells: tuple[PlacedCell, ...]
@@ -81,7 +81,7 @@ class GridReport:
         return len(self.preview.cells) // len(MODELS)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as ``lensconv grid --json`` shows it."""
+        """Return it as ``lensconv grid --json`` prints it."""
         images = Counter(cell.model for cell in self.cells if not cell.missing)
         return {
             "sheets": [_plain(sheet) for sheet in self.sheets],

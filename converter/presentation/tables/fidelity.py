@@ -53,7 +53,7 @@ def images_table(images: Mapping[str, Any]) -> Table:
 
 
 def text_table(images: Mapping[str, Any]) -> Table | None:
-    """Return how much of the text that prompts ask for can be read; None where it was not measured."""
+    """Return how much of the text that prompts require can be read; None where it was not measured."""
     text = images["summary"]["text"]
     if text is None:
         return None
@@ -81,4 +81,4 @@ def weights_table(weights: Mapping[str, Any]) -> Table:
         ]
         for family in weights["fidelity"]["families"]
     ]
-    return Table(["Family", "Modules", "SQNR, dB", "Least of a module, dB", "Least cosine"], rows)
+    return Table(["Family", "Modules", "SQNR, dB", "Lowest module, dB", "Lowest cosine"], rows)

@@ -1,4 +1,4 @@
-"""Figures as tables show them: seconds and GB with three digits behind the point, percents with one."""
+"""Figures as tables show them: seconds and GB with three digits after the point, percents with one."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from converter.presentation.tables.table import NOTHING, Figure
 
 
 def decimal(value: float | None, digits: int) -> Figure:
-    """Return a figure with so many digits behind the point."""
+    """Return a figure with this number of digits after the point."""
     return NOTHING if value is None else Figure(f"{value:.{digits}f}")
 
 
 def number(value: float | None) -> Figure:
-    """Return seconds or GB, with three digits behind the point."""
+    """Return seconds or GB, with three digits after the point."""
     return decimal(value, 3)
 
 
 def percent(value: float | None) -> Figure:
-    """Return a share, with one digit behind the point."""
+    """Return a share, with one digit after the point."""
     return NOTHING if value is None else Figure(f"{value:.1f}%")
 
 
@@ -42,7 +42,7 @@ def size(value: int | None) -> Figure:
 
 
 def short(value: int) -> Figure:
-    """Return a number of parameters in the way that pages show it: 4.10B."""
+    """Return a number of parameters in short form, such as 4.10B."""
     for unit, factor in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
         if value >= factor:
             return Figure(f"{value / factor:.2f}{unit}")
@@ -50,5 +50,5 @@ def short(value: int) -> Figure:
 
 
 def reduction(before: float, after: float) -> float | None:
-    """Return by how many percent ``after`` is less; None where there was nothing before."""
+    """Return the decrease from ``before`` to ``after`` in percent; None if ``before`` is 0."""
     return round(100 * (1 - after / before), 1) if before else None

@@ -146,7 +146,7 @@ def storage_table(summary: Mapping[str, Any]) -> Table:
     for key, text in (("tensor_storage", "Tensors, GB"), ("repo_files", "Files of the transformer, GB")):
         rows.append([text, *(number(summary.get(f"{side}_transformer_{key}_gb")) for side in SUMMARY_MODELS)])
     rows.append(["Smaller than the source", NOTHING, percent(summary["transformer_storage_reduction_percent"])])
-    rows.append(["Smaller than it in bfloat16", NOTHING, percent(_summary_vs_bf16(summary))])
+    rows.append(["Smaller than the source in bfloat16", NOTHING, percent(_summary_vs_bf16(summary))])
     rows += [[text, NOTHING, number(summary.get(key))] for key, text in _QUANTIZATION_FIGURES.items()]
     return Table(["", "Source", "Quantized"], keep_measured(rows))
 

@@ -18,7 +18,7 @@ class Code(str):
     __slots__ = ()
 
 
-#: What a cell shows where nothing was measured.
+#: Text of a cell for which nothing was measured.
 NOTHING = Figure("–")  # noqa: RUF001 - a dash
 
 
@@ -29,7 +29,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     align: str = ""
-    """``l`` or ``r`` for each column; by default the first is set to the left and the others to the right."""
+    """``l`` or ``r`` for each column; by default the first is aligned left and the others right."""
 
 
 def keep_measured(rows: Sequence[Sequence[object]]) -> list[Sequence[object]]:
