@@ -68,7 +68,7 @@ def test_converting_lens_does_not_import_torch(lens_source: Path, tmp_path: Path
 PUBLIC_NAMES = """
 BenchOptions BenchReport CardOptions CardReport ChartsReport Checkpoint ConvertOptions ConvertReport
 FidelityReport GenerateOptions GenerateReport GridReport Header LensconvError PlanReport PromptSuite
-PublishOptions Receipt Recipe Rehearsal Rule SuitePrompt SynthReport TensorEntry VerifyReport __version__ bench
+PublishOptions Receipt Recipe Rehearsal Reporter Rule SuitePrompt SynthReport TensorEntry VerifyReport __version__ bench
 compare convert draw_charts find_recipe generate import_card make_card make_grid open_checkpoint plan publish
 read_evidence read_evidence_folder read_header read_suite rehearse synthesize verify
 """

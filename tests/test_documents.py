@@ -113,7 +113,7 @@ def test_the_readme_shows_what_the_commands_print(
         return outcome.stderr
 
     def plain(text: str) -> str:
-        return re.sub(r"\s+", " ", re.sub(r"[0-9a-f]{16}|[0-9][0-9.,]*|─+", "0", text))
+        return re.sub(r"\s+", " ", re.sub(r"[0-9a-f]{16}|[0-9][0-9.,]*( [MG]B)?|─+", "0", text))
 
     assert plain(screen(run)) in plain(README)
 

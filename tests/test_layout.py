@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +165,20 @@ def test_files_are_hashed_and_written_back_behind_the_slots(tmp_path: Path, monk
         assert digests[file.name] == hashlib.sha256(content).hexdigest()
     (tensor,) = (tensor for name, tensor in load_file(tmp_path / layout.slots["t13"].file).items() if name == "t13")
     assert bytes(tensor[:6].numpy()) == b"t13t13"
+
+
+class InterruptedPool(ThreadPoolExecutor):
+    """Ctrl-C comes right after a thread was started."""
+
+    def submit(self, *arguments: Any, **options: Any) -> Any:
+        future = super().submit(*arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+        return future
+
+
+def test_an_interrupt_while_the_hasher_starts_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("converter.conversion.execution.hashing.ThreadPoolExecutor", InterruptedPool)
+    layout = lay_out([TensorSpec("t", "U8", (10,))], stem="model")
+    with pytest.raises(KeyboardInterrupt), FollowingHasher(tmp_path, layout):
+        pass
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hasher")]

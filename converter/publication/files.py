@@ -147,7 +147,8 @@ def file_stamp(file: Path) -> tuple[int, ...]:
     """Return values that change when a file does; empty if the file does not exist."""
     try:
         status = file.stat()
-    except OSError:
+    except (OSError, ValueError):
+        # Names in damaged notes may be impossible.
         return ()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 

@@ -240,14 +240,14 @@ class _Publication:
         if tagged is None:
             self.session.create_tag(tag, commit)
             tagged = self.session.refs().tags.get(tag)
+        if tagged is None:
+            raise self.session.error(f"tag {tag} was accepted, but the Hub does not list it", "Publish again.")
         if tagged != commit:
             raise self._taken_tag(tagged)
 
-    def _taken_tag(self, tagged: str | None) -> HubError:
-        named = (tagged or "no commit")[:12]
-        return self.session.error(
-            f"tag {self.options.tag} points to {named}, which is not this release", "Choose another name for the tag."
-        )
+    def _taken_tag(self, tagged: str) -> HubError:
+        reason = f"tag {self.options.tag} points to {tagged[:12]}, which is not this release"
+        return self.session.error(reason, "Choose another name for the tag.")
 
     def _receipt(
         self, commit: str | None, target: Target | None, difference: Difference, read_back: ReadBack | None

@@ -101,7 +101,8 @@ class HubSession:
             raise
         if not token:
             raise self.error("no token was found", _TOKEN_HINT)
-        name = self.call("checking the token", self.api.whoami).get("name")
+        answer: Any = self.call("checking the token", self.api.whoami)
+        name = answer.get("name") if isinstance(answer, dict) else None
         if not isinstance(name, str):
             raise self.error("the Hub does not say whose token this is", "Check HF_ENDPOINT.")
         return name

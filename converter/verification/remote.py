@@ -53,7 +53,7 @@ def check_records(shadow: Shadow, manifest: Manifest | None) -> Check:
         HubError: a file cannot be read.
     """
     listed = manifest.files if manifest is not None else {}
-    unread = _read_boundeds(shadow, listed)
+    unread = _read_unknown(shadow, listed)
     problems = [problem for name, entry in listed.items() for problem in _differences(shadow, name, entry)]
     for path, content in shadow.contents.items():
         file = shadow.repo.files[path]
@@ -68,7 +68,7 @@ def check_records(shadow: Shadow, manifest: Manifest | None) -> Check:
     return list_problems("hub", problems, f"{len(listed)} files are as the manifest lists them{by_size}")
 
 
-def _read_boundeds(shadow: Shadow, listed: Mapping[str, ReleaseFile]) -> list[str]:
+def _read_unknown(shadow: Shadow, listed: Mapping[str, ReleaseFile]) -> list[str]:
     """Read files whose sha256 the Hub does not know, the smallest first; return those that exceed the limit."""
     files = shadow.repo.files
     wanted = [name for name in listed if name in files and files[name].sha256 is None and name not in shadow.contents]

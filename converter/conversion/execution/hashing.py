@@ -38,8 +38,13 @@ class FollowingHasher:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="hasher")
 
     def __enter__(self) -> FollowingHasher:
-        with HeldSignals():
-            self._result = self._pool.submit(self._run)
+        try:
+            with HeldSignals():
+                self._result = self._pool.submit(self._run)
+        except BaseException:
+            # A signal that came meanwhile is handled here; the thread would wait for slots for ever.
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -28,6 +28,8 @@ from converter.errors import MalformedCheckpoint, MissingInput, unreadable
 COMPANION_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 #: ioctl of Linux that makes a file share the blocks of another.
 _FICLONE = 0x40049409
+#: Bytes of one piece of a copy.
+_COPY_BYTES = 4 << 20
 #: What Linux says about this process.
 _STATUS = Path("/proc/self/status")
 
@@ -142,7 +144,9 @@ def bring_companion(companion: Companion, folder: Path, progress: Progress) -> R
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     if not (_share_blocks(companion.source, target) or _link(companion.source, target)):
-        shutil.copyfile(companion.source, target)
+        # In pieces, since one call that copies everything does not notice Ctrl-C.
+        with companion.source.open("rb") as source, target.open("xb") as copy:
+            shutil.copyfileobj(source, copy, _COPY_BYTES)
     with target.open("rb") as stream:
         os.fsync(stream.fileno())
     return ReleaseFile(companion.name, target.stat().st_size, file_sha256(target, progress) or "")

@@ -88,11 +88,11 @@ class Manifest:
     """Shapes of the weights that were quantized, by module."""
     tensors: int
     parameters: int
-    bytes_by_dtype: Mapping[str, Any]
+    bytes_by_dtype: Mapping[str, int]
     """Bytes of the tensors that were written, by dtype."""
     source_tensors: int
     source_parameters: int
-    source_bytes_by_dtype: Mapping[str, Any]
+    source_bytes_by_dtype: Mapping[str, int]
     assumed_config: Mapping[str, Any]
     """Config values that were assumed, as the source has no config."""
     card_files: tuple[str, ...]
@@ -125,6 +125,11 @@ class Manifest:
         if not all(isinstance(digest, str) for digest in headers.values()):
             raise MalformedCheckpoint(where, "the sha256 of a header is not a string")
         files = _files(fields)
+        for package, version in fields.take("versions", dict).items():
+            if not isinstance(version, str):
+                raise MalformedCheckpoint(where, f"the version of {package} is not a string")
+        if not all(isinstance(file, dict) for file in source.take("files", list)):
+            raise MalformedCheckpoint(where, "lists a file of the source that is not an object")
         card = content.get("card")
         # The next card replaces the note of the last one, so that a bad one does no harm.
         note = card if isinstance(card, dict) else {}
@@ -139,10 +144,10 @@ class Manifest:
             shapes=dict(_shapes(recipe)),
             tensors=output.take("tensors", int),
             parameters=output.take("parameters", int),
-            bytes_by_dtype=output.take("bytes_by_dtype", dict),
+            bytes_by_dtype=_bytes_by_dtype(output),
             source_tensors=source.take("tensors", int),
             source_parameters=source.take("parameters", int),
-            source_bytes_by_dtype=source.take("bytes_by_dtype", dict),
+            source_bytes_by_dtype=_bytes_by_dtype(source),
             assumed_config=source.take("assumed_config", dict, {}),
             card_files=tuple(name for name in names if isinstance(name, str) and name in files),
             card_repository=repository if isinstance(repository, str) else None,
@@ -189,8 +194,29 @@ def read_manifest(root: Path) -> Manifest | None:
     return manifest
 
 
+def listed_names(root: Path) -> frozenset[str] | None:
+    """The names in the manifest of a release, even if other parts of it are malformed; None if it has no manifest.
+
+    Raises:
+        MissingInput: it cannot be read.
+        MalformedCheckpoint: it is not a JSON object.
+    """
+    if not (root / MANIFEST_NAME).is_file():
+        return None
+    files = read_json(root / MANIFEST_NAME).get("files")
+    entries = files if isinstance(files, list) else []
+    return frozenset(str(file.get("name")) for file in entries if isinstance(file, dict))
+
+
 def _table(fields: Fields, key: str) -> Fields:
     return Fields(fields.take(key, dict), f"{fields.where}: {key}", fields.error)
+
+
+def _bytes_by_dtype(fields: Fields) -> dict[str, int]:
+    sizes: dict[str, int] = fields.take("bytes_by_dtype", dict)
+    if not all(type(size) is int for size in sizes.values()):
+        raise fields.error(fields.where, "the bytes of a dtype are not an integer")
+    return sizes
 
 
 def _files(fields: Fields) -> dict[str, ReleaseFile]:

@@ -11,7 +11,7 @@ from converter.conversion.release.manifest import (
     QUANTIZATION_CONFIG_NAME,
     STATE_FOLDER,
     SUMMARY_NAME,
-    read_manifest,
+    listed_names,
 )
 from converter.errors import InputError, OutputError
 
@@ -42,9 +42,9 @@ def refuse_what_is_no_checkpoint(output: Path) -> None:
     known = {*_CHECKPOINT_FILES}
     components: tuple[str, ...] = ()
     try:
-        manifest = read_manifest(output)
-        if manifest is not None:
-            known |= manifest.files.keys()
+        listed = listed_names(output)
+        if listed is not None:
+            known |= listed
         elif (output / PIPELINE_INDEX).is_file():
             components = pipeline_components(output)
     except InputError:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from converter.errors import MissingInput, UsageError, unreadable
-from converter.libraries import LOADING_ERRORS
 from converter.measurement.generation.image_file import METADATA_KEY
 
 #: Lossless formats by suffix.
@@ -31,7 +30,7 @@ _BITS = 8
 _DEPTH_OFFSET = 24
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 #: Errors of Pillow, and of the libraries below it, for files that break their format.
-_BROKEN = (*LOADING_ERRORS, EOFError, SyntaxError, struct.error, zlib.error)
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, OverflowError, TypeError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)

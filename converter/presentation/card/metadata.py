@@ -7,6 +7,7 @@ adds to its lists, and decides.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -151,8 +152,21 @@ def check_metadata(text: str) -> MetadataReport:
     if text.startswith("\ufeff"):
         return MetadataReport(("it begins with a byte order mark, so the Hub does not see its front matter",))
     content, fault = parse_front_matter(text)
+    fault = fault or _unicode_fault(content)
     errors = [fault] if fault else list(_type_errors(content)) or list(_value_errors(content))
     return MetadataReport(tuple(errors), () if errors else tuple(_unknown_names(content)))
+
+
+def _unicode_fault(content: Mapping[str, Any]) -> str:
+    """Name what YAML can escape but UTF-8 cannot contain; empty if the front matter has no such text."""
+    try:
+        json.dumps(content, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return "its front matter contains half of a surrogate pair, which is not text"
+    except (TypeError, ValueError, RecursionError):
+        # Keys that are not text, or values that contain themselves; the checks of values report them.
+        return ""
+    return ""
 
 
 def _type_errors(content: Mapping[str, Any]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converter.presentation.card.markdown import Markdown, code, table
-from converter.presentation.tables.table import Code, Figure, Table
+from converter.presentation.tables.table import Code, Figure, Label, Table
 
 
 def to_markdown(content: Table) -> Markdown:
@@ -14,4 +14,6 @@ def to_markdown(content: Table) -> Markdown:
 def _cell(cell: object) -> object:
     if isinstance(cell, Code):
         return code(cell)
+    if isinstance(cell, Label):
+        return Markdown(f"{code(cell.identifier)} {cell.words}")
     return Markdown(cell) if isinstance(cell, Figure) else cell

@@ -10,7 +10,7 @@ from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, PEAKS, S
 from converter.measurement.evidence.statistics import percent_change
 from converter.measurement.evidence.units import LOADED_BYTES
 from converter.presentation.tables.figures import count, number, percent, reduction, signed_percent
-from converter.presentation.tables.table import NOTHING, Figure, Table, keep_measured
+from converter.presentation.tables.table import NOTHING, Figure, Label, Table, keep_measured
 
 #: Statistics of several measurements, as tables call them.
 _STATISTICS = {"mean": "average", "median": "median", "max": "max"}
@@ -141,7 +141,7 @@ def storage_table(summary: Mapping[str, Any]) -> Table:
     by_dtype = [summary[f"{side}_transformer_dtypes"] for side in SUMMARY_MODELS]
     rows: list[Row] = [["Tensors", *(count(summary[f"{side}_transformer_tensors"]) for side in SUMMARY_MODELS)]]
     rows += [
-        [f"{dtype} bytes", *(count(sizes.get(dtype)) for sizes in by_dtype)] for dtype in by_dtype[0] | by_dtype[1]
+        [Label(dtype, "bytes"), *(count(sizes.get(dtype)) for sizes in by_dtype)] for dtype in by_dtype[0] | by_dtype[1]
     ]
     for key, text in (("tensor_storage", "Tensors, GB"), ("repo_files", "Files of the transformer, GB")):
         rows.append([text, *(number(summary.get(f"{side}_transformer_{key}_gb")) for side in SUMMARY_MODELS)])

@@ -18,13 +18,24 @@ class Code(str):
     __slots__ = ()
 
 
+@dataclass(frozen=True)
+class Label:
+    """A cell with an identifier, which Markdown shows as code, and words that follow it."""
+
+    identifier: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.identifier} {self.words}"
+
+
 #: Text of a cell for which nothing was measured.
 NOTHING = Figure("–")  # noqa: RUF001 - a dash
 
 
 @dataclass(frozen=True)
 class Table:
-    """Titles of columns, and rows of cells. A cell that is neither a ``Figure`` nor ``Code`` is text from a file."""
+    """Titles of columns, and rows of cells. A cell of another type than those above is text from a file."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
