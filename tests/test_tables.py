@@ -20,7 +20,7 @@ from tests.published import published_matrix, published_metrics, published_offlo
 
 def cells(table: Table) -> dict[object, list[object]]:
     """Cells of each row by its label."""
-    return {row[0]: list(row[1:]) for row in table.rows}
+    return {str(row[0]): list(row[1:]) for row in table.rows}
 
 
 def test_rows_without_a_measurement_are_left_out() -> None:
