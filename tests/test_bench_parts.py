@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -141,6 +142,15 @@ def test_a_journal_is_written_by_one_process(tmp_path: Path) -> None:
         assert not journal.measured
     with Journal(tmp_path, {"a": {"b": 2}}, restart=False) as journal:
         assert journal.is_new
+
+
+def test_a_measurement_is_on_the_disk_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    with Journal(tmp_path, {"a": 1}, restart=False) as journal:
+        for key in ("P01", "P02"):
+            journal.note(Cell("standard", 0, "original"), key, ROW)
+            assert synced[-1] == journal.file.stat().st_size
 
 
 @pytest.mark.parametrize("count", [1, 3])

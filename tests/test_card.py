@@ -22,6 +22,7 @@ from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.presentation.card.environment import render_card
 from converter.presentation.card.make_card import make_card
+from converter.presentation.card.markdown import fence
 from converter.presentation.card.metadata import CardMetadata, GalleryImage, MetadataReport, check_metadata
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.page import render_page
@@ -356,3 +357,10 @@ def test_any_text_comes_back_as_that_text(tmp_path_factory: pytest.TempPathFacto
     shown = Shown(render_page(render_card({"text": text}, template), lambda path: path))
     assert " ".join(shown.text.split()) == one_line(text)
     assert shown.elements == []
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_backticks_do_not_end_a_block_of_code(count: int) -> None:
+    first, *content, last = fence(f"a\n{'`' * count}\nb", "text").splitlines()
+    assert content == ["a", "`" * count, "b"]
+    assert (first, last) == (f"{last}text", "`" * max(3, count + 1))

@@ -305,6 +305,7 @@ def test_names_are_cut_to_what_the_font_and_the_width_allow() -> None:
         ({METRICS_NAME: metrics({"attn": ({"F32": 10**25}, {"U8": 1})})}, "footprint"),
         ({METRICS_NAME: metrics(None) | {"models": dict.fromkeys(("original", "quantized"), HUGE)}}, "memory"),
         ({WEIGHTS_NAME: weights(attn=(1e300, 1.0, 0.9))}, "fidelity"),
+        ({WEIGHTS_NAME: weights(attn=(1.0, -1e300, 0.9))}, "fidelity"),
     ],
 )
 def test_figures_of_nothing_that_exists_are_refused(evidence: Evidence, name: str) -> None:

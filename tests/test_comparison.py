@@ -30,6 +30,13 @@ from converter.measurement.comparison.images import read_pixels
 from converter.measurement.comparison.pairs import find_pairs, parse_name
 from converter.measurement.comparison.perceptual import Lpips, NotMeasured
 from converter.measurement.comparison.pixels import psnr_db, ssim
+from converter.measurement.comparison.report import (
+    FidelityReport,
+    ImageFidelity,
+    PairFidelity,
+    PeriodicGrid,
+    TextAccuracy,
+)
 from converter.measurement.comparison.substring import character_error_rate, normalize, substring_distance
 from converter.measurement.comparison.text_accuracy import find_reader, language_of
 from converter.schemas import load_schema
@@ -438,6 +445,14 @@ def test_lpips_without_weights_is_not_measured(
     with pytest.raises(NotMeasured, match=reason) as caught:
         Lpips()
     assert "\n" not in str(caught.value)
+
+
+def test_a_string_with_one_wrong_letter_of_five_is_legible() -> None:
+    image = ImageFidelity(True, None, 1.0, None, PeriodicGrid(None, None, None))
+    texts = (TextAccuracy("BREAD", 0.2, 0.2), TextAccuracy("OVEN", 0.25, 0.0))
+    pair = PairFidelity("P01", 1, 4, 64, 64, image, None, None, texts)
+    summary = FidelityReport(4, (pair,), {}, {}).summary["text"]
+    assert (summary["original_legible"], summary["quantized_legible"]) == (0.5, 1)
 
 
 @pytest.mark.usefixtures("reader")

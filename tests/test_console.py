@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from threading import Thread
+from unittest.mock import Mock
 
 import pytest
 
@@ -110,6 +111,12 @@ def test_results_and_errors_as_json() -> None:
     console, stdout, _ = captured(as_json=True)
     console.error(OutputError("taken", "Move."))
     assert json.loads(stdout.getvalue()) == {"error": {"type": "OutputError", "message": "taken", "hint": "Move."}}
+
+
+def test_a_reader_that_is_gone_is_not_a_stream_that_cannot_be_written() -> None:
+    stream = Mock(write=Mock(side_effect=BrokenPipeError))
+    with pytest.raises(BrokenPipeError):
+        Console(as_json=True, stdout=stream).result({})
 
 
 def test_results_and_errors_for_people() -> None:

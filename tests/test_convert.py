@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jsonschema
 import numpy as np
@@ -19,8 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, convert, plan
 from converter.conversion import convert as convert_module
-from converter.conversion.execution.jobs import make_work
+from converter.conversion.execution.jobs import MATMUL_ROWS, QuantizeJob, make_work
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess
+from converter.conversion.planning.methods import Kind, Method
 from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.request import open_request
 from converter.errors import MemoryLimitError
@@ -155,6 +157,17 @@ def test_nothing_is_assumed_where_there_is_a_config(lens_source: Path, tmp_path:
     assert notes.texts == []
     planned = plan(lens_source).to_dict()
     assert (planned["assumed_config"], planned["notes"]) == ({}, [])
+
+
+@pytest.mark.parametrize("rows", [31, 32, 63, 64, 80, 97, 1000])
+def test_no_run_of_rows_is_too_short_for_the_decision_of_sdnq(rows: int) -> None:
+    tensor = Mock(entry=Mock(bytes=128 * rows))
+    job = QuantizeJob(tensor, {}, Mock(shape=(rows, 64)), Method(Kind.ROWS))
+    starts, stops = zip(*job.row_runs(128 * MATMUL_ROWS), strict=True)
+    assert (starts[0], stops[-1]) == (0, rows)
+    assert starts[1:] == stops[:-1]
+    assert len(starts) == max(1, rows // MATMUL_ROWS)
+    assert all(stop - start >= min(rows, MATMUL_ROWS) for start, stop in zip(starts, stops, strict=True))
 
 
 def test_an_interrupted_run_of_another_kernel_does_not_count(lens_source: Path) -> None:

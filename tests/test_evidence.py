@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from converter.errors import EvidenceError, MissingInput
 from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder, write_evidence
-from converter.measurement.evidence.statistics import percent_change, slowdown, spread, summarise_times
+from converter.measurement.evidence.statistics import combine, percent_change, slowdown, spread, summarise_times
 from converter.schemas import load_schema
 from tests.conftest import Lensconv
 from tests.published import (
@@ -107,6 +107,11 @@ def test_an_interval_holds_the_figure_and_turns_with_the_models(pairs: list[tupl
     low, high = found.mean_difference_s_interval
     differences = [second - first for first, second in pairs]
     assert min(differences) - 0.001 <= low <= high <= max(differences) + 0.001
+
+
+def test_a_figure_that_only_some_measurements_have_is_left_out() -> None:
+    rows = [{"time_s": 1.0, "peak_rss_gb": 2.0}, {"time_s": 3.0, "peak_rss_gb": 1.0, "peak_allocated_gb": 5.0}]
+    assert combine(rows) == {"time_s": 2.0, "peak_rss_gb": 2.0}
 
 
 def test_one_pair_has_no_interval_and_none_no_slowdown() -> None:

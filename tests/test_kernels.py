@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 
 from converter.conversion.kernels import fused
 from converter.conversion.kernels.sdnq import quantize_with_sdnq, seeded_generator
-from converter.conversion.kernels.selfcheck import sample_weights
+from converter.conversion.kernels.selfcheck import kernel_agrees, sample_weights
+from converter.conversion.options import ConvertOptions
+from converter.conversion.planning.prediction import predict_plan
+from converter.conversion.request import open_request
 
 #: Bits of the largest finite float32 that stays finite in bfloat16.
 LARGEST = 0x7F7F7FFF
@@ -145,6 +149,25 @@ def test_rounding_to_bfloat16_is_torchs(bits: NDArray[np.uint32]) -> None:
     expected = torch.from_numpy(bits.view(np.float32).copy()).bfloat16()
     numbers = (bits & 0x7FFFFFFF) <= fused.INFINITE
     np.testing.assert_array_equal(rounded[numbers], expected.view(torch.int16).numpy().view(np.uint16)[numbers])
+
+
+@pytest.mark.parametrize("part", ["weight", "scale", "zero_point"])
+def test_a_kernel_that_differs_in_one_part_is_noticed(
+    part: str, lens_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = open_request(lens_source, None, ConvertOptions())
+    plan = predict_plan(request.checkpoint, request.recipe)
+    assert plan is not None
+    assert kernel_agrees(plan)
+    quantize = fused.quantize_uint4
+
+    def differing(*arguments: Any, **choices: Any) -> Any:
+        parts, largest = quantize(*arguments, **choices)
+        parts[part].reshape(-1).view(np.uint8)[0] ^= 1
+        return parts, largest
+
+    monkeypatch.setattr(fused, "quantize_uint4", differing)
+    assert not kernel_agrees(plan)
 
 
 @pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00001, 0x7F7F8000, 0xFF7FFFFF])

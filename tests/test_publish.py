@@ -87,6 +87,7 @@ def edit_card(release: Path) -> None:
 LATIN = FRONT_MATTER.encode() + "Grüße".encode("latin-1")
 #: What is done to a release, and what it is refused with.
 FAULTS: dict[str, tuple[Spoil, str]] = {
+    "hidden in a folder": (add_listed("vae/.gitattributes", b"* text"), r"vae/\.gitattributes is hidden"),
     "hidden": (add_hidden, r"\.env is hidden"),
     "secret": (
         add_listed("notes.json", json.dumps({"note": TOKEN}).encode()),

@@ -243,7 +243,19 @@ def test_cards_without_metadata_are_warned_of() -> None:
 def test_hostile_requests_are_refused(hub: FaultyHub) -> None:
     repo = make_repo(hub, "hostile")
     before = head(hub, repo)
-    for path in ("../x", "/etc/passwd", "a//b", "a/../b", ".git/config", "a\0b", "a\\b", "", "a/", "x" * 2000):
+    for path in (
+        "../x",
+        "/etc/passwd",
+        "a//b",
+        "a/../b",
+        ".git/config",
+        "a/.GIT/b",
+        "a\0b",
+        "a\\b",
+        "",
+        "a/",
+        "x" * 2000,
+    ):
         assert commit(hub, repo, {path: b"x"}).status == 400, path
     assert commit(hub, repo, {"a": b"x", "a/b": b"x"}).status == 400
     for name in ("..", "a/b", ".", "a..b", "a b", "", "x" * 97, "a.git", None, 3):

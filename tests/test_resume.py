@@ -15,6 +15,7 @@ import pytest
 
 from converter import ConvertOptions, Recipe, convert
 from converter.checkpoint.staging import Staging
+from converter.conversion.preflight import SPARE_BYTES
 from converter.errors import DiskError, MalformedCheckpoint, OutputError
 from converter.synthesis.synthesize import synthesize
 from tests.conftest import names_in, snapshot
@@ -297,6 +298,19 @@ def test_a_synthesis_does_not_destroy_an_interrupted_conversion(
     interrupt(5)
     with pytest.raises(OutputError, match="an interrupted conversion is in the way"):
         synthesize(tmp_path / "out", layers=1)
+    assert convert(lens_source, tmp_path / "out").resumed_tensors >= 5
+
+
+def test_what_an_interrupted_run_reserved_is_not_needed_again(
+    lens_source: Path, tmp_path: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Mock(return_value=Mock(f_bavail=SPARE_BYTES, f_frsize=1))
+    with monkeypatch.context() as patches:
+        patches.setattr(os, "statvfs", full)
+        with pytest.raises(DiskError, match="but only 0 are free"):
+            convert(lens_source, tmp_path / "out")
+    interrupt(5)
+    monkeypatch.setattr(os, "statvfs", full)
     assert convert(lens_source, tmp_path / "out").resumed_tensors >= 5
 
 

@@ -173,6 +173,12 @@ def test_patterns_that_are_programs_are_not_run(pattern: str, is_matched_at_once
         assert matching_pattern(name, [pattern]) in (None, "*" * 900)
 
 
+@pytest.mark.parametrize("pattern", ["a*a", "ab*ba", "b*b*b"])
+@pytest.mark.parametrize("name", ["ab", "aba", "abba", "bab", "babb"])
+def test_pieces_of_a_pattern_do_not_overlap(name: str, pattern: str) -> None:
+    assert matching_pattern(name, [pattern]) == load_library("sdnq.utils").check_param_name_in(name, [pattern])
+
+
 def test_a_pattern_does_not_reach_beyond_a_line() -> None:
     for name in ("a\nb", "ab\n", "\nb"):
         for pattern in ("a*b", "*b", "a*", "*"):

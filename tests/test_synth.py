@@ -10,11 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from converter.checkpoint.layout import TensorSpec, lay_out
 from converter.checkpoint.source import open_checkpoint
+from converter.console import Progress
 from converter.errors import DiskError, OutputError, UsageError
 from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.synthesis import synthesize as synthesize_module
 from converter.synthesis.synthesize import synthesize
+from converter.synthesis.weights import write_weights
 from tests.conftest import names_in
 
 
@@ -89,6 +92,17 @@ def test_a_tensor_depends_on_its_name_and_the_seed_alone(tensors: dict[str, torc
     synthesize(tmp_path / "other", layers=1, seed=1)
     other = load_file(tmp_path / "other" / "diffusion_pytorch_model.safetensors")
     assert not any(torch.equal(tensor, other[name]) for name, tensor in tensors.items())
+
+
+def test_bfloat16_is_rounded_as_torch_does(tmp_path: Path) -> None:
+    """Of a million numbers, some lie halfway between two."""
+    found = {}
+    for dtype in ("F32", "BF16"):
+        specs = (TensorSpec("weight", dtype, (1024, 1024)),)
+        (tmp_path / dtype).mkdir()
+        write_weights(tmp_path / dtype, specs, lay_out(specs, stem="model"), 0, Progress())
+        found[dtype] = load_file(tmp_path / dtype / "model.safetensors")["weight"]
+    assert torch.equal(found["BF16"], found["F32"].bfloat16())
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
