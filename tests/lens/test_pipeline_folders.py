@@ -7,6 +7,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,16 @@ def offload_by_group(pipe: Any, **options: Any) -> bool:
     )
 
 
-def offload_by_blocks(pipe: Any) -> bool:
-    return offload_by_group(pipe, offload_type="block_level", num_blocks_per_group=2)
-
-
-def offload_by_leaves(pipe: Any) -> bool:
-    return offload_by_group(pipe, offload_type="leaf_level")
+OFFLOADS = [
+    offload_by_model,
+    offload_by_layer,
+    partial(offload_by_group, offload_type="block_level", num_blocks_per_group=2),
+    partial(offload_by_group, offload_type="leaf_level"),
+]
 
 
 @pytest.mark.parametrize("kind", ["folder", "quantized_folder"])
-@pytest.mark.parametrize("offload", [offload_by_model, offload_by_layer, offload_by_blocks, offload_by_leaves])
+@pytest.mark.parametrize("offload", OFFLOADS)
 def test_offloading_changes_no_bit(request: pytest.FixtureRequest, kind: str, offload: Callable[[Any], bool]) -> None:
     source = request.getfixturevalue(kind)
     expected = picture(load(source))
