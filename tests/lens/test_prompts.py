@@ -375,12 +375,6 @@ def test_selections_that_make_no_sense(encoder: Any, layers: list[int]) -> None:
     assert encoder._lens_selected_layers == LAYERS
 
 
-def test_no_features_without_a_selection(tiny_repo: Path, tokens: Tokens) -> None:
-    fresh = LensGptOssEncoder.from_pretrained(tiny_repo / "text_encoder", dtype=torch.float32)
-    with pytest.raises(ValueError, match="set_selected_layers"):
-        fresh.encode_layers(*tokens)
-
-
 def test_it_is_a_causal_language_model_for_all_other_calls(
     encoder: Any, plain_model: Any, tiny_repo: Path, tokens: Tokens
 ) -> None:
@@ -393,6 +387,8 @@ def test_it_is_a_causal_language_model_for_all_other_calls(
         assert torch.equal(encoder(inputs_embeds=encoder.model.embed_tokens(ids), attention_mask=mask).logits, expected)
         assert torch.equal(fresh(ids, mask).logits, expected)
         assert isinstance(encoder(ids, mask), list)
+    with pytest.raises(ValueError, match="set_selected_layers"):
+        fresh.encode_layers(*tokens)
     options = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False}
     assert torch.equal(encoder.generate(ids, **options), plain_model.generate(ids, **options))
 
