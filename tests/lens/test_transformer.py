@@ -90,10 +90,8 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], int, Inputs]:
     generator = torch.Generator().manual_seed(seed)
     batch, text_tokens = draw(st.integers(1, 3)), draw(st.integers(0, 6))
     grid = (draw(st.integers(1, 6)), draw(st.integers(1, 6)))
-    masks = st.lists(
-        st.lists(st.booleans(), min_size=text_tokens, max_size=text_tokens), min_size=batch, max_size=batch
-    )
-    mask = draw(st.none() | masks)
+    rows = st.lists(st.booleans(), min_size=text_tokens, max_size=text_tokens)
+    mask = draw(st.none() | st.lists(rows, min_size=batch, max_size=batch))
 
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
