@@ -159,16 +159,12 @@ def letters(features: PromptFeatures, row: int = 0) -> str:
 def test_the_conversation_is_upstreams() -> None:
     tokenizer = LetterTokenizer()
     render_prompt(tokenizer, "a cube")
-    assert tokenizer.conversations == [
-        (
-            [
-                {"role": "system", "content": SYSTEM},
-                {"role": "user", "content": "a cube"},
-                {"role": "assistant", "thinking": THINKING, "content": ""},
-            ],
-            {"tokenize": False, "add_generation_prompt": False},
-        )
+    messages = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "a cube"},
+        {"role": "assistant", "thinking": THINKING, "content": ""},
     ]
+    assert tokenizer.conversations == [(messages, {"tokenize": False, "add_generation_prompt": False})]
 
 
 def test_prefix_is_dropped_and_the_rest_is_kept() -> None:
@@ -178,13 +174,8 @@ def test_prefix_is_dropped_and_the_rest_is_kept() -> None:
     assert features.mask.dtype == torch.bool
     assert (features.batch, features.tokens) == (3, 6 + SUFFIX)
     # On the right, or the prompt would not begin behind 97 tokens.
-    assert tokenizer.options == {
-        "padding": "longest",
-        "padding_side": "right",
-        "truncation": True,
-        "max_length": MAXIMUM,
-        "return_tensors": "pt",
-    }
+    padding = {"padding": "longest", "padding_side": "right", "return_tensors": "pt"}
+    assert tokenizer.options == {**padding, "truncation": True, "max_length": MAXIMUM}
 
 
 @pytest.mark.parametrize(("length", "kept"), [(393, SUFFIX), (394, SUFFIX - 1), (415, 0), (416, -1), (600, -185)])
