@@ -99,12 +99,7 @@ ROW = {
 @pytest.mark.parametrize(
     "line",
     [
-        b"[]",
-        b"{}",
-        b"{",
-        b"\xff",
-        b'{"mode": 1}',
-        b'{"format": "lensconv.measurements/1"}',
+        *(b"[]", b"{}", b"{", b"\xff", b'{"mode": 1}', b'{"format": "lensconv.measurements/1"}'),
         json.dumps({**CELL, "time_s": 1}).encode(),
         json.dumps({**CELL, **ROW, "model": "other"}).encode(),
         json.dumps({**CELL, **ROW, "time_s": math.nan}).encode(),
@@ -120,13 +115,11 @@ def test_a_damaged_journal_is_refused(line: bytes, tmp_path: Path) -> None:
         assert not journal.measured
 
 
-def test_a_journal_of_another_format_is_refused(tmp_path: Path) -> None:
+def test_a_journal_is_of_this_format_and_written_by_one_process(tmp_path: Path) -> None:
     (tmp_path / "measurements.jsonl").write_text('{"format": "lensconv.measurements/2"}\n')
     with pytest.raises(EvidenceError, match="is damaged: line 1"):
         Journal(tmp_path, {"a": 1}, restart=False)
-
-
-def test_a_journal_is_written_by_one_process(tmp_path: Path) -> None:
+    (tmp_path / "measurements.jsonl").unlink()
     cell = Cell("standard", 0, "original")
     with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
         journal.note(cell, "P01", ROW)
@@ -167,10 +160,8 @@ def test_failures_alone_are_evidence_too(
     matrix = files["comparison_matrix.json"]
     assert [row["quantized"] for row in matrix["prompts"]] == [{"failed": "while loading: no memory"}] * count
     assert matrix["summary"] == {}
-    warm = files["model_cpu_offload_benchmark.json"]["models"]["original"]["warm"]
-    assert warm == {
-        "failed": "while loading: no memory" if count > 1 else "the suite has one prompt, which is the cold one"
-    }
+    reason = "while loading: no memory" if count > 1 else "the suite has one prompt, which is the cold one"
+    assert files["model_cpu_offload_benchmark.json"]["models"]["original"]["warm"] == {"failed": reason}
     shown = lensconv("evidence", tmp_path)
     assert shown.code == 0
     assert "failed" in shown.stderr
@@ -239,14 +230,20 @@ def test_repeats_are_medians_and_largest_peaks(inputs: Inputs, tmp_path: Path) -
     assert files["benchmark_metrics.json"]["settings"]["repeats"] == 4
 
 
+def grown_block() -> bytearray:
+    """0.2 GB that are resident."""
+    block = bytearray(200_000_000)
+    block[::4096] = bytes(len(block[::4096]))
+    return block
+
+
 def test_a_stopwatch_gives_times_and_peaks_of_stages() -> None:
     meter = Meter(torch.device("cpu"))
     with meter.watching():
         watch = Stopwatch(meter, "first")
         time.sleep(0.05)
         watch.begin("second")
-        block = bytearray(200_000_000)
-        block[::4096] = bytes(len(block[::4096]))
+        block = grown_block()
         del block
         watch.begin("second")
         watch.begin("third")
@@ -267,13 +264,11 @@ def test_peaks_are_sampled_where_they_cannot_be_reset(monkeypatch: pytest.Monkey
     meter = Meter(torch.device("cpu"))
     with meter.watching():
         watch = Stopwatch(meter, "first")
-        block = bytearray(200_000_000)
-        block[::4096] = bytes(len(block[::4096]))
+        block = grown_block()
         time.sleep(0.2)
         del block
         watch.begin("second")
-        figures = watch.stop()
-    stages = figures["stages"]
+        stages = watch.stop()["stages"]
     assert stages["first"]["peak_rss_gb"] - stages["second"]["peak_rss_gb"] == pytest.approx(0.2, abs=0.03)
 
 

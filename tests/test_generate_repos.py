@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from converter.memory import free_memory_bytes
 from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
 from tests.checkpoints import write_holes
-from tests.conftest import ROOT, Lensconv, command, edit_json, names_in, time_limit
+from tests.conftest import Lensconv, edit_json, names_in, run_process, time_limit
 from tests.generations import change_tensors, draw, editable, pixels
 from tests.lens.prompts import MXFP4, pack_experts
 
@@ -143,7 +142,7 @@ def test_a_repo_at_fault_is_named_and_nothing_is_left(
 
 def test_weights_that_are_no_numbers_make_no_image(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
     repo = editable(tiny_repo, tmp_path)
-    file = repo / "transformer" / "diffusion_pytorch_model.safetensors"
+    file = repo / "transformer" / WEIGHTS
     header = read_header(file)
     with file.open("r+b") as stream:
         stream.seek(header.data_start + header.tensors["proj_out.bias"].start)
@@ -161,22 +160,16 @@ def test_too_little_memory_is_known_before_anything_is_loaded(
     monkeypatch.setattr(encoding.PromptStage, "encode", None)
     outcome = draw(lensconv, tiny_repo, tmp_path / "x.png", "--height", 16 * 10**6, "--width", 16 * 10**6)
     assert outcome.code == 3
-    error = outcome.result["error"]
-    assert error["type"] == "MemoryLimitError"
-    assert "GB" in error["message"]
+    assert outcome.result["error"]["type"] == "MemoryLimitError"
+    assert "GB" in outcome.result["error"]["message"]
 
 
 def test_the_limits_of_the_shell_count(tiny_repo: Path, tmp_path: Path) -> None:
     """With so little address space that the libraries load and the model would not."""
     limit = 6_000_000_000
-    done = subprocess.run(
-        command(
-            "generate", tiny_repo, "--prompt", "x", "--out", tmp_path / "x.png", "--json",
-            "--height", 16384, "--width", 16384,
-        ),
-        capture_output=True, text=True, check=False, cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
-    )  # fmt: skip
+    arguments = ("generate", tiny_repo, "--prompt", "x", "--out", tmp_path / "x.png", "--json")
+    sides = ("--height", 16384, "--width", 16384)
+    done = run_process(*arguments, *sides, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
     assert done.returncode == 3, done.stderr
     assert json.loads(done.stdout)["error"]["type"] == "MemoryLimitError"
 
@@ -207,19 +200,11 @@ def test_the_real_text_encoder_is_known_not_to_fit(tiny_repo: Path, tmp_path: Pa
     edit_json(repo / "text_encoder" / "config.json", **sizes, head_dim=64, num_experts_per_tok=4, vocab_size=201088)
     edit_json(repo / "transformer" / "config.json", enc_hidden_dim=2880, num_layers=1)
     config = LensConfig.from_dict(json.loads((repo / "transformer" / "config.json").read_text()))
-    write_holes(
-        repo / "transformer" / "diffusion_pytorch_model.safetensors",
-        [("F32", name, shape) for name, shape in lens_tensors(config)],
-    )
+    write_holes(repo / "transformer" / WEIGHTS, [("F32", name, shape) for name, shape in lens_tensors(config)])
     experts = [("U8", f"{name}_blocks", (32, rows, 90, 16)) for name, rows in (("gate_up", 5760), ("down", 2880))]
-    write_holes(
-        repo / "text_encoder" / "model.safetensors",
-        [
-            ("BF16", "model.embed_tokens.weight", (201088, 2880)),
-            ("BF16", "lm_head.weight", (201088, 2880)),
-            *((dtype, f"model.layers.{layer}.{name}", shape) for layer in range(24) for dtype, name, shape in experts),
-        ],
-    )
+    tensors: list[Any] = [("BF16", f"{name}.weight", (201088, 2880)) for name in ("model.embed_tokens", "lm_head")]
+    tensors += [(dtype, f"model.layers.{n}.{name}", shape) for n in range(24) for dtype, name, shape in experts]
+    write_holes(repo / "text_encoder" / "model.safetensors", tensors)
     edit_json(repo / "text_encoder" / "config.json", quantization_config={"quant_method": "mxfp4"})
     started = time.monotonic()
     outcome = draw(lensconv, repo, tmp_path / "x.png")

@@ -52,19 +52,16 @@ def test_the_score_of_a_pattern_is_its_strength(shape: str, period: int, size: t
     assert own(candidate) == pytest.approx(strength, rel=0.01)
 
 
-@pytest.mark.parametrize("period", [8, 16])
-def test_small_images_hold_the_shorter_periods(period: int) -> None:
-    flat = np.full((64, 70, 3), 120, np.uint8)
-    assert added(flat, with_pattern(flat, "sinusoid", period, 8)) == pytest.approx(4, rel=0.04)
-
-
 def test_a_pattern_in_a_photographs_spectrum_keeps_its_strength() -> None:
-    image, other = clouds(1, 512), clouds(2, 512)
+    """Also in a small image, which holds the shorter periods; one colour counts for a third of the energy."""
+    image, other, tinted = clouds(1, 512), clouds(2, 512), clouds(5)
+    flat = np.full((64, 70, 3), 120, np.uint8)
     for period in (8, 16):
-        score = added(image, with_pattern(image, "sinusoid", period, 8))
-        assert score == pytest.approx(4, rel=0.05)
-        score = added(image, with_pattern(other, "sinusoid", period, 8))
-        assert score == pytest.approx(4, rel=0.15)
+        for original, below, tolerance in ((flat, flat, 0.04), (image, image, 0.05), (image, other, 0.15)):
+            score = added(original, with_pattern(below, "sinusoid", period, 8))
+            assert score == pytest.approx(4, rel=tolerance)
+    score = added(tinted, with_pattern(tinted, "sinusoid, one channel", 16, 12))
+    assert score == pytest.approx(6 / np.sqrt(3), rel=0.1)
 
 
 def test_nothing_is_none() -> None:
@@ -146,12 +143,6 @@ def test_a_pattern_on_a_page_of_text_is_found(period: int, amplitude: float) -> 
         score = added(page, clean)
         assert score is not None
         assert score < amplitude / 10
-
-
-def test_one_colour_counts_for_a_third_of_the_energy() -> None:
-    image = clouds(5)
-    score = added(image, with_pattern(image, "sinusoid, one channel", 16, 12))
-    assert score == pytest.approx(6 / np.sqrt(3), rel=0.1)
 
 
 def test_a_large_image_takes_seconds() -> None:

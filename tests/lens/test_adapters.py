@@ -25,6 +25,7 @@ from tests.lens.models import (
     TOLERANCE,
     Delta,
     Inputs,
+    State,
     adapted,
     distance,
     golden,
@@ -32,6 +33,10 @@ from tests.lens.models import (
     reference,
     run,
 )
+
+WEIGHTS = "adapter_model.safetensors"
+#: What an adapter is loaded from, and with which options.
+Source = tuple[Any, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +58,38 @@ def golden_with_adapter(scale: float = 1.0) -> tuple[Any, dict[str, torch.Tensor
     return model, tensors, reference(adapted(model.state_dict(), (tensors, scale)))
 
 
-def test_an_adapter_of_pefts(peft_adapter: tuple[Path, torch.Tensor]) -> None:
+def as_a_repository(folder: Path, cache: Path) -> Source:
+    """In the Hub's cache, so that no network is needed."""
+    repository, commit = cache / "models--someone--adapter", "0" * 40
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit, "utf-8")
+    options = {"weight_name": WEIGHTS, "cache_dir": str(cache), "local_files_only": True}
+    return "someone/adapter", options
+
+
+def sources(folder: Path, cache: Path) -> list[Source]:
+    """Where an adapter may come from, and how its tensors may be spelled."""
+    weights = load_file(folder / WEIGHTS)
+    # As ComfyUI's trainers write them: each module's alpha is a tensor.
+    alphas = {name.replace("base_model.model.", "diffusion_model."): tensor for name, tensor in weights.items()}
+    alphas |= {f"{name.partition('.lora_')[0]}.alpha": torch.tensor(ALPHA) for name in alphas}
+    down_up = {re.sub("lora_A", "lora_down", re.sub("lora_B", "lora_up", name)): alphas[name] for name in alphas}
+    dots = {re.sub(r"lora_(?=down|up)", "lora.", name): tensor for name, tensor in down_up.items()}
+    files: list[Any] = [folder, str(folder), folder / WEIGHTS, alphas, down_up, dots]
+    subfolder: Source = folder.parent, {"subfolder": folder.name, "weight_name": WEIGHTS}
+    return [*((file, {}) for file in files), subfolder, as_a_repository(folder, cache)]
+
+
+def test_an_adapter_of_pefts(peft_adapter: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    """Its alpha is not lost, wherever it comes from."""
     folder, expected = peft_adapter
     assert distance(expected, run(golden())) > 0.1
-    for source, options in ((folder, {}), (str(folder), {}), (folder.parent, {"subfolder": folder.name})):
-        if options:
-            options["weight_name"] = "adapter_model.safetensors"
+    for source, options in sources(folder, tmp_path):
         model = golden()
         model.load_lora_adapter(source, **options)
-        assert distance(run(model), expected) <= TOLERANCE
-    tensors = {
-        name.removeprefix("base_model.model."): tensor
-        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
-    }
+        assert distance(run(model), expected) <= TOLERANCE, source
+    tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     assert len(tensors) == 12
     assert distance(reference(adapted(golden().state_dict(), (tensors, ALPHA / RANK))), expected) <= TOLERANCE
 
@@ -113,25 +137,29 @@ def test_ranks_and_alphas_by_module() -> None:
     assert distance(run(model), expected) <= TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("transformer_blocks.3.attn.img_qkv", r"2 of 14 tensors .* transformer_blocks\.3\."),
-        ("transformer_blocks.0.attn.to_q", "2 of 14 tensors .*to_q"),
-        ("base_model.model.text_encoder.layer", "2 of 14 tensors .* text_encoder"),
-    ],
-)
-def test_adapters_for_other_models_are_refused(name: str, message: str) -> None:
-    model = golden()
-    foreign = {f"{name}.lora_A.weight": torch.ones(RANK, 48), f"{name}.lora_B.weight": torch.ones(48, RANK)}
-    with pytest.raises(ValueError, match=message):
-        model.load_lora_adapter({**make_adapter(model), **foreign})
-    assert torch.equal(run(model), run(golden()))
+def test_adapters_that_are_refused() -> None:
+    model, tensors, expected = golden(), make_adapter(golden()), run(golden())
 
+    def with_module(name: str) -> State:
+        return {**tensors, f"{name}.lora_A.weight": torch.ones(RANK, 48), f"{name}.lora_B.weight": torch.ones(48, RANK)}
 
-def test_an_empty_adapter_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 of 0 tensors"):
-        golden().load_lora_adapter({})
+    def without(factor: str) -> State:
+        return {name: tensor for name, tensor in tensors.items() if factor not in name}
+
+    alpha = {"transformer_blocks.0.attn.txt_qkv.alpha": torch.tensor(ALPHA)}
+    for adapter, message in (
+        (with_module("transformer_blocks.3.attn.img_qkv"), r"2 of 14 tensors .* transformer_blocks\.3\."),
+        (with_module("transformer_blocks.0.attn.to_q"), "2 of 14 tensors .*to_q"),
+        (with_module("base_model.model.text_encoder.layer"), "2 of 14 tensors .* text_encoder"),
+        ({}, "0 of 0 tensors"),
+        ({**tensors, **alpha}, r"alpha for transformer_blocks\.0\.attn\.txt_qkv and no weights"),
+        # PEFT would draw the other factor at random.
+        (without("lora_A"), r"no lora_A for transformer_blocks\.0\.attn"),
+        (without("lora_B"), r"no lora_B for transformer_blocks\.0\.attn"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.load_lora_adapter(adapter)
+        assert torch.equal(run(model), expected), message
 
 
 def test_the_scale_of_adapters() -> None:
@@ -202,73 +230,13 @@ def test_an_adapter_saved_by_diffusers(tmp_path: Path) -> None:
     assert distance(run(loaded), run(golden())) > 0.1
 
 
-def as_a_file(folder: Path, _: Path) -> tuple[Any, dict[str, Any]]:
-    return folder / "adapter_model.safetensors", {}
-
-
-def as_a_repository(folder: Path, cache: Path) -> tuple[Any, dict[str, Any]]:
-    """In the Hub's cache, so that no network is needed."""
-    repository, commit = cache / "models--someone--adapter", "0" * 40
-    shutil.copytree(folder, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit, "utf-8")
-    options = {"weight_name": "adapter_model.safetensors", "cache_dir": str(cache), "local_files_only": True}
-    return "someone/adapter", options
-
-
-def with_alphas(folder: Path, _: Path) -> tuple[Any, dict[str, Any]]:
-    """As ComfyUI's trainers write them: each module's alpha is a tensor."""
-    tensors = {
-        name.replace("base_model.model.", "diffusion_model."): tensor
-        for name, tensor in load_file(folder / "adapter_model.safetensors").items()
-    }
-    modules = {name.partition(".lora_")[0] for name in tensors}
-    return tensors | {f"{module}.alpha": torch.tensor(ALPHA) for module in modules}, {}
-
-
-def with_down_and_up(folder: Path, cache: Path) -> tuple[Any, dict[str, Any]]:
-    tensors, options = with_alphas(folder, cache)
-    return {
-        re.sub("lora_A", "lora_down", re.sub("lora_B", "lora_up", name)): tensors[name] for name in tensors
-    }, options
-
-
-def with_dots(folder: Path, cache: Path) -> tuple[Any, dict[str, Any]]:
-    tensors, options = with_down_and_up(folder, cache)
-    return {re.sub(r"lora_(?=down|up)", "lora.", name): tensors[name] for name in tensors}, options
-
-
-@pytest.mark.parametrize("source", [as_a_file, as_a_repository, with_alphas, with_down_and_up, with_dots])
-def test_alpha_is_not_lost(source: Any, peft_adapter: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
-    folder, expected = peft_adapter
-    place, options = source(folder, tmp_path)
-    model = golden()
-    model.load_lora_adapter(place, **options)
-    assert distance(run(model), expected) <= TOLERANCE
-
-
 def test_a_repository_without_a_config(tmp_path: Path) -> None:
     model, tensors, expected = golden_with_adapter()
     (tmp_path / "source").mkdir()
-    save_file(tensors, tmp_path / "source" / "adapter_model.safetensors")
+    save_file(tensors, tmp_path / "source" / WEIGHTS)
     place, options = as_a_repository(tmp_path / "source", tmp_path / "cache")
     model.load_lora_adapter(place, **options)
     assert distance(run(model), expected) <= TOLERANCE
-
-
-def test_an_alpha_without_weights_is_refused() -> None:
-    tensors = make_adapter(golden())
-    with pytest.raises(ValueError, match=r"alpha for transformer_blocks\.0\.attn\.txt_qkv and no weights"):
-        golden().load_lora_adapter({**tensors, "transformer_blocks.0.attn.txt_qkv.alpha": torch.tensor(ALPHA)})
-
-
-@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
-def test_half_an_adapter(factor: str) -> None:
-    """PEFT would draw the other factor at random."""
-    model = golden()
-    tensors = {name: tensor for name, tensor in make_adapter(model).items() if factor not in name}
-    with pytest.raises(ValueError, match=rf"no {factor} for transformer_blocks\.0\.attn"):
-        model.load_lora_adapter(tensors)
 
 
 #: What SDNQ's dequantizer takes.
@@ -397,11 +365,8 @@ def test_what_is_not_in_effect_is_not_said_to_be(
     lens_output: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where SDNQ cannot multiply as the checkpoint asks."""
-    from sdnq import loader
-
     model = LensTransformer2DModel.from_pretrained(lens_output, torch_dtype=torch.bfloat16)
-    loader.apply_sdnq_options_to_model(model, use_quantized_matmul=False)
-    model.quantization_config.use_quantized_matmul = True
-    monkeypatch.setattr(loader, "apply_sdnq_options_to_model", lambda model, **_: model)
+    set_matmul(model, False)
+    monkeypatch.setattr("sdnq.loader.apply_sdnq_options_to_model", lambda model, **_: model)
     assert not apply_serialized_matmul(model)
     assert "this machine cannot do it" in caplog.text

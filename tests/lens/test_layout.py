@@ -79,28 +79,25 @@ def test_families_add_up_to_the_published_shares() -> None:
         key = lens_family(name)
         assert key is not None, name
         sizes[key] = sizes.get(key, 0) + prod(shape)
+    assert lens_family("transformer_blocks.0.other.weight") is None
     assert sizes["img_mod"] + sizes["txt_mod"] == 1_359_839_232
     assert set(sizes) == {"img_mod", "txt_mod", "attn", "img_mlp", "txt_mlp", "embed", "norm"}
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "model", "expected"),
     [
-        ("transformer_blocks.0.attn.to_q.weight", "attn"),
-        ("single_transformer_blocks.0.norm.linear.weight", "norm"),
-        ("layers.0.adaLN_modulation.0.weight", "modulation"),
-        ("double_stream_modulation_img.linear.weight", "modulation"),
-        ("model.layers.0.mlp.gate_proj.weight", "mlp"),
-        ("transformer_blocks.0.ff.net.0.proj.weight", "mlp"),
-        ("model.embed_tokens.weight", "embed"),
-        ("down_blocks.0.resnets.0.conv1.weight", "conv"),
-        ("something.weight", "other"),
+        ("transformer_blocks.0.attn.to_q.weight", "AnyModel", "attn"),
+        ("single_transformer_blocks.0.norm.linear.weight", "AnyModel", "norm"),
+        ("layers.0.adaLN_modulation.0.weight", "AnyModel", "modulation"),
+        ("double_stream_modulation_img.linear.weight", "AnyModel", "modulation"),
+        ("model.layers.0.mlp.gate_proj.weight", "AnyModel", "mlp"),
+        ("transformer_blocks.0.ff.net.0.proj.weight", "AnyModel", "mlp"),
+        ("model.embed_tokens.weight", "AnyModel", "embed"),
+        ("down_blocks.0.resnets.0.conv1.weight", "AnyModel", "conv"),
+        ("something.weight", "AnyModel", "other"),
+        ("something.weight", CLASS_NAME, "other"),
     ],
 )
-def test_families_of_other_models(name: str, expected: str) -> None:
-    assert family(name, "AnyModel") == expected
-
-
-def test_foreign_names_have_no_family_in_lens() -> None:
-    assert family("something.weight", CLASS_NAME) == "other"
-    assert lens_family("transformer_blocks.0.other.weight") is None
+def test_families_of_other_models(name: str, model: str, expected: str) -> None:
+    assert family(name, model) == expected

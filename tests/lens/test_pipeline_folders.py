@@ -7,6 +7,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,19 +45,12 @@ MODEL_INDEX: dict[str, Any] = {
 #: Arguments and defaults of upstream's ``__call__``, in their order.
 ARGUMENTS: dict[str, Any] = {
     "negative_prompt": "",
-    "height": None,
-    "width": None,
-    "base_resolution": None,
-    "aspect_ratio": None,
+    **dict.fromkeys(("height", "width", "base_resolution", "aspect_ratio")),
     "num_inference_steps": 50,
     "guidance_scale": 4.0,
     "num_images_per_prompt": 1,
-    "generator": None,
-    "latents": None,
-    "prompt_embeds": None,
-    "prompt_mask": None,
-    "negative_prompt_embeds": None,
-    "negative_prompt_mask": None,
+    **dict.fromkeys(("generator", "latents")),
+    **dict.fromkeys(("prompt_embeds", "prompt_mask", "negative_prompt_embeds", "negative_prompt_mask")),
     "output_type": "pil",
     "return_dict": True,
     "callback_on_step_end": None,
@@ -85,16 +79,16 @@ def offload_by_group(pipe: Any, **options: Any) -> bool:
     )
 
 
-def offload_by_blocks(pipe: Any) -> bool:
-    return offload_by_group(pipe, offload_type="block_level", num_blocks_per_group=2)
-
-
-def offload_by_leaves(pipe: Any) -> bool:
-    return offload_by_group(pipe, offload_type="leaf_level")
+OFFLOADS = [
+    offload_by_model,
+    offload_by_layer,
+    partial(offload_by_group, offload_type="block_level", num_blocks_per_group=2),
+    partial(offload_by_group, offload_type="leaf_level"),
+]
 
 
 @pytest.mark.parametrize("kind", ["folder", "quantized_folder"])
-@pytest.mark.parametrize("offload", [offload_by_model, offload_by_layer, offload_by_blocks, offload_by_leaves])
+@pytest.mark.parametrize("offload", OFFLOADS)
 def test_offloading_changes_no_bit(request: pytest.FixtureRequest, kind: str, offload: Callable[[Any], bool]) -> None:
     source = request.getfixturevalue(kind)
     expected = picture(load(source))

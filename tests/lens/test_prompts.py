@@ -159,16 +159,12 @@ def letters(features: PromptFeatures, row: int = 0) -> str:
 def test_the_conversation_is_upstreams() -> None:
     tokenizer = LetterTokenizer()
     render_prompt(tokenizer, "a cube")
-    assert tokenizer.conversations == [
-        (
-            [
-                {"role": "system", "content": SYSTEM},
-                {"role": "user", "content": "a cube"},
-                {"role": "assistant", "thinking": THINKING, "content": ""},
-            ],
-            {"tokenize": False, "add_generation_prompt": False},
-        )
+    messages = [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "a cube"},
+        {"role": "assistant", "thinking": THINKING, "content": ""},
     ]
+    assert tokenizer.conversations == [(messages, {"tokenize": False, "add_generation_prompt": False})]
 
 
 def test_prefix_is_dropped_and_the_rest_is_kept() -> None:
@@ -178,13 +174,8 @@ def test_prefix_is_dropped_and_the_rest_is_kept() -> None:
     assert features.mask.dtype == torch.bool
     assert (features.batch, features.tokens) == (3, 6 + SUFFIX)
     # On the right, or the prompt would not begin behind 97 tokens.
-    assert tokenizer.options == {
-        "padding": "longest",
-        "padding_side": "right",
-        "truncation": True,
-        "max_length": MAXIMUM,
-        "return_tensors": "pt",
-    }
+    padding = {"padding": "longest", "padding_side": "right", "return_tensors": "pt"}
+    assert tokenizer.options == {**padding, "truncation": True, "max_length": MAXIMUM}
 
 
 @pytest.mark.parametrize(("length", "kept"), [(393, SUFFIX), (394, SUFFIX - 1), (415, 0), (416, -1), (600, -185)])
@@ -375,12 +366,6 @@ def test_selections_that_make_no_sense(encoder: Any, layers: list[int]) -> None:
     assert encoder._lens_selected_layers == LAYERS
 
 
-def test_no_features_without_a_selection(tiny_repo: Path, tokens: Tokens) -> None:
-    fresh = LensGptOssEncoder.from_pretrained(tiny_repo / "text_encoder", dtype=torch.float32)
-    with pytest.raises(ValueError, match="set_selected_layers"):
-        fresh.encode_layers(*tokens)
-
-
 def test_it_is_a_causal_language_model_for_all_other_calls(
     encoder: Any, plain_model: Any, tiny_repo: Path, tokens: Tokens
 ) -> None:
@@ -393,6 +378,8 @@ def test_it_is_a_causal_language_model_for_all_other_calls(
         assert torch.equal(encoder(inputs_embeds=encoder.model.embed_tokens(ids), attention_mask=mask).logits, expected)
         assert torch.equal(fresh(ids, mask).logits, expected)
         assert isinstance(encoder(ids, mask), list)
+    with pytest.raises(ValueError, match="set_selected_layers"):
+        fresh.encode_layers(*tokens)
     options = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False}
     assert torch.equal(encoder.generate(ids, **options), plain_model.generate(ids, **options))
 

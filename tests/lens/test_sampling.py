@@ -105,7 +105,7 @@ def test_guidance_is_the_references(conditional: np.ndarray, unconditional: np.n
     assert found.isfinite().all()
 
 
-def test_guidance_keeps_the_length_of_the_conditional_velocity() -> None:
+def test_guidance_keeps_the_length_of_the_conditional_velocity_and_at_one_all_of_it() -> None:
     conditional, unconditional = noise(2, seed=3), 7 * noise(2, seed=4)
     found = guide(conditional, unconditional, 4.0)
     torch.testing.assert_close(found.norm(dim=-1), conditional.norm(dim=-1))
@@ -114,9 +114,6 @@ def test_guidance_keeps_the_length_of_the_conditional_velocity() -> None:
     torch.testing.assert_close(cosine, torch.ones_like(cosine))
     # Token by token: the length of one is not that of another.
     assert conditional.norm(dim=-1).std() > 0.1
-
-
-def test_guidance_at_one_leaves_the_conditional_velocity() -> None:
     conditional, unconditional = noise(seed=3), noise(seed=4)
     torch.testing.assert_close(guide(conditional, unconditional, 1.0), conditional, rtol=1e-5, atol=1e-6)
 
