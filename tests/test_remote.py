@@ -91,10 +91,8 @@ def release(release: Path) -> Path:
     return release
 
 
-def check_of(report: VerifyReport, name: str) -> str:
-    """What a check says."""
-    (found,) = (check.detail for check in report.checks if check.name == name)
-    return found
+def details(report: VerifyReport) -> dict[str, str]:
+    return {check.name: check.detail for check in report.checks}
 
 
 def refusal(call: Callable[[], object], kind: type[LensconvError] = HubError) -> str:
@@ -140,9 +138,6 @@ def test_no_wait_is_without_end(serve: Serve, tmp_path: Path) -> None:
     assert get_session().event_hooks == before.event_hooks
 
 
-# Sound repos
-
-
 def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Lensconv) -> None:
     hub = serve(release)
     hub.page = 5
@@ -170,9 +165,8 @@ def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Le
 
 def test_other_components(release: Path, serve: Serve) -> None:
     hub = serve(release)
-    report = verify(PLACE, component="vae")
+    assert verify(PLACE, component="vae").class_name == "AutoencoderKLFlux2"
     assert "transformer/" not in "".join(path for _, path, _ in hub.seen if WEIGHTS in path)
-    assert report.class_name == "AutoencoderKLFlux2"
     text = refusal(lambda: verify(PLACE, component="unet"), UsageError)
     assert f"unet is not a component of {PINNED}" in text
 
@@ -202,9 +196,6 @@ def test_sixteen_gigabytes(tmp_path: Path, serve: Serve) -> None:
     assert report.hub["received_bytes"] == hub.sent < 400_000
     assert "neither config.json nor quantization_config.json" in failed(report)["config"]
     assert len([path for _, path, _ in hub.seen if path.startswith("/lfs/")]) == 1
-
-
-# Repos that are not as they should be
 
 
 def test_differences_from_the_manifest(release: Path, serve: Serve) -> None:
@@ -239,12 +230,12 @@ def test_small_files_beyond_the_budget(release: Path, serve: Serve, monkeypatch:
     serve(release)
     report = verify(PLACE)
     assert report.ok
-    assert "of them compared by size alone" in check_of(report, "hub")
+    assert "of them compared by size alone" in details(report)["hub"]
 
 
 def test_differences_from_a_release_on_disk(release: Path, tiny_release: Path, serve: Serve, tmp_path: Path) -> None:
     hub = serve(release)
-    assert check_of(verify(PLACE, against=tiny_release), "against").endswith("are the same on the Hub and on disk")
+    assert details(verify(PLACE, against=tiny_release))["against"].endswith("are the same on the Hub and on disk")
     other = shutil.copytree(tiny_release, tmp_path / "other")
     (other / "more.txt").touch()
     assert failed(verify(PLACE, against=other)) == {"against": "more.txt is not on the Hub"}
@@ -299,13 +290,14 @@ def test_other_layouts(tmp_path: Path, serve: Serve) -> None:
     write_weights(transformers / "model-1.safetensors", "a", "b")
     write_weights(transformers / "model-2.safetensors", "c")
     write_weights(transformers / "consolidated.safetensors", "a", "b", "c")
+    index = transformers / "model.safetensors.index.json"
     weight_map = {"a": "model-1.safetensors", "b": "model-1.safetensors", "c": "model-2.safetensors"}
-    (transformers / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    index.write_text(json.dumps({"weight_map": weight_map}))
     hub = serve(transformers)
     report = verify(PLACE)
     assert (report.class_name, report.tensors) == ("LlamaForCausalLM", 3)
     assert not any("consolidated" in path for _, path, _ in hub.seen)
-    (transformers / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+    index.write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
     assert f"{PINNED}/model.safetensors.index.json" in refused(transformers, MalformedCheckpoint)
     single = repo("single", "anything.gguf")
     write_weights(single / "anything.safetensors", "a")
@@ -347,9 +339,6 @@ def test_long_headers_take_a_second_request(tmp_path: Path, serve: Serve) -> Non
     assert header > 320 * 1024
     assert verify(PLACE).tensors == 5000
     assert header < hub.sent < header + 1000 < size
-
-
-# A Hub that is broken, or hostile
 
 
 def git_record(path: str, size: Any = 0) -> dict[str, Any]:

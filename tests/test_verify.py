@@ -70,8 +70,8 @@ def test_what_sdnq_writes_is_sound_and_its_mode_is_noted(lens_source: Path, tmp_
     output = convert_with_sdnq(lens_source, tmp_path / "out", "LensTransformer2DModel", LENS_OPTIONS)
     report = verify(output, against=lens_source, recipe="lens-uint4-static", load=True)
     assert report.ok, failed(report)
-    assert any("cannot be read by other users" in note for note in report.notes)
-    assert any("no manifest" in note for note in report.notes)
+    for expected in ("cannot be read by other users", "no manifest"):
+        assert any(expected in note for note in report.notes)
 
 
 FOREIGN: dict[str, dict[str, Any]] = {
@@ -333,6 +333,7 @@ def test_source_and_output_may_be_pipelines_or_not(lens_source: Path, lens_outpu
 def test_a_file_without_its_config(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
     file = tmp_path / "lens-small.safetensors"
     shutil.copy(lens_output / WEIGHTS, file)
+    assert {"config", "quantized"} <= failed(verify(lens_source)).keys(), "it is not quantized"
     assert failed(verify(file)).keys() == {"config"}
     with pytest.raises(UsageError, match="without a config"):
         verify(file, recipe="lens-uint4-static")
@@ -340,11 +341,6 @@ def test_a_file_without_its_config(lens_source: Path, lens_output: Path, tmp_pat
     report = verify(file, against=lens_source)
     assert report.ok, failed(report)
     assert "names" not in {check.name for check in report.checks}
-
-
-def test_a_name_that_loaders_do_not_look_for(folder: Path) -> None:
-    (folder / WEIGHTS).rename(folder / "lens.safetensors")
-    assert any("loaders look for" in note and "lens" in note for note in verify(folder).notes)
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "F16"), (torch.float32, "F32")])
@@ -429,6 +425,9 @@ def test_two_reports_of_an_audit_are_the_same(folder: Path) -> None:
     audit = Audit(folder)
     assert make_report(audit) == make_report(audit)
     assert len(make_report(audit).notes) == 1
+    # A name that loaders do not look for is noted.
+    (folder / WEIGHTS).rename(folder / "lens.safetensors")
+    assert any("loaders look for" in note and "lens" in note for note in verify(folder).notes)
 
 
 def module(name: str, value: float) -> ModuleFidelity:
@@ -446,25 +445,16 @@ def test_figures_do_not_depend_on_where_a_weight_that_is_no_number_stands() -> N
         assert figures["worst"][0]["name"] == "b"
 
 
-def test_an_unquantized_checkpoint_is_not_sound(lens_source: Path) -> None:
-    report = verify(lens_source)
-    assert {"config", "quantized"} <= failed(report).keys()
+WRONG_TYPES: list[tuple[str, Any]] = [
+    *(("modules_to_not_convert", 5), ("modules_to_not_convert", [5]), ("modules_dtype_dict", {"int8": "x"})),
+    *(("modules_quant_config", {"a": 5}), ("weights_dtype", 4), ("group_size", "64")),
+]
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        {"modules_to_not_convert": 5},
-        {"modules_to_not_convert": [5]},
-        {"modules_dtype_dict": {"int8": "x"}},
-        {"modules_quant_config": {"a": 5}},
-        {"weights_dtype": 4},
-        {"group_size": "64"},
-    ],
-)
-def test_a_config_of_the_wrong_types(value: dict[str, Any], folder: Path) -> None:
-    change_config(**value)(folder, {})
-    with pytest.raises(MalformedCheckpoint, match=next(iter(value))):
+@pytest.mark.parametrize(("name", "value"), WRONG_TYPES)
+def test_a_config_of_the_wrong_types(name: str, value: Any, folder: Path) -> None:
+    change_config(**{name: value})(folder, {})
+    with pytest.raises(MalformedCheckpoint, match=name):
         Audit(folder)
 
 
