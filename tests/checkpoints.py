@@ -22,14 +22,12 @@ Damage = Callable[[Path, dict[str, torch.Tensor]], None]
 
 
 def failed(report: VerifyReport) -> dict[str, str]:
-    """Failed checks and what they say."""
     return {check.name: check.detail for check in report.checks if not check.ok}
 
 
 def rewrite(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"}
-    )
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def change_config(*names: str, **changes: Any) -> Damage:
@@ -65,8 +63,7 @@ def write_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], class_name:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     quantization = {"quant_method": "sdnq", "weights_dtype": "int8", "sdnq_version": "0.2.8", **options}
     (folder / "quantization_config.json").write_text(json.dumps(quantization))
-    config = {"_class_name": class_name, "quantization_config": quantization}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({"_class_name": class_name, "quantization_config": quantization}))
     return folder
 
 

@@ -34,8 +34,6 @@ api, found = HfApi(), {}
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of the Hub."""
-
     status: int
     headers: dict[str, str]
     """By their names in small letters."""
@@ -43,7 +41,6 @@ class Answer:
 
     @property
     def content(self) -> Any:
-        """The body, from JSON."""
         return json.loads(self.body)
 
 
@@ -54,16 +51,10 @@ def small_hub(folder: Path) -> HubSettings:
 
 
 def run_client(
-    hub: RunningHub,
-    home: Path,
-    program: str,
-    *arguments: object,
-    token: str | None = None,
-    xet: bool = False,
-    **variables: str,
+    hub: RunningHub, home: Path, program: str, *arguments: object, xet: bool = False, **variables: str
 ) -> dict[str, Any]:
     """Run a program with huggingface_hub, and return what it puts into ``found``."""
-    environment = hub.environment(os.environ, home, token=token, xet=xet) | variables
+    environment = hub.environment(os.environ, home, xet=xet) | variables
     done = run_python(f"{_PRELUDE}\n{program}\nprint(json.dumps(found))", *arguments, env=environment, timeout=60)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -106,30 +97,36 @@ def make_repo(hub: RunningHub, name: str, owner: str = "alice", **values: object
 
 
 def commit(
-    hub: RunningHub,
-    repo: str,
-    files: dict[str, bytes] | None = None,
-    *operations: dict[str, Any],
-    revision: str = "main",
-    token: str | None = None,
-    **header: str,
+    hub: RunningHub, repo: str, files: dict[str, bytes], *operations: Any, revision: str = "main", **header: str
 ) -> Answer:
-    """Commit regular files, and further operations."""
     lines: list[dict[str, Any]] = [{"key": "header", "value": {"summary": "A commit", "description": "", **header}}]
-    for path, content in (files or {}).items():
+    for path, content in files.items():
         text = base64.b64encode(content).decode()
         lines.append({"key": "file", "value": {"path": path, "content": text, "encoding": "base64"}})
     body = b"\n".join(json.dumps(line).encode() for line in [*lines, *operations])
-    return ask(hub, "POST", f"/api/models/{repo}/commit/{revision}", body, token=token)
+    return ask(hub, "POST", f"/api/models/{repo}/commit/{revision}", body)
+
+
+def announce(hub: RunningHub, repo: str, content: bytes, *transfers: str) -> dict[str, Any]:
+    """Ask where an LFS object is to be stored, in one of these ways, and return the answer."""
+    objects = [{"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}]
+    wanted = {"operation": "upload", "objects": objects, **({"transfers": transfers} if transfers else {})}
+    answer = ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", wanted)
+    assert answer.status == 200, answer.body
+    found: dict[str, Any] = answer.content["objects"][0]
+    return found
+
+
+def get_file(hub: RunningHub, path: str, **options: Any) -> Answer:
+    """Follow the redirect from the path of a large file, and return what is there."""
+    place = ask(hub, "GET", path).headers["location"].partition("/_files")[2]
+    return ask(hub, "GET", f"/_files{place}", **options)
 
 
 def upload(hub: RunningHub, repo: str, content: bytes) -> str:
     """Store an LFS object in one piece, and return its sha256."""
     sha256 = hashlib.sha256(content).hexdigest()
-    wanted = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": sha256, "size": len(content)}]}
-    answer = ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", wanted)
-    assert answer.status == 200, answer.body
-    (item,) = answer.content["objects"]
+    item = announce(hub, repo, content, "basic")
     if "actions" in item:
         address = urlsplit(item["actions"]["upload"]["href"])
         assert ask(hub, "PUT", f"{address.path}?{address.query}", content, token="").status == 200
@@ -137,13 +134,11 @@ def upload(hub: RunningHub, repo: str, content: bytes) -> str:
 
 
 def lfs_file(path: str, content: bytes, sha256: str = "") -> dict[str, Any]:
-    """Return the operation that adds an LFS object to a commit."""
     oid = sha256 or hashlib.sha256(content).hexdigest()
     return {"key": "lfsFile", "value": {"path": path, "algo": "sha256", "oid": oid, "size": len(content)}}
 
 
 def head(hub: RunningHub, repo: str, revision: str = "main") -> str:
-    """Return the commit that a revision names."""
     answer = ask(hub, "GET", f"/api/models/{repo}/revision/{revision.replace('/', '%2F')}")
     assert answer.status == 200, answer.body
     return str(answer.content["sha"])

@@ -40,14 +40,11 @@ class LoopbackHub:
 
 
 class Handler(Quiet, BaseHTTPRequestHandler):
-    """Answers a request."""
-
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     hub: LoopbackHub
 
     def do_GET(self) -> None:
-        """Answer with the fault that was asked for, or with what the Hub says."""
         self.hub.seen.append((self.headers["Host"], self.path, self.headers.get("Authorization", "")))
         for part, fault in self.hub.faults.items():
             if part in self.path:
@@ -66,19 +63,14 @@ class Handler(Quiet, BaseHTTPRequestHandler):
             self.reply(b"", 404, {"X-Error-Code": "RepoNotFound"})
 
     def tree(self, query: str) -> None:
-        """A page of the records."""
-        match = re.search(r"cursor=(\d+)", query)
-        start = int(match[1]) if match else 0
+        start = int(query.partition("cursor=")[2] or 0)
         end = start + self.hub.page
-        more = {}
-        if end < len(self.hub.records):
-            # The Hub may be behind another name, which must not get the token.
-            address = f"http://localhost:1/api/models/maker/model/tree/{COMMIT}?recursive=true&cursor={end}"
-            more = {"Link": f'<{address}>; rel="next"'}
+        # The Hub may be behind another name, which must not get the token.
+        address = f"http://localhost:1/api/models/maker/model/tree/{COMMIT}?recursive=true&cursor={end}"
+        more = {"Link": f'<{address}>; rel="next"'} if end < len(self.hub.records) else {}
         self.reply(json.dumps(self.hub.records[start:end]).encode(), headers=more)
 
     def resolve(self, path: str) -> None:
-        """A file, or where it is."""
         record = next((record for record in self.hub.records if record["path"] == path), None)
         if record is None:
             self.reply(b"", 404, {"X-Error-Code": "EntryNotFound"})
@@ -89,7 +81,6 @@ class Handler(Quiet, BaseHTTPRequestHandler):
             self.piece(self.hub.folder / path)
 
     def piece(self, file: Path) -> None:
-        """What the request's range asks for."""
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"])
         assert match
         start, last, size = int(match[1]), int(match[2]), file.stat().st_size
@@ -101,7 +92,6 @@ class Handler(Quiet, BaseHTTPRequestHandler):
     def reply(
         self, content: bytes, status: int = 200, headers: Mapping[str, str] | None = None, length: int | None = None
     ) -> None:
-        """Send an answer."""
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -112,7 +102,6 @@ class Handler(Quiet, BaseHTTPRequestHandler):
 
 
 def record_files(folder: Path) -> list[Any]:
-    """A folder as the Hub lists it."""
     records: list[Any] = []
     for file in sorted(folder.rglob("*")):
         path, size = file.relative_to(folder).as_posix(), file.stat().st_size

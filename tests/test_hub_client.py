@@ -77,8 +77,8 @@ def test_answers_that_refuse(status: int, headers: dict[str, str], said: str) ->
     failure = hub_failure("hf://a/b", answered(status, headers))
     assert type(failure) is HubError
     assert failure.message.startswith("hf://a/b: ")
-    assert said in f"{failure.message} {failure.hint}"
     assert failure.hint
+    assert said in f"{failure.message} {failure.hint}"
     assert "https://" not in failure.message + failure.hint
 
 
@@ -183,55 +183,33 @@ def test_a_quiet_client_is_as_before_afterwards(caplog: pytest.LogCaptureFixture
     assert caplog.messages == ["be careful"]
 
 
-class Clock:
-    """Time that passes by sleeping."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.slept: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        """Let time pass."""
-        self.slept.append(seconds)
-        self.now += seconds
-
-
 def retried(*errors: BaseException, seconds: float = 300, **options: Any) -> tuple[str, list[float], list[str]]:
     """Call what fails with each error in turn and then returns; say what came of it, the waits and the notes."""
-    clock, notes, rest = Clock(), Notes(), list(errors)
+    slept: list[float] = []
+    notes, rest = Notes(), list(errors)
 
     def function() -> str:
         if rest:
             raise rest.pop(0)
         return "done"
 
-    retry = Retry(seconds, clock=clock, sleep=clock.sleep, reporter=notes)
+    # Time passes by sleeping.
+    retry = Retry(seconds, clock=lambda: 100.0 + sum(slept), sleep=slept.append, reporter=notes)
     try:
         result = retry.call("hf://a/b", function, **options)
     except LensconvError as error:
         result = error.message if error.__cause__ is not None else "from nothing"
-    return result, clock.slept, notes.texts
+    return result, slept, notes.texts
 
 
 def test_what_passes_is_tried_again() -> None:
     http = client_module()
-    passing = [
-        answered(429, {"Retry-After": "5"}),
-        answered(502),
-        json.JSONDecodeError("no", "<html>", 0),
-        http.ConnectError("x"),
-        ConnectionError("xorb"),
-        RuntimeError("hf_xet"),
-    ]
+    passing = [answered(429, {"Retry-After": "5"}), answered(502), json.JSONDecodeError("no", "<html>", 0)]
+    passing += [http.ConnectError("x"), ConnectionError("xorb"), RuntimeError("hf_xet")]
     result, slept, notes = retried(*passing)
     assert (result, slept) == ("done", [5, 2, 4, 8, 16, 30])
-    assert notes[:2] == [
-        "hf://a/b: the Hub answers 429; trying again in 5 s",
-        "hf://a/b: the Hub answers 502; trying again in 2 s",
-    ]
+    answers = ("429; trying again in 5 s", "502; trying again in 2 s")
+    assert notes[:2] == [f"hf://a/b: the Hub answers {answer}" for answer in answers]
     assert "does not answer; trying again in 4 s" in notes[2]
 
 
@@ -267,18 +245,11 @@ def test_what_does_not_pass_is_told_at_once() -> None:
     http = client_module()
     untrusted = http.ConnectError("tls")
     untrusted.__cause__ = ssl.SSLCertVerificationError("self-signed")
-    for error in (
-        *(answered(status) for status in (400, 401, 403, 404, 409, 412, 413)),
-        untrusted,
-        errors.OfflineModeIsEnabled("off"),
-        ConnectionError("xet-write-token: 404"),
-        OSError(errno.ENOSPC, "No space left on device"),
-        RecursionError(),
-        RuntimeError("cannot schedule new futures after shutdown"),
-        RuntimeError("Cannot acquire lock"),
-        KeyError("sha"),
-    ):
-        assert not is_transient(error)
+    lasting = [answered(status) for status in (400, 401, 403, 404, 409, 412, 413)]
+    lasting += [untrusted, errors.OfflineModeIsEnabled("off"), ConnectionError("xet-write-token: 404")]
+    lasting += [OSError(errno.ENOSPC, "No space left on device"), RecursionError(), KeyError("sha")]
+    lasting += map(RuntimeError, ("cannot schedule new futures after shutdown", "Cannot acquire lock"))
+    assert [error for error in lasting if is_transient(error)] == []
     # What is no failure of the Hub stays what it is.
     for mistake in (ZeroDivisionError(), KeyboardInterrupt()):
         with pytest.raises(type(mistake)):

@@ -31,21 +31,17 @@ def compare(dequantizer: Any, parts: Parts, original: torch.Tensor) -> Nearness:
     return compare_errors(dequantizer, parts, dequantize(dequantizer, parts), original)
 
 
-def weights() -> dict[str, torch.Tensor]:
-    normal = 0.02 * torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
-    return {
-        "normal": normal,
-        "sparse": torch.where(normal.abs() > 0.04, normal, torch.zeros(())),
-        "heavy tails": normal**3,
-        "constant": torch.full((64, 64), 0.3),
-        "zero": torch.zeros(64, 64),
-        "with an offset": 1 + normal / 10,
-        "tiny": normal * 1e-30,
-        "huge": normal * 1e37,
-    }
-
-
-WEIGHTS = weights()
+NORMAL = 0.02 * torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+WEIGHTS = {
+    "normal": NORMAL,
+    "sparse": torch.where(NORMAL.abs() > 0.04, NORMAL, torch.zeros(())),
+    "heavy tails": NORMAL**3,
+    "constant": torch.full((64, 64), 0.3),
+    "zero": torch.zeros(64, 64),
+    "with an offset": 1 + NORMAL / 10,
+    "tiny": NORMAL * 1e-30,
+    "huge": NORMAL * 1e37,
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "matmul in bf16": {"use_quantized_matmul": True, "dequantize_fp32": False},
@@ -64,8 +60,8 @@ def test_no_format_of_sdnqs_is_called_far(name: str) -> None:
         for kind in WEIGHTS if is_common else ("sparse", "constant"):
             if option == "svd" and kind == "huge":
                 continue  # Sums of squares overflow in SDNQ.
-            dequantizer, parts = quantize(WEIGHTS[kind], weights_dtype=name, **OPTIONS[option])
-            assert compare(dequantizer, parts, WEIGHTS[kind]).excess <= 1, (option, kind)
+            quantized = quantize(WEIGHTS[kind], weights_dtype=name, **OPTIONS[option])
+            assert compare(*quantized, WEIGHTS[kind]).excess <= 1, (option, kind)
 
 
 def swap(parts: Parts, one: str, other: str) -> None:
@@ -102,33 +98,28 @@ DAMAGES = [
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGES)
 def test_garbage_is_far(name: str, damage: str) -> None:
-    dtype = "uint4" if name == "hadamard" else name
-    dequantizer, parts = quantize(
-        WEIGHTS["normal"], weights_dtype=dtype, use_hadamard=name == "hadamard", dequantize_fp32=False
-    )
+    options = {"weights_dtype": "uint4", "use_hadamard": True} if name == "hadamard" else {"weights_dtype": name}
+    dequantizer, parts = quantize(NORMAL, dequantize_fp32=False, **options)
     GARBAGE[damage](parts)
-    assert compare(dequantizer, parts, WEIGHTS["normal"]).excess > 1
+    assert compare(dequantizer, parts, NORMAL).excess > 1
 
 
 def test_a_source_in_float64_is_left_as_it_is() -> None:
-    original = WEIGHTS["normal"].double()
-    dequantizer, parts = quantize(WEIGHTS["normal"], weights_dtype="uint4")
-    assert compare(dequantizer, parts, original).excess <= 1
-    assert torch.equal(original, WEIGHTS["normal"].double())
+    original = NORMAL.double()
+    assert compare(*quantize(NORMAL, weights_dtype="uint4"), original).excess <= 1
+    assert torch.equal(original, NORMAL.double())
 
 
 def test_steps_leave_out_scales_of_zero_and_count_absolute_ones() -> None:
-    constant = WEIGHTS["normal"].clone()
+    constant = NORMAL.clone()
     constant[:32] = 0.3
-    dequantizer, parts = quantize(constant, weights_dtype="uint4")
-    steps = compare(dequantizer, parts, constant).max_error_steps
+    steps = compare(*quantize(constant, weights_dtype="uint4"), constant).max_error_steps
     assert steps is not None
     assert 0.4 < steps < 0.6
-    dequantizer, parts = quantize(WEIGHTS["constant"], weights_dtype="uint4")
-    assert compare(dequantizer, parts, WEIGHTS["constant"]).max_error_steps is None
-    dequantizer, parts = quantize(WEIGHTS["normal"], weights_dtype="int8")
+    assert compare(*quantize(WEIGHTS["constant"], weights_dtype="uint4"), WEIGHTS["constant"]).max_error_steps is None
+    dequantizer, parts = quantize(NORMAL, weights_dtype="int8")
     parts["scale"].neg_()
-    steps = compare(dequantizer, parts, WEIGHTS["normal"]).max_error_steps
+    steps = compare(dequantizer, parts, NORMAL).max_error_steps
     assert steps is not None
     assert steps > 200
 

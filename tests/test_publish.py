@@ -20,6 +20,8 @@ import pytest
 
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
 from converter.errors import HubError, MissingInput, OutputError, ReleaseError, UsageError
+from converter.hub.addresses import HubAddress
+from converter.hub.remote import RemoteRepo
 from converter.hub.retry import Retry
 from converter.publication.commit import Target, make_commit
 from converter.publication.files import Difference, PublishedFile, compare, file_stamp, hash_files, noted_files
@@ -37,7 +39,7 @@ from tests.faulty_hub import FaultyHub, faulty_hub
 MANIFEST = "lensconv_manifest.json"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 FRONT_MATTER = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n"
-TOKEN = "hf_" + "a1" * 17
+TOKEN, AWS = "hf_" + "a1" * 17, "an AWS access key"
 
 #: Addresses that this process asked to connect to.
 _connections: list[Any] = []
@@ -90,8 +92,8 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "hidden in a folder": (add_listed("vae/.gitattributes", b"* text"), r"vae/\.gitattributes is hidden"),
     "hidden": (add_hidden, r"\.env is hidden"),
     "secret": (
-        add_listed("notes.json", json.dumps({"note": TOKEN}).encode()),
-        "notes.json contains a Hugging Face token in line 1",
+        add_listed("a.json", b'{"note": "%b"}' % TOKEN.encode()),
+        "a.json contains a Hugging Face token in line 1",
     ),
     "link to elsewhere": (add_link("vae/more.json", "/etc/hostname"), "vae/more.json is a link"),
     "folder link": (add_link("more", "vae"), "more is a link"),
@@ -119,22 +121,17 @@ def test_what_must_not_be_published_reaches_no_network(release: Path, fault: str
     assert _connections == []
 
 
+#: Options that contradict each other, or have a form that is refused.
+WRONG_OPTIONS: list[dict[str, Any]] = [
+    *({"tag": tag} for tag in ("v 1", "../v1", "v1..2", "v//1", "main", "refs/pr/1")),
+    *({"revision": "v/.1"}, {"message": "two\nlines"}),
+    *({"tag": "next", "revision": "next"}, {"create_pr": True, "tag": "v1"}),
+]
+
+
 @pytest.mark.parametrize(
     ("repository", "options"),
-    [
-        ("tiny", {}),
-        ("owner/tiny@main", {}),
-        ("owner/tiny", {"tag": "v 1"}),
-        ("owner/tiny", {"tag": "../v1"}),
-        ("owner/tiny", {"tag": "v1..2"}),
-        ("owner/tiny", {"tag": "v//1"}),
-        ("owner/tiny", {"revision": "v/.1"}),
-        ("owner/tiny", {"tag": "main"}),
-        ("owner/tiny", {"tag": "next", "revision": "next"}),
-        ("owner/tiny", {"tag": "refs/pr/1"}),
-        ("owner/tiny", {"create_pr": True, "tag": "v1"}),
-        ("owner/tiny", {"message": "two\nlines"}),
-    ],
+    [("tiny", {}), ("owner/tiny@main", {}), *(("owner/tiny", options) for options in WRONG_OPTIONS)],
 )
 def test_requests_that_are_refused(release: Path, repository: str, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
@@ -150,9 +147,8 @@ def test_a_folder_that_is_no_release(tmp_path: Path) -> None:
 
 def test_long_files_are_left_to_the_upload_unless_they_were_hashed(release: Path) -> None:
     def read() -> set[str]:
-        return {
-            file.name for file in examine_release(release, "owner/tiny", trusted_from=100_000).files if file.is_hashed
-        }
+        files = examine_release(release, "owner/tiny", trusted_from=100_000).files
+        return {file.name for file in files if file.is_hashed}
 
     assert MANIFEST in read()
     assert WEIGHTS not in read()
@@ -240,12 +236,9 @@ def test_a_release_that_was_examined_may_be_made_anew(release: Path) -> None:
         (f"token: {TOKEN}", ["a Hugging Face token"]),
         ("hf_oauth_" + "eyJhbGciOiJIUzI1NiJ9." + "a" * 20, ["a Hugging Face token"]),
         (f"a_{TOKEN} is part of another word, {TOKEN} is none", ["a Hugging Face token"]),
-        (
-            "token\n" + "ASIA" + "ABCDEFGH12345678" + "\n" + "wandb_v1_" + "a" * 30,
-            ["an AWS access key", "a Weights & Biases token"],
-        ),
+        ("token\n" + "ASIA" + "ABCDEFGH12345678" + "\n" + "wandb_v1_" + "a" * 30, [AWS, "a Weights & Biases token"]),
         ("-----BEGIN OPENSSH PRIVATE KEY-----", ["a private key"]),
-        ("AKIA" + "ABCDEFGH12345678", ["an AWS access key"]),
+        ("AKIA" + "ABCDEFGH12345678", [AWS]),
         ("ghp_" + "a" * 36, ["a GitHub token"]),
         ('{"api_key": "abcdefgh12345678ABCDEFGH"}', ["what looks like a secret"]),
         ('{"pad_token": "<|endoftext|>", "api_key": null, "hf_token": "your-token-goes-here-please"}', []),
@@ -255,6 +248,22 @@ def test_a_release_that_was_examined_may_be_made_anew(release: Path) -> None:
 )
 def test_secrets_are_known_by_their_form(text: str, kinds: list[str]) -> None:
     assert [kind for kind, _ in find_secrets(text.encode(), ("secret-of-mine",))] == kinds
+
+
+PUBLISH = """
+import json, sys
+from pathlib import Path
+from converter.errors import LensconvError
+from converter.publication import publish as run
+from converter.publication.options import PublishOptions
+run.TRUSTED_BYTES = int(sys.argv[4] or run.TRUSTED_BYTES)
+try:
+    receipt = run.publish(Path(sys.argv[1]), sys.argv[2], PublishOptions(**json.loads(sys.argv[3])))
+except LensconvError as error:
+    print(json.dumps(error.to_dict()))
+    sys.exit(error.exit_code)
+print(json.dumps(receipt.to_dict()))
+"""
 
 
 @dataclass
@@ -269,25 +278,8 @@ class Publisher:
     def publish(self, *, trusted_from: int | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
         """Publish in a process of its own, as HF_ENDPOINT and HF_HUB_DISABLE_XET are read when the client is
         imported; from so many bytes on what uploads a file hashes it."""
-        limit = (
-            f"import converter.publication.publish as run\nrun.TRUSTED_BYTES = {trusted_from}\n" if trusted_from else ""
-        )
-        program = (
-            f"{limit}import json, sys\n"
-            "from pathlib import Path\n"
-            "from converter.errors import LensconvError\n"
-            "from converter.publication.options import PublishOptions\n"
-            "from converter.publication.publish import publish\n"
-            "try:\n"
-            "    receipt = publish(Path(sys.argv[1]), sys.argv[2], PublishOptions(**json.loads(sys.argv[3])))\n"
-            "except LensconvError as error:\n"
-            "    print(json.dumps(error.to_dict()))\n"
-            "    sys.exit(error.exit_code)\n"
-            "print(json.dumps(receipt.to_dict()))\n"
-        )
-        settings = {"patience": 20, **options}
-        arguments = (self.release, self.repository, json.dumps(settings))
-        done = run_python(program, *arguments, flags=("-W", "error"), env=self.environment)
+        arguments = (self.release, self.repository, json.dumps({"patience": 20, **options}), trusted_from or "")
+        done = run_python(PUBLISH, *arguments, flags=("-W", "error"), env=self.environment)
         assert "Traceback" not in done.stderr, done.stderr
         assert self.hub.account.token not in done.stdout + done.stderr
         return done
@@ -295,6 +287,12 @@ class Publisher:
     def commits(self) -> list[str]:
         """Of main, the newest first."""
         return [commit.commit_id for commit in self.api().list_repo_commits(self.repository)]
+
+    def refused(self, code: int = 4, **options: Any) -> str:
+        """Publish, and return what it is refused with."""
+        done = self.publish(**options)
+        assert done.returncode == code
+        return str(json.loads(done.stdout)["error"]["message"])
 
     def api(self) -> Any:
         """A client of the same Hub in this process."""
@@ -304,9 +302,6 @@ class Publisher:
 
     def main_is_whole(self) -> bool:
         """Whether main holds the release, file by file."""
-        from converter.hub.addresses import HubAddress
-        from converter.hub.remote import RemoteRepo
-
         place = HubAddress(self.repository)
         remote = RemoteRepo.open(place, endpoint=self.hub.endpoint, token=self.hub.account.token)
         files = json.loads((self.release / MANIFEST).read_text())["files"]
@@ -360,9 +355,7 @@ def test_a_release_comes_whole_and_once(publisher: Publisher) -> None:
     assert len(publisher.commits()) == 2
 
     write_card(publisher.release, "Another")
-    taken = publisher.publish(tag="v1")
-    assert taken.returncode == 4
-    assert "tag v1 points to" in json.loads(taken.stdout)["error"]["message"]
+    assert "tag v1 points to" in publisher.refused(tag="v1")
     assert publisher.commits()[0] == receipt["commit"]
 
 
@@ -382,9 +375,7 @@ def test_a_head_that_moved_is_left_alone(publisher: Publisher) -> None:
     assert publisher.publish().returncode == 0
     write_card(publisher.release, "Another")
     publisher.hub.fault("move_head", repo=publisher.repository, method="POST", path="/commit/main")
-    done = publisher.publish()
-    assert done.returncode == 4
-    assert "has changed since it was read" in json.loads(done.stdout)["error"]["message"]
+    assert "has changed since it was read" in publisher.refused()
     assert len(publisher.commits()) == 3
 
 
@@ -399,10 +390,9 @@ def test_a_file_that_changes_while_it_is_uploaded(publisher: Publisher) -> None:
 
     thread = threading.Thread(target=change)
     thread.start()
-    done = publisher.publish()
+    message = publisher.refused(1)
     thread.join()
-    assert done.returncode == 1
-    assert f"{Path(WEIGHTS).name}: has changed since it was examined" in json.loads(done.stdout)["error"]["message"]
+    assert f"{Path(WEIGHTS).name}: has changed since it was examined" in message
     assert len(publisher.commits()) == 1
 
 
@@ -411,10 +401,9 @@ def test_a_long_file_that_is_not_what_the_manifest_says(publisher: Publisher) ->
     with (publisher.release / "long.bin").open("r+b") as stream:
         stream.write(b"x")
     for dry_run in (False, True, False):
-        done = publisher.publish(trusted_from=1 << 20, dry_run=dry_run)
-        assert done.returncode == 1
-        assert "long.bin" in json.loads(done.stdout)["error"]["message"]
-        assert "another sha256" in json.loads(done.stdout)["error"]["message"]
+        message = publisher.refused(1, trusted_from=1 << 20, dry_run=dry_run)
+        assert "long.bin" in message
+        assert "another sha256" in message
     assert len(publisher.commits()) == 1
     with (publisher.release / "long.bin").open("r+b") as stream:
         stream.write(b"\0")
@@ -451,9 +440,7 @@ def test_what_another_tool_put_there_stays_in_the_history_alone(publisher: Publi
     api.create_repo(publisher.repository)
     theirs = [CommitOperationAdd("README.md", FRONT_MATTER.encode()), CommitOperationAdd("model.bin", b"{}")]
     api.create_commit(publisher.repository, theirs, commit_message="Another model")
-    done = publisher.publish()
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["deleted"] == ["model.bin"]
+    assert json.loads(publisher.publish().stdout)["deleted"] == ["model.bin"]
     assert publisher.main_is_whole()
     assert len(publisher.commits()) == 3
 
@@ -462,9 +449,7 @@ def test_a_repo_with_another_name(publisher: Publisher) -> None:
     publisher.api().create_repo("owner/another", exist_ok=True)
     moved = {"Location": "/api/models/owner/another"}
     publisher.hub.fault("status", status=307, headers=moved, path=f"/api/models/{publisher.repository}$")
-    done = publisher.publish()
-    assert done.returncode == 4
-    assert "is now called owner/another" in json.loads(done.stdout)["error"]["message"]
+    assert "is now called owner/another" in publisher.refused()
 
 
 @pytest.mark.parametrize(
@@ -494,7 +479,5 @@ def test_bytes_that_the_hub_serves_wrongly_are_noticed(publisher: Publisher) -> 
     manifest = json.loads((publisher.release / MANIFEST).read_text())
     weights = max(manifest["files"], key=lambda file: file["bytes"])
     publisher.hub.fault("corrupt", sha256=weights["sha256"], method="POST", path="/commit/main")
-    done = publisher.publish(tag="v1", patience=2)
-    assert done.returncode == 4
-    assert weights["name"] in json.loads(done.stdout)["error"]["message"]
+    assert weights["name"] in publisher.refused(tag="v1", patience=2)
     assert publisher.api().list_repo_refs(publisher.repository).tags == []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import subprocess
 from pathlib import Path
 
 from converter.rehearsal.modes import GITATTRIBUTES, is_ignored, is_lfs
+from tests.conftest import run_program
 from tests.faulty_hub import FaultyHub
-from tests.hubs import ask, commit, head, lfs_file, make_repo, upload
+from tests.hubs import announce, ask, commit, head, lfs_file, make_repo, upload
 
 
 def test_objects_must_be_stored_before_they_are_committed(hub: FaultyHub) -> None:
@@ -31,29 +31,25 @@ def test_objects_must_be_stored_before_they_are_committed(hub: FaultyHub) -> Non
 def test_what_is_uploaded_is_what_was_announced(hub: FaultyHub) -> None:
     repo = make_repo(hub, "announced")
     content = b"\0" * 500_000
-    wanted = {"operation": "upload", "objects": [{"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}]}
-    batch = ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", wanted).content["objects"][0]
-    path = batch["actions"]["upload"]["href"].partition("/_lfs")[2]
+    path = announce(hub, repo, content)["actions"]["upload"]["href"].partition("/_lfs")[2]
     for sent in (content[1:], b"\1" + content[1:], content + b"\0"):
         assert ask(hub, "PUT", f"/_lfs{path}", sent, token="").status == 400
     assert ask(hub, "PUT", f"/_lfs{path[:-1]}!", content, token="").status == 403
-    assert "actions" in ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", wanted).content["objects"][0]
+    assert "actions" in announce(hub, repo, content)
     assert ask(hub, "PUT", f"/_lfs{path}", content, token="").headers["etag"]
-    assert "actions" not in ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", wanted).content["objects"][0]
+    assert "actions" not in announce(hub, repo, content)
     assert not list((hub.settings.folder / "incoming").iterdir())
 
 
 def test_parts_must_make_up_what_was_announced(hub: FaultyHub) -> None:
     repo, content = make_repo(hub, "parts"), b"\3" * 1_000_001
     sha256 = hashlib.sha256(content).hexdigest()
-    wanted = {"operation": "upload", "transfers": ["multipart"], "objects": [{"oid": sha256, "size": len(content)}]}
 
     def place(address: str) -> str:
         return "/_lfs" + address.partition("/_lfs")[2]
 
     for last, status in ((b"\4" * 200_001, 400), (b"\3" * 200_001, 200)):
-        batch = ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", wanted).content["objects"][0]
-        action = batch["actions"]["upload"]
+        action = announce(hub, repo, content, "multipart")["actions"]["upload"]
         pieces = {"1": content[:400_000], "2": content[:400_000], "3": last}
         tags = [ask(hub, "PUT", place(action["header"][number]), pieces[number], token="") for number in pieces]
         parts = [{"partNumber": number, "etag": answer.headers["etag"]} for number, answer in enumerate(tags, start=1)]
@@ -61,9 +57,8 @@ def test_parts_must_make_up_what_was_announced(hub: FaultyHub) -> None:
         assert ask(hub, "POST", place(action["href"]), {"oid": sha256, "parts": parts[1:]}).status == 400
         assert ask(hub, "PUT", place(action["header"]["3"]), last, token="").status == 200
         assert ask(hub, "POST", place(action["href"]), {"oid": sha256, "parts": parts}).status == status
-    verify = ask(hub, "POST", f"/{repo}.git/info/lfs/verify", {"oid": sha256, "size": len(content)})
-    assert verify.status == 200
-    assert ask(hub, "POST", f"/{repo}.git/info/lfs/verify", {"oid": sha256, "size": 1}).status == 404
+    for size, status in ((len(content), 200), (1, 404)):
+        assert ask(hub, "POST", f"/{repo}.git/info/lfs/verify", {"oid": sha256, "size": size}).status == status
 
 
 def test_ranges(hub: FaultyHub) -> None:
@@ -108,17 +103,17 @@ def test_rules_of_git_mean_what_git_says(tmp_path: Path) -> None:
         "docs/a/b/x.txt", "abc", "abbc", "a.md", "c.md", "x/b.md", "saved_model/a/b", "saved_model/a", "x.safetensors",
         "d/y.bin", "z.tar.gz", "tfevents.1", "my.tfevents.2", "README.md", "folder.bin/x.txt", "folder.bin/y.bin",
     ]  # fmt: skip
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    run_program("git", "init", "-q", tmp_path, check=True)
     (tmp_path / ".gitignore").write_text(rules)
     (tmp_path / ".gitattributes").write_bytes(GITATTRIBUTES)
-    git = ["git", "-C", str(tmp_path)]
-    given = "\n".join(paths)
-    found = subprocess.run([*git, "check-ignore", "--stdin"], input=given, capture_output=True, text=True, check=True)
-    assert [path for path in paths if is_ignored(path, rules)] == found.stdout.split()
-    found = subprocess.run(
-        [*git, "check-attr", "--stdin", "filter"], input=given, capture_output=True, text=True, check=True
-    )
-    expected = [line.split(":")[0] for line in found.stdout.splitlines() if line.endswith(" lfs")]
+
+    def git(*arguments: str) -> list[str]:
+        done = run_program("git", *arguments, cwd=tmp_path, input="\n".join(paths), check=True)
+        return done.stdout.splitlines()
+
+    assert [path for path in paths if is_ignored(path, rules)] == git("check-ignore", "--stdin")
+    attributes = git("check-attr", "--stdin", "filter")
+    expected = [line.split(":")[0] for line in attributes if line.endswith(" lfs")]
     assert [path for path in paths if is_lfs(path, 1, b"x", GITATTRIBUTES.decode())] == expected
     assert is_lfs("a.txt", 11 * 2**20, b"x", "")
     assert is_lfs("a.png", 1, b"\x89PNG\0", "")

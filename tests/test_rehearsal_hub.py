@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from converter.rehearsal.card_metadata import check_card
 from converter.rehearsal.settings import Account
 from tests.conftest import snapshot
 from tests.faulty_hub import FaultyHub
-from tests.hubs import CARD, ask, commit, head, make_repo, run_client
+from tests.hubs import CARD, ask, commit, get_file, head, make_repo, run_client
 
 
 def make_release(folder: Path, seed: int) -> Path:
@@ -42,12 +42,11 @@ api.create_repo(repo, exist_ok=True)
 api.auth_check(repo, write=True)
 first = api.model_info(repo).sha
 paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-additions = [CommitOperationAdd(str(path.relative_to(folder)), str(path)) for path in paths]
-made = api.create_commit(repo, additions, commit_message="All", parent_commit=first)
+def additions():
+    return [CommitOperationAdd(str(path.relative_to(folder)), str(path)) for path in paths]
+made = api.create_commit(repo, additions(), commit_message="All", parent_commit=first)
 found["head"] = made.oid == api.model_info(repo).sha
-again = api.create_commit(
-    repo, [CommitOperationAdd(str(path.relative_to(folder)), str(path)) for path in paths], commit_message="Again"
-)
+again = api.create_commit(repo, additions(), commit_message="Again")
 found["unchanged"] = again.oid == made.oid
 api.create_tag(repo, tag="v1", revision=made.oid)
 found["snapshot"] = snapshot_download(repo, revision="v1")
@@ -60,29 +59,22 @@ found["changed in"] = info.last_commit.oid == made.oid
 check = api.verify_repo_checksums(repo, local_dir=str(folder))
 found["check"] = [len(check.mismatches), list(check.missing_paths), list(check.extra_paths)]
 address = hf_hub_url(repo, "noise.bin", revision="v1")
-part = get_session().get(
-    address, headers={**build_hf_headers(), "Range": "bytes=1000000-1000099"}, follow_redirects=True
-)
+asked = {**build_hf_headers(), "Range": "bytes=1000000-1000099"}
+part = get_session().get(address, headers=asked, follow_redirects=True)
 found["part"] = [part.status_code, part.headers["content-range"], part.content.hex()]
 found["exists"] = [api.file_exists(repo, "noise.bin"), api.file_exists(repo, "nothing")]
-offered = api.create_commit(
-    repo, [CommitOperationAdd("more.bin", b"\\0more"), CommitOperationDelete("config.json")],
-    commit_message="Offer", create_pr=True,
-)
+changes = [CommitOperationAdd("more.bin", b"\\0more"), CommitOperationDelete("config.json")]
+offered = api.create_commit(repo, changes, commit_message="Offer", create_pr=True)
 found["pull request"] = [offered.pr_num, offered.pr_revision]
 found["before merge"] = api.model_info(repo).sha == made.oid
 api.merge_pull_request(repo, offered.pr_num)
 found["after merge"] = sorted(api.list_repo_files(repo))
 draft = api.create_pull_request(repo, "A draft")
-api.create_commit(
-    repo, [CommitOperationAdd("draft.txt", b"draft")], commit_message="Draft", revision=draft.git_reference
-)
+changes = [CommitOperationAdd("draft.txt", b"draft")]
+api.create_commit(repo, changes, commit_message="Draft", revision=draft.git_reference)
 found["draft"] = [draft.status, api.change_discussion_status(repo, draft.num, "open").new_status]
-found["offers"] = [
-    [item.num, item.status] for item in api.get_repo_discussions(
-        repo, discussion_type="pull_request", discussion_status="open", author="alice"
-    )
-]
+asked = dict(discussion_type="pull_request", discussion_status="open", author="alice")
+found["offers"] = [[item.num, item.status] for item in api.get_repo_discussions(repo, **asked)]
 details = api.get_discussion_details(repo, 1)
 found["details"] = [details.status, details.target_branch, [event.type for event in details.events]]
 slim = api.model_info(repo, expand=["private"])
@@ -101,9 +93,6 @@ def test_a_release_goes_through(hub: FaultyHub, tmp_path: Path, xet: bool) -> No
     release = make_release(tmp_path / "release", seed=int(xet))
     repo = f"lab/journey-{xet}"
     found = run_client(hub, tmp_path / "home", JOURNEY, repo, release, xet=xet)
-    assert found["who"] == "alice"
-    assert found["head"]
-    assert found["unchanged"]
     downloaded = {path: data for path, data in snapshot(Path(found["snapshot"])).items() if path != ".gitattributes"}
     assert downloaded == snapshot(release)
     for path, data in snapshot(release).items():
@@ -113,21 +102,22 @@ def test_a_release_goes_through(hub: FaultyHub, tmp_path: Path, xet: bool) -> No
         assert is_xet == (xet and large)
         git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
         assert identity == (hashlib.sha256(data).hexdigest() if large else git)
-    assert found["changed in"]
-    assert found["check"] == [0, [".gitattributes"], []]
     noise = (release / "noise.bin").read_bytes()
-    assert found["part"] == [206, "bytes 1000000-1000099/1300001", noise[1_000_000:1_000_100].hex()]
-    assert found["exists"] == [True, False]
-    assert found["pull request"] == [1, "refs/pr/1"]
-    assert found["before merge"]
-    expected = {*snapshot(release), ".gitattributes", "more.bin"} - {"config.json"}
-    assert found["after merge"] == sorted(expected)
-    assert found["draft"] == ["draft", "open"]
-    assert found["offers"] == [[2, "open"]]
-    assert found["details"] == ["merged", "refs/heads/main", ["comment", "commit", "status-change"]]
-    assert found["slim"] == [False, None, None]
-    assert found["refs"] == [["main", "side"], ["v1"], ["pr/1", "pr/2"]]
-    assert found["titles"] == ["Offer (#1)", "All", "initial commit"]
+    assert {name: value for name, value in found.items() if name not in ("snapshot", "files")} == {
+        "who": "alice",
+        **dict.fromkeys(("head", "unchanged", "changed in", "before merge"), True),
+        "check": [0, [".gitattributes"], []],
+        "part": [206, "bytes 1000000-1000099/1300001", noise[1_000_000:1_000_100].hex()],
+        "exists": [True, False],
+        "pull request": [1, "refs/pr/1"],
+        "after merge": sorted({*snapshot(release), ".gitattributes", "more.bin"} - {"config.json"}),
+        "draft": ["draft", "open"],
+        "offers": [[2, "open"]],
+        "details": ["merged", "refs/heads/main", ["comment", "commit", "status-change"]],
+        "slim": [False, None, None],
+        "refs": [["main", "side"], ["v1"], ["pr/1", "pr/2"]],
+        "titles": ["Offer (#1)", "All", "initial commit"],
+    }
     log = hub.requests()
     assert any("/part/2" in item["path"] for item in log) != xet
     assert any("xet-read-token" in item["path"] for item in log) == xet
@@ -141,11 +131,9 @@ def test_a_release_goes_through(hub: FaultyHub, tmp_path: Path, xet: bool) -> No
 
 
 def _check_ranges(hub: FaultyHub, path: str, content: bytes) -> None:
-    place = ask(hub, "GET", f"/{path}").headers["location"].partition("/_files")[2]
     for first, last in ((0, len(content) - 1), (65_000, 200_001), (len(content) - 1, len(content) - 1)):
-        found = ask(hub, "GET", f"/_files{place}", headers={"Range": f"bytes={first}-{last}"}, token="")
-        assert found.status == 206
-        assert found.body == content[first : last + 1]
+        found = get_file(hub, f"/{path}", headers={"Range": f"bytes={first}-{last}"}, token="")
+        assert (found.status, found.body) == (206, content[first : last + 1])
 
 
 REFUSALS = """
@@ -206,32 +194,31 @@ def test_refusals_are_those_that_the_client_knows(hub: FaultyHub, tmp_path: Path
     assert ask(hub, "PUT", "/api/models/alice/gated/settings", {"gated": "auto"}).status == 200
     tokens = json.dumps({account.name: account.token for account in hub.settings.accounts})
     found = run_client(hub, tmp_path, REFUSALS, TOKENS=tokens)
-    kinds: dict[tuple[str, int], set[str]] = {}
-    for name, value in found.items():
-        if name != "files":
-            kinds.setdefault((value[0], value[1]), set()).add(name)
-    assert kinds == {
-        ("", 200): {"other gated info", "nobody gated info", "own private", "own gated", "other offer"}
-        | {"other own offer", "reader read", "ignored"},
-        ("HfHubHTTPError", 401): {"wrong who", "wrong model"},
-        ("HfHubHTTPError", 403): {"other commit", "other merge", "create"}
-        | {"reader commit", "reader tag", "reader auth"},
-        ("HfHubHTTPError", 409): {"tag"},
-        ("HfHubHTTPError", 412): {"stale"},
-        ("RepositoryNotFoundError", 404): {"missing", "other private"},
-        ("RepositoryNotFoundError", 401): {"nobody private"},
-        ("GatedRepoError", 403): {"other gated"},
-        ("GatedRepoError", 401): {"nobody gated"},
-        ("RevisionNotFoundError", 404): {"revision"},
-        ("RemoteEntryNotFoundError", 404): {"entry", "delete"},
-        ("ValueError", 0): {"card"},
-        ("BadRequestError", 400): {"secret"},
+    assert found.pop("files") == [".gitattributes", ".gitignore", "README.md"]
+    kinds: dict[str, set[str]] = {}
+    for name, (kind, status, _) in found.items():
+        kinds.setdefault(f"{kind} {status}", set()).add(name)
+    expected = {
+        " 200": "other gated info, nobody gated info, own private, own gated, other offer, other own offer, ignored, "
+        "reader read",
+        "HfHubHTTPError 401": "wrong who, wrong model",
+        "HfHubHTTPError 403": "other commit, other merge, create, reader commit, reader tag, reader auth",
+        "HfHubHTTPError 409": "tag",
+        "HfHubHTTPError 412": "stale",
+        "RepositoryNotFoundError 404": "missing, other private",
+        "RepositoryNotFoundError 401": "nobody private",
+        "GatedRepoError 403": "other gated",
+        "GatedRepoError 401": "nobody gated",
+        "RevisionNotFoundError 404": "revision",
+        "RemoteEntryNotFoundError 404": "entry, delete",
+        "ValueError 0": "card",
+        "BadRequestError 400": "secret",
     }
+    assert kinds == {kind: set(names.split(", ")) for kind, names in expected.items()}
     assert "use a write token" in found["reader commit"][2]
     assert "A commit has happened since" in found["stale"][2]
     assert "license 3 is not text" in found["card"][2]
     assert "valid Hugging Face secrets" in found["secret"][2]
-    assert found["files"] == [".gitattributes", ".gitignore", "README.md"]
 
 
 def test_cards_without_metadata_are_warned_of() -> None:
@@ -277,37 +264,27 @@ def test_hostile_requests_are_refused(hub: FaultyHub) -> None:
         assert ask(hub, "POST", "/api/repos/create", body).status == 400
         assert ask(hub, "POST", f"/api/models/{repo}/commit/main", body).status == 400
         assert ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", body).status == 400
-    batch = {"operation": "upload", "objects": ["x"]}
-    assert ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", batch).status == 400
-    batch["objects"] = [{"oid": "../../x", "size": 1}]  # type: ignore[list-item]
-    assert ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", batch).status == 400
+    for item in ("x", {"oid": "../../x", "size": 1}):
+        batch = {"operation": "upload", "objects": [item]}
+        assert ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", batch).status == 400
     assert ask(hub, "GET", f"/{repo}", headers={"Host": "evil.example"}).status == 400
-    assert ask(hub, "GET", f"/api/models/{repo}/tree/main?cursor=-1").status == 400
-    assert ask(hub, "GET", f"/api/models/{repo}/discussions?p=x").status == 400
-    assert ask(hub, "GET", f"/api/models/{repo}/discussions/{'9' * 5000}").status == 400
+    for path in ("tree/main?cursor=-1", "discussions?p=x", f"discussions/{'9' * 5000}"):
+        assert ask(hub, "GET", f"/api/models/{repo}/{path}").status == 400, path
     assert head(hub, repo) == before
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "/"),
-        ("GET", "/api/datasets"),
-        ("GET", "/api/spaces/alice/shown/tree/main"),
-        ("GET", "/datasets/alice/shown"),
-        ("GET", "/spaces/alice/shown/resolve/main/a.txt"),
-        ("POST", "/api/models/alice/shown/super-squash/main"),
-        ("POST", "/api/models/alice/shown/discussions/1/comment"),
-        ("POST", "/api/models/alice/shown/discussions/1/title"),
-        ("POST", "/datasets/alice/shown.git/info/lfs/objects/batch"),
-        ("GET", "/alice/shown/commits/main"),
-        ("GET", "/alice/shown/discussions"),
-        ("PATCH", "/api/whoami-v2"),
-    ],
-)
-def test_what_the_hub_does_not_provide_is_named(hub: FaultyHub, method: str, path: str) -> None:
-    answer = ask(hub, method, path)
-    message = f"this local Hub does not provide {method} {path}; it serves model repos only"
+NOT_PROVIDED = """
+GET /, GET /api/datasets, GET /api/spaces/alice/shown/tree/main, GET /datasets/alice/shown, PATCH /api/whoami-v2,
+GET /spaces/alice/shown/resolve/main/a.txt, GET /alice/shown/commits/main, GET /alice/shown/discussions,
+POST /api/models/alice/shown/super-squash/main, POST /api/models/alice/shown/discussions/1/comment,
+POST /api/models/alice/shown/discussions/1/title, POST /datasets/alice/shown.git/info/lfs/objects/batch
+"""
+
+
+@pytest.mark.parametrize("line", " ".join(NOT_PROVIDED.split()).split(", "))
+def test_what_the_hub_does_not_provide_is_named(hub: FaultyHub, line: str) -> None:
+    answer = ask(hub, *line.split())
+    message = f"this local Hub does not provide {line}; it serves model repos only"
     assert (answer.status, answer.content["error"], answer.headers["x-error-message"]) == (404, message, message)
 
 
@@ -326,18 +303,12 @@ def test_kinds_and_names_that_are_refused(hub: FaultyHub) -> None:
 def test_of_two_commits_on_one_parent_one_wins(hub: FaultyHub) -> None:
     repo = make_repo(hub, "race")
     parent = head(hub, repo)
-    found: list[int] = []
-    threads = [
-        threading.Thread(
-            target=lambda name=name: found.append(commit(hub, repo, {name: b"x" * 300_000}, parentCommit=parent).status)
-        )
-        for name in "abcdef"
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(found) == [200, *[412] * 5]
+
+    def put(name: str) -> int:
+        return commit(hub, repo, {name: b"x" * 300_000}, parentCommit=parent).status
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sorted(pool.map(put, "abcdef")) == [200, *[412] * 5]
     assert len(ask(hub, "GET", f"/api/models/{repo}/commits/main").content) == 2
 
 

@@ -19,7 +19,7 @@ from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
 from tests.conftest import ROOT, command, run_python
-from tests.hubs import ask, commit, head, lfs_file, make_repo, small_hub, upload
+from tests.hubs import ask, commit, get_file, head, lfs_file, make_repo, small_hub, upload
 
 
 def test_state_survives_a_crash(tmp_path: Path) -> None:
@@ -45,8 +45,7 @@ def test_state_survives_a_crash(tmp_path: Path) -> None:
     with running_hub(settings) as second:
         assert head(second, repo) == head(second, repo, "v1") == made
         assert second.endpoint != first.endpoint
-        place = ask(second, "GET", f"/{repo}/resolve/v1/a.bin").headers["location"].partition("/_files")[2]
-        assert ask(second, "GET", f"/_files{place}").body == content
+        assert get_file(second, f"/{repo}/resolve/v1/a.bin").body == content
         assert ask(second, "GET", f"/api/models/{repo}", token="").status == 401
         assert upload(second, repo, content) == sha256
         process = second.process
@@ -75,19 +74,13 @@ def test_clients_are_led_to_this_hub_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "role"), [((), "write"), (("--account", "ann:read"), "read")])
 def test_serve_says_where_it_is_and_ends_with_ctrl_c(options: tuple[str, ...], role: str, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command("hub", "serve", "--json", "--folder", tmp_path, *options),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+    line, pipe = command("hub", "serve", "--json", "--folder", tmp_path, *options), subprocess.PIPE
+    process = subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
     assert process.stdout is not None
-    text = "".join(iter(process.stdout.readline, "}\n")) + "}"
-    result = json.loads(text)
+    result = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
     jsonschema.validate(result, load_schema("hub"))
-    account = result["accounts"][0]
-    running = RunningHub(result["endpoint"], HubSettings(tmp_path, (Account("ann", account["token"]),)), process)
+    account = Account("ann", result["accounts"][0]["token"])
+    running = RunningHub(result["endpoint"], HubSettings(tmp_path, (account,)), process)
     assert ask(running, "GET", "/api/whoami-v2").content["auth"]["accessToken"]["role"] == role
     assert ask(running, "GET", "/_control/requests").status in (401, 404)
     process.send_signal(signal.SIGINT)
@@ -113,8 +106,7 @@ def test_the_hub_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 
 def test_a_taken_port_and_missing_packages_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_hub(HubSettings(tmp_path / "first")) as hub:
-        port = int(hub.endpoint.rpartition(":")[2])
-        taken = HubSettings(tmp_path / "second", port=port)
+        taken = HubSettings(tmp_path / "second", port=int(hub.endpoint.rpartition(":")[2]))
         with pytest.raises(UsageError, match="Address already in use"), running_hub(taken):
             pass
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else os)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import struct
 import tempfile
@@ -92,10 +91,8 @@ def release(release: Path) -> Path:
     return release
 
 
-def check_of(report: VerifyReport, name: str) -> str:
-    """What a check says."""
-    (found,) = (check.detail for check in report.checks if check.name == name)
-    return found
+def details(report: VerifyReport) -> dict[str, str]:
+    return {check.name: check.detail for check in report.checks}
 
 
 def refusal(call: Callable[[], object], kind: type[LensconvError] = HubError) -> str:
@@ -141,9 +138,6 @@ def test_no_wait_is_without_end(serve: Serve, tmp_path: Path) -> None:
     assert get_session().event_hooks == before.event_hooks
 
 
-# Sound repos
-
-
 def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Lensconv) -> None:
     hub = serve(release)
     hub.page = 5
@@ -164,21 +158,15 @@ def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Le
     assert not any("vae/diffusion" in path or "text_encoder/model" in path for _, path, _ in hub.seen)
     hosts = {host.partition(":")[0]: authorization for host, _, authorization in hub.seen}
     assert hosts == {"127.0.0.1": f"Bearer {TOKEN}", "localhost": ""}
-
-
-def test_people_see_the_address(lens_output: Path, serve: Serve, lensconv: Lensconv) -> None:
-    serve(lens_output)
-    outcome = lensconv("verify", PLACE)
-    assert outcome.code == 0, outcome
-    assert PINNED in " ".join(outcome.stderr.split())
-    assert outcome.stdout == ""
+    # People see the address.
+    shown = lensconv("verify", PLACE)
+    assert (shown.code, shown.stdout, PINNED in " ".join(shown.stderr.split())) == (0, "", True)
 
 
 def test_other_components(release: Path, serve: Serve) -> None:
     hub = serve(release)
-    report = verify(PLACE, component="vae")
+    assert verify(PLACE, component="vae").class_name == "AutoencoderKLFlux2"
     assert "transformer/" not in "".join(path for _, path, _ in hub.seen if WEIGHTS in path)
-    assert report.class_name == "AutoencoderKLFlux2"
     text = refusal(lambda: verify(PLACE, component="unet"), UsageError)
     assert f"unet is not a component of {PINNED}" in text
 
@@ -186,9 +174,8 @@ def test_other_components(release: Path, serve: Serve) -> None:
 def test_plans(tiny_repo: Path, serve: Serve, lensconv: Lensconv) -> None:
     serve(tiny_repo)
     report = plan(PLACE)
-    local = plan(tiny_repo)
     assert report.place == PINNED
-    expected = local.to_dict()
+    expected = plan(tiny_repo).to_dict()
     expected["source"] = {"place": PINNED, **expected["source"]}
     outcome = lensconv("plan", PLACE, "--json")
     jsonschema.validate(outcome.result, load_schema("plan"))
@@ -211,17 +198,13 @@ def test_sixteen_gigabytes(tmp_path: Path, serve: Serve) -> None:
     assert len([path for _, path, _ in hub.seen if path.startswith("/lfs/")]) == 1
 
 
-# Repos that are not as they should be
-
-
 def test_differences_from_the_manifest(release: Path, serve: Serve) -> None:
     (release / "README.md").write_text("# Model\n")
     hub = serve(release)
-    records = {record["path"]: record for record in hub.records}
-    assert verify(PLACE).ok
-    assert verify(PLACE).notes == ("the manifest does not list README.md",)
+    report = verify(PLACE)
+    assert (report.ok, report.notes) == (True, ("the manifest does not list README.md",))
     # Another sha256 at the same size, of a file in LFS.
-    weights = records["vae/" + WEIGHTS]
+    weights = next(record for record in hub.records if record["path"] == "vae/" + WEIGHTS)
     weights["lfs"]["oid"] = "1" * 64
     assert failed(verify(PLACE)) == {"hub": f"vae/{WEIGHTS} has another sha256 than the manifest says"}
     hub.records.remove(weights)
@@ -237,11 +220,8 @@ def test_differences_from_the_manifest(release: Path, serve: Serve) -> None:
     file.write_bytes(content + b" ")
     hub.records = record_files(release)
     assert set(failed(verify(PLACE))) == {"hub", "manifest"}
-
-
-def test_checks_name_the_address(release: Path, serve: Serve) -> None:
     (release / "lensconv_manifest.json").write_text("{}")
-    serve(release)
+    hub.records = record_files(release)
     assert failed(verify(PLACE))["manifest"].startswith(f"{PINNED}/lensconv_manifest.json: is None, version None")
 
 
@@ -250,14 +230,13 @@ def test_small_files_beyond_the_budget(release: Path, serve: Serve, monkeypatch:
     serve(release)
     report = verify(PLACE)
     assert report.ok
-    assert "of them compared by size alone" in check_of(report, "hub")
+    assert "of them compared by size alone" in details(report)["hub"]
 
 
 def test_differences_from_a_release_on_disk(release: Path, tiny_release: Path, serve: Serve, tmp_path: Path) -> None:
     hub = serve(release)
-    assert check_of(verify(PLACE, against=tiny_release), "against").endswith("are the same on the Hub and on disk")
-    other = tmp_path / "other"
-    shutil.copytree(tiny_release, other)
+    assert details(verify(PLACE, against=tiny_release))["against"].endswith("are the same on the Hub and on disk")
+    other = shutil.copytree(tiny_release, tmp_path / "other")
     (other / "more.txt").touch()
     assert failed(verify(PLACE, against=other)) == {"against": "more.txt is not on the Hub"}
     (other / "more.txt").unlink()
@@ -296,11 +275,11 @@ def write_weights(file: Path, *names: str) -> None:
 
 
 def test_other_layouts(tmp_path: Path, serve: Serve) -> None:
-    def repo(name: str) -> Path:
-        folder = tmp_path / name
-        folder.mkdir()
-        serve(folder)
-        return folder
+    def repo(name: str, *files: str) -> Path:
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).touch()
+        return tmp_path / name
 
     def refused(folder: Path, kind: type[LensconvError]) -> str:
         serve(folder)
@@ -311,31 +290,29 @@ def test_other_layouts(tmp_path: Path, serve: Serve) -> None:
     write_weights(transformers / "model-1.safetensors", "a", "b")
     write_weights(transformers / "model-2.safetensors", "c")
     write_weights(transformers / "consolidated.safetensors", "a", "b", "c")
+    index = transformers / "model.safetensors.index.json"
     weight_map = {"a": "model-1.safetensors", "b": "model-1.safetensors", "c": "model-2.safetensors"}
-    (transformers / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    index.write_text(json.dumps({"weight_map": weight_map}))
     hub = serve(transformers)
     report = verify(PLACE)
     assert (report.class_name, report.tensors) == ("LlamaForCausalLM", 3)
     assert not any("consolidated" in path for _, path, _ in hub.seen)
-    (transformers / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
+    index.write_text(json.dumps({"weight_map": {"a": "../x.safetensors"}}))
     assert f"{PINNED}/model.safetensors.index.json" in refused(transformers, MalformedCheckpoint)
-    single = repo("single")
+    single = repo("single", "anything.gguf")
     write_weights(single / "anything.safetensors", "a")
-    (single / "anything.gguf").touch()
     serve(single)
     assert verify(PLACE).tensors == 1
     write_weights(single / "more.safetensors", "b")
     assert f"{PINNED}: contains 2 safetensors files and no index" in refused(single, MissingInput)
-    (repo("gguf") / "model-Q4_K_M.gguf").touch()
-    assert f"{PINNED}: contains GGUF" in refused(tmp_path / "gguf", UnsupportedCheckpoint)
-    (repo("pickle") / "pytorch_model.bin").touch()
-    assert f"{PINNED}/pytorch_model.bin: may contain a pickle" in refused(tmp_path / "pickle", UnsupportedCheckpoint)
+    assert f"{PINNED}: contains GGUF" in refused(repo("gguf", "model-Q4_K_M.gguf"), UnsupportedCheckpoint)
+    pickle = repo("pickle", "pytorch_model.bin")
+    assert f"{PINNED}/pytorch_model.bin: may contain a pickle" in refused(pickle, UnsupportedCheckpoint)
     assert f"{PINNED}: contains no safetensors weights" in refused(repo("empty"), MissingInput)
 
 
 def test_weight_files_that_are_none(tmp_path: Path, serve: Serve) -> None:
-    file = tmp_path / "repo" / "model.safetensors"
-    file.parent.mkdir()
+    file = tmp_path / "model.safetensors"
     good = encode_header([TensorEntry("a", "F32", (1,), 0, 4)], {}) + bytes(4)
     for content, said in (
         (b"", "is 0 bytes long"),
@@ -353,8 +330,7 @@ def test_weight_files_that_are_none(tmp_path: Path, serve: Serve) -> None:
 
 
 def test_long_headers_take_a_second_request(tmp_path: Path, serve: Serve) -> None:
-    file = tmp_path / "repo" / "model.safetensors"
-    file.parent.mkdir()
+    file = tmp_path / "model.safetensors"
     write_weights(file, *(f"a name that takes some space {number}" for number in range(5000)))
     size = file.stat().st_size
     with file.open("r+b") as stream:
@@ -365,37 +341,27 @@ def test_long_headers_take_a_second_request(tmp_path: Path, serve: Serve) -> Non
     assert header < hub.sent < header + 1000 < size
 
 
-# A Hub that is broken, or hostile
-
-
 def git_record(path: str, size: Any = 0) -> dict[str, Any]:
     """A small file as the Hub lists it."""
     return {"type": "file", "path": path, "oid": "e" * 40, "size": size}
+
+
+WRONG_PATHS = ["/etc/passwd", "a//b", "a/./b", "a\\b", "a\0b", "a" * 256, "/".join("a" * 600), ""]
+WRONG_SIZES: list[Any] = [1 << 63, MAXIMUM_FILE_BYTES + 1, -1, True, "7"]
 
 
 @pytest.mark.parametrize(
     ("records", "said"),
     [
         ([git_record("../x")], "../x is not a valid path"),
-        ([git_record("/etc/passwd")], "is not a valid path"),
-        ([git_record("a//b")], "is not a valid path"),
-        ([git_record("a/./b")], "is not a valid path"),
-        ([git_record("a\\b")], "is not a valid path"),
-        ([git_record("a\0b")], "is not a valid path"),
-        ([git_record("a" * 256)], "is not a valid path"),
-        ([git_record("/".join("a" * 600))], "is not a valid path"),
-        ([git_record("")], "is not a valid path"),
+        *(([git_record(path)], "is not a valid path") for path in WRONG_PATHS),
         ([git_record("\ud800")], "is not valid Unicode"),
         ([{"type": "directory", "path": "../x", "oid": "d" * 40}], "is not a valid path"),
         ([git_record("a"), git_record("a")], "is listed twice"),
         ([git_record("Config.json"), git_record("config.json")], "in case only"),
         ([git_record("a"), git_record("a/b")], "is in a, which is a file"),
         ([git_record("a/b/c"), git_record("A")], "is in A, which is a file"),
-        ([git_record("a", 1 << 63)], "has an impossible size: 9223372036854775808 bytes"),
-        ([git_record("a", MAXIMUM_FILE_BYTES + 1)], "has an impossible size"),
-        ([git_record("a", -1)], "has an impossible size: -1 bytes"),
-        ([git_record("a", True)], "has an impossible size: True bytes"),
-        ([git_record("a", "7")], "has an impossible size: 7 bytes"),
+        *(([git_record("a", size)], f"has an impossible size: {size} bytes") for size in WRONG_SIZES),
         ([{**git_record("a"), "oid": "x"}], "without an id"),
         ([{**git_record("a"), "lfs": {"oid": "x"}}], "without a sha256"),
         ([{**git_record("a", 5), "lfs": {"oid": "1" * 64, "size": 6}}], "has two sizes"),
@@ -411,14 +377,10 @@ def test_records_that_cannot_be(records: list[Any], said: str, tmp_path: Path, s
     assert said in refusal(lambda: verify(PLACE))
 
 
-def test_the_largest_record_that_is_taken(tmp_path: Path, serve: Serve) -> None:
+def test_listings_that_are_long(tmp_path: Path, serve: Serve) -> None:
     hub = serve(tmp_path)
     hub.records = [git_record("big.bin", MAXIMUM_FILE_BYTES)]
     assert "may contain a pickle" in refusal(lambda: verify(PLACE), UnsupportedCheckpoint)
-
-
-def test_listings_without_an_end(tmp_path: Path, serve: Serve) -> None:
-    hub = serve(tmp_path)
 
     def endless(handler: Handler) -> None:
         records = [git_record(f"{len(hub.seen)}-{number}") for number in range(1000)]
@@ -433,13 +395,9 @@ def test_listings_without_an_end(tmp_path: Path, serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"{}", "names no commit"),
-        (b"[]", "names no commit"),
-        (b'{"sha": "../../x"}', "names no commit"),
-        (b"<html>", "is a page and not JSON"),
-        (b"\xff\xfe", "is a page and not JSON"),
-        (b"[" * 100_000, "an unexpected form"),
-        (b"9" * 5000, "an unexpected form"),
+        *((content, "names no commit") for content in (b"{}", b"[]", b'{"sha": "../../x"}')),
+        *((content, "is a page and not JSON") for content in (b"<html>", b"\xff\xfe")),
+        *((content, "an unexpected form") for content in (b"[" * 100_000, b"9" * 5000)),
         (b" " * 16_000_001, "more than 16000000 bytes"),
     ],
 )
@@ -487,11 +445,9 @@ def test_pieces_that_break_off_are_asked_for_again(lens_output: Path, serve: Ser
         broken.append(handler.path)
         if len(broken) > 2:
             del hub.faults[f"/lfs/{WEIGHTS}"]
-        match = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers["Range"])
-        assert match
-        size = (lens_output / WEIGHTS).stat().st_size
-        found = {"Content-Range": f"bytes {match[1]}-{match[2]}/{size}"}
-        handler.reply(b"x", 206, found, length=1 + int(match[2]))
+        asked = handler.headers["Range"].removeprefix("bytes=")
+        found = {"Content-Range": f"bytes {asked}/{(lens_output / WEIGHTS).stat().st_size}"}
+        handler.reply(b"x", 206, found, length=1 + int(asked.partition("-")[2]))
         handler.close_connection = True
 
     hub.faults[f"/lfs/{WEIGHTS}"] = break_off
@@ -500,8 +456,7 @@ def test_pieces_that_break_off_are_asked_for_again(lens_output: Path, serve: Ser
 
 
 def test_a_server_without_ranges_sends_no_more_than_is_read(tmp_path: Path, serve: Serve) -> None:
-    file = tmp_path / "repo" / "model.safetensors"
-    file.parent.mkdir()
+    file = tmp_path / "model.safetensors"
     with file.open("wb") as stream:
         start = stream.write(encode_header([TensorEntry("a", "U8", (10**11,), 0, 10**11)], {"long": "x" * 500_000}))
         stream.truncate(start + 10**11)

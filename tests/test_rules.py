@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
 
@@ -17,19 +18,15 @@ from converter.libraries import load_library
 from tests.conftest import time_limit
 from tests.reference import BROKEN, SDNQ_DTYPES
 
-QUANTIZE = load_library("sdnq.quantizer").sdnq_quantize_layer_weight
+QUANTIZE, UTILS = load_library("sdnq.quantizer").sdnq_quantize_layer_weight, load_library("sdnq.utils")
 
 
 @pytest.mark.parametrize("name", SDNQ_DTYPES)
 def test_formats_of_all_dtypes(name: str) -> None:
     facts, fmt = SDNQ_DTYPES[name], weight_format(name)
     assert fmt is not None
-    assert (fmt.bits, fmt.is_unsigned, fmt.is_integer, fmt.is_packed) == (
-        facts["num_bits"],
-        facts["is_unsigned"],
-        facts["is_integer"],
-        facts["is_packed"],
-    )
+    expected = tuple(facts[key] for key in ("num_bits", "is_unsigned", "is_integer", "is_packed"))
+    assert (fmt.bits, fmt.is_unsigned, fmt.is_integer, fmt.is_packed) == expected
     if name in BROKEN:
         return
     _, parts = QUANTIZE(torch.randn(64, 128), layer_class_name="Linear", weights_dtype=name)
@@ -50,45 +47,32 @@ def test_names_that_are_no_dtypes(name: str) -> None:
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("kind", ["int", "uint"])
 def test_parts_of_a_linear(kind: str, bits: int) -> None:
-    name = f"{kind}{bits}"
     shapes = [(64, 128), (128, 341), (48, 96), (40, 96), (1024, 40), (33, 64), (256, 200)]
     compared = 0
-    for shape in shapes:
-        for use_matmul in (False, True):
-            for group_size in (0, -1, 32, 48):
-                config = {
-                    "weights_dtype": name,
-                    "group_size": group_size,
-                    "use_quantized_matmul": use_matmul,
-                    "dequantize_fp32": not use_matmul,
-                }
-                try:
-                    _, parts = QUANTIZE(
-                        torch.ones(shape), layer_class_name="Linear", torch_dtype=torch.bfloat16, **config
-                    )
-                except RuntimeError:
-                    continue  # A number of codes that does not fill whole bytes; SDNQ has no answer.
-                actual = {
-                    part: (SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape))
-                    for part, tensor in parts.items()
-                    if tensor is not None
-                }
-                predicted = linear_parts("m", shape, config)
-                assert predicted is not None
-                assert {spec.name.removeprefix("m."): (spec.dtype, spec.shape) for spec in predicted} == actual, config
-                compared += 1
+    for shape, use_matmul, group_size in itertools.product(shapes, (False, True), (0, -1, 32, 48)):
+        matmul = {"use_quantized_matmul": use_matmul, "dequantize_fp32": not use_matmul}
+        config = {"weights_dtype": f"{kind}{bits}", "group_size": group_size, **matmul}
+        try:
+            _, parts = QUANTIZE(torch.ones(shape), layer_class_name="Linear", torch_dtype=torch.bfloat16, **config)
+        except RuntimeError:
+            continue  # A number of codes that does not fill whole bytes; SDNQ has no answer.
+        found = {f"m.{part}": tensor for part, tensor in parts.items() if tensor is not None}
+        actual = {part: (SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape)) for part, tensor in found.items()}
+        predicted = linear_parts("m", shape, config)
+        assert predicted is not None
+        assert {spec.name: (spec.dtype, spec.shape) for spec in predicted} == actual, config
+        compared += 1
     assert compared > 30
 
 
-NAMES = st.lists(st.sampled_from(["attn", "mod", "1", "norm", "weight", "txt_in"]), min_size=1, max_size=5).map(
-    ".".join
-)
+WORDS = st.sampled_from(["attn", "mod", "1", "norm", "weight", "txt_in"])
+NAMES = st.lists(WORDS, min_size=1, max_size=5).map(".".join)
 PATTERNS = st.text(alphabet="atnmod1._*wx", min_size=1, max_size=8) | NAMES | NAMES.map(lambda name: "." + name)
 
 
 @given(name=NAMES, patterns=st.lists(PATTERNS | NAMES.map(lambda name: f"*.{name}.*"), max_size=4))
 def test_patterns_match_as_in_sdnq(name: str, patterns: list[str]) -> None:
-    assert matching_pattern(name, patterns) == load_library("sdnq.utils").check_param_name_in(name, patterns)
+    assert matching_pattern(name, patterns) == UTILS.check_param_name_in(name, patterns)
 
 
 @given(
@@ -102,8 +86,7 @@ def test_patterns_match_as_in_sdnq(name: str, patterns: list[str]) -> None:
 )
 def test_dtypes_of_modules_as_in_sdnq(name: str, dtype: str, by_dtype: dict[str, list[str]]) -> None:
     config = {"weights_dtype": dtype, "modules_dtype_dict": by_dtype}
-    expected = load_library("sdnq.utils").get_minimum_dtype(dtype, name, by_dtype)
-    assert weights_dtype_of(name, config) == expected
+    assert weights_dtype_of(name, config) == UTILS.get_minimum_dtype(dtype, name, by_dtype)
 
 
 def test_a_module_may_have_a_configuration_of_its_own() -> None:
@@ -113,8 +96,7 @@ def test_a_module_may_have_a_configuration_of_its_own() -> None:
     assert option_of("a.b.weight", "weights_dtype", config) == "int6"
     assert option_of("a.b.weight", "use_svd", {**config, "use_svd": True}) is True
 
-
-def test_a_dtype_of_thousands_of_digits_is_no_minimum() -> None:
+    # A dtype of thousands of digits is no minimum.
     key = "minimum_" + "9" * 5000
     assert weights_dtype_of("a.b.weight", {"weights_dtype": "uint4", "modules_dtype_dict": {key: ["a"]}}) == key
 
@@ -135,41 +117,28 @@ def test_expressions_match_as_in_sdnq(name: str, pattern: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            expected = load_library("sdnq.utils").check_param_name_in(name, [pattern])
+            expected = UTILS.check_param_name_in(name, [pattern])
         except re.error:
             expected = None
             assert not is_judged(pattern, len(name))
-    if is_judged(pattern, len(name)):
-        assert matching_pattern(name, [pattern]) == expected
-    else:
-        assert matching_pattern(name, [pattern]) is None
+    assert matching_pattern(name, [pattern]) == (expected if is_judged(pattern, len(name)) else None)
 
 
-@pytest.mark.parametrize("pattern", ["(attn|mod)*", "*[mn]*", "txt_in.(0|1).*", "*(img|txt)_mod[.]1"])
-def test_classes_and_alternatives_are_judged(pattern: str) -> None:
-    assert is_judged(pattern, 120)
+def test_classes_and_alternatives_are_judged() -> None:
+    for pattern in ("(attn|mod)*", "*[mn]*", "txt_in.(0|1).*", "*(img|txt)_mod[.]1"):
+        assert is_judged(pattern, 120), pattern
 
 
-@pytest.mark.parametrize(
-    ("pattern", "is_matched_at_once"),
-    [
-        ("*a" * 12 + "*b", True),
-        ("*a." * 40 + "*b", True),
-        ("*" * 900, True),
-        ("(a+)+*$", False),
-        ("(a{1,9}){1,9}*$", False),
-        ("(*a)(*a)(*a)(*a)b", False),
-        ("(a|a)" * 7 + "*b", False),
-        ("(*a|*a)(*a|a)b", False),
-        ("(a)\\1*", False),
-        ("(" * 300 + "*", False),
-        ("*" * 1001, False),
-    ],
-)
-def test_patterns_that_are_programs_are_not_run(pattern: str, is_matched_at_once: bool) -> None:
+MATCHED_AT_ONCE = ["*a" * 12 + "*b", "*a." * 40 + "*b", "*" * 900]
+NOT_RUN = ["(a+)+*$", "(a{1,9}){1,9}*$", "(*a)(*a)(*a)(*a)b", "(a|a)" * 7 + "*b", "(*a|*a)(*a|a)b"]
+NOT_RUN += ["(a)\\1*", "(" * 300 + "*", "*" * 1001]
+
+
+@pytest.mark.parametrize("pattern", MATCHED_AT_ONCE + NOT_RUN)
+def test_patterns_that_are_programs_are_not_run(pattern: str) -> None:
     name = "a" * 2000
     with time_limit(5):
-        assert is_judged(pattern, len(name)) == is_matched_at_once
+        assert is_judged(pattern, len(name)) == (pattern in MATCHED_AT_ONCE)
         assert matching_pattern(name, [pattern]) in (None, "*" * 900)
 
 
@@ -180,10 +149,8 @@ def test_pieces_of_a_pattern_do_not_overlap(name: str, pattern: str) -> None:
 
 
 def test_a_pattern_does_not_reach_beyond_a_line() -> None:
-    for name in ("a\nb", "ab\n", "\nb"):
-        for pattern in ("a*b", "*b", "a*", "*"):
-            expected = load_library("sdnq.utils").check_param_name_in(name, [pattern])
-            assert matching_pattern(name, [pattern]) == expected
+    for name, pattern in itertools.product(("a\nb", "ab\n", "\nb"), ("a*b", "*b", "a*", "*")):
+        assert matching_pattern(name, [pattern]) == UTILS.check_param_name_in(name, [pattern])
 
 
 @given(channels=st.integers(1, 5000), group_size=st.integers(-2, 600))

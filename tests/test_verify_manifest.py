@@ -26,6 +26,10 @@ def drop(name: str) -> Callable[[dict[str, Any]], object]:
     return lambda m: m.update(files=[entry for entry in m["files"] if entry["name"] != name])
 
 
+def change_modules(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
+    return lambda m: change(m["recipe"]["quantized"])
+
+
 def rename(name: str) -> Callable[[dict[str, Any]], object]:
     return lambda m: m["files"].append({"name": name, "bytes": 1, "sha256": "0" * 64})
 
@@ -52,16 +56,10 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "other bytes": (lambda m: m["output"].update(bytes_by_dtype={"BF16": 5}), "its bytes_by_dtype"),
     "other parameters": (lambda m: m["output"].update(parameters=5), "the output has 5 parameters"),
     "another source": (lambda m: m["source"].update(parameters=10**12), "the source has 1000000000000 parameters"),
-    "another shape": (lambda m: m["recipe"]["quantized"][QKV].update(shape=[5, 5]), f"{QKV} has shape [5, 5]"),
-    "no shape": (lambda m: m["recipe"]["quantized"][QKV].update(shape=[-1]), f"gives {QKV} a shape"),
-    "another module": (
-        lambda m: m["recipe"]["quantized"].update(x={"shape": [4]}),
-        "x is quantized according to the manifest",
-    ),
-    "a module by another name": (
-        lambda m: m["recipe"]["quantized"].update(x=m["recipe"]["quantized"].pop(QKV)),
-        f"{QKV} is quantized according to its tensors",
-    ),
+    "another shape": (change_modules(lambda q: q[QKV].update(shape=[5, 5])), f"{QKV} has shape [5, 5]"),
+    "no shape": (change_modules(lambda q: q[QKV].update(shape=[-1])), f"gives {QKV} a shape"),
+    "a new module": (change_modules(lambda q: q.update(x={"shape": [4]})), "x is quantized according to the manifest"),
+    "another name": (change_modules(lambda q: q.update(x=q.pop(QKV))), f"{QKV} is quantized according to its tensors"),
     "no recipe": (lambda m: m.pop("recipe"), "recipe is missing"),
     "a recipe that is a list": (lambda m: m.update(recipe=[1]), "recipe must be a table, not [1]"),
     "no component": (lambda m: m.pop("component"), "component is missing"),
@@ -79,10 +77,8 @@ MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 def test_a_manifest_must_describe_the_release(damage: str, folder: Path) -> None:
     change, named = MANIFESTS[damage]
     edit_manifest(folder, change)
-    report = verify(folder, checksums=True)
-    details = failed(report)
+    details = failed(verify(folder, checksums=True))
     # Only the manifest lies, but sums cannot be compared with one that makes no sense.
-    assert "manifest" in details
     assert details.keys() <= {"manifest", "checksums", "packed weights"}
     assert named in details["manifest"]
     assert "\x1b" not in details["manifest"]
