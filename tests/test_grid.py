@@ -117,15 +117,8 @@ def test_the_cells_of_a_lossless_preview_are_the_images(tmp_path: Path, lensconv
     folder = make_bench(tmp_path, *[((96, 96), (96, 96))] * 3)
     result = draw(lensconv, folder)
     preview = pixels(folder / result["preview"]["file"])
-    assert result["preview"] | {"bytes": 0, "cells": []} == {
-        "file": PREVIEW,
-        "width": preview.shape[1],
-        "height": preview.shape[0],
-        "bytes": 0,
-        "scale": 1,
-        "lossless": True,
-        "cells": [],
-    }
+    expected = {"file": PREVIEW, "width": preview.shape[1], "height": preview.shape[0], "scale": 1, "lossless": True}
+    assert result["preview"] == expected | {name: result["preview"][name] for name in ("bytes", "cells")}
     assert [(cell["id"], cell["model"]) for cell in result["preview"]["cells"]] == [
         (prompt, model) for prompt in ("P01", "P02", "P03") for model in MODELS
     ]
