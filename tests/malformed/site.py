@@ -137,13 +137,7 @@ class Stored:
 
 
 def encode_file(header: Any, data: bytes = b"", *, length: int | None = None) -> bytes:
-    """A safetensors file.
-
-    Args:
-        header: bytes, or what to write as JSON.
-        data: the bytes after the header.
-        length: what the length field says; the truth when None.
-    """
+    """A safetensors file, its header given by bytes or as JSON; its length field says the truth unless told other."""
     body = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(body) if length is None else length) + body + data
 
