@@ -5,18 +5,17 @@ from __future__ import annotations
 import html
 import json
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.conftest import run_program
 from tests.serving import serving
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
@@ -24,13 +23,8 @@ _CHROMIUM = next((found for found in map(shutil.which, _NAMES) if found), None)
 needs_browser = pytest.mark.skipif(_CHROMIUM is None, reason=f"none of {', '.join(_NAMES)} is installed")
 #: Nothing but the page is to be fetched, and nothing of the machine's own profile to be touched.
 _OPTIONS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
 )
 #: Seconds that the browser may take.
 _TIME_LIMIT = 60
@@ -82,16 +76,10 @@ def running_site(pages: Mapping[str, str]) -> Iterator[Site]:
 
 
 def look_at(site: Site, program: str, *, width: int = 1280, height: int = 1000) -> Any:
-    """Open all pages of a site side by side in one browser, and ask them.
+    """Open all pages of a site side by side in one browser, each in a frame of that size, and ask them.
 
-    Args:
-        site: whose pages are shown, each in a frame of its own.
-        program: JavaScript; the body of a function of ``page``, a document, and ``frame``, its window.
-        width: of each frame, in pixels.
-        height: likewise.
-
-    Returns:
-        What the function gives, by page.
+    The program is JavaScript: the body of a function of ``page``, a document, and ``frame``, its window. What the
+    function gives is returned by page.
     """
     frames = "".join(f'<iframe id="{name}" src="/{name}"></iframe>' for name in site.pages)
     style = f"iframe {{ width: {width}px; height: {height}px; border: 0 }}"
@@ -113,20 +101,9 @@ def _run(site: Site, *arguments: str) -> str:
     """Run the browser; every name of a host leads to the site, so that it sees what a page asks of others."""
     assert _CHROMIUM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        done = subprocess.run(
-            [
-                _CHROMIUM,
-                *_OPTIONS,
-                f"--user-data-dir={profile}",
-                # Names of the browser's own services lead nowhere.
-                f"--host-resolver-rules=MAP *.example 127.0.0.1:{site.port}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-                *arguments,
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(profile),
-            timeout=_TIME_LIMIT,
-        )
+        # Names of the browser's own services lead nowhere.
+        hosts = f"--host-resolver-rules=MAP *.example 127.0.0.1:{site.port}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        line = (_CHROMIUM, *_OPTIONS, f"--user-data-dir={profile}", hosts, *arguments)
+        done = run_program(*line, cwd=profile, timeout=_TIME_LIMIT)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -74,13 +74,9 @@ def metrics(
 def matrix(times: Mapping[str, tuple[float | None, float | None]]) -> dict[str, Any]:
     """Content of ``comparison_matrix.json``; None where the measurement failed."""
     rows = [
-        {
-            "id": name,
-            "scenario": "some",
-            "seed": number,
-            "original": {"time_s": first} if first is not None else {"failed": "out of memory"},
-            "quantized": {"time_s": second} if second is not None else {"failed": "out of memory"},
-        }
+        {"id": name, "scenario": "some", "seed": number}
+        | {"original": {"time_s": first} if first is not None else {"failed": "out of memory"}}
+        | {"quantized": {"time_s": second} if second is not None else {"failed": "out of memory"}}
         for number, (name, (first, second)) in enumerate(times.items())
     ]
     return {"schema": "lensconv.matrix/1", "prompts": rows}

@@ -9,16 +9,8 @@ from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 #: How many texts the prompts of the published card require.
 COUNTS = (5, 5, 5, 3, 5, 4, 5, 3, 5, 5)
 SCENES = (
-    "Paper Lantern Alley",
-    "Canal Lock Office",
-    "Volcano Weather Hut",
-    "Long Hotel Notices",
-    "Tram Depot Kitchen",
-    "Сад за домом",
-    "Glassblower's Attic",
-    "Long Ferry Rules",
-    "Clockmaker's Trial",
-    "Salt Mine Choir",
+    *("Paper Lantern Alley", "Canal Lock Office", "Volcano Weather Hut", "Long Hotel Notices", "Tram Depot Kitchen"),
+    *("Сад за домом", "Glassblower's Attic", "Long Ferry Rules", "Clockmaker's Trial", "Salt Mine Choir"),
 )
 
 
@@ -26,10 +18,8 @@ def make_prompt(number: int) -> SuitePrompt:
     """The prompt of that number, counted from 0, with as many texts as the published one."""
     texts = tuple(f"LABEL {number}-{count}: & MORE" for count in range(COUNTS[number]))
     asked = " ".join(f'Sign {count} (the {count}th) says "{text}".' for count, text in enumerate(texts))
-    scene = SCENES[number]
-    return SuitePrompt(
-        f"P{number + 1:02}", scene, 301 + number, f"{scene}, painted at dusk. {asked} Fine print.", texts
-    )
+    prompt = f"{SCENES[number]}, painted at dusk. {asked} Fine print."
+    return SuitePrompt(f"P{number + 1:02}", SCENES[number], 301 + number, prompt, texts)
 
 
 SUITE = PromptSuite("made", tuple(make_prompt(number) for number in range(10)))
@@ -40,19 +30,10 @@ def plain_card(suite: PromptSuite = SUITE, gap: str = " ") -> str:
     rows = [gap.join((p.id, p.scenario, str(p.seed), "19.5", "+3.1%")) for p in suite.prompts]
     sections = [f"{p.id} - {p.scenario}\n\n{p.prompt}" for p in suite.prompts]
     header = gap.join(("ID", "Scenario", "Seed", "Time, s", "Delta"))
+    start = "metadata\ntags:\n  - lens\n\nA Card"
     other = "Metric Original Quant\nLoad time, seconds 17 14\n\n    indented = code(P01)"
     ending = "Notes\n\nThis text is about something else."
-    parts = (
-        "metadata\ntags:\n  - lens",
-        "A Card",
-        other,
-        "Matrix",
-        "\n".join((header, *rows)),
-        "Prompts",
-        *sections,
-        ending,
-    )
-    return "\n\n".join(parts)
+    return "\n\n".join((start, other, "Matrix", "\n".join((header, *rows)), "Prompts", *sections, ending))
 
 
 def markdown_card(

@@ -28,13 +28,9 @@ _ROWS = (
 def published_matrix() -> dict[str, Any]:
     """``comparison_matrix.json``."""
     rows = [
-        {
-            "id": f"P{number:02}",
-            "scenario": scenario,
-            "seed": 300 + number,
-            "original": {"time_s": original, "peak_allocated_gb": original_peak},
-            "quantized": {"time_s": quantized, "peak_allocated_gb": quantized_peak},
-        }
+        {"id": f"P{number:02}", "scenario": scenario, "seed": 300 + number}
+        | {"original": {"time_s": original, "peak_allocated_gb": original_peak}}
+        | {"quantized": {"time_s": quantized, "peak_allocated_gb": quantized_peak}}
         for number, (scenario, original, quantized, original_peak, quantized_peak) in enumerate(_ROWS, 1)
     ]
     return {"schema": "lensconv.matrix/1", "prompts": rows}
@@ -44,26 +40,17 @@ def published_metrics() -> dict[str, Any]:
     """``benchmark_metrics.json``."""
 
     def model(number: int, repo_id: str, load: tuple[float, ...], storage: float, rest: tuple[float, ...]) -> Any:
-        return {
-            "label": LABELS[number],
-            "repo_id": repo_id,
-            "load_time_s": load[0],
-            "load_peak_allocated_gb": load[1],
-            "load_peak_reserved_gb": load[2],
-            "transformer_storage_gb": storage,
-            "generation_time_s": {"mean": rest[0], "median": rest[1]},
-            "generation_peak_allocated_gb": {"mean": rest[2], "max": rest[3]},
-        }
+        return (
+            {"label": LABELS[number], "repo_id": repo_id, "load_time_s": load[0]}
+            | {"load_peak_allocated_gb": load[1], "load_peak_reserved_gb": load[2]}
+            | {"transformer_storage_gb": storage, "generation_time_s": {"mean": rest[0], "median": rest[1]}}
+            | {"generation_peak_allocated_gb": {"mean": rest[2], "max": rest[3]}}
+        )
 
     return {
         "schema": "lensconv.benchmark/1",
-        "environment": {
-            "hardware": "RunPod NVIDIA H100 80GB HBM3 (H100 SXM)",
-            "torch": "2.8.0",
-            "cuda": "12.8",
-            "storage": "local container disk",
-            "date": "2026-05-24",
-        },
+        "environment": {"hardware": "RunPod NVIDIA H100 80GB HBM3 (H100 SXM)", "torch": "2.8.0", "cuda": "12.8"}
+        | {"storage": "local container disk", "date": "2026-05-24"},
         "settings": {"base_resolution": 1440, "aspect_ratio": "1:1", "num_inference_steps": 20, "guidance_scale": 5.0},
         "models": {
             "original": model(0, "microsoft/Lens", (17.641, 22.342, 22.471), 16.417, (15.357, 14.346, 27.462, 27.467)),
@@ -113,23 +100,16 @@ def published_offload() -> dict[str, Any]:
 
 def published_summary() -> dict[str, Any]:
     """``sdnq_quantization_summary.json``, its figures."""
-    return {
-        "source_model": "microsoft/Lens",
-        "target_model": "WaveCut/Lens-SDNQ-uint4-static",
-        "method": "SDNQ uint4 static",
-        "weights_dtype": "uint4",
-        "quantized_matmul_dtype": "int8",
-        "group_size": 0,
-        "use_quantized_matmul": True,
-        "dequantize_fp32": False,
-        "base_transformer_tensor_storage_gb": 16.417,
-        "quant_transformer_tensor_storage_gb": 4.301,
-        "transformer_storage_reduction_percent": 73.8,
-        "base_transformer_dtypes": {"FLOAT32": 16_416_900_608},
-        "quant_transformer_dtypes": {"BFLOAT16": 2_942_501_632, "UINT8": 1_358_954_496},
-        "base_transformer_tensors": 1264,
-        "quant_transformer_tensors": 2224,
-    }
+    return (
+        {"source_model": "microsoft/Lens", "target_model": "WaveCut/Lens-SDNQ-uint4-static"}
+        | {"method": "SDNQ uint4 static", "weights_dtype": "uint4", "quantized_matmul_dtype": "int8"}
+        | {"group_size": 0, "use_quantized_matmul": True, "dequantize_fp32": False}
+        | {"base_transformer_tensor_storage_gb": 16.417, "quant_transformer_tensor_storage_gb": 4.301}
+        | {"transformer_storage_reduction_percent": 73.8}
+        | {"base_transformer_dtypes": {"FLOAT32": 16_416_900_608}}
+        | {"quant_transformer_dtypes": {"BFLOAT16": 2_942_501_632, "UINT8": 1_358_954_496}}
+        | {"base_transformer_tensors": 1264, "quant_transformer_tensors": 2224}
+    )
 
 
 def image_pair(identity: str, seed: int, psnr: float, added: float) -> dict[str, Any]:
@@ -142,14 +122,11 @@ def image_pair(identity: str, seed: int, psnr: float, added: float) -> dict[str,
 
 def image_fidelity(pairs: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
     """``image_fidelity.json`` of these pairs and of a summary of their figures."""
-    return {
-        "schema": "lensconv.fidelity/1",
-        "num_inference_steps": 20,
-        "pairs": pairs,
-        "summary": {"lpips": None, "baseline": None, "text": None, **summary},
-        "methods": dict.fromkeys(("psnr_db", "ssim", "periodic_grid"), "x"),
-        "not_measured": {},
-    }
+    return (
+        {"schema": "lensconv.fidelity/1", "num_inference_steps": 20, "pairs": pairs}
+        | {"summary": {"lpips": None, "baseline": None, "text": None, **summary}}
+        | {"methods": dict.fromkeys(("psnr_db", "ssim", "periodic_grid"), "x"), "not_measured": {}}
+    )
 
 
 #: Makes the content of each file that was published, by its name.

@@ -223,14 +223,10 @@ def write_evidence(folder: Path, sha256: str, text: Text) -> None:
         (folder / image).write_bytes(picture())
         side: dict[str, Any] = {"time_s": 1.5, "peak_allocated_gb": 2.5}
         rows.append(
-            {
-                "id": identity,
-                "scenario": text("scenario", number),
-                "seed": number,
-                "prompt": text("prompt", number),
-                "original": side if number % 2 else {"failed": text("reason", number)},
-                "quantized": {**side, "image": image, "image_sha256": hashlib.sha256(picture()).hexdigest()},
-            }
+            {"id": identity, "scenario": text("scenario", number), "seed": number}
+            | {"prompt": text("prompt", number)}
+            | {"original": side if number % 2 else {"failed": text("reason", number)}}
+            | {"quantized": {**side, "image": image, "image_sha256": hashlib.sha256(picture()).hexdigest()}}
         )
     common = {"environment": environment, "settings": settings, "sources": sources}
     metrics = published_metrics() | common

@@ -50,17 +50,15 @@ def test_help_imports_next_to_nothing(arguments: list[str]) -> None:
     found = imports_of(*arguments)
     heavy = {"torch", "diffusers", "transformers", "sdnq", "numpy", "numba", "rich", "jinja2"}
     assert not found & {*heavy, "PIL", "huggingface_hub", "jsonschema", "matplotlib", "scipy", "skimage"}
-    own = {name for name in found if name in {"converter", "click"}}
-    assert own == {"converter", "click"}
+    assert found >= {"converter", "click"}
 
 
-def test_verifying_headers_imports_neither_torch_nor_diffusers(lens_output: Path) -> None:
+def test_neither_verifying_headers_nor_converting_lens_imports_torch(
+    lens_source: Path, lens_output: Path, tmp_path: Path
+) -> None:
     heavy = {"torch", "diffusers", "transformers", "sdnq", "numba", "huggingface_hub", "jsonschema"}
-    for arguments in (["verify", lens_output], ["verify", lens_output, "--recipe", "lens-uint4-static", "--checksums"]):
-        assert not imports_of(*arguments) & heavy
-
-
-def test_converting_lens_does_not_import_torch(lens_source: Path, tmp_path: Path) -> None:
+    for options in ([], ["--recipe", "lens-uint4-static", "--checksums"]):
+        assert not imports_of("verify", lens_output, *options) & heavy
     assert not imports_of("convert", lens_source, tmp_path / "out") & {"torch", "diffusers", "sdnq"}
 
 
@@ -273,23 +271,16 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_full_size_plan_gives_the_published_figures(full_size: Path, lensconv: Lensconv) -> None:
     result = lensconv("plan", full_size, "--json").result
-    assert result["source"] == {
-        "tensors": 1264,
-        "bytes_by_dtype": {"F32": 16_416_900_608},
-        "total_bytes": 16_416_900_608,
-        "parameters": 4_104_225_152,
-    }
+    sizes = {"bytes_by_dtype": {"F32": 16_416_900_608}, "total_bytes": 16_416_900_608}
+    assert result["source"] == {"tensors": 1264, "parameters": 4_104_225_152, **sizes}
     output = result["output"]
-    assert output["tensors"] == 2224
+    assert (output["tensors"], output["total_bytes"], output["parameters"]) == (2224, 4_301_456_128, 4_104_225_152)
     assert output["bytes_by_dtype"] == {"BF16": 2_942_501_632, "U8": 1_358_954_496}
-    assert output["total_bytes"] == 4_301_456_128
-    assert output["parameters"] == 4_104_225_152
     assert result["quantized_modules"] == 480
     assert round(100 * result["reduction"]["vs_source"], 1) == 73.8
     assert round(100 * result["reduction"]["vs_bf16"], 1) == 47.6
     assert result["peak_memory_bytes"] < 800_000_000 + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
-    (file,) = output["files"]
-    assert file == {"name": WEIGHTS, "bytes": 4_301_714_344}
+    assert output["files"] == [{"name": WEIGHTS, "bytes": 4_301_714_344}]
 
 
 def test_a_plan_reads_headers_only(full_size: Path, lens_source: Path, lensconv: Lensconv) -> None:

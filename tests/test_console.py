@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from contextlib import suppress
 from threading import Thread
-from unittest.mock import Mock
 
 import pytest
 
@@ -114,9 +115,13 @@ def test_results_and_errors_as_json() -> None:
 
 
 def test_a_reader_that_is_gone_is_not_a_stream_that_cannot_be_written() -> None:
-    stream = Mock(write=Mock(side_effect=BrokenPipeError))
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
     with pytest.raises(BrokenPipeError):
         Console(as_json=True, stdout=stream).result({})
+    with suppress(BrokenPipeError):
+        stream.close()
 
 
 def test_results_and_errors_for_people() -> None:

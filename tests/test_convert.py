@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import jsonschema
 import numpy as np
@@ -19,10 +18,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, convert, plan
+from converter.checkpoint.header import TensorEntry
+from converter.checkpoint.source import SourceTensor
 from converter.conversion import convert as convert_module
 from converter.conversion.execution.jobs import MATMUL_ROWS, QuantizeJob, make_work
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess
 from converter.conversion.planning.methods import Kind, Method
+from converter.conversion.planning.plan import PlannedModule
 from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.request import open_request
 from converter.errors import MemoryLimitError
@@ -34,21 +36,14 @@ from tests.tiny_models import WEIGHTS, convert_default, save_model
 
 
 def test_what_a_release_holds(lens_source: Path, lens_output: Path) -> None:
-    assert {file.name for file in lens_output.iterdir()} == {
-        WEIGHTS,
-        "config.json",
-        "quantization_config.json",
-        "sdnq_quantization_summary.json",
-        "lensconv_manifest.json",
-    }
     manifest = json.loads((lens_output / "lensconv_manifest.json").read_text())
     jsonschema.validate(manifest, load_schema("manifest"))
     for file in manifest["files"]:
         content = (lens_output / file["name"]).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file["bytes"], file["sha256"])
-    assert {file["name"] for file in manifest["files"]} == {
-        file.name for file in lens_output.iterdir() if file.name != "lensconv_manifest.json"
-    }
+    listed = {file["name"] for file in manifest["files"]}
+    assert listed == {WEIGHTS, "config.json", "quantization_config.json", "sdnq_quantization_summary.json"}
+    assert {*names_in(lens_output)} == {*listed, "lensconv_manifest.json"}
     text = (lens_output / "lensconv_manifest.json").read_text()
     assert str(lens_source.parent) not in text
     assert manifest["recipe"]["quantized"]["transformer_blocks.0.attn.img_qkv"]["weights_dtype"] == "uint4"
@@ -82,6 +77,9 @@ def test_files_have_the_mode_of_the_umask(lens_source: Path, tmp_path: Path) -> 
 _CONVERT_TWICE = """
 import sys
 from converter.cli.main import run
+from converter.checkpoint.header import TensorEntry
+from converter.checkpoint.source import SourceTensor
+from converter.conversion.planning.plan import PlannedModule
 from converter.console import Console
 source, place, *options = sys.argv[1:]
 for recipe in ("lens-uint4-static", "sdnq-int8"):
@@ -161,8 +159,8 @@ def test_nothing_is_assumed_where_there_is_a_config(lens_source: Path, tmp_path:
 
 @pytest.mark.parametrize("rows", [31, 32, 63, 64, 80, 97, 1000])
 def test_no_run_of_rows_is_too_short_for_the_decision_of_sdnq(rows: int) -> None:
-    tensor = Mock(entry=Mock(bytes=128 * rows))
-    job = QuantizeJob(tensor, {}, Mock(shape=(rows, 64)), Method(Kind.ROWS))
+    tensor = SourceTensor(TensorEntry("x.weight", "BF16", (rows, 64), 0, 128 * rows), Path("x"), 0)
+    job = QuantizeJob(tensor, {}, PlannedModule("x", "x.weight", (rows, 64), {}), Method(Kind.ROWS))
     starts, stops = zip(*job.row_runs(128 * MATMUL_ROWS), strict=True)
     assert (starts[0], stops[-1]) == (0, rows)
     assert starts[1:] == stops[:-1]
@@ -170,19 +168,13 @@ def test_no_run_of_rows_is_too_short_for_the_decision_of_sdnq(rows: int) -> None
     assert all(stop - start >= min(rows, MATMUL_ROWS) for start, stop in zip(starts, stops, strict=True))
 
 
-def test_an_interrupted_run_of_another_kernel_does_not_count(lens_source: Path) -> None:
-    request = open_request(lens_source, None, ConvertOptions())
-    predicted = predict_plan(request.checkpoint, request.recipe)
-    assert predicted is not None
-    assert make_work(request, predicted).content != make_work(request, predicted, use_fused=False).content
-
-
-def test_a_plan_on_other_assumptions_does_not_agree(lens_source: Path) -> None:
+def test_neither_an_interrupted_run_of_another_kernel_counts_nor_a_plan_on_other_assumptions(lens_source: Path) -> None:
     request = open_request(lens_source, None, ConvertOptions())
     predicted = predict_plan(request.checkpoint, request.recipe)
     assert predicted is not None
     assert plans_agree(predicted, predicted)
     assert not plans_agree(predicted, replace(predicted, assumed_config={"patch_size": 2}))
+    assert make_work(request, predicted).content != make_work(request, predicted, use_fused=False).content
 
 
 def test_too_little_memory_is_said_before_anything_is_written(lens_source: Path, tmp_path: Path) -> None:

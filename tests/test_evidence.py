@@ -223,9 +223,8 @@ def test_files_that_speak_of_other_weights_or_settings(folder: Path) -> None:
     content |= {"quant_transformer_tensor_storage_gb": 2.0, "transformer_storage_reduction_percent": 87.8}
     write(folder, MATRIX, published_matrix())
     write(folder, name, content)
-    with pytest.raises(
-        EvidenceError, match=r"quantized\.transformer_storage_gb is 4\.301, but the other figures give 2\.0"
-    ):
+    message = r"quantized\.transformer_storage_gb is 4\.301, but the other figures give 2\.0"
+    with pytest.raises(EvidenceError, match=message):
         read_evidence_folder(folder)
 
 
@@ -333,12 +332,8 @@ def matrix_with_stages() -> dict[str, Any]:
     return {**matrix, "settings": {"num_inference_steps": 20, "guidance_scale": 5.0}}
 
 
-FULL = {
-    MATRIX: matrix_with_stages,
-    OFFLOAD: full_offload,
-    "image_fidelity.json": images_of_matrix,
-    METRICS: full_metrics,
-}
+FIDELITY = "image_fidelity.json"
+FULL = {MATRIX: matrix_with_stages, OFFLOAD: full_offload, FIDELITY: images_of_matrix, METRICS: full_metrics}
 
 
 @pytest.mark.parametrize(
@@ -353,11 +348,11 @@ FULL = {
         (OFFLOAD, ("models", "quantized", "times_s", "P11"), [1.0]),
         (OFFLOAD, ("warm_slowdown", "mean_difference_s"), 0.0),
         (OFFLOAD, ("warm_prompts",), [f"P{number:02}" for number in range(10, 1, -1)]),
-        ("image_fidelity.json", ("summary", "psnr_db", "mean"), 30.0),
-        ("image_fidelity.json", ("summary", "lpips"), {"mean": 1, "median": 1, "min": 1, "max": 1, "count": 1}),
-        ("image_fidelity.json", ("pairs", 0, "psnr_db"), 35.0),
-        ("image_fidelity.json", ("pairs", 0, "id"), "P99"),
-        ("image_fidelity.json", ("pairs", 0, "seed"), 1),
+        (FIDELITY, ("summary", "psnr_db", "mean"), 30.0),
+        (FIDELITY, ("summary", "lpips"), {"mean": 1, "median": 1, "min": 1, "max": 1, "count": 1}),
+        (FIDELITY, ("pairs", 0, "psnr_db"), 35.0),
+        (FIDELITY, ("pairs", 0, "id"), "P99"),
+        (FIDELITY, ("pairs", 0, "seed"), 1),
         (METRICS, ("slowdown",), {"pairs": 10, "ratio_of_means_percent": 1.0, "mean_difference_s": 2.58}),
         (METRICS, ("models", "original", "generation_time_s", "count"), 9),
         (METRICS, ("models", "original", "load_times_s"), [1.0, 2.0]),
@@ -367,8 +362,8 @@ FULL = {
         (METRICS, ("models", "quantized", "transformer", "tensors"), 2223),
         (METRICS, ("models", "quantized", "stages", "vae", "time_s"), 1.0),
         (METRICS, ("transformer_storage_reduction_vs_bf16_percent",), 73.8),
-        ("image_fidelity.json", ("num_inference_steps",), 4),
-        ("image_fidelity.json", ("summary", "baseline", "psnr_db", "mean"), 26.0),
+        (FIDELITY, ("num_inference_steps",), 4),
+        (FIDELITY, ("summary", "baseline", "psnr_db", "mean"), 26.0),
         (METRICS, PEAK, {"mean": 20.0, "max": 27.467}),
     ],
 )
@@ -397,10 +392,11 @@ def test_images_are_those_that_were_measured(folder: Path) -> None:
     write(folder, MATRIX, matrix)
     # A folder without its images is still evidence.
     read_evidence_folder(folder)
-    (folder / "images").mkdir()
-    (folder / "images" / "a.png").write_bytes(b"an image")
+    image = folder / "images" / "a.png"
+    image.parent.mkdir()
+    image.write_bytes(b"an image")
     read_evidence_folder(folder)
-    (folder / "images" / "a.png").write_bytes(b"another image")
+    image.write_bytes(b"another image")
     with pytest.raises(EvidenceError, match=r"images/a\.png is not the image that was measured"):
         read_evidence_folder(folder)
     matrix["prompts"][0]["original"]["image"] = "../a.png"

@@ -23,27 +23,13 @@ from converter.checkpoint.layout import FILE_METADATA, TensorSpec, lay_out
 from converter.errors import MalformedCheckpoint
 
 #: torch's dtypes by the names that safetensors gives them, and those that no tensor of torch can have.
-TORCH_DTYPES: dict[str, torch.dtype] = {
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-    "F32": torch.float32,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E8M0": torch.float8_e8m0fnu,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+TORCH_DTYPES: dict[str, torch.dtype] = (
+    {"U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64}
+    | {"F32": torch.float32, "U32": torch.uint32, "I32": torch.int32, "BF16": torch.bfloat16}
+    | {"F16": torch.float16, "U16": torch.uint16, "I16": torch.int16, "F8_E5M2FNUZ": torch.float8_e5m2fnuz}
+    | {"F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3": torch.float8_e4m3fn}
+    | {"F8_E5M2": torch.float8_e5m2, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+)
 NOT_IN_TORCH = {"F6_E3M2", "F6_E2M3"}
 #: torch sees two numbers of four bits as one element.
 PAIRS_OF_F4 = torch.float4_e2m1fn_x2

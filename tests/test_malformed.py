@@ -34,15 +34,12 @@ from tests.malformed.site import (
     write_tensors,
 )
 from tests.malformed.tensors import LARGEST_FLOAT32
+from tests.tiny_models import save_model
 
 #: Cases that are run as commands of their own as well, so that what a process adds is covered once.
 AS_PROCESS = (
-    "header-length-huge",
-    "header-name-hostile",
-    "index-shard-in-the-parent-folder",
-    "output-is-a-folder",
-    "pickle-is-a-pipe",
-    "usage-unknown-option",
+    *("header-length-huge", "header-name-hostile", "index-shard-in-the-parent-folder"),
+    *("output-is-a-folder", "pickle-is-a-pipe", "usage-unknown-option"),
 )
 #: File modes and sizes, link targets and times of everything below a folder, by path.
 Snapshot = dict[str, tuple[Any, ...]]
@@ -60,12 +57,7 @@ def run_here(*arguments: str, as_json: bool = True) -> Outcome:
 
 
 def run_process(*arguments: str, before: tuple[str, ...] = ()) -> Outcome:
-    """Run the command as a process of its own.
-
-    Args:
-        arguments: of the command.
-        before: what to start it by.
-    """
+    """Run the command as a process of its own, which another command may start."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = (*before, *command(*arguments))
     finished = run_program(*line, timeout=3 * TIME_LIMIT, env=environment, stdin=subprocess.DEVNULL)
@@ -118,8 +110,6 @@ def check_refusal(case: Case, outcome: Outcome, *, is_json: bool) -> None:
 @pytest.fixture(scope="session")
 def lens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A valid Lens checkpoint of one block, not to be changed."""
-    from tests.tiny_models import save_model
-
     return save_model(tmp_path_factory.mktemp("lens"), "LensTransformer2DModel", num_layers=1)
 
 
@@ -181,6 +171,13 @@ def test_device_that_is_not_there(site: Site) -> None:
 # Numbers that are not finite, where they are allowed.
 
 
+def convert_here(site: Site, *options: str, **places: Path) -> Outcome:
+    """Convert in this process what is good."""
+    outcome = run_here(*site.convert(*options, *IN_PROCESS, **places).arguments)
+    assert outcome.code == 0, outcome.stdout
+    return outcome
+
+
 def test_allowed_nonfinite_numbers_are_counted(site: Site) -> None:
     flaws = {
         QUANTIZED: (float("nan"), float("inf"), LARGEST_FLOAT32),
@@ -195,10 +192,8 @@ def test_allowed_nonfinite_numbers_are_counted(site: Site) -> None:
 
     edit_lens(site, edit)
     counts = {name: len(numbers) for name, numbers in flaws.items()}
-    arguments = site.convert("--allow-nonfinite", *IN_PROCESS).arguments
-    outcome = run_here(*arguments)
-    assert outcome.code == 0, outcome.stdout
-    assert json.loads(outcome.stdout)["nonfinite"] == counts
+    outcome = convert_here(site, "--allow-nonfinite")
+    assert outcome.result["nonfinite"] == counts
     manifest = json.loads((site.output / "lensconv_manifest.json").read_text())
     assert manifest["source"]["nonfinite"] == counts
     assert "6 numbers in 3 tensors are not finite" in outcome.stderr
@@ -214,9 +209,7 @@ def test_largest_number_of_bfloat16_is_no_flaw(site: Site) -> None:
         plant(tensors[KEPT], -largest, 0)
 
     edit_lens(site, edit)
-    outcome = run_here(*site.convert(*IN_PROCESS).arguments)
-    assert outcome.code == 0, outcome.stdout
-    assert json.loads(outcome.stdout)["nonfinite"] == {}
+    assert convert_here(site).result["nonfinite"] == {}
 
 
 # Sources that are unusual and good.
@@ -251,13 +244,12 @@ def test_other_floats_convert_as_the_same_numbers_in_f32_do(
     for number, (folder, kind) in enumerate(zip(folders, (dtype, "F32"), strict=True)):
         cast_tensors = {name: Stored(kind, tensor.shape, copies[name][number]) for name, tensor in tensors.items()}
         write_tensors(folder / LENS_FILE, cast_tensors)
-        outcome = run_here(*site.convert(*IN_PROCESS, source=folder, output=site.work / folder.name).arguments)
-        assert outcome.code == 0, outcome.stdout
+        convert_here(site, source=folder, output=site.work / folder.name)
     first, second = ((site.work / folder.name / LENS_FILE).read_bytes() for folder in folders)
     assert first == second
     plan = run_here("plan", str(folders[0]))
     assert plan.code == 0, plan.stdout
-    notes = " ".join(json.loads(plan.stdout)["notes"])
+    notes = " ".join(plan.result["notes"])
     assert (f"the source contains {dtype}, which was rounded once already" in notes) == (dtype != "F64")
 
 
@@ -265,16 +257,14 @@ def test_single_file_without_config_is_recognised(site: Site) -> None:
     folder = site.copy_lens()
     (folder / "config.json").unlink()
     (folder / LENS_FILE).rename(folder / "lens.safetensors")
-    outcome = run_here(*site.convert(*IN_PROCESS, source=folder / "lens.safetensors").arguments)
-    assert outcome.code == 0, outcome.stdout
+    convert_here(site, source=folder / "lens.safetensors")
     assert json.loads((site.output / "config.json").read_text())["_class_name"] == "LensTransformer2DModel"
 
 
 def test_unquantized_model_with_its_pickle_beside_it_converts(site: Site) -> None:
     """A pickle that nobody needs is left alone: neither opened nor copied."""
     os.mkfifo(site.copy_lens() / "diffusion_pytorch_model.bin")
-    outcome = run_here(*site.convert(*IN_PROCESS).arguments)
-    assert outcome.code == 0, outcome.stdout
+    convert_here(site)
     assert not (site.output / "diffusion_pytorch_model.bin").exists()
 
 
@@ -282,8 +272,7 @@ def test_unquantized_model_with_its_pickle_beside_it_converts(site: Site) -> Non
 def test_globs_that_are_no_regular_expressions(glob: str, site: Site) -> None:
     """A glob may look like a broken regular expression, which is what SDNQ would take it for."""
     site.copy_lens()
-    outcome = run_here(*site.convert("--set", f"{glob}=keep", *IN_PROCESS).arguments)
-    assert outcome.code == 0, outcome.stdout
+    convert_here(site, "--set", f"{glob}=keep")
 
 
 # Disks that are full, or take nothing.
@@ -310,23 +299,21 @@ def refuse(site: Site, invocation: Invocation, error: str, *message: str) -> Non
     assert take_snapshot(site) == before
 
 
-def test_disk_without_space_is_noticed_at_once(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("disk", "output", "options", "error", "message"),
+    [
+        ("size=8m", "disk/out", (), "DiskError", "bytes are needed"),
+        # Nodes for the folder itself, the staging folder, the release, the journal and the weights, and for no config.
+        ("size=64m,nr_inodes=5", "disk/out", IN_PROCESS, "DiskError", "No space left on device"),
+        ("ro", "disk/deep/out", (), "OutputError", "Read-only file system"),
+    ],
+    ids=["without space", "fills up half way", "read-only"],
+)
+def test_disks(disk: str, output: str, options: tuple[str, ...], error: str, message: str, site: Site) -> None:
     site.copy_lens()
-    with mounted(site.root / "disk", "size=8m") as disk:
-        refuse(site, site.convert(output=disk / "out"), "DiskError", "disk", "bytes are needed")
-
-
-def test_disk_that_fills_up_half_way(site: Site) -> None:
-    site.copy_lens()
-    # Nodes for the folder itself, the staging folder, the release, the journal and the weights, and for no config.
-    with mounted(site.root / "disk", "size=64m,nr_inodes=5") as disk:
-        refuse(site, site.convert(*IN_PROCESS, output=disk / "out"), "DiskError", "disk", "No space left on device")
-
-
-def test_read_only_disk(site: Site) -> None:
-    site.copy_lens()
-    with mounted(site.root / "disk", "ro") as disk:
-        refuse(site, site.convert(output=disk / "deep" / "out"), "OutputError", "deep/out", "Read-only file system")
+    with mounted(site.root / "disk", disk):
+        named = "deep/out" if disk == "ro" else "disk"
+        refuse(site, site.convert(*options, output=site.root / output), error, named, message)
 
 
 def test_limit_on_the_size_of_files(site: Site) -> None:

@@ -97,7 +97,8 @@ def test_a_plain_card_with_seeds_below_its_headings() -> None:
     assert [(p.id, p.scenario, p.seed) for p in import_card(card, "x").prompts] == [("P1", "One", 5), ("P2", "P2", 6)]
 
 
-ONE = SUITE.prompts[0]
+ONE, LIKE_ONE = SUITE.prompts[0], SuitePrompt("p01", "b", 2, "c", ())
+OTHER_TITLE = "prompt P03: its row does not have the title of its heading"
 
 
 @pytest.mark.parametrize(
@@ -132,15 +133,9 @@ ONE = SUITE.prompts[0]
         (markdown_card(header="| ID | Seed | Negative prompt |\n|-|-|-|"), "a table has negative prompts"),
         (markdown_card() + "\n\n| ID | Seed |\n|-|-|\n| P01 | 9 |", "two seeds: 301 and 9"),
         (markdown_card() + f"\n\n### P01 - {ONE.scenario}\n\nOther.", "above different texts"),
-        (
-            markdown_card(suite=PromptSuite("x", (ONE, SuitePrompt("p01", "b", 2, "c", ())))),
-            "prompt p01: differs from P01",
-        ),
-        (
-            plain_card().replace("P03 Volcano", "P03 Vulcano"),
-            "prompt P03: its row does not have the title of its heading",
-        ),
-        (plain_card().replace("Hut 303", "Hut x303"), "prompt P03: its row does not have the title of its heading"),
+        (markdown_card(suite=PromptSuite("x", (ONE, LIKE_ONE))), "prompt p01: differs from P01"),
+        (plain_card().replace("P03 Volcano", "P03 Vulcano"), OTHER_TITLE),
+        (plain_card().replace("Hut 303", "Hut x303"), OTHER_TITLE),
         (plain_card().replace("P03 - ", "P3 - "), "prompt P03: the table lists it, but the card has no heading"),
         (plain_card().replace("\n\nP03 - ", "\n\nOne more\n\nP03 - "), "prompt P02: several paragraphs follow"),
         (plain_card().replace("Notes\n\n", "More of it.\n\n"), "prompt P10: several paragraphs follow"),
@@ -166,6 +161,7 @@ ASIDE = "its section has text below a rule or another title"
 TITLE = "its section has a title with quotation marks"
 NEGATIVE = "has a negative prompt"
 TWICE = "its section has the label Prompt: twice"
+LABELLED = "a line within its quoted block is labelled"
 QUOTED = "its section has a quoted block with more than paragraphs"
 INCHES = "touches the quotation marks around"
 
@@ -229,16 +225,13 @@ INCHES = "touches the quotation marks around"
         ("PROMPT\n\n### Negative Prompts:\n\nblurry, ugly", NEGATIVE),
         ("PROMPT\n\n**Negative prompt**\n\nblurry, ugly", NEGATIVE),
         ("PROMPT\n\n---\n\n**Negative prompt:** blurry, ugly", NEGATIVE),
-        (
-            "> PROMPT\n>\n> Negative prompt: blurry",
-            "a line within its quoted block is labelled: Negative prompt: blurry",
-        ),
+        ("> PROMPT\n>\n> Negative prompt: blurry", f"{LABELLED}: Negative prompt: blurry"),
         ("> PROMPT\n>\n> - a door", QUOTED),
         (">> PROMPT", QUOTED),
         ("> # PROMPT", QUOTED),
         ("> PROMPT\n> ```\n> A door.\n> ```", QUOTED),
-        ("> **Prompt:** PROMPT", "a line within its quoted block is labelled: Prompt: A"),
-        ("```\nSeed: 302\nA bakery.\n```", "a line within its quoted block is labelled: Seed: 302"),
+        ("> **Prompt:** PROMPT", f"{LABELLED}: Prompt: A"),
+        ("```\nSeed: 302\nA bakery.\n```", f"{LABELLED}: Seed: 302"),
         # Quotation marks that may open or close.
         ('A sign "SAY &quot;HI&quot; NOW".', f"a letter or digit {INCHES} 'SAY' from outside, up to character 13"),
         ('A sign "ROOM "7" HERE".', INCHES),

@@ -47,10 +47,8 @@ def test_the_suite_that_ships() -> None:
         assert 4 <= len(prompt.required_text) <= 6
         assert "  " not in prompt.prompt
         assert "\n" not in prompt.prompt
-    long = [
-        prompt for prompt in suite.prompts if sum(10 <= len(text.split()) <= 25 for text in prompt.required_text) >= 3
-    ]
-    assert [prompt.id for prompt in long] == ["P04", "P08"]
+    long = {prompt.id: sum(10 <= len(text.split()) <= 25 for text in prompt.required_text) for prompt in suite.prompts}
+    assert [name for name, count in long.items() if count >= 3] == ["P04", "P08"]
     assert not any("a" <= letter <= "z" for letter in suite.prompts[5].prompt.lower())
     assert sum(len(prompt.required_text) for prompt in suite.prompts) == 51
 
@@ -60,14 +58,8 @@ WORDS = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_
 
 @st.composite
 def suites(draw: st.DrawFn) -> PromptSuite:
-    ids = draw(
-        st.lists(
-            st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True),
-            min_size=1,
-            max_size=3,
-            unique_by=str.lower,
-        )
-    )
+    names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)
+    ids = draw(st.lists(names, min_size=1, max_size=3, unique_by=str.lower))
     prompts = []
     for identifier in ids:
         texts = draw(st.lists(WORDS, max_size=3, unique_by=normalize))
@@ -86,17 +78,14 @@ def test_a_suite_survives_toml(suite: PromptSuite) -> None:
 
 def test_the_hash_changes_with_the_content() -> None:
     assert SUITE.sha256 == PromptSuite("made", SUITE.prompts).sha256
-    assert (
-        len({SUITE.sha256, PromptSuite("other", SUITE.prompts).sha256, PromptSuite("made", SUITE.prompts[1:]).sha256})
-        == 3
-    )
+    others = (PromptSuite("other", SUITE.prompts), PromptSuite("made", SUITE.prompts[1:]))
+    assert len({SUITE.sha256, *(suite.sha256 for suite in others)}) == 3
 
 
 def test_texts_are_compared_after_normalization() -> None:
-    suite = parse_suite(
-        edited(prompt="A cafe\u0301 with\n  two   signs", required_text=["caf\u00e9 with two"]), where="x"
-    )
-    assert suite.prompts[1].prompt == "A cafe\u0301 with\n  two   signs"
+    prompt = "A cafe\u0301 with\n  two   signs"
+    suite = parse_suite(edited(prompt=prompt, required_text=["caf\u00e9 with two"]), where="x")
+    assert suite.prompts[1].prompt == prompt
     assert parse_suite(edited(required_text=None), where="x").prompts[1].required_text == ()
 
 
@@ -281,9 +270,8 @@ json.dump(outcomes, sys.stdout)
 
 def fetch(folder: Path, *places: str, **environment: str) -> dict[str, Any]:
     """Read cards in a process of its own: huggingface_hub reads its environment when it is imported."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.upper().startswith(("HF_", "HTTP", "ALL_PROXY"))
-    }
+    foreign = ("HF_", "HTTP", "ALL_PROXY")
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(foreign)}
     settings = {"HF_HOME": str(folder), "HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*"}
     done = run_python(SCRIPT, *places, flags=("-W", "error"), env={**kept, **settings, **environment})
     assert done.returncode == 0, done.stderr

@@ -43,8 +43,7 @@ def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Staging, "note", counting)
 
 
-RESUMED: dict[str, dict[str, Any] | None] = {
-    "default": None,
+RESUMED: dict[str, dict[str, Any]] = {
     "svd": {"weights_dtype": "uint4", "use_svd": True, "svd_rank": 8, "svd_steps": 2},
     "stochastic": {"weights_dtype": "int8", "use_stochastic_rounding": True},
     "dynamic": {"weights_dtype": "uint4", "use_dynamic_quantization": True, "dynamic_loss_threshold": 0.005},
@@ -70,20 +69,14 @@ def interrupt(lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def recipe_of(name: str) -> Recipe | None:
-    options = RESUMED[name]
-    return None if options is None else Recipe(name, options)
+    return None if name == "default" else Recipe(name, RESUMED[name])
 
 
 @pytest.mark.parametrize(
     ("name", "counts"),
     [
-        ("default", [1]),
-        ("default", [25, 7]),
-        ("svd", [7]),
-        ("stochastic", [7, 3]),
-        ("dynamic", [3]),
-        ("dynamic", [25]),
-        ("dynamic svd", [7, 9]),
+        *(("default", [1]), ("default", [25, 7]), ("svd", [7]), ("stochastic", [7, 3])),
+        *(("dynamic", [3]), ("dynamic", [25]), ("dynamic svd", [7, 9])),
     ],
 )
 def test_an_interrupted_run_goes_on(

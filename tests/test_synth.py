@@ -47,23 +47,13 @@ def test_the_layout_is_that_of_lens(made: Path) -> None:
 
 def test_the_config_is_the_published_one(made: Path) -> None:
     config = json.loads((made / "config.json").read_text())
-    assert config == {
-        "_class_name": "LensTransformer2DModel",
-        "_diffusers_version": "0.37.1",
-        "patch_size": 2,
-        "in_channels": 128,
-        "out_channels": 32,
-        "num_layers": 1,
-        "attention_head_dim": 64,
-        "num_attention_heads": 24,
-        "inner_dim": 1536,
-        "enc_hidden_dim": 2880,
-        "axes_dims_rope": [8, 28, 28],
-        "gate_mlp": True,
-        "rms_norm": True,
-        "multi_layer_encoder_feature": True,
-        "selected_layer_index": [5, 11, 17, 23],
-    }
+    assert config == (
+        {"_class_name": "LensTransformer2DModel", "_diffusers_version": "0.37.1", "patch_size": 2}
+        | {"in_channels": 128, "out_channels": 32, "num_layers": 1, "attention_head_dim": 64}
+        | {"num_attention_heads": 24, "inner_dim": 1536, "enc_hidden_dim": 2880, "axes_dims_rope": [8, 28, 28]}
+        | {"gate_mlp": True, "rms_norm": True, "multi_layer_encoder_feature": True}
+        | {"selected_layer_index": [5, 11, 17, 23]}
+    )
 
 
 def test_diffusers_loads_it(made: Path) -> None:

@@ -32,13 +32,7 @@ def _add_index_case(
     content: bytes | None = None,
     prepare: Callable[[Site], object] = lambda _: None,
 ) -> None:
-    """Two shards with a tensor each, and what an index says of them.
-
-    Args:
-        weight_map: of the index.
-        content: the whole index, in place of the map.
-        prepare: changes the files further.
-    """
+    """Two shards with a tensor each, and the map of an index, or the whole of it; ``prepare`` changes more files."""
 
     def build(site: Site) -> None:
         site.source.mkdir()

@@ -13,20 +13,11 @@ from tests.malformed.site import HOSTILE_TEXT, Invocation, Site, add_case
 
 
 def make_pipeline(site: Site, **components: Any) -> Path:
-    """A pipeline repo around a valid transformer; returns its folder.
-
-    Args:
-        components: further entries of its model_index.json; no folders are made for them.
-    """
+    """A pipeline repo around a valid transformer, with further entries in its index and no folders for them."""
     site.source.mkdir()
     site.copy_lens("source/transformer")
-    index = {
-        "_class_name": "LensPipeline",
-        "transformer": ["diffusers", "LensTransformer2DModel"],
-        "scheduler": [None, None],
-        **components,
-    }
-    site.write("source/model_index.json", json.dumps(index))
+    index = {"_class_name": "LensPipeline", "transformer": ["diffusers", "LensTransformer2DModel"]}
+    site.write("source/model_index.json", json.dumps(index | {"scheduler": [None, None]} | components))
     return site.source
 
 

@@ -49,14 +49,9 @@ for _name, _content, _hint, *_message in (
 ):
     _add_recipe_case(_name, _content, "mine.toml", *_message, hint=(_hint,))
 # What the model or SDNQ does not know.
+_NOTHING = "[[rules]]\nmatch = '*.img_mood.*'\nkeep = true"
 for _name, _content, _hint, *_message in (
-    (
-        "rule-for-nothing",
-        "[[rules]]\nmatch = '*.img_mood.*'\nkeep = true",
-        "img_mod",
-        "*.img_mood.*",
-        "matches nothing",
-    ),
+    ("rule-for-nothing", _NOTHING, "img_mod", "*.img_mood.*", "matches nothing"),
     ("rule-for-no-family", "[[rules]]\nfamily = 'atn'\nkeep = true", "attn", "family atn"),
     ("unknown-scale-dtype", "scale_dtype = 'F32'", "", "scale_dtype = F32"),
     ("unknown-matmul-dtype", "quantized_matmul_dtype = 'uint4'", "", "quantized_matmul_dtype = uint4"),
@@ -64,16 +59,10 @@ for _name, _content, _hint, *_message in (
     _add_recipe_case(_name, _UINT4 + _content, *_message, hint=(_hint,))
 _DYNAMIC = "use_dynamic_quantization = true"
 for _name, _dtype, _more, _hint, *_message in (
-    ("unknown-dtype", "uint99", "", "uint9", "weights_dtype = uint99"),
-    (
-        "dynamic-from-a-dtype-that-is-not-in-its-order",
-        "bool",
-        _DYNAMIC,
-        "uint4",
-        "weights_dtype = bool",
-        "dynamic quantization",
-    ),
+    ("unknown-dtype", "uint99", "", "uint9"),
+    ("dynamic-from-a-dtype-that-is-not-in-its-order", "bool", _DYNAMIC, "uint4", "dynamic quantization"),
 ):
+    _message = [f"weights_dtype = {_dtype}", *_message]
     _add_recipe_case(_name, f"[sdnq]\nweights_dtype = '{_dtype}'\n{_more}", *_message, hint=(_hint,))
 _add_recipe_case(
     "rotating-groups-of-nothing",

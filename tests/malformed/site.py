@@ -10,20 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_INPUT = "InputError UsageError MissingInput MalformedCheckpoint UnsupportedCheckpoint NonFiniteWeight"
+_CODES = {2: f"{_INPUT} RecipeError OutputError", 3: "DiskError MemoryLimitError DeviceError"}
 #: Exit codes of the contract (section 4 of the design), by the type of the error.
-EXIT_CODES: dict[str, int] = {
-    "InputError": 2,
-    "UsageError": 2,
-    "MissingInput": 2,
-    "MalformedCheckpoint": 2,
-    "UnsupportedCheckpoint": 2,
-    "NonFiniteWeight": 2,
-    "RecipeError": 2,
-    "OutputError": 2,
-    "DiskError": 3,
-    "MemoryLimitError": 3,
-    "DeviceError": 3,
-}
+EXIT_CODES = {name: code for code, names in _CODES.items() for name in names.split()}
 #: A rule that keeps the plan from being predicted without SDNQ: planning in this process, whose imports all cases
 #: share, is quicker than waiting for a planning process to import everything again.
 IN_PROCESS = ("--set", "*.attn.to_out.0=int8")
@@ -147,13 +137,7 @@ class Stored:
 
 
 def encode_file(header: Any, data: bytes = b"", *, length: int | None = None) -> bytes:
-    """A safetensors file.
-
-    Args:
-        header: bytes, or what to write as JSON.
-        data: the bytes after the header.
-        length: what the length field says; the truth when None.
-    """
+    """A safetensors file, its header given by bytes or as JSON; its length field says the truth unless told other."""
     body = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(body) if length is None else length) + body + data
 
