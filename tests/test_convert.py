@@ -77,9 +77,6 @@ def test_files_have_the_mode_of_the_umask(lens_source: Path, tmp_path: Path) -> 
 _CONVERT_TWICE = """
 import sys
 from converter.cli.main import run
-from converter.checkpoint.header import TensorEntry
-from converter.checkpoint.source import SourceTensor
-from converter.conversion.planning.plan import PlannedModule
 from converter.console import Console
 source, place, *options = sys.argv[1:]
 for recipe in ("lens-uint4-static", "sdnq-int8"):
