@@ -35,6 +35,7 @@ from tests.lens.models import (
 )
 
 WEIGHTS = "adapter_model.safetensors"
+PREFIXES = ["", "transformer.", "base_model.model."]
 #: What an adapter is loaded from, and with which options.
 Source = tuple[Any, dict[str, Any]]
 
@@ -64,8 +65,7 @@ def as_a_repository(folder: Path, cache: Path) -> Source:
     shutil.copytree(folder, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit, "utf-8")
-    options = {"weight_name": WEIGHTS, "cache_dir": str(cache), "local_files_only": True}
-    return "someone/adapter", options
+    return "someone/adapter", {"weight_name": WEIGHTS, "cache_dir": str(cache), "local_files_only": True}
 
 
 def sources(folder: Path, cache: Path) -> list[Source]:
@@ -95,15 +95,7 @@ def test_an_adapter_of_pefts(peft_adapter: tuple[Path, torch.Tensor], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "prefix",
-    [
-        "",
-        "transformer.",
-        "base_model.model.",
-        "base_model.model.transformer.",
-        "diffusion_model.",
-        "model.diffusion_model.",
-    ],
+    "prefix", [*PREFIXES, "base_model.model.transformer.", "diffusion_model.", "model.diffusion_model."]
 )
 def test_spellings_of_adapters(prefix: str) -> None:
     model, tensors, expected = golden_with_adapter()
@@ -112,7 +104,7 @@ def test_spellings_of_adapters(prefix: str) -> None:
     assert distance(run(model), expected) <= TOLERANCE
 
 
-@pytest.mark.parametrize("prefix", ["", "transformer.", "base_model.model."])
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_metadata_of_adapters(prefix: str) -> None:
     model, tensors, expected = golden_with_adapter(ALPHA / RANK)
     metadata = {f"{prefix}r": RANK, f"{prefix}lora_alpha": ALPHA, f"{prefix}alpha_pattern": None}
