@@ -30,10 +30,7 @@ from converter.rehearsal.server import main
 from converter.rehearsal.settings import HubSettings
 
 _CONTROL = "/_control/"
-#: Seconds until an answer to a control request must have come.
-_CONTROL_SECONDS = 30.0
-#: Requests that are remembered.
-_LOG_LIMIT = 100_000
+
 
 Action = Literal["status", "delay", "drop_before", "drop_after", "corrupt", "forget", "move_head"]
 
@@ -51,9 +48,7 @@ class Fault:
             action that changes the state happens at once.
         times: requests that it hits; 0 for all.
         skip: matching requests that it lets pass before.
-        status: of the answer.
-        headers: of the answer.
-        body: of the answer.
+        status, headers, body: of the answer.
         seconds: of the pause.
         sha256: the object that is damaged or lost.
         repo: ``OWNER/NAME`` of the repo that gets a foreign commit on main.
@@ -74,8 +69,6 @@ class Fault:
 
 @dataclass
 class Exchange:
-    """A request and its answer."""
-
     method: str
     path: str
     """As it was sent, percent-encoded and without the query."""
@@ -92,16 +85,13 @@ class Exchange:
 
 
 class FaultyApplication:
-    """The application of a Hub, with faults around it."""
-
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._application = make_application(hub)
         self._faults: list[Fault] = []
-        self._log: deque[Exchange] = deque(maxlen=_LOG_LIMIT)
+        self._log: deque[Exchange] = deque(maxlen=100_000)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or let it fail."""
         method, path = scope["method"], scope["raw_path"].decode("latin-1")
         query = scope["query_string"].decode("latin-1")
         if path.startswith(_CONTROL):
@@ -219,26 +209,19 @@ def move_head(hub: Hub, name: str) -> None:
 
 def _flip_byte(path: Path, offset: int) -> None:
     path.chmod(0o600)
-    with path.open("r+b") as stream:
-        stream.seek(offset)
-        byte = stream.read(1)
-        stream.seek(offset)
-        stream.write(bytes([byte[0] ^ 0xFF]))
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0xFF
+    path.write_bytes(content)
 
 
 class FaultyHub(RunningHub):
-    """A running Hub that fails on demand."""
-
     def fault(self, action: Action, **values: Any) -> None:
-        """Set up a fault; see ``Fault``."""
         self._control("POST", "faults", asdict(Fault(action, **values)))
 
     def clear_faults(self) -> None:
-        """Remove all faults that are left."""
         self._control("DELETE", "faults")
 
     def faults(self) -> list[dict[str, Any]]:
-        """Return the faults that are left."""
         return self._control("GET", "faults")
 
     def requests(self) -> list[dict[str, Any]]:
@@ -246,12 +229,11 @@ class FaultyHub(RunningHub):
         return self._control("GET", "requests")
 
     def forget_requests(self) -> None:
-        """Empty the log of requests."""
         self._control("DELETE", "requests")
 
     def _control(self, method: str, what: str, content: object = None) -> list[dict[str, Any]]:
         address = urlsplit(self.endpoint)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=_CONTROL_SECONDS)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
         try:
             connection.request(method, _CONTROL + what, json.dumps(content).encode())
             response = connection.getresponse()

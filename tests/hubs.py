@@ -70,11 +70,7 @@ def ask(
     token: str | None = None,
     headers: dict[str, str] | None = None,
 ) -> Answer:
-    """Send one request. A body that is not bytes is sent as JSON.
-
-    Args:
-        token: the token; None for that of the first account, empty for none.
-    """
+    """Send one request, a body that is not bytes as JSON; a token of None is the first account's, an empty one none."""
     address = urlsplit(hub.endpoint)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
     shown = hub.token() if token is None else token

@@ -21,7 +21,6 @@ WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def release(release: Path) -> Path:
-    """A release with a card."""
     list_file(release, CARD_NAME, CARD)
     return release
 
@@ -32,7 +31,6 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def note_card(folder: Path, note: Any) -> Manifest:
-    """Write a note about the card into the manifest."""
     edit_json(folder / MANIFEST_NAME, card=note, later={"key": 1})
     manifest = read_manifest(folder)
     assert manifest is not None
@@ -105,9 +103,7 @@ def test_weights_of_all_components_are_examined(release: Path) -> None:
         ("output", {"bytes_by_dtype": None}, "bytes_by_dtype must be a table"),
     ],
 )
-def test_a_malformed_manifest_is_refused(
-    release: Path, section: str | None, changes: dict[str, Any], message: str
-) -> None:
+def test_malformed_manifests(release: Path, section: str | None, changes: dict[str, Any], message: str) -> None:
     content = read(release)
     edit_json(release / MANIFEST_NAME, **({section: {**content[section], **changes}} if section else changes))
     with pytest.raises(MalformedCheckpoint, match=message):

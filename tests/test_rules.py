@@ -35,13 +35,10 @@ def test_formats_of_all_dtypes(name: str) -> None:
     assert (parts["zero_point"] is not None) == fmt.is_unsigned
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["", "int", "int17", "uint0", "float", "nf4", "float4_e2m1fn extra", "fp0", "fp", "fp17", "ufp32"]
-    + [kind + "9" * 5000 for kind in ("fp", "int", "uint", "float")],
-)
-def test_names_that_are_no_dtypes(name: str) -> None:
-    assert weight_format(name) is None
+def test_names_that_are_no_dtypes() -> None:
+    names = ["", "int", "int17", "uint0", "float", "nf4", "float4_e2m1fn extra", "fp0", "fp", "fp17", "ufp32"]
+    names += [kind + "9" * 5000 for kind in ("fp", "int", "uint", "float")]
+    assert [name for name in names if weight_format(name) is not None] == []
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
