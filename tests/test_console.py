@@ -10,6 +10,7 @@ from threading import Thread
 
 import pytest
 
+from converter import errors
 from converter.console import Console, LineProgress, Progress, readable_size, table
 from converter.errors import LensconvError, MalformedCheckpoint, OutputError, printable
 
@@ -185,8 +186,6 @@ def test_every_error_has_an_exit_code_of_the_contract() -> None:
     def below(kind: type[LensconvError]) -> list[type[LensconvError]]:
         return [kind, *(found for child in kind.__subclasses__() for found in below(child))]
 
-    import converter.errors
-
     for kind in below(LensconvError)[1:]:
         assert kind.exit_code in (1, 2, 3, 4, 130), kind
-        assert kind.__name__ in (converter.errors.__doc__ or ""), f"{kind.__name__} is not in the tree"
+        assert kind.__name__ in (errors.__doc__ or ""), f"{kind.__name__} is not in the tree"

@@ -7,12 +7,7 @@ import pytest
 from converter.errors import RecipeError
 from converter.fields import Fields, parse_toml
 
-TEXT = """
-name = "mine"
-seed = 3
-classes = ["a", "b"]
-mixed = ["a", 1]
-"""
+TEXT = 'name = "mine"\nseed = 3\nclasses = ["a", "b"]\nmixed = ["a", 1]\n'
 
 
 def fields() -> Fields:

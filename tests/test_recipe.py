@@ -68,12 +68,9 @@ def test_globs_may_name_modules_or_their_weights(glob: str) -> None:
     assert set(resolve(Rule(match=glob, keep=True))) == {f"transformer_blocks.{number}.img_mod.1" for number in (0, 1)}
 
 
-def test_a_family_is_what_its_names_say() -> None:
+def test_a_family_is_what_its_names_say_and_keeping_what_is_kept_anyway_is_no_error() -> None:
     decided = resolve(Rule(family="img_mlp", options={"weights_dtype": "int8"}))
     assert set(decided) == {"transformer_blocks.0.img_mlp.w1", "transformer_blocks.1.img_mlp.w1"}
-
-
-def test_keeping_what_is_kept_anyway_is_no_error() -> None:
     assert resolve(Rule(match="txt_norm.*", keep=True)) == {}
 
 
@@ -132,8 +129,6 @@ def test_settings() -> None:
     for text in ("a", "=int8", "a=", ""):
         with pytest.raises(RecipeError, match="GLOB=keep or GLOB=DTYPE"):
             parse_setting(text)
-
-
-def test_settings_come_after_the_recipes_own_rules() -> None:
+    # They come after the recipe's own rules.
     recipe = Recipe("r", {}, (Rule(match="*", keep=True),)).with_rules([parse_setting("*.w1=int8")])
     assert resolve(*recipe.rules)["transformer_blocks.0.img_mlp.w1"].options == {"weights_dtype": "int8"}
