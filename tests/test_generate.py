@@ -138,6 +138,7 @@ def test_kept_features_spare_the_text_encoder(tiny_repo: Path, tmp_path: Path, l
     outcome = draw(lensconv, repo, images / "second.png", *options)
     assert "text encoder" not in outcome.stderr
     assert draw(lensconv, repo, images / "without.png", "--negative-prompt", "blur").code == 0
+    assert len(names_in(images)) == 3
     assert len(set(snapshot(images).values())) == 1
     # What is damaged, or of other weights or another day, is made anew.
     before = snapshot(kept)
