@@ -254,7 +254,7 @@ def test_a_stopwatch_gives_times_and_peaks_of_stages() -> None:
     assert sum(stage["time_s"] for stage in stages.values()) == pytest.approx(figures["time_s"], abs=0.002)
     grown = stages["second"]["peak_rss_gb"] - stages["first"]["peak_rss_gb"]
     assert grown == pytest.approx(0.2, abs=0.02)
-    # The peak of a stage is no peak of the next one.
+    # The peak of a stage does not count for the next one.
     assert stages["third"]["peak_rss_gb"] < stages["second"]["peak_rss_gb"] - 0.15
     assert figures["peak_rss_gb"] == stages["second"]["peak_rss_gb"]
 

@@ -252,6 +252,8 @@ def write_evidence(folder: Path, sha256: str, text: Text) -> None:
         "sources": sources,
     }
     fidelity = weights(**dict.fromkeys(each(text, "family"), (20.0, 20.0, 0.9)))
+    fidelity["fidelity"] |= {"sqnr_db": {"min": 20.0, "median": 20.0}, "max_abs_error": 0.1}
+    fidelity["fidelity"] |= {"max_error_steps": 0.5, "cosine_min": 0.9}
     contents = {
         "benchmark_metrics.json": metrics,
         "comparison_matrix.json": {"schema": "lensconv.matrix/1", "prompts": rows, **common},

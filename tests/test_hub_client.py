@@ -217,7 +217,7 @@ def test_patience_ends() -> None:
     busy = [answered(503) for _ in range(99)]
     assert retried(*busy)[:2] == ("hf://a/b: the Hub answers with status 503", [1, 2, 4, 8, 16, 30, 30])
     assert retried(*busy, seconds=10)[1] == [1, 2, 4]
-    # There is no use in waiting for less than the Hub asks for.
+    # A shorter wait than the Hub asks for would be refused again.
     assert retried(answered(429, {"Retry-After": "400"}))[1] == []
     assert retried(answered(503), is_fatal=lambda error: error.response.status_code == 503)[1] == []
 
@@ -250,7 +250,7 @@ def test_what_does_not_pass_is_told_at_once() -> None:
     lasting += [OSError(errno.ENOSPC, "No space left on device"), RecursionError(), KeyError("sha")]
     lasting += map(RuntimeError, ("cannot schedule new futures after shutdown", "Cannot acquire lock"))
     assert [error for error in lasting if is_transient(error)] == []
-    # What is no failure of the Hub stays what it is.
+    # Errors that are not failures of the Hub stay as they are.
     for mistake in (ZeroDivisionError(), KeyboardInterrupt()):
         with pytest.raises(type(mistake)):
             retried(mistake)

@@ -93,7 +93,7 @@ def test_a_module_may_have_a_configuration_of_its_own() -> None:
     assert option_of("a.b.weight", "weights_dtype", config) == "int6"
     assert option_of("a.b.weight", "use_svd", {**config, "use_svd": True}) is True
 
-    # A dtype of thousands of digits is no minimum.
+    # A dtype of thousands of digits is not a minimum.
     key = "minimum_" + "9" * 5000
     assert weights_dtype_of("a.b.weight", {"weights_dtype": "uint4", "modules_dtype_dict": {key: ["a"]}}) == key
 

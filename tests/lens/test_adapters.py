@@ -294,7 +294,7 @@ def test_an_adapter_is_of_the_models_dtype(lens_output: Path) -> None:
     quantized = LensTransformer2DModel.from_pretrained(lens_output, torch_dtype=torch.bfloat16)
     for model in (plain, quantized):
         tensors = make_adapter(unquantized(model))
-        # As pipelines load adapters; otherwise PEFT makes room in float32 next to packed weights.
+        # As pipelines load adapters; without it, PEFT allocates float32 tensors next to packed weights.
         model.load_lora_adapter(tensors)
         found = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
         assert len(found) == len(tensors)

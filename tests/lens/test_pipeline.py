@@ -52,7 +52,7 @@ NEGATIVES: dict[str, tuple[Any, list[str] | None]] = {
     ],
 )
 def test_a_run_is_the_references(pipe: Any, kind: str, scale: float) -> None:
-    """Two prompts of different lengths; all negatives but wholly blank ones go through the template."""
+    """Two prompts of different lengths; all negatives except blank ones go through the template."""
     prompts = [PROMPT, OTHER_PROMPT]
     negatives, spelled = NEGATIVES[kind]
     negative = reference_blank(2) if spelled is None else reference_features(pipe, spelled)

@@ -277,7 +277,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_what_nobody_reads_is_left_out() -> None:
-    """The text stream behind the last block, and all of it where there is no text."""
+    """The text stream after the last block is left out; without text, the whole stream is."""
     model, inputs = golden(), golden_inputs((3, 5))
     blocks = model.transformer_blocks
     with counted(blocks[1].txt_mlp) as needed, counted(blocks[2].txt_mlp) as unread:

@@ -45,7 +45,7 @@ def _link_staging(site: Site) -> None:
 _OUT, _TAKEN, _NO_FOLDER = "work/out", ("out", "exists already"), ("out", "not a plain folder")
 _INSIDE, _AROUND = "is inside the source", "is inside the source, or the source is inside it"
 _STAGING, _THESIS, _NOTES = "work/.out.lensconv", "work/out/thesis.txt", "work/notes.txt"
-# Long enough to leave no room for the staging folder's name; the folder above it is made first.
+# Too long for the name of the staging folder; the folder above it is made first.
 _LONG = f"work/new/{'n' * 250}"
 for _name, _output, _prepare, _message, *_options in (
     ("output-is-a-folder", _OUT, lambda site: site.output.mkdir(), _TAKEN),
