@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+import converter.checkpoint.staging as staging_module
+from converter import convert
 from converter.checkpoint.journal import JournalFile
 from converter.checkpoint.staging import SPOOLED, Staging
+from converter.checkpoint.writer import replace_file
 from converter.errors import OutputError
+from tests.tiny_models import make_pipeline
 
 FIRST = {"identity": {"recipe": "a"}, "release": [1, 2], "content": "c"}
 
@@ -80,3 +85,39 @@ def test_another_conversion_is_refused(tmp_path: Path) -> None:
         staging.open()
         with pytest.raises(OutputError, match="differs in: recipe"):
             staging.resume("content", restart=False)
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
+    """What was forced to the disk, with its size at that moment."""
+    sizes: dict[Path, int] = {}
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        sizes[path] = path.stat().st_size
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return sizes
+
+
+def test_a_release_is_on_the_disk_before_it_appears(
+    tmp_path: Path, synced: dict[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename_folder = staging_module.rename_folder
+
+    def checked(release: Path, target: Path, flag: int) -> None:
+        parts = [release, *release.rglob("*")]
+        assert {part: synced.get(part) for part in parts} == {part: part.stat().st_size for part in parts}
+        synced.clear()
+        rename_folder(release, target, flag)
+
+    monkeypatch.setattr(staging_module, "rename_folder", checked)
+    convert(make_pipeline(tmp_path / "source"), tmp_path / "out")
+    assert list(synced) == [tmp_path]
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path: Path, synced: dict[Path, int]) -> None:
+    replace_file(tmp_path / "card.md", b"12345")
+    assert list(synced.values()) == [5]
