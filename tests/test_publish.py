@@ -91,10 +91,7 @@ LATIN = FRONT_MATTER.encode() + "Grüße".encode("latin-1")
 FAULTS: dict[str, tuple[Spoil, str]] = {
     "hidden in a folder": (add_listed("vae/.gitattributes", b"* text"), r"vae/\.gitattributes is hidden"),
     "hidden": (add_hidden, r"\.env is hidden"),
-    "secret": (
-        add_listed("a.json", b'{"note": "%b"}' % TOKEN.encode()),
-        "a.json contains a Hugging Face token in line 1",
-    ),
+    "secret": (add_listed("a.json", b'{"note": "%b"}' % TOKEN.encode()), "a.json contains .*token in line 1"),
     "link to elsewhere": (add_link("vae/more.json", "/etc/hostname"), "vae/more.json is a link"),
     "folder link": (add_link("more", "vae"), "more is a link"),
     "unlisted": (add("vae/more.json"), "vae/more.json is not in the manifest"),
@@ -118,6 +115,7 @@ def test_what_must_not_be_published_reaches_no_network(release: Path, fault: str
     with pytest.raises(ReleaseError, match=message) as caught:
         publish(release, "owner/tiny")
     assert TOKEN not in caught.value.message
+    assert fault != "empty weights" or caught.value.hint == "Convert again, or download the release again."
     assert _connections == []
 
 

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     "--keep",
     metavar="DIR",
     type=PATH,
-    help="Keep the image and the Hub of the rehearsal in DIR; show it with `lensconv hub serve --folder DIR/hub`.",
+    help="Keep the image and the Hub of the rehearsal in DIR; show it with `lensconv hub serve --folder DIR/hub`, with "
+    "--account OWNER for a private repo.",
 )
 @output_options
 @pass_console

@@ -45,7 +45,7 @@ _STATUSES: dict[int, tuple[str, str]] = {
     408: ("the request took too long", LATER_HINT),
     409: ("it exists already, or is being changed at the moment", "Look at the repo's page."),
     412: ("the repo has changed in the meantime", "Check what has changed, then run the command again."),
-    413: ("a file is too large for the Hub", "Write smaller files: `lensconv convert --max-shard-size 5GB`."),
+    413: ("a file is too large for the Hub", "Convert again with a smaller --max-shard-size, such as 2GB."),
     429: ("the Hub has received too many requests", "Wait a while, then run the command again to resume."),
 }
 
@@ -60,7 +60,7 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "EntryNotFoundError": ("the repo has no such file", "Name a revision that has it."),
     "DisabledRepoError": ("the repo has been disabled", "Its page says why."),
     "OfflineModeIsEnabled": ("HF_HUB_OFFLINE forbids requests to the Hub", "Unset HF_HUB_OFFLINE."),
-    "LocalEntryNotFoundError": ("not in the cache", NETWORK_HINT),
+    "LocalEntryNotFoundError": ("the Hub cannot be reached, and the file is not in the cache", NETWORK_HINT),
     "FileMetadataError": ("the server that answers is not the Hub", STRANGER_HINT),
     "LocalTokenNotFoundError": ("no token was found", LOGIN_HINT),
     "OIDCError": (
@@ -70,10 +70,10 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "UnicodeEncodeError": ("the token is not ASCII", "Set HF_TOKEN again, or unset it."),
     "JSONDecodeError": ("the answer is a page and not JSON", f"{LATER_HINT} {STRANGER_HINT}"),
     "UnicodeDecodeError": ("the answer is a page and not JSON", f"{LATER_HINT} {STRANGER_HINT}"),
-    "LookupError": ("the answer has an unexpected form ({kind})", STRANGER_HINT),
-    "TypeError": ("the answer has an unexpected form ({kind})", STRANGER_HINT),
-    "AttributeError": ("the answer has an unexpected form ({kind})", STRANGER_HINT),
-    "TooManyRedirects": ("the answer is a redirect, again and again", STRANGER_HINT),
+    "LookupError": ("the answer could not be understood ({kind})", STRANGER_HINT),
+    "TypeError": ("the answer could not be understood ({kind})", STRANGER_HINT),
+    "AttributeError": ("the answer could not be understood ({kind})", STRANGER_HINT),
+    "TooManyRedirects": ("there are too many redirects", STRANGER_HINT),
     "InvalidURL": ("the Hub cannot be reached: its address is malformed", "Check HF_ENDPOINT."),
     "UnsupportedProtocol": ("the Hub cannot be reached: its address is malformed", "Check HF_ENDPOINT."),
     "ProxyError": ("the Hub cannot be reached: the proxy refuses", "Check HTTPS_PROXY and NO_PROXY."),
@@ -81,8 +81,8 @@ _CLASSES: dict[str, tuple[str, str]] = {
 
 #: Why the Hub cannot be reached, by the class of an exception in the chain.
 _REASONS: tuple[tuple[type[BaseException], str], ...] = (
-    (ssl.SSLError, "the connection is not secure"),
-    (socket.gaierror, "its name is unknown"),
+    (ssl.SSLError, "the TLS connection failed"),
+    (socket.gaierror, "its host name was not found"),
     (ConnectionRefusedError, "it refuses the connection"),
     (ConnectionResetError, "it closed the connection"),
     (TimeoutError, "it does not answer in time"),

@@ -230,7 +230,7 @@ def _list_tree(address: HubAddress, path: str, requests: Requests) -> Iterator[A
     while query:
         page, query = requests.json(str(address), f"{path}?{query}")
         if not isinstance(page, list) or (query and not page):
-            raise HubError(f"{address}: the Hub's list of files has an unexpected form", STRANGER_HINT)
+            raise HubError(f"{address}: the Hub's list of files could not be understood", STRANGER_HINT)
         count += len(page)
         if count > MAXIMUM_FILES:
             raise HubError(f"{address}: has more than {MAXIMUM_FILES} files and folders; no model has so many")
@@ -244,4 +244,4 @@ def _parse(what: str, content: bytes) -> Any:
         # A page of a proxy; another try may succeed.
         raise
     except (ValueError, RecursionError) as error:
-        raise HubError(f"{what}: the answer has an unexpected form", STRANGER_HINT) from error
+        raise HubError(f"{what}: the answer could not be understood", STRANGER_HINT) from error

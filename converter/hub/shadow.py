@@ -71,9 +71,8 @@ class Shadow:
         files = self.repo.files
         for path in paths:
             if files[path].bytes > MAXIMUM_SMALL_BYTES:
-                raise HubError(
-                    f"{self.repo.where(path)}: has {files[path].bytes} bytes, which is too long for such a file"
-                )
+                reason = f"has {files[path].bytes} bytes; lensconv reads files of this kind up to {MAXIMUM_SMALL_BYTES}"
+                raise HubError(f"{self.repo.where(path)}: {reason}", "Check the repo.")
         missing = [path for path in paths if path not in self.contents]
         for path, content in zip(missing, self.at_once(self.repo.read, missing), strict=True):
             self.contents[path] = content

@@ -21,10 +21,12 @@ _IGNORED_FOLDERS = (STATE_FOLDER, ".git", ".cache/huggingface")
 #: From the Hub's table of storage limits: it refuses larger files, and advises to split those above the second size.
 MAXIMUM_FILE_BYTES = 200 * 10**9
 ADVISED_FILE_BYTES = 50 * 10**9
+#: What to do about a file that should not be there, and about one that is not what the manifest says.
+_MOVE, _REPLACE = "Move other files elsewhere.", "Convert again, or download the release again."
 
 
-def find_faults(root: Path, listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
-    """Describe what is wrong with a release folder, judging by names and sizes only.
+def find_faults(root: Path, listed: Mapping[str, ReleaseFile]) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with a release folder, and what to do about it, judging by names and sizes only.
 
     Args:
         root: the release.
@@ -36,7 +38,7 @@ def find_faults(root: Path, listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
     found: dict[str, int] = {}
     for name, status in _walk(root, ""):
         if isinstance(status, str):
-            yield f"{name} {status}"
+            yield f"{name} {status}", _MOVE
         else:
             found[name] = status
     yield from _name_faults(found, listed)
@@ -85,27 +87,28 @@ def _entry_fault(entry: os.DirEntry[str], name: str, *, is_folder: bool) -> str:
     return ""
 
 
-def _name_faults(found: Mapping[str, int], listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
+def _name_faults(found: Mapping[str, int], listed: Mapping[str, ReleaseFile]) -> Iterator[tuple[str, str]]:
     expected = {*listed, MANIFEST_NAME}
     # The Hub writes this file into each new repo, so downloaded folders contain it.
     for name in sorted(found.keys() - expected - {".gitattributes"}):
-        yield f"{name} is not in the manifest"
+        yield f"{name} is not in the manifest", _MOVE
     for name in sorted(expected - found.keys()):
-        yield f"{name} is missing, or is not a regular file"
+        yield f"{name} is missing, or is not a regular file", _REPLACE
     if CARD_NAME not in expected:
-        yield f"{CARD_NAME} is not in the manifest: the release has no card"
+        yield f"{CARD_NAME} is not in the manifest: the release has no card", "Make a card with `lensconv card`."
     if len(expected) > MAXIMUM_FILES:
-        yield f"the release has {len(expected)} files, which is more than {MAXIMUM_FILES}"
+        yield f"the release has {len(expected)} files, which is more than {MAXIMUM_FILES}", ""
 
 
-def _size_faults(found: Mapping[str, int], listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
+def _size_faults(found: Mapping[str, int], listed: Mapping[str, ReleaseFile]) -> Iterator[tuple[str, str]]:
     for name, file in listed.items():
         size = found.get(name)
         if size is None:
             continue
         if size > MAXIMUM_FILE_BYTES:
-            yield f"{name} has {size / 1e9:.1f} GB, but the Hub accepts files of up to 200 GB"
+            reason = f"{name} has {size / 1e9:.1f} GB, but the Hub accepts files of up to 200 GB"
+            yield reason, "Convert again with a smaller --max-shard-size."
         elif size == 0 and name.endswith(WEIGHTS_SUFFIX):
-            yield f"{name} is empty"
+            yield f"{name} is empty", _REPLACE
         elif size != file.bytes:
-            yield f"{name} has {size} bytes, but {file.bytes} in the manifest"
+            yield f"{name} has {size} bytes, but {file.bytes} in the manifest", _REPLACE

@@ -22,7 +22,7 @@ class PublishOptions:
     )
     create_pr: bool = field(
         default=False,
-        metadata={"help": "Commit to a pull request: to your open one with this message, or to a new one."},
+        metadata={"help": "Commit to your open pull request whose title is --message, or open a new one."},
     )
     message: str = field(
         default="Publish the release", metadata={"help": "Title of the commit and of the pull request."}
@@ -40,8 +40,8 @@ class PublishOptions:
     receipt: Path | None = field(
         default=None,
         metadata={
-            "help": "Write the receipt to this file, and read that of an earlier run from it.  "
-            "[default: .lensconv/receipt.json in RELEASE]",
+            "help": "JSON file that records what was published and checked; a later run reads it and skips checks that "
+            "are done.  [default: .lensconv/receipt.json in RELEASE]",
             "kind": "path",
         },
     )

@@ -70,7 +70,8 @@ def examine_release(
         raise ReleaseError(
             f"{root}: has no {MANIFEST_NAME}, which lists the files to publish", "Make it with `lensconv convert`."
         )
-    _refuse(root, find_faults(root, manifest.files), "Move other files elsewhere; add a card with `lensconv card`.")
+    faults = dict(find_faults(root, manifest.files))
+    _refuse(root, faults, " ".join(dict.fromkeys(filter(None, faults.values()))))
     _refuse(root, _secrets_in(root, (*manifest.files, MANIFEST_NAME)), "Remove it, and revoke it where it was issued.")
     card_advice = _check_card(root, manifest, repository)
     _refuse(root, _weight_faults(root, manifest), "Convert again, or download the release again.")
