@@ -20,7 +20,7 @@ LENS = "LensTransformer2DModel"
 
 
 def resolve(*rules: Rule) -> dict[str, Rule]:
-    return resolve_rules(rules, MODULES, TENSORS, LENS)
+    return resolve_rules(Recipe("mine", {}, rules), MODULES, TENSORS, LENS)
 
 
 def test_what_ships() -> None:
@@ -77,7 +77,7 @@ def test_a_family_is_what_its_names_say_and_keeping_what_is_kept_anyway_is_no_er
 @pytest.mark.parametrize(
     ("rule", "message", "hint"),
     [
-        (Rule(match="*.img_mode.*", keep=True), r"\*\.img_mode\.\*: matches nothing", "img_mod"),
+        (Rule(match="*.img_mode.*", keep=True), r"recipe mine, rule for \*\.img_mode\.\*: matches", "img_mod"),
         (Rule(match="*.attn.img_qvk", keep=True), "matches nothing", "img_qkv"),
         (Rule(match="zzzzzz", keep=True), "matches nothing", "header"),
         (Rule(match="txt_norm.*", options={"weights_dtype": "int8"}), "cannot quantize", "Remove"),

@@ -111,7 +111,7 @@ def test_another_conversion_does_not_go_on(
         quantize_from="float32" if change == "float32" else "bfloat16",
         shard_bytes=10**6 if change == "shards" else 5 * 10**9,
     )
-    with pytest.raises(OutputError, match="differs in") as caught:
+    with pytest.raises(OutputError, match="differs from this one in") as caught:
         convert(source, tmp_path / "out", recipe, options)
     assert "--restart" in caught.value.hint
     assert snapshot(tmp_path / ".out.lensconv") == staged
@@ -289,7 +289,7 @@ def test_a_synthesis_does_not_destroy_an_interrupted_conversion(
     interrupt: Interrupt, lens_source: Path, tmp_path: Path
 ) -> None:
     interrupt(5)
-    with pytest.raises(OutputError, match="an interrupted conversion is in the way"):
+    with pytest.raises(OutputError, match="an interrupted conversion to this folder exists"):
         synthesize(tmp_path / "out", layers=1)
     assert convert(lens_source, tmp_path / "out").resumed_tensors >= 5
 

@@ -83,7 +83,7 @@ def test_another_conversion_is_refused(tmp_path: Path) -> None:
     interrupted(tmp_path / "out")
     with Staging(tmp_path / "out", {"recipe": "b"}, None) as staging:
         staging.open()
-        with pytest.raises(OutputError, match="differs in: recipe"):
+        with pytest.raises(OutputError, match="differs from this one in: recipe"):
             staging.resume("content", restart=False)
 
 

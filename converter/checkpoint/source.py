@@ -169,7 +169,7 @@ def pipeline_components(pipeline: Path) -> tuple[str, ...]:
         if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
             continue
         if not is_plain_name(name):
-            raise MalformedCheckpoint(file, f"component {name} leads out of the folder")
+            raise MalformedCheckpoint(file, f"component {name} is not the name of a folder in the repo")
         names.append(name)
     return tuple(names)
 
@@ -293,7 +293,7 @@ def _read_weight_map(index: Path) -> dict[str, str]:
         if not isinstance(name, str) or not name.endswith(WEIGHTS_SUFFIX):
             raise MalformedCheckpoint(index, f"maps to {name}, which is not a safetensors file", tensor=tensor)
         if not is_plain_name(name):
-            raise MalformedCheckpoint(index, f"maps to {name}, which leads out of the folder", tensor=tensor)
+            raise MalformedCheckpoint(index, f"maps to {name}, not to a file in the same folder", tensor=tensor)
     return weight_map
 
 

@@ -30,6 +30,8 @@ _OWN_NAMES = ("release", "replaced", "spool", "journal.new", "journal")
 SPOOLED = "spooled:"
 #: Changes with every start of the machine, after which writes that were never synced may be lost.
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+#: Parts of an identity in the words of users, where their names do not say it.
+_WORDS = {"nonfinite": "--allow-nonfinite", "versions": "package versions", "environment": "environment variables"}
 
 
 class Staging:
@@ -61,7 +63,7 @@ class Staging:
         #: Numbers that are not finite, by the tensor of the source that contains them.
         self.nonfinite: dict[str, int] = {}
         if output.name in ("", ".."):
-            raise OutputError(f"{output}: the path of the output must end in a name")
+            raise OutputError(f"{output}: OUT must end with a folder name")
         journal = self._journal.read()
         #: Whether an earlier run was killed right after it put this very output in place.
         self.was_published = (
@@ -150,9 +152,10 @@ class Staging:
                 self._count_nonfinite(journal.finished)
                 return journal.finished
             if different not in ([], ["boot"]):
+                words = ", ".join(_WORDS.get(key, key) for key in different if key != "boot")
                 raise OutputError(
-                    f"{self.output}: an interrupted conversion differs in: {', '.join(different)}",
-                    "Delete its work with --restart, or convert to another folder.",
+                    f"{self.output}: an interrupted conversion to this folder differs from this one in: {words}",
+                    "Run the earlier command again, start over with --restart, or choose another folder.",
                 )
         self.begin(content)
         return {}
@@ -169,7 +172,7 @@ class Staging:
         """
         foreign = sorted(entry for entry in self.folder.iterdir() if entry.name not in _OWN_NAMES)
         if foreign:
-            raise OutputError(f"{foreign[0]}: not made by lensconv", "Move it out of the way.")
+            raise OutputError(f"{foreign[0]}: is in lensconv's work folder, which is emptied", "Move it elsewhere.")
         try:
             # The journal is removed first: after a kill in between, the next run ignores what is left.
             self._journal.remove()

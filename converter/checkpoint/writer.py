@@ -147,7 +147,8 @@ def folder_inside(root: Path, name: str) -> Path:
         raise OutputError(f"{folder}: cannot be followed: {error}", "Remove the link.") from error
     if not is_inside:
         raise OutputError(
-            f"{folder}: a link leads out of the folder", "Remove it, or choose another folder with --out."
+            f"{folder}: a link leads to {folder.resolve()}, outside of {root}",
+            "Remove it, or choose another folder with --out.",
         )
     return folder
 

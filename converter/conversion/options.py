@@ -25,7 +25,8 @@ class ConvertOptions:
     memory: int | None = field(
         default=None,
         metadata={
-            "help": "Maximum memory for weights and results.  [default: 256MB, or what the largest tensor needs]",
+            "help": "Maximum memory for weights and results at one time; Python and torch need more.  "
+            "[default: 256MB, or what the largest tensor needs]",
             "kind": "size",
         },
     )

@@ -195,7 +195,8 @@ def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
         notes.append(f"no config.json names the model's class; assumed from microsoft/Lens: {values}")
     narrow = checkpoint.bytes_by_dtype.keys() & {"F16", "BF16"}
     if narrow:
-        notes.append(f"the source contains {' and '.join(sorted(narrow))}, which was rounded once already")
+        dtypes = " and ".join(sorted(narrow))
+        notes.append(f"the source contains rounded weights ({dtypes}); convert the F32 original if you have it")
     if recipe.is_data_dependent:
         notes.append("the dtypes depend on the weights; the sizes are the smallest possible")
     if recipe.is_random:

@@ -156,8 +156,8 @@ def _write_staged(
     """Write everything and rename it to the output; leave nothing behind when that fails."""
     staging.open()
     if staging.is_taken_by_another_command:
-        reason = f"{staging.output}: an interrupted conversion is in the way"
-        raise OutputError(reason, f"Finish it, or delete the folder {staging.folder.name} next to it.")
+        reason = f"{staging.output}: an interrupted conversion to this folder exists"
+        raise OutputError(reason, f"Finish it with `lensconv convert`, or delete {staging.folder.name} next to it.")
     staging.begin("")
     try:
         with writing(staging.output):

@@ -68,7 +68,8 @@ def measure_fidelity(
     different = [result for result in results if isinstance(result, str) and result]
     modules = tuple(result for result in results if isinstance(result, ModuleFidelity))
     kept = len(results) - len(modules)
-    checks.append(list_problems("kept equal source", different, f"{kept} tensors equal the rounded source"))
+    good = f"{kept} kept tensors equal the source, rounded to their dtype"
+    checks.append(list_problems("kept equal source", different, good))
     checks += _check_modules(modules, fail_under_sqnr)
     return Fidelity(tuple(checks), modules)
 
@@ -178,7 +179,7 @@ class _Pair:
             expected = pieces[0].to(dtypes[1]).view(torch.uint8)
             different += int((expected != pieces[1].view(torch.uint8)).sum())
             progress.advance(pieces[0].nbytes)
-        return f"{where} differs from the rounded source in {different} bytes" if different else ""
+        return f"{where} differs in {different} bytes from the source, rounded to its dtype" if different else ""
 
     def _compare_quantized(self, source: SourceTensor, path: str, reader: TensorReader) -> ModuleFidelity:
         parts = {}
@@ -190,8 +191,8 @@ class _Pair:
             restored = dequantize(dequantizer, parts)
         except RuntimeError as error:
             raise UnsupportedCheckpoint(
-                f"{path}: SDNQ cannot dequantize it: {error}",
-                "Use other options, or another version of sdnq.",
+                f"{self._audit.root}: SDNQ cannot dequantize {path}: {error}",
+                "Use the version of sdnq that wrote it, or convert again.",
             ) from error
         original = as_tensor(reader.read_all(source), source.entry.dtype, source.entry.shape)
         energy = noise = dot = length = 0.0

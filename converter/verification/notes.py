@@ -39,7 +39,7 @@ def _about_evidence(audit: Audit, is_compared: bool) -> Iterator[str]:
     elif audit.manifest is not None and audit.manifest.component != audit.checkpoint.component:
         yield f"the manifest describes the component {shown(audit.manifest.component)}, not this one"
     if audit.is_renamed:
-        yield "the config has other names for the weights than the file: headers do not show their dtypes; --load does"
+        yield "config and weights name tensors differently, so dtypes cannot be checked from headers; use --load"
     unlisted = unlisted_files(audit)
     if unlisted:
         yield f"the manifest does not list {first_few(unlisted)}"

@@ -194,7 +194,7 @@ def _check_recipe(audit: Audit, source: Checkpoint | None, recipe: str | Recipe)
 
 def _plan_recipe(audit: Audit, source: Checkpoint | None, recipe: Recipe) -> Plan:
     if recipe.is_data_dependent:
-        raise UsageError(f"recipe {recipe.name}: its dtypes depend on the weights, so headers cannot show them")
+        raise UsageError(f"--recipe cannot check {recipe.name}: its dtypes depend on the weights", "Omit --recipe.")
     model = source
     if model is None:
         if audit.class_name != CLASS_NAME:

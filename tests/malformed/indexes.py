@@ -46,10 +46,10 @@ def _add_index_case(
 
 
 for _name, _shard, _said in (
-    ("in-the-parent-folder", "../secret.safetensors", "leads out of the folder"),
-    ("in-a-subfolder", "sub/model.safetensors", "leads out of the folder"),
-    ("absolute", "/etc/secret.safetensors", "leads out of the folder"),
-    ("with-a-backslash", "..\\secret.safetensors", "leads out of the folder"),
+    ("in-the-parent-folder", "../secret.safetensors", "not to a file in the same folder"),
+    ("in-a-subfolder", "sub/model.safetensors", "not to a file in the same folder"),
+    ("absolute", "/etc/secret.safetensors", "not to a file in the same folder"),
+    ("with-a-backslash", "..\\secret.safetensors", "not to a file in the same folder"),
     ("with-a-nul", "model\0.safetensors", "model\\x00.safetensors"),
     ("of-another-type", "model.bin", "not a safetensors file"),
     ("empty", "", "not a safetensors file"),

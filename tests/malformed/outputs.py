@@ -58,13 +58,13 @@ for _name, _output, _prepare, _message, *_options in (
     ("output-inside-the-source", "source/deep/out", None, ("source/deep/out", _INSIDE)),
     ("output-inside-the-source-by-a-link", "work/by/out", _link("work/by", "../source"), ("by/out", _INSIDE)),
     ("output-holds-the-source", "", None, (_AROUND,), "--overwrite"),
-    ("output-without-a-name", "work/..", None, ("must end in a name",)),
+    ("output-without-a-name", "work/..", None, ("must end with a folder name",)),
     ("output-below-a-file", f"{_NOTES}/deep/out", _write(_NOTES), ("notes.txt/deep/out", "cannot be written")),
     ("output-below-a-link-to-itself", "work/loop/out", _link("work/loop", "loop"), ("loop/out",)),
     ("output-name-too-long", _LONG, None, ("nnn", "too long")),
     ("staging-is-a-file", _OUT, _write(_STAGING), ("out",)),
     ("staging-is-a-link", _OUT, _link_staging, ("out",)),
-    ("staging-holds-something-else", _OUT, _write(f"{_STAGING}/thesis.txt"), ("thesis.txt", "not made by lensconv")),
+    ("staging-holds-something-else", _OUT, _write(f"{_STAGING}/thesis.txt"), ("thesis.txt", "work folder")),
 ):
     _add_output_case(_name, _output, _prepare, _message, *_options)
 
@@ -74,7 +74,7 @@ def _output_inside_the_pipeline(site: Site) -> Invocation:
     return site.convert(output=make_pipeline(site) / "out")
 
 
-@case("staging-of-another-conversion", "OutputError", "out", "an interrupted conversion differs", hint=("--restart",))
+@case("staging-of-another-conversion", "OutputError", "out", "conversion to this folder differs", hint=("--restart",))
 def _staging_of_another_conversion(site: Site) -> None:
     site.copy_lens()
     release = site.work / ".out.lensconv" / "release"

@@ -79,10 +79,10 @@ for _name, _component in (
     ("with-a-nul", "x\0"),
     ("without-a-name", ""),
 ):
-    _message = [_INDEX, "leads out of the folder"]
+    _message = [_INDEX, "is not the name of a folder in the repo"]
     _add_pipeline_case(f"component-{_name}", "MalformedCheckpoint", _component, None, _message)
 _MISSING = "no such folder, though model_index.json"
-_LINK = "is a link that leads out of"
+_LINK = ", outside of"
 _CONFIG, _NOTES = "vae/config.json", "transformer/notes.txt"
 _BAD = "MalformedCheckpoint"
 _HOSTILE_INDEX = _index(json.dumps({HOSTILE_TEXT: _OTHER}))

@@ -60,9 +60,9 @@ for _name, _content, _hint, *_message in (
 _DYNAMIC = "use_dynamic_quantization = true"
 for _name, _dtype, _more, _hint, *_message in (
     ("unknown-dtype", "uint99", "", "uint9"),
-    ("dynamic-from-a-dtype-that-is-not-in-its-order", "bool", _DYNAMIC, "uint4", "dynamic quantization"),
+    ("dynamic-from-a-dtype-that-is-not-in-its-order", "bool", _DYNAMIC, "uint4", "use_dynamic_quantization"),
 ):
-    _message = [f"weights_dtype = {_dtype}", *_message]
+    _message = ["recipe mine", f"weights_dtype = {_dtype}", *_message]
     _add_recipe_case(_name, f"[sdnq]\nweights_dtype = '{_dtype}'\n{_more}", *_message, hint=(_hint,))
 _add_recipe_case(
     "rotating-groups-of-nothing",

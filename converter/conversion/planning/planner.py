@@ -137,8 +137,9 @@ def resolve_config(recipe: Recipe, model: nn.Module, modules: Sequence[NamedModu
         RecipeError: an option has a value that SDNQ does not know, or a rule matches nothing.
     """
     quantizer, utilities = load_library("sdnq.quantizer"), load_library("sdnq.utils")
-    for options in (recipe.options, *(rule.options for rule in recipe.rules)):
-        _check_dtypes(options)
+    _check_dtypes(recipe.options, f"recipe {recipe.name}")
+    for rule in recipe.rules:
+        _check_dtypes(rule.options, f"recipe {recipe.name}, rule for {rule}")
     try:
         config = quantizer.SDNQConfig(**recipe.options)
     except (TypeError, ValueError, KeyError) as error:
@@ -148,7 +149,7 @@ def resolve_config(recipe: Recipe, model: nn.Module, modules: Sequence[NamedModu
         for named in modules
         if utilities.check_quant_is_allowed(type(named.module).__name__, named.module.weight, config)
     }
-    decided = resolve_rules(recipe.rules, tuple(quantizable), model.state_dict(), type(model).__name__)
+    decided = resolve_rules(recipe, tuple(quantizable), model.state_dict(), type(model).__name__)
 
     def matched_by(pattern: str) -> set[str]:
         # SDNQ takes a pattern for a regular expression, which not every glob is.
@@ -178,7 +179,7 @@ def resolve_config(recipe: Recipe, model: nn.Module, modules: Sequence[NamedModu
     return config
 
 
-def _check_dtypes(options: Mapping[str, Any]) -> None:
+def _check_dtypes(options: Mapping[str, Any], where: str) -> None:
     common = load_library("sdnq.common")
     for name in ("weights_dtype", "scale_dtype", "zero_point_dtype", "quantized_matmul_dtype"):
         known = common.accepted_matmul_dtypes if name == "quantized_matmul_dtype" else common.accepted_weight_dtypes
@@ -186,16 +187,16 @@ def _check_dtypes(options: Mapping[str, Any]) -> None:
         if value is not None and value not in known:
             near = difflib.get_close_matches(value, known, n=3)
             raise RecipeError(
-                f"{name} = {value}",
-                "SDNQ does not know this dtype",
+                where,
+                f"{name} = {value} is not a dtype of SDNQ",
                 f"Similar dtypes: {', '.join(near)}." if near else f"Dtypes: {', '.join(sorted(known)[:40])}.",
             )
     order = common.weights_dtype_order
     if options.get("use_dynamic_quantization") and options.get("weights_dtype", order[0]) not in order:
         raise RecipeError(
-            f"weights_dtype = {options['weights_dtype']}",
-            "dynamic quantization cannot begin with it",
-            f"Begin with one of: {', '.join(name for name in order if 'int' in name)}.",
+            where,
+            f"use_dynamic_quantization does not work with weights_dtype = {options['weights_dtype']}",
+            f"Use one of: {', '.join(name for name in order if 'int' in name)}.",
         )
 
 

@@ -58,7 +58,7 @@ def predict_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan | None:
     if dict(expected) != shapes or not floats or checkpoint.config.get("quantization_config") is not None:
         return None
     quantizable = [name.removesuffix(".weight") for name, shape in expected if _is_quantizable(name, shape)]
-    kept = resolve_rules(recipe.rules, quantizable, shapes, CLASS_NAME)
+    kept = resolve_rules(recipe, quantizable, shapes, CLASS_NAME)
     tensors: list[PlannedTensor] = []
     modules: dict[str, PlannedModule] = {}
     delayed: list[PlannedTensor] = []

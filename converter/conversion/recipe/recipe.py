@@ -209,7 +209,7 @@ def parse_setting(text: str) -> Rule:
 
 
 def resolve_rules(
-    rules: Sequence[Rule],
+    recipe: Recipe,
     modules: Sequence[str],
     tensors: Iterable[str],
     class_name: str,
@@ -217,7 +217,7 @@ def resolve_rules(
     """The rule of each module: the last one that matches it.
 
     Args:
-        rules: in the order of the recipe.
+        recipe: its rules count, in their order.
         modules: full names of the modules that SDNQ is able to quantize.
         tensors: full names of all tensors of the model.
         class_name: class of the model, for its families.
@@ -231,10 +231,10 @@ def resolve_rules(
     names = set(tensors)
     names |= {name.rpartition(".")[0] for name in names} - {""}
     decided: dict[str, Rule] = {}
-    for rule in rules:
+    for rule in recipe.rules:
         matched = [module for module in modules if rule_matches(rule, module, class_name)]
         if not matched and not (rule.keep and any(rule_matches(rule, name, class_name) for name in names)):
-            raise _no_match(rule, modules, names, class_name)
+            raise _no_match(recipe, rule, modules, names, class_name)
         for module in matched:
             decided[module] = rule
     return decided
@@ -247,17 +247,18 @@ def rule_matches(rule: Rule, module: str, class_name: str) -> bool:
     return fnmatchcase(module, rule.match) or fnmatchcase(module + ".weight", rule.match)
 
 
-def _no_match(rule: Rule, modules: Sequence[str], names: set[str], class_name: str) -> RecipeError:
+def _no_match(recipe: Recipe, rule: Rule, modules: Sequence[str], names: set[str], class_name: str) -> RecipeError:
+    where = f"recipe {recipe.name}, rule for {rule}"
     if rule.family:
         families = sorted({family(module + ".weight", class_name) for module in modules})
-        return RecipeError(f"rule for {rule}", "no module belongs to that family", f"Families: {', '.join(families)}.")
+        return RecipeError(where, "no module belongs to that family", f"Families: {', '.join(families)}.")
     if any(rule_matches(rule, name, class_name) for name in names):
-        return RecipeError(f"rule for {rule}", "matches only tensors that SDNQ cannot quantize", "Remove the rule.")
+        return RecipeError(where, "matches only tensors that SDNQ cannot quantize", "Remove the rule.")
     parts = {part for name in names for part in name.split(".") if not part.isdigit()}
     wanted = rule.match.strip("*.")
     near = difflib.get_close_matches(wanted, sorted(parts | names), n=4, cutoff=0.5)
     return RecipeError(
-        f"rule for {rule}",
+        where,
         "matches nothing in the model",
         f"Similar names: {', '.join(near)}." if near else "Compare it with the names in the header.",
     )

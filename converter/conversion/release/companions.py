@@ -124,7 +124,8 @@ def _resolve_inside(file: Path, root: Path) -> Path:
         if parent.name == "snapshots":
             allowed.append(parent.parent / "blobs")
     if not any(real.is_relative_to(folder) for folder in allowed):
-        raise MalformedCheckpoint(file, f"is a link that leads out of {root}", "Replace the link with the file itself.")
+        reason = f"is a link to {real}, outside of {root}"
+        raise MalformedCheckpoint(file, reason, "Replace the link with the file itself.")
     try:
         regular = stat.S_ISREG(real.stat().st_mode)
     except OSError as error:

@@ -116,9 +116,8 @@ class Manifest:
         """
         kind, version = content.get("format"), content.get("format_version")
         if kind != MANIFEST_FORMAT or type(version) is not int or version != MANIFEST_VERSION:
-            raise MalformedCheckpoint(
-                where, f"is {kind!s:.80}, version {version!s:.80}; lensconv reads version {MANIFEST_VERSION}"
-            )
+            found = f"format {kind!s:.80}, version {version!s:.80}"
+            raise MalformedCheckpoint(where, f"is not a lensconv manifest of version {MANIFEST_VERSION} ({found})")
         fields = Fields(content, where, MalformedCheckpoint)
         source, recipe, output = (_table(fields, key) for key in ("source", "recipe", "output"))
         headers = output.take("headers", dict)
