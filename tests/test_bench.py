@@ -334,7 +334,7 @@ def test_places_that_cannot_be_written(tiny_repo: Path, tmp_path: Path, bench: L
 def test_files_of_another_benchmark_are_not_mixed_in(tmp_path: Path, bench: Lensconv) -> None:
     (tmp_path / "weight_fidelity.json").write_text("{}")
     message = refusal(bench(tmp_path, *DRAWING))
-    assert "weight_fidelity.json: is from another benchmark" in message
+    assert "weight_fidelity.json: belongs to an earlier benchmark" in message
     (tmp_path / "weight_fidelity.json").unlink()
     (tmp_path / "measurements.jsonl").unlink()
     os.mkfifo(tmp_path / "measurements.jsonl")
@@ -410,7 +410,7 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
     reasons = {
         "B2": "killed by SIGKILL, perhaps because memory ran out",
         "C3": "while warming up: there is not enough memory: CUDA out of memory. Tried to allocate 20.00 GiB.",
-        "D4": "hung: nothing for 15 s, and was killed",
+        "D4": "was stopped: no progress for 15 s (--timeout)",
     }
     assert outcome.result["failed"] == [
         {"model": "quantized", "mode": "standard", "repeat": 0, "prompt": key, "reason": reason}

@@ -61,6 +61,7 @@ def test_every_published_figure_is_on_the_card(release: Path, published: Path) -
     assert check_metadata(text) == MetadataReport()
     assert "- model-cpu-offload\n" in text
     assert "- ablation\n" not in text
+    assert "ablation" not in {*report.sections, *report.left_out}
 
 
 def test_figures_without_a_checksum_are_taken_only_when_asked_for(release: Path, published: Path) -> None:

@@ -134,7 +134,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path, link: str) -> None:
     (tmp_path / "elsewhere").mkdir()
     (folder / link).parent.mkdir(exist_ok=True)
     (folder / link).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OutputError, match="leads out of the folder"):
+    with pytest.raises(OutputError, match=", outside of"):
         draw_charts(folder)
     assert names_in(tmp_path / "elsewhere") == []
 

@@ -137,7 +137,7 @@ def test_images_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     expected = "original/P02-309.png and quantized/P02-302.png: the same id with different seeds"
     assert expected in refusal(first, second)
     save(first / "P02-309-original.png")
-    assert "are both P02-309" in refusal(first, second)
+    assert "are two images of P02-309" in refusal(first, second)
     # Too small for the window of SSIM.
     for folder in "ab":
         save(tmp_path / folder / "dot-1.png", noise(1, 10, 40))
@@ -162,7 +162,7 @@ def test_settings_that_disagree_are_refused(tmp_path: Path, name: str, value: ob
     save(tmp_path / "a" / "cat.png", settings=SETTINGS)
     save(tmp_path / "b" / "cat.png", settings={**SETTINGS, name: value})
     message = refusal(tmp_path / "a", tmp_path / "b")
-    assert f"a/cat.png and b/cat.png: were made with another {name}: {SETTINGS[name]} and {value}" in message
+    assert f"a/cat.png and b/cat.png: differ in {name}: {SETTINGS[name]} and {value}" in message
 
 
 def test_files_know_their_seed_better_than_their_names(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_files_know_their_seed_better_than_their_names(tmp_path: Path) -> None:
     assert (pair.key, pair.id, pair.seed, pair.baseline_seed) == ("door-2", "door-2", 301, 302)
     save(tmp_path / "d" / "cat-5.png")
     save(tmp_path / "e" / "cat-5.png", settings=SETTINGS)
-    assert "were made with another seed: 5 and 301" in refusal(tmp_path / "d", tmp_path / "e")
+    assert "differ in seed: 5 and 301" in refusal(tmp_path / "d", tmp_path / "e")
 
 
 def test_steps_must_be_those_of_the_images(tmp_path: Path) -> None:
@@ -489,7 +489,7 @@ def test_the_report_and_its_rendering(tmp_path: Path, monkeypatch: pytest.Monkey
     stream = io.StringIO()
     RichConsole(file=stream, width=200).print(*_render(report))
     shown = stream.getvalue()
-    assert "At an unknown number of steps: trajectory drift at the same seed, not quality." in shown
+    assert "Unknown number of steps. These figures measure drift at the same seed, not quality." in shown
     assert "identical" in shown
     assert "0.00 → 0.00" in shown
 

@@ -124,7 +124,7 @@ OTHER_TITLE = "prompt P03: its row does not have the title of its heading"
         (markdown_card(body=lambda _: "![x](y.png)"), "has no text below its heading"),
         (markdown_card(body=lambda p: p.prompt + ' 5" tall'), "is never closed"),
         (markdown_card(body=lambda p: p.prompt + ' 5" tall”'), "is never closed"),
-        (markdown_card(body=lambda p: p.prompt + " ”"), "closes nothing"),
+        (markdown_card(body=lambda p: p.prompt + " ”"), "has no opening mark"),
         (markdown_card(body=lambda p: p.prompt + " \0"), "prompt has the control character U+0000"),
         (markdown_card(body=lambda p: p.prompt + ' ""'), "nothing between them"),
         (markdown_card(body=lambda p: p.prompt + " word" * 4000), "more than 20000"),
@@ -132,7 +132,7 @@ OTHER_TITLE = "prompt P03: its row does not have the title of its heading"
         (markdown_card(header="| ID | Seed | Seed |\n|-|-|-|"), "several columns for the seed"),
         (markdown_card(header="| ID | Seed | Negative prompt |\n|-|-|-|"), "a table has negative prompts"),
         (markdown_card() + "\n\n| ID | Seed |\n|-|-|\n| P01 | 9 |", "two seeds: 301 and 9"),
-        (markdown_card() + f"\n\n### P01 - {ONE.scenario}\n\nOther.", "above different texts"),
+        (markdown_card() + f"\n\n### P01 - {ONE.scenario}\n\nOther.", "this id but different texts"),
         (markdown_card(suite=PromptSuite("x", (ONE, LIKE_ONE))), "prompt p01: differs from P01"),
         (plain_card().replace("P03 Volcano", "P03 Vulcano"), OTHER_TITLE),
         (plain_card().replace("Hut 303", "Hut x303"), OTHER_TITLE),
@@ -162,8 +162,8 @@ TITLE = "its section has a title with quotation marks"
 NEGATIVE = "has a negative prompt"
 TWICE = "its section has the label Prompt: twice"
 LABELLED = "a line within its quoted block is labelled"
-QUOTED = "its section has a quoted block with more than paragraphs"
-INCHES = "touches the quotation marks around"
+QUOTED = "its section has a block quote with lists, headings or other blocks"
+INCHES = "touch a letter or digit; they may mean inches or a nested quote"
 
 
 @pytest.mark.parametrize("is_last", [True, False])
@@ -233,7 +233,7 @@ INCHES = "touches the quotation marks around"
         ("> **Prompt:** PROMPT", f"{LABELLED}: Prompt: A"),
         ("```\nSeed: 302\nA bakery.\n```", f"{LABELLED}: Seed: 302"),
         # Quotation marks that may open or close.
-        ('A sign "SAY &quot;HI&quot; NOW".', f"a letter or digit {INCHES} 'SAY' from outside, up to character 13"),
+        ('A sign "SAY &quot;HI&quot; NOW".', f"the quotation marks around 'SAY' (end: character 13) {INCHES}"),
         ('A sign "ROOM "7" HERE".', INCHES),
         ('A photo of 5" x 7" on a wall.', INCHES),
         ('A sign "SAY "\u55e8" NOW".', INCHES),

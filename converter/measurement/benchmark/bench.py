@@ -15,7 +15,7 @@ from converter.errors import OutputError
 from converter.measurement.benchmark.assembly import Assembly
 from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.fidelity import compare_images, compare_weights
-from converter.measurement.benchmark.journal import Journal
+from converter.measurement.benchmark.journal import JOURNAL_NAME, Journal
 from converter.measurement.benchmark.measuring import IMAGE_KINDS, Bench, probe_machine
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
@@ -159,7 +159,7 @@ def _refuse_output(output: Path, original: Path) -> None:
         OutputError: it is refused.
     """
     if output.resolve().is_relative_to(original.resolve()):
-        raise OutputError(f"{output}: is inside the original repo", "Measure into another folder.")
+        raise OutputError(f"{output}: is inside the original repo", "Choose another folder with --out.")
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is not a folder", "Choose another name.")
     for folder in (output / "images", *(output / "images" / kind for kind in IMAGE_KINDS)):
@@ -176,8 +176,8 @@ def _refuse_foreign(output: Path, quantized: Path) -> None:
     for file in _own_files(output, quantized):
         if file.exists():
             raise OutputError(
-                f"{file}: is from another benchmark, whose journal is missing",
-                "Measure into another folder, or delete it with --restart.",
+                f"{file}: belongs to an earlier benchmark, but {JOURNAL_NAME} is missing",
+                "Choose another folder with --out, or delete its measurements with --restart.",
             )
 
 

@@ -99,7 +99,7 @@ class Journal:
 
     def _lock(self) -> None:
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            raise OutputError(f"{self.file}: is not a file", "Remove it, or measure into another folder.")
+            raise OutputError(f"{self.file}: is not a file", "Remove it, or choose another folder with --out.")
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -130,7 +130,7 @@ class Journal:
             if first.get(key) != value:
                 raise OutputError(
                     f"{self.file}: contains another benchmark: {_difference(key, first.get(key), value)}",
-                    "Measure into another folder, or delete it with --restart.",
+                    "Choose another folder with --out, or delete its measurements with --restart.",
                 )
 
     def _append(self, entry: Mapping[str, Any], *, truncates: bool = False) -> None:

@@ -17,8 +17,8 @@ class BenchOptions:
 
     mode: str = option(
         "standard,offload",
-        "Where the weights are: standard (all on the device), offload (each model on the CPU until it runs), "
-        "sequential (each layer); separate several with commas.",
+        "Where the weights are: standard (all on the device), offload (each component on the CPU until it runs, as "
+        "with `generate --offload model`), sequential (each layer); separate several with commas.",
     )
     repeats: int = option(1, "Number of times to measure everything, each time in new processes.", range=(1, 100))
     timeout: float = option(3600.0, "Seconds after which loading, or one image, counts as hanging.", range=(1.0, 1e6))

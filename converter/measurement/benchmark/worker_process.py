@@ -70,7 +70,7 @@ class WorkerProcess:
             content = self._read()
             if content is None:
                 self.stop()
-                reason = f"hung: nothing for {self._timeout:g} s, and was killed"
+                reason = f"was stopped: no progress for {self._timeout:g} s (--timeout)"
                 yield {"event": FAILED, "reason": reason, "died": True, "hung": True}
                 return
             if not content:

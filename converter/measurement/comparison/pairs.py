@@ -133,7 +133,8 @@ def _list_images(folder: Path, reporter: Reporter) -> dict[str, ImageFile]:
             continue
         key = parse_name(entry).key
         if key in images:
-            raise UsageError(f"{folder}: {_names([images[key].path.name, entry.name])} are both {key}")
+            names = _names([images[key].path.name, entry.name])
+            raise UsageError(f"{folder}: {names} are two images of {key}", "Remove one of them.")
         images[key] = _read_image(entry)
     if others:
         reporter.note(f"{folder}: not compared, neither PNG nor WebP: {_names(others)}")
@@ -181,7 +182,7 @@ def _check_pair(
     _refuse_differences(original, quantized)
     seeds = [image.name.seed for image in (original, quantized) if image.name.seed is not None]
     if len(set(seeds)) > 1:
-        raise UsageError(f"{original} and {quantized}: were made with another seed: {seeds[0]} and {seeds[1]}")
+        raise UsageError(f"{original} and {quantized}: differ in seed: {seeds[0]} and {seeds[1]}")
     baseline = None if baselines is None else _find_baseline(original, quantized, baselines)
     if baseline is not None:
         _refuse_differences(original, baseline)
@@ -208,7 +209,7 @@ def _refuse_differences(first: ImageFile, second: ImageFile) -> None:
         values = [(image.head.settings or {}).get(name) for image in (first, second)]
         if None not in values and values[0] != values[1]:
             shown = " and ".join(f"{value!s:.60}" for value in values)
-            raise UsageError(f"{first} and {second}: were made with another {name}: {shown}", "Use the same settings.")
+            raise UsageError(f"{first} and {second}: differ in {name}: {shown}", "Use the same settings.")
 
 
 def _names(names: Iterable[str]) -> str:

@@ -43,7 +43,7 @@ class Lpips:
             library: Any = importlib.import_module("lpips")
             self.version = version("lpips")
         except (ImportError, PackageNotFoundError) as error:
-            reason = f"the package {error.name or 'lpips'} is not installed; pip install 'lensconv[lpips]'"
+            reason = f"the package {error.name or 'lpips'} is not installed; the extra lpips installs it"
             raise NotMeasured(printable(reason)) from error
         except _LOADING_ERRORS as error:
             raise NotMeasured(f"lpips cannot be imported: {_first_line(error)}") from error

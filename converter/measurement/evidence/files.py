@@ -23,6 +23,9 @@ from converter.measurement.evidence.folder_agreement import disagreements_betwee
 from converter.measurement.evidence.images import changed_images
 from converter.schemas import load_schema
 
+#: What to do about a folder without measurements.
+MEASURE_HINT = "Run `lensconv bench ORIGINAL QUANTIZED --out DIR`."
+
 
 @dataclass(frozen=True)
 class Format:
@@ -79,9 +82,7 @@ def read_evidence_folder(folder: Path) -> dict[str, dict[str, Any]]:
         raise MissingInput(folder, "no such folder", "Check the path; `lensconv bench` creates such a folder.")
     found = {name: read_evidence(folder / name)[1] for name in FORMATS if (folder / name).exists()}
     if not found:
-        raise MissingInput(
-            folder, f"contains no measurements, such as {names.METRICS_NAME}", "Run `lensconv bench --out`."
-        )
+        raise MissingInput(folder, f"contains no measurements, such as {names.METRICS_NAME}", MEASURE_HINT)
     for name, other, reason in disagreements_between(found):
         raise EvidenceError(folder / name, f"{reason}, according to {other}")
     for reason in changed_images(folder, found.get(names.MATRIX_NAME, {"prompts": []})):

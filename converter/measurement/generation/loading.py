@@ -17,6 +17,7 @@ from converter.console import Reporter
 from converter.errors import MalformedCheckpoint, MemoryLimitError, UnsupportedCheckpoint
 from converter.lens import LensGptOssEncoder, LensPipeline, LensTransformer2DModel
 from converter.libraries import LOADING_ERRORS
+from converter.measurement.generation.memory import LESS_MEMORY
 from converter.measurement.generation.repo import PipelineRepo
 from converter.models.classes import refuse_absurd
 from converter.models.lens.layout import MAXIMUM_LAYERS
@@ -145,8 +146,7 @@ def blaming(part: Path) -> Iterator[None]:
     except (*LOADING_ERRORS, jinja2.TemplateError) as error:
         text = str(error) or repr(error)
         if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _NO_MEMORY):
-            hint = "Generate a smaller image, or use --offload or a quantized repo."
-            raise MemoryLimitError(f"there is not enough memory: {text}", hint) from error
+            raise MemoryLimitError(f"there is not enough memory: {text}", LESS_MEMORY) from error
         hint = "Compare it with the repo that it was made from."
         raise UnsupportedCheckpoint(f"{part}: cannot be used: {text}", hint) from error
 

@@ -29,6 +29,8 @@ _LIVE_WIDTHS = 24
 _OVERHEAD_BYTES = 300_000_000
 #: Maximum number of text tokens.
 _TEXT_TOKENS = 415
+#: What to do if the memory does not suffice, in `generate` and in `bench`.
+LESS_MEMORY = "Use --dtype bfloat16, --offload model (bench: --mode offload), a smaller image or a quantized repo."
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def require_memory(need: MemoryNeed, device: torch.device) -> None:
         if wanted > free:
             raise MemoryLimitError(
                 f"generating takes about {readable_size(wanted)} of {where}, but only {readable_size(free)} are free",
-                "Close other programs, generate a smaller image, or use bfloat16, --offload or a quantized repo.",
+                f"Close other programs. {LESS_MEMORY}",
             )
 
 

@@ -45,7 +45,7 @@ class GenerateOptions:
     base_resolution: int | None = option(
         None,
         "Side of a square image in pixels; images of other aspect ratios have about the same area.  "
-        "[default: 1440; a tiny model's own size]",
+        "[default: 1440; for a tiny model, its own size]",
         choices=tuple(RESOLUTIONS),
     )
     aspect_ratio: str | None = option(None, "Ratio of width to height.  [default: 1:1]", choices=ASPECT_RATIOS)

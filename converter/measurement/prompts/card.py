@@ -64,15 +64,15 @@ def quoted_texts(prompt: str, where: str) -> tuple[str, ...]:
     for found in _QUOTED.finditer(prompt):
         opened, closing, last = found[1], found[2], found.end() - 1
         if not opened:
-            fail(where, f"quotation mark {found[0]} at character {last + 1} closes nothing", CORRECT)
+            fail(where, f"quotation mark {found[0]} at character {last + 1} has no opening mark", CORRECT)
         if not closing:
             fail(where, f"the quotation mark before {opened[1:41]} is never closed", CORRECT)
         quoted = " ".join(opened[1:].split())
         if not quoted:
             fail(where, f"has two quotation marks with nothing between them at character {last}", CORRECT)
         if closing == '"' and (_joins(prompt, found.start(), -1) or _joins(prompt, last, 1)):
-            reason = f"a letter or digit touches the quotation marks around {quoted!r:.60} from outside"
-            fail(where, f"{reason}, up to character {last + 1}, so they may be inches or quotes in quotes", CORRECT)
+            reason = f"the quotation marks around {quoted!r:.60} (end: character {last + 1}) touch a letter or digit"
+            fail(where, f"{reason}; they may mean inches or a nested quote", CORRECT)
         texts[quoted] = None
     return tuple(texts)
 
@@ -95,7 +95,7 @@ def _merge_sections(found: list[Section]) -> dict[str, Section]:
             sections[section.id] = section
             continue
         if old.contents and section.contents and old.contents != section.contents:
-            fail(section.where, "two headings with that id are above different texts", CORRECT)
+            fail(section.where, "two headings have this id but different texts", CORRECT)
         title = agreed(old.title, section.title, "title", section.where)
         seed = agreed(old.seed, section.seed, "seed", section.where)
         sections[section.id] = replace(old if old.contents else section, title=title, seed=seed)

@@ -57,7 +57,7 @@ def check_text(text: str, what: str, where: str, *, limit: int = NAME_LIMIT, lin
         SuiteError: it cannot be used.
     """
     if not text.strip():
-        fail(where, f"{what} is empty", "Write what it should say.")
+        fail(where, f"{what} is empty", "Give it a value.")
     if len(text) > limit:
         fail(where, f"{what} has {len(text)} characters, more than {limit}", "Shorten it.")
     for character in text:
@@ -98,7 +98,7 @@ def check_prompt(scenario: str, seed: int, prompt: str, required_text: Sequence[
     """
     check_text(scenario, "scenario", where)
     if not 0 <= seed <= LAST_SEED:
-        fail(where, f"seed {seed} is not from 0 to {LAST_SEED}", "The thousand seeds after it must be valid, too.")
+        fail(where, f"seed {seed} is not between 0 and {LAST_SEED}", "Choose another; the baseline uses seed + 1000.")
     check_text(prompt, "prompt", where, limit=PROMPT_LIMIT, lines=True)
     asked = normalize(prompt)
     seen: set[str] = set()
@@ -109,7 +109,7 @@ def check_prompt(scenario: str, seed: int, prompt: str, required_text: Sequence[
             fail(
                 where,
                 f"required text {text!r} does not occur in the prompt",
-                "Add it, letter by letter.",
+                "Add it to the prompt exactly as written, or remove it from required_text.",
             )
         if compared in seen:
             fail(where, f"required text {text!r} is listed twice", "Remove one of them.")

@@ -130,7 +130,8 @@ def _add_block(section: Section, block: Block) -> None:
         _add_block(section, inner)
     elif kind == "blockquote_open":
         if [token.type for token in inner] != len(inner) // 3 * _PARAGRAPH:
-            section.refuse_part("a quoted block with more than paragraphs", " ".join(shown_lines(block, section.where)))
+            text = " ".join(shown_lines(block, section.where))
+            section.refuse_part("a block quote with lists, headings or other blocks", text)
         shown = [render(token.content, section.where).split("\n") for token in inner if token.type == "inline"]
         paragraphs = [" ".join(line.strip() for line in lines if line.strip()) for lines in shown]
         section.add_quote("\n\n".join(filter(None, paragraphs)), chain(*shown))

@@ -103,12 +103,11 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
     _keep_edited_card(release, text)
     contents[CARD_NAME] = text.encode()
     _write(release, contents, verified=found.is_verified, repository=options.repo)
-    missing = left_out(context)
     return CardReport(
         card=root / CARD_NAME,
         files=tuple(describe_file(name, contents[name]) for name in sorted(contents)),
-        sections=tuple(section for section in SECTIONS if section not in missing),
-        left_out=missing,
+        sections=tuple(section for section in SECTIONS if context.get(section, True)),
+        left_out=left_out(context),
         verified=found.is_verified,
         warnings=(*_warnings(metadata, found), *unknown),
     )

@@ -38,7 +38,7 @@ def find_prompt_texts(matrix: Mapping[str, Any] | None, suite: str | None) -> di
             raise EvidenceError(
                 MATRIX_NAME,
                 f"prompt {row['id']}, seed {row['seed']}, differs from the suite {suite}",
-                "Name the suite that was measured with --prompts, or omit the option.",
+                "Give --prompts the suite that was measured, or omit it.",
             )
         found[row["id"]] = row.get("prompt", text)
     return {key: text for key, text in found.items() if text}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint.writer import folder_inside
 from converter.console import SILENT, Reporter
 from converter.errors import MissingInput
-from converter.measurement.evidence.files import read_evidence_folder
+from converter.measurement.evidence.files import MEASURE_HINT, read_evidence_folder
 from converter.measurement.evidence.origin import origin_note
 from converter.presentation.charts.chart import Chart, Evidence, LeftOut
 from converter.presentation.charts.library import fixed_settings, traceless_import
@@ -79,7 +79,7 @@ def draw_charts(folder: Path, *, output: Path | None = None, reporter: Reporter 
     left_out = tuple(chart for chart in charts if isinstance(chart, LeftOut))
     if not ready:
         reasons = "; ".join(f"{chart.name}: {chart.reason}" for chart in left_out)
-        raise MissingInput(folder, f"contains no measurements for a chart: {reasons}", "Run `lensconv bench --out`.")
+        raise MissingInput(folder, f"contains no measurements for a chart: {reasons}", MEASURE_HINT)
     for chart in left_out:
         reporter.note(f"left out {chart.name}: {chart.reason}")
     contents: dict[str, bytes] = {}
