@@ -126,7 +126,7 @@ class RecipeError(FileError):
 class EvidenceError(FileError):
     """A file of measurements has another format, or its figures contradict each other."""
 
-    default_hint = "Measure again with `lensconv bench`; do not edit it."
+    default_hint = "Measure again with `lensconv bench`; do not edit the file."
 
 
 class SuiteError(FileError):

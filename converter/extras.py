@@ -37,5 +37,6 @@ def require_extra(extra: str) -> None:
     missing = [name for name in MODULES[extra] if util.find_spec(name) is None]
     if missing:
         raise DependencyError(
-            f"this command needs {', '.join(missing)}", f"Install the extra: pip install 'lensconv[{extra}]'."
+            f"this command needs {', '.join(missing)}",
+            f"In your copy of lensconv, run: pip install --constraint constraints.txt '.[{extra}]'.",
         )

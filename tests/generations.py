@@ -17,7 +17,7 @@ from tests.conftest import Lensconv, Outcome
 SMALL = ("--height", 64, "--width", 96, "--steps", 2)
 
 
-def draw(lensconv: Lensconv, repo: Path, output: Path, *options: object, prompt: str = "a red cube") -> Outcome:
+def draw(lensconv: Lensconv, repo: Path | str, output: Path, *options: object, prompt: str = "a red cube") -> Outcome:
     return lensconv("generate", repo, "--prompt", prompt, "--out", output, *SMALL, *options, "--json")
 
 

@@ -111,4 +111,4 @@ def test_a_taken_port_and_missing_packages_are_reported(tmp_path: Path, monkeypa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else os)
     with pytest.raises(DependencyError, match="uvicorn") as caught, running_hub(HubSettings(tmp_path)):
         pass
-    assert "pip install 'lensconv[rehearsal]'" in caught.value.hint
+    assert "'.[rehearsal]'" in caught.value.hint

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.evidence import render_contents
-from converter.cli.options import PATH, dataclass_options, output_options, pass_console
+from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, pass_console
 from converter.console import Console
 from converter.extras import require_extra
 from converter.measurement.benchmark.options import BenchOptions
@@ -29,8 +29,8 @@ _CHOSEN = ("seed", "offload", "features", "overwrite")
     short_help="Measure the original and the quantized repo.",
     epilog="Example: lensconv bench Lens Lens-uint4 --prompts ten-signs --out evidence",
 )
-@click.argument("original", type=PATH)
-@click.argument("quantized", type=PATH)
+@click.argument("original", type=LOCAL_PATH)
+@click.argument("quantized", type=LOCAL_PATH)
 @click.option(
     "--prompts",
     metavar="NAME|FILE",
@@ -79,7 +79,7 @@ def _render(report: BenchReport) -> list[RenderableType]:
 
     parts = render_contents({name: (FORMATS[name].schema, content) for name, content in report.evidence.items()})
     parts += [
-        f"failed: {row['model']}, {row['mode']}, repeat {row['repeat']}, {row['prompt']}: {row['reason']}"
+        f"failed: {row['model']}, {row['mode']}, run {row['repeat'] + 1}, {row['prompt']}: {row['reason']}"
         for row in report.failed
     ]
     count = f"{report.images} images in {report.elapsed_s:.0f} s"

@@ -35,7 +35,7 @@ from converter.presentation.card.options import CardOptions
     multiple=True,
     help="ISO code of the language of the prompts, such as en. Repeatable.  [default: en]",
 )
-@click.option("--tag", "tags", metavar="TAG", multiple=True, help="An additional tag for the Hub. Repeatable.")
+@click.option("--tag", "tags", metavar="TAG", multiple=True, help="Additional tag in the card's metadata. Repeatable.")
 @click.option(
     "--preview", metavar="FILE", type=PATH, help="Also write the card as an HTML page, as the Hub would show it."
 )

@@ -23,7 +23,7 @@ _FIGURES = (
     ("psnr_db", "PSNR", " dB", 2),
     ("ssim", "SSIM", "", 4),
     ("lpips", "LPIPS", "", 4),
-    ("periodic_grid_added", "added grid", " grey levels", 2),
+    ("periodic_grid_added", "added pattern", " grey levels", 2),
 )
 
 
@@ -93,7 +93,7 @@ def command(
 
 
 def _render(report: FidelityReport) -> list[RenderableType]:
-    lines = [["image", "seed", "PSNR dB", "SSIM", "LPIPS", "added grid", "text error"]]
+    lines = [["image", "seed", "PSNR dB", "SSIM", "LPIPS", "added pattern", "text error, original → quantized"]]
     for pair in report.pairs:
         means = [sum(rates) / len(rates) for rates in zip(*pair.text_rates, strict=True)]
         error = " → ".join(f"{mean:.2f}" for mean in means)
@@ -111,11 +111,11 @@ def render_summary(fidelity: Mapping[str, Any]) -> list[RenderableType]:
     from rich.text import Text
 
     steps = fidelity["num_inference_steps"]
-    counted = f"{steps} steps" if steps else "an unknown number of steps"
+    counted = f"{steps} steps" if steps else "Unknown number of steps"
     lines = _summary_lines(fidelity["summary"])
     lines += [f"not measured: {name}: {printable(reason)}" for name, reason in fidelity["not_measured"].items()]
     return [
-        Text(f"  At {counted}: trajectory drift at the same seed, not quality.", style="bold"),
+        Text(f"  {counted}. These figures measure drift at the same seed, not quality.", style="bold"),
         *(Text(f"  {line}") for line in lines),
     ]
 

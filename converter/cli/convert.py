@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from converter.cli.options import PATH, dataclass_options, output_options, pass_console, recipe_options
+from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, pass_console, recipe_options
 from converter.console import Console, readable_size, table
 from converter.conversion.options import ConvertOptions
 from converter.errors import Interrupted
@@ -18,7 +18,7 @@ from converter.errors import Interrupted
     short_help="Quantize a checkpoint.",
     epilog="Example: lensconv convert Lens/transformer Lens-uint4 --memory 512MB",
 )
-@click.argument("source", type=PATH)
+@click.argument("source", type=LOCAL_PATH)
 @click.argument("output", metavar="OUT", type=PATH)
 @recipe_options
 @dataclass_options(
@@ -70,6 +70,6 @@ def command(
     )
     console.result(report.to_dict(), table(["file", "size", "sha256"], rows), summary)
     if report.resumed_tensors:
-        console.note(f"{report.resumed_tensors} tensors were finished by an earlier run and kept.")
+        console.note(f"{report.resumed_tensors} tensors from the earlier run were reused.")
     if report.nonfinite:
         console.warn(f"{sum(report.nonfinite.values())} numbers in {len(report.nonfinite)} tensors are not finite.")

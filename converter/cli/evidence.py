@@ -62,10 +62,10 @@ def _render(schema: str, content: Mapping[str, Any]) -> list[RenderableType]:
         shown = measurements.matrix_table(content, MODEL_TITLES, with_scenarios=False)
         slowdown = measurements.slowdown_figures(found.get("slowdown"))
         spreads = [_spread(model, found[model]) for model in MODELS if model in found]
-        return [_show(shown, "Prompt by prompt"), *spreads, *_slowdown(slowdown, "of the quantized model")]
+        return [_show(shown, "Prompt by prompt"), *spreads, *_slowdown(slowdown, "Per image")]
     if schema == "model_cpu_offload_benchmark":
         slowdown = measurements.slowdown_figures(content.get("warm_slowdown"))
-        return [_show(measurements.offload_table(content), content["method"]), *_slowdown(slowdown, "of warm images")]
+        return [_show(measurements.offload_table(content), content["method"]), *_slowdown(slowdown, "Per warm image")]
     if schema == "image_fidelity":
         return render_images(content)
     return [_show(fidelity.weights_table(content))] if schema == "weight_fidelity" else []
@@ -79,10 +79,9 @@ def _slowdown(found: Mapping[str, Any] | None, what: str) -> list[str]:
     """Return a line about a slowdown, where there is one."""
     if found is None:
         return []
-    text = f"Slowdown {what}: {found['percent']} by the means, {found['seconds']} an image, {found['pairs']} pairs"
-    if found["interval"] and found["seconds_interval"]:
-        text += f"; 95 % intervals {found['interval']} and {found['seconds_interval']}"
-    return [f"{text}."]
+    figures = ((f"{found['percent']} time", found["interval"]), (found["seconds"], found["seconds_interval"]))
+    shown = ", ".join(f"{figure} (95 % interval {spread})" if spread else figure for figure, spread in figures)
+    return [f"{what}, quantized against original: {shown}, on average over {found['pairs']} prompts."]
 
 
 def _show(content: Table, title: str = "") -> RenderableType:

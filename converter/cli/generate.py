@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from converter.cli.options import PATH, dataclass_options, output_options, pass_console
+from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, pass_console
 from converter.console import Console, readable_size
 from converter.measurement.generation.options import GenerateOptions
 
@@ -18,7 +18,7 @@ from converter.measurement.generation.options import GenerateOptions
     short_help="Generate an image with an original or quantized repo.",
     epilog='Example: lensconv generate Lens-uint4 --prompt "a red cube on a wooden table" --out cube.png',
 )
-@click.argument("repo", type=PATH)
+@click.argument("repo", type=LOCAL_PATH)
 @click.option("--prompt", required=True, help="What the image shows.")
 @click.option("--out", "output", metavar="FILE.png", type=PATH, required=True, help="Path of the image.")
 @dataclass_options(GenerateOptions, *(field.name for field in fields(GenerateOptions)))

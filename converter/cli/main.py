@@ -128,7 +128,8 @@ def run(arguments: Sequence[str], console: Console) -> int:
     except (click.Abort, KeyboardInterrupt):
         failure = Interrupted("interrupted")
     except MemoryError:
-        failure = MemoryLimitError("there is not enough memory", "Close other programs, or lower --memory and --jobs.")
+        lower = ", or lower --memory and --jobs" if "convert" in arguments[:1] else ""
+        failure = MemoryLimitError("there is not enough memory", f"Close other programs{lower}.")
     except BrokenPipeError:
         raise
     except OSError as error:

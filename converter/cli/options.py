@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from converter.console import Console
-from converter.hub.addresses import is_address
+from converter.errors import MissingInput
+from converter.hub.addresses import is_address, parse_address
 
 #: Bytes by the suffix of a size; GB are 10^9, GiB 2^30.
 UNITS: dict[str, int] = {
@@ -48,6 +49,24 @@ class Size(click.ParamType[int]):
         return size
 
 
+class LocalPath(click.Path):
+    """The path of something that must be on this machine; an address on the Hub is refused with what to do instead."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path.
+
+        Raises:
+            MissingInput: it is an address.
+        """
+        if isinstance(value, str) and is_address(value):
+            address = parse_address(value)
+            name = address.repo_id.rpartition("/")[2]
+            revision = f" --revision {address.revision}" if address.revision else ""
+            hint = f"Run `hf download {address.repo_id}{revision} --local-dir {name}`, then use {name}."
+            raise MissingInput(value, "this command needs a copy on this machine", hint)
+        return super().convert(value, param, ctx)
+
+
 class PathOrAddress(click.ParamType[Path | str]):
     """A path, or an address on the Hub such as ``hf://OWNER/NAME@REVISION``, which stays text."""
 
@@ -63,6 +82,7 @@ class PathOrAddress(click.ParamType[Path | str]):
 
 SIZE = Size()
 PATH = click.Path(path_type=Path)
+LOCAL_PATH = LocalPath(path_type=Path)
 PATH_OR_ADDRESS = PathOrAddress()
 #: Types of values by the ``kind`` in a field's metadata.
 _KINDS: dict[str, Any] = {"size": SIZE, "count": click.IntRange(min=1), "path": PATH}

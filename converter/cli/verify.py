@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.options import PATH, PATH_OR_ADDRESS, output_options, pass_console
+from converter.cli.options import LOCAL_PATH, PATH_OR_ADDRESS, output_options, pass_console
 from converter.console import Console, readable_size, table, verdict
 from converter.errors import printable
 
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from converter.verification.report import VerifyReport
+
+#: Names of checks for people, where they differ from those in the report.
+_TITLES = {
+    "config of the source": "config matches the source",
+    "kept equal source": "kept tensors match the source",
+    "near source": "quantized weights are near the source",
+}
 
 
 @click.command(
@@ -27,11 +34,15 @@ if TYPE_CHECKING:
 @click.option(
     "--against",
     metavar="SOURCE",
-    type=PATH,
+    type=LOCAL_PATH,
     help="Compare every weight with SOURCE, the checkpoint it was made from; for hf://, compare every file "
     "with the release in the folder SOURCE.",
 )
-@click.option("--recipe", metavar="NAME|FILE", help="Check that it is the result of this recipe.")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    help="Check that it is the result of this recipe; needs --against for classes other than Lens.",
+)
 @click.option("--checksums", is_flag=True, help="Compare the sha256 of every file with the manifest.")
 @click.option(
     "--load", is_flag=True, help="Load it with SDNQ and with diffusers or transformers, and compare the parameters."
@@ -110,11 +121,11 @@ def _render(report: VerifyReport) -> list[RenderableType]:
     if report.fidelity:
         parts += render_fidelity(report.fidelity)
     for check in report.checks:
-        parts.append(verdict(f"{check.name}: {check.detail}", ok=check.ok))
+        parts.append(verdict(f"{_TITLES.get(check.name, check.name)}: {check.detail}", ok=check.ok))
     parts += [Text(f"  note  {note}") for note in report.notes]
-    failed = [check.name for check in report.checks if not check.ok]
+    failed = [_TITLES.get(check.name, check.name) for check in report.checks if not check.ok]
     if failed:
-        parts.append(Text(f"Not sound: {', '.join(failed)} failed.", style="bold red"))
+        parts.append(Text(f"Not sound. Failed: {', '.join(failed)}.", style="bold red"))
     else:
         parts.append(Text(f"Sound: all {len(report.checks)} checks passed.", style="bold green"))
     return parts
@@ -146,6 +157,6 @@ def render_fidelity(fidelity: Mapping[str, Any]) -> list[RenderableType]:
         for entry in fidelity["worst"]
     ]
     return [
-        table(["against the source", "modules", "SQNR dB", "least", "least cosine"], families),
-        table(["worst modules", "SQNR dB", "steps off", "cosine"], worst),
+        table(["against the source", "modules", "SQNR dB", "lowest dB", "lowest cosine"], families),
+        table(["worst modules", "SQNR dB", "max error (steps)", "cosine"], worst),
     ]
