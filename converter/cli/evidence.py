@@ -62,10 +62,10 @@ def _render(schema: str, content: Mapping[str, Any]) -> list[RenderableType]:
         shown = measurements.matrix_table(content, MODEL_TITLES, with_scenarios=False)
         slowdown = measurements.slowdown_figures(found.get("slowdown"))
         spreads = [_spread(model, found[model]) for model in MODELS if model in found]
-        return [_show(shown, "Prompt by prompt"), *spreads, *_slowdown(slowdown, "Per image")]
+        return [_show(shown, "Prompt by prompt"), *spreads, *_slowdown(slowdown, "per image")]
     if schema == "model_cpu_offload_benchmark":
         slowdown = measurements.slowdown_figures(content.get("warm_slowdown"))
-        return [_show(measurements.offload_table(content), content["method"]), *_slowdown(slowdown, "Per warm image")]
+        return [_show(measurements.offload_table(content), content["method"]), *_slowdown(slowdown, "per warm image")]
     if schema == "image_fidelity":
         return render_images(content)
     return [_show(fidelity.weights_table(content))] if schema == "weight_fidelity" else []
@@ -81,7 +81,7 @@ def _slowdown(found: Mapping[str, Any] | None, what: str) -> list[str]:
         return []
     figures = ((f"{found['percent']} time", found["interval"]), (found["seconds"], found["seconds_interval"]))
     shown = ", ".join(f"{figure} (95 % interval {spread})" if spread else figure for figure, spread in figures)
-    return [f"{what}, quantized against original: {shown}, on average over {found['pairs']} prompts."]
+    return [f"Quantized model, {what}: {shown} against the original, on average over {found['pairs']} prompts."]
 
 
 def _show(content: Table, title: str = "") -> RenderableType:
