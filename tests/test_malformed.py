@@ -7,12 +7,11 @@ import os
 import stat
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from converter import errors
@@ -22,7 +21,6 @@ from tests.malformed.site import (
     EXIT_CODES,
     IN_PROCESS,
     KEPT,
-    LENS_FILE,
     QUANTIZED,
     Case,
     Invocation,
@@ -30,10 +28,7 @@ from tests.malformed.site import (
     Stored,
     edit_lens,
     plant,
-    read_tensors,
-    write_tensors,
 )
-from tests.malformed.tensors import LARGEST_FLOAT32
 from tests.tiny_models import save_model
 
 #: Cases that are run as commands of their own as well, so that what a process adds is covered once.
@@ -120,10 +115,6 @@ def site(tmp_path: Path, lens: Path) -> Site:
     return Site(tmp_path, lens)
 
 
-def test_corpus_is_large_enough() -> None:
-    assert len(CASES) >= 90
-
-
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 def test_bad_input_is_refused(case: Case, site: Site, capfd: pytest.CaptureFixture[str]) -> None:
     invocation = case.prepare(site)
@@ -178,29 +169,6 @@ def convert_here(site: Site, *options: str, **places: Path) -> Outcome:
     return outcome
 
 
-def test_allowed_nonfinite_numbers_are_counted(site: Site) -> None:
-    flaws = {
-        QUANTIZED: (float("nan"), float("inf"), LARGEST_FLOAT32),
-        KEPT: (float("-inf"), float("nan")),
-        "transformer_blocks.0.img_mod.1.weight": (-LARGEST_FLOAT32,),
-    }
-
-    def edit(tensors: dict[str, Stored]) -> None:
-        for name, numbers in flaws.items():
-            for place, number in enumerate(numbers):
-                plant(tensors[name], number, 40 * place)
-
-    edit_lens(site, edit)
-    counts = {name: len(numbers) for name, numbers in flaws.items()}
-    outcome = convert_here(site, "--allow-nonfinite")
-    assert outcome.result["nonfinite"] == counts
-    manifest = json.loads((site.output / "lensconv_manifest.json").read_text())
-    assert manifest["source"]["nonfinite"] == counts
-    assert "6 numbers in 3 tensors are not finite" in outcome.stderr
-    kept = np.frombuffer(read_tensors(site.output / LENS_FILE)[KEPT].data, np.uint16)
-    assert kept[0] == 0xFF80, "minus infinity in bfloat16"
-
-
 def test_largest_number_of_bfloat16_is_no_flaw(site: Site) -> None:
     (largest,) = struct.unpack("<f", b"\x00\x00\x7f\x7f")
 
@@ -213,52 +181,6 @@ def test_largest_number_of_bfloat16_is_no_flaw(site: Site) -> None:
 
 
 # Sources that are unusual and good.
-
-
-def _to_float16(data: bytes) -> tuple[bytes, bytes]:
-    """Numbers of an F32 tensor in F16, and the same numbers in F32."""
-    narrow = np.frombuffer(data, np.float32).astype(np.float16)
-    return narrow.tobytes(), narrow.astype(np.float32).tobytes()
-
-
-def _to_bfloat16(data: bytes) -> tuple[bytes, bytes]:
-    """Numbers of an F32 tensor cut to BF16, and the same numbers in F32."""
-    narrow = np.frombuffer(data, np.uint32) >> 16
-    return narrow.astype(np.uint16).tobytes(), (narrow << 16).astype(np.uint32).tobytes()
-
-
-def _to_float64(data: bytes) -> tuple[bytes, bytes]:
-    """Numbers of an F32 tensor in F64, and as they are."""
-    return np.frombuffer(data, np.float32).astype(np.float64).tobytes(), data
-
-
-@pytest.mark.parametrize(
-    ("dtype", "cast"), [("F16", _to_float16), ("BF16", _to_bfloat16), ("F64", _to_float64)], ids=["F16", "BF16", "F64"]
-)
-def test_other_floats_convert_as_the_same_numbers_in_f32_do(
-    dtype: str, cast: Callable[[bytes], tuple[bytes, bytes]], site: Site
-) -> None:
-    folders = [site.copy_lens("source"), site.copy_lens("wide")]
-    tensors = read_tensors(folders[0] / LENS_FILE)
-    copies = {name: cast(tensor.data) for name, tensor in tensors.items()}
-    for number, (folder, kind) in enumerate(zip(folders, (dtype, "F32"), strict=True)):
-        cast_tensors = {name: Stored(kind, tensor.shape, copies[name][number]) for name, tensor in tensors.items()}
-        write_tensors(folder / LENS_FILE, cast_tensors)
-        convert_here(site, source=folder, output=site.work / folder.name)
-    first, second = ((site.work / folder.name / LENS_FILE).read_bytes() for folder in folders)
-    assert first == second
-    plan = run_here("plan", str(folders[0]))
-    assert plan.code == 0, plan.stdout
-    notes = " ".join(plan.result["notes"])
-    assert (f"the source contains {dtype}, which was rounded once already" in notes) == (dtype != "F64")
-
-
-def test_single_file_without_config_is_recognised(site: Site) -> None:
-    folder = site.copy_lens()
-    (folder / "config.json").unlink()
-    (folder / LENS_FILE).rename(folder / "lens.safetensors")
-    convert_here(site, source=folder / "lens.safetensors")
-    assert json.loads((site.output / "config.json").read_text())["_class_name"] == "LensTransformer2DModel"
 
 
 def test_unquantized_model_with_its_pickle_beside_it_converts(site: Site) -> None:

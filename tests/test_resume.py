@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -120,17 +119,6 @@ def test_another_conversion_does_not_go_on(
     assert names_in(tmp_path) == ["out", "source"]
 
 
-def test_a_line_of_the_journal_that_was_cut_off_does_no_harm(
-    interrupt: Interrupt, lens_source: Path, tmp_path: Path
-) -> None:
-    interrupt(9)
-    journal = tmp_path / ".out.lensconv" / "journal"
-    journal.write_bytes(journal.read_bytes()[:-7])
-    report = convert(lens_source, tmp_path / "out")
-    assert report.resumed_tensors > 0
-    assert weight_files(tmp_path / "out") == weight_files(convert_default(lens_source, tmp_path / "expected"))
-
-
 @pytest.mark.parametrize("name", ["default", "stochastic", "dynamic", "dynamic svd"])
 def test_what_was_lost_is_made_again(name: str, interrupt: Interrupt, lens_source: Path, tmp_path: Path) -> None:
     """Slots that are gone do not count as finished, in this run or in the one after the next kill."""
@@ -161,16 +149,6 @@ def test_a_run_goes_on_in_the_same_process(
     interrupt(5, recipe)
     monkeypatch.setenv("SDNQ_USE_TORCH_COMPILE", "0")
     assert convert(lens_source, tmp_path / "out", recipe).resumed_tensors >= 5
-
-
-def test_what_another_plan_finished_is_of_no_use(interrupt: Interrupt, lens_source: Path, tmp_path: Path) -> None:
-    """A run on a prediction that nobody confirmed, then one that plans otherwise."""
-    interrupt(9)
-    journal = tmp_path / ".out.lensconv" / "journal"
-    first, *lines = journal.read_text().splitlines()
-    changed = {**json.loads(first), "content": "0" * 64}
-    journal.write_text("\n".join([json.dumps(changed), *lines]) + "\n")
-    assert convert(lens_source, tmp_path / "out").resumed_tensors == 0
 
 
 def test_a_source_that_changes_while_it_is_read(
