@@ -142,15 +142,10 @@ def test_rules_become_what_sdnq_would_be_told(tmp_path: Path) -> None:
             Rule(match="transformer_blocks.1.attn.to_q", options={"weights_dtype": "int6", "group_size": 32}),
         ),
     )
+    linears = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+    blocks = {"transformer_blocks": linears, "single_transformer_blocks": linears[:3]}
     attention = [
-        f"{block}.attn.{linear}.weight"
-        for block in ("transformer_blocks.0", "transformer_blocks.1")
-        for linear in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-    ]
-    attention += [
-        f"single_transformer_blocks.{number}.attn.{linear}.weight"
-        for number in (0, 1)
-        for linear in ("to_q", "to_k", "to_v")
+        f"{block}.{number}.attn.{linear}.weight" for block in blocks for number in (0, 1) for linear in blocks[block]
     ]
     special = "transformer_blocks.1.attn.to_q.weight"
     options = {

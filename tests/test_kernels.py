@@ -114,20 +114,6 @@ def draw_group(kind: str, seed: int) -> NDArray[np.float32]:
 
 
 @variants
-@settings(max_examples=40)
-@given(
-    numbers=arrays.arrays(
-        np.float32,
-        (2, fused.GROUP),
-        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
-        fill=st.sampled_from([0.0, -0.0, 1.0]),
-    )
-)
-def test_numbers_that_hypothesis_finds(numbers: NDArray[np.float32], round_weights: bool, round_scales: bool) -> None:
-    assert_same(finite_bits(numbers), round_weights=round_weights, round_scales=round_scales)
-
-
-@variants
 def test_many_groups_of_any_finite_bits(round_weights: bool, round_scales: bool) -> None:
     generator = np.random.default_rng(0)
     bits = generator.integers(0, 2**32, 4096 * fused.GROUP, dtype=np.uint64).astype(np.uint32)

@@ -7,8 +7,8 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from unittest.mock import Mock
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
@@ -25,6 +25,15 @@ from tests.tiny_models import WEIGHTS, convert_default, make_pipeline
 
 class Interruption(Exception):
     """Stands for whatever ends a process in the middle of its work."""
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    """A function that fails in this way."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return fail
 
 
 def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +203,7 @@ def test_a_passing_failure_keeps_what_is_finished(
 def test_files_that_left_the_source_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_pipeline(tmp_path / "source")
     with monkeypatch.context() as patches:
-        patches.setattr(Staging, "publish", Mock(side_effect=Interruption))
+        patches.setattr(Staging, "publish", raising(Interruption()))
         with pytest.raises(Interruption):
             convert(source, tmp_path / "out")
     assert (tmp_path / ".out.lensconv" / "release" / "tokenizer" / "nested" / "vocabulary.txt").is_file()
@@ -216,7 +225,7 @@ def test_a_kill_while_publishing(
     old = snapshot(output) if overwrite else {}
     options = ConvertOptions(overwrite=overwrite)
     with monkeypatch.context() as patches:
-        patches.setattr(f"converter.checkpoint.staging.{moment}", Mock(side_effect=Interruption))
+        patches.setattr(f"converter.checkpoint.staging.{moment}", raising(Interruption()))
         with pytest.raises(Interruption):
             convert(lens_source, output, options=options)
     expected = snapshot(convert_default(lens_source, tmp_path / "expected"))
@@ -275,7 +284,9 @@ def test_a_synthesis_does_not_destroy_an_interrupted_conversion(
 def test_what_an_interrupted_run_reserved_is_not_needed_again(
     lens_source: Path, tmp_path: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = Mock(return_value=Mock(f_bavail=SPARE_BYTES, f_frsize=1))
+    def full(_: object) -> SimpleNamespace:
+        return SimpleNamespace(f_bavail=SPARE_BYTES, f_frsize=1)
+
     with monkeypatch.context() as patches:
         patches.setattr(os, "statvfs", full)
         with pytest.raises(DiskError, match="but only 0 are free"):
@@ -305,7 +316,7 @@ def test_a_kill_between_two_renames(
     assert not output.exists()
     options = ConvertOptions(overwrite=True, restart=restart, jobs=1)
     with monkeypatch.context() as patches:
-        patches.setattr("converter.conversion.convert.check_space", Mock(side_effect=DiskError("full")))
+        patches.setattr("converter.conversion.convert.check_space", raising(DiskError("full")))
         with pytest.raises(DiskError):
             convert(lens_source, output, options=options)
     report = convert(lens_source, output, options=options)
