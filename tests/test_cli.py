@@ -158,8 +158,8 @@ def test_what_a_library_makes_of_a_signal_is_the_signal(error: Exception, monkey
 USAGE = {
     "nonsense": "No such command 'nonsense'. See lensconv --help.",
     "plan": "Missing argument 'SOURCE'. See lensconv plan --help.",
-    "plan x --memory much": "Invalid value for '--memory': 'much' is not a size; write 5GB, 512MiB or a number of bytes. "
-    "See lensconv plan --help.",
+    "plan x --memory much": "Invalid value for '--memory': 'much' is not a size; "
+    "write 5GB, 512MiB or a number of bytes. See lensconv plan --help.",
     "plan x --memory 0": "Invalid value for '--memory': a size is at least one byte. See lensconv plan --help.",
     "plan x --memori 1": "No such option '--memori'. Did you mean '--memory'? See lensconv plan --help.",
 }

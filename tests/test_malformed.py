@@ -33,7 +33,7 @@ from tests.tiny_models import save_model
 
 #: Cases that are run as commands of their own as well, so that what a process adds is covered once.
 AS_PROCESS = (
-    *("header-length-18446744073709551615", "header-name-hostile", "index-shard-in-the-parent-folder"),
+    *("header-length-18446744073709551615", "header-name-hostile", "index-shard-'../secret.safetensors'"),
     *("output-is-a-folder", "pickle-is-a-pipe", "usage-unknown-option"),
 )
 #: File modes and sizes, link targets and times of everything below a folder, by path.

@@ -81,6 +81,7 @@ RULE_KEYS = (
     "svd_steps, codebook_steps, use_svd, use_hadamard, use_codebook, use_codebook_scale, use_quantized_matmul, "
     "use_quantized_matmul_conv, use_stochastic_rounding, dequantize_fp32"
 )
+ALL_RULE_KEYS = f"match, family, keep, {RULE_KEYS}"
 KEYS = (
     f"{RULE_KEYS}, quant_conv, quant_embedding, add_skip_keys, minimum_allowed_numel, minimum_allowed_channel_size, "
     "use_dynamic_quantization, dynamic_loss_threshold"
@@ -99,16 +100,11 @@ TEXTS = {
     "weights = 3": "weights is not a key of a recipe. Keys: name, description, classes, seed, sdnq, rules.",
     "[sdnq]\nweights_dtype = 4": "weights_dtype must be a string, not 4",
     "[sdnq]\ngroup_size = true": "group_size must be an integer, not True",
-    "[sdnq]\nseed = 3": "seed is not a key of [sdnq]. Keys: " + KEYS + ".",
+    "[sdnq]\nseed = 3": f"seed is not a key of [sdnq]. Keys: {KEYS}.",
     "classes = [1]": "classes must be an array of strings, and 1 is not a string",
     "[[rules]]\nmatch = 'a'\nfamily = 'b'\nkeep = true": "rule 1: needs either match or family",
-    "[[rules]]\nmatch = 'a'": "rule 1: needs either keep = true or options such as weights_dtype",
-    "[[rules]]\nmatch = 'a'\nkeep = true\nsvd_rank = 1": (
-        "rule 1: needs either keep = true or options such as weights_dtype"
-    ),
-    "[[rules]]\nmatch = 'a'\nquant_conv = true": "rule 1: quant_conv is not a key of a rule. Keys: match, family, keep, "
-    + RULE_KEYS
-    + ".",
+    "[[rules]]\nmatch = 'a'\nkeep = true\nsvd_rank = 1": "rule 1: needs either keep = true or options such as weights_dtype",
+    "[[rules]]\nmatch = 'a'\nquant_conv = true": f"rule 1: quant_conv is not a key of a rule. Keys: {ALL_RULE_KEYS}.",
 }
 
 
