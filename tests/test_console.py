@@ -6,7 +6,6 @@ import io
 import json
 import os
 from contextlib import suppress
-from threading import Thread
 
 import pytest
 
@@ -56,21 +55,6 @@ def test_a_line_every_few_seconds() -> None:
         "work: 900 B of 1.0 kB, 0 B/s",
         "work: 950 B of 1.0 kB, 5 B/s, 10 s left",
     ]
-
-
-def test_many_threads_may_count() -> None:
-    progress = Progress("x", 100)
-
-    def count() -> None:
-        for _ in range(1000):
-            progress.advance(1)
-
-    threads = [Thread(target=count) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert progress.done == 8000
 
 
 def test_the_right_progress_for_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,14 +117,6 @@ def test_one_file_without_a_config_is_recognised_as_lens(tmp_path: Path) -> None
     )
 
 
-def test_nothing_is_assumed_where_there_is_a_config(lens_source: Path, tmp_path: Path) -> None:
-    notes = Notes()
-    assert convert(lens_source, tmp_path / "out", reporter=notes).to_dict()["assumed_config"] == {}
-    assert notes.texts == []
-    planned = plan(lens_source).to_dict()
-    assert (planned["assumed_config"], planned["notes"]) == ({}, [])
-
-
 @pytest.mark.parametrize("rows", [31, 32, 63, 64, 80, 97, 1000])
 def test_no_run_of_rows_is_too_short_for_the_decision_of_sdnq(rows: int) -> None:
     tensor = SourceTensor(TensorEntry("x.weight", "BF16", (rows, 64), 0, 128 * rows), Path("x"), 0)

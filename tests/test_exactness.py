@@ -72,14 +72,6 @@ def test_every_option_gives_the_bytes_of_sdnq(name: str, recipe: str, sources: d
     assert_same(tmp_path, sources[name], name, FURTHER_RECIPES[recipe], "200KB")
 
 
-@pytest.mark.parametrize("shard", SHARDS)
-def test_the_default_recipe_for_lens_is_what_was_published(
-    shard: str, sources: dict[str, Path], tmp_path: Path
-) -> None:
-    name = "LensTransformer2DModel"
-    assert_same(tmp_path, sources[name], name, LENS_OPTIONS, shard, None)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", ["LensTransformer2DModel", "WanTransformer3DModel"])
 def test_sources_in_other_dtypes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from safetensors.torch import save
 
 from converter.checkpoint.dtypes import BITS, tensor_bytes
 from converter.checkpoint.header import Header, TensorEntry, encode_header, parse_header, read_header
-from converter.checkpoint.layout import FILE_METADATA, TensorSpec, lay_out
 from converter.errors import MalformedCheckpoint
 
 #: torch's dtypes by the names that safetensors gives them, and those that no tensor of torch can have.
@@ -70,14 +69,6 @@ def test_files_of_safetensors_are_read_and_encoded_again(
     assert header.file_bytes == len(content)
     assert encode_header(header.tensors.values(), header.metadata) == content[: header.data_start]
     assert header.sha256 == hashlib.sha256(content[: header.data_start]).hexdigest()
-
-
-@given(TENSORS.filter(bool))
-def test_a_file_is_laid_out_as_safetensors_would(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    content = write_with_safetensors(tensors, FILE_METADATA)
-    (file,) = lay_out((TensorSpec(name, *tensor) for name, tensor in tensors.items()), stem="model").files
-    assert file.header == content[: len(file.header)]
-    assert file.total_bytes == len(content)
 
 
 def test_order_of_dtypes() -> None:

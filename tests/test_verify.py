@@ -50,14 +50,6 @@ def folder(lens_output: Path, tmp_path: Path) -> Path:
     return shutil.copytree(lens_output, tmp_path / "out")
 
 
-def test_what_sdnq_writes_is_sound_and_its_mode_is_noted(lens_source: Path, tmp_path: Path) -> None:
-    output = convert_with_sdnq(lens_source, tmp_path / "out", "LensTransformer2DModel", LENS_OPTIONS)
-    report = verify(output, against=lens_source, recipe="lens-uint4-static", load=True)
-    assert report.ok, failed(report)
-    for expected in ("cannot be read by other users", "no manifest"):
-        assert any(expected in note for note in report.notes)
-
-
 FOREIGN: dict[str, dict[str, Any]] = {
     "int8": {"weights_dtype": "int8"},
     "int8 matmul": {"weights_dtype": "int8", "use_quantized_matmul": True, "dequantize_fp32": False},
