@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from converter import ConvertOptions, Recipe, convert, verify
 from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint, UsageError
 from converter.libraries import load_library
-from converter.models.lens.layout import CLASS_NAME
 from converter.schemas import load_schema
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_entries
@@ -326,36 +325,41 @@ def test_models_that_were_not_in_bfloat16(dtype: torch.dtype, name: str, lens_so
     assert f"8 tensors of modulation layers are {name}, not BF16" in report.notes
 
 
-def test_a_parameter_named_scale_is_no_quantized_module(tmp_path: Path) -> None:
-    scaled = {**LINEAR, "layer_scale.scale": torch.ones(64)}
-    report = verify(write_checkpoint(tmp_path / "one", scaled, "MimiModel"))
-    assert report.ok, failed(report)
-    assert (report.quantized_modules, report.parameters) == (1, 64 * 64 + 64)
-    for part in ("zero_point", "svd_up"):
-        broken = {**scaled, f"layer_scale.{part}": torch.ones(64)}
-        report = verify(write_checkpoint(tmp_path / part, broken, "MimiModel"))
-        assert "has a scale, but no weight" in failed(report)["packed weights"]
+CODES = {"a.weight": torch.zeros(64, 64, dtype=torch.uint8)}
+PACKED = {"a.weight": torch.zeros(64 * 32, dtype=torch.uint8), "a.zero_point": torch.ones(64, 1)}
+LAYER_SCALE = {"layer_scale.scale": torch.ones(64)}
+U8_SCALE = {"a.scale": torch.ones(64, 1, dtype=torch.uint8)}
+SVD, UINT4, UINT8 = {"a.svd_up": torch.ones(64, 8)}, {"weights_dtype": "uint4"}, {"weights_dtype": "uint8"}
+#: Tensors of checkpoints whose class does not show their shapes, and options.
+OTHERS: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {
+    "sound": ({}, {}),
+    "a parameter named scale": (LAYER_SCALE, {}),
+    "a scale and a zero point": (LAYER_SCALE | {"layer_scale.zero_point": torch.ones(64)}, {}),
+    "a scale and a factor": (LAYER_SCALE | {"layer_scale.svd_up": torch.ones(64)}, {}),
+    "scales in codes": (U8_SCALE, {}),
+    "scales in codes by the config": (U8_SCALE, {"modules_quant_config": {"a": {"scale_dtype": "uint8"}}}),
+    "scales in codes by an option": (U8_SCALE, {"scale_dtype": "uint8"}),
+    "scales that do not divide": ({"a.scale": torch.ones(63, 1)}, {}),
+    "no scales": ({"a.scale": torch.ones(0, 1)}, {}),
+    "no zero point": (CODES, UINT8),
+    "another zero point": (CODES | {"a.zero_point": torch.ones(32, 1)}, UINT8),
+    "a zero point too many": ({"a.zero_point": torch.ones(64, 1)}, {}),
+    "a zero point in codes": (CODES | {"a.zero_point": torch.ones(64, 1, dtype=torch.uint8)}, UINT8),
+    "half a factorisation": (SVD, {"use_svd": True, "use_hadamard": True, "sdnq_version": None}),
+    "a factorisation": (SVD | {"a.svd_down": torch.ones(8, 64)}, {"use_codebook": True}),
+    "names of modules": (PACKED, {"modules_dtype_dict": {"uint4": ["model.language_model.a.weight"]}}),
+    "a name and a pattern": (PACKED, {"modules_dtype_dict": {"uint4": ["a.weight", "a*"]}}),
+    "packed": (PACKED, UINT4),
+}
 
 
-def test_scales_are_floats_unless_the_config_says_otherwise(tmp_path: Path) -> None:
-    tensors = {**LINEAR, "a.scale": torch.ones(64, 1, dtype=torch.uint8)}
-    report = verify(write_checkpoint(tmp_path / "one", tensors, "FluxTransformer2DModel"))
-    assert "a: scale is U8" in failed(report)["packed weights"]
-    options = {"modules_quant_config": {"a": {"scale_dtype": "uint8"}}}
-    report = verify(write_checkpoint(tmp_path / "two", tensors, "FluxTransformer2DModel", **options))
-    assert report.ok, failed(report)
-
-
-def test_tensors_that_have_other_names_than_their_modules(tmp_path: Path) -> None:
-    """As transformers saves Qwen2.5-VL: the config holds the names of modules."""
-    packed = {**LINEAR, "a.weight": torch.zeros(64 * 32, dtype=torch.uint8), "a.zero_point": torch.ones(64, 1)}
-    named = {"uint4": ["model.language_model.a.weight"]}
-    report = verify(write_checkpoint(tmp_path / "one", packed, "QwenModel", modules_dtype_dict=named))
-    assert report.ok, failed(report)
-    assert any("has other names for the weights" in note for note in report.notes)
-    named = {"uint4": ["b.weight", "a*"]}
-    report = verify(write_checkpoint(tmp_path / "two", packed, CLASS_NAME, modules_dtype_dict=named))
-    assert not any("has other names for the weights" in note for note in report.notes)
+def test_what_headers_show_of_other_classes(tmp_path: Path) -> None:
+    text = ""
+    for name, (tensors, options) in OTHERS.items():
+        report = verify(write_checkpoint(tmp_path / name, {**LINEAR, **tensors}, "MimiModel", **options))
+        found = [f"{check}: {detail}" for check, detail in failed(report).items()] + [*report.notes[2:]]
+        text += " | ".join([f"{name}: {report.quantized_modules} of {report.parameters}", *found]) + "\n"
+    check_expected("others.txt", text)
 
 
 def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Lensconv, tmp_path: Path) -> None:
