@@ -18,7 +18,7 @@ from converter.conversion.preflight import SPARE_BYTES
 from converter.errors import DiskError, MalformedCheckpoint, OutputError
 from converter.synthesis.synthesize import synthesize
 from tests.conftest import names_in, snapshot
-from tests.reference import weight_files
+from tests.reference import FURTHER_RECIPES, RECIPES, weight_files
 from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline
 
@@ -51,14 +51,7 @@ def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Staging, "note", counting)
 
 
-RESUMED: dict[str, dict[str, Any]] = {
-    "svd": {"weights_dtype": "uint4", "use_svd": True, "svd_rank": 8, "svd_steps": 2},
-    "stochastic": {"weights_dtype": "int8", "use_stochastic_rounding": True},
-    "dynamic": {"weights_dtype": "uint4", "use_dynamic_quantization": True, "dynamic_loss_threshold": 0.005},
-    "dynamic svd": {"weights_dtype": "int4", "use_dynamic_quantization": True, "use_svd": True, "svd_rank": 8},
-}
-
-
+RESUMED = RECIPES | FURTHER_RECIPES
 Interrupt = Callable[..., None]
 
 
@@ -84,7 +77,7 @@ def recipe_of(name: str) -> Recipe | None:
     ("name", "counts"),
     [
         *(("default", [1]), ("default", [25, 7]), ("svd", [7]), ("stochastic", [7, 3])),
-        *(("dynamic", [3]), ("dynamic", [25]), ("dynamic svd", [7, 9])),
+        *(("dynamic", [3]), ("dynamic", [25]), ("dynamic-svd", [7, 9])),
     ],
 )
 def test_an_interrupted_run_goes_on(
@@ -95,14 +88,8 @@ def test_an_interrupted_run_goes_on(
         interrupt(count, recipe)
     report = convert(lens_source, tmp_path / "out", recipe)
     assert report.resumed_tensors >= sum(counts)
-    assert snapshot(tmp_path / "out") == snapshot(convert_with(lens_source, tmp_path / "undisturbed", recipe))
+    assert snapshot(tmp_path / "out") == snapshot(convert_default(lens_source, tmp_path / "undisturbed", recipe))
     assert names_in(tmp_path) == ["out", "undisturbed"]
-
-
-def convert_with(source: Path, output: Path, recipe: Recipe | None) -> Path:
-    """Convert with a recipe; returns the output."""
-    convert(source, output, recipe)
-    return output
 
 
 @pytest.mark.parametrize("change", ["recipe", "float32", "source", "shards"])
@@ -128,7 +115,7 @@ def test_another_conversion_does_not_go_on(
     assert names_in(tmp_path) == ["out", "source"]
 
 
-@pytest.mark.parametrize("name", ["default", "stochastic", "dynamic", "dynamic svd"])
+@pytest.mark.parametrize("name", ["default", "stochastic", "dynamic", "dynamic-svd"])
 def test_what_was_lost_is_made_again(name: str, interrupt: Interrupt, lens_source: Path, tmp_path: Path) -> None:
     """Slots that are gone do not count as finished, in this run or in the one after the next kill."""
     recipe, output = recipe_of(name), tmp_path / "out"
@@ -136,7 +123,7 @@ def test_what_was_lost_is_made_again(name: str, interrupt: Interrupt, lens_sourc
     (tmp_path / ".out.lensconv" / "release" / WEIGHTS).unlink()
     interrupt(3, recipe)
     report = convert(lens_source, output, recipe)
-    assert weight_files(output) == weight_files(convert_with(lens_source, tmp_path / "undisturbed", recipe))
+    assert weight_files(output) == weight_files(convert_default(lens_source, tmp_path / "undisturbed", recipe))
     assert report.resumed_tensors < 40 or "dynamic" in name
 
 
@@ -146,7 +133,7 @@ def test_a_spool_that_was_lost_is_made_again(interrupt: Interrupt, lens_source: 
     spooled = sorted((tmp_path / ".out.lensconv" / "spool").iterdir())
     os.truncate(spooled[0], 20)
     assert convert(lens_source, tmp_path / "out", recipe).resumed_tensors == 0
-    assert snapshot(tmp_path / "out") == snapshot(convert_with(lens_source, tmp_path / "undisturbed", recipe))
+    assert snapshot(tmp_path / "out") == snapshot(convert_default(lens_source, tmp_path / "undisturbed", recipe))
 
 
 def test_a_run_goes_on_in_the_same_process(

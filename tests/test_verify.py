@@ -39,7 +39,7 @@ from tests.checkpoints import (
 )
 from tests.conftest import Lensconv
 from tests.expected import check_expected
-from tests.reference import LENS_OPTIONS, convert_with_sdnq
+from tests.reference import FURTHER_RECIPES, LENS_OPTIONS, RECIPES, convert_with_sdnq
 from tests.tiny_models import model_class, save_model
 
 
@@ -50,17 +50,11 @@ def folder(lens_output: Path, tmp_path: Path) -> Path:
 
 
 FOREIGN: dict[str, dict[str, Any]] = {
-    "int8": {"weights_dtype": "int8"},
-    "int8 matmul": {"weights_dtype": "int8", "use_quantized_matmul": True, "dequantize_fp32": False},
-    "int5": {"weights_dtype": "int5"},
-    "float8": {"weights_dtype": "float8_e4m3fn"},
-    "svd": {"weights_dtype": "uint4", "use_svd": True, "svd_rank": 8, "svd_steps": 2},
+    **{
+        name: (RECIPES | FURTHER_RECIPES)[name] for name in ("int8", "int8-matmul", "int5", "float8", "svd", "hadamard")
+    },
+    **{name: FURTHER_RECIPES[name] for name in ("codebook", "double", "dynamic", "int6-convolutions-embeddings")},
     "svd matmul": {"weights_dtype": "int8", "use_svd": True, "svd_rank": 8, "use_quantized_matmul": True},
-    "hadamard": {"weights_dtype": "uint4", "use_hadamard": True},
-    "codebook": {"weights_dtype": "uint4", "use_codebook": True, "codebook_steps": 2},
-    "double": {"weights_dtype": "uint4", "scale_dtype": "uint8"},
-    "dynamic": {"weights_dtype": "uint4", "use_dynamic_quantization": True, "dynamic_loss_threshold": 0.01},
-    "convolutions": {"weights_dtype": "int6", "quant_conv": True, "quant_embedding": True},
     "mixed": {"weights_dtype": "uint4", "modules_dtype_dict": {"int8": ["*.attn*"], "minimum_6bit": ["*.ff.*"]}},
 }
 
@@ -69,8 +63,8 @@ FOREIGN: dict[str, dict[str, Any]] = {
     ("name", "recipe"),
     [
         *(("FluxTransformer2DModel", recipe) for recipe in FOREIGN),
-        *(("UNet2DConditionModel", recipe) for recipe in ("svd matmul", "convolutions")),
-        *(("Qwen3ForCausalLM", recipe) for recipe in ("int8 matmul", "convolutions")),
+        *(("UNet2DConditionModel", recipe) for recipe in ("svd matmul", "int6-convolutions-embeddings")),
+        *(("Qwen3ForCausalLM", recipe) for recipe in ("int8-matmul", "int6-convolutions-embeddings")),
     ],
 )
 def test_foreign_checkpoints_are_sound(name: str, recipe: str, tmp_path: Path) -> None:
@@ -357,7 +351,7 @@ def test_what_headers_show_of_other_classes(tmp_path: Path) -> None:
     text = ""
     for name, (tensors, options) in OTHERS.items():
         report = verify(write_checkpoint(tmp_path / name, {**LINEAR, **tensors}, "MimiModel", **options))
-        found = [f"{check}: {detail}" for check, detail in failed(report).items()] + [*report.notes[2:]]
+        found = [f"{check}: {detail}" for check, detail in failed(report).items()] + [*report.notes[2:-1]]
         text += " | ".join([f"{name}: {report.quantized_modules} of {report.parameters}", *found]) + "\n"
     check_expected("others.txt", text)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from converter import convert
+from converter import Recipe, convert
 
 #: What most transformers are built with.
 _HEADS: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 32}
@@ -161,7 +161,7 @@ def make_pipeline(folder: Path) -> Path:
     return folder
 
 
-def convert_default(source: Path, output: Path) -> Path:
-    """Convert with all defaults; returns the output."""
-    convert(source, output)
+def convert_default(source: Path, output: Path, recipe: Recipe | None = None) -> Path:
+    """Convert with all defaults, or another recipe; returns the output."""
+    convert(source, output, recipe)
     return output
