@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -110,6 +111,7 @@ TEXTS = {
 
 
 def test_what_is_wrong_is_said() -> None:
+    calls: list[tuple[Callable[[], object], str]]
     calls = [(partial(resolve, rule), f"rule for {message}") for rule, message in RULES]
     calls += [(partial(parse_recipe, text, where="my.toml"), f"my.toml: {message}") for text, message in TEXTS.items()]
     calls += [(partial(find_recipe, "x", LENS), f"x: no such recipe and no such file. Built in: {SHIPPED}.")]

@@ -9,6 +9,7 @@ import pytest
 
 import converter.checkpoint.staging as staging_module
 from converter import convert
+from converter.checkpoint.folders import rename_folder
 from converter.checkpoint.journal import JournalFile
 from converter.checkpoint.staging import SPOOLED, Staging
 from converter.checkpoint.writer import replace_file
@@ -96,8 +97,6 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
 def test_a_release_is_on_the_disk_before_it_appears(
     tmp_path: Path, synced: dict[Path, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rename_folder = staging_module.rename_folder
-
     def checked(release: Path, target: Path, flag: int) -> None:
         parts = [release, *release.rglob("*")]
         assert {part: synced.get(part) for part in parts} == {part: part.stat().st_size for part in parts}

@@ -49,11 +49,8 @@ def folder(lens_output: Path, tmp_path: Path) -> Path:
     return shutil.copytree(lens_output, tmp_path / "out")
 
 
-FOREIGN: dict[str, dict[str, Any]] = {
-    **{
-        name: (RECIPES | FURTHER_RECIPES)[name] for name in ("int8", "int8-matmul", "int5", "float8", "svd", "hadamard")
-    },
-    **{name: FURTHER_RECIPES[name] for name in ("codebook", "double", "dynamic", "int6-convolutions-embeddings")},
+_KNOWN = "int8 int8-matmul int5 float8 svd hadamard codebook double dynamic int6-convolutions-embeddings"
+FOREIGN: dict[str, dict[str, Any]] = {name: (RECIPES | FURTHER_RECIPES)[name] for name in _KNOWN.split()} | {
     "svd matmul": {"weights_dtype": "int8", "use_svd": True, "svd_rank": 8, "use_quantized_matmul": True},
     "mixed": {"weights_dtype": "uint4", "modules_dtype_dict": {"int8": ["*.attn*"], "minimum_6bit": ["*.ff.*"]}},
 }

@@ -60,8 +60,8 @@ for _name, _content, _said in (
     _add_config_content_case(_name, _content, _said)
 _FLUX = "FluxTransformer2DModel"
 for _class_name in ["NoSuchModel", "../../evil", "__class__", "models", "FluxPipeline", "DDIMScheduler", "AutoModel"]:
-    _message = f"config.json: {_class_name}: neither diffusers nor"
-    _add_config_case(f"class-{_class_name}", _message, _class_name=_class_name)
+    _said = f"config.json: {_class_name}: neither diffusers nor"
+    _add_config_case(f"class-{_class_name}", _said, _class_name=_class_name)
 for _class_name in ("ModelMixin", "PreTrainedModel"):
     _add_config_case(f"class-{_class_name}", f"{_class_name} cannot be built from it", _class_name=_class_name)
 _add_config_case("class-hostile", "config.json", "evil\\r\\n\\x1b", _class_name=HOSTILE_TEXT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+from typing import Any
 
 from converter.errors import printable
 from tests.malformed.site import (
@@ -30,13 +31,6 @@ def _add_header_case(name: str, content: bytes, *message: str) -> None:
 
 _HEADER_END = len(WHOLE_FILE) - 8
 for _name, _content, *_message in (
-    ("length-field-only", WHOLE_FILE[:8], "the file ends at byte 8"),
-    ("cut-after-the-brace", WHOLE_FILE[:9], "the file ends at byte 9"),
-    ("cut-in-the-header", WHOLE_FILE[: _HEADER_END // 2], "the file ends at byte"),
-    ("cut-before-the-last-brace", WHOLE_FILE[: _HEADER_END - 1], "the file ends at byte"),
-    ("cut-after-the-header", WHOLE_FILE[:_HEADER_END], "is cut short", "its data has 0"),
-    ("cut-in-the-data", WHOLE_FILE[: _HEADER_END + 3], "is cut short", "its data has 3"),
-    ("cut-before-the-last-byte", WHOLE_FILE[:-1], "is cut short", "its data has 7"),
     ("trailing-byte", WHOLE_FILE + b"\0", "has trailing bytes"),
     ("appended-file", WHOLE_FILE + WHOLE_FILE, "has trailing bytes"),
     ("length-one-short", encode_file({}, length=1), "not JSON"),
@@ -83,6 +77,11 @@ for _length in (0, 1, 7):
     _add_header_case(
         f"{_length}-bytes", WHOLE_FILE[:_length], f"is {_length} bytes long; a safetensors file has at least 8"
     )
+for _length in (8, 9, _HEADER_END // 2, _HEADER_END - 1):
+    _add_header_case(f"cut-at-{_length}", WHOLE_FILE[:_length], f"but the file ends at byte {_length}")
+for _length in (0, 3, 7):
+    _said = f"is cut short: its tensors take 8 bytes, its data has {_length}"
+    _add_header_case(f"data-cut-at-{_length}", WHOLE_FILE[: _HEADER_END + _length], _said)
 for _length in (100_000_001, 2**63, 2**64 - 1):
     _add_header_case(f"length-{_length}", encode_file({}, length=_length), f"header of {_length} bytes; this is not")
 # Bodies of headers that are no object, no JSON and no UTF-8.
@@ -93,7 +92,7 @@ for _bodies, _said in ((_NO_OBJECT, "does not start with '{'"), (_NO_JSON, "not 
     for _body in _bodies:
         _add_header_case(f"of-{_body!r}", encode_file(_body), _said)
 # Values of the wrong types, and beyond what 64 bits or the format allow.
-_SHAPES = (None, {}, [[[1]]], [True], [1.0], ["1"], [None], [float("nan")], [float("inf")], [-1], [-1, -1], [2**63])
+_SHAPES: tuple[Any, ...] = (None, {}, [[[1]]], [True], [1.0], ["1"], [None], [float("nan")], [float("inf")], [-1], [-1, -1], [2**63])
 _OFFSETS = (None, [0], [0, 1, 2], [False, True], [0.0, 1.0], ["0", "1"], [-1, 0], [2**64, 2**64 + 1], [10**4000, 0])
 for _shape in _SHAPES:
     _add_header_case(f"shape-{_shape}", encode_file({"w": entry(shape=_shape)}, b"x"), "tensor w: its shape must")
@@ -108,6 +107,7 @@ for _dtype in ("F128", "u8", 8, None, ["U8"], HOSTILE_TEXT):
         encode_file({"w": entry(_dtype)}, b"x"),
         f"tensor w: its dtype {printable(str(_dtype))} is not one",
     )
+_metadata: Any
 for _metadata in ([], None, {"a": 1}, {"a": {"b": "c"}}):
     _add_header_case(f"metadata-{_metadata}", encode_file({"__metadata__": _metadata}), "__metadata__ must map names")
 for _metadata in ({"a": "\ud800"}, {"\ud800": "a"}):
@@ -117,8 +117,8 @@ for _metadata in ({"a": "\ud800"}, {"\ud800": "a"}):
 _WHOLE = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
 _PARTS = ({key: value for key, value in _WHOLE.items() if key != gone} for gone in _WHOLE)
 for _entry in (["U8", [1], [0, 1]], None, {}, {**_WHOLE, "stride": [1]}, *_PARTS):
-    _message = "tensor w: its entry must have dtype, shape and data_offsets, and nothing else"
-    _add_header_case(f"entry-{_entry}", encode_file({"w": _entry}, b"x"), _message)
+    _said = "tensor w: its entry must have dtype, shape and data_offsets, and nothing else"
+    _add_header_case(f"entry-{_entry}", encode_file({"w": _entry}, b"x"), _said)
 
 
 @case("header-real-model-cut-short", "MalformedCheckpoint", LENS_FILE, "is cut short")
