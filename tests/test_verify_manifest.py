@@ -55,7 +55,6 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = (
     | {"another source": lambda m: m["source"].update(parameters=10**12)}
     | {"a source of more tensors": lambda m: m["source"].update(parameters=10**12, tensors=69)}
     | {"another shape": change_modules(lambda q: q[QKV].update(shape=[5, 5]))}
-    | {"no shape": change_modules(lambda q: q[QKV].update(shape=[-1]))}
     | {"a shape of nothing": change_modules(lambda q: q[QKV].update(shape=[0]))}
     | {"a shape beyond 63 bits": change_modules(lambda q: q[QKV].update(shape=[2**63]))}
     | {"a new module": change_modules(lambda q: q.update(x={"shape": [4]}))}

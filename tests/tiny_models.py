@@ -28,14 +28,8 @@ DIFFUSERS: dict[str, dict[str, Any]] = {
     "QwenImageTransformer2DModel": _HEADS
     | {"patch_size": 2, "in_channels": 16, "out_channels": 4, "joint_attention_dim": 64}
     | {"axes_dims_rope": (8, 12, 12)},
-    "ZImageTransformer2DModel": {
-        "in_channels": 16,
-        "dim": 128,
-        "n_layers": 2,
-        "n_refiner_layers": 1,
-        "n_heads": 4,
-        "n_kv_heads": 4,
-    }
+    "ZImageTransformer2DModel": {"in_channels": 16, "dim": 128, "n_layers": 2, "n_refiner_layers": 1}
+    | {"n_heads": 4, "n_kv_heads": 4}
     | {"cap_feat_dim": 64, "axes_dims": [8, 12, 12], "axes_lens": [64, 32, 32]},
     "SD3Transformer2DModel": _HEADS
     | _PATCHES
