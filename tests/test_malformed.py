@@ -145,9 +145,6 @@ def test_device_that_is_not_there(site: Site) -> None:
         refuse(site, site.convert("--device", "cuda", *options), "DeviceError", "cuda")
 
 
-# Numbers that are not finite, where they are allowed.
-
-
 def convert_here(site: Site, *options: str, **places: Path) -> Outcome:
     """Convert in this process what is good."""
     outcome = run_here(*_with_json(site.convert(*options, *IN_PROCESS, **places).arguments))
@@ -166,9 +163,6 @@ def test_largest_number_of_bfloat16_is_no_flaw(site: Site) -> None:
     assert convert_here(site).result["nonfinite"] == {}
 
 
-# Sources that are unusual and good.
-
-
 def test_unquantized_model_with_its_pickle_beside_it_converts(site: Site) -> None:
     """A pickle that nobody needs is left alone: neither opened nor copied."""
     os.mkfifo(site.copy_lens() / "diffusion_pytorch_model.bin")
@@ -181,9 +175,6 @@ def test_globs_that_are_no_regular_expressions(glob: str, site: Site) -> None:
     """A glob may look like a broken regular expression, which is what SDNQ would take it for."""
     site.copy_lens()
     convert_here(site, "--set", f"{glob}=keep")
-
-
-# Disks that are full, or take nothing.
 
 
 @contextmanager

@@ -152,7 +152,7 @@ VISIBLE: dict[str, Damage] = (
     | {"excluded in the config": change_config(modules_to_not_convert=["attn"])}
     | {"nothing excluded": change_config(modules_to_not_convert=[])}
     | {"another method": change_config(quant_method="gptq")}
-    | {"configs that disagree": change_config("config.json", group_size=128)}
+    | {"configs that disagree": change_config("config.json", group_size=128, other=1)}
     | {"a stray shard": lambda folder, _: save_file(LINEAR, folder / "old-00001-of-00002.safetensors")}
     | {"a lost file": lambda folder, _: (folder / "quantization_config.json").unlink()}
 )
