@@ -27,6 +27,7 @@ from converter.console import Console
 if TYPE_CHECKING:
     from tests.faulty_hub import FaultyHub
 
+pytest.register_assert_rewrite("tests.expected")
 ROOT = Path(__file__).resolve().parents[1]
 _MANIFEST = "lensconv_manifest.json"
 #: Seconds after which a command counts as hanging; the first one in a process imports torch and SDNQ.

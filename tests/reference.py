@@ -25,26 +25,22 @@ LENS_OPTIONS: dict[str, Any] = {
 }
 
 #: Options of SDNQ that the two paths are compared with, for every class.
-RECIPES: dict[str, dict[str, Any]] = {
-    "uint4": {"weights_dtype": "uint4"},
-    "int8": {"weights_dtype": "int8"},
-    "int5": {"weights_dtype": "int5"},
+RECIPES: dict[str, dict[str, Any]] = {name: {"weights_dtype": name} for name in ("uint4", "int8", "int5")} | {
     "float8": {"weights_dtype": "float8_e4m3fn"},
     "svd": {"weights_dtype": "uint4", "use_svd": True, "svd_rank": 8, "svd_steps": 4},
     "hadamard": {"weights_dtype": "uint4", "use_hadamard": True},
 }
+_MATMUL = {"use_quantized_matmul": True, "dequantize_fp32": False}
 #: Further ones, which between them touch every option that changes the file.
 FURTHER_RECIPES: dict[str, dict[str, Any]] = {
-    "uint4-matmul": {"weights_dtype": "uint4", "use_quantized_matmul": True, "dequantize_fp32": False},
-    "int8-matmul": {"weights_dtype": "int8", "use_quantized_matmul": True, "dequantize_fp32": False},
+    **{f"{name}-matmul": {"weights_dtype": name, **_MATMUL} for name in ("uint4", "int8")},
     "float8-matmul": {"weights_dtype": "float8_e4m3fn", "use_quantized_matmul": True},
     "int6-convolutions-embeddings": {"weights_dtype": "int6", "quant_conv": True, "quant_embedding": True},
     "uint3-group32": {"weights_dtype": "uint3", "group_size": 32},
     "int7-rows": {"weights_dtype": "int7", "group_size": -1},
     "int8-tensor": {"weights_dtype": "int8", "group_size": -2},
     "float4": {"weights_dtype": "float4_e2m1fn"},
-    "int11": {"weights_dtype": "int11"},
-    "uint16": {"weights_dtype": "uint16"},
+    **{name: {"weights_dtype": name} for name in ("int11", "uint16")},
     "stochastic": {"weights_dtype": "int8", "use_stochastic_rounding": True},
     "codebook": {"weights_dtype": "uint4", "use_codebook": True},
     "double": {"weights_dtype": "uint4", "scale_dtype": "uint8"},

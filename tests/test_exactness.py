@@ -72,14 +72,6 @@ def test_every_option_gives_the_bytes_of_sdnq(name: str, recipe: str, sources: d
     assert_same(tmp_path, sources[name], name, FURTHER_RECIPES[recipe], "200KB")
 
 
-@pytest.mark.parametrize("shard", SHARDS)
-def test_the_default_recipe_for_lens_is_what_was_published(
-    shard: str, sources: dict[str, Path], tmp_path: Path
-) -> None:
-    name = "LensTransformer2DModel"
-    assert_same(tmp_path, sources[name], name, LENS_OPTIONS, shard, None)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", ["LensTransformer2DModel", "WanTransformer3DModel"])
 def test_sources_in_other_dtypes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -142,15 +134,10 @@ def test_rules_become_what_sdnq_would_be_told(tmp_path: Path) -> None:
             Rule(match="transformer_blocks.1.attn.to_q", options={"weights_dtype": "int6", "group_size": 32}),
         ),
     )
+    linears = ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+    blocks = {"transformer_blocks": linears, "single_transformer_blocks": linears[:3]}
     attention = [
-        f"{block}.attn.{linear}.weight"
-        for block in ("transformer_blocks.0", "transformer_blocks.1")
-        for linear in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-    ]
-    attention += [
-        f"single_transformer_blocks.{number}.attn.{linear}.weight"
-        for number in (0, 1)
-        for linear in ("to_q", "to_k", "to_v")
+        f"{block}.{number}.attn.{linear}.weight" for block in blocks for number in (0, 1) for linear in blocks[block]
     ]
     special = "transformer_blocks.1.attn.to_q.weight"
     options = {

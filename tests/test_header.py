@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import struct
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,6 @@ from safetensors.torch import save
 
 from converter.checkpoint.dtypes import BITS, tensor_bytes
 from converter.checkpoint.header import Header, TensorEntry, encode_header, parse_header, read_header
-from converter.checkpoint.layout import FILE_METADATA, TensorSpec, lay_out
 from converter.errors import MalformedCheckpoint
 
 #: torch's dtypes by the names that safetensors gives them, and those that no tensor of torch can have.
@@ -70,14 +68,6 @@ def test_files_of_safetensors_are_read_and_encoded_again(
     assert header.file_bytes == len(content)
     assert encode_header(header.tensors.values(), header.metadata) == content[: header.data_start]
     assert header.sha256 == hashlib.sha256(content[: header.data_start]).hexdigest()
-
-
-@given(TENSORS.filter(bool))
-def test_a_file_is_laid_out_as_safetensors_would(tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
-    content = write_with_safetensors(tensors, FILE_METADATA)
-    (file,) = lay_out((TensorSpec(name, *tensor) for name, tensor in tensors.items()), stem="model").files
-    assert file.header == content[: len(file.header)]
-    assert file.total_bytes == len(content)
 
 
 def test_order_of_dtypes() -> None:
@@ -145,47 +135,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzzed")
 
 
+def _single(entry: str, data: bytes = b"") -> bytes:
+    return with_length(f'{{"w":{entry}}}'.encode(), data)
+
+
 @given(st.binary(max_size=200) | st.binary(max_size=100).map(lambda body: with_length(b"{" + body, b"data")))
 @example(b"")
 @example(bytes(8))
 @example(with_length(b"{}"))
+@example(_single('{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}'))
+@example(_single('{"dtype":"U8","shape":[0],"data_offsets":[-0,0]}'))
+@example(_single(f'{{"dtype":"U8","shape":[{2**62},{2**62},0],"data_offsets":[0,0]}}'))
+@example(_single(f'{{"dtype":"F64","shape":[{2**62},0],"data_offsets":[0,0]}}'))
+@example(_single(f'{{"dtype":"U8","shape":[0,{2**62},{2**62}],"data_offsets":[0,0]}}'))
+@example(with_length(b'{"__metadata__":{"a":"\\ud800"}}'))
+@example(with_length(b'{"__metadata__":{"\\ud800":"a"}}'))
 def test_arbitrary_bytes(folder: Path, content: bytes) -> None:
     check_verdict(content, folder)
 
 
 VALID = st.builds(write_with_safetensors, TENSORS, METADATA)
-
-
-@st.composite
-def mutated_files(draw: st.DrawFn) -> bytes:
-    """Valid files with some bytes changed, taken out, put in or cut off; the length field may be made true again."""
-    content = bytearray(draw(VALID))
-    for _ in range(draw(st.integers(1, 4))):
-        # The length field gets more than its share of the changes.
-        place = draw(st.integers(0, 9) | st.integers(0, len(content)))
-        kind = draw(st.sampled_from(["change", "flip", "remove", "insert", "repeat", "cut"]))
-        if kind == "change":
-            content[place : place + 1] = bytes([draw(st.integers(0, 255))])
-        elif kind == "flip" and place < len(content):
-            content[place] ^= 1 << draw(st.integers(0, 7))
-        elif kind == "remove":
-            del content[place : place + draw(st.integers(1, 8))]
-        elif kind == "insert":
-            content[place:place] = draw(st.binary(max_size=8))
-        elif kind == "repeat":
-            content[place:place] = content[place : place + draw(st.integers(1, 40))]
-        elif kind == "cut":
-            del content[place:]
-    if draw(st.booleans()):
-        end = content.rfind(b"}") + 1
-        content[:8] = struct.pack("<Q", max(0, end - 8))
-    return bytes(content)
-
-
-@given(mutated_files())
-@settings(max_examples=300)
-def test_mutated_files(folder: Path, content: bytes) -> None:
-    check_verdict(content, folder)
 
 
 #: Pieces of JSON that look like what belongs into a header.
@@ -222,40 +191,3 @@ def test_mutated_headers(folder: Path, content: bytes, changes: Sequence[tuple[i
     header = parse(content)
     body = replace_tokens(content[8 : header.data_start].decode(), changes)
     check_verdict(with_length(body, content[header.data_start :]), folder)
-
-
-#: Sizes at which products leave 32 or 64 bits, signed or not, counted in elements, bytes or bits.
-SIZES = st.sampled_from([0, 1, 2, 3, 4, 7, 2**31, 2**32 - 1, 2**32, 2**60, 2**61, 2**62, 2**63 - 1, 2**63, 2**64])
-
-
-@st.composite
-def headers_with_odd_shapes(draw: st.DrawFn) -> bytes:
-    """Headers whose tensors follow each other without a hole and whose shapes are extreme, and little data."""
-    header: dict[str, Any] = {}
-    position = 0
-    for number in range(draw(st.integers(1, 3))):
-        dtype = draw(st.sampled_from(sorted(BITS)))
-        shape = draw(st.lists(SIZES, max_size=4) | st.lists(st.sampled_from([1, 2]), min_size=62, max_size=66))
-        size = tensor_bytes(dtype, tuple(shape))
-        # Sizes as they come out where 64 bits overflow silently.
-        end = position + (draw(st.integers(0, 8)) if size is None else size % draw(st.sampled_from([2**128, 2**64])))
-        header[f"t{number}"] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
-        position = end
-    return with_length(json.dumps(header).encode(), bytes(position if position < 1000 else draw(st.integers(0, 8))))
-
-
-def _single(entry: str, data: bytes = b"") -> bytes:
-    return with_length(f'{{"w":{entry}}}'.encode(), data)
-
-
-@given(headers_with_odd_shapes())
-@example(_single('{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}'))
-@example(_single('{"dtype":"U8","shape":[0],"data_offsets":[-0,0]}'))
-@example(_single(f'{{"dtype":"U8","shape":[{2**62},{2**62},0],"data_offsets":[0,0]}}'))
-@example(_single(f'{{"dtype":"F64","shape":[{2**62},0],"data_offsets":[0,0]}}'))
-@example(_single(f'{{"dtype":"U8","shape":[0,{2**62},{2**62}],"data_offsets":[0,0]}}'))
-@example(with_length(b'{"__metadata__":{"a":"\\ud800"}}'))
-@example(with_length(b'{"__metadata__":{"\\ud800":"a"}}'))
-@settings(max_examples=300)
-def test_odd_shapes(folder: Path, content: bytes) -> None:
-    check_verdict(content, folder)

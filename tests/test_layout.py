@@ -97,15 +97,6 @@ def test_shards_are_those_of_the_hub_library(
         assert index == {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
 
 
-def test_the_mode_is_what_the_umask_asks_for(tmp_path: Path) -> None:
-    previous = os.umask(0o027)
-    try:
-        write(tmp_path, {"x": torch.ones(3)})
-    finally:
-        os.umask(previous)
-    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640
-
-
 def test_an_interrupted_file_is_filled_up(tmp_path: Path) -> None:
     state = {"a": torch.ones(3), "b": torch.zeros(5)}
     (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)

@@ -11,7 +11,7 @@ import pytest
 from converter import CardOptions, make_card
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, Manifest, describe_file, read_manifest
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
-from converter.errors import MalformedCheckpoint, OutputError, ReleaseError
+from converter.errors import OutputError, ReleaseError
 from converter.publication.preflight import examine_release
 from tests.conftest import edit_json, list_file
 
@@ -91,23 +91,6 @@ def test_weights_of_all_components_are_examined(release: Path) -> None:
     list_file(release, WEIGHTS, b"\xff" * 8 + content[8:])
     with pytest.raises(ReleaseError, match="claims a header of"):
         examine_release(release, "owner/tiny")
-
-
-@pytest.mark.parametrize(
-    ("section", "changes", "message"),
-    [
-        (None, {"versions": 3}, "versions must be a table"),
-        (None, {"versions": {"sdnq": 3}}, "the version of sdnq is not a string"),
-        ("source", {"files": [3]}, "a file of the source that is not an object"),
-        ("source", {"bytes_by_dtype": {"F32": "x"}}, "the bytes of a dtype are not an integer"),
-        ("output", {"bytes_by_dtype": None}, "bytes_by_dtype must be a table"),
-    ],
-)
-def test_malformed_manifests(release: Path, section: str | None, changes: dict[str, Any], message: str) -> None:
-    content = read(release)
-    edit_json(release / MANIFEST_NAME, **({section: {**content[section], **changes}} if section else changes))
-    with pytest.raises(MalformedCheckpoint, match=message):
-        make_card(release)
 
 
 def test_overwrite_goes_by_the_names_in_a_manifest_of_another_version(release: Path) -> None:

@@ -50,13 +50,6 @@ def test_tensors_that_the_class_ignores(tmp_path: Path) -> None:
         match(checkpoint)
 
 
-def test_a_missing_tensor_and_another_shape(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedCheckpoint, match=r"first\.weight is missing"):
-        match(saved(tmp_path, norm_weight=(4,)))
-    with pytest.raises(UnsupportedCheckpoint, match=r"has shape \[5\]; ModuleDict with this config.json needs \[4\]"):
-        match(saved(tmp_path, first_weight=(4, 4), norm_weight=(5,)))
-
-
 def test_tensors_are_compared_as_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("converter.models.matching._COMPARED_ELEMENTS", 3)
     numbers = torch.arange(10.0)

@@ -32,24 +32,15 @@ def compare(dequantizer: Any, parts: Parts, original: torch.Tensor) -> Nearness:
 
 
 NORMAL = 0.02 * torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
-WEIGHTS = {
-    "normal": NORMAL,
-    "sparse": torch.where(NORMAL.abs() > 0.04, NORMAL, torch.zeros(())),
-    "heavy tails": NORMAL**3,
-    "constant": torch.full((64, 64), 0.3),
-    "zero": torch.zeros(64, 64),
-    "with an offset": 1 + NORMAL / 10,
-    "tiny": NORMAL * 1e-30,
-    "huge": NORMAL * 1e37,
-}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "matmul in bf16": {"use_quantized_matmul": True, "dequantize_fp32": False},
-    "svd": {"use_svd": True, "svd_rank": 8, "svd_steps": 2},
-    "hadamard": {"use_hadamard": True},
-    "tensor": {"group_size": -2, "dequantize_fp32": False},
-    "stochastic": {"use_stochastic_rounding": True},
-}
+WEIGHTS = (
+    {"normal": NORMAL, "sparse": torch.where(NORMAL.abs() > 0.04, NORMAL, torch.zeros(())), "heavy tails": NORMAL**3}
+    | {"constant": torch.full((64, 64), 0.3), "zero": torch.zeros(64, 64), "with an offset": 1 + NORMAL / 10}
+    | {"tiny": NORMAL * 1e-30, "huge": NORMAL * 1e37}
+)
+OPTIONS: dict[str, dict[str, Any]] = {"plain": {}, "hadamard": {"use_hadamard": True}}
+OPTIONS |= {"matmul in bf16": {"use_quantized_matmul": True, "dequantize_fp32": False}}
+OPTIONS |= {"svd": {"use_svd": True, "svd_rank": 8, "svd_steps": 2}, "stochastic": {"use_stochastic_rounding": True}}
+OPTIONS |= {"tensor": {"group_size": -2, "dequantize_fp32": False}}
 
 
 @pytest.mark.parametrize("name", FORMATS)

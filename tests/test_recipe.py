@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ LENS = "LensTransformer2DModel"
 
 
 def resolve(*rules: Rule) -> dict[str, Rule]:
-    return resolve_rules(Recipe("mine", {}, rules), MODULES, TENSORS, LENS)
+    return resolve_rules(rules, MODULES, TENSORS, LENS)
 
 
 def test_what_ships() -> None:
@@ -74,53 +76,62 @@ def test_a_family_is_what_its_names_say_and_keeping_what_is_kept_anyway_is_no_er
     assert resolve(Rule(match="txt_norm.*", keep=True)) == {}
 
 
-@pytest.mark.parametrize(
-    ("rule", "message", "hint"),
-    [
-        (Rule(match="*.img_mode.*", keep=True), r"recipe mine, rule for \*\.img_mode\.\*: matches", "img_mod"),
-        (Rule(match="*.attn.img_qvk", keep=True), "matches nothing", "img_qkv"),
-        (Rule(match="zzzzzz", keep=True), "matches nothing", "header"),
-        (Rule(match="txt_norm.*", options={"weights_dtype": "int8"}), "cannot quantize", "Remove"),
-        (Rule(family="atn", keep=True), "family atn", "attn"),
-    ],
+SHIPPED = "lens-uint4-static, sdnq-int8, sdnq-uint4"
+RULE_KEYS = (
+    "weights_dtype, scale_dtype, zero_point_dtype, quantized_matmul_dtype, group_size, hadamard_group_size, svd_rank, "
+    "svd_steps, codebook_steps, use_svd, use_hadamard, use_codebook, use_codebook_scale, use_quantized_matmul, "
+    "use_quantized_matmul_conv, use_stochastic_rounding, dequantize_fp32"
 )
-def test_a_rule_that_matches_nothing_suggests_names(rule: Rule, message: str, hint: str) -> None:
-    with pytest.raises(RecipeError, match=message) as caught:
-        resolve(rule)
-    assert hint in caught.value.hint
+ALL_RULE_KEYS = f"match, family, keep, {RULE_KEYS}"
+KEYS = (
+    f"{RULE_KEYS}, quant_conv, quant_embedding, add_skip_keys, minimum_allowed_numel, minimum_allowed_channel_size, "
+    "use_dynamic_quantization, dynamic_loss_threshold"
+)
+NEITHER = "rule 1: needs either keep = true or options such as weights_dtype"
+NO_MATCH = "matches nothing in the model"
+RULES = (
+    (Rule("*.img_mode.*", keep=True), f"*.img_mode.*: {NO_MATCH}. Similar names: img_mod, img_mlp, txt_mod, img_qkv."),
+    (Rule("zzzzzz", keep=True), f"zzzzzz: {NO_MATCH}. Compare it with the names in the header."),
+    (Rule("txt_norm.*"), "txt_norm.*: matches only tensors that SDNQ cannot quantize. Remove the rule."),
+    (Rule(family="atn"), "family atn: no module belongs to that family. Families: attn, img_mlp, img_mod, txt_mod."),
+)
+TEXTS = {
+    "sdnq = 3": "sdnq must be a table, not 3",
+    "seed = -1": "seed must be a number from 0 to 2**63 - 1",
+    f"seed = {2**63}": "seed must be a number from 0 to 2**63 - 1",
+    "weights = 3": "weights is not a key of a recipe. Keys: name, description, classes, seed, sdnq, rules.",
+    "[sdnq]\nweights_dtype = 4": "weights_dtype must be a string, not 4",
+    "[sdnq]\ngroup_size = true": "group_size must be an integer, not True",
+    "[sdnq]\nseed = 3": f"seed is not a key of [sdnq]. Keys: {KEYS}.",
+    "classes = [1]": "classes must be an array of strings, and 1 is not a string",
+    "[[rules]]\nmatch = 'a'\nfamily = 'b'\nkeep = true": "rule 1: needs either match or family",
+    "[[rules]]\nmatch = 'a'\nkeep = true\nsvd_rank = 1": NEITHER,
+    "[[rules]]\nmatch = 'a'\nquant_conv = true": f"rule 1: quant_conv is not a key of a rule. Keys: {ALL_RULE_KEYS}.",
+}
+
+
+def test_what_is_wrong_is_said() -> None:
+    calls: list[tuple[Callable[[], object], str]]
+    calls = [(partial(resolve, rule), f"rule for {message}") for rule, message in RULES]
+    calls += [(partial(parse_recipe, text, where="my.toml"), f"my.toml: {message}") for text, message in TEXTS.items()]
+    calls += [(partial(find_recipe, "x", LENS), f"x: no such recipe and no such file. Built in: {SHIPPED}.")]
+    for refused, message in calls:
+        with pytest.raises(RecipeError) as caught:
+            refused()
+        assert caught.value.with_hint == message
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("sdnq = 3", "sdnq must be a table"),
-        ("weights = 3", "weights is not a key of a recipe"),
-        ("[sdnq]\nweights_dtype = 4", "weights_dtype must be a string, not 4"),
-        ("[sdnq]\ngroup_size = true", "group_size must be an integer"),
-        ("[sdnq]\nmodules_to_not_convert = []", "modules_to_not_convert is not a key"),
-        ("classes = [1]", "array of strings"),
-        ("[[rules]]\nmatch = 'a'\nfamily = 'b'\nkeep = true", "either match or family"),
-        ("[[rules]]\nmatch = 'a'\nkeep = true\nweights_dtype = 'int8'", "either keep = true or options"),
-        ("[[rules]]\nmatch = 'a'\nquant_conv = true", "quant_conv is not a key of a rule"),
-    ],
+    ("content", "message"),
+    [(b"\xff\xfe", "is not UTF-8 at byte 0"), (b"#" * 1_000_001, "is longer than 1000000 bytes")],
 )
-def test_a_malformed_recipe_is_refused(text: str, message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
-        parse_recipe(text, where="mine.toml")
-
-
-def test_a_recipe_that_is_not_there() -> None:
-    with pytest.raises(RecipeError, match="nowhere") as caught:
-        find_recipe("nowhere", LENS)
-    assert "sdnq-uint4" in caught.value.hint
-
-
-@pytest.mark.parametrize(("content", "message"), [(b"\xff\xfe", "not UTF-8"), (b"#" * 1_000_001, "longer than")])
 def test_a_file_that_cannot_be_a_recipe(content: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "recipe.toml"
     file.write_bytes(content)
     with pytest.raises(RecipeError, match=message):
         find_recipe(str(file), LENS)
+    file.write_bytes(b"#" * 1_000_000)
+    assert find_recipe(str(file), LENS) == Recipe("recipe", {})
 
 
 def test_settings() -> None:

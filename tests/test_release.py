@@ -73,16 +73,6 @@ def test_an_existing_output_is_replaced_only_if_asked(lens_source: Path, tmp_pat
     assert names_in(tmp_path) == ["out"]
 
 
-def test_overwriting_spares_what_is_no_checkpoint(lens_source: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    output.mkdir()
-    for name in ("thesis.txt", "config.json"):
-        (output / name).write_text("{}")
-        with pytest.raises(OutputError, match="no checkpoint"):
-            convert(lens_source, output, options=ConvertOptions(overwrite=True))
-        assert (output / "thesis.txt").read_text() == "{}"
-
-
 @pytest.mark.parametrize("name", ["thesis.txt", "sub/thesis.txt", "tokenizer.json"])
 def test_overwriting_spares_what_is_no_part_of_the_checkpoint(name: str, lens_source: Path, tmp_path: Path) -> None:
     output = convert_default(lens_source, tmp_path / "out")

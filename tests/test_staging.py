@@ -12,7 +12,6 @@ from converter.checkpoint.folders import rename_folder
 from converter.checkpoint.journal import JournalFile
 from converter.checkpoint.staging import SPOOLED, Staging
 from converter.checkpoint.writer import replace_file
-from converter.errors import OutputError
 from tests.tiny_models import make_pipeline
 
 FIRST = {"identity": {"recipe": "a"}, "release": [1, 2], "content": "c"}
@@ -77,14 +76,6 @@ def test_another_content_and_a_restart_begin_again(content: str, restart: bool, 
         staging.open()
         assert staging.resume(content, restart=restart) == {}
         assert staging.nonfinite == {}
-
-
-def test_another_conversion_is_refused(tmp_path: Path) -> None:
-    interrupted(tmp_path / "out")
-    with Staging(tmp_path / "out", {"recipe": "b"}, None) as staging:
-        staging.open()
-        with pytest.raises(OutputError, match="differs from this one in: recipe"):
-            staging.resume("content", restart=False)
 
 
 @pytest.fixture

@@ -50,24 +50,6 @@ def test_the_layout_is_that_of_lens_and_the_config_the_published_one(made: Path)
     )
 
 
-def test_diffusers_loads_it(made: Path) -> None:
-    from converter.models.lens.transformer import LensTransformer2DModel
-
-    model = LensTransformer2DModel.from_pretrained(made, torch_dtype=torch.float32)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 84_971_776 + 25_579_904
-
-
-def test_numbers_look_like_a_models(tensors: dict[str, torch.Tensor]) -> None:
-    for name, tensor in tensors.items():
-        assert torch.isfinite(tensor).all(), name
-        mean, spread = float(tensor.mean()), float(tensor.std())
-        if tensor.ndim == 2:
-            assert spread == pytest.approx(tensor.shape[1] ** -0.5, rel=0.05), name
-        else:
-            assert spread == pytest.approx(0.02, rel=0.3), name
-        assert mean == pytest.approx(1.0 if "norm" in name and "norm_out" not in name else 0.0, abs=0.02), name
-
-
 def test_a_tensor_depends_on_its_name_and_the_seed_alone(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     synthesize(tmp_path / "deeper", layers=2)
     deeper = load_file(tmp_path / "deeper" / "diffusion_pytorch_model.safetensors")

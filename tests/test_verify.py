@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from converter import ConvertOptions, Recipe, convert, verify
 from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint, UsageError
 from converter.libraries import load_library
-from converter.models.lens.layout import CLASS_NAME
 from converter.schemas import load_schema
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_entries
@@ -39,7 +38,8 @@ from tests.checkpoints import (
     write_checkpoint,
 )
 from tests.conftest import Lensconv
-from tests.reference import LENS_OPTIONS, convert_with_sdnq
+from tests.expected import check_expected
+from tests.reference import FURTHER_RECIPES, LENS_OPTIONS, RECIPES, convert_with_sdnq
 from tests.tiny_models import model_class, save_model
 
 
@@ -49,43 +49,9 @@ def folder(lens_output: Path, tmp_path: Path) -> Path:
     return shutil.copytree(lens_output, tmp_path / "out")
 
 
-def test_what_lensconv_writes_is_sound(lens_source: Path, lens_output: Path) -> None:
-    report = verify(
-        lens_output, against=lens_source, recipe="lens-uint4-static", checksums=True, load=True, fail_under_sqnr=15
-    )
-    assert report.ok, failed(report)
-    assert report.notes == ()
-    names = (
-        "index, stray files, config, quantized, packed weights, kept tensors, modulation, names, manifest, recipe, "
-        "checksums, config of the source, near source, plan, kept equal source, sqnr, load with sdnq, "
-        "load with diffusers"
-    )
-    assert {check.name for check in report.checks} >= {*names.split(", ")}
-    jsonschema.validate(report.to_dict(), load_schema("verify"))
-    assert report.parameters == sum(tensor.numel() for tensor in load_file(lens_source / WEIGHTS).values())
-    assert sum(footprint.bytes for footprint in report.families) == report.total_bytes
-
-
-def test_what_sdnq_writes_is_sound_and_its_mode_is_noted(lens_source: Path, tmp_path: Path) -> None:
-    output = convert_with_sdnq(lens_source, tmp_path / "out", "LensTransformer2DModel", LENS_OPTIONS)
-    report = verify(output, against=lens_source, recipe="lens-uint4-static", load=True)
-    assert report.ok, failed(report)
-    for expected in ("cannot be read by other users", "no manifest"):
-        assert any(expected in note for note in report.notes)
-
-
-FOREIGN: dict[str, dict[str, Any]] = {
-    "int8": {"weights_dtype": "int8"},
-    "int8 matmul": {"weights_dtype": "int8", "use_quantized_matmul": True, "dequantize_fp32": False},
-    "int5": {"weights_dtype": "int5"},
-    "float8": {"weights_dtype": "float8_e4m3fn"},
-    "svd": {"weights_dtype": "uint4", "use_svd": True, "svd_rank": 8, "svd_steps": 2},
+_KNOWN = "int8 int8-matmul int5 float8 svd hadamard codebook double dynamic int6-convolutions-embeddings"
+FOREIGN: dict[str, dict[str, Any]] = {name: (RECIPES | FURTHER_RECIPES)[name] for name in _KNOWN.split()} | {
     "svd matmul": {"weights_dtype": "int8", "use_svd": True, "svd_rank": 8, "use_quantized_matmul": True},
-    "hadamard": {"weights_dtype": "uint4", "use_hadamard": True},
-    "codebook": {"weights_dtype": "uint4", "use_codebook": True, "codebook_steps": 2},
-    "double": {"weights_dtype": "uint4", "scale_dtype": "uint8"},
-    "dynamic": {"weights_dtype": "uint4", "use_dynamic_quantization": True, "dynamic_loss_threshold": 0.01},
-    "convolutions": {"weights_dtype": "int6", "quant_conv": True, "quant_embedding": True},
     "mixed": {"weights_dtype": "uint4", "modules_dtype_dict": {"int8": ["*.attn*"], "minimum_6bit": ["*.ff.*"]}},
 }
 
@@ -94,8 +60,8 @@ FOREIGN: dict[str, dict[str, Any]] = {
     ("name", "recipe"),
     [
         *(("FluxTransformer2DModel", recipe) for recipe in FOREIGN),
-        *(("UNet2DConditionModel", recipe) for recipe in ("svd matmul", "convolutions")),
-        *(("Qwen3ForCausalLM", recipe) for recipe in ("int8 matmul", "convolutions")),
+        *(("UNet2DConditionModel", recipe) for recipe in ("svd matmul", "int6-convolutions-embeddings")),
+        *(("Qwen3ForCausalLM", recipe) for recipe in ("int8-matmul", "int6-convolutions-embeddings")),
     ],
 )
 def test_foreign_checkpoints_are_sound(name: str, recipe: str, tmp_path: Path) -> None:
@@ -163,48 +129,44 @@ def restore_linear(tensors: dict[str, torch.Tensor]) -> None:
     tensors[f"{OUT}.weight"] = torch.ones(192, 192, dtype=torch.bfloat16)
 
 
-#: Damages that headers and small files show, the check that must fail, and what it must name.
-VISIBLE: dict[str, tuple[Damage, str, str]] = {
-    "no zero point": (drop(ZERO_POINT), "packed weights", QKV),
-    "no scale": (drop(SCALE), "packed weights", QKV),
-    "no weight": (drop(WEIGHT), "packed weights", QKV),
-    "no bias": (drop(f"{QKV}.bias"), "names", f"{QKV}.bias"),
-    "no kept tensor": (drop(LAST), "names", LAST),
-    "one too many": (change_tensors(lambda t: t.update(extra=torch.ones(3))), "names", "extra"),
-    "a scale of another shape": (replace(SCALE, lambda t: t.reshape(3, 576, 1)), "packed weights", QKV),
-    "a flat scale": (replace(SCALE, lambda t: t.reshape(1728)), "packed weights", QKV),
-    "half a weight": (replace(WEIGHT, lambda t: t[::2]), "packed weights", QKV),
-    "a weight of signed bytes": (replace(WEIGHT, lambda t: t.view(torch.int8)), "packed weights", QKV),
-    "a scale in F16": (replace(SCALE, lambda t: t.half()), "packed weights", QKV),
-    "a kept tensor of another shape": (replace(LAST, lambda t: t.reshape(192, 128)), "names", LAST),
-    "modulation in codes without a scale": (replace(f"{MOD}.weight", lambda t: t.to(torch.uint8)), "modulation", MOD),
-    "no modulation": (change_tensors(drop_modulation), "modulation", "the model has no modulation layers"),
-    "a kept tensor in F8": (replace(KEPT, lambda t: t.to(torch.float8_e4m3fn)), "kept tensors", KEPT),
-    "a kept tensor in integers": (replace(KEPT, lambda t: t.to(torch.int32)), "kept tensors", KEPT),
-    "a scale without its weight": (drop(WEIGHT, ZERO_POINT), "names", f"{SCALE} is not part of"),
-    "modulation quantized": (change_tensors(lambda t: t.update(QUANTIZED_MODULATION)), "modulation", MOD),
-    "a linear that was not quantized": (change_tensors(restore_linear), "names", OUT),
-    "another group size": (change_config(group_size=32), "packed weights", QKV),
-    "another dtype": (change_config(weights_dtype="int8"), "packed weights", QKV),
-    "a float of no bits": (change_config(weights_dtype="fp0"), "packed weights", "fp0"),
-    "a dtype of nobody's": (change_config(weights_dtype="nf4"), "packed weights", "nf4"),
-    "float32 scales in the config": (change_config(dequantize_fp32=True), "packed weights", QKV),
-    "excluded in the config": (change_config(modules_to_not_convert=["attn"]), "quantized", "attn"),
-    "nothing excluded": (change_config(modules_to_not_convert=[]), "names", "does not exclude it"),
-    "another method": (change_config(quant_method="gptq"), "config", "gptq"),
-    "configs that disagree": (change_config("config.json", group_size=128), "config", "group_size"),
-    "a stray shard": (lambda f, _: save_file(LINEAR, f / "old-00001-of-00002.safetensors"), "stray files", "old-00001"),
-    "a lost file": (lambda f, _: (f / "quantization_config.json").unlink(), "manifest", "quantization_config.json"),
-}
+#: Damages that headers and small files show.
+VISIBLE: dict[str, Damage] = (
+    {"no zero point": drop(ZERO_POINT), "no scale": drop(SCALE), "no weight": drop(WEIGHT)}
+    | {"no bias": drop(f"{QKV}.bias"), "no kept tensor": drop(LAST)}
+    | {"one too many": change_tensors(lambda t: t.update(extra=torch.ones(3)))}
+    | {"a scale of another shape": replace(SCALE, lambda t: t.reshape(3, 576, 1))}
+    | {"a flat scale": replace(SCALE, lambda t: t.reshape(1728)), "half a weight": replace(WEIGHT, lambda t: t[::2])}
+    | {"a weight of signed bytes": replace(WEIGHT, lambda t: t.view(torch.int8))}
+    | {"a scale in F16": replace(SCALE, lambda t: t.half())}
+    | {"a kept tensor of another shape": replace(LAST, lambda t: t.reshape(192, 128))}
+    | {"modulation in codes without a scale": replace(f"{MOD}.weight", lambda t: t.to(torch.uint8))}
+    | {"no modulation": change_tensors(drop_modulation)}
+    | {"a kept tensor in F8": replace(KEPT, lambda t: t.to(torch.float8_e4m3fn))}
+    | {"a kept tensor in integers": replace(KEPT, lambda t: t.to(torch.int32))}
+    | {"a scale without its weight": drop(WEIGHT, ZERO_POINT)}
+    | {"modulation quantized": change_tensors(lambda t: t.update(QUANTIZED_MODULATION))}
+    | {"a linear that was not quantized": change_tensors(restore_linear)}
+    | {"another group size": change_config(group_size=32), "another dtype": change_config(weights_dtype="int8")}
+    | {"a float of no bits": change_config(weights_dtype="fp0"), "nobody's": change_config(weights_dtype="nf4")}
+    | {"float32 scales in the config": change_config(dequantize_fp32=True)}
+    | {"excluded in the config": change_config(modules_to_not_convert=["attn"])}
+    | {"nothing excluded": change_config(modules_to_not_convert=[])}
+    | {"another method": change_config(quant_method="gptq")}
+    | {"configs that disagree": change_config("config.json", group_size=128, other=1)}
+    | {"a stray shard": lambda folder, _: save_file(LINEAR, folder / "old-00001-of-00002.safetensors")}
+    | {"a lost file": lambda folder, _: (folder / "quantization_config.json").unlink()}
+)
 
 
-@pytest.mark.parametrize("damage", VISIBLE)
-def test_damage_that_headers_show(damage: str, folder: Path) -> None:
-    break_it, check, named = VISIBLE[damage]
-    break_it(folder, load_file(folder / WEIGHTS))
-    report = verify(folder)
-    assert not report.ok
-    assert named in failed(report).get(check, ""), failed(report)
+def test_damage_that_headers_show(lens_output: Path, tmp_path: Path) -> None:
+    text = ""
+    for damage, break_it in VISIBLE.items():
+        folder = shutil.copytree(lens_output, tmp_path / damage)
+        break_it(folder, load_file(folder / WEIGHTS))
+        report = verify(folder)
+        notes = [f"note: {note}" for note in report.notes]
+        text += " | ".join([damage, *(f"{name}: {detail}" for name, detail in failed(report).items()), *notes]) + "\n"
+    check_expected("damage.txt", text)
 
 
 def exchange(tensors: dict[str, torch.Tensor], one: str, other: str) -> None:
@@ -354,36 +316,41 @@ def test_models_that_were_not_in_bfloat16(dtype: torch.dtype, name: str, lens_so
     assert f"8 tensors of modulation layers are {name}, not BF16" in report.notes
 
 
-def test_a_parameter_named_scale_is_no_quantized_module(tmp_path: Path) -> None:
-    scaled = {**LINEAR, "layer_scale.scale": torch.ones(64)}
-    report = verify(write_checkpoint(tmp_path / "one", scaled, "MimiModel"))
-    assert report.ok, failed(report)
-    assert (report.quantized_modules, report.parameters) == (1, 64 * 64 + 64)
-    for part in ("zero_point", "svd_up"):
-        broken = {**scaled, f"layer_scale.{part}": torch.ones(64)}
-        report = verify(write_checkpoint(tmp_path / part, broken, "MimiModel"))
-        assert "has a scale, but no weight" in failed(report)["packed weights"]
+CODES = {"a.weight": torch.zeros(64, 64, dtype=torch.uint8)}
+PACKED = {"a.weight": torch.zeros(64 * 32, dtype=torch.uint8), "a.zero_point": torch.ones(64, 1)}
+LAYER_SCALE = {"layer_scale.scale": torch.ones(64)}
+U8_SCALE = {"a.scale": torch.ones(64, 1, dtype=torch.uint8)}
+SVD, UINT4, UINT8 = {"a.svd_up": torch.ones(64, 8)}, {"weights_dtype": "uint4"}, {"weights_dtype": "uint8"}
+#: Tensors of checkpoints whose class does not show their shapes, and options.
+OTHERS: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {
+    "sound": ({}, {}),
+    "a parameter named scale": (LAYER_SCALE, {}),
+    "a scale and a zero point": (LAYER_SCALE | {"layer_scale.zero_point": torch.ones(64)}, {}),
+    "a scale and a factor": (LAYER_SCALE | {"layer_scale.svd_up": torch.ones(64)}, {}),
+    "scales in codes": (U8_SCALE, {}),
+    "scales in codes by the config": (U8_SCALE, {"modules_quant_config": {"a": {"scale_dtype": "uint8"}}}),
+    "scales in codes by an option": (U8_SCALE, {"scale_dtype": "uint8"}),
+    "scales that do not divide": ({"a.scale": torch.ones(63, 1)}, {}),
+    "no scales": ({"a.scale": torch.ones(0, 1)}, {}),
+    "no zero point": (CODES, UINT8),
+    "another zero point": (CODES | {"a.zero_point": torch.ones(32, 1)}, UINT8),
+    "a zero point too many": ({"a.zero_point": torch.ones(64, 1)}, {}),
+    "a zero point in codes": (CODES | {"a.zero_point": torch.ones(64, 1, dtype=torch.uint8)}, UINT8),
+    "half a factorisation": (SVD, {"use_svd": True, "use_hadamard": True, "sdnq_version": None}),
+    "a factorisation": (SVD | {"a.svd_down": torch.ones(8, 64)}, {"use_codebook": True}),
+    "names of modules": (PACKED, {"modules_dtype_dict": {"uint4": ["model.language_model.a.weight"]}}),
+    "a name and a pattern": (PACKED, {"modules_dtype_dict": {"uint4": ["a.weight", "a*"]}}),
+    "packed": (PACKED, UINT4),
+}
 
 
-def test_scales_are_floats_unless_the_config_says_otherwise(tmp_path: Path) -> None:
-    tensors = {**LINEAR, "a.scale": torch.ones(64, 1, dtype=torch.uint8)}
-    report = verify(write_checkpoint(tmp_path / "one", tensors, "FluxTransformer2DModel"))
-    assert "a: scale is U8" in failed(report)["packed weights"]
-    options = {"modules_quant_config": {"a": {"scale_dtype": "uint8"}}}
-    report = verify(write_checkpoint(tmp_path / "two", tensors, "FluxTransformer2DModel", **options))
-    assert report.ok, failed(report)
-
-
-def test_tensors_that_have_other_names_than_their_modules(tmp_path: Path) -> None:
-    """As transformers saves Qwen2.5-VL: the config holds the names of modules."""
-    packed = {**LINEAR, "a.weight": torch.zeros(64 * 32, dtype=torch.uint8), "a.zero_point": torch.ones(64, 1)}
-    named = {"uint4": ["model.language_model.a.weight"]}
-    report = verify(write_checkpoint(tmp_path / "one", packed, "QwenModel", modules_dtype_dict=named))
-    assert report.ok, failed(report)
-    assert any("name tensors differently" in note for note in report.notes)
-    named = {"uint4": ["b.weight", "a*"]}
-    report = verify(write_checkpoint(tmp_path / "two", packed, CLASS_NAME, modules_dtype_dict=named))
-    assert not any("name tensors differently" in note for note in report.notes)
+def test_what_headers_show_of_other_classes(tmp_path: Path) -> None:
+    text = ""
+    for name, (tensors, options) in OTHERS.items():
+        report = verify(write_checkpoint(tmp_path / name, {**LINEAR, **tensors}, "MimiModel", **options))
+        found = [f"{check}: {detail}" for check, detail in failed(report).items()] + [*report.notes[2:-1]]
+        text += " | ".join([f"{name}: {report.quantized_modules} of {report.parameters}", *found]) + "\n"
+    check_expected("others.txt", text)
 
 
 def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Lensconv, tmp_path: Path) -> None:
@@ -416,7 +383,7 @@ def test_what_sdnq_cannot_restore(lens_source: Path, lens_output: Path, monkeypa
         raise RuntimeError("Bad in-place call")
 
     monkeypatch.setattr("converter.verification.fidelity.dequantize", fail)
-    with pytest.raises(UnsupportedCheckpoint, match=r"SDNQ cannot dequantize .*attn.*: Bad in-place"):
+    with pytest.raises(UnsupportedCheckpoint, match=r"attn.*: SDNQ cannot dequantize it: Bad in-place"):
         verify(lens_output, against=lens_source)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from converter import convert
+from converter import Recipe, convert
 
 #: What most transformers are built with.
 _HEADS: dict[str, Any] = {"num_layers": 2, "num_attention_heads": 4, "attention_head_dim": 32}
@@ -28,14 +28,8 @@ DIFFUSERS: dict[str, dict[str, Any]] = {
     "QwenImageTransformer2DModel": _HEADS
     | {"patch_size": 2, "in_channels": 16, "out_channels": 4, "joint_attention_dim": 64}
     | {"axes_dims_rope": (8, 12, 12)},
-    "ZImageTransformer2DModel": {
-        "in_channels": 16,
-        "dim": 128,
-        "n_layers": 2,
-        "n_refiner_layers": 1,
-        "n_heads": 4,
-        "n_kv_heads": 4,
-    }
+    "ZImageTransformer2DModel": {"in_channels": 16, "dim": 128, "n_layers": 2, "n_refiner_layers": 1}
+    | {"n_heads": 4, "n_kv_heads": 4}
     | {"cap_feat_dim": 64, "axes_dims": [8, 12, 12], "axes_lens": [64, 32, 32]},
     "SD3Transformer2DModel": _HEADS
     | _PATCHES
@@ -161,7 +155,7 @@ def make_pipeline(folder: Path) -> Path:
     return folder
 
 
-def convert_default(source: Path, output: Path) -> Path:
-    """Convert with all defaults; returns the output."""
-    convert(source, output)
+def convert_default(source: Path, output: Path, recipe: Recipe | None = None) -> Path:
+    """Convert with all defaults, or another recipe; returns the output."""
+    convert(source, output, recipe)
     return output

@@ -17,11 +17,11 @@ for _name, _error, _message, *_options in (
     ("usage-unknown-option", "UsageError", "--recipee", "--recipee", "x"),
     ("usage-too-many-arguments", "UsageError", "more", "more"),
     ("usage-value-missing", "UsageError", "--recipe", "--recipe"),
-    ("usage-jobs-zero", "UsageError", "--jobs", "--jobs", "0"),
-    ("usage-jobs-a-word", "UsageError", "--jobs", "--jobs", "many"),
-    ("usage-memory-zero", "UsageError", "--memory", "--memory", "0"),
-    ("usage-memory-unknown-unit", "UsageError", "--memory", "--memory", "5 lightyears"),
-    ("usage-memory-negative", "UsageError", "--memory", "--memory", "-5GB"),
+    *((f"usage-jobs-{value}", "UsageError", "--jobs", "--jobs", value) for value in ("0", "many")),
+    *(
+        (f"usage-memory-{value}", "UsageError", "--memory", "--memory", value)
+        for value in ("0", "5 lightyears", "-5GB")
+    ),
     ("usage-quantize-from-unknown", "UsageError", "int8", "--quantize-from", "int8"),
     ("usage-component-of-a-component", "UsageError", "source", "--component", "vae"),
 ):

@@ -45,20 +45,14 @@ def _add_index_case(
     add_case(f"index-{name}", build, error, *message)
 
 
-for _name, _shard, _said in (
-    ("in-the-parent-folder", "../secret.safetensors", "not to a file in the same folder"),
-    ("in-a-subfolder", "sub/model.safetensors", "not to a file in the same folder"),
-    ("absolute", "/etc/secret.safetensors", "not to a file in the same folder"),
-    ("with-a-backslash", "..\\secret.safetensors", "not to a file in the same folder"),
-    ("with-a-nul", "model\0.safetensors", "model\\x00.safetensors"),
-    ("of-another-type", "model.bin", "not a safetensors file"),
-    ("empty", "", "not a safetensors file"),
-    ("a-number", 7, "not a safetensors file"),
-    ("a-list", [_SECOND], "not a safetensors file"),
-    ("hostile", HOSTILE_TEXT, "evil\\r\\n\\x1b[2J"),
+_OUTSIDE, _NOT_WEIGHTS = "not to a file in the same folder", "not a safetensors file"
+for _shard, _said in (
+    *((f"{place}secret.safetensors", _OUTSIDE) for place in ("../", "sub/", "/etc/", "..\\")),
+    *((name, _NOT_WEIGHTS) for name in ("model.bin", "", 7, [_SECOND])),
+    *(("model\0.safetensors", "model\\x00.safetensors"), (HOSTILE_TEXT, "evil\\r\\n\\x1b[2J")),
 ):
     _weight_map = {"a": _FIRST, "b": _shard}
-    _add_index_case(f"shard-{_name}", _BAD, INDEX_FILE, "tensor b", _said, weight_map=_weight_map)
+    _add_index_case(f"shard-{_shard!r}", _BAD, INDEX_FILE, "tensor b", _said, weight_map=_weight_map)
 for _name, _content, _said in (
     ("empty-file", b"", "not JSON"),
     ("not-json", b"{'a': 1}", "not JSON"),

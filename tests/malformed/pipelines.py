@@ -70,17 +70,9 @@ def _link_component_outside(repo: Path) -> None:
     (repo / "vae").symlink_to(elsewhere)
 
 
-for _name, _component in (
-    ("in-the-parent-folder", "../x"),
-    ("the-parent-folder", ".."),
-    ("the-repo-itself", "."),
-    ("absolute", "/etc"),
-    ("with-a-backslash", "..\\x"),
-    ("with-a-nul", "x\0"),
-    ("without-a-name", ""),
-):
+for _component in ("../x", "..", ".", "/etc", "..\\x", "x\0", ""):
     _message = [_INDEX, "is not the name of a folder in the repo"]
-    _add_pipeline_case(f"component-{_name}", "MalformedCheckpoint", _component, None, _message)
+    _add_pipeline_case(f"component-{_component!r}", "MalformedCheckpoint", _component, None, _message)
 _MISSING = "no such folder, though model_index.json"
 _LINK = ", outside of"
 _CONFIG, _NOTES = "vae/config.json", "transformer/notes.txt"
