@@ -55,6 +55,8 @@ def test_faults_of_the_state(hub: FaultyHub) -> None:
     assert commit(hub, repo, {"b.txt": b"b"}, parentCommit=before).status == 412
     assert head(hub, repo) != before
     assert commit(hub, repo, {"b.txt": b"b"}, parentCommit=head(hub, repo)).status == 200
+    hub.fault("forget", sha256=sha256)
+    assert commit(hub, repo, {}, lfs_file("b.bin", content)).status == 400
 
 
 def test_objects_over_xet_can_be_damaged_and_lost(hub: FaultyHub, tmp_path: Path) -> None:
