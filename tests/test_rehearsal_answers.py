@@ -13,19 +13,19 @@ from converter.rehearsal.settings import HubSettings
 from tests.expected import EXPECTED, check_expected
 from tests.hubs import Answer, ask, small_hub
 
-_REQUEST = re.compile(
-    r"(?P<who>\w+|-)(?:\*(?P<times>\d+))? (?P<method>[A-Z]+) (?P<path>\S+)(?P<headers>( [A-Z][\w-]+:\S+)*)( (?P<body>.+))?"
-)
+_LINE = re.compile(r"(?P<who>\w+|-)(?:\*(?P<times>\d+))? (?P<method>[A-Z]+) (?P<requests>.+)")
+_REQUEST = re.compile(r"(?P<path>/\S*)?(?P<headers>( ?[A-Z][\w-]+:\S+)*)( ?(?P<body>[{\[\"].*))?")
 #: Headers that every answer has, or whose content is in the body.
 _PLAIN_HEADERS = {"date", "server", "content-type: application/json"}
 
 
 class Transcript:
-    """Requests in words: ``WHO[*TIMES] METHOD PATH [Header:value] [BODY [|| BODY]...]``, with ``-`` for nobody.
+    """Requests in words: ``WHO[*TIMES] METHOD PATH [Header:value] [BODY]``, with ``-`` for nobody.
 
-    A body is an object, the operations of a commit as pairs, which need no header, or a text that is sent as it is.
-    ``<a:3>`` stands for ``aaa``, ``<=text>`` for the sha256 of a text, ``<c1>`` for the first commit that an answer
-    named, and ``signature=`` at the end of a path for the signature that the Hub gave it.
+    More of them follow after ``||``, where the same path may be left out, and so are answers that are equal. A body is
+    an object, the operations of a commit as pairs, which need no header, or a text that is sent as it is. ``<a:3>``
+    stands for ``aaa``, ``<=text>`` for the sha256 of a text, ``<c1>`` for the first commit that an answer named, and
+    ``signature=`` at the end of a path for the signature that the Hub gave it.
     """
 
     def __init__(self, hub: RunningHub) -> None:
@@ -36,22 +36,25 @@ class Transcript:
         self._signatures: dict[str, str] = {}
 
     def answer(self, line: str) -> str:
-        """Send the request of a line, and return the line with its answer."""
-        request = line.partition(" => ")[0]
-        match = _REQUEST.fullmatch(request)
+        """Send the requests of a line, and return the line with their answers."""
+        asked = line.partition(" => ")[0]
+        match = _LINE.fullmatch(asked)
         if match is None:
             return line
-        answers = [self._sent(match, body) for body in (match["body"] or "").split(" || ")]
-        return f"{request} => {' || '.join(dict.fromkeys(answers))}"
-
-    def _sent(self, match: re.Match[str], body: str) -> str:
-        path, content = self._filled(match["path"]), self._body(body)
-        headers = dict(pair.split(":", 1) for pair in match["headers"].split())
-        token = self._values[f"<{match['who']}>"]
-        for _ in range(int(match["times"] or 1)):
-            address = path + self._signatures.get(path, "")
-            answer = ask(self._hub, match["method"], address, content, token=token, headers=headers)
-        return self._shown(answer)
+        answers, path = [], ""
+        for text in match["requests"].split(" || "):
+            request = _REQUEST.fullmatch(text)
+            assert request, text
+            path = self._filled(request["path"]) if request["path"] else path
+            content, headers = (
+                self._body(request["body"]),
+                dict(pair.split(":", 1) for pair in request["headers"].split()),
+            )
+            for _ in range(int(match["times"] or 1)):
+                address, token = path + self._signatures.get(path, ""), self._values[f"<{match['who']}>"]
+                answer = ask(self._hub, match["method"], address, content, token=token, headers=headers)
+            answers.append(self._shown(answer))
+        return f"{asked} => {' || '.join(dict.fromkeys(answers))}"
 
     def _filled(self, text: str) -> str:
         for repeated, times in re.findall(r"<([^<>]+):(\d+)>", text):
@@ -62,7 +65,7 @@ class Transcript:
             text = text.replace(name, value)
         return text
 
-    def _body(self, text: str) -> object:
+    def _body(self, text: str | None) -> object:
         content = json.loads(self._filled(text)) if text else None
         if isinstance(content, str):
             return content.encode("latin-1")
