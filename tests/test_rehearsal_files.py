@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
+import lz4.frame
+import pytest
+
 from converter.rehearsal.modes import GITATTRIBUTES, is_ignored, is_lfs
+from converter.rehearsal.xet import XetStore
 from tests.conftest import run_program
 from tests.faulty_hub import FaultyHub
 from tests.hubs import make_repo, upload
@@ -48,3 +53,52 @@ def test_rules_of_git_mean_what_git_says(tmp_path: Path) -> None:
     assert is_lfs("a.png", 1, b"\x89PNG\0", "")
     assert not is_lfs("a.txt", 512, b"x" * 511 + b"\xc3", "")
     assert not is_lfs("a.bin", 0, b"", GITATTRIBUTES.decode())
+
+
+def test_what_hf_xet_stores_is_read_in_any_range(tmp_path: Path) -> None:
+    """A file of several runs of chunks, in xorbs that pack them in all three ways."""
+    store, folder = XetStore(tmp_path), tmp_path / "xet" / "xorbs"
+    (folder / "shards").mkdir(parents=True)
+    (folder / "xorbs").mkdir()
+
+    def name(letter: str) -> str:
+        return "".join(f"{number:016x}" for number in struct.unpack("<4Q", letter.encode() * 32))
+
+    def write_xorb(letter: str, *chunks: tuple[int, bytes]) -> Path:
+        content = b""
+        for packing, data in chunks:
+            grouped = b"".join(data[first::4] for first in range(4)) if packing == 2 else data
+            packed = lz4.frame.compress(grouped) if packing else data
+            sizes = (len(packed).to_bytes(3, "little"), bytes([packing]), len(data).to_bytes(3, "little"))
+            content += b"\0" + b"".join(sizes) + packed
+        (folder / "xorbs" / f"default.{name(letter)}").write_bytes(content + b"XETBLOB and more")
+        return folder / "xorbs" / f"default.{name(letter)}"
+
+    def record(letter: str, flags: int, *terms: tuple[str, int, int, int]) -> bytes:
+        rows = [struct.pack("<32sIIII", xorb.encode() * 32, 0, *rest) for xorb, *rest in terms]
+        more = [bytes(48)] * (len(terms) if flags & 0x80000000 else 0)
+        sha256 = [letter.upper().encode() * 32 + bytes(16)] if flags & 0x40000000 else []
+        return b"".join([struct.pack("<32sIIQ", letter.encode() * 32, flags, len(terms), 0), *rows, *more, *sha256])
+
+    first = write_xorb("a", (0, b"01234"), (1, b"abcdefghij"), (2, b"ABCDEFGHIJK"))
+    write_xorb("b", (0, b"xyz"))
+    records = record("f", 0xC0000000, ("a", 21, 1, 3), ("b", 3, 0, 1), ("a", 5, 0, 1)) + record("g", 0, ("b", 3, 0, 1))
+    shard = bytes(48) + records + record("h", 0x40000000, ("b", 3, 0, 1))
+    (folder / "shards" / "x.mdb").write_bytes(shard[:-20])
+    assert store.find(name("H")) is None
+    (folder / "shards" / "x.mdb").write_bytes(shard + b"\xff" * 32 + bytes(16))
+    file, content = store.find(name("F")), b"abcdefghijABCDEFGHIJKxyz01234"
+    assert file is not None
+    assert (file.xet_hash, file.size, set(store.files)) == (name("f"), len(content), {name("F"), name("H")})
+    for start in range(len(content) + 1):
+        for stop in range(start, len(content) + 1):
+            assert b"".join(store.read(file, start, stop)) == content[start:stop]
+    first.write_bytes(first.read_bytes()[:5] + b"\6" + first.read_bytes()[6:])
+    with pytest.raises(ValueError, match="damaged"):
+        list(XetStore(tmp_path).read(file, 24, 29))
+    first.write_bytes(b"\0" * 7)
+    with pytest.raises(ValueError, match="cut off"):
+        store.chunks(name("a"))
+    first.unlink()
+    assert store.find(name("F")) is None
+    assert store.find(name("H")) is not None

@@ -23,6 +23,7 @@ from converter.errors import (
     LensconvError,
     MalformedCheckpoint,
     MissingInput,
+    ReleaseError,
     UnsupportedCheckpoint,
     UsageError,
 )
@@ -32,6 +33,8 @@ from converter.hub.records import MAXIMUM_FILE_BYTES, MAXIMUM_FILES
 from converter.hub.remote import RemoteRepo
 from converter.hub.retry import is_transient, wait_seconds
 from converter.models.lens.layout import LensConfig, lens_tensors
+from converter.publication.files import hash_files
+from converter.publication.proof import ReadBack, prove_bytes, prove_records
 from converter.schemas import load_schema
 from converter.verification.report import VerifyReport
 from tests.checkpoints import WEIGHTS, failed, write_holes
@@ -480,6 +483,38 @@ def test_a_server_without_ranges_sends_no_more_than_is_read(tmp_path: Path, serv
     report = verify(PLACE)
     assert report.total_bytes == 10**11
     assert report.hub["received_bytes"] < 2_000_000
+
+
+def test_a_release_is_proved_by_what_the_hub_serves(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs, size = tmp_path / "ours", tmp_path / "theirs", 9 << 20
+    ours.mkdir()
+    for name, content in (("a.txt", b"aaa"), ("long.bin", bytes(size)), ("z.txt", b"z")):
+        (ours / name).write_bytes(content)
+    serve(shutil.copytree(ours, theirs))
+    files = hash_files(ours, ["a.txt", "long.bin", "z.txt"])
+    remote = RemoteRepo.open(HubAddress("maker/model"))
+    prove_records(files, remote)
+    assert prove_bytes(files, remote, everything=False) == ReadBack(3, 0, 4 + size)
+    monkeypatch.setattr("converter.publication.proof._WHOLE_BYTES", 4)
+    assert prove_bytes(files, remote, everything=False) == ReadBack(2, 1, 4 + (8 << 20))
+    for place, said in ((0, "between 0 and 1048576;"), (size - 1, "between 8388608 and 9437184;")):
+        (theirs / "long.bin").write_bytes(bytes(place) + b"x" + bytes(size - place - 1))
+        assert said in refusal(lambda: prove_bytes(files, remote, everything=False))
+    (theirs / "long.bin").write_bytes(bytes(4 << 20) + b"x" + bytes(5 << 20)[1:])
+    assert "between 0 and 9437184;" in refusal(lambda: prove_bytes(files, remote, everything=True))
+    (ours / "a.txt").write_text("bbb")
+    text = refusal(lambda: prove_bytes(files, remote, everything=False), ReleaseError)
+    assert "a.txt: has changed since it was examined; the commit could not be checked" in text
+    for name, change in (("a.txt", b"AAA"), ("long.bin", b"short"), ("more.txt", b""), ("z.txt", None)):
+        (theirs / name).unlink(missing_ok=True) if change is None else (theirs / name).write_bytes(change)
+    serve(theirs)
+    text = refusal(lambda: prove_records(files, RemoteRepo.open(HubAddress("maker/model"))))
+    assert text == (
+        f"{PINNED}: differs from the release: a.txt has another checksum on the Hub; long.bin has 5 bytes on the Hub, "
+        "and 9437184 here; z.txt is missing on the Hub; and 1 more Publish it again."
+    )
 
 
 def test_repos_that_may_not_be_seen(tmp_path: Path, serve: Serve, lensconv: Lensconv) -> None:

@@ -81,7 +81,8 @@ async def _read(call: Call) -> Draft:
     """
     operations = _operations(call)
     # Python 3.11 cannot return a tuple as the default of anext.
-    key, value = await anext(operations, None) or ("", {})
+    first = await anext(operations, None)
+    key, value = first or ("", {})
     if key != "header":
         raise Refusal(400, "A commit is a header, then operations")
     draft = Draft(text_of(value, "summary"), text_of(value, "description"), text_of(value, "parentCommit"))
