@@ -89,7 +89,7 @@ def test_serve_says_where_it_is_and_ends_with_ctrl_c(as_json: bool, tmp_path: Pa
     assert ask(running, "GET", "/_control/requests").status == 404
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=10)
-    assert (process.returncode, errors) == (130, "\nerror: interrupted\n"[as_json:])
+    assert (process.returncode, errors) == (130, "\n" if as_json else "\nerror: interrupted\n")
     assert Path(folder).exists() == as_json
     shown = re.sub(r"hf_[0-9a-f]{34}", "<token>", text).replace(endpoint, "<hub>").replace(folder, "<folder>")
     check_expected(f"hub_serve_{'json' if as_json else 'text'}.txt", " ".join(shown.split()) + "\n")
