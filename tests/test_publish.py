@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -20,11 +19,10 @@ import pytest
 
 from converter.conversion.release.manifest import ReleaseFile
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
-from converter.errors import HubError, MissingInput, OutputError, ReleaseError, UsageError
+from converter.errors import MissingInput, OutputError, ReleaseError, UsageError
 from converter.hub.addresses import HubAddress
 from converter.hub.remote import RemoteRepo
 from converter.hub.retry import Retry
-from converter.publication.commit import Target, make_commit
 from converter.publication.files import (
     Difference,
     PublishedFile,
@@ -39,7 +37,7 @@ from converter.publication.options import PublishOptions
 from converter.publication.preflight import examine_release
 from converter.publication.publish import publish
 from converter.publication.secrets import find_secrets
-from converter.publication.session import HubSession, RemoteRefs
+from converter.publication.session import HubSession
 from converter.publication.upload import upload, upload_groups
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
@@ -234,23 +232,6 @@ def test_a_file_that_changes_after_its_upload_ends_the_others(tmp_path: Path, mo
     assert uploaded == ["a.bin"]
 
 
-def test_a_commit_that_is_refused_is_not_looked_for(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Hub's reason is reported, even if the branch has changed meanwhile."""
-    from huggingface_hub import get_session
-    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
-
-    def refuse(*_: object, **__: object) -> None:
-        http = importlib.import_module(type(get_session()).__module__.partition(".")[0])
-        hf_raise_for_status(http.Response(403, request=http.Request("POST", "http://127.0.0.1:1/commit/main")))
-
-    session = HubSession("owner/tiny", Retry(1))
-    monkeypatch.setattr(session.api, "create_commit", refuse)
-    monkeypatch.setattr(session, "refs", lambda: RemoteRefs({"main": "b" * 40}, {}, {}))
-    found = examine_release(release, "owner/tiny")
-    with pytest.raises(HubError, match="committing: the Hub answers with status 403"):
-        make_commit(session, found, Target("main", "a" * 40), [], "Publish")
-
-
 def test_a_release_that_was_examined_may_be_made_anew(release: Path) -> None:
     examine_release(release, "owner/tiny")
     assert (release / ".lensconv").is_dir()
@@ -435,6 +416,10 @@ def test_answers_that_end_it(publisher: Publisher) -> None:
     publisher.hub.fault("status", status=307, headers=moved, path=f"/api/models/{publisher.repository}$")
     publisher.publish()
     publisher.hub.fault("status", status=200, body='{"tags": [], "converts": [], "branches": []}', path="/refs")
+    publisher.publish()
+    # The Hub's reason is reported, even if the branch has changed meanwhile.
+    publisher.hub.fault("move_head", repo=publisher.repository, path="/commit/main")
+    publisher.hub.fault("status", status=403, path="/commit/main")
     publisher.publish()
     publisher.hub.fault("status", status=200, body="{}", path="/tag/")
     publisher.publish("--tag=v1")

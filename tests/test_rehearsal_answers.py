@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import time
+from itertools import groupby
 from pathlib import Path
 
 from converter.rehearsal.process import RunningHub, running_hub
@@ -22,7 +23,7 @@ _PLAIN_HEADERS = {"date", "server", "content-type: application/json"}
 class Transcript:
     """Requests in words: ``WHO[*TIMES] METHOD PATH [Header:value] [BODY]``, with ``-`` for nobody.
 
-    More of them follow after ``||``, where the same path may be left out, and so are answers that are equal. A body is
+    More of them follow after ``||``, where the same path may be left out, and so is an answer like the one before. A body is
     an object, the operations of a commit as pairs, which need no header, or a text that is sent as it is. ``<a:3>``
     stands for ``aaa``, ``<=text>`` for the sha256 of a text, ``<c1>`` for the first commit that an answer named, and
     ``signature=`` at the end of a path for the signature that the Hub gave it.
@@ -54,7 +55,7 @@ class Transcript:
                 address, token = path + self._signatures.get(path, ""), self._values[f"<{match['who']}>"]
                 answer = ask(self._hub, match["method"], address, content, token=token, headers=headers)
             answers.append(self._shown(answer))
-        return f"{asked} => {' || '.join(dict.fromkeys(answers))}"
+        return f"{asked} => {' || '.join(text for text, _ in groupby(answers))}"
 
     def _filled(self, text: str) -> str:
         for repeated, times in re.findall(r"<([^<>]+):(\d+)>", text):
