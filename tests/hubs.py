@@ -25,9 +25,8 @@ _PRELUDE = """
 import json, os, sys, warnings
 from pathlib import Path
 from huggingface_hub import (
-    CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, hf_hub_url, snapshot_download
+    CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
 )
-from huggingface_hub.utils import get_session, build_hf_headers
 api, found = HfApi(), {}
 """
 

@@ -23,8 +23,8 @@ _PLAIN_HEADERS = {"date", "server", "content-type: application/json"}
 class Transcript:
     """Requests in words: ``WHO[*TIMES] METHOD PATH [Header:value] [BODY]``, with ``-`` for nobody.
 
-    More of them follow after ``||``, where the same path may be left out, and so is an answer like the one before. A body is
-    an object, the operations of a commit as pairs, which need no header, or a text that is sent as it is. ``<a:3>``
+    More of them follow after ``||``, where the same path is left out, and so is an answer like the one before. A body
+    is an object, the operations of a commit as pairs, which need no header, or a text that is sent as it is. ``<a:3>``
     stands for ``aaa``, ``<=text>`` for the sha256 of a text, ``<c1>`` for the first commit that an answer named, and
     ``signature=`` at the end of a path for the signature that the Hub gave it.
     """
@@ -40,8 +40,7 @@ class Transcript:
         """Send the requests of a line, and return the line with their answers."""
         asked = line.partition(" => ")[0]
         match = _LINE.fullmatch(asked)
-        if match is None:
-            return line
+        assert match, asked
         answers, path = [], ""
         for text in match["requests"].split(" || "):
             request = _REQUEST.fullmatch(text)

@@ -31,16 +31,11 @@ def make_release(folder: Path, seed: int) -> Path:
 
 JOURNEY = """
 repo, folder = sys.argv[1], Path(sys.argv[2])
-found["who"] = api.whoami()["name"]
 api.create_repo(repo)
-api.create_repo(repo, exist_ok=True)
-api.auth_check(repo, write=True)
-first = api.model_info(repo).sha
 paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
 def additions():
     return [CommitOperationAdd(str(path.relative_to(folder)), str(path)) for path in paths]
-made = api.create_commit(repo, additions(), commit_message="All", parent_commit=first)
-found["head"] = made.oid == api.model_info(repo).sha
+made = api.create_commit(repo, additions(), commit_message="All", parent_commit=api.model_info(repo).sha)
 found["unchanged"] = api.create_commit(repo, additions(), commit_message="Again").oid == made.oid
 api.create_tag(repo, tag="v1", revision=made.oid)
 found["snapshot"] = snapshot_download(repo, revision="v1")
@@ -48,34 +43,14 @@ found["files"] = {
     file.path: [file.size, file.lfs.sha256 if file.lfs else file.blob_id, bool(file.xet_hash)]
     for file in api.list_repo_tree(repo, recursive=True) if hasattr(file, "blob_id")
 }
-(info,) = api.get_paths_info(repo, ["config.json", "nothing"], expand=True)
-found["changed in"] = info.last_commit.oid == made.oid
 check = api.verify_repo_checksums(repo, local_dir=str(folder))
 found["check"] = [len(check.mismatches), list(check.missing_paths), list(check.extra_paths)]
-address = hf_hub_url(repo, "noise.bin", revision="v1")
-asked = {**build_hf_headers(), "Range": "bytes=1000000-1000099"}
-part = get_session().get(address, headers=asked, follow_redirects=True)
-found["part"] = [part.status_code, part.headers["content-range"], part.content.hex()]
 found["exists"] = [api.file_exists(repo, "noise.bin"), api.file_exists(repo, "nothing")]
 changes = [CommitOperationAdd("more.bin", b"\\0more"), CommitOperationDelete("config.json")]
 offered = api.create_commit(repo, changes, commit_message="Offer", create_pr=True)
 found["pull request"] = [offered.pr_num, offered.pr_revision]
-found["before merge"] = api.model_info(repo).sha == made.oid
 api.merge_pull_request(repo, offered.pr_num)
 found["after merge"] = sorted(api.list_repo_files(repo))
-draft = api.create_pull_request(repo, "A draft")
-changes = [CommitOperationAdd("draft.txt", b"draft")]
-api.create_commit(repo, changes, commit_message="Draft", revision=draft.git_reference)
-found["draft"] = [draft.status, api.change_discussion_status(repo, draft.num, "open").new_status]
-asked = dict(discussion_type="pull_request", discussion_status="open", author="alice")
-found["offers"] = [[item.num, item.status] for item in api.get_repo_discussions(repo, **asked)]
-details = api.get_discussion_details(repo, 1)
-found["details"] = [details.status, details.target_branch, [event.type for event in details.events]]
-slim = api.model_info(repo, expand=["private"])
-found["slim"] = [slim.private, slim.sha, slim.siblings]
-api.create_branch(repo, branch="side", revision="v1")
-refs = api.list_repo_refs(repo, include_pull_requests=True)
-found["refs"] = [[ref.name for ref in part] for part in (refs.branches, refs.tags, refs.pull_requests)]
 found["titles"] = [item.title for item in api.list_repo_commits(repo)]
 """
 
@@ -87,37 +62,29 @@ def test_a_release_goes_through(hub: FaultyHub, tmp_path: Path, xet: bool) -> No
     release = make_release(tmp_path / "release", seed=int(xet))
     repo = f"lab/journey-{xet}"
     found = run_client(hub, tmp_path / "home", JOURNEY, repo, release, xet=xet)
-    downloaded = {path: data for path, data in snapshot(Path(found["snapshot"])).items() if path != ".gitattributes"}
+    downloaded = {
+        path: data for path, data in snapshot(Path(found.pop("snapshot"))).items() if path != ".gitattributes"
+    }
     assert downloaded == snapshot(release)
+    files = found.pop("files")
     for path, data in snapshot(release).items():
-        size, identity, is_xet = found["files"][path]
-        assert size == len(data)
         large = path.endswith((".bin", ".safetensors"))
-        assert is_xet == (xet and large)
         git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-        assert identity == (hashlib.sha256(data).hexdigest() if large else git)
-    noise = (release / "noise.bin").read_bytes()
-    assert {name: value for name, value in found.items() if name not in ("snapshot", "files")} == {
-        "who": "alice",
-        **dict.fromkeys(("head", "unchanged", "changed in", "before merge"), True),
+        assert files[path] == [len(data), hashlib.sha256(data).hexdigest() if large else git, xet and large]
+    assert found == {
+        "unchanged": True,
         "check": [0, [".gitattributes"], []],
-        "part": [206, "bytes 1000000-1000099/1300001", noise[1_000_000:1_000_100].hex()],
         "exists": [True, False],
         "pull request": [1, "refs/pr/1"],
         "after merge": sorted({*snapshot(release), ".gitattributes", "more.bin"} - {"config.json"}),
-        "draft": ["draft", "open"],
-        "offers": [[2, "open"]],
-        "details": ["merged", "refs/heads/main", ["comment", "commit", "status-change"]],
-        "slim": [False, None, None],
-        "refs": [["main", "side"], ["v1"], ["pr/1", "pr/2"]],
         "titles": ["Offer (#1)", "All", "initial commit"],
     }
     log = hub.requests()
     assert any("/part/2" in item["path"] for item in log) != xet
     assert any("xet-read-token" in item["path"] for item in log) == xet
-    # The token goes to the Hub alone, and not to where large files are.
+    # The token goes to the Hub alone, and not to where large files are; no secret is in the log.
     assert not any(item["authorized"] for item in log if item["path"].startswith(("/_files", "/_lfs")))
-    assert all(item["path"].count("refs%2Fpr%2F") for item in log if item["path"].endswith("/commit/refs%2Fpr%2F2"))
+    assert not any(word in str(log) for word in ("signature=", hub.token()))
     if xet:
         # All three ways in which hf_xet packs chunks are read, in ranges that begin and end anywhere.
         for path in ("noise.bin", "words.bin", "transformer/weights.safetensors"):

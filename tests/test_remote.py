@@ -517,23 +517,12 @@ def test_a_release_is_proved_by_what_the_hub_serves(
     )
 
 
-def test_repos_that_may_not_be_seen(tmp_path: Path, serve: Serve, lensconv: Lensconv) -> None:
-    hub = serve(tmp_path)
-    for status, code, said in (
-        (404, "RepoNotFound", "the model does not exist, or is private"),
-        (404, "RevisionNotFound", "the repo has no such revision"),
-        (403, "GatedRepo", "the repo is gated"),
-        (401, "", "status 401"),
-    ):
-        hub.faults["/api/"] = lambda handler, status=status, code=code: handler.reply(  # type: ignore[misc]
-            b"", status, {"X-Error-Code": code}
-        )
-        for name in ("verify", "plan"):
-            outcome = lensconv(name, PLACE, "--json")
-            assert outcome.code == HubError.exit_code == 4
-            jsonschema.validate(outcome.result, load_schema("error"))
-            assert outcome.result["error"]["message"] == f"{PLACE}: {said}" or said in outcome.stdout
-            assert TOKEN not in outcome.stdout + outcome.stderr
+def test_a_repo_that_may_not_be_seen(tmp_path: Path, serve: Serve, lensconv: Lensconv) -> None:
+    serve(tmp_path).faults["/api/"] = lambda handler: handler.reply(b"", 404, {"X-Error-Code": "RepoNotFound"})
+    for name in ("verify", "plan"):
+        outcome = lensconv(name, PLACE, "--json")
+        assert (outcome.code, TOKEN in outcome.stdout + outcome.stderr) == (HubError.exit_code, False)
+        assert outcome.result["error"]["message"] == f"{PLACE}: the model does not exist, or is private"
 
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
