@@ -528,7 +528,10 @@ def test_what_another_tool_put_there(publisher: Publisher) -> None:
 
 
 @only_lfs
-def test_a_token_that_may_only_read(publisher: Publisher) -> None:
+def test_a_token_that_may_not_write(publisher: Publisher) -> None:
+    publisher.api().create_repo(publisher.repository)
+    publisher.environment["HF_TOKEN"] = publisher.hub.token("stranger")
+    publisher.publish()
     publisher.environment["HF_TOKEN"] = publisher.hub.token("reader")
     publisher.repository = publisher.repository.replace("owner/", "reader/")
     publisher.publish()

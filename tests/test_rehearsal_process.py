@@ -15,7 +15,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from converter.errors import DependencyError, OutputError, UsageError
+from converter.errors import DependencyError, OutputError, ResourceError, UsageError
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
@@ -54,6 +54,13 @@ def test_state_survives_a_crash(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+def test_settings_are_sent_to_the_process(tmp_path: Path) -> None:
+    defaults = {"accounts": [], "port": 0, "multipart_bytes": 536870912, "part_bytes": 67108864, "page_entries": 1000}
+    assert json.loads(HubSettings(tmp_path).to_json()) == {"folder": str(tmp_path), **defaults}
+    with pytest.raises(ResourceError, match="the local Hub does not start"), running_hub(HubSettings(tmp_path), "this"):
+        pass
+
+
 def test_the_state_of_another_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "hub.sqlite") as connection:
         connection.execute("CREATE TABLE repos (kind TEXT)")
@@ -67,9 +74,10 @@ def test_clients_are_led_to_this_hub_alone(tmp_path: Path) -> None:
         hub = RunningHub("http://127.0.0.1:1", HubSettings(tmp_path, (Account.new("ann"),)), process)
     base = {"PATH": "/bin", "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_other", "https_proxy": "http://127.0.0.1:9"}
     found = hub.environment(base, tmp_path, xet=False)
-    expected = {"PATH": "/bin", "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token("ann"), "HF_HUB_DISABLE_XET": "1"}
-    assert found.items() >= expected.items()
-    assert not {"HF_HUB_OFFLINE", "https_proxy"} & set(found)
+    own = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token("ann"), "HF_HOME": str(tmp_path)}
+    switches = dict.fromkeys(("DISABLE_XET", "DISABLE_TELEMETRY", "DISABLE_PROGRESS_BARS"), "1")
+    own |= {f"HF_HUB_{name}": value for name, value in switches.items()} | {"HF_XET_TELEMETRY_ENABLED": "0"}
+    assert found == {"PATH": "/bin", "NO_PROXY": "127.0.0.1,localhost", **own}
     assert hub.environment(base, tmp_path, token="")["HF_TOKEN"] == ""
 
 

@@ -202,10 +202,11 @@ def test_sixteen_gigabytes(tmp_path: Path, serve: Serve) -> None:
 
 
 def test_differences_from_the_manifest(release: Path, serve: Serve) -> None:
-    (release / "README.md").write_text("# Model\n")
+    (release / "docs" / "en").mkdir(parents=True)
+    (release / "docs" / "en" / "README.md").write_text("# Model\n")
     hub = serve(release)
     report = verify(PLACE)
-    assert (report.ok, report.notes) == (True, ("the manifest does not list README.md",))
+    assert (report.ok, report.notes) == (True, ("the manifest does not list docs/en/README.md",))
     # Another sha256 at the same size, of a file in LFS.
     weights = next(record for record in hub.records if record["path"] == "vae/" + WEIGHTS)
     weights["lfs"]["oid"] = "1" * 64
