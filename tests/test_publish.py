@@ -69,20 +69,11 @@ def write_card(release: Path, title: str) -> None:
 Spoil = Callable[[Path], object]
 
 
-def add(name: str, text: str = "{}") -> Spoil:
-    return lambda release: (release / name).write_text(text)
+def add(name: str, content: bytes = b"{}", *, listed: bool = False) -> Spoil:
+    return lambda release: list_file(release, name, content) if listed else (release / name).write_bytes(content)
 
 
-def add_listed(name: str, content: bytes) -> Spoil:
-    return lambda release: list_file(release, name, content)
-
-
-def add_link(name: str, target: str) -> Spoil:
-    """A link to a path in the release, or to an absolute one."""
-    return lambda release: (release / name).symlink_to(release / target)
-
-
-add_hidden = add(".env", "X=1")
+add_hidden = add(".env")
 
 
 def flip_a_weight(release: Path) -> None:
@@ -98,24 +89,27 @@ def edit_card(release: Path) -> None:
 LATIN = FRONT_MATTER.encode() + "Grüße".encode("latin-1")
 #: What is done to a release, and what it is refused with.
 FAULTS: dict[str, tuple[Spoil, str]] = {
-    "hidden in a folder": (add_listed("vae/.gitattributes", b"* text"), r"vae/\.gitattributes is hidden"),
+    "hidden in a folder": (add("vae/.gitattributes", b"* text", listed=True), r"vae/\.gitattributes is hidden"),
     "hidden": (add_hidden, r"\.env is hidden"),
     "secret": (
-        add_listed("a.json", b'{"note": "%b"}' % TOKEN.encode()),
+        add("a.json", b'{"note": "%b"}' % TOKEN.encode(), listed=True),
         "a.json contains a Hugging Face token in line 1",
     ),
-    "link to elsewhere": (add_link("vae/more.json", "/etc/hostname"), "vae/more.json is a link"),
-    "folder link": (add_link("more", "vae"), "more is a link"),
+    "link to elsewhere": (
+        lambda release: (release / "vae/more.json").symlink_to("/etc/hostname"),
+        "vae/more.json is a link",
+    ),
+    "folder link": (lambda release: (release / "more").symlink_to("vae"), "more is a link"),
     "unlisted": (add("vae/more.json"), "vae/more.json is not in the manifest"),
-    "empty weights": (add_listed("vae/more.safetensors", b""), "vae/more.safetensors is empty"),
+    "empty weights": (add("vae/more.safetensors", b"", listed=True), "vae/more.safetensors is empty"),
     "sparse giant": (lambda release: os.truncate(release / WEIGHTS, 250 * 10**9), "has 250.0 GB"),
-    "latin card": (add_listed("README.md", LATIN), "README.md is not UTF-8"),
-    "bad metadata": (add_listed("README.md", b"---\nlicense: [\n---\n"), "README.md"),
+    "latin card": (add("README.md", LATIN, listed=True), "README.md is not UTF-8"),
+    "bad metadata": (add("README.md", b"---\nlicense: [\n---\n", listed=True), "README.md"),
     "latin name": (add(os.fsdecode(b"gr\xfc\xdf.json")), "has a name that is not UTF-8"),
     "pipe": (lambda release: os.mkfifo(release / "vae" / "pipe"), "vae/pipe is not a regular file"),
     "gone": (lambda release: (release / "vae/config.json").unlink(), "vae/config.json is missing"),
     "cut card": (lambda release: os.truncate(release / "README.md", 9), r"README.md has 9 bytes, but \d+ in"),
-    "gitignore": (add(".gitignore", "*.safetensors\n"), r"\.gitignore would make"),
+    "gitignore": (add(".gitignore"), r"\.gitignore would make"),
     "flipped weight": (flip_a_weight, "another sha256"),
     "edited card": (edit_card, "README.md has another sha256"),
     "dropped card": (lambda release: forget_file(release, "README.md"), "README.md is not in the manifest"),
