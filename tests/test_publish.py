@@ -130,7 +130,13 @@ def test_what_must_not_be_published_reaches_no_network(release: Path, fault: str
 #: Options that contradict each other, or have a form that is refused.
 WRONG_OPTIONS: list[dict[str, Any]] = [
     *({"tag": tag} for tag in ("v 1", "../v1", "v1..2", "v//1", "main", "refs/pr/1")),
-    *({"revision": "v/.1"}, {"message": "two\nlines"}),
+    *(
+        {"revision": "v/.1"},
+        {"revision": "n" * 101},
+        {"message": "two\nlines"},
+        {"message": " "},
+        {"message": "N" * 201},
+    ),
     *({"tag": "next", "revision": "next"}, {"create_pr": True, "tag": "v1"}),
 ]
 
@@ -235,9 +241,23 @@ def test_a_release_that_was_examined_may_be_made_anew(release: Path) -> None:
         refuse_what_is_no_checkpoint(release)
 
 
+#: The shortest secrets of kinds that are known by their beginnings.
+SECRETS = {
+    "api_org_" + "a" * 30: "a Hugging Face token",
+    "github_pat_" + "a" * 60: "a GitHub token",
+    "glpat-" + "a" * 20: "a GitLab token",
+    "AIza" + "a" * 35: "a Google API key",
+    "xoxb-" + "a" * 20: "a Slack token",
+    "sk-" + "a" * 40: "an OpenAI or Anthropic key",
+    "pypi-AgEIcHlwaS5vcmc" + "a" * 20: "a PyPI token",
+}
+
+
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
+        (" ".join(SECRETS), [*SECRETS.values()]),
+        (" ".join(secret[:-1] for secret in SECRETS), []),
         (f"token: {TOKEN}", ["a Hugging Face token"]),
         ("hf_oauth_" + "eyJhbGciOiJIUzI1NiJ9." + "a" * 20, ["a Hugging Face token"]),
         (f"a_{TOKEN} is part of another word, {TOKEN} is none", ["a Hugging Face token"]),
@@ -252,7 +272,11 @@ def test_a_release_that_was_examined_may_be_made_anew(release: Path) -> None:
     ],
 )
 def test_secrets_are_known_by_their_form(text: str, kinds: list[str]) -> None:
-    assert [kind for kind, _ in find_secrets(text.encode(), ("secret-of-mine",))] == kinds
+    found = [*find_secrets(text.encode(), ("secret-of-mine",))]
+    assert [kind for kind, _ in found] == kinds
+    assert [line + 2 for _, line in found] == [
+        line for _, line in find_secrets(f"\n\n{text}".encode(), ("secret-of-mine",))
+    ]
 
 
 PUBLISH = """
@@ -390,10 +414,10 @@ def test_what_would_be_done_is_not_done(publisher: Publisher) -> None:
     (publisher.release / "vae" / "config.json").touch()
     publisher.publish("--dry-run")
     publisher.publish("--dry-run", "--json", "--revision=next")
-    publisher.publish("--revision=next", "--message=Next")
-    assert [commit.title for commit in publisher.api().list_repo_commits(publisher.repository, revision="next")] == [
-        *("Next", "Publish the release", "initial commit")
-    ]
+    # The longest names and messages.
+    publisher.publish(f"--revision={'n' * 100}", f"--message={'N' * 200}")
+    commits = publisher.api().list_repo_commits(publisher.repository, revision="n" * 100)
+    assert [commit.title for commit in commits] == ["N" * 200, "Publish the release", "initial commit"]
     publisher.api().update_repo_settings(publisher.repository, private=False)
     publisher.publish("--private")
     assert len(publisher.commits()) == 2

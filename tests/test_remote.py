@@ -350,7 +350,8 @@ def git_record(path: str, size: Any = 0) -> dict[str, Any]:
     return {"type": "file", "path": path, "oid": "e" * 40, "size": size}
 
 
-WRONG_PATHS = ["/etc/passwd", "a//b", "a/./b", "a\\b", "a\0b", "a" * 256, "/".join("a" * 600), ""]
+LONG_PATH = "/".join(["a" * 255] * 3 + ["a" * 254, "a"])
+WRONG_PATHS = ["/etc/passwd", "a//b", "a/./b", "a\\b", "a\0b", "a" * 256, f"{LONG_PATH}a", ""]
 WRONG_SIZES: list[Any] = [1 << 63, MAXIMUM_FILE_BYTES + 1, -1, True, "7"]
 
 
@@ -383,7 +384,7 @@ def test_records_that_cannot_be(records: list[Any], said: str, tmp_path: Path, s
 
 def test_listings_that_are_long(tmp_path: Path, serve: Serve) -> None:
     hub = serve(tmp_path)
-    hub.records = [git_record("big.bin", MAXIMUM_FILE_BYTES)]
+    hub.records = [git_record("big.bin", MAXIMUM_FILE_BYTES), git_record(LONG_PATH)]
     assert "may contain a pickle" in refusal(lambda: verify(PLACE), UnsupportedCheckpoint)
 
     def endless(handler: Handler) -> None:
