@@ -151,7 +151,7 @@ class FaultyApplication:
                 await asyncio.sleep(fault.seconds)
             elif fault.action == "status":
                 response = Response(fault.body, fault.status, fault.headers)
-            else:
+            elif not fault.action.startswith("drop"):
                 self._change_state(fault)
         return response
 

@@ -569,6 +569,7 @@ def test_tokens_that_cannot_be_had(release: Path, tmp_path: Path, variable: str,
     assert message in done.stderr
 
 
+@only_lfs
 def test_bytes_that_are_served_wrongly(publisher: Publisher) -> None:
     # The Hub keeps one copy of a content for all repos, so that no test may follow this one.
     manifest = json.loads((publisher.release / MANIFEST).read_text())

@@ -73,6 +73,7 @@ def test_the_first_step_that_fails_ends_it(release: Path, tmp_path: Path, lensco
     report = outcome.result
     jsonschema.validate(report, load_schema("rehearsal"))
     jsonschema.validate(report["receipt"], load_schema("publish"))
+    assert all(0 < step["elapsed_s"] < 60 for step in report["steps"])
     chosen = ("private", "tag", "pull_request", "read_back", "changed")
     report["receipt"] = {name: report["receipt"][name] for name in chosen}
     assert report["receipt"].pop("read_back")["files"] == 16
