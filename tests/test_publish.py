@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from converter.console import Progress
 from converter.conversion.release.manifest import ReleaseFile
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
 from converter.errors import MissingInput, OutputError, ReleaseError, UsageError
@@ -38,7 +40,7 @@ from converter.publication.preflight import examine_release
 from converter.publication.publish import publish
 from converter.publication.secrets import find_secrets
 from converter.publication.session import HubSession
-from converter.publication.upload import upload, upload_groups
+from converter.publication.upload import _reading_shown, upload, upload_groups
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
 from tests.conftest import forget_file, list_file, run_process, run_python, snapshot
@@ -212,6 +214,23 @@ def test_long_files_are_uploaded_one_by_one() -> None:
     assert sizes_of(31, 31, 31, 2, 1) == [[31, 31], [31, 2, 1]]
     assert [len(group) for group in sizes_of(*[0] * 201)] == [100, 100, 1]
     assert sizes_of() == []
+
+
+def test_what_the_client_reads_is_shown(tmp_path: Path) -> None:
+    """It counts while it is read, not if the upload fails, and whole if it succeeds."""
+    (tmp_path / "a.bin").write_bytes(bytes(100))
+    files, progress = [PublishedFile("a.bin", tmp_path / "a.bin", 100, "", "", ())], Progress("uploading", 100)
+    with suppress(KeyError), _reading_shown(files, progress), (tmp_path / "a.bin").open("rb", buffering=0) as stream:
+        stream.read(60)
+        deadline = time.monotonic() + 10
+        while progress.done != 60 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert progress.done == 60
+        raise KeyError
+    assert progress.done == 0
+    with _reading_shown(files, progress):
+        pass
+    assert progress.done == 100
 
 
 def test_a_file_that_changes_after_its_upload_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,8 +452,10 @@ def test_answers_that_end_it(publisher: Publisher) -> None:
     publisher.api().create_repo("owner/another", exist_ok=True)
     publisher.hub.fault("status", status=307, headers=moved, path=f"/api/models/{publisher.repository}$")
     publisher.publish()
-    publisher.hub.fault("status", status=200, body='{"tags": [], "converts": [], "branches": []}', path="/refs")
-    publisher.publish()
+    for key in ("other", "pullRequests"):
+        body = json.dumps({name: [] for name in ("tags", "converts", "branches", key)})
+        publisher.hub.fault("status", status=200, body=body, path="/refs")
+        publisher.publish()
     # The Hub's reason is reported, even if the branch has changed meanwhile.
     publisher.hub.fault("move_head", repo=publisher.repository, path="/commit/main")
     publisher.hub.fault("status", status=403, path="/commit/main")

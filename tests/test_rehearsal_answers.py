@@ -105,4 +105,8 @@ def test_every_answer_is_the_one_in_the_transcript(tmp_path: Path) -> None:
         for file in sorted((EXPECTED / "hub").iterdir()):
             lines = file.read_text("utf-8").splitlines()
             check_expected(f"hub/{file.name}", "".join(f"{transcript.answer(line)}\n" for line in lines))
-    assert list((tmp_path / "hub" / "incoming").iterdir()) == []
+        # No upload has left anything. Without its folder, the Hub cannot store what is new.
+        (tmp_path / "hub" / "incoming").rmdir()
+        asked = 'alice POST /api/models/alice/p/commit/main [["file", {"path": "x", "content": "new"}]]'
+        said = '507 | {"error":"The Hub cannot store or read this: No such file or directory"}'
+        assert transcript.answer(asked) == f"{asked} => {said}"

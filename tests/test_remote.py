@@ -40,6 +40,7 @@ from converter.verification.report import VerifyReport
 from tests.checkpoints import WEIGHTS, failed, write_holes
 from tests.conftest import Lensconv
 from tests.loopback import PINNED, PLACE, TOKEN, Handler, LoopbackHub, client_module, record_files
+from tests.reporters import Notes
 from tests.serving import serving
 
 Serve = Callable[[Path], LoopbackHub]
@@ -495,10 +496,13 @@ def test_a_release_is_proved_by_what_the_hub_serves(
     for name, content in (("a.txt", b"aaa"), ("long.bin", bytes(size)), ("z.txt", b"z")):
         (ours / name).write_bytes(content)
     serve(shutil.copytree(ours, theirs))
-    files = hash_files(ours, ["a.txt", "long.bin", "z.txt"])
+    notes = Notes()
+    files = hash_files(ours, ["a.txt", "long.bin", "z.txt"], notes)
     remote = RemoteRepo.open(HubAddress("maker/model"))
     prove_records(files, remote)
-    assert prove_bytes(files, remote, everything=False) == ReadBack(3, 0, 4 + size)
+    assert prove_bytes(files, remote, everything=False, reporter=notes) == ReadBack(3, 0, 4 + size)
+    shown = [(progress.label, progress.total, progress.done) for progress in notes.shown]
+    assert shown == [("hashing", 4 + size, 4 + size), ("reading back", 4 + size, 4 + size)]
     monkeypatch.setattr("converter.publication.proof._WHOLE_BYTES", 4)
     assert prove_bytes(files, remote, everything=False) == ReadBack(2, 1, 4 + (8 << 20))
     for place, said in ((0, "between 0 and 1048576;"), (size - 1, "between 8388608 and 9437184;")):
