@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,9 @@ def head(hub: RunningHub, repo: str, revision: str = "main") -> str:
     answer = ask(hub, "GET", f"/api/models/{repo}/revision/{revision.replace('/', '%2F')}")
     assert answer.status == 200, answer.body
     return str(answer.content["sha"])
+
+
+def without_progress(text: str) -> str:
+    """What a command has said, in one line, without the progress that it shows on slow machines."""
+    lines = (line for line in text.splitlines() if not re.match(r"[a-z ]+: [0-9.]+( [kMG]?B)? of ", line))
+    return " ".join(" ".join(lines).split())

@@ -23,6 +23,7 @@ from converter.schemas import load_schema
 from tests.conftest import Lensconv, forget_file, list_file, names_in, run_process, snapshot
 from tests.expected import check_expected
 from tests.faulty_hub import faulty_hub
+from tests.hubs import without_progress
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CARD = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n# Tiny\n\n![A sign](sign.png)\n"
@@ -48,7 +49,7 @@ def check_shown(name: str, text: str, tmp_path: Path) -> None:
         (r"\d+\.\d+(?= s\b)|(?<=\"elapsed_s\": )\d+\.\d+", "<seconds>"),
     ):
         text = re.sub(pattern, shown, text)
-    check_expected(name, " ".join(text.split()) + "\n")
+    check_expected(name, without_progress(text) + "\n")
 
 
 def test_a_release_goes_through_all_of_it(release: Path, tmp_path: Path) -> None:
