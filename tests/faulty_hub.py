@@ -6,7 +6,6 @@ It runs in a process of its own (``python -m tests.faulty_hub``), which tests an
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import re
 import sys
@@ -16,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -28,6 +26,7 @@ from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.repos import Repo, regular_entry
 from converter.rehearsal.server import main
 from converter.rehearsal.settings import HubSettings
+from tests.hubs import ask
 
 _CONTROL = "/_control/"
 
@@ -152,17 +151,13 @@ class FaultyApplication:
                 await asyncio.sleep(fault.seconds)
             elif fault.action == "status":
                 response = Response(fault.body, fault.status, fault.headers)
-            else:
+            elif not fault.action.startswith("drop"):
                 self._change_state(fault)
         return response
 
     def _change_state(self, fault: Fault) -> None:
-        if fault.action == "corrupt":
-            corrupt(self._hub, fault.sha256)
-        elif fault.action == "forget":
-            forget(self._hub, fault.sha256)
-        elif fault.action == "move_head":
-            move_head(self._hub, fault.repo)
+        change = {"corrupt": corrupt, "forget": forget, "move_head": move_head}[fault.action]
+        change(self._hub, fault.sha256 or fault.repo)
 
     def _control(self, method: str, what: str, body: bytes) -> Response:
         remembered: list[Fault] | deque[Exchange] = self._faults if what == "faults" else self._log
@@ -232,16 +227,10 @@ class FaultyHub(RunningHub):
         self._control("DELETE", "requests")
 
     def _control(self, method: str, what: str, content: object = None) -> list[dict[str, Any]]:
-        address = urlsplit(self.endpoint)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
-        try:
-            connection.request(method, _CONTROL + what, json.dumps(content).encode())
-            response = connection.getresponse()
-            assert response.status == 200, response.read()
-            answer: list[dict[str, Any]] = json.loads(response.read())
-            return answer
-        finally:
-            connection.close()
+        answer = ask(self, method, _CONTROL + what, content, token="")
+        assert answer.status == 200, answer.body
+        found: list[dict[str, Any]] = answer.content
+        return found
 
 
 @contextmanager

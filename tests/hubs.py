@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,8 @@ _PRELUDE = """
 import json, os, sys, warnings
 from pathlib import Path
 from huggingface_hub import (
-    CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, hf_hub_url, snapshot_download
+    CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
 )
-from huggingface_hub.utils import get_session, build_hf_headers
 api, found = HfApi(), {}
 """
 
@@ -103,16 +103,6 @@ def commit(
     return ask(hub, "POST", f"/api/models/{repo}/commit/{revision}", body)
 
 
-def announce(hub: RunningHub, repo: str, content: bytes, *transfers: str) -> dict[str, Any]:
-    """Ask where an LFS object is to be stored, in one of these ways, and return the answer."""
-    objects = [{"oid": hashlib.sha256(content).hexdigest(), "size": len(content)}]
-    wanted = {"operation": "upload", "objects": objects, **({"transfers": transfers} if transfers else {})}
-    answer = ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", wanted)
-    assert answer.status == 200, answer.body
-    found: dict[str, Any] = answer.content["objects"][0]
-    return found
-
-
 def get_file(hub: RunningHub, path: str, **options: Any) -> Answer:
     """Follow the redirect from the path of a large file, and return what is there."""
     place = ask(hub, "GET", path).headers["location"].partition("/_files")[2]
@@ -122,15 +112,16 @@ def get_file(hub: RunningHub, path: str, **options: Any) -> Answer:
 def upload(hub: RunningHub, repo: str, content: bytes) -> str:
     """Store an LFS object in one piece, and return its sha256."""
     sha256 = hashlib.sha256(content).hexdigest()
-    item = announce(hub, repo, content, "basic")
+    wanted = {"operation": "upload", "objects": [{"oid": sha256, "size": len(content)}]}
+    item = ask(hub, "POST", f"/{repo}.git/info/lfs/objects/batch", wanted).content["objects"][0]
     if "actions" in item:
         address = urlsplit(item["actions"]["upload"]["href"])
         assert ask(hub, "PUT", f"{address.path}?{address.query}", content, token="").status == 200
     return sha256
 
 
-def lfs_file(path: str, content: bytes, sha256: str = "") -> dict[str, Any]:
-    oid = sha256 or hashlib.sha256(content).hexdigest()
+def lfs_file(path: str, content: bytes) -> dict[str, Any]:
+    oid = hashlib.sha256(content).hexdigest()
     return {"key": "lfsFile", "value": {"path": path, "algo": "sha256", "oid": oid, "size": len(content)}}
 
 
@@ -138,3 +129,9 @@ def head(hub: RunningHub, repo: str, revision: str = "main") -> str:
     answer = ask(hub, "GET", f"/api/models/{repo}/revision/{revision.replace('/', '%2F')}")
     assert answer.status == 200, answer.body
     return str(answer.content["sha"])
+
+
+def without_progress(text: str) -> str:
+    """What a command has said, in one line, without the progress that it shows on slow machines."""
+    lines = (line for line in text.splitlines() if not re.match(r"[a-z ]+: [0-9.]+( [kMG]?B)? of ", line))
+    return " ".join(" ".join(lines).split())

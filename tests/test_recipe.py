@@ -22,7 +22,7 @@ LENS = "LensTransformer2DModel"
 
 
 def resolve(*rules: Rule) -> dict[str, Rule]:
-    return resolve_rules(rules, MODULES, TENSORS, LENS)
+    return resolve_rules(Recipe("mine", {}, rules), MODULES, TENSORS, LENS)
 
 
 def test_what_ships() -> None:
@@ -112,7 +112,7 @@ TEXTS = {
 
 def test_what_is_wrong_is_said() -> None:
     calls: list[tuple[Callable[[], object], str]]
-    calls = [(partial(resolve, rule), f"rule for {message}") for rule, message in RULES]
+    calls = [(partial(resolve, rule), f"recipe mine, rule for {message}") for rule, message in RULES]
     calls += [(partial(parse_recipe, text, where="my.toml"), f"my.toml: {message}") for text, message in TEXTS.items()]
     calls += [(partial(find_recipe, "x", LENS), f"x: no such recipe and no such file. Built in: {SHIPPED}.")]
     for refused, message in calls:

@@ -1,85 +1,19 @@
-"""Files on the local Hub: uploaded, stored, and downloaded in ranges."""
+"""Files on the local Hub: how they are kept, and how much memory that takes."""
 
 from __future__ import annotations
 
-import hashlib
 import re
+import struct
 from pathlib import Path
 
+import lz4.frame
+import pytest
+
 from converter.rehearsal.modes import GITATTRIBUTES, is_ignored, is_lfs
+from converter.rehearsal.xet import XetStore
 from tests.conftest import run_program
 from tests.faulty_hub import FaultyHub
-from tests.hubs import announce, ask, commit, head, lfs_file, make_repo, upload
-
-
-def test_objects_must_be_stored_before_they_are_committed(hub: FaultyHub) -> None:
-    repo, content = make_repo(hub, "objects"), b"\0content"
-    before = head(hub, repo)
-    answer = commit(hub, repo, {"other.txt": b"x"}, lfs_file("a.bin", content))
-    assert answer.status == 400
-    assert "an LFS pointer pointed to a file that does not exist" in answer.content["error"]
-    upload(hub, repo, content)
-    answer = commit(hub, repo, {}, lfs_file("a.bin", content + b"?", hashlib.sha256(content).hexdigest()))
-    assert (answer.status, "size of an LFS file is wrong" in answer.content["error"]) == (400, True)
-    assert head(hub, repo) == before
-    assert commit(hub, repo, {}, lfs_file("a.bin", content), parentCommit=before).status == 200
-    # What is not there any more cannot be committed anew.
-    hub.fault("forget", sha256=hashlib.sha256(content).hexdigest())
-    assert commit(hub, repo, {}, lfs_file("b.bin", content)).status == 400
-
-
-def test_what_is_uploaded_is_what_was_announced(hub: FaultyHub) -> None:
-    repo = make_repo(hub, "announced")
-    content = b"\0" * 500_000
-    path = announce(hub, repo, content)["actions"]["upload"]["href"].partition("/_lfs")[2]
-    for sent in (content[1:], b"\1" + content[1:], content + b"\0"):
-        assert ask(hub, "PUT", f"/_lfs{path}", sent, token="").status == 400
-    assert ask(hub, "PUT", f"/_lfs{path[:-1]}!", content, token="").status == 403
-    assert "actions" in announce(hub, repo, content)
-    assert ask(hub, "PUT", f"/_lfs{path}", content, token="").headers["etag"]
-    assert "actions" not in announce(hub, repo, content)
-    assert not list((hub.settings.folder / "incoming").iterdir())
-
-
-def test_parts_must_make_up_what_was_announced(hub: FaultyHub) -> None:
-    repo, content = make_repo(hub, "parts"), b"\3" * 1_000_001
-    sha256 = hashlib.sha256(content).hexdigest()
-
-    def place(address: str) -> str:
-        return "/_lfs" + address.partition("/_lfs")[2]
-
-    for last, status in ((b"\4" * 200_001, 400), (b"\3" * 200_001, 200)):
-        action = announce(hub, repo, content, "multipart")["actions"]["upload"]
-        pieces = {"1": content[:400_000], "2": content[:400_000], "3": last}
-        tags = [ask(hub, "PUT", place(action["header"][number]), pieces[number], token="") for number in pieces]
-        parts = [{"partNumber": number, "etag": answer.headers["etag"]} for number, answer in enumerate(tags, start=1)]
-        assert ask(hub, "PUT", place(action["header"]["3"]), b"short", token="").status == 400
-        assert ask(hub, "POST", place(action["href"]), {"oid": sha256, "parts": parts[1:]}).status == 400
-        assert ask(hub, "PUT", place(action["header"]["3"]), last, token="").status == 200
-        assert ask(hub, "POST", place(action["href"]), {"oid": sha256, "parts": parts}).status == status
-    for size, status in ((len(content), 200), (1, 404)):
-        assert ask(hub, "POST", f"/{repo}.git/info/lfs/verify", {"oid": sha256, "size": size}).status == status
-
-
-def test_ranges(hub: FaultyHub) -> None:
-    repo = make_repo(hub, "ranges")
-    assert commit(hub, repo, {"a.txt": b"0123456789"}).status == 200
-    for asked, status, body in (
-        ("", 200, b"0123456789"),
-        ("bytes=2-4", 206, b"234"),
-        ("bytes=7-", 206, b"789"),
-        ("bytes=-3", 206, b"789"),
-        ("bytes=8-100", 206, b"89"),
-        ("bytes=0-1,4-5", 200, b"0123456789"),
-    ):
-        found = ask(hub, "GET", f"/{repo}/resolve/main/a.txt", headers={"Range": asked} if asked else {})
-        assert (found.status, found.body) == (status, body)
-        assert found.headers["content-length"] == str(len(body))
-        assert found.headers["x-repo-commit"] == head(hub, repo)
-    beyond = ask(hub, "GET", f"/{repo}/resolve/main/a.txt", headers={"Range": "bytes=10-"})
-    assert (beyond.status, beyond.headers["content-range"]) == (416, "bytes */10")
-    nothing = ask(hub, "HEAD", f"/{repo}/resolve/main/a.txt")
-    assert (nothing.body, nothing.headers["content-length"]) == (b"", "10")
+from tests.hubs import make_repo, upload
 
 
 def test_large_uploads_need_little_memory(hub: FaultyHub) -> None:
@@ -119,3 +53,52 @@ def test_rules_of_git_mean_what_git_says(tmp_path: Path) -> None:
     assert is_lfs("a.png", 1, b"\x89PNG\0", "")
     assert not is_lfs("a.txt", 512, b"x" * 511 + b"\xc3", "")
     assert not is_lfs("a.bin", 0, b"", GITATTRIBUTES.decode())
+
+
+def test_what_hf_xet_stores_is_read_in_any_range(tmp_path: Path) -> None:
+    """A file of several runs of chunks, in xorbs that pack them in all three ways."""
+    store, folder = XetStore(tmp_path), tmp_path / "xet" / "xorbs"
+    (folder / "shards").mkdir(parents=True)
+    (folder / "xorbs").mkdir()
+
+    def name(letter: str) -> str:
+        return "".join(f"{number:016x}" for number in struct.unpack("<4Q", letter.encode() * 32))
+
+    def write_xorb(letter: str, *chunks: tuple[int, bytes]) -> Path:
+        content = b""
+        for packing, data in chunks:
+            grouped = b"".join(data[first::4] for first in range(4)) if packing == 2 else data
+            packed = lz4.frame.compress(grouped) if packing else data
+            sizes = (len(packed).to_bytes(3, "little"), bytes([packing]), len(data).to_bytes(3, "little"))
+            content += b"\0" + b"".join(sizes) + packed
+        (folder / "xorbs" / f"default.{name(letter)}").write_bytes(content + b"XETBLOB and more")
+        return folder / "xorbs" / f"default.{name(letter)}"
+
+    def record(letter: str, flags: int, *terms: tuple[str, int, int, int]) -> bytes:
+        rows = [struct.pack("<32sIIII", xorb.encode() * 32, 0, *rest) for xorb, *rest in terms]
+        more = [bytes(48)] * (len(terms) if flags & 0x80000000 else 0)
+        sha256 = [letter.upper().encode() * 32 + bytes(16)] if flags & 0x40000000 else []
+        return b"".join([struct.pack("<32sIIQ", letter.encode() * 32, flags, len(terms), 0), *rows, *more, *sha256])
+
+    first = write_xorb("a", (0, b"01234"), (1, b"abcdefghij"), (2, b"ABCDEFGHIJK"))
+    write_xorb("b", (0, b"xyz"))
+    records = record("f", 0xC0000000, ("a", 21, 1, 3), ("b", 3, 0, 1), ("a", 5, 0, 1)) + record("g", 0, ("b", 3, 0, 1))
+    shard = bytes(48) + records + record("h", 0x40000000, ("b", 3, 0, 1))
+    (folder / "shards" / "x.mdb").write_bytes(shard[:-20])
+    assert store.find(name("H")) is None
+    (folder / "shards" / "x.mdb").write_bytes(shard + b"\xff" * 32 + bytes(16))
+    file, content = store.find(name("F")), b"abcdefghijABCDEFGHIJKxyz01234"
+    assert file is not None
+    assert (file.xet_hash, file.size, set(store.files)) == (name("f"), len(content), {name("F"), name("H")})
+    for start in range(len(content) + 1):
+        for stop in range(start, len(content) + 1):
+            assert b"".join(store.read(file, start, stop)) == content[start:stop]
+    first.write_bytes(first.read_bytes()[:5] + b"\6" + first.read_bytes()[6:])
+    with pytest.raises(ValueError, match="damaged"):
+        list(XetStore(tmp_path).read(file, 24, 29))
+    first.write_bytes(b"\0" * 7)
+    with pytest.raises(ValueError, match="cut off"):
+        store.chunks(name("a"))
+    first.unlink()
+    assert store.find(name("F")) is None
+    assert store.find(name("H")) is not None

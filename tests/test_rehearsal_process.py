@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -14,11 +15,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from converter.errors import DependencyError, OutputError, UsageError
+from converter.errors import DependencyError, OutputError, ResourceError, UsageError
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
 from tests.conftest import ROOT, command, run_python
+from tests.expected import check_expected
 from tests.hubs import ask, commit, get_file, head, lfs_file, make_repo, small_hub, upload
 
 
@@ -52,6 +54,13 @@ def test_state_survives_a_crash(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+def test_settings_are_sent_to_the_process(tmp_path: Path) -> None:
+    defaults = {"accounts": [], "port": 0, "multipart_bytes": 536870912, "part_bytes": 67108864, "page_entries": 1000}
+    assert json.loads(HubSettings(tmp_path).to_json()) == {"folder": str(tmp_path), **defaults}
+    with pytest.raises(ResourceError, match="the local Hub does not start"), running_hub(HubSettings(tmp_path), "this"):
+        pass
+
+
 def test_the_state_of_another_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "hub.sqlite") as connection:
         connection.execute("CREATE TABLE repos (kind TEXT)")
@@ -65,27 +74,42 @@ def test_clients_are_led_to_this_hub_alone(tmp_path: Path) -> None:
         hub = RunningHub("http://127.0.0.1:1", HubSettings(tmp_path, (Account.new("ann"),)), process)
     base = {"PATH": "/bin", "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_other", "https_proxy": "http://127.0.0.1:9"}
     found = hub.environment(base, tmp_path, xet=False)
-    expected = {"PATH": "/bin", "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token("ann"), "HF_HUB_DISABLE_XET": "1"}
-    assert found.items() >= expected.items()
-    assert not {"HF_HUB_OFFLINE", "https_proxy"} & set(found)
+    own = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token("ann"), "HF_HOME": str(tmp_path)}
+    switches = dict.fromkeys(("DISABLE_XET", "DISABLE_TELEMETRY", "DISABLE_PROGRESS_BARS"), "1")
+    own |= {f"HF_HUB_{name}": value for name, value in switches.items()} | {"HF_XET_TELEMETRY_ENABLED": "0"}
+    assert found == {"PATH": "/bin", "NO_PROXY": "127.0.0.1,localhost", **own}
     assert hub.environment(base, tmp_path, token="")["HF_TOKEN"] == ""
 
 
-@pytest.mark.parametrize(("options", "role"), [((), "write"), (("--account", "ann:read"), "read")])
-def test_serve_says_where_it_is_and_ends_with_ctrl_c(options: tuple[str, ...], role: str, tmp_path: Path) -> None:
-    line, pipe = command("hub", "serve", "--json", "--folder", tmp_path, *options), subprocess.PIPE
+@pytest.mark.parametrize("as_json", [True, False])
+def test_serve_says_where_it_is_and_ends_with_ctrl_c(as_json: bool, tmp_path: Path) -> None:
+    options = ("--json", "--folder", tmp_path) if as_json else ()
+    line, pipe = command("hub", "serve", "--account", "ann:read", "--account", "bo", *options), subprocess.PIPE
     process = subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
-    assert process.stdout is not None
-    result = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
-    jsonschema.validate(result, load_schema("hub"))
-    account = Account("ann", result["accounts"][0]["token"])
-    running = RunningHub(result["endpoint"], HubSettings(tmp_path, (account,)), process)
-    assert ask(running, "GET", "/api/whoami-v2").content["auth"]["accessToken"]["role"] == role
-    assert ask(running, "GET", "/_control/requests").status in (401, 404)
+    stream, last = (process.stdout, "}\n") if as_json else (process.stderr, "Ctrl-C stops it.\n")
+    assert stream is not None
+    text = "".join(iter(stream.readline, last)) + last
+    (endpoint,) = set(re.findall(r"http://127\.0\.0\.1:\d+", text))
+    folder = str(tmp_path) if as_json else text.split("Its repos are in ")[1].split(",")[0]
+    token = re.findall(r"hf_[0-9a-f]{34}", text)[0]
+    running = RunningHub(endpoint, HubSettings(tmp_path, (Account("ann", token),)), process)
+    assert ask(running, "GET", "/api/whoami-v2").content["auth"]["accessToken"]["role"] == "read"
+    assert ask(running, "GET", "/_control/requests").status == 404
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+    assert (process.returncode, errors) == (130, "\n" if as_json else "\nerror: interrupted\n")
+    assert Path(folder).exists() == as_json
+    shown = re.sub(r"hf_[0-9a-f]{34}", "<token>", text).replace(endpoint, "<hub>").replace(folder, "<folder>")
+    check_expected(f"hub_serve_{'json' if as_json else 'text'}.txt", " ".join(shown.split()) + "\n")
+    if as_json:
+        jsonschema.validate(json.loads(text), load_schema("hub"))
+
+
+@pytest.mark.parametrize("name", ["api", "a--b", "-a", "a" * 43, "a:admin", "a:"])
+def test_accounts_that_are_refused(name: str) -> None:
+    assert Account.parse("a" * 42).role == Account.parse("a:write").role == "write"
+    with pytest.raises(UsageError, match=r"not a valid name of an account|not a role of an account"):
+        Account.parse(name)
 
 
 def test_the_hub_ends_with_the_process_that_started_it(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from converter.errors import (
     LensconvError,
     MalformedCheckpoint,
     MissingInput,
+    ReleaseError,
     UnsupportedCheckpoint,
     UsageError,
 )
@@ -32,11 +33,14 @@ from converter.hub.records import MAXIMUM_FILE_BYTES, MAXIMUM_FILES
 from converter.hub.remote import RemoteRepo
 from converter.hub.retry import is_transient, wait_seconds
 from converter.models.lens.layout import LensConfig, lens_tensors
+from converter.publication.files import hash_files
+from converter.publication.proof import ReadBack, prove_bytes, prove_records
 from converter.schemas import load_schema
 from converter.verification.report import VerifyReport
 from tests.checkpoints import WEIGHTS, failed, write_holes
 from tests.conftest import Lensconv
 from tests.loopback import PINNED, PLACE, TOKEN, Handler, LoopbackHub, client_module, record_files
+from tests.reporters import Notes
 from tests.serving import serving
 
 Serve = Callable[[Path], LoopbackHub]
@@ -199,10 +203,11 @@ def test_sixteen_gigabytes(tmp_path: Path, serve: Serve) -> None:
 
 
 def test_differences_from_the_manifest(release: Path, serve: Serve) -> None:
-    (release / "README.md").write_text("# Model\n")
+    (release / "docs" / "en").mkdir(parents=True)
+    (release / "docs" / "en" / "README.md").write_text("# Model\n")
     hub = serve(release)
     report = verify(PLACE)
-    assert (report.ok, report.notes) == (True, ("the manifest does not list README.md",))
+    assert (report.ok, report.notes) == (True, ("the manifest does not list docs/en/README.md",))
     # Another sha256 at the same size, of a file in LFS.
     weights = next(record for record in hub.records if record["path"] == "vae/" + WEIGHTS)
     weights["lfs"]["oid"] = "1" * 64
@@ -346,7 +351,8 @@ def git_record(path: str, size: Any = 0) -> dict[str, Any]:
     return {"type": "file", "path": path, "oid": "e" * 40, "size": size}
 
 
-WRONG_PATHS = ["/etc/passwd", "a//b", "a/./b", "a\\b", "a\0b", "a" * 256, "/".join("a" * 600), ""]
+LONG_PATH = "/".join(["a" * 255] * 3 + ["a" * 254, "a"])
+WRONG_PATHS = ["/etc/passwd", "a//b", "a/./b", "a\\b", "a\0b", "a" * 256, f"{LONG_PATH}a", ""]
 WRONG_SIZES: list[Any] = [1 << 63, MAXIMUM_FILE_BYTES + 1, -1, True, "7"]
 
 
@@ -379,7 +385,7 @@ def test_records_that_cannot_be(records: list[Any], said: str, tmp_path: Path, s
 
 def test_listings_that_are_long(tmp_path: Path, serve: Serve) -> None:
     hub = serve(tmp_path)
-    hub.records = [git_record("big.bin", MAXIMUM_FILE_BYTES)]
+    hub.records = [git_record("big.bin", MAXIMUM_FILE_BYTES), git_record(LONG_PATH)]
     assert "may contain a pickle" in refusal(lambda: verify(PLACE), UnsupportedCheckpoint)
 
     def endless(handler: Handler) -> None:
@@ -482,23 +488,47 @@ def test_a_server_without_ranges_sends_no_more_than_is_read(tmp_path: Path, serv
     assert report.hub["received_bytes"] < 2_000_000
 
 
-def test_repos_that_may_not_be_seen(tmp_path: Path, serve: Serve, lensconv: Lensconv) -> None:
-    hub = serve(tmp_path)
-    for status, code, said in (
-        (404, "RepoNotFound", "the model does not exist, or is private"),
-        (404, "RevisionNotFound", "the repo has no such revision"),
-        (403, "GatedRepo", "the repo is gated"),
-        (401, "", "status 401"),
-    ):
-        hub.faults["/api/"] = lambda handler, status=status, code=code: handler.reply(  # type: ignore[misc]
-            b"", status, {"X-Error-Code": code}
-        )
-        for name in ("verify", "plan"):
-            outcome = lensconv(name, PLACE, "--json")
-            assert outcome.code == HubError.exit_code == 4
-            jsonschema.validate(outcome.result, load_schema("error"))
-            assert outcome.result["error"]["message"] == f"{PLACE}: {said}" or said in outcome.stdout
-            assert TOKEN not in outcome.stdout + outcome.stderr
+def test_a_release_is_proved_by_what_the_hub_serves(
+    tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs, size = tmp_path / "ours", tmp_path / "theirs", 9 << 20
+    ours.mkdir()
+    for name, content in (("a.txt", b"aaa"), ("long.bin", bytes(size)), ("z.txt", b"z")):
+        (ours / name).write_bytes(content)
+    serve(shutil.copytree(ours, theirs))
+    notes = Notes()
+    files = hash_files(ours, ["a.txt", "long.bin", "z.txt"], notes)
+    remote = RemoteRepo.open(HubAddress("maker/model"))
+    prove_records(files, remote)
+    assert prove_bytes(files, remote, everything=False, reporter=notes) == ReadBack(3, 0, 4 + size)
+    shown = [(progress.label, progress.total, progress.done) for progress in notes.shown]
+    assert shown == [("hashing", 4 + size, 4 + size), ("reading back", 4 + size, 4 + size)]
+    monkeypatch.setattr("converter.publication.proof._WHOLE_BYTES", 4)
+    assert prove_bytes(files, remote, everything=False) == ReadBack(2, 1, 4 + (8 << 20))
+    for place, said in ((0, "between 0 and 1048576;"), (size - 1, "between 8388608 and 9437184;")):
+        (theirs / "long.bin").write_bytes(bytes(place) + b"x" + bytes(size - place - 1))
+        assert said in refusal(lambda: prove_bytes(files, remote, everything=False))
+    (theirs / "long.bin").write_bytes(bytes(4 << 20) + b"x" + bytes(5 << 20)[1:])
+    assert "between 0 and 9437184;" in refusal(lambda: prove_bytes(files, remote, everything=True))
+    (ours / "a.txt").write_text("bbb")
+    text = refusal(lambda: prove_bytes(files, remote, everything=False), ReleaseError)
+    assert "a.txt: has changed since it was examined; the commit could not be checked" in text
+    for name, change in (("a.txt", b"AAA"), ("long.bin", b"short"), ("more.txt", b""), ("z.txt", None)):
+        (theirs / name).unlink(missing_ok=True) if change is None else (theirs / name).write_bytes(change)
+    serve(theirs)
+    text = refusal(lambda: prove_records(files, RemoteRepo.open(HubAddress("maker/model"))))
+    assert text == (
+        f"{PINNED}: differs from the release: a.txt has another checksum on the Hub; long.bin has 5 bytes on the Hub, "
+        "and 9437184 here; z.txt is missing on the Hub; and 1 more Publish it again."
+    )
+
+
+def test_a_repo_that_may_not_be_seen(tmp_path: Path, serve: Serve, lensconv: Lensconv) -> None:
+    serve(tmp_path).faults["/api/"] = lambda handler: handler.reply(b"", 404, {"X-Error-Code": "RepoNotFound"})
+    for name in ("verify", "plan"):
+        outcome = lensconv(name, PLACE, "--json")
+        assert (outcome.code, TOKEN in outcome.stdout + outcome.stderr) == (HubError.exit_code, False)
+        assert outcome.result["error"]["message"] == f"{PLACE}: the model does not exist, or is private"
 
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

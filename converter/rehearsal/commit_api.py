@@ -80,7 +80,9 @@ async def _read(call: Call) -> Draft:
         Refusal: a line is not what it should be.
     """
     operations = _operations(call)
-    key, value = await anext(operations, ("", {}))
+    # Python 3.11 cannot return a tuple as the default of anext.
+    first = await anext(operations, None)
+    key, value = first or ("", {})
     if key != "header":
         raise Refusal(400, "A commit is a header, then operations")
     draft = Draft(text_of(value, "summary"), text_of(value, "description"), text_of(value, "parentCommit"))

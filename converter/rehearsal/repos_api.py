@@ -67,7 +67,7 @@ async def delete_repo(call: Call) -> Response:
     owner, name = _named_repo(call, await call.json())
     repo = Repo.find(call.hub.database, owner, name)
     if repo is None:
-        raise repo_not_found(call.viewer is not None)
+        raise repo_not_found(known_user=True)
     call.writer(owner, "delete a model")
     with call.hub.database.connection:
         repo.delete()
