@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from converter.lens import LensPipeline
 from tests.lens import reference
+from tests.lens.models import calls_of
 from tests.lens.prompts import DAY, LAYERS, PREFIX, conversation
 
 #: Tokens down and across; the sides differ, so that exchanging them shows.
@@ -114,19 +114,6 @@ class Reference:
         with torch.no_grad():
             decoded: torch.Tensor = vae.decode(reference.decode_latents(latents, *GRID, *statistics, 1e-4)).sample
         return decoded
-
-
-@contextmanager
-def calls_of(model: Any) -> Iterator[list[dict[str, Any]]]:
-    """The named arguments of each call of a model inside the block."""
-    calls: list[dict[str, Any]] = []
-    handle = model.register_forward_pre_hook(
-        lambda _module, _positional, arguments: calls.append(arguments), with_kwargs=True
-    )
-    try:
-        yield calls
-    finally:
-        handle.remove()
 
 
 def fail_with(error: BaseException) -> Callable[..., NoReturn]:

@@ -149,7 +149,7 @@ def test_adapters_that_are_refused() -> None:
     model, tensors, expected = golden(), make_adapter(golden()), run(golden())
 
     def with_module(name: str) -> State:
-        return {**tensors, f"{name}.lora_A.weight": torch.ones(RANK, 48), f"{name}.lora_B.weight": torch.ones(48, RANK)}
+        return {**tensors, f"{name}.lora_B.weight": torch.ones(48, RANK), f"{name}.lora_A.weight": torch.ones(RANK, 48)}
 
     def without(factor: str) -> State:
         return {name: tensor for name, tensor in tensors.items() if factor not in name}
@@ -157,21 +157,14 @@ def test_adapters_that_are_refused() -> None:
     alpha = {"transformer_blocks.0.attn.txt_qkv.alpha": torch.tensor(ALPHA)}
     lacks = "the adapter has 2 of 14 tensors for modules that the model lacks, such as {}.lora_A.weight"
     for adapter, message in (
-        *(
-            (with_module(prefix + name), lacks.format(name))
-            for prefix, name in (
-                ("", "transformer_blocks.3.attn.img_qkv"),
-                ("transformer.", "transformer_blocks.0.attn.to_q"),
-                ("base_model.model.", "text_encoder.layer"),
-            )
-        ),
+        (with_module("transformer_blocks.3.attn.img_qkv"), lacks.format("transformer_blocks.3.attn.img_qkv")),
+        (with_module("transformer.transformer_blocks.0.attn.to_q"), lacks.format("transformer_blocks.0.attn.to_q")),
+        (with_module("base_model.model.text_encoder.layer"), lacks.format("text_encoder.layer")),
         ({}, "the adapter has 0 of 0 tensors for modules that the model lacks"),
         ({**tensors, **alpha}, "the adapter has an alpha for transformer_blocks.0.attn.txt_qkv and no weights"),
         # PEFT would draw the other factor at random.
-        *(
-            (without(factor), f"the adapter has no {factor} for transformer_blocks.0.attn.img_qkv")
-            for factor in ("lora_A", "lora_B")
-        ),
+        (without("lora_A"), "the adapter has no lora_A for transformer_blocks.0.attn.img_qkv"),
+        (without("lora_B"), "the adapter has no lora_B for transformer_blocks.0.attn.img_qkv"),
     ):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             model.load_lora_adapter(adapter)
@@ -234,6 +227,13 @@ def test_an_adapter_saved_by_diffusers(tmp_path: Path) -> None:
     loaded = golden()
     loaded.load_lora_adapter(tmp_path)
     assert distance(run(loaded), expected) <= TOLERANCE
+
+
+def test_pickled_adapters_are_refused(tmp_path: Path) -> None:
+    model = golden()
+    torch.save(make_adapter(model), tmp_path / "pytorch_lora_weights.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        model.load_lora_adapter(tmp_path)
 
 
 #: What SDNQ's dequantizer takes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 from datetime import date
@@ -15,6 +16,7 @@ import torch
 
 from converter.lens import LensGptOssEncoder, LensPipelineOutput
 from tests.lens import reference
+from tests.lens.models import calls_of
 from tests.lens.pipelines import (
     CHANNELS,
     OTHER_PROMPT,
@@ -25,7 +27,6 @@ from tests.lens.pipelines import (
     Branch,
     Reference,
     branches,
-    calls_of,
     draw,
     embeddings,
     fail_with,
@@ -168,7 +169,7 @@ def test_bfloat16_is_near_float32(folder: Path, pipe: Any) -> None:
 def test_features_take_the_dtype_of_the_transformer(folder: Path, pipe: Any) -> None:
     """Encoders are in bfloat16 as a rule, whatever the transformer is in."""
     encoder = LensGptOssEncoder.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16)
-    mixed = load(folder, text_encoder=encoder)
+    mixed = load(folder, text_encoder=encoder, vae=copy.deepcopy(pipe.vae).to(torch.bfloat16))
     found = mixed.encode_prompt(PROMPT)[0]
     expected, _ = reference_features(mixed, [PROMPT])
     # And embeddings that are given.
@@ -177,7 +178,13 @@ def test_features_take_the_dtype_of_the_transformer(folder: Path, pipe: Any) -> 
         assert theirs.dtype == torch.bfloat16
         assert torch.equal(ours, theirs.float())
         assert torch.equal(passed, theirs.float())
-    assert draw(mixed, latents=noise()).dtype == torch.float32
+    latents = draw(mixed, latents=noise())
+    assert latents.dtype == torch.float32
+    # So is the decoder, perhaps.
+    images = [draw(model, latents=noise(), output_type="np") for model in (mixed, pipe)]
+    assert np.abs(images[0] - images[1]).mean() < 0.05
+    embeds, mask, *_ = pipe.encode_prompt(**embeddings(pipe), device=torch.device("meta"))
+    assert all(tensor.is_meta for tensor in (*embeds, mask))
 
 
 def test_embeddings_stand_for_their_prompts(pipe: Any) -> None:

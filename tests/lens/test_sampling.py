@@ -17,6 +17,7 @@ from converter.models.lens.resolutions import ASPECT_RATIOS, RESOLUTIONS, resolu
 from converter.models.lens.sampling import (
     denormalize,
     guide,
+    initial_latents,
     noise_schedule,
     to_uint8,
     to_unit_range,
@@ -120,6 +121,12 @@ def test_tokens_become_patches_and_pixels() -> None:
     patches = unpack_latents(packed, 4, 6)
     assert torch.equal(patches, expected)
     assert torch.equal(unpatchify(patches), pixels)
+
+
+@pytest.mark.parametrize("latents", [None, noise()])
+def test_noise_is_where_the_model_is(latents: torch.Tensor | None) -> None:
+    found = initial_latents((1, 24, 128), None, latents, torch.device("meta"), torch.bfloat16)
+    assert (found.is_meta, found.dtype, tuple(found.shape)) == (True, torch.bfloat16, (1, 24, 128))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -21,7 +21,7 @@ from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.models.lens.rotary import rotate, rotation_angles, rotations
 from converter.models.lens.transformer import LensTransformer2DModel
 from tests.lens import reference as lens_reference
-from tests.lens.models import TOLERANCE, Inputs, as_arguments, counted, distance, golden, reference, run
+from tests.lens.models import TOLERANCE, Inputs, as_arguments, calls_of, distance, golden, reference, run
 from tests.lens.reference import GOLDEN_CONFIG, golden_inputs, transformer_forward
 
 CONFIG = LensConfig.from_dict(GOLDEN_CONFIG)
@@ -217,15 +217,15 @@ def test_what_nobody_reads_is_left_out() -> None:
     blocks = model.transformer_blocks
     empty = [feature[:, :0] for feature in inputs["encoder_hidden_states"]]
     expected = reference(model.state_dict(), {**inputs, "encoder_hidden_states": empty, "mask": None})
-    with counted(blocks[1].txt_mlp) as needed, counted(blocks[2].txt_mlp) as unread:
+    with calls_of(blocks[1].txt_mlp) as needed, calls_of(blocks[2].txt_mlp) as unread:
         run(model, inputs)
         assert (len(needed), len(unread)) == (1, 0)
-        attention = blocks[1].attn
-        with counted(blocks[1].txt_mod) as mod, counted(attention.txt_qkv) as qkv, counted(attention.to_add_out) as out:
+        mod, attn = blocks[1].txt_mod, blocks[1].attn
+        with calls_of(mod) as mods, calls_of(attn.txt_qkv) as projections, calls_of(attn.to_add_out) as outputs:
             for mask in (None, torch.ones(2, 0, dtype=torch.bool)):
                 found = run(model, {**inputs, "encoder_hidden_states": empty, "mask": mask})
                 assert distance(found, expected) <= TOLERANCE
-        assert (len(needed), len(mod), len(qkv), len(out)) == (1, 0, 0, 0)
+        assert (len(needed), len(mods), len(projections), len(outputs)) == (1, 0, 0, 0)
 
 
 def test_both_kinds_of_result() -> None:
@@ -289,7 +289,7 @@ def test_gradient_checkpointing() -> None:
     checkpointed.enable_gradient_checkpointing()
     outputs, gradients = [], []
     for model, times in ((plain, 1), (checkpointed, 2)):
-        with counted(model.transformer_blocks[1].attn) as calls:
+        with calls_of(model.transformer_blocks[1].attn) as calls:
             outputs.append(model(**as_arguments(golden_inputs((3, 5)))).sample)
             outputs[-1].square().mean().backward()
         assert len(calls) == times
@@ -348,7 +348,7 @@ def test_first_block_cache() -> None:
         time = plain.time_text_embed(second["timestep"], torch.float32)
         expected = plain.proj_out(plain.norm_out(later_head + (tail - head), time))
     cached.enable_cache(FirstBlockCacheConfig(threshold=0.2))
-    with counted(cached.transformer_blocks[1].attn) as calls:
+    with calls_of(cached.transformer_blocks[1].attn) as calls:
         with cached.cache_context("one"):
             assert torch.equal(run(cached, first), exact[0])
             assert len(calls) == 1
