@@ -44,8 +44,6 @@ PREFIXES = ["", "transformer.", "base_model.model.", "base_model.model.transform
 PREFIXES += ["diffusion_model.", "model.diffusion_model."]
 #: What an adapter is loaded from, and with which options.
 Source = tuple[Any, dict[str, Any]]
-
-
 MODULE = "transformer_blocks.1.attn.img_qkv"
 #: Options of PEFT's that change how its factors are used.
 PEFT_OPTIONS: list[dict[str, Any]] = [
