@@ -56,10 +56,12 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @contextmanager
-def counted(module: Any) -> Iterator[list[object]]:
-    """Count the calls of a module."""
-    calls: list[object] = []
-    handle = module.register_forward_hook(lambda *_: calls.append(None))
+def calls_of(module: Any) -> Iterator[list[dict[str, Any]]]:
+    """The named arguments of each call of a module inside the block."""
+    calls: list[dict[str, Any]] = []
+    handle = module.register_forward_pre_hook(
+        lambda _module, _positional, arguments: calls.append(arguments), with_kwargs=True
+    )
     try:
         yield calls
     finally:

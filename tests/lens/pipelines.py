@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from converter.lens import LensPipeline
 from tests.lens import reference
+from tests.lens.models import calls_of
 from tests.lens.prompts import DAY, LAYERS, PREFIX, conversation
 
 #: Tokens down and across; the sides differ, so that exchanging them shows.
@@ -50,13 +49,9 @@ def draw(pipe: Any, prompt: Any = PROMPT, **options: Any) -> Any:
     return pipe(prompt, **(defaults | options)).images
 
 
-def same_seed() -> dict[str, torch.Generator]:
-    return {"generator": torch.Generator().manual_seed(11)}
-
-
 def picture(pipe: Any, **options: Any) -> bytes:
     """The bytes of the pixels of one image."""
-    (image,) = draw(pipe, negative_prompt="dog", output_type="pil", **(same_seed() | options))
+    (image,) = draw(pipe, negative_prompt="dog", output_type="pil", latents=noise(), **options)
     assert image.size == (SIZE["width"], SIZE["height"])
     return bytes(image.tobytes())
 
@@ -121,22 +116,16 @@ class Reference:
         return decoded
 
 
-@contextmanager
-def calls_of(model: Any) -> Iterator[list[dict[str, Any]]]:
-    """The named arguments of each call of a model inside the block."""
-    calls: list[dict[str, Any]] = []
-    handle = model.register_forward_pre_hook(
-        lambda _module, _positional, arguments: calls.append(arguments), with_kwargs=True
-    )
-    try:
-        yield calls
-    finally:
-        handle.remove()
+def fail_with(error: BaseException) -> Callable[..., NoReturn]:
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise error
+
+    return fail
 
 
 def seen_at_first_call(pipe: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
     """What the transformer is first called with; the run ends there, so that large images cost nothing."""
-    monkeypatch.setattr(pipe.transformer, "forward", Mock(side_effect=InterruptedError))
+    monkeypatch.setattr(pipe.transformer, "forward", fail_with(InterruptedError()))
     with calls_of(pipe.transformer) as calls, pytest.raises(InterruptedError):
         pipe(PROMPT, **options)
     return calls[0]
@@ -144,13 +133,9 @@ def seen_at_first_call(pipe: Any, monkeypatch: pytest.MonkeyPatch, **options: An
 
 def forbid_work(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the test when a model of the pipeline runs."""
-
-    def fail(*_: Any, **__: Any) -> NoReturn:
-        pytest.fail("a model runs")
-
     for model in (pipe.text_encoder, pipe.transformer, pipe.vae):
-        monkeypatch.setattr(model, "forward", fail)
-    monkeypatch.setattr(pipe.vae, "decode", fail)
+        monkeypatch.setattr(model, "forward", fail_with(AssertionError("a model runs")))
+    monkeypatch.setattr(pipe.vae, "decode", fail_with(AssertionError("a model runs")))
 
 
 def embeddings(pipe: Any, prompt: Any = PROMPT, negative: Any = "dog") -> dict[str, Any]:

@@ -13,23 +13,10 @@ import torch
 LAYERS = (5, 11, 17, 23)
 PREFIX, SUFFIX, MAXIMUM = 97, 22, 512
 DAY = date(2026, 5, 23)
-#: What upstream puts into the conversation, as the facts give it.
-SYSTEM = (
-    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial relationships of the "
-    "objects and background."
-)
-THINKING = "Need to generate one image according to the description."
 #: Values of the sixteen codes of E2M1, from the definition of the format.
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
-MXFP4: dict[str, Any] = {
-    "quant_method": "mxfp4",
-    "modules_to_not_convert": [
-        "model.layers.*.self_attn",
-        "model.layers.*.mlp.router",
-        "model.embed_tokens",
-        "lm_head",
-    ],
-}
+KEPT = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+MXFP4: dict[str, Any] = {"quant_method": "mxfp4", "modules_to_not_convert": KEPT}
 
 
 def conversation(prompt: str, day: date) -> str:
@@ -38,9 +25,11 @@ def conversation(prompt: str, day: date) -> str:
         "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\n"
         f"Knowledge cutoff: 2024-06\nCurrent date: {day.isoformat()}\n\nReasoning: medium\n\n"
         "# Valid channels: analysis, commentary, final. Channel must be included for every message.<|end|>"
-        f"<|start|>developer<|message|># Instructions\n\n{SYSTEM}\n\n<|end|>"
+        "<|start|>developer<|message|># Instructions\n\nDescribe the image by detailing the color, shape, size, "
+        "texture, quantity, text, spatial relationships of the objects and background.\n\n<|end|>"
         f"<|start|>user<|message|>{prompt}<|end|>"
-        f"<|start|>assistant<|channel|>analysis<|message|>{THINKING}<|end|>"
+        "<|start|>assistant<|channel|>analysis<|message|>"
+        "Need to generate one image according to the description.<|end|>"
         "<|start|>assistant<|channel|>final<|message|>"
     )
 

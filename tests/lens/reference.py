@@ -215,8 +215,6 @@ def transformer_forward(
     the state's dtype; mask [B, S], True where the text is valid, or None if it all is; timestep [B], sigmas in 0..1.
     Only the variant that was released: rms_norm, gate_mlp and multi_layer_encoder_feature all true.
     """
-    if not all(config.get(flag, True) for flag in ("rms_norm", "gate_mlp", "multi_layer_encoder_feature")):
-        raise ValueError("the reference has only the released variant of Lens")
     image = linear(state, "img_in", hidden_states)
     weights = [state[f"txt_norm.{i}.weight"] for i in range(len(config["selected_layer_index"]))]
     normed = [rms_norm(x, weight, TEXT_FEATURE_EPS) for x, weight in zip(encoder_hidden_states, weights, strict=True)]

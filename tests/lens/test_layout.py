@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -12,76 +14,79 @@ from converter.models.families import family
 from converter.models.lens.layout import CLASS_NAME, LensConfig, infer_config, lens_family, lens_tensors
 from converter.models.lens.transformer import LensTransformer2DModel
 
+SMALL = LensConfig(
+    num_layers=2, num_attention_heads=3, inner_dim=192, enc_hidden_dim=64, in_channels=20, out_channels=5
+)
 CONFIGS = [
     LensConfig(),
+    SMALL,
     LensConfig(num_layers=1, num_attention_heads=2, enc_hidden_dim=24, selected_layer_index=(0, 1, 2)),
     LensConfig(num_layers=3, attention_head_dim=16, num_attention_heads=3, in_channels=16, out_channels=4),
 ]
+TENSORS = dict(lens_tensors(SMALL))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_tensors_are_those_of_the_modules(config: LensConfig) -> None:
     with torch.device("meta"):
-        model = LensTransformer2DModel(**config.to_dict())
+        # The first one is also that of no arguments.
+        model = LensTransformer2DModel(**({} if config == LensConfig() else config.to_dict()))
     assert list(lens_tensors(config)) == [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
-
-
-def test_the_default_config_is_the_published_one() -> None:
-    with torch.device("meta"):
-        config = LensTransformer2DModel().config
-    registered = {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
-    assert {key: registered[key] for key in LensConfig().to_dict()} == LensConfig().to_dict()
-
-
-@pytest.mark.parametrize("config", [LensConfig(), LensConfig(num_layers=2, num_attention_heads=3, enc_hidden_dim=64)])
-def test_a_config_can_be_read_off_the_shapes(config: LensConfig) -> None:
-    inferred = infer_config(dict(lens_tensors(config)))
-    assert inferred is not None
-    assert list(lens_tensors(inferred)) == list(lens_tensors(config))
-
-
-def test_nothing_is_read_off_other_models() -> None:
-    tensors = dict(lens_tensors(LensConfig(num_layers=2)))
-    assert infer_config({}) is None
-    assert infer_config({"x.weight": (3, 4)}) is None
-    assert infer_config({**tensors, "extra.weight": (3, 4)}) is None
-    assert infer_config({name: shape for name, shape in tensors.items() if "proj_out" not in name}) is None
-    assert infer_config({**tensors, "img_in.weight": (3,)}) is None
+    registered = {key: list(value) if isinstance(value, tuple) else value for key, value in model.config.items()}
+    assert config.to_dict().items() <= registered.items()
+    assert LensConfig.from_dict(registered) == config
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("shapes", "config"),
     [
-        ("num_layers", 10**9),
-        ("num_layers", "48"),
-        ("num_layers", True),
-        ("num_layers", -1),
-        ("attention_head_dim", 0),
-        ("axes_dims_rope", []),
-        ("axes_dims_rope", [1.5]),
-        ("selected_layer_index", [5] * 65),
-        ("gate_mlp", 1),
+        (dict(lens_tensors(LensConfig())), LensConfig()),
+        (TENSORS, SMALL),
+        ({}, None),
+        ({"x.weight": (3, 4)}, None),
+        (TENSORS | {"extra.weight": (3, 4)}, None),
+        ({name: shape for name, shape in TENSORS.items() if "proj_out" not in name}, None),
+        (TENSORS | {"img_in.weight": (3,)}, None),
+        (TENSORS | {"img_in.weight": (193, 20)}, None),
+        # Of other head sizes and other numbers of features, nothing is known.
+        (dict(lens_tensors(replace(SMALL, attention_head_dim=32, num_attention_heads=6))), None),
+        (dict(lens_tensors(replace(SMALL, selected_layer_index=(0, 1, 2)))), None),
     ],
 )
-def test_absurd_configs_are_refused(key: str, value: object) -> None:
-    with pytest.raises(UnsupportedCheckpoint, match=key):
-        LensConfig.from_dict({key: value})
+def test_a_config_can_be_read_off_the_shapes(shapes: dict[str, tuple[int, ...]], config: LensConfig | None) -> None:
+    assert infer_config(shapes) == config
 
 
-def test_variants_that_nobody_released_are_refused() -> None:
-    with pytest.raises(UnsupportedCheckpoint, match="gate_mlp"):
-        list(lens_tensors(LensConfig(gate_mlp=False)))
+@pytest.mark.parametrize(
+    ("key", "least", "most", "absurd"),
+    [
+        ("num_layers", 1, 1024, [0, 1025, 10**9, "48", True, 1.0, None]),
+        ("attention_head_dim", 1, 1 << 20, [0, -1, (1 << 20) + 1]),
+        ("axes_dims_rope", [4], [2] * 64, [[], [1.5], [True], [2] * 65, (4, 6, 6), 4]),
+        ("gate_mlp", False, True, [1, 0, "true"]),
+    ],
+)
+def test_absurd_configs_are_refused(key: str, least: Any, most: Any, absurd: list[Any]) -> None:
+    for value in (least, most):
+        assert LensConfig.from_dict({key: value, "other": 1}).to_dict() == {**LensConfig().to_dict(), key: value}
+    for value in absurd:
+        with pytest.raises(UnsupportedCheckpoint) as caught:
+            LensConfig.from_dict({key: value}, "folder/config.json")
+        expected = f"folder/config.json: {key} is {value}, which a LensTransformer2DModel cannot have"
+        assert str(caught.value) == expected
 
 
-def test_families_add_up_to_the_published_shares() -> None:
-    sizes: dict[str, int] = {}
+def test_families_add_up_to_the_model() -> None:
+    """Parameters by family, counted from the facts; modulation has the published share."""
+    sizes: dict[str | None, int] = {}
     for name, shape in lens_tensors(LensConfig()):
-        key = lens_family(name)
-        assert key is not None, name
-        sizes[key] = sizes.get(key, 0) + prod(shape)
-    assert lens_family("transformer_blocks.0.other.weight") is None
+        sizes[lens_family(name)] = sizes.get(lens_family(name), 0) + prod(shape)
+    blocks = {"img_mod": 14_164_992, "txt_mod": 14_164_992, "attn": 14_164_992 + 4_721_664}
+    blocks |= {"img_mlp": 18_874_368, "txt_mlp": 18_874_368, "norm": 6_144 + 256}
+    expected = {name: 48 * size for name, size in blocks.items()}
+    assert sizes == {**expected, "norm": expected["norm"] + 11_520, "embed": 25_579_904 - 11_520}
     assert sizes["img_mod"] + sizes["txt_mod"] == 1_359_839_232
-    assert set(sizes) == {"img_mod", "txt_mod", "attn", "img_mlp", "txt_mlp", "embed", "norm"}
+    assert lens_family("transformer_blocks.0.other.weight") is lens_family("other.weight") is None
 
 
 @pytest.mark.parametrize(

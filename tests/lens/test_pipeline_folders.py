@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import shutil
@@ -16,8 +15,9 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from converter.lens import LensGptOssEncoder, LensPipeline, LensTransformer2DModel
+from converter.lens import LensGptOssEncoder, LensPipeline
 from tests.conftest import edit_json, names_in
+from tests.lens.models import adapted, make_adapter
 from tests.lens.pipelines import (
     PROMPT,
     TOLERANCE,
@@ -34,30 +34,19 @@ from tests.lens.pipelines import (
 from tests.lens.prompts import LAYERS, MXFP4, notices, pack_experts
 
 #: ``model_index.json`` of microsoft/Lens, without its version of diffusers.
-MODEL_INDEX: dict[str, Any] = {
-    "_class_name": "LensPipeline",
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "LensGptOssEncoder"],
-    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-    "transformer": ["diffusers", "LensTransformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKLFlux2"],
-}
-#: Arguments and defaults of upstream's ``__call__``, in their order.
-ARGUMENTS: dict[str, Any] = {
-    "negative_prompt": "",
-    **dict.fromkeys(("height", "width", "base_resolution", "aspect_ratio")),
-    "num_inference_steps": 50,
-    "guidance_scale": 4.0,
-    "num_images_per_prompt": 1,
-    **dict.fromkeys(("generator", "latents")),
-    **dict.fromkeys(("prompt_embeds", "prompt_mask", "negative_prompt_embeds", "negative_prompt_mask")),
-    "output_type": "pil",
-    "return_dict": True,
-    "callback_on_step_end": None,
-    "callback_on_step_end_tensor_inputs": ["latents"],
-    "max_sequence_length": 512,
-    "enable_reasoner": False,
-}
+MODEL_INDEX: dict[str, Any] = {"_class_name": "LensPipeline", "vae": ["diffusers", "AutoencoderKLFlux2"]}
+MODEL_INDEX |= {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+MODEL_INDEX |= {"tokenizer": ["transformers", "PreTrainedTokenizerFast"]}
+MODEL_INDEX |= {"text_encoder": ["transformers", "LensGptOssEncoder"]}
+MODEL_INDEX |= {"transformer": ["diffusers", "LensTransformer2DModel"]}
+#: Arguments and defaults of upstream's ``__call__``, in their order; ours are behind them.
+ARGUMENTS = (
+    "self prompt=None negative_prompt='' height=None width=None base_resolution=None aspect_ratio=None "
+    "num_inference_steps=50 guidance_scale=4.0 num_images_per_prompt=1 generator=None latents=None prompt_embeds=None "
+    "prompt_mask=None negative_prompt_embeds=None negative_prompt_mask=None output_type='pil' return_dict=True "
+    "callback_on_step_end=None callback_on_step_end_tensor_inputs=('latents',) max_sequence_length=512 "
+    "enable_reasoner=False attention_kwargs=None"
+)
 
 
 def offload_by_model(pipe: Any) -> bool:
@@ -79,19 +68,32 @@ def offload_by_group(pipe: Any, **options: Any) -> bool:
     )
 
 
+def offload_twice(pipe: Any) -> bool:
+    """By layer after a run by model."""
+    assert offload_by_model(pipe)
+    picture(pipe)
+    return offload_by_layer(pipe)
+
+
 OFFLOADS = [
     offload_by_model,
     offload_by_layer,
+    offload_twice,
     partial(offload_by_group, offload_type="block_level", num_blocks_per_group=2),
     partial(offload_by_group, offload_type="leaf_level"),
 ]
 
 
-@pytest.mark.parametrize("kind", ["folder", "quantized_folder"])
+@pytest.fixture(scope="module", params=["folder", "quantized_folder"])
+def drawn(request: pytest.FixtureRequest) -> tuple[Path, bytes]:
+    """A folder, and what its pipeline draws."""
+    source = request.getfixturevalue(request.param)
+    return source, picture(load(source))
+
+
 @pytest.mark.parametrize("offload", OFFLOADS)
-def test_offloading_changes_no_bit(request: pytest.FixtureRequest, kind: str, offload: Callable[[Any], bool]) -> None:
-    source = request.getfixturevalue(kind)
-    expected = picture(load(source))
+def test_offloading_changes_no_bit(drawn: tuple[Path, bytes], offload: Callable[[Any], bool]) -> None:
+    source, expected = drawn
     pipe = load(source)
     assert offload(pipe)
     # The second run finds its models where the first one left them.
@@ -104,38 +106,33 @@ def test_models_are_sent_back_after_a_run(folder: Path, monkeypatch: pytest.Monk
     assert offload_by_model(pipe)
     order: list[str] = []
 
-    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*values: Any, **options: Any) -> Any:
-            order.append(name)
-            return function(*values, **options)
+    def noted(name: str, function: Callable[..., Any], *values: Any, **options: Any) -> Any:
+        order.append(name)
+        return function(*values, **options)
 
-        return call
-
-    monkeypatch.setattr(pipe.vae, "decode", noted("decode", pipe.vae.decode))
-    monkeypatch.setattr(pipe, "maybe_free_model_hooks", noted("free", pipe.maybe_free_model_hooks))
+    for owner, name in ((pipe.vae, "decode"), (pipe, "maybe_free_model_hooks")):
+        monkeypatch.setattr(owner, name, partial(noted, name, getattr(owner, name)))
     picture(pipe)
-    assert order == ["decode", "free"]
+    assert order == ["decode", "maybe_free_model_hooks"]
 
 
-def test_offloading_by_layer_can_follow_offloading_by_model(folder: Path) -> None:
-    pipe = load(folder)
-    expected = picture(pipe)
-    assert offload_by_model(pipe)
-    assert picture(pipe) == expected
-    assert offload_by_layer(pipe)
-    assert picture(pipe) == expected
+def test_offloading_to_an_accelerator_is_left_to_diffusers(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(DiffusionPipeline, "enable_sequential_cpu_offload", lambda _, *device: asked.append(device))
+    pipe.enable_sequential_cpu_offload()
+    pipe.enable_sequential_cpu_offload(1, "cuda")
+    assert asked == [(None, None), (1, "cuda")]
 
 
-@pytest.mark.parametrize("kind", ["folder", "quantized_folder"])
-def test_a_saved_pipeline_is_one_of_microsofts(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> None:
-    source = request.getfixturevalue(kind)
-    pipe = load(source)
-    expected = picture(pipe)
-    pipe.save_pretrained(tmp_path / "saved")
-    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
-    index.pop("_diffusers_version")
-    index.pop("_name_or_path", None)
-    assert index == MODEL_INDEX
+def index_of(folder: Path) -> dict[str, Any]:
+    index = json.loads((folder / "model_index.json").read_text())
+    return {name: value for name, value in index.items() if name not in ("_diffusers_version", "_name_or_path")}
+
+
+def test_a_saved_pipeline_is_one_of_microsofts(drawn: tuple[Path, bytes], tmp_path: Path) -> None:
+    source, expected = drawn
+    load(source).save_pretrained(tmp_path / "saved")
+    assert index_of(tmp_path / "saved") == MODEL_INDEX
     assert names_in(tmp_path / "saved") == ["model_index.json", *sorted(MODEL_INDEX.keys() - {"_class_name"})]
     encoder = json.loads((tmp_path / "saved" / "text_encoder" / "config.json").read_text())
     assert encoder["architectures"] == ["GptOssForCausalLM"]
@@ -154,9 +151,10 @@ def test_a_pipeline_works_without_a_text_encoder(folder: Path, pipe: Any, tmp_pa
     positive = {key: value for key, value in whole.items() if key.startswith("prompt")}
     blank = draw(pipe, None, **positive, latents=noise())
     assert torch.equal(draw(alone, None, **positive, latents=noise()), blank)
-    for prompt, options in ((PROMPT, {}), (None, {**positive, "negative_prompt": "dog"})):
+    dog = {**positive, "prompt": None, "negative_prompt": "dog"}
+    for lacking, options in ((alone, {}), (alone, dog), (load(folder, tokenizer=None), {})):
         with pytest.raises(ValueError, match="no text encoder; give prompt_embeds"):
-            draw(alone, prompt, **options)
+            draw(lacking, **options)
     alone.save_pretrained(tmp_path / "saved")
     assert names_in(tmp_path / "saved") == ["model_index.json", "scheduler", "transformer", "vae"]
     loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path / "saved", dtype=torch.float32))
@@ -178,11 +176,11 @@ def test_the_pipeline_looks_like_upstreams(pipe: Any) -> None:
     assert LensPipeline._callback_tensor_inputs == ["latents", "prompt_embeds", "negative_prompt_embeds"]
     components = ["self", "scheduler", "vae", "text_encoder", "tokenizer", "transformer"]
     assert list(inspect.signature(LensPipeline.__init__).parameters) == components
-    parameters = inspect.signature(LensPipeline.__call__).parameters
-    assert list(parameters)[: len(ARGUMENTS) + 2] == ["self", "prompt", *ARGUMENTS]
-    defaults = {name: parameters[name].default for name in ARGUMENTS}
-    names = defaults["callback_on_step_end_tensor_inputs"]
-    assert {**defaults, "callback_on_step_end_tensor_inputs": list(names)} == ARGUMENTS
+    parameters = inspect.signature(LensPipeline.__call__).parameters.values()
+    defaults = [f"={parameter.default!r}" if parameter.name != "self" else "" for parameter in parameters]
+    named = [parameter.name + default for parameter, default in zip(parameters, defaults, strict=True)]
+    assert named == ARGUMENTS.split(" ")
+    assert LensPipeline.prompt_date is None
 
 
 def test_a_packed_text_encoder_is_announced_by_the_pipeline(
@@ -206,30 +204,20 @@ def test_a_packed_text_encoder_is_announced_by_the_pipeline(
 
 
 def test_an_adapter_is_loaded_and_unloaded(folder: Path, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    targets = ["img_qkv", "to_out.0", "txt_mlp.w1"]
-    peft: Any = importlib.import_module("peft")
-    config = peft.LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=targets)
-    model = LensTransformer2DModel.from_pretrained(folder / "transformer")
-    peft.get_peft_model(model, config).save_pretrained(tmp_path)
     pipe = load(folder)
     state = pipe.transformer.state_dict()
     before = draw(pipe, latents=noise())
-    adapter = load_file(tmp_path / "adapter_model.safetensors")
-    adapted = dict(state)
-    for name, down in adapter.items():
-        if name.endswith(".lora_A.weight"):
-            weight = name.removeprefix("base_model.model.").replace(".lora_A", "")
-            # The adapter's scale is alpha over its rank, 2.
-            adapted[weight] = state[weight] + 2 * adapter[name.replace("lora_A", "lora_B")] @ down
-    assert len(adapter) == 2 * len(targets) * pipe.transformer.config.num_layers
-    run = Reference(pipe, reference_features(pipe, [PROMPT]), reference_blank(1), 4.0, adapted)
+    adapter = {name: 0.3 * tensor for name, tensor in make_adapter(pipe.transformer).items()}
+    save_file({f"transformer.{name}": tensor for name, tensor in adapter.items()}, tmp_path / "adapter.safetensors")
+    merged = adapted(state, (adapter, 1.0))
+    run = Reference(pipe, reference_features(pipe, [PROMPT]), reference_blank(1), 4.0, merged)
     expected = run.latents(noise())
     pipe.load_lora_weights(tmp_path)
     found = draw(pipe, latents=noise())
     torch.testing.assert_close(found, expected, **TOLERANCE)
     assert (found - before).abs().max() > 0.1
     assert torch.equal(draw(pipe, latents=noise(), attention_kwargs={"scale": 0.0}), before)
+    assert pipe.attention_kwargs == {"scale": 0.0}
     pipe.unload_lora_weights()
     assert torch.equal(draw(pipe, latents=noise()), before)
     assert pipe.transformer.state_dict().keys() == state.keys()
@@ -240,9 +228,9 @@ def test_a_component_that_is_set_later_keeps_its_name_in_the_index(folder: Path,
     pipe = load(folder)
     pipe.text_encoder, pipe.tokenizer = pipe.text_encoder, pipe.tokenizer
     pipe.transformer = torch.compile(pipe.transformer)
+    pipe.another = pipe.tokenizer
     pipe.save_pretrained(tmp_path / "saved")
-    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
-    assert {name: index[name] for name in MODEL_INDEX} == MODEL_INDEX
+    assert index_of(tmp_path / "saved") == MODEL_INDEX
 
 
 def test_a_fresh_pipeline_can_be_asked_how_it_is(folder: Path) -> None:

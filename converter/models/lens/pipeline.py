@@ -117,7 +117,7 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
         self.remove_all_hooks()
         for model in self.components.values():
             if isinstance(model, torch.nn.Module):
-                cpu_offload(model, torch.device("cpu"), offload_buffers=len(model._parameters) > 0)
+                cpu_offload(model, torch.device("cpu"))
 
     @property
     def guidance_scale(self) -> float:

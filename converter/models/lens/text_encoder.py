@@ -94,7 +94,6 @@ class LensGptOssEncoder(GptOssForCausalLM):
                 attention_mask=masks[model.config.layer_types[index]],
                 position_ids=positions,
                 position_embeddings=embeddings,
-                use_cache=False,
             )
             if index in self._lens_selected_layers:
                 outputs[index] = states
