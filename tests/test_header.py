@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import struct
 from collections.abc import Iterable, Sequence
@@ -135,6 +136,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzzed")
 
 
+#: Sizes at which products leave 32 or 64 bits, signed or not, counted in elements, bytes or bits.
+SIZES = st.sampled_from([0, 1, 2, 3, 4, 7, 2**31, 2**32 - 1, 2**32, 2**60, 2**61, 2**62, 2**63 - 1, 2**63, 2**64])
+
+
+@st.composite
+def headers_with_odd_shapes(draw: st.DrawFn) -> bytes:
+    """Headers whose tensors follow each other without a hole and whose shapes are extreme, and little data."""
+    header: dict[str, Any] = {}
+    position = 0
+    for number in range(draw(st.integers(1, 3))):
+        dtype = draw(st.sampled_from(sorted(BITS)))
+        shape = draw(st.lists(SIZES, max_size=4) | st.lists(st.sampled_from([1, 2]), min_size=62, max_size=66))
+        size = tensor_bytes(dtype, tuple(shape))
+        # Sizes as they come out where 64 bits overflow silently.
+        end = position + (draw(st.integers(0, 8)) if size is None else size % draw(st.sampled_from([2**128, 2**64])))
+        header[f"t{number}"] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
+        position = end
+    return with_length(json.dumps(header).encode(), bytes(position if position < 1000 else draw(st.integers(0, 8))))
+
+
 def _single(entry: str, data: bytes = b"") -> bytes:
     return with_length(f'{{"w":{entry}}}'.encode(), data)
 
@@ -191,3 +212,17 @@ def test_mutated_headers(folder: Path, content: bytes, changes: Sequence[tuple[i
     header = parse(content)
     body = replace_tokens(content[8 : header.data_start].decode(), changes)
     check_verdict(with_length(body, content[header.data_start :]), folder)
+
+
+@given(VALID, st.integers(0, 400), st.integers(0, 12), st.binary(max_size=8))
+@settings(max_examples=300)
+def test_mutated_files(folder: Path, content: bytes, start: int, length: int, inserted: bytes) -> None:
+    """Bytes are changed, taken out, put in or cut off, in the length field or behind it."""
+    start %= len(content) + 1
+    check_verdict(content[:start] + inserted + content[start + length :], folder)
+
+
+@given(headers_with_odd_shapes())
+@settings(max_examples=300)
+def test_odd_shapes(folder: Path, content: bytes) -> None:
+    check_verdict(content, folder)

@@ -82,6 +82,29 @@ def test_groups_that_hypothesis_finds(numbers: NDArray[np.float32], round_weight
     assert_same(finite_bits(numbers), round_weights=round_weights, round_scales=round_scales)
 
 
+#: A power of ten, from denormal to overflowing, an offset, how many different numbers, and a seed.
+KINDS = st.tuples(
+    st.integers(-44, 38), st.sampled_from([0.0, 1.0, 1e6]), st.sampled_from([1, 2, 8, 10**6]), st.integers(0, 2**32 - 1)
+)
+
+
+@variants
+@settings(max_examples=60)
+@given(
+    groups=st.lists(
+        st.tuples(POWERS, OFFSETS, st.sampled_from([1, 2, 8, 10**6]), st.integers(0, 2**32 - 1)), min_size=2
+    )
+)
+def test_groups_of_every_kind(groups: list[Any], round_weights: bool, round_scales: bool) -> None:
+    """A group has at most so many different numbers, so that it has ties, or is constant."""
+    drawn = [
+        (np.random.default_rng(seed).integers(-count, count, fused.GROUP, endpoint=count > 1) / count + offset)
+        * 10.0**power
+        for power, offset, count, seed in groups
+    ]
+    assert_same(finite_bits(np.concatenate(drawn)), round_weights=round_weights, round_scales=round_scales)
+
+
 @variants
 def test_many_groups_of_any_finite_bits(round_weights: bool, round_scales: bool) -> None:
     generator = np.random.default_rng(0)
