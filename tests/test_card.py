@@ -352,7 +352,7 @@ TAB
 
 
 {{ "a`b" | code }}{{ "" | code }}{{ " # a " }}{{ " " }}{{ "-b" }}{{ ("*" ~ "c" | markdown) | markdown }}
-{{ "a\n\n\nb  \n" | fence("py<thon") }}
+{{ "a\n\n\nb  \n" | fence("sh<ell") }}
 {{ ["a", "*"] | table([[1, "|"], ["x", none]]) }}
 {{ ["a"] | table([], "r") }}
 {{ "a\r\nb\u2028 c\n" | lines }} {{ "t" | link("https://x.example/a b?c&d") }}{{ "t" | link("HTTP:x") }}
