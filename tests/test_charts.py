@@ -220,8 +220,8 @@ def test_names_are_cut_to_what_the_font_and_the_width_allow() -> None:
     cut = [shorten("Ж" * 300, least) for least in (width, width - 0.1, text_width("…") - 1)]
     assert cut == ["ЖЖЖ…", "ЖЖ…", "…"]
     assert (shorten("short", 200), shorten("", 0), shorten("ab…cd", text_width("ab…"))) == ("short", "", "ab…")
-    assert wrap("a b c", text_width("a b")) == ["a b", "c"]
-    assert wrap("a b c", text_width("a b") - 0.1) == ["a", "b", "c"]
+    assert wrap("b b b", text_width("b b")) == ["b b", "b"]
+    assert wrap("b b b", text_width("b b") - 0.1) == ["b", "b", "b"]
     assert text_width("a", bold=True) > text_width("a") == pytest.approx(text_width("a", 2 * TEXT_SIZE) / 2, abs=1)
 
 

@@ -26,16 +26,20 @@ from converter.measurement.evidence.origin import grid_text, is_drawn_from
 from converter.models.lens.resolutions import RESOLUTIONS
 from converter.presentation.grid.cells import find_rows, read_pixels
 from converter.presentation.grid.drawing import BACKGROUND
-from converter.presentation.grid.layout import SIDE_LIMIT, Measures, Size, preview_scale, ratio_name, split_rows
+from converter.presentation.grid.layout import Measures, Size, preview_scale, ratio_name, split_rows
 from converter.schemas import load_schema
 from tests import pictures
-from tests.conftest import Lensconv, edit_json, names_in, snapshot
+from tests.conftest import Lensconv, Outcome, edit_json, names_in, snapshot
+from tests.expected import check_expected
 from tests.published import published_summary
 
 Shape = tuple[int, int]
 PICTURES = "assets/comparison"
 SHEET = f"{PICTURES}/comparison_grid_1to1_q98.webp"
 PREVIEW = f"{PICTURES}/comparison_preview.webp"
+
+
+Paint = Callable[[int, int, int], np.ndarray]
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -52,7 +56,7 @@ def slope(width: int, height: int, seed: int = 0) -> np.ndarray:
 def make_bench(
     folder: Path,
     *sizes: tuple[Shape, Shape],
-    paint: Callable[[int, int, int], np.ndarray] = noise,
+    paint: Paint = noise,
     scenario: str = "Red Cube",
 ) -> Path:
     """A folder as ``lensconv bench`` makes it: a row for each pair of sizes."""
@@ -113,26 +117,99 @@ def refused(lensconv: Lensconv, folder: Path, *options: object) -> str:
     return outcome.stderr
 
 
-def test_the_cells_of_a_lossless_preview_are_the_images(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, *[((96, 96), (96, 96))] * 3)
-    result = draw(lensconv, folder)
-    preview = pixels(folder / result["preview"]["file"])
-    expected = {"file": PREVIEW, "width": preview.shape[1], "height": preview.shape[0], "scale": 1, "lossless": True}
-    assert result["preview"] == expected | {name: result["preview"][name] for name in ("bytes", "cells")}
-    assert [(cell["id"], cell["model"]) for cell in result["preview"]["cells"]] == [
-        (prompt, model) for prompt in ("P01", "P02", "P03") for model in MODELS
-    ]
-    for cell in result["preview"]["cells"]:
-        assert np.array_equal(cut(preview, cell), image_of(folder, cell))
-    [sheet] = result["sheets"]
-    assert sheet["file"] == SHEET
-    assert sheet["cells"] == result["preview"]["cells"]
-    assert (sheet["height"], sheet["width"], 3) == pixels(folder / SHEET).shape == preview.shape
-    for file in (sheet, result["preview"]):
-        assert file["bytes"] == (folder / file["file"]).stat().st_size
-    assert (result["rows"], result["missing_cells"]) == (3, 0)
-    assert result["images"] == {"original": 3, "quantized": 3}
-    assert names_in(folder / PICTURES) == [Path(SHEET).name, Path(PREVIEW).name]
+def described(folder: Path, outcome: Outcome, paint: Paint) -> str:
+    """The report of a grid in a line, with a checksum of all that is drawn into the preview beside the images.
+
+    Every image is where the report says: in its own pixels, those of the preview reduced.
+    """
+    result = outcome.result
+    jsonschema.validate(result, load_schema("grid"))
+    preview = np.array(pixels(folder / result["preview"]["file"]))
+    for sheet in (*result["sheets"], result["preview"]):
+        drawn, scale = pixels(folder / sheet["file"]), sheet.get("scale", 1)
+        assert drawn.shape == (sheet["height"], sheet["width"], 3)
+        assert sheet.pop("bytes") == (folder / sheet["file"]).stat().st_size
+        for cell in sheet["cells"]:
+            if not cell["missing"]:
+                image = np.asarray(Image.fromarray(image_of(folder, cell)).reduce(scale))
+                if sheet.get("lossless"):
+                    assert np.array_equal(cut(drawn, cell), image)
+                elif paint is slope:
+                    # Levels of 255.
+                    assert difference(cut(drawn, cell), image) < 6
+        sheet["cells"] = [[*cell.values()] for cell in sheet["cells"]]
+    for _, _, x, y, width, height, missing in result["preview"]["cells"]:
+        if not missing:
+            preview[y : y + height, x : x + width] = BACKGROUND
+    if result["preview"]["lossless"]:
+        result["drawn"] = zlib.crc32(preview.tobytes())
+    return f"{json.dumps(result)} {outcome.stderr!r}\n".replace(str(folder), "")
+
+
+def without_images(folder: Path) -> None:
+    for model in MODELS:
+        edit_side(folder, 0, model, {"failed": "out of memory"})
+
+
+def with_settings(folder: Path) -> None:
+    settings = {"num_inference_steps": 1, "guidance_scale": 1, "width": 96, "height": 54}
+    edit_json(folder / "comparison_matrix.json", settings=settings)
+    without_images(folder)
+
+
+def with_missing(folder: Path) -> None:
+    edit_side(folder, 0, "original", {"failed": "killed by SIGKILL"})
+    edit_side(folder, 1, "quantized", {"failed": "out of memory"})
+    (folder / "images/original/P03-303-original.png").unlink()
+    edit_side(folder, 3, "original", {"time_s": 1})
+    edit_side(folder, 3, "quantized", {"failed": "word " * 1000 + "x" * 1000})
+
+
+def with_names(folder: Path) -> None:
+    write_metrics(folder, "Lens\u202e")
+
+
+def with_other_metrics(folder: Path) -> None:
+    write_metrics(folder, "Lens", schema="lensconv.benchmark/2")
+
+
+CASES: dict[str, tuple[list[tuple[Shape, Shape]], Paint, Callable[[Path], None] | None, tuple[object, ...]]] = {
+    "lossless": ([((96, 96), (96, 96))] * 3, noise, None, ()),
+    "reduced": ([((200, 100), (199, 101))], slope, None, ("--preview-width", 200)),
+    "sheets": ([((16, 4000), (16, 4000))] * 9, slope, None, ()),
+    "mixed": ([((64, 96), (128, 64)), ((100, 50), (70, 130))], noise, None, ()),
+    "missing": (
+        [((200, 160), (200, 160))] * 2 + [((120, 90), (120, 90)), ((64, 64), (64, 64))],
+        noise,
+        with_missing,
+        (),
+    ),
+    "settings": ([((64, 64), (64, 64))], noise, with_settings, ()),
+    "nothing": ([((64, 64), (64, 64))], noise, without_images, ("--preview-width", 520)),
+    "names": ([((256, 64), (256, 64))], slope, with_names, ()),
+    "other": ([((64, 64), (64, 64))], slope, with_other_metrics, ()),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_images_side_by_side(tmp_path: Path, lensconv: Lensconv, name: str) -> None:
+    sizes, paint, edit, options = CASES[name]
+    folder = make_bench(tmp_path, *sizes, paint=paint)
+    if edit is not None:
+        edit(folder)
+    check_expected(f"grid/{name}.txt", described(folder, lensconv("grid", folder, *options, "--json"), paint))
+
+
+def test_files_of_earlier_runs_are_removed(tmp_path: Path, lensconv: Lensconv) -> None:
+    folder = make_bench(tmp_path, ((64, 64), (64, 64)))
+    kept = ("comparison_grid_1to1_q98-old.webp", "comparison_grid_1to1_q90.webp", "mine.webp")
+    (folder / PICTURES).mkdir(parents=True)
+    for name in (*kept, "comparison_grid_1to1_q98-1of2.webp"):
+        (folder / PICTURES / name).write_bytes(b"kept")
+    (folder / PICTURES / "comparison_grid_mixed_q98-2of2.webp").symlink_to(folder / PICTURES / "mine.webp")
+    draw(lensconv, folder)
+    assert names_in(folder / PICTURES) == sorted([*kept, Path(SHEET).name, Path(PREVIEW).name])
+    assert "preview-width 20: too narrow for two columns" in refused(lensconv, folder, "--preview-width", 20)
 
 
 def test_the_sheet_loses_little(tmp_path: Path, lensconv: Lensconv) -> None:
@@ -173,110 +250,10 @@ def chunks(content: bytes) -> list[bytes]:
     return names
 
 
-def test_a_wide_grid_is_reduced_by_a_whole_number(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, ((200, 100), (199, 101)), paint=slope)
-    result = draw(lensconv, folder, "--preview-width", 200)
-    preview = result["preview"]
-    assert (preview["scale"], preview["lossless"]) == (4, False)
-    assert preview["width"] <= 200
-    assert result["sheets"][0]["file"].endswith("_2to1_q98.webp")
-    for cell in preview["cells"]:
-        image = np.asarray(Image.fromarray(image_of(folder, cell)).reduce(4))
-        assert image.shape == (cell["height"], cell["width"], 3)
-        assert difference(cut(pixels(folder / preview["file"]), cell), image) < 6
-    assert "preview-width 20: too narrow" in refused(lensconv, folder, "--preview-width", 20)
-
-
-def test_rows_are_split_evenly_over_sheets_that_webp_can_hold(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, *[((16, 4000), (16, 4000))] * 9, paint=slope)
-    result = draw(lensconv, folder)
-    assert [sheet["file"] for sheet in result["sheets"]] == [
-        f"{PICTURES}/comparison_grid_1to250_q98-{number}of3.webp" for number in (1, 2, 3)
-    ]
-    assert [len(sheet["cells"]) for sheet in result["sheets"]] == [6, 6, 6]
-    assert [cell["id"] for sheet in result["sheets"] for cell in sheet["cells"]] == [
-        f"P{number:02}" for number in range(1, 10) for _ in MODELS
-    ]
-    for sheet in result["sheets"]:
-        drawn = pixels(folder / sheet["file"])
-        for cell in sheet["cells"]:
-            assert difference(cut(drawn, cell), image_of(folder, cell)) < 6
-    preview = result["preview"]
-    # Two thousand pixels a row: eight rows are within the limit.
-    assert (preview["scale"], len(preview["cells"])) == (2, 16)
-    assert preview["height"] <= SIDE_LIMIT
-    outcome = lensconv("grid", folder)
-    assert "9 rows are split into 3 sheets" in outcome.stderr
-    assert "the preview shows the first 8 of 9 rows" in outcome.stderr
-
-    kept = ("comparison_grid_1to1_q98-old.webp", "comparison_grid_1to1_q90.webp", "mine.webp")
-    for name in kept:
-        (folder / PICTURES / name).write_bytes(b"kept")
-    (folder / PICTURES / "comparison_grid_mixed_q98-2of2.webp").symlink_to(folder / PICTURES / "mine.webp")
-    make_bench(folder, ((64, 64), (64, 64)))
-    draw(lensconv, folder)
-    assert names_in(folder / PICTURES) == sorted([*kept, Path(SHEET).name, Path(PREVIEW).name])
-
-
 @pytest.mark.parametrize("shape", [(16, 16383), (8200, 8)])
 def test_a_row_that_webp_cannot_hold_is_refused(tmp_path: Path, lensconv: Lensconv, shape: Shape) -> None:
     folder = make_bench(tmp_path, ((8, 8), (8, 8)), (shape, shape), paint=slope)
     assert f"{shape[0]}x{shape[1]} and {shape[0]}x{shape[1]} side by side" in refused(lensconv, folder)
-
-
-def test_cells_of_several_sizes_keep_theirs(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, ((64, 96), (128, 64)), ((100, 50), (70, 130)))
-    result = draw(lensconv, folder)
-    assert result["sheets"][0]["file"].endswith("_mixed_q98.webp")
-    preview, cells = pixels(folder / PREVIEW), result["preview"]["cells"]
-    assert [(cell["width"], cell["height"]) for cell in cells] == [(64, 96), (128, 64), (100, 50), (70, 130)]
-    assert cells[0]["x"] == cells[2]["x"] < cells[1]["x"] == cells[3]["x"]
-    assert cells[0]["y"] == cells[1]["y"] < cells[0]["y"] + 96 < cells[2]["y"] == cells[3]["y"]
-    for cell in cells:
-        assert np.array_equal(cut(preview, cell), image_of(folder, cell))
-    beside = preview[cells[0]["y"] : cells[0]["y"] + 96, cells[0]["x"] + 64 : cells[1]["x"]]
-    below = preview[cells[1]["y"] + 64 : cells[1]["y"] + 96, cells[1]["x"] :]
-    assert beside.size
-    assert (beside == BACKGROUND).all()
-    assert (below == BACKGROUND).all()
-
-
-def test_missing_cells_are_drawn_as_such_and_told(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, *[((200, 160), (200, 160))] * 2, ((120, 90), (120, 90)), ((64, 64), (64, 64)))
-    edit_side(folder, 0, "original", {"failed": "killed by SIGKILL"})
-    edit_side(folder, 1, "quantized", {"failed": "out of memory"})
-    (folder / "images/original/P03-303-original.png").unlink()
-    edit_side(folder, 3, "original", {"time_s": 1})
-    edit_side(folder, 3, "quantized", {"failed": "word " * 1000 + "x" * 1000})
-    result = draw(lensconv, folder)
-    preview, cells = pixels(folder / PREVIEW), result["preview"]["cells"]
-    missing = [cell for cell in cells if cell["missing"]]
-    names = [f"{cell['id']} {cell['model']}" for cell in missing]
-    assert names == ["P01 original", "P02 quantized", "P03 original", "P04 original", "P04 quantized"]
-    assert [(cell["width"], cell["height"]) for cell in missing] == [(200, 160)] * 2 + [(120, 90)] + [(200, 160)] * 2
-    assert result["missing_cells"] == 5
-    assert result["images"] == {"original": 1, "quantized": 2}
-    # Each says why, so that no two are alike.
-    boxes = {cut(preview, cell).tobytes() for cell in missing if cell["width"] == 200}
-    assert len(boxes) == 4
-    for cell in cells:
-        if not cell["missing"]:
-            assert np.array_equal(cut(preview, cell), image_of(folder, cell))
-    outcome = lensconv("grid", folder)
-    assert outcome.code == 0
-    shown = " ".join(outcome.stderr.split())
-    assert f"5 of 8 cells are missing: {', '.join(names)}." in shown
-
-
-def test_a_bench_without_any_image_has_boxes_of_the_size_in_its_settings(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, ((64, 64), (64, 64)))
-    settings = {"num_inference_steps": 1, "guidance_scale": 1, "width": 96, "height": 54}
-    edit_json(folder / "comparison_matrix.json", settings=settings)
-    for model in MODELS:
-        edit_side(folder, 0, model, {"failed": "out of memory"})
-    result = draw(lensconv, folder)
-    assert [(cell["width"], cell["height"]) for cell in result["sheets"][0]["cells"]] == [(96, 54)] * 2
-    assert result["images"] == {"original": 0, "quantized": 0}
 
 
 def label_pixels(lensconv: Lensconv, folder: Path, scenario: str) -> np.ndarray:
@@ -324,19 +301,6 @@ def write_metrics(folder: Path, label: str, **changes: Any) -> None:
         },
     }
     (folder / "benchmark_metrics.json").write_text(json.dumps(content | changes))
-
-
-def test_columns_bear_the_names_of_the_models(tmp_path: Path, lensconv: Lensconv) -> None:
-    plain = label_pixels(lensconv, tmp_path, "")
-    write_metrics(tmp_path, "Lens")
-    named = label_pixels(lensconv, tmp_path, "")
-    assert not np.array_equal(plain, named)
-    write_metrics(tmp_path, "Lens" * 100)
-    assert not np.array_equal(label_pixels(lensconv, tmp_path, ""), named)
-    for schema in ("lensconv.benchmark/2", "lensconv.matrix/1"):
-        write_metrics(tmp_path, "Lens", schema=schema)
-        assert np.array_equal(label_pixels(lensconv, tmp_path, ""), plain)
-        assert "the titles of the columns are Original and Quantized" in lensconv("grid", tmp_path).stderr
 
 
 @pytest.mark.parametrize(
