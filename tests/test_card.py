@@ -17,15 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from converter.errors import (
-    EvidenceError,
-    InputError,
-    MissingInput,
-    OutputError,
-    ReleaseError,
-    SuiteError,
-    UsageError,
-)
+from converter.errors import EvidenceError, InputError, MissingInput, OutputError, ReleaseError, SuiteError, UsageError
 from converter.front_matter import parse_front_matter
 from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
@@ -105,7 +97,7 @@ def write_measured(release: Path, folder: Path) -> None:
 
 
 def compact(release: Path, report: CardReport, repo: str, *settings: object) -> str:
-    """A card and the report of it, a paragraph or table a line, without what checksums and programs say."""
+    """A card and the report of it, each section in a line, without what checksums and programs say."""
     text = (release / "README.md").read_text()
     manifest = json.loads((release / MANIFEST).read_text())
     for key, files in (("sha256", manifest["files"]), ("header_sha256", manifest["source"]["files"])):
@@ -120,8 +112,8 @@ def compact(release: Path, report: CardReport, repo: str, *settings: object) -> 
     assert all(listed[file["name"]] == file for file in found["files"])
     found["files"] = [file["name"] for file in found["files"]]
     found["left_out"] = {entry["section"]: entry["reason"] for entry in found["left_out"]}
-    blocks = [*text.strip().split("\n\n"), *(f"{key}: {json.dumps(value)}" for key, value in found.items())]
-    return "".join(block.replace("\n", "⏎") + "\n" for block in blocks)
+    blocks = [*text.strip().split("\n## "), "\n".join(f"{key}: {json.dumps(value)}" for key, value in found.items())]
+    return "".join(block.replace("\n", "¶") + "\n" for block in blocks)
 
 
 def make_measured(release: Path, folder: Path) -> CardReport:

@@ -25,23 +25,7 @@ from converter.presentation.charts.draw_charts import prepare_charts, render
 from converter.presentation.charts.figures import choose_unit, exact_size
 from converter.presentation.charts.style import LIGHT, TEXT_SIZE, THEMES, Theme
 from converter.presentation.charts.text import drawable, shorten, text_width, wrap
-from tests.charts import (
-    FAMILIES,
-    HOSTILE,
-    HUGE,
-    Evidence,
-    chart,
-    check_layout,
-    check_pictures,
-    full_evidence,
-    matrix,
-    metrics,
-    offload,
-    published_evidence,
-    some_times,
-    weights,
-    written,
-)
+from tests import charts as of
 
 
 def contrast(first: str, second: str) -> float:
@@ -63,25 +47,25 @@ def test_text_and_marks_stand_out(theme: Theme) -> None:
     assert min(contrast(color, theme.background) for color in (*theme.original, *theme.quantized)) >= 3
     for shades in (theme.original, theme.quantized):
         assert min(contrast(shades[0], shades[1]), contrast(shades[0], shades[2])) >= 1.3
-    for made in prepare_charts(full_evidence()):
+    for made in prepare_charts(of.full_evidence()):
         assert isinstance(made, Chart)
-        for text in written(made.draw(theme)):
+        for text in of.written(made.draw(theme)):
             assert to_hex(text.get_color()) in (theme.ink, theme.muted), text.get_text()
             assert float(text.get_fontsize()) >= TEXT_SIZE
 
 
 def test_text_is_eleven_pixels_high_at_half_the_width() -> None:
     """From the top of a capital to the foot of a descender."""
-    made = chart(full_evidence(), "memory")
+    made = of.chart(of.full_evidence(), "memory")
     with Image.open(io.BytesIO(render(made, LIGHT)["png"])) as image:
         assert image.width / 2 == 400
     figure = Figure(figsize=(1, 1), dpi=72)
-    text = next(text for text in written(made.draw(LIGHT)) if text.get_text() == "Load")
+    text = next(text for text in of.written(made.draw(LIGHT)) if text.get_text() == "Load")
     sample = figure.text(0, 0, "Hp", fontproperties=text.get_fontproperties())
     assert sample.get_window_extent().height / 2 >= 11
 
 
-def without(evidence: Evidence, *keys: str) -> Evidence:
+def without(evidence: of.Evidence, *keys: str) -> of.Evidence:
     """Metrics whose models lack these keys."""
     for model in evidence[METRICS_NAME]["models"].values():
         for key in keys:
@@ -89,34 +73,34 @@ def without(evidence: Evidence, *keys: str) -> Evidence:
     return evidence
 
 
-def many_families() -> Evidence:
+def many_families() -> of.Evidence:
     families = {
         f"family{index:02d}": ({"F32": 400 * (index + 1)}, {"I8": 10, "U8": 7, "F16": 3, "F64": 80})
         for index in range(40)
     }
     ratios = {f"family{number}": (20.0 + number % 7, 10.0 + number % 5, 0.9) for number in range(30)}
-    times = some_times(100) | {"P50": (None, 20.0)}
+    times = of.some_times(100) | {"P50": (None, 20.0)}
     return {
-        METRICS_NAME: metrics(families),
-        MATRIX_NAME: matrix(times) | {"mode": "Ж" * 100},
-        WEIGHTS_NAME: weights(**ratios, exact=(None, None, 1.0)),
+        METRICS_NAME: of.metrics(families),
+        MATRIX_NAME: of.matrix(times) | {"mode": "Ж" * 100},
+        WEIGHTS_NAME: of.weights(**ratios, exact=(None, None, 1.0)),
     }
 
 
-def on_a_cpu() -> Evidence:
+def on_a_cpu() -> of.Evidence:
     """Without parts of what is measured on a GPU; the models differ in their families, stages and dtypes."""
-    content = metrics({"attn": ({"F32": 5 * 10**8}, {"U8": 7 * 10**8}), "x" * 50: ({}, {"U8": 1})}, "rss")
+    content = of.metrics({"attn": ({"F32": 5 * 10**8}, {"U8": 7 * 10**8}), "x" * 50: ({}, {"U8": 1})}, "rss")
     models = content["models"]
     models["original"]["transformer"]["families"][1:] = [{"name": "odd", "bytes": 9, "bytes_by_dtype": {"F32": 9}}]
     models["original"]["stages"] = {"late": {"time_s": 1.0, "peak_rss_gb": 0.5}, "early": {"time_s": 1.0}}
     models["quantized"]["stages"] = {"vae": {"time_s": 1.0, "peak_rss_gb": 0.25}}
-    sequential = offload("rss")
+    sequential = of.offload("rss")
     sequential["models"]["quantized"]["warm"] = {"time_s": {"mean": 1.0}, "peak_rss_gb": {"mean": 0.125}}
     return {
         METRICS_NAME: content,
         SEQUENTIAL_NAME: sequential,
-        MATRIX_NAME: matrix({"P01": (10.0, 9.0), "P02": (None, 99.96), "P03": (9.996, 120.0)}),
-        WEIGHTS_NAME: weights(
+        MATRIX_NAME: of.matrix({"P01": (10.0, 9.0), "P02": (None, 99.96), "P03": (9.996, 120.0)}),
+        WEIGHTS_NAME: of.weights(
             txt_mlp=(22.1, None, 0.0),
             attn=(21.314, 19.412, 0.99),
             embed=(None, None, 0.9999999999999998),
@@ -126,38 +110,38 @@ def on_a_cpu() -> Evidence:
     }
 
 
-def of_one_file() -> Evidence:
+def of_one_file() -> of.Evidence:
     """The least that gives charts: one prompt, one family, and sizes as the first releases had them."""
-    evidence = {METRICS_NAME: metrics(None), MATRIX_NAME: matrix({"P01": (10.0, 9.0)})}
-    evidence[WEIGHTS_NAME] = weights(embed=(None, None, 1.0))
+    evidence = {METRICS_NAME: of.metrics(None), MATRIX_NAME: of.matrix({"P01": (10.0, 9.0)})}
+    evidence[WEIGHTS_NAME] = of.weights(embed=(None, None, 1.0))
     evidence[WEIGHTS_NAME]["fidelity"]["families"][0]["modules"] = 1
     del evidence[METRICS_NAME]["models"]["quantized"]["load_peak_allocated_gb"]
     return without(evidence, "generation_peak_allocated_gb")
 
 
-def of_nothing() -> Evidence:
+def of_nothing() -> of.Evidence:
     """Files whose figures give no chart."""
-    evidence = {METRICS_NAME: metrics({"attn": ({}, {})}), MATRIX_NAME: matrix({"P01": (None, None)})}
-    evidence[WEIGHTS_NAME] = weights()
+    evidence = {METRICS_NAME: of.metrics({"attn": ({}, {})}), MATRIX_NAME: of.matrix({"P01": (None, None)})}
+    evidence[WEIGHTS_NAME] = of.weights()
     return without(evidence, "load_peak_allocated_gb", "generation_peak_allocated_gb", "stages")
 
 
-def without_pairs() -> Evidence:
+def without_pairs() -> of.Evidence:
     """Times and sizes of one model alone."""
-    evidence: Evidence = {MATRIX_NAME: matrix({"P01": (None, 2.0), "P02": (None, 3.0)})}
-    evidence[METRICS_NAME] = metrics({"attn": ({}, {"U8": 2 * 10**6})})
+    evidence: of.Evidence = {MATRIX_NAME: of.matrix({"P01": (None, 2.0), "P02": (None, 3.0)})}
+    evidence[METRICS_NAME] = of.metrics({"attn": ({}, {"U8": 2 * 10**6})})
     return without(evidence, "load_peak_allocated_gb", "generation_peak_allocated_gb", "stages")
 
 
-def of_offload_alone() -> Evidence:
-    return {OFFLOAD_NAME: offload(), MATRIX_NAME: matrix({f"P{n}": (None, 2.0) for n in range(31)})}
+def of_offload_alone() -> of.Evidence:
+    return {OFFLOAD_NAME: of.offload(), MATRIX_NAME: of.matrix({f"P{n}": (None, 2.0) for n in range(31)})}
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        full_evidence,
-        published_evidence,
+        of.full_evidence,
+        of.published_evidence,
         many_families,
         on_a_cpu,
         of_one_file,
@@ -167,48 +151,48 @@ def of_offload_alone() -> Evidence:
     ],
 )
 def test_what_charts_show(make: Any) -> None:
-    check_pictures(make.__name__, make())
+    of.check_pictures(make.__name__, make())
 
 
 @pytest.mark.parametrize("pair", [(0.0, 9.0), (0.0009, 9.0), (0.001, 9.0)])
 def test_times_without_a_ratio_have_no_slowdown(pair: tuple[float, float]) -> None:
-    made = chart({MATRIX_NAME: matrix({"P01": pair})}, "time")
+    made = of.chart({MATRIX_NAME: of.matrix({"P01": pair})}, "time")
     assert ("A slowdown cannot be computed from a time of 0 s." in made.description) == (pair[0] < 0.001)
     assert ("% time" in made.description) == (pair[0] == 0.001)
-    check_layout(made)
+    of.check_layout(made)
 
 
 @pytest.mark.parametrize(("number", "bars"), [(5, 10), (30, 60), (31, 16)])
 def test_thirty_prompts_have_bars_and_more_a_distribution(number: int, bars: int) -> None:
-    made = chart({MATRIX_NAME: matrix(some_times(number))}, "time")
+    made = of.chart({MATRIX_NAME: of.matrix(of.some_times(number))}, "time")
     figure = made.draw(LIGHT)
     assert len(figure.axes[0].patches) == bars
     assert len(figure.axes) == 1 + (number > 30)
     assert ("P01: " in made.description) == (number <= 12)
-    check_layout(made)
+    of.check_layout(made)
 
 
 def test_hostile_names_are_drawn_as_text() -> None:
-    pair = FAMILIES["attn"]
-    bench = metrics({HOSTILE: pair, "a$x_1$b": ({HOSTILE: 10**9}, {"$": 10**8})})
+    pair = of.FAMILIES["attn"]
+    bench = of.metrics({of.HOSTILE: pair, "a$x_1$b": ({of.HOSTILE: 10**9}, {"$": 10**8})})
     stage = {"time_s": 1.0, "peak_allocated_gb": 1.0}
     for model in bench["models"].values():
-        model["stages"] = {HOSTILE: stage, "a$x_1$b": stage}
-    prompts = {HOSTILE: (1.0, None), "$a_1$": (2.0, 3.0), "": (1.0, 1.0), "\ud800": (1.0, 1.0), " " * 50: (1.0, 1.0)}
-    evidence: Evidence = {
+        model["stages"] = {of.HOSTILE: stage, "a$x_1$b": stage}
+    prompts = {of.HOSTILE: (1.0, None), "$a_1$": (2.0, 3.0), "": (1.0, 1.0), "\ud800": (1.0, 1.0), " " * 50: (1.0, 1.0)}
+    evidence: of.Evidence = {
         METRICS_NAME: bench,
-        MATRIX_NAME: matrix(prompts) | {"mode": HOSTILE},
-        WEIGHTS_NAME: weights(**{HOSTILE: (20.0, 10.0, 0.9), "$x$": (20.0, 10.0, 0.9)}),
+        MATRIX_NAME: of.matrix(prompts) | {"mode": of.HOSTILE},
+        WEIGHTS_NAME: of.weights(**{of.HOSTILE: (20.0, 10.0, 0.9), "$x$": (20.0, 10.0, 0.9)}),
     }
     for made in prepare_charts(evidence):
         assert isinstance(made, Chart)
         figure = made.draw(LIGHT)
-        shown = [text for text in written(figure) if "$" in text.get_text()]
+        shown = [text for text in of.written(figure) if "$" in text.get_text()]
         assert shown
         assert not any(text.get_parse_math() for text in shown)
         assert made.description.isprintable()
         assert len(made.description) < 1500
-        check_layout(made)
+        of.check_layout(made)
         ElementTree.fromstring(render(made, LIGHT)["svg"])  # noqa: S314 - made a moment ago
 
 
@@ -247,31 +231,33 @@ def test_sizes_have_the_unit_that_suits_them(size: float, shown: str, short: str
 @pytest.mark.parametrize(
     ("name", "what", "make"),
     [
-        ("time", f"{MATRIX_NAME}: time_s", lambda more: {MATRIX_NAME: matrix({"P01": (1e9 * more, 1.0)})}),
+        ("time", f"{MATRIX_NAME}: time_s", lambda more: {MATRIX_NAME: of.matrix({"P01": (1e9 * more, 1.0)})}),
         (
             "footprint",
             f"{METRICS_NAME}: a",
-            lambda more: {METRICS_NAME: metrics({"a": ({"F32": 10**18 + more - 1}, {})})},
+            lambda more: {METRICS_NAME: of.metrics({"a": ({"F32": 10**18 + more - 1}, {})})},
         ),
-        ("fidelity", f"{WEIGHTS_NAME}: sqnr_db", lambda more: {WEIGHTS_NAME: weights(a=(1.0, -1e4 * more, 0.9))}),
-        ("memory", f"{METRICS_NAME}: peak_allocated_gb", lambda more: {OFFLOAD_NAME: offload(most=1e9 * more)}),
+        ("fidelity", f"{WEIGHTS_NAME}: sqnr_db", lambda more: {WEIGHTS_NAME: of.weights(a=(1.0, -1e4 * more, 0.9))}),
+        ("memory", f"{METRICS_NAME}: peak_allocated_gb", lambda more: {OFFLOAD_NAME: of.offload(most=1e9 * more)}),
     ],
 )
 def test_figures_of_nothing_that_exists_are_refused(name: str, what: str, make: Any) -> None:
-    chart(make(1), name)
+    of.chart(make(1), name)
     with pytest.raises(EvidenceError) as caught:
-        chart(make(2), name)
+        of.chart(make(2), name)
     assert caught.value.message == f"{what} is larger than anything that can be measured"
-    for enormous in (matrix({"P01": (1e300, 1.0)}), metrics(None) | {"models": dict.fromkeys(MODELS, HUGE)}):
+    for enormous in (of.matrix({"P01": (1e300, 1.0)}), of.metrics(None) | {"models": dict.fromkeys(MODELS, of.HUGE)}):
         with pytest.raises(EvidenceError, match="larger than anything"):
             prepare_charts({MATRIX_NAME: enormous} if "prompts" in enormous else {METRICS_NAME: enormous})
 
 
 def test_tiny_and_large_figures_can_be_drawn() -> None:
-    check_layout(chart({MATRIX_NAME: matrix({"P1": (1e-300, 1e9), "P2": (1e9, 123456.789)})}, "time"))
-    check_layout(chart({MATRIX_NAME: matrix({HOSTILE: (6.9e8, 6.8e8)})}, "time"))
+    of.check_layout(of.chart({MATRIX_NAME: of.matrix({"P1": (1e-300, 1e9), "P2": (1e9, 123456.789)})}, "time"))
+    of.check_layout(of.chart({MATRIX_NAME: of.matrix({of.HOSTILE: (6.9e8, 6.8e8)})}, "time"))
     large = {f"P{n}": (123456.789 + n * 1e-7, 99999999.0 if n else None) for n in range(40)}
-    check_layout(chart({MATRIX_NAME: matrix(large)}, "time"))
-    check_layout(chart({MATRIX_NAME: matrix(large) | {"mode": "Ж" * 100}}, "time"))
-    check_layout(chart({MATRIX_NAME: matrix({f"P{n}": (1e-300, 5e-324) for n in range(3)})}, "time"))
-    check_layout(chart({WEIGHTS_NAME: weights(attn=(0.0, -1e-300, 0.9), norm=(-250.0, -300.5, 0.9))}, "fidelity"))
+    of.check_layout(of.chart({MATRIX_NAME: of.matrix(large)}, "time"))
+    of.check_layout(of.chart({MATRIX_NAME: of.matrix(large) | {"mode": "Ж" * 100}}, "time"))
+    of.check_layout(of.chart({MATRIX_NAME: of.matrix({f"P{n}": (1e-300, 5e-324) for n in range(3)})}, "time"))
+    of.check_layout(
+        of.chart({WEIGHTS_NAME: of.weights(attn=(0.0, -1e-300, 0.9), norm=(-250.0, -300.5, 0.9))}, "fidelity")
+    )

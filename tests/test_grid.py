@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 import struct
 import zlib
@@ -24,8 +25,8 @@ from converter.errors import EvidenceError
 from converter.measurement.evidence.names import MODELS
 from converter.measurement.evidence.origin import grid_text, is_drawn_from
 from converter.models.lens.resolutions import RESOLUTIONS
-from converter.presentation.grid.cells import find_rows, read_pixels
-from converter.presentation.grid.drawing import BACKGROUND
+from converter.presentation.grid.cells import Cell, Row, find_rows, read_pixels
+from converter.presentation.grid.drawing import BACKGROUND, Typography, label_of, wrap
 from converter.presentation.grid.layout import Measures, Size, preview_scale, ratio_name, split_rows
 from converter.schemas import load_schema
 from tests import pictures
@@ -169,6 +170,24 @@ def with_names(folder: Path) -> None:
     write_metrics(folder, "Lens\u202e")
 
 
+def with_scenarios(folder: Path) -> None:
+    """Letters that the font lacks are a box; marks and long texts stay within their line."""
+    texts = (
+        "",
+        "Типография",
+        "Ünïcödé",
+        "\u202eRed",
+        "Ẑ̵̛a̷l" + "\u0316\u0301" * 90,
+        "漢",
+        "字",
+        "Red Cube " * 30,
+        "Ш" * 100_000,
+    )
+    content = json.loads((folder / "comparison_matrix.json").read_text())
+    prompts = [row | {"scenario": text} for row, text in zip(content["prompts"], texts, strict=True)]
+    edit_json(folder / "comparison_matrix.json", prompts=prompts)
+
+
 def with_other_metrics(folder: Path) -> None:
     write_metrics(folder, "Lens", schema="lensconv.benchmark/2")
 
@@ -187,6 +206,7 @@ CASES: dict[str, tuple[list[tuple[Shape, Shape]], Paint, Callable[[Path], None] 
     "settings": ([((64, 64), (64, 64))], noise, with_settings, ()),
     "nothing": ([((64, 64), (64, 64))], noise, without_images, ("--preview-width", 520)),
     "names": ([((256, 64), (256, 64))], slope, with_names, ()),
+    "labels": ([((300, 16), (300, 16))] * 9, noise, with_scenarios, ()),
     "other": ([((64, 64), (64, 64))], slope, with_other_metrics, ()),
 }
 
@@ -256,38 +276,23 @@ def test_a_row_that_webp_cannot_hold_is_refused(tmp_path: Path, lensconv: Lensco
     assert f"{shape[0]}x{shape[1]} and {shape[0]}x{shape[1]} side by side" in refused(lensconv, folder)
 
 
-def label_pixels(lensconv: Lensconv, folder: Path, scenario: str) -> np.ndarray:
-    """Everything above the cells of the only row; the cells are checked."""
-    make_bench(folder, ((128, 64), (128, 64)), scenario=scenario)
-    result = draw(lensconv, folder)
-    preview, cells = pixels(folder / PREVIEW), result["preview"]["cells"]
-    for cell in cells:
-        assert np.array_equal(cut(preview, cell), image_of(folder, cell))
-    assert (preview[:, cells[1]["x"] + cells[1]["width"] :] == BACKGROUND).all()
-    assert (preview[:, : cells[0]["x"]] == BACKGROUND).all()
-    return preview[: cells[0]["y"]]
-
-
-def test_labels_are_drawn_in_any_script_and_never_over_a_cell(tmp_path: Path, lensconv: Lensconv) -> None:
-    scenarios = ["", "Типография", "Топография", "Typography", "Ünïcödé", "\u202eRed", "Ẑ̵̛a̷l" + "\u0316\u0301" * 90]
-    labels = [label_pixels(lensconv, tmp_path, scenario) for scenario in scenarios]
-    for index, label in enumerate(labels):
-        assert (label != BACKGROUND).any()
-        assert all(not np.array_equal(label, other) for other in labels[:index])
-    # What the font lacks is a box, the same one for each letter; Cyrillic it has.
-    lacking = [label_pixels(lensconv, tmp_path, scenario) for scenario in ("漢", "字", "Ж", "Щ")]
-    assert np.array_equal(lacking[0], lacking[1])
-    assert not np.array_equal(lacking[2], lacking[3])
-    assert not np.array_equal(lacking[0], lacking[2])
-
-
-def test_long_names_are_shortened_and_keep_the_seed(tmp_path: Path, lensconv: Lensconv) -> None:
-    short, long, longer = (
-        label_pixels(lensconv, tmp_path, text) for text in ("Red Cube", "Red Cube " * 20, "Red Cube " * 30 + "\ud800")
-    )
-    assert np.array_equal(long, longer)
-    assert not np.array_equal(short, long)
-    label_pixels(lensconv, tmp_path, "Ш" * 100_000)
+def test_labels_are_cut_to_their_width_and_keep_the_seed() -> None:
+    fonts = Typography(Measures((400, 400), 14))
+    assert (fonts.label.size, fonts.title.size) == (14, 18)
+    long = "Red Cube " * 20
+    width = 1 + sum(math.ceil(fonts.label.getlength(text)) for text in ("P01 · Red Cube", " · seed 301"))
+    for scenario, room, shown in (
+        ("Red Cube", width, ("P01 · Red Cube", " · seed 301")),
+        (long, width, ("P01 · Red Cu…", " · seed 301")),
+        (long + "\ud800", width, ("P01 · Red Cu…", " · seed 301")),
+        ("\u202eЖ", width, ("P01 · \\u202eЖ", " · seed 301")),
+        (long, 130, ("P01 · …", " · seed 301")),
+        (long, 115, ("P01 · Red Cub…", "")),
+        (long, 5, ("", "")),
+    ):
+        cells = (Cell("P01", "original", Size(1, 1)), Cell("P01", "quantized", Size(1, 1)))
+        assert label_of(Row("P01", scenario, 301, cells), fonts.label, room) == shown
+    assert wrap("ab abcdefghi  c d", fonts.label, 40) == ["ab", "abc…", "c d"]
 
 
 def write_metrics(folder: Path, label: str, **changes: Any) -> None:
