@@ -136,8 +136,8 @@ def described(folder: Path, outcome: Outcome, paint: Paint) -> str:
                 if sheet.get("lossless"):
                     assert np.array_equal(cut(drawn, cell), image)
                 elif paint is slope:
-                    # Levels of 255.
-                    assert difference(cut(drawn, cell), image) < 6
+                    # Levels of 255; a large cell that stands a single pixel further is no more the same.
+                    assert difference(cut(drawn, cell), image) < (1.5 if image.shape[1] > 200 else 6)
         sheet["cells"] = [[*cell.values()] for cell in sheet["cells"]]
     for _, _, x, y, width, height, missing in result["preview"]["cells"]:
         if not missing:
@@ -232,17 +232,6 @@ def test_files_of_earlier_runs_are_removed(tmp_path: Path, lensconv: Lensconv) -
     assert "preview-width 20: too narrow for two columns" in refused(lensconv, folder, "--preview-width", 20)
 
 
-def test_the_sheet_loses_little(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, *[((256, 256), (256, 256))] * 2, paint=slope)
-    result = draw(lensconv, folder)
-    sheet = pixels(folder / SHEET)
-    for cell in result["sheets"][0]["cells"]:
-        # Levels of 255; a cell that stands a single pixel further is no more the same.
-        assert difference(cut(sheet, cell), image_of(folder, cell)) < 1.5
-        for axis in (0, 1):
-            assert difference(cut(np.roll(sheet, 1, axis), cell), image_of(folder, cell)) > 2
-
-
 def test_two_runs_give_the_same_bytes_and_the_origin_alone(tmp_path: Path, lensconv: Lensconv) -> None:
     folder = make_bench(tmp_path / "bench", ((64, 64), (64, 64)))
     first = draw(lensconv, folder, "--out", tmp_path / "one")
@@ -324,12 +313,8 @@ def test_an_image_outside_the_folder_is_refused(tmp_path: Path, lensconv: Lensco
     (folder / "link").symlink_to(tmp_path)
     edit_side(folder, 0, "quantized", {"time_s": 1, "image": str(outside) if name == "/{outside}" else name})
     assert "comparison_matrix.json: image" in refused(lensconv, folder)
-
-
-def test_a_link_within_the_folder_is_followed(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, ((8, 8), (8, 8)))
-    (folder / "link.png").symlink_to("images/original/P01-301-original.png")
-    edit_side(folder, 0, "quantized", {"time_s": 1, "image": "./link.png"})
+    (folder / "within.png").symlink_to("images/original/P01-301-original.png")
+    edit_side(folder, 0, "quantized", {"time_s": 1, "image": "./within.png"})
     assert draw(lensconv, folder)["missing_cells"] == 0
 
 
