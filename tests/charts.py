@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,34 +43,19 @@ def metrics(
     families: dict[str, tuple[dict[str, int], dict[str, int]]] | None, kind: str = "allocated"
 ) -> dict[str, Any]:
     """Content of ``benchmark_metrics.json``; without families in the form of the first releases."""
-    models = {}
+    models: dict[str, Any] = {}
     for index, model in enumerate(MODELS):
-        shown: dict[str, Any] = {
-            "label": model,
-            "transformer_storage_gb": (16.417, 4.301)[index],
-            f"load_peak_{kind}_gb": 22.342 - 4 * index,
-            f"generation_peak_{kind}_gb": {"mean": 27.0 - 4 * index, "max": 27.467 - 4 * index},
-        }
+        less, sizes = 4 * index, [(name, pair[index]) for name, pair in (families or {}).items()]
+        models[model] = {"label": model, "transformer_storage_gb": (16.417, 4.301)[index]}
+        models[model][f"load_peak_{kind}_gb"] = 22.342 - less
+        models[model][f"generation_peak_{kind}_gb"] = {"mean": 27.0 - less, "max": 27.467 - less}
         if families is not None:
-            totals: dict[str, int] = {}
-            for pair in families.values():
-                for dtype, size in pair[index].items():
-                    totals[dtype] = totals.get(dtype, 0) + size
-            size = sum(totals.values())
-            shown["transformer_storage_gb"] = round(size / 1e9, 3)
-            shown["transformer"] = {
-                "bytes": size,
-                "bytes_by_dtype": totals,
-                "families": [
-                    {"name": name, "bytes": sum(pair[index].values()), "bytes_by_dtype": pair[index]}
-                    for name, pair in families.items()
-                ],
-            }
-            shown["stages"] = {
-                name: {"time_s": 1.0, f"peak_{kind}_gb": peak - 4 * index}
-                for name, peak in (("vae", 27.467), ("transformer", 24.882), ("text_encoder", 18.1))
-            }
-        models[model] = shown
+            totals = dict(sum((Counter(found) for _, found in sizes), Counter()))
+            listed = [{"name": name, "bytes": sum(found.values()), "bytes_by_dtype": found} for name, found in sizes]
+            footprint: dict[str, Any] = {"bytes": sum(totals.values()), "bytes_by_dtype": totals, "families": listed}
+            stages = (("vae", 27.467), ("transformer", 24.882), ("text_encoder", 18.1))
+            models[model] |= {"transformer_storage_gb": round(footprint["bytes"] / 1e9, 3), "transformer": footprint}
+            models[model]["stages"] = {name: {"time_s": 1.0, f"peak_{kind}_gb": peak - less} for name, peak in stages}
     return {"schema": "lensconv.benchmark/1", "environment": ENVIRONMENT, "settings": SETTINGS, "models": models}
 
 
@@ -104,31 +90,19 @@ def offload(kind: str = "allocated", most: float = 12.582) -> dict[str, Any]:
         }
         for model in MODELS
     }
-    return {
-        "schema": "lensconv.offload/1",
-        "method": "enable_model_cpu_offload",
-        "cold_prompt": "P01",
-        "warm_prompts": [f"P{number:02}" for number in range(2, 11)],
-        "models": models,
-    }
+    prompts = {"cold_prompt": "P01", "warm_prompts": [f"P{number:02}" for number in range(2, 11)]}
+    return {"schema": "lensconv.offload/1", "method": "enable_model_cpu_offload", **prompts, "models": models}
 
 
 def weights(**families: tuple[float | None, float | None, float | None]) -> dict[str, Any]:
     """Content of ``weight_fidelity.json``: ratios of families and of their worst modules, and cosines."""
-    return {
-        "schema": "lensconv.weights/1",
-        "fidelity": {
-            "sqnr_db": {"min": None, "median": None},
-            "max_abs_error": None,
-            "max_error_steps": None,
-            "cosine_min": None,
-            "families": [
-                {"name": name, "modules": 96, "sqnr_db": whole, "sqnr_db_min": least, "cosine_min": cosine}
-                for name, (whole, least, cosine) in families.items()
-            ],
-            "worst": [],
-        },
-    }
+    fidelity: dict[str, Any] = {"sqnr_db": {"min": None, "median": None}, "worst": []}
+    fidelity |= dict.fromkeys(("max_abs_error", "max_error_steps", "cosine_min"))
+    fidelity["families"] = [
+        {"name": name, "modules": 96, "sqnr_db": whole, "sqnr_db_min": least, "cosine_min": cosine}
+        for name, (whole, least, cosine) in families.items()
+    ]
+    return {"schema": "lensconv.weights/1", "fidelity": fidelity}
 
 
 def full_evidence() -> Evidence:
@@ -177,7 +151,8 @@ def picture(chart: Chart, theme: Theme = LIGHT) -> str:
     for name in MODELS:
         colors |= {color: f"{name[0]}{shade}" for shade, color in enumerate(getattr(theme, name))}
     height = figure.bbox.height
-    items, across = [], []
+    items: list[tuple[float, int, str]] = []
+    across: list[tuple[float, int, str]] = []
 
     def place(corners: Any, words: str, color: Any, order: float) -> tuple[float, int, str]:
         (left, right), (top, bottom) = (sorted(map(round, side)) for side in (corners[:, 0], height - corners[:, 1]))

@@ -328,7 +328,7 @@ def test_a_card_written_by_hand_is_kept_and_adopted(release: Path, published: Pa
         ("base_revision", "main", "--base-revision main: is not a commit of 40 hexadecimal digits"),
     ],
 )
-def test_options_that_make_no_sense(release: Path, option: str, value: str, reason: str) -> None:
+def test_options_that_make_no_sense(release: Path, option: str, value: Any, reason: str) -> None:
     refuse(UsageError, reason, release, options=replace(UNVERIFIED, **{option: value}))
 
 

@@ -37,7 +37,7 @@ from tests.published import image_fidelity, image_pair
 
 #: Sets a mark in the window that a script runs in, or in the one around its frame.
 _RUN = "window.ran=1"
-_TEXTS = json.loads(Path(__file__).with_name("hostile.json").read_text("utf-8"))
+_TEXTS: list[list[str]] = json.loads(Path(__file__).with_name("hostile.json").read_text("utf-8"))
 #: What somebody may write into a prompt, a name or a version. Hosts below ``.example`` lead to the test.
 _HOSTILE = tuple(text for text, *_ in _TEXTS)
 #: Hosts and paths that are asked for where these texts are taken for Markdown.

@@ -32,7 +32,7 @@ from converter.schemas import load_schema
 from tests import pictures
 from tests.conftest import Lensconv, Outcome, edit_json, names_in, snapshot
 from tests.expected import check_expected
-from tests.published import published_summary
+from tests.published import published_metrics, published_summary
 
 Shape = tuple[int, int]
 PICTURES = "assets/comparison"
@@ -54,16 +54,11 @@ def slope(width: int, height: int, seed: int = 0) -> np.ndarray:
     return (np.stack(waves, -1) * 50 + 110).astype(np.uint8)
 
 
-def make_bench(
-    folder: Path,
-    *sizes: tuple[Shape, Shape],
-    paint: Paint = noise,
-    scenario: str = "Red Cube",
-) -> Path:
+def make_bench(folder: Path, *sizes: tuple[Shape, Shape], paint: Paint = noise) -> Path:
     """A folder as ``lensconv bench`` makes it: a row for each pair of sizes."""
     prompts = []
     for index, shapes in enumerate(sizes):
-        row: dict[str, Any] = {"id": f"P{index + 1:02}", "scenario": scenario, "seed": 301 + index}
+        row: dict[str, Any] = {"id": f"P{index + 1:02}", "scenario": "Red Cube", "seed": 301 + index}
         for model, shape in zip(MODELS, shapes, strict=True):
             name = f"images/{model}/{row['id']}-{row['seed']}-{model}.png"
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -166,8 +161,11 @@ def with_missing(folder: Path) -> None:
     edit_side(folder, 3, "quantized", {"failed": "word " * 1000 + "x" * 1000})
 
 
-def with_names(folder: Path) -> None:
-    write_metrics(folder, "Lens\u202e")
+def write_metrics(folder: Path, **changes: Any) -> None:
+    content = published_metrics() | changes
+    for model in MODELS:
+        content["models"][model]["label"] = f"Lens\u202e {model}"
+    (folder / "benchmark_metrics.json").write_text(json.dumps(content))
 
 
 def with_scenarios(folder: Path) -> None:
@@ -189,7 +187,7 @@ def with_scenarios(folder: Path) -> None:
 
 
 def with_other_metrics(folder: Path) -> None:
-    write_metrics(folder, "Lens", schema="lensconv.benchmark/2")
+    write_metrics(folder, schema="lensconv.benchmark/2")
 
 
 CASES: dict[str, tuple[list[tuple[Shape, Shape]], Paint, Callable[[Path], None] | None, tuple[object, ...]]] = {
@@ -205,7 +203,7 @@ CASES: dict[str, tuple[list[tuple[Shape, Shape]], Paint, Callable[[Path], None] 
     ),
     "settings": ([((64, 64), (64, 64))], noise, with_settings, ()),
     "nothing": ([((64, 64), (64, 64))], noise, without_images, ("--preview-width", 520)),
-    "names": ([((256, 64), (256, 64))], slope, with_names, ()),
+    "names": ([((256, 64), (256, 64))], slope, write_metrics, ()),
     "labels": ([((300, 16), (300, 16))] * 9, noise, with_scenarios, ()),
     "other": ([((64, 64), (64, 64))], slope, with_other_metrics, ()),
 }
@@ -282,19 +280,6 @@ def test_labels_are_cut_to_their_width_and_keep_the_seed() -> None:
         cells = (Cell("P01", "original", Size(1, 1)), Cell("P01", "quantized", Size(1, 1)))
         assert label_of(Row("P01", scenario, 301, cells), fonts.label, room) == shown
     assert wrap("ab abcdefghi  c d", fonts.label, 40) == ["ab", "abc…", "c d"]
-
-
-def write_metrics(folder: Path, label: str, **changes: Any) -> None:
-    content = {
-        "schema": "lensconv.benchmark/1",
-        "environment": {"hardware": "none", "torch": "2", "date": "2026-01-01"},
-        "settings": {"num_inference_steps": 4, "guidance_scale": 1.0},
-        "models": {
-            "original": {"label": label, "transformer_storage_gb": 2.0},
-            "quantized": {"label": f"{label} uint4", "transformer_storage_gb": 1.0},
-        },
-    }
-    (folder / "benchmark_metrics.json").write_text(json.dumps(content | changes))
 
 
 @pytest.mark.parametrize(
