@@ -29,10 +29,12 @@ from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.presentation.card.markdown import image, link
 from converter.presentation.card.metadata import CardMetadata, MetadataReport, check_metadata, is_repo_id
 from converter.presentation.card.page import render_content, render_page
+from converter.presentation.card.page_style import STYLE
 from converter.presentation.charts.chart import Chart
 from converter.presentation.charts.draw_charts import prepare_charts
 from tests.browser import look_at, needs_browser, running_site
 from tests.conftest import Lensconv, call
+from tests.expected import EXPECTED, check_expected
 from tests.published import image_fidelity, image_pair
 
 #: Sets a mark in the window that a script runs in, or in the one around its frame.
@@ -401,9 +403,13 @@ def test_addresses_lead_to_files_of_any_name(text: str) -> None:
     assert squeezed(alternatives) == squeezed([shown(text)]) * 2
 
 
-def test_headings_have_the_names_that_links_use() -> None:
-    card = "# A *b* `c_d` &lt;/title&gt;!\n\n## A b c_d title\n\n### Ünï — 10 / 2\n\n[up](#a-b-c_d-title-1)\n"
-    page = render_page(card, str)
-    assert re.findall('<h[1-3] id="([^"]*)"', page) == ["a-b-c_d-title", "a-b-c_d-title-1", "ünï--10--2"]
-    assert '<a href="#a-b-c_d-title-1"' in page
-    assert "<title>A b c_d &lt;/title&gt;!</title>" in page
+def test_a_page_as_a_whole() -> None:
+    """The kept file has the card in its first line."""
+    card = (EXPECTED / "page.html").read_text("utf-8").partition("\n")[0]
+    page = render_page(card.replace("¶", "\n"), "resolved {}".format)
+    assert page.count(STYLE) == 1
+    page = re.sub("'sha256-[^']*'", "", page.replace(STYLE, "")).replace("\n", "¶")
+    check_expected("page.html", f"{card}\n{page}\n")
+    content, title = render_content("text", str, link="linked {}".format)
+    assert (content, title) == ("<article>\n<p>text</p>\n</article>\n", "Model card")
+    assert 'href="linked a.txt"' in render_content("[a](a.txt)", str, link="linked {}".format)[0]
