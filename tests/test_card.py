@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from converter.errors import EvidenceError, InputError, MissingInput, OutputError, ReleaseError, SuiteError, UsageError
+from converter.errors import (
+    EvidenceError,
+    InputError,
+    MalformedCheckpoint,
+    MissingInput,
+    OutputError,
+    ReleaseError,
+    SuiteError,
+    UsageError,
+)
 from converter.front_matter import parse_front_matter
 from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
@@ -27,6 +37,7 @@ from converter.presentation.card.markdown import fence, one_line
 from converter.presentation.card.metadata import CardMetadata, GalleryImage, check_metadata
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.page import render_page
+from converter.presentation.card.preview import write_preview
 from converter.presentation.charts.chart import Chart
 from converter.presentation.charts.draw_charts import prepare_charts
 from converter.publication.preflight import examine_release
@@ -330,6 +341,45 @@ def test_a_card_written_by_hand_is_kept_and_adopted(release: Path, published: Pa
 )
 def test_options_that_make_no_sense(release: Path, option: str, value: Any, reason: str) -> None:
     refuse(UsageError, reason, release, options=replace(UNVERIFIED, **{option: value}))
+
+
+def spoil(name: str, old: bytes, new: bytes) -> Callable[[Path], object]:
+    return lambda release: (release / name).write_bytes((release / name).read_bytes().replace(old, new, 1))
+
+
+WEIGHTS_FILE = f"transformer/{WEIGHTS}"
+DISAGREE = "config.json and quantization_config.json disagree on weights_dtype"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        (shutil.rmtree, MissingInput, ": no such folder"),
+        (lambda release: (release / MANIFEST).unlink(), MissingInput, f": has no {MANIFEST}"),
+        (
+            spoil(WEIGHTS_FILE, b"pt", b"px"),
+            MalformedCheckpoint,
+            f"/{WEIGHTS_FILE}: differs from the file in {MANIFEST}",
+        ),
+        (spoil("transformer/config.json", b'"uint4"', b'"int4"'), MalformedCheckpoint, f": config: {DISAGREE}"),
+    ],
+)
+def test_what_is_no_release_has_no_card(change: Any, error: type[Exception], reason: str, release: Path) -> None:
+    change(release)
+    refuse(error, f"/release{reason}", release)
+
+
+def test_a_preview_holds_the_pictures_of_the_release(release: Path, tmp_path: Path) -> None:
+    (release / "a b.png").write_bytes(b"picture")
+    (release / "link.png").symlink_to(tmp_path / "outside.png")
+    (tmp_path / "outside.png").write_bytes(b"outside")
+    with (release / "large.png").open("wb") as stream:
+        stream.truncate(20_000_001)
+    paths = ("a%20b.png", "missing.png", "model_index.json", "../outside.png", "link.png", "large.png")
+    (release / "README.md").write_text(" ".join(f"![a]({path})" for path in paths))
+    write_preview(release, tmp_path / "page.html")
+    shown = re.findall('src="([^"]*)"', (tmp_path / "page.html").read_text())
+    assert shown == ["data:image/png;base64,cGljdHVyZQ==", *paths[1:]]
 
 
 FILTERS = r"""
