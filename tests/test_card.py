@@ -348,6 +348,7 @@ def spoil(name: str, old: bytes, new: bytes) -> Callable[[Path], object]:
 
 
 WEIGHTS_FILE = f"transformer/{WEIGHTS}"
+DIFFERS = f"differs from the file in {MANIFEST}"
 DISAGREE = "config.json and quantization_config.json disagree on weights_dtype"
 
 
@@ -356,11 +357,7 @@ DISAGREE = "config.json and quantization_config.json disagree on weights_dtype"
     [
         (shutil.rmtree, MissingInput, ": no such folder"),
         (lambda release: (release / MANIFEST).unlink(), MissingInput, f": has no {MANIFEST}"),
-        (
-            spoil(WEIGHTS_FILE, b"pt", b"px"),
-            MalformedCheckpoint,
-            f"/{WEIGHTS_FILE}: differs from the file in {MANIFEST}",
-        ),
+        (spoil(WEIGHTS_FILE, b"pt", b"px"), MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
         (spoil("transformer/config.json", b'"uint4"', b'"int4"'), MalformedCheckpoint, f": config: {DISAGREE}"),
     ],
 )

@@ -47,6 +47,7 @@ _ASKED_FOR = (("image", "i"), ("markdown", "pixel.png"), ("alternative", ""), ("
 #: How those are shown that hold what nobody would see.
 _SHOWN = {text: shown for text, *others in _TEXTS for shown in others}
 _COUNT = len(_HOSTILE)
+assert len(set(_HOSTILE)) == _COUNT >= 40
 _SUMMARY = "sdnq_quantization_summary.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
 #: Without a name of a repo, a card is called after its folder.
@@ -261,10 +262,6 @@ def hostile(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Mad
 def harmless(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The same card with harmless texts."""
     return make(tiny_release, tmp_path_factory.mktemp("harmless"), harmless_text)
-
-
-def test_the_corpus_is_large_enough() -> None:
-    assert len(set(_HOSTILE)) == _COUNT >= 40
 
 
 def test_the_front_matter_holds_the_very_texts(hostile: Made) -> None:
