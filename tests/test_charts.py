@@ -88,8 +88,9 @@ def many_families() -> of.Evidence:
 
 
 def on_a_cpu() -> of.Evidence:
-    """Without parts of what is measured on a GPU; the models differ in their families, stages and dtypes."""
-    content = of.metrics({"attn": ({"F32": 5 * 10**8}, {"U8": 7 * 10**8}), "x" * 50: ({}, {"U8": 1})}, "rss")
+    """Without parts of what is measured on a GPU; the models differ in families and stages, and a dtype is long."""
+    sizes = {"U8": 7 * 10**8, "F" * 21: 10**6}
+    content = of.metrics({"attn": ({"F32": 5 * 10**8}, sizes), "x" * 50: ({}, {"U8": 1})}, "rss")
     models = content["models"]
     models["original"]["transformer"]["families"][1:] = [{"name": "odd", "bytes": 9, "bytes_by_dtype": {"F32": 9}}]
     models["original"]["stages"] = {"late": {"time_s": 1.0, "peak_rss_gb": 0.5}, "early": {"time_s": 1.0}}
