@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -18,7 +20,8 @@ from converter.measurement.evidence.files import write_evidence
 from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, MODELS, OFFLOAD_NAME, WEIGHTS_NAME
 from converter.presentation.charts.chart import Chart, LeftOut
 from converter.presentation.charts.draw_charts import prepare_charts
-from converter.presentation.charts.style import LIGHT, Theme
+from converter.presentation.charts.style import DARK, LIGHT, LINE, TEXT_SIZE, Theme
+from tests.expected import check_expected
 from tests.published import published_summary
 
 Evidence = dict[str, dict[str, Any]]
@@ -40,34 +43,19 @@ def metrics(
     families: dict[str, tuple[dict[str, int], dict[str, int]]] | None, kind: str = "allocated"
 ) -> dict[str, Any]:
     """Content of ``benchmark_metrics.json``; without families in the form of the first releases."""
-    models = {}
+    models: dict[str, Any] = {}
     for index, model in enumerate(MODELS):
-        shown: dict[str, Any] = {
-            "label": model,
-            "transformer_storage_gb": (16.417, 4.301)[index],
-            f"load_peak_{kind}_gb": 22.342 - 4 * index,
-            f"generation_peak_{kind}_gb": {"mean": 27.0 - 4 * index, "max": 27.467 - 4 * index},
-        }
+        less, sizes = 4 * index, [(name, pair[index]) for name, pair in (families or {}).items()]
+        models[model] = {"label": model, "transformer_storage_gb": (16.417, 4.301)[index]}
+        models[model][f"load_peak_{kind}_gb"] = 22.342 - less
+        models[model][f"generation_peak_{kind}_gb"] = {"mean": 27.0 - less, "max": 27.467 - less}
         if families is not None:
-            totals: dict[str, int] = {}
-            for pair in families.values():
-                for dtype, size in pair[index].items():
-                    totals[dtype] = totals.get(dtype, 0) + size
-            size = sum(totals.values())
-            shown["transformer_storage_gb"] = round(size / 1e9, 3)
-            shown["transformer"] = {
-                "bytes": size,
-                "bytes_by_dtype": totals,
-                "families": [
-                    {"name": name, "bytes": sum(pair[index].values()), "bytes_by_dtype": pair[index]}
-                    for name, pair in families.items()
-                ],
-            }
-            shown["stages"] = {
-                name: {"time_s": 1.0, f"peak_{kind}_gb": peak - 4 * index}
-                for name, peak in (("vae", 27.467), ("transformer", 24.882), ("text_encoder", 18.1))
-            }
-        models[model] = shown
+            totals = dict(sum((Counter(found) for _, found in sizes), Counter()))
+            listed = [{"name": name, "bytes": sum(found.values()), "bytes_by_dtype": found} for name, found in sizes]
+            footprint: dict[str, Any] = {"bytes": sum(totals.values()), "bytes_by_dtype": totals, "families": listed}
+            stages = (("vae", 27.467), ("transformer", 24.882), ("text_encoder", 18.1))
+            models[model] |= {"transformer_storage_gb": round(footprint["bytes"] / 1e9, 3), "transformer": footprint}
+            models[model]["stages"] = {name: {"time_s": 1.0, f"peak_{kind}_gb": peak - less} for name, peak in stages}
     return {"schema": "lensconv.benchmark/1", "environment": ENVIRONMENT, "settings": SETTINGS, "models": models}
 
 
@@ -90,43 +78,31 @@ def some_times(number: int) -> dict[str, tuple[float | None, float | None]]:
     }
 
 
-def offload(kind: str = "allocated") -> dict[str, Any]:
+def offload(kind: str = "allocated", most: float = 12.582) -> dict[str, Any]:
     """Content of ``model_cpu_offload_benchmark.json``; one part failed."""
     key = f"peak_{kind}_gb"
     models = {
         model: {
             "label": model,
-            "setup": {"time_s": 15.5, key: 12.582},
+            "setup": {"time_s": 15.5, key: most},
             "cold": {"time_s": 26.2, key: 19.274} if model == "original" else {"failed": "out of memory"},
             "warm": {"time_s": {"mean": 18.1}, key: {"mean": 19.271, "max": 19.276}},
         }
         for model in MODELS
     }
-    return {
-        "schema": "lensconv.offload/1",
-        "method": "enable_model_cpu_offload",
-        "cold_prompt": "P01",
-        "warm_prompts": [f"P{number:02}" for number in range(2, 11)],
-        "models": models,
-    }
+    prompts = {"cold_prompt": "P01", "warm_prompts": [f"P{number:02}" for number in range(2, 11)]}
+    return {"schema": "lensconv.offload/1", "method": "enable_model_cpu_offload", **prompts, "models": models}
 
 
 def weights(**families: tuple[float | None, float | None, float | None]) -> dict[str, Any]:
     """Content of ``weight_fidelity.json``: ratios of families and of their worst modules, and cosines."""
-    return {
-        "schema": "lensconv.weights/1",
-        "fidelity": {
-            "sqnr_db": {"min": None, "median": None},
-            "max_abs_error": None,
-            "max_error_steps": None,
-            "cosine_min": None,
-            "families": [
-                {"name": name, "modules": 96, "sqnr_db": whole, "sqnr_db_min": least, "cosine_min": cosine}
-                for name, (whole, least, cosine) in families.items()
-            ],
-            "worst": [],
-        },
-    }
+    fidelity: dict[str, Any] = {"sqnr_db": {"min": None, "median": None}, "worst": []}
+    fidelity |= dict.fromkeys(("max_abs_error", "max_error_steps", "cosine_min"))
+    fidelity["families"] = [
+        {"name": name, "modules": 96, "sqnr_db": whole, "sqnr_db_min": least, "cosine_min": cosine}
+        for name, (whole, least, cosine) in families.items()
+    ]
+    return {"schema": "lensconv.weights/1", "fidelity": fidelity}
 
 
 def full_evidence() -> Evidence:
@@ -159,34 +135,63 @@ def chart(evidence: Evidence, name: str) -> Chart:
     return found
 
 
-def reason(evidence: Evidence, name: str) -> str:
-    found = {made.name: made for made in prepare_charts(evidence)}[name]
-    assert isinstance(found, LeftOut)
-    return found.reason
-
-
-def bars(figure: Figure, theme: Theme = LIGHT) -> dict[str, list[float]]:
-    """Lengths of horizontal bars by model, from the top down; parts in the order in which they are stacked."""
-    lengths: dict[str, list[float]] = {"original": [], "quantized": []}
-    for patch in figure.axes[0].patches:
-        assert isinstance(patch, Rectangle)
-        model = "original" if to_hex(patch.get_facecolor()) in theme.original else "quantized"
-        lengths[model].append(patch.get_width())
-    return lengths
-
-
 def written(figure: Figure) -> list[Text]:
     """All text that can be seen; an axis also has some that cannot."""
     return [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
 
 
-def places(line: Any) -> list[float]:
-    """Horizontal places of the points of a line."""
-    return [float(place) for place in line.get_xdata()]
+def picture(chart: Chart, theme: Theme = LIGHT) -> str:
+    """A drawn chart in words: its rows from the top down, with pixels from the left and top of the page.
+
+    Colors have names, ``o`` and ``q`` for the models and a number for the shade; behind them is what lies on what.
+    """
+    figure = chart.draw(theme)
+    FigureCanvasAgg(figure).draw()
+    colors = {getattr(theme, name): name for name in ("background", "ink", "muted", "grid")}
+    for name in MODELS:
+        colors |= {color: f"{name[0]}{shade}" for shade, color in enumerate(getattr(theme, name))}
+    height = figure.bbox.height
+    items: list[tuple[float, int, str]] = []
+    across: list[tuple[float, int, str]] = []
+
+    def place(corners: Any, words: str, color: Any, order: float) -> tuple[float, int, str]:
+        (left, right), (top, bottom) = (sorted(map(round, side)) for side in (corners[:, 0], height - corners[:, 1]))
+        return (top + bottom) / 2, left, f"{words}{colors[to_hex(color)]} {left}-{right} {top}-{bottom} {order:g}"
+
+    for text in written(figure):
+        size = f"{text.get_fontsize():g}{'b' * ('Bold' in str(text.get_fontproperties().get_file()))} "
+        words = f"{text.get_text()!r} {size.removeprefix(f'{TEXT_SIZE} ')}"
+        items.append(place(Text.get_window_extent(text).get_points(), words, text.get_color(), text.get_zorder()))
+    for patch in [*figure.artists, *(patch for axes in figure.axes for patch in axes.patches)]:
+        assert isinstance(patch, Rectangle)
+        items.append(place(patch.get_window_extent().get_points(), "", patch.get_facecolor(), patch.get_zorder()))
+    for line in [line for axes in figure.axes for line in [*axes.get_xgridlines(), *axes.get_lines()]]:
+        points = np.asarray(line.get_transform().transform(line.get_xydata()))
+        is_long = points[:, 1].max() - points[:, 1].min() > LINE
+        is_line = is_long or line.get_marker() == "None"
+        words = f"line{line.get_linewidth():g} " if is_line else f"{line.get_marker()}{line.get_markersize():g} "
+        corners = np.stack([points.min(0), points.max(0)])
+        (across if is_long else items).append(place(corners, words, line.get_color(), line.get_zorder()))
+    rows: list[list[tuple[float, int, str]]] = []
+    for item in sorted(items):
+        if not rows or item[0] - rows[-1][-1][0] > LINE / 2:
+            rows.append([])
+        rows[-1].append(item)
+    found = [" | ".join(words for *_, words in sorted(row, key=lambda item: item[1])) for row in [*rows, across]]
+    return "⏎".join([f"{chart.name} {figure.bbox.width:g}x{height:g}: {chart.description}", *found])
 
 
-def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in written(figure)]
+def check_pictures(name: str, evidence: Evidence) -> None:
+    """Compare the charts of this evidence, which have the same lines in both themes, with the kept ones."""
+    found = []
+    for made in prepare_charts(evidence):
+        if isinstance(made, LeftOut):
+            found.append(f"no {made.name}: {made.reason}\n")
+        else:
+            found.append(f"{picture(made)}\n")
+            assert picture(made, DARK) == found[-1][:-1]
+            check_layout(made)
+    check_expected(f"charts/{name}.txt", "".join(found))
 
 
 def check_layout(chart: Chart, theme: Theme = LIGHT) -> None:

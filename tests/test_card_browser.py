@@ -29,77 +29,25 @@ from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.presentation.card.markdown import image, link
 from converter.presentation.card.metadata import CardMetadata, MetadataReport, check_metadata, is_repo_id
 from converter.presentation.card.page import render_content, render_page
+from converter.presentation.card.page_style import STYLE
 from converter.presentation.charts.chart import Chart
 from converter.presentation.charts.draw_charts import prepare_charts
 from tests.browser import look_at, needs_browser, running_site
-from tests.charts import weights
 from tests.conftest import Lensconv, call
-from tests.published import image_fidelity, image_pair, published_metrics, published_offload
+from tests.expected import EXPECTED, check_expected
+from tests.published import image_fidelity, image_pair
 
 #: Sets a mark in the window that a script runs in, or in the one around its frame.
 _RUN = "window.ran=1"
+_TEXTS: list[list[str]] = json.loads(Path(__file__).with_name("hostile.json").read_text("utf-8"))
 #: What somebody may write into a prompt, a name or a version. Hosts below ``.example`` lead to the test.
-_HOSTILE = (
-    r"a | b || c \| d \\| e |",
-    "` `` ``` ```` `code` ``a|b`` end`",
-    "<b>bold</b> <table><tr><td>cell</td></tr></table></td></tr></tbody></table>",
-    f"<script>{_RUN}</script>",
-    f"<img src=http://image.example/i onerror='{_RUN}'>",
-    f"\"'><svg/onload={_RUN}>",
-    f"[click](javascript:{_RUN}) <a href='javascript:{_RUN}'>there</a>",
-    f"[data](data:text/html,<script>{_RUN}</script>)",
-    "{{ 7 * 7 }} {% for x in range(9) %}{{ x }}{% endfor %} {# note #} ${7*7} <%= 7 %>",
-    '![pixel](http://markdown.example/pixel.png "title")',
-    "<http://auto.example/> https://bare.example/a www.bare.example me@mail.example mailto:me@mail.example",
-    '[a]: http://reference.example/ "title"',
-    "---\nlicense: other\n---\n",
-    "key: {a: 1, 'b': \"c\"} # comment",
-    '!!python/object/apply:os.system ["true"]',
-    "&anchor *alias %directive @at ? : , [x]",
-    "no",
-    "1e3",
-    "<!-- comment --> --> <!-- open",
-    "line\nbreak\r\nmore\rend",
-    "one\u2028two\u2029three\u0085four",
-    "\u202egnp.exe\u202c \u2066isolated\u2069",
-    "zero\u200bwidth\ufeff\u2060 \U000e0041tag",
-    "nul\0 bell\a escape\x1b[31m",
-    "text\n| --- | --- |\n| x | y |",
-    "- item\n- [ ] task\n+ item\n* item",
-    "1. one\n2) two",
-    "# heading\n## another ##",
-    f"```html\n<script>{_RUN}</script>\n```\n~~~\ntildes",
-    "setext\n===\nmore\n---",
-    "&lt;script&gt; &#x3c;b&#x3e; &amp; &nbsp; &#0; &copy",
-    "W" * 700,
-    f"![<img src=x onerror='{_RUN}'>](http://alternative.example/)",
-    "<style>*{display:none}</style> <p style='position:fixed;inset:0'>",
-    f"<svg><script>{_RUN}</script><foreignObject><math><mtext>",
-    '<iframe srcdoc="<script>parent.ran=1</script>"></iframe><iframe src=http://frame.example/></iframe>',
-    r"$$x^2$$ \(y\) \[z\] $a_b$",
-    ":rocket: :+1: @everyone #1 GH-1 a/b@0123456789abcdef0123456789abcdef01234567",
-    "[^1] [^1]: note ~~strike~~ **bold** _em_ __b__ ==mark== H~2~O [x][y] [[wiki]]",
-    "<meta http-equiv=refresh content='0;url=http://refresh.example/'><base href=http://base.example/>",
-    f"<form action=http://form.example/><input autofocus onfocus='{_RUN}'>",
-    r"C:\path\*_\n \" \' %7B${IFS} \u0022 \x41",
-    f"</title></head></code></pre></article><body onload='{_RUN}'>",
-    "]]> <![CDATA[ x ]]> <?php x ?> <!DOCTYPE x>",
-    '"""); import os  # \' """ \\',
-    "> quote\n> more\n    code\n\tcode",
-    "half a letter \ud83d and \udcff",
-    "family \U0001f469\u200d\U0001f469\u200d\U0001f467 e\u0301 \u05e2\u05d1\u05e8\u05d9\u05ea",
-)
+_HOSTILE = tuple(text for text, *_ in _TEXTS)
 #: Hosts and paths that are asked for where these texts are taken for Markdown.
 _ASKED_FOR = (("image", "i"), ("markdown", "pixel.png"), ("alternative", ""), ("frame", ""))
 #: How those are shown that hold what nobody would see.
-_SHOWN = {
-    "one\u2028two\u2029three\u0085four": "one two three\\x85four",
-    "\u202egnp.exe\u202c \u2066isolated\u2069": "\\u202egnp.exe\\u202c \\u2066isolated\\u2069",
-    "zero\u200bwidth\ufeff\u2060 \U000e0041tag": "zero\\u200bwidth\\ufeff\\u2060 \\U000e0041tag",
-    "half a letter \ud83d and \udcff": "half a letter \\ud83d and \\udcff",
-    "nul\0 bell\a escape\x1b[31m": "nul\\x00 bell\\x07 escape\\x1b[31m",
-}
+_SHOWN = {text: shown for text, *others in _TEXTS for shown in others}
 _COUNT = len(_HOSTILE)
+assert len(set(_HOSTILE)) == _COUNT >= 40
 _SUMMARY = "sdnq_quantization_summary.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
 #: Without a name of a repo, a card is called after its folder.
@@ -211,10 +159,13 @@ def write_evidence(folder: Path, sha256: str, text: Text) -> None:
     files = [{"name": "diffusion_pytorch_model.safetensors", "bytes": 1, "sha256": sha256}]
     source = {"repo_id": text("repo", 0), "revision": None, "transformer": files}
     sources = {"original": source, "quantized": source}
-    names = ("hardware", "torch", "cuda", "driver", "storage", "sdnq", "diffusers", "transformers", "accelerate")
-    environment = {name: text(f"environment{name}", 0) for name in (*names, "safetensors", "lensconv")}
-    environment["date"] = "2026-05-24"
-    settings = {**published_metrics()["settings"], "aspect_ratio": text("aspectratio", 0), "dtype": text("dtype", 0)}
+    contents = json.loads(Path(__file__).with_name("measured.json").read_text("utf-8"))
+    del contents["sequential_cpu_offload_benchmark.json"], contents["summary"]
+    common = {**contents.pop("common"), "sources": sources}
+    common["settings"] |= {"aspect_ratio": text("aspectratio", 0), "dtype": text("dtype", 0)}
+    for name, value in common["environment"].items():
+        if isinstance(value, str) and name != "date":
+            common["environment"][name] = text(f"environment{name}", 0)
     ids = each(text, "id")
     rows: list[dict[str, Any]] = []
     for number, identity in enumerate(ids):
@@ -228,41 +179,30 @@ def write_evidence(folder: Path, sha256: str, text: Text) -> None:
             | {"original": side if number % 2 else {"failed": text("reason", number)}}
             | {"quantized": {**side, "image": image, "image_sha256": hashlib.sha256(picture()).hexdigest()}}
         )
-    common = {"environment": environment, "settings": settings, "sources": sources}
-    metrics = published_metrics() | common
-    stored = json.loads((folder / _SUMMARY).read_text())
-    metrics["transformer_storage_reduction_percent"] = stored["transformer_storage_reduction_percent"]
-    for name, key in (("original", "base"), ("quantized", "quant")):
-        metrics["models"][name]["transformer_storage_gb"] = stored[f"{key}_transformer_tensor_storage_gb"]
-        metrics["models"][name] |= {"label": text(f"label{name}", 0), "repo_id": text("modelrepo", 0)}
-        metrics["models"][name]["generation_time_s"] = {"mean": 1.5, "median": 1.5}
-        metrics["models"][name]["generation_peak_allocated_gb"] = {"mean": 2.5, "max": 2.5}
+    metrics, offload = contents["benchmark_metrics.json"], contents["model_cpu_offload_benchmark.json"]
+    for name in MODELS:
+        for content in (metrics, offload):
+            content["models"][name]["label"] = text(f"label{name}", 0)
+        metrics["models"][name] |= {"repo_id": text("modelrepo", 0), "generation_time_s": {"mean": 1.5, "median": 1.5}}
     failed = [{"prompt": text("failedprompt", n), "reason": text("reason", n)} for n in range(_COUNT)]
     metrics["models"]["quantized"]["failed"] = failed
-    point = {"time_s": 1.5}
-    model = {"setup": point, "cold": point, "warm": {"time_s": {"mean": 1.5}}}
-    offload = published_offload() | {"cold_prompt": ids[0], "warm_prompts": ids[1:]}
-    offload["models"] = {name: {**model, "label": text(f"label{name}", 0)} for name in MODELS}
+    offload |= {"cold_prompt": ids[0], "warm_prompts": ids[1:]}
     offload["models"]["original"]["setup"] = {"failed": text("reason", 3)}
     summary = {"psnr_db": spread(30.0), "ssim": spread(0.5), "periodic_grid_added": spread(0.0)}
     images = image_fidelity([image_pair(identity, number, 30.0, 0.0) for number, identity in enumerate(ids)], summary)
     images |= {
         "methods": {name: text("method", 0) for name in images["methods"]},
         "not_measured": {"lpips": text("lpips", 0), "text": text("text", 0)},
-        "sources": sources,
+        "num_inference_steps": 4,
     }
-    fidelity = weights(**dict.fromkeys(each(text, "family"), (20.0, 20.0, 0.9)))
-    fidelity["fidelity"] |= {"sqnr_db": {"min": 20.0, "median": 20.0}, "max_abs_error": 0.1}
-    fidelity["fidelity"] |= {"max_error_steps": 0.5, "cosine_min": 0.9}
-    contents = {
-        "benchmark_metrics.json": metrics,
-        "comparison_matrix.json": {"schema": "lensconv.matrix/1", "prompts": rows, **common},
-        "model_cpu_offload_benchmark.json": offload | common,
-        "image_fidelity.json": images,
-        "weight_fidelity.json": fidelity | {"sources": sources},
-    }
+    fidelity = contents["weight_fidelity.json"]["fidelity"]
+    fidelity["families"] = [{**fidelity["families"][0], "name": name} for name in each(text, "family")]
+    contents["comparison_matrix.json"]["prompts"] = rows
+    contents["image_fidelity.json"] = images
     for name, content in contents.items():
+        content |= {"sources": sources} if "fidelity" in name else common
         (folder / name).write_text(json.dumps(content))
+    stored = json.loads((folder / _SUMMARY).read_text())
     write_pictures(folder, contents | {_SUMMARY: stored}, text)
 
 
@@ -322,10 +262,6 @@ def hostile(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Mad
 def harmless(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The same card with harmless texts."""
     return make(tiny_release, tmp_path_factory.mktemp("harmless"), harmless_text)
-
-
-def test_the_corpus_is_large_enough() -> None:
-    assert len(set(_HOSTILE)) == _COUNT >= 40
 
 
 def test_the_front_matter_holds_the_very_texts(hostile: Made) -> None:
@@ -464,9 +400,13 @@ def test_addresses_lead_to_files_of_any_name(text: str) -> None:
     assert squeezed(alternatives) == squeezed([shown(text)]) * 2
 
 
-def test_headings_have_the_names_that_links_use() -> None:
-    card = "# A *b* `c_d` &lt;/title&gt;!\n\n## A b c_d title\n\n### Ünï — 10 / 2\n\n[up](#a-b-c_d-title-1)\n"
-    page = render_page(card, str)
-    assert re.findall('<h[1-3] id="([^"]*)"', page) == ["a-b-c_d-title", "a-b-c_d-title-1", "ünï--10--2"]
-    assert '<a href="#a-b-c_d-title-1"' in page
-    assert "<title>A b c_d &lt;/title&gt;!</title>" in page
+def test_a_page_as_a_whole() -> None:
+    """The kept file has the card in its first line."""
+    card = (EXPECTED / "page.html").read_text("utf-8").partition("\n")[0]
+    page = render_page(card.replace("¶", "\n"), "resolved {}".format)
+    assert page.count(STYLE) == 1
+    page = re.sub("'sha256-[^']*'", "", page.replace(STYLE, "")).replace("\n", "¶")
+    check_expected("page.html", f"{card}\n{page}\n")
+    content, title = render_content("text", str, link="linked {}".format)
+    assert (content, title) == ("<article>\n<p>text</p>\n</article>\n", "Model card")
+    assert 'href="linked a.txt"' in render_content("[a](a.txt)", str, link="linked {}".format)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 import struct
 import zlib
@@ -24,18 +25,22 @@ from converter.errors import EvidenceError
 from converter.measurement.evidence.names import MODELS
 from converter.measurement.evidence.origin import grid_text, is_drawn_from
 from converter.models.lens.resolutions import RESOLUTIONS
-from converter.presentation.grid.cells import find_rows, read_pixels
-from converter.presentation.grid.drawing import BACKGROUND
-from converter.presentation.grid.layout import SIDE_LIMIT, Measures, Size, preview_scale, ratio_name, split_rows
+from converter.presentation.grid.cells import Cell, Row, find_rows, read_pixels
+from converter.presentation.grid.drawing import BACKGROUND, Typography, label_of, wrap
+from converter.presentation.grid.layout import Measures, Size, preview_scale, ratio_name, split_rows
 from converter.schemas import load_schema
 from tests import pictures
-from tests.conftest import Lensconv, edit_json, names_in, snapshot
-from tests.published import published_summary
+from tests.conftest import Lensconv, Outcome, edit_json, names_in, snapshot
+from tests.expected import check_expected
+from tests.published import published_metrics, published_summary
 
 Shape = tuple[int, int]
 PICTURES = "assets/comparison"
 SHEET = f"{PICTURES}/comparison_grid_1to1_q98.webp"
 PREVIEW = f"{PICTURES}/comparison_preview.webp"
+
+
+Paint = Callable[[int, int, int], np.ndarray]
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -49,16 +54,11 @@ def slope(width: int, height: int, seed: int = 0) -> np.ndarray:
     return (np.stack(waves, -1) * 50 + 110).astype(np.uint8)
 
 
-def make_bench(
-    folder: Path,
-    *sizes: tuple[Shape, Shape],
-    paint: Callable[[int, int, int], np.ndarray] = noise,
-    scenario: str = "Red Cube",
-) -> Path:
+def make_bench(folder: Path, *sizes: tuple[Shape, Shape], paint: Paint = noise) -> Path:
     """A folder as ``lensconv bench`` makes it: a row for each pair of sizes."""
     prompts = []
     for index, shapes in enumerate(sizes):
-        row: dict[str, Any] = {"id": f"P{index + 1:02}", "scenario": scenario, "seed": 301 + index}
+        row: dict[str, Any] = {"id": f"P{index + 1:02}", "scenario": "Red Cube", "seed": 301 + index}
         for model, shape in zip(MODELS, shapes, strict=True):
             name = f"images/{model}/{row['id']}-{row['seed']}-{model}.png"
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -113,37 +113,121 @@ def refused(lensconv: Lensconv, folder: Path, *options: object) -> str:
     return outcome.stderr
 
 
-def test_the_cells_of_a_lossless_preview_are_the_images(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, *[((96, 96), (96, 96))] * 3)
-    result = draw(lensconv, folder)
-    preview = pixels(folder / result["preview"]["file"])
-    expected = {"file": PREVIEW, "width": preview.shape[1], "height": preview.shape[0], "scale": 1, "lossless": True}
-    assert result["preview"] == expected | {name: result["preview"][name] for name in ("bytes", "cells")}
-    assert [(cell["id"], cell["model"]) for cell in result["preview"]["cells"]] == [
-        (prompt, model) for prompt in ("P01", "P02", "P03") for model in MODELS
-    ]
-    for cell in result["preview"]["cells"]:
-        assert np.array_equal(cut(preview, cell), image_of(folder, cell))
-    [sheet] = result["sheets"]
-    assert sheet["file"] == SHEET
-    assert sheet["cells"] == result["preview"]["cells"]
-    assert (sheet["height"], sheet["width"], 3) == pixels(folder / SHEET).shape == preview.shape
-    for file in (sheet, result["preview"]):
-        assert file["bytes"] == (folder / file["file"]).stat().st_size
-    assert (result["rows"], result["missing_cells"]) == (3, 0)
-    assert result["images"] == {"original": 3, "quantized": 3}
-    assert names_in(folder / PICTURES) == [Path(SHEET).name, Path(PREVIEW).name]
+def described(folder: Path, outcome: Outcome, paint: Paint) -> str:
+    """The report of a grid in a line, with a checksum of all that is drawn into the preview beside the images.
+
+    Every image is where the report says: in its own pixels, those of the preview reduced.
+    """
+    result = outcome.result
+    jsonschema.validate(result, load_schema("grid"))
+    preview = np.array(pixels(folder / result["preview"]["file"]))
+    for sheet in (*result["sheets"], result["preview"]):
+        drawn, scale = pixels(folder / sheet["file"]), sheet.get("scale", 1)
+        assert drawn.shape == (sheet["height"], sheet["width"], 3)
+        assert sheet.pop("bytes") == (folder / sheet["file"]).stat().st_size
+        for cell in sheet["cells"]:
+            if not cell["missing"]:
+                image = np.asarray(Image.fromarray(image_of(folder, cell)).reduce(scale))
+                if sheet.get("lossless"):
+                    assert np.array_equal(cut(drawn, cell), image)
+                elif paint is slope:
+                    # Levels of 255; a large cell that stands a single pixel further is no more the same.
+                    assert difference(cut(drawn, cell), image) < (1.5 if image.shape[1] > 200 else 6)
+        sheet["cells"] = [[*cell.values()] for cell in sheet["cells"]]
+    for _, _, x, y, width, height, missing in result["preview"]["cells"]:
+        if not missing:
+            preview[y : y + height, x : x + width] = BACKGROUND
+    if result["preview"]["lossless"]:
+        result["drawn"] = zlib.crc32(preview.tobytes())
+    return f"{json.dumps(result)} {outcome.stderr!r}\n".replace(str(folder), "")
 
 
-def test_the_sheet_loses_little(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, *[((256, 256), (256, 256))] * 2, paint=slope)
-    result = draw(lensconv, folder)
-    sheet = pixels(folder / SHEET)
-    for cell in result["sheets"][0]["cells"]:
-        # Levels of 255; a cell that stands a single pixel further is no more the same.
-        assert difference(cut(sheet, cell), image_of(folder, cell)) < 1.5
-        for axis in (0, 1):
-            assert difference(cut(np.roll(sheet, 1, axis), cell), image_of(folder, cell)) > 2
+def without_images(folder: Path) -> None:
+    for model in MODELS:
+        edit_side(folder, 0, model, {"failed": "out of memory"})
+
+
+def with_settings(folder: Path) -> None:
+    settings = {"num_inference_steps": 1, "guidance_scale": 1, "width": 96, "height": 54}
+    edit_json(folder / "comparison_matrix.json", settings=settings)
+    without_images(folder)
+
+
+def with_missing(folder: Path) -> None:
+    edit_side(folder, 0, "original", {"failed": "killed by SIGKILL"})
+    edit_side(folder, 1, "quantized", {"failed": "out of memory"})
+    (folder / "images/original/P03-303-original.png").unlink()
+    edit_side(folder, 3, "original", {"time_s": 1})
+    edit_side(folder, 3, "quantized", {"failed": "word " * 1000 + "x" * 1000})
+
+
+def write_metrics(folder: Path, **changes: Any) -> None:
+    content = published_metrics() | changes
+    for model in MODELS:
+        content["models"][model]["label"] = f"Lens\u202e {model}"
+    (folder / "benchmark_metrics.json").write_text(json.dumps(content))
+
+
+def with_scenarios(folder: Path) -> None:
+    """Letters that the font lacks are a box; marks and long texts stay within their line."""
+    texts = (
+        "",
+        "Типография",
+        "Ünïcödé",
+        "\u202eRed",
+        "Ẑ̵̛a̷l" + "\u0316\u0301" * 90,
+        "漢",
+        "字",
+        "Red Cube " * 30,
+        "Ш" * 100_000,
+    )
+    content = json.loads((folder / "comparison_matrix.json").read_text())
+    prompts = [row | {"scenario": text} for row, text in zip(content["prompts"], texts, strict=True)]
+    edit_json(folder / "comparison_matrix.json", prompts=prompts)
+
+
+def with_other_metrics(folder: Path) -> None:
+    write_metrics(folder, schema="lensconv.benchmark/2")
+
+
+CASES: dict[str, tuple[list[tuple[Shape, Shape]], Paint, Callable[[Path], None] | None, tuple[object, ...]]] = {
+    "lossless": ([((96, 96), (96, 96))] * 3, noise, None, ()),
+    "reduced": ([((200, 100), (199, 101))], slope, None, ("--preview-width", 200)),
+    "sheets": ([((16, 4000), (16, 4000))] * 9, slope, None, ()),
+    "mixed": ([((64, 96), (128, 64)), ((100, 50), (70, 130))], noise, None, ()),
+    "missing": (
+        [((200, 160), (200, 160))] * 2 + [((120, 90), (120, 90)), ((64, 64), (64, 64))],
+        noise,
+        with_missing,
+        (),
+    ),
+    "settings": ([((64, 64), (64, 64))], noise, with_settings, ()),
+    "nothing": ([((64, 64), (64, 64))], noise, without_images, ("--preview-width", 520)),
+    "names": ([((256, 64), (256, 64))], slope, write_metrics, ()),
+    "labels": ([((300, 16), (300, 16))] * 9, noise, with_scenarios, ()),
+    "other": ([((64, 64), (64, 64))], slope, with_other_metrics, ()),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_images_side_by_side(tmp_path: Path, lensconv: Lensconv, name: str) -> None:
+    sizes, paint, edit, options = CASES[name]
+    folder = make_bench(tmp_path, *sizes, paint=paint)
+    if edit is not None:
+        edit(folder)
+    check_expected(f"grid/{name}.txt", described(folder, lensconv("grid", folder, *options, "--json"), paint))
+
+
+def test_files_of_earlier_runs_are_removed(tmp_path: Path, lensconv: Lensconv) -> None:
+    folder = make_bench(tmp_path, ((64, 64), (64, 64)))
+    kept = ("comparison_grid_1to1_q98-old.webp", "comparison_grid_1to1_q90.webp", "mine.webp")
+    (folder / PICTURES).mkdir(parents=True)
+    for name in (*kept, "comparison_grid_1to1_q98-1of2.webp"):
+        (folder / PICTURES / name).write_bytes(b"kept")
+    (folder / PICTURES / "comparison_grid_mixed_q98-2of2.webp").symlink_to(folder / PICTURES / "mine.webp")
+    draw(lensconv, folder)
+    assert names_in(folder / PICTURES) == sorted([*kept, Path(SHEET).name, Path(PREVIEW).name])
+    assert "preview-width 20: too narrow for two columns" in refused(lensconv, folder, "--preview-width", 20)
 
 
 def test_two_runs_give_the_same_bytes_and_the_origin_alone(tmp_path: Path, lensconv: Lensconv) -> None:
@@ -173,170 +257,29 @@ def chunks(content: bytes) -> list[bytes]:
     return names
 
 
-def test_a_wide_grid_is_reduced_by_a_whole_number(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, ((200, 100), (199, 101)), paint=slope)
-    result = draw(lensconv, folder, "--preview-width", 200)
-    preview = result["preview"]
-    assert (preview["scale"], preview["lossless"]) == (4, False)
-    assert preview["width"] <= 200
-    assert result["sheets"][0]["file"].endswith("_2to1_q98.webp")
-    for cell in preview["cells"]:
-        image = np.asarray(Image.fromarray(image_of(folder, cell)).reduce(4))
-        assert image.shape == (cell["height"], cell["width"], 3)
-        assert difference(cut(pixels(folder / preview["file"]), cell), image) < 6
-    assert "preview-width 20: too narrow" in refused(lensconv, folder, "--preview-width", 20)
-
-
-def test_rows_are_split_evenly_over_sheets_that_webp_can_hold(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, *[((16, 4000), (16, 4000))] * 9, paint=slope)
-    result = draw(lensconv, folder)
-    assert [sheet["file"] for sheet in result["sheets"]] == [
-        f"{PICTURES}/comparison_grid_1to250_q98-{number}of3.webp" for number in (1, 2, 3)
-    ]
-    assert [len(sheet["cells"]) for sheet in result["sheets"]] == [6, 6, 6]
-    assert [cell["id"] for sheet in result["sheets"] for cell in sheet["cells"]] == [
-        f"P{number:02}" for number in range(1, 10) for _ in MODELS
-    ]
-    for sheet in result["sheets"]:
-        drawn = pixels(folder / sheet["file"])
-        for cell in sheet["cells"]:
-            assert difference(cut(drawn, cell), image_of(folder, cell)) < 6
-    preview = result["preview"]
-    # Two thousand pixels a row: eight rows are within the limit.
-    assert (preview["scale"], len(preview["cells"])) == (2, 16)
-    assert preview["height"] <= SIDE_LIMIT
-    outcome = lensconv("grid", folder)
-    assert "9 rows are split into 3 sheets" in outcome.stderr
-    assert "the preview shows the first 8 of 9 rows" in outcome.stderr
-
-    kept = ("comparison_grid_1to1_q98-old.webp", "comparison_grid_1to1_q90.webp", "mine.webp")
-    for name in kept:
-        (folder / PICTURES / name).write_bytes(b"kept")
-    (folder / PICTURES / "comparison_grid_mixed_q98-2of2.webp").symlink_to(folder / PICTURES / "mine.webp")
-    make_bench(folder, ((64, 64), (64, 64)))
-    draw(lensconv, folder)
-    assert names_in(folder / PICTURES) == sorted([*kept, Path(SHEET).name, Path(PREVIEW).name])
-
-
 @pytest.mark.parametrize("shape", [(16, 16383), (8200, 8)])
 def test_a_row_that_webp_cannot_hold_is_refused(tmp_path: Path, lensconv: Lensconv, shape: Shape) -> None:
     folder = make_bench(tmp_path, ((8, 8), (8, 8)), (shape, shape), paint=slope)
     assert f"{shape[0]}x{shape[1]} and {shape[0]}x{shape[1]} side by side" in refused(lensconv, folder)
 
 
-def test_cells_of_several_sizes_keep_theirs(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, ((64, 96), (128, 64)), ((100, 50), (70, 130)))
-    result = draw(lensconv, folder)
-    assert result["sheets"][0]["file"].endswith("_mixed_q98.webp")
-    preview, cells = pixels(folder / PREVIEW), result["preview"]["cells"]
-    assert [(cell["width"], cell["height"]) for cell in cells] == [(64, 96), (128, 64), (100, 50), (70, 130)]
-    assert cells[0]["x"] == cells[2]["x"] < cells[1]["x"] == cells[3]["x"]
-    assert cells[0]["y"] == cells[1]["y"] < cells[0]["y"] + 96 < cells[2]["y"] == cells[3]["y"]
-    for cell in cells:
-        assert np.array_equal(cut(preview, cell), image_of(folder, cell))
-    beside = preview[cells[0]["y"] : cells[0]["y"] + 96, cells[0]["x"] + 64 : cells[1]["x"]]
-    below = preview[cells[1]["y"] + 64 : cells[1]["y"] + 96, cells[1]["x"] :]
-    assert beside.size
-    assert (beside == BACKGROUND).all()
-    assert (below == BACKGROUND).all()
-
-
-def test_missing_cells_are_drawn_as_such_and_told(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, *[((200, 160), (200, 160))] * 2, ((120, 90), (120, 90)), ((64, 64), (64, 64)))
-    edit_side(folder, 0, "original", {"failed": "killed by SIGKILL"})
-    edit_side(folder, 1, "quantized", {"failed": "out of memory"})
-    (folder / "images/original/P03-303-original.png").unlink()
-    edit_side(folder, 3, "original", {"time_s": 1})
-    edit_side(folder, 3, "quantized", {"failed": "word " * 1000 + "x" * 1000})
-    result = draw(lensconv, folder)
-    preview, cells = pixels(folder / PREVIEW), result["preview"]["cells"]
-    missing = [cell for cell in cells if cell["missing"]]
-    names = [f"{cell['id']} {cell['model']}" for cell in missing]
-    assert names == ["P01 original", "P02 quantized", "P03 original", "P04 original", "P04 quantized"]
-    assert [(cell["width"], cell["height"]) for cell in missing] == [(200, 160)] * 2 + [(120, 90)] + [(200, 160)] * 2
-    assert result["missing_cells"] == 5
-    assert result["images"] == {"original": 1, "quantized": 2}
-    # Each says why, so that no two are alike.
-    boxes = {cut(preview, cell).tobytes() for cell in missing if cell["width"] == 200}
-    assert len(boxes) == 4
-    for cell in cells:
-        if not cell["missing"]:
-            assert np.array_equal(cut(preview, cell), image_of(folder, cell))
-    outcome = lensconv("grid", folder)
-    assert outcome.code == 0
-    shown = " ".join(outcome.stderr.split())
-    assert f"5 of 8 cells are missing: {', '.join(names)}." in shown
-
-
-def test_a_bench_without_any_image_has_boxes_of_the_size_in_its_settings(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, ((64, 64), (64, 64)))
-    settings = {"num_inference_steps": 1, "guidance_scale": 1, "width": 96, "height": 54}
-    edit_json(folder / "comparison_matrix.json", settings=settings)
-    for model in MODELS:
-        edit_side(folder, 0, model, {"failed": "out of memory"})
-    result = draw(lensconv, folder)
-    assert [(cell["width"], cell["height"]) for cell in result["sheets"][0]["cells"]] == [(96, 54)] * 2
-    assert result["images"] == {"original": 0, "quantized": 0}
-
-
-def label_pixels(lensconv: Lensconv, folder: Path, scenario: str) -> np.ndarray:
-    """Everything above the cells of the only row; the cells are checked."""
-    make_bench(folder, ((128, 64), (128, 64)), scenario=scenario)
-    result = draw(lensconv, folder)
-    preview, cells = pixels(folder / PREVIEW), result["preview"]["cells"]
-    for cell in cells:
-        assert np.array_equal(cut(preview, cell), image_of(folder, cell))
-    assert (preview[:, cells[1]["x"] + cells[1]["width"] :] == BACKGROUND).all()
-    assert (preview[:, : cells[0]["x"]] == BACKGROUND).all()
-    return preview[: cells[0]["y"]]
-
-
-def test_labels_are_drawn_in_any_script_and_never_over_a_cell(tmp_path: Path, lensconv: Lensconv) -> None:
-    scenarios = ["", "Типография", "Топография", "Typography", "Ünïcödé", "\u202eRed", "Ẑ̵̛a̷l" + "\u0316\u0301" * 90]
-    labels = [label_pixels(lensconv, tmp_path, scenario) for scenario in scenarios]
-    for index, label in enumerate(labels):
-        assert (label != BACKGROUND).any()
-        assert all(not np.array_equal(label, other) for other in labels[:index])
-    # What the font lacks is a box, the same one for each letter; Cyrillic it has.
-    lacking = [label_pixels(lensconv, tmp_path, scenario) for scenario in ("漢", "字", "Ж", "Щ")]
-    assert np.array_equal(lacking[0], lacking[1])
-    assert not np.array_equal(lacking[2], lacking[3])
-    assert not np.array_equal(lacking[0], lacking[2])
-
-
-def test_long_names_are_shortened_and_keep_the_seed(tmp_path: Path, lensconv: Lensconv) -> None:
-    short, long, longer = (
-        label_pixels(lensconv, tmp_path, text) for text in ("Red Cube", "Red Cube " * 20, "Red Cube " * 30 + "\ud800")
-    )
-    assert np.array_equal(long, longer)
-    assert not np.array_equal(short, long)
-    label_pixels(lensconv, tmp_path, "Ш" * 100_000)
-
-
-def write_metrics(folder: Path, label: str, **changes: Any) -> None:
-    content = {
-        "schema": "lensconv.benchmark/1",
-        "environment": {"hardware": "none", "torch": "2", "date": "2026-01-01"},
-        "settings": {"num_inference_steps": 4, "guidance_scale": 1.0},
-        "models": {
-            "original": {"label": label, "transformer_storage_gb": 2.0},
-            "quantized": {"label": f"{label} uint4", "transformer_storage_gb": 1.0},
-        },
-    }
-    (folder / "benchmark_metrics.json").write_text(json.dumps(content | changes))
-
-
-def test_columns_bear_the_names_of_the_models(tmp_path: Path, lensconv: Lensconv) -> None:
-    plain = label_pixels(lensconv, tmp_path, "")
-    write_metrics(tmp_path, "Lens")
-    named = label_pixels(lensconv, tmp_path, "")
-    assert not np.array_equal(plain, named)
-    write_metrics(tmp_path, "Lens" * 100)
-    assert not np.array_equal(label_pixels(lensconv, tmp_path, ""), named)
-    for schema in ("lensconv.benchmark/2", "lensconv.matrix/1"):
-        write_metrics(tmp_path, "Lens", schema=schema)
-        assert np.array_equal(label_pixels(lensconv, tmp_path, ""), plain)
-        assert "the titles of the columns are Original and Quantized" in lensconv("grid", tmp_path).stderr
+def test_labels_are_cut_to_their_width_and_keep_the_seed() -> None:
+    fonts = Typography(Measures((400, 400), 14))
+    assert (fonts.label.size, fonts.title.size) == (14, 18)
+    long = "Red Cube " * 20
+    width = 1 + sum(math.ceil(fonts.label.getlength(text)) for text in ("P01 · Red Cube", " · seed 301"))
+    for scenario, room, shown in (
+        ("Red Cube", width, ("P01 · Red Cube", " · seed 301")),
+        (long, width, ("P01 · Red Cu…", " · seed 301")),
+        (long + "\ud800", width, ("P01 · Red Cu…", " · seed 301")),
+        ("\u202eЖ", width, ("P01 · \\u202eЖ", " · seed 301")),
+        (long, 130, ("P01 · …", " · seed 301")),
+        (long, 115, ("P01 · Red Cub…", "")),
+        (long, 5, ("", "")),
+    ):
+        cells = (Cell("P01", "original", Size(1, 1)), Cell("P01", "quantized", Size(1, 1)))
+        assert label_of(Row("P01", scenario, 301, cells), fonts.label, room) == shown
+    assert wrap("ab abcdefghi  c d", fonts.label, 40) == ["ab", "abc…", "c d"]
 
 
 @pytest.mark.parametrize(
@@ -355,12 +298,8 @@ def test_an_image_outside_the_folder_is_refused(tmp_path: Path, lensconv: Lensco
     (folder / "link").symlink_to(tmp_path)
     edit_side(folder, 0, "quantized", {"time_s": 1, "image": str(outside) if name == "/{outside}" else name})
     assert "comparison_matrix.json: image" in refused(lensconv, folder)
-
-
-def test_a_link_within_the_folder_is_followed(tmp_path: Path, lensconv: Lensconv) -> None:
-    folder = make_bench(tmp_path, ((8, 8), (8, 8)))
-    (folder / "link.png").symlink_to("images/original/P01-301-original.png")
-    edit_side(folder, 0, "quantized", {"time_s": 1, "image": "./link.png"})
+    (folder / "within.png").symlink_to("images/original/P01-301-original.png")
+    edit_side(folder, 0, "quantized", {"time_s": 1, "image": "./within.png"})
     assert draw(lensconv, folder)["missing_cells"] == 0
 
 

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _INPUT = "InputError UsageError MissingInput MalformedCheckpoint UnsupportedCheckpoint NonFiniteWeight"
 _CODES = {2: f"{_INPUT} RecipeError OutputError", 3: "DiskError MemoryLimitError DeviceError"}
@@ -29,15 +29,14 @@ KEPT = "proj_out.bias"
 HOSTILE_TEXT = "evil\r\n\x1b[2J\x1b]0;owned\x07\u202e"
 
 
-@dataclass(frozen=True)
-class Invocation:
+class Invocation(NamedTuple):
     """A command line and the place that it asks to write to."""
 
     arguments: tuple[str, ...]
     output: Path
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
     """The folder in which one case builds its files."""
 
@@ -45,20 +44,13 @@ class Site:
     lens: Path
     """A valid Lens checkpoint, to copy and not to change."""
 
-    @property
-    def source(self) -> Path:
+    def __post_init__(self) -> None:
+        self.source = self.root / "source"
         """Where a case puts what it gives to the command."""
-        return self.root / "source"
-
-    @property
-    def work(self) -> Path:
+        self.work = self.root / "work"
         """The folder, made beforehand, in which the output is asked for."""
-        return self.root / "work"
-
-    @property
-    def output(self) -> Path:
+        self.output = self.work / "out"
         """Where the output is asked for unless a case says otherwise."""
-        return self.work / "out"
 
     def convert(self, *options: str, source: Path | None = None, output: Path | None = None) -> Invocation:
         """The command line that converts the source."""
@@ -109,8 +101,7 @@ CASES: dict[str, Case] = {}
 
 def add_case(name: str, build: Builder, error: str, *message: str, hint: tuple[str, ...] = ()) -> None:
     """Put a case into the registry."""
-    if name in CASES:
-        raise ValueError(f"two cases are called {name}")
+    assert name not in CASES, name
     CASES[name] = Case(name, build, error, message, hint)
 
 
@@ -151,12 +142,10 @@ def read_tensors(file: Path) -> dict[str, Stored]:
     """All tensors of a valid file."""
     content = file.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     header.pop("__metadata__", None)
-    data = content[8 + length :]
-    return {
-        name: Stored(item["dtype"], item["shape"], data[slice(*item["data_offsets"])]) for name, item in header.items()
-    }
+    places = {name: slice(*item["data_offsets"]) for name, item in header.items()}
+    return {name: Stored(item["dtype"], item["shape"], data[places[name]]) for name, item in header.items()}
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Stored]) -> None:
