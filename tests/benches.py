@@ -38,7 +38,7 @@ LIMIT = 240.0
 def folded(content: Any, indent: str = "") -> str:
     """JSON, where only what is too long for a line has several."""
     text = json.dumps(content, ensure_ascii=False)
-    if len(text) < 600 or not isinstance(content, dict | list):
+    if len(text) < 1500 or not isinstance(content, dict | list):
         return text
     inner = indent + " "
     if isinstance(content, list):

@@ -310,21 +310,13 @@ def test_a_summary_that_contradicts_itself_or_the_headers(release: Path, tmp_pat
         assert message in refusal(bench(tmp_path / "out", quantized=release))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--mode", "fast"], "--mode fast: must be one or more of standard, offload, sequential"),
-        (["--mode", ","], "--mode ,: must be one or more of"),
-        (["--repeats", "0"], "not in the range"),
-        (["--timeout", "0"], "not in the range"),
-        (["--steps", "0"], "not in the range"),
-        (["--height", "65", "--width", "64"], "is not a multiple of 16"),
-        (["--device", "tpu"], "must be auto, cpu, cuda"),
-        (["--prompts", "nothing"], "no suite has that name"),
-    ],
-)
-def test_bad_options(arguments: list[str], message: str, tmp_path: Path, bench: Lensconv) -> None:
-    assert message in refusal(bench(tmp_path / "out", *arguments))
+def test_bad_options(tmp_path: Path, bench: Lensconv) -> None:
+    for arguments, message in (
+        (("--mode", ","), "--mode ,: must be one or more of standard, offload, sequential"),
+        (("--height", 65, "--width", 64), "is not a multiple of 16"),
+        (("--prompts", "nothing"), "no suite has that name"),
+    ):
+        assert message in refusal(bench(tmp_path / "out", *arguments))
     assert not (tmp_path / "out").exists()
 
 

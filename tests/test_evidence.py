@@ -23,8 +23,9 @@ from converter.measurement.evidence.files import FORMATS, read_evidence, read_ev
 from converter.measurement.evidence.statistics import combine, percent_change, slowdown, spread, summarise_times
 from converter.schemas import load_schema
 from tests.benches import folded
+from tests.cases import check_cases
 from tests.conftest import Lensconv
-from tests.expected import EXPECTED, check_expected
+from tests.expected import check_expected
 from tests.published import (
     LABELS,
     PUBLISHED,
@@ -241,23 +242,22 @@ FULL["image_fidelity.json"] = images_of_matrix
 
 def test_what_is_refused_and_what_is_just_accepted(tmp_path: Path, lensconv: Lensconv) -> None:
     """Published files, and full ones, with some values replaced; what can be computed is computed again."""
-    rows = [json.loads(line) for line in (EXPECTED / "evidence_refused.jsonl").read_text("utf-8").splitlines()]
-    for row in rows:
-        base, name, changes, _ = row
+
+    def outcome(base: str, name: str, changes: dict[str, Any]) -> str:
         makers = FULL if base == "full" else PUBLISHED
         for file in tmp_path.iterdir():
             file.unlink()
-        for other, make in makers.items():
-            write(tmp_path, other, make())
-        content = makers[name]()
+        contents = {other: make() for other, make in makers.items()}
         for path, value in changes.items():
-            replace_at(content, [int(key) if key.isdigit() else key for key in path.split(".")], value)
-        write(tmp_path, name, content)
-        outcome = lensconv("evidence", tmp_path, "--json")
-        error = outcome.result.get("error", {"message": "", "type": ""})
-        assert (outcome.code, error["type"]) == ((2, "EvidenceError") if error["message"] else (0, ""))
-        row[-1] = error["message"].replace(f"{tmp_path}/{name}: ", "").replace(f"{tmp_path}/", "")
-    check_expected("evidence_refused.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            replace_at(contents[name], [int(key) if key.isdigit() else key for key in path.split(".")], value)
+        for other, content in contents.items():
+            write(tmp_path, other, content)
+        done = lensconv("evidence", tmp_path, "--json")
+        error = done.result.get("error", {"message": "", "type": ""})
+        assert (done.code, error["type"]) == ((2, "EvidenceError") if error["message"] else (0, ""))
+        return str(error["message"]).replace(f"{tmp_path}/{name}: ", "").replace(f"{tmp_path}/", "")
+
+    check_cases("evidence_cases.jsonl", outcome)
 
 
 def test_images_are_those_that_were_measured(folder: Path) -> None:
