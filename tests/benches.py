@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 #: Small and quick; what is measured is the benchmark, not the model.
 DRAWING = ("--steps", 2, "--height", 64, "--width", 64)
 SUITE = """
@@ -30,3 +33,15 @@ prompt = "a red cube"
 IDS = ("A1", "B2", "C3")
 #: Seconds that nothing may take; starting workers on a busy machine does.
 LIMIT = 240.0
+
+
+def folded(content: Any, indent: str = "") -> str:
+    """JSON, where only what is too long for a line has several."""
+    text = json.dumps(content, ensure_ascii=False)
+    if len(text) < 1500 or not isinstance(content, dict | list):
+        return text
+    inner = indent + " "
+    if isinstance(content, list):
+        return "[" + f",\n{inner}".join(folded(value, inner) for value in content) + "]"
+    parts = [f"{json.dumps(key)}: {folded(value, inner)}" for key, value in content.items()]
+    return "{" + f",\n{inner}".join(parts) + "}"

@@ -6,33 +6,60 @@ import hashlib
 import json
 import math
 import os
+import platform
 import shutil
+import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import count, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from converter._version import __version__
 from converter.console import SILENT, Progress
-from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput, OutputError
+from converter.errors import (
+    DependencyError,
+    DeviceError,
+    DiskError,
+    EvidenceError,
+    MalformedCheckpoint,
+    MissingInput,
+    OutputError,
+)
+from converter.measurement.benchmark import machine, measuring
 from converter.measurement.benchmark.assembly import Assembly
 from converter.measurement.benchmark.changes import refuse_changed_files
+from converter.measurement.benchmark.fidelity import compare_images, compare_weights
+from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
 from converter.measurement.benchmark.machine import describe_machine
-from converter.measurement.benchmark.measuring import Bench, image_name
+from converter.measurement.benchmark.measuring import Bench, image_name, probe_machine
 from converter.measurement.benchmark.meter import Meter, Stopwatch
-from converter.measurement.benchmark.options import BenchOptions
+from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.subjects import Subject, open_subjects
-from converter.measurement.evidence.files import read_evidence_folder, write_evidence
-from converter.measurement.generation.memory import loaded_bytes, predict_memory
-from converter.measurement.generation.options import GenerateOptions
-from converter.measurement.generation.repo import open_pipeline
+from converter.measurement.benchmark.worker_process import WorkerProcess
+from converter.measurement.evidence.files import write_evidence
+from converter.measurement.generation.memory import predict_memory
+from converter.measurement.generation.options import OFFLOADS, GenerateOptions
+from converter.measurement.generation.repo import WEIGHTS, open_pipeline
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite, read_suite
-from tests.benches import LIMIT, SUITE
+from converter.memory import _MEMINFO, _kibibytes
+from tests.benches import IDS, LIMIT, SUITE, folded
 from tests.conftest import Lensconv, edit_json, time_limit
+from tests.expected import check_expected
+from tests.generations import change_tensors, editable, packed
+from tests.reporters import Notes
+
+FILE = "transformer/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +85,9 @@ class Inputs:
         settings = [choose_settings(repo, prompt.prompt, GenerateOptions(seed=prompt.seed)) for prompt in prompts]
         return cls(subjects, PromptSuite("some", prompts), settings)
 
-    def bench(self, journal: Journal, mode: str) -> Bench:
-        folder = journal.file.parent
-        return Bench(folder, self.subjects, self.suite, self.settings, BenchOptions(mode=mode), "cpu", journal)
+    def bench(self, journal: Journal, mode: str, **options: Any) -> Bench:
+        chosen = BenchOptions(mode=mode, **options)
+        return Bench(journal.file.parent, self.subjects, self.suite, self.settings, chosen, "cpu", journal)
 
     def write_files(self, journal: Journal) -> dict[str, dict[str, Any]]:
         files = Assembly(journal, self.suite, self.settings, self.subjects, describe_machine("cpu")).files()
@@ -137,6 +164,22 @@ def test_a_journal_is_of_this_format_and_written_by_one_process(tmp_path: Path) 
         assert journal.is_new
 
 
+def test_a_line_is_whole_or_its_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux writes a part when a signal comes or the disk is nearly full."""
+    write = os.write
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="Not a directory"):
+        Journal(tmp_path / "file" / "folder", {}, restart=False)
+    with Journal(tmp_path, {}, restart=False) as journal:
+        monkeypatch.setattr(os, "write", lambda descriptor, line: write(descriptor, line[: len(line) // 2 + 1]))
+        journal.note(Cell("standard", 0, "original"), "P01", {"failed": "a" * 9})
+        monkeypatch.setattr(os, "write", lambda _, line: write(os.open("/dev/full", os.O_WRONLY), line))
+        with pytest.raises(DiskError):
+            journal.note(Cell("standard", 0, "original"), "P01", ROW)
+        assert not journal.measured
+    monkeypatch.undo()
+
+
 def test_a_measurement_is_on_the_disk_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
@@ -146,41 +189,260 @@ def test_a_measurement_is_on_the_disk_before_the_next(tmp_path: Path, monkeypatc
             assert synced[-1] == journal.file.stat().st_size
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_failures_alone_are_evidence_too(
-    count: int, suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
-) -> None:
-    inputs = Inputs.open(tiny_repo, tiny_release, suite, count)
-    with Journal(tmp_path, {}, restart=False) as journal:
-        for mode in ("standard", "offload"):
-            for model in inputs.subjects:
-                for prompt in inputs.suite.prompts:
-                    journal.note(Cell(mode, 0, model), prompt.id, {"failed": "while loading: no memory"})
-        files = inputs.write_files(journal)
-    matrix = files["comparison_matrix.json"]
-    assert [row["quantized"] for row in matrix["prompts"]] == [{"failed": "while loading: no memory"}] * count
-    assert matrix["summary"] == {}
-    reason = "while loading: no memory" if count > 1 else "the suite has one prompt, which is the cold one"
-    assert files["model_cpu_offload_benchmark.json"]["models"]["original"]["warm"] == {"failed": reason}
-    shown = lensconv("evidence", tmp_path)
-    assert shown.code == 0
-    assert "failed" in shown.stderr
-    assert lensconv("charts", tmp_path).code == 0
-    assert "cells are missing" in lensconv("grid", tmp_path).stderr
+def measured(number: int) -> dict[str, Any]:
+    """Figures of an image, each its own number."""
+    figures = {"time_s": number / 8, "peak_rss_gb": number / 16}
+    stages = {name: {key: value / part for key, value in figures.items()} for part, name in enumerate(WEIGHTS, 2)}
+    return {**figures, "stages": stages, "pixels_sha256": f"{number % 2}" * 64}
 
 
-def test_a_mode_that_failed_altogether_leaves_the_matrix_to_another(inputs: Inputs, tmp_path: Path) -> None:
+def test_files_of_a_benchmark_with_repeats_failures_and_all_modes(inputs: Inputs, tmp_path: Path) -> None:
+    """Medians and largest peaks; what failed in the end, what failed once, what never ran; one mode without images."""
+    numbers = count(3)
     with Journal(tmp_path, {}, restart=False) as journal:
-        for model in inputs.subjects:
-            journal.note(Cell("standard", 0, model), "A1", {"failed": "no memory"})
+        for mode, repeat, model in product(MODES, (2, 0, 1), inputs.subjects):
+            cell, number = Cell(mode, repeat, model), next(numbers)
+            if (mode, model) == ("sequential", "quantized"):
+                for reason in ("first", "last"):
+                    journal.note(cell, "A1", {"failed": f"{reason} {repeat}"})
+                continue
+            load = {"time_s": number / 4, "peak_rss_gb": 9 - number / 8, "cache_warm": repeat < 2}
+            journal.note(cell, LOAD_KEY, load | {"components": {"vae": {"memory_gb": number, "device_gb": 0.0}}})
             for prompt in inputs.suite.prompts:
-                journal.note(Cell("offload", 0, model), prompt.id, ROW)
-        assert inputs.bench(journal, "offload").picture_mode == "offload"
+                if (mode, model, prompt.id) == ("offload", "original", "C3"):
+                    continue
+                row = measured(next(numbers) * (3 if repeat == 0 else 1))
+                if (mode, repeat, prompt.id) == ("standard", 0, "A1"):
+                    image = tmp_path / image_name(model, prompt)
+                    image.parent.mkdir(parents=True)
+                    image.write_bytes(model.encode())
+                    row["image_sha256"] = hashlib.sha256(model.encode()).hexdigest()
+                journal.note(cell, prompt.id, row)
+        image = tmp_path / image_name("baseline", inputs.suite.prompts[0])
+        image.parent.mkdir(parents=True)
+        image.write_bytes(b"baseline")
+        digest = hashlib.sha256(b"baseline").hexdigest()
+        journal.note(Cell("standard", 0, "original"), "A1+1000", {**measured(1), "image_sha256": digest})
+        for repeat, reason in ((4, "hung"), (3, "killed"), (3, "killed again")):
+            journal.note(Cell("standard", repeat, "original"), "A1", {"failed": reason})
         files = inputs.write_files(journal)
-    assert files["comparison_matrix.json"]["mode"] == "offload"
-    assert files["comparison_matrix.json"]["summary"]["slowdown"]["pairs"] == 3
-    assert "generation_time_s" not in files["benchmark_metrics.json"]["models"]["original"]
-    read_evidence_folder(tmp_path)
+    (shared,) = {json.dumps([content.pop("environment"), content.pop("sources")]) for content in files.values()}
+    sources = {name: subject.source() for name, subject in inputs.subjects.items()}
+    environment = {**describe_machine("cpu"), "date": datetime.now(UTC).date().isoformat()}
+    assert json.loads(shared) == [environment, sources]
+    assert len({json.dumps(content.pop("settings")) for content in list(files.values())[1:]}) == 1
+    check_expected("bench_files.txt", "\n".join(f"{name}\n{folded(content)}" for name, content in files.items()))
+
+
+def test_failures_alone_are_evidence_too(
+    suite: Path, tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
+) -> None:
+    """Of a suite with one prompt; then a mode that failed altogether leaves the matrix to another."""
+    inputs = Inputs.open(tiny_repo, tiny_release, suite, 1)
+    reason = {"failed": "while loading: no memory"}
+    with Journal(tmp_path, {}, restart=False) as journal:
+        for mode, model in product(("standard", "offload"), inputs.subjects):
+            journal.note(Cell(mode, 0, model), "A1", reason)
+        _, matrix, offload = inputs.write_files(journal).values()
+        (row,) = matrix["prompts"]
+        assert (row["original"], row["quantized"], matrix["summary"]) == (reason, reason, {})
+        warm = {"failed": "the suite has one prompt, which is the cold one"}
+        parts = {"setup": reason, "cold": reason, "warm": warm, "times_s": {}}
+        failed = [{"prompt": "A1", "repeat": 0, "reason": reason["failed"]}]
+        named = {"label": "SDNQ uint4 static", "repo_id": "tiny-uint4"}
+        assert offload["models"]["quantized"] == {**named, **parts, "failed": failed}
+        shown = [lensconv(command, tmp_path) for command in ("evidence", "charts", "grid")]
+        assert [outcome.code for outcome in shown] == [0, 0, 0]
+        assert "cells are missing" in shown[2].stderr
+        for model in inputs.subjects:
+            journal.note(Cell("offload", 0, model), "A1", measured(8))
+        assert inputs.bench(journal, "offload").picture_mode == "offload"
+        metrics, matrix, offload = inputs.write_files(journal).values()
+    assert (matrix["mode"], matrix["summary"]["slowdown"]["pairs"]) == ("offload", 1)
+    assert "generation_time_s" not in metrics["models"]["original"]
+    assert "slowdown" not in metrics
+    assert offload["models"]["original"]["setup"] == {"failed": "not measured"}
+    notes = Notes()
+    assert compare_images(tmp_path, matrix, notes) is None
+    assert notes.texts == [
+        "images of A1 are missing or were changed, and are left out; --mode offload generates them again",
+        "no prompt has images of both models; images were not compared",
+    ]
+
+
+def test_weights_are_compared_where_they_can_be(tiny_repo: Path, release: Path, tmp_path: Path) -> None:
+    other = editable(tiny_repo, tmp_path)
+    change_tensors(other / FILE, lambda tensors: tensors["proj_out.bias"].add_(1))
+    subjects, unquantized = (
+        {subject.name: subject for subject in open_subjects(tiny_repo, quantized, SILENT)}
+        for quantized in (release, other)
+    )
+    notes = Notes()
+    found = compare_weights(subjects, notes)
+    assert found is not None
+    sources = {name: subject.source() for name, subject in subjects.items()}
+    assert found == {"schema": "lensconv.weights/1", "sources": sources, "fidelity": found["fidelity"]}
+    assert not notes.texts
+    assert compare_weights(unquantized, notes) is None
+    change_tensors(release / FILE, lambda tensors: tensors["proj_out.bias"].add_(1))
+    assert compare_weights(subjects, notes) is not None
+    (release / FILE).unlink()
+    assert compare_weights(subjects, notes) is None
+    check_expected("bench_weights.txt", "\n".join(notes.texts).replace(str(tmp_path), "FOLDER"))
+
+
+def test_subjects_are_named_as_the_hub_and_the_quantization_name_them(
+    tiny_repo: Path, release: Path, tmp_path: Path
+) -> None:
+    commit = "0123456789" * 4
+    cached = shutil.copytree(tiny_repo, tmp_path / "models--maker--Some--Lens" / "snapshots" / commit)
+    noted = editable(tiny_repo, tmp_path)
+    note = Path(".cache/huggingface/download/model_index.json.metadata")
+    for folder, text in ((noted, f"{commit}\netag\n1.0\n"), (release, f"{commit}0\n")):
+        (folder / note).parent.mkdir(parents=True)
+        (folder / note).write_text(text)
+    config = json.loads((release / "transformer" / "config.json").read_text())["quantization_config"]
+    edit_json(release / "transformer/config.json", quantization_config={**config, "use_dynamic_quantization": True})
+    subjects = [
+        Subject(name, open_pipeline(folder), {}, {})
+        for name, folder in (("original", cached), ("quantized", noted), ("quantized", release))
+    ]
+    assert [(subject.label, subject.repo_id, subject.revision) for subject in subjects] == [
+        ("Original Some--Lens", "maker/Some--Lens", commit),
+        ("Not quantized", "repo", commit),
+        ("SDNQ uint4 dynamic", "release", None),
+    ]
+
+
+def test_cells_tasks_and_jobs(inputs: Inputs, tmp_path: Path) -> None:
+    """Of a run with two repeats in all modes, where one image of the offload mode is there already."""
+    with Journal(tmp_path, {}, restart=False) as journal:
+        journal.note(Cell("offload", 0, "original"), "A1", ROW)
+        work = inputs.bench(journal, "sequential, offload,standard", repeats=2)
+        lines = []
+        for cell in work.cells:
+            job = work._job(cell, work.missing(cell))
+            assert (job.states, job.probe) == (inputs.subjects[cell.model].states, False)
+            assert {task.settings["prompt"] for task in job.tasks} <= {prompt.prompt for prompt in inputs.suite.prompts}
+            tasks = [f"{task.key or '-'} {task.settings['seed']} {task.image}" for task in job.tasks]
+            lines.append(f"{cell.mode} {cell.repeat} {job.device} {job.dtype} {job.offload} {Path(job.repo).name}: ")
+            lines[-1] += ", ".join(tasks).replace(str(tmp_path), "out")
+    check_expected("bench_jobs.txt", "\n".join(lines))
+
+
+LOADED, FAILED = {"event": "loaded", "time_s": 1.0}, {"event": "failed", "reason": "no memory"}
+DIED = {**FAILED, "died": True}
+HUNG = {**DIED, "hung": True}
+WARM, A1, B2 = ({"event": "generating", "key": key} for key in ("", "A1", "B2"))
+DONE = [LOADED, WARM, {"event": "generated", "key": "", **ROW}, A1, {"event": "generated", "key": "A1", **ROW}]
+
+
+@pytest.mark.parametrize(
+    ("events", "measured", "failed", "is_fruitless"),
+    [
+        ([FAILED], [], dict.fromkeys(IDS, "while loading: no memory"), True),
+        ([DIED], [], {"A1": "while loading: no memory"}, True),
+        ([LOADED, WARM, FAILED], ["(load)"], {"A1": "while warming up: no memory"}, False),
+        ([LOADED, WARM, HUNG], ["(load)"], {"A1": "while warming up: no memory"}, True),
+        ([*DONE, B2, FAILED], ["(load)", "A1"], {"B2": "no memory"}, False),
+        ([*DONE, B2, HUNG], ["(load)", "A1"], {"B2": "no memory"}, False),
+        (DONE, ["(load)", "A1"], {"B2": "the worker ended too early"}, False),
+    ],
+)
+def test_what_a_worker_says_becomes_figures_and_failures(
+    events: list[dict[str, Any]],
+    measured: list[str],
+    failed: dict[str, str],
+    is_fruitless: bool,
+    inputs: Inputs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also what real workers say seldom, or only after a long time."""
+    said = nullcontext(SimpleNamespace(events=lambda: (dict(event) for event in events)))
+    monkeypatch.setattr(measuring, "WorkerProcess", lambda *_: said)
+    shown, cell = Progress(), Cell("standard", 1, "quantized")
+    with Journal(tmp_path, {}, restart=False) as journal:
+        work = inputs.bench(journal, "standard")
+        assert work._run_worker(cell, work.missing(cell), shown) == is_fruitless
+        assert [key for _, key in journal.measured] == measured
+    assert work.failed == {(cell, key): reason for key, reason in failed.items()}
+    assert (shown.label, shown.done) == ("quantized, standard", len({*measured, *failed} - {LOAD_KEY}))
+    assert [task.key for task in work.missing(cell)] == [key for key in IDS if key not in (*measured, *failed)]
+
+
+def test_workers_that_hang_one_after_another_are_given_up(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def hang(work: Bench, cell: Cell, missing: Sequence[Task], shown: Progress) -> bool:
+        tried.append(cell.model)
+        work._fail(cell, missing[:1], "hung", shown)
+        return len(tried) != 2
+
+    monkeypatch.setattr(Bench, "_run_worker", hang)
+    prompts = tuple(replace(inputs.suite.prompts[0], id=f"X{number}") for number in range(7))
+    longer = replace(inputs, suite=PromptSuite("x", prompts), settings=[inputs.settings[0]] * 7)
+    with Journal(tmp_path, {}, restart=False) as journal:
+        work = longer.bench(journal, "offload", skip_baseline=True)
+        work.measure(Progress())
+    assert tried == ["original"] * 5 + ["quantized"] * 3
+    gone = "not tried: 3 consecutive workers hung, or died while loading"
+    assert list(work.failed.values()) == ["hung"] * 5 + [gone] * 2 + ["hung"] * 3 + [gone] * 4
+
+
+def test_the_machine_is_described_in_a_worker_where_it_has_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = describe_machine("cpu")
+    names = ("torch", "sdnq", "diffusers", "transformers", "safetensors", "accelerate")
+    size = {"cpu_cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+    size["memory_gb"] = round(_kibibytes(_MEMINFO, "MemTotal") / 1e9, 1)
+    system = {"platform": f"{os.uname().sysname} {os.uname().machine}", "python": platform.python_version()}
+    device = {"hardware": here["hardware"], "device": "cpu", "cuda": None, "driver": None}
+    assert here == {**device, **size, **system, "lensconv": __version__, **{name: version(name) for name in names}}
+    monkeypatch.setattr(measuring, "choose_device", lambda _: torch.device("cuda"))
+    with time_limit(LIMIT):
+        assert probe_machine("cpu", LIMIT, lambda: None) == here
+        with pytest.raises(DependencyError, match=r"a worker process cannot start: hung: nothing for 0\.01 s, and was"):
+            probe_machine("cpu", 0.01, lambda: None)
+        if not torch.cuda.is_available():
+            with pytest.raises(DeviceError, match="sees no CUDA GPU"):
+                probe_machine("cuda", LIMIT, lambda: None)
+
+
+def test_what_the_machine_calls_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without NVIDIA's library, with one that fails, and with one that works."""
+    file = tmp_path / "file"
+    for name in ("_PROCESSORS", "_DRIVER"):
+        monkeypatch.setattr(machine, name, file)
+    broken = SimpleNamespace(NVMLError=OSError, nvmlInit=lambda: file.read_text("ascii"))
+    working = SimpleNamespace(NVMLError=OSError, nvmlInit=lambda: None, nvmlSystemGetDriverVersion=lambda: "570.1")
+    found = []
+    for library, text in (
+        (None, "x\nmodel name\t: Some CPU \nmodel name: Other"),
+        (None, "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat"),
+        (broken, None),
+        (working, None),
+    ):
+        monkeypatch.setitem(sys.modules, "pynvml", library)
+        file.write_text(text) if text else file.unlink(missing_ok=True)
+        found.append((machine._processor(), machine._driver()))
+    unnamed = f"CPU {os.uname().machine}"
+    assert found == [("CPU Some CPU", None), (unnamed, "535.104.05"), (unnamed, None), (unnamed, "570.1")]
+
+
+def test_a_worker_that_breaks_down_says_why(tiny_repo: Path) -> None:
+    """Its last line; a worker that is stopped by a signal that nobody knows has none."""
+    job = Job(str(tiny_repo), {}, "none", "cpu", "no dtype", [])
+    ticks: list[None] = []
+    with time_limit(LIMIT), WorkerProcess(job, LIMIT, lambda: ticks.append(None)) as worker:
+        (event,) = worker.events()
+        assert [worker._reason(code) for code in (-6, -9, -50)] == [
+            *("killed by SIGABRT", "killed by SIGKILL, perhaps because memory ran out", "killed by signal 50")
+        ]
+    reason = "ended with exit code 1: AttributeError: module 'torch' has no attribute 'no dtype'"
+    assert event == {"event": "failed", "reason": reason, "died": True}
+    assert ticks
 
 
 def test_reasons_do_not_tell_where_folders_lie(suite: Path, tiny_repo: Path, release: Path, tmp_path: Path) -> None:
@@ -197,37 +459,6 @@ def test_reasons_do_not_tell_where_folders_lie(suite: Path, tiny_repo: Path, rel
         assert len(work.failed) == 3
     assert reason.startswith("while loading: release/vae")
     assert str(tmp_path) not in (tmp_path / "out" / "measurements.jsonl").read_text()
-
-
-def test_repeats_are_medians_and_largest_peaks(inputs: Inputs, tmp_path: Path) -> None:
-    with Journal(tmp_path, {}, restart=False) as journal:
-        for repeat, time in enumerate((3.0, 1.0, 2.0)):
-            for model, factor in (("original", 1), ("quantized", 2)):
-                cell = Cell("standard", repeat, model)
-                load = {"time_s": time, "peak_rss_gb": time, "cache_warm": repeat < 2, "components": {}}
-                journal.note(cell, LOAD_KEY, load)
-                for prompt in inputs.suite.prompts:
-                    row = {**ROW, "time_s": time * factor, "peak_rss_gb": time, "pixels_sha256": f"{repeat % 2}" * 64}
-                    if repeat == 0:
-                        image = tmp_path / image_name(model, prompt)
-                        image.parent.mkdir(parents=True, exist_ok=True)
-                        image.write_bytes(b"an image")
-                        row["image_sha256"] = hashlib.sha256(b"an image").hexdigest()
-                    journal.note(cell, prompt.id, row)
-        journal.note(Cell("standard", 3, "original"), "A1", {"failed": "hung"})
-        files = inputs.write_files(journal)
-    row = files["comparison_matrix.json"]["prompts"][0]
-    assert (row["original"]["time_s"], row["original"]["times_s"]) == (2.0, [3.0, 1.0, 2.0])
-    assert (row["quantized"]["time_s"], row["original"]["peak_rss_gb"]) == (4.0, 3.0)
-    assert row["delta_percent"] == 100.0
-    # Repeats drew other pixels.
-    assert row["original"]["images_agree"] is False
-    assert row["original"]["failed_attempts"] == [{"repeat": 3, "reason": "hung"}]
-    model = files["benchmark_metrics.json"]["models"]["original"]
-    assert (model["load_time_s"], model["load_peak_rss_gb"], model["load_cache_warm"]) == (2.0, 3.0, False)
-    assert model["failed"] == [{"prompt": "A1", "repeat": 3, "reason": "hung"}]
-    assert files["benchmark_metrics.json"]["slowdown"]["mean_difference_s"] == 2.0
-    assert files["benchmark_metrics.json"]["settings"]["repeats"] == 4
 
 
 def grown_block() -> bytearray:
@@ -272,32 +503,33 @@ def test_peaks_are_sampled_where_they_cannot_be_reset(monkeypatch: pytest.Monkey
     assert stages["first"]["peak_rss_gb"] - stages["second"]["peak_rss_gb"] == pytest.approx(0.2, abs=0.03)
 
 
-def test_a_resident_pipeline_needs_the_sum_of_its_parts(tiny_repo: Path) -> None:
-    repo = open_pipeline(tiny_repo)
-    settings = choose_settings(repo, "x", GenerateOptions())
-    resident = predict_memory(repo, settings, offload="none", on_cpu=True, unpacks=False, keeps_encoder=True)
-    staged = predict_memory(repo, settings, offload="none", on_cpu=True, unpacks=False)
-    smaller = min(repo.text_encoder.total_bytes, repo.transformer.total_bytes) // 2
-    assert resident.host >= staged.host + smaller
-    on_gpu = {
-        offload: predict_memory(repo, settings, offload=offload, on_cpu=False, unpacks=False, keeps_encoder=True)
-        for offload in ("none", "model", "sequential")
-    }
-    assert on_gpu["none"].device > on_gpu["model"].device > on_gpu["sequential"].device
-    assert on_gpu["none"].host < on_gpu["model"].host
-
-
-def test_a_packed_text_encoder_stays_on_the_accelerator(tiny_repo: Path, tmp_path: Path) -> None:
-    """So that the host need not hold it, whatever is offloaded."""
-    copy = shutil.copytree(tiny_repo, tmp_path / "packed")
-    edit_json(copy / "text_encoder" / "config.json", quantization_config={"quant_method": "mxfp4"})
-    dense, packed = open_pipeline(tiny_repo), open_pipeline(copy)
-    settings = choose_settings(dense, "x", GenerateOptions())
-    encoder = loaded_bytes(dense.text_encoder, 2)
-    for offload in ("model", "sequential"):
-        needs = [
-            predict_memory(repo, settings, offload=offload, on_cpu=False, unpacks=False, keeps_encoder=True)
-            for repo in (dense, packed)
-        ]
-        assert needs[0].host - needs[1].host == encoder
-        assert needs[1].device - needs[0].device == (encoder if offload == "model" else 0)
+def test_the_memory_that_images_are_predicted_to_need(tiny_repo: Path, tmp_path: Path) -> None:
+    """In every way to load a pipeline, also one with a large text encoder in MXFP4 and a thin autoencoder."""
+    large = packed(tiny_repo, tmp_path)
+    more = {"large.weight": torch.zeros(15_000_000, dtype=torch.bfloat16)}
+    change_tensors(large / "text_encoder" / "model.safetensors", lambda tensors: tensors.update(more))
+    lines = []
+    for folder, channels, options in (
+        (tiny_repo, None, GenerateOptions()),
+        (tiny_repo, None, GenerateOptions(base_resolution=1024, dtype="float32")),
+        (large, [], GenerateOptions(height=64, width=128)),
+        (large, ["1"], GenerateOptions(height=64, width=128)),
+        (large, [1], GenerateOptions(height=1600, width=3200)),
+        (large, [1], GenerateOptions(height=1600, width=3200, guidance=1.0)),
+    ):
+        if channels is not None:
+            edit_json(folder / "vae" / "config.json", block_out_channels=channels)
+        repo = open_pipeline(folder)
+        settings = choose_settings(repo, "x", options)
+        lines.append(
+            f"{folder.name} {channels} {settings.height}x{settings.width} {settings.dtype} {settings.guidance}"
+        )
+        for offload, on_cpu in (*((offload, False) for offload in OFFLOADS), ("none", True)):
+            needs = [
+                predict_memory(repo, settings, offload=offload, on_cpu=on_cpu, unpacks=unpacks, **others)
+                for unpacks in (False, True)[: 1 + repo.has_packed_text_encoder]
+                for others in ({}, {"encodes": False}, {"keeps_encoder": True})
+            ]
+            shown = " ".join(f"{need.host}/{need.device}" for need in needs)
+            lines.append(f" {'cpu' if on_cpu else offload}: {shown}")
+    check_expected("memory.txt", "\n".join(lines))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import pty
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -27,6 +26,7 @@ from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import choose_settings
 from converter.schemas import load_schema
+from tests.cases import check_cases
 from tests.conftest import ROOT, Lensconv, Outcome, command, edit_json, names_in, snapshot, time_limit
 from tests.generations import SMALL, draw, editable, pixels
 
@@ -92,20 +92,15 @@ def test_offloading_and_quantizing_change_nothing_and_little(
     assert 0 < difference.mean() < 10
 
 
-def test_sizes(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
-    def size_of(*options: object) -> tuple[int, int]:
-        output = tmp_path / "image.png"
-        outcome = lensconv(
-            "generate", tiny_repo, "--prompt", "x", "--out", output, "--steps", 1, "--guidance", 1, "--overwrite",
-            *options, "--json",
-        )  # fmt: skip
-        assert outcome.code == 0, outcome.stderr
-        with Image.open(output) as image:
-            assert image.size == (outcome.result["settings"]["width"], outcome.result["settings"]["height"])
-            return image.size
-
-    assert size_of() == (256, 256)
-    assert size_of("--base-resolution", 1024, "--aspect-ratio", "3:4") == (864, 1152)
+def test_an_image_of_the_default_size(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
+    options = ("--prompt", "x", "--out", tmp_path / "image.png", "--steps", 1, "--guidance", 1)
+    outcome = lensconv("generate", tiny_repo, *options)
+    shown = re.sub(r"[\d.]+ s, peak memory [\d.]+ [MG]B", "TIME, MEMORY", " ".join(outcome.stderr.split()))
+    with Image.open(tmp_path / "image.png") as image:
+        assert image.size == (256, 256)
+    assert shown.replace(str(tmp_path), "").endswith(
+        "/image.png: 256x256, 1 steps, guidance 1, seed 0, bfloat16 on cpu, not quantized, TIME, MEMORY."
+    )
 
 
 def test_defaults_suit_the_variant(tiny_repo: Path, tmp_path: Path) -> None:
@@ -170,52 +165,37 @@ def test_features_that_are_none_are_made_anew(
     assert file.read_bytes() == good
 
 
-BAD_OPTIONS: dict[str, tuple[tuple[object, ...], str]] = {
-    "aspect ratio": (("--aspect-ratio", "5:4"), "5:4"),
-    "base resolution": (("--base-resolution", 512), "512"),
-    "one side": (("--height", 64), "together"),
-    "both ways": (("--height", 64, "--width", 64, "--aspect-ratio", "1:1"), "together"),
-    "size": (("--height", 65, "--width", 64), "multiple of 16"),
-    "steps": (("--steps", 0), "steps"),
-    "many steps": (("--steps", 10**9), "steps"),
-    "seed": (("--seed", -1), "seed"),
-    "large seed": (("--seed", 2**64), "seed"),
-    "guidance": (("--guidance", "nan"), "guidance"),
-    "device": (("--device", "banana"), "banana"),
-    "meta": (("--device", "meta"), "meta"),
-    "date": (("--date", "2026-02-30"), "2026-02-30"),
-    "dtype": (("--dtype", "float16"), "float16"),
-    "offload": (("--offload", "all"), "all"),
-    "no text": (("--prompt", "lone \udcff surrogate"), "UTF-8"),
-}
+def test_options_out_of_range_and_just_in_range(tiny_repo: Path) -> None:
+    """Of an image, or of a benchmark, which has modes: what is chosen, or why nothing can be."""
+    repo = open_pipeline(tiny_repo)
+
+    def outcome(options: dict[str, Any]) -> str:
+        try:
+            if options.keys() & {"mode", "repeats", "timeout"}:
+                return str(BenchOptions(**options).modes)
+            settings = choose_settings(repo, options.pop("prompt", "x"), GenerateOptions(**options))
+            return " ".join(map(str, [*asdict(settings).values()][2:])) + f" {settings.grid} {len(settings.prompts)}"
+        except UsageError as error:
+            return str(error)
+
+    check_cases("options.jsonl", lambda options: outcome(dict(options)))
 
 
-@pytest.mark.parametrize("name", BAD_OPTIONS)
-def test_options_out_of_range(name: str, tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
-    options, expected = BAD_OPTIONS[name]
-    outcome = lensconv("generate", tiny_repo, "--prompt", "x", "--out", tmp_path / "x.png", *options, "--json")
-    assert outcome.code == 2, outcome.stdout
-    error = outcome.result["error"]
-    jsonschema.validate(outcome.result, load_schema("error"))
-    assert error["type"] == "UsageError"
-    assert expected in error["message"]
+def test_bad_options_leave_nothing(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
+    for options in (
+        ("--steps", 0),
+        ("--device", "banana"),
+        ("--device", "meta"),
+        ("--prompt", "lone \udcff surrogate"),
+    ):
+        outcome = lensconv("generate", tiny_repo, "--prompt", "x", "--out", tmp_path / "x.png", *options, "--json")
+        assert (outcome.code, outcome.result["error"]["type"]) == (2, "UsageError")
+        jsonschema.validate(outcome.result, load_schema("error"))
+        assert (
+            options[1] in ("lone \udcff surrogate", 0)
+            or f"{options[1]}: must be auto" in outcome.result["error"]["message"]
+        )
     assert names_in(tmp_path) == []
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (partial(GenerateOptions, dtype="float16"), "--dtype float16: must be one of bfloat16, float32"),
-        (partial(GenerateOptions, base_resolution=512), "--base-resolution 512: must be one of 1024, 1440"),
-        (partial(GenerateOptions, guidance=math.inf), "--guidance inf: must be between 0.0 and 1000.0"),
-        (partial(GenerateOptions, steps=0), "--steps 0: must be between 1 and 1000"),
-        (partial(BenchOptions, repeats=0), "--repeats 0: must be between 1 and 100"),
-        (partial(BenchOptions, mode="standard,fast"), "--mode standard,fast: must be one or more of"),
-    ],
-)
-def test_options_check_themselves(make: Callable[[], object], message: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(message)):
-        make()
 
 
 def test_prompts_of_any_length_and_kind(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:

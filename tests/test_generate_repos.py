@@ -15,7 +15,6 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from converter.checkpoint.header import read_header
 from converter.measurement.generation import encoding, generate
@@ -24,8 +23,7 @@ from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
 from tests.checkpoints import write_holes
 from tests.conftest import Lensconv, edit_json, names_in, run_process, time_limit
-from tests.generations import change_tensors, draw, editable, pixels
-from tests.lens.prompts import MXFP4, pack_experts
+from tests.generations import change_tensors, draw, editable, packed, pixels
 
 
 def test_repos_that_are_none(tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv) -> None:
@@ -178,12 +176,7 @@ def test_the_limits_of_the_shell_count(tiny_repo: Path, tmp_path: Path) -> None:
 def test_a_packed_text_encoder_is_unpacked_and_that_is_said(
     tiny_repo: Path, tmp_path: Path, lensconv: Lensconv
 ) -> None:
-    repo = editable(tiny_repo, tmp_path)
-    encoder = repo / "text_encoder"
-    packed, _ = pack_experts(load_file(encoder / "model.safetensors"))
-    save_file(packed, encoder / "model.safetensors", metadata={"format": "pt"})
-    edit_json(encoder / "config.json", quantization_config=MXFP4)
-    outcome = draw(lensconv, repo, tmp_path / "x.png")
+    outcome = draw(lensconv, packed(tiny_repo, tmp_path), tmp_path / "x.png")
     assert outcome.code == 0, outcome.stderr
     said = outcome.stderr.index("it is unpacked, and takes 3.4 MB")
     assert said < outcome.stderr.index("loading the text encoder")

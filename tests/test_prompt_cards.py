@@ -7,6 +7,7 @@ import pytest
 from converter.errors import SuiteError
 from converter.measurement.prompts.card import import_card
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
+from tests.cases import check_cases
 from tests.prompt_cards import SUITE, markdown_card, plain_card
 
 
@@ -156,134 +157,28 @@ def section_card(body: str, *, is_last: bool = True) -> str:
     return "\n\n".join((table, *(sections if is_last else reversed(sections))))
 
 
-SEVERAL = "several paragraphs follow its heading"
-ASIDE = "its section has text below a rule or another title"
-TITLE = "its section has a title with quotation marks"
-NEGATIVE = "has a negative prompt"
-TWICE = "its section has the label Prompt: twice"
-LABELLED = "a line within its quoted block is labelled"
-QUOTED = "its section has a block quote with lists, headings or other blocks"
-INCHES = "touch a letter or digit; they may mean inches or a nested quote"
+def test_sections_that_hold_more_than_a_prompt_and_those_that_hold_one() -> None:
+    """The prompt of the section, or why there is none; it does not matter whether another section follows."""
 
+    def outcome(body: str) -> str:
+        found = set()
+        for is_last in (True, False):
+            try:
+                suite = import_card(section_card(body, is_last=is_last), "x", where="card.md")
+                found.add(f"= {suite.prompts[1].prompt}")
+            except SuiteError as error:
+                found.add(f"{error.message.removeprefix('card.md: prompt P02: ')} | {error.hint[:30]}")
+        (only,) = found
+        return only
 
-@pytest.mark.parametrize("is_last", [True, False])
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        # Other text below the prompt.
-        (
-            'PROMPT\n\nThe images took an hour. Contact me at "x@y".',
-            f"{SEVERAL}, and nothing shows where the prompt ends; the second begins The images took an hour.",
-        ),
-        ("PROMPT\n\n[Full size](b.png)", "the second begins Full size"),
-        ("PROMPT\n\n*A slanted result*", "the second begins A slanted result"),
-        ("PROMPT\n\n**The sign is red.**", "the second begins The sign is red."),
-        ("PROMPT\n![](b.png)\nBelow its image.", "the second begins Below its image."),
-        ("PROMPT\nSeed: 302\nBelow a label.", "the second begins Below a label."),
-        ("PROMPT\n<!-- nothing -->\nBelow a comment.", "the second begins Below a comment."),
-        ("PROMPT\n\n*Figure 1: result*", "Figure 1 is not a known label"),
-        ("PROMPT\n\nResult: SDNQ dropped a letter.", "Result is not a known label"),
-        ("PROMPT\n\nAll images: 20 steps, CFG 5.", "All images is not a known label"),
-        ("> PROMPT\n\nResult: SDNQ dropped a letter.", "both a quoted block and text around it"),
-        # Labels that are not known.
-        ("Seed: 302\nSteps: 20\nCFG: 5\nResolution: 1440x1440\nPROMPT", "Steps is not a known label"),
-        ("Seed: 302\nScene: " + "long " * 20 + "\nPROMPT", "Scene is not a known label"),
-        ("**Seed:** 302<br>**CFG scale:** 5<br>PROMPT", "CFG scale is not a known label"),
-        ("Steps: 20\nPROMPT", "Steps is not a known label"),
-        ("PROMPT\nSteps=20", "Steps is not a known label"),
-        ("Steps: 20\nCFG: 5", "Steps is not a known label"),
-        ("[a]: b\nPROMPT", "[a] is not a known label"),
-        ("Steps: 20\n\nPROMPT", "Steps is not a known label"),
-        ("- Seed: 302\n- Steps: 20\n\nPROMPT", "Steps is not a known label"),
-        ("\u6b65\u6570\uff1a20\n\nPROMPT", "\u6b65\u6570 is not a known label"),
-        # Several prompts.
-        ("Prompt: first version\n\nPrompt: second version", TWICE),
-        ("Prompt: first version\nPrompt: second version", TWICE),
-        ("#### Prompt\n\n> PROMPT\n\n#### Prompt", TWICE),
-        ("About it.\nPrompt: A bakery.", "the second begins A bakery."),
-        # Text below another title or a rule.
-        (
-            'PROMPT\n\n**Important**\n\nIt must show "HELLO".',
-            f"{ASIDE}, which may or may not be a part of the prompt: It",
-        ),
-        ("PROMPT\n\n**Important**\nIt must show &quot;HELLO&quot;.", ASIDE),
-        ("PROMPT\n\n#### Important\n\n- It must show “HELLO”.", ASIDE),
-        ("PROMPT\n\n#### Important\n\n> It must show «HELLO».", ASIDE),
-        ('PROMPT\n\n#### Important\n\n```\nIt must show <b id="HELLO">.\n```', ASIDE),
-        ('PROMPT\n\n#### Important\n\n<p class="a">It must show "HELLO".</p>', ASIDE),
-        ('PROMPT\n\n---\n\nIt must show "HELLO".', ASIDE),
-        ("**Important**\n\nA bakery.", ASIDE),
-        ("---\n\nA bakery.", ASIDE),
-        ('PROMPT\n\n**It must show "HELLO"**', TITLE),
-        ('PROMPT\n\n#### It must show "HELLO"', TITLE),
-        ('> PROMPT\n\nIt must show "HELLO".\n---', TITLE),
-        ("> PROMPT\n\n" + 'It must show "HELLO". ' * 30 + "\n---", TITLE),
-        ("PROMPT\n\n**Second**\n\nPrompt: A bakery.", SEVERAL),
-        ("PROMPT\n\n---\n\nSeed: 7", "two seeds: 302 and 7"),
-        # Negative prompts.
-        ("PROMPT\n\n#### Negative prompt\n\nblurry, ugly", NEGATIVE),
-        ("PROMPT\n\n### Negative Prompts:\n\nblurry, ugly", NEGATIVE),
-        ("PROMPT\n\n**Negative prompt**\n\nblurry, ugly", NEGATIVE),
-        ("PROMPT\n\n---\n\n**Negative prompt:** blurry, ugly", NEGATIVE),
-        ("> PROMPT\n>\n> Negative prompt: blurry", f"{LABELLED}: Negative prompt: blurry"),
-        ("> PROMPT\n>\n> - a door", QUOTED),
-        (">> PROMPT", QUOTED),
-        ("> # PROMPT", QUOTED),
-        ("> PROMPT\n> ```\n> A door.\n> ```", QUOTED),
-        ("> **Prompt:** PROMPT", f"{LABELLED}: Prompt: A"),
-        ("```\nSeed: 302\nA bakery.\n```", f"{LABELLED}: Seed: 302"),
-        # Quotation marks that may open or close.
-        ('A sign "SAY &quot;HI&quot; NOW".', f"the quotation marks around 'SAY' (end: character 13) {INCHES}"),
-        ('A sign "ROOM "7" HERE".', INCHES),
-        ('A photo of 5" x 7" on a wall.', INCHES),
-        ('A sign "SAY "\u55e8" NOW".', INCHES),
-    ],
-)
-def test_sections_that_hold_more_than_a_prompt(body: str, said: str, is_last: bool) -> None:
-    message = refusal(section_card(body, is_last=is_last)).message
-    assert message.startswith("card.md: prompt P02: ")
-    assert said in message
-
-
-def test_a_second_paragraph_is_answered_with_a_way_out() -> None:
-    assert "into a block quote or a code block" in refusal(section_card("PROMPT\n\nMore.")).hint
-    assert "into a block quote or a code block" in refusal(section_card("PROMPT\n\nSteps: 20")).hint
-
-
-@pytest.mark.parametrize(
-    ("body", "prompt"),
-    [
-        ('Interior: a bakery "X1".', 'Interior: a bakery "X1".'),
-        ('Seed: 302\n\nInterior: a bakery "X1".\n\n![](b.png)', 'Interior: a bakery "X1".'),
-        ('Seed: 302\nPrompt: Interior: a bakery "X1".', 'Interior: a bakery "X1".'),
-        ("Interior: a bakery of many loaves and still more people, seen\nat dawn.", None),
-        ("A bakery\nof http://example.com at\n02:17 in winter.", "A bakery of http://example.com at 02:17 in winter."),
-        ("**Image**\n![a](b.png)\n\n**Prompt:** A bakery\nat dawn.", "A bakery at dawn."),
-        ("**Image**\n![a](b.png)\n\n**Prompt:**\n\n> A bakery.", "A bakery."),
-        ('A bakery.\n\n### Notes\n\nIt can show "HELLO".', "A bakery."),
-        ('#### Images\n\n![a "b"](b.png "c")\n\n#### Prompt\n\nA bakery.', "A bakery."),
-        ('A bakery.\n\n#### Images\n\n![a "b"](b.png "c")\n\n<img alt="b">', "A bakery."),
-        ("A bakery.\n\n#### Settings\n\n- Seed: 302\n- Steps: 20", "A bakery."),
-        ("A bakery.\n\n---\n\nDrawn in an hour.", "A bakery."),
-        ('A bakery.\n\n## Notes\n\nIt can show "HELLO".\n\n### Negative prompt\n\nThere is none.', "A bakery."),
-        ('A bakery.\n\nNotes\n-----\n\nIt can show "HELLO".', "A bakery."),
-        ("<b>A bakery</b>\nof <https://example.com>.", "A bakery of https://example.com."),
-        ("    A bakery.\n\n    At dawn.", "A bakery.\n\nAt dawn."),
-        ("> A bakery.\n> Text: as it is.\n>\n> At dawn.", "A bakery. Text: as it is.\n\nAt dawn."),
-        ("```\nA bakery.\n\nSteps: of stone.\n```", "A bakery.\n\nSteps: of stone."),
-        ('\u5199\u7740"\u8425\u4e1a"\u5b57\u6837', '\u5199\u7740"\u8425\u4e1a"\u5b57\u6837'),
-    ],
-)
-def test_sections_that_hold_one_prompt(body: str, prompt: str | None) -> None:
-    expected = body.replace("\n", " ") if prompt is None else prompt
-    assert import_card(section_card(body), "x").prompts[1].prompt == expected
+    check_cases("section_cases.jsonl", outcome)
 
 
 def test_a_heading_under_bold_titles_ends_what_it_ends_elsewhere() -> None:
     card = section_card('A bakery.\n\n## Notes\n\nIt "can".').replace("### P01 - One", "**P01 - One**")
     card = card.replace("### P02 - Two", "**P02 - Two**")
     assert import_card(card, "x").prompts[1].prompt == "A bakery."
-    assert ASIDE in refusal(card.replace("## Notes", "#### Notes")).message
+    assert "text below a rule or another title" in refusal(card.replace("## Notes", "#### Notes")).message
 
 
 def test_plain_cards_hold_one_prompt_and_nothing_else() -> None:

@@ -21,6 +21,7 @@ from converter.measurement.prompts.checks import LAST_SEED, normalize
 from converter.measurement.prompts.fetch import read_card
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt, builtin_suites, parse_suite, read_suite
 from converter.schemas import load_schema
+from tests.cases import check_cases
 from tests.conftest import Lensconv, names_in, run_python
 from tests.prompt_cards import SUITE, markdown_card
 from tests.serving import Quiet, serving
@@ -33,7 +34,7 @@ def edited(**changes: Any) -> str:
     tables = [{key: value for key, value in table.items() if value is not None} for table in (first, second)]
     lines = ['name = "mine"']
     for table in tables:
-        lines += ["[[prompts]]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+        lines += ["[[prompts]]", *(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items())]
     return "\n".join(lines)
 
 
@@ -82,68 +83,20 @@ def test_the_hash_changes_with_the_content() -> None:
     assert len({SUITE.sha256, *(suite.sha256 for suite in others)}) == 3
 
 
-def test_texts_are_compared_after_normalization() -> None:
-    prompt = "A cafe\u0301 with\n  two   signs"
-    suite = parse_suite(edited(prompt=prompt, required_text=["caf\u00e9 with two"]), where="x")
-    assert suite.prompts[1].prompt == prompt
-    assert parse_suite(edited(required_text=None), where="x").prompts[1].required_text == ()
+def test_suites_that_are_refused_and_what_is_just_accepted(tmp_path: Path) -> None:
+    """Of TOML, or of a good suite whose second prompt is changed."""
 
+    def outcome(case: str | dict[str, Any]) -> Any:
+        text = case if isinstance(case, str) else edited(**case)
+        file.write_text(re.sub(r"\{(.)\*(\d+)\}", lambda found: found[1] * int(found[2]), text), "utf-8")
+        try:
+            prompt = read_suite(str(file)).prompts[-1]
+        except SuiteError as error:
+            return f"{error.exit_code}: {error.message.removeprefix(f'{file}: ')[:150]}"
+        return [prompt.id[:9], prompt.seed, len(prompt.scenario), prompt.prompt[:20], prompt.required_text]
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("name = ", "is not TOML"),
-        ("a." * 30 + "a = 1", "more than 20 dots"),
-        ("x = " + "[" * 5000, "not TOML"),
-        ('name = "x"\nprompts = []', "contains no prompts"),
-        ('name = "x"', "prompts is missing"),
-        ("prompts = []", "name is missing"),
-        ('name = "x"\nprompts = "y"', "prompts must be an array"),
-        ('name = "x"\nprompts = ["y"]', "prompt number 1: is not a table"),
-        ('name = "x"\nprompt = []', "prompt is not a key of a suite"),
-        ('name = " "\n' + edited().partition("\n")[2], "name is empty"),
-        (edited(id=None), "prompt number 2: id is missing"),
-        (edited(id=7), "prompt number 2: id must be a string, not 7"),
-        (edited(id="p01"), "prompt p01: differs from P01 only by case"),
-        (edited(id="P01"), "prompt P01: is listed twice"),
-        (edited(id="../P02"), "cannot be the name of an image"),
-        (edited(id=".P02"), "cannot be the name of an image"),
-        (edited(id="P02\n"), "cannot be the name of an image"),
-        (edited(id="P" * 65), "cannot be the name of an image"),
-        (edited(id="Ｐ2"), "cannot be the name of an image"),  # noqa: RUF001 - a letter that only looks plain
-        (edited(sed=1), "prompt P02: sed is not a key of a prompt"),
-        (edited(seed=None), "prompt P02: seed is missing"),
-        (edited(seed=True), "prompt P02: seed must be an integer, not True"),
-        (edited(seed=1.0), "seed must be an integer"),
-        (edited(seed=-1), "prompt P02: seed -1 is not between 0"),
-        (edited(seed=LAST_SEED + 1), "is not between 0"),
-        (edited(scenario=""), "scenario is empty"),
-        (edited(scenario="a\nb"), "scenario has the control character U+000A"),
-        (edited(scenario="a" * 201), "scenario has 201 characters"),
-        (edited(prompt="\n "), "prompt is empty"),
-        (edited(prompt="a" * 10_001), "prompt has 10001 characters"),
-        (edited(prompt="bell \a"), "prompt has the control character U+0007"),
-        (edited(prompt="a \u2028 b"), "prompt has the control character U+2028"),
-        (edited(prompt=["OPEN"]), "prompt must be a string"),
-        (edited(required_text="OPEN"), "required_text must be an array"),
-        (edited(required_text=[1]), "1 is not a string"),
-        (edited(required_text=[" "]), "a required text is empty"),
-        (edited(required_text=["open"]), "required text 'open' does not occur in the prompt"),
-        (edited(required_text=["OPEN", "OPEN "]), "is listed twice"),
-    ],
-)
-def test_suites_that_are_refused(text: str, said: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text(text, "utf-8")
-    with pytest.raises(SuiteError, match=re.escape(said)) as caught:
-        read_suite(str(file))
-    assert caught.value.message.startswith(f"{file}: ")
-    assert "\n" not in caught.value.message
-    assert caught.value.exit_code == 2
-
-
-def test_the_last_seed_leaves_room() -> None:
-    assert parse_suite(edited(seed=LAST_SEED), where="x").prompts[1].seed + 1000 == 2**63 - 1
+    check_cases("suite_cases.jsonl", outcome)
 
 
 def test_a_lone_surrogate_is_refused() -> None:
