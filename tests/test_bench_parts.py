@@ -403,9 +403,7 @@ def test_the_machine_is_described_in_a_worker_where_it_has_an_accelerator(monkey
     monkeypatch.setattr(measuring, "choose_device", lambda _: torch.device("cuda"))
     with time_limit(LIMIT):
         assert probe_machine("cpu", LIMIT, lambda: None) == here
-        with pytest.raises(
-            DependencyError, match="cannot start: was stopped: no progress for 0.01 s"
-        ):
+        with pytest.raises(DependencyError, match=r"cannot start: was stopped: no progress for 0\.01 s"):
             probe_machine("cpu", 0.01, lambda: None)
         if not torch.cuda.is_available():
             with pytest.raises(DeviceError, match="sees no CUDA GPU"):
