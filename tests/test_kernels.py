@@ -125,9 +125,10 @@ def test_rounding_to_bfloat16_is_torchs(bits: NDArray[np.uint32]) -> None:
     np.testing.assert_array_equal(rounded[numbers], expected.view(torch.int16).numpy().view(np.uint16)[numbers])
 
 
+@pytest.mark.parametrize("round_weights", [True, False])
 @pytest.mark.parametrize("part", ["weight", "scale", "zero_point"])
 def test_a_kernel_that_differs_in_one_part_is_noticed(
-    part: str, lens_source: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, round_weights: bool, lens_source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = open_request(lens_source, None, ConvertOptions())
     plan = predict_plan(request.checkpoint, request.recipe)
@@ -137,7 +138,7 @@ def test_a_kernel_that_differs_in_one_part_is_noticed(
 
     def differing(*arguments: Any, **choices: Any) -> Any:
         parts, largest = quantize(*arguments, **choices)
-        parts[part].reshape(-1).view(np.uint8)[0] ^= 1
+        parts[part].reshape(-1).view(np.uint8)[0] ^= choices["round_weights"] == round_weights
         return parts, largest
 
     monkeypatch.setattr(fused, "quantize_uint4", differing)
