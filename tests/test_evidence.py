@@ -133,10 +133,9 @@ def test_files_that_are_no_json_object(content: bytes, tmp_path: Path, lensconv:
 def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="contains no measurements"):
         read_evidence_folder(tmp_path)
-    with pytest.raises(MissingInput, match="no such folder"):
-        read_evidence_folder(tmp_path / "nowhere")
-    with pytest.raises(MissingInput, match="no such file"):
-        read_evidence(tmp_path / "nothing.json")
+    for read, reason in ((read_evidence_folder, "no such folder"), (read_evidence, "no such file")):
+        with pytest.raises(MissingInput, match=reason):
+            read(tmp_path / "nothing.json")
 
 
 def test_failed_rows_are_left_out_of_statistics(folder: Path, lensconv: Lensconv) -> None:
@@ -172,9 +171,7 @@ def full_offload() -> dict[str, Any]:
 
 def images_of_matrix() -> dict[str, Any]:
     """Fidelity of the published prompts' images; a baseline has the figures of the next pair."""
-    pairs = [
-        published.image_pair(f"P{number:02}", 300 + number, 20.0 + number, 0.1 * number) for number in range(1, 12)
-    ]
+    pairs = [published.image_pair(f"P{n:02}", 300 + n, 20.0 + n, 0.1 * n) for n in range(1, 12)]
     for pair, other in pairwise(pairs):
         baseline = {name: other[name] for name in ("identical", "psnr_db", "ssim", "lpips")}
         grid = {"original": 0.1, "baseline": 0.2, "added": other["periodic_grid"]["added"]}
@@ -185,12 +182,9 @@ def images_of_matrix() -> dict[str, Any]:
         return {"mean": mean, "median": median, "min": min(values), "max": max(values), "count": len(values)}
 
     def summary(numbers: range) -> dict[str, Any]:
-        return {
-            "psnr_db": five([20.0 + number for number in numbers]),
-            "ssim": five([0.5 for _ in numbers]),
-            "lpips": None,
-            "periodic_grid_added": five([0.1 * number for number in numbers]),
-        }
+        values = {"psnr_db": [20.0 + n for n in numbers], "ssim": [0.5] * len(numbers)}
+        values["periodic_grid_added"] = [0.1 * n for n in numbers]
+        return {"lpips": None, **{name: five(found) for name, found in values.items()}}
 
     return published.image_fidelity(pairs[:10], {**summary(range(1, 11)), "baseline": summary(range(2, 12))})
 

@@ -336,10 +336,15 @@ def test_listings_that_are_long(tmp_path: Path, serve: Serve) -> None:
         hub.records = [git_record(str(index)) for index in range(number)]
         assert said in found_by(hub)
     link = {"Link": f"<{hub.url}/x?cursor=1>; rel=next"}
-    endless = json.dumps([git_record(str(index)) for index in range(1000)]).encode()
-    for content, said in ((endless, "is listed twice"), (b"[]", "list of files could not be understood")):
-        hub.faults["/tree/"] = lambda handler, content=content: handler.reply(content, headers=link)  # type: ignore[misc]
-        assert said in found_by(hub)
+
+    def endless(handler: Handler) -> None:
+        records = [git_record(f"{len(hub.seen)}-{number}") for number in range(1000)]
+        handler.reply(json.dumps(records).encode(), headers=link)
+
+    hub.faults["/tree/"] = endless
+    assert "more than 20000 files" in found_by(hub)
+    hub.faults["/tree/"] = lambda handler: handler.reply(b"[]", headers=link)
+    assert "list of files could not be understood" in found_by(hub)
 
 
 def test_answers_that_make_no_sense(lens_output: Path, serve: Serve) -> None:

@@ -198,9 +198,8 @@ def test_an_adapter_is_loaded_and_unloaded(folder: Path, tmp_path: Path) -> None
     adapter = {name: 0.3 * tensor for name, tensor in make_adapter(pipe.transformer).items()}
     save_file({f"transformer.{name}": tensor for name, tensor in adapter.items()}, tmp_path / "adapter.safetensors")
     merged = adapted(state, (adapter, 1.0))
-    run = pipelines.Reference(
-        pipe, pipelines.reference_features(pipe, [pipelines.PROMPT]), pipelines.reference_blank(1), 4.0, merged
-    )
+    features, blank = pipelines.reference_features(pipe, [pipelines.PROMPT]), pipelines.reference_blank(1)
+    run = pipelines.Reference(pipe, features, blank, 4.0, merged)
     expected = run.latents(pipelines.noise())
     pipe.load_lora_weights(tmp_path)
     found = pipelines.draw(pipe, latents=pipelines.noise())

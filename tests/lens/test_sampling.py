@@ -124,9 +124,8 @@ def test_noise_is_where_the_model_is(latents: torch.Tensor | None) -> None:
 def test_latents_are_denormalized_and_then_unpatched(dtype: torch.dtype) -> None:
     mean, variance = noise(seed=5)[0, 0].to(dtype), noise(seed=6)[0, 0].square().to(dtype)
     variance[0] = 0
-    found = sampling.unpatchify(
-        sampling.denormalize(sampling.unpack_latents(noise(2), *GRID).to(dtype), mean, variance, 1e-4)
-    )
+    latents = sampling.unpack_latents(noise(2), *GRID).to(dtype)
+    found = sampling.unpatchify(sampling.denormalize(latents, mean, variance, 1e-4))
     assert found.dtype == dtype
     assert found.shape == (2, 32, 8, 12)
     expected = reference.decode_latents(noise(2), *GRID, mean, variance, 1e-4)
