@@ -342,7 +342,7 @@ class Publisher:
         """Add the user's commits on main, the newest first, to the last line of the log."""
         history = self.api().list_repo_commits(self.repository) if self.api().repo_exists(self.repository) else []
         own = [commit.commit_id for commit in history if commit.title != "A commit of someone else"]
-        self.log[-1] += " ".join([" main:", *own])
+        self.log[-1] = " ".join([self.log[-1].strip(), "main:", *own])
 
 
 @pytest.fixture(scope="module", params=["lfs", "xet"])
