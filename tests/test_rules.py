@@ -86,6 +86,15 @@ def test_dtypes_of_modules_as_in_sdnq(name: str, dtype: str, by_dtype: dict[str,
     assert weights_dtype_of(name, config) == UTILS.get_minimum_dtype(dtype, name, by_dtype)
 
 
+@pytest.mark.parametrize("dtype", ["uint2", "int3", "uint4", "int5", "int8"])
+@pytest.mark.parametrize("key", ["minimum_{}bit", "minimum_uint{}", "minimum-int{}-bits", "{}bits", "int{}bit"])
+def test_every_minimum_is_as_in_sdnq(key: str, dtype: str) -> None:
+    for bits in range(1, 10):
+        by_dtype = {key.format(bits): ["a"]}
+        config = {"weights_dtype": dtype, "modules_dtype_dict": by_dtype}
+        assert weights_dtype_of("a.weight", config) == UTILS.get_minimum_dtype(dtype, "a.weight", by_dtype)
+
+
 def test_a_module_may_have_a_configuration_of_its_own() -> None:
     config = {"weights_dtype": "uint4", "modules_quant_config": {"a.b.weight": {"weights_dtype": "int6"}}}
     assert weights_dtype_of("a.b.weight", config) == "int6"
