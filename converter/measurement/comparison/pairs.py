@@ -161,7 +161,7 @@ def _refuse_lonely(folder: Path, other: Path, lonely: Sequence[ImageFile]) -> No
     if lonely:
         raise UsageError(
             f"{folder} and {other}: only one of them has {_names(map(str, lonely))}",
-            "Every image needs a counterpart of the same name.",
+            "Every image needs one with the same id and seed in the other folder.",
         )
 
 
