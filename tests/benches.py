@@ -30,7 +30,6 @@ scenario = "A | B"
 seed = 303
 prompt = "a red cube"
 """
-IDS = ("A1", "B2", "C3")
 #: Seconds that nothing may take; starting workers on a busy machine does.
 LIMIT = 240.0
 

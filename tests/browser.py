@@ -26,8 +26,6 @@ _OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
 )
-#: Seconds that the browser may take.
-_TIME_LIMIT = 60
 
 
 @dataclass
@@ -38,11 +36,6 @@ class Site:
     port: int = 0
     asked: list[str] = field(default_factory=list)
     """Hosts and paths of requests, and ``not HTTP`` for what is none, such as the beginning of TLS."""
-
-    @property
-    def address(self) -> str:
-        """Where its paths begin."""
-        return f"http://127.0.0.1:{self.port}"
 
 
 @contextmanager
@@ -91,19 +84,13 @@ def look_at(site: Site, program: str, *, width: int = 1280, height: int = 1000) 
         "document.querySelector('pre').textContent = JSON.stringify(found); });</script>"
     )
     site.pages = {**site.pages, "probe": probe}
-    dom = _run(site, f"--window-size={width},{height}", "--dump-dom", f"{site.address}/probe")
-    text = dom.rpartition('<pre id="found">')[2].partition("</pre>")[0]
-    assert text, f"the probe did not run: {dom[:500]}"
-    return json.loads(html.unescape(text))
-
-
-def _run(site: Site, *arguments: str) -> str:
-    """Run the browser; every name of a host leads to the site, so that it sees what a page asks of others."""
-    assert _CHROMIUM is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # Names of the browser's own services lead nowhere.
+        # Every name of a host leads to the site, so that it sees what a page asks of others; names of the browser's own
+        # services lead nowhere.
         hosts = f"--host-resolver-rules=MAP *.example 127.0.0.1:{site.port}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-        line = (_CHROMIUM, *_OPTIONS, f"--user-data-dir={profile}", hosts, *arguments)
-        done = run_program(*line, cwd=profile, timeout=_TIME_LIMIT)
+        options = (*_OPTIONS, f"--user-data-dir={profile}", hosts, f"--window-size={width},{height}", "--dump-dom")
+        done = run_program(_CHROMIUM, *options, f"http://127.0.0.1:{site.port}/probe", cwd=profile, timeout=60)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    text = done.stdout.rpartition('<pre id="found">')[2].partition("</pre>")[0]
+    assert text, f"the probe did not run: {done.stdout[:500]}"
+    return json.loads(html.unescape(text))

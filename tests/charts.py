@@ -29,7 +29,8 @@ NAMES = ("footprint", "time", "memory", "fidelity")
 ENVIRONMENT = {"hardware": "some GPU", "torch": "2.8.0", "date": "2026-05-24"}
 SETTINGS = {"num_inference_steps": 20, "guidance_scale": 5.0}
 #: Bytes by family and dtype, of the original and of the quantized transformer.
-FAMILIES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+Families = dict[str, tuple[dict[str, int], dict[str, int]]]
+FAMILIES: Families = {
     "norm": ({"F32": 400_000}, {"BF16": 200_000}),
     "img_mod": ({"F32": 5_360_000_000}, {"BF16": 2_680_000_000}),
     "attn": ({"F32": 2_100_000_000}, {"U8": 262_500_000, "BF16": 32_000_000}),
@@ -39,9 +40,7 @@ HUGE = {"label": "", "transformer_storage_gb": 1e307, "load_peak_rss_gb": 10**40
 HOSTILE = "$\\frac{1}{0}$ <b>&\x07\u202e日本 " + "Ж" * 300
 
 
-def metrics(
-    families: dict[str, tuple[dict[str, int], dict[str, int]]] | None, kind: str = "allocated"
-) -> dict[str, Any]:
+def metrics(families: Families | None, kind: str = "allocated") -> dict[str, Any]:
     """Content of ``benchmark_metrics.json``; without families in the form of the first releases."""
     models: dict[str, Any] = {}
     for index, model in enumerate(MODELS):

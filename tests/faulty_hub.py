@@ -39,18 +39,13 @@ class Fault:
     """A rule: what happens to which requests.
 
     Args:
-        action: ``status``, an answer of another status; ``delay``, a pause; ``drop_before`` and ``drop_after``, the
-            connection is dropped before or after the request has its effect; ``corrupt`` and ``forget``, an object is
-            damaged or lost; ``move_head``, someone else commits.
-        method: of the requests that it hits; empty for any.
-        path: a regular expression that must be found in the raw path, and the query after a ``?``. Without one, an
-            action that changes the state happens at once.
-        times: requests that it hits; 0 for all.
-        skip: matching requests that it lets pass before.
-        status, headers, body: of the answer.
-        seconds: of the pause.
-        sha256: the object that is damaged or lost.
-        repo: ``OWNER/NAME`` of the repo that gets a foreign commit on main.
+        action: ``status``, an answer of another status, with these headers and this body; ``delay``, a pause of so many
+            seconds; ``drop_before`` and ``drop_after``, the connection is dropped before or after the request has its
+            effect; ``corrupt`` and ``forget``, an object is damaged or lost; ``move_head``, someone else commits.
+        method, path: which requests, any if empty; the path is a regular expression that must be found in the raw path,
+            and the query after a ``?``. Without one, an action that changes the state happens at once.
+        skip, times: matching requests that it lets pass before, and those that it hits; 0 times for all.
+        sha256, repo: the object that is damaged or lost, and who gets a foreign commit on main.
     """
 
     action: Action
@@ -68,19 +63,16 @@ class Fault:
 
 @dataclass
 class Exchange:
+    """A request: its path percent-encoded, its query without signatures, whether it had an Authorization header, how
+    many bytes were read and sent; and the status, 0 if the connection was dropped without an answer."""
+
     method: str
     path: str
-    """As it was sent, percent-encoded and without the query."""
     query: str
-    """The same, without signatures."""
     authorized: bool
-    """Whether it had an Authorization header."""
     received: int = 0
-    """Bytes of the request's body that were read."""
     sent: int = 0
-    """Bytes of the answer's body."""
     status: int = 0
-    """0 if the connection was dropped without an answer."""
 
 
 class FaultyApplication:

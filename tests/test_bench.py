@@ -26,6 +26,7 @@ from converter.measurement.benchmark.journal import LOAD_KEY
 from converter.measurement.evidence.files import read_evidence_folder
 from converter.schemas import load_schema
 from tests.benches import DRAWING, LIMIT, SUITE, folded
+from tests.cases import check_cases
 from tests.conftest import (
     ROOT,
     Lensconv,
@@ -67,13 +68,6 @@ def bench(tiny_repo: Path, tiny_release: Path, lensconv: Lensconv) -> Lensconv:
         return lensconv("bench", original, quantized, "--out", output, *options, "--json")
 
     return call
-
-
-def refusal(outcome: Outcome) -> str:
-    """What a benchmark is refused with."""
-    assert outcome.code == 2
-    message: str = outcome.result["error"]["message"]
-    return message
 
 
 def wait_for_rows(process: subprocess.Popen[Any], output: Path, images: int = 0) -> None:
@@ -278,68 +272,42 @@ def test_ctrl_c_ends_the_worker_and_keeps_what_was_measured(
     assert not workers_below(output)
 
 
-def test_models_that_are_no_pair(
+def test_what_a_benchmark_refuses(
     tiny_repo: Path, tiny_release: Path, lens_output: Path, tmp_path: Path, bench: Lensconv
 ) -> None:
-    copy = shutil.copytree(tiny_repo, tmp_path / "copy")
-    other = shutil.copytree(tiny_release, tmp_path / "other")
-    edit_json(other / "model_index.json", _class_name="FluxPipeline")
-    for original, quantized, message in (
-        (tiny_repo, tiny_repo, "have the same transformer"),
-        (tiny_repo, copy, "have the same transformer"),
-        (tiny_release, tiny_release, "have the same transformer"),
-        (tiny_repo, other, "is for FluxPipeline"),
-        (tiny_repo, lens_output, "is not a pipeline repo"),
-        (tmp_path / "nowhere", tiny_release, "no such folder"),
-        (tiny_release, tiny_repo, "is quantized, and"),
-    ):
-        assert message in refusal(bench(tmp_path / "out", original=original, quantized=quantized))
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_summary_that_contradicts_itself_or_the_headers(release: Path, tmp_path: Path, bench: Lensconv) -> None:
-    file = release / "sdnq_quantization_summary.json"
-    content = json.loads(file.read_text())
-    dtype, size = next(iter(content["quant_transformer_dtypes"].items()))
-    for dtypes, message in (
-        ({"UINT8": 1000}, "its dtypes add up to 1000 bytes"),
-        ({**content["quant_transformer_dtypes"], dtype: size + 1}, "and the headers of the transformer to"),
-    ):
-        file.write_text(json.dumps({**content, "quant_transformer_dtypes": dtypes}))
-        assert message in refusal(bench(tmp_path / "out", quantized=release))
-
-
-def test_bad_options(tmp_path: Path, bench: Lensconv) -> None:
-    for arguments, message in (
-        (("--mode", ","), "--mode ,: must be one or more of standard, offload, sequential"),
-        (("--height", 65, "--width", 64), "is not a multiple of 16"),
-        (("--prompts", "nothing"), "no suite has that name"),
-    ):
-        assert message in refusal(bench(tmp_path / "out", *arguments))
-    assert not (tmp_path / "out").exists()
-
-
-def test_places_that_cannot_be_written(tiny_repo: Path, tmp_path: Path, bench: Lensconv) -> None:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "linked").mkdir()
+    """Models that are no pair, summaries at fault, bad options, and places that cannot be written or are taken."""
+    names = {"original": tiny_repo, "release": tiny_release, "bare": lens_output}
+    shutil.copytree(tiny_repo, tmp_path / "copy")
+    for name in ("flux", "contradictory", "other"):
+        shutil.copytree(tiny_release, tmp_path / name)
+    edit_json(tmp_path / "flux" / "model_index.json", _class_name="FluxPipeline")
+    summary = "sdnq_quantization_summary.json"
+    dtypes = json.loads((tiny_release / summary).read_text())["quant_transformer_dtypes"]
+    edit_json(tmp_path / "contradictory" / summary, quant_transformer_dtypes={"UINT8": 1000})
+    edit_json(tmp_path / "other" / summary, quant_transformer_dtypes=dtypes | {min(dtypes): dtypes[min(dtypes)] + 1})
+    for place in ("linked", "foreign", "pipe"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "file").touch()
     (tmp_path / "linked" / "images").symlink_to(tmp_path)
-    for place, message in (
-        (tiny_repo / "out", "is inside the original repo"),
-        (tmp_path / "file", "is not a folder"),
-        (tmp_path / "linked", "is a link"),
-    ):
-        assert message in refusal(bench(place))
+    (tmp_path / "foreign" / "weight_fidelity.json").write_text("{}")
+    os.mkfifo(tmp_path / "pipe" / "measurements.jsonl")
 
+    def outcome(original: str, quantized: str, output: str, *options: str) -> str:
+        models = {"original": original, "quantized": quantized}
+        with time_limit():
+            found = bench(
+                tmp_path / output,
+                *(options or DRAWING),
+                **{role: names.get(name, tmp_path / name) for role, name in models.items()},
+            )
+        assert found.code == 2
+        said = f"{found.result['error']['message']} | {found.result['error']['hint']}".replace(str(tmp_path), "FOLDER")
+        for name, folder in names.items():
+            said = said.replace(str(folder), name.upper())
+        return said
 
-def test_files_of_another_benchmark_are_not_mixed_in(tmp_path: Path, bench: Lensconv) -> None:
-    (tmp_path / "weight_fidelity.json").write_text("{}")
-    message = refusal(bench(tmp_path, *DRAWING))
-    assert "weight_fidelity.json: belongs to an earlier benchmark" in message
-    (tmp_path / "weight_fidelity.json").unlink()
-    (tmp_path / "measurements.jsonl").unlink()
-    os.mkfifo(tmp_path / "measurements.jsonl")
-    with time_limit():
-        assert "is not a file" in refusal(bench(tmp_path, *DRAWING))
+    check_cases("bench_refusals.jsonl", outcome)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -53,7 +53,8 @@ from converter.measurement.generation.repo import WEIGHTS, open_pipeline
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite, read_suite
 from converter.memory import _MEMINFO, _kibibytes
-from tests.benches import IDS, LIMIT, SUITE, folded
+from tests.benches import LIMIT, SUITE, folded
+from tests.cases import check_cases
 from tests.conftest import Lensconv, edit_json, time_limit
 from tests.expected import check_expected
 from tests.generations import change_tensors, editable, packed
@@ -330,45 +331,37 @@ def test_cells_tasks_and_jobs(inputs: Inputs, tmp_path: Path) -> None:
     check_expected("bench_jobs.txt", "\n".join(lines))
 
 
-LOADED, FAILED = {"event": "loaded", "time_s": 1.0}, {"event": "failed", "reason": "no memory"}
-DIED = {**FAILED, "died": True}
-HUNG = {**DIED, "hung": True}
-WARM, A1, B2 = ({"event": "generating", "key": key} for key in ("", "A1", "B2"))
-DONE = [LOADED, WARM, {"event": "generated", "key": "", **ROW}, A1, {"event": "generated", "key": "A1", **ROW}]
-
-
-@pytest.mark.parametrize(
-    ("events", "measured", "failed", "is_fruitless"),
-    [
-        ([FAILED], [], dict.fromkeys(IDS, "while loading: no memory"), True),
-        ([DIED], [], {"A1": "while loading: no memory"}, True),
-        ([LOADED, WARM, FAILED], ["(load)"], {"A1": "while warming up: no memory"}, False),
-        ([LOADED, WARM, HUNG], ["(load)"], {"A1": "while warming up: no memory"}, True),
-        ([*DONE, B2, FAILED], ["(load)", "A1"], {"B2": "no memory"}, False),
-        ([*DONE, B2, HUNG], ["(load)", "A1"], {"B2": "no memory"}, False),
-        (DONE, ["(load)", "A1"], {"B2": "the worker ended too early"}, False),
-    ],
-)
 def test_what_a_worker_says_becomes_figures_and_failures(
-    events: list[dict[str, Any]],
-    measured: list[str],
-    failed: dict[str, str],
-    is_fruitless: bool,
-    inputs: Inputs,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what real workers say seldom, or only after a long time."""
-    said = nullcontext(SimpleNamespace(events=lambda: (dict(event) for event in events)))
-    monkeypatch.setattr(measuring, "WorkerProcess", lambda *_: said)
-    shown, cell = Progress(), Cell("standard", 1, "quantized")
-    with Journal(tmp_path, {}, restart=False) as journal:
-        work = inputs.bench(journal, "standard")
-        assert work._run_worker(cell, work.missing(cell), shown) == is_fruitless
-        assert [key for _, key in journal.measured] == measured
-    assert work.failed == {(cell, key): reason for key, reason in failed.items()}
-    assert (shown.label, shown.done) == ("quantized, standard", len({*measured, *failed} - {LOAD_KEY}))
-    assert [task.key for task in work.missing(cell)] == [key for key in IDS if key not in (*measured, *failed)]
+    said: dict[str, dict[str, Any]] = {key: {"event": "generating", "key": key} for key in ("", "A1", "B2")}
+    said |= {f"{key} done": {"event": "generated", "key": key, **ROW} for key in ("", "A1")}
+    said["loaded"] = {"event": "loaded", "time_s": 1.0}
+    said["failed"] = {"event": "failed", "reason": "no memory"}
+    said["died"] = said["failed"] | {"died": True}
+    said["hung"] = said["died"] | {"hung": True}
+    folders = (tmp_path / str(number) for number in count())
+
+    def outcome(*events: str) -> dict[str, Any]:
+        worker = nullcontext(SimpleNamespace(events=lambda: (dict(said[event]) for event in events)))
+        monkeypatch.setattr(measuring, "WorkerProcess", lambda *_: worker)
+        shown, cell = Progress(), Cell("standard", 1, "quantized")
+        with Journal(next(folders), {}, restart=False) as journal:
+            work = inputs.bench(journal, "standard")
+            is_fruitless = work._run_worker(cell, work.missing(cell), shown)
+            measured = [key for _, key in journal.measured]
+        missing, failed = [task.key for task in work.missing(cell)], {key: why for (_, key), why in work.failed.items()}
+        assert [*work.failed] == [(cell, key) for key in failed]
+        return {
+            "fruitless": is_fruitless,
+            "measured": measured,
+            "failed": failed,
+            "left": missing,
+            shown.label: shown.done,
+        }
+
+    check_cases("worker_cases.jsonl", outcome)
 
 
 def test_workers_that_hang_one_after_another_are_given_up(

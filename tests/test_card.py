@@ -18,16 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from converter.errors import (
-    EvidenceError,
-    InputError,
-    MalformedCheckpoint,
-    MissingInput,
-    OutputError,
-    ReleaseError,
-    SuiteError,
-    UsageError,
-)
+from converter import errors
 from converter.front_matter import parse_front_matter
 from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
@@ -158,8 +149,7 @@ def test_a_card_as_a_whole(release: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "repo"),
-    [(make_published, "owner/Tiny"), (make_bare, "release"), (make_slower, "owner/Slower")],
+    ("make", "repo"), [(make_published, "owner/Tiny"), (make_bare, "release"), (make_slower, "owner/Slower")]
 )
 def test_other_cards(make: Callable[[Path, Path], CardReport], repo: str, release: Path, tmp_path: Path) -> None:
     """What the card above does not have."""
@@ -192,17 +182,17 @@ def refuse(
 
 def test_figures_without_a_checksum_are_taken_only_when_asked_for(release: Path, published: Path) -> None:
     differs = "differs from the summary in the release, so it was made from other weights"
-    refuse(EvidenceError, f"/evidence/{SUMMARY}: {differs}", release, published)
+    refuse(errors.EvidenceError, f"/evidence/{SUMMARY}: {differs}", release, published)
     (published / SUMMARY).unlink()
     lacks = "contains no sha256 of the weights that it was made from"
-    hint = refuse(EvidenceError, f"/evidence/benchmark_metrics.json: {lacks}", release, published)
+    hint = refuse(errors.EvidenceError, f"/evidence/benchmark_metrics.json: {lacks}", release, published)
     assert hint == "Measure again with `lensconv bench`, or accept unverified figures with --unverified."
 
 
 def test_measurements_of_other_weights_are_stale(release: Path, published: Path) -> None:
     (published / "comparison_matrix.json").write_text(json.dumps(published_matrix() | sources(release, "0" * 64)))
     stale = "is stale: the sha256 of the weights that were measured is not that of the release's weights"
-    refuse(EvidenceError, f"/evidence/comparison_matrix.json: {stale}", release, published, UNVERIFIED)
+    refuse(errors.EvidenceError, f"/evidence/comparison_matrix.json: {stale}", release, published, UNVERIFIED)
 
 
 def test_pictures_of_other_measurements_are_stale(release: Path, tmp_path: Path) -> None:
@@ -211,7 +201,7 @@ def test_pictures_of_other_measurements_are_stale(release: Path, tmp_path: Path)
     reason = "was made from other measurements than those in its folder"
     for path, name in (("charts/time-dark.png", "charts"), ("comparison/comparison_preview.webp", "grid")):
         (folder / "assets" / path).write_bytes(picture("other measurements"))
-        hint = refuse(EvidenceError, f"/evidence/assets/{path}: {reason}", release, folder)
+        hint = refuse(errors.EvidenceError, f"/evidence/assets/{path}: {reason}", release, folder)
         assert hint == f"Make it again with `lensconv {name}`."
 
 
@@ -222,13 +212,13 @@ def test_what_is_elsewhere_is_not_taken_along(release: Path, tmp_path: Path) -> 
     image.rename(tmp_path / "elsewhere.png")
     image.symlink_to(tmp_path / "elsewhere.png")
     reason = "is a link to a file outside of the folder"
-    refuse(EvidenceError, "/evidence/images/quantized/P01.png: " + reason, release, folder)
+    refuse(errors.EvidenceError, "/evidence/images/quantized/P01.png: " + reason, release, folder)
     edit_json(release / MANIFEST, component="transformer")
     listed = json.loads((release / MANIFEST).read_text())["files"]
     entry = {"name": "comparison_matrix.json", "bytes": 1, "sha256": "0" * 64}
     edit_json(release / MANIFEST, files=[*listed, entry])
     image.unlink()
-    refuse(OutputError, "comparison_matrix.json: `convert` wrote another file of that name", release, folder)
+    refuse(errors.OutputError, "comparison_matrix.json: `convert` wrote another file of that name", release, folder)
 
 
 def test_prompts_of_the_suite_that_was_drawn_are_shown_in_full(release: Path, published: Path, tmp_path: Path) -> None:
@@ -242,8 +232,8 @@ def test_prompts_of_the_suite_that_was_drawn_are_shown_in_full(release: Path, pu
     assert all(f"### {prompt.id} · {prompt.scenario}\n\n{prompt.prompt}\n" in text for prompt in prompts)
     suite.write_text(PromptSuite("other", (*prompts[:9], replace(prompts[9], seed=7))).to_toml())
     reason = "comparison_matrix.json: prompt P10, seed 310, differs from the suite /suite.toml"
-    refuse(EvidenceError, reason, release, published, options)
-    with pytest.raises(SuiteError):
+    refuse(errors.EvidenceError, reason, release, published, options)
+    with pytest.raises(errors.SuiteError):
         make_card(release, published, replace(UNVERIFIED, prompts="no-such-suite"))
 
 
@@ -285,7 +275,7 @@ def test_the_card_is_listed_and_the_release_fit_to_be_published(release: Path, p
     first = snapshot(release)
     assert verify(release, checksums=True).ok
     assert {file.name for file in examine_release(release, "owner/Tiny").files} == {*first}
-    with pytest.raises(ReleaseError, match="tells people to load owner/Tiny"):
+    with pytest.raises(errors.ReleaseError, match="tells people to load owner/Tiny"):
         examine_release(release, "owner/Other")
     shutil.rmtree(release / ".lensconv")
     make_card(release, published, UNVERIFIED)
@@ -308,7 +298,7 @@ def test_a_card_written_by_hand_is_kept_and_adopted(release: Path, published: Pa
     card.write_text(card.read_text() + "\nOne more line.\n")
     before = snapshot(release)
     reason = "/release/README.md: was written by hand, and would be lost"
-    hint = refuse(ReleaseError, reason, release, published, UNVERIFIED)
+    hint = refuse(errors.ReleaseError, reason, release, published, UNVERIFIED)
     assert hint == "Keep it and list it with --adopt, or move it away and run the command again."
     report = make_card(release, options=CardOptions(adopt=True))
     listed = json.loads((release / MANIFEST).read_text())
@@ -322,9 +312,13 @@ def test_a_card_written_by_hand_is_kept_and_adopted(release: Path, published: Pa
     assert [file.name for file in kept] == [file.name for file in made.files if "metrics" not in file.name]
     examine_release(release, "owner/Other")
     for content, error, reason in (
-        (b"no front matter", ReleaseError, "it has no front matter, which begins and ends with a line of three dashes"),
-        (b"\xff", ReleaseError, "is not UTF-8"),
-        (None, MissingInput, "No such file or directory"),
+        (
+            b"no front matter",
+            errors.ReleaseError,
+            "it has no front matter, which begins and ends with a line of three dashes",
+        ),
+        (b"\xff", errors.ReleaseError, "is not UTF-8"),
+        (None, errors.MissingInput, "No such file or directory"),
     ):
         card.unlink() if content is None else card.write_bytes(content)
         refuse(error, f"/release/README.md: {reason}", release, options=CardOptions(adopt=True))
@@ -340,7 +334,7 @@ def test_a_card_written_by_hand_is_kept_and_adopted(release: Path, published: Pa
     ],
 )
 def test_options_that_make_no_sense(release: Path, option: str, value: Any, reason: str) -> None:
-    refuse(UsageError, reason, release, options=replace(UNVERIFIED, **{option: value}))
+    refuse(errors.UsageError, reason, release, options=replace(UNVERIFIED, **{option: value}))
 
 
 def spoil(name: str, old: bytes, new: bytes) -> Callable[[Path], object]:
@@ -355,10 +349,10 @@ DISAGREE = "config.json and quantization_config.json disagree on weights_dtype"
 @pytest.mark.parametrize(
     ("change", "error", "reason"),
     [
-        (shutil.rmtree, MissingInput, ": no such folder"),
-        (lambda release: (release / MANIFEST).unlink(), MissingInput, f": has no {MANIFEST}"),
-        (spoil(WEIGHTS_FILE, b"pt", b"px"), MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
-        (spoil("transformer/config.json", b'"uint4"', b'"int4"'), MalformedCheckpoint, f": config: {DISAGREE}"),
+        (shutil.rmtree, errors.MissingInput, ": no such folder"),
+        (lambda release: (release / MANIFEST).unlink(), errors.MissingInput, f": has no {MANIFEST}"),
+        (spoil(WEIGHTS_FILE, b"pt", b"px"), errors.MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
+        (spoil("transformer/config.json", b'"uint4"', b'"int4"'), errors.MalformedCheckpoint, f": config: {DISAGREE}"),
     ],
 )
 def test_what_is_no_release_has_no_card(change: Any, error: type[Exception], reason: str, release: Path) -> None:
@@ -432,7 +426,7 @@ def test_all_that_a_template_may_use(tmp_path: Path) -> None:
 def test_a_template_that_fails_says_where(tmp_path: Path, text: bytes, reason: str) -> None:
     (tmp_path / "part.jinja").write_text("\n{{ 1 / 0 }}")
     (tmp_path / "mine.jinja").write_bytes(text)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(errors.InputError) as caught:
         render_card({}, tmp_path / "mine.jinja")
     assert str(caught.value) == f"{tmp_path}/{reason}"
 

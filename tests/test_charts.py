@@ -141,14 +141,8 @@ def of_offload_alone() -> of.Evidence:
 @pytest.mark.parametrize(
     "make",
     [
-        of.full_evidence,
-        of.published_evidence,
-        many_families,
-        on_a_cpu,
-        of_one_file,
-        of_nothing,
-        without_pairs,
-        of_offload_alone,
+        *(of.full_evidence, of.published_evidence, many_families, on_a_cpu, of_one_file),
+        *(of_nothing, without_pairs, of_offload_alone),
     ],
 )
 def test_what_charts_show(make: Any) -> None:
@@ -213,16 +207,9 @@ def test_names_are_cut_to_what_the_font_and_the_width_allow() -> None:
 @pytest.mark.parametrize(
     ("size", "shown", "short"),
     [
-        (10**9, "1 GB", "1.00"),
-        (10**9 - 1, "1000 MB", "1000"),
-        (10**6, "1 MB", "1.00"),
-        (99_940, "99.94 kB", "99.9"),
-        (99_950, "99.95 kB", "100"),
-        (9_994, "9.994 kB", "9.99"),
-        (9_995, "9.995 kB", "10.0"),
-        (10, "0.01 kB", "0.01"),
-        (9, "0.009 kB", "<0.01"),
-        (0, "0 kB", "0.00"),
+        *((10**9, "1 GB", "1.00"), (10**9 - 1, "1000 MB", "1000"), (10**6, "1 MB", "1.00")),
+        *((99_940, "99.94 kB", "99.9"), (99_950, "99.95 kB", "100"), (9_994, "9.994 kB", "9.99")),
+        *((9_995, "9.995 kB", "10.0"), (10, "0.01 kB", "0.01"), (9, "0.009 kB", "<0.01"), (0, "0 kB", "0.00")),
     ],
 )
 def test_sizes_have_the_unit_that_suits_them(size: float, shown: str, short: str) -> None:
@@ -232,14 +219,10 @@ def test_sizes_have_the_unit_that_suits_them(size: float, shown: str, short: str
 @pytest.mark.parametrize(
     ("name", "what", "make"),
     [
-        ("time", f"{MATRIX_NAME}: time_s", lambda more: {MATRIX_NAME: of.matrix({"P01": (1e9 * more, 1.0)})}),
-        (
-            "footprint",
-            f"{METRICS_NAME}: a",
-            lambda more: {METRICS_NAME: of.metrics({"a": ({"F32": 10**18 + more - 1}, {})})},
-        ),
-        ("fidelity", f"{WEIGHTS_NAME}: sqnr_db", lambda more: {WEIGHTS_NAME: of.weights(a=(1.0, -1e4 * more, 0.9))}),
-        ("memory", f"{METRICS_NAME}: peak_allocated_gb", lambda more: {OFFLOAD_NAME: of.offload(most=1e9 * more)}),
+        ("time", f"{MATRIX_NAME}: time_s", lambda n: {MATRIX_NAME: of.matrix({"P01": (1e9 * n, 1.0)})}),
+        ("footprint", f"{METRICS_NAME}: a", lambda n: {METRICS_NAME: of.metrics({"a": ({"F32": 10**18 + n - 1}, {})})}),
+        ("fidelity", f"{WEIGHTS_NAME}: sqnr_db", lambda n: {WEIGHTS_NAME: of.weights(a=(1.0, -1e4 * n, 0.9))}),
+        ("memory", f"{METRICS_NAME}: peak_allocated_gb", lambda n: {OFFLOAD_NAME: of.offload(most=1e9 * n)}),
     ],
 )
 def test_figures_of_nothing_that_exists_are_refused(name: str, what: str, make: Any) -> None:
@@ -247,18 +230,20 @@ def test_figures_of_nothing_that_exists_are_refused(name: str, what: str, make: 
     with pytest.raises(EvidenceError) as caught:
         of.chart(make(2), name)
     assert caught.value.message == f"{what} is larger than anything that can be measured"
-    for enormous in (of.matrix({"P01": (1e300, 1.0)}), of.metrics(None) | {"models": dict.fromkeys(MODELS, of.HUGE)}):
+    for enormous in (
+        of.matrix({"P01": (1e300, 1.0)}),
+        of.metrics(None) | {"models": dict.fromkeys(MODELS, of.HUGE)},
+    ):
         with pytest.raises(EvidenceError, match="larger than anything"):
             prepare_charts({MATRIX_NAME: enormous} if "prompts" in enormous else {METRICS_NAME: enormous})
 
 
 def test_tiny_and_large_figures_can_be_drawn() -> None:
-    of.check_layout(of.chart({MATRIX_NAME: of.matrix({"P1": (1e-300, 1e9), "P2": (1e9, 123456.789)})}, "time"))
-    of.check_layout(of.chart({MATRIX_NAME: of.matrix({of.HOSTILE: (6.9e8, 6.8e8)})}, "time"))
-    large = {f"P{n}": (123456.789 + n * 1e-7, 99999999.0 if n else None) for n in range(40)}
-    of.check_layout(of.chart({MATRIX_NAME: of.matrix(large)}, "time"))
-    of.check_layout(of.chart({MATRIX_NAME: of.matrix(large) | {"mode": "Ж" * 100}}, "time"))
-    of.check_layout(of.chart({MATRIX_NAME: of.matrix({f"P{n}": (1e-300, 5e-324) for n in range(3)})}, "time"))
-    of.check_layout(
-        of.chart({WEIGHTS_NAME: of.weights(attn=(0.0, -1e-300, 0.9), norm=(-250.0, -300.5, 0.9))}, "fidelity")
-    )
+    large = of.matrix({f"P{n}": (123456.789 + n * 1e-7, 99999999.0 if n else None) for n in range(40)})
+    for matrix in (
+        *(large, large | {"mode": "Ж" * 100}, of.matrix({f"P{n}": (1e-300, 5e-324) for n in range(3)})),
+        *(of.matrix({"P1": (1e-300, 1e9), "P2": (1e9, 123456.789)}), of.matrix({of.HOSTILE: (6.9e8, 6.8e8)})),
+    ):
+        of.check_layout(of.chart({MATRIX_NAME: matrix}, "time"))
+    weights = of.weights(attn=(0.0, -1e-300, 0.9), norm=(-250.0, -300.5, 0.9))
+    of.check_layout(of.chart({WEIGHTS_NAME: weights}, "fidelity"))

@@ -22,27 +22,17 @@ from converter.errors import EvidenceError, MissingInput
 from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder, write_evidence
 from converter.measurement.evidence.statistics import combine, percent_change, slowdown, spread, summarise_times
 from converter.schemas import load_schema
+from tests import published
 from tests.benches import folded
 from tests.cases import check_cases
 from tests.conftest import Lensconv
 from tests.expected import check_expected
-from tests.published import (
-    LABELS,
-    PUBLISHED,
-    image_fidelity,
-    image_pair,
-    published_matrix,
-    published_metrics,
-    published_offload,
-    shown_figures,
-    write_published,
-)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The four published files."""
-    return write_published(tmp_path)
+    return published.write_published(tmp_path)
 
 
 def write(folder: Path, name: str, content: object) -> Path:
@@ -56,9 +46,9 @@ def test_the_published_figures(folder: Path, lensconv: Lensconv) -> None:
     jsonschema.validate(result, load_schema("evidence"))
     lines = [line for line in shown.stderr.splitlines() if line[:1].strip()]
     check_expected("evidence.txt", "\n".join([folded(result), *lines]))
-    assert [label for label in LABELS if label not in shown.stderr] == []
-    figures = [make() for name, make in PUBLISHED.items() if name != SUMMARY]
-    assert {figure for figure in shown_figures(figures) if figure not in shown.stderr} == set()
+    assert [label for label in published.LABELS if label not in shown.stderr] == []
+    figures = [make() for name, make in published.PUBLISHED.items() if name != SUMMARY]
+    assert {figure for figure in published.shown_figures(figures) if figure not in shown.stderr} == set()
 
 
 def test_labels_are_shown_as_text(tmp_path: Path, lensconv: Lensconv) -> None:
@@ -69,7 +59,7 @@ def test_labels_are_shown_as_text(tmp_path: Path, lensconv: Lensconv) -> None:
 
 def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     """Other draws than lensconv's own give nearly the same ends."""
-    rows = published_matrix()["prompts"]
+    rows = published.published_matrix()["prompts"]
     original, quantized = ([row[name]["time_s"] for row in rows] for name in ("original", "quantized"))
     draws = np.random.default_rng(7).integers(0, 10, (40_000, 10))
     ratios = sorted(100 * (sum(quantized[i] for i in draw) / sum(original[i] for i in draw) - 1) for draw in draws)
@@ -115,7 +105,7 @@ def test_statistics_are_those_by_hand() -> None:
 
 def edited(name: str, *path: str | int, value: Any) -> tuple[str, dict[str, Any]]:
     """A published file with one figure changed."""
-    return name, replace_at(PUBLISHED[name](), path, value)
+    return name, replace_at(published.PUBLISHED[name](), path, value)
 
 
 def replace_at(content: dict[str, Any], path: Sequence[str | int], value: Any) -> dict[str, Any]:
@@ -127,7 +117,7 @@ def replace_at(content: dict[str, Any], path: Sequence[str | int], value: Any) -
     return content
 
 
-METRICS, MATRIX, OFFLOAD, SUMMARY = PUBLISHED
+METRICS, MATRIX, OFFLOAD, SUMMARY = published.PUBLISHED
 FILES = [{"name": "model.safetensors", "bytes": 1, "sha256": "a" * 64}]
 SOURCES = {name: {"repo_id": "x/y", "transformer": FILES} for name in ("original", "quantized")}
 
@@ -143,10 +133,9 @@ def test_files_that_are_no_json_object(content: bytes, tmp_path: Path, lensconv:
 def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="contains no measurements"):
         read_evidence_folder(tmp_path)
-    with pytest.raises(MissingInput, match="no such folder"):
-        read_evidence_folder(tmp_path / "nowhere")
-    with pytest.raises(MissingInput, match="no such file"):
-        read_evidence(tmp_path / "nothing.json")
+    for read, reason in ((read_evidence_folder, "no such folder"), (read_evidence, "no such file")):
+        with pytest.raises(MissingInput, match=reason):
+            read(tmp_path / "nothing.json")
 
 
 def test_failed_rows_are_left_out_of_statistics(folder: Path, lensconv: Lensconv) -> None:
@@ -162,17 +151,17 @@ def test_failed_rows_are_left_out_of_statistics(folder: Path, lensconv: Lensconv
 
 def full_matrix() -> dict[str, Any]:
     """A matrix with the statistics of its rows."""
-    matrix = published_matrix()
+    matrix = published.published_matrix()
     times = ({row["id"]: row[model]["time_s"] for row in matrix["prompts"]} for model in ("original", "quantized"))
     return {**matrix, "summary": summarise_times(*times)}
 
 
 def full_offload() -> dict[str, Any]:
     """An offload benchmark with its times; those of the published rows."""
-    content = published_offload()
+    content = published.published_offload()
     warm = []
     for name, model in content["models"].items():
-        rows = {row["id"]: row[name]["time_s"] for row in published_matrix()["prompts"]}
+        rows = {row["id"]: row[name]["time_s"] for row in published.published_matrix()["prompts"]}
         model["times_s"] = {key: [time] for key, time in rows.items()}
         model["cold"]["time_s"] = rows.pop("P01")
         model["warm"]["time_s"] = spread(list(rows.values())).to_dict()
@@ -182,7 +171,7 @@ def full_offload() -> dict[str, Any]:
 
 def images_of_matrix() -> dict[str, Any]:
     """Fidelity of the published prompts' images; a baseline has the figures of the next pair."""
-    pairs = [image_pair(f"P{number:02}", 300 + number, 20.0 + number, 0.1 * number) for number in range(1, 12)]
+    pairs = [published.image_pair(f"P{n:02}", 300 + n, 20.0 + n, 0.1 * n) for n in range(1, 12)]
     for pair, other in pairwise(pairs):
         baseline = {name: other[name] for name in ("identical", "psnr_db", "ssim", "lpips")}
         grid = {"original": 0.1, "baseline": 0.2, "added": other["periodic_grid"]["added"]}
@@ -193,19 +182,16 @@ def images_of_matrix() -> dict[str, Any]:
         return {"mean": mean, "median": median, "min": min(values), "max": max(values), "count": len(values)}
 
     def summary(numbers: range) -> dict[str, Any]:
-        return {
-            "psnr_db": five([20.0 + number for number in numbers]),
-            "ssim": five([0.5 for _ in numbers]),
-            "lpips": None,
-            "periodic_grid_added": five([0.1 * number for number in numbers]),
-        }
+        values = {"psnr_db": [20.0 + n for n in numbers], "ssim": [0.5] * len(numbers)}
+        values["periodic_grid_added"] = [0.1 * n for n in numbers]
+        return {"lpips": None, **{name: five(found) for name, found in values.items()}}
 
-    return image_fidelity(pairs[:10], {**summary(range(1, 11)), "baseline": summary(range(2, 12))})
+    return published.image_fidelity(pairs[:10], {**summary(range(1, 11)), "baseline": summary(range(2, 12))})
 
 
 def full_metrics() -> dict[str, Any]:
     """Metrics with footprints, parameters and stages; those of the published release where they are known."""
-    content = published_metrics()
+    content = published.published_metrics()
     footprints = {
         "original": [("img_mod", 1000, {"F32": 10_000_000_000}), ("attn", 264, {"F32": 6_416_900_608})],
         "quantized": [("img_mod", 1000, {"BF16": 2_942_501_632}), ("attn", 1224, {"U8": 1_358_954_496})],
@@ -222,7 +208,7 @@ def full_metrics() -> dict[str, Any]:
                 for family, tensors, sizes in families
             ],
         }
-        rows = {row["id"]: row[name]["time_s"] for row in published_matrix()["prompts"]}
+        rows = {row["id"]: row[name]["time_s"] for row in published.published_matrix()["prompts"]}
         content["models"][name]["stages"] = {"vae": {"time_s": statistics.median(rows.values())}}
     return {**content, "transformer_storage_reduction_vs_bf16_percent": 47.6, "sources": copy.deepcopy(SOURCES)}
 
@@ -236,7 +222,7 @@ def matrix_with_stages() -> dict[str, Any]:
     return {**matrix, "settings": {"num_inference_steps": 20, "guidance_scale": 5.0}, "sources": copy.deepcopy(SOURCES)}
 
 
-FULL = {MATRIX: matrix_with_stages, OFFLOAD: full_offload, METRICS: full_metrics, SUMMARY: PUBLISHED[SUMMARY]}
+FULL = {MATRIX: matrix_with_stages, OFFLOAD: full_offload, METRICS: full_metrics, SUMMARY: published.PUBLISHED[SUMMARY]}
 FULL["image_fidelity.json"] = images_of_matrix
 
 
@@ -244,7 +230,7 @@ def test_what_is_refused_and_what_is_just_accepted(tmp_path: Path, lensconv: Len
     """Published files, and full ones, with some values replaced; what can be computed is computed again."""
 
     def outcome(base: str, name: str, changes: dict[str, Any]) -> str:
-        makers = FULL if base == "full" else PUBLISHED
+        makers = FULL if base == "full" else published.PUBLISHED
         for file in tmp_path.iterdir():
             file.unlink()
         contents = {other: make() for other, make in makers.items()}
@@ -261,7 +247,7 @@ def test_what_is_refused_and_what_is_just_accepted(tmp_path: Path, lensconv: Len
 
 
 def test_images_are_those_that_were_measured(folder: Path) -> None:
-    matrix = published_matrix()
+    matrix = published.published_matrix()
     digest = hashlib.sha256(b"an image").hexdigest()
     matrix["prompts"][0]["original"] |= {"image": "images/a.png", "image_sha256": digest}
     write(folder, MATRIX, matrix)
@@ -285,8 +271,8 @@ def test_what_contradicts_itself_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(EvidenceError):
         write_evidence(tmp_path, name, content)
     assert not list(tmp_path.iterdir())
-    write_evidence(tmp_path, MATRIX, published_matrix())
-    assert read_evidence(tmp_path / MATRIX)[1] == published_matrix()
+    write_evidence(tmp_path, MATRIX, published.published_matrix())
+    assert read_evidence(tmp_path / MATRIX)[1] == published.published_matrix()
 
 
 def test_what_several_schemas_define_they_define_alike() -> None:

@@ -12,15 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, Rule, convert
-from tests.reference import (
-    FURTHER_RECIPES,
-    LENS_OPTIONS,
-    RECIPES,
-    SHARDS,
-    convert_with_sdnq,
-    read_configs,
-    weight_files,
-)
+from tests import reference
 from tests.tiny_models import ALL_CLASSES, save_model
 
 
@@ -42,10 +34,10 @@ def assert_same(
 ) -> None:
     """Assert that both paths write the same files; the recipe is that of the options if no other is given."""
     (used,) = recipe or (Recipe("mine", options),)
-    expected = convert_with_sdnq(source, folder / "expected", name, options, shard=shard)
-    convert(source, folder / "output", used, ConvertOptions(shard_bytes=SHARDS[shard], jobs=2))
-    assert weight_files(folder / "output") == weight_files(expected)
-    assert read_configs(folder / "output") == read_configs(expected)
+    expected = reference.convert_with_sdnq(source, folder / "expected", name, options, shard=shard)
+    convert(source, folder / "output", used, ConvertOptions(shard_bytes=reference.SHARDS[shard], jobs=2))
+    assert reference.weight_files(folder / "output") == reference.weight_files(expected)
+    assert reference.read_configs(folder / "output") == reference.read_configs(expected)
 
 
 def share_out(names: Iterable[str], recipes: Iterable[str], step: int) -> list[tuple[str, str]]:
@@ -58,25 +50,27 @@ def share_out(names: Iterable[str], recipes: Iterable[str], step: int) -> list[t
     ]
 
 
-@pytest.mark.parametrize(("name", "recipe"), share_out(ALL_CLASSES, RECIPES, step=2))
+@pytest.mark.parametrize(("name", "recipe"), share_out(ALL_CLASSES, reference.RECIPES, step=2))
 def test_every_class_gives_the_bytes_of_sdnq(name: str, recipe: str, sources: dict[str, Path], tmp_path: Path) -> None:
-    shard = list(SHARDS)[(ALL_CLASSES.index(name) // 2) % 2]
-    assert_same(tmp_path, sources[name], name, RECIPES[recipe], shard)
+    shard = list(reference.SHARDS)[(ALL_CLASSES.index(name) // 2) % 2]
+    assert_same(tmp_path, sources[name], name, reference.RECIPES[recipe], shard)
 
 
 @pytest.mark.parametrize(
     ("name", "recipe"),
-    share_out(["LensTransformer2DModel", "UNet2DConditionModel", "Qwen3ForCausalLM"], FURTHER_RECIPES, step=2),
+    share_out(
+        ["LensTransformer2DModel", "UNet2DConditionModel", "Qwen3ForCausalLM"], reference.FURTHER_RECIPES, step=2
+    ),
 )
 def test_every_option_gives_the_bytes_of_sdnq(name: str, recipe: str, sources: dict[str, Path], tmp_path: Path) -> None:
-    assert_same(tmp_path, sources[name], name, FURTHER_RECIPES[recipe], "200KB")
+    assert_same(tmp_path, sources[name], name, reference.FURTHER_RECIPES[recipe], "200KB")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", ["LensTransformer2DModel", "WanTransformer3DModel"])
 def test_sources_in_other_dtypes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", name, dtype=dtype)
-    options = LENS_OPTIONS if name == "LensTransformer2DModel" else {"weights_dtype": "uint4"}
+    options = reference.LENS_OPTIONS if name == "LensTransformer2DModel" else {"weights_dtype": "uint4"}
     assert_same(tmp_path, source, name, options, "5GB", None)
 
 
@@ -84,7 +78,7 @@ def test_a_sharded_source(tmp_path: Path) -> None:
     name = "LensTransformer2DModel"
     source = save_model(tmp_path / "source", name, shard="1MB")
     assert len(list(source.glob("*.safetensors"))) > 2
-    assert_same(tmp_path, source, name, LENS_OPTIONS, "200KB", None)
+    assert_same(tmp_path, source, name, reference.LENS_OPTIONS, "200KB", None)
 
 
 @pytest.mark.parametrize("held", ["both, equal", "both, different", "the alias only"])
@@ -154,10 +148,12 @@ def test_a_rule_wins_over_what_sdnq_skips(tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", name)
     output = tmp_path / "output"
     convert(source, output, "sdnq-int8", ConvertOptions(settings=("txt_in=int8",)))
-    config = read_configs(output)[1]
+    config = reference.read_configs(output)[1]
     assert config["add_skip_keys"] is False
-    expected = convert_with_sdnq(source, tmp_path / "expected", name, {**config, "quant_method": None}, shard="5GB")
-    assert weight_files(output) == weight_files(expected)
+    expected = reference.convert_with_sdnq(
+        source, tmp_path / "expected", name, {**config, "quant_method": None}, shard="5GB"
+    )
+    assert reference.weight_files(output) == reference.weight_files(expected)
     with safe_open(output / "diffusion_pytorch_model.safetensors", "pt") as file:
         names = set(file.keys())
     assert "txt_in.scale" in names

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
+from converter import Recipe
 from converter.conversion.kernels import fused
 from converter.conversion.kernels.sdnq import quantize_with_sdnq, seeded_generator
 from converter.conversion.kernels.selfcheck import kernel_agrees, sample_weights
 from converter.conversion.options import ConvertOptions
+from converter.conversion.planning.methods import Kind, plan_methods
+from converter.conversion.planning.planner import plan_with_sdnq
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.request import open_request
 
@@ -125,9 +128,10 @@ def test_rounding_to_bfloat16_is_torchs(bits: NDArray[np.uint32]) -> None:
     np.testing.assert_array_equal(rounded[numbers], expected.view(torch.int16).numpy().view(np.uint16)[numbers])
 
 
+@pytest.mark.parametrize("round_weights", [True, False])
 @pytest.mark.parametrize("part", ["weight", "scale", "zero_point"])
 def test_a_kernel_that_differs_in_one_part_is_noticed(
-    part: str, lens_source: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, round_weights: bool, lens_source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = open_request(lens_source, None, ConvertOptions())
     plan = predict_plan(request.checkpoint, request.recipe)
@@ -137,11 +141,27 @@ def test_a_kernel_that_differs_in_one_part_is_noticed(
 
     def differing(*arguments: Any, **choices: Any) -> Any:
         parts, largest = quantize(*arguments, **choices)
-        parts[part].reshape(-1).view(np.uint8)[0] ^= 1
+        parts[part].reshape(-1).view(np.uint8)[0] ^= choices["round_weights"] == round_weights
         return parts, largest
 
     monkeypatch.setattr(fused, "quantize_uint4", differing)
     assert not kernel_agrees(plan)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"weights_dtype": "uint4"}, Kind.FUSED),
+        ({"weights_dtype": "int8"}, Kind.ROWS),
+        # Its results have their rows in the last dimension.
+        ({"weights_dtype": "int8", "use_quantized_matmul": True}, Kind.WHOLE),
+        ({"weights_dtype": "uint4", "use_svd": True}, Kind.WHOLE),
+    ],
+)
+def test_how_modules_are_quantized(options: dict[str, Any], kind: Kind, lens_source: Path) -> None:
+    request = open_request(lens_source, Recipe("x", options), ConvertOptions())
+    plan = plan_with_sdnq(request.checkpoint, request.recipe)
+    assert {method.kind for method in plan_methods(plan).values()} == {kind}
 
 
 @pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00001, 0x7F7F8000, 0xFF7FFFFF])

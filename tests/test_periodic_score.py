@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import ImageFilter
 from converter.measurement.comparison.periodic import PERIODS, added_score, lattice_spectrum, own_score
 from scripts.periodic_images import PATTERNS, draw_clouds, filtered, pattern, scenes, to_pixels
 from scripts.periodic_score import area, report, run_scene
+from tests.cases import check_cases
 
 Pixels = NDArray[np.uint8]
 
@@ -52,18 +54,6 @@ def test_the_score_of_a_pattern_is_its_strength(shape: str, period: int, size: t
     assert own(candidate) == pytest.approx(strength, rel=0.01)
 
 
-def test_a_pattern_in_a_photographs_spectrum_keeps_its_strength() -> None:
-    """Also in a small image, which holds the shorter periods; one colour counts for a third of the energy."""
-    image, other, tinted = clouds(1, 512), clouds(2, 512), clouds(5)
-    flat = np.full((64, 70, 3), 120, np.uint8)
-    for period in (8, 16):
-        for original, below, tolerance in ((flat, flat, 0.04), (image, image, 0.05), (image, other, 0.15)):
-            score = added(original, with_pattern(below, "sinusoid", period, 8))
-            assert score == pytest.approx(4, rel=tolerance)
-    score = added(tinted, with_pattern(tinted, "sinusoid, one channel", 16, 12))
-    assert score == pytest.approx(6 / np.sqrt(3), rel=0.1)
-
-
 def test_nothing_is_none() -> None:
     image = clouds(3)
     flat = np.full((96, 64, 3), 7, np.uint8)
@@ -74,48 +64,11 @@ def test_nothing_is_none() -> None:
     assert own(image[:1, :1]) is None
 
 
-def test_neighbourhoods_are_those_of_the_whole_spectrum() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (64, 101, 3)).astype(np.uint8)
-    spectrum = lattice_spectrum(image)
-    assert spectrum is not None
-    grey = image[:, :96].sum(axis=2) / np.sqrt(3)
-    window = np.outer(*(1 - np.cos(2 * np.pi * np.arange(length) / length) for length in (64, 96)))
-    whole = np.fft.fft2((grey - grey.mean()) * window) / (64 * 96)
-    # Of 16 x 16 frequencies, zero is left out, three are their own conjugates, and of the others one of two is there.
-    assert spectrum.weights.tolist().count(1) == 3
-    assert spectrum.weights.tolist().count(2) == 126
-    rows, columns = np.meshgrid(np.arange(-2, 3), np.arange(-4, 5), indexing="ij")
-    at = {
-        tuple(np.round(whole[(4 * row + rows) % 64, (6 * column + columns) % 96].ravel(), 2).tolist())
-        for row in range(16)
-        for column in range(16)
-    }
-    found = {tuple((np.round(patch.astype(complex), 2)).tolist()) for patch in spectrum.patches[0]}
-    assert len(found) == 129
-    assert found <= at
-
-
 def test_images_that_cannot_be_scored_are_refused() -> None:
     with pytest.raises(ValueError, match="shapes"):
         added(clouds(1)[:64], clouds(1)[:96])
     with pytest.raises(ValueError, match="is not an RGB image"):
         own(clouds(1)[..., 0])
-
-
-@pytest.mark.parametrize("period", [8, 16, 32])
-def test_regular_structure_of_the_original_does_not_count(period: int) -> None:
-    wall = with_pattern(clouds(4), "lines", period, 60)
-    strong = own(wall)
-    assert strong is not None
-    assert strong > 5
-    for changed in (
-        to_pixels(128 + 1.2 * (wall - 128.0)),
-        filtered(wall, ImageFilter.GaussianBlur(1)),
-        np.roll(wall, (3, 2), (0, 1)),
-    ):
-        score = added(wall, changed)
-        assert score is not None
-        assert score < 0.06 * strong
 
 
 def page_of_words(seed: int, side: int = 512, spacing: int = 32) -> Pixels:
@@ -131,18 +84,30 @@ def page_of_words(seed: int, side: int = 512, spacing: int = 32) -> Pixels:
     return to_pixels(np.repeat(page[..., None], 3, axis=2))
 
 
-@pytest.mark.parametrize("period", PERIODS)
-@pytest.mark.parametrize("amplitude", [2, 8])
-def test_a_pattern_on_a_page_of_text_is_found(period: int, amplitude: float) -> None:
-    """The lines have the lattice's own period; what a copy keeps of them is no pattern, and hides none."""
-    page = page_of_words(5)
-    stripes = amplitude * np.sin(2 * np.pi * np.arange(512) / period)[:, None, None]
-    score = added(page, to_pixels(page + stripes))
-    assert score == pytest.approx(amplitude / np.sqrt(2), rel=0.25)
-    for clean in (filtered(page, ImageFilter.GaussianBlur(0.7)), page_of_words(6)):
-        score = added(page, clean)
-        assert score is not None
-        assert score < amplitude / 10
+def test_scores_of_patterns_and_of_what_is_none() -> None:
+    """Of an image, another one, a change of that and a pattern over it: what is added, and what it has of its own.
+
+    What a copy keeps of the original's structure is no pattern, and hides none; a pattern of 8 levels scores about 4.
+    """
+    images = {f"clouds {seed}": clouds(seed, 512) for seed in (1, 2)}
+    images |= {f"words {seed}": page_of_words(seed) for seed in (5, 6)}
+    images |= {f"wall {period}": with_pattern(clouds(4), "lines", period, 60) for period in PERIODS}
+    images |= {"flat": np.full((64, 70, 3), 120, np.uint8), "odd": clouds(5)}
+    changes: dict[str, Callable[[Pixels], Pixels]] = {
+        "kept": np.copy,
+        "contrast": lambda image: to_pixels(128 + 1.2 * (image - 128.0)),
+        "reversed": lambda image: to_pixels(255.0 - image),
+        "blur": lambda image: filtered(image, ImageFilter.GaussianBlur(1)),
+        "moved": lambda image: np.roll(image, (3, 2), (0, 1)),
+    }
+
+    def outcome(
+        original: str, other: str, change: str, shape: str, period: int, amplitude: float
+    ) -> list[float | None]:
+        candidate = with_pattern(changes[change](images[other]), shape, period, amplitude)
+        return [score and round(score, 2) for score in (added(images[original], candidate), own(candidate))]
+
+    check_cases("periodic_cases.jsonl", outcome)
 
 
 def test_a_large_image_takes_seconds() -> None:

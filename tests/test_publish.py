@@ -22,18 +22,8 @@ from converter.console import Progress
 from converter.conversion.release.manifest import ReleaseFile
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
 from converter.errors import MissingInput, OutputError, ReleaseError, UsageError
-from converter.hub.addresses import HubAddress
-from converter.hub.remote import RemoteRepo
 from converter.hub.retry import Retry
-from converter.publication.files import (
-    Difference,
-    PublishedFile,
-    compare,
-    file_stamp,
-    hash_files,
-    noted_files,
-    read_unchanged,
-)
+from converter.publication.files import Difference, PublishedFile, file_stamp, hash_files, noted_files, read_unchanged
 from converter.publication.folder import advice
 from converter.publication.options import PublishOptions
 from converter.publication.preflight import examine_release
@@ -76,13 +66,9 @@ def add(name: str, content: bytes = b"{}", *, listed: bool = False) -> Spoil:
     return lambda release: list_file(release, name, content) if listed else (release / name).write_bytes(content)
 
 
-add_hidden = add(".env")
-
-
 def flip_a_weight(release: Path) -> None:
-    content = bytearray((release / WEIGHTS).read_bytes())
-    content[-1] ^= 1
-    (release / WEIGHTS).write_bytes(content)
+    content = (release / WEIGHTS).read_bytes()
+    (release / WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
 
 
 def edit_card(release: Path) -> None:
@@ -90,68 +76,58 @@ def edit_card(release: Path) -> None:
 
 
 LATIN = FRONT_MATTER.encode() + "Grüße".encode("latin-1")
-#: What is done to a release, and what it is refused with.
-FAULTS: dict[str, tuple[Spoil, str]] = {
-    "hidden in a folder": (add("vae/.gitattributes", b"* text", listed=True), r"vae/\.gitattributes is hidden"),
-    "hidden": (add_hidden, r"\.env is hidden"),
-    "secret": (
-        add("a.json", b'{\n"note": "%b"}\n' % TOKEN.encode(), listed=True),
-        "a.json contains a Hugging Face token in line 2",
-    ),
-    "link to elsewhere": (
-        lambda release: (release / "vae/more.json").symlink_to("/etc/hostname"),
-        "vae/more.json is a link",
-    ),
-    "folder link": (lambda release: (release / "more").symlink_to("vae"), "more is a link"),
-    "unlisted": (add("vae/more.json"), "vae/more.json is not in the manifest"),
-    "empty weights": (add("vae/more.safetensors", b"", listed=True), "vae/more.safetensors is empty"),
-    "sparse giant": (lambda release: os.truncate(release / WEIGHTS, 250 * 10**9), "has 250.0 GB"),
-    "latin card": (add("README.md", LATIN, listed=True), "README.md is not UTF-8"),
-    "bad metadata": (add("README.md", b"---\nlicense: [\n---\n", listed=True), "README.md"),
-    "latin name": (add(os.fsdecode(b"gr\xfc\xdf.json")), "has a name that is not UTF-8"),
-    "pipe": (lambda release: os.mkfifo(release / "vae" / "pipe"), "vae/pipe is not a regular file"),
-    "gone": (lambda release: (release / "vae/config.json").unlink(), "vae/config.json is missing"),
-    "cut card": (lambda release: os.truncate(release / "README.md", 9), r"README.md has 9 bytes, but \d+ in"),
-    "gitignore": (add(".gitignore"), r"\.gitignore would make"),
-    "flipped weight": (flip_a_weight, "another sha256"),
-    "edited card": (edit_card, "README.md has another sha256"),
-    "dropped card": (lambda release: forget_file(release, "README.md"), "README.md is not in the manifest"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_what_must_not_be_published_reaches_no_network(release: Path, fault: str) -> None:
-    spoil, message = FAULTS[fault]
-    spoil(release)
-    _connections.clear()
-    with pytest.raises(ReleaseError, match=message) as caught:
-        publish(release, "owner/tiny")
-    assert TOKEN not in caught.value.message
-    assert fault != "empty weights" or caught.value.hint == "Convert again, or download the release again."
-    assert _connections == []
-
-
-#: Options that contradict each other, or have a form that is refused.
-WRONG_OPTIONS: list[dict[str, Any]] = [
-    *({"tag": tag} for tag in ("v 1", "../v1", "v1..2", "v//1", "main", "refs/pr/1")),
-    *(
-        {"revision": "v/.1"},
-        {"revision": "n" * 101},
-        {"message": "two\nlines"},
-        {"message": " "},
-        {"message": "N" * 201},
-    ),
-    *({"tag": "next", "revision": "next"}, {"create_pr": True, "tag": "v1"}),
-]
+NOTE = b'{\n"note": "%b"}\n' % TOKEN.encode()
 
 
 @pytest.mark.parametrize(
-    ("repository", "options"),
-    [("tiny", {}), ("owner/tiny@main", {}), *(("owner/tiny", options) for options in WRONG_OPTIONS)],
+    ("spoil", "message"),
+    [
+        (add("vae/.gitattributes", b"* text", listed=True), r"vae/\.gitattributes is hidden"),
+        (add(".env"), r"\.env is hidden"),
+        (add("a.json", NOTE, listed=True), "a.json contains a Hugging Face token in line 2"),
+        (lambda release: (release / "vae/more.json").symlink_to("/etc/hostname"), "vae/more.json is a link"),
+        (lambda release: (release / "more").symlink_to("vae"), "more is a link"),
+        (add("vae/more.json"), "vae/more.json is not in the manifest"),
+        (
+            add("vae/more.safetensors", b"", listed=True),
+            "is empty.* Convert again, or download",
+        ),
+        (lambda release: os.truncate(release / WEIGHTS, 250 * 10**9), "has 250.0 GB"),
+        (add("README.md", LATIN, listed=True), "README.md is not UTF-8"),
+        (add("README.md", b"---\nlicense: [\n---\n", listed=True), "README.md"),
+        (add(os.fsdecode(b"gr\xfc\xdf.json")), "has a name that is not UTF-8"),
+        (lambda release: os.mkfifo(release / "vae" / "pipe"), "vae/pipe is not a regular file"),
+        (lambda release: (release / "vae/config.json").unlink(), "vae/config.json is missing"),
+        (lambda release: os.truncate(release / "README.md", 9), r"README.md has 9 bytes, but \d+ in"),
+        (add(".gitignore"), r"\.gitignore would make"),
+        (flip_a_weight, "another sha256"),
+        (edit_card, "README.md has another sha256"),
+        (lambda release: forget_file(release, "README.md"), "README.md is not in the manifest"),
+    ],
 )
-def test_requests_that_are_refused(release: Path, repository: str, options: dict[str, Any]) -> None:
+def test_what_must_not_be_published_reaches_no_network(release: Path, spoil: Spoil, message: str) -> None:
+    spoil(release)
+    _connections.clear()
+    with pytest.raises(ReleaseError) as caught:
+        publish(release, "owner/tiny")
+    assert re.search(message, f"{caught.value.message} {caught.value.hint}")
+    assert TOKEN not in caught.value.message
+    assert _connections == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"repository": name} for name in ("tiny", "owner/tiny@main")),
+        *({"tag": tag} for tag in ("v 1", "../v1", "v1..2", "v//1", "main", "refs/pr/1")),
+        *({"revision": revision} for revision in ("v/.1", "n" * 101)),
+        *({"message": message} for message in ("two\nlines", " ", "N" * 201)),
+        *({"tag": "next", "revision": "next"}, {"create_pr": True, "tag": "v1"}),
+    ],
+)
+def test_requests_that_are_refused(release: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        publish(release, repository, PublishOptions(**options))
+        publish(release, options.pop("repository", "owner/tiny"), PublishOptions(**options))
 
 
 def test_a_folder_that_is_no_release(tmp_path: Path) -> None:
@@ -257,7 +233,7 @@ def test_a_release_that_was_examined_may_be_made_anew(release: Path) -> None:
     examine_release(release, "owner/tiny")
     assert (release / ".lensconv").is_dir()
     refuse_what_is_no_checkpoint(release)
-    add_hidden(release)
+    (release / ".env").touch()
     with pytest.raises(OutputError, match=r"\.env"):
         refuse_what_is_no_checkpoint(release)
 
@@ -356,22 +332,17 @@ class Publisher:
             text = text.replace(commit, f"<{number}>").replace(commit[:12], f"<{number}>")
         return text
 
-    def commits(self) -> list[str]:
-        """Of main, the newest first."""
-        return [commit.commit_id for commit in self.api().list_repo_commits(self.repository)]
-
     def api(self) -> Any:
         """A client of the same Hub in this process."""
         from huggingface_hub import HfApi
 
         return HfApi(endpoint=self.hub.endpoint, token=self.hub.account.token)
 
-    def main_is_whole(self) -> bool:
-        """Whether main holds the release, file by file."""
-        place = HubAddress(self.repository)
-        remote = RemoteRepo.open(place, endpoint=self.hub.endpoint, token=self.hub.account.token)
-        files = json.loads((self.release / MANIFEST).read_text())["files"]
-        return not compare(hash_files(self.release, [*(file["name"] for file in files), MANIFEST]), remote.files)
+    def note_history(self) -> None:
+        """Add the user's commits on main, the newest first, to the last line of the log."""
+        history = self.api().list_repo_commits(self.repository) if self.api().repo_exists(self.repository) else []
+        own = [commit.commit_id for commit in history if commit.title != "A commit of someone else"]
+        self.log[-1] = " ".join([self.log[-1].strip(), "main:", *own])
 
 
 @pytest.fixture(scope="module", params=["lfs", "xet"])
@@ -399,6 +370,7 @@ def publisher(
     user = Publisher(hub, release, environment, f"owner/{name}", [])
     yield user
     hub.clear_faults()
+    user.note_history()
     check_expected(f"publish/{name}.txt", user.text())
 
 
@@ -407,21 +379,15 @@ only_lfs = pytest.mark.parametrize("transport", ["lfs"], indirect=True)
 
 def test_whole_and_once(publisher: Publisher) -> None:
     before = snapshot(publisher.release)
-    receipt = publisher.publish("--tag=v1")
-    assert receipt["commit"] == publisher.commits()[0]
-    assert publisher.main_is_whole()
-    refs = publisher.api().list_repo_refs(publisher.repository)
-    assert [(tag.name, tag.target_commit) for tag in refs.tags] == [("v1", receipt["commit"])]
+    publisher.publish("--tag=v1")
     folder = Path(publisher.api().snapshot_download(publisher.repository, cache_dir=publisher.release.parent / "cache"))
     found = {name: content for name, content in snapshot(folder).items() if name != ".gitattributes"}
     assert found == before
 
     publisher.publish("--tag=v1")
     publisher.publish("--read-back", "--json")
-    assert len(publisher.commits()) == 2
     write_card(publisher.release, "Another")
     publisher.publish("--tag=v1")
-    assert publisher.commits()[0] == receipt["commit"]
 
 
 @only_lfs
@@ -439,7 +405,6 @@ def test_what_would_be_done_is_not_done(publisher: Publisher) -> None:
     assert [commit.title for commit in commits] == ["N" * 200, "Publish the release", "initial commit"]
     publisher.api().update_repo_settings(publisher.repository, private=False)
     publisher.publish("--private")
-    assert len(publisher.commits()) == 2
 
 
 @only_lfs
@@ -462,7 +427,6 @@ def test_answers_that_end_it(publisher: Publisher) -> None:
     publisher.publish()
     publisher.hub.fault("status", status=200, body="{}", path="/tag/")
     publisher.publish("--tag=v1")
-    assert publisher.main_is_whole()
     publisher.hub.fault("status", status=503, path="/refs", times=0)
     publisher.publish("--patience=1")
 
@@ -472,9 +436,8 @@ def test_a_commit_whose_answer_is_lost(publisher: Publisher) -> None:
     publisher.hub.fault("drop_after", method="POST", path="/commit/main")
     if "HF_HUB_DISABLE_XET" in publisher.environment:
         publisher.hub.fault("move_head", repo=publisher.repository, path="/refs", skip=1)
-    receipt = publisher.publish()
+    publisher.publish()
     assert publisher.hub.faults() == []
-    assert publisher.commits()[-2:] == [receipt["commit"], receipt["parent"]]
 
 
 @only_lfs
@@ -490,7 +453,6 @@ def test_uploads_that_are_lost(publisher: Publisher) -> None:
         publisher.hub.fault("forget", sha256=sha256, method="POST", path="/commit/main", times=times)
         publisher.publish()
     assert publisher.hub.faults() == []
-    assert len(publisher.commits()) == 3
 
 
 def test_a_head_that_moved(publisher: Publisher) -> None:
@@ -498,7 +460,6 @@ def test_a_head_that_moved(publisher: Publisher) -> None:
     write_card(publisher.release, "Another")
     publisher.hub.fault("move_head", repo=publisher.repository, method="POST", path="/commit/main")
     publisher.publish()
-    assert len(publisher.commits()) == 3
 
 
 def test_a_file_that_changes_meanwhile(publisher: Publisher) -> None:
@@ -514,7 +475,6 @@ def test_a_file_that_changes_meanwhile(publisher: Publisher) -> None:
     thread.start()
     publisher.publish()
     thread.join()
-    assert len(publisher.commits()) == 1
 
 
 def test_a_long_file(publisher: Publisher) -> None:
@@ -525,12 +485,10 @@ def test_a_long_file(publisher: Publisher) -> None:
         for options in ((), ("--dry-run",), ()):
             stream.flush()
             publisher.publish(*options, trusted_from=1 << 20)
-        assert len(publisher.commits()) == 1
         stream.seek(0)
         stream.write(b"\0")
     files = publisher.publish(trusted_from=1 << 20)["files"]
     assert set(noted_files(publisher.release)) == {file["name"] for file in files}
-    assert publisher.main_is_whole()
 
 
 def test_pull_requests(publisher: Publisher) -> None:
@@ -540,11 +498,7 @@ def test_pull_requests(publisher: Publisher) -> None:
         publisher.publish("--create-pr")
         # Without a receipt that says so, the files of the commit before are read back, too.
         (publisher.release / ".lensconv" / "receipt.json").unlink()
-    discussions = list(publisher.api().get_repo_discussions(publisher.repository))
-    assert [(discussion.num, discussion.status) for discussion in discussions] == [(1, "open")]
-    assert len(publisher.commits()) == 2
     publisher.api().merge_pull_request(publisher.repository, 1)
-    assert publisher.main_is_whole()
     # Somebody without the right to write may offer a change.
     publisher.environment["HF_TOKEN"] = publisher.hub.token("stranger")
     write_card(publisher.release, "Offered")
@@ -562,8 +516,6 @@ def test_what_another_tool_put_there(publisher: Publisher) -> None:
     for operations in ([CommitOperationAdd(*file) for file in theirs.items()], [CommitOperationDelete(".gitignore")]):
         api.create_commit(publisher.repository, operations, commit_message="Theirs")
         publisher.publish()
-    assert publisher.main_is_whole()
-    assert len(publisher.commits()) == 4
 
 
 @only_lfs

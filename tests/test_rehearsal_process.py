@@ -85,7 +85,8 @@ def test_clients_are_led_to_this_hub_alone(tmp_path: Path) -> None:
 def test_serve_says_where_it_is_and_ends_with_ctrl_c(as_json: bool, tmp_path: Path) -> None:
     options = ("--json", "--folder", tmp_path) if as_json else ()
     line, pipe = command("hub", "serve", "--account", "ann:read", "--account", "bo", *options), subprocess.PIPE
-    process = subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
+    wide = os.environ | {"COLUMNS": "1000"}
+    process = subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=wide)
     stream, last = (process.stdout, "}\n") if as_json else (process.stderr, "Ctrl-C stops it.\n")
     assert stream is not None
     text = "".join(iter(stream.readline, last)) + last

@@ -57,7 +57,7 @@ def test_a_release_goes_through_all_of_it(release: Path, tmp_path: Path) -> None
     arguments = ("publish", release, "alice/tiny", "--rehearse", "--keep", keep, "--private", "--tag", "v1")
     # The user's own token and endpoint are not used.
     own = {"HF_TOKEN": "hf_" + "b" * 34, "HF_ENDPOINT": "http://127.0.0.1:9", "CUDA_VISIBLE_DEVICES": ""}
-    done = run_process(*arguments, env=os.environ | own)
+    done = run_process(*arguments, env=os.environ | own | {"COLUMNS": "1000"})
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     check_shown("rehearsal_text.txt", done.stderr, tmp_path)
     with Image.open(keep / "image.png") as image:

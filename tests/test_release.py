@@ -73,7 +73,7 @@ def test_an_existing_output_is_replaced_only_if_asked(lens_source: Path, tmp_pat
     assert names_in(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("name", ["thesis.txt", "sub/thesis.txt", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["thesis.txt", "sub/thesis.txt", "sub/README.md", "tokenizer.json"])
 def test_overwriting_spares_what_is_no_part_of_the_checkpoint(name: str, lens_source: Path, tmp_path: Path) -> None:
     output = convert_default(lens_source, tmp_path / "out")
     own = output / name

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -35,26 +34,22 @@ assert type(pipe.text_encoder) is LensGptOssEncoder
 """
 
 
-def published_requirements() -> Iterator[str]:
-    """Names of the distributions that lensconv requires without extras, directly and through others."""
-    waiting, seen = ["lensconv"], set()
-    while waiting:
-        name = canonicalize_name(waiting.pop())
-        if name in seen:
-            continue
-        seen.add(name)
-        for text in distribution(name).requires or ():
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(requirement.name)
-    yield from sorted(seen - {"lensconv"})
+def required_by(name: str, seen: set[str]) -> set[str]:
+    """Add what a distribution requires without extras, directly and through others."""
+    for text in distribution(name).requires or ():
+        requirement = Requirement(text)
+        found = canonicalize_name(requirement.name)
+        if found not in seen and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+            seen.add(found)
+            required_by(found, seen)
+    return seen
 
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of links to the published requirements and lensconv, and to nothing else."""
     folder = tmp_path_factory.mktemp("packages")
-    for name in published_requirements():
+    for name in sorted(required_by("lensconv", set())):
         for file in distribution(name).files or ():
             top = file.parts[0]
             if top in ("..", "__pycache__") or (folder / top).exists():
@@ -80,10 +75,8 @@ def lensconv(packages: Path, folder: Path, *arguments: object) -> subprocess.Com
     """Run commands that are separated by None, in one process, up to the first that fails."""
     lists: list[list[str]] = [[]]
     for argument in arguments:
-        if argument is None:
-            lists.append([])
-        else:
-            lists[-1].append(str(argument))
+        lists += [[]] if argument is None else []
+        lists[-1] += [] if argument is None else [str(argument)]
     program = (
         "import sys\nfrom converter.cli.main import run\nfrom converter.console import Console\n"
         f"sys.exit(next((code for arguments in {lists!r} if (code := run(arguments, Console()))), 0))"
@@ -121,24 +114,15 @@ def test_a_release_is_published_without_an_extra(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "extra"),
+    ("line", "extra"),
     [
-        (("bench", "a", "b", "--out", "c"), "measure"),
-        (("evidence", "a"), "measure"),
-        (("grid", "a"), "measure"),
-        (("charts", "a"), "measure"),
-        (("compare", "a", "b"), "measure"),
-        (("card", "a"), "measure"),
-        (("prompts", "import", "a", "--out", "b.toml"), "measure"),
-        (("publish", "a", "b/c", "--rehearse"), "rehearsal"),
-        (("hub", "serve"), "rehearsal"),
+        *((line, "measure") for line in ("bench a b --out c", "evidence a", "grid a", "charts a", "compare a b")),
+        *((line, "measure") for line in ("card a", "prompts import a --out b.toml")),
+        *((line, "rehearsal") for line in ("publish a b/c --rehearse", "hub serve")),
     ],
-    ids=lambda value: value if isinstance(value, str) else value[0],
 )
-def test_a_command_names_the_extra_that_it_needs(
-    arguments: tuple[str, ...], extra: str, packages: Path, tmp_path: Path
-) -> None:
-    done = lensconv(packages, tmp_path, *arguments)
+def test_a_command_names_the_extra_that_it_needs(line: str, extra: str, packages: Path, tmp_path: Path) -> None:
+    done = lensconv(packages, tmp_path, *line.split())
     assert done.returncode == 3, done.stderr
     assert f"'.[{extra}]'" in done.stderr
     assert not any(tmp_path.iterdir())

@@ -185,7 +185,10 @@ HIDDEN: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", HIDDEN)
-def test_damage_that_only_the_weights_show(damage: str, lens_source: Path, folder: Path) -> None:
+def test_damage_that_only_the_weights_show(
+    damage: str, lens_source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.verification.fidelity.PIECE_ELEMENTS", 100)
     tensors = load_file(folder / WEIGHTS)
     change, check = HIDDEN[damage]
     change(tensors)

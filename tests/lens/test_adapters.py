@@ -47,10 +47,7 @@ Source = tuple[Any, dict[str, Any]]
 MODULE = "transformer_blocks.1.attn.img_qkv"
 #: Options of PEFT's that change how its factors are used.
 PEFT_OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"use_rslora": True},
-    {"use_dora": True},
-    {"lora_bias": True},
+    *({}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}),
     {"rank_pattern": {MODULE: 2}, "alpha_pattern": {MODULE: 7.0}},
 ]
 

@@ -201,12 +201,8 @@ def test_embeddings_stand_for_their_prompts(pipe: Any) -> None:
     assert {mask.dtype for mask in pipe.encode_prompt(**numbers)[1::2]} == {torch.bool}
     expected = draw(pipe, negative_prompt="dog", latents=noise())
     for options in (
-        whole,
-        numbers,
-        {**whole, "prompt": OTHER_PROMPT, "negative_prompt": "cat"},
-        {**positive, "negative_prompt": "dog"},
-        {**negative, "prompt": PROMPT},
-        {**short, "prompt": PROMPT},
+        *(whole, numbers, {**whole, "prompt": OTHER_PROMPT, "negative_prompt": "cat"}),
+        *({**positive, "negative_prompt": "dog"}, {**negative, "prompt": PROMPT}, {**short, "prompt": PROMPT}),
         {**whole, "num_images_per_prompt": 2},
     ):
         found = draw(pipe, **{"prompt": None, "latents": noise(), **options})

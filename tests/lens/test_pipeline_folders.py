@@ -17,20 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from converter.lens import LensGptOssEncoder, LensPipeline
 from tests.conftest import edit_json, names_in
+from tests.lens import pipelines
 from tests.lens.models import adapted, make_adapter
-from tests.lens.pipelines import (
-    PROMPT,
-    TOLERANCE,
-    Reference,
-    draw,
-    embeddings,
-    load,
-    noise,
-    picture,
-    quiet,
-    reference_blank,
-    reference_features,
-)
 from tests.lens.prompts import LAYERS, MXFP4, notices, pack_experts
 
 #: ``model_index.json`` of microsoft/Lens, without its version of diffusers.
@@ -71,7 +59,7 @@ def offload_by_group(pipe: Any, **options: Any) -> bool:
 def offload_twice(pipe: Any) -> bool:
     """By layer after a run by model."""
     assert offload_by_model(pipe)
-    picture(pipe)
+    pipelines.picture(pipe)
     return offload_by_layer(pipe)
 
 
@@ -88,21 +76,21 @@ OFFLOADS = [
 def drawn(request: pytest.FixtureRequest) -> tuple[Path, bytes]:
     """A folder, and what its pipeline draws."""
     source = request.getfixturevalue(request.param)
-    return source, picture(load(source))
+    return source, pipelines.picture(pipelines.load(source))
 
 
 @pytest.mark.parametrize("offload", OFFLOADS)
 def test_offloading_changes_no_bit(drawn: tuple[Path, bytes], offload: Callable[[Any], bool]) -> None:
     source, expected = drawn
-    pipe = load(source)
+    pipe = pipelines.load(source)
     assert offload(pipe)
     # The second run finds its models where the first one left them.
-    assert [picture(pipe), picture(pipe)] == [expected, expected]
+    assert [pipelines.picture(pipe), pipelines.picture(pipe)] == [expected, expected]
 
 
 def test_models_are_sent_back_after_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the models in turn, the next one sends the one before it back; nobody comes after the last."""
-    pipe = load(folder)
+    pipe = pipelines.load(folder)
     assert offload_by_model(pipe)
     order: list[str] = []
 
@@ -112,7 +100,7 @@ def test_models_are_sent_back_after_a_run(folder: Path, monkeypatch: pytest.Monk
 
     for owner, name in ((pipe.vae, "decode"), (pipe, "maybe_free_model_hooks")):
         monkeypatch.setattr(owner, name, partial(noted, name, getattr(owner, name)))
-    picture(pipe)
+    pipelines.picture(pipe)
     assert order == ["decode", "maybe_free_model_hooks"]
 
 
@@ -131,41 +119,41 @@ def index_of(folder: Path) -> dict[str, Any]:
 
 def test_a_saved_pipeline_is_one_of_microsofts(drawn: tuple[Path, bytes], tmp_path: Path) -> None:
     source, expected = drawn
-    load(source).save_pretrained(tmp_path / "saved")
+    pipelines.load(source).save_pretrained(tmp_path / "saved")
     assert index_of(tmp_path / "saved") == MODEL_INDEX
     assert names_in(tmp_path / "saved") == ["model_index.json", *sorted(MODEL_INDEX.keys() - {"_class_name"})]
     encoder = json.loads((tmp_path / "saved" / "text_encoder" / "config.json").read_text())
     assert encoder["architectures"] == ["GptOssForCausalLM"]
-    loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path / "saved", dtype=torch.float32))
+    loaded = pipelines.quiet(DiffusionPipeline.from_pretrained(tmp_path / "saved", dtype=torch.float32))
     assert type(loaded) is LensPipeline
     assert type(loaded.text_encoder) is LensGptOssEncoder
-    assert picture(loaded) == expected
+    assert pipelines.picture(loaded) == expected
 
 
 def test_a_pipeline_works_without_a_text_encoder(folder: Path, pipe: Any, tmp_path: Path) -> None:
-    alone = load(folder, text_encoder=None, tokenizer=None)
+    alone = pipelines.load(folder, text_encoder=None, tokenizer=None)
     assert alone.text_encoder is alone.tokenizer is None
-    whole = embeddings(pipe)
-    expected = draw(pipe, None, **whole, latents=noise())
-    assert torch.equal(draw(alone, None, **whole, latents=noise()), expected)
+    whole = pipelines.embeddings(pipe)
+    expected = pipelines.draw(pipe, None, **whole, latents=pipelines.noise())
+    assert torch.equal(pipelines.draw(alone, None, **whole, latents=pipelines.noise()), expected)
     positive = {key: value for key, value in whole.items() if key.startswith("prompt")}
-    blank = draw(pipe, None, **positive, latents=noise())
-    assert torch.equal(draw(alone, None, **positive, latents=noise()), blank)
+    blank = pipelines.draw(pipe, None, **positive, latents=pipelines.noise())
+    assert torch.equal(pipelines.draw(alone, None, **positive, latents=pipelines.noise()), blank)
     dog = {**positive, "prompt": None, "negative_prompt": "dog"}
-    for lacking, options in ((alone, {}), (alone, dog), (load(folder, tokenizer=None), {})):
+    for lacking, options in ((alone, {}), (alone, dog), (pipelines.load(folder, tokenizer=None), {})):
         with pytest.raises(ValueError, match="no text encoder; give prompt_embeds"):
-            draw(lacking, **options)
+            pipelines.draw(lacking, **options)
     alone.save_pretrained(tmp_path / "saved")
     assert names_in(tmp_path / "saved") == ["model_index.json", "scheduler", "transformer", "vae"]
-    loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path / "saved", dtype=torch.float32))
-    assert torch.equal(draw(loaded, None, **whole, latents=noise()), expected)
+    loaded = pipelines.quiet(DiffusionPipeline.from_pretrained(tmp_path / "saved", dtype=torch.float32))
+    assert torch.equal(pipelines.draw(loaded, None, **whole, latents=pipelines.noise()), expected)
 
 
 def test_a_text_encoder_may_come_later(folder: Path, pipe: Any) -> None:
-    late = load(folder, text_encoder=None, tokenizer=None)
+    late = pipelines.load(folder, text_encoder=None, tokenizer=None)
     late.tokenizer = pipe.tokenizer
     late.text_encoder = LensGptOssEncoder.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    assert torch.equal(draw(late, latents=noise()), draw(pipe, latents=noise()))
+    assert torch.equal(pipelines.draw(late, latents=pipelines.noise()), pipelines.draw(pipe, latents=pipelines.noise()))
 
 
 def test_the_pipeline_looks_like_upstreams(pipe: Any) -> None:
@@ -194,38 +182,39 @@ def test_a_packed_text_encoder_is_announced_by_the_pipeline(
     assert (len(dense), len(packed)) == (411, 459)
     save_file(packed, weights, metadata={"format": "pt"})
     edit_json(config, quantization_config=MXFP4)
-    pipe = load(source)
+    pipe = pipelines.load(source)
     (notice,) = notices(caplog)
     assert "it is unpacked" in notice
     found = pipe.text_encoder.state_dict()
     assert found.keys() == dense.keys()
     assert all(torch.equal(found[name].bfloat16(), tensor) for name, tensor in dense.items())
-    assert draw(pipe, latents=noise()).isfinite().all()
+    assert pipelines.draw(pipe, latents=pipelines.noise()).isfinite().all()
 
 
 def test_an_adapter_is_loaded_and_unloaded(folder: Path, tmp_path: Path) -> None:
-    pipe = load(folder)
+    pipe = pipelines.load(folder)
     state = pipe.transformer.state_dict()
-    before = draw(pipe, latents=noise())
+    before = pipelines.draw(pipe, latents=pipelines.noise())
     adapter = {name: 0.3 * tensor for name, tensor in make_adapter(pipe.transformer).items()}
     save_file({f"transformer.{name}": tensor for name, tensor in adapter.items()}, tmp_path / "adapter.safetensors")
     merged = adapted(state, (adapter, 1.0))
-    run = Reference(pipe, reference_features(pipe, [PROMPT]), reference_blank(1), 4.0, merged)
-    expected = run.latents(noise())
+    features, blank = pipelines.reference_features(pipe, [pipelines.PROMPT]), pipelines.reference_blank(1)
+    run = pipelines.Reference(pipe, features, blank, 4.0, merged)
+    expected = run.latents(pipelines.noise())
     pipe.load_lora_weights(tmp_path)
-    found = draw(pipe, latents=noise())
-    torch.testing.assert_close(found, expected, **TOLERANCE)
+    found = pipelines.draw(pipe, latents=pipelines.noise())
+    torch.testing.assert_close(found, expected, **pipelines.TOLERANCE)
     assert (found - before).abs().max() > 0.1
-    assert torch.equal(draw(pipe, latents=noise(), attention_kwargs={"scale": 0.0}), before)
+    assert torch.equal(pipelines.draw(pipe, latents=pipelines.noise(), attention_kwargs={"scale": 0.0}), before)
     assert pipe.attention_kwargs == {"scale": 0.0}
     pipe.unload_lora_weights()
-    assert torch.equal(draw(pipe, latents=noise()), before)
+    assert torch.equal(pipelines.draw(pipe, latents=pipelines.noise()), before)
     assert pipe.transformer.state_dict().keys() == state.keys()
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 def test_a_component_that_is_set_later_keeps_its_name_in_the_index(folder: Path, tmp_path: Path) -> None:
-    pipe = load(folder)
+    pipe = pipelines.load(folder)
     pipe.text_encoder, pipe.tokenizer = pipe.text_encoder, pipe.tokenizer
     pipe.transformer = torch.compile(pipe.transformer)
     pipe.another = pipe.tokenizer
@@ -234,6 +223,6 @@ def test_a_component_that_is_set_later_keeps_its_name_in_the_index(folder: Path,
 
 
 def test_a_fresh_pipeline_can_be_asked_how_it_is(folder: Path) -> None:
-    pipe = load(folder, text_encoder=None, tokenizer=None)
+    pipe = pipelines.load(folder, text_encoder=None, tokenizer=None)
     assert (pipe.current_timestep, pipe.interrupt, pipe.num_timesteps) == (None, False, 0)
     assert (pipe.attention_kwargs, pipe.do_classifier_free_guidance) == (None, False)

@@ -13,17 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from converter.models.lens import sampling
 from converter.models.lens.resolutions import ASPECT_RATIOS, RESOLUTIONS, resolution
-from converter.models.lens.sampling import (
-    denormalize,
-    guide,
-    initial_latents,
-    noise_schedule,
-    to_uint8,
-    to_unit_range,
-    unpack_latents,
-    unpatchify,
-)
 from tests.lens import reference
 from tests.lens.pipelines import GRID, noise
 
@@ -65,7 +56,7 @@ def test_noise_levels_of_the_facts(tokens: int, steps: int, mu: float, first: li
 @given(tokens=st.integers(1, 9000) | st.integers(4290, 4310), steps=st.integers(1, 100))
 def test_noise_levels_are_the_references(scheduler: Any, tokens: int, steps: int) -> None:
     """On both sides of 4300 tokens, from which on the number of steps does not count."""
-    before_shift, mu = noise_schedule(tokens, steps)
+    before_shift, mu = sampling.noise_schedule(tokens, steps)
     assert mu == pytest.approx(reference.mu(tokens, steps), rel=1e-12)
     scheduler.set_timesteps(sigmas=before_shift, mu=mu)
     levels = reference.sigmas(tokens, steps)
@@ -87,7 +78,7 @@ NUMBERS = st.just(0.0) | st.floats(-100, 100, width=32)
 )
 def test_guidance_is_the_references(conditional: np.ndarray, unconditional: np.ndarray, scale: float) -> None:
     pair = torch.from_numpy(conditional), torch.from_numpy(unconditional)
-    found = guide(*pair, scale)
+    found = sampling.guide(*pair, scale)
     torch.testing.assert_close(found, reference.guided(*pair, scale), rtol=1e-6, atol=0)
     assert found.isfinite().all()
 
@@ -96,7 +87,7 @@ def test_guidance_is_the_references(conditional: np.ndarray, unconditional: np.n
 def test_guidance_computes_in_its_own_dtype(dtype: torch.dtype) -> None:
     """And a length of zero stays zero."""
     conditional, unconditional = noise(seed=3).to(dtype), noise(seed=4).to(dtype)
-    found = guide(conditional, unconditional, 4.0)
+    found = sampling.guide(conditional, unconditional, 4.0)
     assert found.dtype == dtype
     expected = reference.guided(conditional, unconditional, 4.0)
     torch.testing.assert_close(found, expected, rtol=2 * torch.finfo(dtype).eps, atol=0)
@@ -107,7 +98,7 @@ def test_guidance_computes_in_its_own_dtype(dtype: torch.dtype) -> None:
         (other, zero, 0.0),
         (other, 2 * other, 2.0),
     ):
-        assert torch.equal(guide(conditional, unconditional, scale), zero)
+        assert torch.equal(sampling.guide(conditional, unconditional, scale), zero)
 
 
 def test_tokens_become_patches_and_pixels() -> None:
@@ -118,14 +109,14 @@ def test_tokens_become_patches_and_pixels() -> None:
         place = channel * 4 + (row % 2) * 2 + column % 2
         packed[image, row // 2 * 6 + column // 2, place] = pixels[image, channel, row, column]
         expected[image, place, row // 2, column // 2] = pixels[image, channel, row, column]
-    patches = unpack_latents(packed, 4, 6)
+    patches = sampling.unpack_latents(packed, 4, 6)
     assert torch.equal(patches, expected)
-    assert torch.equal(unpatchify(patches), pixels)
+    assert torch.equal(sampling.unpatchify(patches), pixels)
 
 
 @pytest.mark.parametrize("latents", [None, noise()])
 def test_noise_is_where_the_model_is(latents: torch.Tensor | None) -> None:
-    found = initial_latents((1, 24, 128), None, latents, torch.device("meta"), torch.bfloat16)
+    found = sampling.initial_latents((1, 24, 128), None, latents, torch.device("meta"), torch.bfloat16)
     assert (found.is_meta, found.dtype, tuple(found.shape)) == (True, torch.bfloat16, (1, 24, 128))
 
 
@@ -133,7 +124,8 @@ def test_noise_is_where_the_model_is(latents: torch.Tensor | None) -> None:
 def test_latents_are_denormalized_and_then_unpatched(dtype: torch.dtype) -> None:
     mean, variance = noise(seed=5)[0, 0].to(dtype), noise(seed=6)[0, 0].square().to(dtype)
     variance[0] = 0
-    found = unpatchify(denormalize(unpack_latents(noise(2), *GRID).to(dtype), mean, variance, 1e-4))
+    latents = sampling.unpack_latents(noise(2), *GRID).to(dtype)
+    found = sampling.unpatchify(sampling.denormalize(latents, mean, variance, 1e-4))
     assert found.dtype == dtype
     assert found.shape == (2, 32, 8, 12)
     expected = reference.decode_latents(noise(2), *GRID, mean, variance, 1e-4)
@@ -144,7 +136,7 @@ def test_latents_are_denormalized_and_then_unpatched(dtype: torch.dtype) -> None
 def test_levels_are_cut_not_rounded(dtype: torch.dtype) -> None:
     values = torch.cat([torch.linspace(-1.5, 1.5, 3001), torch.tensor([-1.0, 0.0, 1.0])]).to(dtype)
     image = torch.stack([values, values.flip(0), values * 0.3]).reshape(1, 3, 4, -1)
-    found = to_uint8(image)
+    found = sampling.to_uint8(image)
     assert found.dtype == np.uint8
     assert found.shape == (1, 4, 751, 3)
     assert np.array_equal(found, reference.to_uint8(image).numpy())
@@ -154,4 +146,4 @@ def test_levels_are_cut_not_rounded(dtype: torch.dtype) -> None:
 
 def test_unit_range_is_clamped() -> None:
     pixels = torch.tensor([-3.0, -1.0, -0.5, 0.0, 1.0, 2.0])
-    assert to_unit_range(pixels).tolist() == [0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
+    assert sampling.to_unit_range(pixels).tolist() == [0.0, 0.0, 0.25, 0.5, 1.0, 1.0]

@@ -54,12 +54,9 @@ for _shard, _said in (
     _weight_map = {"a": _FIRST, "b": _shard}
     _add_index_case(f"shard-{_shard!r}", _BAD, INDEX_FILE, "tensor b", _said, weight_map=_weight_map)
 for _name, _content, _said in (
-    ("empty-file", b"", "not JSON"),
-    ("not-json", b"{'a': 1}", "not JSON"),
-    ("not-utf-8", b'{"\xff": 1}', "not UTF-8"),
-    ("array", b"[]", "JSON list, not an object"),
-    ("nested-too-deep", b"[" * 10**5, "nested too deeply"),
-    ("without-a-map", b"{}", "has no weight_map"),
+    *(("empty-file", b"", "not JSON"), ("not-json", b"{'a': 1}", "not JSON")),
+    *(("not-utf-8", b'{"\xff": 1}', "not UTF-8"), ("array", b"[]", "JSON list, not an object")),
+    *(("nested-too-deep", b"[" * 10**5, "nested too deeply"), ("without-a-map", b"{}", "has no weight_map")),
     ("repeated-tensor", b'{"weight_map":{"a":"x.safetensors","a":"y.safetensors"}}', "names a twice"),
 ):
     _add_index_case(_name, _BAD, INDEX_FILE, _said, content=_content)

@@ -122,9 +122,12 @@ def slowdown_figures(slowdown: Mapping[str, Any] | None) -> dict[str, Any] | Non
     if slowdown is None:
         return None
     ratio, seconds = slowdown.get("ratio_of_means_percent_interval"), slowdown.get("mean_difference_s_interval")
+    change = slowdown["ratio_of_means_percent"]
+    amount = f"{abs(change):.1f}%"
     return {
-        "percent": signed_percent(slowdown["ratio_of_means_percent"]),
-        "is_slower": slowdown["ratio_of_means_percent"] > 0,
+        "percent": signed_percent(change),
+        "is_slower": change > 0,
+        "compared": "as much time as" if amount == "0.0%" else f"{amount} {'more' if change > 0 else 'less'} time than",
         "interval": Figure(f"{ratio[0]:+.1f}% to {ratio[1]:+.1f}%") if ratio else None,
         "seconds": Figure(f"{slowdown['mean_difference_s']:+.3f} s"),
         "seconds_interval": Figure(f"{seconds[0]:+.3f} to {seconds[1]:+.3f} s") if seconds else None,
