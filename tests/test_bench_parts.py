@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -341,7 +341,7 @@ def test_what_a_worker_says_becomes_figures_and_failures(
     said["failed"] = {"event": "failed", "reason": "no memory"}
     said["died"] = said["failed"] | {"died": True}
     said["hung"] = said["died"] | {"hung": True}
-    folders = (tmp_path / str(number) for number in count())
+    folders: Iterator[Path] = (tmp_path / str(number) for number in count())
 
     def outcome(*events: str) -> dict[str, Any]:
         worker = nullcontext(SimpleNamespace(events=lambda: (dict(said[event]) for event in events)))
@@ -362,6 +362,13 @@ def test_what_a_worker_says_becomes_figures_and_failures(
         }
 
     check_cases("worker_cases.jsonl", outcome)
+    # A reason names no folder of this machine, whether it was named through a link or not.
+    (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
+    (tmp_path / "real").mkdir()
+    said["failed"]["reason"] = f"no {tmp_path}/link/a and {tmp_path}/real/a, {inputs.subjects['quantized'].repo.folder}"
+    folders = iter([tmp_path / "link"])
+    name = inputs.subjects["quantized"].repo_id
+    assert set(outcome("failed")["failed"].values()) == {f"while loading: no link/a and link/a, {name}"}
 
 
 def test_workers_that_hang_one_after_another_are_given_up(

@@ -110,6 +110,27 @@ def test_scores_of_patterns_and_of_what_is_none() -> None:
     check_cases("periodic_cases.jsonl", outcome)
 
 
+def test_neighbourhoods_are_those_of_the_whole_spectrum() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 101, 3)).astype(np.uint8)
+    spectrum = lattice_spectrum(image)
+    assert spectrum is not None
+    grey = image[:, :96].sum(axis=2) / np.sqrt(3)
+    window = np.outer(*(1 - np.cos(2 * np.pi * np.arange(length) / length) for length in (64, 96)))
+    whole = np.fft.fft2((grey - grey.mean()) * window) / (64 * 96)
+    # Of 16 x 16 frequencies, zero is left out, three are their own conjugates, and of the others one of two is there.
+    assert spectrum.weights.tolist().count(1) == 3
+    assert spectrum.weights.tolist().count(2) == 126
+    rows, columns = np.meshgrid(np.arange(-2, 3), np.arange(-4, 5), indexing="ij")
+    at = {
+        tuple(np.round(whole[(4 * row + rows) % 64, (6 * column + columns) % 96].ravel(), 2).tolist())
+        for row in range(16)
+        for column in range(16)
+    }
+    found = {tuple((np.round(patch.astype(complex), 2)).tolist()) for patch in spectrum.patches[0]}
+    assert len(found) == 129
+    assert found <= at
+
+
 def test_a_large_image_takes_seconds() -> None:
     image = np.random.default_rng(0).integers(0, 256, (2048, 2048, 3)).astype(np.uint8)
     started = time.process_time()
