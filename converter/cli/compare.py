@@ -67,8 +67,8 @@ def command(
 ) -> None:
     """Compare the images in the folder QUANTIZED with those in ORIGINAL, from the same prompts and seeds.
 
-    Images are PNG or lossless WebP, named ID-SEED.png or ID-SEED-original.png. PSNR, SSIM and LPIPS measure how far the
-    quantized model's images drifted from the original's, not how good they are.
+    Images are PNG or lossless WebP, named ID-SEED.png; -original, -quantized or -baseline may follow the seed. PSNR,
+    SSIM and LPIPS measure how far the quantized model's images drifted from the original's, not how good they are.
     """
     # Imported late, since it takes a second or more; errors in the command line are reported before.
     require_extra("measure")

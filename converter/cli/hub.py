@@ -14,7 +14,7 @@ from converter.console import LINE_LIMIT, Console
 from converter.errors import printable
 
 #: What may be done with a token, in words.
-_RIGHTS = {"write": "writes", "read": "reads"}
+_RIGHTS = {"write": "who can read and write", "read": "who can only read"}
 
 
 @click.group(
@@ -66,8 +66,12 @@ def serve_command(console: Console, /, folder: Path | None, port: int, names: tu
                 ("HF_ENDPOINT", endpoint),
                 # Downloads under the name of a real repo must not replace it in the user's cache.
                 ("HF_HOME", shlex.quote(printable(str(root.resolve() / "home"), LINE_LIMIT))),
-                *(("HF_TOKEN", f"{account.token}  # {account.name} {_RIGHTS[account.role]}") for account in accounts),
+                *(
+                    ("HF_TOKEN", f"{account.token}  # as {account.name}, {_RIGHTS[account.role]}")
+                    for account in accounts
+                ),
             ]
+            exports = [Text(f"  export {name}={value}", no_wrap=True, overflow="ignore") for name, value in variables]
             console.result(
                 {
                     "endpoint": endpoint,
@@ -81,7 +85,9 @@ def serve_command(console: Console, /, folder: Path | None, port: int, names: tu
                 f"A browser shows a repo at {endpoint}/OWNER/NAME",
                 "",
                 "To use it from another terminal:",
-                *(Text(f"  export {name}={value}", no_wrap=True, overflow="ignore") for name, value in variables),
+                *exports[:2],
+                *(["and one of these:"] if len(accounts) > 1 else []),
+                *exports[2:],
                 "",
                 "Ctrl-C stops it.",
             )

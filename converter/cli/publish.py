@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 @click.option(
     "--rehearse",
     is_flag=True,
-    help="Publish to a local Hub instead, check the repo there, download it and generate an image with it.",
+    help="Publish to a local Hub instead, check the repo there, download it and generate an image with it; pipelines "
+    "other than Lens are only loaded.",
 )
 @click.option(
     "--keep",
@@ -54,10 +55,13 @@ def command(
 ) -> None:
     """Publish the folder RELEASE on the Hub as OWNER/NAME, in one verified commit.
 
-    All files that the manifest lists are published, and the folder must not contain others. It is examined before the
-    first request; files above 1 GiB are hashed during the upload. After the commit, checksums and the bytes that the
-    Hub serves are compared with the release, and only then the commit is tagged. If the command was stopped, run it
-    again: it continues, and it does nothing if everything is published.
+    All files that the manifest lists are published, and the folder must not contain others, except in .lensconv, .git
+    and .cache/huggingface, which are ignored. After the commit, the branch contains exactly the files of the release:
+    other files there, except .gitattributes, are deleted. `--dry-run --json` lists them.
+
+    The folder is examined before the first request; files above 1 GiB are hashed during the upload. After the commit,
+    checksums and the bytes that the Hub serves are compared with the release, and only then the commit is tagged. If
+    the command was stopped, run it again: it continues, and it does nothing if everything is published.
     """
     if rehearse:
         from converter.rehearsal.rehearse import rehearse as run_rehearsal

@@ -17,13 +17,6 @@ if TYPE_CHECKING:
 
     from converter.verification.report import VerifyReport
 
-#: Names of checks for people, where they differ from those in the report.
-_TITLES = {
-    "config of the source": "config matches the source",
-    "kept equal source": "kept tensors match the source",
-    "near source": "quantized weights are near the source",
-}
-
 
 @click.command(
     "verify",
@@ -43,15 +36,18 @@ _TITLES = {
     metavar="NAME|FILE",
     help="Check that it is the result of this recipe; needs --against for classes other than Lens.",
 )
-@click.option("--checksums", is_flag=True, help="Compare the sha256 of every file with the manifest.")
+@click.option("--checksums", is_flag=True, help="Compare the sha256 of every file with the manifest; not for hf://.")
 @click.option(
-    "--load", is_flag=True, help="Load it with SDNQ and with diffusers or transformers, and compare the parameters."
+    "--load",
+    is_flag=True,
+    help="Load it with SDNQ and with diffusers or transformers, and compare the parameters; not for hf://.",
 )
 @click.option(
     "--fail-under-sqnr",
     metavar="DB",
     type=float,
-    help="Fail if the signal-to-quantization-noise ratio of a weight is below DB decibels; needs --against.",
+    help="Fail if the signal-to-quantization-noise ratio of a weight is below DB decibels; needs --against, not for "
+    "hf://.",
 )
 @click.option(
     "--component",
@@ -121,9 +117,9 @@ def _render(report: VerifyReport) -> list[RenderableType]:
     if report.fidelity:
         parts += render_fidelity(report.fidelity)
     for check in report.checks:
-        parts.append(verdict(f"{_TITLES.get(check.name, check.name)}: {check.detail}", ok=check.ok))
+        parts.append(verdict(f"{check.title}: {check.detail}", ok=check.ok))
     parts += [Text(f"  note  {note}") for note in report.notes]
-    failed = [_TITLES.get(check.name, check.name) for check in report.checks if not check.ok]
+    failed = [check.title for check in report.checks if not check.ok]
     if failed:
         parts.append(Text(f"Not sound. Failed: {', '.join(failed)}.", style="bold red"))
     else:

@@ -33,6 +33,7 @@ TOKEN_HINT = "Set HF_TOKEN, or log in with `hf auth login`; if you have, the tok
 LATER_HINT = "Try again later."
 STRANGER_HINT = "Check HF_ENDPOINT, and the settings of proxy and firewall."
 NETWORK_HINT = "Check the network, HF_ENDPOINT and the proxy."
+TRANSFER_HINT = "Run the command again later; if it fails again, set HF_HUB_DISABLE_XET=1."
 XET_HINT = "Set HF_HUB_DISABLE_XET=1 and run the command again."
 
 #: Reason that replaces the number of a status, where one is known, and what to do about it.
@@ -43,7 +44,10 @@ _STATUSES: dict[int, tuple[str, str]] = {
     403: ("", "The token does not allow this, or the account has no storage left for it; see the token's settings."),
     404: ("the Hub does not have it", ACCESS_HINT),
     408: ("the request took too long", LATER_HINT),
-    409: ("it exists already, or is being changed at the moment", "Look at the repo's page."),
+    409: (
+        "the Hub reports a conflict",
+        "If another program is changing the repo, run the command again later; otherwise delete or rename what exists.",
+    ),
     412: ("the repo has changed in the meantime", "Check what has changed, then run the command again."),
     413: ("a file is too large for the Hub", "Convert again with a smaller --max-shard-size, such as 2GB."),
     429: ("the Hub has received too many requests", "Wait a while, then run the command again to resume."),
@@ -191,7 +195,7 @@ def _network_failure(what: str, error: BaseException) -> HubError:
         return HubError(f"{what}: the Hub gives no access to its Xet storage", XET_HINT)
     if type(error) in (RuntimeError, ConnectionError):
         # hf_xet has no exception classes of its own.
-        return HubError(f"{what}: the transfer failed{text and f': {redact(text)}'}", f"{LATER_HINT} {XET_HINT}")
+        return HubError(f"{what}: the transfer failed{text and f': {redact(text)}'}", TRANSFER_HINT)
     return HubError(f"{what}: the Hub cannot be reached{_reason(error)}", NETWORK_HINT)
 
 

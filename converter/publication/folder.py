@@ -23,6 +23,7 @@ MAXIMUM_FILE_BYTES = 200 * 10**9
 ADVISED_FILE_BYTES = 50 * 10**9
 #: What to do about a file that should not be there, and about one that is not what the manifest says.
 _MOVE, _REPLACE = "Move other files elsewhere.", "Convert again, or download the release again."
+_ADOPT = f"If you edited {CARD_NAME} on purpose, run `lensconv card RELEASE --adopt`; otherwise make the card again."
 
 
 def find_faults(root: Path, listed: Mapping[str, ReleaseFile]) -> Iterator[tuple[str, str]]:
@@ -43,6 +44,11 @@ def find_faults(root: Path, listed: Mapping[str, ReleaseFile]) -> Iterator[tuple
             found[name] = status
     yield from _name_faults(found, listed)
     yield from _size_faults(found, listed)
+
+
+def replace_hint(name: str) -> str:
+    """What to do about a file that is not what the manifest says."""
+    return _ADOPT if name == CARD_NAME else _REPLACE
 
 
 def advice(listed: Mapping[str, ReleaseFile]) -> Iterator[str]:
@@ -111,4 +117,4 @@ def _size_faults(found: Mapping[str, int], listed: Mapping[str, ReleaseFile]) ->
         elif size == 0 and name.endswith(WEIGHTS_SUFFIX):
             yield f"{name} is empty", _REPLACE
         elif size != file.bytes:
-            yield f"{name} has {size} bytes, but {file.bytes} in the manifest", _REPLACE
+            yield f"{name} has {size} bytes, but {file.bytes} in the manifest", replace_hint(name)

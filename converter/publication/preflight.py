@@ -13,7 +13,7 @@ from converter.console import SILENT, Reporter
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, Manifest, ReleaseFile, read_manifest
 from converter.errors import InputError, MissingInput, ReleaseError, unreadable
 from converter.publication.files import PublishedFile, file_stamp, hash_files, noted_files
-from converter.publication.folder import advice, find_faults
+from converter.publication.folder import advice, find_faults, replace_hint
 from converter.publication.secrets import find_secrets
 from converter.verification.audit import Audit
 from converter.verification.checks import check_headers
@@ -100,11 +100,8 @@ def hash_trusted(release: FitRelease, files: Iterable[PublishedFile], reporter: 
 
 def _refuse_other_content(root: Path, files: Iterable[PublishedFile], listed: Mapping[str, ReleaseFile]) -> None:
     changed = [file.name for file in files if file.name in listed and listed[file.name].sha256 != file.sha256]
-    _refuse(
-        root,
-        (f"{name} has another sha256 than the manifest says" for name in changed),
-        "Make it again; for a card that was edited by hand, run `lensconv card --adopt`.",
-    )
+    hint = " ".join(dict.fromkeys(map(replace_hint, changed)))
+    _refuse(root, (f"{name} has another sha256 than the manifest says" for name in changed), hint)
 
 
 def _refuse(root: Path, faults: Iterable[str], hint: str) -> None:

@@ -102,7 +102,8 @@ def _upload_group(
     for file, operation in zip(group, operations, strict=True):
         if getattr(operation, "_should_ignore", False):
             raise session.error(
-                f"a .gitignore in the repo excludes {file.name}", "Delete it on the repo's page, then publish again."
+                f"the .gitignore in the repo prevents the upload of {file.name}",
+                "Delete the .gitignore on the repo's page, then publish again.",
             )
         # The client has hashed what it sent.
         if operation.upload_info.sha256.hex() != file.sha256:

@@ -83,16 +83,18 @@ def _check_kept(audit: Audit) -> Check:
 
 def _check_modulation(audit: Audit) -> Check:
     """Whether modulation layers exist, and those that the config excludes are floats."""
-    problems = []
+    quantized: dict[str, str] = {}
     dtypes: Counter[str] = Counter()
     for name, tensor in audit.checkpoint.tensors.items():
         if lens_family(name) not in ("img_mod", "txt_mod"):
             continue
         dtypes[tensor.entry.dtype] += 1
         is_plain = name in audit.kept and tensor.entry.dtype in WEIGHT_DTYPES
-        weight = name.rpartition(".")[0] + ".weight"
-        if not is_plain and audit.excluding_pattern(weight) is not None:
-            problems.append(f"{name} is {tensor.entry.dtype}; quantized modulation ruins images")
+        module, _, part = name.rpartition(".")
+        if not is_plain and audit.excluding_pattern(f"{module}.weight") is not None:
+            dtype = tensor.entry.dtype
+            quantized[module] = dtype if part == "weight" else quantized.get(module, dtype)
+    problems = [f"{module} is quantized ({dtype}), which ruins images" for module, dtype in quantized.items()]
     if not dtypes:
         problems.append("the model has no modulation layers")
     listed = ", ".join(f"{count} tensors in {dtype}" for dtype, count in dtypes.most_common())

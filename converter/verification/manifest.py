@@ -90,11 +90,12 @@ def _figure_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
     """Compare the figures of the manifest with those of the headers."""
     different = differing_options(manifest.sdnq, audit.config)
     if different:
-        yield f"its recipe and the quantization config disagree on {different}"
+        yield f"the manifest's recipe and the quantization config disagree on {different}"
     tensors = len(audit.checkpoint.tensors)
-    for name, value in (("tensors", tensors), ("bytes_by_dtype", audit.checkpoint.bytes_by_dtype)):
-        if getattr(manifest, name) != value:
-            yield f"its {name} differ from those of the headers"
+    if manifest.tensors != tensors:
+        yield f"the manifest lists {manifest.tensors} tensors, the headers {tensors}"
+    if manifest.bytes_by_dtype != audit.checkpoint.bytes_by_dtype:
+        yield "the manifest's bytes_by_dtype differ from those in the headers"
     if not audit.is_renamed:
         yield from _parameter_problems(audit, manifest)
     yield from _module_problems(audit, manifest)

@@ -61,10 +61,11 @@ def _about_options(audit: Audit) -> Iterator[str]:
     config = audit.config
     if any(module.parts["scale"].dtype == "F32" for module in audit.modules.values()):
         yield "scales are F32 (dequantize_fp32), twice the size of BF16"
-    for option in ("use_svd", "use_hadamard", "use_codebook", "use_dynamic_quantization", "scale_dtype"):
+    for option in ("use_svd", "use_hadamard", "use_codebook", "use_dynamic_quantization"):
         if config.get(option):
             yield f"{option} is on"
     if config.get("scale_dtype"):
+        yield "scales are quantized (scale_dtype)"
         yield "sdnq.load_sdnq_model 0.2.8 cannot load scales that are quantized; diffusers can"
     if config and config.get("sdnq_version") is None:
         yield "no sdnq_version: written by SDNQ before 0.2.2 or by another tool"
@@ -88,7 +89,7 @@ def _about_files(audit: Audit) -> Iterator[str]:
         if header.metadata.get("format") != "pt":
             yield f"{header.file.name} does not say that its format is pt; transformers refuses it"
         if not stat.S_IMODE(header.file.stat().st_mode) & stat.S_IROTH:
-            yield f"{header.file.name} cannot be read by other users"
+            yield f"the permissions of {header.file.name} let only its owner or group read it (`chmod a+r`)"
     if checkpoint.index is not None:
         metadata = read_json(checkpoint.index).get("metadata")
         total = metadata.get("total_size") if isinstance(metadata, dict) else None

@@ -12,6 +12,12 @@ from converter.errors import printable
 NAMED_PROBLEMS = 3
 #: Characters of a problem or a note.
 TEXT_LIMIT = 500
+#: Names of checks for people, where they differ from those in the report.
+_TITLES = {
+    "config of the source": "config matches the source",
+    "kept equal source": "kept tensors match the source",
+    "near source": "quantized weights are near the source",
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,11 @@ class Check:
     ok: bool
     detail: str
     """What was found; if the check failed, what is wrong and where."""
+
+    @property
+    def title(self) -> str:
+        """The name for people."""
+        return _TITLES.get(self.name, self.name)
 
 
 def list_problems(name: str, problems: Sequence[str], good: str) -> Check:

@@ -78,7 +78,7 @@ def compare_weights(subjects: Mapping[str, Subject], reporter: Reporter) -> dict
         return None
     for check in report.checks:
         if not check.ok:
-            reporter.note(f"weights: {check.name}: {check.detail}")
+            reporter.note(f"weights: {check.title}: {check.detail}")
     if not report.fidelity:
         return None
     return {

@@ -97,7 +97,7 @@ def find_pairs(original: Path, quantized: Path, baseline: Path | None, *, report
     if baseline is not None:
         both = [*images.values(), *baselines[0].values()]
         shared = {image.name.id for image in images.values()} & {image.name.id for image in baselines[0].values()}
-        _refuse_lonely(original, baseline, [image for image in both if image.name.id not in shared])
+        _refuse_lonely(original, baseline, [image for image in both if image.name.id not in shared], "id")
     return tuple(_check_pair(image, others[key], *baselines) for key, image in images.items())
 
 
@@ -154,14 +154,14 @@ def _refuse_unpaired(
                 f"{image} and {other}: the same id with different seeds",
                 "Drift is measured at the same seed; give images of another seed as --baseline.",
             )
-    _refuse_lonely(folder, other_folder, [*lonely, *lonely_others])
+    _refuse_lonely(folder, other_folder, [*lonely, *lonely_others], "id and seed")
 
 
-def _refuse_lonely(folder: Path, other: Path, lonely: Sequence[ImageFile]) -> None:
+def _refuse_lonely(folder: Path, other: Path, lonely: Sequence[ImageFile], same: str) -> None:
     if lonely:
         raise UsageError(
             f"{folder} and {other}: only one of them has {_names(map(str, lonely))}",
-            "Every image needs a counterpart of the same name.",
+            f"Every image needs one with the same {same} in the other folder.",
         )
 
 

@@ -6,6 +6,7 @@ that a file lacks, such as the first published ones, agree with everything.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,25 +47,26 @@ def measured_times(matrix: Mapping[str, Any], model: str) -> dict[str, float]:
     return {row["id"]: row[model]["time_s"] for row in matrix["prompts"] if "time_s" in row[model]}
 
 
-def differences(where: str, shown: Any, computed: Any) -> Iterator[str]:
+def differences(where: str, shown: Any, computed: Any, source: str = "the other figures give") -> Iterator[str]:
     """Yield the figures of a file that differ from what its other figures give.
 
     Args:
         where: name of the figures.
         shown: the figures in the file; keys that it lacks are not compared.
         computed: the same, computed from other figures.
+        source: what gives the other figures, with the verb.
     """
     if isinstance(shown, Mapping):
         for key, value in shown.items():
             # Intervals depend on random numbers, which may differ between versions of numpy.
             if not key.endswith("_interval"):
                 expected = computed.get(key) if isinstance(computed, Mapping) else None
-                yield from differences(f"{where}.{key}", value, expected)
+                yield from differences(f"{where}.{key}", value, expected, source)
     elif isinstance(shown, float | int) and isinstance(computed, float | int):
         if abs(shown - computed) > 2 * ROUNDING:
-            yield f"{where} is {shown}, but the other figures give {computed}"
+            yield f"{where} is {shown}, but {source} {computed}"
     elif shown != computed:
-        yield f"{where} is {shown}, but the other figures give {computed}"
+        yield f"{where} is {shown}, but {source} {computed}"
 
 
 def _check_metrics(content: Mapping[str, Any]) -> Iterator[str]:
@@ -103,14 +105,14 @@ def _check_footprint(model: Mapping[str, Any], where: str) -> Iterator[str]:
     for key in ("bytes", "tensors"):
         total = sum(family.get(key, 0) for family in families)
         if families and key in footprint and total != footprint[key]:
-            yield f"{path}: {key} is {footprint[key]}, and its families add up to {total}"
+            yield f"{path}: {key} is {footprint[key]}, but its families add up to {total}"
     if abs(size - footprint["bytes"] / GB) > ROUNDING:
-        yield f"{where}.transformer_storage_gb is {size}, and its headers say {footprint['bytes']} bytes"
+        yield f"{where}.transformer_storage_gb is {size}, but its headers say {footprint['bytes']} bytes"
     dtypes = footprint["bytes_by_dtype"]
     if "parameters" in footprint and all(dtype in WEIGHT_DTYPES for dtype in dtypes):
         counted = sum(8 * size // BITS[dtype] for dtype, size in dtypes.items())
         if counted != footprint["parameters"]:
-            yield f"{path}: parameters is {footprint['parameters']}, and its dtypes give {counted}"
+            yield f"{path}: parameters is {footprint['parameters']}, but its dtypes give {counted}"
 
 
 def _check_matrix(content: Mapping[str, Any]) -> Iterator[str]:
@@ -124,8 +126,10 @@ def _check_matrix(content: Mapping[str, Any]) -> Iterator[str]:
                 yield from differences(f"{name}.{model}.time_s", side["time_s"], statistics.median(side["times_s"]))
         if "delta_percent" in row:
             times = [row[model].get("time_s") for model in MODELS]
-            if None in times or abs(row["delta_percent"] - percent_change(*times)) > PERCENT_ROUNDING:
-                yield f"{name}.delta_percent is {row['delta_percent']}, and its times give something else"
+            change = None if None in times else percent_change(*times)
+            if change is None or abs(row["delta_percent"] - change) > PERCENT_ROUNDING:
+                given = "a time is missing" if change is None else f"its times give {change:.1f}"
+                yield f"{name}.delta_percent is {row['delta_percent']}, but {given}"
     computed = summarise_times(*(measured_times(content, model) for model in MODELS))
     yield from differences("summary", content.get("summary", {}), computed)
 
@@ -175,7 +179,7 @@ def _check_summary(content: Mapping[str, Any]) -> Iterator[str]:
         total = sum(content[f"{key}_transformer_dtypes"].values())
         shown = content[f"{key}_transformer_tensor_storage_gb"]
         if abs(shown - total / GB) > ROUNDING:
-            yield f"{key}_transformer_tensor_storage_gb is {shown}, and its dtypes add up to {total} bytes"
+            yield f"{key}_transformer_tensor_storage_gb is {shown}, but its dtypes add up to {total} bytes"
         sizes.append(total / GB)
     yield from _check_reduction(content["transformer_storage_reduction_percent"], *sizes)
 
@@ -189,17 +193,18 @@ def _check_ids(ids: Sequence[str]) -> Iterator[str]:
 def _check_sum(where: str, sizes: Mapping[str, Any]) -> Iterator[str]:
     added = sum(sizes["bytes_by_dtype"].values())
     if sizes["bytes"] != added:
-        yield f"{where}: bytes is {sizes['bytes']}, and its dtypes add up to {added}"
+        yield f"{where}: bytes is {sizes['bytes']}, but its dtypes add up to {added}"
 
 
 def _check_reduction(percent: float, before: float, after: float) -> Iterator[str]:
     """Compare a reduction with rounded sizes in GB: for small models, several percentages fit the same sizes."""
     smallest, largest = (
-        100 * (1 - (after + sign * ROUNDING) / (before - sign * ROUNDING)) if before > ROUNDING else -sign * 1e9
+        100 * (1 - (after + sign * ROUNDING) / (before - sign * ROUNDING)) if before > ROUNDING else -sign * math.inf
         for sign in (1, -1)
     )
     if not smallest - PERCENT_ROUNDING <= percent <= largest + PERCENT_ROUNDING:
-        yield f"transformer_storage_reduction_percent is {percent}, and {after:.3f} GB of {before:.3f} GB remain"
+        given = f"{after:.3f} of {before:.3f} GB give {100 * (1 - after / before):.1f}"
+        yield f"transformer_storage_reduction_percent is {percent}, but {given}"
 
 
 def _check_reserved(figures: Mapping[str, Any], where: str) -> Iterator[str]:
@@ -227,7 +232,9 @@ def _check_spreads(value: Any, path: str) -> Iterator[str]:
         if bounds is not None and isinstance(figure, float | int):
             least, most = bounds
             if not least - ROUNDING <= figure <= most + ROUNDING:
-                yield f"{path}.{key} is {figure}, outside of {least} to {most}"
+                bound = f"min is {least}" if figure < least else f"max is {most}"
+                reason = f"the {bound}" if key in ("mean", "median") else f"its interval is {least} to {most}"
+                yield f"{path}.{key} is {figure}, but {reason}"
         yield from _check_spreads(figure, f"{path}.{key}" if path else key)
 
 
@@ -235,6 +242,7 @@ def _check_mean(where: str, shown: Mapping[str, Any] | None, figures: Sequence[f
     values = [figure for figure in figures if figure is not None]
     if shown is None or not values:
         if shown is not None or values:
-            yield f"{where} is {'missing' if shown is None else 'present'}, and {len(values)} pairs have it"
+            count = {0: "no pair has", 1: "1 pair has"}.get(len(values), f"{len(values)} pairs have")
+            yield f"{where} is {'missing' if shown is None else 'present'}, but {count} it"
         return
     yield from differences(where, shown, spread(values).to_dict())

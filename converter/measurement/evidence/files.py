@@ -83,8 +83,8 @@ def read_evidence_folder(folder: Path) -> dict[str, dict[str, Any]]:
     found = {name: read_evidence(folder / name)[1] for name in FORMATS if (folder / name).exists()}
     if not found:
         raise MissingInput(folder, f"contains no measurements, such as {names.METRICS_NAME}", MEASURE_HINT)
-    for name, other, reason in disagreements_between(found):
-        raise EvidenceError(folder / name, f"{reason}, according to {other}")
+    for name, reason in disagreements_between(found):
+        raise EvidenceError(folder / name, reason)
     for reason in changed_images(folder, found.get(names.MATRIX_NAME, {"prompts": []})):
         raise EvidenceError(folder / names.MATRIX_NAME, reason)
     return found

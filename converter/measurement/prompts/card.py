@@ -70,9 +70,10 @@ def quoted_texts(prompt: str, where: str) -> tuple[str, ...]:
         quoted = " ".join(opened[1:].split())
         if not quoted:
             fail(where, f"has two quotation marks with nothing between them at character {last}", CORRECT)
-        if closing == '"' and (_joins(prompt, found.start(), -1) or _joins(prompt, last, 1)):
-            reason = f"the quotation marks around {quoted!r:.60} (end: character {last + 1}) touch a letter or digit"
-            fail(where, f"{reason}; they may mean inches or a nested quote", CORRECT)
+        for mark, step, verb in ((found.start(), -1, "begins"), (last, 1, "ends")):
+            if closing == '"' and _joins(prompt, mark, step):
+                reason = f"the quotation mark at character {mark + 1}, which {verb} {quoted!r:.60}, touches a letter"
+                fail(where, f"{reason} or digit; it may mean inches or a nested quote", CORRECT)
         texts[quoted] = None
     return tuple(texts)
 

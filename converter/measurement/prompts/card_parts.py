@@ -6,7 +6,7 @@ import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from converter.measurement.prompts.checks import CORRECT, fail, normalize
+from converter.measurement.prompts.checks import CORRECT, IN_COPY, fail, normalize
 
 #: What to do with a card that cannot be read.
 CARD_HINT = (
@@ -59,11 +59,11 @@ def find_columns(cells: Sequence[str], where: str) -> dict[str, int] | None:
     if not found["id"] or not (found["seed"] or found["prompt"]):
         return None
     if any(name.startswith("negative prompt") for name in names):
-        fail(where, "a table has negative prompts, which a suite cannot have", "Remove them from a copy of the card.")
+        fail(where, "a table has negative prompts, which a suite cannot have", f"Remove them {IN_COPY}")
     for key, indices in found.items():
         if len(indices) > 1:
             twice = " and ".join(cells[index] for index in indices)
-            fail(where, f"a table has several columns for the {key}: {twice}", "Remove one from a copy of the card.")
+            fail(where, f"a table has several columns for the {key}: {twice}", f"Remove one {IN_COPY}")
     return {key: indices[0] for key, indices in found.items() if indices}
 
 

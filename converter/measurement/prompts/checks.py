@@ -19,8 +19,9 @@ NAME_LIMIT = 200
 #: Prompts of one suite.
 SUITE_LIMIT = 1000
 
-#: What to do about a card that contradicts itself.
-CORRECT = "Correct a copy of the card."
+#: Where to change a card, and what to do about one that contradicts itself.
+IN_COPY = "in a copy of the card's README.md, then import the copy."
+CORRECT = f"Correct it {IN_COPY}"
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 #: Categories of characters that texts must not have: controls, lone surrogates, line and paragraph separators.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from converter.measurement.prompts.card_parts import agreed
-from converter.measurement.prompts.checks import CORRECT, fail
+from converter.measurement.prompts.checks import CORRECT, IN_COPY, fail
 
 _LABEL = re.compile(r"(seed|scenario|title|negative prompt|prompt)\s*:", re.IGNORECASE)
 #: Up to three words before a colon (a wide one in Chinese), or an equals sign; neither addresses nor times of day.
@@ -96,7 +96,7 @@ class Section:
 
     def refuse_negative(self) -> NoReturn:
         """Raise the error of a prompt with a negative one."""
-        fail(self.where, "has a negative prompt, which a suite cannot have", "Remove it from a copy of the card.")
+        fail(self.where, "has a negative prompt, which a suite cannot have", f"Remove it {IN_COPY}")
 
     def refuse_part(self, what: str, text: str) -> NoReturn:
         """Raise the error of a section with something that may or may not belong to the prompt.

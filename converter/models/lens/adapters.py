@@ -50,11 +50,11 @@ def normalize_adapter(
     known = set(modules)
     bare = {_bare_name(name): tensor for name, tensor in state.items()}
     foreign = sorted(name for name in bare if _PARAMETER.split(name, maxsplit=1)[0] not in known)
-    if foreign or not bare:
-        raise ValueError(
-            f"the adapter has {len(foreign)} of {len(bare)} tensors for modules that the model lacks"
-            + (f", such as {foreign[0]}" if foreign else "")
-        )
+    if not bare:
+        raise ValueError("the adapter contains no tensors for the transformer")
+    if foreign:
+        reason = f"the adapter has {len(foreign)} of {len(bare)} tensors for modules that the model lacks"
+        raise ValueError(f"{reason}, such as {foreign[0]}")
     for module in sorted({_PARAMETER.split(name, maxsplit=1)[0] for name in bare if ".lora_" in name}):
         for part in ("lora_A", "lora_B"):
             if f"{module}.{part}.weight" not in bare:

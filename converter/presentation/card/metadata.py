@@ -172,18 +172,27 @@ def _unicode_fault(content: Mapping[str, Any]) -> str:
 def _type_errors(content: Mapping[str, Any]) -> Iterator[str]:
     for key in _TEXT_KEYS:
         if not isinstance(content.get(key), str | None):
-            yield f"{key} {_shown(content[key])} is not text"
+            yield _not_text(key, content[key])
     for key in _TEXTS_KEYS:
         for item in _listed(content.get(key)):
             if not isinstance(item, str) or not item.strip():
-                # YAML has numbers, dates, and words such as no, which it reads as false.
-                yield f"{key} {_shown(item)} is not text; put it in quotes"
+                yield _not_text(key, item)
     if not isinstance(content.get("tags"), list | None):
         yield "tags is not a list"
     yield from _widget_errors(content.get("widget"))
     index = content.get("model-index")
     if index is not None and not (isinstance(index, list) and all(map(_has_results, index))):
         yield "model-index is not a list of models with a name and results"
+
+
+def _not_text(key: str, value: Any) -> str:
+    if isinstance(value, dict | list):
+        return f"{key}: must be text, not a {'list' if isinstance(value, list) else 'mapping'}"
+    if isinstance(value, bool):
+        return f'{key}: YAML reads no, yes, on and off as true or false; write such a word in quotes, as in "no"'
+    if value is None or not str(value).strip():
+        return f"{key}: an entry is empty"
+    return f"{key} {_shown(value)} is not text; put it in quotes"
 
 
 def _value_errors(content: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,11 @@ class CardOptions:
     """How to make a card; the fields contain the help of their options."""
 
     repo: str | None = field(
-        default=None, metadata={"help": "OWNER/NAME of the release on the Hub.  [default: name of the folder]"}
+        default=None,
+        metadata={
+            "help": "OWNER/NAME of the release on the Hub, which the card tells people to load. Without it, the card "
+            "shows the name of the folder."
+        },
     )
     base_model: str | None = field(
         default=None, metadata={"help": "OWNER/NAME of the source.  [default: from the evidence]"}
