@@ -203,6 +203,10 @@ def test_pictures_of_other_measurements_are_stale(release: Path, tmp_path: Path)
         (folder / "assets" / path).write_bytes(picture("other measurements"))
         hint = refuse(errors.EvidenceError, f"/evidence/assets/{path}: {reason}", release, folder)
         assert hint == f"Make it again with `lensconv {name}`."
+    # Nor is one shown whose measurements are gone.
+    (folder / "comparison_matrix.json").unlink()
+    path = "comparison/comparison_grid_16to9_q98-1of2.webp"
+    refuse(errors.EvidenceError, f"/evidence/assets/{path}: {reason}", release, folder)
 
 
 def test_what_is_elsewhere_is_not_taken_along(release: Path, tmp_path: Path) -> None:
