@@ -31,7 +31,7 @@ from converter.schemas import load_schema
 from tests.conftest import names_in, run_python, snapshot
 from tests.reference import LENS_OPTIONS, convert_with_sdnq, weight_files
 from tests.reporters import Notes
-from tests.tiny_models import WEIGHTS, convert_default, save_model
+from tests.tiny_models import WEIGHTS, convert_default, make_pipeline, save_model
 
 
 def test_files_have_the_mode_of_the_umask(lens_source: Path, tmp_path: Path) -> None:
@@ -225,3 +225,13 @@ def test_nonfinite_numbers_are_converted_and_counted_if_allowed(lens_source: Pat
     assert manifest["source"]["nonfinite"] == counted
     expected = convert_with_sdnq(source, tmp_path / "expected", "LensTransformer2DModel", LENS_OPTIONS)
     assert weight_files(tmp_path / "out") == weight_files(expected)
+
+
+def test_a_plan_lists_the_weights_that_are_written(tmp_path: Path) -> None:
+    source, options = make_pipeline(tmp_path / "source"), ConvertOptions(shard_bytes=500_000)
+    convert(source, tmp_path / "out", options=options)
+    weights = (tmp_path / "out" / "transformer").iterdir()
+    written = {f"transformer/{file.name}": file.stat().st_size for file in weights}
+    del written["transformer/config.json"], written["transformer/quantization_config.json"]
+    assert dict(plan(source, options=options).files) == written
+    assert "transformer/diffusion_pytorch_model.safetensors.index.json" in written
