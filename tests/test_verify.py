@@ -134,6 +134,7 @@ VISIBLE: dict[str, Damage] = (
     {"no zero point": drop(ZERO_POINT), "no scale": drop(SCALE), "no weight": drop(WEIGHT)}
     | {"no bias": drop(f"{QKV}.bias"), "no kept tensor": drop(LAST)}
     | {"one too many": change_tensors(lambda t: t.update(extra=torch.ones(3)))}
+    | {"a factor too many": change_tensors(lambda t: t.update({f"{QKV}.svd_up": torch.ones(576, 8)}))}
     | {"a scale of another shape": replace(SCALE, lambda t: t.reshape(3, 576, 1))}
     | {"a flat scale": replace(SCALE, lambda t: t.reshape(1728)), "half a weight": replace(WEIGHT, lambda t: t[::2])}
     | {"a weight of signed bytes": replace(WEIGHT, lambda t: t.view(torch.int8))}
