@@ -53,6 +53,9 @@ def test_rules_of_git_mean_what_git_says(tmp_path: Path) -> None:
     assert is_lfs("a.png", 1, b"\x89PNG\0", "")
     assert not is_lfs("a.txt", 512, b"x" * 511 + b"\xc3", "")
     assert not is_lfs("a.bin", 0, b"", GITATTRIBUTES.decode())
+    # The last line that matches decides.
+    later = "*.bin filter=lfs\nsmall.bin -filter\n"
+    assert [is_lfs(name, 1, b"x", later) for name in ("a.bin", "small.bin", "a.txt")] == [True, False, False]
 
 
 def test_what_hf_xet_stores_is_read_in_any_range(tmp_path: Path) -> None:
