@@ -316,7 +316,7 @@ def assert_shown(found: dict[str, Any], twin: dict[str, Any]) -> None:
         rows, expected = ([row for row in rows if not _SHA256.fullmatch(row[-1])] for rows in (table, other))
         assert sorted(map(squeezed, rows)) == sorted(squeezed(map(translated, row)) for row in expected)
     assert found["addresses"] == twin["addresses"]
-    # Programs have the name of the release as a text of Python; what is no version is nowhere pinned.
+    # The programs contain the name of the release as a Python string, and pin nothing that is not a version.
     programs = [ast.parse(block) for block in found["blocks"] if "import" in block]
     assert len(programs) == 3
     texts = {node.value for program in programs for node in ast.walk(program) if isinstance(node, ast.Constant)}

@@ -125,7 +125,7 @@ def described(folder: Path, outcome: Outcome, paint: Paint) -> str:
                 if sheet.get("lossless"):
                     assert np.array_equal(cut(drawn, cell), image)
                 elif paint is slope:
-                    # Levels of 255; a large cell that stands a single pixel further is no more the same.
+                    # In levels of 255. If a large cell is a single pixel off, the difference is larger.
                     assert np.abs(cut(drawn, cell).astype(int) - image).mean() < (1.5 if image.shape[1] > 200 else 6)
         sheet["cells"] = [[*cell.values()] for cell in sheet["cells"]]
     for _, _, x, y, width, height, missing in result["preview"]["cells"]:
@@ -248,7 +248,7 @@ def test_labels_are_cut_to_their_width_and_keep_the_seed() -> None:
     assert (fonts.label.size, fonts.title.size) == (14, 18)
     long = "Red Cube " * 20
     width = 1 + sum(math.ceil(fonts.label.getlength(text)) for text in ("P01 · Red Cube", " · seed 301"))
-    for scenario, room, shown in (
+    for scenario, available, shown in (
         ("Red Cube", width, ("P01 · Red Cube", " · seed 301")),
         (long, width, ("P01 · Red Cu…", " · seed 301")),
         (long + "\ud800", width, ("P01 · Red Cu…", " · seed 301")),
@@ -258,7 +258,7 @@ def test_labels_are_cut_to_their_width_and_keep_the_seed() -> None:
         (long, 5, ("", "")),
     ):
         cells = (Cell("P01", "original", Size(1, 1)), Cell("P01", "quantized", Size(1, 1)))
-        assert label_of(Row("P01", scenario, 301, cells), fonts.label, room) == shown
+        assert label_of(Row("P01", scenario, 301, cells), fonts.label, available) == shown
     assert wrap("ab abcdefghi  c d", fonts.label, 40) == ["ab", "abc…", "c d"]
 
 

@@ -59,7 +59,7 @@ def test_pages_are_not_shown() -> None:
 
 
 def failures() -> list[BaseException]:
-    """What the client or the system raises where there is no answer."""
+    """What the client or the system raises when the Hub does not answer."""
     from huggingface_hub import errors
 
     http = client_module()

@@ -180,7 +180,7 @@ HIDDEN: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "codes": (lambda t: t[WEIGHT][7:5000].bitwise_xor_(15), "sqnr"),
     "a scale": (lambda t: t[SCALE][3].mul_(16), "near source"),
     "scales and zero points exchanged": (lambda t: exchange(t, SCALE, ZERO_POINT), "near source"),
-    "a scale that is no number": (lambda t: t[SCALE][3].fill_(math.nan), "finite"),
+    "a scale that is NaN": (lambda t: t[SCALE][3].fill_(math.nan), "finite"),
     "two weights exchanged": (lambda t: exchange(t, WEIGHT, f"{BLOCK}.attn.txt_qkv.weight"), "near source"),
 }
 

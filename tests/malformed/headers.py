@@ -84,7 +84,7 @@ for _length in (0, 3, 7):
     _add_header_case(f"data-cut-at-{_length}", WHOLE_FILE[: _HEADER_END + _length], _said)
 for _length in (100_000_001, 2**63, 2**64 - 1):
     _add_header_case(f"length-{_length}", encode_file({}, length=_length), f"header of {_length} bytes; this is not")
-# Bodies of headers that are no object, no JSON and no UTF-8.
+# Bodies of headers that are not an object, not JSON or not UTF-8.
 _NO_OBJECT = (b"[]", b'"w"', b" {}", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b"", bytes(4))
 _NO_JSON = (b"{not json", b'{"w":{"dtype":"U8"', b"{}{}", b"{}\0\0\0\0\0\0")
 _NO_TEXT = (b'{"\xff\xfe":{}}', b'{"\xc0\xaf":{}}', b'{"\xed\xa0\x80":{}}')
