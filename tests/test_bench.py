@@ -275,7 +275,7 @@ def test_ctrl_c_ends_the_worker_and_keeps_what_was_measured(
 def test_what_a_benchmark_refuses(
     tiny_repo: Path, tiny_release: Path, lens_output: Path, tmp_path: Path, bench: Lensconv
 ) -> None:
-    """Two models that do not belong together, bad summaries, bad options, and outputs that cannot be written or exist."""
+    """Models that do not belong together, bad summaries and options, and outputs that cannot be written or exist."""
     names = {"original": tiny_repo, "release": tiny_release, "bare": lens_output}
     shutil.copytree(tiny_repo, tmp_path / "copy")
     for name in ("flux", "contradictory", "other"):

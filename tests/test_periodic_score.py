@@ -87,8 +87,8 @@ def page_of_words(seed: int, side: int = 512, spacing: int = 32) -> Pixels:
 def test_scores_of_patterns_and_of_what_is_none() -> None:
     """Of an image, another one, a change of that and a pattern over it: what is added, and what it has of its own.
 
-    Structure of the original that a copy keeps does not count as a pattern, and does not hide one. A pattern of 8 levels
-    scores about 4.
+    Structure that a copy keeps of the original does not count as a pattern, and does not hide one. A pattern of 8
+    levels scores about 4.
     """
     images = {f"clouds {seed}": clouds(seed, 512) for seed in (1, 2)}
     images |= {f"words {seed}": page_of_words(seed) for seed in (5, 6)}
