@@ -189,6 +189,10 @@ def images_of_matrix() -> dict[str, Any]:
     return published.image_fidelity(pairs[:10], {**summary(range(1, 11)), "baseline": summary(range(2, 12))})
 
 
+#: The date in the text encoder's system prompt, which images depend on.
+DATE = "2026-05-23"
+
+
 def full_metrics() -> dict[str, Any]:
     """Metrics with footprints, parameters and stages; those of the published release where they are known."""
     content = published.published_metrics()
@@ -210,6 +214,7 @@ def full_metrics() -> dict[str, Any]:
         }
         rows = {row["id"]: row[name]["time_s"] for row in published.published_matrix()["prompts"]}
         content["models"][name]["stages"] = {"vae": {"time_s": statistics.median(rows.values())}}
+    content["settings"]["date"] = DATE
     return {**content, "transformer_storage_reduction_vs_bf16_percent": 47.6, "sources": copy.deepcopy(SOURCES)}
 
 
@@ -219,7 +224,8 @@ def matrix_with_stages() -> dict[str, Any]:
     for row in matrix["prompts"]:
         for model in ("original", "quantized"):
             row[model]["stages"] = {"vae": {"time_s": row[model]["time_s"]}}
-    return {**matrix, "settings": {"num_inference_steps": 20, "guidance_scale": 5.0}, "sources": copy.deepcopy(SOURCES)}
+    settings = {"num_inference_steps": 20, "guidance_scale": 5.0, "date": DATE}
+    return {**matrix, "settings": settings, "sources": copy.deepcopy(SOURCES)}
 
 
 FULL = {MATRIX: matrix_with_stages, OFFLOAD: full_offload, METRICS: full_metrics, SUMMARY: published.PUBLISHED[SUMMARY]}
