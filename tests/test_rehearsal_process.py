@@ -89,7 +89,11 @@ def test_serve_says_where_it_is_and_ends_with_ctrl_c(as_json: bool, tmp_path: Pa
     process = subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=wide)
     stream, last = (process.stdout, "}\n") if as_json else (process.stderr, "Ctrl-C stops it.\n")
     assert stream is not None
-    text = "".join(iter(stream.readline, last)) + last
+    text = ""
+    for line_of_text in stream:
+        text += line_of_text
+        if line_of_text == last:
+            break
     (endpoint,) = set(re.findall(r"http://127\.0\.0\.1:\d+", text))
     folder = str(tmp_path) if as_json else text.split("Its repos are in ")[1].split(",")[0]
     token = re.findall(r"hf_[0-9a-f]{34}", text)[0]

@@ -6,12 +6,16 @@ import shlex
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from converter.cli.options import PATH, output_options, pass_console
 from converter.console import LINE_LIMIT, Console
 from converter.errors import printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 #: What may be done with a token, in words.
 _RIGHTS = {"write": "who can read and write", "read": "who can only read"}
@@ -52,8 +56,6 @@ def serve_command(console: Console, /, folder: Path | None, port: int, names: tu
     a repo with its card and files at /OWNER/NAME; for a private repo, sign in with the name of an account and its
     token. Ctrl-C stops it.
     """
-    from rich.text import Text
-
     from converter.rehearsal.server import serve
     from converter.rehearsal.settings import DEFAULT_NAME, Account, HubSettings
 
@@ -62,16 +64,12 @@ def serve_command(console: Console, /, folder: Path | None, port: int, names: tu
         root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lensconv-hub-")))
 
         def ready(endpoint: str) -> None:
-            variables = [
-                ("HF_ENDPOINT", endpoint),
-                # Downloads under the name of a real repo must not replace it in the user's cache.
-                ("HF_HOME", shlex.quote(printable(str(root.resolve() / "home"), LINE_LIMIT))),
-                *(
-                    ("HF_TOKEN", f"{account.token}  # as {account.name}, {_RIGHTS[account.role]}")
-                    for account in accounts
-                ),
+            # Downloads under the name of a real repo must not replace it in the user's cache.
+            home = shlex.quote(printable(str(root.resolve() / "home"), LINE_LIMIT))
+            tokens = [
+                _export("HF_TOKEN", f"{account.token}  # as {account.name}, {_RIGHTS[account.role]}")
+                for account in accounts
             ]
-            exports = [Text(f"  export {name}={value}", no_wrap=True, overflow="ignore") for name, value in variables]
             console.result(
                 {
                     "endpoint": endpoint,
@@ -85,11 +83,19 @@ def serve_command(console: Console, /, folder: Path | None, port: int, names: tu
                 f"A browser shows a repo at {endpoint}/OWNER/NAME",
                 "",
                 "To use it from another terminal:",
-                *exports[:2],
+                _export("HF_ENDPOINT", endpoint),
+                _export("HF_HOME", home),
                 *(["and one of these:"] if len(accounts) > 1 else []),
-                *exports[2:],
+                *tokens,
                 "",
                 "Ctrl-C stops it.",
             )
 
         serve(HubSettings(root, accounts, port), ready)
+
+
+def _export(name: str, value: str) -> Text:
+    """A line for a shell, which may be copied and therefore is not wrapped."""
+    from rich.text import Text
+
+    return Text(f"  export {name}={value}", no_wrap=True, overflow="ignore")

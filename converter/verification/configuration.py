@@ -47,7 +47,9 @@ def read_quantization_config(checkpoint: Checkpoint) -> QuantizationConfig:
     if found.get("quant_method") != "sdnq":
         return QuantizationConfig(found, f"quant_method is {shown(found.get('quant_method'))}, not sdnq")
     if separate is None or embedded is None:
-        only, other = (CONFIG_NAME, QUANTIZATION_CONFIG_NAME)[:: 1 if separate is None else -1]
+        only, other = CONFIG_NAME, QUANTIZATION_CONFIG_NAME
+        if embedded is None:
+            only, other = other, only
         note = f"only {only} contains the quantization config; some loaders read {other}"
         return QuantizationConfig(found, notes=(note,))
     different = differing_options(separate, embedded)
