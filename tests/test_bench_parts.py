@@ -83,7 +83,8 @@ class Inputs:
         subjects = {subject.name: subject for subject in open_subjects(original, quantized, SILENT)}
         prompts = read_suite(suite).prompts[:count]
         repo = subjects["original"].repo
-        settings = [choose_settings(repo, prompt.prompt, GenerateOptions(seed=prompt.seed)) for prompt in prompts]
+        options = {prompt.prompt: GenerateOptions(seed=prompt.seed, aspect_ratio="16:9") for prompt in prompts}
+        settings = [choose_settings(repo, prompt, chosen) for prompt, chosen in options.items()]
         return cls(subjects, PromptSuite("some", prompts), settings)
 
     def bench(self, journal: Journal, mode: str, **options: Any) -> Bench:
@@ -103,10 +104,12 @@ def inputs(tiny_repo: Path, tiny_release: Path, suite: Path) -> Inputs:
 
 
 def test_weights_that_change_are_refused(tiny_repo: Path, release: Path) -> None:
+    (file,) = (release / "vae").glob("*.safetensors")
+    # In the Hub's cache, weights are links.
+    file.symlink_to(file.rename(release / "blob"))
     subjects = open_subjects(tiny_repo, release, SILENT)
     for subject in subjects:
         refuse_changed_files(subject.states)
-    (file,) = (release / "vae").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     with pytest.raises(MalformedCheckpoint, match="changed while it was measured"):
         refuse_changed_files(subjects[1].states)
@@ -400,6 +403,11 @@ def test_the_machine_is_described_in_a_worker_where_it_has_an_accelerator(monkey
     system = {"platform": f"{os.uname().sysname} {os.uname().machine}", "python": platform.python_version()}
     device = {"hardware": here["hardware"], "device": "cpu", "cuda": None, "driver": None}
     assert here == {**device, **size, **system, "lensconv": __version__, **{name: version(name) for name in names}}
+    # The cores that this process may use count, as in a container.
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    assert describe_machine("cpu")["cpu_cores"] == 1
+    os.sched_setaffinity(0, allowed)
     monkeypatch.setattr(measuring, "choose_device", lambda _: torch.device("cuda"))
     with time_limit(LIMIT):
         assert probe_machine("cpu", LIMIT, lambda: None) == here
@@ -440,6 +448,9 @@ def test_a_worker_that_breaks_down_says_why(tiny_repo: Path) -> None:
         assert [worker._reason(code) for code in (-6, -9, -50)] == [
             *("killed by SIGABRT", "killed by SIGKILL, perhaps because memory ran out", "killed by signal 50")
         ]
+        # Of a long log, the end is read, which may begin within a character.
+        worker._log.write(f"{'€' * 2000}\nthe last line\n".encode())
+        assert worker._reason(1) == "ended with exit code 1: the last line"
     reason = "ended with exit code 1: AttributeError: module 'torch' has no attribute 'no dtype'"
     assert event == {"event": "failed", "reason": reason, "died": True}
     assert ticks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from converter.measurement.comparison.pairs import find_pairs, parse_name
 from converter.measurement.comparison.perceptual import Lpips, NotMeasured
 from converter.measurement.comparison.pixels import psnr_db, ssim
 from converter.measurement.comparison.substring import character_error_rate, normalize, substring_distance
-from converter.measurement.comparison.text_accuracy import find_reader, language_of
+from converter.measurement.comparison.text_accuracy import _enlarged, find_reader, language_of
 from converter.schemas import load_schema
 from tests.benches import folded
 from tests.cases import check_cases
@@ -70,6 +71,7 @@ def test_names_languages_and_character_error_rates() -> None:
         "name": lambda name: [*vars(parse_name(Path(name))).values()],
         "language": language_of,
         "rate": lambda required, text: round(character_error_rate(required, text), 4),
+        "enlarged": lambda *size: Image.open(io.BytesIO(_enlarged(noise(0, *size[::-1])))).size,
     }
     check_cases("comparison_cases.jsonl", lambda kind, *arguments: functions[str(kind)](*arguments))
     with pytest.raises(ValueError, match="empty"):

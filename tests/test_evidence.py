@@ -262,7 +262,9 @@ def test_images_are_those_that_were_measured(folder: Path) -> None:
     image = folder / "images" / "a.png"
     image.parent.mkdir()
     image.write_bytes(b"an image")
-    read_evidence_folder(folder)
+    (folder / "link").symlink_to(folder)
+    for place in (folder, folder / "link", folder / "images" / ".."):
+        read_evidence_folder(place)
     image.write_bytes(b"another image")
     with pytest.raises(EvidenceError, match=r"images/a\.png is not the image that was measured"):
         read_evidence_folder(folder)

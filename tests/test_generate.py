@@ -28,7 +28,7 @@ from converter.measurement.generation.settings import choose_settings
 from converter.schemas import load_schema
 from tests.cases import check_cases
 from tests.conftest import ROOT, Lensconv, Outcome, command, edit_json, names_in, snapshot, time_limit
-from tests.generations import SMALL, draw, editable, pixels
+from tests.generations import SMALL, change_tensors, draw, editable, pixels
 
 
 def test_an_image_tells_how_it_was_made(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
@@ -102,13 +102,15 @@ def test_an_image_of_the_default_size(tiny_repo: Path, tmp_path: Path, lensconv:
     assert shown.endswith("/image.png:256x256,1steps,guidance1,seed0,bfloat16oncpu,notquantized,TIME,MEMORY.")
 
 
-def test_defaults_suit_the_variant(tiny_repo: Path, tmp_path: Path) -> None:
+def test_defaults_suit_the_variant(tiny_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for name in ("Lens", "Lens-Turbo-uint4", "models--microsoft--Lens-Base/snapshots/abc"):
         folder = tmp_path / name
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.symlink_to(tiny_repo)
-        settings = choose_settings(open_pipeline(folder), "x", GenerateOptions(base_resolution=1440))
+        # The names of the folders above count too where they are not given.
+        monkeypatch.chdir(folder.parent)
+        settings = choose_settings(open_pipeline(Path(folder.name)), "x", GenerateOptions(base_resolution=1440))
         found[name] = settings.steps, settings.guidance, settings.height, settings.width
     assert [*found.values()] == [(20, 5.0, 1440, 1440), (4, 1.0, 1440, 1440), (50, 5.0, 1440, 1440)]
     # The real autoencoder's images are not small; the published ones are of the larger class.
@@ -126,10 +128,15 @@ def test_defaults_suit_the_variant(tiny_repo: Path, tmp_path: Path) -> None:
 def test_kept_features_spare_the_text_encoder(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
     repo, kept, images = editable(tiny_repo, tmp_path), tmp_path / "kept", tmp_path / "images"
     images.mkdir()
+    more = {"large.weight": torch.zeros(40_000_000, dtype=torch.bfloat16)}
+    change_tensors(repo / "text_encoder" / "model.safetensors", lambda tensors: tensors.update(more))
     options = ("--features", kept, "--negative-prompt", "blur")
-    assert draw(lensconv, repo, images / "first.png", *options).code == 0
+    first = draw(lensconv, repo, images / "first.png", *options)
+    assert first.code == 0, first.stderr
     assert len(names_in(kept)) == 2
     outcome = draw(lensconv, repo, images / "second.png", *options)
+    spared = first.result["predicted_memory_bytes"] - outcome.result["predicted_memory_bytes"]
+    assert spared > 40_000_000
     assert "text encoder" not in outcome.stderr
     assert draw(lensconv, repo, images / "without.png", "--negative-prompt", "blur").code == 0
     assert len(names_in(images)) == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -224,13 +223,14 @@ def test_two_runs_give_the_same_bytes_and_the_origin_alone(tmp_path: Path, lensc
     assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two")
     assert names_in(folder) == ["comparison_matrix.json", "images"]
     matrix = json.loads((folder / "comparison_matrix.json").read_text())
-    other = copy.deepcopy(matrix)
-    other["prompts"][0]["quantized"]["image_sha256"] = "0" * 64
+    first, *rest = matrix["prompts"]
+    changes = {"id": "P99", "scenario": "Blue", "seed": 7, **{model: {"image_sha256": "0" * 64} for model in MODELS}}
+    others = [{"prompts": [{**first, key: value}, *rest]} for key, value in changes.items()]
     for name, kind in ((SHEET, b"VP8 "), (PREVIEW, b"VP8L")):
         content = (tmp_path / "one" / name).read_bytes()
         assert chunks(content) == [b"VP8X", kind, b"EXIF"]
         assert is_drawn_from(content, grid_text(matrix))
-        assert not is_drawn_from(content, grid_text(other))
+        assert not any(is_drawn_from(content, grid_text(other)) for other in others)
 
 
 def chunks(content: bytes) -> list[bytes]:
