@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 #: Small and quick; what is measured is the benchmark, not the model.
-DRAWING = ("--steps", 2, "--height", 64, "--width", 64, "--negative-prompt", "blur")
+DRAWING = ("--steps", 2, "--height", 64, "--width", 96, "--negative-prompt", "blur")
 SUITE = """
 name = "three"
 

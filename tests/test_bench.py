@@ -171,7 +171,7 @@ def test_fidelity_is_measured_beside_a_baseline(finished: Finished, tiny_release
     images = finished.evidence["image_fidelity.json"]
     for pair, number in zip(images["pairs"], (301, 302, 303), strict=True):
         size = (pair["num_inference_steps"], pair["width"], pair["height"], pair["baseline"]["seed"])
-        assert (pair["seed"], *size) == (number, 2, 64, 64, number + 1000)
+        assert (pair["seed"], *size) == (number, 2, 96, 64, number + 1000)
         # Another seed draws another image, quantization the same one a little differently.
         assert pair["psnr_db"] > pair["baseline"]["psnr_db"] + 5
         assert pair["ssim"] > pair["baseline"]["ssim"]
@@ -289,6 +289,8 @@ def test_what_a_benchmark_refuses(
         (tmp_path / place).mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "linked" / "images").symlink_to(tmp_path)
+    (tmp_path / "within" / "images").mkdir(parents=True)
+    (tmp_path / "within" / "images" / "baseline").symlink_to(tmp_path)
     (tmp_path / "foreign" / "weight_fidelity.json").write_text("{}")
     os.mkfifo(tmp_path / "pipe" / "measurements.jsonl")
 

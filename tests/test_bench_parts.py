@@ -36,7 +36,7 @@ from converter.errors import (
 )
 from converter.measurement.benchmark import machine, measuring
 from converter.measurement.benchmark.assembly import Assembly
-from converter.measurement.benchmark.changes import refuse_changed_files
+from converter.measurement.benchmark.changes import file_states, refuse_changed_files
 from converter.measurement.benchmark.fidelity import compare_images, compare_weights
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
@@ -110,10 +110,17 @@ def test_weights_that_change_are_refused(tiny_repo: Path, release: Path) -> None
     subjects = open_subjects(tiny_repo, release, SILENT)
     for subject in subjects:
         refuse_changed_files(subject.states)
-    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(MalformedCheckpoint, match="changed while it was measured"):
-        refuse_changed_files(subjects[1].states)
+    content, time_ns = file.read_bytes(), file.stat().st_mtime_ns
+    for changed, later_ns in ((content + b"\x01", 0), (content[:-1] + b"\x01", 1)):
+        file.write_bytes(changed)
+        os.utime(file, ns=(time_ns, time_ns + later_ns))
+        with pytest.raises(MalformedCheckpoint, match="changed while it was measured"):
+            refuse_changed_files(subjects[1].states)
     assert subjects[1].components != open_subjects(tiny_repo, release, SILENT)[1].components
+    states = file_states([file])
+    Path(shutil.copy2(file, release / "copy")).replace(release / "blob")
+    with pytest.raises(MalformedCheckpoint, match="changed while it was measured"):
+        refuse_changed_files(states)
     file.unlink()
     with pytest.raises(MissingInput):
         refuse_changed_files(subjects[1].states)
@@ -449,8 +456,10 @@ def test_a_worker_that_breaks_down_says_why(tiny_repo: Path) -> None:
             *("killed by SIGABRT", "killed by SIGKILL, perhaps because memory ran out", "killed by signal 50")
         ]
         # Of a long log, the end is read, which may begin within a character.
-        worker._log.write(f"{'€' * 2000}\nthe last line\n".encode())
-        assert worker._reason(1) == "ended with exit code 1: the last line"
+        worker._log.write(f"{'€' * 2000}\nthe \x1blast line\n".encode())
+        assert worker._reason(1) == "ended with exit code 1: the \\x1blast line"
+        worker._log.truncate(0)
+        assert worker._reason(3) == "ended with exit code 3"
     reason = "ended with exit code 1: AttributeError: module 'torch' has no attribute 'no dtype'"
     assert event == {"event": "failed", "reason": reason, "died": True}
     assert ticks

@@ -254,21 +254,23 @@ def test_what_is_refused_and_what_is_just_accepted(tmp_path: Path, lensconv: Len
 
 def test_images_are_those_that_were_measured(folder: Path) -> None:
     matrix = published.published_matrix()
-    digest = hashlib.sha256(b"an image").hexdigest()
-    matrix["prompts"][0]["original"] |= {"image": "images/a.png", "image_sha256": digest}
-    write(folder, MATRIX, matrix)
-    # A folder without its images is still evidence.
-    read_evidence_folder(folder)
+    row, *rest = matrix["prompts"]
+    named = {"image": "images/a.png", "image_sha256": hashlib.sha256(b"an image").hexdigest()}
     image = folder / "images" / "a.png"
     image.parent.mkdir()
-    image.write_bytes(b"an image")
     (folder / "link").symlink_to(folder)
-    for place in (folder, folder / "link", folder / "images" / ".."):
-        read_evidence_folder(place)
-    image.write_bytes(b"another image")
-    with pytest.raises(EvidenceError, match=r"images/a\.png is not the image that was measured"):
+    for part in ("original", "quantized", "baseline"):
+        write(folder, MATRIX, {**matrix, "prompts": [{**row, part: {**row.get(part, {"seed": 1}), **named}}, *rest]})
+        # A folder without its images is still evidence.
         read_evidence_folder(folder)
-    matrix["prompts"][0]["original"]["image"] = "../a.png"
+        image.write_bytes(b"an image")
+        for place in (folder, folder / "link", folder / "images" / ".."):
+            read_evidence_folder(place)
+        image.write_bytes(b"another image")
+        with pytest.raises(EvidenceError, match=r"images/a\.png is not the image that was measured"):
+            read_evidence_folder(folder)
+        image.unlink()
+    row["original"] |= {**named, "image": "../a.png"}
     write(folder, MATRIX, matrix)
     with pytest.raises(EvidenceError, match="is outside of the folder"):
         read_evidence_folder(folder)

@@ -103,21 +103,27 @@ def test_an_image_of_the_default_size(tiny_repo: Path, tmp_path: Path, lensconv:
 
 
 def test_defaults_suit_the_variant(tiny_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {}
-    for name in ("Lens", "Lens-Turbo-uint4", "models--microsoft--Lens-Base/snapshots/abc"):
+    for name, variant in (
+        ("Lens", (20, 5.0)),
+        ("Lens-Turbo-uint4", (4, 1.0)),
+        ("models--microsoft--Lens-Base/snapshots/abc", (50, 5.0)),
+        ("lensbase/a/b", (50, 5.0)),
+        ("lens_turbo/a/b/c", (20, 5.0)),
+    ):
         folder = tmp_path / name
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.symlink_to(tiny_repo)
         # The names of the folders above count too where they are not given.
         monkeypatch.chdir(folder.parent)
         settings = choose_settings(open_pipeline(Path(folder.name)), "x", GenerateOptions(base_resolution=1440))
-        found[name] = settings.steps, settings.guidance, settings.height, settings.width
-    assert [*found.values()] == [(20, 5.0, 1440, 1440), (4, 1.0, 1440, 1440), (50, 5.0, 1440, 1440)]
+        assert (settings.steps, settings.guidance, settings.height, settings.width) == (*variant, 1440, 1440)
     # The real autoencoder's images are not small; the published ones are of the larger class.
     real = editable(tiny_repo, tmp_path)
-    edit_json(real / "vae" / "config.json", sample_size=1024)
+    for natural, side in (("256", 1440), (15, 1440), (16, 16), (1023, 1008), (1024, 1440)):
+        edit_json(real / "vae" / "config.json", sample_size=natural)
+        settings = choose_settings(open_pipeline(real), "x", GenerateOptions())
+        assert (settings.height, settings.width) == (side, side)
     for repo, options, size in (
-        (real, GenerateOptions(), (1440, 1440)),
         (real, GenerateOptions(aspect_ratio="16:9"), (1088, 1936)),
         (tiny_repo, GenerateOptions(base_resolution=1024), (1024, 1024)),
     ):

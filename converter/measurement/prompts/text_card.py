@@ -79,7 +79,7 @@ def _read_table(table: Sequence[str], titles: dict[str, str], where: str) -> lis
         rows = [make_row(line.split("\t"), columns or {}) for line in table[1:]]
         return [row for row in rows if row is not None]
     columns = find_columns(table[0].split()[:3], where)
-    if columns is None or columns["id"] != 0 or columns["seed"] != len(columns) - 1 or "prompt" in columns:
+    if columns is None or columns["seed"] != len(columns) - 1 or "prompt" in columns:
         fail(where, f"the columns of the table cannot be separated: {table[0]}", _IMPORT_MARKDOWN)
     return [_split_row(line, titles, "scenario" in columns, where) for line in table[1:]]
 
