@@ -64,13 +64,17 @@ FOREIGN: dict[str, dict[str, Any]] = {name: (RECIPES | FURTHER_RECIPES)[name] fo
         *(("Qwen3ForCausalLM", recipe) for recipe in ("int8-matmul", "int6-convolutions-embeddings")),
     ],
 )
-def test_foreign_checkpoints_are_sound(name: str, recipe: str, tmp_path: Path) -> None:
+def test_foreign_checkpoints_are_sound(
+    name: str, recipe: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     fewer: dict[str, Any] = {"num_layers": 1, "num_single_layers": 1} if name == "FluxTransformer2DModel" else {}
     source = save_model(tmp_path / "source", name, **fewer)
     shard = "200KB" if recipe in ("int8", "svd") else "5GB"
     output = convert_with_sdnq(source, tmp_path / "out", name, FOREIGN[recipe], shard=shard)
+    capfd.readouterr()
     # SDNQ's own loader cannot take scales that are quantized.
     report = verify(output, against=source, load=recipe != "double")
+    assert capfd.readouterr() == ("", ""), "no progress bars of other libraries"
     assert report.ok, failed(report)
     parameters = sum(tensor.numel() for file in source.glob("*.safetensors") for tensor in load_file(file).values())
     assert report.parameters == parameters
@@ -222,17 +226,22 @@ def test_a_damage_is_named_and_the_rest_still_compared(
     assert report.to_dict()["fidelity"]["families"]
 
 
-def test_an_index_that_disagrees(tmp_path: Path, lens_source: Path) -> None:
-    convert(lens_source, tmp_path / "out", options=ConvertOptions(shard_bytes=300_000))
-    index = tmp_path / "out" / f"{WEIGHTS}.index.json"
+def test_an_index_that_disagrees(tmp_path: Path, lens_source: Path, folder: Path) -> None:
+    # One file can have an index, too.
+    weight_map = dict.fromkeys(load_file(folder / WEIGHTS), WEIGHTS)
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "lensconv_manifest.json").unlink()
+    assert verify(folder).ok
+    convert(lens_source, tmp_path / "sharded", options=ConvertOptions(shard_bytes=300_000))
+    index = tmp_path / "sharded" / f"{WEIGHTS}.index.json"
     content = json.loads(index.read_text())
     missing = content["weight_map"].pop("proj_out.bias")
     index.write_text(json.dumps(content))
-    assert "proj_out.bias" in failed(verify(tmp_path / "out"))["index"]
+    assert "proj_out.bias" in failed(verify(index.parent))["index"]
     content["weight_map"]["proj_out.bias"] = missing
     content["metadata"]["total_size"] = 1
     index.write_text(json.dumps(content))
-    assert any("the index says 1 bytes" in note for note in verify(tmp_path / "out").notes)
+    assert any("the index says 1 bytes" in note for note in verify(index.parent).notes)
 
 
 def test_the_recipe_is_checked_by_headers(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
@@ -264,6 +273,11 @@ def test_another_source_is_far(lens_source: Path, lens_output: Path, tmp_path: P
     report = verify(lens_output, against=other)
     assert failed(report).keys() == {"near source"}
     assert f"{QKV} (" in failed(report)["near source"]
+    # Zeros are restored exactly, and are far from all else.
+    replace(WEIGHT, torch.zeros_like)(other, load_file(other / WEIGHTS))
+    convert(other, tmp_path / "out")
+    figures = [verify(tmp_path / "out", against=source).to_dict()["fidelity"] for source in (other, lens_source)]
+    assert [figure["cosine_min"] > 0.9 for figure in figures] == [True, False]
 
 
 def test_the_config_is_compared_with_the_source(lens_source: Path, folder: Path) -> None:
@@ -283,7 +297,9 @@ def test_the_recipe_is_compared_with_the_config(lens_source: Path, folder: Path)
     assert "svd_rank" in failed(verify(folder, against=lens_source, recipe=recipe))["recipe"]
 
 
-def test_source_and_output_may_be_pipelines_or_not(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
+def test_source_and_output_may_be_pipelines_or_not(
+    lens_source: Path, lens_output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index: dict[str, Any] = {"_class_name": "P", "transformer": ["x", "y"], "vae": ["x", "y"], "dit": ["x", "y"]}
     source, output = tmp_path / "Lens", tmp_path / "out"
     for pipeline, component in ((source, lens_source), (output, lens_output)):
@@ -293,6 +309,11 @@ def test_source_and_output_may_be_pipelines_or_not(lens_source: Path, lens_outpu
     (source / "transformer" / "config.json").write_text('{"_class_name": "Flux"}')
     reports = [verify(lens_output, against=x, recipe="lens-uint4-static") for x in (source, lens_source / WEIGHTS)]
     reports += [verify(output, component="dit", against=x) for x in (lens_source, source)]
+    # Of two components of the class, that of the folder's name is meant.
+    shutil.copytree(lens_source, source / "vae")
+    replace(WEIGHT, lambda t: t * 1.5)(source / "vae", load_file(lens_source / WEIGHTS))
+    monkeypatch.chdir(output / "dit")
+    reports += [verify(folder, against=source) for folder in (output / "dit", Path())]
     assert [failed(report) for report in reports if not report.ok] == []
 
 
@@ -324,6 +345,9 @@ CODES = {"a.weight": torch.zeros(64, 64, dtype=torch.uint8)}
 PACKED = {"a.weight": torch.zeros(64 * 32, dtype=torch.uint8), "a.zero_point": torch.ones(64, 1)}
 LAYER_SCALE = {"layer_scale.scale": torch.ones(64)}
 U8_SCALE = {"a.scale": torch.ones(64, 1, dtype=torch.uint8)}
+#: Each dtype that codes can have, and a buffer of integers.
+BARE = {f"{dtype}.weight": torch.zeros(4).to(getattr(torch, dtype)) for dtype in ("uint8", "int8", "uint16", "int16")}
+BARE |= {dtype: torch.zeros(4).to(getattr(torch, dtype)) for dtype in ("float8_e4m3fn", "float8_e5m2", "int16")}
 SVD, UINT4, UINT8 = {"a.svd_up": torch.ones(64, 8)}, {"weights_dtype": "uint4"}, {"weights_dtype": "uint8"}
 #: Tensors of checkpoints whose class does not show their shapes, and options.
 OTHERS: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {
@@ -342,8 +366,10 @@ OTHERS: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {
     "a zero point in codes": (CODES | {"a.zero_point": torch.ones(64, 1, dtype=torch.uint8)}, UINT8),
     "half a factorisation": (SVD, {"use_svd": True, "use_hadamard": True, "sdnq_version": None}),
     "a factorisation": (SVD | {"a.svd_down": torch.ones(8, 64)}, {"use_codebook": True}),
+    "scales in codes by no option": (U8_SCALE, {"scale_dtype": "none"}),
+    "codes without scales": (BARE, {}),
     "names of modules": (PACKED, {"modules_dtype_dict": {"uint4": ["model.language_model.a.weight"]}}),
-    "a name and a pattern": (PACKED, {"modules_dtype_dict": {"uint4": ["a.weight", "a*"]}}),
+    "a name and a pattern": (PACKED, {"modules_dtype_dict": {"uint4": ["a.weight", "a*", "*.a.weight"]}}),
     "packed": (PACKED, UINT4),
 }
 

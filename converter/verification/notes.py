@@ -64,7 +64,7 @@ def _about_options(audit: Audit) -> Iterator[str]:
     for option in ("use_svd", "use_hadamard", "use_codebook", "use_dynamic_quantization"):
         if config.get(option):
             yield f"{option} is on"
-    if config.get("scale_dtype"):
+    if (config.get("scale_dtype") or "none") != "none":
         yield "scales are quantized (scale_dtype)"
         yield "sdnq.load_sdnq_model 0.2.8 cannot load scales that are quantized; diffusers can"
     if config and config.get("sdnq_version") is None:
