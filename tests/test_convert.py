@@ -184,18 +184,29 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
         def lying(self: PlannerProcess) -> PlanAnswer | None:
             found = answer(self)
             assert found is not None
-            return None if lie == "a planner that dies" else PlanAnswer(found.plan, kernel_agrees=False)
+            assert found.peak_rss_bytes > 100_000_000, "torch and SDNQ"
+            return None if lie == "a planner that dies" else replace(found, kernel_agrees=False, peak_rss_bytes=10**15)
 
         monkeypatch.setattr(PlannerProcess, "answer", lying)
         options = ConvertOptions()
     report = convert(lens_source, tmp_path / "out", options=options, reporter=notes)
     assert bool(notes.texts) == (lie != "a planner that dies")
+    assert (report.peak_rss_bytes > 10**15) == (lie == "a kernel that differs"), "of both processes"
     times_read = report.bytes_read_per_s * report.elapsed_s / plan(lens_source).source_bytes
     assert times_read == pytest.approx(1 if lie == "a planner that dies" else 2)
     shard = "200KB" if lie == "another plan" else "5GB"
     name = "LensTransformer2DModel"
     expected = convert_with_sdnq(lens_source, tmp_path / "expected", name, LENS_OPTIONS, shard=shard)
     assert weight_files(tmp_path / "out") == weight_files(expected)
+
+
+def test_reads_that_come_in_pieces(
+    lens_source: Path, lens_output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel hands out 2 GiB at most, and a network volume less."""
+    read = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, views, position: read(file, [views[0][:9999]], position))
+    assert snapshot(convert_default(lens_source, tmp_path / "out")) == snapshot(lens_output)
 
 
 @pytest.mark.parametrize("recipe", [None, "sdnq-uint4", "sdnq-int8"])

@@ -205,8 +205,9 @@ def refuse(site: Site, invocation: Invocation, error: str, *message: str) -> Non
         # Nodes for the folder itself, the staging folder, the release, the journal and the weights, and for no config.
         ("size=64m,nr_inodes=5", "disk/out", IN_PROCESS, "DiskError", "No space left on device"),
         ("ro", "disk/deep/out", (), "OutputError", "Read-only file system"),
+        ("size=64m", "disk", ("--overwrite",), "OutputError", "is not a plain folder"),
     ],
-    ids=["without space", "fills up half way", "read-only"],
+    ids=["without space", "fills up half way", "read-only", "itself the output"],
 )
 def test_disks(disk: str, output: str, options: tuple[str, ...], error: str, message: str, site: Site) -> None:
     site.copy_lens()

@@ -50,6 +50,10 @@ def test_a_recipe_from_a_file(tmp_path: Path) -> None:
     assert recipe.rules == (Rule(family="attn", options={"weights_dtype": "int8"}), Rule(match="*.w1", keep=True))
     assert recipe.is_random
     assert not recipe.is_data_dependent
+    # A rule alone makes a recipe random, and only a factorisation depends on threads.
+    for option, depends in (("use_svd", True), ("use_stochastic_rounding", False), ("use_hadamard", None)):
+        alone = Recipe("r", {}, (Rule(match="*", options={option: True}),))
+        assert (alone.is_random, alone.depends_on_threads) == (depends is not None, bool(depends))
 
 
 def test_the_last_rule_wins() -> None:

@@ -7,12 +7,13 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from converter import ConvertOptions, convert
-from converter.errors import MissingInput, OutputError
+from converter.errors import DiskError, MissingInput, OutputError
 from converter.synthesis.synthesize import synthesize
 from tests.conftest import names_in, run_program, snapshot
 from tests.reference import weight_files
@@ -32,6 +33,19 @@ def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
     assert weight_files(tmp_path / "out" / "transformer") == component
     # safetensors leaves 0600, which a second name of the same file would keep.
     assert (tmp_path / "out" / "vae" / WEIGHTS).stat().st_mode & 0o777 == 0o644
+
+
+def test_only_what_is_copied_needs_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of another mode than new ones have cannot be shared with the source."""
+    source, needed = make_pipeline(tmp_path / "source"), []
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=0, f_frsize=1))
+    for mode in (0o644, 0o600, 0o444):
+        (source / "vae" / WEIGHTS).chmod(mode)
+        with pytest.raises(DiskError, match="bytes are needed, but only 0 are free") as caught:
+            convert(source, tmp_path / "out")
+        needed.append(int(caught.value.message.split()[1]))
+    size = (source / "vae" / WEIGHTS).stat().st_size
+    assert [number - needed[0] for number in needed] == [0, size, size]
 
 
 def test_a_snapshot_of_the_hub_cache_is_followed_into_its_blobs(tmp_path: Path) -> None:

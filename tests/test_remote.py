@@ -28,8 +28,8 @@ from converter.publication.proof import ReadBack, prove_bytes, prove_records
 from converter.schemas import load_schema
 from tests.cases import check_cases
 from tests.checkpoints import WEIGHTS, failed, write_holes
-from tests.conftest import Lensconv
-from tests.loopback import COMMIT, PINNED, PLACE, TOKEN, Handler, LoopbackHub, client_module, record_files
+from tests.conftest import Lensconv, list_file
+from tests.loopback import COMMIT, GIT_BYTES, PINNED, PLACE, TOKEN, Handler, LoopbackHub, client_module, record_files
 from tests.reporters import Notes
 from tests.serving import serving
 
@@ -229,11 +229,13 @@ def test_differences_from_the_manifest(release: Path, serve: Serve) -> None:
 
 
 def test_small_files_beyond_the_budget(release: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.verification.remote.HASHED_BYTES", 500)
+    monkeypatch.setattr("converter.verification.remote.HASHED_BYTES", GIT_BYTES * 2 - 1)
+    # First by its name, but larger than all others, which are read.
+    list_file(release, "LICENSE", bytes(GIT_BYTES))
     serve(release)
     report = verify(PLACE)
     assert report.ok
-    assert "of them compared by size alone" in str(report.checks)
+    assert ", 1 of them compared by size alone" in str(report.checks)
 
 
 def test_differences_from_a_release_on_disk(release: Path, tiny_release: Path, serve: Serve, tmp_path: Path) -> None:

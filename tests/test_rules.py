@@ -47,7 +47,8 @@ def test_parts_of_a_linear(kind: str, bits: int) -> None:
     shapes = [(64, 128), (128, 341), (48, 96), (40, 96), (1024, 40), (33, 64), (256, 200)]
     compared = 0
     for shape, use_matmul, group_size in itertools.product(shapes, (False, True), (0, -1, 32, 48)):
-        matmul = {"use_quantized_matmul": use_matmul, "dequantize_fp32": not use_matmul}
+        # What a config does not say is as SDNQ has it by default.
+        matmul = {"use_quantized_matmul": True, "dequantize_fp32": False} if use_matmul else {}
         config = {"weights_dtype": f"{kind}{bits}", "group_size": group_size, **matmul}
         try:
             _, parts = QUANTIZE(torch.ones(shape), layer_class_name="Linear", torch_dtype=torch.bfloat16, **config)
