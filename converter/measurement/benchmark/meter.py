@@ -42,6 +42,8 @@ class Meter:
         self._resets_rss = _can_reset_rss()
         self._device_memory = _nvml_memory(device) if self._is_cuda else None
         self._sampled: dict[str, int] = {}
+        #: So that no sample from before a reset is stored after it.
+        self._sampling = threading.Lock()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -53,8 +55,9 @@ class Meter:
 
         def sample() -> None:
             while not stopped.wait(_INTERVAL):
-                for name, source in sources.items():
-                    self._sampled[name] = max(self._sampled.get(name, 0), source())
+                with self._sampling:
+                    for name, source in sources.items():
+                        self._sampled[name] = max(self._sampled.get(name, 0), source())
 
         sampler = threading.Thread(target=sample, name="memory sampler", daemon=True)
         if sources:
@@ -77,7 +80,8 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self.device)
         if self._resets_rss:
             _CLEAR_REFS.write_text(_RESET_PEAK)
-        self._sampled.clear()
+        with self._sampling:
+            self._sampled.clear()
 
     def peaks(self) -> dict[str, int]:
         """Return the peaks since the last reset in bytes, by kind of memory."""
