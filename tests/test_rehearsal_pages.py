@@ -12,7 +12,11 @@ def test_the_page_of_a_repo(hub: FaultyHub) -> None:
     repo = make_repo(hub, "shown")
     image = b"\x89PNG\r\n\x1a\nxx"
     upload(hub, repo, image)
-    evil = {"README.md": CARD + b"<script>alert(1)</script>", "<script>.txt": b"x", "page.html": b"<script></script>"}
+    evil = {
+        "README.md": CARD + b"[b](./a%20b.md?c=d&e=~f#g-h_i.j)\n<script>alert(1)</script>",
+        "<script>.txt": b"x",
+        "page.html": b"<script></script>",
+    }
     assert commit(hub, repo, evil, lfs_file("images/one.png", image)).status == 200
     made = head(hub, repo)
     offer = {"title": "<script>", "description": "<script>", "pullRequest": True}
@@ -20,6 +24,7 @@ def test_the_page_of_a_repo(hub: FaultyHub) -> None:
     assert commit(hub, repo, {"README.md": b"# Offer"}, revision="refs%2Fpr%2F1").status == 200
     picture = f"/{repo}/resolve/{made}/images/one.png"
     card = ["license: mit", f'src="{picture}"', f'href="/{repo}/resolve/{made}/page.html"', "<h1"]
+    card += [f'href="/{repo}/resolve/{made}/a%20b.md?c=d&amp;e=~f#g-h_i.j"']
     files = ["images/one.png", "&lt;script&gt;.txt", "5 files", f'href="/{repo}/tree/refs%2Fpr%2F1"', "LFS"]
     for path in ("", "/tree/main", f"/tree/{made}"):
         page = ask(hub, "GET", f"/{repo}{path}", token="")

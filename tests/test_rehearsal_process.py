@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 
 from converter.errors import DependencyError, OutputError, ResourceError, UsageError
+from converter.extras import require_extra
 from converter.rehearsal.process import RunningHub, running_hub
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
@@ -73,6 +74,7 @@ def test_clients_are_led_to_this_hub_alone(tmp_path: Path) -> None:
     with subprocess.Popen("true", text=True) as process:
         hub = RunningHub("http://127.0.0.1:1", HubSettings(tmp_path, (Account.new("ann"),)), process)
     base = {"PATH": "/bin", "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hf_other", "https_proxy": "http://127.0.0.1:9"}
+    base |= {"TRANSFORMERS_OFFLINE": "1", "HUGGING_FACE_HUB_TOKEN": "hf_other", "NO_PROXY": "*"}
     found = hub.environment(base, tmp_path, xet=False)
     own = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token("ann"), "HF_HOME": str(tmp_path)}
     switches = dict.fromkeys(("DISABLE_XET", "DISABLE_TELEMETRY", "DISABLE_PROGRESS_BARS"), "1")
@@ -137,7 +139,18 @@ def test_a_taken_port_and_missing_packages_are_reported(tmp_path: Path, monkeypa
         taken = HubSettings(tmp_path / "second", port=int(hub.endpoint.rpartition(":")[2]))
         with pytest.raises(UsageError, match="Address already in use"), running_hub(taken):
             pass
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else os)
-    with pytest.raises(DependencyError, match="uvicorn") as caught, running_hub(HubSettings(tmp_path)):
+        # It ends while a client is connected, and may begin again at once.
+        connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"))
+        connection.request("GET", "/api/models")
+        connection.getresponse().read()
+    connection.close()
+    with running_hub(taken) as again:
+        assert again.endpoint == hub.endpoint
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    needed = "jinja2, lz4, markdown_it, mdit_py_plugins, nh3, pathspec, starlette, uvicorn"
+    with pytest.raises(DependencyError, match=f"needs {needed}") as caught, running_hub(HubSettings(tmp_path)):
         pass
     assert "'.[rehearsal]'" in caught.value.hint
+    needed = "PIL, jinja2, jsonschema, markdown_it, matplotlib, mdit_py_plugins, nh3, scipy, skimage, tomli_w"
+    with pytest.raises(DependencyError, match=f"needs {needed}"):
+        require_extra("measure")

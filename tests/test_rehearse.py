@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -25,6 +26,9 @@ from tests.expected import check_expected
 from tests.faulty_hub import faulty_hub
 from tests.hubs import without_progress
 
+#: Command lines that this process has started.
+_started: list[list[str]] = []
+sys.addaudithook(lambda event, arguments: _started.append(arguments[1]) if event == "subprocess.Popen" else None)
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CARD = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n# Tiny\n\n![A sign](sign.png)\n"
 
@@ -69,8 +73,12 @@ def test_a_release_goes_through_all_of_it(release: Path, tmp_path: Path) -> None
 def test_the_first_step_that_fails_ends_it(release: Path, tmp_path: Path, lensconv: Lensconv) -> None:
     forget_file(release, "sign.png")
     (release / "sign.png").unlink()
-    outcome = lensconv("publish", release, "alice/tiny", "--rehearse", "--create-pr", "--read-back", "--json")
+    _started.clear()
+    options = ["--message=Two words", "--revision=main", "--patience=77", "--create-pr", "--read-back", "--json"]
+    outcome = lensconv("publish", release, "alice/tiny", "--rehearse", *options)
     assert outcome.code == 4
+    (line,) = [line for line in _started if "publish" in line]
+    assert [word for word in line if re.match("--(?!receipt=)", word)] == options
     report = outcome.result
     jsonschema.validate(report, load_schema("rehearsal"))
     jsonschema.validate(report["receipt"], load_schema("publish"))
@@ -108,8 +116,10 @@ def test_a_release_that_is_not_fit_is_refused_as_publish_does(release: Path) -> 
 def test_contradicting_options_are_refused(release: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--dry-run"):
         rehearse(release, "alice/tiny", PublishOptions(dry_run=True))
-    with pytest.raises(UsageError, match="is inside the release"):
-        rehearse(release, "alice/tiny", keep=release / "kept")
+    (tmp_path / "link").symlink_to(release)
+    for root, keep in ((release, release), (release, tmp_path / "link"), (tmp_path / "link", release)):
+        with pytest.raises(UsageError, match="is inside the release"):
+            rehearse(root, "alice/tiny", keep=keep / "kept")
     with pytest.raises(MissingInput, match="no-such"):
         rehearse(tmp_path / "no-such", "alice/tiny")
     done = run_process("publish", release, "alice/tiny", "--keep", tmp_path / "kept")

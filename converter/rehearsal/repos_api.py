@@ -96,6 +96,8 @@ async def validate_card(call: Call) -> Response:
     content = values.get("content")
     if not isinstance(content, str):
         raise Refusal(400, '"content" must be a string')
+    if text_of(values, "repoType", "model") != "model":
+        raise Refusal(400, "this local Hub checks cards of models only")
     found = check_card(content)
     answer = {
         "errors": [{"message": message} for message in found.errors],
