@@ -87,7 +87,8 @@ class Handler(Quiet, BaseHTTPRequestHandler):
         with file.open("rb") as stream:
             stream.seek(start)
             content = stream.read(last + 1 - start)
-        self.reply(content, 206, {"Content-Range": f"bytes {start}-{last}/{size}"})
+        # Some servers say that they did not compress it.
+        self.reply(content, 206, {"Content-Range": f"bytes {start}-{last}/{size}", "Content-Encoding": "Identity"})
 
     def reply(
         self, content: bytes, status: int = 200, headers: Mapping[str, str] | None = None, length: int | None = None

@@ -54,8 +54,9 @@ def test_addresses_that_make_no_sense(text: str) -> None:
 
 
 def test_pages_are_not_shown() -> None:
-    error = answered(403, {"Content-Type": "text/plain"}, b"<!DOCTYPE html><p>blocked</p>")
-    assert hub_failure("x", error).message == "x: the Hub answers with status 403"
+    for page in (b"<!DOCTYPE html><p>blocked</p>", b"\n <HTML><p>blocked</p>"):
+        error = answered(403, {"Content-Type": "text/plain"}, page)
+        assert hub_failure("x", error).message == "x: the Hub answers with status 403"
 
 
 def failures() -> list[BaseException]:

@@ -282,6 +282,7 @@ def test_other_layouts(tmp_path: Path, serve: Serve) -> None:
         shutil.rmtree(tmp_path / "repo", ignore_errors=True)
         (tmp_path / "repo").mkdir()
         for name, content in files.items():
+            (tmp_path / "repo" / name).parent.mkdir(exist_ok=True)
             if isinstance(content, list):
                 write_weights(tmp_path / "repo" / name, *content)
             else:
@@ -424,8 +425,10 @@ def test_a_release_is_proved_by_what_the_hub_serves(
     assert prove_bytes(files, remote, everything=False, reporter=notes) == ReadBack(3, 0, 4 + size)
     shown = [(progress.label, progress.total, progress.done) for progress in notes.shown]
     assert shown == [("hashing", 4 + size, 4 + size), ("reading back", 4 + size, 4 + size)]
-    monkeypatch.setattr("converter.publication.proof._WHOLE_BYTES", 4)
-    assert prove_bytes(files, remote, everything=False) == ReadBack(2, 1, 4 + (8 << 20))
+    # Short files are read whole, even beyond the limit.
+    for whole in (3 + size, 3):
+        monkeypatch.setattr("converter.publication.proof._WHOLE_BYTES", whole)
+        assert prove_bytes(files, remote, everything=False) == ReadBack(2, 1, 4 + (8 << 20))
     for place, said in ((0, "between 0 and 1048576;"), (size - 1, "between 8388608 and 9437184;")):
         (theirs / "long.bin").write_bytes(bytes(place) + b"x" + bytes(size - place - 1))
         assert said in refusal(lambda: prove_bytes(files, remote, everything=False))
