@@ -17,13 +17,22 @@ from typing import Any
 
 import jsonschema
 import pytest
+from huggingface_hub.utils.sha import git_hash
 
 from converter.console import Progress
 from converter.conversion.release.manifest import ReleaseFile
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
 from converter.errors import MissingInput, OutputError, ReleaseError, UsageError
 from converter.hub.retry import Retry
-from converter.publication.files import Difference, PublishedFile, file_stamp, hash_files, noted_files, read_unchanged
+from converter.publication.files import (
+    MAXIMUM_REGULAR_BYTES,
+    Difference,
+    PublishedFile,
+    file_stamp,
+    hash_files,
+    noted_files,
+    read_unchanged,
+)
 from converter.publication.folder import advice
 from converter.publication.options import PublishOptions
 from converter.publication.preflight import examine_release
@@ -84,6 +93,9 @@ NOTE = b'{\n"note": "%b"}\n' % TOKEN.encode()
     [
         (add("vae/.gitattributes", b"* text", listed=True), r"vae/\.gitattributes is hidden"),
         (add(".env"), r"\.env is hidden"),
+        *((add(name), rf"\{name} is hidden") for name in (".git", ".lensconv")),
+        (lambda release: (release / ".lensconv").symlink_to("vae"), r"\.lensconv is a link"),
+        (lambda release: (release / "vae/.git").mkdir(), r"vae/\.git is hidden"),
         (add("a.json", NOTE, listed=True), "a.json contains a Hugging Face token in line 2"),
         (lambda release: (release / "vae/more.json").symlink_to("/etc/hostname"), "vae/more.json is a link"),
         (lambda release: (release / "more").symlink_to("vae"), "more is a link"),
@@ -160,11 +172,30 @@ def test_files_are_hashed_again_only_where_they_changed(release: Path) -> None:
     noted["a\0b"] = next(iter(noted.values()))
     notes.write_text(json.dumps(noted))
     assert {file.git_sha1 for file in examine_release(release, "owner/tiny").files} == {"noted"}
+    before = (release / "README.md").stat()
     edit_card(release)
+    # As some tools do that copy files.
+    os.utime(release / "README.md", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (release / "README.md").stat().st_mtime_ns == before.st_mtime_ns
     names = [file.name for file in first.files]
     again = {file.name: file for file in hash_files(release, names)}
     assert {name for name in names if again[name].git_sha1 != "noted"} == {"README.md"}
     assert again["README.md"].sha256 == hashlib.sha256((release / "README.md").read_bytes()).hexdigest()
+
+
+def test_files_of_up_to_10_mib_have_a_hash_of_git(tmp_path: Path) -> None:
+    for more in (0, 1):
+        (tmp_path / str(more)).write_bytes(bytes(MAXIMUM_REGULAR_BYTES + more))
+    assert [file.git_sha1 for file in hash_files(tmp_path, "01")] == [git_hash(bytes(10 << 20)), ""]
+
+
+def test_the_users_own_token_is_in_no_file(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    list_file(release, "a.json", b'{"a":\n"my own"}\n')
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, " my own ")
+            with pytest.raises(ReleaseError, match=r"a\.json contains the token that is in use in line 2"):
+                examine_release(release, "owner/tiny")
 
 
 def test_what_is_sent_is_what_was_examined(release: Path) -> None:
@@ -250,6 +281,10 @@ SECRETS = {
 }
 
 
+ASSIGNED = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "huggingfacehub_token", "api_key", "apikey"]
+ASSIGNED += ["aws_secret_key", '"secretkey"', "access_token", "accesstoken", "password"]
+
+
 @pytest.mark.parametrize(
     ("text", "kinds"),
     [
@@ -261,8 +296,9 @@ SECRETS = {
         ("token\n" + "ASIA" + "ABCDEFGH12345678" + "\n" + "wandb_v1_" + "a" * 30, [AWS, "a Weights & Biases token"]),
         ("-----BEGIN OPENSSH PRIVATE KEY-----", ["a private key"]),
         ("AKIA" + "ABCDEFGH12345678", [AWS]),
-        ("ghp_" + "a" * 36, ["a GitHub token"]),
-        ('{"api_key": "abcdefgh12345678ABCDEFGH"}', ["what looks like a secret"]),
+        (" ".join(f"gh{letter}_{'a' * 36}" for letter in "pousr"), ["a GitHub token"] * 5),
+        (" ".join(f"xox{letter}-{'a' * 20}" for letter in "abeoprs"), ["a Slack token"] * 7),
+        (" ".join(f"{name}: 'abcdefgh12345678ABCDEFGH'" for name in ASSIGNED), ["what looks like a secret"] * 10),
         ('{"pad_token": "<|endoftext|>", "api_key": null, "hf_token": "your-token-goes-here-please"}', []),
         ("the word hf_hub_download is no token, and neither is hf_short", []),
         ("line\nmine is secret-of-mine", ["the token that is in use"]),
@@ -427,7 +463,7 @@ def test_answers_that_end_it(publisher: Publisher) -> None:
     publisher.publish()
     publisher.hub.fault("status", status=200, body="{}", path="/tag/")
     publisher.publish("--tag=v1")
-    publisher.hub.fault("status", status=503, path="/refs", times=0)
+    publisher.hub.fault("delay", seconds=2, path="/refs", times=0)
     publisher.publish("--patience=1")
 
 
@@ -457,7 +493,8 @@ def test_uploads_that_are_lost(publisher: Publisher) -> None:
 
 def test_a_head_that_moved(publisher: Publisher) -> None:
     publisher.publish()
-    write_card(publisher.release, "Another")
+    # An older commit of this release is not the one that was to be made.
+    publisher.hub.fault("move_head", repo=publisher.repository)
     publisher.hub.fault("move_head", repo=publisher.repository, method="POST", path="/commit/main")
     publisher.publish()
 

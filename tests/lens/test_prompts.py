@@ -129,9 +129,12 @@ def test_the_prefix_is_dropped_and_512_tokens_are_kept(tokenizer: Any, maximum: 
 def test_padding_is_the_tokenizers_own_if_it_has_one() -> None:
     for own, used in ((None, "<|return|>"), ("<|endoftext|>", "<|endoftext|>")):
         tokenizer = build_tokenizer()
-        tokenizer.pad_token = own
-        tokenize_prompts(tokenizer, ["a"])
+        tokenizer.pad_token, tokenizer.padding_side = own, "left"
+        _, mask = tokenize_prompts(tokenizer, ["a", "a cube of ice"])
         assert tokenizer.pad_token == used
+        # It goes to the right whatever the tokenizer's own side is.
+        assert mask[:, 0].tolist() == [1, 1]
+        assert mask[:, -1].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("day", DAYS, ids=str)

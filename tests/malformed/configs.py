@@ -79,6 +79,8 @@ for _name, _architecture, _changes, *_message in (
     _add_config_case(_name, *_message, _class_name=None, architectures=[_architecture], **_changes)
 for _name, _changes, *_message in (
     ("layers-a-billion", {"num_layers": 10**9}, "config.json", "num_layers"),
+    ("layers-of-an-encoder-a-billion", {"vision_config": {"depth": 10**9}}, "config.json", "depth is 1000000000"),
+    ("blocks-a-billion", {"up_blocks": 10**9}, "config.json", "up_blocks is 1000000000"),
     ("layers-4000-digits", {"num_layers": 10**4000}, "config.json", "num_layers"),
     ("layers-negative", {"num_layers": -1}, "LensTransformer2DModel"),
     ("layers-none", {"num_layers": 0}, "LensTransformer2DModel"),
