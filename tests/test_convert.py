@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from converter import ConvertOptions, Recipe, convert, plan
+from converter import ConvertOptions, Recipe, Rule, convert, plan
 from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import SourceTensor
+from converter.console import Progress
 from converter.conversion import convert as convert_module
 from converter.conversion.execution.jobs import MATMUL_ROWS, QuantizeJob, make_work
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess
@@ -141,6 +143,19 @@ def test_too_little_memory_is_said_before_anything_is_written(lens_source: Path,
     with pytest.raises(MemoryLimitError, match="one tensor alone needs"):
         convert(lens_source, tmp_path / "out", Recipe("r", options), ConvertOptions(memory=1000))
     assert names_in(tmp_path) == []
+
+
+def test_torch_has_one_thread_only_where_its_results_do_not_depend_on_them(
+    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(3)
+    used: set[int] = set()
+    monkeypatch.setattr(Progress, "advance", lambda *_: used.add(torch.get_num_threads()))
+    for special, seen in (({}, {1}), ({"use_svd": True, "svd_rank": 8}, {1, 3})):
+        rule = Rule(family="attn", options={"weights_dtype": "int8", **special})
+        convert(lens_source, tmp_path / f"{seen}", Recipe("x", {"weights_dtype": "int8"}, (rule,)))
+        assert (used, torch.get_num_threads()) == (seen, 3)
 
 
 def test_the_prediction_is_what_sdnq_plans(lens_source: Path, tmp_path: Path) -> None:

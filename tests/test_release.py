@@ -62,13 +62,14 @@ def test_a_snapshot_of_the_hub_cache_is_followed_into_its_blobs(tmp_path: Path) 
     assert (tmp_path / "out" / "tokenizer" / "nested" / "vocabulary.txt").read_text() == "words\n"
 
 
-def test_companions_of_a_component_come_along(tmp_path: Path) -> None:
+def test_companions_of_a_component_come_along_into_an_empty_folder(tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", "Qwen3ForCausalLM")
-    (source / "tokenizer.json").write_text("{}")
-    (source / "pytorch_model.bin").write_bytes(b"pickle")
-    convert(source, tmp_path / "out")
-    names = {"tokenizer.json", "generation_config.json", "pytorch_model.bin"} & {*names_in(tmp_path / "out")}
-    assert names == {"tokenizer.json", "generation_config.json"}
+    companions = {"tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "generation_config.json"}
+    for name in (*companions, "pytorch_model.bin"):
+        (source / name).write_text("{}")
+    (tmp_path / "out").mkdir()
+    convert(source, tmp_path / "out", options=ConvertOptions(overwrite=True))
+    assert {*names_in(tmp_path / "out")} & {*companions, "pytorch_model.bin"} == companions
 
 
 def test_an_existing_output_is_replaced_only_if_asked(lens_source: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, convert
 from converter.checkpoint.staging import Staging
@@ -211,24 +212,30 @@ def test_files_that_left_the_source_are_not_published(tmp_path: Path, monkeypatc
 def test_a_kill_while_publishing(
     moment: str, overwrite: bool, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "out"
+    output, source = tmp_path / "out", tmp_path / "source.safetensors"
+    tensors = load_file(lens_source / WEIGHTS)
+    tensors["proj_out.bias"][0] = torch.nan
+    save_file(tensors, source)
     if overwrite:
         convert(lens_source, output, "sdnq-int8")
     old = snapshot(output) if overwrite else {}
-    options = ConvertOptions(overwrite=overwrite)
+    options = ConvertOptions(overwrite=overwrite, allow_nonfinite=True)
     with monkeypatch.context() as patches:
         patches.setattr(f"converter.checkpoint.staging.{moment}", raising(Interruption()))
         with pytest.raises(Interruption):
-            convert(lens_source, output, options=options)
-    expected = snapshot(convert_default(lens_source, tmp_path / "expected"))
+            convert(source, output, options=options)
+    undisturbed = convert(source, tmp_path / "expected", options=options)
+    expected = snapshot(tmp_path / "expected")
     assert (snapshot(output) if output.exists() else {}) == (old if moment == "rename_folder" else expected)
-    report = convert(lens_source, output, options=options)
+    report = convert(source, output, options=options)
     assert report.resumed_tensors == report.tensors
+    for name in ("recipe", "assumed_config", "bytes_by_dtype", "tensors", "nonfinite"):
+        assert getattr(report, name) == getattr(undisturbed, name)
     assert {file.name: file.sha256 for file in report.files} == {
         name: hashlib.sha256(content).hexdigest() for name, content in expected.items()
     }
     assert snapshot(output) == expected
-    assert names_in(tmp_path) == ["expected", "out"]
+    assert names_in(tmp_path) == ["expected", "out", "source.safetensors"]
 
 
 def test_only_one_run_writes_an_output(lens_source: Path, tmp_path: Path) -> None:

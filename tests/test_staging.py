@@ -12,6 +12,7 @@ from converter.checkpoint.folders import rename_folder
 from converter.checkpoint.journal import JournalFile
 from converter.checkpoint.staging import SPOOLED, Staging
 from converter.checkpoint.writer import replace_file
+from tests.conftest import names_in
 from tests.tiny_models import make_pipeline
 
 FIRST = {"identity": {"recipe": "a"}, "release": [1, 2], "content": "c"}
@@ -74,8 +75,21 @@ def test_another_content_and_a_restart_begin_again(content: str, restart: bool, 
     interrupted(tmp_path / "out")
     with Staging(tmp_path / "out", {"recipe": "a"}, None) as staging:
         staging.open()
+        # What kills may leave.
+        for name in ("spool", "replaced", "journal.new"):
+            (staging.folder / name).mkdir()
         assert staging.resume(content, restart=restart) == {}
         assert staging.nonfinite == {}
+        assert names_in(staging.folder) == ["journal", "release"]
+
+
+def test_a_file_system_that_cannot_exchange_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag that Linux does not know stands for one that the file system does not."""
+    monkeypatch.setattr("converter.checkpoint.folders.RENAME_EXCHANGE", 1 << 10)
+    for name in ("out", "release"):
+        (tmp_path / name / name).mkdir(parents=True)
+    rename_folder(tmp_path / "release", tmp_path / "out", 1 << 10)
+    assert (names_in(tmp_path), names_in(tmp_path / "out")) == (["out", "replaced"], ["release"])
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ for _name, _content, _hint, *_message in (
     ("rule-for-nothing", _NOTHING, "img_mod", "*.img_mood.*", "matches nothing"),
     ("rule-for-no-family", "[[rules]]\nfamily = 'atn'\nkeep = true", "attn", "family atn"),
     ("unknown-scale-dtype", "scale_dtype = 'F32'", "", "scale_dtype = F32"),
+    ("unknown-zero-point-dtype", "zero_point_dtype = 'uint88'", "uint8", "zero_point_dtype = uint88"),
     ("unknown-matmul-dtype", "quantized_matmul_dtype = 'uint4'", "", "quantized_matmul_dtype = uint4"),
 ):
     _add_recipe_case(_name, _UINT4 + _content, *_message, hint=(_hint,))
