@@ -37,7 +37,7 @@ from tests.checkpoints import (
     rewrite,
     write_checkpoint,
 )
-from tests.conftest import Lensconv
+from tests.conftest import Lensconv, forget_file
 from tests.expected import check_expected
 from tests.reference import FURTHER_RECIPES, LENS_OPTIONS, RECIPES, convert_with_sdnq
 from tests.tiny_models import model_class, save_model
@@ -242,6 +242,8 @@ def test_an_index_that_disagrees(tmp_path: Path, lens_source: Path, folder: Path
     content["metadata"]["total_size"] = 1
     index.write_text(json.dumps(content))
     assert any("the index says 1 bytes" in note for note in verify(index.parent).notes)
+    forget_file(index.parent, index.name)
+    assert f"{index.name} is not listed" in failed(verify(index.parent))["manifest"]
 
 
 def test_the_recipe_is_checked_by_headers(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
@@ -285,7 +287,9 @@ def test_the_config_is_compared_with_the_source(lens_source: Path, folder: Path)
     (folder / "config.json").write_text(json.dumps({**config, "axes_dims_rope": [16, 24, 24], "_name_or_path": "x"}))
     report = verify(folder, against=lens_source)
     assert failed(report)["config of the source"].endswith("disagree on axes_dims_rope")
-    assert differing_entries({"a": {"b": 1, "dtype": 2, "c": 3}}, {"a": {"b": 2, "dtype": 3}, "d": 4}) == ["a.b"]
+    incidental = ("dtype", "torch_dtype", "quantization_config", "transformers_version", "_name_or_path")
+    one, other = dict.fromkeys((*incidental, "b", "c"), 1), dict.fromkeys((*incidental, "b"), 2)
+    assert differing_entries({"a": one}, {"a": other, "d": 4}) == ["a.b"]
 
 
 def test_the_recipe_is_compared_with_the_config(lens_source: Path, folder: Path) -> None:
@@ -400,7 +404,9 @@ def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Lensconv, t
 def test_a_pattern_that_cannot_be_judged_is_noted(folder: Path) -> None:
     excluded = json.loads((folder / "quantization_config.json").read_text())["modules_to_not_convert"]
     hostile = [f"(a+)+*${number}" for number in range(5)]
-    change_config(modules_to_not_convert=[*excluded, *hostile, "*a" * 12 + "*b"])(folder, {})
+    lists: dict[str, Any] = {"modules_to_not_convert": [*excluded, *hostile[:2], "*a" * 12 + "*b"]}
+    lists |= {"modules_to_not_use_matmul": [hostile[2]], "modules_quant_config": {hostile[3]: {}}}
+    change_config(**lists, modules_dtype_dict={"int8": [hostile[4]]})(folder, {})
     (folder / "lensconv_manifest.json").unlink()
     report = verify(folder)
     assert report.ok, failed(report)
@@ -434,6 +440,7 @@ def module(name: str, value: float) -> ModuleFidelity:
 def test_figures_do_not_depend_on_where_a_weight_that_is_no_number_stands() -> None:
     sound, broken = module("a", 0.9), module("b", math.nan)
     assert Fidelity((), (sound, module("c", 0.7))).to_dict()["sqnr_db"] == {"min": 0.7, "median": pytest.approx(0.8)}
+    assert Fidelity((), ()).to_dict()["max_error_steps"] is None
     for modules in ((sound, broken), (broken, sound)):
         figures = Fidelity((), modules).to_dict()
         assert figures["sqnr_db"] == {"min": None, "median": None}
@@ -455,7 +462,7 @@ def test_a_config_of_the_wrong_types(name: str, value: Any, folder: Path) -> Non
         Audit(folder)
 
 
-def test_loading_compares_every_parameter(lens_output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_compares_every_parameter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loader that gets one number wrong is found out."""
     loader = load_library("sdnq.loader")
     original = loader.load_sdnq_model
@@ -466,6 +473,8 @@ def test_loading_compares_every_parameter(lens_output: Path, monkeypatch: pytest
         return model
 
     monkeypatch.setattr(loader, "load_sdnq_model", careless)
-    report = verify(lens_output, load=True)
+    report = verify(folder, load=True)
     assert "proj_out.weight" in failed(report)["load with sdnq"]
     assert "load with diffusers" not in failed(report)
+    drop(KEPT)(folder, load_file(folder / WEIGHTS))
+    assert failed(verify(folder, load=True))["load with diffusers"] == f"{KEPT} was not loaded"

@@ -93,6 +93,8 @@ def test_files_that_the_manifest_does_not_list_are_noted(folder: Path) -> None:
     report = verify(folder, checksums=True)
     assert report.ok
     assert report.notes == ("the manifest does not list README.md; a.png; b.png; and 1 more",)
+    (folder / "c\x1b.png").unlink()
+    assert verify(folder).notes == ("the manifest does not list README.md; a.png; b.png",)
 
 
 def test_a_component_that_was_brought_along(lens_output: Path, tmp_path: Path) -> None:
