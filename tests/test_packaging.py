@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, run_program, run_python
+from tests.conftest import ROOT, names_in, obey_permissions, run_program, run_python
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +39,24 @@ def test_everything_is_in_the_wheel(wheel: Path) -> None:
 
 
 def test_templates_recipes_and_schemas_are_found_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Where nothing can be written beside the kernels, their compiled code is written nowhere else."""
     zipfile.ZipFile(wheel).extractall(tmp_path)
+    (tmp_path / "converter" / "conversion" / "kernels").chmod(0o555)
+    before = names_in(tmp_path)
     program = """
 from converter.rendering import TEMPLATES_PACKAGE, render
 from converter.conversion.recipe.recipe import builtin_recipes
 from converter.schemas import NAMES, load_schema
 from importlib import resources
-import converter
+import converter.conversion.kernels.fused
 assert converter.__file__.startswith(__import__("os").getcwd()), converter.__file__
 print(len(builtin_recipes()), len([load_schema(name) for name in NAMES]))
 print(*sorted(entry.name for entry in resources.files(TEMPLATES_PACKAGE).iterdir() if entry.name.endswith(".jinja")))
 """
-    done = run_python(program, cwd=tmp_path)
+    done = run_python(program, cwd=tmp_path, env={"HOME": str(tmp_path / "home")}, preexec_fn=obey_permissions)
     templates = " ".join(sorted(path.name for path in (ROOT / "templates").glob("*.jinja")))
     assert (done.returncode, done.stdout) == (0, f"3 23\n{templates}\n"), done.stderr
+    assert names_in(tmp_path) == before
 
 
 def test_modules_import_each_other_by_their_full_names() -> None:

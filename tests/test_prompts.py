@@ -22,7 +22,7 @@ from converter.measurement.prompts.fetch import read_card
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt, builtin_suites, parse_suite, read_suite
 from converter.schemas import load_schema
 from tests.cases import check_cases
-from tests.conftest import Lensconv, names_in, run_python
+from tests.conftest import Lensconv, names_in, obey_permissions, run_process, run_python
 from tests.prompt_cards import SUITE, markdown_card
 from tests.serving import Quiet, serving
 
@@ -150,7 +150,10 @@ def test_import_writes_nothing_where_it_must_not(tmp_path: Path, lensconv: Lensc
         outcome = lensconv("prompts", "import", card, "--out", output)
         assert outcome.code == code
         assert said in outcome.stderr
-    assert names_in(tmp_path) == ["README.md", "taken.toml"]
+    (tmp_path / "closed").mkdir(0o555)
+    line = ("prompts", "import", card, "--out", tmp_path / "closed" / "suite.toml")
+    assert "closed: cannot be written" in run_process(*line, preexec_fn=obey_permissions).stderr
+    assert names_in(tmp_path) == ["README.md", "closed", "taken.toml"]
     assert taken.read_text("utf-8") == "mine"
     card.write_text(markdown_card(), "utf-8")
     assert "name is empty" in lensconv("prompts", "import", card, "--out", tmp_path / "suite.toml", "--name", "").stderr
