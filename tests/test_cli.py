@@ -189,6 +189,14 @@ def test_memory_is_that_of_the_process_itself() -> None:
     assert 1_000_000 < int(done.stdout) < 200_000_000
 
 
+def test_memory_that_is_mapped_is_not_free() -> None:
+    program = (
+        "import mmap, resource\nfrom converter.memory import free_memory_bytes as free\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (3 * 10**9,) * 2)\nmapped = mmap.mmap(-1, 25 * 10**8)\nprint(free())"
+    )
+    assert int(run_python(program, check=True).stdout) < 500_000_000
+
+
 def test_names_from_files_are_shown_as_text(lens_source: Path, tmp_path: Path, lensconv: Lensconv) -> None:
     source = shutil.copytree(lens_source, tmp_path / "source")
     shutil.copyfile(source / WEIGHTS, source / "\x1b]0;title\a.safetensors")

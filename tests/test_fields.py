@@ -33,6 +33,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "absent is missing. Add absent, a table.": lambda: fields().take("absent", dict),
     "name must be an integer, not 'mine'": lambda: fields().take("name", int),
     "name must be a number, not 'mine'": lambda: fields().take("name", float),
+    "on must be a number, not True": lambda: fields("on = true").take("on", float),
     "seed must be true or false, not 3": lambda: fields().take("seed", bool),
     "seed must be an array, not 3": lambda: fields().take_strings("seed"),
     "classes must be a string, not ['a', 'b']": lambda: fields().take("classes", str),
