@@ -79,7 +79,7 @@ def execute(
     return Outcome(
         digests=digests,
         resumed_tensors=sum(len(job.outputs) for job in resumed),
-        nonfinite=dict(staging.nonfinite),
+        nonfinite=dict(sorted(staging.nonfinite.items())),
         bytes_read=sum(job.tensor.entry.bytes for job in todo if isinstance(job, KeepJob) or job.spooled is None),
     )
 

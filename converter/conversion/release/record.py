@@ -91,7 +91,7 @@ def conversion_manifest(
                 {"name": header.file.name, "bytes": header.file_bytes, "header_sha256": header.sha256}
                 for header in checkpoint.headers
             ],
-            "nonfinite": dict(sorted(nonfinite.items())),
+            "nonfinite": dict(nonfinite),
             **({"assumed_config": dict(plan.assumed_config)} if plan.assumed_config else {}),
         },
         "recipe": {
