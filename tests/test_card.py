@@ -34,7 +34,7 @@ from converter.presentation.charts.draw_charts import prepare_charts
 from converter.publication.preflight import examine_release
 from converter.rendering import render
 from converter.verification.verify import verify
-from tests.conftest import edit_json, names_in, snapshot
+from tests.conftest import Lensconv, edit_json, names_in, snapshot
 from tests.expected import EXPECTED, check_expected
 from tests.published import published_matrix, published_offload, write_published
 
@@ -267,11 +267,12 @@ def test_what_is_said_of_front_matter() -> None:
     assert said == ("its front matter is longer than 1000000 characters",)
 
 
-def test_names_that_the_hub_may_know_are_warned_of(release: Path) -> None:
+def test_names_that_the_hub_may_know_are_warned_of(release: Path, lensconv: Lensconv) -> None:
     warning = "license brand-new-1.0 is not known to lensconv; the Hub decides whether it is valid"
     make_card(release, options=CardOptions(license="brand-new-1.0"))
     assert make_card(release, options=CardOptions(adopt=True)).warnings == (warning,)
     assert f"README.md: {warning}" in examine_release(release, "owner/Tiny").advice
+    assert warning in lensconv("card", release, "--adopt").stderr
 
 
 def test_the_card_is_listed_and_the_release_fit_to_be_published(release: Path, published: Path) -> None:

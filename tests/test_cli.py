@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import types
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -28,6 +29,7 @@ from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.schemas import load_schema
 from tests.checkpoints import WEIGHTS, write_holes
 from tests.conftest import ROOT, Lensconv, Outcome, all_commands, run_process, run_program, run_python, snapshot
+from tests.expected import check_expected
 from tests.published import published_matrix
 
 
@@ -40,6 +42,31 @@ def imports_of(*arguments: object) -> set[str]:
     done = run_python(program, *arguments)
     assert done.returncode == 0, done.stderr
     return {line.partition(".")[0] for line in done.stderr.splitlines()}
+
+
+def test_what_each_option_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its default, and which of some values it takes; ``...`` is every one of them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    texts = ["", "-1", "0", "0.5", "1", "7", "101", "1e9", "nan", "5GB", "a/b", "folder", "hf://a/b"]
+    lines = []
+    for name, command in all_commands().items():
+        context = click.Context(command, parent=cli.make_context("lensconv", [name, "--help"]), info_name=name)
+        taken = []
+        for option in command.params:
+            default = option.to_info_dict().get("default")
+            values = [*texts, *map(str, getattr(option.type, "choices", ()))]
+            if getattr(option, "is_flag", False):
+                values = []
+            accepted = []
+            for value in values:
+                with suppress(click.ClickException, InputError):
+                    option.process_value(context, (value,) if option.multiple or option.nargs != 1 else value)
+                    accepted.append(value)
+            words = accepted if accepted != values or not values else ["..."]
+            taken.append([" ".join([*option.opts, *option.secondary_opts]), default, " ".join(words)])
+        lines.append(json.dumps([name, *taken], default=str))
+    check_expected("command_options.jsonl", "\n".join(lines) + "\n")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([*name.split(), "-h"] for name in all_commands())])

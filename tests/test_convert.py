@@ -175,6 +175,8 @@ def test_the_prediction_is_what_sdnq_plans(lens_source: Path, tmp_path: Path) ->
             assert predicted is not None
             assert predicted.tensors == actual.tensors
             assert plans_agree(predicted, actual)
+    mixed = find_recipe("sdnq-uint4", "").with_rules([parse_setting("*.attn.*=int8")])
+    assert predict_plan(open_checkpoint(lens_source), mixed) is None
 
 
 @pytest.mark.parametrize("lie", ["another plan", "a kernel that differs", "a planner that dies"])

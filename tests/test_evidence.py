@@ -140,12 +140,14 @@ def test_nothing_to_read(tmp_path: Path) -> None:
 
 def test_failed_rows_are_left_out_of_statistics(folder: Path, lensconv: Lensconv) -> None:
     name, content = edited(MATRIX, "prompts", 2, "quantized", value={"failed": "killed by SIGKILL"})
+    for model in ("original", "quantized"):
+        content["prompts"][3][model] = {"failed": "no memory"}
     (folder / METRICS).unlink()
     write(folder, name, content)
     matrix = lensconv("evidence", folder, "--json").result["matrix"]
-    assert matrix["failed"] == 1
-    assert matrix["original"]["count"] == 10
-    assert matrix["quantized"]["count"] == matrix["slowdown"]["pairs"] == len(matrix["rows"]) == 9
+    assert matrix["failed"] == 3
+    assert matrix["original"]["count"] == 9
+    assert matrix["quantized"]["count"] == matrix["slowdown"]["pairs"] == len(matrix["rows"]) == 8
     assert "failed" in lensconv("evidence", folder).stderr
 
 

@@ -25,9 +25,11 @@ from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import choose_settings
+from converter.models.lens.resolutions import RESOLUTIONS
 from converter.schemas import load_schema
 from tests.cases import check_cases
 from tests.conftest import ROOT, Lensconv, Outcome, command, edit_json, names_in, snapshot, time_limit
+from tests.expected import check_expected
 from tests.generations import SMALL, change_tensors, draw, editable, pixels
 
 
@@ -129,6 +131,7 @@ def test_defaults_suit_the_variant(tiny_repo: Path, tmp_path: Path, monkeypatch:
     ):
         settings = choose_settings(open_pipeline(repo), "x", options)
         assert (settings.height, settings.width) == size
+    check_expected("resolutions.json", json.dumps(RESOLUTIONS) + "\n")
 
 
 def test_kept_features_spare_the_text_encoder(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:

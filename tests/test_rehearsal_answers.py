@@ -100,13 +100,16 @@ class Transcript:
 def test_every_answer_is_the_one_in_the_transcript(tmp_path: Path) -> None:
     settings = small_hub(tmp_path / "hub")
     settings = HubSettings(settings.folder, settings.accounts, multipart_bytes=10, part_bytes=4, page_entries=3)
+    incoming = tmp_path / "hub" / "incoming"
+    incoming.mkdir(parents=True)
+    (incoming / "0.draft").write_bytes(b"half")
     with running_hub(settings) as hub:
         transcript = Transcript(hub)
         for file in sorted((EXPECTED / "hub").iterdir()):
             lines = file.read_text("utf-8").splitlines()
             check_expected(f"hub/{file.name}", "".join(f"{transcript.answer(line)}\n" for line in lines))
-        # No upload has left anything. Without its folder, the Hub cannot store what is new.
-        (tmp_path / "hub" / "incoming").rmdir()
+        # No upload has left anything, nor has a Hub that was killed. Without its folder, it cannot store what is new.
+        incoming.rmdir()
         asked = 'alice POST /api/models/alice/p/commit/main [["file", {"path": "x", "content": "new"}]]'
         said = '507 | {"error":"The Hub cannot store or read this: No such file or directory"}'
         assert transcript.answer(asked) == f"{asked} => {said}"

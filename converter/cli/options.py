@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import Field, fields
@@ -118,6 +119,13 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
+def refuse_nonfinite(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+    """Refuse NaN and infinity, which click reads as numbers: NaN is in every range, and below no limit."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number")
+    return value
+
+
 def dataclass_options(model: type[Any], *names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make an option from each named field of a dataclass, which alone defines its help, type and default.
 
@@ -148,4 +156,12 @@ def _option(field: Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., A
         least, most = metadata["range"]
         kind = click.IntRange(least, most) if isinstance(least, int) else click.FloatRange(least, most)
     shown = metadata.get("shown", field.default is not None)
-    return click.option(option, field.name, type=kind, default=field.default, show_default=shown, help=metadata["help"])
+    return click.option(
+        option,
+        field.name,
+        type=kind,
+        default=field.default,
+        show_default=shown,
+        help=metadata["help"],
+        callback=refuse_nonfinite,
+    )

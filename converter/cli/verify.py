@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.options import LOCAL_PATH, PATH_OR_ADDRESS, output_options, pass_console
+from converter.cli.options import LOCAL_PATH, PATH_OR_ADDRESS, output_options, pass_console, refuse_nonfinite
 from converter.console import Console, readable_size, table, verdict
 from converter.errors import printable
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     "--fail-under-sqnr",
     metavar="DB",
     type=float,
+    callback=refuse_nonfinite,
     help="Fail if the signal-to-quantization-noise ratio of a weight is below DB decibels; needs --against, not for "
     "hf://.",
 )
