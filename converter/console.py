@@ -178,7 +178,10 @@ class Console(Reporter):
             self._write_json(payload)
         elif not self.quiet:
             for item in render:
-                self._rich().print(printable(item, LINE_LIMIT) if isinstance(item, str) else item)
+                # Rich forgets of a text that it is not to be wrapped, unless it is told again.
+                whole = getattr(item, "no_wrap", None) is True
+                text = printable(item, LINE_LIMIT) if isinstance(item, str) else item
+                self._rich().print(text, soft_wrap=whole)
 
     def note(self, text: str) -> None:
         """Print a line that people want to know, unless ``--quiet`` is given."""

@@ -24,7 +24,7 @@ from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.presentation.card.environment import render_card
 from converter.presentation.card.make_card import CardReport, make_card
-from converter.presentation.card.markdown import fence, one_line
+from converter.presentation.card.markdown import fence, one_line, visible
 from converter.presentation.card.metadata import CardMetadata, GalleryImage, check_metadata
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.page import render_page
@@ -130,6 +130,7 @@ def make_bare(release: Path, folder: Path) -> CardReport:  # noqa: ARG001 - as t
 
 
 def make_slower(release: Path, folder: Path) -> CardReport:
+    edit_json(release / "model_index.json", safety_checker=[None, None])  # The pipeline does without it.
     matrix = {**published_matrix(), "prompts": published_matrix()["prompts"][:2]}
     offload = {**published_offload(), "warm_prompts": ["P02"]}
     offload["warm_slowdown"] = {"pairs": 1, "ratio_of_means_percent": 0.0, "mean_difference_s": 0.0}
@@ -239,6 +240,33 @@ def test_prompts_of_the_suite_that_was_drawn_are_shown_in_full(release: Path, pu
     refuse(errors.EvidenceError, reason, release, published, options)
     with pytest.raises(errors.SuiteError):
         make_card(release, published, replace(UNVERIFIED, prompts="no-such-suite"))
+
+
+def test_what_a_card_says_of_times_alone(release: Path, published: Path) -> None:
+    """Of a model that is surely faster, drawn without guidance; then of images with offloading alone."""
+    for name in ("benchmark_metrics.json", SUMMARY):
+        (published / name).unlink()
+    rows = [row | {"quantized": {"time_s": row["original"]["time_s"] * 0.9}} for row in published_matrix()["prompts"]]
+    content = published_matrix() | {"prompts": rows, "settings": {"num_inference_steps": 4, "guidance_scale": 0.0}}
+    (published / "comparison_matrix.json").write_text(json.dumps(content))
+    make_card(release, published, UNVERIFIED)
+    text = (release / "README.md").read_text()
+    assert "(95% interval -10.0% to -10.0%, or -1.660 to -1.432 s)." in text
+    assert "zero" not in text
+    assert "guidance_scale=0.0,\n" in text
+    (published / "comparison_matrix.json").unlink()
+    make_card(release, published, UNVERIFIED)
+    text = (release / "README.md").read_text()
+    assert "The warm images follow: P02 to P10." in text
+    assert "not measured" in text
+    assert "Time and memory were not measured" not in text
+
+
+def test_what_cannot_be_seen_is_written_out() -> None:
+    """Both ends of each range; joiners, which many languages need, stay."""
+    signs = "\xad\u061c\u180e\u200b\u200e\u200f\u202a\u202e\u2060\u2064\u2066\u206f"
+    signs += "\ufeff\ufff9\ufffb\U000e0000\U000e007f"
+    assert visible(f"\u200c{signs}\u200d") == "\u200c" + ascii(signs)[1:-1] + "\u200d"
 
 
 def test_texts_that_look_like_numbers_are_in_quotes() -> None:
@@ -402,7 +430,8 @@ TAB
 
 
 def test_all_that_a_template_may_use(tmp_path: Path) -> None:
-    (tmp_path / "mine.jinja").write_text(FILTERS.replace("TAB", "\t"))
+    # Some editors begin a file with a byte order mark.
+    (tmp_path / "mine.jinja").write_text(FILTERS.replace("TAB", "\t"), "utf-8-sig")
     check_expected("filters.md", render_card({}, tmp_path / "mine.jinja"))
 
 

@@ -167,6 +167,14 @@ def test_thirty_prompts_have_bars_and_more_a_distribution(number: int, bars: int
     of.check_layout(made)
 
 
+@pytest.mark.parametrize(("number", "last"), [(14, "family13"), (15, "2 more")])
+def test_fourteen_families_have_rows_and_of_more_the_smallest_share_one(number: int, last: str) -> None:
+    families = {f"family{index:02d}": ({"F32": 4000 - index}, {"U8": 500}) for index in range(number)}
+    figure = of.chart({METRICS_NAME: of.metrics(families)}, "footprint").draw(LIGHT)
+    shown = [text.get_text() for text in of.written(figure)]
+    assert [text for text in shown if text.startswith("family") or "more" in text][12:] == ["family12", last]
+
+
 def test_hostile_names_are_drawn_as_text() -> None:
     pair = of.FAMILIES["attn"]
     bench = of.metrics({of.HOSTILE: pair, "a$x_1$b": ({of.HOSTILE: 10**9}, {"$": 10**8})})

@@ -87,6 +87,9 @@ def test_the_command(tmp_path: Path, lensconv: Lensconv) -> None:
     folder = write(tmp_path / "evidence", FIDELITY)
     outcome = lensconv("charts", folder, "--out", tmp_path / "other" / "place", "--json")
     jsonschema.validate(outcome.result, load_schema("charts"))
+    (tmp_path / "out").symlink_to(tmp_path / "other")
+    shown = "".join(lensconv("charts", folder, "--out", tmp_path / "out" / "place").stderr.split())
+    assert shown.endswith(f"{tmp_path}/out/place/{CHARTS_FOLDER}:fidelity,4files.")
     check_expected("charts/command.txt", f"{json.dumps(outcome.result)}\n{' | '.join(outcome.stderr.splitlines())}\n")
     assert names_in(folder) == [WEIGHTS_NAME]
     files = [Path(file).name for file in outcome.result["charts"][0]["files"]]
@@ -99,13 +102,14 @@ def test_what_is_in_the_place_of_charts(tmp_path: Path, lensconv: Lensconv) -> N
     """A chart whose measurements are gone and a link in place of a chart do not stay; other files do."""
     place = write(tmp_path / "evidence", FIDELITY) / CHARTS_FOLDER
     place.mkdir(parents=True)
-    for name in ("time-dark.svg", "time.svg", "memory-light.png", "footprint-dark.jpg"):
+    kept = ("time.svg", "footprint-dark.jpg", "time-light.png.bak", "my-time-light.png")
+    for name in ("time-dark.svg", "memory-light.png", "footprint-dark.png", *kept):
         (place / name).write_text("")
     (tmp_path / "victim").write_text("untouched")
     (place / "fidelity-light.svg").symlink_to(tmp_path / "victim")
     assert lensconv("charts", tmp_path / "evidence").code == 0
     kinds = [f"fidelity-{theme}.{kind}" for theme in ("dark", "light") for kind in ("png", "svg")]
-    assert names_in(place) == sorted([*kinds, "time.svg", "footprint-dark.jpg"])
+    assert names_in(place) == sorted([*kinds, *kept])
     assert (tmp_path / "victim").read_text() == "untouched"
     assert not (place / "fidelity-light.svg").is_symlink()
 

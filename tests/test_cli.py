@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import json
@@ -20,11 +21,12 @@ import jsonschema
 import pytest
 import torch
 
+from converter.checkpoint.writer import write_error
 from converter.cli import main as main_module
 from converter.cli.main import cli, run
 from converter.console import Console
 from converter.conversion.preview import CUDA_LIBRARY_BYTES
-from converter.errors import InputError
+from converter.errors import DiskError, InputError, OutputError, ResourceError
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.schemas import load_schema
 from tests.checkpoints import WEIGHTS, write_holes
@@ -169,6 +171,15 @@ USAGE = {
 @pytest.mark.parametrize("line", USAGE)
 def test_usage_errors(line: str, lensconv: Lensconv) -> None:
     assert lensconv(*line.split()) == Outcome(2, "", f"error: {USAGE[line]}\n")
+
+
+def test_a_disk_that_is_full_is_an_error_of_its_own() -> None:
+    """And so is a quota; too many open files are another, and so is a folder that may not be written."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EACCES)
+    raised = [OSError(number, os.strerror(number), "/x") for number in numbers]
+    found = [type(write_error(Path("/x"), error)) for error in raised]
+    assert found == [DiskError, DiskError, DiskError, ResourceError, ResourceError, OutputError]
+    assert [type(main_module._system_error(error)) for error in raised] == [*[DiskError] * 2, *[InputError] * 4]
 
 
 def test_without_a_command_the_help_is_shown() -> None:

@@ -95,13 +95,13 @@ def test_offloading_and_quantizing_change_nothing_and_little(
 
 
 def test_an_image_of_the_default_size(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
-    options = ("--prompt", "x", "--out", tmp_path / "image.png", "--steps", 1, "--guidance", 1)
+    options = ("--prompt", "x", "--out", tmp_path / "image.png", "--steps", 1, "--guidance", 1.5)
     outcome = lensconv("generate", tiny_repo, *options)
     # The terminal may wrap within the path; so compare without spaces.
     shown = re.sub(r"[\d.]+s,peakmemory[\d.]+[MG]B", "TIME,MEMORY", "".join(outcome.stderr.split()))
     with Image.open(tmp_path / "image.png") as image:
         assert image.size == (256, 256)
-    assert shown.endswith("/image.png:256x256,1steps,guidance1,seed0,bfloat16oncpu,notquantized,TIME,MEMORY.")
+    assert shown.endswith("/image.png:256x256,1steps,guidance1.5,seed0,bfloat16oncpu,notquantized,TIME,MEMORY.")
 
 
 def test_defaults_suit_the_variant(tiny_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

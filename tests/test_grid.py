@@ -190,6 +190,7 @@ CASES: dict[str, tuple[list[tuple[Shape, Shape]], Paint, Edit | None, tuple[obje
     "nothing": (squares(64), noise, edited(*FAILED), ("--preview-width", 520)),
     "names": ([((256, 64), (256, 64))], slope, write_metrics, ()),
     "labels": ([((300, 16), (300, 16))] * 9, noise, with_scenarios, ()),
+    "gone": (squares(64), slope, lambda folder: (folder / "benchmark_metrics.json").symlink_to("gone"), ()),
     "other": (squares(64), slope, lambda folder: write_metrics(folder, schema="lensconv.benchmark/2"), ()),
 }
 
@@ -205,7 +206,8 @@ def test_images_side_by_side(tmp_path: Path, lensconv: Lensconv, name: str) -> N
 
 def test_files_of_earlier_runs_are_removed(tmp_path: Path, lensconv: Lensconv) -> None:
     folder = make_bench(tmp_path, ((64, 64), (64, 64)))
-    kept = ("comparison_grid_1to1_q98-old.webp", "comparison_grid_1to1_q90.webp", "mine.webp")
+    kept = ["comparison_grid_1to1_q98-old.webp", "comparison_grid_1to1_q90.webp", "mine.webp"]
+    kept += [f"my_{Path(SHEET).name}", f"{Path(SHEET).name}.orig"]
     (folder / PICTURES).mkdir(parents=True)
     for name in (*kept, "comparison_grid_1to1_q98-1of2.webp"):
         (folder / PICTURES / name).write_bytes(b"kept")

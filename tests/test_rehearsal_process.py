@@ -85,10 +85,10 @@ def test_clients_are_led_to_this_hub_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_serve_says_where_it_is_and_ends_with_ctrl_c(as_json: bool, tmp_path: Path) -> None:
-    options = ("--json", "--folder", tmp_path) if as_json else ()
+    options = ("--json", "--folder", os.path.relpath(tmp_path, ROOT)) if as_json else ()
     line, pipe = command("hub", "serve", "--account", "ann:read", "--account", "bo", *options), subprocess.PIPE
-    wide = os.environ | {"COLUMNS": "1000"}
-    process = subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=wide)
+    narrow = os.environ | {"COLUMNS": "70"}
+    process = subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=narrow)
     stream, last = (process.stdout, "}\n") if as_json else (process.stderr, "Ctrl-C stops it.\n")
     assert stream is not None
     text = ""
@@ -97,7 +97,7 @@ def test_serve_says_where_it_is_and_ends_with_ctrl_c(as_json: bool, tmp_path: Pa
         if line_of_text == last:
             break
     (endpoint,) = set(re.findall(r"http://127\.0\.0\.1:\d+", text))
-    folder = str(tmp_path) if as_json else text.split("Its repos are in ")[1].split(",")[0]
+    folder = str(tmp_path) if as_json else text.split("HF_HOME=")[1].split("/home\n")[0]
     token = re.findall(r"hf_[0-9a-f]{34}", text)[0]
     running = RunningHub(endpoint, HubSettings(tmp_path, (Account("ann", token),)), process)
     assert ask(running, "GET", "/api/whoami-v2").content["auth"]["accessToken"]["role"] == "read"
@@ -108,6 +108,8 @@ def test_serve_says_where_it_is_and_ends_with_ctrl_c(as_json: bool, tmp_path: Pa
     assert Path(folder).exists() == as_json
     shown = re.sub(r"hf_[0-9a-f]{34}", "<token>", text).replace(endpoint, "<hub>").replace(folder, "<folder>")
     check_expected(f"hub_serve_{'json' if as_json else 'text'}.txt", " ".join(shown.split()) + "\n")
+    # Lines for a shell are whole, however narrow the terminal is.
+    assert as_json or f"  export HF_TOKEN={token}  # as ann, who can only read\n" in text
     if as_json:
         jsonschema.validate(json.loads(text), load_schema("hub"))
 

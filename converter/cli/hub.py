@@ -98,4 +98,4 @@ def _export(name: str, value: str) -> Text:
     """A line for a shell, which may be copied and therefore is not wrapped."""
     from rich.text import Text
 
-    return Text(f"  export {name}={value}", no_wrap=True, overflow="ignore")
+    return Text(f"  export {name}={value}", no_wrap=True)
