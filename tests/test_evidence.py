@@ -254,6 +254,23 @@ def test_what_is_refused_and_what_is_just_accepted(tmp_path: Path, lensconv: Len
     check_cases("evidence_cases.jsonl", outcome)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "hint"),
+    [
+        (METRICS, "schema", "lensconv.benchmark/2", "Update lensconv, or measure again with this version."),
+        (METRICS, "schema", "lensconv.benchmark/0", "Measure again with `lensconv bench`; do not edit the file."),
+        (METRICS, "schema", "lensconv.matrix/1", "Measure again with `lensconv bench`; do not edit the file."),
+        (METRICS, "schema", "other/2", "Measure again with `lensconv bench`; do not edit the file."),
+        (SUMMARY, "quant_transformer_dtypes", {"UINT8": 1}, "Convert again, or remove the file."),
+    ],
+)
+def test_what_to_do_about_a_file(folder: Path, name: str, key: str, value: object, hint: str) -> None:
+    file = write(folder, *edited(name, key, value=value))
+    with pytest.raises(EvidenceError) as caught:
+        read_evidence(file)
+    assert caught.value.hint == hint
+
+
 def test_images_are_those_that_were_measured(folder: Path) -> None:
     matrix = published.published_matrix()
     row, *rest = matrix["prompts"]

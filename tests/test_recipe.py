@@ -91,7 +91,7 @@ KEYS = (
     f"{RULE_KEYS}, quant_conv, quant_embedding, add_skip_keys, minimum_allowed_numel, minimum_allowed_channel_size, "
     "use_dynamic_quantization, dynamic_loss_threshold"
 )
-NEITHER = "rule 1: needs either keep = true or options such as weights_dtype"
+NEITHER = "rule 1: needs keep = true or options such as weights_dtype, not both"
 NO_MATCH = "matches nothing in the model"
 RULES = (
     (Rule("*.img_mode.*", keep=True), f"*.img_mode.*: {NO_MATCH}. Similar names: img_mod, img_mlp, txt_mod, img_qkv."),
@@ -108,7 +108,7 @@ TEXTS = {
     "[sdnq]\ngroup_size = true": "group_size must be an integer, not True",
     "[sdnq]\nseed = 3": f"seed is not a key of [sdnq]. Keys: {KEYS}.",
     "classes = [1]": "classes must be an array of strings, and 1 is not a string",
-    "[[rules]]\nmatch = 'a'\nfamily = 'b'\nkeep = true": "rule 1: needs either match or family",
+    "[[rules]]\nmatch = 'a'\nfamily = 'b'\nkeep = true": "rule 1: needs match or family, not both",
     "[[rules]]\nmatch = 'a'\nkeep = true\nsvd_rank = 1": NEITHER,
     "[[rules]]\nmatch = 'a'\nquant_conv = true": f"rule 1: quant_conv is not a key of a rule. Keys: {ALL_RULE_KEYS}.",
 }

@@ -44,8 +44,9 @@ from converter.presentation.card.options import CardOptions
 def command(console: Console, /, release: Path, evidence: Path | None, preview: Path | None, **options: Any) -> None:
     """Make the model card README.md of the folder RELEASE from its measurements, and add both to the release.
 
-    Figures are refused unless they were measured on the weights of the release, by their sha256. The card leaves out
-    what was not measured. All files that are added are listed in the manifest, so that `publish` uploads them.
+    RELEASE is the folder that `lensconv convert` wrote. Figures are accepted only if they were measured on weights with
+    the sha256 of the release's weights. The card leaves out what was not measured. All files that are added are listed
+    in the manifest, so that `publish` uploads them.
     """
     require_extra("measure")
     from converter.presentation.card.make_card import make_card

@@ -42,8 +42,9 @@ def command(console: Console, folder: Path, output: Path | None, preview_width: 
     """Make a grid of the images of both models, side by side, with a row for each prompt.
 
     DIR contains comparison_matrix.json and the images that it names. The grid and a preview are written to
-    assets/comparison as WebP of quality 98. A grid that is taller than WebP allows is split into several sheets. The
-    grid shows every pixel of the images, without resampling; a box marks a missing image.
+    assets/comparison as WebP: the grid in quality 98, the preview lossless if it need not be scaled down. A grid that
+    is taller than WebP allows is split into several sheets. The images in it keep their size; a box marks a missing
+    image.
     """
     # Importing this takes a moment, and the help does not need it.
     require_extra("measure")

@@ -54,7 +54,7 @@ def command(
     lines = [
         *([f"Source: {report.place}."] if report.place else []),
         f"{len(report.plan.modules)} modules quantized, {len(report.plan.kept_modules)} kept.",
-        f"{percent[0]:.1f} % smaller than the source, {percent[1]:.1f} % smaller than bfloat16.",
+        f"{percent[0]:.1f} % smaller than the source, {percent[1]:.1f} % smaller than the source in bfloat16.",
         "Files: " + ", ".join(f"{name} ({size:,} bytes)" for name, size in report.files),
         f"Peak memory of the conversion: about {readable_size(report.peak_memory_bytes)}.",
         *(f"Note: {note}." for note in report.notes),

@@ -36,7 +36,7 @@ def import_command(console: Console, /, card: str, output: Path, name: str | Non
     """Make a suite from the prompts in CARD.
 
     CARD is a file in Markdown or plain text, or hf://OWNER/NAME[@REVISION] for the card of a model on the Hub. Ids,
-    titles and seeds are read from its table, prompts from the table or from the sections below their headings. All
+    titles, seeds and prompts are read from its table, or from its headings and the text below them. All
     texts in double quotes become required texts. Nothing is guessed: a card that contradicts itself is refused.
     """
     require_extra("measure")

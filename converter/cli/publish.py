@@ -53,11 +53,12 @@ def command(
     keep: Path | None,
     **options: Any,
 ) -> None:
-    """Publish the folder RELEASE on the Hub as OWNER/NAME, in one verified commit.
+    """Publish the folder RELEASE, which `lensconv convert` wrote, on the Hub as OWNER/NAME, in one verified commit.
 
-    All files that the manifest lists are published, and the folder must not contain others, except in .lensconv, .git
-    and .cache/huggingface, which are ignored. After the commit, the branch contains exactly the files of the release:
-    other files there, except .gitattributes, are deleted. `--dry-run --json` lists them.
+    All files that the manifest lists are published, and the folder must not contain others, except .gitattributes and
+    files in .lensconv, .git and .cache/huggingface, which are ignored. After the commit, the branch contains exactly
+    the files of the release: other files there, except .gitattributes, are deleted. `--dry-run` shows the first of
+    them, `--dry-run --json` all.
 
     The folder is examined before the first request; files above 1 GiB are hashed during the upload. After the commit,
     checksums and the bytes that the Hub serves are compared with the release, and only then the commit is tagged. If
@@ -103,9 +104,8 @@ def _render_rehearsal(rehearsal: Rehearsal) -> list[RenderableType]:
     ]
     failed = rehearsal.steps[-1].name
     if rehearsal.exit_code == ResourceError.exit_code:
-        parts.append(
-            Text(f"Rehearsed up to the step {failed}: this machine lacks something for that step.", style="bold red")
-        )
+        lack = "this machine lacks memory, disk, a device or a package for it; see above."
+        parts.append(Text(f"Rehearsed up to the step {failed}: {lack}", style="bold red"))
     elif rehearsal.exit_code:
         parts.append(Text(f"Do not publish this yet: {failed} failed.", style="bold red"))
     else:

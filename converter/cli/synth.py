@@ -51,10 +51,10 @@ def command(
     shard_bytes: int,
     overwrite: bool,
 ) -> None:
-    """Write a model with random weights and the exact layout of a real one into the folder OUT.
+    """Write a model with random weights into the folder OUT.
 
-    Names, shapes, dtype (F32) and shards are those of microsoft/Lens; at full depth its transformer takes 16.4 GB. The
-    tiny pipeline takes 26 MB; `lensconv generate` works with it.
+    The preset lens has the exact layout of microsoft/Lens in F32; at full depth it takes 16.4 GB. The preset tiny
+    has the same structure with smaller sizes, and takes 26 MB; `lensconv generate` works with it.
     """
     from converter.synthesis.synthesize import synthesize
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 @click.argument("checkpoint", type=PATH_OR_ADDRESS)
 @click.option(
     "--against",
-    metavar="SOURCE",
+    metavar="SOURCE|RELEASE",
     type=LOCAL_PATH,
     help="Compare every weight with SOURCE, the checkpoint it was made from; for hf://, compare every file "
-    "with the release in the folder SOURCE.",
+    "with RELEASE, a folder on this machine.",
 )
 @click.option(
     "--recipe",
@@ -155,5 +155,5 @@ def render_fidelity(fidelity: Mapping[str, Any]) -> list[RenderableType]:
     ]
     return [
         table(["against the source", "modules", "SQNR dB", "lowest dB", "lowest cosine"], families),
-        table(["worst modules", "SQNR dB", "max error (steps)", "cosine"], worst),
+        table(["worst modules", "SQNR dB", "max error (quant. steps)", "cosine"], worst),
     ]

@@ -33,7 +33,8 @@ class ConvertOptions:
     quantize_from: str = field(
         default="bfloat16",
         metadata={
-            "help": "bfloat16 rounds weights first, as a loader does; float32 quantizes the numbers in the file.",
+            "help": "bfloat16: round weights to bfloat16 first, as when a model is loaded in it; float32: quantize the "
+            "numbers in the file.",
             "choices": ("bfloat16", "float32"),
         },
     )

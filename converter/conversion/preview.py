@@ -198,12 +198,12 @@ def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
         dtypes = " and ".join(sorted(narrow))
         notes.append(f"the source contains rounded weights ({dtypes}); convert the F32 original if you have it")
     if recipe.is_data_dependent:
-        notes.append("the dtypes depend on the weights; the sizes are the smallest possible")
+        notes.append("SDNQ chooses dtypes by the weights (use_dynamic_quantization); the output may be larger")
     if recipe.is_random:
         notes.append(f"SDNQ uses random numbers for this recipe; their seed is {recipe.seed}")
     if recipe.depends_on_threads:
-        notes.append("the last bits of a factorisation depend on the number of threads; set it with OMP_NUM_THREADS")
+        notes.append("the last bits of an SVD depend on the number of threads, which OMP_NUM_THREADS sets")
     if recipe.options.get("scale_dtype"):
-        notes.append("sdnq.load_sdnq_model 0.2.8 cannot load quantized scales; diffusers can")
+        notes.append("load_sdnq_model of sdnq 0.2.8 cannot load quantized scales; diffusers can")
     notes += [f"{file.name} is not part of the checkpoint and is ignored" for file in checkpoint.stray_files]
     return tuple(notes)

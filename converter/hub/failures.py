@@ -38,15 +38,15 @@ XET_HINT = "Set HF_HUB_DISABLE_XET=1 and run the command again."
 
 #: Reason that replaces the number of a status, where one is known, and what to do about it.
 _STATUSES: dict[int, tuple[str, str]] = {
-    400: ("", "Correct what it names, then run the command again."),
+    400: ("", "Correct what the Hub reports, then run the command again."),
     401: ("", TOKEN_HINT),
     402: ("the Hub demands payment", "The account lacks the plan or the storage for this; see its billing page."),
     403: ("", "The token does not allow this, or the account has no storage left for it; see the token's settings."),
-    404: ("the Hub does not have it", ACCESS_HINT),
+    404: ("the Hub has nothing at this address", ACCESS_HINT),
     408: ("the request took too long", LATER_HINT),
     409: (
         "the Hub reports a conflict",
-        "If another program is changing the repo, run the command again later; otherwise delete or rename what exists.",
+        "If another program is changing the repo, try again later; otherwise delete or rename what has this name.",
     ),
     412: ("the repo has changed in the meantime", "Check what has changed, then run the command again."),
     413: ("a file is too large for the Hub", "Convert again with a smaller --max-shard-size, such as 2GB."),
@@ -146,7 +146,7 @@ def _is_refused_token(error: Any) -> bool:
 
 
 def _status_failure(what: str, status: int, said: str = "") -> HubError:
-    known, hint = _STATUSES.get(status, ("", LATER_HINT if status >= 500 else ACCESS_HINT))
+    known, hint = _STATUSES.get(status, ("", LATER_HINT if status >= 500 else f"{LATER_HINT} {STRANGER_HINT}"))
     return HubError(f"{what}: {known or f'the Hub answers with status {status}'}{said and f': {said}'}", hint)
 
 

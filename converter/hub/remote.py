@@ -77,7 +77,7 @@ class RemoteRepo:
         answer, _ = requests.json(str(address), f"{base}{revision}?expand=sha")
         commit = answer.get("sha") if isinstance(answer, dict) else None
         if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-            raise HubError(f"{address}: the Hub names no commit", STRANGER_HINT)
+            raise HubError(f"{address}: the Hub's answer contains no commit id", STRANGER_HINT)
         pinned = replace(address, revision=commit)
         tree = f"{base}/tree/{commit}"
         return cls(pinned, parse_records(pinned, _list_tree(pinned, tree, requests)), requests)

@@ -164,8 +164,7 @@ def _load_transformers(
         if converted is not None:
             raise UnsupportedCheckpoint(
                 f"{model_class.__name__}: transformers merges or splits {name} and others when it loads "
-                "them, so that they cannot be converted tensor by tensor",
-                "Save the model in its loaded form first.",
+                "them, so that they cannot be converted tensor by tensor"
             )
         names[renamed] = names.pop(name)
     return model

@@ -18,11 +18,13 @@ from converter.hub.records import MAXIMUM_FILES
 
 #: Hidden folders that are never published: lensconv's notes, git's own folder, and the download records of the Hub.
 _IGNORED_FOLDERS = (STATE_FOLDER, ".git", ".cache/huggingface")
+_LINK = "is a link"
 #: From the Hub's table of storage limits: it refuses larger files, and advises to split those above the second size.
 MAXIMUM_FILE_BYTES = 200 * 10**9
 ADVISED_FILE_BYTES = 50 * 10**9
-#: What to do about a file that should not be there, and about one that is not what the manifest says.
-_MOVE, _REPLACE = "Move other files elsewhere.", "Convert again, or download the release again."
+#: What to do about a file that should not be there, about a link, and about one that is not what the manifest says.
+_MOVE, _UNLINK = "Move such files out of the release folder.", "Replace links with what they lead to."
+_REPLACE = "Convert again, or download the release again."
 _ADOPT = f"If you edited {CARD_NAME} on purpose, run `lensconv card RELEASE --adopt`; otherwise make the card again."
 
 
@@ -39,7 +41,7 @@ def find_faults(root: Path, listed: Mapping[str, ReleaseFile]) -> Iterator[tuple
     found: dict[str, int] = {}
     for name, status in _walk(root, ""):
         if isinstance(status, str):
-            yield f"{name} {status}", _MOVE
+            yield f"{name} {status}", _UNLINK if status == _LINK else _MOVE
         else:
             found[name] = status
     yield from _name_faults(found, listed)
@@ -84,7 +86,7 @@ def _entry_fault(entry: os.DirEntry[str], name: str, *, is_folder: bool) -> str:
     if name.encode(errors="ignore").decode() != name:
         return "has a name that is not UTF-8"
     if entry.is_symlink():
-        return "is a link; publish the file itself"
+        return _LINK
     # The folder with the Hub's download records is skipped, but other files next to it are refused.
     if entry.name.startswith(".") and name not in (".gitattributes", ".cache"):
         return "is hidden; hidden files are not published"

@@ -169,7 +169,7 @@ class _Publication:
             refs = self.session.refs()
         head = refs.head(revision) or refs.head(MAIN)
         if head is None:
-            raise self.session.error(f"has no branch {MAIN}", "Look at the repo's page.")
+            raise self.session.error(f"has no branch {MAIN}", "Create it, or give an existing branch with --revision.")
         return Target(revision, head)
 
     def _enter_pull_request(self, user: str) -> Target:

@@ -19,6 +19,7 @@ from converter.hub.retry import Retry
 #: Newest commits of a branch that are searched for an earlier publication.
 _HISTORY = 50
 _TOKEN_HINT = "Set HF_TOKEN, or log in with `hf auth login`."  # noqa: S105 - not a token
+_CARD_HINT = "Correct README.md, run `lensconv card RELEASE --adopt`, then publish again."
 #: Text of a pull request.
 _DESCRIPTION = (
     "This pull request contains a whole release in one commit. It was made with `lensconv publish --create-pr`; the "
@@ -225,4 +226,4 @@ class HubSession:
 
         faults = self.call("checking the card", ask)
         if faults:
-            raise self.error(f"the Hub refuses the card: {redact('; '.join(faults))}", "Correct README.md.")
+            raise self.error(f"the Hub refuses the card: {redact('; '.join(faults))}", _CARD_HINT)

@@ -47,7 +47,7 @@ class Account:
                 hint = f"Use letters, digits and dashes, and not one of {', '.join(RESERVED_NAMES)}."
                 raise UsageError(f"{name}: not a valid name of an account", hint)
         if self.role not in ("write", "read"):
-            raise UsageError(f"{self.role}: not a role of an account", "Write NAME:write or NAME:read.")
+            raise UsageError(f"{self.role}: not a role of an account", "Write NAME, NAME:read or NAME:write.")
 
     def belongs_to(self, namespace: str) -> bool:
         """Whether the user owns the repos of a namespace."""

@@ -151,5 +151,4 @@ def check_sums(audit: Audit, progress: Progress) -> Check:
             problems.append(f"{name} is missing")
         elif digest != entry.sha256:
             problems.append(f"{name} has another sha256 than the manifest says")
-    good = f"{len(listed)} files are as the manifest lists them; the folder has {len(files_below(audit.root))}"
-    return list_problems("checksums", problems, good)
+    return list_problems("checksums", problems, f"{len(listed)} files have the sha256 that the manifest lists")

@@ -66,7 +66,7 @@ def _about_options(audit: Audit) -> Iterator[str]:
             yield f"{option} is on"
     if (config.get("scale_dtype") or "none") != "none":
         yield "scales are quantized (scale_dtype)"
-        yield "sdnq.load_sdnq_model 0.2.8 cannot load scales that are quantized; diffusers can"
+        yield "load_sdnq_model of sdnq 0.2.8 cannot load quantized scales; diffusers can"
     if config and config.get("sdnq_version") is None:
         yield "no sdnq_version: written by SDNQ before 0.2.2 or by another tool"
 
@@ -87,7 +87,7 @@ def _about_files(audit: Audit) -> Iterator[str]:
     checkpoint = audit.checkpoint
     for header in checkpoint.headers:
         if header.metadata.get("format") != "pt":
-            yield f"{header.file.name} does not say that its format is pt; transformers refuses it"
+            yield f"the header of {header.file.name} lacks the metadata format=pt; transformers refuses it"
         if not stat.S_IMODE(header.file.stat().st_mode) & stat.S_IROTH:
             yield f"the permissions of {header.file.name} let only its owner or group read it (`chmod a+r`)"
     if checkpoint.index is not None:

@@ -52,7 +52,7 @@ def _part_problems(audit: Audit, module: QuantizedModule) -> Iterator[str]:
         elif (found.dtype, found.shape) != (dtype, part_shape):
             yield f"{name}: {part} is {found.dtype} {list(found.shape)}, should be {dtype} {list(part_shape)}"
     for part in module.parts.keys() - expected.keys():
-        yield f"{name}: has a {part} that does not belong to {module.dtype}"
+        yield f"{name}: has {part}, which {module.dtype} with the config's options does not have"
 
 
 def _expected_parts(

@@ -42,7 +42,7 @@ for _name, _content, _hint, *_message in (
     ("unknown-key-hostile", '"evil\\u001b[2J" = 1', "", "evil\\x1b[2J is not a key"),
     ("option-of-another-type", "[sdnq]\ngroup_size = '64'", "", "group_size must be an integer"),
     ("seed-beyond-64-bits", f"seed = {10**30}\n{_UINT4}use_svd = true\nsvd_rank = 4", "", "seed"),
-    ("rule-without-a-glob", f"{_UINT4}[[rules]]\nkeep = true", "", "rule 1", "needs either match or family"),
+    ("rule-without-a-glob", f"{_UINT4}[[rules]]\nkeep = true", "", "rule 1", "needs match or family, not both"),
     ("rule-without-effect", f"{_UINT4}[[rules]]\nmatch = '*'", "", "rule 1", "keep = true or options"),
     ("rule-no-table", f"rules = [1]\n{_UINT4}", "", "rule 1", "must be a table"),
     ("rule-with-unknown-key", f"{_UINT4}[[rules]]\nmatch = '*'\nkept = true", "keep", "rule 1", "kept is not"),

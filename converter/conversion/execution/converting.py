@@ -190,7 +190,7 @@ class TensorConverter:
         if not fits:
             raise UnsupportedCheckpoint(
                 f"{job.tensor.file}: tensor {job.tensor.entry.name}: SDNQ returned other parts "
-                f"than planned ({', '.join(results)}), which happens when a factorisation fails",
+                f"than planned ({', '.join(results)}), which happens when an SVD fails",
                 f"Keep this module: --set '{job.module.name}=keep'.",
             )
         for part, output in job.parts.items():

@@ -273,9 +273,9 @@ def _parse_rule(content: Fields) -> Rule:
         options=_take_options(content, RULE_OPTION_TYPES, "a rule", keys),
     )
     if bool(rule.match) == bool(rule.family):
-        raise RecipeError(content.where, "needs either match or family")
+        raise RecipeError(content.where, "needs match or family, not both")
     if rule.keep == bool(rule.options):
-        raise RecipeError(content.where, "needs either keep = true or options such as weights_dtype")
+        raise RecipeError(content.where, "needs keep = true or options such as weights_dtype, not both")
     return rule
 
 

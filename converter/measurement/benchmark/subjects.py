@@ -17,7 +17,7 @@ from converter.console import Progress, Reporter
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
 from converter.errors import MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable
 from converter.measurement.benchmark.changes import file_states
-from converter.measurement.evidence.files import read_evidence
+from converter.measurement.evidence.files import SUMMARY_HINT, read_evidence
 from converter.measurement.generation.repo import COMPONENT_CLASSES, WEIGHTS, PipelineRepo, open_pipeline
 from converter.verification.audit import Audit
 
@@ -160,7 +160,7 @@ def _check_summary(repo: PipelineRepo) -> None:
         raise UnsupportedCheckpoint(
             f"{file}: quant_transformer_dtypes add up to {shown} bytes, and the headers of the "
             f"transformer to {repo.transformer.total_bytes}",
-            "Convert again, or remove the file.",
+            SUMMARY_HINT,
         )
 
 

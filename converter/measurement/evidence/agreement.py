@@ -66,7 +66,7 @@ def differences(where: str, shown: Any, computed: Any, source: str = "the other 
         if abs(shown - computed) > 2 * ROUNDING:
             yield f"{where} is {shown}, but {source} {computed}"
     elif shown != computed:
-        yield f"{where} is {shown}, but {source} {computed}"
+        yield f"{where} is {shown}, but {source} {'nothing' if computed is None else computed}"
 
 
 def _check_metrics(content: Mapping[str, Any]) -> Iterator[str]:
@@ -203,7 +203,7 @@ def _check_reduction(percent: float, before: float, after: float) -> Iterator[st
         for sign in (1, -1)
     )
     if not smallest - PERCENT_ROUNDING <= percent <= largest + PERCENT_ROUNDING:
-        given = f"{after:.3f} of {before:.3f} GB give {100 * (1 - after / before):.1f}"
+        given = f"from {before:.3f} GB to {after:.3f} GB it is {100 * (1 - after / before):.1f}"
         yield f"transformer_storage_reduction_percent is {percent}, but {given}"
 
 

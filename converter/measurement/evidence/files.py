@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from converter.schemas import load_schema
 
 #: What to do about a folder without measurements.
 MEASURE_HINT = "Run `lensconv bench ORIGINAL QUANTIZED --out DIR`."
+#: What to do about a faulty summary, which `convert` writes, and about a file of a newer lensconv.
+SUMMARY_HINT = "Convert again, or remove the file."
+_NEWER_HINT = "Update lensconv, or measure again with this version."
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def read_evidence(file: Path) -> tuple[Format, dict[str, Any]]:
         content = read_json(file)
     except MalformedCheckpoint as error:
         # The hint of that error is about weights.
-        raise EvidenceError(file, error.message.partition(": ")[2]) from error
+        raise _fault(file, error.message.partition(": ")[2]) from error
     form = _find_format(file, content)
     _check(file, form, content)
     return form, content
@@ -113,7 +117,14 @@ def _find_format(file: Path, content: Mapping[str, Any]) -> Format:
         return by_version[version]
     readable = named.version if named is not None and named.version else ", ".join(sorted(by_version))
     shown = "no schema" if version is None else f"schema {version}"
-    raise EvidenceError(file, f"has {shown}; this version of lensconv reads {readable}")
+    newest = dict(known.split("/") for known in by_version)
+    base, _, number = str(version).partition("/")
+    is_newer = base in newest and bool(re.fullmatch("[0-9]{1,9}", number)) and int(number) > int(newest[base])
+    raise _fault(file, f"has {shown}; this version of lensconv reads {readable}", _NEWER_HINT if is_newer else None)
+
+
+def _fault(file: Path, reason: str, hint: str | None = None) -> EvidenceError:
+    return EvidenceError(file, reason, hint or (SUMMARY_HINT if file.name == SUMMARY_NAME else None))
 
 
 def _check(file: Path, form: Format, content: Mapping[str, Any]) -> None:
@@ -122,15 +133,15 @@ def _check(file: Path, form: Format, content: Mapping[str, Any]) -> None:
 
     for path, value in _numbers(content, ""):
         if not math.isfinite(value):
-            raise EvidenceError(file, f"{path} is not a finite number")
+            raise _fault(file, f"{path} is not a finite number")
     problem = jsonschema.exceptions.best_match(
         jsonschema.Draft202012Validator(load_schema(form.schema)).iter_errors(content)
     )
     if problem is not None:
         where = ".".join(map(str, problem.absolute_path)) or "its content"
-        raise EvidenceError(file, f"{where}: {problem.message}")
+        raise _fault(file, f"{where}: {problem.message}")
     for reason in disagreements(form.schema, content):
-        raise EvidenceError(file, reason)
+        raise _fault(file, reason)
 
 
 def _numbers(value: Any, path: str) -> Iterator[tuple[str, float]]:

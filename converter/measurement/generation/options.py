@@ -37,15 +37,15 @@ class GenerateOptions:
     negative_prompt: str = option("", "What to avoid in the image.")
     seed: int = option(0, "Seed of the noise, which is the same on every device.", range=(0, MAXIMUM_SEED))
     steps: int | None = option(
-        None, "Denoising steps.  [default: 20; Lens-Turbo 4, Lens-Base 50]", range=(1, MAXIMUM_STEPS)
+        None, "Denoising steps.  [default, by folder name: 20; Lens-Turbo 4, Lens-Base 50]", range=(1, MAXIMUM_STEPS)
     )
     guidance: float | None = option(
-        None, "Guidance scale; 1 turns it off.  [default: 5; Lens-Turbo 1]", range=(0.0, 1000.0)
+        None, "Guidance scale; 1 turns it off.  [default, by folder name: 5; Lens-Turbo 1]", range=(0.0, 1000.0)
     )
     base_resolution: int | None = option(
         None,
         "Side of a square image in pixels; images of other aspect ratios have about the same area.  "
-        "[default: 1440; for a tiny model, its own size]",
+        "[default: 1440; for a model of `synth --preset tiny`, its own size]",
         choices=tuple(RESOLUTIONS),
     )
     aspect_ratio: str | None = option(None, "Ratio of width to height.  [default: 1:1]", choices=ASPECT_RATIOS)

@@ -150,16 +150,15 @@ def _check_components(repo: PipelineRepo) -> None:
             where, f"hidden_size is {encoder.get('hidden_size')}, the transformer needs {config.enc_hidden_dim}"
         )
     layers = encoder.get("num_hidden_layers")
-    if type(layers) is not int or max(config.selected_layer_index) >= layers:
-        raise MalformedCheckpoint(
-            where, f"num_hidden_layers is {layers}, the transformer needs layer {max(config.selected_layer_index)}"
-        )
+    needed = max(config.selected_layer_index) + 1
+    if type(layers) is not int or layers < needed:
+        raise MalformedCheckpoint(where, f"num_hidden_layers is {layers}, the transformer needs {needed} or more")
     if repo.quantization is None:
         shapes, found = dict(lens_tensors(config)), repo.transformer.shapes
         for name in (*sorted(shapes.keys() ^ found.keys()), *shapes):
             reason = f"has shape {list(found.get(name, ()))}, config.json needs {list(shapes.get(name, ()))}"
             if name not in found:
-                reason = "is missing, according to config.json"
+                reason = "is missing, and config.json needs it"
             elif name not in shapes:
                 reason = "is not expected, according to config.json"
             elif found[name] == shapes[name]:

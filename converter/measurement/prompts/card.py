@@ -66,7 +66,7 @@ def quoted_texts(prompt: str, where: str) -> tuple[str, ...]:
         if not opened:
             fail(where, f"quotation mark {found[0]} at character {last + 1} has no opening mark", CORRECT)
         if not closing:
-            fail(where, f"the quotation mark before {opened[1:41]} is never closed", CORRECT)
+            fail(where, f"the quotation mark before {opened[1:41]!r} is never closed", CORRECT)
         quoted = " ".join(opened[1:].split())
         if not quoted:
             fail(where, f"has two quotation marks with nothing between them at character {last}", CORRECT)

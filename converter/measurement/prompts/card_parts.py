@@ -62,7 +62,7 @@ def find_columns(cells: Sequence[str], where: str) -> dict[str, int] | None:
         fail(where, "a table has negative prompts, which a suite cannot have", f"Remove them {IN_COPY}")
     for key, indices in found.items():
         if len(indices) > 1:
-            twice = " and ".join(cells[index] for index in indices)
+            twice = " and ".join(repr(cells[index]) for index in indices)
             fail(where, f"a table has several columns for the {key}: {twice}", f"Remove one {IN_COPY}")
     return {key: indices[0] for key, indices in found.items() if indices}
 
@@ -102,7 +102,7 @@ def agreed(first: str, second: str, what: str, where: str) -> str:
         SuiteError: the two differ.
     """
     if first and second and normalize(first) != normalize(second):
-        fail(where, f"the card gives two {what}s: {first} and {second}", CORRECT)
+        fail(where, f"the card gives two {what}s: {first!r} and {second!r}", CORRECT)
     return first or second
 
 

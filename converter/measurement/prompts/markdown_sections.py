@@ -119,7 +119,7 @@ class _Reader:
             if label_of(line):
                 section.add_text([line])
             elif line.strip() and (not section.contents or _QUOTATION_MARKS.search(line)):
-                section.refuse_part("text below a rule or another title", line)
+                section.refuse_part("text below a horizontal line (---) or another title", line)
 
 
 def _add_block(section: Section, block: Block) -> None:

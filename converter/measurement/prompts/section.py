@@ -80,7 +80,7 @@ class Section:
         """
         for line in lines:
             if label_of(line) in ("seed", "prompt", "negative prompt"):
-                reason = f"a line within its quoted block is labelled: {line.strip():.60}"
+                reason = f"a line within its quoted block is labelled: {line.strip()[:60]!r}"
                 fail(self.where, reason, "Leave only the prompt in that block, in a copy of the card.")
         self.quotes.append(text)
 
@@ -105,7 +105,7 @@ class Section:
             what: what was found.
             text: its beginning is shown.
         """
-        reason = f"its section has {what}, which may or may not be a part of the prompt: {text.strip():.60}"
+        reason = f"its section has {what}, which may or may not be a part of the prompt: {text.strip()[:60]!r}"
         fail(self.where, reason, _SEPARATE)
 
     def refuse_label(self, line: str) -> None:
@@ -116,7 +116,7 @@ class Section:
         """
         label = _ANY_LABEL.match(line)
         if label and not label_of(line):
-            reason = f"{label[1]} is not a known label, and its line may or may not be a part of the prompt"
+            reason = f"{label[1]!r} is not a known label, and its line may or may not be a part of the prompt"
             fail(self.where, reason, _SEPARATE)
 
     def _check_labels(self, lines: Sequence[str]) -> None:
@@ -132,7 +132,7 @@ class Section:
                 if len(text) <= _SHORT:
                     self.refuse_label(text)
             reason = "several paragraphs follow its heading, and nothing shows where the prompt ends"
-            fail(self.where, f"{reason}; the second begins {paragraph:.60}", _SEPARATE)
+            fail(self.where, f"{reason}; the second begins {paragraph[:60]!r}", _SEPARATE)
         self.text = paragraph
 
     def _take_label(self, line: str) -> str:

@@ -80,7 +80,7 @@ def _read_table(table: Sequence[str], titles: dict[str, str], where: str) -> lis
         return [row for row in rows if row is not None]
     columns = find_columns(table[0].split()[:3], where)
     if columns is None or columns["seed"] != len(columns) - 1 or "prompt" in columns:
-        fail(where, f"the columns of the table cannot be separated: {table[0]}", _IMPORT_MARKDOWN)
+        fail(where, f"the columns of the table cannot be separated: {table[0]!r}", _IMPORT_MARKDOWN)
     return [_split_row(line, titles, "scenario" in columns, where) for line in table[1:]]
 
 
@@ -94,5 +94,6 @@ def _split_row(line: str, titles: dict[str, str], has_scenario: bool, where: str
         fail(where, reason, _IMPORT_MARKDOWN)
     rest = words[len(title) :]
     if words[: len(title)] != title or not rest or not rest[0].isdecimal():
-        fail(where, f"its row does not have the title of its heading, then the seed: {line}", CORRECT)
+        parts = "id, the title of its heading and the seed" if has_scenario else "id and the seed"
+        fail(where, f"its row in the table must begin with the {parts}, but is {line!r}", CORRECT)
     return Row(identifier, " ".join(title), rest[0])

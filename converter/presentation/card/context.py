@@ -52,7 +52,7 @@ _REASONS = {
     "comparison": "the comparison grid is missing; make it with `lensconv grid`",
     "charts": "the charts are missing; make them with `lensconv charts`",
     "benchmark": f"{names.METRICS_NAME} is missing",
-    "offload": f"{names.OFFLOAD_NAME} and {names.SEQUENTIAL_NAME} are missing",
+    "offload": f"neither {names.OFFLOAD_NAME} nor {names.SEQUENTIAL_NAME} exists",
     "matrix": f"{names.MATRIX_NAME} is missing",
     "images": f"{names.IMAGES_NAME} is missing",
     "weights": f"{names.WEIGHTS_NAME} is missing",

@@ -217,7 +217,7 @@ def _license_errors(content: Mapping[str, Any]) -> Iterator[str]:
             if not (content.get(key) or "").strip():
                 yield f"license other needs a {key}"
     elif found is not None and name is not None:
-        yield f"license_name is for license other, not for {_shown(found)}"
+        yield f"license_name is allowed only with license other, not with {_shown(found)}"
     if name and not re.fullmatch("[a-z0-9.-]+", name):
         yield f"license_name {_shown(name)} has other characters than a-z 0-9 . and -"
     if link and not re.fullmatch(r"https://\S+|LICENSE(\.\w+)?", link):

@@ -60,7 +60,7 @@ def footprint_chart(evidence: Evidence) -> Chart | LeftOut:
     """
     found = _read(evidence)
     if found is None:
-        return LeftOut(NAME, f"{METRICS_NAME} and {SUMMARY_NAME} are missing")
+        return LeftOut(NAME, f"neither {METRICS_NAME} nor {SUMMARY_NAME} exists")
     for name, pair in found.items():
         check_drawable(METRICS_NAME, name, [size for sizes in pair for size in sizes.values()], MOST_BYTES)
     models = [

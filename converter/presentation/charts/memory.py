@@ -34,8 +34,9 @@ def memory_chart(evidence: Evidence) -> Chart | LeftOut:
     Raises:
         EvidenceError: a peak is larger than anything that can be measured.
     """
-    if not any(name in evidence for name in (names.METRICS_NAME, *names.OFFLOAD_FILES.values())):
-        return LeftOut(NAME, f"{names.METRICS_NAME} and {names.OFFLOAD_NAME} are missing")
+    files = (names.METRICS_NAME, *names.OFFLOAD_FILES.values())
+    if not any(name in evidence for name in files):
+        return LeftOut(NAME, f"none of {', '.join(files)} exists")
     for kind, label in names.CHART_PEAKS.items():
         stages = _stages(evidence, kind)
         by_model = [

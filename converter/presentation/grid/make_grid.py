@@ -94,7 +94,7 @@ def _titles(folder: Path, reporter: Reporter) -> tuple[str, str]:
     try:
         models = read_evidence(folder / METRICS_NAME)[1]["models"]
     except (EvidenceError, MissingInput) as error:
-        reporter.note(f"{error.message}; the titles of the columns are {' and '.join(MODEL_TITLES)}")
+        reporter.note(f"{error.message}; it is ignored, and the columns are called {' and '.join(MODEL_TITLES)}")
         return MODEL_TITLES
     original, quantized = (str(models[model]["label"]) for model in MODELS)
     return original, quantized

@@ -14,7 +14,7 @@ _MEASURES = (
     ("psnr_db", "PSNR, dB", 2),
     ("ssim", "SSIM", 4),
     ("lpips", "LPIPS", 4),
-    ("periodic_grid_added", "Added periodic grid, grey levels", 2),
+    ("periodic_grid_added", "Added periodic pattern, grey levels", 2),
 )
 
 
