@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,14 +21,16 @@ from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, Rule, convert, plan
 from converter.checkpoint.header import TensorEntry
+from converter.checkpoint.layout import Layout
 from converter.checkpoint.source import SourceTensor
 from converter.console import Progress
 from converter.conversion import convert as convert_module
-from converter.conversion.execution.jobs import MATMUL_ROWS, QuantizeJob, make_work
-from converter.conversion.planner_process import PlanAnswer, PlannerProcess
+from converter.conversion.execution.jobs import MATMUL_ROWS, QuantizeJob, Work, make_work
+from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
 from converter.conversion.planning.methods import Kind, Method
-from converter.conversion.planning.plan import PlannedModule
+from converter.conversion.planning.plan import Plan, PlannedModule
 from converter.conversion.planning.prediction import plans_agree, predict_plan
+from converter.conversion.preview import CUDA_LIBRARY_BYTES, OWN_PROCESS_BYTES, SDNQ_PROCESS_BYTES, predict_peak
 from converter.conversion.request import open_request
 from converter.errors import MemoryLimitError
 from converter.schemas import load_schema
@@ -133,9 +137,58 @@ def test_neither_an_interrupted_run_of_another_kernel_counts_nor_a_plan_on_other
     request = open_request(lens_source, None, ConvertOptions())
     predicted = predict_plan(request.checkpoint, request.recipe)
     assert predicted is not None
-    assert plans_agree(predicted, predicted)
-    assert not plans_agree(predicted, replace(predicted, assumed_config={"patch_size": 2}))
-    assert make_work(request, predicted).content != make_work(request, predicted, use_fused=False).content
+    assert plans_agree(predicted, replace(predicted, config={"x": 1}))
+    weight, module = next(iter(predicted.modules.items()))
+    others: dict[str, Any] = {"class_name": "x", "stem": "x", "tensors": predicted.tensors[1:], "ignored": ("x",)}
+    others |= {"index_metadata": {"total_parameters": 1}, "assumed_config": {"patch_size": 2}}
+    others["modules"] = {**predicted.modules, weight: replace(module, options={**module.options, "group_size": -2})}
+    for name, value in others.items():
+        assert not plans_agree(predicted, replace(predicted, **{name: value})), name
+    first = predicted.tensors[0]
+    wider = replace(predicted, tensors=(replace(first, spec=replace(first.spec, dtype="F32")), *predicted.tensors[1:]))
+    works = [make_work(request, predicted), make_work(request, predicted, use_fused=False), make_work(request, wider)]
+    assert len({work.content for work in works}) == 3
+
+
+#: A weight of 64 MiB, and the bytes for pieces of it: by kind, threads and ``memory``.
+PEAKS = [
+    *((Kind.FUSED, 1, None, 20_971_520), (Kind.FUSED, 5, None, 104_857_600), (Kind.FUSED, 16, None, 256_000_000)),
+    *((Kind.FUSED, 5, 100_000_000, 100_000_000), (Kind.FUSED, 1, 100_000_000, 20_971_520)),
+    *((Kind.ROWS, 1, None, 88_080_384), (Kind.WHOLE, 1, None, 3_288_334_336), (Kind.WHOLE, 4, None, 3_288_334_336)),
+]
+
+
+def test_the_peak_of_memory_follows_from_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = 8192, 4096
+    tensor = SourceTensor(TensorEntry("x.weight", "BF16", shape, 0, 2 * 8192 * 4096), Path("x"), 0)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    for kind, jobs, memory, pieces in PEAKS:
+        job = QuantizeJob(tensor, {}, PlannedModule("x", "x.weight", shape, {}), Method(kind))
+        work, options = (
+            Work(Plan("x", "x", (), {}), Layout((), {}, "", b""), (job,)),
+            ConvertOptions(jobs=jobs, memory=memory),
+        )
+        assert predict_peak(work, options, has_planner=False) == SDNQ_PROCESS_BYTES + pieces, (kind, jobs, memory)
+    alone = predict_peak(replace(work, jobs=()), options, has_planner=True)
+    assert alone == SDNQ_PROCESS_BYTES + OWN_PROCESS_BYTES
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert predict_peak(replace(work, jobs=()), options, has_planner=True) == alone + CUDA_LIBRARY_BYTES
+
+
+def test_sdnq_does_the_work_on_another_device(
+    lens_source: Path, lens_output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU by another name, since there may be no other device here."""
+    monkeypatch.setattr(convert_module, "is_loaded", lambda: False)
+    for name in ("execution.converting.TensorConverter._run_kernel", "convert.predict_plan"):
+        monkeypatch.delattr(f"converter.conversion.{name}")
+    options = ConvertOptions(device="cpu:0")
+    convert(lens_source, tmp_path / "out", options=options)
+    assert snapshot(tmp_path / "out") == snapshot(lens_output)
+    peaks = [
+        plan(lens_source, options=ConvertOptions(device=name, jobs=1)).peak_memory_bytes for name in ("cpu", "cpu:0")
+    ]
+    assert peaks[0] - peaks[1] == OWN_PROCESS_BYTES
 
 
 def test_too_little_memory_is_said_before_anything_is_written(lens_source: Path, tmp_path: Path) -> None:
@@ -143,6 +196,23 @@ def test_too_little_memory_is_said_before_anything_is_written(lens_source: Path,
     with pytest.raises(MemoryLimitError, match="one tensor alone needs"):
         convert(lens_source, tmp_path / "out", Recipe("r", options), ConvertOptions(memory=1000))
     assert names_in(tmp_path) == []
+
+
+def test_sdnq_may_need_more_memory_than_the_kernel_that_it_replaces(
+    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert_module, "is_loaded", lambda: False)
+    options, stopped = ConvertOptions(memory=30_000), []
+
+    def differing(self: PlannerProcess) -> PlanAnswer:
+        stopped.append(self._process)
+        return replace(plan_here(open_request(lens_source, None, options)), kernel_agrees=False)
+
+    monkeypatch.setattr(PlannerProcess, "answer", differing)
+    with pytest.raises(MemoryLimitError, match="--memory 30000 is too little"):
+        convert(lens_source, tmp_path / "out", options=options)
+    assert names_in(tmp_path) == []
+    assert [process.returncode for process in stopped] == [-signal.SIGKILL]
 
 
 def test_torch_has_one_thread_only_where_its_results_do_not_depend_on_them(
@@ -193,14 +263,17 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
 
         monkeypatch.setattr(convert_module, "predict_plan", wrong)
         options = ConvertOptions(shard_bytes=200_000)
+    elif lie == "a planner that dies":
+        monkeypatch.setattr(sys, "executable", "false")
+        options = ConvertOptions()
     else:
         answer: Callable[[PlannerProcess], PlanAnswer | None] = PlannerProcess.answer
 
-        def lying(self: PlannerProcess) -> PlanAnswer | None:
+        def lying(self: PlannerProcess) -> PlanAnswer:
             found = answer(self)
             assert found is not None
             assert found.peak_rss_bytes > 100_000_000, "torch and SDNQ"
-            return None if lie == "a planner that dies" else replace(found, kernel_agrees=False, peak_rss_bytes=10**15)
+            return replace(found, kernel_agrees=False, peak_rss_bytes=10**15)
 
         monkeypatch.setattr(PlannerProcess, "answer", lying)
         options = ConvertOptions()
