@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from converter import ConvertOptions, convert
+from converter import ConvertOptions, Recipe, convert
 from converter.checkpoint.source import open_checkpoint
 from converter.conversion.release.companions import find_companions
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
@@ -40,15 +40,22 @@ def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
 
 def test_only_what_is_copied_needs_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of another mode than new ones have cannot be shared with the source."""
-    source, needed = make_pipeline(tmp_path / "source"), []
+    source, needed = make_pipeline(tmp_path / "source"), list[int]()
+
+    def refused(place: Path, recipe: str | Recipe | None = None) -> int:
+        with pytest.raises(DiskError, match="bytes are needed, but only 0 are free") as caught:
+            convert(place, tmp_path / "out", recipe)
+        return int(caught.value.message.split()[1])
+
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=0, f_frsize=1))
     for mode in (0o644, 0o600, 0o444):
         (source / "vae" / WEIGHTS).chmod(mode)
-        with pytest.raises(DiskError, match="bytes are needed, but only 0 are free") as caught:
-            convert(source, tmp_path / "out")
-        needed.append(int(caught.value.message.split()[1]))
+        needed.append(refused(source))
     size = (source / "vae" / WEIGHTS).stat().st_size
     assert [number - needed[0] for number in needed] == [0, size, size]
+    # Where the weights decide, the parts are on the disk twice for a while.
+    dynamic = Recipe("x", {"weights_dtype": "uint4", "use_dynamic_quantization": True})
+    assert refused(source / "transformer", dynamic) == 2 * refused(source / "transformer", "sdnq-uint4")
 
 
 def test_a_snapshot_of_the_hub_cache_is_followed_into_its_blobs(tmp_path: Path) -> None:
