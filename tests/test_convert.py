@@ -150,29 +150,21 @@ def test_neither_an_interrupted_run_of_another_kernel_counts_nor_a_plan_on_other
     assert len({work.content for work in works}) == 3
 
 
-#: A weight of 64 MiB, and the bytes for pieces of it: by kind, threads and ``memory``.
-PEAKS = [
-    *((Kind.FUSED, 1, None, 20_971_520), (Kind.FUSED, 5, None, 104_857_600), (Kind.FUSED, 16, None, 256_000_000)),
-    *((Kind.FUSED, 5, 100_000_000, 100_000_000), (Kind.FUSED, 1, 100_000_000, 20_971_520)),
-    *((Kind.ROWS, 1, None, 88_080_384), (Kind.WHOLE, 1, None, 3_288_334_336), (Kind.WHOLE, 4, None, 3_288_334_336)),
-]
-
-
 def test_the_peak_of_memory_follows_from_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = 8192, 4096
-    tensor = SourceTensor(TensorEntry("x.weight", "BF16", shape, 0, 2 * 8192 * 4096), Path("x"), 0)
+    """For a weight of 64 MiB, by kind, threads and ``memory``."""
+    tensor = SourceTensor(TensorEntry("x.weight", "BF16", (8192, 4096), 0, 1 << 26), Path("x"), 0)
     monkeypatch.setattr(torch.version, "cuda", None)
-    for kind, jobs, memory, pieces in PEAKS:
-        job = QuantizeJob(tensor, {}, PlannedModule("x", "x.weight", shape, {}), Method(kind))
-        work, options = (
-            Work(Plan("x", "x", (), {}), Layout((), {}, "", b""), (job,)),
-            ConvertOptions(jobs=jobs, memory=memory),
-        )
+    for kind, jobs, memory, pieces in (
+        *((Kind.FUSED, 1, 10**8, 20_971_520), (Kind.FUSED, 5, None, 104_857_600), (Kind.FUSED, 5, 10**8, 10**8)),
+        *((Kind.FUSED, 16, None, 256_000_000), (Kind.ROWS, 1, None, 88_080_384), (Kind.WHOLE, 4, None, 3_288_334_336)),
+    ):
+        job = QuantizeJob(tensor, {}, PlannedModule("x", "x.weight", (8192, 4096), {}), Method(kind))
+        work = Work(Plan("x", "x", (), {}), Layout((), {}, "", b""), (job,))
+        options = ConvertOptions(jobs=jobs, memory=memory)
         assert predict_peak(work, options, has_planner=False) == SDNQ_PROCESS_BYTES + pieces, (kind, jobs, memory)
-    alone = predict_peak(replace(work, jobs=()), options, has_planner=True)
-    assert alone == SDNQ_PROCESS_BYTES + OWN_PROCESS_BYTES
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    assert predict_peak(replace(work, jobs=()), options, has_planner=True) == alone + CUDA_LIBRARY_BYTES
+    alone = predict_peak(replace(work, jobs=()), options, has_planner=True)
+    assert alone == SDNQ_PROCESS_BYTES + OWN_PROCESS_BYTES + CUDA_LIBRARY_BYTES
 
 
 def test_sdnq_does_the_work_on_another_device(

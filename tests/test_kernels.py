@@ -190,16 +190,6 @@ def test_what_is_not_finite_is_reported(bits: int) -> None:
     assert fused.round_to_bfloat16(weights, np.empty(weights.size, np.uint16)) >= fused.OVERFLOWS_BFLOAT16
 
 
-@pytest.mark.parametrize(
-    ("dtype", "name"),
-    [(torch.float32, "F32"), (torch.bfloat16, "BF16"), (torch.float16, "F16"), (torch.float64, "F64")],
-)
-def test_widening_keeps_the_value(dtype: torch.dtype, name: str) -> None:
-    numbers = torch.linspace(-3, 3, 1000, dtype=torch.float64).to(dtype)
-    bits = fused.widen(numbers.view(torch.uint8).numpy(), name)
-    np.testing.assert_array_equal(bits.view(np.float32), numbers.float().numpy())
-
-
 def test_random_numbers_continue_and_the_generator_is_restored() -> None:
     before = torch.get_rng_state()
     with seeded_generator(3, "cpu", None) as encode_state:
