@@ -122,11 +122,11 @@ def test_whatever_decides_the_output_makes_another_conversion(
     found = [identity(), identity("svd"), identity("stochastic"), identity(allow_nonfinite=True)]
     found += [identity(quantize_from="float32"), identity(shard_bytes=10**6), identity(device="cpu:0")]
     assert identity(jobs=3, memory=10**6, overwrite=True, restart=True) == found[0]
+    monkeypatch.setattr("converter.conversion.request.library_threads", lambda: 77)
+    assert identity() == found[0]
+    found.append(identity("svd"))
     edit_json(source / "config.json", note=1)
     found.append(identity())
-    monkeypatch.setenv("OMP_NUM_THREADS", "77")
-    assert identity() == found[-1]
-    found.append(identity("svd"))
     monkeypatch.setenv("SDNQ_SOMETHING", "1")
     found.append(identity())
     for name, value in (("__version__", "0"), ("package_versions", dict)):
@@ -141,7 +141,8 @@ def test_what_was_lost_is_made_again(name: str, interrupt: Interrupt, lens_sourc
     """Slots that are gone do not count as finished, in this run or in the one after the next kill."""
     recipe, output = recipe_of(name), tmp_path / "out"
     interrupt(40, recipe)
-    (tmp_path / ".out.lensconv" / "release" / WEIGHTS).unlink()
+    weights = tmp_path / ".out.lensconv" / "release" / WEIGHTS
+    weights.unlink() if name == "default" else os.truncate(weights, weights.stat().st_size - 1)
     interrupt(3, recipe)
     report = convert(lens_source, output, recipe)
     assert weight_files(output) == weight_files(convert_default(lens_source, tmp_path / "undisturbed", recipe))
