@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+import signal
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,16 +20,19 @@ from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, Rule, convert, plan
 from converter.checkpoint.header import TensorEntry
+from converter.checkpoint.layout import Layout
 from converter.checkpoint.source import SourceTensor
 from converter.console import Progress
 from converter.conversion import convert as convert_module
-from converter.conversion.execution.jobs import MATMUL_ROWS, QuantizeJob, make_work
-from converter.conversion.planner_process import PlanAnswer, PlannerProcess
+from converter.conversion.execution.jobs import MATMUL_ROWS, QuantizeJob, Work, make_work
+from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
 from converter.conversion.planning.methods import Kind, Method
-from converter.conversion.planning.plan import PlannedModule
+from converter.conversion.planning.plan import Plan, PlannedModule
 from converter.conversion.planning.prediction import plans_agree, predict_plan
+from converter.conversion.preview import CUDA_LIBRARY_BYTES, OWN_PROCESS_BYTES, SDNQ_PROCESS_BYTES, predict_peak
 from converter.conversion.request import open_request
 from converter.errors import MemoryLimitError
+from converter.memory import peak_rss_bytes
 from converter.schemas import load_schema
 from tests.conftest import names_in, run_python, snapshot
 from tests.reference import LENS_OPTIONS, convert_with_sdnq, weight_files
@@ -133,9 +137,50 @@ def test_neither_an_interrupted_run_of_another_kernel_counts_nor_a_plan_on_other
     request = open_request(lens_source, None, ConvertOptions())
     predicted = predict_plan(request.checkpoint, request.recipe)
     assert predicted is not None
-    assert plans_agree(predicted, predicted)
-    assert not plans_agree(predicted, replace(predicted, assumed_config={"patch_size": 2}))
-    assert make_work(request, predicted).content != make_work(request, predicted, use_fused=False).content
+    assert plans_agree(predicted, replace(predicted, config={"x": 1}))
+    weight, module = next(iter(predicted.modules.items()))
+    others: dict[str, Any] = {"class_name": "x", "stem": "x", "tensors": predicted.tensors[1:], "ignored": ("x",)}
+    others |= {"index_metadata": {"total_parameters": 1}, "assumed_config": {"patch_size": 2}}
+    others["modules"] = {**predicted.modules, weight: replace(module, options={**module.options, "group_size": -2})}
+    for name, value in others.items():
+        assert not plans_agree(predicted, replace(predicted, **{name: value})), name
+    first = predicted.tensors[0]
+    wider = replace(predicted, tensors=(replace(first, spec=replace(first.spec, dtype="F32")), *predicted.tensors[1:]))
+    works = [make_work(request, predicted), make_work(request, predicted, use_fused=False), make_work(request, wider)]
+    assert len({work.content for work in works}) == 3
+
+
+def test_the_peak_of_memory_follows_from_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a weight of 64 MiB, by kind, threads and ``memory``."""
+    tensor = SourceTensor(TensorEntry("x.weight", "BF16", (8192, 4096), 0, 1 << 26), Path("x"), 0)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    for kind, jobs, memory, pieces in (
+        *((Kind.FUSED, 1, 10**8, 20_971_520), (Kind.FUSED, 5, None, 104_857_600), (Kind.FUSED, 5, 10**8, 10**8)),
+        *((Kind.FUSED, 16, None, 256_000_000), (Kind.ROWS, 1, None, 88_080_384), (Kind.WHOLE, 4, None, 3_288_334_336)),
+    ):
+        job = QuantizeJob(tensor, {}, PlannedModule("x", "x.weight", (8192, 4096), {}), Method(kind))
+        work = Work(Plan("x", "x", (), {}), Layout((), {}, "", b""), (job,))
+        options = ConvertOptions(jobs=jobs, memory=memory)
+        assert predict_peak(work, options, has_planner=False) == SDNQ_PROCESS_BYTES + pieces, (kind, jobs, memory)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    alone = predict_peak(replace(work, jobs=()), options, has_planner=True)
+    assert alone == SDNQ_PROCESS_BYTES + OWN_PROCESS_BYTES + CUDA_LIBRARY_BYTES
+
+
+def test_sdnq_does_the_work_on_another_device(
+    lens_source: Path, lens_output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU by another name, since there may be no other device here."""
+    monkeypatch.setattr(convert_module, "is_loaded", lambda: False)
+    for name in ("execution.converting.TensorConverter._run_kernel", "convert.predict_plan"):
+        monkeypatch.delattr(f"converter.conversion.{name}")
+    options = ConvertOptions(device="cpu:0")
+    convert(lens_source, tmp_path / "out", options=options)
+    assert snapshot(tmp_path / "out") == snapshot(lens_output)
+    peaks = [
+        plan(lens_source, options=ConvertOptions(device=name, jobs=1)).peak_memory_bytes for name in ("cpu", "cpu:0")
+    ]
+    assert peaks[0] - peaks[1] == OWN_PROCESS_BYTES
 
 
 def test_too_little_memory_is_said_before_anything_is_written(lens_source: Path, tmp_path: Path) -> None:
@@ -195,20 +240,29 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
 
         monkeypatch.setattr(convert_module, "predict_plan", wrong)
         options = ConvertOptions(shard_bytes=200_000)
+    elif lie == "a planner that dies":
+        monkeypatch.setattr(sys, "executable", "false")
+        options = ConvertOptions()
     else:
-        answer: Callable[[PlannerProcess], PlanAnswer | None] = PlannerProcess.answer
+        # It may need more memory than is allowed, and waits for no plan.
+        options, stopped = ConvertOptions(memory=30_000), []
 
-        def lying(self: PlannerProcess) -> PlanAnswer | None:
-            found = answer(self)
-            assert found is not None
-            assert found.peak_rss_bytes > 100_000_000, "torch and SDNQ"
-            return None if lie == "a planner that dies" else replace(found, kernel_agrees=False, peak_rss_bytes=10**15)
+        def answer(self: PlannerProcess) -> PlanAnswer:
+            stopped.append(self._process)
+            planned = plan_here(open_request(lens_source, None, options))
+            return replace(planned, kernel_agrees=False, peak_rss_bytes=10**15)
 
-        monkeypatch.setattr(PlannerProcess, "answer", lying)
+        monkeypatch.setattr(PlannerProcess, "answer", answer)
+        with pytest.raises(MemoryLimitError, match="--memory 30000 is too little"):
+            convert(lens_source, tmp_path / "out", options=options)
+        assert names_in(tmp_path) == []
+        assert [process.returncode for process in stopped] == [-signal.SIGKILL]
         options = ConvertOptions()
     report = convert(lens_source, tmp_path / "out", options=options, reporter=notes)
     assert bool(notes.texts) == (lie != "a planner that dies")
-    assert (report.peak_rss_bytes > 10**15) == (lie == "a kernel that differs"), "of both processes"
+    of_planner = report.peak_rss_bytes - peak_rss_bytes()
+    assert (of_planner > 100_000_000) == (lie != "a planner that dies"), "torch and SDNQ"
+    assert (of_planner > 10**14) == (lie == "a kernel that differs")
     times_read = report.bytes_read_per_s * report.elapsed_s / plan(lens_source).source_bytes
     assert times_read == pytest.approx(1 if lie == "a planner that dies" else 2)
     shard = "200KB" if lie == "another plan" else "5GB"
@@ -228,15 +282,16 @@ def test_reads_that_come_in_pieces(
 
 @pytest.mark.parametrize("recipe", [None, "sdnq-uint4", "sdnq-int8"])
 @pytest.mark.parametrize("shard_bytes", [5 * 10**9, 300_000])
-def test_the_plan_is_what_gets_written(recipe: str | None, shard_bytes: int, lens_source: Path, tmp_path: Path) -> None:
-    options = ConvertOptions(shard_bytes=shard_bytes)
-    planned = plan(lens_source, recipe, options).to_dict()
-    report = convert(lens_source, tmp_path / "out", recipe, options)
-    written = {file.name: file.bytes for file in report.files}
-    for file in planned["output"]["files"]:
-        assert written[file["name"]] == file["bytes"] == (tmp_path / "out" / file["name"]).stat().st_size
-    assert planned["output"]["bytes_by_dtype"] == dict(report.bytes_by_dtype)
-    assert planned["output"]["tensors"] == report.tensors
+def test_the_plan_is_what_gets_written(recipe: str | None, shard_bytes: int, tmp_path: Path) -> None:
+    source, options = make_pipeline(tmp_path / "source"), ConvertOptions(shard_bytes=shard_bytes)
+    planned = plan(source, recipe, options)
+    report = convert(source, tmp_path / "out", recipe, options)
+    weights = (tmp_path / "out" / "transformer").iterdir()
+    written = {f"transformer/{file.name}": file.stat().st_size for file in weights}
+    del written["transformer/config.json"], written["transformer/quantization_config.json"]
+    assert dict(planned.files) == written == {file.name: file.bytes for file in report.files if file.name in written}
+    assert ("transformer/diffusion_pytorch_model.safetensors.index.json" in written) == (shard_bytes < 10**9)
+    assert (planned.output_bytes_by_dtype, len(planned.plan.tensors)) == (report.bytes_by_dtype, report.tensors)
 
 
 def test_nonfinite_numbers_are_converted_and_counted_if_allowed(lens_source: Path, tmp_path: Path) -> None:
@@ -253,13 +308,3 @@ def test_nonfinite_numbers_are_converted_and_counted_if_allowed(lens_source: Pat
     assert manifest["source"]["nonfinite"] == counted
     expected = convert_with_sdnq(source, tmp_path / "expected", "LensTransformer2DModel", LENS_OPTIONS)
     assert weight_files(tmp_path / "out") == weight_files(expected)
-
-
-def test_a_plan_lists_the_weights_that_are_written(tmp_path: Path) -> None:
-    source, options = make_pipeline(tmp_path / "source"), ConvertOptions(shard_bytes=500_000)
-    convert(source, tmp_path / "out", options=options)
-    weights = (tmp_path / "out" / "transformer").iterdir()
-    written = {f"transformer/{file.name}": file.stat().st_size for file in weights}
-    del written["transformer/config.json"], written["transformer/quantization_config.json"]
-    assert dict(plan(source, options=options).files) == written
-    assert "transformer/diffusion_pytorch_model.safetensors.index.json" in written

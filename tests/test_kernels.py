@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from converter import Recipe
+from converter.checkpoint.layout import TensorSpec
 from converter.conversion.kernels import fused
 from converter.conversion.kernels.sdnq import quantize_with_sdnq, seeded_generator
 from converter.conversion.kernels.selfcheck import kernel_agrees, sample_weights
 from converter.conversion.options import ConvertOptions
-from converter.conversion.planning.methods import Kind, plan_methods
-from converter.conversion.planning.planner import plan_with_sdnq
+from converter.conversion.planning.methods import Kind, choose_method
+from converter.conversion.planning.plan import PlannedModule
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.request import open_request
 
@@ -148,20 +148,37 @@ def test_a_kernel_that_differs_in_one_part_is_noticed(
     assert not kernel_agrees(plan)
 
 
-@pytest.mark.parametrize(
-    ("options", "kind"),
-    [
-        ({"weights_dtype": "uint4"}, Kind.FUSED),
-        ({"weights_dtype": "int8"}, Kind.ROWS),
-        # Its results have their rows in the last dimension.
-        ({"weights_dtype": "int8", "use_quantized_matmul": True}, Kind.WHOLE),
-        ({"weights_dtype": "uint4", "use_svd": True}, Kind.WHOLE),
-    ],
-)
-def test_how_modules_are_quantized(options: dict[str, Any], kind: Kind, lens_source: Path) -> None:
-    request = open_request(lens_source, Recipe("x", options), ConvertOptions())
-    plan = plan_with_sdnq(request.checkpoint, request.recipe)
-    assert {method.kind for method in plan_methods(plan).values()} == {kind}
+#: What makes a module of 64 x 128 one of this kind, which is otherwise as ``options`` has it, in groups of 64.
+KINDS_OF_MODULES: dict[Kind, tuple[dict[str, Any], ...]] = {
+    Kind.FUSED: (
+        *({}, {"group_size": 64}, {"shape": (1, 128)}, {"quantized_matmul_dtype": "uint8"}),
+        *({"quantized_matmul_dtype": "int8"}, {"scale_dtype": "none"}, {"zero_point_dtype": "none"}),
+    ),
+    Kind.ROWS: (
+        *({"weights_dtype": "int8"}, {"group_size": 32}, {"quantized_matmul_dtype": "float8_e4m3fn"}),
+        *({"layer_class_name": "Conv1d"}, {"torch_dtype": "float32"}, {"shape": (64, 96)}, {"use_fused": False}),
+    ),
+    Kind.WHOLE: (
+        *({"weights_dtype": "int8", "shape": (1, 128)}, {"layer_class_name": "ConvTranspose1d"}, {"group_size": -2}),
+        *({"scale_dtype": "uint8"}, {"zero_point_dtype": "uint8"}, {"weights_dtype": "uint32"}),
+        # Results that have their rows in the last dimension.
+        {"weights_dtype": "int8", "scale": (1, 64)},
+        *({"use_svd": True}, {"use_hadamard": True}, {"use_codebook": True}, {"use_stochastic_rounding": True}),
+        {"use_dynamic_quantization": True},
+    ),
+}
+
+
+def test_how_modules_are_quantized() -> None:
+    for kind, cases in KINDS_OF_MODULES.items():
+        for case in cases:
+            shape = case.get("shape", (64, 128))
+            module = PlannedModule("m", "m.weight", shape, options(dequantize_fp32=False) | {"group_size": 0} | case)
+            parts = {"scale": TensorSpec("m.scale", "BF16", case.get("scale", (shape[0], 2, 1)))}
+            assert choose_method(module, parts, use_fused=case.get("use_fused", True)).kind is kind, case
+    for shape, multiple in (((64, 96), 4), ((64, 6, 3), 64), ((64, 128), 1)):
+        module = PlannedModule("m", "m.weight", shape, options(dequantize_fp32=True) | {"weights_dtype": "int8"})
+        assert choose_method(module, {"scale": TensorSpec("m.scale", "F32", (64, 1))}).rows_multiple == multiple
 
 
 @pytest.mark.parametrize("bits", [0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00001, 0x7F7F8000, 0xFF7FFFFF])
@@ -171,16 +188,6 @@ def test_what_is_not_finite_is_reported(bits: int) -> None:
     _, largest = fused.quantize_uint4(weights, round_weights=True, round_scales=True)
     assert largest >= fused.OVERFLOWS_BFLOAT16
     assert fused.round_to_bfloat16(weights, np.empty(weights.size, np.uint16)) >= fused.OVERFLOWS_BFLOAT16
-
-
-@pytest.mark.parametrize(
-    ("dtype", "name"),
-    [(torch.float32, "F32"), (torch.bfloat16, "BF16"), (torch.float16, "F16"), (torch.float64, "F64")],
-)
-def test_widening_keeps_the_value(dtype: torch.dtype, name: str) -> None:
-    numbers = torch.linspace(-3, 3, 1000, dtype=torch.float64).to(dtype)
-    bits = fused.widen(numbers.view(torch.uint8).numpy(), name)
-    np.testing.assert_array_equal(bits.view(np.float32), numbers.float().numpy())
 
 
 def test_random_numbers_continue_and_the_generator_is_restored() -> None:

@@ -88,6 +88,8 @@ def test_a_killed_run_goes_on(lines: int, source: Path, undisturbed: dict[str, s
     output = tmp_path / "out"
     code, _, stderr, finished = stop_conversion(source, output, signal.SIGKILL, lines)
     assert code == -signal.SIGKILL, stderr
+    # Alone, it would plan on for seconds.
+    wait_until_no_planner_is_left(1)
     assert not output.exists()
     done = run_process("convert", source, output, "--json")
     assert done.returncode == 0, done.stderr
@@ -174,8 +176,8 @@ def test_ctrl_c_while_the_command_is_imported_shows_no_traceback(tmp_path: Path)
     assert (process.returncode, stdout, stderr) == (-signal.SIGINT, "", "")
 
 
-def wait_until_no_planner_is_left() -> None:
-    deadline = time.monotonic() + TIME_LIMIT
+def wait_until_no_planner_is_left(limit: float = TIME_LIMIT) -> None:
+    deadline = time.monotonic() + limit
     while planners():
         assert time.monotonic() < deadline, "the planning process was left behind"
         time.sleep(0.05)

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from converter import ConvertOptions, convert
+from converter import ConvertOptions, Recipe, convert
+from converter.checkpoint.source import open_checkpoint
+from converter.conversion.release.companions import find_companions
+from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
 from converter.errors import DiskError, MissingInput, OutputError
 from converter.synthesis.synthesize import synthesize
 from tests.conftest import names_in, run_program, snapshot
@@ -37,15 +40,22 @@ def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
 
 def test_only_what_is_copied_needs_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of another mode than new ones have cannot be shared with the source."""
-    source, needed = make_pipeline(tmp_path / "source"), []
+    source, needed = make_pipeline(tmp_path / "source"), list[int]()
+
+    def refused(place: Path, recipe: str | Recipe | None = None) -> int:
+        with pytest.raises(DiskError, match="bytes are needed, but only 0 are free") as caught:
+            convert(place, tmp_path / "out", recipe)
+        return int(caught.value.message.split()[1])
+
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=0, f_frsize=1))
     for mode in (0o644, 0o600, 0o444):
         (source / "vae" / WEIGHTS).chmod(mode)
-        with pytest.raises(DiskError, match="bytes are needed, but only 0 are free") as caught:
-            convert(source, tmp_path / "out")
-        needed.append(int(caught.value.message.split()[1]))
+        needed.append(refused(source))
     size = (source / "vae" / WEIGHTS).stat().st_size
     assert [number - needed[0] for number in needed] == [0, size, size]
+    # Where the weights decide, the parts are on the disk twice for a while.
+    dynamic = Recipe("x", {"weights_dtype": "uint4", "use_dynamic_quantization": True})
+    assert refused(source / "transformer", dynamic) == 2 * refused(source / "transformer", "sdnq-uint4")
 
 
 def test_a_snapshot_of_the_hub_cache_is_followed_into_its_blobs(tmp_path: Path) -> None:
@@ -62,14 +72,19 @@ def test_a_snapshot_of_the_hub_cache_is_followed_into_its_blobs(tmp_path: Path) 
     assert (tmp_path / "out" / "tokenizer" / "nested" / "vocabulary.txt").read_text() == "words\n"
 
 
+SDNQ_FILES = {"quantization_config.json", "sdnq_quantization_summary.json"}
+
+
 def test_companions_of_a_component_come_along_into_an_empty_folder(tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", "Qwen3ForCausalLM")
     companions = {"tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "generation_config.json"}
-    for name in (*companions, "pytorch_model.bin"):
+    # What another program left there is not what this conversion makes.
+    stale = {"pytorch_model.bin", "lensconv_manifest.json"} | SDNQ_FILES
+    for name in companions | stale:
         (source / name).write_text("{}")
     (tmp_path / "out").mkdir()
     convert(source, tmp_path / "out", options=ConvertOptions(overwrite=True))
-    assert {*names_in(tmp_path / "out")} & {*companions, "pytorch_model.bin"} == companions
+    assert {name for name, content in snapshot(tmp_path / "out").items() if content == b"{}"} == companions
 
 
 def test_an_existing_output_is_replaced_only_if_asked(lens_source: Path, tmp_path: Path) -> None:
@@ -109,6 +124,18 @@ def test_overwriting_replaces_a_whole_pipeline(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "lensconv_manifest.json").is_file()
 
 
+def test_the_usual_files_of_a_checkpoint_may_be_replaced_without_a_manifest(tmp_path: Path) -> None:
+    names = {"a.safetensors", "a.safetensors.index.json", "config.json", "generation_config.json", "README.md"}
+    for name in names | SDNQ_FILES | {".gitattributes", ".lensconv/notes", "vae/anything"}:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "model_index.json").write_text('{"vae": ["a", "b"], "unet": ["a", "b"]}')
+    refuse_what_is_no_checkpoint(tmp_path)
+    (tmp_path / "unet").touch()
+    with pytest.raises(OutputError, match="unet: does not belong"):
+        refuse_what_is_no_checkpoint(tmp_path)
+
+
 def test_a_source_behind_links_is_not_overwritten(tmp_path: Path) -> None:
     real = save_model(tmp_path / "real", "LensTransformer2DModel")
     linked, repo = tmp_path / "linked", tmp_path / "repo"
@@ -130,6 +157,9 @@ def test_a_single_file_comes_alone(lens_source: Path, tmp_path: Path) -> None:
     (tmp_path / "downloads" / "passwords.txt").write_text("secret")
     convert(tmp_path / "downloads" / WEIGHTS, tmp_path / "downloads" / "out")
     assert "passwords.txt" not in snapshot(tmp_path / "downloads" / "out")
+    # Nor does a folder that no config makes a component.
+    (tmp_path / "downloads" / "config.json").unlink()
+    assert find_companions(open_checkpoint(tmp_path / "downloads"), tmp_path) == []
     expected = weight_files(convert_default(lens_source, tmp_path / "expected"))
     assert weight_files(tmp_path / "downloads" / "out") == expected
 

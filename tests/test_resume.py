@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from converter import ConvertOptions, Recipe, convert
 from converter.checkpoint.staging import Staging
 from converter.conversion.preflight import SPARE_BYTES
+from converter.conversion.request import open_request
 from converter.errors import DiskError, MalformedCheckpoint, OutputError
 from converter.synthesis.synthesize import synthesize
-from tests.conftest import names_in, snapshot
+from tests.conftest import edit_json, names_in, snapshot
 from tests.reference import FURTHER_RECIPES, RECIPES, weight_files
 from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline
@@ -96,27 +98,42 @@ def test_an_interrupted_run_goes_on(
     assert names_in(tmp_path) == ["out", "undisturbed"]
 
 
-@pytest.mark.parametrize("change", ["recipe", "float32", "source", "shards"])
-def test_another_conversion_does_not_go_on(
-    change: str, interrupt: Interrupt, lens_source: Path, tmp_path: Path
-) -> None:
-    source = shutil.copytree(lens_source, tmp_path / "source")
-    interrupt(5, source=source)
+def test_another_conversion_does_not_go_on(interrupt: Interrupt, lens_source: Path, tmp_path: Path) -> None:
+    interrupt(5)
     staged = snapshot(tmp_path / ".out.lensconv")
-    recipe = "sdnq-int8" if change == "recipe" else None
-    if change == "source":
-        os.utime(source / WEIGHTS, (1, 1))
-    options = ConvertOptions(
-        quantize_from="float32" if change == "float32" else "bfloat16",
-        shard_bytes=10**6 if change == "shards" else 5 * 10**9,
-    )
     with pytest.raises(OutputError, match="differs from this one in") as caught:
-        convert(source, tmp_path / "out", recipe, options)
+        convert(lens_source, tmp_path / "out", "sdnq-int8")
     assert "--restart" in caught.value.hint
     assert snapshot(tmp_path / ".out.lensconv") == staged
-    restarted = ConvertOptions(quantize_from=options.quantize_from, shard_bytes=options.shard_bytes, restart=True)
-    assert convert(source, tmp_path / "out", recipe, restarted).resumed_tensors == 0
-    assert names_in(tmp_path) == ["out", "source"]
+    assert convert(lens_source, tmp_path / "out", "sdnq-int8", ConvertOptions(restart=True)).resumed_tensors == 0
+    assert names_in(tmp_path) == ["out"]
+
+
+def test_whatever_decides_the_output_makes_another_conversion(
+    lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(lens_source, tmp_path / "source")
+
+    def identity(recipe: str | None = None, **options: Any) -> str:
+        return json.dumps(
+            open_request(source, recipe_of(recipe) if recipe else None, ConvertOptions(**options)).identity()
+        )
+
+    found = [identity(), identity("svd"), identity("stochastic"), identity(allow_nonfinite=True)]
+    found += [identity(quantize_from="float32"), identity(shard_bytes=10**6), identity(device="cpu:0")]
+    assert identity(jobs=3, memory=10**6, overwrite=True, restart=True) == found[0]
+    monkeypatch.setattr("converter.conversion.request.library_threads", lambda: 77)
+    assert identity() == found[0]
+    found.append(identity("svd"))
+    edit_json(source / "config.json", note=1)
+    found.append(identity())
+    monkeypatch.setenv("SDNQ_SOMETHING", "1")
+    found.append(identity())
+    for name, value in (("__version__", "0"), ("package_versions", dict)):
+        monkeypatch.setattr(f"converter.conversion.request.{name}", value)
+        found.append(identity())
+    os.utime(source / WEIGHTS, (1, 1))
+    assert len({*found, identity()}) == 13
 
 
 @pytest.mark.parametrize("name", ["default", "stochastic", "dynamic", "dynamic-svd"])
@@ -124,7 +141,8 @@ def test_what_was_lost_is_made_again(name: str, interrupt: Interrupt, lens_sourc
     """Slots that are gone do not count as finished, in this run or in the one after the next kill."""
     recipe, output = recipe_of(name), tmp_path / "out"
     interrupt(40, recipe)
-    (tmp_path / ".out.lensconv" / "release" / WEIGHTS).unlink()
+    weights = tmp_path / ".out.lensconv" / "release" / WEIGHTS
+    weights.unlink() if name == "default" else os.truncate(weights, weights.stat().st_size - 1)
     interrupt(3, recipe)
     report = convert(lens_source, output, recipe)
     assert weight_files(output) == weight_files(convert_default(lens_source, tmp_path / "undisturbed", recipe))

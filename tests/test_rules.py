@@ -45,6 +45,7 @@ def test_names_that_are_no_dtypes() -> None:
 @pytest.mark.parametrize("kind", ["int", "uint"])
 def test_parts_of_a_linear(kind: str, bits: int) -> None:
     shapes = [(64, 128), (128, 341), (48, 96), (40, 96), (1024, 40), (33, 64), (256, 200)]
+    assert linear_parts("m", (64, 128), {"group_size": None}) == linear_parts("m", (64, 128), {}), "null is the default"
     compared = 0
     for shape, use_matmul, group_size in itertools.product(shapes, (False, True), (0, -1, 32, 48)):
         # What a config does not say is as SDNQ has it by default.
@@ -108,11 +109,6 @@ def test_a_module_may_have_a_configuration_of_its_own() -> None:
     assert weights_dtype_of("a.b.weight", {"weights_dtype": "uint4", "modules_dtype_dict": {key: ["a"]}}) == key
 
 
-def test_a_group_size_that_is_null_is_the_default() -> None:
-    expected = linear_parts("m", (64, 128), {"weights_dtype": "uint4"})
-    assert linear_parts("m", (64, 128), {"weights_dtype": "uint4", "group_size": None}) == expected
-
-
 EXPRESSIONS = st.text(alphabet="atmod1._*[]()|^$\\wb-x", min_size=1, max_size=10) | st.sampled_from(
     ["(attn|mod)*", "txt_[in]*", "*(norm|weight)$", "*[^t]*1", "(at|attn).*weight|mod*", "[[a]*", "*\\btxt_in"]
 )
@@ -132,8 +128,11 @@ def test_expressions_match_as_in_sdnq(name: str, pattern: str) -> None:
 
 
 def test_classes_and_alternatives_are_judged() -> None:
-    for pattern in ("(attn|mod)*", "*[mn]*", "txt_in.(0|1).*", "*(img|txt)_mod[.]1"):
+    for pattern in ("(attn|mod)*", "*[mn]*", "txt_in.(0|1).*", "*(img|txt)_mod[.]1", ".((*"):
         assert is_judged(pattern, 120), pattern
+    limits = ("(*a)(*a)(*a)", "(*a)(*a)(*a)*", "[a]" * 66 + "a*", "[a]" * 66 + "aa*")
+    assert [is_judged(pattern, 9) for pattern in limits] == [True, False, True, False]
+    assert (is_judged(limits[0], 100), is_judged(limits[0], 101)) == (True, False)
 
 
 MATCHED_AT_ONCE = ["*a" * 12 + "*b", "*a." * 40 + "*b", "*" * 900]

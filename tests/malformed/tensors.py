@@ -70,7 +70,8 @@ for _name, _edit, *_message in (
     _add_tensor_case(_name, _edit, *_message)
 for _dtype in ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0"):
     # Eight bits are a quantized weight without the scales that would say what it means.
-    _add_tensor_case(f"weight-{_dtype}".lower(), _set_dtype(QUANTIZED, _dtype, 1), QUANTIZED, f"is {_dtype}")
+    _how = "already quantized" if _dtype in ("U8", "I8", "F8_E4M3", "F8_E5M2") else f"is {_dtype}"
+    _add_tensor_case(f"weight-{_dtype}".lower(), _set_dtype(QUANTIZED, _dtype, 1), QUANTIZED, _how)
     _add_tensor_case(f"bias-{_dtype}".lower(), _set_dtype(KEPT, _dtype, 1), KEPT, f"is {_dtype}")
 
 
