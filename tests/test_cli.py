@@ -26,9 +26,12 @@ from converter.cli import main as main_module
 from converter.cli.main import cli, run
 from converter.console import Console
 from converter.conversion.preview import CUDA_LIBRARY_BYTES
-from converter.errors import DiskError, InputError, OutputError, ResourceError
+from converter.errors import DependencyError, DiskError, InputError, OutputError, ResourceError
+from converter.libraries import library_threads, load_library, package_versions, quantization_environment
+from converter.memory import free_memory_bytes
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.schemas import load_schema
+from tests.cases import check_cases
 from tests.checkpoints import WEIGHTS, write_holes
 from tests.conftest import ROOT, Lensconv, Outcome, all_commands, run_process, run_program, run_python, snapshot
 from tests.expected import check_expected
@@ -233,6 +236,40 @@ def test_memory_that_is_mapped_is_not_free() -> None:
         "resource.setrlimit(resource.RLIMIT_AS, (3 * 10**9,) * 2)\nmapped = mmap.mmap(-1, 25 * 10**8)\nprint(free())"
     )
     assert int(run_python(program, check=True).stdout) < 500_000_000
+
+
+def test_memory_that_control_groups_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each case: the lines that name the own groups, and the files of these and others."""
+
+    def free(own: str, files: dict[str, str]) -> int:
+        shutil.rmtree(tmp_path)
+        for name, text in {"own": own, **files}.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return free_memory_bytes()
+
+    monkeypatch.setattr("converter.memory._OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr("converter.memory._CGROUPS", tmp_path)
+    check_cases("memory_cases.jsonl", free)
+
+
+def test_libraries_that_are_missing_and_their_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DependencyError, match="nothing") as caught:
+        load_library("nothing.at.all")
+    assert caught.value.hint == "pip install --upgrade nothing"
+    with pytest.raises(ModuleNotFoundError):
+        load_library("converter.nothing")
+    monkeypatch.setattr("converter.libraries.DECISIVE_PACKAGES", ("no-such-thing",))
+    with pytest.raises(DependencyError, match="no-such-thing is not installed"):
+        package_versions()
+    monkeypatch.setenv("SDNQ_A", "1")
+    assert list(quantization_environment()) == ["SDNQ_A", "SDNQ_USE_TORCH_COMPILE"]
+    monkeypatch.delitem(sys.modules, "torch")
+    cores = len(os.sched_getaffinity(0))
+    for mkl, omp, threads in (("3", "5", 3), ("", "5", 5), ("x", "7", 7), ("", "", cores)):
+        monkeypatch.setenv("MKL_NUM_THREADS", mkl)
+        monkeypatch.setenv("OMP_NUM_THREADS", omp)
+        assert library_threads() == threads
 
 
 def test_names_from_files_are_shown_as_text(lens_source: Path, tmp_path: Path, lensconv: Lensconv) -> None:

@@ -65,8 +65,11 @@ def test_the_right_progress_for_the_stream(monkeypatch: pytest.MonkeyPatch) -> N
     with terminal.progress("converting", 100) as bar:
         bar.advance(50)
         bar.refresh()
+    with terminal.progress("drawing", 4, "images"):
+        pass
     assert isinstance(terminal.stderr, Terminal)
-    assert "converting" in terminal.stderr.getvalue()
+    shown = terminal.stderr.getvalue()
+    assert [word for word in ("converting", "drawing", "0/4", "images") if word not in shown] == []
 
 
 def captured(**options: bool) -> tuple[Console, io.StringIO, io.StringIO]:

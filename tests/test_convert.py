@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from converter import ConvertOptions, Recipe, Rule, convert, plan
 from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.layout import Layout
+from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.source import SourceTensor
 from converter.console import Progress
 from converter.conversion import convert as convert_module
@@ -31,7 +32,7 @@ from converter.conversion.planning.plan import Plan, PlannedModule
 from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.preview import CUDA_LIBRARY_BYTES, OWN_PROCESS_BYTES, SDNQ_PROCESS_BYTES, predict_peak
 from converter.conversion.request import open_request
-from converter.errors import MemoryLimitError
+from converter.errors import MalformedCheckpoint, MemoryLimitError, MissingInput
 from converter.memory import peak_rss_bytes
 from converter.schemas import load_schema
 from tests.conftest import names_in, run_python, snapshot
@@ -278,6 +279,16 @@ def test_reads_that_come_in_pieces(
     read = os.preadv
     monkeypatch.setattr(os, "preadv", lambda file, views, position: read(file, [views[0][:9999]], position))
     assert snapshot(convert_default(lens_source, tmp_path / "out")) == snapshot(lens_output)
+
+
+def test_a_file_that_is_gone_or_shorter_than_its_header_said(tmp_path: Path) -> None:
+    tensor = SourceTensor(TensorEntry("x", "U8", (9,), 0, 9), tmp_path / "w", 0)
+    with TensorReader() as reader:
+        with pytest.raises(MissingInput, match="w: cannot be read: No such file"):
+            reader.read_all(tensor)
+        tensor.file.write_bytes(bytes(5))
+        with pytest.raises(MalformedCheckpoint, match="w: tensor x: became shorter"):
+            reader.read_all(tensor)
 
 
 @pytest.mark.parametrize("recipe", [None, "sdnq-uint4", "sdnq-int8"])

@@ -20,6 +20,7 @@ from safetensors.torch import save
 from converter.checkpoint.dtypes import BITS, tensor_bytes
 from converter.checkpoint.header import Header, TensorEntry, encode_header, parse_header, read_header
 from converter.errors import MalformedCheckpoint
+from converter.models import classes
 
 #: torch's dtypes by the names that safetensors gives them, and those that no tensor of torch can have.
 TORCH_DTYPES: dict[str, torch.dtype] = (
@@ -81,6 +82,7 @@ def test_order_of_dtypes() -> None:
         except (RuntimeError, TypeError, ValueError, KeyError, SafetensorError):
             continue
         storable[str(dtype)] = tensor
+    assert classes.TORCH_DTYPES == TORCH_DTYPES
     orders = []
     for names in (sorted(storable), sorted(storable, reverse=True)):
         header = parse(bytes(save({f"{number:03}": storable[name] for number, name in enumerate(names)})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,10 +20,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 
 from converter.checkpoint.layout import TensorSpec, lay_out
-from converter.checkpoint.writer import SlotWriter, replace_file
+from converter.checkpoint.writer import SlotWriter, replace_file, write_error
 from converter.conversion.execution.hashing import FollowingHasher
 from converter.conversion.planning.planner import SAFETENSORS_NAMES
-from converter.errors import DiskError, OutputError
+from converter.errors import DiskError, LensconvError, OutputError, ResourceError
 from tests.conftest import names_in
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.float8_e4m3fn])
@@ -97,7 +98,13 @@ def test_shards_are_those_of_the_hub_library(
         assert index == {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
 
 
-def test_an_interrupted_file_is_filled_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [None, errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV])
+def test_an_interrupted_file_is_filled_up(code: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, "no space can be reserved here")
+
+    if code is not None:
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
     state = {"a": torch.ones(3), "b": torch.zeros(5)}
     (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
     write(tmp_path, state)
@@ -108,8 +115,14 @@ def test_a_folder_or_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
         SlotWriter(tmp_path / "file" / "folder", lay_out([TensorSpec("x", "F32", (3,))], stem="model"))
+    before = names_in(Path("/proc/self/fd"))
     with pytest.raises((DiskError, OutputError)):
         SlotWriter(tmp_path, lay_out([TensorSpec("x", "U8", (1 << 60,))], stem="model"))
+    assert {*names_in(Path("/proc/self/fd"))} <= {*before}
+    kinds: dict[type[LensconvError], tuple[int, ...]] = {ResourceError: (errno.EMFILE, errno.ENFILE)}
+    kinds |= {DiskError: (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), OutputError: (errno.EROFS, errno.EACCES)}
+    for kind, codes in kinds.items():
+        assert {type(write_error(tmp_path, OSError(code, ""))) for code in codes} == {kind}
 
 
 def test_a_file_is_replaced_whole_and_what_a_killed_process_left_goes(tmp_path: Path) -> None:

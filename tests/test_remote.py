@@ -238,9 +238,14 @@ def test_small_files_beyond_the_budget(release: Path, serve: Serve, monkeypatch:
     assert ", 1 of them compared by size alone" in str(report.checks)
 
 
-def test_differences_from_a_release_on_disk(release: Path, tiny_release: Path, serve: Serve, tmp_path: Path) -> None:
+def test_differences_from_a_release_on_disk(
+    release: Path, tiny_release: Path, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub = serve(release)
-    assert "are the same on the Hub and on disk" in str(verify(PLACE, against=tiny_release).checks)
+    notes = Notes()
+    assert "are the same on the Hub and on disk" in str(verify(PLACE, against=tiny_release, reporter=notes).checks)
+    size = sum(file.stat().st_size for file in tiny_release.rglob("*") if file.is_file())
+    assert [(shown.label, shown.total, shown.done) for shown in notes.shown] == [("hashing", size, size)]
     other = shutil.copytree(tiny_release, tmp_path / "other")
     (other / "more.txt").touch()
     assert failed(verify(PLACE, against=other)) == {"against": "more.txt is not on the Hub"}
@@ -256,6 +261,12 @@ def test_differences_from_a_release_on_disk(release: Path, tiny_release: Path, s
         (other / name).unlink()
         assert f"{name} is on the Hub and not in" in failed(verify(PLACE, against=other))["against"]
         (other / name).write_bytes(content)
+    # No file of git is so long.
+    monkeypatch.setattr("converter.verification.remote.MAXIMUM_GIT_BYTES", GIT_BYTES - 1)
+    list_file(release, "LICENSE", bytes(GIT_BYTES))
+    hub.records = record_files(release)
+    (other / "LICENSE").write_bytes(bytes(GIT_BYTES))
+    assert "LICENSE has other bytes" in failed(verify(PLACE, against=other))["against"]
     hub.seen.clear()
     refusal(lambda: verify(PLACE, against=tmp_path / "nothing"), errors.MissingInput)
     refusal(lambda: verify(PLACE, against=Path(PLACE)), errors.UsageError)

@@ -12,6 +12,7 @@ from converter.checkpoint.folders import rename_folder
 from converter.checkpoint.journal import JournalFile
 from converter.checkpoint.staging import SPOOLED, Staging
 from converter.checkpoint.writer import replace_file
+from converter.errors import OutputError
 from tests.conftest import names_in
 from tests.tiny_models import make_pipeline
 
@@ -81,6 +82,29 @@ def test_another_content_and_a_restart_begin_again(content: str, restart: bool, 
         assert staging.resume(content, restart=restart) == {}
         assert staging.nonfinite == {}
         assert names_in(staging.folder) == ["journal", "release"]
+
+
+def test_only_the_same_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out"
+    interrupted(output)
+    # As after another start of the machine, of which the user is not told.
+    monkeypatch.setattr("converter.checkpoint.staging._BOOT_ID", tmp_path / "none")
+    with Staging(output, dict.fromkeys(("environment", "nonfinite", "versions"), 1), None) as staging:
+        staging.open()
+        with pytest.raises(
+            OutputError, match=r"in: environment variables, --allow-nonfinite, recipe, package versions$"
+        ):
+            staging.resume("content", restart=False)
+    with Staging(output, {"recipe": "a"}, None) as staging:
+        staging.open()
+        assert staging.resume("content", restart=False) == {}
+    staging.release.rename(output)
+    assert Staging(output, {"recipe": "a"}, None).was_published
+    with pytest.raises(OutputError, match="exists already"):
+        Staging(output, {"recipe": "b"}, None)
+    monkeypatch.chdir(output)
+    with pytest.raises(OutputError, match="contains the current folder"):
+        Staging(output, {"recipe": "b"}, lambda _: None)
 
 
 def test_a_file_system_that_cannot_exchange_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from converter.synthesis import synthesize as synthesize_module
 from converter.synthesis.synthesize import synthesize
 from converter.synthesis.weights import write_weights
 from tests.conftest import names_in
+from tests.reporters import Notes
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,9 @@ def test_the_layout_is_that_of_lens_and_the_config_the_published_one(made: Path)
 
 
 def test_a_tensor_depends_on_its_name_and_the_seed_alone(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    synthesize(tmp_path / "deeper", layers=2)
+    notes = Notes()
+    total = synthesize(tmp_path / "deeper", layers=2, reporter=notes).total_bytes
+    assert [(shown.label, shown.total, shown.done) for shown in notes.shown] == [("generating", total, total)]
     deeper = load_file(tmp_path / "deeper" / "diffusion_pytorch_model.safetensors")
     for name, tensor in tensors.items():
         assert torch.equal(tensor, deeper[name]), name
@@ -88,9 +92,10 @@ def test_a_failure_leaves_nothing_behind(
 
 
 def test_what_cannot_be_made(tmp_path: Path) -> None:
-    for layers in (0, 10**6):
-        with pytest.raises(UsageError, match="between 1 and"):
-            synthesize(tmp_path / "out", layers=layers)
+    wrong: list[dict[str, Any]] = [{"layers": 0}, {"layers": 10**6}, {"preset": "big"}, {"component": "vae"}]
+    for options in wrong:
+        with pytest.raises(UsageError, match=r"between 1 and|is not one of lens, tiny|only the transformer"):
+            synthesize(tmp_path / "out", **options)
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputError, match="exists already"):
         synthesize(tmp_path / "out", layers=1)

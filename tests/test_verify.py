@@ -40,6 +40,7 @@ from tests.checkpoints import (
 from tests.conftest import Lensconv, forget_file
 from tests.expected import check_expected
 from tests.reference import FURTHER_RECIPES, LENS_OPTIONS, RECIPES, convert_with_sdnq
+from tests.reporters import Notes
 from tests.tiny_models import model_class, save_model
 
 
@@ -84,8 +85,12 @@ def test_foreign_checkpoints_are_sound(
 
 
 def test_fidelity_is_what_numpy_says(lens_source: Path, lens_output: Path) -> None:
-    report = verify(lens_output, against=lens_source).to_dict()["fidelity"]
+    notes = Notes()
+    report = verify(lens_output, against=lens_source, checksums=True, reporter=notes).to_dict()["fidelity"]
     source, written = load_file(lens_source / WEIGHTS), load_file(lens_output / WEIGHTS)
+    sizes = [file.stat().st_size for file in lens_output.iterdir() if file.name != "lensconv_manifest.json"]
+    shown = [("hashing", sum(sizes)), ("comparing", sum(tensor.nbytes for tensor in source.values()))]
+    assert [(progress.label, progress.done) for progress in notes.shown] == shown
     ratios, cosines, largest = {}, {}, 0.0
     for module in [name.removesuffix(".scale") for name in written if name.endswith(".scale")]:
         packed = written[f"{module}.weight"].numpy()
@@ -258,6 +263,10 @@ def test_the_recipe_is_checked_by_headers(lens_source: Path, lens_output: Path, 
 def test_what_cannot_be_asked(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--against"):
         verify(lens_output, fail_under_sqnr=10)
+    with pytest.raises(UsageError, match="depend on the weights"):
+        verify(lens_output, recipe=Recipe("r", {"weights_dtype": "uint4", "use_dynamic_quantization": True}))
+    with pytest.raises(UnsupportedCheckpoint, match="no quantized modules"):
+        verify(lens_source, against=lens_source)
     flux = save_model(tmp_path / "flux", "FluxTransformer2DModel", num_layers=1, num_single_layers=1)
     convert(flux, tmp_path / "out")
     with pytest.raises(UsageError, match="--against"):
@@ -328,6 +337,8 @@ def test_a_file_without_its_config(lens_source: Path, lens_output: Path, tmp_pat
     assert failed(verify(file)).keys() == {"config"}
     with pytest.raises(UsageError, match="without a config"):
         verify(file, recipe="lens-uint4-static")
+    with pytest.raises(UnsupportedCheckpoint, match=r"has no config\.json, which loaders need"):
+        verify(file, load=True)
     shutil.copy(lens_output / "quantization_config.json", tmp_path)
     report = verify(file, against=lens_source)
     assert report.ok, failed(report)
@@ -349,6 +360,7 @@ CODES = {"a.weight": torch.zeros(64, 64, dtype=torch.uint8)}
 PACKED = {"a.weight": torch.zeros(64 * 32, dtype=torch.uint8), "a.zero_point": torch.ones(64, 1)}
 LAYER_SCALE = {"layer_scale.scale": torch.ones(64)}
 U8_SCALE = {"a.scale": torch.ones(64, 1, dtype=torch.uint8)}
+U8_ZERO_POINT = CODES | {"a.zero_point": torch.ones(64, 1, dtype=torch.uint8)}
 #: Each dtype that codes can have, and a buffer of integers.
 BARE = {f"{dtype}.weight": torch.zeros(4).to(getattr(torch, dtype)) for dtype in ("uint8", "int8", "uint16", "int16")}
 BARE |= {dtype: torch.zeros(4).to(getattr(torch, dtype)) for dtype in ("float8_e4m3fn", "float8_e5m2", "int16")}
@@ -367,10 +379,14 @@ OTHERS: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {
     "no zero point": (CODES, UINT8),
     "another zero point": (CODES | {"a.zero_point": torch.ones(32, 1)}, UINT8),
     "a zero point too many": ({"a.zero_point": torch.ones(64, 1)}, {}),
-    "a zero point in codes": (CODES | {"a.zero_point": torch.ones(64, 1, dtype=torch.uint8)}, UINT8),
+    "a zero point in codes": (U8_ZERO_POINT, UINT8),
     "half a factorisation": (SVD, {"use_svd": True, "use_hadamard": True, "sdnq_version": None}),
-    "a factorisation": (SVD | {"a.svd_down": torch.ones(8, 64)}, {"use_codebook": True}),
+    "a factorisation": (
+        SVD | {"a.svd_down": torch.ones(8, 64)},
+        {"use_codebook": True, "use_dynamic_quantization": True},
+    ),
     "scales in codes by no option": (U8_SCALE, {"scale_dtype": "none"}),
+    "a zero point in codes by an option": (U8_ZERO_POINT, {**UINT8, "zero_point_dtype": "uint8"}),
     "codes without scales": (BARE, {}),
     "names of modules": (PACKED, {"modules_dtype_dict": {"uint4": ["model.language_model.a.weight"]}}),
     "a name and a pattern": (PACKED, {"modules_dtype_dict": {"uint4": ["a.weight", "a*", "*.a.weight"]}}),
@@ -429,8 +445,14 @@ def test_two_reports_of_an_audit_are_the_same(folder: Path) -> None:
     assert make_report(audit) == make_report(audit)
     assert len(make_report(audit).notes) == 1
     # A name that loaders do not look for is noted.
-    (folder / WEIGHTS).rename(folder / "lens.safetensors")
-    assert any("loaders look for" in note and "lens" in note for note in verify(folder).notes)
+    save_file(load_file(folder / WEIGHTS), folder / "lens.safetensors")
+    (folder / WEIGHTS).unlink()
+    (folder / "lens.safetensors").chmod(0o640)
+    assert verify(folder).notes[1:] == (
+        "lens.safetensors does not say that its format is pt; transformers refuses it",
+        "the permissions of lens.safetensors let only its owner or group read it (`chmod a+r`)",
+        "loaders look for diffusion_pytorch_model or model, not for lens",
+    )
 
 
 def module(name: str, value: float) -> ModuleFidelity:
@@ -476,5 +498,6 @@ def test_loading_compares_every_parameter(folder: Path, monkeypatch: pytest.Monk
     report = verify(folder, load=True)
     assert "proj_out.weight" in failed(report)["load with sdnq"]
     assert "load with diffusers" not in failed(report)
-    drop(KEPT)(folder, load_file(folder / WEIGHTS))
-    assert failed(verify(folder, load=True))["load with diffusers"] == f"{KEPT} was not loaded"
+    change_tensors(lambda tensors: tensors.update(extra=tensors.pop(KEPT)))(folder, load_file(folder / WEIGHTS))
+    problems = f"{KEPT} was not loaded; extra is not in the loaded model"
+    assert failed(verify(folder, load=True))["load with diffusers"] == problems

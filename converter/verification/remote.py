@@ -17,7 +17,6 @@ from converter.checkpoint.checksum import file_sha256
 from converter.console import Progress
 from converter.conversion.release.manifest import Manifest, ReleaseFile
 from converter.errors import MissingInput, UsageError
-from converter.hub.addresses import is_address
 from converter.hub.records import RemoteFile
 from converter.hub.remote import RemoteRepo
 from converter.hub.shadow import Shadow
@@ -105,7 +104,8 @@ def local_sizes(release: Path) -> dict[str, int]:
         UsageError: it is an address on the Hub.
         MissingInput: it does not exist.
     """
-    if is_address(str(release)) or str(release).lower().startswith("hf:/"):
+    # A path has one slash where the address has two.
+    if str(release).lower().startswith("hf:/"):
         raise UsageError("--against compares a repo on the Hub with a release on disk, not with another repo")
     if not release.is_dir():
         raise MissingInput(release, "no such folder", "Name the release that was published.")

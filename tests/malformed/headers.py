@@ -35,6 +35,7 @@ for _name, _content, *_message in (
     ("appended-file", WHOLE_FILE + WHOLE_FILE, "has trailing bytes"),
     ("length-one-short", encode_file({}, length=1), "not JSON"),
     ("length-one-long", encode_file({}, length=3), "header of 3 bytes", "the file ends at byte 10"),
+    ("length-at-the-limit", encode_file({}, length=10**8), "header of 100000000 bytes, but the file ends at byte 10"),
     ("length-big-endian", b"\0\0\0\0\0\0\0\2{}", "this is not a safetensors file"),
     ("noise", random.Random(0).randbytes(4096), "this is not a safetensors file"),  # noqa: S311 - only noise
     ("web-page", b"<!DOCTYPE html><html>404</html>", "this is not a safetensors file"),

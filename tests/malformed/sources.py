@@ -90,9 +90,12 @@ def _pickle_that_runs_code(site: Site) -> None:
     site.write("source/diffusion_pytorch_model.bin", pickle.dumps(_Mark(site.root / "marker")))
 
 
-@case("pickle-named-itself", "UnsupportedCheckpoint", "pytorch_model.bin", "may contain a pickle")
-def _pickle_named_itself(site: Site) -> Invocation:
-    return site.convert(source=site.write("source/pytorch_model.bin", pickle.dumps(_Mark(site.root / "marker"))))
+def _pickle(name: str) -> Builder:
+    return lambda site: site.convert(source=site.write(f"source/{name}", pickle.dumps(_Mark(site.root / "marker"))))
+
+
+for _name in ("pytorch_model.bin", "a.pt", "a.pth", "a.ckpt", "a.pkl"):
+    add_case(f"pickle-named-{_name}", _pickle(_name), "UnsupportedCheckpoint", _name, "may contain a pickle")
 
 
 @case("pickle-is-a-pipe", "UnsupportedCheckpoint", "pytorch_model.bin", "may contain a pickle")
