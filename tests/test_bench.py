@@ -21,6 +21,8 @@ import pytest
 import torch
 from PIL import Image
 
+import converter
+from converter.console import Progress
 from converter.measurement.benchmark.bench import _drop_earlier
 from converter.measurement.benchmark.journal import LOAD_KEY
 from converter.measurement.evidence.files import read_evidence_folder
@@ -39,6 +41,7 @@ from tests.conftest import (
     time_limit,
 )
 from tests.expected import check_expected
+from tests.reporters import Notes
 
 
 @dataclass(frozen=True)
@@ -193,12 +196,21 @@ def test_the_images_are_those_of_generate(finished: Finished, tiny_release: Path
     assert image.read_bytes() == (finished.output / "images" / "quantized" / "B2-302-quantized.png").read_bytes()
 
 
-def test_a_finished_run_measures_nothing_again(finished: Finished, lensconv: Lensconv) -> None:
+def test_a_finished_run_measures_nothing_again_but_refuses_weights_that_change(
+    finished: Finished, suite: Path, tiny_repo: Path, release: Path
+) -> None:
+    class Changing(Notes):
+        def progress(self, label: str, total: int, unit: str = "") -> Progress:
+            if label == "measuring":
+                os.utime(release / "vae" / "diffusion_pytorch_model.safetensors")
+            return super().progress(label, total, unit)
+
     before = (finished.output / "measurements.jsonl").read_bytes()
-    outcome = lensconv(*finished.arguments)
-    assert outcome.code == 0
-    assert outcome.result["resumed"] == outcome.result["images"] == 15
-    assert "15 of 15 images were measured by an earlier run" in outcome.stderr
+    drawing = converter.GenerateOptions(steps=2, height=64, width=96, negative_prompt="blur")
+    prompts, said = converter.read_suite(suite), Changing()
+    with pytest.raises(converter.LensconvError, match="changed while it was measured"):
+        converter.bench(tiny_repo, release, finished.output, prompts, drawing=drawing, reporter=said)
+    assert (said.texts, said.shown[-1].done) == (["15 of 15 images were measured by an earlier run"], 15)
     assert (finished.output / "measurements.jsonl").read_bytes() == before
 
 
@@ -221,17 +233,19 @@ def test_images_that_are_gone_or_others_are_left_out(finished: Finished, lenscon
 
 
 def test_a_restart_deletes_what_was_measured(
-    finished: Finished, tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
+    finished: Finished, tiny_repo: Path, release: Path, tmp_path: Path, lensconv: Lensconv
 ) -> None:
     """And what then fails is shown; a worker needs more than a second to start."""
+    (release / "scheduler" / "more.json").touch()
     copy = shutil.copytree(finished.output, tmp_path / "evidence")
     (copy / "images" / "original" / "mine.txt").touch()
     (tmp_path / "one.toml").write_text(SUITE[: SUITE.index('[[prompts]]\nid = "B2')])
     options = ("--prompts", tmp_path / "one.toml", "--out", copy, *DRAWING, "--mode", "standard")
-    outcome = lensconv("bench", tiny_repo, tiny_release, *options, "--restart", "--timeout", 1)
+    outcome = lensconv("bench", tiny_repo, release, *options, "--restart", "--timeout", 1)
     assert outcome.code == 1
     # The terminal may wrap within a path; so compare without spaces.
     shown = "".join(outcome.stderr.split()).replace(str(tmp_path), "")
+    assert "thereposdifferinmorethanthetransformer:scheduler;figuresincludethese" in shown
     hung = "A1:whileloading:wasstopped:noprogressfor1s(--timeout)"
     assert f"failed:original,standard,run1,{hung}failed:original,standard,run1,A1+1000:while" in shown
     ending = "s,3failed;runthesamecommandtotrytheseagain.Measurements:/evidence.Next:lensconvgrid/evidence"

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import count, product
@@ -30,6 +30,7 @@ from converter.errors import (
     DeviceError,
     DiskError,
     EvidenceError,
+    LensconvError,
     MalformedCheckpoint,
     MissingInput,
     OutputError,
@@ -44,6 +45,7 @@ from converter.measurement.benchmark.machine import describe_machine
 from converter.measurement.benchmark.measuring import Bench, image_name, probe_machine
 from converter.measurement.benchmark.meter import Meter, Stopwatch
 from converter.measurement.benchmark.options import MODES, BenchOptions
+from converter.measurement.benchmark.session import Session
 from converter.measurement.benchmark.subjects import Subject, open_subjects
 from converter.measurement.benchmark.worker_process import WorkerProcess
 from converter.measurement.evidence.files import write_evidence
@@ -176,28 +178,21 @@ def test_a_journal_is_of_this_format_and_written_by_one_process(tmp_path: Path) 
 
 
 def test_a_line_is_whole_or_its_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Linux writes a part when a signal comes or the disk is nearly full."""
-    write = os.write
+    """Linux writes a part when a signal comes or the disk is nearly full. What was noted is on the disk."""
+    write, synced = os.write, list[int]()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="Not a directory"):
         Journal(tmp_path / "file" / "folder", {}, restart=False)
     with Journal(tmp_path, {}, restart=False) as journal:
         monkeypatch.setattr(os, "write", lambda descriptor, line: write(descriptor, line[: len(line) // 2 + 1]))
         journal.note(Cell("standard", 0, "original"), "P01", {"failed": "a" * 9})
+        assert synced[1:] == [journal.file.stat().st_size]
         monkeypatch.setattr(os, "write", lambda _, line: write(os.open("/dev/full", os.O_WRONLY), line))
         with pytest.raises(DiskError):
             journal.note(Cell("standard", 0, "original"), "P01", ROW)
         assert not journal.measured
     monkeypatch.undo()
-
-
-def test_a_measurement_is_on_the_disk_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
-    with Journal(tmp_path, {"a": 1}, restart=False) as journal:
-        for key in ("P01", "P02"):
-            journal.note(Cell("standard", 0, "original"), key, ROW)
-            assert synced[-1] == journal.file.stat().st_size
 
 
 def measured(number: int) -> dict[str, Any]:
@@ -267,6 +262,8 @@ def test_failures_alone_are_evidence_too(
         assert "cells are missing" in shown[2].stderr
         for model in inputs.subjects:
             journal.note(Cell("offload", 0, model), "A1", measured(8))
+        load = {"time_s": 1.0, "peak_rss_gb": 1.0, "cache_warm": True, "components": {}}
+        journal.note(Cell("standard", 0, "original"), LOAD_KEY, load)
         assert inputs.bench(journal, "offload").picture_mode == "offload"
         metrics, matrix, offload = inputs.write_files(journal).values()
     assert (matrix["mode"], matrix["summary"]["slowdown"]["pairs"]) == ("offload", 1)
@@ -279,6 +276,11 @@ def test_failures_alone_are_evidence_too(
         "images of A1 are missing or were changed, and are left out; --mode offload generates them again",
         "no prompt has images of both models; images were not compared",
     ]
+    (row,) = matrix["prompts"]
+    for model, (side, said) in product(inputs.subjects, ((reason, 1), (row["original"] | {"image": "a.png"}, 2))):
+        notes = Notes()
+        assert compare_images(tmp_path, {**matrix, "prompts": [{**row, model: side}]}, notes) is None
+        assert len(notes.texts) == said
 
 
 def test_weights_are_compared_where_they_can_be(tiny_repo: Path, release: Path, tmp_path: Path) -> None:
@@ -309,19 +311,21 @@ def test_subjects_are_named_as_the_hub_and_the_quantization_name_them(
     cached = shutil.copytree(tiny_repo, tmp_path / "models--maker--Some--Lens" / "snapshots" / commit)
     noted = editable(tiny_repo, tmp_path)
     note = Path(".cache/huggingface/download/model_index.json.metadata")
-    for folder, text in ((noted, f"{commit}\netag\n1.0\n"), (release, f"{commit}0\n")):
+    other = shutil.copytree(release, tmp_path / "\x1bother")
+    for folder, text in ((noted, f"{commit}\netag\n1.0\n"), (release, f"{commit}0\n"), (other, "\xe9")):
         (folder / note).parent.mkdir(parents=True)
         (folder / note).write_text(text)
     config = json.loads((release / "transformer" / "config.json").read_text())["quantization_config"]
     edit_json(release / "transformer/config.json", quantization_config={**config, "use_dynamic_quantization": True})
     subjects = [
         Subject(name, open_pipeline(folder), {}, {})
-        for name, folder in (("original", cached), ("quantized", noted), ("quantized", release))
+        for name, folder in (("original", cached), ("quantized", noted), ("quantized", release), ("original", other))
     ]
     assert [(subject.label, subject.repo_id, subject.revision) for subject in subjects] == [
         ("Original Some--Lens", "maker/Some--Lens", commit),
         ("Not quantized", "repo", commit),
         ("SDNQ uint4 dynamic", "release", None),
+        ("SDNQ uint4 static", "\\x1bother", None),
     ]
 
 
@@ -351,15 +355,19 @@ def test_what_a_worker_says_becomes_figures_and_failures(
     said["failed"] = {"event": "failed", "reason": "no memory"}
     said["died"] = said["failed"] | {"died": True}
     said["hung"] = said["died"] | {"hung": True}
+    said["aborted"] = {"event": "aborted", "type": "DiskError", "message": "full", "hint": ""}
     folders: Iterator[Path] = (tmp_path / str(number) for number in count())
 
-    def outcome(*events: str) -> dict[str, Any]:
+    def outcome(*events: str) -> Any:
         worker = nullcontext(SimpleNamespace(events=lambda: (dict(said[event]) for event in events)))
         monkeypatch.setattr(measuring, "WorkerProcess", lambda *_: worker)
         shown, cell = Progress(), Cell("standard", 1, "quantized")
         with Journal(next(folders), {}, restart=False) as journal:
             work = inputs.bench(journal, "standard")
-            is_fruitless = work._run_worker(cell, work.missing(cell), shown)
+            try:
+                is_fruitless = work._run_worker(cell, work.missing(cell), shown)
+            except DiskError as error:
+                return f"{error}, after {len(journal.measured)}"
             measured = [key for _, key in journal.measured]
         missing, failed = [task.key for task in work.missing(cell)], {key: why for (_, key), why in work.failed.items()}
         assert [*work.failed] == [(cell, key) for key in failed]
@@ -446,8 +454,10 @@ def test_what_the_machine_calls_its_parts(tmp_path: Path, monkeypatch: pytest.Mo
     assert found == [("CPU Some CPU", None), (unnamed, "535.104.05"), (unnamed, None), (unnamed, "570.1")]
 
 
-def test_a_worker_that_breaks_down_says_why(tiny_repo: Path) -> None:
+def test_a_worker_that_breaks_down_says_why(tiny_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its last line; a worker that is stopped by a signal that nobody knows has none."""
+    (tmp_path / "json.py").write_text("raise ImportError('from the current folder')")
+    monkeypatch.chdir(tmp_path)
     job = Job(str(tiny_repo), {}, "none", "cpu", "no dtype", [])
     ticks: list[None] = []
     with time_limit(LIMIT), WorkerProcess(job, LIMIT, lambda: ticks.append(None)) as worker:
@@ -479,6 +489,25 @@ def test_reasons_do_not_tell_where_folders_lie(suite: Path, tiny_repo: Path, rel
         assert len(work.failed) == 3
     assert reason.startswith("while loading: release/vae")
     assert str(tmp_path) not in (tmp_path / "out" / "measurements.jsonl").read_text()
+
+
+def test_a_worker_refuses_changed_weights_large_images_and_what_is_no_number(tiny_repo: Path, tmp_path: Path) -> None:
+    repo = editable(tiny_repo, tmp_path)
+    states = file_states([repo / FILE])
+    change_tensors(repo / FILE, lambda tensors: tensors["proj_out.bias"].fill_(torch.nan))
+    chosen = choose_settings(open_pipeline(repo), "x", GenerateOptions(steps=2, height=64, width=96))
+    small, large = (Task("", asdict(replace(chosen, height=height)), None) for height in (64, 16 * 10**9))
+    job = Job(str(repo), {}, "none", "cpu", "bfloat16", [small])
+
+    def draw(job: Job) -> None:
+        session = Session(job)
+        session.load()
+        session.generate(small)
+
+    jobs = {"changed": replace(job, states=states), "GB": replace(job, tasks=[large]), "finite": job}
+    for reason, refused in jobs.items():
+        with pytest.raises(LensconvError, match=reason):
+            draw(refused)
 
 
 def grown_block() -> bytearray:

@@ -15,8 +15,6 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from converter.errors import EvidenceError, MissingInput
 from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder, write_evidence
@@ -70,22 +68,6 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     assert slowdown(original, quantized) == slowdown(original, quantized)
 
 
-@given(st.lists(st.tuples(st.floats(0.1, 100), st.floats(0.1, 100)), min_size=2, max_size=12))
-def test_an_interval_holds_the_figure_and_turns_with_the_models(pairs: list[tuple[float, float]]) -> None:
-    original, quantized = zip(*pairs, strict=True)
-    found, turned = slowdown(original, quantized), slowdown(quantized, original)
-    assert found.mean_difference_s == pytest.approx(-turned.mean_difference_s, abs=0.0011)
-    assert found.mean_difference_s_interval is not None
-    low, high = found.mean_difference_s_interval
-    differences = [second - first for first, second in pairs]
-    assert min(differences) - 0.001 <= low <= high <= max(differences) + 0.001
-
-
-def test_a_figure_that_only_some_measurements_have_is_left_out() -> None:
-    rows = [{"time_s": 1.0, "peak_rss_gb": 2.0}, {"time_s": 3.0, "peak_rss_gb": 1.0, "peak_allocated_gb": 5.0}]
-    assert combine(rows) == {"time_s": 2.0, "peak_rss_gb": 2.0}
-
-
 def test_statistics_are_those_by_hand() -> None:
     method = {"method": "paired percentile bootstrap over prompts", "confidence": 0.95, "resamples": 10000, "seed": 0}
     alone = {"pairs": 1, "ratio_of_means_percent": 100.0, "mean_difference_s": 1.0}
@@ -101,6 +83,8 @@ def test_statistics_are_those_by_hand() -> None:
     with pytest.raises(ValueError, match="cannot be paired"):
         slowdown([1.0, 2.0], [1.0])
     assert (percent_change(2, 1), percent_change(3, 4)) == (-50.0, 33.3)
+    rows = [{"time_s": 1.0, "peak_rss_gb": 2.0}, {"time_s": 3.0, "peak_rss_gb": 1.0, "peak_allocated_gb": 5.0}]
+    assert combine(rows) == {"time_s": 2.0, "peak_rss_gb": 2.0}
 
 
 def edited(name: str, *path: str | int, value: Any) -> tuple[str, dict[str, Any]]:
@@ -301,7 +285,7 @@ def test_what_contradicts_itself_is_not_written(tmp_path: Path) -> None:
         write_evidence(tmp_path, name, content)
     assert not list(tmp_path.iterdir())
     write_evidence(tmp_path, MATRIX, published.published_matrix())
-    assert read_evidence(tmp_path / MATRIX)[1] == published.published_matrix()
+    assert read_evidence((tmp_path / MATRIX).rename(tmp_path / "other.json"))[1] == published.published_matrix()
 
 
 def test_what_several_schemas_define_they_define_alike() -> None:
