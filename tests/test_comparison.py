@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 import zlib
 from itertools import count
@@ -85,13 +86,13 @@ def test_which_images_belong_together_and_which_are_refused(tmp_path: Path) -> N
     def outcome(folders: str, files: str | dict[str, Any]) -> object:
         place = next(places)
         for name, what in (dict.fromkeys(files.split()) if isinstance(files, str) else files).items():
-            if name.endswith("txt"):
+            if not name.lower().endswith(("png", "webp")):
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).touch()
                 continue
             settings = {**SETTINGS, **what} if isinstance(what, dict) else "[" * what if isinstance(what, int) else what
             size = what if isinstance(what, list) else (12, 13)
-            lossless = {"lossless": True} if name.endswith("webp") else {}
+            lossless = {"lossless": True} if name.lower().endswith("webp") else {}
             save(place / name, noise(0, *size), None if isinstance(what, list) else settings, **lossless)
         first, second, *others = (place / name for name in folders.split())
         notes = Notes()
@@ -130,6 +131,10 @@ def test_pixels_become_rgb_or_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         save(tmp_path / f"grey {name}.png", np.concatenate([image[..., :1], alpha], axis=2))
     save(tmp_path / "grey.png", grey)
     save(tmp_path / "hole in grey.png", grey, transparency=int(grey[0, 0]))
+    palette, bits = Image.fromarray(grey).convert("P"), grey > 127
+    palette.save(tmp_path / "palette.png")
+    palette.save(tmp_path / "hole in palette.png", transparency=int(grey[0, 0]))
+    Image.fromarray(bits).save(tmp_path / "bits.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     save(tmp_path / "lossy.webp", image, quality=80)
     save(tmp_path / "exact.webp", image, lossless=True)
@@ -149,7 +154,10 @@ def test_pixels_become_rgb_or_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
             # What Pillow says of a broken file is Pillow's.
             said = re.sub("(image): .*", r"\1", error.message).replace(f"{tmp_path}/{name}: ", "")
             return f"{re.sub('than [0-9]+ bytes', 'than that', said)} | {error.hint}"
-        kinds = {"colours": image, "grey": np.repeat(image[..., :1], 3, axis=2)}
+        kinds = {
+            "colours": image,
+            **{name: np.stack([plane] * 3, 2) for name, plane in (("grey", grey), ("bits", bits * 255))},
+        }
         return next(kind for kind, pixels in kinds.items() if np.array_equal(found, pixels))
 
     check_cases("images.jsonl", outcome)
@@ -259,7 +267,7 @@ def test_text_that_cannot_be_read_has_a_reason(tmp_path: Path, monkeypatch: pyte
     for line, required, expected in (
         ("kill -SEGV $$", SIGN, "was ended by signal 11"),
         ("exit 3", SIGN, "failed with 3"),
-        ("echo first >&2; echo last >&2; exit 1", SIGN, "failed with 1: last"),
+        ("echo first >&2; printf 'last\\377' >&2; exit 1", SIGN, "failed with 1: last\ufffd"),
         ("exit 0", f"{RUSSIAN_SIGN} {SIGN}", "lacks the language data of rus"),
     ):
         plant_tesseract(tmp_path, monkeypatch, "eng", line)
@@ -303,12 +311,18 @@ def plant_lpips(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Non
     monkeypatch.delitem(sys.modules, "lpips", raising=False)
 
 
+NO_WEIGHTS = "no weights of alex for lpips"
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("def LPIPS(net, verbose):\n    raise OSError('no name\\nmore')\n", "no weights of alex for lpips: no name"),
+        ("def LPIPS(net, verbose):\n    raise OSError('no name\\nmore')\n", f"{NO_WEIGHTS}: no name"),
         ("import torch_is_not_here\n", "the package torch_is_not_here is not installed; the extra lpips installs it"),
         ("raise RuntimeError\n", "lpips cannot be imported: RuntimeError"),
+        ("def LPIPS(**_):\n    raise EOFError", f"{NO_WEIGHTS}: EOFError"),
+        ("import pickle\ndef LPIPS(**_):\n    pickle.loads(b'x')", f"{NO_WEIGHTS}: invalid load key, 'x'."),
+        ("import zipfile\ndef LPIPS(**_):\n    zipfile.ZipFile(__file__)", f"{NO_WEIGHTS}: File is not a zip file"),
     ],
 )
 def test_lpips_without_weights_is_not_measured(
@@ -318,6 +332,7 @@ def test_lpips_without_weights_is_not_measured(
     with pytest.raises(NotMeasured) as caught:
         Lpips()
     assert str(caught.value) == reason
+    assert socket.getdefaulttimeout() is None
 
 
 SHOPS = """

@@ -18,13 +18,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save
 
-from converter.errors import UsageError
+from converter.errors import LensconvError, OutputError, UsageError
 from converter.measurement.benchmark.options import BenchOptions
+from converter.measurement.generation.devices import choose_device
+from converter.measurement.generation.feature_cache import FeatureCache
+from converter.measurement.generation.loading import load_pipeline
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import choose_settings
+from converter.models.lens.features import PromptFeatures
 from converter.models.lens.resolutions import RESOLUTIONS
 from converter.schemas import load_schema
 from tests.cases import check_cases
@@ -119,8 +123,10 @@ def test_defaults_suit_the_variant(tiny_repo: Path, tmp_path: Path, monkeypatch:
         monkeypatch.chdir(folder.parent)
         settings = choose_settings(open_pipeline(Path(folder.name)), "x", GenerateOptions(base_resolution=1440))
         assert (settings.steps, settings.guidance, settings.height, settings.width) == (*variant, 1440, 1440)
-    # The real autoencoder's images are not small; the published ones are of the larger class.
+    # The real autoencoder's images are not small; the published ones are of the larger class. Names are today's.
     real = editable(tiny_repo, tmp_path)
+    names = {"text_encoder": ["transformers", "GptOssForCausalLM"], "tokenizer": ["transformers", "TokenizersBackend"]}
+    edit_json(real / "model_index.json", **names)
     for natural, side in (("256", 1440), (15, 1440), (16, 16), (1023, 1008), (1024, 1440)):
         edit_json(real / "vae" / "config.json", sample_size=natural)
         settings = choose_settings(open_pipeline(real), "x", GenerateOptions())
@@ -162,22 +168,34 @@ def test_kept_features_spare_the_text_encoder(tiny_repo: Path, tmp_path: Path, l
     assert len(names_in(kept)) == 6
 
 
-@pytest.mark.parametrize("content", ["", "{}", "not-safetensors", "nan", "shape"])
-def test_features_that_are_none_are_made_anew(
-    tiny_repo: Path, tmp_path: Path, lensconv: Lensconv, content: str
-) -> None:
-    kept = tmp_path / "kept"
-    assert draw(lensconv, tiny_repo, tmp_path / "first.png", "--features", kept).code == 0
-    (file,) = kept.iterdir()
-    good = file.read_bytes()
-    if content in ("nan", "shape"):
-        tensors = load_file(file)
-        tensors["2"] = tensors["2"] * torch.nan if content == "nan" else tensors["2"][..., 1:].contiguous()
-        save_file(tensors, file)
-    else:
-        file.write_text(content)
-    assert draw(lensconv, tiny_repo, tmp_path / "second.png", "--features", kept).code == 0
-    assert file.read_bytes() == good
+def test_features_that_are_none_are_not_found(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path / "new" / "kept", {}, layers=2, width=3)
+    good = {"0": torch.zeros(1, 4, 3), "1": torch.ones(1, 4, 3), "mask": torch.ones(1, 4, dtype=torch.bool)}
+    features = PromptFeatures((good["0"], good["1"]), good["mask"])
+    cache.keep("x", features)
+    (file,) = cache.folder.iterdir()
+    content = file.read_bytes()
+    changes = {"0": torch.zeros(1, 4, 2), "1": good["1"] / 0, "mask": good["mask"].int(), "2": torch.zeros(1)}
+    changed = [save({**good, name: tensor}) for name, tensor in (*changes.items(), ("mask", good["mask"][0]))]
+    for damaged in (b"", b"{}", content[:-7], save({"mask": good["mask"]}), *changed):
+        file.write_bytes(damaged)
+        assert cache.find("x") is None
+        cache.keep("x", features)
+        assert (names_in(cache.folder), file.read_bytes()) == ([file.name], content)
+    file.unlink()
+    file.mkdir()
+    assert cache.find("x") is None
+    with pytest.raises(OutputError, match="Is a directory"):
+        cache.keep("x", features)
+    assert names_in(cache.folder) == [file.name]
+
+
+@pytest.mark.parametrize(
+    ("offload", "is_hooked", "is_away"), [("none", False, False), ("model", True, False), ("sequential", True, True)]
+)
+def test_weights_wait_where_they_were_asked_to(tiny_repo: Path, offload: str, is_hooked: bool, is_away: bool) -> None:
+    model = load_pipeline(open_pipeline(tiny_repo), torch.float32, torch.device("cpu"), offload).transformer
+    assert (hasattr(model, "_hf_hook"), model.proj_out.weight.is_meta) == (is_hooked, is_away)
 
 
 def test_options_out_of_range_and_just_in_range(tiny_repo: Path) -> None:
@@ -221,13 +239,20 @@ def test_prompts_of_any_length_and_kind(tiny_repo: Path, tmp_path: Path, lenscon
             assert json.loads(image.text["lensconv"])["prompt"] == prompt  # type: ignore[attr-defined]
 
 
-def test_a_machine_without_a_gpu(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has one")
-    outcome = draw(lensconv, tiny_repo, tmp_path / "x.png", "--device", "cuda")
-    assert outcome.code == 3
-    assert outcome.result["error"]["type"] == "DeviceError"
-    assert names_in(tmp_path) == []
+def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_gpu, name, said in (
+        (False, "cuda:1000", "must be auto, cpu, cuda, or cuda:0"),
+        (False, "cpu:0", "must be auto, cpu, cuda, or cuda:0"),
+        (False, "cuda", "sees no CUDA GPU on this machine"),
+        (True, "cuda:2", "this machine has 2 GPUs, counted from 0"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=has_gpu: answer)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with pytest.raises(LensconvError, match=said) as caught:
+            choose_device(name)
+        assert caught.value.exit_code == (2 if "must" in said else 3)
+        assert choose_device("auto") == torch.device("cuda:0" if has_gpu else "cpu")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
 
 
 def test_places_where_no_image_can_go(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:

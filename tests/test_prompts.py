@@ -19,6 +19,7 @@ from converter.errors import HubError, MissingInput, OutputError, SuiteError, Us
 from converter.measurement.prompts.card import import_card, quoted_texts
 from converter.measurement.prompts.checks import LAST_SEED, normalize
 from converter.measurement.prompts.fetch import read_card
+from converter.measurement.prompts.files import write_suite_file
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt, builtin_suites, parse_suite, read_suite
 from converter.schemas import load_schema
 from tests.cases import check_cases
@@ -99,9 +100,20 @@ def test_suites_that_are_refused_and_what_is_just_accepted(tmp_path: Path) -> No
     check_cases("suite_cases.jsonl", outcome)
 
 
-def test_a_lone_surrogate_is_refused() -> None:
+def test_a_lone_surrogate_is_refused_and_so_is_a_long_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SuiteError, match=r"control character U\+D800"):
         PromptSuite("x", (SuitePrompt("P01", "One", 1, "a \ud800", ()),)).check("x")
+    for count, reason in ((1000, "is listed twice"), (1001, "has 1001 prompts, more than 1000")):
+        with pytest.raises(SuiteError, match=reason):
+            PromptSuite("x", SUITE.prompts[:1] * count).check("x")
+    write_suite_file("x" * 1_000_000, tmp_path / "x.toml")
+    with pytest.raises(SuiteError, match="would have 1000002 bytes, more than 1000000"):
+        write_suite_file("ä" * 500_001, tmp_path / "x.toml")
+    # Cards may list each prompt in ten tables.
+    monkeypatch.setattr("converter.measurement.prompts.markdown_card.SUITE_LIMIT", 1)
+    assert import_card(markdown_card(), "made") == SUITE
+    with pytest.raises(SuiteError, match="tables name more than 10 prompts"):
+        import_card(markdown_card() + "\n\n| ID | Seed |\n|-|-|\n| P01 | 301 |", "made")
 
 
 def test_files_that_cannot_be_suites(tmp_path: Path) -> None:
@@ -164,9 +176,10 @@ def test_cards_that_are_not_files(tmp_path: Path) -> None:
         read_card(str(tmp_path / "none.md"))
     with pytest.raises(MissingInput, match="is a folder"):
         read_card(str(tmp_path))
-    with pytest.raises(UsageError, match="is not a file") as caught:
-        read_card("https://example.com/a/b")
-    assert "hf://OWNER/NAME" in caught.value.hint
+    for address in ("https://example.com/a/b", "HTTP://example.com"):
+        with pytest.raises(UsageError, match="is not a file") as caught:
+            read_card(address)
+        assert "hf://OWNER/NAME" in caught.value.hint
     with pytest.raises(UsageError, match="not the address of a model on the Hub"):
         read_card("hf://a")
 

@@ -101,19 +101,6 @@ def test_guidance_computes_in_its_own_dtype(dtype: torch.dtype) -> None:
         assert torch.equal(sampling.guide(conditional, unconditional, scale), zero)
 
 
-def test_tokens_become_patches_and_pixels() -> None:
-    """Tokens lie row by row; a token holds its channels, of each two rows, of each two columns."""
-    pixels = torch.arange(2 * 3 * 8 * 12).reshape(2, 3, 8, 12)
-    packed, expected = torch.empty(2, 24, 12, dtype=torch.int64), torch.empty(2, 12, 4, 6, dtype=torch.int64)
-    for image, channel, row, column in np.ndindex(*pixels.shape):
-        place = channel * 4 + (row % 2) * 2 + column % 2
-        packed[image, row // 2 * 6 + column // 2, place] = pixels[image, channel, row, column]
-        expected[image, place, row // 2, column // 2] = pixels[image, channel, row, column]
-    patches = sampling.unpack_latents(packed, 4, 6)
-    assert torch.equal(patches, expected)
-    assert torch.equal(sampling.unpatchify(patches), pixels)
-
-
 @pytest.mark.parametrize("latents", [None, noise()])
 def test_noise_is_where_the_model_is(latents: torch.Tensor | None) -> None:
     found = sampling.initial_latents((1, 24, 128), None, latents, torch.device("meta"), torch.bfloat16)
@@ -130,20 +117,3 @@ def test_latents_are_denormalized_and_then_unpatched(dtype: torch.dtype) -> None
     assert found.shape == (2, 32, 8, 12)
     expected = reference.decode_latents(noise(2), *GRID, mean, variance, 1e-4)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_levels_are_cut_not_rounded(dtype: torch.dtype) -> None:
-    values = torch.cat([torch.linspace(-1.5, 1.5, 3001), torch.tensor([-1.0, 0.0, 1.0])]).to(dtype)
-    image = torch.stack([values, values.flip(0), values * 0.3]).reshape(1, 3, 4, -1)
-    found = sampling.to_uint8(image)
-    assert found.dtype == np.uint8
-    assert found.shape == (1, 4, 751, 3)
-    assert np.array_equal(found, reference.to_uint8(image).numpy())
-    # 127.5 would be rounded up.
-    assert [tuple(found[0, 3, place]) for place in (-3, -2, -1)] == [(0, 0, 89), (127, 0, 127), (255, 0, 165)]
-
-
-def test_unit_range_is_clamped() -> None:
-    pixels = torch.tensor([-3.0, -1.0, -0.5, 0.0, 1.0, 2.0])
-    assert sampling.to_unit_range(pixels).tolist() == [0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
