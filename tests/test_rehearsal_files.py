@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import struct
 from pathlib import Path
@@ -9,7 +10,12 @@ from pathlib import Path
 import lz4.frame
 import pytest
 
+from converter.rehearsal.commit_api import Draft, _add_file, _check
+from converter.rehearsal.hub import Hub
 from converter.rehearsal.modes import GITATTRIBUTES, is_ignored, is_lfs
+from converter.rehearsal.replies import Refusal
+from converter.rehearsal.repos import lfs_entry
+from converter.rehearsal.settings import HubSettings
 from converter.rehearsal.xet import XetStore
 from tests.conftest import run_program
 from tests.faulty_hub import FaultyHub
@@ -28,6 +34,20 @@ def test_large_uploads_need_little_memory(hub: FaultyHub) -> None:
     before = memory("VmRSS")
     upload(hub, repo, b"\7" * 150_000_000)
     assert memory("VmHWM") - before < 60_000
+
+
+def test_a_commit_has_limits(tmp_path: Path) -> None:
+    hub, draft = Hub(HubSettings(tmp_path), 1), Draft("A commit", "", "", regular_bytes=10**9 - 1)
+    asyncio.run(_add_file(hub, draft, "last.txt", {"content": "x"}))
+    with pytest.raises(Refusal, match="Payload too large"):
+        asyncio.run(_add_file(hub, draft, "more.txt", {"content": "x"}))
+    draft.files = {str(number): lfs_entry(str(number), "0" * 64, 1) for number in range(25_000)}
+    with pytest.raises(Refusal, match="a file that does not exist"):
+        _check(hub, draft)
+    draft.files["more.bin"] = lfs_entry("more.bin", "0" * 64, 1)
+    with pytest.raises(Refusal, match="at most 25000 LFS files"):
+        _check(hub, draft)
+    hub.database.connection.close()
 
 
 def test_rules_of_git_mean_what_git_says(tmp_path: Path) -> None:
@@ -54,8 +74,8 @@ def test_rules_of_git_mean_what_git_says(tmp_path: Path) -> None:
     assert not is_lfs("a.txt", 512, b"x" * 511 + b"\xc3", "")
     assert not is_lfs("a.bin", 0, b"", GITATTRIBUTES.decode())
     # The last line that matches decides.
-    later = "*.bin filter=lfs\nsmall.bin -filter\n"
-    assert [is_lfs(name, 1, b"x", later) for name in ("a.bin", "small.bin", "a.txt")] == [True, False, False]
+    later = "*.bin filter=lfs\n\nsmall.bin -filter\nodd.bin filter=lfs !filter\n"
+    assert [is_lfs(name, 1, b"x", later) for name in ("a.bin", "small.bin", "odd.bin")] == [True, False, False]
 
 
 def test_what_hf_xet_stores_is_read_in_any_range(tmp_path: Path) -> None:

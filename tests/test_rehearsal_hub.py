@@ -82,6 +82,8 @@ def test_a_release_goes_through(hub: FaultyHub, tmp_path: Path, xet: bool) -> No
     log = hub.requests()
     assert any("/part/2" in item["path"] for item in log) != xet
     assert any("xet-read-token" in item["path"] for item in log) == xet
+    page = ask(hub, "GET", f"/{repo}", token="").body
+    assert (b">Xet<" in page, b">LFS<" in page) == (xet, not xet)
     # The token goes to the Hub alone, and not to where large files are; no secret is in the log.
     assert not any(item["authorized"] for item in log if item["path"].startswith(("/_files", "/_lfs")))
     assert not any(word in str(log) for word in ("signature=", hub.token()))

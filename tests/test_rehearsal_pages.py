@@ -13,36 +13,43 @@ def test_the_page_of_a_repo(hub: FaultyHub) -> None:
     image = b"\x89PNG\r\n\x1a\nxx"
     upload(hub, repo, image)
     evil = {
-        "README.md": CARD + b"[b](./a%20b.md?c=d&e=~f#g-h_i.j)\n<script>alert(1)</script>",
+        "README.md": CARD + b"[b](./a%20b.md?c=d&e=~f#g-h_i.j) [c](/d.md) [e](//f) [g](#h) [i](mailto:j)\n<script>",
         "<script>.txt": b"x",
         "page.html": b"<script></script>",
+        **dict.fromkeys(("a.jpg", "a.webp", "a.gif", "a.svg"), b"x"),
     }
     assert commit(hub, repo, evil, lfs_file("images/one.png", image)).status == 200
     made = head(hub, repo)
+    assert ask(hub, "POST", f"/api/models/{repo}/tag/main", {"tag": "v1"}).status == 200
     offer = {"title": "<script>", "description": "<script>", "pullRequest": True}
     assert ask(hub, "POST", f"/api/models/{repo}/discussions", offer).status == 200
     assert commit(hub, repo, {"README.md": b"# Offer"}, revision="refs%2Fpr%2F1").status == 200
     picture = f"/{repo}/resolve/{made}/images/one.png"
     card = ["license: mit", f'src="{picture}"', f'href="/{repo}/resolve/{made}/page.html"', "<h1"]
-    card += [f'href="/{repo}/resolve/{made}/a%20b.md?c=d&amp;e=~f#g-h_i.j"']
-    files = ["images/one.png", "&lt;script&gt;.txt", "5 files", f'href="/{repo}/tree/refs%2Fpr%2F1"', "LFS"]
+    card += [f'href="/{repo}/resolve/{made}/{path}"' for path in ("a%20b.md?c=d&amp;e=~f#g-h_i.j", "d.md")]
+    card += [f'href="{address}"' for address in ("//f", "#h", "mailto:j")]
+    files = ["images/one.png", "&lt;script&gt;.txt", "9 files", ">v1<", f'href="/{repo}/tree/refs%2Fpr%2F1"', "LFS"]
+    origin, _, place = ask(hub, "GET", picture, token="").headers["location"].partition("/_files")
+    # A page may show the image from where the redirect leads.
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src 'self' {origin} https: data:; base-uri 'none'; "
+    rules = {"content-security-policy": policy + "form-action 'none'; frame-ancestors 'none'"}
+    rules |= {"cross-origin-resource-policy": "same-origin", "referrer-policy": "no-referrer"}
+    rules |= {"x-content-type-options": "nosniff", "cache-control": "no-store"}
     for path in ("", "/tree/main", f"/tree/{made}"):
         page = ask(hub, "GET", f"/{repo}{path}", token="")
         assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8"), path
-        assert "default-src 'none'" in page.headers["content-security-policy"]
-        assert page.headers["cross-origin-resource-policy"] == "same-origin"
+        assert {**page.headers, **rules} == page.headers
         assert b"<script" not in page.body
         assert [text for text in card + files if text not in page.body.decode()] == [], path
     assert b"Offer</h1>" in ask(hub, "GET", f"/{repo}/tree/refs%2Fpr%2F1", token="").body
-    # A page may show the image from where the redirect leads.
-    origin, _, place = ask(hub, "GET", picture, token="").headers["location"].partition("/_files")
-    assert f"img-src 'self' {origin} " in page.headers["content-security-policy"]
     shown = ask(hub, "GET", f"/_files{place}", token="")
     assert (shown.body, shown.headers["content-type"]) == (image, "image/png")
     assert "cross-origin-resource-policy" not in shown.headers
-    text = ask(hub, "GET", f"/{repo}/resolve/main/page.html")
-    assert text.headers["content-type"].startswith("text/plain")
-    assert text.headers["cross-origin-resource-policy"] == "same-origin"
+    hub.fault("forget", sha256=place[1:65])
+    assert ask(hub, "GET", f"/_files{place}", token="").content == {"error": "The object is not stored"}
+    names = ("page.html", "a.svg", "a.jpg", "a.webp", "a.gif")
+    types = [ask(hub, "GET", f"/{repo}/resolve/main/{name}").headers["content-type"] for name in names]
+    assert types == [*["text/plain; charset=utf-8"] * 2, "image/jpeg", "image/webp", "image/gif"]
 
 
 def test_pages_of_private_repos_are_for_those_who_sign_in(hub: FaultyHub) -> None:
@@ -62,6 +69,11 @@ def test_pages_of_private_repos_are_for_those_who_sign_in(hub: FaultyHub) -> Non
         assert look(f"/{repo}", name, password).status in (401, 404)
     for path in ("", "/tree/main", "/resolve/main/README.md"):
         assert look(f"/{repo}{path}", "alice", hub.token()).status == 200
+    assert look(f"/{repo}/resolve/main/README.md", "alice", hub.token(), "HEAD").status == 200
+    for sent, status in ((f"bearer {hub.token()}", 200), ("Basic x", 401), ("Basic /w==", 401)):
+        assert ask(hub, "GET", f"/{repo}", token="", headers={"Authorization": sent}).status == status
+    # What an answer says in a header is in Latin-1.
+    assert commit(hub, repo, {}, lfs_file("日.bin", b"?")).headers["x-error-message"].endswith("- ?.bin")
     # A browser sends them wherever a page of another site leads it: they open what shows, never what changes.
     for method, path in (("GET", "/api/whoami-v2"), ("POST", "/api/repos/create"), ("GET", f"/api/models/{repo}")):
         refused = look(path, "alice", hub.token(), method)

@@ -7,9 +7,11 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -114,11 +116,12 @@ def test_serve_says_where_it_is_and_ends_with_ctrl_c(as_json: bool, tmp_path: Pa
         jsonschema.validate(json.loads(text), load_schema("hub"))
 
 
-@pytest.mark.parametrize("name", ["api", "a--b", "-a", "a" * 43, "a:admin", "a:"])
+@pytest.mark.parametrize("name", ["api", "a--b", "-a", "a" * 43, "a-", "Datasets", "spaces", "a:admin", "a:"])
 def test_accounts_that_are_refused(name: str) -> None:
     assert Account.parse("a" * 42).role == Account.parse("a:write").role == "write"
-    with pytest.raises(UsageError, match=r"not a valid name of an account|not a role of an account"):
-        Account.parse(name)
+    for make in (Account.parse, partial(Account.new, "ann", "write")):
+        with pytest.raises(UsageError, match=r"not a valid name of an account|not a role of an account"):
+            make(name)
 
 
 def test_the_hub_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
@@ -141,6 +144,10 @@ def test_a_taken_port_and_missing_packages_are_reported(tmp_path: Path, monkeypa
         taken = HubSettings(tmp_path / "second", port=int(hub.endpoint.rpartition(":")[2]))
         with pytest.raises(UsageError, match="Address already in use"), running_hub(taken):
             pass
+        # Other machines do not reach it, and Ctrl-C in the terminal of the program that started it does not.
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", taken.port))
+        assert (os.getsid(hub.process.pid), hub.account.name) == (hub.process.pid, "rehearsal")
         # It ends while a client is connected, and may begin again at once.
         connection = http.client.HTTPConnection(hub.endpoint.removeprefix("http://"))
         connection.request("GET", "/api/models")

@@ -30,7 +30,8 @@ from tests.hubs import without_progress
 _started: list[list[str]] = []
 sys.addaudithook(lambda event, arguments: _started.append(arguments[1]) if event == "subprocess.Popen" else None)
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-CARD = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n# Tiny\n\n![A sign](sign.png)\n"
+CARD = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n# Tiny\n\n"
+CARD += "<picture><source srcset=sign.png>![A sign](sign.png)</picture> ![Another](https://127.0.0.1:9/x.png)\n"
 
 
 @pytest.fixture
@@ -60,7 +61,10 @@ def test_a_release_goes_through_all_of_it(release: Path, tmp_path: Path) -> None
     keep = tmp_path / "kept"
     arguments = ("publish", release, "alice/tiny", "--rehearse", "--keep", keep, "--private", "--tag", "v1")
     # The user's own token and endpoint are not used.
-    own = {"HF_TOKEN": "hf_" + "b" * 34, "HF_ENDPOINT": "http://127.0.0.1:9", "CUDA_VISIBLE_DEVICES": ""}
+    own = {"HF_TOKEN": "hf_" + "b" * 34, "CUDA_VISIBLE_DEVICES": ""}
+    own |= dict.fromkeys(("HF_ENDPOINT", "http_proxy"), "http://127.0.0.1:9")
+    keep.mkdir()
+    (keep / "image.png").write_text("of the rehearsal before")
     done = run_process(*arguments, env=os.environ | own | {"COLUMNS": "1000"})
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     check_shown("rehearsal_text.txt", done.stderr, tmp_path)
@@ -90,7 +94,7 @@ def test_the_first_step_that_fails_ends_it(release: Path, tmp_path: Path, lensco
 
 
 def test_the_download_is_compared_with_the_manifest(
-    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """This is over LFS, where the client itself compares only sizes."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -101,6 +105,14 @@ def test_the_download_is_compared_with_the_manifest(
         hub.fault("corrupt", sha256=hashlib.sha256((release / WEIGHTS).read_bytes()).hexdigest())
         with pytest.raises(ReleaseError, match="diffusion_pytorch_model"):
             course.download()
+        assert capfd.readouterr().err == ""
+        course.receipt["commit"] = "0" * 40
+        with pytest.raises(LensconvError, match=r"^snapshot_download: .*Invalid rev id: 0{40}"):
+            course.download()
+        assert course.can_generate()
+        for content in ('{"_class_name": "FluxPipeline"}', "{"):
+            (release / "model_index.json").write_text(content)
+            assert not course.can_generate()
 
 
 def test_a_release_that_is_not_fit_is_refused_as_publish_does(release: Path) -> None:
@@ -120,6 +132,8 @@ def test_contradicting_options_are_refused(release: Path, tmp_path: Path) -> Non
     for root, keep in ((release, release), (release, tmp_path / "link"), (tmp_path / "link", release)):
         with pytest.raises(UsageError, match="is inside the release"):
             rehearse(root, "alice/tiny", keep=keep / "kept")
+    with pytest.raises(LensconvError, match=r"sign\.png/kept: cannot be written"):
+        rehearse(release, "alice/tiny", keep=tmp_path / "sign.png" / "kept")
     with pytest.raises(MissingInput, match="no-such"):
         rehearse(tmp_path / "no-such", "alice/tiny")
     done = run_process("publish", release, "alice/tiny", "--keep", tmp_path / "kept")
@@ -130,7 +144,7 @@ def test_contradicting_options_are_refused(release: Path, tmp_path: Path) -> Non
 
 def test_a_release_that_does_not_fit_on_the_disk_twice_is_refused(release: Path, tmp_path: Path) -> None:
     os.truncate(release / "sign.png", 10**13)
-    with pytest.raises(DiskError, match="a rehearsal needs 20000"):
+    with pytest.raises(DiskError, match="kept: a rehearsal needs 20000"):
         rehearse(release, "alice/tiny", keep=tmp_path / "kept")
     assert names_in(tmp_path / "kept") == []
 
