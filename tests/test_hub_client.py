@@ -48,7 +48,7 @@ def test_addresses(text: str, repo_id: str, revision: str | None) -> None:
 @pytest.mark.parametrize(
     "text",
     ["HF://a/b", "hf://", "hf://a", "hf://a/b/c", "hf://a/b..c", "hf://a/b--c", "hf://a/b.git", "hf://a/b-"]
-    + [f"hf://{'a' * 97}/b", *(f"hf://a/b@{revision}" for revision in ("", "x//y", "../c", "x y", "c" * 256))],
+    + [f"hf://a/b{rest}" for rest in ("b" * 96, "@", "@x//y", "@../c", "@x y", "@" + "c" * 256)],
 )
 def test_addresses_that_make_no_sense(text: str) -> None:
     assert is_address(text)
@@ -94,17 +94,9 @@ def failures() -> list[BaseException]:
         *(http.UnsupportedProtocol("no"), RuntimeError("Cannot acquire lock")),
         *(ConnectionError("xet-read-token: timed out"), ConnectionError()),
         *(OSError(errno.EDQUOT, "Disk quota exceeded"), http.ConnectError("x"), HubError("told already")),
-        *(
-            caused(TimeoutError()),
-            TypeError("no"),
-            AttributeError("no"),
-            http.StreamClosed(),
-            errors.EntryNotFoundError(),
-        ),
-        *(
-            caused(cause, RuntimeError)
-            for cause in (answered(402), http.ReadTimeout("slow"), OSError(errno.ENOSPC, "Full"))
-        ),
+        *(caused(TimeoutError()), TypeError("no"), AttributeError("no"), http.StreamClosed()),
+        *(errors.EntryNotFoundError(), caused(answered(402), RuntimeError)),
+        *(caused(cause, RuntimeError) for cause in (http.ReadTimeout("slow"), OSError(errno.ENOSPC, "Full"))),
         ConnectionError("xet-read-token: 0.503 s, 5030 bytes, 10.0.0.1:443, https://host/500 failed"),
     ]
 
