@@ -429,7 +429,7 @@ def test_whole_and_once(publisher: Publisher) -> None:
     assert found == before
 
     publisher.publish("--tag=v1")
-    publisher.publish("--read-back", "--json")
+    publisher.publish("--read-back", "--json", "--create-pr")
     write_card(publisher.release, "Another")
     publisher.publish("--tag=v1")
 
@@ -442,10 +442,10 @@ def test_what_would_be_done_is_not_done(publisher: Publisher) -> None:
     publisher.publish("--private", "--receipt=/nowhere/at/all")
     write_card(publisher.release, "Another", "new-1.0")
     (publisher.release / "vae" / "config.json").touch()
-    publisher.publish("--dry-run")
+    publisher.publish("--dry-run", "--create-pr")
     publisher.publish("--dry-run", "--json", "--revision=next")
-    # The longest names and messages.
-    assert publisher.api().list_repo_refs(publisher.repository).branches[1:] == []
+    refs = publisher.api().list_repo_refs(publisher.repository, include_pull_requests=True)
+    assert (len(refs.branches), refs.pull_requests) == (1, [])
     publisher.publish(f"--revision={'n' * 100}", f"--message={'N' * 200}")
     commits = publisher.api().list_repo_commits(publisher.repository, revision="n" * 100)
     assert [commit.title for commit in commits] == ["N" * 200, "Publish the release", "initial commit"]
@@ -540,11 +540,11 @@ def test_a_long_file(publisher: Publisher) -> None:
 
 def test_pull_requests(publisher: Publisher) -> None:
     publisher.publish()
-    for text in ("One", "Two"):
+    for text, options in (("One", ()), ("Two", ("--read-back",))):
         write_card(publisher.release, text)
-        publisher.publish("--create-pr")
-        # Without a receipt that says so, the files of the commit before are read back, too.
-        (publisher.release / ".lensconv" / "receipt.json").unlink()
+        publisher.publish("--create-pr", *options)
+    # Without a receipt that says so, the files of the commit before are read back, too.
+    (publisher.release / ".lensconv" / "receipt.json").unlink()
     publisher.api().merge_pull_request(publisher.repository, 1)
     # Somebody without the right to write may offer a change.
     publisher.environment["HF_TOKEN"] = publisher.hub.token("stranger")
