@@ -83,6 +83,7 @@ class Handler(Quiet, BaseHTTPRequestHandler):
     def piece(self, file: Path) -> None:
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"])
         assert match
+        assert self.headers["Accept-Encoding"] == "identity"
         start, last, size = int(match[1]), int(match[2]), file.stat().st_size
         with file.open("rb") as stream:
             stream.seek(start)

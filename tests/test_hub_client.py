@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import socket
 import ssl
+import warnings
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ def _token(monkeypatch: pytest.MonkeyPatch) -> None:
         (PINNED, "maker/model", COMMIT),
         ("hf://a/b_.c-d@refs/pr/1", "a/b_.c-d", "refs/pr/1"),
         ("hf://a/b@fix--it", "a/b", "fix--it"),
+        (f"hf://a/{'b' * 96}@{'c' * 255}", f"a/{'b' * 96}", "c" * 255),
     ],
 )
 def test_addresses(text: str, repo_id: str, revision: str | None) -> None:
@@ -44,8 +47,8 @@ def test_addresses(text: str, repo_id: str, revision: str | None) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["HF://a/b", "hf://", "hf://a", "hf://a/b/c", "hf://a/../b", "hf://a/b--c", "hf://a/b.git"]
-    + [f"hf://a/b@{revision}" for revision in ("", "x//y", "../c", "x y")],
+    ["HF://a/b", "hf://", "hf://a", "hf://a/b/c", "hf://a/b..c", "hf://a/b--c", "hf://a/b.git", "hf://a/b-"]
+    + [f"hf://a/b{rest}" for rest in ("b" * 96, "@", "@x//y", "@../c", "@x y", "@" + "c" * 256)],
 )
 def test_addresses_that_make_no_sense(text: str) -> None:
     assert is_address(text)
@@ -65,8 +68,8 @@ def failures() -> list[BaseException]:
 
     http = client_module()
 
-    def caused(cause: BaseException) -> BaseException:
-        error: BaseException = http.ConnectError(f"cannot connect with {TOKEN}")
+    def caused(cause: BaseException, kind: type[BaseException] = http.ConnectError) -> BaseException:
+        error = kind(f"cannot connect with {TOKEN}")
         error.__cause__ = cause
         return error
 
@@ -81,7 +84,7 @@ def failures() -> list[BaseException]:
         RuntimeError(f"Data processing error: xet-write-token {TOKEN}"),
         ConnectionError("xet-write-token: 404 Not Found"),
         ConnectionError("xet-write-token: 503 Service Unavailable"),
-        *(ConnectionError("xet-write-token: 403 Forbidden"), ConnectionError("Network error")),
+        *(ConnectionError("xet-write-token: 403 Forbidden"), ConnectionError(f"Network error {TOKEN}")),
         *(http.TooManyRedirects("loop"), http.InvalidURL("no"), http.ProxyError("407"), http.ReadTimeout("slow")),
         caused(socket.gaierror(-2, "Name or service not known")),
         caused(ssl.SSLCertVerificationError("self-signed")),
@@ -91,6 +94,10 @@ def failures() -> list[BaseException]:
         *(http.UnsupportedProtocol("no"), RuntimeError("Cannot acquire lock")),
         *(ConnectionError("xet-read-token: timed out"), ConnectionError()),
         *(OSError(errno.EDQUOT, "Disk quota exceeded"), http.ConnectError("x"), HubError("told already")),
+        *(caused(TimeoutError()), TypeError("no"), AttributeError("no"), http.StreamClosed()),
+        *(errors.EntryNotFoundError(), caused(answered(402), RuntimeError)),
+        *(caused(cause, RuntimeError) for cause in (http.ReadTimeout("slow"), OSError(errno.ENOSPC, "Full"))),
+        ConnectionError("xet-read-token: 0.503 s, 5030 bytes, 10.0.0.1:443, https://host/500 failed"),
     ]
 
 
@@ -110,6 +117,7 @@ def test_each_failure_is_told_in_one_line_with_a_hint() -> None:
         status, _, headers = asked.replace("<token>", TOKEN).partition(" ")
         lines.append(f"{asked} => {told(answered(int(status), json.loads(headers)))}\n")
     lines += [f"{type(error).__name__} => {told(error)}\n" for error in failures()]
+    assert "done" not in [retried(*[error] * 8)[0] for error in failures()]
     check_expected("hub_failures.txt", "".join(lines))
 
 
@@ -134,12 +142,17 @@ def test_what_servers_say_is_made_safe(text: str, expected: str) -> None:
 
 def test_tokens_of_all_kinds_are_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_TOKEN", "pa ss/word")
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", " older \n")
     (tmp_path / "token").write_text("from-a-file\n")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    assert redact("pa ss/word pa%20ss%2Fword from-a-file given", "given") == "… … … …"
+    assert redact("pa ss/word pa%20ss%2Fword from-a-file given older", "given", "give") == "… … … … …"
+    (tmp_path / "token").write_bytes(b"\xff")
+    assert redact("older") == "…"
 
 
-def test_a_quiet_client_is_as_before_afterwards(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_quiet_client_is_as_before_afterwards(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, progress_bar_states
 
@@ -149,10 +162,18 @@ def test_a_quiet_client_is_as_before_afterwards(caplog: pytest.LogCaptureFixture
         with quiet_hub():
             assert are_progress_bars_disabled("huggingface_hub.upload")
             logger.warning("be careful")
+            warnings.warn("be careful", stacklevel=1)
+            logs.append(os.environ["HF_XET_LOG_DEST"])
             raise KeyError
 
+    logs: list[str] = []
     with pytest.raises(KeyError):
         speak()
+    assert "HF_XET_LOG_DEST" not in os.environ
+    monkeypatch.setenv("HF_XET_LOG_DEST", "my.log")
+    with pytest.raises(KeyError):
+        speak()
+    assert [*logs, os.environ["HF_XET_LOG_DEST"]] == [os.devnull, "my.log", "my.log"]
     assert progress_bar_states == before
     assert caplog.messages == []
     logger.warning("be careful")
@@ -205,7 +226,7 @@ def test_patience_ends() -> None:
         (429, {"Date": formatdate(1000, usegmt=True), "Retry-After": formatdate(1012, usegmt=True)}, 12),
         *((429, {"Retry-After": "soon"}, 4), (429, {"RateLimit": '"api";r=0;t=55'}, 55)),
         *((503, {"RateLimit": '"api";r=9;t=55'}, 4), (429, {"Retry-After": "0"}, 1)),
-        (429, {"Retry-After": "9" * 99}, 4),
+        *((429, {"Retry-After": "9" * 99}, 4), (429, {"Retry-After": formatdate(1012, usegmt=True)}, 1)),
     ],
 )
 def test_the_hub_says_how_long(status: int, headers: dict[str, str], seconds: float) -> None:
@@ -224,6 +245,9 @@ def test_what_does_not_pass_is_told_at_once() -> None:
     lasting += [OSError(errno.ENOSPC, "No space left on device"), RecursionError(), KeyError("sha")]
     lasting += map(RuntimeError, ("cannot schedule new futures after shutdown", "Cannot acquire lock"))
     assert [error for error in lasting if is_transient(error)] == []
+    busy = [TimeoutError(), http.RemoteProtocolError("x")]
+    busy += [ConnectionError(f"xet-read-token: {said}") for said in ("503 Service Unavailable", "timed out")]
+    assert all(map(is_transient, busy))
     # Errors that are not failures of the Hub stay as they are.
     for mistake in (ZeroDivisionError(), KeyboardInterrupt()):
         with pytest.raises(type(mistake)):

@@ -23,6 +23,7 @@ from converter.console import Progress
 from converter.conversion.release.manifest import ReleaseFile
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
 from converter.errors import MissingInput, OutputError, ReleaseError, UsageError
+from converter.hub.records import MAXIMUM_FILES
 from converter.hub.retry import Retry
 from converter.publication.files import (
     MAXIMUM_REGULAR_BYTES,
@@ -33,7 +34,7 @@ from converter.publication.files import (
     noted_files,
     read_unchanged,
 )
-from converter.publication.folder import advice
+from converter.publication.folder import advice, find_faults
 from converter.publication.options import PublishOptions
 from converter.publication.preflight import examine_release
 from converter.publication.publish import publish
@@ -64,8 +65,8 @@ def release(release: Path) -> Path:
     return release
 
 
-def write_card(release: Path, title: str) -> None:
-    list_file(release, "README.md", f"{FRONT_MATTER}# {title}\n".encode())
+def write_card(release: Path, title: str, license_name: str = "mit") -> None:
+    list_file(release, "README.md", f"{FRONT_MATTER}# {title}\n".replace("mit", license_name, 1).encode())
 
 
 Spoil = Callable[[Path], object]
@@ -92,19 +93,15 @@ NOTE = b'{\n"note": "%b"}\n' % TOKEN.encode()
     ("spoil", "message"),
     [
         (add("vae/.gitattributes", b"* text", listed=True), r"vae/\.gitattributes is hidden"),
-        (add(".env"), r"\.env is hidden"),
-        *((add(name), rf"\{name} is hidden") for name in (".git", ".lensconv")),
+        *((add(name), rf"\{name} is hidden") for name in (".env", ".git", ".lensconv")),
         (lambda release: (release / ".lensconv").symlink_to("vae"), r"\.lensconv is a link"),
         (lambda release: (release / "vae/.git").mkdir(), r"vae/\.git is hidden"),
         (add("a.json", NOTE, listed=True), "a.json contains a Hugging Face token in line 2"),
-        (lambda release: (release / "vae/more.json").symlink_to("/etc/hostname"), "vae/more.json is a link"),
         (lambda release: (release / "more").symlink_to("vae"), "more is a link"),
         (add("vae/more.json"), "vae/more.json is not in the manifest"),
-        (
-            add("vae/more.safetensors", b"", listed=True),
-            "is empty.* Convert again, or download",
-        ),
-        (lambda release: os.truncate(release / WEIGHTS, 250 * 10**9), "has 250.0 GB"),
+        (add("vae/more.safetensors", b"", listed=True), "is empty.* Convert again, or download"),
+        (lambda release: os.truncate(release / WEIGHTS, 200 * 10**9), r"has 200000000000 bytes, but \d+ in"),
+        (lambda release: os.truncate(release / WEIGHTS, 200 * 10**9 + 1), "has 200.0 GB.*smaller --max-shard-size"),
         (add("README.md", LATIN, listed=True), "README.md is not UTF-8"),
         (add("README.md", b"---\nlicense: [\n---\n", listed=True), "README.md"),
         (add(os.fsdecode(b"gr\xfc\xdf.json")), "has a name that is not UTF-8"),
@@ -112,9 +109,9 @@ NOTE = b'{\n"note": "%b"}\n' % TOKEN.encode()
         (lambda release: (release / "vae/config.json").unlink(), "vae/config.json is missing"),
         (lambda release: os.truncate(release / "README.md", 9), r"README.md has 9 bytes, but \d+ in"),
         (add(".gitignore"), r"\.gitignore would make"),
-        (flip_a_weight, "another sha256"),
-        (edit_card, "README.md has another sha256"),
-        (lambda release: forget_file(release, "README.md"), "README.md is not in the manifest"),
+        (flip_a_weight, "another sha256.*says Convert again, or"),
+        (edit_card, "README.md has another sha256.*--adopt"),
+        (lambda release: forget_file(release, "README.md"), "the release has no card.*Make a card with"),
     ],
 )
 def test_what_must_not_be_published_reaches_no_network(release: Path, spoil: Spoil, message: str) -> None:
@@ -131,10 +128,14 @@ def test_what_must_not_be_published_reaches_no_network(release: Path, spoil: Spo
     "options",
     [
         *({"repository": name} for name in ("tiny", "owner/tiny@main")),
-        *({"tag": tag} for tag in ("v 1", "../v1", "v1..2", "v//1", "main", "refs/pr/1")),
+        *({"tag": tag} for tag in ("v 1", "../v1", "v1..2", "v//1", "v1.", "v.lock", "main", "refs/pr/1")),
         *({"revision": revision} for revision in ("v/.1", "n" * 101)),
         *({"message": message} for message in ("two\nlines", " ", "N" * 201)),
-        *({"tag": "next", "revision": "next"}, {"create_pr": True, "tag": "v1"}),
+        *(
+            {"tag": "next", "revision": "next"},
+            {"create_pr": True, "tag": "v1"},
+            {"create_pr": True, "revision": "next"},
+        ),
     ],
 )
 def test_requests_that_are_refused(release: Path, options: dict[str, Any]) -> None:
@@ -144,7 +145,7 @@ def test_requests_that_are_refused(release: Path, options: dict[str, Any]) -> No
 
 def test_a_folder_that_is_no_release(tmp_path: Path) -> None:
     with pytest.raises(MissingInput):
-        publish(tmp_path / "nothing", "owner/tiny")
+        publish(tmp_path / "nothing", "owner/tiny", PublishOptions(tag="v"))
     with pytest.raises(ReleaseError, match=MANIFEST):
         publish(tmp_path, "owner/tiny")
 
@@ -169,7 +170,7 @@ def test_files_are_hashed_again_only_where_they_changed(release: Path) -> None:
     for entry in noted.values():
         entry["git_sha1"] = "noted"
     # No file can have this name.
-    noted["a\0b"] = next(iter(noted.values()))
+    noted["a\0b"] = next(iter(noted.values())) | {"stamp": []}
     notes.write_text(json.dumps(noted))
     assert {file.git_sha1 for file in examine_release(release, "owner/tiny").files} == {"noted"}
     before = (release / "README.md").stat()
@@ -180,6 +181,7 @@ def test_files_are_hashed_again_only_where_they_changed(release: Path) -> None:
     names = [file.name for file in first.files]
     again = {file.name: file for file in hash_files(release, names)}
     assert {name for name in names if again[name].git_sha1 != "noted"} == {"README.md"}
+    assert {*noted_files(release)} == {*names}
     assert again["README.md"].sha256 == hashlib.sha256((release / "README.md").read_bytes()).hexdigest()
 
 
@@ -208,10 +210,14 @@ def test_what_is_sent_is_what_was_examined(release: Path) -> None:
         (release / "README.md").unlink(missing_ok=True)
 
 
-def test_the_hub_advises_shards() -> None:
+def test_the_hub_advises_shards_and_takes_20000_files(tmp_path: Path) -> None:
     sizes = {"a": 50 * 10**9, "b": 50 * 10**9 + 1}
     found = list(advice({name: ReleaseFile(name, size, "") for name, size in sizes.items()}))
     assert found == ["b has 50.0 GB; the Hub advises shards of at most 50 GB"]
+    listed = {str(number): ReleaseFile("", 1, "") for number in range(MAXIMUM_FILES)}
+    assert "the release has 20001 files, which is more than 20000" in dict(find_faults(tmp_path, listed))
+    del listed["0"]
+    assert not any("which is more than" in fault for fault, _ in find_faults(tmp_path, listed))
 
 
 def test_long_files_are_uploaded_one_by_one() -> None:
@@ -271,15 +277,16 @@ def test_a_release_that_was_examined_may_be_made_anew(release: Path) -> None:
 
 #: The shortest secrets of kinds that are known by their beginnings.
 SECRETS = {
+    **dict.fromkeys((f"hf_{kind}" + "a" * 30 for kind in ("", "oauth_", "jwt_")), "a Hugging Face token"),
     "api_org_" + "a" * 30: "a Hugging Face token",
-    "github_pat_" + "a" * 60: "a GitHub token",
+    **dict.fromkeys(("AKIA" + "A" * 16, "ASIA" + "A" * 16), AWS),
+    **dict.fromkeys(("ghp_" + "a" * 36, "github_pat_" + "a" * 60), "a GitHub token"),
     "glpat-" + "a" * 20: "a GitLab token",
     "AIza" + "a" * 35: "a Google API key",
     "xoxb-" + "a" * 20: "a Slack token",
     "sk-" + "a" * 40: "an OpenAI or Anthropic key",
     "pypi-AgEIcHlwaS5vcmc" + "a" * 20: "a PyPI token",
 }
-
 
 ASSIGNED = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "huggingfacehub_token", "api_key", "apikey"]
 ASSIGNED += ["aws_secret_key", '"secretkey"', "access_token", "accesstoken", "password"]
@@ -290,16 +297,17 @@ ASSIGNED += ["aws_secret_key", '"secretkey"', "access_token", "accesstoken", "pa
     [
         (" ".join(SECRETS), [*SECRETS.values()]),
         (" ".join(secret[:-1] for secret in SECRETS), []),
-        (f"token: {TOKEN}", ["a Hugging Face token"]),
+        (" ".join(f"X{secret}" for secret in SECRETS), ["a PyPI token"]),
+        (" ".join(("AKIA" + "A" * 17, "ASIA" + "A" * 17, "AIza" + "a" * 36)), []),
         ("hf_oauth_" + "eyJhbGciOiJIUzI1NiJ9." + "a" * 20, ["a Hugging Face token"]),
         (f"a_{TOKEN} is part of another word, {TOKEN} is none", ["a Hugging Face token"]),
-        ("token\n" + "ASIA" + "ABCDEFGH12345678" + "\n" + "wandb_v1_" + "a" * 30, [AWS, "a Weights & Biases token"]),
-        ("-----BEGIN OPENSSH PRIVATE KEY-----", ["a private key"]),
-        ("AKIA" + "ABCDEFGH12345678", [AWS]),
+        ("wandb_v1_" + "a" * 20, ["a Weights & Biases token"]),
+        *((f"-----BEGIN {kind}PRIVATE KEY-----", ["a private key"]) for kind in ("", "RSA ", "OPENSSH ")),
         (" ".join(f"gh{letter}_{'a' * 36}" for letter in "pousr"), ["a GitHub token"] * 5),
         (" ".join(f"xox{letter}-{'a' * 20}" for letter in "abeoprs"), ["a Slack token"] * 7),
-        (" ".join(f"{name}: 'abcdefgh12345678ABCDEFGH'" for name in ASSIGNED), ["what looks like a secret"] * 10),
+        (" ".join(f"{name}: 'abcdefgh12345678ABCD'" for name in ASSIGNED), ["what looks like a secret"] * 10),
         ('{"pad_token": "<|endoftext|>", "api_key": null, "hf_token": "your-token-goes-here-please"}', []),
+        ('password="12345678901234567890", mypassword="abcdefgh12345678ABCD", api_key="a/path/of/number/12345"', []),
         ("the word hf_hub_download is no token, and neither is hf_short", []),
         ("line\nmine is secret-of-mine", ["the token that is in use"]),
     ],
@@ -421,21 +429,23 @@ def test_whole_and_once(publisher: Publisher) -> None:
     assert found == before
 
     publisher.publish("--tag=v1")
-    publisher.publish("--read-back", "--json")
+    publisher.publish("--read-back", "--json", "--create-pr")
     write_card(publisher.release, "Another")
     publisher.publish("--tag=v1")
 
 
 @only_lfs
 def test_what_would_be_done_is_not_done(publisher: Publisher) -> None:
-    publisher.publish("--dry-run", "--private", "--json")
+    publisher.publish("--dry-run", "--private", "--json", trusted_from=1 << 20)
+    assert WEIGHTS in noted_files(publisher.release)
     assert not publisher.api().repo_exists(publisher.repository)
     publisher.publish("--private", "--receipt=/nowhere/at/all")
-    write_card(publisher.release, "Another")
+    write_card(publisher.release, "Another", "new-1.0")
     (publisher.release / "vae" / "config.json").touch()
-    publisher.publish("--dry-run")
+    publisher.publish("--dry-run", "--create-pr")
     publisher.publish("--dry-run", "--json", "--revision=next")
-    # The longest names and messages.
+    refs = publisher.api().list_repo_refs(publisher.repository, include_pull_requests=True)
+    assert (len(refs.branches), refs.pull_requests) == (1, [])
     publisher.publish(f"--revision={'n' * 100}", f"--message={'N' * 200}")
     commits = publisher.api().list_repo_commits(publisher.repository, revision="n" * 100)
     assert [commit.title for commit in commits] == ["N" * 200, "Publish the release", "initial commit"]
@@ -530,11 +540,11 @@ def test_a_long_file(publisher: Publisher) -> None:
 
 def test_pull_requests(publisher: Publisher) -> None:
     publisher.publish()
-    for text in ("One", "Two"):
+    for text, options in (("One", ()), ("Two", ("--read-back",))):
         write_card(publisher.release, text)
-        publisher.publish("--create-pr")
-        # Without a receipt that says so, the files of the commit before are read back, too.
-        (publisher.release / ".lensconv" / "receipt.json").unlink()
+        publisher.publish("--create-pr", *options)
+    # Without a receipt that says so, the files of the commit before are read back, too.
+    (publisher.release / ".lensconv" / "receipt.json").unlink()
     publisher.api().merge_pull_request(publisher.repository, 1)
     # Somebody without the right to write may offer a change.
     publisher.environment["HF_TOKEN"] = publisher.hub.token("stranger")

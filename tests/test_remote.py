@@ -72,7 +72,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
             hub = LoopbackHub(folder)
             handler = type("HubHandler", (Handler,), {"hub": hub})
             hub.url = servers.enter_context(serving(handler))
-            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"{hub.url}/")
             return hub
 
         yield start
@@ -146,7 +146,7 @@ def test_no_wait_is_without_end(serve: Serve, tmp_path: Path) -> None:
 def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Lensconv) -> None:
     hub = serve(release)
     hub.page = 5
-    outcome = lensconv("verify", f"{PLACE}@v1", "--recipe", "lens-uint4-static", "--against", release, "--json")
+    outcome = lensconv("verify", f"{PLACE}@refs/pr/1", "--recipe", "lens-uint4-static", "--against", release, "--json")
     assert outcome.code == 0, outcome
     result = outcome.result
     jsonschema.validate(result, load_schema("verify"))
@@ -158,7 +158,7 @@ def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Le
     assert added <= {check["name"] for check in result["checks"]}
     total = sum(record["size"] for record in hub.records)
     assert result["hub"] == {"place": PINNED, "bytes": total, "received_bytes": hub.sent}
-    assert "/api/models/maker/model/revision/v1" in hub.seen[0][1]
+    assert "/api/models/maker/model/revision/refs%2Fpr%2F1?" in hub.seen[0][1]
     # The weights stay where they are, and the token where it belongs.
     assert not any("vae/diffusion" in path or "text_encoder/model" in path for _, path, _ in hub.seen)
     hosts = {host.partition(":")[0]: authorization for host, _, authorization in hub.seen}
@@ -338,6 +338,9 @@ def test_listings_that_are_long(tmp_path: Path, serve: Serve) -> None:
         (git_record(path), "contains no safetensors weights"),
         (git_record(f"{path}a"), "is not a valid path"),
         (git_record("\ud800"), "is not valid Unicode"),
+        *(("text", "lists a file without a path"), (git_record("a") | {"oid": None}, "without an id in git")),
+        *((git_record("a") | {"lfs": lfs}, "without a sha256") for lfs in ("x", {"oid": 1})),
+        (git_record("a") | {"lfs": {"oid": "1" * 64}}, "contains no safetensors weights"),
         (git_record("big.bin", MAXIMUM_FILE_BYTES), "may contain a pickle"),
     ):
         hub.records = [record]
@@ -444,7 +447,12 @@ def test_a_release_is_proved_by_what_the_hub_serves(
         (theirs / "long.bin").write_bytes(bytes(place) + b"x" + bytes(size - place - 1))
         assert said in refusal(lambda: prove_bytes(files, remote, everything=False))
     (theirs / "long.bin").write_bytes(bytes(4 << 20) + b"x" + bytes(5 << 20)[1:])
-    assert "between 0 and 9437184;" in refusal(lambda: prove_bytes(files, remote, everything=True))
+    monkeypatch.setattr("converter.publication.proof._STEP_BYTES", 4 << 20)
+    assert "between 4194304 and 8388608;" in refusal(lambda: prove_bytes(files, remote, everything=True))
+    # Both sides have it, and yet it is not what the release lists.
+    shutil.copy(theirs / "long.bin", ours)
+    text = refusal(lambda: prove_bytes(files, remote, everything=True))
+    assert "/long.bin: has another sha256 than the manifest says Publish it again." in text
     (ours / "a.txt").write_text("bbb")
     text = refusal(lambda: prove_bytes(files, remote, everything=False), errors.ReleaseError)
     assert "a.txt: has changed since it was examined; the commit could not be checked" in text
@@ -456,6 +464,8 @@ def test_a_release_is_proved_by_what_the_hub_serves(
         f"{PINNED}: differs from the release: a.txt has another checksum on the Hub; long.bin has 5 bytes on the Hub, "
         "and 9437184 here; z.txt is missing on the Hub; and 1 more Publish it again."
     )
+    text = refusal(lambda: prove_records(files[1:2], RemoteRepo.open(HubAddress("maker/model"))))
+    assert "and 9437184 here; a.txt should not be on the Hub; more.txt should not be on the Hub Publish" in text
 
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

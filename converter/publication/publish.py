@@ -33,7 +33,7 @@ from converter.verification.report import first_few
 #: would take a fifth of the time of sending them to a near Hub.
 TRUSTED_BYTES = 1 << 30
 #: Names that git accepts for branches and tags; what git forbids only at some positions is checked separately.
-_REF_NAME = re.compile(r"(?!.*(\.\.|//|/\.))[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,98}[A-Za-z0-9])?")
+_REF_NAME = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,98}[A-Za-z0-9])?")
 #: Characters of a commit's title that the Hub accepts.
 _TITLE_LENGTH = 200
 #: Seconds to wait for an answer; the Hub's own gateways give up after one minute.

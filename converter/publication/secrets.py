@@ -17,7 +17,7 @@ _PATTERNS = {
     rb"glpat-(?<![A-Za-z0-9_-]glpat-)[A-Za-z0-9_-]{20,}": "a GitLab token",
     rb"AIza(?<![A-Za-z0-9_-]AIza)[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])": "a Google API key",
     rb"xox[abeoprs]-(?<![A-Za-z0-9-]xox.-)[A-Za-z0-9-]{20,}": "a Slack token",
-    rb"sk-(?<![A-Za-z0-9_-]sk-)(?:ant-|proj-|svcacct-)?[A-Za-z0-9_-]{40,}": "an OpenAI or Anthropic key",
+    rb"sk-(?<![A-Za-z0-9_-]sk-)[A-Za-z0-9_-]{40,}": "an OpenAI or Anthropic key",
     rb"pypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{20,}": "a PyPI token",
     rb"wandb_v1_[A-Za-z0-9_-]{20,}": "a Weights & Biases token",
     rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----": "a private key",
