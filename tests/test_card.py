@@ -34,7 +34,7 @@ from converter.presentation.charts.draw_charts import prepare_charts
 from converter.publication.preflight import examine_release
 from converter.rendering import render
 from converter.verification.verify import verify
-from tests.conftest import edit_json, names_in, snapshot
+from tests.conftest import Lensconv, edit_json, names_in, snapshot
 from tests.expected import EXPECTED, check_expected
 from tests.published import published_matrix, published_offload, write_published
 
@@ -159,6 +159,16 @@ def test_other_cards(make: Callable[[Path, Path], CardReport], repo: str, releas
     known = (EXPECTED / "card.md").read_text("utf-8").splitlines()
     found = compact(release, report, repo, 1440, "1:1", 20, 5.0).splitlines()
     check_expected(f"card_{make.__name__[5:]}.md", "".join(f"{line}\n" for line in found if line not in known))
+
+
+def test_what_the_command_says_of_a_card(
+    release: Path, published: Path, lensconv: Lensconv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    line, page = ("card", release, "--evidence", published, "--unverified"), ("--preview", published / "page.html")
+    shown = lensconv(*line, *page).stderr.replace(str(release.parent), "")
+    check_expected("card_command.txt", f"{' | '.join(map(str.rstrip, shown.splitlines()))}\n")
+    assert [lensconv(*line, *more, "--json").result["preview"] for more in ((), page)] == [None, str(page[1])]
 
 
 def test_a_card_of_one_component_has_no_programs(lens_output: Path, tmp_path: Path) -> None:
