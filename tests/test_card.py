@@ -161,6 +161,16 @@ def test_other_cards(make: Callable[[Path, Path], CardReport], repo: str, releas
     check_expected(f"card_{make.__name__[5:]}.md", "".join(f"{line}\n" for line in found if line not in known))
 
 
+def test_what_the_command_says_of_a_card(
+    release: Path, published: Path, lensconv: Lensconv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    line, page = ("card", release, "--evidence", published, "--unverified"), ("--preview", published / "page.html")
+    shown = lensconv(*line, *page).stderr.replace(str(release.parent), "")
+    check_expected("card_command.txt", f"{' | '.join(map(str.rstrip, shown.splitlines()))}\n")
+    assert [lensconv(*line, *more, "--json").result["preview"] for more in ((), page)] == [None, str(page[1])]
+
+
 def test_a_card_of_one_component_has_no_programs(lens_output: Path, tmp_path: Path) -> None:
     component = Path(shutil.copytree(lens_output, tmp_path / "component"))
     assert "usage" in make_card(component, options=CardOptions(license="mit")).left_out

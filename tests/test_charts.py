@@ -175,6 +175,12 @@ def test_fourteen_families_have_rows_and_of_more_the_smallest_share_one(number: 
     assert [text for text in shown if text.startswith("family") or "more" in text][12:] == ["family12", last]
 
 
+@pytest.mark.parametrize(("quantized", "shown"), [(1, "0.0 % less"), (2, "100.0 % more")])
+def test_a_model_that_is_not_smaller(quantized: int, shown: str) -> None:
+    content = of.metrics({"attn": ({"F32": 10**9}, {"U8": quantized * 10**9})})
+    assert f" quantized: {shown}." in of.chart({METRICS_NAME: content}, "footprint").description
+
+
 def test_hostile_names_are_drawn_as_text() -> None:
     pair = of.FAMILIES["attn"]
     bench = of.metrics({of.HOSTILE: pair, "a$x_1$b": ({of.HOSTILE: 10**9}, {"$": 10**8})})

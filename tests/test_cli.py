@@ -24,6 +24,7 @@ import torch
 from converter.checkpoint.writer import write_error
 from converter.cli import main as main_module
 from converter.cli.main import cli, run
+from converter.cli.options import SIZE
 from converter.console import Console
 from converter.conversion.preview import CUDA_LIBRARY_BYTES
 from converter.errors import DependencyError, DiskError, InputError, OutputError, ResourceError
@@ -163,10 +164,16 @@ def test_what_a_library_makes_of_a_signal_is_the_signal(error: Exception, monkey
 #: Command lines that are wrong, and what is said of them. The corpus of bad input has more.
 USAGE = {
     "nonsense": "No such command 'nonsense'. See lensconv --help.",
+    "prompts": "Missing command. See lensconv prompts --help.",
+    "hub": "Missing command. See lensconv hub --help.",
     "plan": "Missing argument 'SOURCE'. See lensconv plan --help.",
     "plan x --memory much": "Invalid value for '--memory': 'much' is not a size; "
     "write 5GB, 512MiB or a number of bytes. See lensconv plan --help.",
     "plan x --memory 0": "Invalid value for '--memory': a size is at least one byte. See lensconv plan --help.",
+    "convert hf://a/b out": "hf://a/b: this command needs a copy on this machine. "
+    "Run `hf download a/b --local-dir b`, then use b.",
+    "bench x hf://a/b@v1 --out y": "hf://a/b@v1: this command needs a copy on this machine. "
+    "Run `hf download a/b --revision v1 --local-dir b`, then use b.",
     "plan x --memori 1": "No such option '--memori'. Did you mean '--memory'? See lensconv plan --help.",
 }
 
@@ -174,6 +181,22 @@ USAGE = {
 @pytest.mark.parametrize("line", USAGE)
 def test_usage_errors(line: str, lensconv: Lensconv) -> None:
     assert lensconv(*line.split()) == Outcome(2, "", f"error: {USAGE[line]}\n")
+
+
+def test_sizes_have_units_of_thousands_and_of_1024() -> None:
+    units = ("", "b", "kB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB")
+    found = [SIZE.convert(f"1.5 {unit}", None, None) for unit in units]
+    assert found == [1, 1, *(int(1.5 * 10 ** (3 * n)) for n in range(1, 5)), *(3 << (10 * n - 1) for n in range(1, 5))]
+
+
+@pytest.mark.parametrize(("name", "more"), [("convert", ", or lower --memory and --jobs"), ("verify", "")])
+def test_memory_that_runs_out(name: str, more: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(main_module.cli, "main", command)
+    assert run([name, "convert"], Console(stderr=(stderr := io.StringIO()))) == 3
+    assert stderr.getvalue() == f"error: there is not enough memory. Close other programs{more}.\n"
 
 
 def test_a_disk_that_is_full_is_an_error_of_its_own() -> None:

@@ -21,13 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from converter.errors import EvidenceError
+from converter.cli.grid import _lines
+from converter.errors import EvidenceError, OutputError
 from converter.measurement.evidence.names import MODELS
 from converter.measurement.evidence.origin import grid_text, is_drawn_from
 from converter.models.lens.resolutions import RESOLUTIONS
 from converter.presentation.grid.cells import Cell, Row, find_rows, read_pixels
-from converter.presentation.grid.drawing import BACKGROUND, Typography, label_of, wrap
+from converter.presentation.grid.drawing import BACKGROUND, Typography, encode, label_of, wrap
 from converter.presentation.grid.layout import Measures, Size, preview_scale, ratio_name, split_rows
+from converter.presentation.grid.report import GridReport, PlacedCell, Preview, Sheet
 from converter.schemas import load_schema
 from tests import pictures
 from tests.conftest import Lensconv, Outcome, edit_json, names_in, snapshot
@@ -185,7 +187,7 @@ CASES: dict[str, tuple[list[tuple[Shape, Shape]], Paint, Edit | None, tuple[obje
     "reduced": ([((200, 100), (199, 101))], slope, None, ("--preview-width", 200)),
     "sheets": ([((16, 4000), (16, 4000))] * 9, slope, None, ()),
     "mixed": ([((64, 96), (128, 64)), ((100, 50), (70, 130))], noise, None, ()),
-    "missing": ([*[((200, 160), (200, 160))] * 2, ((120, 90), (120, 90)), *squares(64)], noise, edited(*MISSING), ()),
+    "missing": ([((120, 90), (120, 90)), *[((200, 160), (200, 160))] * 2, *squares(64)], noise, edited(*MISSING), ()),
     "settings": (squares(64), noise, edited(*FAILED, **SETTINGS), ()),
     "nothing": (squares(64), noise, edited(*FAILED), ("--preview-width", 520)),
     "names": ([((256, 64), (256, 64))], slope, write_metrics, ()),
@@ -202,6 +204,20 @@ def test_images_side_by_side(tmp_path: Path, lensconv: Lensconv, name: str) -> N
     if edit is not None:
         edit(folder)
     check_expected(f"grid/{name}.txt", described(folder, lensconv("grid", folder, *options, "--json"), paint))
+
+
+@pytest.mark.parametrize("missing", [0, 5, 6])
+def test_what_is_said_of_a_grid(missing: int) -> None:
+    """Only five missing cells are named, and rows of the preview are counted where some are left out."""
+    sides = [(f"P{row}", side) for row in range(4) for side in "ab"]
+    cells = tuple(PlacedCell(*side, 0, 0, 3, 4, number < missing) for number, side in enumerate(sides))
+    scale = 1 + (missing > 0)
+    preview = Preview("p.webp", 5, 6, 7000, scale, scale == 1, cells[: 10 - 2 * scale])
+    lines = _lines(GridReport(Path("/out"), (Sheet("s.webp", 8, 9, 10, cells),), preview))
+    kind = "cells scaled down by 2, 3 of 4 rows" if missing else "lossless"
+    names = f"P0 a, P0 b, P1 a, P1 b, P2 a{', …' if missing > 5 else ''}"
+    more = [f"{missing} of 8 cells are missing: {names}."] if missing else []
+    assert lines == ["/out/s.webp: 8x9, 10 B.", f"/out/p.webp: 5x6, 7.0 kB, {kind}.", *more]
 
 
 def test_files_of_earlier_runs_are_removed(tmp_path: Path, lensconv: Lensconv) -> None:
@@ -358,6 +374,8 @@ def test_an_image_that_changes_meanwhile_is_refused(tmp_path: Path) -> None:
     Image.fromarray(noise(9, 9)).save(folder / "images/original/P01-301-original.png")
     with pytest.raises(EvidenceError, match="changed while"):
         read_pixels(row.cells[0])
+    with pytest.raises(OutputError, match="16384x1 pixels cannot be written as WebP"):
+        encode(Image.new("RGB", (16384, 1)), Image.Exif(), quality=None)
 
 
 @pytest.mark.parametrize("name", ["assets", PICTURES])
@@ -372,6 +390,13 @@ def test_a_link_out_of_the_output_folder_is_refused(tmp_path: Path, lensconv: Le
     (output / name).unlink()
     (output / name).write_bytes(b"")
     assert "cannot be written" in refused(lensconv, folder, "--out", output)
+
+
+@pytest.mark.parametrize("settings", [{"width": 96}, {"height": 54}])
+def test_half_a_size_gives_no_box_its_size(tmp_path: Path, settings: dict[str, int]) -> None:
+    prompt = {"id": "P01", "scenario": "", "seed": 1} | {model: {"failed": "x"} for model in MODELS}
+    (row,) = find_rows(tmp_path, {"prompts": [prompt], "settings": settings})
+    assert row.sizes == (Size(512, 512), Size(512, 512))
 
 
 def test_the_name_tells_the_aspect_ratio() -> None:
