@@ -449,7 +449,7 @@ def test_two_reports_of_an_audit_are_the_same(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / "lens.safetensors").chmod(0o640)
     assert verify(folder).notes[1:] == (
-        "lens.safetensors does not say that its format is pt; transformers refuses it",
+        "the header of lens.safetensors lacks the metadata format=pt; transformers refuses it",
         "the permissions of lens.safetensors let only its owner or group read it (`chmod a+r`)",
         "loaders look for diffusion_pytorch_model or model, not for lens",
     )
