@@ -89,7 +89,9 @@ def test_a_release_goes_through(hub: FaultyHub, tmp_path: Path, xet: bool) -> No
     assert not any(word in str(log) for word in ("signature=", hub.token()))
     # All three ways in which hf_xet packs chunks are read.
     for path in ("noise.bin", "words.bin", "transformer/weights.safetensors"):
-        assert get_file(hub, f"/{repo}/resolve/v1/{path}", token="").body == (release / path).read_bytes()
+        address, data = f"/{repo}/resolve/v1/{path}", (release / path).read_bytes()
+        assert get_file(hub, address, token="").body == data
+        assert get_file(hub, address, token="", headers={"Range": "bytes=7-99"}).body == data[7:100]
 
 
 REFUSALS = """
