@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from converter import errors
-from tests.conftest import ROOT, TIME_LIMIT, Outcome, call, command, run_program, time_limit
+from tests.conftest import ROOT, TIME_LIMIT, Outcome, call, command, obey_permissions, run_program, time_limit
 from tests.malformed import CASES
 from tests.malformed.site import IN_PROCESS, KEPT, QUANTIZED, Case, Invocation, Site, Stored, edit_lens, plant
 from tests.tiny_models import save_model
@@ -40,11 +40,11 @@ def run_here(*arguments: str) -> Outcome:
         return call(*arguments)
 
 
-def run_process(*arguments: str, before: tuple[str, ...] = ()) -> Outcome:
+def run_process(*arguments: str, before: tuple[str, ...] = (), **options: Any) -> Outcome:
     """Run the command as a process of its own, which another command may start."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     line = (*before, *command(*arguments))
-    finished = run_program(*line, timeout=3 * TIME_LIMIT, env=environment, stdin=subprocess.DEVNULL)
+    finished = run_program(*line, timeout=3 * TIME_LIMIT, env=environment, stdin=subprocess.DEVNULL, **options)
     return Outcome(finished.returncode, finished.stdout, finished.stderr)
 
 
@@ -227,8 +227,8 @@ def test_limit_on_the_size_of_files(site: Site) -> None:
 
 
 def test_folder_without_permission(site: Site) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write anywhere")
     site.copy_lens()
     site.work.chmod(0o555)
-    refuse(site, site.convert(), "OutputError", "out", "Permission denied")
+    outcome = run_process(*_with_json(site.convert().arguments), preexec_fn=obey_permissions)
+    case = Case("", Site.convert, "OutputError", ("out", "Permission denied"))
+    check_refusal(case, outcome, is_json=True)
