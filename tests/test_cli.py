@@ -14,6 +14,7 @@ import subprocess
 import sys
 import types
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -21,6 +22,7 @@ import jsonschema
 import pytest
 import torch
 
+from converter import BenchOptions, CardOptions, ConvertOptions, GenerateOptions, PublishOptions
 from converter.checkpoint.writer import write_error
 from converter.cli import main as main_module
 from converter.cli.main import cli, run
@@ -72,6 +74,9 @@ def test_what_each_option_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             words = accepted if accepted != values or not values else ["..."]
             taken.append([" ".join([*option.opts, *option.secondary_opts]), default, " ".join(words)])
         lines.append(json.dumps([name, *taken], default=str))
+    # What callers from Python leave out.
+    for model in (ConvertOptions, GenerateOptions, BenchOptions, CardOptions, PublishOptions):
+        lines.append(json.dumps([model.__name__, asdict(model())], default=str))
     check_expected("command_options.jsonl", "\n".join(lines) + "\n")
 
 
