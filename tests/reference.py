@@ -44,7 +44,12 @@ FURTHER_RECIPES: dict[str, dict[str, Any]] = {
     "stochastic": {"weights_dtype": "int8", "use_stochastic_rounding": True},
     "codebook": {"weights_dtype": "uint4", "use_codebook": True},
     "double": {"weights_dtype": "uint4", "scale_dtype": "uint8"},
-    "dynamic": {"weights_dtype": "uint4", "use_dynamic_quantization": True, "dynamic_loss_threshold": 0.005},
+    "dynamic": {
+        "weights_dtype": "uint4",
+        "use_dynamic_quantization": True,
+        "dynamic_loss_threshold": 0.005,
+        "use_quantized_matmul": True,
+    },
     "dynamic-svd": {"weights_dtype": "int4", "use_dynamic_quantization": True, "use_svd": True, "svd_rank": 8},
 }
 #: Shard sizes: one that keeps tiny models whole, one that cuts them up.
