@@ -126,6 +126,22 @@ def _silence(method: str, path: str) -> Scene:
     return Scene(reason="does not answer in time", fault=fault, options=("--patience", "3"))
 
 
+def _changed(name: str, happens: Callable[[Stage], object]) -> Scene:
+    """Something happens to a file of the release before it is sent."""
+    return Scene(
+        codes=(1,),
+        reason=f"{name}: has changed since it was examined",
+        fault=_pause("/preupload/"),
+        meanwhile=happens,
+        long=name == "long.bin",
+        end=_end_of_changed,
+    )
+
+
+def _remove_long(stage: Stage) -> None:
+    (stage.release / "long.bin").unlink()
+
+
 SCENES: dict[str, Scene] = {
     "a token that may only read": Scene(
         reason="403: Forbidden: you must use a write token",
@@ -188,34 +204,14 @@ SCENES: dict[str, Scene] = {
         fault=lambda stage: {**_forget(stage), "action": "corrupt"},
         end=_end_of_corrupt,
     ),
-    "a short file changes": Scene(
-        codes=(1,),
-        reason="extra.bin: has changed since it was examined",
-        fault=_pause("/preupload/"),
-        meanwhile=_spoil("extra.bin"),
-        end=_end_of_changed,
-    ),
-    "a long file changes": Scene(
-        codes=(1,),
-        reason="long.bin: has changed since it was examined",
-        fault=_pause("/preupload/"),
-        meanwhile=_spoil("long.bin"),
-        long=True,
-        end=_end_of_changed,
-    ),
-    "a long file is removed": Scene(
-        codes=(1,),
-        reason="long.bin: has changed since it was examined",
-        fault=_pause("/preupload/"),
-        meanwhile=lambda stage: (stage.release / "long.bin").unlink(),
-        long=True,
-        end=_end_of_changed,
-    ),
+    "a short file changes": _changed("extra.bin", _spoil("extra.bin")),
+    "a long file changes": _changed("long.bin", _spoil("long.bin")),
+    "a long file is removed": _changed("long.bin", _remove_long),
     "a file is removed while it is committed": Scene(
         codes=(1,),
         reason="long.bin: has changed since it was examined; the commit could not be checked",
         fault=_pause("/commit/"),
-        meanwhile=lambda stage: (stage.release / "long.bin").unlink(),
+        meanwhile=_remove_long,
         long=True,
         end=None,
     ),

@@ -46,6 +46,9 @@ def test_names_that_are_no_dtypes() -> None:
 def test_parts_of_a_linear(kind: str, bits: int) -> None:
     shapes = [(64, 128), (128, 341), (48, 96), (40, 96), (1024, 40), (33, 64), (256, 200)]
     assert linear_parts("m", (64, 128), {"group_size": None}) == linear_parts("m", (64, 128), {}), "null is the default"
+    # With the word none, SDNQ leaves scales in F32, whatever dequantize_fp32 says.
+    dtypes = [{option: name} for option in ("scale_dtype", "zero_point_dtype") for name in ("uint8", "none")]
+    assert [linear_parts("m", (64, 128), config) for config in dtypes] == [None] * 4
     compared = 0
     for shape, use_matmul, group_size in itertools.product(shapes, (False, True), (0, -1, 32, 48)):
         # What a config does not say is as SDNQ has it by default.

@@ -13,6 +13,7 @@ from converter.conversion.execution.jobs import DEFAULT_BUDGET, PIECE_BYTES, Wor
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count
 from converter.conversion.planning.prediction import predict_plan
+from converter.conversion.planning.rules import UNLOADABLE_SCALES
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.request import Request, open_request
 from converter.hub.addresses import is_address, parse_address
@@ -204,6 +205,6 @@ def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
     if recipe.depends_on_threads:
         notes.append("the last bits of an SVD depend on the number of threads, which OMP_NUM_THREADS sets")
     if recipe.options.get("scale_dtype"):
-        notes.append("load_sdnq_model of sdnq 0.2.8 cannot load quantized scales; diffusers can")
+        notes.append(UNLOADABLE_SCALES)
     notes += [f"{file.name} is not part of the checkpoint and is ignored" for file in checkpoint.stray_files]
     return tuple(notes)

@@ -151,8 +151,7 @@ def _status_failure(what: str, status: int, said: str = "") -> HubError:
 
 
 def _server_text(error: Any) -> str:
-    # Without blanks around it.
-    text = error.server_message or ""
+    text = error.server_message or ""  # huggingface_hub has stripped it.
     if text.lower().startswith(("<!doctype", "<html")):
         return ""
     # The text may contain the token that was sent, from any source.

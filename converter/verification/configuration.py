@@ -63,6 +63,11 @@ def shown(value: Any) -> str:
     return f"{value!s:.80}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
+def named_dtype(value: Any) -> str:
+    """The dtype that an option for scales or zero points names; empty for SDNQ's word ``none``, and for no text."""
+    return value if isinstance(value, str) and value != "none" else ""
+
+
 def differing_options(one: Mapping[str, Any], other: Mapping[str, Any], *, only_shared: bool = False) -> str:
     """Names of the options of SDNQ that differ between two configurations; empty if there are none.
 

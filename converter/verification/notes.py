@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.source import WEIGHT_STEMS, read_json
 from converter.conversion.planning.patterns import is_judged
+from converter.conversion.planning.rules import UNLOADABLE_SCALES
 from converter.models.lens.layout import CLASS_NAME, lens_family
 from converter.verification.audit import Audit
-from converter.verification.configuration import shown
+from converter.verification.configuration import named_dtype, shown
 from converter.verification.manifest import unlisted_files
 from converter.verification.report import first_few
 
@@ -64,9 +65,9 @@ def _about_options(audit: Audit) -> Iterator[str]:
     for option in ("use_svd", "use_hadamard", "use_codebook", "use_dynamic_quantization"):
         if config.get(option):
             yield f"{option} is on"
-    if (config.get("scale_dtype") or "none") != "none":
+    if named_dtype(config.get("scale_dtype")):
         yield "scales are quantized (scale_dtype)"
-        yield "load_sdnq_model of sdnq 0.2.8 cannot load quantized scales; diffusers can"
+        yield UNLOADABLE_SCALES
     if config and config.get("sdnq_version") is None:
         yield "no sdnq_version: written by SDNQ before 0.2.2 or by another tool"
 

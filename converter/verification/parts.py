@@ -8,6 +8,7 @@ from math import prod
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.conversion.planning.rules import WeightFormat, linear_parts, option_of
 from converter.verification.audit import Audit
+from converter.verification.configuration import named_dtype
 from converter.verification.modules import QuantizedModule
 from converter.verification.report import Check, list_problems
 
@@ -73,9 +74,9 @@ def _plausibility_problems(audit: Audit, module: QuantizedModule, fmt: WeightFor
     name, weight = module.name, f"{module.name}.weight"
     elements, scale, zero_point = module.elements, module.parts["scale"], module.parts.get("zero_point")
     is_codebook = bool(option_of(weight, "use_codebook", audit.config))
-    scale_dtype = _configured(weight, "scale_dtype", audit)
+    scale_dtype = named_dtype(option_of(weight, "scale_dtype", audit.config))
     # By default, SDNQ quantizes zero points like scales.
-    zero_point_dtype = _configured(weight, "zero_point_dtype", audit) or scale_dtype
+    zero_point_dtype = named_dtype(option_of(weight, "zero_point_dtype", audit.config)) or scale_dtype
     scales = prod(scale.shape)
     if elements is None or not scales or (elements % scales and not is_codebook and not scale_dtype):
         yield f"{name}: weight has {elements} numbers, which cannot be divided evenly among {scales} scales"
@@ -91,9 +92,3 @@ def _plausibility_problems(audit: Audit, module: QuantizedModule, fmt: WeightFor
     for part, found, configured in (("scale", scale, scale_dtype), ("zero_point", zero_point, zero_point_dtype)):
         if found is not None and found.dtype not in WEIGHT_DTYPES and not configured:
             yield f"{name}: {part} is {found.dtype}, but the config does not say that it is quantized"
-
-
-def _configured(weight: str, option: str, audit: Audit) -> str:
-    """The dtype of scales or zero points of a weight by the configuration; empty if it has none."""
-    value = option_of(weight, option, audit.config)
-    return value if isinstance(value, str) and value != "none" else ""

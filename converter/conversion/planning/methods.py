@@ -56,9 +56,7 @@ def choose_method(module: PlannedModule, parts: Mapping[str, TensorSpec], *, use
     options = module.options
     couples = ("use_svd", "use_hadamard", "use_codebook", "use_stochastic_rounding", "use_dynamic_quantization")
     if (
-        any(options.get(name) for name in couples)
-        or options.get("scale_dtype") not in (None, "none")
-        or options.get("zero_point_dtype") not in (None, "none")
+        any(options.get(name) for name in (*couples, "scale_dtype", "zero_point_dtype"))
         or options.get("group_size") == -2
         # A constant group gives 0/0, which becomes uint32 by a rule that depends on the position in the tensor.
         or options["weights_dtype"] == "uint32"

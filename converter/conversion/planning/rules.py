@@ -32,6 +32,8 @@ PARTS = (
 _PLAIN: dict[str, str] = {
     torch_name: name for name, torch_name in TORCH_NAMES.items() if BITS[name] <= 32 and name != "BOOL"
 }
+#: What to say of scales that are quantized.
+UNLOADABLE_SCALES = "load_sdnq_model of sdnq 0.2.8 cannot load quantized scales; diffusers can"
 #: SDNQ considers quantized matmul only for weights of at least so many rows and channels, in multiples of this.
 _MATMUL_MINIMUM = 32
 _MATMUL_MULTIPLE = 16
