@@ -1,4 +1,4 @@
-"""Publishing: what is refused before the first request, and releases put on a real local Hub by the real client."""
+"""Releases that the real client publishes on a real local Hub."""
 
 from __future__ import annotations
 
@@ -6,56 +6,24 @@ import hashlib
 import json
 import os
 import re
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from huggingface_hub.utils.sha import git_hash
 
-from converter.console import Progress
-from converter.conversion.release.manifest import ReleaseFile
-from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
-from converter.errors import MissingInput, OutputError, ReleaseError, UsageError
-from converter.hub.records import MAXIMUM_FILES
-from converter.hub.retry import Retry
-from converter.publication.files import (
-    MAXIMUM_REGULAR_BYTES,
-    Difference,
-    PublishedFile,
-    file_stamp,
-    hash_files,
-    noted_files,
-    read_unchanged,
-)
-from converter.publication.folder import advice, find_faults
-from converter.publication.options import PublishOptions
-from converter.publication.preflight import examine_release
-from converter.publication.publish import publish
-from converter.publication.secrets import find_secrets
-from converter.publication.session import HubSession
-from converter.publication.upload import _reading_shown, upload, upload_groups
+from converter.publication.files import noted_files
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
-from tests.conftest import forget_file, list_file, run_process, run_python, snapshot
+from tests.conftest import list_file, run_process, run_python, snapshot
 from tests.expected import check_expected
 from tests.faulty_hub import FaultyHub, faulty_hub
 from tests.hubs import without_progress
-
-MANIFEST = "lensconv_manifest.json"
-WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
-FRONT_MATTER = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n"
-TOKEN, AWS = "hf_" + "a1" * 17, "an AWS access key"
-
-#: Addresses that this process asked to connect to.
-_connections: list[Any] = []
-sys.addaudithook(lambda event, arguments: _connections.append(arguments) if event == "socket.connect" else None)
+from tests.releases import FRONT_MATTER, MANIFEST, WEIGHTS, flip_a_weight, write_card
 
 
 @pytest.fixture
@@ -63,257 +31,6 @@ def release(release: Path) -> Path:
     """A release with a card."""
     write_card(release, "Tiny")
     return release
-
-
-def write_card(release: Path, title: str, license_name: str = "mit") -> None:
-    list_file(release, "README.md", f"{FRONT_MATTER}# {title}\n".replace("mit", license_name, 1).encode())
-
-
-Spoil = Callable[[Path], object]
-
-
-def add(name: str, content: bytes = b"{}", *, listed: bool = False) -> Spoil:
-    return lambda release: list_file(release, name, content) if listed else (release / name).write_bytes(content)
-
-
-def flip_a_weight(release: Path) -> None:
-    content = (release / WEIGHTS).read_bytes()
-    (release / WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-
-
-def edit_card(release: Path) -> None:
-    (release / "README.md").write_bytes((FRONT_MATTER + "# Tinz\n").encode())
-
-
-LATIN = FRONT_MATTER.encode() + "Grüße".encode("latin-1")
-NOTE = b'{\n"note": "%b"}\n' % TOKEN.encode()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (add("vae/.gitattributes", b"* text", listed=True), r"vae/\.gitattributes is hidden"),
-        *((add(name), rf"\{name} is hidden") for name in (".env", ".git", ".lensconv")),
-        (lambda release: (release / ".lensconv").symlink_to("vae"), r"\.lensconv is a link"),
-        (lambda release: (release / "vae/.git").mkdir(), r"vae/\.git is hidden"),
-        (add("a.json", NOTE, listed=True), "a.json contains a Hugging Face token in line 2"),
-        (lambda release: (release / "more").symlink_to("vae"), "more is a link"),
-        (add("vae/more.json"), "vae/more.json is not in the manifest"),
-        (add("vae/more.safetensors", b"", listed=True), "is empty.* Convert again, or download"),
-        (lambda release: os.truncate(release / WEIGHTS, 200 * 10**9), r"has 200000000000 bytes, but \d+ in"),
-        (lambda release: os.truncate(release / WEIGHTS, 200 * 10**9 + 1), "has 200.0 GB.*smaller --max-shard-size"),
-        (add("README.md", LATIN, listed=True), "README.md is not UTF-8"),
-        (add("README.md", b"---\nlicense: [\n---\n", listed=True), "README.md"),
-        (add(os.fsdecode(b"gr\xfc\xdf.json")), "has a name that is not UTF-8"),
-        (lambda release: os.mkfifo(release / "vae" / "pipe"), "vae/pipe is not a regular file"),
-        (lambda release: (release / "vae/config.json").unlink(), "vae/config.json is missing"),
-        (lambda release: os.truncate(release / "README.md", 9), r"README.md has 9 bytes, but \d+ in"),
-        (add(".gitignore"), r"\.gitignore would make"),
-        (flip_a_weight, "another sha256.*says Convert again, or"),
-        (edit_card, "README.md has another sha256.*--adopt"),
-        (lambda release: forget_file(release, "README.md"), "the release has no card.*Make a card with"),
-    ],
-)
-def test_what_must_not_be_published_reaches_no_network(release: Path, spoil: Spoil, message: str) -> None:
-    spoil(release)
-    _connections.clear()
-    with pytest.raises(ReleaseError) as caught:
-        publish(release, "owner/tiny")
-    assert re.search(message, f"{caught.value.message} {caught.value.hint}")
-    assert TOKEN not in caught.value.message
-    assert _connections == []
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        *({"repository": name} for name in ("tiny", "owner/tiny@main")),
-        *({"tag": tag} for tag in ("v 1", "../v1", "v1..2", "v//1", "v1.", "v.lock", "main", "refs/pr/1")),
-        *({"revision": revision} for revision in ("v/.1", "n" * 101)),
-        *({"message": message} for message in ("two\nlines", " ", "N" * 201)),
-        *(
-            {"tag": "next", "revision": "next"},
-            {"create_pr": True, "tag": "v1"},
-            {"create_pr": True, "revision": "next"},
-        ),
-    ],
-)
-def test_requests_that_are_refused(release: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        publish(release, options.pop("repository", "owner/tiny"), PublishOptions(**options))
-
-
-def test_a_folder_that_is_no_release(tmp_path: Path) -> None:
-    with pytest.raises(MissingInput):
-        publish(tmp_path / "nothing", "owner/tiny", PublishOptions(tag="v"))
-    with pytest.raises(ReleaseError, match=MANIFEST):
-        publish(tmp_path, "owner/tiny")
-
-
-def test_long_files_are_left_to_the_upload_unless_they_were_hashed(release: Path) -> None:
-    def read() -> set[str]:
-        files = examine_release(release, "owner/tiny", trusted_from=100_000).files
-        return {file.name for file in files if file.is_hashed}
-
-    assert MANIFEST in read()
-    assert WEIGHTS not in read()
-    examine_release(release, "owner/tiny")
-    assert WEIGHTS in read()
-    os.utime(release / WEIGHTS)
-    assert WEIGHTS not in read()
-
-
-def test_files_are_hashed_again_only_where_they_changed(release: Path) -> None:
-    first = examine_release(release, "owner/tiny")
-    notes = release / ".lensconv" / "checksums.json"
-    noted = json.loads(notes.read_text())
-    for entry in noted.values():
-        entry["git_sha1"] = "noted"
-    # No file can have this name.
-    noted["a\0b"] = next(iter(noted.values())) | {"stamp": []}
-    notes.write_text(json.dumps(noted))
-    assert {file.git_sha1 for file in examine_release(release, "owner/tiny").files} == {"noted"}
-    before = (release / "README.md").stat()
-    edit_card(release)
-    # As some tools do that copy files.
-    os.utime(release / "README.md", ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert (release / "README.md").stat().st_mtime_ns == before.st_mtime_ns
-    names = [file.name for file in first.files]
-    again = {file.name: file for file in hash_files(release, names)}
-    assert {name for name in names if again[name].git_sha1 != "noted"} == {"README.md"}
-    assert {*noted_files(release)} == {*names}
-    assert again["README.md"].sha256 == hashlib.sha256((release / "README.md").read_bytes()).hexdigest()
-
-
-def test_files_of_up_to_10_mib_have_a_hash_of_git(tmp_path: Path) -> None:
-    for more in (0, 1):
-        (tmp_path / str(more)).write_bytes(bytes(MAXIMUM_REGULAR_BYTES + more))
-    assert [file.git_sha1 for file in hash_files(tmp_path, "01")] == [git_hash(bytes(10 << 20)), ""]
-
-
-def test_the_users_own_token_is_in_no_file(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    list_file(release, "a.json", b'{"a":\n"my own"}\n')
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        with monkeypatch.context() as patch:
-            patch.setenv(name, " my own ")
-            with pytest.raises(ReleaseError, match=r"a\.json contains the token that is in use in line 2"):
-                examine_release(release, "owner/tiny")
-
-
-def test_what_is_sent_is_what_was_examined(release: Path) -> None:
-    (card,) = hash_files(release, ["README.md"])
-    assert read_unchanged(card) == (release / "README.md").read_bytes()
-    edit_card(release)
-    for _ in range(2):
-        with pytest.raises(ReleaseError, match=r"README\.md: has changed since it was examined; nothing was published"):
-            read_unchanged(card)
-        (release / "README.md").unlink(missing_ok=True)
-
-
-def test_the_hub_advises_shards_and_takes_20000_files(tmp_path: Path) -> None:
-    sizes = {"a": 50 * 10**9, "b": 50 * 10**9 + 1}
-    found = list(advice({name: ReleaseFile(name, size, "") for name, size in sizes.items()}))
-    assert found == ["b has 50.0 GB; the Hub advises shards of at most 50 GB"]
-    listed = {str(number): ReleaseFile("", 1, "") for number in range(MAXIMUM_FILES)}
-    assert "the release has 20001 files, which is more than 20000" in dict(find_faults(tmp_path, listed))
-    del listed["0"]
-    assert not any("which is more than" in fault for fault, _ in find_faults(tmp_path, listed))
-
-
-def test_long_files_are_uploaded_one_by_one() -> None:
-    def sizes_of(*megabytes: int) -> list[list[int]]:
-        files = [PublishedFile(str(size), Path(), size << 20, "", "", ()) for size in megabytes]
-        return [[file.bytes >> 20 for file in group] for group in upload_groups(files)]
-
-    assert sizes_of(1, 32, 2, 40) == [[1, 2], [32], [40]]
-    assert sizes_of(31, 31, 31, 2, 1) == [[31, 31], [31, 2, 1]]
-    assert [len(group) for group in sizes_of(*[0] * 201)] == [100, 100, 1]
-    assert sizes_of() == []
-
-
-def test_what_the_client_reads_is_shown(tmp_path: Path) -> None:
-    """It counts while it is read, not if the upload fails, and whole if it succeeds."""
-    (tmp_path / "a.bin").write_bytes(bytes(100))
-    files, progress = [PublishedFile("a.bin", tmp_path / "a.bin", 100, "", "", ())], Progress("uploading", 100)
-    with suppress(KeyError), _reading_shown(files, progress), (tmp_path / "a.bin").open("rb", buffering=0) as stream:
-        stream.read(60)
-        deadline = time.monotonic() + 10
-        while progress.done != 60 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert progress.done == 60
-        raise KeyError
-    assert progress.done == 0
-    with _reading_shown(files, progress):
-        pass
-    assert progress.done == 100
-
-
-def test_a_file_that_changes_after_its_upload_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files: list[PublishedFile] = []
-    uploaded: list[str] = []
-    for name in ("a.bin", "b.bin"):
-        (tmp_path / name).write_bytes(b"x")
-        files.append(PublishedFile(name, tmp_path / name, 32 << 20, "", "", file_stamp(tmp_path / name)))
-
-    def change(_: HubSession, group: list[PublishedFile], *__: object) -> list[Any]:
-        uploaded.extend(file.name for file in group)
-        (tmp_path / "a.bin").write_bytes(b"another")
-        return []
-
-    monkeypatch.setattr("converter.publication.upload._upload_group", change)
-    with pytest.raises(ReleaseError, match=r"a\.bin: has changed"):
-        upload(HubSession("owner/tiny", Retry(1)), Difference(tuple(files), ()), "main")
-    assert uploaded == ["a.bin"]
-
-
-def test_a_release_that_was_examined_may_be_made_anew(release: Path) -> None:
-    examine_release(release, "owner/tiny")
-    assert (release / ".lensconv").is_dir()
-    refuse_what_is_no_checkpoint(release)
-    (release / ".env").touch()
-    with pytest.raises(OutputError, match=r"\.env"):
-        refuse_what_is_no_checkpoint(release)
-
-
-#: The shortest secrets of kinds that are known by their beginnings.
-SECRETS = {
-    **dict.fromkeys((f"hf_{kind}" + "a" * 30 for kind in ("", "oauth_", "jwt_")), "a Hugging Face token"),
-    "api_org_" + "a" * 30: "a Hugging Face token",
-    **dict.fromkeys(("AKIA" + "A" * 16, "ASIA" + "A" * 16), AWS),
-    **dict.fromkeys(("ghp_" + "a" * 36, "github_pat_" + "a" * 60), "a GitHub token"),
-    "glpat-" + "a" * 20: "a GitLab token",
-    "AIza" + "a" * 35: "a Google API key",
-    "xoxb-" + "a" * 20: "a Slack token",
-    "sk-" + "a" * 40: "an OpenAI or Anthropic key",
-    "pypi-AgEIcHlwaS5vcmc" + "a" * 20: "a PyPI token",
-}
-
-ASSIGNED = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "huggingfacehub_token", "api_key", "apikey"]
-ASSIGNED += ["aws_secret_key", '"secretkey"', "access_token", "accesstoken", "password"]
-
-
-@pytest.mark.parametrize(
-    ("text", "kinds"),
-    [
-        (" ".join(SECRETS), [*SECRETS.values()]),
-        (" ".join(secret[:-1] for secret in SECRETS), []),
-        (" ".join(f"X{secret}" for secret in SECRETS), ["a PyPI token"]),
-        (" ".join(("AKIA" + "A" * 17, "ASIA" + "A" * 17, "AIza" + "a" * 36)), []),
-        ("hf_oauth_" + "eyJhbGciOiJIUzI1NiJ9." + "a" * 20, ["a Hugging Face token"]),
-        (f"a_{TOKEN} is part of another word, {TOKEN} is none", ["a Hugging Face token"]),
-        ("wandb_v1_" + "a" * 20, ["a Weights & Biases token"]),
-        *((f"-----BEGIN {kind}PRIVATE KEY-----", ["a private key"]) for kind in ("", "RSA ", "OPENSSH ")),
-        (" ".join(f"gh{letter}_{'a' * 36}" for letter in "pousr"), ["a GitHub token"] * 5),
-        (" ".join(f"xox{letter}-{'a' * 20}" for letter in "abeoprs"), ["a Slack token"] * 7),
-        (" ".join(f"{name}: 'abcdefgh12345678ABCD'" for name in ASSIGNED), ["what looks like a secret"] * 10),
-        ('{"pad_token": "<|endoftext|>", "api_key": null, "hf_token": "your-token-goes-here-please"}', []),
-        ('password="12345678901234567890", mypassword="abcdefgh12345678ABCD", api_key="a/path/of/number/12345"', []),
-        ("the word hf_hub_download is no token, and neither is hf_short", []),
-        ("line\nmine is secret-of-mine", ["the token that is in use"]),
-    ],
-)
-def test_secrets_are_known_by_their_form(text: str, kinds: list[str]) -> None:
-    assert [kind for kind, _ in find_secrets(text.encode(), ("secret-of-mine",))] == kinds
 
 
 PUBLISH = """
