@@ -1,0 +1,149 @@
+"""What a benchmark finds out about the machine: its parts, times, peaks of memory, and what images will need."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from converter._version import __version__
+from converter.errors import DependencyError, DeviceError
+from converter.measurement.benchmark import machine, measuring
+from converter.measurement.benchmark.machine import describe_machine
+from converter.measurement.benchmark.measuring import probe_machine
+from converter.measurement.benchmark.meter import Meter, Stopwatch
+from converter.measurement.generation.memory import predict_memory
+from converter.measurement.generation.options import OFFLOADS, GenerateOptions
+from converter.measurement.generation.repo import open_pipeline
+from converter.measurement.generation.settings import choose_settings
+from converter.memory import _MEMINFO, _kibibytes
+from tests.benches import LIMIT
+from tests.conftest import edit_json, time_limit
+from tests.expected import check_expected
+from tests.generations import change_tensors, packed
+
+
+def test_the_machine_is_described_in_a_worker_where_it_has_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = describe_machine("cpu")
+    names = ("torch", "sdnq", "diffusers", "transformers", "safetensors", "accelerate")
+    size = {"cpu_cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+    size["memory_gb"] = round(_kibibytes(_MEMINFO, "MemTotal") / 1e9, 1)
+    system = {"platform": f"{os.uname().sysname} {os.uname().machine}", "python": platform.python_version()}
+    device = {"hardware": here["hardware"], "device": "cpu", "cuda": None, "driver": None}
+    assert here == {**device, **size, **system, "lensconv": __version__, **{name: version(name) for name in names}}
+    # The cores that this process may use count, as in a container.
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    cores = describe_machine("cpu")["cpu_cores"]
+    os.sched_setaffinity(0, allowed)
+    assert cores == 1
+    monkeypatch.setattr(measuring, "choose_device", lambda _: torch.device("cuda"))
+    with time_limit(LIMIT):
+        assert probe_machine("cpu", LIMIT, lambda: None) == here
+        with pytest.raises(DependencyError, match=r"cannot start: was stopped: no progress for 0\.01 s"):
+            probe_machine("cpu", 0.01, lambda: None)
+        if not torch.cuda.is_available():
+            with pytest.raises(DeviceError, match="sees no CUDA GPU"):
+                probe_machine("cuda", LIMIT, lambda: None)
+
+
+def test_what_the_machine_calls_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without NVIDIA's library, with one that fails, and with one that works."""
+    file = tmp_path / "file"
+    for name in ("_PROCESSORS", "_DRIVER"):
+        monkeypatch.setattr(machine, name, file)
+    broken = SimpleNamespace(NVMLError=OSError, nvmlInit=lambda: file.read_text("ascii"))
+    working = SimpleNamespace(NVMLError=OSError, nvmlInit=lambda: None, nvmlSystemGetDriverVersion=lambda: "570.1")
+    found = []
+    for library, text in (
+        (None, "x\nmodel name\t: Some CPU \nmodel name: Other"),
+        (None, "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat"),
+        (broken, None),
+        (working, None),
+    ):
+        monkeypatch.setitem(sys.modules, "pynvml", library)
+        file.write_text(text) if text else file.unlink(missing_ok=True)
+        found.append((machine._processor(), machine._driver()))
+    unnamed = f"CPU {os.uname().machine}"
+    assert found == [("CPU Some CPU", None), (unnamed, "535.104.05"), (unnamed, None), (unnamed, "570.1")]
+
+
+def grown_block() -> bytearray:
+    """0.2 GB that are resident."""
+    block = bytearray(200_000_000)
+    block[::4096] = bytes(len(block[::4096]))
+    return block
+
+
+def test_a_stopwatch_gives_times_and_peaks_of_stages() -> None:
+    meter = Meter(torch.device("cpu"))
+    with meter.watching():
+        watch = Stopwatch(meter, "first")
+        time.sleep(0.05)
+        watch.begin("second")
+        block = grown_block()
+        del block
+        watch.begin("second")
+        watch.begin("third")
+        figures = watch.stop()
+    stages = figures["stages"]
+    assert list(stages) == ["first", "second", "third"]
+    assert stages["first"]["time_s"] >= 0.05
+    assert sum(stage["time_s"] for stage in stages.values()) == pytest.approx(figures["time_s"], abs=0.002)
+    grown = stages["second"]["peak_rss_gb"] - stages["first"]["peak_rss_gb"]
+    assert grown == pytest.approx(0.2, abs=0.02)
+    # The peak of a stage does not count for the next one.
+    assert stages["third"]["peak_rss_gb"] < stages["second"]["peak_rss_gb"] - 0.15
+    assert figures["peak_rss_gb"] == stages["second"]["peak_rss_gb"]
+
+
+def test_peaks_are_sampled_where_they_cannot_be_reset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("converter.measurement.benchmark.meter._CLEAR_REFS", tmp_path)
+    meter = Meter(torch.device("cpu"))
+    with meter.watching():
+        watch = Stopwatch(meter, "first")
+        block = grown_block()
+        time.sleep(0.2)
+        del block
+        watch.begin("second")
+        stages = watch.stop()["stages"]
+    assert stages["first"]["peak_rss_gb"] - stages["second"]["peak_rss_gb"] == pytest.approx(0.2, abs=0.03)
+
+
+def test_the_memory_that_images_are_predicted_to_need(tiny_repo: Path, tmp_path: Path) -> None:
+    """In every way to load a pipeline, also one with a large text encoder in MXFP4 and a thin autoencoder."""
+    large = packed(tiny_repo, tmp_path)
+    more = {"large.weight": torch.zeros(15_000_000, dtype=torch.bfloat16)}
+    change_tensors(large / "text_encoder" / "model.safetensors", lambda tensors: tensors.update(more))
+    lines = []
+    for folder, channels, options in (
+        (tiny_repo, None, GenerateOptions()),
+        (tiny_repo, None, GenerateOptions(base_resolution=1024, dtype="float32")),
+        (large, [], GenerateOptions(height=64, width=128)),
+        (large, ["1"], GenerateOptions(height=64, width=128)),
+        (large, [1], GenerateOptions(height=1600, width=3200)),
+        (large, [1], GenerateOptions(height=1600, width=3200, guidance=1.0)),
+    ):
+        if channels is not None:
+            edit_json(folder / "vae" / "config.json", block_out_channels=channels)
+        repo = open_pipeline(folder)
+        settings = choose_settings(repo, "x", options)
+        lines.append(
+            f"{folder.name} {channels} {settings.height}x{settings.width} {settings.dtype} {settings.guidance}"
+        )
+        for offload, on_cpu in (*((offload, False) for offload in OFFLOADS), ("none", True)):
+            needs = [
+                predict_memory(repo, settings, offload=offload, on_cpu=on_cpu, unpacks=unpacks, **others)
+                for unpacks in (False, True)[: 1 + repo.has_packed_text_encoder]
+                for others in ({}, {"encodes": False}, {"keeps_encoder": True})
+            ]
+            shown = " ".join(f"{need.host}/{need.device}" for need in needs)
+            lines.append(f" {'cpu' if on_cpu else offload}: {shown}")
+    check_expected("memory.txt", "\n".join(lines))
