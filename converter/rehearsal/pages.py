@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from importlib import resources
 from urllib.parse import quote
@@ -41,7 +40,7 @@ async def show_page(call: Call) -> Response:
     files = f"/{quote(repo.identity)}/resolve/{commit}/"
 
     def inside(address: str) -> str:
-        return _inside(files, address)
+        return files + quote(address.removeprefix("./").removeprefix("/"), safe="/%?=&#-._~")
 
     page = _template().render(
         style=STYLE,
@@ -65,10 +64,3 @@ def _template() -> jinja2.Template:
     text = resources.files(TEMPLATES_PACKAGE).joinpath("hub_repo.html.jinja").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(text)
-
-
-def _inside(base: str, address: str) -> str:
-    """Turn an address in a card into one on this Hub, unless it leads elsewhere."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:|//|#", address):
-        return address
-    return base + quote(address.removeprefix("./").removeprefix("/"), safe="/%?=&#-._~")

@@ -24,7 +24,7 @@ FORMATS = {".png": "PNG", ".webp": "WEBP"}
 #: Maximum bytes of an image file; 2048x2048 raw pixels are 12.6 MB.
 MAXIMUM_FILE_BYTES = 1 << 29
 #: Modes of Pillow that convert to RGB of 8 bits without loss; alpha must be opaque.
-_MODES = ("1", "L", "P", "RGB", "LA", "PA", "RGBA")
+_MODES = ("1", "L", "P", "RGB", "LA", "RGBA")
 _BITS = 8
 #: Offset of the bits per channel in a PNG (PNG specification, 11.2.1).
 _DEPTH_OFFSET = 24
@@ -66,7 +66,7 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
     """
     with _opened(path) as image:
         image.load()
-        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        if image.mode in ("LA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
             if np.asarray(image)[..., 3].min() < 255:
                 raise UsageError(f"{path}: is partly transparent", "Compare opaque images.")
