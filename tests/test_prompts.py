@@ -185,7 +185,7 @@ def test_cards_that_are_not_files(tmp_path: Path) -> None:
 
 
 class Hub(Quiet, BaseHTTPRequestHandler):
-    """Answers as the Hub does, by the name of the repo."""
+    """Answers as the Hub does, by the name of the repo or the revision."""
 
     CONTENT = markdown_card().encode()
     ANSWERS = {  # noqa: RUF012 - never changed
@@ -200,9 +200,10 @@ class Hub(Quiet, BaseHTTPRequestHandler):
     }
 
     def answer(self) -> None:
-        """Send the status and the headers that the repo's name asks for."""
+        """Send the status and the headers that the address asks for."""
         found = {"X-Repo-Commit": "c" * 40, "ETag": '"e"', "X-Seen": self.path}
-        status, headers = self.ANSWERS.get(self.path.split("/")[2], (200, found))
+        _, _, name, _, revision, _ = self.path.split("/")
+        status, headers = self.ANSWERS.get(name) or self.ANSWERS.get(revision, (200, found))
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -256,7 +257,7 @@ def test_cards_from_the_hub(hub: str, tmp_path: Path) -> None:
         "hidden": "the Hub answers with status 401",
         "gated": "the repo is gated",
         "forbidden": "the Hub answers with status 403",
-        "old": "the repo has no such revision",
+        "model@old": "the repo has no such revision",
         "bare": "the repo has no README.md",
         "broken": "the Hub answers with status 500",
         "stranger": "the server that answers is not the Hub",
