@@ -20,7 +20,7 @@ from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint, UsageEr
 from converter.libraries import load_library
 from converter.schemas import load_schema
 from converter.verification.audit import Audit
-from converter.verification.configuration import differing_entries
+from converter.verification.configuration import differing_entries, differing_options
 from converter.verification.measures import Fidelity, ModuleFidelity
 from converter.verification.verify import make_report
 from tests.checkpoints import (
@@ -120,6 +120,7 @@ def replace(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Damage
 
 
 KEPT, LAST = "proj_out.bias", "proj_out.weight"
+TRIO = ("weight", "scale", "zero_point")
 WEIGHT, SCALE, ZERO_POINT = f"{QKV}.weight", f"{QKV}.scale", f"{QKV}.zero_point"
 QUANTIZED_MODULATION = {
     f"{MOD}.weight": torch.zeros(1152 * 192 // 2, dtype=torch.uint8),
@@ -143,6 +144,7 @@ VISIBLE: dict[str, Damage] = (
     {"no zero point": drop(ZERO_POINT), "no scale": drop(SCALE), "no weight": drop(WEIGHT)}
     | {"no bias": drop(f"{QKV}.bias"), "no kept tensor": drop(LAST)}
     | {"one too many": change_tensors(lambda t: t.update(extra=torch.ones(3)))}
+    | {"a module too many": change_tensors(lambda t: t.update({f"more.{p}": t[f"{QKV}.{p}"].clone() for p in TRIO}))}
     | {"a factor too many": change_tensors(lambda t: t.update({f"{QKV}.svd_up": torch.ones(576, 8)}))}
     | {"a scale of another shape": replace(SCALE, lambda t: t.reshape(3, 576, 1))}
     | {"a flat scale": replace(SCALE, lambda t: t.reshape(1728)), "half a weight": replace(WEIGHT, lambda t: t[::2])}
@@ -155,9 +157,12 @@ VISIBLE: dict[str, Damage] = (
     | {"a kept tensor in integers": replace(KEPT, lambda t: t.to(torch.int32))}
     | {"a scale without its weight": drop(WEIGHT, ZERO_POINT)}
     | {"modulation quantized": change_tensors(lambda t: t.update(QUANTIZED_MODULATION))}
+    | {"modulation of scales": change_tensors(lambda t: (t.update(QUANTIZED_MODULATION), t.pop(f"{MOD}.weight")))}
+    | {"embeddings quantized": change_config(quant_embedding=True, group_size=32)}
     | {"a linear that was not quantized": change_tensors(restore_linear)}
     | {"another group size": change_config(group_size=32), "another dtype": change_config(weights_dtype="int8")}
     | {"a float of no bits": change_config(weights_dtype="fp0"), "nobody's": change_config(weights_dtype="nf4")}
+    | {"a name of no weight": change_config(modules_dtype_dict={"int8": ["gone.weight"]}, group_size=32)}
     | {"float32 scales in the config": change_config(dequantize_fp32=True)}
     | {"excluded in the config": change_config(modules_to_not_convert=["attn"])}
     | {"nothing excluded": change_config(modules_to_not_convert=[])}
@@ -252,10 +257,16 @@ def test_an_index_that_disagrees(tmp_path: Path, lens_source: Path, folder: Path
 
 
 def test_the_recipe_is_checked_by_headers(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
-    assert "recipe" in failed(verify(lens_output, recipe="sdnq-uint4"))
+    missing = "transformer_blocks.0.img_mod.1.scale is missing; transformer_blocks.0.img_mod.1.zero_point is missing; "
+    assert failed(verify(lens_output, recipe="sdnq-uint4"))["recipe"].startswith(missing)
     convert(lens_source, tmp_path / "out", "sdnq-uint4")
     report = verify(tmp_path / "out", recipe="lens-uint4-static")
-    assert set(failed(report)) == {"recipe"}
+    disagree = "the quantization config disagrees with the recipe on dequantize_fp32, quantized_matmul_dtype, "
+    unexpected = f"use_quantized_matmul; {MOD}.scale is unexpected; {MOD}.zero_point is unexpected; and 50 more"
+    assert failed(report) == {"recipe": disagree + unexpected}
+    wide = Recipe("wide", {**LENS_OPTIONS, "dequantize_fp32": True})
+    shapes = "is BF16 [576, 3, 1], should be F32 [576, 3, 1]"
+    assert f"; {SCALE} {shapes}; {ZERO_POINT} {shapes}; " in failed(verify(lens_output, recipe=wide))["recipe"]
     assert "modulation layers are quantized, which causes periodic artifacts in images" in report.notes
     assert verify(tmp_path / "out", against=lens_source, recipe=Recipe("r", {"weights_dtype": "uint4"})).checks[-1].ok
 
@@ -271,6 +282,7 @@ def test_what_cannot_be_asked(lens_source: Path, lens_output: Path, tmp_path: Pa
     convert(flux, tmp_path / "out")
     with pytest.raises(UsageError, match="--against"):
         verify(tmp_path / "out", recipe="sdnq-uint4")
+    assert "recipe" not in failed(verify(tmp_path / "out", against=flux, recipe="sdnq-uint4"))
     with pytest.raises(UnsupportedCheckpoint, match="Flux"):
         verify(tmp_path / "out", against=lens_source)
     (tmp_path / "out" / "lensconv_manifest.json").unlink()
@@ -298,22 +310,40 @@ def test_the_config_is_compared_with_the_source(lens_source: Path, folder: Path)
     assert failed(report)["config of the source"].endswith("disagree on axes_dims_rope")
     incidental = ("dtype", "torch_dtype", "quantization_config", "transformers_version", "_name_or_path")
     one, other = dict.fromkeys((*incidental, "b", "c"), 1), dict.fromkeys((*incidental, "b"), 2)
-    assert differing_entries({"a": one}, {"a": other, "d": 4}) == ["a.b"]
+    one, other = {"A": 1, "a": one, "e": {}, "f": 5}, {"A": 2, "a": other, "d": 4, "e": 5, "f": {}}
+    assert differing_entries(one, other) == ["A", "a.b", "e", "f"]
+    lists = {"modules_to_not_convert": [1, 2], "modules_to_not_use_matmul": [1, 2], "modules_dtype_dict": {"x": [1, 2]}}
+    assert differing_options(lists, json.loads(json.dumps(lists).replace("[1, 2]", "[2, 1]"))) == ""
+    (folder / "config.json").write_text('{"quantization_config": []}')
+    with pytest.raises(MalformedCheckpoint, match="its quantization_config is not an object"):
+        Audit(folder)
 
 
 def test_the_recipe_is_compared_with_the_config(lens_source: Path, folder: Path) -> None:
     # The tensors are the same with and without.
+    placement = {"sdnq_version": "0.1", "quantization_device": "x", "return_device": "x", "non_blocking": True}
     change_config(use_quantized_matmul=False)(folder, {})
     report = verify(folder, recipe="lens-uint4-static")
     assert "disagrees with the recipe on use_quantized_matmul" in failed(report)["recipe"]
     recipe = Recipe("mine", {"weights_dtype": "uint4", "dequantize_fp32": False, "svd_rank": 16})
     assert "svd_rank" in failed(verify(folder, against=lens_source, recipe=recipe))["recipe"]
+    change_config(**placement)(folder, {})
+    different = (
+        "the quantization config disagrees with the recipe on modules_to_not_convert, quantized_matmul_dtype, svd"
+    )
+    assert failed(verify(folder, recipe=recipe))["recipe"].startswith(different)
 
 
 def test_source_and_output_may_be_pipelines_or_not(
     lens_source: Path, lens_output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index: dict[str, Any] = {"_class_name": "P", "transformer": ["x", "y"], "vae": ["x", "y"], "dit": ["x", "y"]}
+    index: dict[str, Any] = {
+        "_class_name": "P",
+        "transformer": ["x", "y"],
+        "vae": ["x", "y"],
+        "dit": ["x", "y"],
+        "unet": ["x", "y"],
+    }
     source, output = tmp_path / "Lens", tmp_path / "out"
     for pipeline, component in ((source, lens_source), (output, lens_output)):
         shutil.copytree(component, pipeline / "dit")
@@ -323,10 +353,13 @@ def test_source_and_output_may_be_pipelines_or_not(
     reports = [verify(lens_output, against=x, recipe="lens-uint4-static") for x in (source, lens_source / WEIGHTS)]
     reports += [verify(output, component="dit", against=x) for x in (lens_source, source)]
     # Of two components of the class, that of the folder's name is meant.
-    shutil.copytree(lens_source, source / "vae")
+    for name in ("vae", "unet"):
+        shutil.copytree(lens_source, source / name)
     replace(WEIGHT, lambda t: t * 1.5)(source / "vae", load_file(lens_source / WEIGHTS))
     monkeypatch.chdir(output / "dit")
     reports += [verify(folder, against=source) for folder in (output / "dit", Path())]
+    # Otherwise it is the denoiser, wherever the index lists it.
+    reports.append(verify(lens_output, against=source))
     assert [failed(report) for report in reports if not report.ok] == []
 
 
@@ -343,6 +376,8 @@ def test_a_file_without_its_config(lens_source: Path, lens_output: Path, tmp_pat
     report = verify(file, against=lens_source)
     assert report.ok, failed(report)
     assert "names" not in {check.name for check in report.checks}
+    only = "only quantization_config.json contains the quantization config; some loaders read config.json"
+    assert (report.notes[0], report.notes[-1]) == (only, "no config.json next to the weights")
 
 
 @pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "F16"), (torch.float32, "F32")])
@@ -358,12 +393,14 @@ def test_models_that_were_not_in_bfloat16(dtype: torch.dtype, name: str, lens_so
 
 CODES = {"a.weight": torch.zeros(64, 64, dtype=torch.uint8)}
 PACKED = {"a.weight": torch.zeros(64 * 32, dtype=torch.uint8), "a.zero_point": torch.ones(64, 1)}
+FEWER = CODES | {"a.zero_point": torch.ones(32, 1)}
 LAYER_SCALE = {"layer_scale.scale": torch.ones(64)}
 U8_SCALE = {"a.scale": torch.ones(64, 1, dtype=torch.uint8)}
 U8_ZERO_POINT = CODES | {"a.zero_point": torch.ones(64, 1, dtype=torch.uint8)}
 #: Each dtype that codes can have, and a buffer of integers.
 BARE = {f"{dtype}.weight": torch.zeros(4).to(getattr(torch, dtype)) for dtype in ("uint8", "int8", "uint16", "int16")}
 BARE |= {dtype: torch.zeros(4).to(getattr(torch, dtype)) for dtype in ("float8_e4m3fn", "float8_e5m2", "int16")}
+DEPENDENT = ("zero_point", "svd_up", "svd_down", "scale_2")
 SVD, UINT4, UINT8 = {"a.svd_up": torch.ones(64, 8)}, {"weights_dtype": "uint4"}, {"weights_dtype": "uint8"}
 #: Tensors of checkpoints whose class does not show their shapes, and options.
 OTHERS: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {
@@ -377,7 +414,7 @@ OTHERS: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {
     "scales that do not divide": ({"a.scale": torch.ones(63, 1)}, {}),
     "no scales": ({"a.scale": torch.ones(0, 1)}, {}),
     "no zero point": (CODES, UINT8),
-    "another zero point": (CODES | {"a.zero_point": torch.ones(32, 1)}, UINT8),
+    "another zero point": (FEWER, UINT8),
     "a zero point too many": ({"a.zero_point": torch.ones(64, 1)}, {}),
     "a zero point in codes": (U8_ZERO_POINT, UINT8),
     "half a factorisation": (SVD, {"use_svd": True, "use_hadamard": True, "sdnq_version": None}),
@@ -388,6 +425,12 @@ OTHERS: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {
     "scales in codes by no option": (U8_SCALE, {"scale_dtype": "none"}),
     "a zero point in codes by an option": (U8_ZERO_POINT, {**UINT8, "zero_point_dtype": "uint8"}),
     "codes without scales": (BARE, {}),
+    "parts without scales": ({f"b.{part}": torch.ones(4) for part in DEPENDENT}, {}),
+    "a scale and another factor": (LAYER_SCALE | {"layer_scale.svd_down": torch.ones(64)}, {}),
+    "a codebook": (CODES | {"a.scale": torch.ones(63, 1)}, {**UINT8, "use_codebook": True}),
+    "fewer scales in codes": ({"a.scale": U8_SCALE["a.scale"][1:]}, {"scale_dtype": "uint8"}),
+    "fewer zero points by an option": (FEWER, {**UINT8, "zero_point_dtype": "uint8"}),
+    "names of Lens": ({f"{MOD}.weight": LINEAR["a.weight"].clone(), f"{MOD}.scale": torch.ones(64, 1)}, {}),
     "names of modules": (PACKED, {"modules_dtype_dict": {"uint4": ["model.language_model.a.weight"]}}),
     "a name and a pattern": (PACKED, {"modules_dtype_dict": {"uint4": ["a.weight", "a*", "*.a.weight"]}}),
     "packed": (PACKED, UINT4),
@@ -400,6 +443,7 @@ def test_what_headers_show_of_other_classes(tmp_path: Path) -> None:
         report = verify(write_checkpoint(tmp_path / name, {**LINEAR, **tensors}, "MimiModel", **options))
         found = [f"{check}: {detail}" for check, detail in failed(report).items()] + [*report.notes[2:-1]]
         text += " | ".join([f"{name}: {report.quantized_modules} of {report.parameters}", *found]) + "\n"
+    text += ", ".join(f"{check.name}: {check.detail}" for check in verify(tmp_path / "sound").checks) + "\n"
     check_expected("others.txt", text)
 
 
@@ -443,7 +487,7 @@ def test_two_reports_of_an_audit_are_the_same(folder: Path) -> None:
     (folder / "lensconv_manifest.json").unlink()
     audit = Audit(folder)
     assert make_report(audit) == make_report(audit)
-    assert len(make_report(audit).notes) == 1
+    assert (len(make_report(audit).notes), make_report(audit).fidelity) == (1, {})
     # A name that loaders do not look for is noted.
     save_file(load_file(folder / WEIGHTS), folder / "lens.safetensors")
     (folder / WEIGHTS).unlink()
@@ -473,6 +517,8 @@ def test_figures_do_not_depend_on_where_a_weight_that_is_no_number_stands() -> N
 
 WRONG_TYPES: list[tuple[str, Any]] = [
     *(("modules_to_not_convert", 5), ("modules_to_not_convert", [5]), ("modules_dtype_dict", {"int8": "x"})),
+    *(("modules_to_not_use_matmul", 5), ("quantized_matmul_dtype", 8), ("modules_dtype_dict", [1])),
+    ("modules_quant_config", [1]),
     *(("modules_quant_config", {"a": 5}), ("weights_dtype", 4), ("group_size", "64")),
 ]
 

@@ -54,6 +54,7 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = (
     | {"other parameters": lambda m: m["output"].update(parameters=5)}
     | {"another source": lambda m: m["source"].update(parameters=10**12)}
     | {"a source of more tensors": lambda m: m["source"].update(parameters=10**12, tensors=69)}
+    | {"more tensors of fewer parameters": lambda m: m["source"].update(parameters=5, tensors=69)}
     | {"another shape": change_modules(lambda q: q[QKV].update(shape=[5, 5]))}
     | {"a shape of nothing": change_modules(lambda q: q[QKV].update(shape=[0]))}
     | {"a shape beyond 63 bits": change_modules(lambda q: q[QKV].update(shape=[2**63]))}

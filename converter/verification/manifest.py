@@ -73,7 +73,7 @@ def _size(file: Path) -> int | None:
     """Bytes of a file; None if it does not exist, or no file can have this name."""
     try:
         return file.stat().st_size if file.is_file() else None
-    except (OSError, ValueError):
+    except OSError:
         return None
 
 
@@ -144,7 +144,7 @@ def check_sums(audit: Audit, progress: Progress) -> Check:
     for name, entry in listed.items():
         try:
             digest = file_sha256(audit.root / name, progress)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             problems.append(f"{name} cannot be read: {error!s:.80}")
             continue
         if digest is None:
