@@ -166,8 +166,6 @@ class _Pair:
 
     def _compare_kept(self, source: SourceTensor, kept: SourceTensor, reader: TensorReader, progress: Progress) -> str:
         where = kept.entry.name
-        if source.entry.shape != kept.entry.shape:
-            return f"{where} has shape {list(kept.entry.shape)}, the source {list(source.entry.shape)}"
         dtypes = TORCH_DTYPES[source.entry.dtype], TORCH_DTYPES[kept.entry.dtype]
         different = 0
         for start, stop in ranges(math.prod(source.entry.shape), PIECE_ELEMENTS):
