@@ -53,6 +53,8 @@ def test_labels_are_shown_as_text(tmp_path: Path, lensconv: Lensconv) -> None:
     """Neither as markup of the terminal nor with control characters."""
     write(tmp_path, *edited(METRICS, "models", "original", "label", value="[bold]a[/bold]\x1b"))
     assert "[bold]a[/bold]\\x1b" in lensconv("evidence", tmp_path).stderr
+    files = [{"name": METRICS, "schema": "benchmark_metrics", "version": "lensconv.benchmark/1"}]
+    assert lensconv("evidence", tmp_path / METRICS, "--json").result == {"files": files, "matrix": None}
 
 
 def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
@@ -76,6 +78,10 @@ def test_statistics_are_those_by_hand() -> None:
     assert spread([4.0]).to_dict() == {"mean": 4.0, "median": 4.0, "min": 4.0, "max": 4.0, "count": 1}
     many = {"mean": 3.0, "median": 2.0, "stdev": 2.646, "min": 1.0, "max": 6.0, "count": 3}
     assert spread([2.0, 6.0, 1.00004]).to_dict() == many
+    assert (spread([1.0, 3.0]).stdev, slowdown([1.0, 1.0], [2.0, 2.0]).mean_difference_s_interval) == (
+        1.414,
+        [1.0, 1.0],
+    )
     found = summarise_times({"a": 1.0, "b": 3.0}, {"c": 9.0})
     assert found == {"original": spread([1.0, 3.0]).to_dict(), "quantized": spread([9.0]).to_dict()}
     with pytest.raises(ValueError, match="0 and 0"):
@@ -285,6 +291,7 @@ def test_what_contradicts_itself_is_not_written(tmp_path: Path) -> None:
         write_evidence(tmp_path, name, content)
     assert not list(tmp_path.iterdir())
     write_evidence(tmp_path, MATRIX, published.published_matrix())
+    assert read_evidence(write(tmp_path, "a.json", published.published_summary()))[0].version is None
     assert read_evidence((tmp_path / MATRIX).rename(tmp_path / "other.json"))[1] == published.published_matrix()
 
 

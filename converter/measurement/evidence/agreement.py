@@ -220,9 +220,6 @@ def _check_reserved(figures: Mapping[str, Any], where: str) -> Iterator[str]:
 
 def _check_spreads(value: Any, path: str) -> Iterator[str]:
     """Means and medians are between the least and the most, and figures are inside their intervals."""
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _check_spreads(item, f"{path}.{index}")
     if not isinstance(value, Mapping):
         return
     for key, figure in value.items():
