@@ -198,6 +198,7 @@ def test_sixteen_gigabytes(tmp_path: Path, serve: Serve) -> None:
     assert (report.tensors, report.total_bytes) == (1264, 16_416_900_608)
     assert report.hub["received_bytes"] == hub.sent < 400_000
     assert "neither config.json nor quantization_config.json" in failed(report)["config"]
+    assert report.checks[-1].detail == "2 files that were read have the checksums that the Hub records"
     assert len([path for _, path, _ in hub.seen if path.startswith("/lfs/")]) == 1
 
 
@@ -262,14 +263,16 @@ def test_differences_from_a_release_on_disk(
         assert f"{name} is on the Hub and not in" in failed(verify(PLACE, against=other))["against"]
         (other / name).write_bytes(content)
     # No file of git is so long.
-    monkeypatch.setattr("converter.verification.remote.MAXIMUM_GIT_BYTES", GIT_BYTES - 1)
     list_file(release, "LICENSE", bytes(GIT_BYTES))
     hub.records = record_files(release)
     (other / "LICENSE").write_bytes(bytes(GIT_BYTES))
-    assert "LICENSE has other bytes" in failed(verify(PLACE, against=other))["against"]
+    for longest, said in ((GIT_BYTES, []), (GIT_BYTES - 1, ["LICENSE has other bytes on the Hub than on disk"])):
+        monkeypatch.setattr("converter.verification.remote.MAXIMUM_GIT_BYTES", longest)
+        found = failed(verify(PLACE, against=other))["against"]
+        assert [problem for problem in found.split("; ") if "LICENSE" in problem] == said
     hub.seen.clear()
     refusal(lambda: verify(PLACE, against=tmp_path / "nothing"), errors.MissingInput)
-    refusal(lambda: verify(PLACE, against=Path(PLACE)), errors.UsageError)
+    refusal(lambda: verify(PLACE, against=Path(PLACE.upper())), errors.UsageError)
     assert hub.seen == []
 
 

@@ -20,7 +20,7 @@ from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint, UsageEr
 from converter.libraries import load_library
 from converter.schemas import load_schema
 from converter.verification.audit import Audit
-from converter.verification.configuration import differing_entries, differing_options
+from converter.verification.configuration import differing_entries, differing_options, shown
 from converter.verification.measures import Fidelity, ModuleFidelity
 from converter.verification.verify import make_report
 from tests.checkpoints import (
@@ -249,6 +249,8 @@ def test_an_index_that_disagrees(tmp_path: Path, lens_source: Path, folder: Path
     assert verify(folder).ok
     convert(lens_source, tmp_path / "sharded", options=ConvertOptions(shard_bytes=300_000))
     index = tmp_path / "sharded" / f"{WEIGHTS}.index.json"
+    shards = [*index.parent.glob("*.safetensors")]
+    assert verify(index.parent).checks[0].detail == f"{len(shards)} files and their index agree"
     content = json.loads(index.read_text())
     missing = content["weight_map"].pop("proj_out.bias")
     index.write_text(json.dumps(content))
@@ -321,6 +323,7 @@ def test_the_config_is_compared_with_the_source(lens_source: Path, folder: Path)
         assert differing_entries(*pair) == ["A", "a.b", "e"]
     lists = {"modules_to_not_convert": [1, 2], "modules_to_not_use_matmul": [1, 2], "modules_dtype_dict": {"x": [1, 2]}}
     assert differing_options(lists, json.loads(json.dumps(lists).replace("[1, 2]", "[2, 1]"))) == ""
+    assert (shown([1]), shown("x" * 81), shown(None)) == ("a list", "x" * 80, "None")
     (folder / "config.json").write_text('{"quantization_config": []}')
     with pytest.raises(MalformedCheckpoint, match="its quantization_config is not an object"):
         Audit(folder)
@@ -429,6 +432,7 @@ OTHERS: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = {
     "fewer zero points by an option": (FEWER, {**UINT8, "zero_point_dtype": "uint8"}),
     "names of Lens": ({f"{MOD}.weight": LINEAR["a.weight"].clone(), f"{MOD}.scale": torch.ones(64, 1)}, {}),
     "names of modules": (PACKED, {"modules_dtype_dict": {"uint4": ["model.language_model.a.weight"]}}),
+    "names of options": ({}, {"modules_quant_config": {"model.a.weight": {}}}),
     "a name and a pattern": (PACKED, {"modules_dtype_dict": {"uint4": ["a.weight", "a*", "*.a.weight"]}}),
     "packed": (PACKED, UINT4),
 }
