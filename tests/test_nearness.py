@@ -120,3 +120,18 @@ def test_ratios_at_the_ends_of_the_range() -> None:
     assert ratio_db(0, 1) == ratio_db(1, math.inf) == -math.inf
     assert ratio_db(1e-300, 1e300) == pytest.approx(-6000)
     assert math.isnan(ratio_db(1, math.nan))
+
+
+def test_an_error_is_a_multiple_of_what_explains_it() -> None:
+    def rms(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.double().square().mean(-1, keepdim=True).sqrt()
+
+    for options, steps in (({}, 0.55), ({"use_stochastic_rounding": True}, 1.1)):
+        dequantizer, parts = quantize(NORMAL, weights_dtype="int8", **options)
+        far = compare_errors(dequantizer, parts, NORMAL + 3 * parts["scale"], NORMAL)
+        expected = float((3 * parts["scale"] / (steps * parts["scale"] + rms(NORMAL) / 64)).max())
+        assert (far.excess, far.max_error_steps) == pytest.approx((expected, 3), 1e-4)
+    dequantizer, parts = quantize(NORMAL, weights_dtype="float8_e4m3fn")
+    own, weight = rms((dequantize(dequantizer, parts) - NORMAL).flatten()), rms(NORMAL.flatten())
+    excess = compare_errors(dequantizer, parts, NORMAL + 0.01, NORMAL).excess
+    assert excess == pytest.approx(0.01 / float(2 * own + weight / 64), 1e-4)

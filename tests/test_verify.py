@@ -196,7 +196,7 @@ HIDDEN: dict[str, Damage] = (
     | {"a scale that is NaN": change_tensors(lambda t: t[SCALE][3].fill_(math.nan))}
     | {"two weights exchanged": change_tensors(lambda t: exchange(t, WEIGHT, f"{BLOCK}.attn.txt_qkv.weight"))}
 )
-SHOWN = ("no zero point", "one too many", "a kept tensor of another shape", "a kept tensor in F8")
+SHOWN = ("no zero point", "one too many", "a kept tensor of another shape", "a kept tensor in F8", "another dtype")
 
 
 def test_damage_that_the_source_shows(
