@@ -18,6 +18,9 @@ import pytest
 
 from converter.errors import EvidenceError, MissingInput
 from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder, write_evidence
+from converter.measurement.evidence.folder_agreement import disagreements_between
+from converter.measurement.evidence.names import IMAGES_NAME
+from converter.measurement.evidence.origin import grid_text, is_drawn_from
 from converter.measurement.evidence.statistics import combine, percent_change, slowdown, spread, summarise_times
 from converter.schemas import load_schema
 from tests import published
@@ -240,6 +243,22 @@ def test_what_is_refused_and_what_is_just_accepted(tmp_path: Path, lensconv: Len
         return str(error["message"]).replace(f"{tmp_path}/{name}: ", "").replace(f"{tmp_path}/", "")
 
     check_cases("evidence_cases.jsonl", outcome)
+
+
+def test_what_only_one_file_has_is_not_compared() -> None:
+    for matrix in (published.published_matrix(), matrix_with_stages()):
+        files = {METRICS: published.published_metrics(), MATRIX: matrix, IMAGES_NAME: images_of_matrix()}
+        assert list(disagreements_between(files)) == []
+
+
+def test_the_origin_of_a_grid_is_its_images_and_their_labels() -> None:
+    row, measured = {"id": "P01", "scenario": "x", "seed": 1}, {"image": "a.png", "image_sha256": "b"}
+    rows = [
+        {**row, "original": measured, "quantized": {"failed": "c"}},
+        {**row, "original": {}, "quantized": {"image": "d"}},
+    ]
+    assert json.loads(grid_text({"prompts": rows})) == [["P01", "x", 1, "b", "c"], ["P01", "x", 1, "", "d"]]
+    assert not is_drawn_from(b"no picture", "")
 
 
 @pytest.mark.parametrize(
