@@ -80,6 +80,7 @@ def test_a_suite_survives_toml(suite: PromptSuite) -> None:
 
 def test_the_hash_changes_with_the_content() -> None:
     assert SUITE.sha256 == PromptSuite("made", SUITE.prompts).sha256
+    assert SUITE.sha256.startswith("9dffdf625d5257e1")
     others = (PromptSuite("other", SUITE.prompts), PromptSuite("made", SUITE.prompts[1:]))
     assert len({SUITE.sha256, *(suite.sha256 for suite in others)}) == 3
 
@@ -134,14 +135,14 @@ def test_files_that_cannot_be_suites(tmp_path: Path) -> None:
 
 
 def test_import_says_what_it_found(tmp_path: Path, lensconv: Lensconv) -> None:
-    card, output = tmp_path / "README.md", tmp_path / "suite.toml"
+    card, output = tmp_path / "README.md", tmp_path / "suite.TOML"
     card.write_text(markdown_card(), "utf-8")
     outcome = lensconv("prompts", "import", card, "--out", output, "--name", "made", "--json")
     assert outcome.code == 0, outcome.stderr
     jsonschema.validate(outcome.result, load_schema("prompts"))
     assert outcome.result == {"suite": str(output), **SUITE.to_dict(), "required_texts": 45}
     assert read_suite(output) == SUITE
-    assert names_in(tmp_path) == ["README.md", "suite.toml"]
+    assert names_in(tmp_path) == ["README.md", "suite.TOML"]
     outcome = lensconv("prompts", "import", card, "--out", output, "--overwrite")
     assert read_suite(output).name == "suite"
     assert "10 prompts, 45 required texts" in " ".join(outcome.stderr.split())

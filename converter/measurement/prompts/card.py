@@ -83,7 +83,7 @@ def _joins(prompt: str, index: int, step: int) -> bool:
 
     In scripts without capital letters, such as Chinese, no space may be there: then only a space inside shows it.
     """
-    outer = prompt[index + step : index + step + 1] if index + step >= 0 else ""
+    outer = prompt[index + step : index + step + 1]
     return outer.isdigit() or outer.lower() != outer.upper() or (outer.isalpha() and prompt[index - step].isspace())
 
 
