@@ -23,6 +23,7 @@ from converter.verification.audit import Audit
 from converter.verification.configuration import differing_entries, differing_options, shown
 from converter.verification.measures import Fidelity, ModuleFidelity
 from converter.verification.verify import make_report
+from tests.cases import check_cases
 from tests.checkpoints import (
     BLOCK,
     LINEAR,
@@ -365,56 +366,18 @@ def test_models_that_were_not_in_bfloat16(dtype: torch.dtype, name: str, lens_so
     assert f"8 tensors of modulation layers are {name}, not BF16" in report.notes
 
 
-CODES = {"a.weight": torch.zeros(64, 64, dtype=torch.uint8)}
-PACKED = {"a.weight": torch.zeros(64 * 32, dtype=torch.uint8), "a.zero_point": torch.ones(64, 1)}
-FEWER = CODES | {"a.zero_point": torch.ones(32, 1)}
-LAYER_SCALE = {"layer_scale.scale": torch.ones(64)}
-U8_SCALE = {"a.scale": torch.ones(64, 1, dtype=torch.uint8)}
-U8_ZERO_POINT = CODES | {"a.zero_point": torch.ones(64, 1, dtype=torch.uint8)}
-#: Each dtype that codes can have, and a buffer of integers.
-BARE = {f"{dtype}.weight": torch.zeros(4).to(getattr(torch, dtype)) for dtype in ("uint8", "int8", "uint16", "int16")}
-BARE |= {dtype: torch.zeros(4).to(getattr(torch, dtype)) for dtype in ("float8_e4m3fn", "float8_e5m2", "int16")}
-USED = {"use_codebook": True, "use_dynamic_quantization": True}
-DEPENDENT = ("zero_point", "svd_up", "svd_down", "scale_2")
-SVD, UINT4, UINT8 = {"a.svd_up": torch.ones(64, 8)}, {"weights_dtype": "uint4"}, {"weights_dtype": "uint8"}
-#: Tensors of checkpoints whose class does not show their shapes, and options.
-OTHERS: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]] = (
-    {"sound": ({}, {}), "a parameter named scale": (LAYER_SCALE, {})}
-    | {"a scale and a zero point": (LAYER_SCALE | {"layer_scale.zero_point": torch.ones(64)}, {})}
-    | {"a scale and a factor": (LAYER_SCALE | {"layer_scale.svd_up": torch.ones(64)}, {})}
-    | {"scales in codes": (U8_SCALE, {})}
-    | {"scales in codes by the config": (U8_SCALE, {"modules_quant_config": {"a": {"scale_dtype": "uint8"}}})}
-    | {"scales in codes by an option": (U8_SCALE, {"scale_dtype": "uint8"})}
-    | {"scales that do not divide": ({"a.scale": torch.ones(63, 1)}, {})}
-    | {"no scales": ({"a.scale": torch.ones(0, 1)}, {}), "no zero point": (CODES, UINT8)}
-    | {"another zero point": (FEWER, UINT8), "a zero point too many": ({"a.zero_point": torch.ones(64, 1)}, {})}
-    | {"a zero point in codes": (U8_ZERO_POINT, UINT8)}
-    | {"half a factorisation": (SVD, {"use_svd": True, "use_hadamard": True, "sdnq_version": None})}
-    | {"a factorisation": (SVD | {"a.svd_down": torch.ones(8, 64)}, USED)}
-    | {"scales in codes by no option": (U8_SCALE, {"scale_dtype": "none"})}
-    | {"a zero point in codes by an option": (U8_ZERO_POINT, {**UINT8, "zero_point_dtype": "uint8"})}
-    | {"codes without scales": (BARE, {})}
-    | {"parts without scales": ({f"b.{part}": torch.ones(4) for part in DEPENDENT}, {})}
-    | {"a scale and another factor": (LAYER_SCALE | {"layer_scale.svd_down": torch.ones(64)}, {})}
-    | {"a codebook": (CODES | {"a.scale": torch.ones(63, 1)}, {**UINT8, "use_codebook": True})}
-    | {"fewer scales in codes": ({"a.scale": U8_SCALE["a.scale"][1:]}, {"scale_dtype": "uint8"})}
-    | {"fewer zero points by an option": (FEWER, {**UINT8, "zero_point_dtype": "uint8"})}
-    | {"names of Lens": ({f"{MOD}.weight": LINEAR["a.weight"].clone(), f"{MOD}.scale": torch.ones(64, 1)}, {})}
-    | {"names of modules": (PACKED, {"modules_dtype_dict": {"uint4": ["model.language_model.a.weight"]}})}
-    | {"names of options": ({}, {"modules_quant_config": {"model.a.weight": {}}})}
-    | {"a name and a pattern": (PACKED, {"modules_dtype_dict": {"uint4": ["a.weight", "a*", "*.a.weight"]}})}
-    | {"packed": (PACKED, UINT4)}
-)
-
-
 def test_what_headers_show_of_other_classes(tmp_path: Path) -> None:
-    text = ""
-    for name, (tensors, options) in OTHERS.items():
-        report = verify(write_checkpoint(tmp_path / name, {**LINEAR, **tensors}, "MimiModel", **options))
+    """Each case has tensors beside those of a linear, as dtype and shape, and options."""
+
+    def outcome(name: str, tensors: dict[str, str], options: dict[str, Any]) -> str:
+        made = {key: (dtype, map(int, shape)) for key, (dtype, *shape) in ((k, v.split()) for k, v in tensors.items())}
+        ones = {key: torch.ones([*shape]).to(getattr(torch, dtype)) for key, (dtype, shape) in made.items()}
+        report = verify(write_checkpoint(tmp_path / name, {**LINEAR, **ones}, "MimiModel", **options))
         found = [f"{check}: {detail}" for check, detail in failed(report).items()] + [*report.notes[2:-1]]
-        text += " | ".join([f"{name}: {report.quantized_modules} of {report.parameters}", *found]) + "\n"
-    text += ", ".join(f"{check.name}: {check.detail}" for check in verify(tmp_path / "sound").checks) + "\n"
-    check_expected("others.txt", text)
+        return " | ".join([f"{report.quantized_modules} of {report.parameters}", *found])
+
+    check_cases("others.jsonl", outcome)
+    assert verify(tmp_path / "sound").checks[5].detail == "none"
 
 
 def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Lensconv, tmp_path: Path) -> None:
