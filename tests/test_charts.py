@@ -113,11 +113,11 @@ def on_a_cpu() -> of.Evidence:
 
 def of_one_file() -> of.Evidence:
     """The least that gives charts: one prompt, one family, and sizes as the first releases had them."""
-    evidence = {METRICS_NAME: of.metrics(None), MATRIX_NAME: of.matrix({"P01": (10.0, 9.0)})}
+    evidence = {METRICS_NAME: of.metrics(None, "reserved"), MATRIX_NAME: of.matrix({"P01": (10.0, 9.0)})}
     evidence[WEIGHTS_NAME] = of.weights(embed=(None, None, 1.0))
     evidence[WEIGHTS_NAME]["fidelity"]["families"][0]["modules"] = 1
-    del evidence[METRICS_NAME]["models"]["quantized"]["load_peak_allocated_gb"]
-    return without(evidence, "generation_peak_allocated_gb")
+    del evidence[METRICS_NAME]["models"]["quantized"]["load_peak_reserved_gb"]
+    return without(evidence, "generation_peak_reserved_gb")
 
 
 def of_nothing() -> of.Evidence:
@@ -135,7 +135,7 @@ def without_pairs() -> of.Evidence:
 
 
 def of_offload_alone() -> of.Evidence:
-    return {OFFLOAD_NAME: of.offload(), MATRIX_NAME: of.matrix({f"P{n}": (None, 2.0) for n in range(31)})}
+    return {OFFLOAD_NAME: of.offload("device"), MATRIX_NAME: of.matrix({f"P{n}": (None, 2.0) for n in range(31)})}
 
 
 @pytest.mark.parametrize(
