@@ -343,6 +343,7 @@ def test_a_file_without_its_config(lens_source: Path, lens_output: Path, tmp_pat
     shutil.copy(lens_output / WEIGHTS, file)
     assert {"config", "quantized"} <= failed(verify(lens_source)).keys(), "it is not quantized"
     assert failed(verify(file)).keys() == {"config"}
+    assert not any("sdnq_version" in note for note in verify(file).notes)
     with pytest.raises(UsageError, match="without a config"):
         verify(file, recipe="lens-uint4-static")
     with pytest.raises(UnsupportedCheckpoint, match=r"has no config\.json, which loaders need"):
