@@ -175,8 +175,9 @@ def test_import_writes_nothing_where_it_must_not(tmp_path: Path, lensconv: Lensc
 def test_cards_that_are_not_files(tmp_path: Path) -> None:
     with pytest.raises(MissingInput, match="no such file"):
         read_card(str(tmp_path / "none.md"))
-    with pytest.raises(MissingInput, match="is a folder"):
+    with pytest.raises(MissingInput, match="is a folder") as folder:
         read_card(str(tmp_path))
+    assert folder.value.hint == "Name the card in it, such as README.md."
     for address in ("https://example.com/a/b", "HTTP://example.com"):
         with pytest.raises(UsageError, match="is not a file") as caught:
             read_card(address)
