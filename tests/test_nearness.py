@@ -122,16 +122,29 @@ def test_ratios_at_the_ends_of_the_range() -> None:
     assert math.isnan(ratio_db(1, math.nan))
 
 
+F4, U4 = {"weights_dtype": "float4_e2m1fn"}, {"weights_dtype": "uint4"}
+#: Options of formats whose error has no bound; each changes it.
+UNBOUNDED: list[dict[str, Any]] = [
+    *({}, {"use_stochastic_rounding": True}, {"dequantize_fp32": False}, {"scale_dtype": "float8_e4m3fn"}),
+    *({"use_quantized_matmul": True, "quantized_matmul_dtype": name} for name in (None, "int8")),
+    *(F4 | {"group_size": 16}, F4 | {"use_hadamard": True, "hadamard_group_size": 16}),
+    *(F4 | {"use_svd": True, "svd_rank": 4, "svd_steps": 1}, U4 | {"use_codebook": True, "codebook_steps": 4}),
+    {"weights_dtype": "uint10", "scale_dtype": "uint8", "zero_point_dtype": "float8_e4m3fn"},
+]
+
+
 def test_an_error_is_a_multiple_of_what_explains_it() -> None:
-    def rms(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.double().square().mean(-1, keepdim=True).sqrt()
+    def rms(tensor: torch.Tensor, *axis: int) -> torch.Tensor:
+        return tensor.double().square().mean(axis, keepdim=True).sqrt()
 
     for options, steps in (({}, 0.55), ({"use_stochastic_rounding": True}, 1.1)):
         dequantizer, parts = quantize(NORMAL, weights_dtype="int8", **options)
         far = compare_errors(dequantizer, parts, NORMAL + 3 * parts["scale"], NORMAL)
-        expected = float((3 * parts["scale"] / (steps * parts["scale"] + rms(NORMAL) / 64)).max())
+        expected = float((3 * parts["scale"] / (steps * parts["scale"] + rms(NORMAL, -1) / 64)).max())
         assert (far.excess, far.max_error_steps) == pytest.approx((expected, 3), 1e-4)
-    dequantizer, parts = quantize(NORMAL, weights_dtype="float8_e4m3fn")
-    own, weight = rms((dequantize(dequantizer, parts) - NORMAL).flatten()), rms(NORMAL.flatten())
-    excess = compare_errors(dequantizer, parts, NORMAL + 0.01, NORMAL).excess
-    assert excess == pytest.approx(0.01 / float(2 * own + weight / 64), 1e-4)
+    for options in UNBOUNDED:
+        dequantizer, parts = quantize(NORMAL, **{"weights_dtype": "float8_e4m3fn", **options})
+        explained = 2 * rms(dequantize(dequantizer, parts) - NORMAL, 0, 1) + rms(NORMAL, 0, 1) / 64
+        torch.manual_seed(0)
+        excess = compare_errors(dequantizer, parts, NORMAL + 0.01, NORMAL).excess
+        assert excess == pytest.approx(0.01 / float(explained), 1e-4), options
