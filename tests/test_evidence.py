@@ -309,6 +309,7 @@ def test_what_contradicts_itself_is_not_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     write_evidence(tmp_path, MATRIX, published.published_matrix())
     assert read_evidence(write(tmp_path, "a.json", published.published_summary()))[0].version is None
+    assert (tmp_path / MATRIX).read_text("utf-8") == json.dumps(published.published_matrix(), indent=2) + "\n"
     assert read_evidence((tmp_path / MATRIX).rename(tmp_path / "other.json"))[1] == published.published_matrix()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from converter import convert, verify
+from converter import Recipe, convert, verify
 from tests.checkpoints import QKV, WEIGHTS, edit_manifest, failed, rewrite
 from tests.expected import check_expected
 from tests.tiny_models import save_model
@@ -62,10 +62,8 @@ MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = (
     | {"another name": change_modules(lambda q: q.update(x=q.pop(QKV))), "no recipe": lambda m: m.pop("recipe")}
     | {"a recipe that is a list": lambda m: m.update(recipe=[1]), "no component": lambda m: m.pop("component")}
     | {"tensors that are true": lambda m: m["output"].update(tensors=True)}
-    | {
-        "files in a table": lambda m: m.update(files={"x": 1}),
-        "a file that is a name": lambda m: m["files"].append("x"),
-    }
+    | {"files in a table": lambda m: m.update(files={"x": 1})}
+    | {"a file that is a name": lambda m: m["files"].append("x")}
     | {"a file without sha256": lambda m: m["files"][0].pop("sha256")}
     | {"a file of half a byte": lambda m: m["files"][0].update(bytes=0.5)}
     | {"a shape in words": change_modules(lambda q: q[QKV].update(shape=["5"]))}
@@ -134,6 +132,11 @@ def test_other_classes_are_judged_by_the_shapes_in_the_manifest(tmp_path: Path) 
     tensors[name] = tensors[name].reshape(-1)
     rewrite(tmp_path / "out", tensors)
     assert f"{name.removesuffix('.scale')}: scale is F32" in failed(verify(tmp_path / "out"))["packed weights"]
+    # Of a class whose tensors have other names, headers do not show the parameters.
+    named = {"weights_dtype": "int8", "modules_dtype_dict": {"uint4": ["gone.weight"]}}
+    convert(source, tmp_path / "renamed", Recipe("x", named))
+    edit_manifest(tmp_path / "renamed", lambda m: m["output"].update(parameters=5))
+    assert verify(tmp_path / "renamed").ok
     (tmp_path / "out" / "lensconv_manifest.json").unlink()
     report = verify(tmp_path / "out")
     assert "headers alone do not show whether tensors are missing; --against does" in report.notes
