@@ -87,7 +87,8 @@ def test_a_manifest_must_describe_the_release(lens_output: Path, tmp_path: Path)
 
 
 def test_files_that_the_manifest_does_not_list_are_noted(folder: Path) -> None:
-    for name in ("README.md", "a.png", "b.png", "c\x1b.png", ".gitattributes"):
+    (folder / "a" / ".git").mkdir(parents=True)
+    for name in ("README.md", "a.png", "b.png", "c\x1b.png", ".gitattributes", "a/.git/x", "a/.x"):
         (folder / name).touch()
     report = verify(folder, checksums=True)
     assert report.ok
@@ -112,6 +113,8 @@ def test_a_component_that_was_brought_along(lens_output: Path, tmp_path: Path) -
     report = verify(folder, component="vae", checksums=True)
     assert report.ok, failed(report)
     assert any("describes the component transformer" in note for note in report.notes)
+    edit_manifest(folder, drop("vae/quantization_config.json"))
+    assert failed(verify(folder, component="vae")) == {"manifest": "vae/quantization_config.json is not listed"}
 
 
 def test_other_classes_are_judged_by_the_shapes_in_the_manifest(tmp_path: Path) -> None:
