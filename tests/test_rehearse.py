@@ -11,7 +11,6 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-import jsonschema
 import pytest
 from huggingface_hub import constants
 from PIL import Image
@@ -22,10 +21,10 @@ from converter.publication.options import PublishOptions
 from converter.rehearsal.course import Course, Step
 from converter.rehearsal.rehearse import Rehearsal, rehearse
 from converter.rehearsal.settings import HubSettings
-from converter.schemas import load_schema
 from tests.conftest import Lensconv, forget_file, list_file, names_in, run_process, snapshot
 from tests.expected import check_expected
 from tests.faulty_hub import faulty_hub
+from tests.forms import accepted
 from tests.hubs import without_progress
 
 #: Command lines that this process has started.
@@ -90,8 +89,8 @@ def test_the_first_step_that_fails_ends_it(release: Path, tmp_path: Path, lensco
     (line,) = [line for line in _started if "publish" in line]
     assert [word for word in line if re.match("--(?!receipt=)", word)] == options
     report = outcome.result
-    jsonschema.validate(report, load_schema("rehearsal"))
-    jsonschema.validate(report["receipt"], load_schema("publish"))
+    assert accepted(report | {"receipt": {}}, "rehearsal") == [".receipt more"]
+    assert accepted(report["receipt"], "publish") == []
     assert all(0 < step["elapsed_s"] < 60 for step in report["steps"])
     chosen = ("private", "tag", "pull_request", "read_back", "changed")
     report["receipt"] = {name: report["receipt"][name] for name in chosen}
