@@ -18,15 +18,13 @@ def _wrong(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     yield path, [[]]
     if isinstance(value, dict):
         yield f"{path} more", {**value, "more": [[]]}
-        known: list[object] = []
-        for key, item in value.items():
-            if path.rpartition(".")[2] not in _MAPS:
-                yield f"{path}.{key} less", {name: other for name, other in value.items() if name != key}
-            if not isinstance(item, dict) or item.keys() not in known:
-                known += [item.keys()] if isinstance(item, dict) else []
-                yield from ((label, {**value, key: changed}) for label, changed in _wrong(item, f"{path}.{key}"))
+        if path.rpartition(".")[2] not in _MAPS:
+            yield from ((f"{path}.{key} less", {k: v for k, v in value.items() if k != key}) for key in value)
+        kinds = {frozenset(item) if isinstance(item, dict) else key: key for key, item in reversed(value.items())}
+        for key in kinds.values():
+            yield from ((label, {**value, key: wrong}) for label, wrong in _wrong(value[key], f"{path}.{key}"))
     elif isinstance(value, list) and value:
-        yield from ((label, [changed, *value[1:4]]) for label, changed in _wrong(value[0], f"{path}[]"))
+        yield from ((label, [wrong, *value[1:4]]) for label, wrong in _wrong(value[0], f"{path}[]"))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield f"{path} below", -1
     elif isinstance(value, str) and len(value) in (40, 64):
@@ -37,4 +35,4 @@ def accepted(document: Any, name: str) -> list[str]:
     """What a schema accepts of what may go wrong in a document that fits it."""
     validator = jsonschema.Draft202012Validator(load_schema(name))
     validator.validate(document)
-    return [label for label, wrong in _wrong(document) if validator.is_valid(wrong)]
+    return sorted(label for label, wrong in _wrong(document) if validator.is_valid(wrong))
