@@ -15,7 +15,7 @@ _MAPS = ("bytes_by_dtype", "components", "headers", "nonfinite", "stages", "time
 
 def _wrong(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """A value with a part that is missing, of no possible kind, below 0 or too much. One of several alike is enough."""
-    yield path, [[]]
+    yield path, {} if isinstance(value, list) else [[]]
     if isinstance(value, dict):
         yield f"{path} more", {**value, "more": [[]]}
         if path.rpartition(".")[2] not in _MAPS:
