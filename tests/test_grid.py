@@ -14,7 +14,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,10 +29,10 @@ from converter.presentation.grid.cells import Cell, Row, find_rows, read_pixels
 from converter.presentation.grid.drawing import BACKGROUND, Typography, encode, label_of, wrap
 from converter.presentation.grid.layout import Measures, Size, preview_scale, ratio_name, split_rows
 from converter.presentation.grid.report import GridReport, PlacedCell, Preview, Sheet
-from converter.schemas import load_schema
 from tests import pictures
 from tests.conftest import Lensconv, Outcome, edit_json, names_in, snapshot
 from tests.expected import check_expected
+from tests.forms import accepted
 from tests.published import published_metrics, published_summary
 
 Shape = tuple[int, int]
@@ -92,7 +91,7 @@ def cut(picture: np.ndarray, cell: dict[str, Any]) -> np.ndarray:
 def draw(lensconv: Lensconv, folder: Path, *options: object) -> dict[str, Any]:
     outcome = lensconv("grid", folder, *options, "--json")
     assert outcome.code == 0, outcome.stderr
-    jsonschema.validate(outcome.result, load_schema("grid"))
+    assert accepted(outcome.result, "grid") == []
     return outcome.result
 
 
@@ -113,7 +112,7 @@ def described(folder: Path, outcome: Outcome, paint: Paint) -> str:
     Every image is where the report says: in its own pixels, those of the preview reduced.
     """
     result = outcome.result
-    jsonschema.validate(result, load_schema("grid"))
+    assert accepted(result, "grid") == []
     preview = np.array(pixels(folder / result["preview"]["file"]))
     for sheet in (*result["sheets"], result["preview"]):
         drawn, scale = pixels(folder / sheet["file"]), sheet.get("scale", 1)

@@ -35,7 +35,7 @@ def _token(monkeypatch: pytest.MonkeyPatch) -> None:
         (PLACE, "maker/model", None),
         (PINNED, "maker/model", COMMIT),
         ("hf://a/b_.c-d@refs/pr/1", "a/b_.c-d", "refs/pr/1"),
-        ("hf://a/b@fix--it", "a/b", "fix--it"),
+        ("hf://a_/b_@fix--it", "a_/b_", "fix--it"),
         (f"hf://a/{'b' * 96}@{'c' * 255}", f"a/{'b' * 96}", "c" * 255),
     ],
 )
@@ -47,8 +47,8 @@ def test_addresses(text: str, repo_id: str, revision: str | None) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["HF://a/b", "hf://", "hf://a", "hf://a/b/c", "hf://a/b..c", "hf://a/b--c", "hf://a/b.git", "hf://a/b-"]
-    + [f"hf://a/b{rest}" for rest in ("b" * 96, "@", "@x//y", "@../c", "@x y", "@" + "c" * 256)],
+    ["HF://a/b", "hf://", "hf://a", "hf://a/b/c", "hf://a/b..c", "hf://a/b--c", "hf://a/b.git", "hf://a/b-", "hf://_/b"]
+    + [f"hf://a/b{rest}" for rest in ("b" * 96, "@", "@x//y", "@../c", "@.c", "@x y", "@" + "c" * 256)],
 )
 def test_addresses_that_make_no_sense(text: str) -> None:
     assert is_address(text)
@@ -75,8 +75,13 @@ def failures() -> list[BaseException]:
 
     missing = errors.LocalEntryNotFoundError("not there")
     missing.__cause__ = answered(404, {"X-Error-Code": "RevisionNotFound"})
+    # Raised while another one was handled, not from it.
+    gone, refused = errors.LocalEntryNotFoundError("not there"), http.ConnectTimeout("slow")
+    gone.__context__, refused.__context__ = answered(402), ConnectionRefusedError(errno.ECONNREFUSED, "refused")
     return [
         *(missing, errors.HFValidationError("no"), errors.OfflineModeIsEnabled("off"), errors.FileMetadataError("?")),
+        *(gone, refused, errors.HfUriError("x", "no"), RuntimeError("xorb")),
+        ConnectionResetError(errno.ECONNRESET, "reset"),
         *(errors.OIDCError("no"), UnicodeEncodeError("ascii", "ä", 0, 1, "no")),
         *(json.JSONDecodeError("no", "<html>", 0), KeyError("sha")),
         OSError(errno.ENOSPC, "No space left on device", "/x"),
@@ -92,7 +97,7 @@ def failures() -> list[BaseException]:
         *(caused(ConnectionResetError(errno.ECONNRESET, "reset")), errors.LocalTokenNotFoundError("no")),
         *(errors.LocalEntryNotFoundError("no"), UnicodeDecodeError("utf-8", b"x", 0, 1, "no")),
         *(http.UnsupportedProtocol("no"), RuntimeError("Cannot acquire lock")),
-        *(ConnectionError("xet-read-token: timed out"), ConnectionError()),
+        *(ConnectionError("xet-read-token: Timed Out"), ConnectionError()),
         *(OSError(errno.EDQUOT, "Disk quota exceeded"), http.ConnectError("x"), HubError("told already")),
         *(caused(TimeoutError()), TypeError("no"), AttributeError("no"), http.StreamClosed()),
         *(errors.EntryNotFoundError(), caused(answered(402), RuntimeError)),
@@ -156,6 +161,7 @@ def test_a_quiet_client_is_as_before_afterwards(
     from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, progress_bar_states
 
+    monkeypatch.setitem(progress_bar_states, "huggingface_hub.upload", True)
     logger, before = hub_logging.get_logger("huggingface_hub.test"), dict(progress_bar_states)
 
     def speak() -> None:
@@ -213,7 +219,7 @@ def test_what_passes_is_tried_again() -> None:
 def test_patience_ends() -> None:
     busy = [answered(503) for _ in range(99)]
     assert retried(*busy)[:2] == ("hf://a/b: the Hub answers with status 503", [1, 2, 4, 8, 16, 30, 30])
-    assert retried(*busy, seconds=10)[1] == [1, 2, 4]
+    assert retried(*busy, seconds=7)[1] == [1, 2, 4]
     # A shorter wait than the Hub asks for would be refused again.
     assert retried(answered(429, {"Retry-After": "400"}))[1] == []
     assert retried(answered(503), is_fatal=lambda error: error.response.status_code == 503)[1] == []
@@ -226,6 +232,7 @@ def test_patience_ends() -> None:
         (429, {"Date": formatdate(1000, usegmt=True), "Retry-After": formatdate(1012, usegmt=True)}, 12),
         *((429, {"Retry-After": "soon"}, 4), (429, {"RateLimit": '"api";r=0;t=55'}, 55)),
         *((503, {"RateLimit": '"api";r=9;t=55'}, 4), (429, {"Retry-After": "0"}, 1)),
+        (503, {"Retry-After": f"1 Jan {10**20} 00:00:00 GMT"}, 4),
         *((429, {"Retry-After": "9" * 99}, 4), (429, {"Retry-After": formatdate(1012, usegmt=True)}, 1)),
     ],
 )
@@ -246,7 +253,7 @@ def test_what_does_not_pass_is_told_at_once() -> None:
     lasting += map(RuntimeError, ("cannot schedule new futures after shutdown", "Cannot acquire lock"))
     assert [error for error in lasting if is_transient(error)] == []
     busy = [TimeoutError(), http.RemoteProtocolError("x")]
-    busy += [ConnectionError(f"xet-read-token: {said}") for said in ("503 Service Unavailable", "timed out")]
+    busy += [ConnectionError(f"xet-read-token: {said}") for said in ("503 Service Unavailable", "Timed Out")]
     assert all(map(is_transient, busy))
     # Errors that are not failures of the Hub stay as they are.
     for mistake in (ZeroDivisionError(), KeyboardInterrupt()):

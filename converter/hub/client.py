@@ -55,7 +55,6 @@ def bounded_hub(seconds: float) -> Iterator[None]:
 
     def refuse_long_waits(response: Any) -> None:
         if response.status_code in TRANSIENT_STATUSES and (asked_seconds(response) or 0.0) > LONGEST_WAIT:
-            response.read()
             hf_raise_for_status(response)
 
     # A program may have set its own factory, and no public function returns it.
