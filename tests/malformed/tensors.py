@@ -21,14 +21,12 @@ from tests.malformed.site import (
 
 
 def _add_tensor_case(name: str, edit: Callable[[dict[str, Stored]], object], *message: str) -> None:
-    """Add a case; what ends with a dot is said in the hint."""
-
     def build(site: Site) -> None:
         edit_lens(site, edit)
 
-    hint = tuple(text for text in message if text.endswith("."))
-    said = (text for text in message if text not in hint)
-    add_case(f"tensors-{name}", build, "UnsupportedCheckpoint", "source", *said, hint=hint)
+    # What ends with a dot is said in the hint.
+    said, hint = ([text for text in message if text.endswith(".") is ends] for ends in (False, True))
+    add_case(f"tensors-{name}", build, "UnsupportedCheckpoint", "source", *said, hint=tuple(hint))
 
 
 def _set_dtype(tensor: str, dtype: str, size: int) -> Callable[[dict[str, Stored]], object]:
