@@ -85,7 +85,7 @@ def test_the_same_settings_give_the_same_bytes_and_others_do_not(
 
 
 def test_offloading_and_quantizing_change_nothing_and_little(
-    tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
+    tiny_repo: Path, tiny_release: Path, release: Path, tmp_path: Path, lensconv: Lensconv
 ) -> None:
     for name, repo, offloads in (("original", tiny_repo, ("model",)), ("quantized", tiny_release, ("sequential",))):
         for offload in ("none", *offloads):
@@ -94,8 +94,11 @@ def test_offloading_and_quantizing_change_nothing_and_little(
             assert ("saves no memory on a CPU" in outcome.stderr) == (offload != "none")
             plain = (tmp_path / f"{name}-none.png").read_bytes()
             assert (tmp_path / f"{name}-{offload}.png").read_bytes() == plain
-    quantization = {"weights_dtype": "uint4", "layers": 40, "quantized_matmul": "int8"}
-    assert outcome.result["settings"]["quantization"] == quantization
+    for file in (release / "transformer").glob("*config.json"):
+        file.write_text(file.read_text().replace('"use_quantized_matmul": true', '"use_quantized_matmul": false'))
+    for drawn, products in ((outcome, "int8"), (draw(lensconv, release, tmp_path / "plain.png"), None)):
+        quantization = {"weights_dtype": "uint4", "layers": 40, "quantized_matmul": products}
+        assert drawn.result["settings"]["quantization"] == quantization
     difference = np.abs(pixels(tmp_path / "quantized-none.png") - pixels(tmp_path / "original-none.png"))
     # Another seed differs by 50 levels on average, here as with the real model.
     assert 0 < difference.mean() < 10
@@ -152,6 +155,8 @@ def test_kept_features_spare_the_text_encoder(tiny_repo: Path, tmp_path: Path, l
     images.mkdir()
     more = {"large.weight": torch.zeros(40_000_000, dtype=torch.bfloat16)}
     change_tensors(repo / "text_encoder" / "model.safetensors", lambda tensors: tensors.update(more))
+    # A number of layers that no file has to fill, though few tensors can.
+    edit_json(repo / "vae" / "config.json", more_layers=1024)
     options = ("--features", kept, "--negative-prompt", "blur")
     first = draw(lensconv, repo, images / "first.png", *options)
     assert first.code == 0, first.stderr
@@ -179,6 +184,8 @@ def test_features_that_are_none_are_not_found(tmp_path: Path) -> None:
         assert cache.find("x") is None
         cache.keep("x", features)
         assert (names_in(cache.folder), file.read_bytes()) == ([file.name], content)
+    with pytest.raises(OutputError, match="is not a folder, which --features needs"):
+        FeatureCache(file, {}, layers=2, width=3)
     file.unlink()
     file.mkdir()
     assert cache.find("x") is None

@@ -9,10 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from converter.checkpoint.source import Checkpoint, open_checkpoint
 from converter.errors import UnsupportedCheckpoint
+from converter.models.empty import build_empty_model
 from converter.models.matching import are_equal, match_tensors
+from tests.conftest import edit_json
+from tests.tiny_models import save_model
 
 
 def tied_model() -> Any:
@@ -49,6 +53,17 @@ def test_tensors_that_the_class_ignores(tmp_path: Path) -> None:
     for ignored, said in (((), "ModuleDict, nor are 1 others$"), (("^a",), "ModuleDict$")):
         with pytest.raises(UnsupportedCheckpoint, match=rf"position\S* is not part of {said}"):
             match(checkpoint, ignored)
+
+
+def test_classes_that_are_loaded_as_another_or_with_other_tensors(tmp_path: Path) -> None:
+    old = save_model(tmp_path / "old", "PixArtTransformer2DModel")
+    edit_json(old / "config.json", _class_name="Transformer2DModel", norm_type="ada_norm_single", more_blocks=1024)
+    assert type(build_empty_model(open_checkpoint(old)).model).__name__ == "PixArtTransformer2DModel"
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "split")
+    with pytest.raises(UnsupportedCheckpoint, match="transformers merges or splits model"):
+        build_empty_model(open_checkpoint(tmp_path / "split"))
 
 
 def test_tensors_are_compared_as_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
