@@ -96,7 +96,7 @@ FAMILIES = {
     "attn": "transformer_blocks.0.attn.to_q x.SelfAttention.k",
     "mlp": (
         "model.layers.0.mlp.gate_proj transformer_blocks.0.ff.net.0.proj x.ff_context.net x.ffn.0 h_feed_forward.w1 "
-        "feedforward.x x.expert.w1 x.experts.0 block.0.layer.1.DenseReluDense.wi"
+        "feedforward.x x.expert.w1 x.experts.0 block.0.layer.1.DenseReluDense.wi h.mlp"
     ),
     "conv": "down_blocks.0.resnets.0.conv1 up.resnets.0.time down.0.downsamplers.0.x conv_in",
     "embed": "model.embed_tokens transformer.wte transformer.wpe shared lm_head proj_in proj_out",

@@ -8,11 +8,11 @@ from typing import Any
 from tests.malformed.site import HOSTILE_TEXT, SMALL_FILE, WHOLE_FILE, Site, add_case, case, edit_config
 
 
-def _add_config_case(name: str, *message: str, error: str = "UnsupportedCheckpoint", **changes: Any) -> None:
+def _add_config_case(name: str, *said: str, error: str = "UnsupportedCheckpoint", hint: str = "", **keys: Any) -> None:
     def build(site: Site) -> None:
-        edit_config(site.copy_lens(), **changes)
+        edit_config(site.copy_lens(), **keys)
 
-    add_case(f"config-{name}", build, error, *message)
+    add_case(f"config-{name}", build, error, *said, hint=(hint,))
 
 
 def _add_config_content_case(name: str, content: bytes, *message: str) -> None:
@@ -26,11 +26,6 @@ def _add_config_content_case(name: str, content: bytes, *message: str) -> None:
 def _config_missing(site: Site) -> None:
     # The tensors of Lens tell what they are; those of this file do not.
     site.write(f"source/{SMALL_FILE}", WHOLE_FILE)
-
-
-@case("config-class-nearly-one", "UnsupportedCheckpoint", hint=("Similar names: FluxTransformer2DModel, ",))
-def _config_class_nearly_one(site: Site) -> None:
-    edit_config(site.copy_lens(), _class_name="FluxTransformer2DModl")
 
 
 @case("config-is-a-folder", "InputError", "config.json")
@@ -64,11 +59,12 @@ for _name, _content, _said in (
 ):
     _add_config_content_case(_name, _content, _said)
 _FLUX = "FluxTransformer2DModel"
-for _class_name in ["NoSuchModel", "../../evil", "__class__", "models", "FluxPipeline", "DDIMScheduler", "AutoModel"]:
+for _class_name in ["../../evil", "__class__", "models", "FluxPipeline", "DDIMScheduler", "AutoModel"]:
     _said = f"config.json: {_class_name}: neither diffusers nor"
     _add_config_case(f"class-{_class_name}", _said, _class_name=_class_name)
 for _class_name in ("ModelMixin", "PreTrainedModel"):
-    _add_config_case(f"class-{_class_name}", f"{_class_name} cannot be built from it", _class_name=_class_name)
+    _add_config_case(f"class-{_class_name}", f"{_class_name} cannot be built", hint="publish.", _class_name=_class_name)
+_add_config_case("class-nearly-one", _class_name=f"{_FLUX}l", hint=f"Similar names: {_FLUX}, ")
 _add_config_case("class-hostile", "config.json", "evil\\r\\n\\x1b", _class_name=HOSTILE_TEXT)
 _add_config_case("class-of-other-tensors", "source", _FLUX, _class_name=_FLUX)
 _add_config_case("class-a-number", "config.json", "_class_name", error="InputError", _class_name=5)
