@@ -35,9 +35,8 @@ def saved(folder: Path, **shapes: tuple[int, ...]) -> Checkpoint:
 
 
 def match(checkpoint: Checkpoint, ignored: tuple[str, ...] = ()) -> tuple[dict[str, str], tuple[str, ...]]:
-    return match_tensors(
-        tied_model(), {name: name for name in sorted(checkpoint.tensors, reverse=True)}, checkpoint, ignored
-    )
+    names = {name: name for name in sorted(checkpoint.tensors, reverse=True)}
+    return match_tensors(tied_model(), names, checkpoint, ignored)
 
 
 def test_one_of_tied_tensors_is_enough(tmp_path: Path) -> None:
