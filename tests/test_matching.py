@@ -56,6 +56,16 @@ def test_tensors_that_the_class_ignores(tmp_path: Path) -> None:
             match(checkpoint, ignored)
 
 
+def test_numbers_that_a_model_counts_with(tmp_path: Path) -> None:
+    state, file = nn.BatchNorm1d(2).state_dict(), tmp_path / "model.safetensors"
+    names = {name: name for name in state}
+    save_file(state, file)
+    assert match_tensors(nn.BatchNorm1d(2), names, open_checkpoint(file), ()) == (names, ())
+    save_file({**state, "num_batches_tracked": torch.zeros(())}, file)
+    with pytest.raises(UnsupportedCheckpoint, match=r"is F32, which BatchNorm1d cannot load as torch\.int64"):
+        match_tensors(nn.BatchNorm1d(2), names, open_checkpoint(file), ())
+
+
 def test_classes_that_are_loaded_as_another_or_with_other_tensors(tmp_path: Path) -> None:
     old = save_model(tmp_path / "old", "PixArtTransformer2DModel")
     edit_json(old / "config.json", _class_name="Transformer2DModel", norm_type="ada_norm_single", more_blocks=1024)
