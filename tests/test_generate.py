@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from converter import __version__
 from converter.errors import LensconvError, OutputError, UsageError
+from converter.libraries import package_versions
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.generation.devices import choose_device
-from converter.measurement.generation.feature_cache import FeatureCache
+from converter.measurement.generation.encoding import PromptStage
+from converter.measurement.generation.feature_cache import FeatureCache, encoder_identity
 from converter.measurement.generation.loading import load_pipeline
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
@@ -50,11 +54,13 @@ def test_an_image_tells_how_it_was_made(tiny_repo: Path, tmp_path: Path, lenscon
         texts = image.text  # type: ignore[attr-defined]
     assert texts["prompt"] == prompt
     assert texts["negative_prompt"] == "blur"
-    settings = json.loads(texts["lensconv"])
-    assert settings == result["settings"]
+    settings = result["settings"]
+    assert texts["lensconv"] == json.dumps(settings, sort_keys=True, ensure_ascii=False)
     assert settings["prompt"] == prompt
     assert (settings["steps"], settings["guidance"], settings["quantization"]) == (2, 5.0, None)
-    assert "encoding the prompt" in outcome.stderr
+    assert (settings["device"], settings["versions"]) == ("cpu", {"lensconv": __version__, **package_versions()})
+    assert result["predicted_memory_bytes"] == 319_490_062 < result["peak_rss_bytes"]
+    assert re.findall(r"loading the (\w+).*, (.+)", outcome.stderr) == [("text", "3.4 MB"), ("transformer", "22.3 MB")]
     assert names_in(tmp_path) == ["image.png"]
 
 
@@ -78,17 +84,20 @@ def test_the_same_settings_give_the_same_bytes_and_others_do_not(
 
 
 def test_offloading_and_quantizing_change_nothing_and_little(
-    tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
+    tiny_repo: Path, tiny_release: Path, release: Path, tmp_path: Path, lensconv: Lensconv
 ) -> None:
     for name, repo, offloads in (("original", tiny_repo, ("model",)), ("quantized", tiny_release, ("sequential",))):
         for offload in ("none", *offloads):
             outcome = draw(lensconv, repo, tmp_path / f"{name}-{offload}.png", "--offload", offload)
-            assert outcome.code == 0, outcome.stderr
+            assert (outcome.code, outcome.result.get("offload")) == (0, offload), outcome.stderr
             assert ("saves no memory on a CPU" in outcome.stderr) == (offload != "none")
             plain = (tmp_path / f"{name}-none.png").read_bytes()
             assert (tmp_path / f"{name}-{offload}.png").read_bytes() == plain
-    quantization = {"weights_dtype": "uint4", "layers": 40, "quantized_matmul": "int8"}
-    assert outcome.result["settings"]["quantization"] == quantization
+    for file in (release / "transformer").glob("*config.json"):
+        file.write_text(file.read_text().replace('"use_quantized_matmul": true', '"use_quantized_matmul": false'))
+    for drawn, products in ((outcome, "int8"), (draw(lensconv, release, tmp_path / "plain.png"), None)):
+        quantization = {"weights_dtype": "uint4", "layers": 40, "quantized_matmul": products}
+        assert drawn.result["settings"]["quantization"] == quantization
     difference = np.abs(pixels(tmp_path / "quantized-none.png") - pixels(tmp_path / "original-none.png"))
     # Another seed differs by 50 levels on average, here as with the real model.
     assert 0 < difference.mean() < 10
@@ -113,6 +122,7 @@ def test_defaults_suit_the_variant(tiny_repo: Path, tmp_path: Path, monkeypatch:
         ("Lens-Turbo-uint4", (4, 1.0)),
         ("models--microsoft--Lens-Base/snapshots/abc", (50, 5.0)),
         ("lensbase/a/b", (50, 5.0)),
+        ("my_lens_turbo", (4, 1.0)),
         ("lens_turbo/a/b/c", (20, 5.0)),
     ):
         folder = tmp_path / name
@@ -144,6 +154,8 @@ def test_kept_features_spare_the_text_encoder(tiny_repo: Path, tmp_path: Path, l
     images.mkdir()
     more = {"large.weight": torch.zeros(40_000_000, dtype=torch.bfloat16)}
     change_tensors(repo / "text_encoder" / "model.safetensors", lambda tensors: tensors.update(more))
+    # A number of layers that no file has to fill, though few tensors can.
+    edit_json(repo / "vae" / "config.json", more_layers=1024)
     options = ("--features", kept, "--negative-prompt", "blur")
     first = draw(lensconv, repo, images / "first.png", *options)
     assert first.code == 0, first.stderr
@@ -155,16 +167,6 @@ def test_kept_features_spare_the_text_encoder(tiny_repo: Path, tmp_path: Path, l
     assert draw(lensconv, repo, images / "without.png", "--negative-prompt", "blur").code == 0
     assert len(names_in(images)) == 3
     assert len(set(snapshot(images).values())) == 1
-    # What is damaged, or of other weights or another day, is made anew.
-    before = snapshot(kept)
-    for file in kept.iterdir():
-        file.write_bytes(file.read_bytes()[:-7])
-    assert draw(lensconv, repo, images / "third.png", *options).code == 0
-    assert snapshot(kept) == before
-    assert "text encoder" in draw(lensconv, repo, images / "date.png", *options, "--date", "2024-02-29").stderr
-    os.utime(repo / "text_encoder" / "model.safetensors", ns=(1, 1))
-    assert "text encoder" in draw(lensconv, repo, images / "other.png", *options).stderr
-    assert len(names_in(kept)) == 6
 
 
 def test_features_that_are_none_are_not_found(tmp_path: Path) -> None:
@@ -181,12 +183,42 @@ def test_features_that_are_none_are_not_found(tmp_path: Path) -> None:
         assert cache.find("x") is None
         cache.keep("x", features)
         assert (names_in(cache.folder), file.read_bytes()) == ([file.name], content)
+    with pytest.raises(OutputError, match="is not a folder, which --features needs"):
+        FeatureCache(file, {}, layers=2, width=3)
     file.unlink()
     file.mkdir()
     assert cache.find("x") is None
     with pytest.raises(OutputError, match="Is a directory"):
         cache.keep("x", features)
     assert names_in(cache.folder) == [file.name]
+
+
+def test_features_are_kept_for_all_that_they_depend_on(tiny_repo: Path, tmp_path: Path) -> None:
+    repo = editable(tiny_repo, tmp_path)
+    (repo / "tokenizer" / "folder").mkdir()
+
+    def found(device: str = "cpu", encodes: bool = False, **options: Any) -> list[str]:
+        opened = open_pipeline(repo)
+        settings = choose_settings(opened, "a cube", GenerateOptions(**options))
+        stage = PromptStage(opened, settings, torch.device(device), folder=tmp_path / "kept")
+        return list(stage.encode(["a cube"]) if encodes else stage.find())
+
+    assert found(encodes=True) == found(negative_prompt="blur", seed=1) == ["a cube"]
+    assert found("cuda") == found(dtype="float32") == found(date="2020-01-31") == []
+    for change in (
+        *("transformer/config.json 23 22", "text_encoder/config.json 150000 160000"),
+        *('text_encoder/model.safetensors "pt" "np"', "tokenizer/chat_template.jinja ChatGPT ChatTPG"),
+    ):
+        name, old, new = change.split()
+        content, status = (repo / name).read_bytes(), (repo / name).stat()
+        for there, expected in ((content.replace(old.encode(), new.encode(), 1), []), (content, ["a cube"])):
+            (repo / name).write_bytes(there)
+            os.utime(repo / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+            assert found() == expected, name
+    os.utime(repo / "text_encoder" / "model.safetensors", ns=(1, 1))
+    assert found() == []
+    identity = encoder_identity(open_pipeline(repo).text_encoder, repo / "tokenizer")
+    assert [identity[name] for name in ("torch", "transformers")] == [version("torch"), version("transformers")]
 
 
 @pytest.mark.parametrize(
@@ -214,19 +246,15 @@ def test_options_out_of_range_and_just_in_range(tiny_repo: Path) -> None:
 
 
 def test_bad_options_leave_nothing(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
-    for options in (
-        ("--steps", 0),
-        ("--device", "banana"),
-        ("--device", "meta"),
-        ("--prompt", "lone \udcff surrogate"),
+    for name, value, said in (
+        ("--steps", 0, "'--steps': 0 is not in the range"),
+        *(("--device", name, f"--device {name}: must be auto") for name in ("banana", "meta")),
+        *((name, "lone \udcff surrogate", f"{name}: is not text") for name in ("--prompt", "--negative-prompt")),
     ):
-        outcome = lensconv("generate", tiny_repo, "--prompt", "x", "--out", tmp_path / "x.png", *options, "--json")
+        outcome = lensconv("generate", tiny_repo, "--prompt", "x", "--out", tmp_path / "x.png", name, value, "--json")
         assert (outcome.code, outcome.result["error"]["type"]) == (2, "UsageError")
         assert accepted(outcome.result, "error") == []
-        assert (
-            options[1] in ("lone \udcff surrogate", 0)
-            or f"{options[1]}: must be auto" in outcome.result["error"]["message"]
-        )
+        assert said in outcome.result["error"]["message"]
     assert names_in(tmp_path) == []
 
 
@@ -255,7 +283,7 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_places_where_no_image_can_go(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
-    taken = tmp_path / "taken.png"
+    taken = tmp_path / "taken.PNG"
     taken.write_text("mine")
     (tmp_path / "folder.png").mkdir()
     for place, kind in (
@@ -267,7 +295,7 @@ def test_places_where_no_image_can_go(tiny_repo: Path, tmp_path: Path, lensconv:
         outcome = draw(lensconv, tiny_repo, place)
         assert (outcome.code, outcome.result["error"]["type"]) == (2, kind)
     assert taken.read_text() == "mine"
-    assert names_in(tmp_path) == ["folder.png", "taken.png"]
+    assert names_in(tmp_path) == ["folder.png", "taken.PNG"]
     assert draw(lensconv, tiny_repo, taken, "--overwrite").code == 0
     assert pixels(taken).shape == (64, 96, 3)
 

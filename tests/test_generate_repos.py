@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import resource
@@ -14,9 +15,13 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import torch
 
 from converter.checkpoint.header import read_header
+from converter.errors import MemoryLimitError, UnsupportedCheckpoint
 from converter.measurement.generation import encoding, generate
+from converter.measurement.generation.loading import blaming, forwarding_logs
+from converter.measurement.generation.memory import LESS_MEMORY
 from converter.memory import free_memory_bytes
 from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
@@ -24,6 +29,7 @@ from tests.cases import check_cases
 from tests.checkpoints import write_holes
 from tests.conftest import Lensconv, edit_json, names_in, run_process, time_limit
 from tests.generations import change_tensors, draw, editable, packed, pixels
+from tests.reporters import Notes
 
 
 def test_repos_that_are_none(tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv) -> None:
@@ -105,7 +111,8 @@ def test_too_little_memory_is_known_before_anything_is_loaded(
     outcome = draw(lensconv, tiny_repo, tmp_path / "x.png", "--height", 16 * 10**6, "--width", 16 * 10**6)
     assert outcome.code == 3
     assert outcome.result["error"]["type"] == "MemoryLimitError"
-    assert "GB" in outcome.result["error"]["message"]
+    assert "generating takes about 79012345.990 GB of memory, but only " in outcome.result["error"]["message"]
+    assert LESS_MEMORY in outcome.result["error"]["hint"]
 
 
 def test_the_limits_of_the_shell_count(tiny_repo: Path, tmp_path: Path) -> None:
@@ -121,12 +128,33 @@ def test_the_limits_of_the_shell_count(tiny_repo: Path, tmp_path: Path) -> None:
 def test_a_packed_text_encoder_is_unpacked_and_that_is_said(
     tiny_repo: Path, tmp_path: Path, lensconv: Lensconv
 ) -> None:
-    outcome = draw(lensconv, packed(tiny_repo, tmp_path), tmp_path / "x.png")
+    repo, kept = packed(tiny_repo, tmp_path), ("--features", tmp_path / "kept")
+    outcome = draw(lensconv, repo, tmp_path / "x.png", *kept)
     assert outcome.code == 0, outcome.stderr
     said = outcome.stderr.index("it is unpacked, and takes 3.4 MB")
     assert said < outcome.stderr.index("loading the text encoder")
+    # Once, and not when it is not needed.
+    assert outcome.stderr.count("unpacked") == 1
+    assert "unpacked" not in draw(lensconv, repo, tmp_path / "again.png", *kept).stderr
     assert draw(lensconv, tiny_repo, tmp_path / "dense.png").code == 0
     assert (pixels(tmp_path / "x.png") != pixels(tmp_path / "dense.png")).any()
+
+
+def test_what_models_log_is_noted_while_they_load() -> None:
+    model, notes = logging.getLogger("converter.models.lens"), Notes()
+    with forwarding_logs(notes):
+        model.getChild("any").warning("said of %s", "layers")
+        assert not model.propagate
+    assert (notes.texts, model.handlers, model.propagate) == (["said of layers"], [], True)
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_repo() -> None:
+    for error in (torch.OutOfMemoryError(), RuntimeError("can't allocate memory: 1"), OSError("not enough memory")):
+        with pytest.raises(MemoryLimitError, match="is not enough memory: ") as caught, blaming(Path("vae")):
+            raise error
+        assert caught.value.hint == LESS_MEMORY
+    with pytest.raises(UnsupportedCheckpoint, match=r"^vae: cannot be used: KeyError\(\)$"), blaming(Path("vae")):
+        raise KeyError
 
 
 def test_the_real_text_encoder_is_known_not_to_fit(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:

@@ -9,10 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from converter.checkpoint.source import Checkpoint, open_checkpoint
 from converter.errors import UnsupportedCheckpoint
+from converter.models.empty import build_empty_model
 from converter.models.matching import are_equal, match_tensors
+from tests.conftest import edit_json
+from tests.tiny_models import save_model
 
 
 def tied_model() -> Any:
@@ -31,7 +35,8 @@ def saved(folder: Path, **shapes: tuple[int, ...]) -> Checkpoint:
 
 
 def match(checkpoint: Checkpoint, ignored: tuple[str, ...] = ()) -> tuple[dict[str, str], tuple[str, ...]]:
-    return match_tensors(tied_model(), {name: name for name in checkpoint.tensors}, checkpoint, ignored)
+    names = {name: name for name in sorted(checkpoint.tensors, reverse=True)}
+    return match_tensors(tied_model(), names, checkpoint, ignored)
 
 
 def test_one_of_tied_tensors_is_enough(tmp_path: Path) -> None:
@@ -44,10 +49,32 @@ def test_one_of_tied_tensors_is_enough(tmp_path: Path) -> None:
 
 
 def test_tensors_that_the_class_ignores(tmp_path: Path) -> None:
-    checkpoint = saved(tmp_path, first_weight=(4, 4), norm_weight=(4,), position_ids=(2,))
-    assert match(checkpoint, ("position",))[1] == ("position.ids",)
-    with pytest.raises(UnsupportedCheckpoint, match=r"position\.ids is not part of ModuleDict"):
-        match(checkpoint)
+    checkpoint = saved(tmp_path, first_weight=(4, 4), norm_weight=(4,), position_ids=(2,), a_position=(2,))
+    assert match(checkpoint, ("position",))[1] == ("a.position", "position.ids")
+    for ignored, said in (((), "ModuleDict, nor are 1 others$"), (("^a",), "ModuleDict$")):
+        with pytest.raises(UnsupportedCheckpoint, match=rf"position\S* is not part of {said}"):
+            match(checkpoint, ignored)
+
+
+def test_numbers_that_a_model_counts_with(tmp_path: Path) -> None:
+    state, file = nn.BatchNorm1d(2).state_dict(), tmp_path / "model.safetensors"
+    names = {name: name for name in state}
+    save_file(state, file)
+    assert match_tensors(nn.BatchNorm1d(2), names, open_checkpoint(file), ()) == (names, ())
+    save_file({**state, "num_batches_tracked": torch.zeros(())}, file)
+    with pytest.raises(UnsupportedCheckpoint, match=r"is F32, which BatchNorm1d cannot load as torch\.int64"):
+        match_tensors(nn.BatchNorm1d(2), names, open_checkpoint(file), ())
+
+
+def test_classes_that_are_loaded_as_another_or_with_other_tensors(tmp_path: Path) -> None:
+    old = save_model(tmp_path / "old", "PixArtTransformer2DModel")
+    edit_json(old / "config.json", _class_name="Transformer2DModel", norm_type="ada_norm_single", more_blocks=1024)
+    assert type(build_empty_model(open_checkpoint(old)).model).__name__ == "PixArtTransformer2DModel"
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "split")
+    with pytest.raises(UnsupportedCheckpoint, match="transformers merges or splits model"):
+        build_empty_model(open_checkpoint(tmp_path / "split"))
 
 
 def test_tensors_are_compared_as_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

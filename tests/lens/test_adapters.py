@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import shutil
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.hub_utils import _get_model_file
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
 
 from converter.libraries import load_library
-from converter.models.lens.adapters import HUB_OPTIONS
+from converter.models.lens.adapters import HUB_OPTIONS, LensLoraLoaderMixin
 from converter.models.lens.layout import LensConfig
 from converter.models.lens.quantized import apply_serialized_matmul, quantized_layers
 from converter.models.lens.transformer import LensTransformer2DModel
@@ -114,17 +116,29 @@ def test_where_an_adapter_comes_from(tmp_path: Path) -> None:
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     assert len(tensors) == 12
     assert distance(reference(adapted(golden().state_dict(), (tensors, ALPHA / RANK))), expected) <= TOLERANCE
-    # These are all that the Hub's client needs to find a file.
-    assert set(HUB_OPTIONS) <= set(inspect.signature(hf_hub_download).parameters)
+    assert LensLoraLoaderMixin.lora_state_dict(folder).keys() == load_file(folder / WEIGHTS).keys()
+    # These are all that diffusers and the Hub's client take to find a file.
+    theirs = (inspect.signature(function).parameters.keys() for function in (hf_hub_download, _get_model_file))
+    assert {*HUB_OPTIONS, "user_agent"} == set.intersection(*map(set, theirs))
 
 
 # PEFT's own, which takes a bias for a broken factor.
 @pytest.mark.filterwarnings("ignore:Adapter 'default'")
 @pytest.mark.parametrize("options", PEFT_OPTIONS, ids=lambda options: next(iter(options), "plain"))
 def test_kinds_of_adapters_of_pefts(options: dict[str, Any], tmp_path: Path) -> None:
-    expected, model = save_with_peft(tmp_path, **options), golden()
-    model.load_lora_adapter(tmp_path)
+    """PEFT puts the adapter's name into those of weights and biases."""
+    expected, model, saved = save_with_peft(tmp_path, **options), golden(), load_file(tmp_path / WEIGHTS)
+    named = {re.sub(r"(?<=lora_[AB])", ".default", name): tensor for name, tensor in saved.items()}
+    model.load_lora_adapter(named, metadata=json.loads((tmp_path / "adapter_config.json").read_text()))
     assert distance(run(model), expected) <= TOLERANCE
+
+
+def test_an_adapter_of_kronecker_products() -> None:
+    model, module = golden(), "transformer_blocks.1.attn.to_out.0"
+    state, factors = golden().state_dict(), (torch.randn(4, 4), 0.1 * torch.randn(12, 12))
+    model.load_lora_adapter({f"diffusion_model.{module}.lokr_w{n}": factor for n, factor in enumerate(factors, 1)})
+    state[f"{module}.weight"] += torch.kron(*factors)
+    assert distance(run(model), reference(state)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("is_configured", [False, True])

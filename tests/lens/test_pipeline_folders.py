@@ -149,9 +149,10 @@ def test_a_pipeline_works_without_a_text_encoder(folder: Path, pipe: Any, tmp_pa
     assert torch.equal(pipelines.draw(loaded, None, **whole, latents=pipelines.noise()), expected)
 
 
-def test_a_text_encoder_may_come_later(folder: Path, pipe: Any) -> None:
-    late = pipelines.load(folder, text_encoder=None, tokenizer=None)
-    late.tokenizer = pipe.tokenizer
+def test_components_may_come_later(folder: Path, pipe: Any) -> None:
+    late = pipelines.load(folder, tokenizer=None, transformer=None)
+    assert late.latent_channels is None
+    late.tokenizer, late.transformer = pipe.tokenizer, pipe.transformer
     late.text_encoder = LensGptOssEncoder.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     assert torch.equal(pipelines.draw(late, latents=pipelines.noise()), pipelines.draw(pipe, latents=pipelines.noise()))
 

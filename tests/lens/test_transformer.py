@@ -229,10 +229,11 @@ def test_what_nobody_reads_is_left_out() -> None:
 
 
 def test_both_kinds_of_result() -> None:
-    """And a shape for each sample in place of one."""
+    """And a shape for each sample in place of one, and a tuple of features in place of a list."""
     model, arguments = golden(), as_arguments(golden_inputs((3, 5)))
+    others = {**arguments, SHAPE: [[1, 3, 5]] * 2, FEATURES: tuple(arguments[FEATURES])}
     with torch.no_grad():
-        default, plain = model(**arguments), model(**{**arguments, "img_shapes": [[1, 3, 5]] * 2}, return_dict=False)
+        default, plain = model(**arguments), model(**others, return_dict=False)
     assert isinstance(default, Transformer2DModelOutput)
     assert isinstance(plain, tuple)
     assert len(plain) == 1

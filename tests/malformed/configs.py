@@ -8,11 +8,11 @@ from typing import Any
 from tests.malformed.site import HOSTILE_TEXT, SMALL_FILE, WHOLE_FILE, Site, add_case, case, edit_config
 
 
-def _add_config_case(name: str, *message: str, error: str = "UnsupportedCheckpoint", **changes: Any) -> None:
+def _add_config_case(name: str, *said: str, error: str = "UnsupportedCheckpoint", hint: str = "", **keys: Any) -> None:
     def build(site: Site) -> None:
-        edit_config(site.copy_lens(), **changes)
+        edit_config(site.copy_lens(), **keys)
 
-    add_case(f"config-{name}", build, error, *message)
+    add_case(f"config-{name}", build, error, *said, hint=(hint,))
 
 
 def _add_config_content_case(name: str, content: bytes, *message: str) -> None:
@@ -59,11 +59,12 @@ for _name, _content, _said in (
 ):
     _add_config_content_case(_name, _content, _said)
 _FLUX = "FluxTransformer2DModel"
-for _class_name in ["NoSuchModel", "../../evil", "__class__", "models", "FluxPipeline", "DDIMScheduler", "AutoModel"]:
+for _class_name in ["../../evil", "__class__", "models", "FluxPipeline", "DDIMScheduler", "AutoModel"]:
     _said = f"config.json: {_class_name}: neither diffusers nor"
     _add_config_case(f"class-{_class_name}", _said, _class_name=_class_name)
 for _class_name in ("ModelMixin", "PreTrainedModel"):
-    _add_config_case(f"class-{_class_name}", f"{_class_name} cannot be built from it", _class_name=_class_name)
+    _add_config_case(f"class-{_class_name}", f"{_class_name} cannot be built", hint="publish.", _class_name=_class_name)
+_add_config_case("class-nearly-one", _class_name=f"{_FLUX}l", hint=f"Similar names: {_FLUX}, ")
 _add_config_case("class-hostile", "config.json", "evil\\r\\n\\x1b", _class_name=HOSTILE_TEXT)
 _add_config_case("class-of-other-tensors", "source", _FLUX, _class_name=_FLUX)
 _add_config_case("class-a-number", "config.json", "_class_name", error="InputError", _class_name=5)
@@ -80,7 +81,7 @@ for _name, _architecture, _changes, *_message in (
 for _name, _changes, *_message in (
     ("layers-a-billion", {"num_layers": 10**9}, "config.json", "num_layers"),
     ("layers-of-an-encoder-a-billion", {"vision_config": {"depth": 10**9}}, "config.json", "depth is 1000000000"),
-    ("blocks-a-billion", {"up_blocks": 10**9}, "config.json", "up_blocks is 1000000000"),
+    ("blocks-1025", {"up_blocks": 1025}, "config.json", "up_blocks is 1025"),
     ("layers-4000-digits", {"num_layers": 10**4000}, "config.json", "num_layers"),
     ("layers-negative", {"num_layers": -1}, "LensTransformer2DModel"),
     ("layers-none", {"num_layers": 0}, "LensTransformer2DModel"),

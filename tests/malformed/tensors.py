@@ -24,7 +24,9 @@ def _add_tensor_case(name: str, edit: Callable[[dict[str, Stored]], object], *me
     def build(site: Site) -> None:
         edit_lens(site, edit)
 
-    add_case(f"tensors-{name}", build, "UnsupportedCheckpoint", "source", *message)
+    # What ends with a dot is said in the hint.
+    said, hint = ([text for text in message if text.endswith(".") is ends] for ends in (False, True))
+    add_case(f"tensors-{name}", build, "UnsupportedCheckpoint", "source", *said, hint=tuple(hint))
 
 
 def _set_dtype(tensor: str, dtype: str, size: int) -> Callable[[dict[str, Stored]], object]:
@@ -54,16 +56,16 @@ def _rename(tensors: dict[str, Stored]) -> None:
 _EXTRA = Stored("F32", [1], bytes(4))
 for _name, _edit, *_message in (
     ("none-at-all", lambda tensors: tensors.clear(), "missing", "LensTransformer2DModel needs it"),
-    ("weight-missing", lambda tensors: tensors.pop(QUANTIZED), QUANTIZED, "missing"),
+    ("weight-missing", lambda tensors: tensors.pop(QUANTIZED), QUANTIZED, "missing", "Download it again."),
     ("bias-missing", lambda tensors: tensors.pop(KEPT), KEPT, "missing"),
-    ("one-too-many", lambda tensors: tensors.update({"extra.weight": _EXTRA}), "extra.weight", "not part of"),
+    ("one-too-many", lambda tensors: tensors.update({"extra.weight": _EXTRA}), "extra.weight", "to these weights."),
     ("renamed", _rename, KEPT, "missing; LensTransformer2DModel"),
     ("one-too-many-hostile", lambda tensors: tensors.update({HOSTILE_TEXT: _EXTRA}), "evil\\r\\n\\x1b"),
-    ("weight-transposed", _reshape([192, 576]), QUANTIZED, "has shape [192, 576]", "needs [576, 192]"),
+    ("weight-transposed", _reshape([192, 576]), QUANTIZED, "[192, 576]", "needs [576, 192]", "these weights."),
     ("weight-one-row-short", _reshape([575, 192], cut=192 * 4), QUANTIZED, "has shape [575, 192]"),
     ("weight-flat", _reshape([576 * 192]), QUANTIZED, "has shape"),
     ("bias-a-scalar", lambda tensors: tensors.update({KEPT: Stored("F32", [], bytes(4))}), KEPT, "has shape []"),
-    ("weight-integers", _set_dtype(QUANTIZED, "I32", 4), QUANTIZED, "is I32"),
+    ("weight-integers", _set_dtype(QUANTIZED, "I32", 4), QUANTIZED, "is I32", "unquantized checkpoint."),
     ("weight-complex", _set_dtype(QUANTIZED, "C64", 8), QUANTIZED, "is C64"),
     ("bias-booleans", _set_dtype(KEPT, "BOOL", 1), KEPT, "is BOOL"),
 ):

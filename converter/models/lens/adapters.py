@@ -26,7 +26,7 @@ _ADAPTER_NAME = re.compile(r"(?<=\.lora_[AB])\.[^.]+(?=\.(weight|bias)$)")
 #: Other names of the two factors.
 _FACTORS = ((re.compile(r"\.lora[._]down\."), ".lora_A."), (re.compile(r"\.lora[._]up\."), ".lora_B."))
 #: The end of a module's name.
-_PARAMETER = re.compile(r"\.(lora_|lora\.|lokr_|alpha$)")
+_PARAMETER = re.compile(r"\.(lora_|lokr_|alpha$)")
 _CONFIG_NAME = "adapter_config.json"
 #: Options of ``from_pretrained`` that say where a file of a Hub repo is.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
