@@ -21,8 +21,7 @@ from PIL import Image
 from converter import errors
 from converter.front_matter import parse_front_matter
 from converter.measurement.evidence.origin import grid_text, origin_note
-from converter.measurement.prompts.suite import PromptSuite, SuitePrompt, read_suite
-from converter.presentation.card.additions import quantized_images
+from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.presentation.card.environment import render_card
 from converter.presentation.card.make_card import CardReport, make_card
 from converter.presentation.card.markdown import one_line, visible
@@ -30,7 +29,6 @@ from converter.presentation.card.metadata import CardMetadata, GalleryImage, _hu
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.page import render_page
 from converter.presentation.card.preview import write_preview
-from converter.presentation.card.prompt_texts import find_prompt_texts
 from converter.presentation.charts.chart import Chart
 from converter.presentation.charts.draw_charts import prepare_charts
 from converter.publication.preflight import examine_release
@@ -144,6 +142,11 @@ def make_slower(release: Path, folder: Path) -> CardReport:
     (release / "transformer" / "quantization_config.json").write_text(json.dumps(config))
     edit_json(release / "transformer" / "config.json", quantization_config=config)
     matrix = {**published_matrix(), "prompts": published_matrix()["prompts"][:2]}
+    # A prompt of a built-in suite; and what is not an image in the folder of images, which is not shown.
+    matrix["prompts"][0] |= {"scenario": "Night Ferry Terminal"}
+    (folder / "images" / "quantized").mkdir(parents=True)
+    for row, start in zip(matrix["prompts"], ("", "images/quantized/../../"), strict=True):
+        row["quantized"] |= {"image": f"{start}model_cpu_offload_benchmark.json"}
     offload = {**published_offload(), "warm_prompts": ["P02"]}
     offload["environment"] = MEASURED["common"]["environment"]
     offload["warm_slowdown"] = {"pairs": 1, "ratio_of_means_percent": 0.0, "mean_difference_s": 0.0}
@@ -172,6 +175,14 @@ def test_other_cards(make: Callable[[Path, Path], CardReport], repo: str, releas
     known = (EXPECTED / "card.md").read_text("utf-8").splitlines()
     found = compact(release, report, repo, 1440, "1:1", 20, 5.0).splitlines()
     check_expected(f"card_{make.__name__[5:]}.md", "".join(f"{line}\n" for line in found if line not in known))
+
+
+def test_a_card_from_a_template_of_ones_own(release: Path, tmp_path: Path) -> None:
+    """It may use what the built-in one does not."""
+    values = "{{ license }} {{ figures.source_bytes }} {{ figures.loaded_bytes }} {{ figures.bytes_by_dtype | length }}"
+    (tmp_path / "mine.jinja").write_text(f"---\nlicense: mit\n---\n{values}")
+    make_card(release, options=CardOptions(license="apache-2.0", template=tmp_path / "mine.jinja"))
+    assert (release / "README.md").read_text() == "---\nlicense: mit\n---\napache-2.0 22349824 11174912 2\n"
 
 
 def test_what_the_command_says_of_a_card(
@@ -277,22 +288,6 @@ def test_prompts_of_the_suite_that_was_drawn_are_shown_in_full(release: Path, pu
         make_card(release, published, replace(UNVERIFIED, prompts="no-such-suite"))
 
 
-def test_prompts_of_a_built_in_suite_need_no_option() -> None:
-    prompts = read_suite("ten-signs").prompts
-    rows = [{"id": prompt.id, "scenario": prompt.scenario, "seed": prompt.seed} for prompt in prompts]
-    texts = find_prompt_texts({"prompts": [*rows, {**rows[0], "id": "other"}]}, None)
-    assert texts == {prompt.id: prompt.prompt for prompt in prompts}
-
-
-def test_images_are_taken_along_from_their_folder_only(tmp_path: Path) -> None:
-    names = ("images/quantized/a.png", "images/quantized/gone.png", "images/a.png", "images/quantized/../a.png")
-    (tmp_path / "images" / "quantized").mkdir(parents=True)
-    for name in names[::2]:
-        (tmp_path / name).touch()
-    rows = [{"quantized": {"image": name}} for name in names] + [{"quantized": {"failed": "timeout"}}]
-    assert [name for _, name in quantized_images({"prompts": rows}, tmp_path)] == [names[0]]
-
-
 def test_what_a_card_says_of_times_alone(release: Path, published: Path) -> None:
     """Of a model that is surely faster, drawn without guidance; then of images with offloading alone."""
 
@@ -376,7 +371,11 @@ def test_the_card_is_listed_and_the_release_fit_to_be_published(release: Path, p
     with pytest.raises(errors.ReleaseError, match="tells people to load owner/Tiny"):
         examine_release(release, "owner/Other")
     shutil.rmtree(release / ".lensconv")
+    card, elsewhere = release / "README.md", published.with_name("README.md")
+    card.rename(elsewhere)
+    card.symlink_to(elsewhere)
     make_card(release, published, UNVERIFIED)
+    assert not card.is_symlink()
     assert snapshot(release) == first
     # Without the measurements they leave the release again, those that are gone already, too.
     (release / "benchmark_metrics.json").unlink()

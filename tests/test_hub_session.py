@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, close_session
 
 from converter.console import SILENT
-from converter.errors import HubError
+from converter.errors import HubError, ReleaseError
 from converter.hub.retry import Retry
 from converter.publication.commit import Target, make_commit
 from converter.publication.files import Difference, hash_files
@@ -60,23 +60,28 @@ def test_what_errors_say_of_a_commit(session: HubSession, hub: FaultyHub, tmp_pa
             make_commit(session, release, Target(branch, parent), [CommitOperationAdd("b.txt", b"b")], "Mine")
         return str(caught.value).removeprefix(f"{session.address}: ")
 
-    for status in (400, 503):
-        assert said(status).startswith(f"committing: the Hub answers with status {status}")
+    assert said(503).startswith("committing: the Hub answers with status 503")
     assert said(409, "/gone", "gone").startswith("gone has changed since it was read")
     other = CommitOperationAdd("c.txt", b"c")
     # Another commit names this release, but has other files.
     new = session.api.create_commit(session.repository, [other], commit_message=release.manifest_sha256).oid
-    assert "status 407" in said(407)
+    for status in (400, 407):
+        assert said(status).startswith(f"committing: the Hub answers with status {status}")
     for status in (408, 409, 412, 503):
         assert said(status).startswith("main has changed since it was read")
     session.create_tag("v1", parent)
+    publication = _Publication(session, release, PublishOptions(tag="v1"), SILENT)
     with pytest.raises(HubError, match="tag v1 points to"):
-        _Publication(session, release, PublishOptions(tag="v1"), SILENT)._tag("v1", new)
+        publication._tag("v1", new)
     # What is missing is not always a file that was uploaded.
     for path in ("/preupload/", "/batch"):
         hub.fault("status", status=404, path=path)
         with pytest.raises(HubError, match=r"uploading a\.bin and 1 more: the Hub has nothing at this address"):
             upload(session, Difference(release.files, ()), "main")
+    # Even a file that is on the Hub already must not have changed.
+    (tmp_path / "a.bin").write_bytes(b"[]")
+    with pytest.raises(ReleaseError, match=r"a\.bin: has changed since it was examined"):
+        publication._upload_and_commit(Target("main", new), Difference((), ("c.txt",)))
 
 
 def test_pull_requests_are_known_by_their_titles(session: HubSession) -> None:

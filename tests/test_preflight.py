@@ -121,18 +121,13 @@ def test_requests_that_are_refused(tmp_path: Path) -> None:
     """Those that are not are only asked for the folder."""
 
     def outcome(repository: str, options: dict[str, Any]) -> str:
+        rest = {**options}
+        folder = tmp_path / rest.pop("folder", "nothing")
         with pytest.raises(LensconvError) as caught:
-            publish(tmp_path / "nothing", repository, PublishOptions(**options))
+            publish(folder, repository, PublishOptions(**rest))
         return str(caught.value).replace(str(tmp_path), "")
 
     check_cases("requests.jsonl", outcome)
-
-
-def test_a_folder_that_is_no_release(tmp_path: Path) -> None:
-    with pytest.raises(MissingInput):
-        publish(tmp_path / "nothing", "owner/tiny")
-    with pytest.raises(ReleaseError, match=MANIFEST):
-        publish(tmp_path, "owner/tiny")
 
 
 def test_long_files_are_left_to_the_upload_unless_they_were_hashed(release: Path) -> None:
@@ -190,6 +185,7 @@ def test_files_of_up_to_10_mib_have_a_hash_of_git(tmp_path: Path, monkeypatch: p
     assert [file.git_sha1 for file in hash_files(tmp_path, "01")] == [git_hash(bytes(10 << 20)), ""]
     (tmp_path / ".lensconv").unlink()
     (tmp_path / ".lensconv" / "checksums.json").mkdir(parents=True)
+    assert hash_files(tmp_path, "1")[0].bytes == (10 << 20) + 1
     # Another program touches the file while it is read.
     monkeypatch.setattr(Progress, "advance", lambda *_: os.utime(tmp_path / "0", (1, 1)))
     for name, error in (("2", MissingInput), ("0", ReleaseError)):

@@ -230,14 +230,15 @@ def test_a_head_that_moved(publisher: Publisher) -> None:
 
 
 def test_a_file_that_changes_meanwhile(publisher: Publisher) -> None:
-    list_file(publisher.release, "long.bin", bytes(11 << 20))
+    # A content that no other test uses: over Xet, the Hub may now have another one under its name.
+    list_file(publisher.release, "long.bin", b"y" * (11 << 20))
     publisher.hub.fault("delay", method="POST", path="/preupload/", seconds=1.5)
 
     def change() -> None:
         # The pause has begun when the fault is used up.
         while publisher.hub.faults():
             time.sleep(0.05)
-        (publisher.release / "long.bin").write_bytes(bytes(10 << 20) + b"x" * (1 << 20))
+        (publisher.release / "long.bin").write_bytes(b"x" * (11 << 20))
 
     thread = threading.Thread(target=change)
     thread.start()
