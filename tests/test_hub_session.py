@@ -52,7 +52,7 @@ def test_what_errors_say_of_a_commit(session: HubSession, hub: FaultyHub, tmp_pa
     for name in ("a.bin", MANIFEST):
         (tmp_path / name).write_bytes(b"{}")
     release = FitRelease(tmp_path, tuple(hash_files(tmp_path, ["a.bin", MANIFEST])))
-    parent = session.refs().head("main") or ""
+    parent, other = session.refs().head("main") or "", [CommitOperationAdd("c.txt", b"c")]
 
     def said(status: int, path: str = "/commit/", branch: str = "main") -> str:
         hub.fault("status", status=status, path=path)
@@ -62,15 +62,18 @@ def test_what_errors_say_of_a_commit(session: HubSession, hub: FaultyHub, tmp_pa
 
     assert said(503).startswith("committing: the Hub answers with status 503")
     assert said(409, "/gone", "gone").startswith("gone has changed since it was read")
-    other = CommitOperationAdd("c.txt", b"c")
     # Another commit names this release, but has other files.
-    new = session.api.create_commit(session.repository, [other], commit_message=release.manifest_sha256).oid
-    for status in (400, 407):
-        assert said(status).startswith(f"committing: the Hub answers with status {status}")
-    for status in (408, 409, 412, 503):
-        assert said(status).startswith("main has changed since it was read")
+    new = session.api.create_commit(session.repository, other, commit_message=release.manifest_sha256).oid
+    for status in (400, 407, 408, 409, 412, 503):
+        start = f"committing: the Hub answers with status {status}" if status < 408 else "main has changed since"
+        assert said(status).startswith(start)
     session.create_tag("v1", parent)
-    publication = _Publication(session, release, PublishOptions(tag="v1"), SILENT)
+    session.create_branch("next", parent)
+    refs, target = session.refs(), Target("main", new)
+    publication = _Publication(session, release, PublishOptions(tag="v1", revision="next"), SILENT)
+    assert publication._choose_target(refs) == Target("next", parent)
+    with pytest.raises(HubError, match="tag v1 points to"):
+        publication._refuse_taken_tag(refs, target, Difference((), ()))
     with pytest.raises(HubError, match="tag v1 points to"):
         publication._tag("v1", new)
     # What is missing is not always a file that was uploaded.
@@ -81,7 +84,7 @@ def test_what_errors_say_of_a_commit(session: HubSession, hub: FaultyHub, tmp_pa
     # Even a file that is on the Hub already must not have changed.
     (tmp_path / "a.bin").write_bytes(b"[]")
     with pytest.raises(ReleaseError, match=r"a\.bin: has changed since it was examined"):
-        publication._upload_and_commit(Target("main", new), Difference((), ("c.txt",)))
+        publication._upload_and_commit(target, Difference((), ("c.txt",)))
 
 
 def test_pull_requests_are_known_by_their_titles(session: HubSession) -> None:
@@ -89,10 +92,8 @@ def test_pull_requests_are_known_by_their_titles(session: HubSession) -> None:
     assert numbers == [1, 2, 1, 2]
     for _ in range(2):
         session.offer_pull_request(2)
-    assert [session.api.get_discussion_details(session.repository, number).status for number in (1, 2)] == [
-        "draft",
-        "open",
-    ]
+    found = [session.api.get_discussion_details(session.repository, number).status for number in (1, 2)]
+    assert found == ["draft", "open"]
     assert session.open_pull_request("Two", "alice") == 2
 
 
