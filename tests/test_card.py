@@ -24,8 +24,8 @@ from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.presentation.card.environment import render_card
 from converter.presentation.card.make_card import CardReport, make_card
-from converter.presentation.card.markdown import fence, one_line, visible
-from converter.presentation.card.metadata import CardMetadata, GalleryImage, check_metadata
+from converter.presentation.card.markdown import one_line, visible
+from converter.presentation.card.metadata import CardMetadata, GalleryImage, _hub_names, check_metadata
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.page import render_page
 from converter.presentation.card.preview import write_preview
@@ -34,13 +34,15 @@ from converter.presentation.charts.draw_charts import prepare_charts
 from converter.publication.preflight import examine_release
 from converter.rendering import render
 from converter.verification.verify import verify
+from tests.cases import check_cases
+from tests.checkpoints import write_holes
 from tests.conftest import Lensconv, edit_json, names_in, snapshot
 from tests.expected import EXPECTED, check_expected
-from tests.published import published_matrix, published_offload, write_published
+from tests.published import PUBLISHED, published_matrix, published_offload, write_published
 
 UNVERIFIED = CardOptions(repo="owner/Tiny", license="mit", unverified=True)
 MANIFEST = "lensconv_manifest.json"
-SUMMARY = "sdnq_quantization_summary.json"
+SUMMARY, METRICS = "sdnq_quantization_summary.json", "benchmark_metrics.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MEASURED = json.loads(Path(__file__).with_name("measured.json").read_text("utf-8"))
 
@@ -126,13 +128,27 @@ def make_measured(release: Path, folder: Path) -> CardReport:
 
 def make_bare(release: Path, folder: Path) -> CardReport:  # noqa: ARG001 - as the others
     edit_json(release / MANIFEST, versions={"lensconv": "1.2.3", "sdnq": "0.2.4+local", "torch": "unknown"})
-    return make_card(release)
+    (release / "text_encoder" / "config.json").unlink()
+    return make_card(release, options=CardOptions(base_revision="f" * 40))
 
 
 def make_slower(release: Path, folder: Path) -> CardReport:
     edit_json(release / "model_index.json", safety_checker=[None, None])  # The pipeline does without it.
+    edit_json(release / "text_encoder" / "config.json", quantization_config={"quant_method": "mxfp4"})
+    config = json.loads((release / "transformer" / "quantization_config.json").read_text())
+    names = config["modules_to_not_convert"]
+    names[names.index("*.txt_mod.*")] = "txt_mod"
+    config["use_dynamic_quantization"] = True
+    (release / "transformer" / "quantization_config.json").write_text(json.dumps(config))
+    edit_json(release / "transformer" / "config.json", quantization_config=config)
     matrix = {**published_matrix(), "prompts": published_matrix()["prompts"][:2]}
+    # A prompt of a built-in suite; and what is not an image in the folder of images, which is not shown.
+    matrix["prompts"][0] |= {"scenario": "Night Ferry Terminal"}
+    (folder / "images" / "quantized").mkdir(parents=True)
+    for row, start in zip(matrix["prompts"], ("", "images/quantized/../../"), strict=True):
+        row["quantized"] |= {"image": f"{start}model_cpu_offload_benchmark.json"}
     offload = {**published_offload(), "warm_prompts": ["P02"]}
+    offload["environment"] = MEASURED["common"]["environment"]
     offload["warm_slowdown"] = {"pairs": 1, "ratio_of_means_percent": 0.0, "mean_difference_s": 0.0}
     for name, content in (("comparison_matrix.json", matrix), ("model_cpu_offload_benchmark.json", offload)):
         (folder / name).write_text(json.dumps(content | sources(release)))
@@ -161,6 +177,14 @@ def test_other_cards(make: Callable[[Path, Path], CardReport], repo: str, releas
     check_expected(f"card_{make.__name__[5:]}.md", "".join(f"{line}\n" for line in found if line not in known))
 
 
+def test_a_card_from_a_template_of_ones_own(release: Path, tmp_path: Path) -> None:
+    """It may use what the built-in one does not."""
+    values = "{{ license }} {{ figures.source_bytes }} {{ figures.loaded_bytes }} {{ figures.bytes_by_dtype | length }}"
+    (tmp_path / "mine.jinja").write_text(f"---\nlicense: mit\n---\n{values}")
+    make_card(release, options=CardOptions(license="apache-2.0", template=tmp_path / "mine.jinja"))
+    assert (release / "README.md").read_text() == "---\nlicense: mit\n---\napache-2.0 22349824 11174912 2\n"
+
+
 def test_what_the_command_says_of_a_card(
     release: Path, published: Path, lensconv: Lensconv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +201,16 @@ def test_a_card_of_one_component_has_no_programs(lens_output: Path, tmp_path: Pa
     text = (component / "README.md").read_text()
     assert "from_pretrained(" not in text
     assert "| Quantized component | the model (LensTransformer2DModel) |" in text
+
+
+def test_a_card_of_another_model_has_nothing_of_lens(release: Path) -> None:
+    edit_json(release / "transformer" / "config.json", _class_name="OtherModel")
+    assert "usage" in make_card(release / "vae" / "..").left_out
+    text = (release / "README.md").read_text()
+    assert "\n# release\n" in text
+    assert "40 modules of OtherModel are" in text
+    of_lens = ("\n- lens\n", "modulation layers", "| norms |", "from_pretrained(")
+    assert not [words for words in of_lens if words in text]
 
 
 def refuse(
@@ -197,6 +231,8 @@ def test_figures_without_a_checksum_are_taken_only_when_asked_for(release: Path,
     (published / SUMMARY).unlink()
     lacks = "contains no sha256 of the weights that it was made from"
     hint = refuse(errors.EvidenceError, f"/evidence/benchmark_metrics.json: {lacks}", release, published)
+    nothing = f"/release/vae: contains no measurements, such as {METRICS}"
+    refuse(errors.MissingInput, nothing, release, release / "vae")
     assert hint == "Measure again with `lensconv bench`, or accept unverified figures with --unverified."
 
 
@@ -254,27 +290,39 @@ def test_prompts_of_the_suite_that_was_drawn_are_shown_in_full(release: Path, pu
 
 def test_what_a_card_says_of_times_alone(release: Path, published: Path) -> None:
     """Of a model that is surely faster, drawn without guidance; then of images with offloading alone."""
+
+    def text_of(folder: Path) -> str:
+        make_card(release, folder, UNVERIFIED)
+        return (release / "README.md").read_text()
+
     for name in ("benchmark_metrics.json", SUMMARY):
         (published / name).unlink()
     rows = [row | {"quantized": {"time_s": row["original"]["time_s"] * 0.9}} for row in published_matrix()["prompts"]]
-    content = published_matrix() | {"prompts": rows, "settings": {"num_inference_steps": 4, "guidance_scale": 0.0}}
+    content = published_matrix() | {"prompts": rows, "environment": MEASURED["common"]["environment"]}
+    content |= {"settings": {"num_inference_steps": 4, "guidance_scale": 0.0}}
     (published / "comparison_matrix.json").write_text(json.dumps(content))
-    make_card(release, published, UNVERIFIED)
-    text = (release / "README.md").read_text()
+    text = text_of(published)
     assert "(95% interval -10.0% to -10.0%, or -1.660 to -1.432 s)." in text
     assert "zero" not in text
     assert "guidance_scale=0.0,\n" in text
+    assert "Measured with these versions:" in text
     (published / "comparison_matrix.json").unlink()
-    make_card(release, published, UNVERIFIED)
-    text = (release / "README.md").read_text()
+    text = text_of(published)
     assert "The warm images follow: P02 to P10." in text
-    assert "not measured" in text
-    assert "Time and memory were not measured" not in text
+    assert "model\\_cpu\\_offload\\_benchmark.json contains no sha256" in text
+    assert "*These figures are unverified: they come without a sha256 of the weights.*" in text
+    for name in ("model_cpu_offload_benchmark.json", "comparison_matrix.json", "benchmark_metrics.json"):
+        shutil.rmtree(published)
+        published.mkdir()
+        (published / name).write_text(json.dumps(PUBLISHED[name]()))
+        text = text_of(published)
+        assert "Fidelity of images was not measured." in text
+        assert "Time and memory were not measured." not in text
 
 
 def test_what_cannot_be_seen_is_written_out() -> None:
-    """Both ends of each range; joiners, which many languages need, stay."""
-    signs = "\xad\u061c\u180e\u200b\u200e\u200f\u202a\u202e\u2060\u2064\u2066\u206f"
+    """Both ends of each range, and what is no character; joiners, which many languages need, stay."""
+    signs = "\0\x9f\ud800\u0378\xad\u061c\u180e\u200b\u200e\u200f\u202a\u202e\u2060\u2064\u2066\u206f"
     signs += "\ufeff\ufff9\ufffb\U000e0000\U000e007f"
     assert visible(f"\u200c{signs}\u200d") == "\u200c" + ascii(signs)[1:-1] + "\u200d"
 
@@ -301,6 +349,8 @@ def test_what_is_said_of_front_matter() -> None:
         found = "; ".join([*report.errors, *(f"? {warning}" for warning in report.warnings)])
         lines.append(f"{front} => {found}".rstrip() + "\n")
     check_expected("metadata.txt", "".join(lines))
+    counts = {key: len({*names}) for key, names in _hub_names().items()}
+    assert counts == {"license": 82, "pipeline_tag": 59, "language": 186}
     said = check_metadata(f"---\na: {'b' * 1_000_000}\n---\n").errors
     assert said == ("its front matter is longer than 1000000 characters",)
 
@@ -321,7 +371,11 @@ def test_the_card_is_listed_and_the_release_fit_to_be_published(release: Path, p
     with pytest.raises(errors.ReleaseError, match="tells people to load owner/Tiny"):
         examine_release(release, "owner/Other")
     shutil.rmtree(release / ".lensconv")
+    card, elsewhere = release / "README.md", published.with_name("README.md")
+    card.rename(elsewhere)
+    card.symlink_to(elsewhere)
     make_card(release, published, UNVERIFIED)
+    assert not card.is_symlink()
     assert snapshot(release) == first
     # Without the measurements they leave the release again, those that are gone already, too.
     (release / "benchmark_metrics.json").unlink()
@@ -336,11 +390,13 @@ def test_the_card_is_listed_and_the_release_fit_to_be_published(release: Path, p
 
 
 def test_a_card_written_by_hand_is_kept_and_adopted(release: Path, published: Path) -> None:
+    card, reason = release / "README.md", "/release/README.md: was written by hand, and would be lost"
+    card.write_text("Not listed yet.\n")
+    refuse(errors.ReleaseError, reason, release)
+    card.unlink()
     made = make_card(release, published, UNVERIFIED)
-    card = release / "README.md"
     card.write_text(card.read_text() + "\nOne more line.\n")
     before = snapshot(release)
-    reason = "/release/README.md: was written by hand, and would be lost"
     hint = refuse(errors.ReleaseError, reason, release, published, UNVERIFIED)
     assert hint == "Keep it and list it with --adopt, or move it away and run the command again."
     report = make_card(release, options=CardOptions(adopt=True))
@@ -367,17 +423,15 @@ def test_a_card_written_by_hand_is_kept_and_adopted(release: Path, published: Pa
         refuse(error, f"/release/README.md: {reason}", release, options=CardOptions(adopt=True))
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "reason"),
-    [
-        ("repo", "tiny", "--repo tiny: is not OWNER/NAME"),
-        ("repo", "a/b/c", "--repo a/b/c: is not OWNER/NAME"),
-        ("base_model", "](x)", "--base-model ](x): is not OWNER/NAME"),
-        ("base_revision", "main", "--base-revision main: is not a commit of 40 hexadecimal digits"),
-    ],
-)
-def test_options_that_make_no_sense(release: Path, option: str, value: Any, reason: str) -> None:
-    refuse(errors.UsageError, reason, release, options=replace(UNVERIFIED, **{option: value}))
+def test_options_that_make_no_sense(release: Path) -> None:
+    def reason(options: dict[str, Any]) -> str:
+        with pytest.raises(errors.UsageError) as caught:
+            make_card(release, options=replace(UNVERIFIED, **options))
+        return str(caught.value)
+
+    before = snapshot(release)
+    check_cases("card_options.jsonl", reason)
+    assert snapshot(release) == before
 
 
 def spoil(name: str, old: bytes, new: bytes) -> Callable[[Path], object]:
@@ -385,6 +439,7 @@ def spoil(name: str, old: bytes, new: bytes) -> Callable[[Path], object]:
 
 
 WEIGHTS_FILE = f"transformer/{WEIGHTS}"
+ONE, PLAIN = [("F32", "a", (1,))], ": no module in it is quantized"
 DIFFERS = f"differs from the file in {MANIFEST}"
 DISAGREE = "config.json and quantization_config.json disagree on weights_dtype"
 
@@ -396,6 +451,9 @@ DISAGREE = "config.json and quantization_config.json disagree on weights_dtype"
         (lambda release: (release / MANIFEST).unlink(), errors.MissingInput, f": has no {MANIFEST}"),
         (spoil(WEIGHTS_FILE, b"pt", b"px"), errors.MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
         (spoil("transformer/config.json", b'"uint4"', b'"int4"'), errors.MalformedCheckpoint, f": config: {DISAGREE}"),
+        (spoil(MANIFEST, b" 6109056", b" 6109057"), errors.MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
+        (spoil(MANIFEST, WEIGHTS_FILE.encode(), b"x"), errors.MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
+        (lambda release: write_holes(release / WEIGHTS_FILE, ONE), errors.UnsupportedCheckpoint, PLAIN),
     ],
 )
 def test_what_is_no_release_has_no_card(change: Any, error: type[Exception], reason: str, release: Path) -> None:
@@ -416,63 +474,22 @@ def test_a_preview_holds_the_pictures_of_the_release(release: Path, tmp_path: Pa
     assert shown == ["data:image/png;base64,cGljdHVyZQ==", *paths[1:]]
 
 
-FILTERS = r"""
-
-
-{{ 0.5 | number }} {{ none | number }} {{ 99.96 | percent }} {{ none | percent }} {{ -0.5 | signed_percent }}
-TAB
-{% for size in (none, 999, 1000, 999900, 1000000, 999900000, 1000000000) %}{{ size | size }};{% endfor %}
-
-
-{{ 1000 | count }};{% for number in (999, 1000, 999000, 1000000, 1000000000) %}{{ number | short }};{% endfor %}
-
-
-{{ "a`b" | code }}{{ "" | code }}{{ " # a " }}{{ " " }}{{ "-b" }}{{ ("*" ~ "c" | markdown) | markdown }}
-{{ "a\n\n\nb  \n" | fence("sh<ell") }}
-{{ ["a", "*"] | table([[1, "|"], ["x", none]]) }}
-{{ ["a"] | table([], "r") }}
-{{ "a\r\nb\u2028 c\n" | lines }} {{ "t" | link("https://x.example/a b?c&d") }}{{ "t" | link("HTTP:x") }}
-{{ "t" | link("#t") }}{{ "t" | link("x:y") }}{{ "a@b" | image("c d.png") }}{{ "a" | image("b", width=5) }}
-{{ {"a": range(2, 4) | list} }} {{ dict(a=1).a }}  TAB
-
-
-"""
-
-
-def test_all_that_a_template_may_use(tmp_path: Path) -> None:
-    # Some editors begin a file with a byte order mark.
-    (tmp_path / "mine.jinja").write_text(FILTERS.replace("TAB", "\t"), "utf-8-sig")
-    check_expected("filters.md", render_card({}, tmp_path / "mine.jinja"))
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (b"{{ nothing }}", "mine.jinja, line 1: 'nothing' is undefined"),
-        (b"\n{% if %}", "mine.jinja, line 2: Expected an expression, got 'end of statement block'"),
-        (b"\n\n{% include 'part.jinja' %}", "part.jinja, line 2: division by zero"),
-        (b"{% include 'other.jinja' %}", "mine.jinja: the template other.jinja does not exist"),
-        (b"{% include 'a/part.jinja' %}", "mine.jinja: the template a/part.jinja does not exist"),
-        (
-            b"{{ ''.__class__.__mro__ }}",
-            "mine.jinja, line 1: access to attribute '__class__' of 'str' object is unsafe.",
-        ),
-        (
-            b"{% for i in range(10 ** 9) %}{% endfor %}",
-            "mine.jinja, line 1: its loops have more than 1000000 iterations",
-        ),
-        (b"{{ 'x' * 5000001 }}", "mine.jinja: the card has more than 5000000 characters"),
-        (b"\xff", "mine.jinja: is not UTF-8: 'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
-        (b" " * 1_000_001, "mine.jinja: is longer than 1000000 bytes"),
-    ],
-    ids=lambda value: value[-30:] if isinstance(value, str) else "",
-)
-def test_a_template_that_fails_says_where(tmp_path: Path, text: bytes, reason: str) -> None:
+def test_all_that_a_template_may_use_and_how_it_fails(tmp_path: Path) -> None:
     (tmp_path / "part.jinja").write_text("\n{{ 1 / 0 }}")
-    (tmp_path / "mine.jinja").write_bytes(text)
-    with pytest.raises(errors.InputError) as caught:
-        render_card({}, tmp_path / "mine.jinja")
-    assert str(caught.value) == f"{tmp_path}/{reason}"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "part.jinja").touch()
+
+    def outcome(name: str, text: str, times: int) -> str:
+        (tmp_path / name).write_bytes(text.encode("latin-1") * times)
+        try:
+            return render_card({}, tmp_path / name)
+        except errors.InputError as error:
+            # Versions of Python say differently where the depth was exceeded.
+            return str(error).replace(f"{tmp_path}/", "").partition(" while ")[0]
+
+    check_cases("templates.jsonl", outcome)
+    with pytest.raises(errors.MissingInput, match=r"gone\.jinja: no such file"):
+        render_card({}, tmp_path / "gone.jinja")
 
 
 @given(st.text(max_size=60) | st.text("<>&|`*_[]()!#-+=:.@/\\{}%\"' a1\n", max_size=40))
@@ -485,10 +502,3 @@ def test_any_text_comes_back_as_that_text(tmp_path_factory: pytest.TempPathFacto
     shown = page.partition("<td><em>")[2].partition("</em></td>")[0]
     assert "<" not in shown
     assert " ".join(html.unescape(shown).split()) == one_line(text)
-
-
-@pytest.mark.parametrize("count", [1, 3, 5])
-def test_backticks_do_not_end_a_block_of_code(count: int) -> None:
-    first, *content, last = fence(f"a\n{'`' * count}\nb", "text").splitlines()
-    assert content == ["a", "`" * count, "b"]
-    assert (first, last) == (f"{last}text", "`" * max(3, count + 1))

@@ -474,8 +474,10 @@ def test_a_release_is_proved_by_what_the_hub_serves(
     text = refusal(lambda: prove_bytes(files, remote, everything=True))
     assert "/long.bin: has another sha256 than the manifest says Publish it again." in text
     (ours / "a.txt").write_text("bbb")
-    text = refusal(lambda: prove_bytes(files, remote, everything=False), errors.ReleaseError)
-    assert "a.txt: has changed since it was examined; the commit could not be checked" in text
+    for _ in range(2):
+        text = refusal(lambda: prove_bytes(files, remote, everything=False), errors.ReleaseError)
+        assert "a.txt: has changed since it was examined; the commit could not be checked" in text
+        (ours / "a.txt").unlink(missing_ok=True)
     for name, change in (("a.txt", b"AAA"), ("long.bin", b"short"), ("more.txt", b""), ("z.txt", None)):
         (theirs / name).unlink(missing_ok=True) if change is None else (theirs / name).write_bytes(change)
     serve(theirs)

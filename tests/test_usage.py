@@ -20,6 +20,7 @@ from converter.rehearsal.process import running_hub
 from converter.rehearsal.settings import HubSettings
 from converter.rendering import render
 from tests.conftest import ROOT, list_file, run_python
+from tests.expected import check_expected
 
 #: What cards that are published import. These names must work in every later version.
 PUBLISHED = """
@@ -138,6 +139,7 @@ def test_the_usage_of_a_card_runs(tiny_release: Path, packages: Path, tmp_path: 
     text = render(
         "usage.md.jinja", repository=str(tiny_release), base_resolution=1024, aspect_ratio="2:1", steps=1, guidance=1.0
     )
+    check_expected("usage.md", text.replace(str(tiny_release), "owner/name"))
     programs = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(programs) == 2
     programs.insert(0, PUBLISHED.format(repository=tiny_release))

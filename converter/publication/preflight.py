@@ -140,7 +140,7 @@ def _check_card(root: Path, manifest: Manifest, repository: str) -> list[str]:
         raise ReleaseError(f"{root}: {reason}", _CARD_HINT) from error
     faults = [f"{CARD_NAME}: {fault}" for fault in found.errors]
     described = manifest.card_repository
-    if described is not None and "/" in described and described != repository:
+    if described is not None and described != repository:
         faults.append(f"{CARD_NAME} tells people to load {described}, not {repository}")
     _refuse(root, faults, _CARD_HINT)
     return [f"{CARD_NAME}: {warning}" for warning in found.warnings]

@@ -227,7 +227,7 @@ class _Publication:
         if self._is_proven(commit) and not everything:
             return None
         # An earlier run may have ended between its commit and the check.
-        is_new = bool(difference) and self._is_proven(target.parent) and not everything
+        is_new = self._is_proven(target.parent) and not everything
         files = difference.added if is_new else self.release.files
         return prove_bytes(files, remote, everything=everything, reporter=self.reporter)
 

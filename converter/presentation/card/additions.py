@@ -26,9 +26,7 @@ def collect_additions(release: CardRelease, evidence: CardEvidence, pictures: Ca
         EvidenceError: a file is outside of the folder.
         OutputError: ``convert`` wrote another file of that name.
     """
-    if not evidence.files:
-        return {}
-    names = [name for name in evidence.files if name != SUMMARY_NAME or release.summary is None]
+    names = [name for name in evidence.files if name != SUMMARY_NAME]
     names += sorted(_images(evidence))
     contents = {**{name: read_beside(evidence.folder, name) for name in names}, **pictures.contents}
     found = {}
