@@ -47,6 +47,9 @@ def test_text_and_marks_stand_out(theme: Theme) -> None:
     assert min(contrast(color, theme.background) for color in (*theme.original, *theme.quantized)) >= 3
     for shades in (theme.original, theme.quantized):
         assert min(contrast(shades[0], shades[1]), contrast(shades[0], shades[2])) >= 1.3
+    # The original is blue, the quantized model orange.
+    for blue, orange in zip(theme.original, theme.quantized, strict=True):
+        assert (blue[5:] > blue[1:3], orange[5:] < orange[1:3]) == (True, True)
     for made in prepare_charts(of.full_evidence()):
         assert isinstance(made, Chart)
         for text in of.written(made.draw(theme)):
@@ -83,7 +86,7 @@ def many_families() -> of.Evidence:
     return {
         METRICS_NAME: of.metrics(families),
         MATRIX_NAME: of.matrix(times) | {"mode": "Ж" * 100},
-        WEIGHTS_NAME: of.weights(**ratios, exact=(None, None, 1.0)),
+        WEIGHTS_NAME: of.weights(**ratios, exact=(None, None, 1.0), broken=(None, None, 0.5)),
     }
 
 
@@ -104,9 +107,9 @@ def on_a_cpu() -> of.Evidence:
         WEIGHTS_NAME: of.weights(
             txt_mlp=(22.1, None, 0.0),
             attn=(21.314, 19.412, 0.99),
-            embed=(None, None, 0.9999999999999998),
+            embed=(None, None, 1 - 0.9e-9),
             norm=(None, None, None),
-            img_mlp=(None, None, 0.99),
+            img_mlp=(None, None, 1 - 1.1e-9),
         ),
     }
 
@@ -116,8 +119,23 @@ def of_one_file() -> of.Evidence:
     evidence = {METRICS_NAME: of.metrics(None), MATRIX_NAME: of.matrix({"P01": (10.0, 9.0)})}
     evidence[WEIGHTS_NAME] = of.weights(embed=(None, None, 1.0))
     evidence[WEIGHTS_NAME]["fidelity"]["families"][0]["modules"] = 1
-    del evidence[METRICS_NAME]["models"]["quantized"]["load_peak_allocated_gb"]
+    quantized = evidence[METRICS_NAME]["models"]["quantized"]
+    quantized["transformer"] = {"bytes": 1, "bytes_by_dtype": {"U8": 1}}
+    del quantized["load_peak_allocated_gb"]
     return without(evidence, "generation_peak_allocated_gb")
+
+
+def without_families() -> of.Evidence:
+    """Dtypes alone, three of which take as much; and peaks of one model, in many stages."""
+    content = of.metrics({"attn": ({"F32": 10**8, "F64": 0}, dict.fromkeys(("U8", "I8", "F16"), 10**7))})
+    original, quantized = content["models"].values()
+    del quantized["transformer"]["families"]
+    quantized["stages"] = {
+        f"stage {chr(number)}": {"time_s": 1.0, "peak_allocated_gb": 1.0} for number in b"ponmlkjihgfedcba"
+    }
+    for key in ("load_peak_allocated_gb", "generation_peak_allocated_gb", "stages"):
+        del original[key]
+    return {METRICS_NAME: content}
 
 
 def of_nothing() -> of.Evidence:
@@ -135,14 +153,14 @@ def without_pairs() -> of.Evidence:
 
 
 def of_offload_alone() -> of.Evidence:
-    return {OFFLOAD_NAME: of.offload(), MATRIX_NAME: of.matrix({f"P{n}": (None, 2.0) for n in range(31)})}
+    return {OFFLOAD_NAME: of.offload(), MATRIX_NAME: of.matrix({f"P{n}": (None, 2 + n / 20_000) for n in range(31)})}
 
 
 @pytest.mark.parametrize(
     "make",
     [
         *(of.full_evidence, of.published_evidence, many_families, on_a_cpu, of_one_file),
-        *(of_nothing, without_pairs, of_offload_alone),
+        *(of_nothing, without_pairs, of_offload_alone, without_families),
     ],
 )
 def test_what_charts_show(make: Any) -> None:
@@ -157,13 +175,14 @@ def test_times_without_a_ratio_have_no_slowdown(pair: tuple[float, float]) -> No
     of.check_layout(made)
 
 
-@pytest.mark.parametrize(("number", "bars"), [(5, 10), (30, 60), (31, 16)])
-def test_thirty_prompts_have_bars_and_more_a_distribution(number: int, bars: int) -> None:
+@pytest.mark.parametrize(("number", "bars"), [(5, 10), (6, 12), (12, 24), (13, 26), (30, 60), (31, 16)])
+def test_five_prompts_have_figures_thirty_have_bars_and_more_a_distribution(number: int, bars: int) -> None:
     made = of.chart({MATRIX_NAME: of.matrix(of.some_times(number))}, "time")
     figure = made.draw(LIGHT)
     assert len(figure.axes[0].patches) == bars
     assert len(figure.axes) == 1 + (number > 30)
     assert ("P01: " in made.description) == (number <= 12)
+    assert ("14.0" in [text.get_text() for text in of.written(figure)]) == (number <= 5)
     of.check_layout(made)
 
 
@@ -208,7 +227,7 @@ def test_hostile_names_are_drawn_as_text() -> None:
 def test_names_are_cut_to_what_the_font_and_the_width_allow() -> None:
     for text, shown in (("Типография", "Типография"), ("a\tb\x1b", "a\\tb\\x1b"), (" 日 ", "□"), ("e\u0301", "é")):
         assert drawable(text) == shown
-    assert (len(drawable("e\u0301" * 300)), drawable("abcdef", 5)) == (21, "ab…ef")
+    assert (len(drawable("e\u0301" * 300)), drawable("abcdef", 5), drawable(" abcdef ", 6)) == (21, "ab…ef", "abcdef")
     width = text_width("ЖЖЖ…")
     cut = [shorten("Ж" * 300, least) for least in (width, width - 0.1, text_width("…") - 1)]
     assert cut == ["ЖЖЖ…", "ЖЖ…", "…"]
@@ -223,6 +242,7 @@ def test_names_are_cut_to_what_the_font_and_the_width_allow() -> None:
     [
         *((10**9, "1 GB", "1.00"), (10**9 - 1, "1000 MB", "1000"), (10**6, "1 MB", "1.00")),
         *((99_940, "99.94 kB", "99.9"), (99_950, "99.95 kB", "100"), (9_994, "9.994 kB", "9.99")),
+        *((-99_950, "-99.95 kB", "-100"), (-9_995, "-9.995 kB", "-10.0")),
         *((9_995, "9.995 kB", "10.0"), (10, "0.01 kB", "0.01"), (9, "0.009 kB", "<0.01"), (0, "0 kB", "0.00")),
     ],
 )
@@ -230,9 +250,23 @@ def test_sizes_have_the_unit_that_suits_them(size: float, shown: str, short: str
     assert (exact_size(size), choose_unit(size).show(size)) == (shown, short)
 
 
+def stored(number: int) -> of.Evidence:
+    content = of.metrics(None)
+    content["models"]["original"]["transformer_storage_gb"] = 1e9 * number
+    return {METRICS_NAME: content}
+
+
+def many_modules(number: int) -> of.Evidence:
+    content = of.weights(a=(1.0, 1.0, 0.9))
+    content["fidelity"]["families"][0]["modules"] = 10**9 + number - 1
+    return {WEIGHTS_NAME: content}
+
+
 @pytest.mark.parametrize(
     ("name", "what", "make"),
     [
+        ("footprint", f"{METRICS_NAME}: transformer_storage_gb", stored),
+        ("fidelity", f"{WEIGHTS_NAME}: modules", many_modules),
         ("time", f"{MATRIX_NAME}: time_s", lambda n: {MATRIX_NAME: of.matrix({"P01": (1e9 * n, 1.0)})}),
         ("footprint", f"{METRICS_NAME}: a", lambda n: {METRICS_NAME: of.metrics({"a": ({"F32": 10**18 + n - 1}, {})})}),
         ("fidelity", f"{WEIGHTS_NAME}: sqnr_db", lambda n: {WEIGHTS_NAME: of.weights(a=(1.0, -1e4 * n, 0.9))}),
@@ -256,6 +290,7 @@ def test_tiny_and_large_figures_can_be_drawn() -> None:
     large = of.matrix({f"P{n}": (123456.789 + n * 1e-7, 99999999.0 if n else None) for n in range(40)})
     for matrix in (
         *(large, large | {"mode": "Ж" * 100}, of.matrix({f"P{n}": (1e-300, 5e-324) for n in range(3)})),
+        of.matrix({f"P{n}": (0.0, 0.0) for n in range(40)}),
         *(of.matrix({"P1": (1e-300, 1e9), "P2": (1e9, 123456.789)}), of.matrix({of.HOSTILE: (6.9e8, 6.8e8)})),
     ):
         of.check_layout(of.chart({MATRIX_NAME: matrix}, "time"))
