@@ -92,10 +92,12 @@ def many_families() -> of.Evidence:
 
 def on_a_cpu() -> of.Evidence:
     """Without parts of what is measured on a GPU; the models differ in families and stages, and a dtype is long."""
-    sizes = {"U8": 7 * 10**8, "F" * 21: 10**6}
+    sizes = {"U8": 7 * 10**8, "F" * 21: 10**6, "G" * 21: 10**5}
     content = of.metrics({"attn": ({"F32": 5 * 10**8}, sizes), "x" * 50: ({}, {"U8": 1})}, "rss")
     models = content["models"]
-    models["original"]["transformer"]["families"][1:] = [{"name": "odd", "bytes": 9, "bytes_by_dtype": {"F32": 9}}]
+    models["original"]["transformer"]["families"][1:] = [
+        {"name": name, "bytes": 9, "bytes_by_dtype": {"F32": 9}} for name in ("odd", "img_mod")
+    ]
     models["original"]["stages"] = {"late": {"time_s": 1.0, "peak_rss_gb": 0.5}, "early": {"time_s": 1.0}}
     models["quantized"]["stages"] = {"vae": {"time_s": 1.0, "peak_rss_gb": 0.25}}
     sequential = of.offload("rss")
@@ -147,7 +149,8 @@ def of_nothing() -> of.Evidence:
 
 def without_pairs() -> of.Evidence:
     """Times and sizes of one model alone."""
-    evidence: of.Evidence = {MATRIX_NAME: of.matrix({"P01": (None, 2.0), "P02": (None, 3.0)})}
+    evidence: of.Evidence = {MATRIX_NAME: of.matrix({"P01": (None, 0.0), "P02": (None, 0.0)})}
+    evidence[WEIGHTS_NAME] = of.weights(attn=(21.314, 21.1, 0.99))
     evidence[METRICS_NAME] = of.metrics({"attn": ({}, {"U8": 2 * 10**6})})
     return without(evidence, "load_peak_allocated_gb", "generation_peak_allocated_gb", "stages")
 

@@ -114,7 +114,7 @@ def _by_family(lists: Iterable[Iterable[Mapping[str, Any]]]) -> dict[str, list[S
 
 def _by_dtype(name: str, families: Mapping[str, Sizes]) -> _Model:
     totals = _add(families.values())
-    dtypes = sorted((dtype for dtype, size in totals.items() if size), key=lambda dtype: (-totals[dtype], dtype))
+    dtypes = sorted(totals, key=lambda dtype: (-totals[dtype], dtype))
     if len(dtypes) > _SHADES:
         dtypes[_SHADES - 1 :] = [_OTHER]
     return _Model(name, dtypes, {family: _parts(sizes, dtypes) for family, sizes in families.items()})
