@@ -48,9 +48,6 @@ def test_the_published_figures(folder: Path, lensconv: Lensconv) -> None:
     text = shown.stderr + lensconv("evidence", folder).stderr
     lines = [line.rstrip() for line in text.splitlines() if line[:3].strip()]
     check_expected("evidence.txt", "\n".join([folded(result), *lines]))
-    assert [label for label in published.LABELS if label not in shown.stderr] == []
-    figures = [make() for name, make in published.PUBLISHED.items() if name != SUMMARY]
-    assert {figure for figure in published.shown_figures(figures) if figure not in shown.stderr} == set()
 
 
 def test_labels_are_shown_as_text(tmp_path: Path, lensconv: Lensconv) -> None:
