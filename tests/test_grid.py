@@ -309,6 +309,7 @@ BROKEN = [
     *(encoded(Image.new(mode, (8, 8))) for mode in ("RGBA", "I;16")),
     encoded(Image.new("RGB", (8, 8)), "JPEG"),
     encoded(Image.new("RGB", (8, 8)), transparency=(0, 0, 0)),
+    *(pictures.png(pictures.head(1, 1), pictures.pixels(bytes(4)), (b"iCCP", text)) for text in (b"", b"a\0\1")),
 ]
 #: Names of images that are outside of the folder or no files.
 OUTSIDE = [
