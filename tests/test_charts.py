@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import EvidenceError
 from converter.measurement.evidence.names import (
     MATRIX_NAME,
@@ -18,6 +19,7 @@ from converter.measurement.evidence.names import (
     MODELS,
     OFFLOAD_NAME,
     SEQUENTIAL_NAME,
+    SUMMARY_MODELS,
     WEIGHTS_NAME,
 )
 from converter.presentation.charts.chart import Chart
@@ -251,6 +253,13 @@ MANY = {"name": "a", "sqnr_db": 1.0, "sqnr_db_min": 1.0, "cosine_min": 0.9}
     ("name", "what", "make"),
     [
         ("time", f"{MATRIX_NAME}: time_s", lambda n: {MATRIX_NAME: of.matrix({"P01": (1e9 * n, 1.0)})}),
+        (
+            "footprint",
+            f"{SUMMARY_NAME}: Transformer",
+            lambda n: {
+                SUMMARY_NAME: {f"{model}_transformer_dtypes": {"F32": 10**18 + n - 1} for model in SUMMARY_MODELS}
+            },
+        ),
         ("footprint", f"{METRICS_NAME}: a", lambda n: {METRICS_NAME: of.metrics({"a": ({"F32": 10**18 + n - 1}, {})})}),
         ("fidelity", f"{WEIGHTS_NAME}: sqnr_db", lambda n: {WEIGHTS_NAME: of.weights(a=(1.0, -1e4 * n, 0.9))}),
         (
@@ -263,7 +272,7 @@ MANY = {"name": "a", "sqnr_db": 1.0, "sqnr_db_min": 1.0, "cosine_min": 0.9}
             f"{METRICS_NAME}: transformer_storage_gb",
             lambda n: {METRICS_NAME: of.metrics(None, stored=1e9 * n)},
         ),
-        ("memory", f"{METRICS_NAME}: peak_allocated_gb", lambda n: {OFFLOAD_NAME: of.offload(most=1e9 * n)}),
+        ("memory", f"{OFFLOAD_NAME}: peak_allocated_gb", lambda n: {OFFLOAD_NAME: of.offload(most=1e9 * n)}),
     ],
 )
 def test_figures_of_nothing_that_exists_are_refused(name: str, what: str, make: Any) -> None:

@@ -10,7 +10,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from converter.cli.grid import _lines
+from converter.console import Console
 from converter.errors import EvidenceError, OutputError
 from converter.measurement.evidence.names import MODELS
 from converter.measurement.evidence.origin import grid_text, is_drawn_from
@@ -36,7 +37,6 @@ from tests import pictures
 from tests.conftest import Lensconv, Outcome, edit_json, names_in, snapshot
 from tests.expected import check_expected
 from tests.published import published_metrics, published_summary
-from tests.reporters import Notes
 
 Shape = tuple[int, int]
 PICTURES = "assets/comparison"
@@ -240,12 +240,20 @@ def test_files_of_earlier_runs_are_removed(tmp_path: Path, lensconv: Lensconv) -
     assert "preview-width 20: too narrow for two columns" in refused(lensconv, folder, "--preview-width", 20)
 
 
-def test_two_runs_give_the_same_bytes_and_the_origin_alone(tmp_path: Path, lensconv: Lensconv) -> None:
+def test_two_runs_give_the_same_bytes_and_the_origin_alone(
+    tmp_path: Path, lensconv: Lensconv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make_bench(tmp_path / "bench", ((64, 64), (64, 64)))
     first = draw(lensconv, folder, "--out", tmp_path / "one")
     os.utime(folder / "images/original/P01-301-original.png", (1, 1))
-    assert make_grid(folder, output=tmp_path / "two", reporter=(notes := Notes())).to_dict() == first
-    assert [(bar.done, bar.total) for bar in notes.shown] == [(3, 3)]
+    monkeypatch.setattr("converter.console.LINE_INTERVAL", 0)
+    assert make_grid(folder, output=tmp_path / "two", reporter=Console(stderr=(said := StringIO()))).to_dict() == first
+    assert re.findall(r"drawing the grid: (\d of \d) steps", said.getvalue()) == [
+        "1 of 3",
+        "2 of 3",
+        "3 of 3",
+        "3 of 3",
+    ]
     assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two")
     assert names_in(folder) == ["comparison_matrix.json", "images"]
     matrix = json.loads((folder / "comparison_matrix.json").read_text())
