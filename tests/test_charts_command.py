@@ -70,10 +70,11 @@ def test_two_processes_write_the_same_bytes_and_leave_nothing_else(
     for name in ("work", "temporary", "home"):
         (tmp_path / name).mkdir()
     (tmp_path / "work" / "matplotlibrc").write_text("savefig.dpi: 300\nsvg.fonttype: none\ntext.antialiased: False\n")
-    code = "import logging, os, sys; from pathlib import Path\n"
-    code += "from converter.presentation.charts.draw_charts import draw_charts\n"
-    code += "draw_charts(Path(sys.argv[1]), output=Path(sys.argv[2]))\n"
-    code += "assert 'MPLCONFIGDIR' not in os.environ and logging.getLogger('matplotlib').level == logging.NOTSET"
+    code = (
+        "import os, sys; from pathlib import Path; from converter.presentation.charts.draw_charts import draw_charts; "
+    )
+    code += "draw_charts(Path(sys.argv[1]), output=Path(sys.argv[2])); "
+    code += "import logging; assert 'MPLCONFIGDIR' not in os.environ and not logging.getLogger('matplotlib').level"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home")}
     environment["TMPDIR"] = str(tmp_path / "temporary")
     arguments = (folder, tmp_path / "output")
@@ -133,15 +134,12 @@ def test_what_cannot_be_used_has_its_exit_code(tmp_path: Path) -> None:
     write(tmp_path / "failed", {MATRIX_NAME: matrix({"P01": (None, None)})})
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / MATRIX_NAME).write_text("{}")
-    failed = f"; time: every measurement in {MATRIX_NAME} failed; memory: none of "
-    for name, kind, said in (
-        *(("missing", MissingInput, "no such folder"), ("failed", MissingInput, failed)),
-        ("broken", EvidenceError, "has no schema"),
-    ):
-        with pytest.raises(kind, match=said) as caught:
+    for name, kind in (("missing", MissingInput), ("broken", EvidenceError), ("failed", MissingInput)):
+        with pytest.raises(kind) as caught:
             draw_charts(tmp_path / name)
         assert caught.value.exit_code == 2
-        assert "lensconv bench" in caught.value.hint or name == "missing"
+    assert f"; time: every measurement in {MATRIX_NAME} failed; memory: none of " in caught.value.message
+    assert "lensconv bench" in caught.value.hint
     assert names_in(tmp_path / "failed") == [MATRIX_NAME]
     with pytest.raises(DependencyError, match=r"^matplotlib cannot be imported: no such thing$"), traceless_import():
         raise ImportError("no such thing")

@@ -74,10 +74,10 @@ def test_what_each_option_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                     accepted.append(value)
             words = accepted if accepted != values or not values else ["..."]
             help_line = (option.get_help_record(context) or ("", ""))[1]
-            marks = (
-                re.findall(r"\[(.*)\]$", help_line) + ["repeatable"] * option.multiple + ["required"] * option.required
+            marks = [*re.findall(r"\[(.*)\]$", help_line), "repeatable" * option.multiple, "required" * option.required]
+            taken.append(
+                [" ".join([*option.opts, *option.secondary_opts]), default, " ".join(words), *filter(None, marks)]
             )
-            taken.append([" ".join([*option.opts, *option.secondary_opts]), default, " ".join(words), *marks])
         lines.append(json.dumps([name, *taken], default=str))
     # What callers from Python leave out.
     for model in (ConvertOptions, GenerateOptions, BenchOptions, CardOptions, PublishOptions):
