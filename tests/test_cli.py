@@ -172,6 +172,9 @@ def test_what_a_library_makes_of_a_signal_is_the_signal(error: Exception, monkey
     assert run([], console) == 130
     monkeypatch.setattr(main_module.cli, "main", lambda *_, **__: 0)
     assert run([], console) == 0
+    # The next command in this process was not told to stop.
+    monkeypatch.setattr(main_module.cli, "main", lambda *_, **__: load_schema("none"))
+    assert run([], console) == 2
 
 
 #: Command lines that are wrong, and what is said of them. The corpus of bad input has more.
@@ -230,9 +233,9 @@ def test_without_a_command_the_help_is_shown() -> None:
 
 
 def test_output_that_nobody_reads_any_more(lens_output: Path) -> None:
-    done = run_shell(f"{sys.executable} -m converter verify {lens_output} --json | head -c 1")
-    assert done.stdout == "{"
-    assert done.stderr == ""
+    line = f"{sys.executable} -m converter verify {lens_output} --json"
+    done = run_shell(f"{line} | head -c 1; {{ {line}; echo $? >&2; }} | true")
+    assert (done.stdout, done.stderr) == ("{", "1\n")
 
 
 @pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full"])
@@ -241,6 +244,11 @@ def test_streams_that_are_closed_or_full(streams: str, lens_source: Path, lens_o
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert snapshot(tmp_path / "out") == snapshot(lens_output)
+
+
+def test_standard_input_that_is_closed_is_empty() -> None:
+    program = "import sys; from converter.cli import main; main.run = lambda *_: len(sys.stdin.read()); main.main([])"
+    assert run_shell(f"{sys.executable} -c '{program}' <&-").returncode == 0
 
 
 @pytest.mark.parametrize("streams", [">/dev/full", ">/dev/full 2>&1"])

@@ -371,7 +371,7 @@ def test_what_is_refused(tmp_path: Path, lensconv: Lensconv) -> None:
     matrix.unlink()
     lines[2] += [refused(lensconv, folder), refused(lensconv, tmp_path / "none")]
     for shape in ((16, 16383), (8200, 8)):
-        lines[3].append(refused(lensconv, make_bench(folder, ((shape[0], 8), (8, 8)), (shape, shape), paint=slope)))
+        lines[3].append(refused(lensconv, make_bench(folder, ((shape[0], 8),) * 2, (shape, shape), paint=slope)))
     text = "".join(" ".join("".join(group).split()) + "\n" for group in lines)
     # A name that is too long is cut, depending on the folder's own.
     text = re.sub(r"\S*…\S*", "…", text.replace(str(folder), "").replace(str(tmp_path), ".."))
