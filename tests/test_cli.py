@@ -233,8 +233,8 @@ def test_without_a_command_the_help_is_shown() -> None:
 
 
 def test_output_that_nobody_reads_any_more(lens_output: Path) -> None:
-    line = f"{sys.executable} -m converter verify {lens_output} --json"
-    done = run_shell(f"{line} | head -c 1; {{ {line}; echo $? >&2; }} | true")
+    line = f"{sys.executable} -m converter verify --json"
+    done = run_shell(f"{line} {lens_output} | head -c 1; {{ {line} nothing; echo $? >&2; }} | true")
     assert (done.stdout, done.stderr) == ("{", "1\n")
 
 
