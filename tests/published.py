@@ -11,7 +11,6 @@ from typing import Any
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, OFFLOAD_NAME
 
-LABELS = ("Original Lens", "SDNQ uint4 static")
 _FILES = Path(__file__).with_suffix(".json").read_text("utf-8")
 
 
@@ -50,11 +49,3 @@ def image_fidelity(pairs: list[dict[str, Any]], summary: dict[str, Any]) -> dict
         | {"summary": {"lpips": None, "baseline": None, "text": None, **summary}}
         | {"methods": dict.fromkeys(("psnr_db", "ssim", "periodic_grid"), "x"), "not_measured": {}}
     )
-
-
-def shown_figures(value: object) -> set[str]:
-    """Figures with a fraction in the content of a file, as tables show them."""
-    if isinstance(value, dict | list):
-        items = value.values() if isinstance(value, dict) else value
-        return set().union(*map(shown_figures, items))
-    return {f"{value:.3f}"} if isinstance(value, float) and value not in (5.0, 73.8) else set()

@@ -192,7 +192,9 @@ def test_fidelity_is_measured_beside_a_baseline(finished: Finished, tiny_release
 def test_the_images_are_those_of_generate(finished: Finished, tiny_release: Path, lensconv: Lensconv) -> None:
     image = finished.output.parent / "B2.png"
     prompt = 'вывеска "ХЛЕБ" над дверью'
-    assert lensconv("generate", tiny_release, "--prompt", prompt, "--seed", 302, "--out", image, *DRAWING).code == 0
+    outcome = lensconv("generate", tiny_release, "--prompt", prompt, "--seed", 302, "--out", image, *DRAWING)
+    shown = "B2.png:96x64,2steps,guidance5,seed302,bfloat16oncpu,SDNQuint4,"
+    assert (outcome.code, shown in "".join(outcome.stderr.split())) == (0, True)
     assert image.read_bytes() == (finished.output / "images" / "quantized" / "B2-302-quantized.png").read_bytes()
 
 
@@ -250,6 +252,7 @@ def test_a_restart_deletes_what_was_measured(
     assert f"failed:original,standard,run1,{hung}failed:original,standard,run1,A1+1000:while" in shown
     ending = "s,3failed;runthesamecommandtotrytheseagain.Measurements:/evidence.Next:lensconvgrid/evidence"
     assert re.search(rf"0imagesin\d+{ending}$", shown)
+    assert "Promptbyprompt" in shown
     assert [*snapshot(copy / "images")] == ["original/mine.txt"]
     assert names_in(copy) == [
         *("benchmark_metrics.json", "comparison_matrix.json", "images", "measurements.jsonl"),

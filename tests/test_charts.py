@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 
@@ -11,6 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import EvidenceError
 from converter.measurement.evidence.names import (
     MATRIX_NAME,
@@ -26,6 +28,7 @@ from converter.presentation.charts.figures import choose_unit, exact_size
 from converter.presentation.charts.style import LIGHT, TEXT_SIZE, THEMES, Theme
 from converter.presentation.charts.text import drawable, shorten, text_width, wrap
 from tests import charts as of
+from tests.published import published_summary
 
 
 def contrast(first: str, second: str) -> float:
@@ -47,6 +50,8 @@ def test_text_and_marks_stand_out(theme: Theme) -> None:
     assert min(contrast(color, theme.background) for color in (*theme.original, *theme.quantized)) >= 3
     for shades in (theme.original, theme.quantized):
         assert min(contrast(shades[0], shades[1]), contrast(shades[0], shades[2])) >= 1.3
+    # Blue, and orange.
+    assert all(shade[5:] > shade[1:3] for shade in theme.original) > any(s[5:] > s[1:3] for s in theme.quantized)
     for made in prepare_charts(of.full_evidence()):
         assert isinstance(made, Chart)
         for text in of.written(made.draw(theme)):
@@ -83,18 +88,20 @@ def many_families() -> of.Evidence:
     return {
         METRICS_NAME: of.metrics(families),
         MATRIX_NAME: of.matrix(times) | {"mode": "Ж" * 100},
-        WEIGHTS_NAME: of.weights(**ratios, exact=(None, None, 1.0)),
+        WEIGHTS_NAME: of.weights(**ratios, exact=(None, None, 1.0), broken=(None, None, 0.5)),
     }
 
 
 def on_a_cpu() -> of.Evidence:
     """Without parts of what is measured on a GPU; the models differ in families and stages, and a dtype is long."""
-    sizes = {"U8": 7 * 10**8, "F" * 21: 10**6}
+    sizes = {"U8": 7 * 10**8, "F" * 21: 10**6, "G" * 21: 10**5}
     content = of.metrics({"attn": ({"F32": 5 * 10**8}, sizes), "x" * 50: ({}, {"U8": 1})}, "rss")
     models = content["models"]
-    models["original"]["transformer"]["families"][1:] = [{"name": "odd", "bytes": 9, "bytes_by_dtype": {"F32": 9}}]
+    odd = {"bytes": 9, "bytes_by_dtype": {"F32": 9}}
+    models["original"]["transformer"]["families"][1:] = [{"name": "odd", **odd}, {"name": "img_mod", **odd}]
     models["original"]["stages"] = {"late": {"time_s": 1.0, "peak_rss_gb": 0.5}, "early": {"time_s": 1.0}}
     models["quantized"]["stages"] = {"vae": {"time_s": 1.0, "peak_rss_gb": 0.25}}
+    models["original"]["failed"] = [{"prompt": "P02", "reason": "out of memory"}]
     sequential = of.offload("rss")
     sequential["models"]["quantized"]["warm"] = {"time_s": {"mean": 1.0}, "peak_rss_gb": {"mean": 0.125}}
     return {
@@ -104,9 +111,9 @@ def on_a_cpu() -> of.Evidence:
         WEIGHTS_NAME: of.weights(
             txt_mlp=(22.1, None, 0.0),
             attn=(21.314, 19.412, 0.99),
-            embed=(None, None, 0.9999999999999998),
+            embed=(None, None, 1 - 0.9e-9),
             norm=(None, None, None),
-            img_mlp=(None, None, 0.99),
+            img_mlp=(None, None, 1 - 1.1e-9),
         ),
     }
 
@@ -116,7 +123,9 @@ def of_one_file() -> of.Evidence:
     evidence = {METRICS_NAME: of.metrics(None, "reserved"), MATRIX_NAME: of.matrix({"P01": (10.0, 9.0)})}
     evidence[WEIGHTS_NAME] = of.weights(embed=(None, None, 1.0))
     evidence[WEIGHTS_NAME]["fidelity"]["families"][0]["modules"] = 1
-    del evidence[METRICS_NAME]["models"]["quantized"]["load_peak_reserved_gb"]
+    quantized = evidence[METRICS_NAME]["models"]["quantized"]
+    quantized["transformer"] = {"bytes": 1, "bytes_by_dtype": {"U8": 1}}
+    del quantized["load_peak_reserved_gb"]
     return without(evidence, "generation_peak_reserved_gb")
 
 
@@ -128,14 +137,20 @@ def of_nothing() -> of.Evidence:
 
 
 def without_pairs() -> of.Evidence:
-    """Times and sizes of one model alone."""
-    evidence: of.Evidence = {MATRIX_NAME: of.matrix({"P01": (None, 2.0), "P02": (None, 3.0)})}
-    evidence[METRICS_NAME] = of.metrics({"attn": ({}, {"U8": 2 * 10**6})})
-    return without(evidence, "load_peak_allocated_gb", "generation_peak_allocated_gb", "stages")
+    """Of one model alone, whose dtypes take as much each, and which has many stages."""
+    evidence: of.Evidence = {MATRIX_NAME: of.matrix({"P01": (None, 0.0), "P02": (None, 0.0)})}
+    evidence[METRICS_NAME] = of.metrics({"attn": ({}, dict.fromkeys(("U8", "I8", "F16"), 10**6))})
+    evidence[WEIGHTS_NAME] = of.weights(attn=(21.314, 21.1, 0.99))
+    quantized = evidence[METRICS_NAME]["models"]["quantized"]
+    del quantized["transformer"]["families"]
+    without(evidence, "load_peak_allocated_gb", "generation_peak_allocated_gb", "stages")
+    quantized["stages"] = {chr(number): {"time_s": 1.0, "peak_allocated_gb": 1.0} for number in b"ponmlkjihgfedcba"}
+    return evidence
 
 
 def of_offload_alone() -> of.Evidence:
-    return {OFFLOAD_NAME: of.offload("device"), MATRIX_NAME: of.matrix({f"P{n}": (None, 2.0) for n in range(31)})}
+    matrix = of.matrix({f"P{n}": (None, 2 + n / 20_000) for n in range(31)})
+    return {OFFLOAD_NAME: of.offload("device"), MATRIX_NAME: matrix}
 
 
 @pytest.mark.parametrize(
@@ -157,13 +172,14 @@ def test_times_without_a_ratio_have_no_slowdown(pair: tuple[float, float]) -> No
     of.check_layout(made)
 
 
-@pytest.mark.parametrize(("number", "bars"), [(5, 10), (30, 60), (31, 16)])
-def test_thirty_prompts_have_bars_and_more_a_distribution(number: int, bars: int) -> None:
+@pytest.mark.parametrize(("number", "bars"), [(5, 10), (6, 12), (12, 24), (13, 26), (30, 60), (31, 16)])
+def test_five_prompts_have_figures_thirty_have_bars_and_more_a_distribution(number: int, bars: int) -> None:
     made = of.chart({MATRIX_NAME: of.matrix(of.some_times(number))}, "time")
     figure = made.draw(LIGHT)
     assert len(figure.axes[0].patches) == bars
     assert len(figure.axes) == 1 + (number > 30)
     assert ("P01: " in made.description) == (number <= 12)
+    assert ("14.0" in [text.get_text() for text in of.written(figure)]) == (number <= 5)
     of.check_layout(made)
 
 
@@ -208,7 +224,7 @@ def test_hostile_names_are_drawn_as_text() -> None:
 def test_names_are_cut_to_what_the_font_and_the_width_allow() -> None:
     for text, shown in (("Типография", "Типография"), ("a\tb\x1b", "a\\tb\\x1b"), (" 日 ", "□"), ("e\u0301", "é")):
         assert drawable(text) == shown
-    assert (len(drawable("e\u0301" * 300)), drawable("abcdef", 5)) == (21, "ab…ef")
+    assert (len(drawable("e\u0301" * 300)), drawable("abcdef", 5), drawable(" abcdef ", 6)) == (21, "ab…ef", "abcdef")
     width = text_width("ЖЖЖ…")
     cut = [shorten("Ж" * 300, least) for least in (width, width - 0.1, text_width("…") - 1)]
     assert cut == ["ЖЖЖ…", "ЖЖ…", "…"]
@@ -223,6 +239,7 @@ def test_names_are_cut_to_what_the_font_and_the_width_allow() -> None:
     [
         *((10**9, "1 GB", "1.00"), (10**9 - 1, "1000 MB", "1000"), (10**6, "1 MB", "1.00")),
         *((99_940, "99.94 kB", "99.9"), (99_950, "99.95 kB", "100"), (9_994, "9.994 kB", "9.99")),
+        *((-99_950, "-99.95 kB", "-100"), (-9_995, "-9.995 kB", "-10.0")),
         *((9_995, "9.995 kB", "10.0"), (10, "0.01 kB", "0.01"), (9, "0.009 kB", "<0.01"), (0, "0 kB", "0.00")),
     ],
 )
@@ -230,19 +247,28 @@ def test_sizes_have_the_unit_that_suits_them(size: float, shown: str, short: str
     assert (exact_size(size), choose_unit(size).show(size)) == (shown, short)
 
 
-@pytest.mark.parametrize(
-    ("name", "what", "make"),
-    [
-        ("time", f"{MATRIX_NAME}: time_s", lambda n: {MATRIX_NAME: of.matrix({"P01": (1e9 * n, 1.0)})}),
-        ("footprint", f"{METRICS_NAME}: a", lambda n: {METRICS_NAME: of.metrics({"a": ({"F32": 10**18 + n - 1}, {})})}),
-        ("fidelity", f"{WEIGHTS_NAME}: sqnr_db", lambda n: {WEIGHTS_NAME: of.weights(a=(1.0, -1e4 * n, 0.9))}),
-        ("memory", f"{METRICS_NAME}: peak_allocated_gb", lambda n: {OFFLOAD_NAME: of.offload(most=1e9 * n)}),
-    ],
-)
-def test_figures_of_nothing_that_exists_are_refused(name: str, what: str, make: Any) -> None:
-    of.chart(make(1), name)
+FAMILY = {"name": "a", "sqnr_db": 1.0, "sqnr_db_min": 1.0, "cosine_min": 0.9}
+#: What can just be drawn, and what is too large, by what is said of it.
+LARGEST: dict[str, Callable[[int], of.Evidence]] = {
+    f"{MATRIX_NAME}: time_s": lambda n: {MATRIX_NAME: of.matrix({"P01": (1e9 * n, 1.0)})},
+    f"{METRICS_NAME}: a": lambda n: {METRICS_NAME: of.metrics({"a": ({"F32": 10**18 + n - 1}, {})})},
+    f"{METRICS_NAME}: transformer_storage_gb": lambda n: {METRICS_NAME: of.metrics(None, stored=1e9 * n)},
+    f"{SUMMARY_NAME}: Transformer": lambda n: {
+        SUMMARY_NAME: published_summary() | {"base_transformer_dtypes": {"F32": 10**18 + n - 1}}
+    },
+    f"{WEIGHTS_NAME}: sqnr_db": lambda n: {WEIGHTS_NAME: of.weights(a=(1.0, -1e4 * n, 0.9))},
+    f"{WEIGHTS_NAME}: modules": lambda n: {
+        WEIGHTS_NAME: {"fidelity": {"families": [FAMILY | {"modules": 10**9 + n - 1}]}}
+    },
+    f"{OFFLOAD_NAME}: peak_allocated_gb": lambda n: {OFFLOAD_NAME: of.offload(most=1e9 * n)},
+}
+
+
+@pytest.mark.parametrize("what", LARGEST)
+def test_figures_of_nothing_that_exists_are_refused(what: str) -> None:
+    prepare_charts(LARGEST[what](1))
     with pytest.raises(EvidenceError) as caught:
-        of.chart(make(2), name)
+        prepare_charts(LARGEST[what](2))
     assert caught.value.message == f"{what} is larger than anything that can be measured"
     for enormous in (
         of.matrix({"P01": (1e300, 1.0)}),
@@ -256,6 +282,7 @@ def test_tiny_and_large_figures_can_be_drawn() -> None:
     large = of.matrix({f"P{n}": (123456.789 + n * 1e-7, 99999999.0 if n else None) for n in range(40)})
     for matrix in (
         *(large, large | {"mode": "Ж" * 100}, of.matrix({f"P{n}": (1e-300, 5e-324) for n in range(3)})),
+        of.matrix({f"P{n}": (0.0, 0.0) for n in range(40)}),
         *(of.matrix({"P1": (1e-300, 1e9), "P2": (1e9, 123456.789)}), of.matrix({of.HOSTILE: (6.9e8, 6.8e8)})),
     ):
         of.check_layout(of.chart({MATRIX_NAME: matrix}, "time"))

@@ -69,8 +69,11 @@ def test_two_processes_write_the_same_bytes_and_leave_nothing_else(
     for name in ("work", "temporary", "home"):
         (tmp_path / name).mkdir()
     (tmp_path / "work" / "matplotlibrc").write_text("savefig.dpi: 300\nsvg.fonttype: none\ntext.antialiased: False\n")
-    code = "import sys; from pathlib import Path; from converter.presentation.charts.draw_charts import draw_charts; "
-    code += "draw_charts(Path(sys.argv[1]), output=Path(sys.argv[2]))"
+    code = (
+        "import os, sys; from pathlib import Path; from converter.presentation.charts.draw_charts import draw_charts; "
+    )
+    code += "draw_charts(Path(sys.argv[1]), output=Path(sys.argv[2])); "
+    code += "import logging; assert 'MPLCONFIGDIR' not in os.environ and not logging.getLogger('matplotlib').level"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home")}
     environment["TMPDIR"] = str(tmp_path / "temporary")
     arguments = (folder, tmp_path / "output")
@@ -80,6 +83,13 @@ def test_two_processes_write_the_same_bytes_and_leave_nothing_else(
     assert names_in(tmp_path / "output") == ["assets"]
     assert names_in(tmp_path / "temporary") == names_in(tmp_path / "home") == []
     assert names_in(tmp_path / "work") == ["matplotlibrc"]
+
+
+def test_the_folder_that_the_user_chose_for_matplotlib_is_used(tmp_path: Path) -> None:
+    code = "from converter.presentation.charts.library import traceless_import\nwith traceless_import():\n"
+    code += "    import matplotlib\nprint(matplotlib.get_configdir())"
+    done = run_python(code, env={**os.environ, "MPLCONFIGDIR": str(tmp_path)})
+    assert done.stdout == f"{tmp_path}\n", done.stderr
 
 
 def test_the_command(tmp_path: Path, lensconv: Lensconv) -> None:
@@ -98,29 +108,37 @@ def test_the_command(tmp_path: Path, lensconv: Lensconv) -> None:
 
 
 def test_what_is_in_the_place_of_charts(tmp_path: Path, lensconv: Lensconv) -> None:
-    """A chart whose measurements are gone and a link in place of a chart do not stay; other files do."""
-    place = write(tmp_path / "evidence", FIDELITY) / CHARTS_FOLDER
-    place.mkdir(parents=True)
-    kept = ("time.svg", "footprint-dark.jpg", "time-light.png.bak", "my-time-light.png")
-    for name in ("time-dark.svg", "memory-light.png", "footprint-dark.png", *kept):
+    """A chart whose measurements are gone and a link in place of a chart do not stay; other files and folders do."""
+    folder = write(tmp_path / "evidence", FIDELITY)
+    place = folder / CHARTS_FOLDER
+    (place / "memory-dark.png").mkdir(parents=True)
+    kept = ("time.svg", "footprint-dark.jpg", "time-light.png.bak", "my-time-light.png", "memory-dark.png")
+    for name in ("time-dark.svg", "memory-light.png", "footprint-dark.png", *kept[:4]):
         (place / name).write_text("")
     (tmp_path / "victim").write_text("untouched")
     (place / "fidelity-light.svg").symlink_to(tmp_path / "victim")
-    assert lensconv("charts", tmp_path / "evidence").code == 0
-    kinds = [f"fidelity-{theme}.{kind}" for theme in ("dark", "light") for kind in ("png", "svg")]
-    assert names_in(place) == sorted([*kinds, *kept])
+    (place / "time-dark.png").symlink_to("nothing")
+    assert lensconv("charts", folder).code == 0
+    kinds = [f"{theme}.{kind}" for theme in ("dark", "light") for kind in ("png", "svg")]
+    assert names_in(place) == sorted([*(f"fidelity-{kind}" for kind in kinds), *kept])
     assert (tmp_path / "victim").read_text() == "untouched"
     assert not (place / "fidelity-light.svg").is_symlink()
+    write(folder, {MATRIX_NAME: matrix({"P01": (1.0, 2.0)})})
+    (folder / WEIGHTS_NAME).unlink()
+    assert lensconv("charts", folder).code == 0
+    assert names_in(place) == sorted([*(f"time-{kind}" for kind in kinds), *kept])
 
 
 def test_what_cannot_be_used_has_its_exit_code(tmp_path: Path) -> None:
     write(tmp_path / "failed", {MATRIX_NAME: matrix({"P01": (None, None)})})
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / MATRIX_NAME).write_text("{}")
-    for name, kind in (("missing", MissingInput), ("failed", MissingInput), ("broken", EvidenceError)):
+    for name, kind in (("missing", MissingInput), ("broken", EvidenceError), ("failed", MissingInput)):
         with pytest.raises(kind) as caught:
             draw_charts(tmp_path / name)
         assert caught.value.exit_code == 2
+    assert f"; time: every measurement in {MATRIX_NAME} failed; memory: none of " in caught.value.message
+    assert "lensconv bench" in caught.value.hint
     assert names_in(tmp_path / "failed") == [MATRIX_NAME]
     with pytest.raises(DependencyError, match=r"^matplotlib cannot be imported: no such thing$"), traceless_import():
         raise ImportError("no such thing")

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -32,6 +33,7 @@ from converter.errors import DependencyError, DiskError, InputError, OutputError
 from converter.libraries import library_threads, load_library, package_versions, quantization_environment
 from converter.memory import free_memory_bytes
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
+from converter.schemas import load_schema
 from tests.cases import check_cases
 from tests.checkpoints import WEIGHTS, write_holes
 from tests.conftest import ROOT, Lensconv, Outcome, all_commands, run_process, run_program, run_python, snapshot
@@ -52,7 +54,7 @@ def imports_of(*arguments: object) -> set[str]:
 
 
 def test_what_each_option_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its default, and which of some values it takes; ``...`` is every one of them."""
+    """Its default, which of some values it takes, ``...`` being every one of them, and what the help says beside it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     texts = ["", "-1", "0", "0.5", "1", "7", "101", "1e9", "nan", "5GB", "a/b", "folder", "hf://a/b"]
@@ -71,7 +73,11 @@ def test_what_each_option_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                     option.process_value(context, (value,) if option.multiple or option.nargs != 1 else value)
                     accepted.append(value)
             words = accepted if accepted != values or not values else ["..."]
-            taken.append([" ".join([*option.opts, *option.secondary_opts]), default, " ".join(words)])
+            help_line = (option.get_help_record(context) or ("", ""))[1]
+            marks = [*re.findall(r"\[(.*)\]$", help_line), "repeatable" * option.multiple, "required" * option.required]
+            taken.append(
+                [" ".join([*option.opts, *option.secondary_opts]), default, " ".join(words), *filter(None, marks)]
+            )
         lines.append(json.dumps([name, *taken], default=str))
     # What callers from Python leave out.
     for model in (ConvertOptions, GenerateOptions, BenchOptions, CardOptions, PublishOptions):
@@ -138,9 +144,12 @@ def test_examples_in_the_help_are_commands() -> None:
 
 def test_evidence_and_cards_fit_their_schemas(lensconv: Lensconv, release: Path, tmp_path: Path) -> None:
     (tmp_path / "comparison_matrix.json").write_text(json.dumps(published_matrix()))
-    for name, folder in (("evidence", tmp_path), ("card", release)):
-        found = accepted(lensconv(name, folder, "--json").result, name)
+    page = str(tmp_path / "page.html")
+    for name, *line in (("evidence", tmp_path), ("card", release), ("card", release, "--preview", page)):
+        result = lensconv(name, *line, "--json").result
+        found = accepted(result, name)
         assert name == "evidence" or found == []
+        assert result.get("preview") == (page if page in line else None)
 
 
 def test_quiet_is_quiet(lensconv: Lensconv, lens_source: Path, lens_output: Path) -> None:
@@ -164,6 +173,9 @@ def test_what_a_library_makes_of_a_signal_is_the_signal(error: Exception, monkey
     assert run([], console) == 130
     monkeypatch.setattr(main_module.cli, "main", lambda *_, **__: 0)
     assert run([], console) == 0
+    # The next command in this process was not told to stop.
+    monkeypatch.setattr(main_module.cli, "main", lambda *_, **__: load_schema("none"))
+    assert run([], console) == 2
 
 
 #: Command lines that are wrong, and what is said of them. The corpus of bad input has more.
@@ -211,6 +223,8 @@ def test_a_disk_that_is_full_is_an_error_of_its_own() -> None:
     found = [type(write_error(Path("/x"), error)) for error in raised]
     assert found == [DiskError, DiskError, DiskError, ResourceError, ResourceError, OutputError]
     assert [type(main_module._system_error(error)) for error in raised] == [*[DiskError] * 2, *[InputError] * 4]
+    shown = [main_module._system_error(error).with_hint for error in (raised[0], OSError(errno.EIO, "broken"))]
+    assert shown == ["/x: No space left on device. Free some space.", "broken. Check the path and its permissions."]
 
 
 def test_without_a_command_the_help_is_shown() -> None:
@@ -220,9 +234,9 @@ def test_without_a_command_the_help_is_shown() -> None:
 
 
 def test_output_that_nobody_reads_any_more(lens_output: Path) -> None:
-    done = run_shell(f"{sys.executable} -m converter verify {lens_output} --json | head -c 1")
-    assert done.stdout == "{"
-    assert done.stderr == ""
+    line = f"{sys.executable} -m converter verify --json"
+    done = run_shell(f"{line} {lens_output} | head -c 1; {{ {line} nothing; echo $? >&2; }} | true")
+    assert (done.stdout, done.stderr) == ("{", "1\n")
 
 
 @pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full"])
@@ -231,6 +245,11 @@ def test_streams_that_are_closed_or_full(streams: str, lens_source: Path, lens_o
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert snapshot(tmp_path / "out") == snapshot(lens_output)
+
+
+def test_standard_input_that_is_closed_is_empty() -> None:
+    program = "import sys; from converter.cli import main; main.run = lambda *_: len(sys.stdin.read()); main.main([])"
+    assert run_shell(f"{sys.executable} -c '{program}' <&-").returncode == 0
 
 
 @pytest.mark.parametrize("streams", [">/dev/full", ">/dev/full 2>&1"])
@@ -345,8 +364,9 @@ def test_a_plan_reads_headers_only(full_size: Path, lens_source: Path, lensconv:
 
     assert lensconv("plan", lens_source).code == 0
     before = bytes_read()
-    assert lensconv("plan", full_size).code == 0
+    shown = lensconv("plan", full_size).stderr
     assert bytes_read() - before < 20_000_000
+    assert "73.8 % smaller than the source, 47.6 % smaller than the source in bfloat16." in " ".join(shown.split())
 
 
 def test_a_full_disk_is_known_before_anything_is_written(full_size: Path, tmp_path: Path) -> None:

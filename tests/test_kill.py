@@ -107,6 +107,7 @@ def test_a_run_that_is_told_to_stop(source: Path, undisturbed: dict[str, str], t
         code, stdout, stderr, _ = stop_conversion(source, output, sent, lines)
         assert code == 130, stderr
         assert json.loads(stdout)["error"]["type"] == "Interrupted"
+        assert "Run the same command again to continue." in stdout or lines == 0
         assert "Traceback" not in stderr
         assert not output.exists()
         wait_until_no_planner_is_left()

@@ -144,8 +144,9 @@ def test_import_says_what_it_found(tmp_path: Path, lensconv: Lensconv) -> None:
     assert names_in(tmp_path) == ["README.md", "suite.TOML"]
     outcome = lensconv("prompts", "import", card, "--out", output, "--overwrite")
     assert read_suite(output).name == "suite"
-    assert "10 prompts, 45 required texts" in " ".join(outcome.stderr.split())
-    assert "Volcano Weather Hut" in outcome.stderr
+    shown = " ".join(outcome.stderr.split())
+    assert f"10 prompts, 45 required texts, SHA-256 {read_suite(output).sha256}." in shown
+    assert all(f" {p.id} {p.scenario} {p.seed} {len(p.required_text)} " in shown for p in SUITE.prompts)
     assert lensconv("prompts", "import", card, "--out", output, "--overwrite", "--quiet").stderr == ""
 
 

@@ -84,10 +84,12 @@ def test_clients_are_led_to_this_hub_alone(tmp_path: Path) -> None:
     assert hub.environment(base, tmp_path, token="")["HF_TOKEN"] == ""
 
 
-@pytest.mark.parametrize("as_json", [True, False])
-def test_serve_says_where_it_is_and_ends_with_ctrl_c(as_json: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "accounts"), [("json", 2), ("text", 2), ("alone", 0)])
+def test_serve_says_where_it_is_and_ends_with_ctrl_c(kind: str, accounts: int, tmp_path: Path) -> None:
+    as_json = kind == "json"
     options = ("--json", "--folder", os.path.relpath(tmp_path, ROOT)) if as_json else ()
-    line, pipe = command("hub", "serve", "--account", "ann:read", "--account", "bo", *options), subprocess.PIPE
+    names = ("--account", "ann:read", "--account", "bo")[: 2 * accounts]
+    line, pipe = command("hub", "serve", *names, *options), subprocess.PIPE
     narrow = os.environ | {"COLUMNS": "70"}
     process = subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, cwd=ROOT, env=narrow)
     stream, last = (process.stdout, "}\n") if as_json else (process.stderr, "Ctrl-C stops it.\n")
@@ -101,16 +103,18 @@ def test_serve_says_where_it_is_and_ends_with_ctrl_c(as_json: bool, tmp_path: Pa
     folder = str(tmp_path) if as_json else text.split("HF_HOME=")[1].split("/home\n")[0]
     token = re.findall(r"hf_[0-9a-f]{34}", text)[0]
     running = RunningHub(endpoint, HubSettings(tmp_path, (Account("ann", token),)), process)
-    assert ask(running, "GET", "/api/whoami-v2").content["auth"]["accessToken"]["role"] == "read"
+    assert ask(running, "GET", "/api/whoami-v2").content["auth"]["accessToken"]["role"] == (
+        "read" if names else "write"
+    )
     assert ask(running, "GET", "/_control/requests").status == 404
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=10)
     assert (process.returncode, errors) == (130, "\n" if as_json else "\nerror: interrupted\n")
     assert Path(folder).exists() == as_json
     shown = re.sub(r"hf_[0-9a-f]{34}", "<token>", text).replace(endpoint, "<hub>").replace(folder, "<folder>")
-    check_expected(f"hub_serve_{'json' if as_json else 'text'}.txt", " ".join(shown.split()) + "\n")
+    check_expected(f"hub_serve_{kind}.txt", " ".join(shown.split()) + "\n")
     # Lines for a shell are whole, however narrow the terminal is.
-    assert as_json or f"  export HF_TOKEN={token}  # as ann, who can only read\n" in text
+    assert kind != "text" or f"  export HF_TOKEN={token}  # as ann, who can only read\n" in text
     if as_json:
         assert accepted(json.loads(text), "hub") == []
 

@@ -15,6 +15,7 @@ import pytest
 from huggingface_hub import constants
 from PIL import Image
 
+from converter.cli.publish import _render_rehearsal
 from converter.console import SILENT
 from converter.errors import DiskError, EvidenceError, LensconvError, MissingInput, ReleaseError, UsageError
 from converter.publication.options import PublishOptions
@@ -82,8 +83,8 @@ def test_the_first_step_that_fails_ends_it(release: Path, tmp_path: Path, lensco
     forget_file(release, "sign.png")
     (release / "sign.png").unlink()
     _started.clear()
-    options = ["--message=Two words", "--revision=main", "--patience=77"]
-    options += ["--private", "--create-pr", "--read-back", "--json"]
+    words = ("message=Two words", "revision=main", "patience=77", "private", "create-pr", "read-back", "json", "quiet")
+    options = [f"--{word}" for word in words]
     outcome = lensconv("publish", release, "alice/tiny", "--rehearse", "--keep", tmp_path / "kept", *options)
     assert outcome.code == 4
     (line,) = [line for line in _started if "publish" in line]
@@ -131,6 +132,21 @@ def test_a_release_that_is_not_fit_is_refused_as_publish_does(release: Path) -> 
     assert (rehearsed.returncode, rehearsed.stdout) == (published.returncode, published.stdout) == (1, published.stdout)
     assert ".env" in published.stdout
     assert snapshot(release) == before
+
+
+def test_what_is_said_at_the_end() -> None:
+    """Where the machine lacks something, where a step fails, and of a public repo that is kept with its image."""
+
+    def said(code: int, folder: Path | None = None) -> list[str]:
+        image = folder and folder / "image.png"
+        rehearsal = Rehearsal("a/b", {"private": False}, (Step("load", 2.25, "so", code),), folder, image)
+        return [str(part) for part in _render_rehearsal(rehearsal)]
+
+    lack = "Rehearsed up to the step load: this machine lacks memory, disk, a device or a package for it; see above."
+    assert said(3) == ["  FAIL  load, 2.2 s: so", lack]
+    assert said(4) == ["  FAIL  load, 2.2 s: so", "Do not publish this yet: load failed."]
+    kept = ["To look at it: lensconv hub serve --folder /kept/hub", "The image: /kept/image.png"]
+    assert (said(0, Path("/kept"))[0], said(0, Path("/kept"))[2:]) == ("  ok    load, 2.2 s: so", kept)
 
 
 def test_contradicting_options_are_refused(release: Path, tmp_path: Path) -> None:

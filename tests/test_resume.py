@@ -21,7 +21,7 @@ from converter.conversion.preflight import SPARE_BYTES
 from converter.conversion.request import open_request
 from converter.errors import DiskError, MalformedCheckpoint, OutputError
 from converter.synthesis.synthesize import synthesize
-from tests.conftest import edit_json, names_in, snapshot
+from tests.conftest import call, edit_json, names_in, snapshot
 from tests.reference import FURTHER_RECIPES, RECIPES, weight_files
 from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline
@@ -96,6 +96,12 @@ def test_an_interrupted_run_goes_on(
     assert report.resumed_tensors >= sum(counts)
     assert snapshot(tmp_path / "out") == snapshot(convert_default(lens_source, tmp_path / "undisturbed", recipe))
     assert names_in(tmp_path) == ["out", "undisturbed"]
+
+
+def test_the_command_says_how_much_it_reused(interrupt: Interrupt, lens_source: Path, tmp_path: Path) -> None:
+    interrupt(5)
+    shown = call("convert", lens_source, tmp_path / "out").stderr
+    assert shown.endswith("\n5 tensors from the earlier run were reused.\n")
 
 
 def test_another_conversion_does_not_go_on(interrupt: Interrupt, lens_source: Path, tmp_path: Path) -> None:

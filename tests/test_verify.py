@@ -397,6 +397,9 @@ def test_what_a_checkpoint_says_of_itself_is_shown_escaped(lensconv: Lensconv, t
         outcome = lensconv("verify", folder)
         assert outcome.code == 1
         assert [text for text in ("\x1b[2J", "\x07", "x" * 300) if text in outcome.stderr] == []
+    shown = lensconv("verify", write_checkpoint(tmp_path / "two", LINEAR, "")).stderr
+    parts = ("unknown class, 4,096 parameters", "\n  note  no manifest: ", "\nNot sound. Failed: config.\n")
+    assert [text for text in parts if text not in shown] == []
 
 
 def test_a_pattern_that_cannot_be_judged_is_noted(folder: Path) -> None:

@@ -58,11 +58,12 @@ def footprint_chart(evidence: Evidence) -> Chart | LeftOut:
     Raises:
         EvidenceError: a size is larger than anything that can be measured.
     """
-    found = _read(evidence)
-    if found is None:
+    read = _read(evidence)
+    if read is None:
         return LeftOut(NAME, f"neither {METRICS_NAME} nor {SUMMARY_NAME} exists")
+    file, found = read
     for name, pair in found.items():
-        check_drawable(METRICS_NAME, name, [size for sizes in pair for size in sizes.values()], MOST_BYTES)
+        check_drawable(file, name, [size for sizes in pair for size in sizes.values()], MOST_BYTES)
     models = [
         _by_dtype(name, dict(zip(found, column, strict=True)))
         for name, column in zip(MODELS, zip(*found.values(), strict=True), strict=True)
@@ -72,24 +73,25 @@ def footprint_chart(evidence: Evidence) -> Chart | LeftOut:
     return _chart(models)
 
 
-def _read(evidence: Evidence) -> Mapping[str, Sequence[Sizes]] | None:
-    """Return bytes by dtype of both models, by family; None where no file says them."""
+def _read(evidence: Evidence) -> tuple[str, Mapping[str, Sequence[Sizes]]] | None:
+    """Return a file and its bytes by dtype of both models, by family; None where no file says them."""
     metrics, summary = evidence.get(METRICS_NAME), evidence.get(SUMMARY_NAME)
     models = [metrics["models"][model] for model in MODELS] if metrics is not None else []
     footprints = [model["transformer"] for model in models if model.get("transformer")]
     if len(footprints) == len(MODELS):
         if all(footprint.get("families") for footprint in footprints):
-            return _by_family([footprint["families"] for footprint in footprints])
-        return {_WHOLE: [footprint["bytes_by_dtype"] for footprint in footprints]}
+            return METRICS_NAME, _by_family([footprint["families"] for footprint in footprints])
+        return METRICS_NAME, {_WHOLE: [footprint["bytes_by_dtype"] for footprint in footprints]}
     if summary is not None:
         short = {long: name for name, long in LONG_NAMES.items()}
         by_dtype = (summary[f"{name}_transformer_dtypes"] for name in SUMMARY_MODELS)
-        return {_WHOLE: [{short.get(dtype, dtype): size for dtype, size in sizes.items()} for sizes in by_dtype]}
+        pair = [{short.get(dtype, dtype): size for dtype, size in sizes.items()} for sizes in by_dtype]
+        return SUMMARY_NAME, {_WHOLE: pair}
     if models:
         sizes = [model["transformer_storage_gb"] for model in models]
         check_drawable(METRICS_NAME, "transformer_storage_gb", sizes, MOST_BYTES / GB)
         # The file rounds them to three digits.
-        return {_WHOLE: [{"": round(size * GB)} for size in sizes]}
+        return METRICS_NAME, {_WHOLE: [{"": round(size * GB)} for size in sizes]}
     return None
 
 
@@ -114,7 +116,7 @@ def _by_family(lists: Iterable[Iterable[Mapping[str, Any]]]) -> dict[str, list[S
 
 def _by_dtype(name: str, families: Mapping[str, Sizes]) -> _Model:
     totals = _add(families.values())
-    dtypes = sorted((dtype for dtype, size in totals.items() if size), key=lambda dtype: (-totals[dtype], dtype))
+    dtypes = sorted(totals, key=lambda dtype: (-totals[dtype], dtype))
     if len(dtypes) > _SHADES:
         dtypes[_SHADES - 1 :] = [_OTHER]
     return _Model(name, dtypes, {family: _parts(sizes, dtypes) for family, sizes in families.items()})

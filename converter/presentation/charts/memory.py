@@ -74,13 +74,13 @@ def _stages(evidence: Evidence, kind: str) -> Stages:
     key = names.peak_key(kind)
     if names.METRICS_NAME in evidence:
         models = [evidence[names.METRICS_NAME]["models"][model] for model in names.MODELS]
-        rows["Load"] = _peaks(models, f"load_{key}")
+        rows["Load"] = _peaks(names.METRICS_NAME, models, f"load_{key}")
         rows |= _generation(models, key)
     for mode, file in names.OFFLOAD_FILES.items():
         if file in evidence:
             models = [evidence[file]["models"][model] for model in names.MODELS]
             for part, name in _PARTS.items():
-                rows[f"{mode.capitalize()} {name}"] = _peaks((model[part] for model in models), key)
+                rows[f"{mode.capitalize()} {name}"] = _peaks(file, (model[part] for model in models), key)
     return {name: pair for name, pair in rows.items() if set(pair) != {_MISSING}}
 
 
@@ -89,19 +89,19 @@ def _generation(models: Sequence[Mapping[str, Any]], key: str) -> Stages:
     known = [name for name in names.STAGES if any(name in found for found in stages)]
     others = sorted({name for found in stages for name in found if name not in names.STAGES})
     rows = {
-        names.STAGES.get(name, name): _peaks((found.get(name, {}) for found in stages), key)
+        names.STAGES.get(name, name): _peaks(names.METRICS_NAME, (found.get(name, {}) for found in stages), key)
         for name in [*known, *others][:MOST_ROWS]
     }
     if any(set(pair) != {_MISSING} for pair in rows.values()):
         return rows
-    return {"Generation": _peaks(models, f"generation_{key}")}
+    return {"Generation": _peaks(names.METRICS_NAME, models, f"generation_{key}")}
 
 
-def _peaks(figures: Iterable[Mapping[str, Any]], key: str) -> list[Peak]:
-    return [_peak(model, key) for model in figures]
+def _peaks(file: str, figures: Iterable[Mapping[str, Any]], key: str) -> list[Peak]:
+    return [_peak(file, model, key) for model in figures]
 
 
-def _peak(figures: Mapping[str, Any], key: str) -> Peak:
+def _peak(file: str, figures: Mapping[str, Any], key: str) -> Peak:
     """Return bytes; of several measurements the most, where the file has it."""
     if isinstance(figures.get(_FAILED), str):
         return _FAILED
@@ -110,5 +110,5 @@ def _peak(figures: Mapping[str, Any], key: str) -> Peak:
         value = value.get("max", value["mean"])
     if value is None:
         return _MISSING
-    check_drawable(names.METRICS_NAME, key, [value], MOST_BYTES / GB)
+    check_drawable(file, key, [value], MOST_BYTES / GB)
     return float(value) * GB

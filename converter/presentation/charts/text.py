@@ -39,7 +39,7 @@ def text_width(text: str, size: float = TEXT_SIZE, *, bold: bool = False) -> flo
 def drawable(text: str, limit: int = LONGEST) -> str:
     """Return the text without anything that cannot be drawn, at most ``limit`` characters."""
     face = get_font(str(_file(bold=False)))
-    composed = unicodedata.normalize("NFC", printable(text.strip(), limit)).strip()
+    composed = unicodedata.normalize("NFC", printable(text.strip(), limit))
     return "".join(character if face.get_char_index(ord(character)) else _BOX for character in composed)
 
 

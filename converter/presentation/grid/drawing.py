@@ -109,7 +109,7 @@ def draw_missing(size: Size, reason: str, typography: Typography) -> Image.Image
     letters = round(font.size)
     image = Image.new("RGB", (size.width, size.height), _BOX)
     draw = ImageDraw.Draw(image)
-    for x in range(-size.height, size.width, max(6, letters)):
+    for x in range(-size.height, size.width, letters):
         draw.line((x, size.height, x + size.height, 0), fill=_HATCH, width=max(1, letters // 12))
     draw.rectangle((0, 0, size.width - 1, size.height - 1), outline=_HATCH, width=max(1, letters // 12))
     height = round(letters * 1.4)
