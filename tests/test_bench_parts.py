@@ -39,15 +39,17 @@ from converter.measurement.benchmark.measuring import Bench, image_name
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.session import Session
 from converter.measurement.benchmark.subjects import Subject, open_subjects
+from converter.measurement.benchmark.worker import _ENVIRONMENT_ERRORS
 from converter.measurement.benchmark.worker_process import WorkerProcess
 from converter.measurement.evidence.files import write_evidence
+from converter.measurement.generation.memory import predict_memory
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import WEIGHTS, open_pipeline
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite, read_suite
 from tests.benches import LIMIT, SUITE, folded
 from tests.cases import check_cases
-from tests.conftest import Lensconv, edit_json, time_limit
+from tests.conftest import ROOT, Lensconv, edit_json, time_limit
 from tests.expected import check_expected
 from tests.generations import change_tensors, editable
 from tests.reporters import Notes
@@ -95,11 +97,18 @@ def inputs(tiny_repo: Path, tiny_release: Path, suite: Path) -> Inputs:
     return Inputs.open(tiny_repo, tiny_release, suite)
 
 
-def test_weights_that_change_are_refused(tiny_repo: Path, release: Path) -> None:
+def test_weights_that_change_are_refused(tiny_repo: Path, release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (file,) = (release / "vae").glob("*.safetensors")
     # In the Hub's cache, weights are links.
     file.symlink_to(file.rename(release / "blob"))
-    subjects = open_subjects(tiny_repo, release, SILENT)
+    shared = Path("text_encoder", "model.safetensors")
+    (release / shared).unlink()
+    (release / shared).symlink_to(tiny_repo / shared)
+    monkeypatch.chdir(release.parent)
+    notes = Notes()
+    subjects = open_subjects(tiny_repo, Path(release.name), notes)
+    # Every file is read, and what both repos have is read once.
+    assert notes.shown[0].done == notes.shown[0].total > 0
     for subject in subjects:
         refuse_changed_files(subject.states)
     content, time_ns = file.read_bytes(), file.stat().st_mtime_ns
@@ -129,7 +138,7 @@ ROW = {
 @pytest.mark.parametrize(
     "line",
     [
-        *(b"[]", b"{}", b"{", b"\xff", b'{"mode": 1}', b'{"format": "lensconv.measurements/1"}'),
+        *(b"[" * 100_000, b"[]", b"{}", b"{", b"\xff", b'{"mode": 1}', b'{"format": "lensconv.measurements/1"}'),
         json.dumps({**CELL, "time_s": 1}).encode(),
         json.dumps({**CELL, **ROW, "model": "other"}).encode(),
         json.dumps({**CELL, **ROW, "time_s": math.nan}).encode(),
@@ -158,6 +167,8 @@ def test_a_journal_is_of_this_format_and_written_by_one_process(tmp_path: Path) 
             Journal(tmp_path, {"a": {"b": 1}}, restart=True)
     with pytest.raises(OutputError, match=r"contains another benchmark: a\.b was 1, and is now 2"):
         Journal(tmp_path, {"a": {"b": 2}}, restart=False)
+    with pytest.raises(OutputError, match=r"a\.b was 1, and is now null"):
+        Journal(tmp_path, {"a": {"c": 2}}, restart=False)
     with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
         assert journal.measured == {(cell, "P01"): ROW}
         assert journal.failures == {(cell, "P02"): ["hung"]}
@@ -165,6 +176,9 @@ def test_a_journal_is_of_this_format_and_written_by_one_process(tmp_path: Path) 
         assert not journal.measured
     with Journal(tmp_path, {"a": {"b": 2}}, restart=False) as journal:
         assert journal.is_new
+        journal.note(cell, "P01", ROW)
+    with Journal(tmp_path, {"a": {"b": 2}}, restart=False) as journal:
+        assert not journal.is_new
 
 
 def test_a_line_is_whole_or_its_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +233,7 @@ def test_files_of_a_benchmark_with_repeats_failures_and_all_modes(inputs: Inputs
         image.write_bytes(b"baseline")
         digest = hashlib.sha256(b"baseline").hexdigest()
         journal.note(Cell("standard", 0, "original"), "A1+1000", {**measured(1), "image_sha256": digest})
-        for repeat, reason in ((4, "hung"), (3, "killed"), (3, "killed again")):
+        for repeat, reason in ((4, "hung"), (3, "killed"), (3, "killed again"), (1, "hung once")):
             journal.note(Cell("standard", repeat, "original"), "A1", {"failed": reason})
         files = inputs.write_files(journal)
     (shared,) = {json.dumps([content.pop("environment"), content.pop("sources")]) for content in files.values()}
@@ -237,9 +251,10 @@ def test_failures_alone_are_evidence_too(
     inputs = Inputs.open(tiny_repo, tiny_release, suite, 1)
     reason = {"failed": "while loading: no memory"}
     with Journal(tmp_path, {}, restart=False) as journal:
-        for mode, model in product(("standard", "offload"), inputs.subjects):
-            journal.note(Cell(mode, 0, model), "A1", reason)
-        _, matrix, offload = inputs.write_files(journal).values()
+        for mode, model, failure in product(("standard", "offload"), inputs.subjects, ({"failed": "first"}, reason)):
+            journal.note(Cell(mode, 0, model), "A1", failure)
+        metrics, matrix, offload = inputs.write_files(journal).values()
+        assert "stages" not in metrics["models"]["original"]
         (row,) = matrix["prompts"]
         assert (row["original"], row["quantized"], matrix["summary"]) == (reason, reason, {})
         warm = {"failed": "the suite has one prompt, which is the cold one"}
@@ -320,8 +335,9 @@ def test_subjects_are_named_as_the_hub_and_the_quantization_name_them(
 
 
 def test_cells_tasks_and_jobs(inputs: Inputs, tmp_path: Path) -> None:
-    """Of a run with two repeats in all modes, where one image of the offload mode is there already."""
+    """Of a run with two repeats in all modes, where one image is there already, and the file of another is gone."""
     with Journal(tmp_path, {}, restart=False) as journal:
+        journal.note(Cell("standard", 0, "original"), "B2", {**ROW, "image_sha256": "0" * 64})
         journal.note(Cell("offload", 0, "original"), "A1", ROW)
         work = inputs.bench(journal, "sequential, offload,standard", repeats=2)
         lines = []
@@ -370,6 +386,9 @@ def test_what_a_worker_says_becomes_figures_and_failures(
         }
 
     check_cases("worker_cases.jsonl", outcome)
+    # These have nothing to do with the model, and end the whole benchmark.
+    names = {"DeviceError", "DiskError", "OutputError", "UsageError"}
+    assert {error.__name__ for error in _ENVIRONMENT_ERRORS} == names
     # A reason names no folder of this machine, whether it was named through a link or not.
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
     (tmp_path / "real").mkdir()
@@ -406,6 +425,7 @@ def test_a_worker_that_breaks_down_says_why(tiny_repo: Path, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     job = Job(str(tiny_repo), {}, "none", "cpu", "no dtype", [])
     ticks: list[None] = []
+    opened = len([*Path("/proc/self/fd").iterdir()])
     with time_limit(LIMIT), WorkerProcess(job, LIMIT, lambda: ticks.append(None)) as worker:
         (event,) = worker.events()
         assert [worker._reason(code) for code in (-6, -9, -50)] == [
@@ -416,8 +436,10 @@ def test_a_worker_that_breaks_down_says_why(tiny_repo: Path, tmp_path: Path, mon
         assert worker._reason(1) == "ended with exit code 1: the \\x1blast line"
         worker._log.truncate(0)
         assert worker._reason(3) == "ended with exit code 3"
+        assert repr(str(ROOT)) in str(worker._process.args)
     reason = "ended with exit code 1: AttributeError: module 'torch' has no attribute 'no dtype'"
     assert event == {"event": "failed", "reason": reason, "died": True}
+    assert len([*Path("/proc/self/fd").iterdir()]) == opened
     assert ticks
 
 
@@ -437,20 +459,26 @@ def test_reasons_do_not_tell_where_folders_lie(suite: Path, tiny_repo: Path, rel
     assert str(tmp_path) not in (tmp_path / "out" / "measurements.jsonl").read_text()
 
 
-def test_a_worker_refuses_changed_weights_large_images_and_what_is_no_number(tiny_repo: Path, tmp_path: Path) -> None:
+def test_a_worker_refuses_changed_weights_little_memory_and_what_is_no_number(
+    tiny_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repo = editable(tiny_repo, tmp_path)
     states = file_states([repo / FILE])
     change_tensors(repo / FILE, lambda tensors: tensors["proj_out.bias"].fill_(torch.nan))
     chosen = choose_settings(open_pipeline(repo), "x", GenerateOptions(steps=2, height=64, width=96))
-    small, large = (Task("", asdict(replace(chosen, height=height)), None) for height in (64, 16 * 10**9))
+    small = Task("", asdict(chosen), None)
     job = Job(str(repo), {}, "none", "cpu", "bfloat16", [small])
+    way: dict[str, Any] = {"offload": "none", "on_cpu": True, "unpacks": False, "keeps_encoder": True}
+    need = predict_memory(open_pipeline(repo), chosen, **way).host
 
     def draw(job: Job) -> None:
         session = Session(job)
         session.load()
         session.generate(small)
 
-    jobs = {"changed": replace(job, states=states), "GB": replace(job, tasks=[large]), "finite": job}
-    for reason, refused in jobs.items():
+    jobs = {"changed": (replace(job, states=states), 0), "MB of memory": (job, need // 1024), "finite": (job, 10**9)}
+    for reason, (refused, free) in jobs.items():
+        (tmp_path / "free").write_text(f"MemAvailable: {free} kB\n")
+        monkeypatch.setattr("converter.memory._MEMINFO", tmp_path / "free")
         with pytest.raises(LensconvError, match=reason):
             draw(refused)
