@@ -113,7 +113,8 @@ ROWS = pixels(bytes(16 * 49))
 HOSTILE: dict[str, bytes] = {
     "empty": b"",
     "no image": b"hello",
-    "cut": png(head(16, 16), ROWS)[:-20],
+    # Pillow warns of an animation without images.
+    "cut": png(head(16, 16), (b"acTL", bytes(8)), ROWS)[:-20],
     "bomb": png(head(60_000, 60_000), ROWS, END),
     "large": png(head(10_000, 10_000), ROWS, END),
     "text bomb": png(head(16, 16), (b"zTXt", b"lensconv\0\0" + zlib.compress(bytes(70_000_000))), ROWS, END),
@@ -274,12 +275,10 @@ def test_text_that_cannot_be_read_has_a_reason(tmp_path: Path, monkeypatch: pyte
         ("kill -SEGV $$", SIGN, "was ended by signal 11"),
         ("exit 3", SIGN, "failed with 3"),
         ("echo first >&2; printf 'last\\377' >&2; exit 1", SIGN, "failed with 1: last\ufffd"),
-        ("exit 0", f"{RUSSIAN_SIGN} {SIGN}", "lacks the language data of rus"),
+        ("exit 0", f"{RUSSIAN_SIGN} {SIGN}", "lacks the language data of eng, rus"),
     ):
-        plant_tesseract(tmp_path, monkeypatch, "eng", line)
+        plant_tesseract(tmp_path, monkeypatch, "eng" if required == SIGN else "deu", line)
         assert reason(required) == expected
-    plant_tesseract(tmp_path, monkeypatch, "deu", "exit 0")
-    assert reason(f"{RUSSIAN_SIGN} {SIGN}") == "lacks the language data of eng, rus"
     assert reason(" ") == "no texts are required in the images; give their suite with --prompts"
     assert text_accuracy.TIME_LIMIT == 120
     plant_tesseract(tmp_path, monkeypatch, "eng", "exec /bin/sleep 20")
@@ -401,12 +400,10 @@ def test_the_whole_evidence_and_what_is_shown_of_it(
 def test_figures_have_six_decimals(tmp_path: Path) -> None:
     for number, folder in enumerate("ab"):
         save(tmp_path / folder / "P-1.png", noise(number, 20, 40))
-    notes = Notes()
-    report = compare(tmp_path / "a", tmp_path / "b", lpips=False, reporter=notes)
+    report = compare(tmp_path / "a", tmp_path / "b", lpips=False, reporter=(notes := Notes()))
     assert (notes.shown[0].done, notes.shown[0].total) == (1, 1)
     content, exact = report.to_dict(), report.pairs[0].quantized.ssim
     assert content["pairs"][0]["ssim"] == content["summary"]["ssim"]["mean"] == round(exact, 6) != exact
-    # A string counts if it was looked for in both images, and is legible up to the limit.
     found = (0.2, 0.2), (0.5, None), (None, 0.5)
     pair = replace(report.pairs[0], text=tuple(TextAccuracy("A", *rates) for rates in found))
     assert [*replace(report, pairs=(pair,)).summary["text"].values()] == [1, 0.2, 0.2, 1, 1]
