@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -29,17 +30,7 @@ from converter.measurement.evidence.files import read_evidence_folder
 from converter.schemas import load_schema
 from tests.benches import DRAWING, LIMIT, SUITE, folded
 from tests.cases import check_cases
-from tests.conftest import (
-    ROOT,
-    Lensconv,
-    Outcome,
-    command,
-    edit_json,
-    names_in,
-    run_process,
-    snapshot,
-    time_limit,
-)
+from tests.conftest import ROOT, Lensconv, Outcome, command, edit_json, names_in, run_process, snapshot, time_limit
 from tests.expected import check_expected
 from tests.reporters import Notes
 
@@ -110,13 +101,16 @@ def finished(tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path_factory:
     arguments = ("bench", tiny_repo, tiny_release, "--prompts", suite, "--out", output, *DRAWING, "--json")
     process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wait_for_rows(process, output, images=2)
+    # A worker that stands still does not end by itself.
+    for worker in workers_below(output):
+        os.kill(worker, signal.SIGSTOP)
     process.kill()
     process.communicate()
     rows = len(image_rows(output))
     # A torn last line, as a kill in the middle of a write would leave it.
     with (output / "measurements.jsonl").open("a") as stream:
         stream.write('{"mode": "standard", "rep')
-    deadline = time.monotonic() + LIMIT
+    deadline = time.monotonic() + 20
     while (orphans := workers_below(output)) and time.monotonic() < deadline:
         time.sleep(0.05)
     done = run_process(*arguments, timeout=LIMIT)
@@ -151,7 +145,7 @@ def test_all_that_a_benchmark_notes_and_says(finished: Finished, tiny_repo: Path
     lines = [folded(shaped(content)) for content in (result, first)]
     cells = groupby(rows, lambda row: [row.pop(key) for key in ("mode", "repeat", "model")])
     for cell, found in cells:
-        for shape, alike in groupby(found, lambda row: {key: shaped(row[key]) for key in row if key != "key"}):
+        for shape, alike in groupby(found, lambda row: shaped({key: row[key] for key in row if key != "key"})):
             lines.append(f"{cell} {[row['key'] for row in alike]} {json.dumps(shape)}")
     check_expected("bench_rows.txt", "\n".join(lines))
     for row in rows:
@@ -162,9 +156,12 @@ def test_all_that_a_benchmark_notes_and_says(finished: Finished, tiny_repo: Path
     metrics = finished.evidence["benchmark_metrics.json"]
     times = {name: model["generation_time_s"] for name, model in metrics["models"].items()}
     assert (finished.result["generation_time_s"], finished.result["slowdown"]) == (times, metrics["slowdown"])
+    assert 0 < finished.result["elapsed_s"] < LIMIT
     folder = tiny_release / "transformer"
     hashed = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
     assert first["sources"]["quantized"]["transformer"] == hashed
+    (size,) = (file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert metrics["sources"]["quantized"]["transformer"][0]["bytes"] == size
     text = json.dumps(finished.evidence)
     secrets = (str(finished.output.parent), str(tiny_repo.parent), os.uname().nodename)
     assert [name for name in secrets if name in text] == []
@@ -178,7 +175,9 @@ def test_fidelity_is_measured_beside_a_baseline(finished: Finished, tiny_release
         # Another seed draws another image, quantization the same one a little differently.
         assert pair["psnr_db"] > pair["baseline"]["psnr_db"] + 5
         assert pair["ssim"] > pair["baseline"]["ssim"]
+    assert "required" not in images["not_measured"].get("text", "")
     matrix = finished.evidence["comparison_matrix.json"]
+    assert {row[name]["images_agree"] for row in matrix["prompts"] for name in ("original", "quantized")} == {True}
     assert images["sources"] == matrix["sources"]
     with Image.open(finished.output / matrix["prompts"][0]["original"]["image"]) as drawn:
         pixels = hashlib.sha256(drawn.tobytes()).hexdigest()
@@ -237,8 +236,11 @@ def test_images_that_are_gone_or_others_are_left_out(finished: Finished, lenscon
 def test_a_restart_deletes_what_was_measured(
     finished: Finished, tiny_repo: Path, release: Path, tmp_path: Path, lensconv: Lensconv
 ) -> None:
-    """And what then fails is shown; a worker needs more than a second to start."""
+    """And what then fails is shown; a worker needs more than a second to start. This release has no summary."""
+    summary = "sdnq_quantization_summary.json"
+    (release / summary).unlink()
     (release / "scheduler" / "more.json").touch()
+    (release / "vae" / "notes.txt").touch()
     copy = shutil.copytree(finished.output, tmp_path / "evidence")
     (copy / "images" / "original" / "mine.txt").touch()
     (tmp_path / "one.toml").write_text(SUITE[: SUITE.index('[[prompts]]\nid = "B2')])
@@ -248,18 +250,22 @@ def test_a_restart_deletes_what_was_measured(
     # The terminal may wrap within a path; so compare without spaces.
     shown = "".join(outcome.stderr.split()).replace(str(tmp_path), "")
     assert "thereposdifferinmorethanthetransformer:scheduler;figuresincludethese" in shown
+    assert "earlier" not in shown
     hung = "A1:whileloading:wasstopped:noprogressfor1s(--timeout)"
     assert f"failed:original,standard,run1,{hung}failed:original,standard,run1,A1+1000:while" in shown
     ending = "s,3failed;runthesamecommandtotrytheseagain.Measurements:/evidence.Next:lensconvgrid/evidence"
     assert re.search(rf"0imagesin\d+{ending}$", shown)
     assert "Promptbyprompt" in shown
     assert [*snapshot(copy / "images")] == ["original/mine.txt"]
-    assert names_in(copy) == [
-        *("benchmark_metrics.json", "comparison_matrix.json", "images", "measurements.jsonl"),
-        *("sdnq_quantization_summary.json", "weight_fidelity.json"),
-    ]
-    _drop_earlier(copy, copy)
-    assert names_in(copy) == ["images", "measurements.jsonl", "sdnq_quantization_summary.json"]
+    files = ["benchmark_metrics.json", "comparison_matrix.json", "images", "measurements.jsonl"]
+    assert names_in(copy) == [*files, "weight_fidelity.json"]
+    # A folder that is the release itself, under whatever name, keeps its summary.
+    (copy / summary).touch()
+    link = tmp_path / "link"
+    link.symlink_to(copy)
+    for output, folder in ((link, copy), (copy, link)):
+        _drop_earlier(output, folder)
+        assert names_in(copy) == [*files[2:], summary]
 
 
 def test_another_benchmark_in_the_same_folder_is_refused(finished: Finished, lensconv: Lensconv) -> None:
@@ -342,7 +348,8 @@ FAULTS = """
 import sys
 
 if "converter.measurement.benchmark.worker" in " ".join(sys.orig_argv):
-    import importlib.abc, importlib.machinery, os, signal, time
+    print("noise")
+    import importlib.abc, importlib.machinery, os, signal, subprocess, time
 
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
@@ -367,6 +374,7 @@ if "converter.measurement.benchmark.worker" in " ".join(sys.orig_argv):
             seen.add(settings.seed)
             if self.repo.quantization is not None:
                 if settings.seed == 302:
+                    subprocess.Popen(["flock", __file__, "sleep", "3600"], close_fds=False)
                     os.kill(os.getpid(), signal.SIGKILL)
                 if settings.seed == 303:
                     import torch
@@ -382,7 +390,7 @@ if "converter.measurement.benchmark.worker" in " ".join(sys.orig_argv):
 
 
 def test_faults_become_failed_rows_and_the_rest_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Lensconv
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], bench: Lensconv
 ) -> None:
     """A worker that is killed, one that runs out of memory, one that hangs; then the same without the faults."""
     (tmp_path / "sitecustomize.py").write_text(FAULTS)
@@ -394,6 +402,10 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
     with time_limit(LIMIT):
         outcome = bench(output, *options)
     assert outcome.code == 1
+    # What workers print is not shown, and what they started has ended.
+    assert "noise" not in capfd.readouterr().out
+    with (tmp_path / "sitecustomize.py").open() as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     reasons = {
         "B2": "killed by SIGKILL, perhaps because memory ran out",
         "C3": "while warming up: there is not enough memory: CUDA out of memory. Tried to allocate 20.00 GiB.",

@@ -99,6 +99,7 @@ def test_a_stopwatch_gives_times_and_peaks_of_stages() -> None:
     assert sum(stage["time_s"] for stage in stages.values()) == pytest.approx(figures["time_s"], abs=0.002)
     grown = stages["second"]["peak_rss_gb"] - stages["first"]["peak_rss_gb"]
     assert grown == pytest.approx(0.2, abs=0.02)
+    assert stages["second"] == {key: round(figure, 3) for key, figure in stages["second"].items()}
     # The peak of a stage does not count for the next one.
     assert stages["third"]["peak_rss_gb"] < stages["second"]["peak_rss_gb"] - 0.15
     assert figures["peak_rss_gb"] == stages["second"]["peak_rss_gb"]
@@ -112,6 +113,7 @@ def test_peaks_are_sampled_where_they_cannot_be_reset(monkeypatch: pytest.Monkey
         block = grown_block()
         time.sleep(0.2)
         del block
+        time.sleep(0.1)
         watch.begin("second")
         stages = watch.stop()["stages"]
     assert stages["first"]["peak_rss_gb"] - stages["second"]["peak_rss_gb"] == pytest.approx(0.2, abs=0.03)

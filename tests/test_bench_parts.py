@@ -20,14 +20,7 @@ import pytest
 import torch
 
 from converter.console import SILENT, Progress
-from converter.errors import (
-    DiskError,
-    EvidenceError,
-    LensconvError,
-    MalformedCheckpoint,
-    MissingInput,
-    OutputError,
-)
+from converter.errors import DiskError, EvidenceError, LensconvError, MalformedCheckpoint, MissingInput, OutputError
 from converter.measurement.benchmark import measuring
 from converter.measurement.benchmark.assembly import Assembly
 from converter.measurement.benchmark.changes import file_states, refuse_changed_files
@@ -39,6 +32,7 @@ from converter.measurement.benchmark.measuring import Bench, image_name
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.session import Session
 from converter.measurement.benchmark.subjects import Subject, open_subjects
+from converter.measurement.benchmark.worker import _ENVIRONMENT_ERRORS
 from converter.measurement.benchmark.worker_process import WorkerProcess
 from converter.measurement.evidence.files import write_evidence
 from converter.measurement.generation.options import GenerateOptions
@@ -47,7 +41,7 @@ from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite, read_suite
 from tests.benches import LIMIT, SUITE, folded
 from tests.cases import check_cases
-from tests.conftest import Lensconv, edit_json, time_limit
+from tests.conftest import ROOT, Lensconv, edit_json, time_limit
 from tests.expected import check_expected
 from tests.generations import change_tensors, editable
 from tests.reporters import Notes
@@ -95,11 +89,13 @@ def inputs(tiny_repo: Path, tiny_release: Path, suite: Path) -> Inputs:
     return Inputs.open(tiny_repo, tiny_release, suite)
 
 
-def test_weights_that_change_are_refused(tiny_repo: Path, release: Path) -> None:
+def test_weights_that_change_are_refused(tiny_repo: Path, release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (file,) = (release / "vae").glob("*.safetensors")
     # In the Hub's cache, weights are links.
     file.symlink_to(file.rename(release / "blob"))
-    subjects = open_subjects(tiny_repo, release, SILENT)
+    monkeypatch.chdir(release.parent)
+    subjects = open_subjects(tiny_repo, Path(release.name), notes := Notes())
+    assert notes.shown[0].done == notes.shown[0].total > 0
     for subject in subjects:
         refuse_changed_files(subject.states)
     content, time_ns = file.read_bytes(), file.stat().st_mtime_ns
@@ -129,7 +125,7 @@ ROW = {
 @pytest.mark.parametrize(
     "line",
     [
-        *(b"[]", b"{}", b"{", b"\xff", b'{"mode": 1}', b'{"format": "lensconv.measurements/1"}'),
+        *(b"[" * 100_000, b"[]", b"{}", b"{", b"\xff", b'{"mode": 1}', b'{"format": "lensconv.measurements/1"}'),
         json.dumps({**CELL, "time_s": 1}).encode(),
         json.dumps({**CELL, **ROW, "model": "other"}).encode(),
         json.dumps({**CELL, **ROW, "time_s": math.nan}).encode(),
@@ -158,6 +154,8 @@ def test_a_journal_is_of_this_format_and_written_by_one_process(tmp_path: Path) 
             Journal(tmp_path, {"a": {"b": 1}}, restart=True)
     with pytest.raises(OutputError, match=r"contains another benchmark: a\.b was 1, and is now 2"):
         Journal(tmp_path, {"a": {"b": 2}}, restart=False)
+    with pytest.raises(OutputError, match=r"a\.b was 1, and is now null"):
+        Journal(tmp_path, {"a": {"c": 2}}, restart=False)
     with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
         assert journal.measured == {(cell, "P01"): ROW}
         assert journal.failures == {(cell, "P02"): ["hung"]}
@@ -165,6 +163,9 @@ def test_a_journal_is_of_this_format_and_written_by_one_process(tmp_path: Path) 
         assert not journal.measured
     with Journal(tmp_path, {"a": {"b": 2}}, restart=False) as journal:
         assert journal.is_new
+        journal.note(cell, "P01", ROW)
+    with Journal(tmp_path, {"a": {"b": 2}}, restart=False) as journal:
+        assert not journal.is_new
 
 
 def test_a_line_is_whole_or_its_error_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +220,7 @@ def test_files_of_a_benchmark_with_repeats_failures_and_all_modes(inputs: Inputs
         image.write_bytes(b"baseline")
         digest = hashlib.sha256(b"baseline").hexdigest()
         journal.note(Cell("standard", 0, "original"), "A1+1000", {**measured(1), "image_sha256": digest})
-        for repeat, reason in ((4, "hung"), (3, "killed"), (3, "killed again")):
+        for repeat, reason in ((4, "hung"), (3, "killed"), (3, "killed again"), (1, "hung once")):
             journal.note(Cell("standard", repeat, "original"), "A1", {"failed": reason})
         files = inputs.write_files(journal)
     (shared,) = {json.dumps([content.pop("environment"), content.pop("sources")]) for content in files.values()}
@@ -237,8 +238,8 @@ def test_failures_alone_are_evidence_too(
     inputs = Inputs.open(tiny_repo, tiny_release, suite, 1)
     reason = {"failed": "while loading: no memory"}
     with Journal(tmp_path, {}, restart=False) as journal:
-        for mode, model in product(("standard", "offload"), inputs.subjects):
-            journal.note(Cell(mode, 0, model), "A1", reason)
+        for mode, model, failure in product(("standard", "offload"), inputs.subjects, ({"failed": "first"}, reason)):
+            journal.note(Cell(mode, 0, model), "A1", failure)
         _, matrix, offload = inputs.write_files(journal).values()
         (row,) = matrix["prompts"]
         assert (row["original"], row["quantized"], matrix["summary"]) == (reason, reason, {})
@@ -320,8 +321,9 @@ def test_subjects_are_named_as_the_hub_and_the_quantization_name_them(
 
 
 def test_cells_tasks_and_jobs(inputs: Inputs, tmp_path: Path) -> None:
-    """Of a run with two repeats in all modes, where one image of the offload mode is there already."""
+    """Of a run with two repeats in all modes, where one image is there already, and the file of another is gone."""
     with Journal(tmp_path, {}, restart=False) as journal:
+        journal.note(Cell("standard", 0, "original"), "B2", {**ROW, "image_sha256": "0" * 64})
         journal.note(Cell("offload", 0, "original"), "A1", ROW)
         work = inputs.bench(journal, "sequential, offload,standard", repeats=2)
         lines = []
@@ -361,22 +363,23 @@ def test_what_a_worker_says_becomes_figures_and_failures(
             measured = [key for _, key in journal.measured]
         missing, failed = [task.key for task in work.missing(cell)], {key: why for (_, key), why in work.failed.items()}
         assert [*work.failed] == [(cell, key) for key in failed]
-        return {
-            "fruitless": is_fruitless,
-            "measured": measured,
-            "failed": failed,
-            "left": missing,
-            shown.label: shown.done,
-        }
+        found = {"fruitless": is_fruitless, "measured": measured, "failed": failed, "left": missing}
+        return {**found, shown.label: shown.done}
 
     check_cases("worker_cases.jsonl", outcome)
+    # These have nothing to do with the model, and end the whole benchmark.
+    assert {error.__name__ for error in _ENVIRONMENT_ERRORS} == {
+        "DeviceError",
+        "DiskError",
+        "OutputError",
+        "UsageError",
+    }
     # A reason names no folder of this machine, whether it was named through a link or not.
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
     (tmp_path / "real").mkdir()
     said["failed"]["reason"] = f"no {tmp_path}/link/a and {tmp_path}/real/a, {inputs.subjects['quantized'].repo.folder}"
     folders = iter([tmp_path / "link"])
-    name = inputs.subjects["quantized"].repo_id
-    assert set(outcome("failed")["failed"].values()) == {f"while loading: no link/a and link/a, {name}"}
+    assert set(outcome("failed")["failed"].values()) == {"while loading: no link/a and link/a, tiny-uint4"}
 
 
 def test_workers_that_hang_one_after_another_are_given_up(
@@ -406,6 +409,7 @@ def test_a_worker_that_breaks_down_says_why(tiny_repo: Path, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     job = Job(str(tiny_repo), {}, "none", "cpu", "no dtype", [])
     ticks: list[None] = []
+    opened = len([*Path("/proc/self/fd").iterdir()])
     with time_limit(LIMIT), WorkerProcess(job, LIMIT, lambda: ticks.append(None)) as worker:
         (event,) = worker.events()
         assert [worker._reason(code) for code in (-6, -9, -50)] == [
@@ -416,8 +420,10 @@ def test_a_worker_that_breaks_down_says_why(tiny_repo: Path, tmp_path: Path, mon
         assert worker._reason(1) == "ended with exit code 1: the \\x1blast line"
         worker._log.truncate(0)
         assert worker._reason(3) == "ended with exit code 3"
+        assert repr(str(ROOT)) in str(worker._process.args)
     reason = "ended with exit code 1: AttributeError: module 'torch' has no attribute 'no dtype'"
     assert event == {"event": "failed", "reason": reason, "died": True}
+    assert len([*Path("/proc/self/fd").iterdir()]) == opened
     assert ticks
 
 
@@ -437,12 +443,13 @@ def test_reasons_do_not_tell_where_folders_lie(suite: Path, tiny_repo: Path, rel
     assert str(tmp_path) not in (tmp_path / "out" / "measurements.jsonl").read_text()
 
 
-def test_a_worker_refuses_changed_weights_large_images_and_what_is_no_number(tiny_repo: Path, tmp_path: Path) -> None:
+def test_what_a_worker_refuses(tiny_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changed weights, what is no number, and to load what does not fit, of which everything counts."""
     repo = editable(tiny_repo, tmp_path)
     states = file_states([repo / FILE])
     change_tensors(repo / FILE, lambda tensors: tensors["proj_out.bias"].fill_(torch.nan))
     chosen = choose_settings(open_pipeline(repo), "x", GenerateOptions(steps=2, height=64, width=96))
-    small, large = (Task("", asdict(replace(chosen, height=height)), None) for height in (64, 16 * 10**9))
+    small = Task("", asdict(chosen), None)
     job = Job(str(repo), {}, "none", "cpu", "bfloat16", [small])
 
     def draw(job: Job) -> None:
@@ -450,7 +457,10 @@ def test_a_worker_refuses_changed_weights_large_images_and_what_is_no_number(tin
         session.load()
         session.generate(small)
 
-    jobs = {"changed": replace(job, states=states), "GB": replace(job, tasks=[large]), "finite": job}
+    (tmp_path / "free").write_text("MemAvailable: 0 kB\n")
+    jobs = {"changed": replace(job, states=states), "finite": job, r"about 322\.9 MB of memory": job}
     for reason, refused in jobs.items():
+        if "memory" in reason:
+            monkeypatch.setattr("converter.memory._MEMINFO", tmp_path / "free")
         with pytest.raises(LensconvError, match=reason):
             draw(refused)

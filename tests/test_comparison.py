@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 import zlib
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from converter.measurement.comparison.images import read_pixels
 from converter.measurement.comparison.pairs import find_pairs, parse_name
 from converter.measurement.comparison.perceptual import Lpips, NotMeasured
 from converter.measurement.comparison.pixels import psnr_db, ssim
+from converter.measurement.comparison.report import TextAccuracy
 from converter.measurement.comparison.substring import character_error_rate, normalize, substring_distance
 from converter.measurement.comparison.text_accuracy import _enlarged, find_reader, language_of
 from converter.schemas import load_schema
@@ -111,12 +113,15 @@ ROWS = pixels(bytes(16 * 49))
 HOSTILE: dict[str, bytes] = {
     "empty": b"",
     "no image": b"hello",
-    "cut": png(head(16, 16), ROWS)[:-20],
+    # Pillow warns of an animation without images.
+    "cut": png(head(16, 16), (b"acTL", bytes(8)), ROWS)[:-20],
     "bomb": png(head(60_000, 60_000), ROWS, END),
     "large": png(head(10_000, 10_000), ROWS, END),
     "text bomb": png(head(16, 16), (b"zTXt", b"lensconv\0\0" + zlib.compress(bytes(70_000_000))), ROWS, END),
     "broken pixels": png(head(16, 16), (b"IDAT", b"\0" * 40), END),
     "jpeg": b"\xff\xd8\xff\xe0" + bytes(40),
+    "late head": png((b"tEXt", b"a\0b"), head(16, 16), ROWS, END),
+    "late profile": png(head(16, 16), ROWS, (b"iCCP", b""), END),
     # Pillow writes no colours of 16 bits, and reads them as 8.
     "colours": png(head(96, 64, 16), pixels(b"".join(b"\0" + row.astype(">u2").tobytes() for row in noise())), END),
 }
@@ -140,10 +145,12 @@ def test_pixels_become_rgb_or_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     save(tmp_path / "exact.webp", image, lossless=True)
     # A chunk of odd length before the pixels.
     save(tmp_path / "profile.webp", image, lossless=True, icc_profile=b"odd")
-    save(tmp_path / "moving.png", save_all=True, append_images=[Image.fromarray(noise(1))])
+    for name in ("moving.png", "moving.webp"):
+        save(tmp_path / name, save_all=True, append_images=[Image.fromarray(noise(1))])
     os.mkfifo(tmp_path / "pipe.png")
     for kind, content in HOSTILE.items():
-        (tmp_path / f"{kind}.png").write_bytes(content)
+        (tmp_path / f"{kind}.PNG").write_bytes(content)
+    assert images.MAXIMUM_FILE_BYTES == 1 << 29
 
     def outcome(name: str, spare: int) -> str:
         """What a file is, or is refused with, where files may be that much longer."""
@@ -268,10 +275,12 @@ def test_text_that_cannot_be_read_has_a_reason(tmp_path: Path, monkeypatch: pyte
         ("kill -SEGV $$", SIGN, "was ended by signal 11"),
         ("exit 3", SIGN, "failed with 3"),
         ("echo first >&2; printf 'last\\377' >&2; exit 1", SIGN, "failed with 1: last\ufffd"),
-        ("exit 0", f"{RUSSIAN_SIGN} {SIGN}", "lacks the language data of rus"),
+        ("exit 0", f"{RUSSIAN_SIGN} {SIGN}", "lacks the language data of eng, rus"),
     ):
-        plant_tesseract(tmp_path, monkeypatch, "eng", line)
+        plant_tesseract(tmp_path, monkeypatch, "eng" if required == SIGN else "deu", line)
         assert reason(required) == expected
+    assert reason(" ") == "no texts are required in the images; give their suite with --prompts"
+    assert text_accuracy.TIME_LIMIT == 120
     plant_tesseract(tmp_path, monkeypatch, "eng", "exec /bin/sleep 20")
     monkeypatch.setattr(text_accuracy, "TIME_LIMIT", 0.5)
     assert reason(SIGN) == "took longer than 0.5 s"
@@ -318,6 +327,7 @@ NO_WEIGHTS = "no weights of alex for lpips"
     ("body", "reason"),
     [
         ("def LPIPS(net, verbose):\n    raise OSError('no name\\nmore')\n", f"{NO_WEIGHTS}: no name"),
+        ("raise ImportError\n", "the package lpips is not installed; the extra lpips installs it"),
         ("import torch_is_not_here\n", "the package torch_is_not_here is not installed; the extra lpips installs it"),
         ("raise RuntimeError\n", "lpips cannot be imported: RuntimeError"),
         ("def LPIPS(**_):\n    raise EOFError", f"{NO_WEIGHTS}: EOFError"),
@@ -341,6 +351,7 @@ prompts = [
   {id = "P01", scenario = "A", seed = 1, prompt = 'signs "BREAD" and "OVEN"', required_text = ["BREAD", "OVEN"]},
   {id = "P02-302", scenario = "B", seed = 2, prompt = 'вывеска "ХЛЕБ"', required_text = ["ХЛЕБ"]},
   {id = "P04", scenario = "C", seed = 3, prompt = "a cube"},
+  {id = "P03", scenario = "D", seed = 4, prompt = "a cone"}, {id = "P06", scenario = "E", seed = 5, prompt = "a ball"},
 ]
 """
 
@@ -352,7 +363,7 @@ def test_the_whole_evidence_and_what_is_shown_of_it(
     plant_lpips(tmp_path, monkeypatch, NETWORK)
     # The image with a pattern takes more bytes than the plain one.
     size = f"$({shutil.which('wc')} -c)"
-    shown = f'[ "$6" = 6 ] || {{ echo QQ; exit; }}; [ {size} -gt 50000 ] && echo brad ovn || echo Bread OVEN'
+    shown = f'[ "$6" = 6 ] || {{ printf "QQ\\377"; exit; }}; [ {size} -gt 50000 ] && echo brad ovn || echo Bread OVEN'
     plant_tesseract(tmp_path, monkeypatch, "eng", shown)
     plain = np.full((128, 160, 3), 120, np.uint8)
     plain[:4] = 200
@@ -389,6 +400,10 @@ def test_the_whole_evidence_and_what_is_shown_of_it(
 def test_figures_have_six_decimals(tmp_path: Path) -> None:
     for number, folder in enumerate("ab"):
         save(tmp_path / folder / "P-1.png", noise(number, 20, 40))
-    report = compare(tmp_path / "a", tmp_path / "b", lpips=False)
+    report = compare(tmp_path / "a", tmp_path / "b", lpips=False, reporter=(notes := Notes()))
+    assert (notes.shown[0].done, notes.shown[0].total) == (1, 1)
     content, exact = report.to_dict(), report.pairs[0].quantized.ssim
     assert content["pairs"][0]["ssim"] == content["summary"]["ssim"]["mean"] == round(exact, 6) != exact
+    found = (0.2, 0.2), (0.5, None), (None, 0.5)
+    pair = replace(report.pairs[0], text=tuple(TextAccuracy("A", *rates) for rates in found))
+    assert [*replace(report, pairs=(pair,)).summary["text"].values()] == [1, 0.2, 0.2, 1, 1]

@@ -67,8 +67,9 @@ def test_nothing_is_none() -> None:
 def test_images_that_cannot_be_scored_are_refused() -> None:
     with pytest.raises(ValueError, match="shapes"):
         added(clouds(1)[:64], clouds(1)[:96])
-    with pytest.raises(ValueError, match="is not an RGB image"):
-        own(clouds(1)[..., 0])
+    for image in (clouds(1)[..., 0], clouds(1)[..., :2]):
+        with pytest.raises(ValueError, match="is not an RGB image"):
+            own(image)
 
 
 def page_of_words(seed: int, side: int = 512, spacing: int = 32) -> Pixels:

@@ -79,8 +79,6 @@ def compare_weights(subjects: Mapping[str, Subject], reporter: Reporter) -> dict
     for check in report.checks:
         if not check.ok:
             reporter.note(f"weights: {check.title}: {check.detail}")
-    if not report.fidelity:
-        return None
     return {
         "schema": "lensconv.weights/1",
         "sources": {name: subject.source() for name, subject in subjects.items()},

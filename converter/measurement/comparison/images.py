@@ -23,11 +23,9 @@ from converter.measurement.generation.image_file import METADATA_KEY
 FORMATS = {".png": "PNG", ".webp": "WEBP"}
 #: Maximum bytes of an image file; 2048x2048 raw pixels are 12.6 MB.
 MAXIMUM_FILE_BYTES = 1 << 29
-#: Modes of Pillow that convert to RGB of 8 bits without loss; alpha must be opaque.
-_MODES = ("1", "L", "P", "RGB", "LA", "RGBA")
 _BITS = 8
-#: Offset of the bits per channel in a PNG (PNG specification, 11.2.1).
-_DEPTH_OFFSET = 24
+#: Offsets in a PNG of the first chunk's name, and of the bits per channel (PNG specification, 11.2.1).
+_HEAD_OFFSET, _DEPTH_OFFSET = 12, 24
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 #: Errors of Pillow, and of the libraries below it, for files that break their format.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, OverflowError, TypeError, struct.error, zlib.error)
@@ -93,8 +91,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                     raise UsageError(f"{path}: contains more than one image")
                 if kind == "PNG" and _depth(path) > _BITS:
                     raise UsageError(f"{path}: has {_depth(path)} bits per channel, not {_BITS}")
-                if image.mode not in _MODES:
-                    raise UsageError(f"{path}: has pixels of mode {image.mode}, not RGB of {_BITS} bits")
                 yield image
     except PermissionError as error:
         raise unreadable(path, error) from error
@@ -118,7 +114,10 @@ def _settings(text: object) -> Mapping[str, Any] | None:
 def _depth(path: Path) -> int:
     """Bits per channel of a PNG; Pillow drops those beyond eight without a warning."""
     with path.open("rb") as stream:
-        return stream.read(_DEPTH_OFFSET + 1)[_DEPTH_OFFSET]
+        head = stream.read(_DEPTH_OFFSET + 1)
+    if not head.startswith(b"IHDR", _HEAD_OFFSET):
+        raise SyntaxError("its first chunk is not the head")
+    return head[_DEPTH_OFFSET]
 
 
 def _is_lossless(path: Path) -> bool:

@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ class Lpips:
         try:
             library: Any = importlib.import_module("lpips")
             self.version = version("lpips")
-        except (ImportError, PackageNotFoundError) as error:
+        except ImportError as error:
             reason = f"the package {error.name or 'lpips'} is not installed; the extra lpips installs it"
             raise NotMeasured(printable(reason)) from error
         except _LOADING_ERRORS as error:
