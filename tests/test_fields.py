@@ -25,7 +25,9 @@ def test_values_are_taken_by_their_type() -> None:
     assert taken.take_tables("absent", "rule") == ()
     taken.refuse_unknown(("name", "seed", "classes", "mixed", "odd", "rules"), "a recipe")
     # Dots in strings and comments do not count.
-    assert fields(f'name = "{"." * 100}"  # {"." * 100}').take("name", str) == "." * 100
+    dots = "." * 100
+    for text in (f'"{dots}"  # {dots}', f"'{dots}'", f"'''\n{dots}\n'''", f'"""\n{dots}\n"""'):
+        assert dots in fields(f"name = {text}").take("name", str)
     assert fields("a" + ".b" * 20 + " = 1").content.keys() == {"a"}
 
 
