@@ -12,7 +12,7 @@ import pytest
 
 from converter import errors
 from converter.console import Console, LineProgress, Progress, Reporter, readable_size, table, verdict
-from converter.errors import LensconvError, MalformedCheckpoint, OutputError, printable
+from converter.errors import LensconvError, MalformedCheckpoint, OutputError, printable, unreadable
 
 
 class Clock:
@@ -39,9 +39,9 @@ def shown(total: int, unit: str, *steps: tuple[float, int, int]) -> list[str]:
     for seconds, skipped, done in steps:
         progress.skip(skipped)
         progress.advance(done)
-        clock.now += seconds
-        progress.refresh()
-        progress.refresh()
+        with progress:
+            clock.now += seconds
+        progress.__exit__()
     return lines
 
 
@@ -56,10 +56,6 @@ def test_a_line_every_few_seconds() -> None:
         "work: 900 B of 1.0 kB, 0 B/s",
         "work: 950 B of 1.0 kB, 5 B/s, 10 s left",
     ]
-    clock, lines = Clock(), list[str]()
-    with LineProgress("work", 4, lines.append, "steps", clock):
-        clock.now += 5
-    assert lines == ["work: 0 of 4 steps"]
 
 
 def test_the_right_progress_for_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +152,10 @@ def test_names_from_files_are_made_harmless() -> None:
     assert printable("\ud800\u202e") == "\\ud800\\u202e"
     assert printable("x" * 200) == "x" * 200
     assert printable("x" * 300 + "y") == "x" * 100 + "…" + "x" * 98 + "y"
-    error = MalformedCheckpoint("a\nb", "is wrong", tensor="\x07")
-    assert error.message == "a\\nb: tensor \\x07: is wrong"
+    assert unreadable("a", OSError("odd")).message == "a: odd"
+    long = OutputError("x" * 3000, "x" * 3000)
+    assert [len(text) for text in (long.message, long.hint, str(verdict("x" * 3000, ok=True)))] == [2000, 2000, 2008]
+    assert MalformedCheckpoint("a\nb", "is wrong", tensor="\x07").message == "a\\nb: tensor \\x07: is wrong"
 
 
 def test_every_error_has_its_place_and_exit_code_in_the_tree() -> None:

@@ -59,19 +59,13 @@ def test_signals_are_held_back_and_handed_on() -> None:
 
 
 def test_all_signals_that_may_raise_are_held_and_handled_as_they_came() -> None:
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGINT)
-    handled: list[int] = []
-    previous = {number: signal.signal(number, lambda number, _: handled.append(number)) for number in numbers}
-    try:
-        with HeldSignals() as signals:
-            for number in numbers:
-                signal.raise_signal(number)
-            assert not handled
-            signals.handle()
-            assert handled == [*numbers]
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    numbers, handled = (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGINT), list[int]()
+    previous = [signal.signal(number, lambda number, _: handled.append(number)) for number in numbers]
+    with HeldSignals() as signals:
+        held = [*map(signal.raise_signal, numbers), *handled]
+        signals.handle()
+        assert (held, handled) == ([None] * 4, [*numbers])
+    assert len([*map(signal.signal, numbers, previous)]) == 4
 
 
 def test_a_handler_may_choose_what_becomes_of_further_signals() -> None:
