@@ -288,6 +288,7 @@ def test_texts_that_look_like_numbers_are_in_quotes() -> None:
     shown += "pipeline_tag: text-to-image|tags:|- '1e3'|- '08'|- '0o17'|- '.5'|- v1|- 'no'|widget:|- text: '12e4'|"
     assert text.replace("\n", "|") == shown + "  output:|    url: images/quantized/a%2541.png|---|"
     assert parse_front_matter(text)[0]["tags"] == [*tags[:-1]]
+    assert parse_front_matter("---\n3: a\n---\n") == ({"3": "a"}, "")
 
 
 def test_what_is_said_of_front_matter() -> None:

@@ -152,7 +152,7 @@ def test_names_from_files_are_made_harmless() -> None:
     assert printable("\ud800\u202e") == "\\ud800\\u202e"
     assert printable("x" * 200) == "x" * 200
     assert printable("x" * 300 + "y") == "x" * 100 + "…" + "x" * 98 + "y"
-    assert unreadable("a", OSError("odd")).message == "a: odd"
+    assert unreadable("a", OSError("odd"), "Look.").with_hint == "a: odd. Look."
     long = OutputError("x" * 3000, "x" * 3000)
     assert [len(text) for text in (long.message, long.hint, str(verdict("x" * 3000, ok=True)))] == [2000, 2000, 2008]
     assert MalformedCheckpoint("a\nb", "is wrong", tensor="\x07").message == "a\\nb: tensor \\x07: is wrong"

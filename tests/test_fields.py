@@ -29,6 +29,7 @@ def test_values_are_taken_by_their_type() -> None:
     for text in (f'"{dots}"  # {dots}', f"'{dots}'", f"'''\n{dots}\n'''", f'"""\n{dots}\n"""'):
         assert dots in fields(f"name = {text}").take("name", str)
     assert fields("a" + ".b" * 20 + " = 1").content.keys() == {"a"}
+    assert len(fields("".join(f"a.b{number} = 1  # note\n" for number in range(30))).take("a", dict)) == 30
 
 
 REFUSED: dict[str, Callable[[], Any]] = {

@@ -64,6 +64,7 @@ def interrupted(output: Path) -> None:
 
 def test_numbers_that_are_not_finite_are_remembered(tmp_path: Path) -> None:
     interrupted(tmp_path / "out")
+    opened = names_in(Path("/proc/self/fd"))
     with Staging(tmp_path / "out", {"recipe": "a"}, None) as staging:
         staging.open()
         finished = staging.resume("content", restart=False)
@@ -71,6 +72,7 @@ def test_numbers_that_are_not_finite_are_remembered(tmp_path: Path) -> None:
         assert staging.nonfinite == {"y": 3, "z": 2}
         assert staging.forget_slots("content", finished).keys() == {SPOOLED + "z"}
         assert staging.nonfinite == {"z": 2}
+    assert names_in(Path("/proc/self/fd")) == opened
 
 
 @pytest.mark.parametrize(("content", "restart"), [("other", False), ("content", True)])
@@ -79,8 +81,9 @@ def test_another_content_and_a_restart_begin_again(content: str, restart: bool, 
     with Staging(tmp_path / "out", {"recipe": "a"}, None) as staging:
         staging.open()
         # What kills may leave.
-        for name in ("spool", "replaced", "journal.new"):
+        for name in ("replaced", "journal.new"):
             (staging.folder / name).mkdir()
+        (staging.folder / "spool").symlink_to(staging.release)
         assert staging.resume(content, restart=restart) == {}
         assert staging.nonfinite == {}
         assert names_in(staging.folder) == ["journal", "release"]

@@ -26,7 +26,7 @@ def _add_header_case(name: str, content: bytes, *message: str) -> None:
     def build(site: Site) -> None:
         site.write(f"source/{SMALL_FILE}", content)
 
-    add_case(f"header-{name}", build, "MalformedCheckpoint", SMALL_FILE, *message)
+    add_case(f"header-{name}", build, "MalformedCheckpoint", SMALL_FILE, *message, hint=("the file again",))
 
 
 _HEADER_END = len(WHOLE_FILE) - 8
