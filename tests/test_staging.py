@@ -83,7 +83,7 @@ def test_another_content_and_a_restart_begin_again(content: str, restart: bool, 
         # What kills may leave.
         for name in ("replaced", "journal.new"):
             (staging.folder / name).mkdir()
-        (staging.folder / "spool").symlink_to(staging.release)
+        (staging.folder / "spool").symlink_to(tmp_path)
         assert staging.resume(content, restart=restart) == {}
         assert staging.nonfinite == {}
         assert names_in(staging.folder) == ["journal", "release"]
