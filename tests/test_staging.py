@@ -113,6 +113,9 @@ def test_only_the_same_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         other.open()
     with pytest.raises(FileExistsError):
         rename_folder(other.folder, tmp_path / "other", RENAME_NOREPLACE)
+    (other.folder / "replaced").mkdir()
+    with Staging(tmp_path / "other", {}, lambda _: None) as again:
+        again.open()
     monkeypatch.chdir(output)
     with pytest.raises(OutputError, match="contains the current folder"):
         Staging(output, {"recipe": "b"}, lambda _: None)
