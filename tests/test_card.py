@@ -336,6 +336,7 @@ def test_texts_that_look_like_numbers_are_in_quotes() -> None:
     shown += "pipeline_tag: text-to-image|tags:|- '1e3'|- '08'|- '0o17'|- '.5'|- v1|- 'no'|widget:|- text: '12e4'|"
     assert text.replace("\n", "|") == shown + "  output:|    url: images/quantized/a%2541.png|---|"
     assert parse_front_matter(text)[0]["tags"] == [*tags[:-1]]
+    assert parse_front_matter("---\n3: a\n---\n") == ({"3": "a"}, "")
 
 
 def test_what_is_said_of_front_matter() -> None:
@@ -351,8 +352,16 @@ def test_what_is_said_of_front_matter() -> None:
     check_expected("metadata.txt", "".join(lines))
     counts = {key: len({*names}) for key, names in _hub_names().items()}
     assert counts == {"license": 82, "pipeline_tag": 59, "language": 186}
-    said = check_metadata(f"---\na: {'b' * 1_000_000}\n---\n").errors
-    assert said == ("its front matter is longer than 1000000 characters",)
+    fronts = {
+        "]".ljust(10**6): "not YAML in",
+        "]".ljust(10**6 + 1): "longer than 1000000 c",
+        "[" * 999: "not YAML: maximum recursion",
+    }
+    for front, said in fronts.items():
+        assert check_metadata(f"---
+{front}
+---
+").errors[0].startswith(f"its front matter is {said}")
 
 
 def test_names_that_the_hub_may_know_are_warned_of(release: Path, lensconv: Lensconv) -> None:

@@ -6,6 +6,7 @@ import errno
 import importlib
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -298,19 +299,39 @@ def test_memory_that_control_groups_leave(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("converter.memory._OWN_CGROUP", tmp_path / "own")
     monkeypatch.setattr("converter.memory._CGROUPS", tmp_path)
     check_cases("memory_cases.jsonl", free)
+    monkeypatch.setattr("converter.memory._MEMINFO", tmp_path / "meminfo")
+    assert free("", {"meminfo": "MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable: 3 kB\n"}) == 3072
 
 
-def test_libraries_that_are_missing_and_their_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DependencyError, match="nothing") as caught:
-        load_library("nothing.at.all")
-    assert caught.value.hint == "pip install --upgrade nothing"
+def test_libraries_that_are_missing_and_their_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SDNQ_USE_TORCH_COMPILE")
+    monkeypatch.syspath_prepend(tmp_path)
+    logs = [importlib.import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers")]
+    for log in logs:
+        log.set_verbosity_info()
+        log.enable_progress_bar()
+    logging.getLogger("sdnq").setLevel(logging.INFO)
+    for name, expected in (("noisy", None), ("noisier", "0")):
+        text = "import os, warnings\nwarnings.warn('x')\nfound = os.environ.get('SDNQ_USE_TORCH_COMPILE')"
+        (tmp_path / f"{name}.py").write_text(text)
+        assert load_library(name, compiles=expected is None).found == expected
+    assert [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs] == [(logging.ERROR, False)] * 2
+    assert logging.getLogger("sdnq").level == logging.ERROR
+    (tmp_path / "broken.py").write_text("import missing.part")
+    for name, package in (("nothing.at.all", "nothing"), ("broken", "missing")):
+        with pytest.raises(DependencyError, match=name) as caught:
+            load_library(name)
+        assert caught.value.hint == f"pip install --upgrade {package}"
     with pytest.raises(ModuleNotFoundError):
         load_library("converter.nothing")
     monkeypatch.setattr("converter.libraries.DECISIVE_PACKAGES", ("no-such-thing",))
     with pytest.raises(DependencyError, match="no-such-thing is not installed"):
         package_versions()
     monkeypatch.setenv("SDNQ_A", "1")
-    assert list(quantization_environment()) == ["SDNQ_A", "SDNQ_USE_TORCH_COMPILE"]
+    monkeypatch.setenv("SDNQ_USE_TORCH_COMPILE", "1")
+    assert [*quantization_environment().items()] == [("SDNQ_A", "1"), ("SDNQ_USE_TORCH_COMPILE", "1")]
+    monkeypatch.setenv("OMP_NUM_THREADS", f"{torch.get_num_threads() + 1}")
+    assert library_threads() == torch.get_num_threads()
     monkeypatch.delitem(sys.modules, "torch")
     cores = len(os.sched_getaffinity(0))
     for mkl, omp, threads in (("3", "5", 3), ("", "5", 5), ("x", "7", 7), ("", "", cores)):

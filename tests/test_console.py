@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from contextlib import suppress
 
 import pytest
 
 from converter import errors
-from converter.console import Console, LineProgress, Progress, readable_size, table, verdict
-from converter.errors import LensconvError, MalformedCheckpoint, OutputError, printable
+from converter.console import Console, LineProgress, Progress, Reporter, readable_size, table, verdict
+from converter.errors import LensconvError, MalformedCheckpoint, OutputError, printable, unreadable
 
 
 class Clock:
@@ -38,9 +39,9 @@ def shown(total: int, unit: str, *steps: tuple[float, int, int]) -> list[str]:
     for seconds, skipped, done in steps:
         progress.skip(skipped)
         progress.advance(done)
-        clock.now += seconds
-        progress.refresh()
-        progress.refresh()
+        with progress:
+            clock.now += seconds
+        progress.__exit__()
     return lines
 
 
@@ -60,16 +61,20 @@ def test_a_line_every_few_seconds() -> None:
 def test_the_right_progress_for_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     lines, terminal = Console(stderr=io.StringIO()), Console(stderr=Terminal())
-    assert isinstance(lines.progress("x", 1), LineProgress)
-    assert type(Console(quiet=True).progress("x", 1)) is Progress
+    for reporter, kind in ((lines, LineProgress), (Console(quiet=True), Progress), (Reporter(), Progress)):
+        made = reporter.progress("x", 4, "images")
+        assert (type(made), made.label, made.total, made.unit) == (kind, "x", 4, "images")
     with terminal.progress("converting", 100) as bar:
         bar.advance(50)
-        bar.refresh()
+        bar.label = "converting more"
     with terminal.progress("drawing", 4, "images"):
         pass
     assert isinstance(terminal.stderr, Terminal)
     shown = terminal.stderr.getvalue()
-    assert [word for word in ("converting", "drawing", "0/4", "images") if word not in shown] == []
+    words = ("converting more", "50/100 bytes", "31m?", "-:--", "drawing", "0/4", "images")
+    assert [word for word in words if word not in shown] == []
+    # Nothing of a bar stays: the cursor goes up, and its line is erased.
+    assert shown.count("\x1b[1A\x1b[2K") == 2
 
 
 def captured(**options: bool) -> tuple[Console, io.StringIO, io.StringIO]:
@@ -94,11 +99,14 @@ def test_results_and_errors_as_json() -> None:
 def test_a_reader_that_is_gone_is_not_a_stream_that_cannot_be_written() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    stream = os.fdopen(writer, "w")
+    stream = os.fdopen(writer, "w", buffering=1)
     with pytest.raises(BrokenPipeError):
         Console(as_json=True, stdout=stream).result({})
+    # What is said to people may get lost, now and when the stream is closed.
+    Console(stderr=stream).note("x")
     with suppress(BrokenPipeError):
         stream.close()
+    Console(stderr=stream).note("x")
 
 
 def test_results_and_errors_for_people() -> None:
@@ -144,14 +152,19 @@ def test_names_from_files_are_made_harmless() -> None:
     assert printable("\ud800\u202e") == "\\ud800\\u202e"
     assert printable("x" * 200) == "x" * 200
     assert printable("x" * 300 + "y") == "x" * 100 + "…" + "x" * 98 + "y"
-    error = MalformedCheckpoint("a\nb", "is wrong", tensor="\x07")
-    assert error.message == "a\\nb: tensor \\x07: is wrong"
+    assert unreadable("a", OSError("odd"), "Look.").with_hint == "a: odd. Look."
+    long = OutputError("x" * 3000, "x" * 3000)
+    assert [len(text) for text in (long.message, long.hint, str(verdict("x" * 3000, ok=True)))] == [2000, 2000, 2008]
+    assert MalformedCheckpoint("a\nb", "is wrong", tensor="\x07").message == "a\\nb: tensor \\x07: is wrong"
 
 
-def test_every_error_has_an_exit_code_of_the_contract() -> None:
+def test_every_error_has_its_place_and_exit_code_in_the_tree() -> None:
     def below(kind: type[LensconvError]) -> list[type[LensconvError]]:
         return [kind, *(found for child in kind.__subclasses__() for found in below(child))]
 
-    for kind in below(LensconvError)[1:]:
-        assert kind.exit_code in (1, 2, 3, 4, 130), kind
-        assert kind.__name__ in (errors.__doc__ or ""), f"{kind.__name__} is not in the tree"
+    drawn, above, codes = {}, ["Exception"] * 9, {"Exception": ""}
+    for branch, name, code in re.findall(r"^([│├└─ ]*)(\w+)  +(?:exit (\d+))?", errors.__doc__ or "", re.MULTILINE):
+        parent, above[len(branch) // 4 + 1] = above[len(branch) // 4], name
+        codes[name] = code or codes[parent]
+        drawn[name] = (parent, int(codes[name]))
+    assert {kind.__name__: (kind.__mro__[1].__name__, kind.exit_code) for kind in below(LensconvError)} == drawn

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jinja2
 import pytest
 
 from converter.cli.main import cli
@@ -123,4 +124,6 @@ def test_the_docs_show_figures_that_were_measured() -> None:
     result = json.loads((ROOT / "benchmarks" / "conversion.json").read_text())
     table = render("benchmark_table.md.jinja", **result, **summarise(result))
     assert f"{BEGIN}\n{table}{END}" in PAGE.read_text()
+    with pytest.raises(jinja2.UndefinedError):
+        render("benchmark_table.md.jinja", **result)
     assert result["identical_bytes"] is True

@@ -18,9 +18,10 @@ from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.torch import save
 
 from converter.checkpoint.dtypes import BITS, tensor_bytes
-from converter.checkpoint.header import Header, TensorEntry, encode_header, parse_header, read_header
+from converter.checkpoint.header import Header, TensorEntry, changed_since, encode_header, parse_header, read_header
 from converter.errors import MalformedCheckpoint
 from converter.models import classes
+from tests.malformed.site import encode_file, entry
 
 #: torch's dtypes by the names that safetensors gives them, and those that no tensor of torch can have.
 TORCH_DTYPES: dict[str, torch.dtype] = (
@@ -96,6 +97,18 @@ def test_pairs_of_four_bits() -> None:
     header = parse(content)
     assert header.tensors == {"w": TensorEntry("w", "F4", (3, 8), 0, 12)}
     assert encode_header(header.tensors.values(), {}) == content[: header.data_start]
+
+
+def test_limits_that_a_header_may_reach(tmp_path: Path) -> None:
+    """Most dimensions, and an empty tensor that is listed after the one that starts in its place."""
+    shapes = {"b": [1] * 64, "a": [2**63 - 1, 0]}
+    entries = {name: entry(shape=shape, offsets=[0, int(name == "b")]) for name, shape in shapes.items()}
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(encode_file(entries, b"x"))
+    header = read_header(file)
+    assert ([*header.tensors], changed_since(header)) == (["a", "b"], False)
+    file.unlink()
+    assert changed_since(header)
 
 
 # Files that nobody should have written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from converter.checkpoint.source import Checkpoint, open_checkpoint
+from converter.checkpoint.source import Checkpoint, open_checkpoint, pipeline_components
 from converter.errors import UnsupportedCheckpoint
 from converter.models.empty import build_empty_model
 from converter.models.matching import are_equal, match_tensors
@@ -37,6 +38,21 @@ def saved(folder: Path, **shapes: tuple[int, ...]) -> Checkpoint:
 def match(checkpoint: Checkpoint, ignored: tuple[str, ...] = ()) -> tuple[dict[str, str], tuple[str, ...]]:
     names = {name: name for name in sorted(checkpoint.tensors, reverse=True)}
     return match_tensors(tied_model(), names, checkpoint, ignored)
+
+
+def test_what_the_small_files_name(tmp_path: Path) -> None:
+    """Classes of models, components of a pipeline; the first of two denoisers, and of two files of weights."""
+    configs: list[dict[str, Any]] = [{"architectures": value} for value in (["A", "B"], [], "A", [1])]
+    configs.append({"_class_name": "C", **configs[0]})
+    assert [Checkpoint(tmp_path, (), {}, config, "").class_name for config in configs] == ["A", "", "", "", "C"]
+    index = {"_a": ["x", "Y"], "b": True, "c": [None, None], "unet": [None, "Y"], "transformer": ["x", "Y"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert pipeline_components(tmp_path) == ("unet", "transformer")
+    (tmp_path / "transformer").mkdir()
+    for stem in ("model", "diffusion_pytorch_model"):
+        save_file({"x": torch.ones(1)}, tmp_path / "transformer" / f"{stem}.safetensors")
+    opened = open_checkpoint(tmp_path)
+    assert (opened.component, opened.stem) == ("transformer", "diffusion_pytorch_model")
 
 
 def test_one_of_tied_tensors_is_enough(tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from converter import convert
-from converter.checkpoint.folders import rename_folder
+from converter.checkpoint.folders import RENAME_NOREPLACE, remove_all_but, rename_folder
 from converter.checkpoint.journal import JournalFile
 from converter.checkpoint.staging import SPOOLED, Staging
 from converter.checkpoint.writer import replace_file
 from converter.errors import OutputError
+from converter.synthesis.synthesize import synthesize
 from tests.conftest import names_in
 from tests.tiny_models import make_pipeline
 
@@ -62,6 +64,7 @@ def interrupted(output: Path) -> None:
 
 def test_numbers_that_are_not_finite_are_remembered(tmp_path: Path) -> None:
     interrupted(tmp_path / "out")
+    opened = names_in(Path("/proc/self/fd"))
     with Staging(tmp_path / "out", {"recipe": "a"}, None) as staging:
         staging.open()
         finished = staging.resume("content", restart=False)
@@ -69,6 +72,7 @@ def test_numbers_that_are_not_finite_are_remembered(tmp_path: Path) -> None:
         assert staging.nonfinite == {"y": 3, "z": 2}
         assert staging.forget_slots("content", finished).keys() == {SPOOLED + "z"}
         assert staging.nonfinite == {"z": 2}
+    assert names_in(Path("/proc/self/fd")) == opened
 
 
 @pytest.mark.parametrize(("content", "restart"), [("other", False), ("content", True)])
@@ -77,8 +81,9 @@ def test_another_content_and_a_restart_begin_again(content: str, restart: bool, 
     with Staging(tmp_path / "out", {"recipe": "a"}, None) as staging:
         staging.open()
         # What kills may leave.
-        for name in ("spool", "replaced", "journal.new"):
+        for name in ("replaced", "journal.new"):
             (staging.folder / name).mkdir()
+        (staging.folder / "spool").symlink_to(tmp_path)
         assert staging.resume(content, restart=restart) == {}
         assert staging.nonfinite == {}
         assert names_in(staging.folder) == ["journal", "release"]
@@ -102,18 +107,38 @@ def test_only_the_same_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert Staging(output, {"recipe": "a"}, None).was_published
     with pytest.raises(OutputError, match="exists already"):
         Staging(output, {"recipe": "b"}, None)
+    other = Staging(tmp_path / "other", {}, None)
+    (other.folder / "replaced").mkdir(parents=True)
+    with other, pytest.raises(OutputError, match="other: exists already"):
+        other.open()
+    with pytest.raises(FileExistsError):
+        rename_folder(other.folder, tmp_path / "other", RENAME_NOREPLACE)
+    (other.folder / "replaced").mkdir()
+    with Staging(tmp_path / "other", {}, lambda _: None) as again:
+        again.open()
     monkeypatch.chdir(output)
     with pytest.raises(OutputError, match="contains the current folder"):
         Staging(output, {"recipe": "b"}, lambda _: None)
 
 
-def test_a_file_system_that_cannot_exchange_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_that_cannot_exchange_folders(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flag that Linux does not know stands for one that the file system does not."""
+    monkeypatch.setattr("ctypes.get_errno", lambda: code)
     monkeypatch.setattr("converter.checkpoint.folders.RENAME_EXCHANGE", 1 << 10)
     for name in ("out", "release"):
         (tmp_path / name / name).mkdir(parents=True)
     rename_folder(tmp_path / "release", tmp_path / "out", 1 << 10)
     assert (names_in(tmp_path), names_in(tmp_path / "out")) == (["out", "replaced"], ["release"])
+
+
+def test_what_is_not_wanted_goes_with_the_folders_that_held_it(tmp_path: Path) -> None:
+    for name in ("gone/deep", "kept"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a").touch()
+    for wanted, left in (({tmp_path / "kept" / "a"}, ["kept"]), (set[Path](), [])):
+        remove_all_but(tmp_path, wanted)
+        assert names_in(tmp_path) == left
 
 
 @pytest.fixture
@@ -131,7 +156,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
     return sizes
 
 
-def test_a_release_is_on_the_disk_before_it_appears(
+def test_a_release_is_on_the_disk_before_it_appears_and_no_file_stays_open(
     tmp_path: Path, synced: dict[Path, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def checked(release: Path, target: Path, flag: int) -> None:
@@ -141,8 +166,10 @@ def test_a_release_is_on_the_disk_before_it_appears(
         rename_folder(release, target, flag)
 
     monkeypatch.setattr("converter.checkpoint.staging.rename_folder", checked)
+    opened = names_in(Path("/proc/self/fd"))
     convert(make_pipeline(tmp_path / "source"), tmp_path / "out")
-    assert list(synced) == [tmp_path]
+    synthesize(tmp_path / "model", preset="tiny", component="transformer", layers=1)
+    assert (list(synced), names_in(Path("/proc/self/fd"))) == ([tmp_path], opened)
 
 
 def test_a_file_is_on_the_disk_before_it_replaces_another(tmp_path: Path, synced: dict[Path, int]) -> None:

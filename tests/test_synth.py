@@ -65,10 +65,10 @@ def test_a_tensor_depends_on_its_name_and_the_seed_alone(tensors: dict[str, torc
 
 
 def test_bfloat16_is_rounded_as_torch_does(tmp_path: Path) -> None:
-    """Of a million numbers, some lie halfway between two."""
+    """Of a million numbers, some lie halfway between two; more than a million are drawn in pieces."""
     found = {}
     for dtype in ("F32", "BF16"):
-        specs = (TensorSpec("weight", dtype, (1024, 1024)),)
+        specs = (TensorSpec("weight", dtype, (1025, 1024)),)
         (tmp_path / dtype).mkdir()
         write_weights(tmp_path / dtype, specs, lay_out(specs, stem="model"), 0, Progress())
         found[dtype] = load_file(tmp_path / dtype / "model.safetensors")["weight"]
@@ -92,11 +92,12 @@ def test_a_failure_leaves_nothing_behind(
 
 
 def test_what_cannot_be_made(tmp_path: Path) -> None:
-    wrong: list[dict[str, Any]] = [{"layers": 0}, {"layers": 10**6}, {"preset": "big"}, {"component": "vae"}]
+    wrong: list[dict[str, Any]] = [{"layers": 0}, {"layers": 1025}, {"preset": "big"}, {"component": "vae"}]
     for options in wrong:
         with pytest.raises(UsageError, match=r"between 1 and|is not one of lens, tiny|only the transformer"):
             synthesize(tmp_path / "out", **options)
     (tmp_path / "out").mkdir()
-    with pytest.raises(OutputError, match="exists already"):
-        synthesize(tmp_path / "out", layers=1)
+    for layers in (1, 1024):
+        with pytest.raises(OutputError, match="exists already"):
+            synthesize(tmp_path / "out", layers=layers)
     assert names_in(tmp_path) == ["out"]

@@ -58,6 +58,16 @@ def test_signals_are_held_back_and_handed_on() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_all_signals_that_may_raise_are_held_and_handled_as_they_came() -> None:
+    numbers, handled = (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGINT), list[int]()
+    previous = [signal.signal(number, lambda number, _: handled.append(number)) for number in numbers]
+    with HeldSignals() as signals:
+        held = [*map(signal.raise_signal, numbers), *handled]
+        signals.handle()
+        assert (held, handled) == ([None] * 4, [*numbers])
+    assert len([*map(signal.signal, numbers, previous)]) == 4
+
+
 def test_a_handler_may_choose_what_becomes_of_further_signals() -> None:
     def once(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -90,8 +90,7 @@ class JournalFile:
         os.write(self._descriptor, (json.dumps(entry) + "\n").encode())
 
     def remove(self) -> None:
-        """Close and delete the file, if it is there."""
-        self.close()
+        """Delete the file, if it is there."""
         self._path.unlink(missing_ok=True)
 
     def close(self) -> None:

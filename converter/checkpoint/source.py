@@ -228,7 +228,7 @@ def _examine_file(file: Path) -> Checkpoint:
 
 def _examine_folder(folder: Path, *, component: str, pipeline: Path | None) -> Checkpoint:
     config = _read_config(folder)
-    present = sorted(file.name for file in list_folder(folder) if file.name.endswith(WEIGHTS_SUFFIX))
+    present = [file.name for file in list_folder(folder) if file.name.endswith(WEIGHTS_SUFFIX)]
     stem = _find_stem(folder, present)
     index = folder / (stem + INDEX_SUFFIX)
     problems: list[MalformedCheckpoint] = []
@@ -272,7 +272,7 @@ def _find_stem(folder: Path, present: list[str]) -> str:
         return present[0].removesuffix(WEIGHTS_SUFFIX)
     if present:
         raise MissingInput(folder, f"contains {len(present)} safetensors files and no index", "Download the index too.")
-    pickles = sorted(file for file in list_folder(folder) if file.suffix in PICKLE_SUFFIXES)
+    pickles = [file for file in list_folder(folder) if file.suffix in PICKLE_SUFFIXES]
     if pickles:
         raise _pickle_error(pickles[0])
     raise MissingInput(folder, "contains no safetensors weights", "Check the path.")

@@ -113,7 +113,6 @@ class Staging:
             raise write_error(self.output, error) from error
         if taken:
             # Another process has the lock, or has just finished and removed the folder that was locked here.
-            self._created_parents.clear()
             raise OutputError(f"{self.output}: another conversion is writing it", "Wait for it to end.")
         self._put_back_replaced()
 
@@ -235,7 +234,6 @@ class Staging:
             exists = os.path.lexists(self.output)
             rename_folder(self.release, self.output, RENAME_EXCHANGE if exists else RENAME_NOREPLACE)
             sync_folder(self.output.parent)
-        self._created_parents.clear()
         self.discard()
 
     def discard(self) -> None:

@@ -26,7 +26,7 @@ def _add_header_case(name: str, content: bytes, *message: str) -> None:
     def build(site: Site) -> None:
         site.write(f"source/{SMALL_FILE}", content)
 
-    add_case(f"header-{name}", build, "MalformedCheckpoint", SMALL_FILE, *message)
+    add_case(f"header-{name}", build, "MalformedCheckpoint", SMALL_FILE, *message, hint=("the file again",))
 
 
 _HEADER_END = len(WHOLE_FILE) - 8
@@ -57,7 +57,7 @@ for _name, _content, *_message in (
     ("f6-part-of-a-byte", encode_file({"w": entry("F6_E2M3", [1])}, b"x"), "tensor w", "does not fill whole bytes"),
     ("size-minus-zero", encode_file(b'{"w":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}'), SMALL_FILE),
     ("size-5000-digits", encode_file(b'{"w":{"shape":[' + b"9" * 5000 + b"]}}"), "not JSON"),
-    ("shape-overflows-64-bits", encode_file({"w": entry(shape=[2**32, 2**32])}, b"x"), "tensor w", "[4294967296, "),
+    ("shape-overflows-64-bits", encode_file({"w": entry(shape=[2**32, 2**32])}, b"x"), "w", "has more elements"),
     ("shape-overflows-in-bits", encode_file({"w": entry("F64", [2**61, 1])}, b"x"), "tensor w", "takes"),
     ("shape-overflows-before-a-zero", encode_file({"w": entry(shape=[2**62, 2**62, 0], offsets=[0, 0])}), "tensor w"),
     ("dimensions-65", encode_file({"w": entry(shape=[1] * 65)}, b"x"), "tensor w", "at most 64 sizes"),
