@@ -358,10 +358,7 @@ def test_what_is_said_of_front_matter() -> None:
         "[" * 999: "not YAML: maximum recursion",
     }
     for front, said in fronts.items():
-        assert check_metadata(f"---
-{front}
----
-").errors[0].startswith(f"its front matter is {said}")
+        assert check_metadata(f"---\n{front}\n---\n").errors[0].startswith(f"its front matter is {said}")
 
 
 def test_names_that_the_hub_may_know_are_warned_of(release: Path, lensconv: Lensconv) -> None:
