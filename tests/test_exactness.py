@@ -33,8 +33,8 @@ def assert_same(
     folder: Path, source: Path, name: str, options: dict[str, Any], shard: str, *recipe: Recipe | None
 ) -> None:
     """Assert that both paths write the same files; the recipe is that of the options if no other is given."""
-    (used,) = recipe or (Recipe("mine", options),)
-    expected = reference.convert_with_sdnq(source, folder / "expected", name, options, shard=shard)
+    (used,) = recipe or (Recipe("mine", options, seed=3),)
+    expected = reference.convert_with_sdnq(source, folder / "expected", name, options, shard=shard, seed=3)
     convert(source, folder / "output", used, ConvertOptions(shard_bytes=reference.SHARDS[shard], jobs=2))
     assert reference.weight_files(folder / "output") == reference.weight_files(expected)
     assert reference.read_configs(folder / "output") == reference.read_configs(expected)
@@ -125,6 +125,8 @@ def test_rules_become_what_sdnq_would_be_told(tmp_path: Path) -> None:
         rules=(
             Rule(family="attn", options={"weights_dtype": "int8"}),
             Rule(match="*.ff.net.*", keep=True),
+            Rule(match="*.ff_context.net.*", keep=True),
+            Rule(match="transformer_blocks.0.ff_context.net.2", options={"weights_dtype": "int8"}),
             Rule(match="transformer_blocks.1.attn.to_q", options={"weights_dtype": "int6", "group_size": 32}),
         ),
     )
@@ -134,11 +136,14 @@ def test_rules_become_what_sdnq_would_be_told(tmp_path: Path) -> None:
         f"{block}.{number}.attn.{linear}.weight" for block in blocks for number in (0, 1) for linear in blocks[block]
     ]
     special = "transformer_blocks.1.attn.to_q.weight"
+    # A glob that no longer means all that it matches becomes names.
+    context = [f"transformer_blocks.{part}.weight" for part in ("1.ff_context.net.0.proj", "1.ff_context.net.2")]
+    context += [f"transformer_blocks.{part}.weight" for part in ("0.ff_context.net.0.proj", "0.ff_context.net.2")]
     options = {
         "weights_dtype": "uint4",
-        "modules_dtype_dict": {"int8": [path for path in attention if path != special]},
+        "modules_dtype_dict": {"int8": [*(path for path in attention if path != special), context[3]]},
         "modules_quant_config": {special: {"weights_dtype": "int6", "group_size": 32}},
-        "modules_to_not_convert": ["*.ff.net.*"],
+        "modules_to_not_convert": ["*.ff.net.*", *context[:3]],
     }
     assert_same(tmp_path, source, name, options, "5GB", recipe)
 

@@ -18,10 +18,12 @@ from converter.conversion.kernels import fused
 from converter.conversion.kernels.sdnq import quantize_with_sdnq, seeded_generator
 from converter.conversion.kernels.selfcheck import kernel_agrees, sample_weights
 from converter.conversion.options import ConvertOptions
+from converter.conversion.planner_process import plan_here
 from converter.conversion.planning.methods import Kind, choose_method
 from converter.conversion.planning.plan import PlannedModule
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.request import open_request
+from converter.errors import MemoryLimitError
 
 #: Bits of the largest finite float32 that stays finite in bfloat16.
 LARGEST = 0x7F7F7FFF
@@ -145,7 +147,7 @@ def test_a_kernel_that_differs_in_one_part_is_noticed(
         return parts, largest
 
     monkeypatch.setattr(fused, "quantize_uint4", differing)
-    assert not kernel_agrees(plan)
+    assert not plan_here(request).kernel_agrees
 
 
 #: What makes a module of 64 x 128 one of this kind, which is otherwise as ``options`` has it, in groups of 64.
@@ -203,6 +205,13 @@ def test_random_numbers_continue_and_the_generator_is_restored() -> None:
     with seeded_generator(3, "cpu", state):
         assert torch.equal(torch.rand(4), rest)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_memory_that_no_machine_has_is_a_lack_of_memory() -> None:
+    weight = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (1 << 47,), (0,))
+    arguments, cpu = options(dequantize_fp32=True) | {"param_name": "a.weight"}, torch.device("cpu")
+    with pytest.raises(MemoryLimitError, match=r"a\.weight: device cpu does not have enough memory"):
+        quantize_with_sdnq(weight, "U8", (1 << 24, 1 << 23), arguments, from_float32=True, device=cpu)
 
 
 def test_widening_refuses_other_dtypes() -> None:

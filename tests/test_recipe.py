@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -41,11 +42,12 @@ def test_what_ships() -> None:
 def test_a_recipe_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
+        'description = "d"\nclasses = ["A"]\nseed = 3\n'
         '[sdnq]\nweights_dtype = "uint4"\ndynamic_loss_threshold = 1\nuse_svd = true\n'
         '[[rules]]\nfamily = "attn"\nweights_dtype = "int8"\n[[rules]]\nmatch = "*.w1"\nkeep = true\n'
     )
     recipe = find_recipe(str(file), LENS)
-    assert recipe.name == "mine"
+    assert (recipe.name, recipe.description, recipe.classes, recipe.seed) == ("mine", "d", ("A",), 3)
     assert recipe.options["dynamic_loss_threshold"] == 1.0
     assert recipe.rules == (Rule(family="attn", options={"weights_dtype": "int8"}), Rule(match="*.w1", keep=True))
     assert recipe.is_random
@@ -114,6 +116,15 @@ TEXTS = {
 }
 
 
+def test_every_option_has_its_type() -> None:
+    texts = {"s": "'x'", "i": "3", "b": "true", "f": "0.5"}
+    for name, kind in zip(KEYS.split(", "), "ssssiiiiibbbbbbbbbbbiibf", strict=True):
+        for other, text in texts.items():
+            is_right = other == kind or (kind, other) == ("f", "i")
+            with nullcontext() if is_right else pytest.raises(RecipeError, match=f"{name} must be"):
+                parse_recipe(f"[sdnq]\n{name} = {text}", where="x")
+
+
 def test_what_is_wrong_is_said() -> None:
     calls: list[tuple[Callable[[], object], str]]
     calls = [(partial(resolve, rule), f"recipe mine, rule for {message}") for rule, message in RULES]
@@ -140,7 +151,7 @@ def test_a_file_that_cannot_be_a_recipe(content: bytes, message: str, tmp_path: 
 
 def test_settings() -> None:
     assert parse_setting("*.attn.*=int8") == Rule(match="*.attn.*", options={"weights_dtype": "int8"})
-    assert parse_setting("a=keep") == Rule(match="a", keep=True)
+    assert parse_setting("a=b=keep") == Rule(match="a=b", keep=True)
     for text in ("a", "=int8", "a=", ""):
         with pytest.raises(RecipeError, match="GLOB=keep or GLOB=DTYPE"):
             parse_setting(text)

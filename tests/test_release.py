@@ -12,20 +12,23 @@ from typing import Any
 
 import pytest
 
-from converter import ConvertOptions, Recipe, convert
+from converter import ConvertOptions, Recipe, convert, plan
 from converter.checkpoint.source import open_checkpoint
 from converter.conversion.release.companions import find_companions
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
 from converter.errors import DiskError, MissingInput, OutputError
 from converter.synthesis.synthesize import synthesize
-from tests.conftest import names_in, run_program, snapshot
+from tests.conftest import edit_json, names_in, run_program, snapshot
 from tests.reference import weight_files
+from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline, save_model
 
 
 def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
     source = make_pipeline(tmp_path / "source")
-    report = convert(source, tmp_path / "out")
+    notes = Notes()
+    report = convert(source, tmp_path / "out", reporter=notes)
+    assert all(progress.done == progress.total > 0 for progress in notes.shown)
     original, release = snapshot(source), snapshot(tmp_path / "out")
     copied = {"model_index.json", "vae/config.json", f"vae/{WEIGHTS}", "tokenizer/nested/vocabulary.txt"}
     made = {f"transformer/{name}" for name in ("config.json", "quantization_config.json", WEIGHTS)}
@@ -36,6 +39,11 @@ def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
     assert weight_files(tmp_path / "out" / "transformer") == component
     # safetensors leaves 0600, which a second name of the same file would keep.
     assert (tmp_path / "out" / "vae" / WEIGHTS).stat().st_mode & 0o777 == 0o644
+    # Also those beside the weights of a component without a config, and without links to another disk.
+    (source / "transformer" / "config.json").rename(source / "transformer" / "notes.txt")
+    companions = find_companions(open_checkpoint(source), Path("/proc"))
+    assert {companion.name for companion in companions} == copied | {"transformer/notes.txt"}
+    assert not any(companion.can_share for companion in companions)
 
 
 def test_only_what_is_copied_needs_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +63,7 @@ def test_only_what_is_copied_needs_space(tmp_path: Path, monkeypatch: pytest.Mon
     assert [number - needed[0] for number in needed] == [0, size, size]
     # Where the weights decide, the parts are on the disk twice for a while.
     dynamic = Recipe("x", {"weights_dtype": "uint4", "use_dynamic_quantization": True})
+    assert not plan(source / "transformer", dynamic).is_exact
     assert refused(source / "transformer", dynamic) == 2 * refused(source / "transformer", "sdnq-uint4")
 
 
@@ -82,9 +91,13 @@ def test_companions_of_a_component_come_along_into_an_empty_folder(tmp_path: Pat
     stale = {"pytorch_model.bin", "lensconv_manifest.json"} | SDNQ_FILES
     for name in companions | stale:
         (source / name).write_text("{}")
+    (source / "folder.json").mkdir()
+    edit_json(source / "config.json", _name_or_path="/home/me")
     (tmp_path / "out").mkdir()
     convert(source, tmp_path / "out", options=ConvertOptions(overwrite=True))
-    assert {name for name, content in snapshot(tmp_path / "out").items() if content == b"{}"} == companions
+    release = snapshot(tmp_path / "out")
+    assert {name for name, content in release.items() if content == b"{}"} == companions
+    assert b"_name_or_path" not in release["config.json"]
 
 
 def test_an_existing_output_is_replaced_only_if_asked(lens_source: Path, tmp_path: Path) -> None:
