@@ -136,14 +136,12 @@ def test_rules_become_what_sdnq_would_be_told(tmp_path: Path) -> None:
         f"{block}.{number}.attn.{linear}.weight" for block in blocks for number in (0, 1) for linear in blocks[block]
     ]
     special = "transformer_blocks.1.attn.to_q.weight"
-    # A glob that no longer means all that it matches becomes names.
-    context = [f"transformer_blocks.{part}.weight" for part in ("1.ff_context.net.0.proj", "1.ff_context.net.2")]
-    context += [f"transformer_blocks.{part}.weight" for part in ("0.ff_context.net.0.proj", "0.ff_context.net.2")]
+    feed = [f"transformer_blocks.{n}.ff_context.net.{part}.weight" for n in (1, 0) for part in ("0.proj", "2")]
     options = {
         "weights_dtype": "uint4",
-        "modules_dtype_dict": {"int8": [*(path for path in attention if path != special), context[3]]},
+        "modules_dtype_dict": {"int8": [*(path for path in attention if path != special), feed[3]]},
         "modules_quant_config": {special: {"weights_dtype": "int6", "group_size": 32}},
-        "modules_to_not_convert": ["*.ff.net.*", *context[:3]],
+        "modules_to_not_convert": ["*.ff.net.*", *feed[:3]],
     }
     assert_same(tmp_path, source, name, options, "5GB", recipe)
 

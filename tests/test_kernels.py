@@ -23,7 +23,6 @@ from converter.conversion.planning.methods import Kind, choose_method
 from converter.conversion.planning.plan import PlannedModule
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.request import open_request
-from converter.errors import MemoryLimitError
 
 #: Bits of the largest finite float32 that stays finite in bfloat16.
 LARGEST = 0x7F7F7FFF
@@ -205,13 +204,6 @@ def test_random_numbers_continue_and_the_generator_is_restored() -> None:
     with seeded_generator(3, "cpu", state):
         assert torch.equal(torch.rand(4), rest)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_memory_that_no_machine_has_is_a_lack_of_memory() -> None:
-    weight = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (1 << 47,), (0,))
-    arguments, cpu = options(dequantize_fp32=True) | {"param_name": "a.weight"}, torch.device("cpu")
-    with pytest.raises(MemoryLimitError, match=r"a\.weight: device cpu does not have enough memory"):
-        quantize_with_sdnq(weight, "U8", (1 << 24, 1 << 23), arguments, from_float32=True, device=cpu)
 
 
 def test_widening_refuses_other_dtypes() -> None:

@@ -20,15 +20,12 @@ from converter.errors import DiskError, MissingInput, OutputError
 from converter.synthesis.synthesize import synthesize
 from tests.conftest import edit_json, names_in, run_program, snapshot
 from tests.reference import weight_files
-from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline, save_model
 
 
 def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
     source = make_pipeline(tmp_path / "source")
-    notes = Notes()
-    report = convert(source, tmp_path / "out", reporter=notes)
-    assert all(progress.done == progress.total > 0 for progress in notes.shown)
+    report = convert(source, tmp_path / "out")
     original, release = snapshot(source), snapshot(tmp_path / "out")
     copied = {"model_index.json", "vae/config.json", f"vae/{WEIGHTS}", "tokenizer/nested/vocabulary.txt"}
     made = {f"transformer/{name}" for name in ("config.json", "quantization_config.json", WEIGHTS)}
@@ -39,11 +36,7 @@ def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
     assert weight_files(tmp_path / "out" / "transformer") == component
     # safetensors leaves 0600, which a second name of the same file would keep.
     assert (tmp_path / "out" / "vae" / WEIGHTS).stat().st_mode & 0o777 == 0o644
-    # Also those beside the weights of a component without a config, and without links to another disk.
-    (source / "transformer" / "config.json").rename(source / "transformer" / "notes.txt")
-    companions = find_companions(open_checkpoint(source), Path("/proc"))
-    assert {companion.name for companion in companions} == copied | {"transformer/notes.txt"}
-    assert not any(companion.can_share for companion in companions)
+    assert not any(companion.can_share for companion in find_companions(open_checkpoint(source), Path("/proc")))
 
 
 def test_only_what_is_copied_needs_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,14 +83,12 @@ def test_companions_of_a_component_come_along_into_an_empty_folder(tmp_path: Pat
     # What another program left there is not what this conversion makes.
     stale = {"pytorch_model.bin", "lensconv_manifest.json"} | SDNQ_FILES
     for name in companions | stale:
-        (source / name).write_text("{}")
+        (source / name).write_text('{"mine": 1}')
     (source / "folder.json").mkdir()
-    edit_json(source / "config.json", _name_or_path="/home/me")
+    edit_json(source / "config.json", _name_or_path="mine")
     (tmp_path / "out").mkdir()
     convert(source, tmp_path / "out", options=ConvertOptions(overwrite=True))
-    release = snapshot(tmp_path / "out")
-    assert {name for name, content in release.items() if content == b"{}"} == companions
-    assert b"_name_or_path" not in release["config.json"]
+    assert {name for name, content in snapshot(tmp_path / "out").items() if b"mine" in content} == companions
 
 
 def test_an_existing_output_is_replaced_only_if_asked(lens_source: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import warnings
-from typing import Any
 
 import pytest
 import torch
@@ -45,16 +44,14 @@ def test_names_that_are_no_dtypes() -> None:
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("kind", ["int", "uint"])
 def test_parts_of_a_linear(kind: str, bits: int) -> None:
-    shapes = [(64, 128), (128, 341), (48, 96), (40, 96), (1024, 40), (33, 64), (256, 200)]
-    shapes += [(32, 96), (96, 32), (16, 96), (96, 16)]
+    shapes = [(64, 128), (128, 341), (48, 96), (40, 96), (1024, 40), (33, 64), (256, 200), (32, 96), (96, 32), (16, 96)]
     assert linear_parts("m", (64, 128), {"group_size": None}) == linear_parts("m", (64, 128), {}), "null is the default"
     # With the word none, SDNQ leaves scales in F32, whatever dequantize_fp32 says.
-    uncovered: list[dict[str, Any]]
-    uncovered = [{option: name} for option in ("scale_dtype", "zero_point_dtype") for name in ("uint8", "none")]
-    uncovered += [{option: True} for option in ("use_svd", "use_hadamard", "use_codebook")]
-    uncovered += [{"weights_dtype": name} for name in ("int11", "float8_e4m3fn", "nothing")]
-    uncovered += [{"group_size": -2}, {"modules_quant_config": {"x": {}}}, {"quantized_matmul_dtype": "float8_e4m3fn"}]
-    assert [linear_parts("m", (64, 128), config) for config in uncovered] == [None] * 13
+    pairs = [*itertools.product(("scale_dtype", "zero_point_dtype"), ("uint8", "none")), ("weights_dtype", "int11")]
+    pairs += [("weights_dtype", "float8_e4m3fn"), ("quantized_matmul_dtype", "float8_e4m3fn")]
+    pairs += itertools.product(("use_svd", "use_hadamard", "use_codebook", "modules_quant_config"), ("yes",))
+    assert [linear_parts("m", (64, 128), {option: value}) for option, value in pairs] == [None] * 11
+    assert linear_parts("m", (64, 128), {"group_size": -2}) is None
     as_usual = {"use_quantized_matmul": True, "modules_to_not_use_matmul": ["m"], "quantized_matmul_dtype": "uint8"}
     assert linear_parts("m", (64, 128), as_usual) == linear_parts("m", (64, 128), {})
     compared = 0
@@ -114,10 +111,8 @@ def test_a_module_may_have_a_configuration_of_its_own() -> None:
     assert weights_dtype_of("a.c.weight", config) == "uint4"
     assert option_of("a.b.weight", "weights_dtype", config) == "int6"
     assert option_of("a.b.weight", "use_svd", {**config, "use_svd": True}) is True
-    nothing = {"modules_quant_config": None, "modules_dtype_dict": None}
-    assert weights_dtype_of("a.weight", nothing) == weights_dtype_of("a.weight", {}) == "int8"
+    assert weights_dtype_of("a.weight", {"modules_quant_config": None, "modules_dtype_dict": None}) == "int8"
     assert option_of("a.weight", "use_svd", {"modules_quant_config": {"a": "use_svd"}}) is None
-
     # A dtype of thousands of digits is not a minimum.
     key = "minimum_" + "9" * 5000
     assert weights_dtype_of("a.b.weight", {"weights_dtype": "uint4", "modules_dtype_dict": {key: ["a"]}}) == key

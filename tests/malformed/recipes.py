@@ -55,8 +55,6 @@ for _name, _dtype, _more, _hint, *_message in (
 ):
     _message = ["recipe mine", f"weights_dtype = {_dtype}", *_message]
     _add_recipe_case(_name, f"[sdnq]\nweights_dtype = '{_dtype}'\n{_more}", *_message, hint=(_hint,))
-_SIGNED = "[sdnq]\nweights_dtype = 'int8'\nuse_codebook = true"
-_add_recipe_case("codebook-of-signed-numbers", _SIGNED, "recipe mine", "use_codebook is only supported")
 _add_recipe_case(
     "rotating-groups-of-nothing",
     f"{_UINT4}use_hadamard = true\nhadamard_group_size = 0",
