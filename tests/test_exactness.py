@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from converter import ConvertOptions, Recipe, Rule, convert
+from converter import ConvertOptions, Recipe, Rule, convert, plan
 from tests import reference
 from tests.tiny_models import ALL_CLASSES, save_model
 
@@ -161,3 +161,5 @@ def test_a_rule_wins_over_what_sdnq_skips(tmp_path: Path) -> None:
         names = set(file.keys())
     assert "txt_in.scale" in names
     assert "proj_out.scale" not in names
+    unskipped = Recipe("x", {"weights_dtype": "int8", "add_skip_keys": False})
+    assert "proj_out" not in plan(source, unskipped, ConvertOptions(settings=("txt_in=int8",))).plan.kept_modules
