@@ -72,7 +72,7 @@ for _dtype in ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "
     # Eight bits are a quantized weight without the scales that would say what it means.
     _how = "already quantized" if _dtype in ("U8", "I8", "F8_E4M3", "F8_E5M2") else f"is {_dtype}"
     _add_tensor_case(f"weight-{_dtype}".lower(), _set_dtype(QUANTIZED, _dtype, 1), QUANTIZED, _how)
-    _add_tensor_case(f"bias-{_dtype}".lower(), _set_dtype(KEPT, _dtype, 1), KEPT, f"is {_dtype}")
+    _add_tensor_case(f"bias-{_dtype}".lower(), _set_dtype(KEPT, _dtype, 1), KEPT, f"is {_dtype}, which")
 _add_tensor_case("weight-f4", _set_dtype(QUANTIZED, "F4", 0.5), QUANTIZED, "already quantized")
 
 
