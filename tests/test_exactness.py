@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from converter import ConvertOptions, Recipe, Rule, convert
+from converter import ConvertOptions, Recipe, Rule, convert, plan
 from tests import reference
 from tests.tiny_models import ALL_CLASSES, save_model
 
@@ -33,8 +33,8 @@ def assert_same(
     folder: Path, source: Path, name: str, options: dict[str, Any], shard: str, *recipe: Recipe | None
 ) -> None:
     """Assert that both paths write the same files; the recipe is that of the options if no other is given."""
-    (used,) = recipe or (Recipe("mine", options),)
-    expected = reference.convert_with_sdnq(source, folder / "expected", name, options, shard=shard)
+    (used,) = recipe or (Recipe("mine", options, seed=3),)
+    expected = reference.convert_with_sdnq(source, folder / "expected", name, options, shard=shard, seed=3)
     convert(source, folder / "output", used, ConvertOptions(shard_bytes=reference.SHARDS[shard], jobs=2))
     assert reference.weight_files(folder / "output") == reference.weight_files(expected)
     assert reference.read_configs(folder / "output") == reference.read_configs(expected)
@@ -125,6 +125,8 @@ def test_rules_become_what_sdnq_would_be_told(tmp_path: Path) -> None:
         rules=(
             Rule(family="attn", options={"weights_dtype": "int8"}),
             Rule(match="*.ff.net.*", keep=True),
+            Rule(match="*.ff_context.net.*", keep=True),
+            Rule(match="transformer_blocks.0.ff_context.net.2", options={"weights_dtype": "int8"}),
             Rule(match="transformer_blocks.1.attn.to_q", options={"weights_dtype": "int6", "group_size": 32}),
         ),
     )
@@ -134,11 +136,12 @@ def test_rules_become_what_sdnq_would_be_told(tmp_path: Path) -> None:
         f"{block}.{number}.attn.{linear}.weight" for block in blocks for number in (0, 1) for linear in blocks[block]
     ]
     special = "transformer_blocks.1.attn.to_q.weight"
+    feed = [f"transformer_blocks.{n}.ff_context.net.{part}.weight" for n in (1, 0) for part in ("0.proj", "2")]
     options = {
         "weights_dtype": "uint4",
-        "modules_dtype_dict": {"int8": [path for path in attention if path != special]},
+        "modules_dtype_dict": {"int8": [*(path for path in attention if path != special), feed[3]]},
         "modules_quant_config": {special: {"weights_dtype": "int6", "group_size": 32}},
-        "modules_to_not_convert": ["*.ff.net.*"],
+        "modules_to_not_convert": ["*.ff.net.*", *feed[:3]],
     }
     assert_same(tmp_path, source, name, options, "5GB", recipe)
 
@@ -147,7 +150,7 @@ def test_a_rule_wins_over_what_sdnq_skips(tmp_path: Path) -> None:
     name = "LensTransformer2DModel"
     source = save_model(tmp_path / "source", name)
     output = tmp_path / "output"
-    convert(source, output, "sdnq-int8", ConvertOptions(settings=("txt_in=int8",)))
+    convert(source, output, "sdnq-int8", ConvertOptions(settings=("txt_in=int8", "*.linear_1=int8")))
     config = reference.read_configs(output)[1]
     assert config["add_skip_keys"] is False
     expected = reference.convert_with_sdnq(
@@ -156,5 +159,7 @@ def test_a_rule_wins_over_what_sdnq_skips(tmp_path: Path) -> None:
     assert reference.weight_files(output) == reference.weight_files(expected)
     with safe_open(output / "diffusion_pytorch_model.safetensors", "pt") as file:
         names = set(file.keys())
-    assert "txt_in.scale" in names
-    assert "proj_out.scale" not in names
+    assert {"txt_in.scale", "time_text_embed.timestep_embedder.linear_1.scale"} <= names
+    assert not {"proj_out.scale", "time_text_embed.timestep_embedder.linear_2.scale"} & names
+    unskipped = Recipe("x", {"weights_dtype": "int8", "add_skip_keys": False})
+    assert "proj_out" not in plan(source, unskipped, ConvertOptions(settings=("txt_in=int8",))).plan.kept_modules

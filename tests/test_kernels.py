@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from converter.checkpoint.layout import TensorSpec
 from converter.conversion.kernels import fused
 from converter.conversion.kernels.sdnq import quantize_with_sdnq, seeded_generator
-from converter.conversion.kernels.selfcheck import kernel_agrees, sample_weights
+from converter.conversion.kernels.selfcheck import sample_weights
 from converter.conversion.options import ConvertOptions
+from converter.conversion.planner_process import plan_here
 from converter.conversion.planning.methods import Kind, choose_method
 from converter.conversion.planning.plan import PlannedModule
-from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.request import open_request
 
 #: Bits of the largest finite float32 that stays finite in bfloat16.
@@ -134,9 +134,7 @@ def test_a_kernel_that_differs_in_one_part_is_noticed(
     part: str, round_weights: bool, lens_source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = open_request(lens_source, None, ConvertOptions())
-    plan = predict_plan(request.checkpoint, request.recipe)
-    assert plan is not None
-    assert kernel_agrees(plan)
+    assert plan_here(request).kernel_agrees
     quantize = fused.quantize_uint4
 
     def differing(*arguments: Any, **choices: Any) -> Any:
@@ -145,7 +143,7 @@ def test_a_kernel_that_differs_in_one_part_is_noticed(
         return parts, largest
 
     monkeypatch.setattr(fused, "quantize_uint4", differing)
-    assert not kernel_agrees(plan)
+    assert not plan_here(request).kernel_agrees
 
 
 #: What makes a module of 64 x 128 one of this kind, which is otherwise as ``options`` has it, in groups of 64.

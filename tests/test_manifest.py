@@ -49,11 +49,12 @@ def test_what_convert_writes_is_what_is_read(tiny_release: Path, tmp_path: Path)
 def test_a_card_takes_the_place_of_an_earlier_one(release: Path) -> None:
     manifest = note_card(release, {"files": [CARD_NAME, WEIGHTS], "repository": "a/b", "verified": False})
     assert (manifest.card_files, manifest.card_repository) == ((CARD_NAME, WEIGHTS), "a/b")
-    amended = manifest.with_card([describe_file("a.png", b"1")], repository="c/d", verified=True)
+    added = [describe_file(name, b"1") for name in ("model_index.json", "a.png")]
+    amended = manifest.with_card(added, repository="c/d", verified=True)
     assert amended.files.keys() == {"a.png", *manifest.files} - {CARD_NAME, WEIGHTS}
-    assert [*amended.files] == sorted(amended.files)
+    assert ([*amended.files], amended.files["model_index.json"].bytes) == (sorted(amended.files), 1)
     content = json.loads(amended.encode())
-    assert content["card"] == {"repository": "c/d", "verified": True, "files": ["a.png"]}
+    assert content["card"] == {"repository": "c/d", "verified": True, "files": ["a.png", "model_index.json"]}
     # Keys of a later version stay.
     assert {**content, "files": 0, "card": 0} == {**read(release), "files": 0, "card": 0}
 
@@ -96,6 +97,6 @@ def test_weights_of_all_components_are_examined(release: Path) -> None:
 def test_overwrite_goes_by_the_names_in_a_manifest_of_another_version(release: Path) -> None:
     edit_json(release / MANIFEST_NAME, format_version=2)
     refuse_what_is_no_checkpoint(release)
-    (release / "thesis.txt").touch()
+    (release / "vae" / "thesis.txt").touch()
     with pytest.raises(OutputError, match=r"thesis\.txt"):
         refuse_what_is_no_checkpoint(release)

@@ -76,6 +76,8 @@ use_dynamic_quantization = true\nscale_dtype = "uint8"
 
 def test_a_plan(folder: Path) -> None:
     source = save_model(folder / "source", "LensTransformer2DModel", dtype=torch.float16, num_layers=1)
+    tensors = load_file(source / WEIGHTS)
+    save_file(tensors | {"proj_out.bias": tensors["proj_out.bias"].bfloat16()}, source / WEIGHTS)
     save_file({"x": torch.ones(1)}, source / "stray.safetensors")
     (folder / "mine.toml").write_text(RECIPE)
     options = ("--recipe", folder / "mine.toml", "--set", "*.img_mlp.*=keep", "--max-shard-size", "200kB")

@@ -41,11 +41,12 @@ def test_what_ships() -> None:
 def test_a_recipe_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
+        'description = "d"\nclasses = ["A"]\nseed = 3\n'
         '[sdnq]\nweights_dtype = "uint4"\ndynamic_loss_threshold = 1\nuse_svd = true\n'
         '[[rules]]\nfamily = "attn"\nweights_dtype = "int8"\n[[rules]]\nmatch = "*.w1"\nkeep = true\n'
     )
     recipe = find_recipe(str(file), LENS)
-    assert recipe.name == "mine"
+    assert (recipe.name, recipe.description, recipe.classes, recipe.seed) == ("mine", "d", ("A",), 3)
     assert recipe.options["dynamic_loss_threshold"] == 1.0
     assert recipe.rules == (Rule(family="attn", options={"weights_dtype": "int8"}), Rule(match="*.w1", keep=True))
     assert recipe.is_random
@@ -104,7 +105,6 @@ TEXTS = {
     "seed = -1": "seed must be a number from 0 to 2**63 - 1",
     f"seed = {2**63}": "seed must be a number from 0 to 2**63 - 1",
     "weights = 3": "weights is not a key of a recipe. Keys: name, description, classes, seed, sdnq, rules.",
-    "[sdnq]\nweights_dtype = 4": "weights_dtype must be a string, not 4",
     "[sdnq]\ngroup_size = true": "group_size must be an integer, not True",
     "[sdnq]\nseed = 3": f"seed is not a key of [sdnq]. Keys: {KEYS}.",
     "classes = [1]": "classes must be an array of strings, and 1 is not a string",
@@ -118,6 +118,10 @@ def test_what_is_wrong_is_said() -> None:
     calls: list[tuple[Callable[[], object], str]]
     calls = [(partial(resolve, rule), f"recipe mine, rule for {message}") for rule, message in RULES]
     calls += [(partial(parse_recipe, text, where="my.toml"), f"my.toml: {message}") for text, message in TEXTS.items()]
+    kinds = {"s": "a string", "i": "an integer", "b": "true or false", "f": "a number"}
+    for name, kind in zip(KEYS.split(", "), "ssssiiiiibbbbbbbbbbbiibf", strict=True):
+        call = partial(parse_recipe, f"[sdnq]\n{name} = []", where="my.toml")
+        calls.append((call, f"my.toml: {name} must be {kinds[kind]}, not []"))
     calls += [(partial(find_recipe, "x", LENS), f"x: no such recipe and no such file. Built in: {SHIPPED}.")]
     for refused, message in calls:
         with pytest.raises(RecipeError) as caught:
@@ -140,7 +144,7 @@ def test_a_file_that_cannot_be_a_recipe(content: bytes, message: str, tmp_path: 
 
 def test_settings() -> None:
     assert parse_setting("*.attn.*=int8") == Rule(match="*.attn.*", options={"weights_dtype": "int8"})
-    assert parse_setting("a=keep") == Rule(match="a", keep=True)
+    assert parse_setting("a=b=keep") == Rule(match="a=b", keep=True)
     for text in ("a", "=int8", "a=", ""):
         with pytest.raises(RecipeError, match="GLOB=keep or GLOB=DTYPE"):
             parse_setting(text)

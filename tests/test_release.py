@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from converter import ConvertOptions, Recipe, convert
+from converter import ConvertOptions, Recipe, convert, plan
 from converter.checkpoint.source import open_checkpoint
 from converter.conversion.release.companions import find_companions
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
@@ -36,6 +36,7 @@ def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
     assert weight_files(tmp_path / "out" / "transformer") == component
     # safetensors leaves 0600, which a second name of the same file would keep.
     assert (tmp_path / "out" / "vae" / WEIGHTS).stat().st_mode & 0o777 == 0o644
+    assert not any(companion.can_share for companion in find_companions(open_checkpoint(source), Path("/proc")))
 
 
 def test_only_what_is_copied_needs_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +56,7 @@ def test_only_what_is_copied_needs_space(tmp_path: Path, monkeypatch: pytest.Mon
     assert [number - needed[0] for number in needed] == [0, size, size]
     # Where the weights decide, the parts are on the disk twice for a while.
     dynamic = Recipe("x", {"weights_dtype": "uint4", "use_dynamic_quantization": True})
+    assert not plan(source / "transformer", dynamic).is_exact
     assert refused(source / "transformer", dynamic) == 2 * refused(source / "transformer", "sdnq-uint4")
 
 
@@ -82,6 +84,7 @@ def test_companions_of_a_component_come_along_into_an_empty_folder(tmp_path: Pat
     stale = {"pytorch_model.bin", "lensconv_manifest.json"} | SDNQ_FILES
     for name in companions | stale:
         (source / name).write_text("{}")
+    (source / "folder.json").mkdir()
     (tmp_path / "out").mkdir()
     convert(source, tmp_path / "out", options=ConvertOptions(overwrite=True))
     assert {name for name, content in snapshot(tmp_path / "out").items() if content == b"{}"} == companions

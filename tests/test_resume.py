@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, convert
 from converter.checkpoint.staging import Staging
-from converter.conversion.preflight import SPARE_BYTES
 from converter.conversion.request import open_request
 from converter.errors import DiskError, MalformedCheckpoint, OutputError
 from converter.synthesis.synthesize import synthesize
@@ -65,11 +64,11 @@ Interrupt = Callable[..., None]
 def interrupt(lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Interrupt:
     """Begin a conversion, or go on with it, and end it after so many tensors."""
 
-    def call(count: int, recipe: Recipe | None = None, *, source: Path = lens_source) -> None:
+    def call(count: int, recipe: Recipe | None = None, **options: Any) -> None:
         with monkeypatch.context() as patches:
             interrupt_after(count, patches)
             with pytest.raises(Interruption):
-                convert(source, tmp_path / "out", recipe, ConvertOptions(jobs=1))
+                convert(lens_source, tmp_path / "out", recipe, ConvertOptions(jobs=1, **options))
         assert not (tmp_path / "out").exists()
 
     return call
@@ -92,8 +91,11 @@ def test_an_interrupted_run_goes_on(
     recipe = recipe_of(name)
     for count in counts:
         interrupt(count, recipe)
-    report = convert(lens_source, tmp_path / "out", recipe)
+    # With so little memory for so many threads, tensors are read and written in pieces.
+    options, notes = ConvertOptions(jobs=99, memory=30_000_000), Notes()
+    report = convert(lens_source, tmp_path / "out", recipe, options, reporter=notes)
     assert report.resumed_tensors >= sum(counts)
+    assert all(progress.done == progress.total for progress in notes.shown)
     assert snapshot(tmp_path / "out") == snapshot(convert_default(lens_source, tmp_path / "undisturbed", recipe))
     assert names_in(tmp_path) == ["out", "undisturbed"]
 
@@ -146,12 +148,14 @@ def test_whatever_decides_the_output_makes_another_conversion(
 def test_what_was_lost_is_made_again(name: str, interrupt: Interrupt, lens_source: Path, tmp_path: Path) -> None:
     """Slots that are gone do not count as finished, in this run or in the one after the next kill."""
     recipe, output = recipe_of(name), tmp_path / "out"
-    interrupt(40, recipe)
-    weights = tmp_path / ".out.lensconv" / "release" / WEIGHTS
+    options: dict[str, Any] = {"shard_bytes": 10**6} if name == "default" else {}
+    interrupt(40, recipe, **options)
+    weights = min((tmp_path / ".out.lensconv" / "release").glob("*.safetensors"))
     weights.unlink() if name == "default" else os.truncate(weights, weights.stat().st_size - 1)
-    interrupt(3, recipe)
-    report = convert(lens_source, output, recipe)
-    assert weight_files(output) == weight_files(convert_default(lens_source, tmp_path / "undisturbed", recipe))
+    interrupt(3, recipe, **options)
+    report = convert(lens_source, output, recipe, ConvertOptions(**options))
+    convert(lens_source, tmp_path / "undisturbed", recipe, ConvertOptions(**options))
+    assert weight_files(output) == weight_files(tmp_path / "undisturbed")
     assert report.resumed_tensors < 40 or "dynamic" in name
 
 
@@ -212,9 +216,12 @@ def test_a_passing_failure_keeps_what_is_finished(
             convert(lens_source, tmp_path / "out", reporter=notes)
     assert "the same command continues" in notes.texts[-1]
     (tmp_path / "out").rmdir()
+    with monkeypatch.context() as patches:
+        patches.setattr("converter.conversion.convert._write_release", raising(DiskError("full")))
+        with pytest.raises(DiskError):
+            convert(lens_source, tmp_path / "out")
     report = convert(lens_source, tmp_path / "out")
     assert report.resumed_tensors == report.tensors
-    assert report.bytes_read_per_s == 0
 
 
 def test_files_that_left_the_source_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,6 +260,7 @@ def test_a_kill_while_publishing(
     assert (snapshot(output) if output.exists() else {}) == (old if moment == "rename_folder" else expected)
     report = convert(source, output, options=options)
     assert report.resumed_tensors == report.tensors
+    assert report.elapsed_s > report.bytes_read_per_s == 0 < report.peak_rss_bytes
     for name in ("recipe", "assumed_config", "bytes_by_dtype", "tensors", "nonfinite"):
         assert getattr(report, name) == getattr(undisturbed, name)
     assert {file.name: file.sha256 for file in report.files} == {
@@ -307,15 +315,22 @@ def test_a_synthesis_does_not_destroy_an_interrupted_conversion(
 def test_what_an_interrupted_run_reserved_is_not_needed_again(
     lens_source: Path, tmp_path: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: object) -> SimpleNamespace:
-        return SimpleNamespace(f_bavail=SPARE_BYTES, f_frsize=1)
+    room = SimpleNamespace(f_bavail=0, f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda _: room)
 
-    with monkeypatch.context() as patches:
-        patches.setattr(os, "statvfs", full)
-        with pytest.raises(DiskError, match="but only 0 are free"):
+    def refused(free: int) -> str:
+        room.f_bavail = free
+        with pytest.raises(DiskError) as caught:
             convert(lens_source, tmp_path / "out")
+        room.f_bavail += 1
+        return caught.value.message.partition(": ")[2]
+
+    needed = int(refused(0).split()[0])
+    said = f"{needed} bytes are needed, but only {needed - 1} are free"
+    assert refused(16_000_000 + needed - 1) == said
     interrupt(5)
-    monkeypatch.setattr(os, "statvfs", full)
+    staged = [file.stat() for file in (tmp_path / ".out.lensconv").rglob("*") if file.is_file()]
+    assert refused(16_000_000 + needed - 1 - 512 * sum(status.st_blocks for status in staged)) == said
     assert convert(lens_source, tmp_path / "out").resumed_tensors >= 5
 
 

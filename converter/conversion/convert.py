@@ -47,7 +47,6 @@ from converter.errors import (
     MalformedCheckpoint,
     MemoryLimitError,
     NonFiniteWeight,
-    RecipeError,
     ResourceError,
     UnsupportedCheckpoint,
 )
@@ -220,7 +219,7 @@ def _discarding(staging: Staging, reporter: Reporter, *, resumed: bool) -> Itera
     """
     try:
         yield
-    except (MalformedCheckpoint, NonFiniteWeight, RecipeError, UnsupportedCheckpoint):
+    except (MalformedCheckpoint, NonFiniteWeight, UnsupportedCheckpoint):
         staging.discard()
         raise
     except (InputError, ResourceError) as error:

@@ -55,6 +55,7 @@ for _name, _dtype, _more, _hint, *_message in (
 ):
     _message = ["recipe mine", f"weights_dtype = {_dtype}", *_message]
     _add_recipe_case(_name, f"[sdnq]\nweights_dtype = '{_dtype}'\n{_more}", *_message, hint=(_hint,))
+_add_recipe_case("codebook-of-int8", "[sdnq]\nuse_codebook = true", "recipe mine", "use_codebook is only supported")
 _add_recipe_case(
     "rotating-groups-of-nothing",
     f"{_UINT4}use_hadamard = true\nhadamard_group_size = 0",

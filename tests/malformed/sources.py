@@ -115,7 +115,7 @@ def _quantized_says_the_config(site: Site) -> None:
     edit_config(site.copy_lens(), quantization_config={"quant_method": "bitsandbytes"})
 
 
-@case("quantized-says-a-strange-config", "UnsupportedCheckpoint", "source", "already quantized")
+@case("quantized-says-a-strange-config", "UnsupportedCheckpoint", "source", "quantized (unknown method)")
 def _quantized_says_a_strange_config(site: Site) -> None:
     edit_config(site.copy_lens(), quantization_config=[])
 

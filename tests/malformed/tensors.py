@@ -29,12 +29,12 @@ def _add_tensor_case(name: str, edit: Callable[[dict[str, Stored]], object], *me
     add_case(f"tensors-{name}", build, "UnsupportedCheckpoint", "source", *said, hint=tuple(hint))
 
 
-def _set_dtype(tensor: str, dtype: str, size: int) -> Callable[[dict[str, Stored]], object]:
+def _set_dtype(tensor: str, dtype: str, size: float) -> Callable[[dict[str, Stored]], object]:
     """Replace a tensor by one of the same shape and another dtype, whose numbers take so many bytes."""
 
     def edit(tensors: dict[str, Stored]) -> None:
         old = tensors[tensor]
-        tensors[tensor] = Stored(dtype, old.shape, b"\x38" * (len(old.data) // 4 * size))
+        tensors[tensor] = Stored(dtype, old.shape, b"\x38" * int(len(old.data) // 4 * size))
 
     return edit
 
@@ -74,11 +74,12 @@ for _dtype in ("U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "
     # Eight bits are a quantized weight without the scales that would say what it means.
     _how = "already quantized" if _dtype in ("U8", "I8", "F8_E4M3", "F8_E5M2") else f"is {_dtype}"
     _add_tensor_case(f"weight-{_dtype}".lower(), _set_dtype(QUANTIZED, _dtype, 1), QUANTIZED, _how)
-    _add_tensor_case(f"bias-{_dtype}".lower(), _set_dtype(KEPT, _dtype, 1), KEPT, f"is {_dtype}")
+    _add_tensor_case(f"bias-{_dtype}".lower(), _set_dtype(KEPT, _dtype, 1), KEPT, f"is {_dtype}, which")
+_add_tensor_case("weight-f4", _set_dtype(QUANTIZED, "F4", 0.5), QUANTIZED, "already quantized")
 
 
-#: The largest finite number of float32, which bfloat16 rounds to infinity.
-LARGEST_FLOAT32 = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]
+#: The smallest number of float32 that bfloat16 rounds to infinity.
+TOO_LARGE = struct.unpack("<f", b"\x00\x80\x7f\x7f")[0]
 
 
 def _add_number_case(name: str, tensor: str, number: float, dtype: str = "F32") -> None:
@@ -90,14 +91,15 @@ def _add_number_case(name: str, tensor: str, number: float, dtype: str = "F32") 
     def build(site: Site) -> None:
         edit_lens(site, edit)
 
-    add_case(f"number-{name}", build, "NonFiniteWeight", LENS_FILE, f"tensor {tensor}", hint=("--allow-nonfinite",))
+    message = f"{LENS_FILE}: tensor {tensor}: contains NaN, infinity or a number that overflows bfloat16 (at least 1 of"
+    add_case(f"number-{name}", build, "NonFiniteWeight", message, hint=("--allow-nonfinite",))
 
 
 for _place, _tensor in (("quantized", QUANTIZED), ("kept", KEPT)):
     _add_number_case(f"nan-{_place}", _tensor, float("nan"))
     _add_number_case(f"infinity-{_place}", _tensor, float("inf"))
     _add_number_case(f"minus-infinity-{_place}", _tensor, float("-inf"))
-    _add_number_case(f"overflow-{_place}", _tensor, LARGEST_FLOAT32)
+    _add_number_case(f"overflow-{_place}", _tensor, TOO_LARGE)
     _add_number_case(f"overflow-f64-{_place}", _tensor, 1e300, "F64")
 
 

@@ -88,8 +88,6 @@ class QuantizeJob:
     @property
     def largest_share(self) -> int:
         """The least memory, in bytes, with which it can be converted: that of its longest run of rows."""
-        if self.spooled is not None:
-            return 0
         rows = max(last - first for first, last in self.row_runs(1))
         return rows * prod(self.module.shape[1:]) * self.working_bytes
 

@@ -90,7 +90,7 @@ def _expression(pattern: str) -> re.Pattern[str] | None:
             # Python warns of syntax that a later version may read differently; SDNQ uses this version too.
             warnings.simplefilter("ignore")
             return re.compile(pattern.replace(".*", "\\.*").replace("*", ".*"))
-    except (re.error, OverflowError):
+    except re.error:
         return None
 
 

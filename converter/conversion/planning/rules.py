@@ -152,8 +152,7 @@ def linear_parts(
     uncovered = ("use_svd", "use_hadamard", "use_codebook", "scale_dtype", "zero_point_dtype", "modules_quant_config")
     if fmt is None or not fmt.is_integer or fmt.bits > 8 or any(config.get(option) for option in uncovered):
         return None
-    matmul = config.get("quantized_matmul_dtype") or ("uint8" if fmt.name == "uint8" else "int8")
-    if matmul not in ("int8", "uint8"):
+    if (config.get("quantized_matmul_dtype") or "int8") not in ("int8", "uint8"):
         return None
     rows, channels = shape
     use_matmul = (

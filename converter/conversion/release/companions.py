@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
@@ -82,7 +81,6 @@ def _own_files(checkpoint: Checkpoint) -> list[Path]:
     if checkpoint.is_single_file or not (checkpoint.pipeline is not None or checkpoint.config):
         return []
     written = {CONFIG_NAME, QUANTIZATION_CONFIG_NAME, SUMMARY_NAME, MANIFEST_NAME}
-    written |= {header.file.name for header in checkpoint.headers}
     return [
         file
         for file in list_folder(checkpoint.folder)
@@ -170,9 +168,7 @@ def _link(source: Path, target: Path) -> bool:
         return False
     try:
         os.link(source, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
+    except OSError:
         return False
     return True
 
