@@ -227,6 +227,10 @@ def test_the_prediction_is_what_sdnq_plans(lens_source: Path, tmp_path: Path) ->
     assert predict_plan(open_checkpoint(lens_source), mixed) is None
 
 
+def refuse(_: PlannerProcess) -> PlanAnswer:
+    raise RecipeError("recipe x", "unknown to SDNQ")
+
+
 @pytest.mark.parametrize("lie", ["another plan", "a kernel that differs", "a planner that dies"])
 def test_a_wrong_prediction_costs_time_and_no_byte(
     lie: str, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -264,6 +268,11 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
         assert names_in(tmp_path) == []
         assert [process.returncode for process in stopped] == [-signal.SIGKILL]
         options = ConvertOptions()
+        # A version of SDNQ that refuses what was predicted will refuse it again.
+        with monkeypatch.context() as patch, pytest.raises(RecipeError, match="unknown to SDNQ"):
+            patch.setattr(PlannerProcess, "answer", refuse)
+            convert(lens_source, tmp_path / "out")
+        assert names_in(tmp_path) == []
     report = convert(lens_source, tmp_path / "out", options=options, reporter=notes)
     assert bool(notes.texts) == (lie != "a planner that dies")
     of_planner = report.peak_rss_bytes - peak_rss_bytes()

@@ -47,6 +47,7 @@ from converter.errors import (
     MalformedCheckpoint,
     MemoryLimitError,
     NonFiniteWeight,
+    RecipeError,
     ResourceError,
     UnsupportedCheckpoint,
 )
@@ -219,7 +220,7 @@ def _discarding(staging: Staging, reporter: Reporter, *, resumed: bool) -> Itera
     """
     try:
         yield
-    except (MalformedCheckpoint, NonFiniteWeight, UnsupportedCheckpoint):
+    except (MalformedCheckpoint, NonFiniteWeight, RecipeError, UnsupportedCheckpoint):
         staging.discard()
         raise
     except (InputError, ResourceError) as error:
