@@ -34,7 +34,14 @@ from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.preview import predict_peak
 from converter.conversion.recipe.recipe import parse_setting
 from converter.conversion.request import open_request
-from converter.errors import DeviceError, MalformedCheckpoint, MemoryLimitError, MissingInput, UnsupportedCheckpoint
+from converter.errors import (
+    DeviceError,
+    MalformedCheckpoint,
+    MemoryLimitError,
+    MissingInput,
+    RecipeError,
+    UnsupportedCheckpoint,
+)
 from converter.libraries import load_library
 from converter.memory import peak_rss_bytes
 from converter.schemas import load_schema
@@ -269,10 +276,11 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
         assert [process.returncode for process in stopped] == [-signal.SIGKILL]
         options = ConvertOptions()
         # A version of SDNQ that refuses what was predicted will refuse it again.
-        with monkeypatch.context() as patch, pytest.raises(RecipeError, match="unknown to SDNQ"):
-            patch.setattr(PlannerProcess, "answer", refuse)
+        monkeypatch.setattr(PlannerProcess, "answer", refuse)
+        with pytest.raises(RecipeError, match="unknown to SDNQ"):
             convert(lens_source, tmp_path / "out")
         assert names_in(tmp_path) == []
+        monkeypatch.setattr(PlannerProcess, "answer", answer)
     report = convert(lens_source, tmp_path / "out", options=options, reporter=notes)
     assert bool(notes.texts) == (lie != "a planner that dies")
     of_planner = report.peak_rss_bytes - peak_rss_bytes()
