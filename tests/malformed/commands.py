@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.malformed.recipes import add_option_case
-from tests.malformed.site import IN_PROCESS, LENS_FILE, Invocation, Site, add_case
+from tests.malformed.site import LENS_FILE, Invocation, Site, add_case, rows_of
 
-add_option_case(
-    "memory-too-little", "MemoryLimitError", "--memory 1 ", options=("--memory", "1"), hint=("Allow at least",)
-)
-for _name, _error, _message, *_options in (
-    ("device-unknown", "DeviceError", "nonsense", "--device", "nonsense"),
-    ("device-without-data", "DeviceError", "meta", "--device", "meta"),
-    ("device-without-data-for-sdnq", "DeviceError", "meta", "--device", "meta", *IN_PROCESS),
-    ("usage-unknown-option", "UsageError", "--recipee", "--recipee", "x"),
-    ("usage-too-many-arguments", "UsageError", "more", "more"),
-    ("usage-value-missing", "UsageError", "--recipe", "--recipe"),
-    *((f"usage-jobs-{value}", "UsageError", "--jobs", "--jobs", value) for value in ("0", "many")),
-    *(
-        (f"usage-memory-{value}", "UsageError", "--memory", "--memory", value)
-        for value in ("0", "5 lightyears", "-5GB")
-    ),
-    ("usage-quantize-from-unknown", "UsageError", "int8", "--quantize-from", "int8"),
-    ("usage-component-of-a-component", "UsageError", "source", "--component", "vae"),
-):
-    add_option_case(_name, _error, _message, options=tuple(_options))
+
+def _add_option_case(name: str, error: str, hint: str, options: list[str], *message: str) -> None:
+    def build(site: Site) -> Invocation:
+        site.copy_lens()
+        return site.convert(*options)
+
+    add_case(name, build, error, *message, hint=(hint,))
+
+
+for _row in rows_of("options"):
+    _add_option_case(*_row)
+_add_option_case("recipe-name-too-long", "InputError", "", ["--recipe", "n" * 300], "nnn")
 
 
 def _add_usage_case(name: str, arguments: Callable[[Site], tuple[object, ...]], *message: str) -> None:

@@ -115,6 +115,12 @@ def case(name: str, error: str, *message: str, hint: tuple[str, ...] = ()) -> Ca
     return register
 
 
+def rows_of(table: str) -> list[Any]:
+    """Rows of a table in ``tables.jsonl``, where each line has the name of its table and some rows."""
+    lines = map(json.loads, Path(__file__).with_name("tables.jsonl").read_text("utf-8").splitlines())
+    return [row for name, *rows in lines if name == table for row in rows]
+
+
 # Safetensors files, written without the code that is under test.
 
 
