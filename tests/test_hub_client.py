@@ -8,19 +8,19 @@ import os
 import socket
 import ssl
 import warnings
-from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from converter.errors import HubError, LensconvError, UsageError
-from converter.hub.addresses import HubAddress, is_address, parse_address
+from converter.hub.addresses import is_address, parse_address
 from converter.hub.client import quiet_hub
 from converter.hub.failures import hub_failure, redact
 from converter.hub.retry import Retry, is_transient, wait_seconds
+from tests.cases import check_cases
 from tests.expected import EXPECTED, check_expected
-from tests.loopback import COMMIT, PINNED, PLACE, TOKEN, answered, client_module
+from tests.loopback import TOKEN, answered, client_module
 from tests.reporters import Notes
 
 
@@ -29,31 +29,19 @@ def _token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
-@pytest.mark.parametrize(
-    ("text", "repo_id", "revision"),
-    [
-        (PLACE, "maker/model", None),
-        (PINNED, "maker/model", COMMIT),
-        ("hf://a/b_.c-d@refs/pr/1", "a/b_.c-d", "refs/pr/1"),
-        ("hf://a_/b_@fix--it", "a_/b_", "fix--it"),
-        (f"hf://a/{'b' * 96}@{'c' * 255}", f"a/{'b' * 96}", "c" * 255),
-    ],
-)
-def test_addresses(text: str, repo_id: str, revision: str | None) -> None:
-    assert is_address(text)
-    assert parse_address(text) == HubAddress(repo_id, revision)
-    assert str(parse_address(text)) == text
+def test_addresses() -> None:
+    """The repo and the revision of each, or what is wrong with it."""
 
+    def outcome(text: str) -> list[str | None] | str:
+        assert is_address(text)
+        try:
+            address = parse_address(text)
+        except UsageError as error:
+            return error.message
+        assert str(address) == text
+        return [address.repo_id, address.revision]
 
-@pytest.mark.parametrize(
-    "text",
-    ["HF://a/b", "hf://", "hf://a", "hf://a/b/c", "hf://a/b..c", "hf://a/b--c", "hf://a/b.git", "hf://a/b-", "hf://_/b"]
-    + [f"hf://a/b{rest}" for rest in ("b" * 96, "@", "@x//y", "@../c", "@.c", "@x y", "@" + "c" * 256)],
-)
-def test_addresses_that_make_no_sense(text: str) -> None:
-    assert is_address(text)
-    with pytest.raises(UsageError, match="not the address of a model on the Hub"):
-        parse_address(text)
+    check_cases("hub_addresses.jsonl", outcome)
 
 
 def test_pages_are_not_shown() -> None:
@@ -126,23 +114,8 @@ def test_each_failure_is_told_in_one_line_with_a_hint() -> None:
     check_expected("hub_failures.txt", "".join(lines))
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (f"token {TOKEN}!", "token …!"),
-        ("another hf_abc-D_1, API_ORG_xyz", "another hf_…, hf_…"),
-        (
-            "Authorization: Bearer abc, 'authorization': 'Basic xyz'",
-            "Authorization: Bearer …, 'authorization': 'Basic …'",
-        ),
-        ("bearer abcdefgh1 or a basic plan", "bearer … or a basic plan"),
-        ("see https://user:pass@host:1/a/b?X-Amz-Signature=s#f now", "see https://host:1/a/b now"),
-        ("two\nlines\tand \x1b[31m", "two lines and \\x1b[31m"),
-        ("z" * 400, "z" * 150 + "…" + "z" * 149),
-    ],
-)
-def test_what_servers_say_is_made_safe(text: str, expected: str) -> None:
-    assert redact(text) == expected
+def test_what_servers_say_is_made_safe() -> None:
+    check_cases("redactions.jsonl", lambda text: redact(text.replace("<token>", TOKEN)))
 
 
 def test_tokens_of_all_kinds_are_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,19 +198,8 @@ def test_patience_ends() -> None:
     assert retried(answered(503), is_fatal=lambda error: error.response.status_code == 503)[1] == []
 
 
-@pytest.mark.parametrize(
-    ("status", "headers", "seconds"),
-    [
-        *((429, {"Retry-After": "7.5"}, 7.5), (503, {"Retry-After": "7"}, 7)),
-        (429, {"Date": formatdate(1000, usegmt=True), "Retry-After": formatdate(1012, usegmt=True)}, 12),
-        *((429, {"Retry-After": "soon"}, 4), (429, {"RateLimit": '"api";r=0;t=55'}, 55)),
-        *((503, {"RateLimit": '"api";r=9;t=55'}, 4), (429, {"Retry-After": "0"}, 1)),
-        (503, {"Retry-After": f"1 Jan {10**20} 00:00:00 GMT"}, 4),
-        *((429, {"Retry-After": "9" * 99}, 4), (429, {"Retry-After": formatdate(1012, usegmt=True)}, 1)),
-    ],
-)
-def test_the_hub_says_how_long(status: int, headers: dict[str, str], seconds: float) -> None:
-    assert wait_seconds(answered(status, headers), 3) == seconds
+def test_the_hub_says_how_long() -> None:
+    check_cases("waits.jsonl", lambda status, headers: wait_seconds(answered(status, headers), 3))
 
 
 def test_what_does_not_pass_is_told_at_once() -> None:

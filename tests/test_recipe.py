@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from converter import Recipe, Rule, find_recipe
 from converter.conversion.recipe.recipe import builtin_recipes, parse_recipe, parse_setting, resolve_rules
 from converter.errors import RecipeError
+from tests.cases import check_cases
 
 MODULES = [
     f"transformer_blocks.{number}.{name}"
@@ -81,52 +81,19 @@ def test_a_family_is_what_its_names_say_and_keeping_what_is_kept_anyway_is_no_er
     assert resolve(Rule(match="txt_norm.*", keep=True)) == {}
 
 
-SHIPPED = "lens-uint4-static, sdnq-int8, sdnq-uint4"
-RULE_KEYS = (
-    "weights_dtype, scale_dtype, zero_point_dtype, quantized_matmul_dtype, group_size, hadamard_group_size, svd_rank, "
-    "svd_steps, codebook_steps, use_svd, use_hadamard, use_codebook, use_codebook_scale, use_quantized_matmul, "
-    "use_quantized_matmul_conv, use_stochastic_rounding, dequantize_fp32"
-)
-ALL_RULE_KEYS = f"match, family, keep, {RULE_KEYS}"
-KEYS = (
-    f"{RULE_KEYS}, quant_conv, quant_embedding, add_skip_keys, minimum_allowed_numel, minimum_allowed_channel_size, "
-    "use_dynamic_quantization, dynamic_loss_threshold"
-)
-NEITHER = "rule 1: needs keep = true or options such as weights_dtype, not both"
-NO_MATCH = "matches nothing in the model"
-RULES = (
-    (Rule("*.img_mode.*", keep=True), f"*.img_mode.*: {NO_MATCH}. Similar names: img_mod, img_mlp, txt_mod, img_qkv."),
-    (Rule("zzzzzz", keep=True), f"zzzzzz: {NO_MATCH}. Compare it with the names in the header."),
-    (Rule("txt_norm.*"), "txt_norm.*: matches only tensors that SDNQ cannot quantize. Remove the rule."),
-    (Rule(family="atn"), "family atn: no module belongs to that family. Families: attn, img_mlp, img_mod, txt_mod."),
-)
-TEXTS = {
-    "sdnq = 3": "sdnq must be a table, not 3",
-    "seed = -1": "seed must be a number from 0 to 2**63 - 1",
-    f"seed = {2**63}": "seed must be a number from 0 to 2**63 - 1",
-    "weights = 3": "weights is not a key of a recipe. Keys: name, description, classes, seed, sdnq, rules.",
-    "[sdnq]\ngroup_size = true": "group_size must be an integer, not True",
-    "[sdnq]\nseed = 3": f"seed is not a key of [sdnq]. Keys: {KEYS}.",
-    "classes = [1]": "classes must be an array of strings, and 1 is not a string",
-    "[[rules]]\nmatch = 'a'\nfamily = 'b'\nkeep = true": "rule 1: needs match or family, not both",
-    "[[rules]]\nmatch = 'a'\nkeep = true\nsvd_rank = 1": NEITHER,
-    "[[rules]]\nmatch = 'a'\nquant_conv = true": f"rule 1: quant_conv is not a key of a rule. Keys: {ALL_RULE_KEYS}.",
-}
-
-
 def test_what_is_wrong_is_said() -> None:
-    calls: list[tuple[Callable[[], object], str]]
-    calls = [(partial(resolve, rule), f"recipe mine, rule for {message}") for rule, message in RULES]
-    calls += [(partial(parse_recipe, text, where="my.toml"), f"my.toml: {message}") for text, message in TEXTS.items()]
-    kinds = {"s": "a string", "i": "an integer", "b": "true or false", "f": "a number"}
-    for name, kind in zip(KEYS.split(", "), "ssssiiiiibbbbbbbbbbbiibf", strict=True):
-        call = partial(parse_recipe, f"[sdnq]\n{name} = []", where="my.toml")
-        calls.append((call, f"my.toml: {name} must be {kinds[kind]}, not []"))
-    calls += [(partial(find_recipe, "x", LENS), f"x: no such recipe and no such file. Built in: {SHIPPED}.")]
-    for refused, message in calls:
+    """Each case is a rule, by its fields, or the text of a recipe."""
+
+    def said(given: dict[str, Any] | str) -> str:
         with pytest.raises(RecipeError) as caught:
-            refused()
-        assert caught.value.with_hint == message
+            resolve(Rule(**given)) if isinstance(given, dict) else parse_recipe(given, where="my.toml")
+        return caught.value.with_hint
+
+    check_cases("recipe_refusals.jsonl", said)
+    with pytest.raises(RecipeError) as caught:
+        find_recipe("x", LENS)
+    shipped = "lens-uint4-static, sdnq-int8, sdnq-uint4"
+    assert caught.value.with_hint == f"x: no such recipe and no such file. Built in: {shipped}."
 
 
 @pytest.mark.parametrize(
