@@ -157,8 +157,7 @@ def test_a_journal_is_of_this_format_and_written_by_one_process(tmp_path: Path) 
     with pytest.raises(OutputError, match=r"a\.b was 1, and is now null"):
         Journal(tmp_path, {"a": {"c": 2}}, restart=False)
     with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
-        assert journal.measured == {(cell, "P01"): ROW}
-        assert journal.failures == {(cell, "P02"): ["hung"]}
+        assert (journal.measured, journal.failures) == ({(cell, "P01"): ROW}, {(cell, "P02"): ["hung"]})
     with Journal(tmp_path, {"a": {"b": 2}}, restart=True) as journal:
         assert not journal.measured
     with Journal(tmp_path, {"a": {"b": 2}}, restart=False) as journal:
@@ -368,12 +367,7 @@ def test_what_a_worker_says_becomes_figures_and_failures(
 
     check_cases("worker_cases.jsonl", outcome)
     # These have nothing to do with the model, and end the whole benchmark.
-    assert {error.__name__ for error in _ENVIRONMENT_ERRORS} == {
-        "DeviceError",
-        "DiskError",
-        "OutputError",
-        "UsageError",
-    }
+    assert {kind.__name__ for kind in _ENVIRONMENT_ERRORS} == {"DeviceError", "DiskError", "OutputError", "UsageError"}
     # A reason names no folder of this machine, whether it was named through a link or not.
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
     (tmp_path / "real").mkdir()

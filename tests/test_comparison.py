@@ -341,8 +341,7 @@ def test_lpips_without_weights_is_not_measured(
     plant_lpips(tmp_path, monkeypatch, body)
     with pytest.raises(NotMeasured) as caught:
         Lpips()
-    assert str(caught.value) == reason
-    assert socket.getdefaulttimeout() is None
+    assert (str(caught.value), socket.getdefaulttimeout()) == (reason, None)
 
 
 SHOPS = """
