@@ -41,7 +41,8 @@ def edited(**changes: Any) -> str:
 def test_the_suite_that_ships() -> None:
     assert [suite.name for suite in builtin_suites()] == ["ten-signs"]
     suite = read_suite("ten-signs")
-    assert [(prompt.id, prompt.seed) for prompt in suite.prompts] == [(f"P{n:02}", 300 + n) for n in range(1, 11)]
+    assert [prompt.id for prompt in suite.prompts] == [f"P{number:02}" for number in range(1, 11)]
+    assert [prompt.seed for prompt in suite.prompts] == list(range(301, 311))
     for prompt in suite.prompts:
         assert prompt.required_text == quoted_texts(prompt.prompt, prompt.id)
         assert 4 <= len(prompt.required_text) <= 6
