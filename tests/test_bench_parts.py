@@ -115,11 +115,7 @@ def test_weights_that_change_are_refused(tiny_repo: Path, release: Path, monkeyp
 
 
 CELL = {"mode": "standard", "repeat": 0, "model": "original", "key": "P01"}
-ROW = {
-    "time_s": 1.5,
-    "stages": {name: {"time_s": 0.5} for name in ("text_encoder", "transformer", "vae")},
-    "pixels_sha256": "0" * 64,
-}
+ROW = {"time_s": 1.5, "stages": {name: {"time_s": 0.5} for name in WEIGHTS}, "pixels_sha256": "0" * 64}
 
 
 @pytest.mark.parametrize(

@@ -139,13 +139,6 @@ def test_failed_rows_are_left_out_of_statistics(folder: Path, lensconv: Lensconv
     assert "failed" in lensconv("evidence", folder).stderr
 
 
-def full_matrix() -> dict[str, Any]:
-    """A matrix with the statistics of its rows."""
-    matrix = published.published_matrix()
-    times = ({row["id"]: row[model]["time_s"] for row in matrix["prompts"]} for model in ("original", "quantized"))
-    return {**matrix, "summary": summarise_times(*times)}
-
-
 def full_offload() -> dict[str, Any]:
     """An offload benchmark with its times; those of the published rows."""
     content = published.published_offload()
@@ -209,8 +202,10 @@ def full_metrics() -> dict[str, Any]:
 
 
 def matrix_with_stages() -> dict[str, Any]:
-    """A matrix whose time is all spent in one stage."""
-    matrix = full_matrix()
+    """A matrix with the statistics of its rows, whose time is all spent in one stage."""
+    matrix = published.published_matrix()
+    times = ({row["id"]: row[model]["time_s"] for row in matrix["prompts"]} for model in ("original", "quantized"))
+    matrix["summary"] = summarise_times(*times)
     for row in matrix["prompts"]:
         for model in ("original", "quantized"):
             row[model]["stages"] = {"vae": {"time_s": row[model]["time_s"]}}

@@ -459,9 +459,7 @@ def test_the_preview_is_reduced_as_little_as_possible(side: int, width: int) -> 
     rows = [(Size(side, side), Size(side, side))]
     scale = preview_scale(rows, width)
     assert scale is not None
-    widths = [
-        Measures.of([(row[0].reduced(by), row[1].reduced(by)) for row in rows]).width for by in (scale, scale - 1) if by
-    ]
+    widths = [Measures.of([(Size(side, side).reduced(by),) * 2]).width for by in (scale, scale - 1) if by]
     assert widths[0] <= width
     assert preview_scale(rows, widths[0]) == scale
     assert scale == 1 or widths[1] > width
