@@ -115,11 +115,7 @@ def test_weights_that_change_are_refused(tiny_repo: Path, release: Path, monkeyp
 
 
 CELL = {"mode": "standard", "repeat": 0, "model": "original", "key": "P01"}
-ROW = {
-    "time_s": 1.5,
-    "stages": {name: {"time_s": 0.5} for name in ("text_encoder", "transformer", "vae")},
-    "pixels_sha256": "0" * 64,
-}
+ROW = {"time_s": 1.5, "stages": {name: {"time_s": 0.5} for name in WEIGHTS}, "pixels_sha256": "0" * 64}
 
 
 @pytest.mark.parametrize(
@@ -157,8 +153,7 @@ def test_a_journal_is_of_this_format_and_written_by_one_process(tmp_path: Path) 
     with pytest.raises(OutputError, match=r"a\.b was 1, and is now null"):
         Journal(tmp_path, {"a": {"c": 2}}, restart=False)
     with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
-        assert journal.measured == {(cell, "P01"): ROW}
-        assert journal.failures == {(cell, "P02"): ["hung"]}
+        assert (journal.measured, journal.failures) == ({(cell, "P01"): ROW}, {(cell, "P02"): ["hung"]})
     with Journal(tmp_path, {"a": {"b": 2}}, restart=True) as journal:
         assert not journal.measured
     with Journal(tmp_path, {"a": {"b": 2}}, restart=False) as journal:
@@ -368,12 +363,7 @@ def test_what_a_worker_says_becomes_figures_and_failures(
 
     check_cases("worker_cases.jsonl", outcome)
     # These have nothing to do with the model, and end the whole benchmark.
-    assert {error.__name__ for error in _ENVIRONMENT_ERRORS} == {
-        "DeviceError",
-        "DiskError",
-        "OutputError",
-        "UsageError",
-    }
+    assert {kind.__name__ for kind in _ENVIRONMENT_ERRORS} == {"DeviceError", "DiskError", "OutputError", "UsageError"}
     # A reason names no folder of this machine, whether it was named through a link or not.
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
     (tmp_path / "real").mkdir()

@@ -352,12 +352,8 @@ def test_what_is_said_of_front_matter() -> None:
     check_expected("metadata.txt", "".join(lines))
     counts = {key: len({*names}) for key, names in _hub_names().items()}
     assert counts == {"license": 82, "pipeline_tag": 59, "language": 186}
-    fronts = {
-        "]".ljust(10**6): "not YAML in",
-        "]".ljust(10**6 + 1): "longer than 1000000 c",
-        "[" * 999: "not YAML: maximum recursion",
-    }
-    for front, said in fronts.items():
+    longest = {"]".ljust(10**6): "not YAML in", "]".ljust(10**6 + 1): "longer than 1000000 c"}
+    for front, said in {"[" * 999: "not YAML: maximum recursion", **longest}.items():
         assert check_metadata(f"---\n{front}\n---\n").errors[0].startswith(f"its front matter is {said}")
 
 
@@ -416,12 +412,9 @@ def test_a_card_written_by_hand_is_kept_and_adopted(release: Path, published: Pa
     kept = make_card(release, options=CardOptions(adopt=True, repo="owner/Other")).files
     assert [file.name for file in kept] == [file.name for file in made.files if "metrics" not in file.name]
     examine_release(release, "owner/Other")
+    lacks = "it has no front matter, which begins and ends with a line of three dashes"
     for content, error, reason in (
-        (
-            b"no front matter",
-            errors.ReleaseError,
-            "it has no front matter, which begins and ends with a line of three dashes",
-        ),
+        (b"no front matter", errors.ReleaseError, lacks),
         (b"\xff", errors.ReleaseError, "is not UTF-8"),
         (None, errors.MissingInput, "No such file or directory"),
     ):

@@ -14,14 +14,7 @@ from PIL import Image
 
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import EvidenceError
-from converter.measurement.evidence.names import (
-    MATRIX_NAME,
-    METRICS_NAME,
-    MODELS,
-    OFFLOAD_NAME,
-    SEQUENTIAL_NAME,
-    WEIGHTS_NAME,
-)
+from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, OFFLOAD_NAME, SEQUENTIAL_NAME, WEIGHTS_NAME
 from converter.presentation.charts.chart import Chart
 from converter.presentation.charts.draw_charts import prepare_charts, render
 from converter.presentation.charts.figures import choose_unit, exact_size
@@ -176,8 +169,7 @@ def test_times_without_a_ratio_have_no_slowdown(pair: tuple[float, float]) -> No
 def test_five_prompts_have_figures_thirty_have_bars_and_more_a_distribution(number: int, bars: int) -> None:
     made = of.chart({MATRIX_NAME: of.matrix(of.some_times(number))}, "time")
     figure = made.draw(LIGHT)
-    assert len(figure.axes[0].patches) == bars
-    assert len(figure.axes) == 1 + (number > 30)
+    assert (len(figure.axes[0].patches), len(figure.axes)) == (bars, 1 + (number > 30))
     assert ("P01: " in made.description) == (number <= 12)
     assert ("14.0" in [text.get_text() for text in of.written(figure)]) == (number <= 5)
     of.check_layout(made)
@@ -229,8 +221,7 @@ def test_names_are_cut_to_what_the_font_and_the_width_allow() -> None:
     cut = [shorten("Ж" * 300, least) for least in (width, width - 0.1, text_width("…") - 1)]
     assert cut == ["ЖЖЖ…", "ЖЖ…", "…"]
     assert (shorten("short", 200), shorten("", 0), shorten("ab…cd", text_width("ab…"))) == ("short", "", "ab…")
-    assert wrap("b b b", text_width("b b")) == ["b b", "b"]
-    assert wrap("b b b", text_width("b b") - 0.1) == ["b", "b", "b"]
+    assert [wrap("b b b", text_width("b b") - less) for less in (0, 0.1)] == [["b b", "b"], ["b", "b", "b"]]
     assert text_width("a", bold=True) > text_width("a") == pytest.approx(text_width("a", 2 * TEXT_SIZE) / 2, abs=1)
 
 
@@ -270,12 +261,10 @@ def test_figures_of_nothing_that_exists_are_refused(what: str) -> None:
     with pytest.raises(EvidenceError) as caught:
         prepare_charts(LARGEST[what](2))
     assert caught.value.message == f"{what} is larger than anything that can be measured"
-    for enormous in (
-        of.matrix({"P01": (1e300, 1.0)}),
-        of.metrics(None) | {"models": dict.fromkeys(MODELS, of.HUGE)},
-    ):
+    huge = of.metrics(None) | {"models": {"original": of.HUGE, "quantized": of.HUGE}}
+    for name, enormous in ((MATRIX_NAME, of.matrix({"P01": (1e300, 1.0)})), (METRICS_NAME, huge)):
         with pytest.raises(EvidenceError, match="larger than anything"):
-            prepare_charts({MATRIX_NAME: enormous} if "prompts" in enormous else {METRICS_NAME: enormous})
+            prepare_charts({name: enormous})
 
 
 def test_tiny_and_large_figures_can_be_drawn() -> None:

@@ -36,8 +36,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 def test_every_chart_is_drawn_in_two_formats_and_two_themes(drawn: tuple[Path, dict[str, Any]]) -> None:
     folder, report = drawn
-    assert accepted(report, "charts") == []
-    assert report["left_out"] == []
+    assert accepted(report, "charts") == report["left_out"] == []
     listed = sorted(file for entry in report["charts"] for file in entry["files"])
     kinds = ("light.svg", "light.png", "dark.svg", "dark.png")
     assert listed == sorted(f"assets/charts/{name}-{kind}" for name in NAMES for kind in kinds)
@@ -54,8 +53,7 @@ def test_every_chart_is_drawn_in_two_formats_and_two_themes(drawn: tuple[Path, d
             assert len(content) < 60_000, file
             with Image.open(io.BytesIO(content)) as image:
                 theme = LIGHT if "-light" in file else DARK
-                assert image.width == WIDTH
-                assert set(image.info) == {"exif"}
+                assert (image.width, {*image.info}) == (WIDTH, {"exif"})
                 pixels = image.convert("RGB")
                 expected = tuple(int(theme.background[place : place + 2], 16) for place in (1, 3, 5))
                 assert pixels.getpixel((0, 0)) == pixels.getpixel((WIDTH - 1, image.height - 1)) == expected
@@ -69,20 +67,17 @@ def test_two_processes_write_the_same_bytes_and_leave_nothing_else(
     for name in ("work", "temporary", "home"):
         (tmp_path / name).mkdir()
     (tmp_path / "work" / "matplotlibrc").write_text("savefig.dpi: 300\nsvg.fonttype: none\ntext.antialiased: False\n")
-    code = (
-        "import os, sys; from pathlib import Path; from converter.presentation.charts.draw_charts import draw_charts; "
-    )
-    code += "draw_charts(Path(sys.argv[1]), output=Path(sys.argv[2])); "
-    code += "import logging; assert 'MPLCONFIGDIR' not in os.environ and not logging.getLogger('matplotlib').level"
+    code = "import logging, os, pathlib, sys; from converter.presentation.charts.draw_charts import draw_charts; "
+    code += "draw_charts(pathlib.Path(sys.argv[1]), output=pathlib.Path(sys.argv[2])); "
+    code += "assert 'MPLCONFIGDIR' not in os.environ and not logging.getLogger('matplotlib').level"
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home")}
     environment["TMPDIR"] = str(tmp_path / "temporary")
     arguments = (folder, tmp_path / "output")
     done = run_python(code, *arguments, flags=("-W", "error"), env=environment, cwd=tmp_path / "work")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert snapshot(tmp_path / "output" / "assets") == snapshot(folder / "assets")
-    assert names_in(tmp_path / "output") == ["assets"]
-    assert names_in(tmp_path / "temporary") == names_in(tmp_path / "home") == []
-    assert names_in(tmp_path / "work") == ["matplotlibrc"]
+    left = {name: names_in(tmp_path / name) for name in ("output", "temporary", "home", "work")}
+    assert left == {"output": ["assets"], "temporary": [], "home": [], "work": ["matplotlibrc"]}
 
 
 def test_the_folder_that_the_user_chose_for_matplotlib_is_used(tmp_path: Path) -> None:

@@ -161,10 +161,7 @@ def test_pixels_become_rgb_or_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
             # What Pillow says of a broken file is Pillow's.
             said = re.sub("(image): .*", r"\1", error.message).replace(f"{tmp_path}/{name}: ", "")
             return f"{re.sub('than [0-9]+ bytes', 'than that', said)} | {error.hint}"
-        kinds = {
-            "colours": image,
-            **{name: np.stack([plane] * 3, 2) for name, plane in (("grey", grey), ("bits", bits * 255))},
-        }
+        kinds = {"colours": image, "grey": np.stack([grey] * 3, 2), "bits": np.stack([bits * 255] * 3, 2)}
         return next(kind for kind, pixels in kinds.items() if np.array_equal(found, pixels))
 
     check_cases("images.jsonl", outcome)
@@ -341,8 +338,7 @@ def test_lpips_without_weights_is_not_measured(
     plant_lpips(tmp_path, monkeypatch, body)
     with pytest.raises(NotMeasured) as caught:
         Lpips()
-    assert str(caught.value) == reason
-    assert socket.getdefaulttimeout() is None
+    assert (str(caught.value), socket.getdefaulttimeout()) == (reason, None)
 
 
 SHOPS = """

@@ -44,21 +44,16 @@ def test_an_image_tells_how_it_was_made(tiny_repo: Path, tmp_path: Path, lenscon
     prompt = 'Вывеска "ТИПОГРАФИЯ" & <b>lamps</b>'
     outcome = draw(lensconv, tiny_repo, tmp_path / "image.png", "--negative-prompt", "blur", "--seed", 7, prompt=prompt)
     assert outcome.code == 0, outcome.stderr
-    result = outcome.result
+    result, settings = outcome.result, outcome.result["settings"]
     assert accepted(result, "generate") == []
-    assert result["image"] == str(tmp_path / "image.png")
-    assert result["seed"] == 7
+    assert (result["image"], result["seed"]) == (str(tmp_path / "image.png"), 7)
     with Image.open(tmp_path / "image.png") as image:
-        assert image.size == (96, 64)
-        assert image.mode == "RGB"
+        assert (image.size, image.mode) == ((96, 64), "RGB")
         texts = image.text  # type: ignore[attr-defined]
-    assert texts["prompt"] == prompt
-    assert texts["negative_prompt"] == "blur"
-    settings = result["settings"]
-    assert texts["lensconv"] == json.dumps(settings, sort_keys=True, ensure_ascii=False)
-    assert settings["prompt"] == prompt
-    assert (settings["steps"], settings["guidance"], settings["quantization"]) == (2, 5.0, None)
-    assert (settings["device"], settings["versions"]) == ("cpu", {"lensconv": __version__, **package_versions()})
+    told = {"prompt": prompt, "negative_prompt": "blur"}
+    assert texts == {**texts, **told, "lensconv": json.dumps(settings, sort_keys=True, ensure_ascii=False)}
+    drawn = {"prompt": prompt, "steps": 2, "guidance": 5.0, "quantization": None, "device": "cpu"}
+    assert settings == {**settings, **drawn, "versions": {"lensconv": __version__, **package_versions()}}
     assert result["predicted_memory_bytes"] == 319_490_062 < result["peak_rss_bytes"]
     assert re.findall(r"loading the (\w+).*, (.+)", outcome.stderr) == [("text", "3.4 MB"), ("transformer", "22.3 MB")]
     assert names_in(tmp_path) == ["image.png"]
@@ -161,12 +156,10 @@ def test_kept_features_spare_the_text_encoder(tiny_repo: Path, tmp_path: Path, l
     assert first.code == 0, first.stderr
     assert len(names_in(kept)) == 2
     outcome = draw(lensconv, repo, images / "second.png", *options)
-    spared = first.result["predicted_memory_bytes"] - outcome.result["predicted_memory_bytes"]
-    assert spared > 40_000_000
+    assert first.result["predicted_memory_bytes"] - outcome.result["predicted_memory_bytes"] > 40_000_000
     assert "text encoder" not in outcome.stderr
     assert draw(lensconv, repo, images / "without.png", "--negative-prompt", "blur").code == 0
-    assert len(names_in(images)) == 3
-    assert len(set(snapshot(images).values())) == 1
+    assert (len(names_in(images)), len({*snapshot(images).values()})) == (3, 1)
 
 
 def test_features_that_are_none_are_not_found(tmp_path: Path) -> None:
@@ -286,13 +279,9 @@ def test_places_where_no_image_can_go(tiny_repo: Path, tmp_path: Path, lensconv:
     taken = tmp_path / "taken.PNG"
     taken.write_text("mine")
     (tmp_path / "folder.png").mkdir()
-    for place, kind in (
-        (taken, "OutputError"),
-        (tmp_path / "folder.png", "OutputError"),
-        (tmp_path / "missing" / "x.png", "OutputError"),
-        (tmp_path / "image.jpg", "UsageError"),
-    ):
-        outcome = draw(lensconv, tiny_repo, place)
+    for name in ("taken.PNG", "folder.png", "missing/x.png", "image.jpg"):
+        outcome = draw(lensconv, tiny_repo, tmp_path / name)
+        kind = "UsageError" if name == "image.jpg" else "OutputError"
         assert (outcome.code, outcome.result["error"]["type"]) == (2, kind)
     assert taken.read_text() == "mine"
     assert names_in(tmp_path) == ["folder.png", "taken.PNG"]

@@ -98,8 +98,7 @@ def test_weights_that_are_no_numbers_make_no_image(tiny_repo: Path, tmp_path: Pa
         stream.seek(header.data_start + header.tensors["proj_out.bias"].start)
         stream.write(np.array([np.nan], np.float32).tobytes())
     outcome = draw(lensconv, repo, tmp_path / "x.png")
-    assert outcome.code == 1
-    assert outcome.result["error"]["type"] == "ImageError"
+    assert (outcome.code, outcome.result["error"]["type"]) == (1, "ImageError")
     assert names_in(tmp_path) == ["repo"]
 
 
@@ -109,8 +108,7 @@ def test_too_little_memory_is_known_before_anything_is_loaded(
     monkeypatch.setattr(generate, "load_pipeline", None)
     monkeypatch.setattr(encoding.PromptStage, "encode", None)
     outcome = draw(lensconv, tiny_repo, tmp_path / "x.png", "--height", 16 * 10**6, "--width", 16 * 10**6)
-    assert outcome.code == 3
-    assert outcome.result["error"]["type"] == "MemoryLimitError"
+    assert (outcome.code, outcome.result["error"]["type"]) == (3, "MemoryLimitError")
     assert "generating takes about 79012345.990 GB of memory, but only " in outcome.result["error"]["message"]
     assert LESS_MEMORY in outcome.result["error"]["hint"]
 
@@ -121,8 +119,7 @@ def test_the_limits_of_the_shell_count(tiny_repo: Path, tmp_path: Path) -> None:
     arguments = ("generate", tiny_repo, "--prompt", "x", "--out", tmp_path / "x.png", "--json")
     sides = ("--height", 16384, "--width", 16384)
     done = run_process(*arguments, *sides, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
-    assert done.returncode == 3, done.stderr
-    assert json.loads(done.stdout)["error"]["type"] == "MemoryLimitError"
+    assert (done.returncode, json.loads(done.stdout)["error"]["type"]) == (3, "MemoryLimitError"), done.stderr
 
 
 def test_a_packed_text_encoder_is_unpacked_and_that_is_said(

@@ -102,8 +102,7 @@ def refused(lensconv: Lensconv, folder: Path, *options: object) -> str:
     before = snapshot(folder) if folder.is_dir() else {}
     outcome = lensconv("grid", folder, *options)
     assert outcome.code == 2, outcome.stderr
-    assert outcome.stderr.startswith("error: ")
-    assert outcome.stderr.count("\n") == 1
+    assert re.fullmatch("error: .*\n", outcome.stderr)
     assert (snapshot(folder) if folder.is_dir() else {}) == before
     return outcome.stderr
 
@@ -247,12 +246,8 @@ def test_two_runs_give_the_same_bytes_and_the_origin_alone(
     os.utime(folder / "images/original/P01-301-original.png", (1, 1))
     monkeypatch.setattr("converter.console.LINE_INTERVAL", 0)
     assert make_grid(folder, output=tmp_path / "two", reporter=Console(stderr=(said := StringIO()))).to_dict() == first
-    assert re.findall(r"drawing the grid: (\d of \d) steps", said.getvalue()) == [
-        "1 of 3",
-        "2 of 3",
-        "3 of 3",
-        "3 of 3",
-    ]
+    shown = [f"{done} of 3" for done in (1, 2, 3, 3)]
+    assert re.findall(r"drawing the grid: (\d of \d) steps", said.getvalue()) == shown
     assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two")
     assert names_in(folder) == ["comparison_matrix.json", "images"]
     matrix = json.loads((folder / "comparison_matrix.json").read_text())
@@ -320,18 +315,9 @@ BROKEN = [
 ]
 #: Names of images that are outside of the folder or no files.
 OUTSIDE = [
-    *(
-        "",
-        ".",
-        "..",
-        "../outside.png",
-        "images/../../outside.png",
-        "link.png",
-        "link/outside.png",
-        "/outside.png",
-        "/inside.png",
-    ),
-    *("images\\outside.png", "images/\0.png", "images/\ud800.png", "images/original/../original/P01-301-original.png"),
+    *("", ".", "..", "../outside.png", "images/../../outside.png", "link.png", "link/outside.png", "/outside.png"),
+    *("/inside.png", "images\\outside.png", "images/\0.png", "images/\ud800.png"),
+    "images/original/../original/P01-301-original.png",
     *("images", "images/loop.png", "comparison_matrix.json/a.png", "a" * 300 + ".png", "images/pipe.png"),
 ]
 MATRICES = [
@@ -473,9 +459,7 @@ def test_the_preview_is_reduced_as_little_as_possible(side: int, width: int) -> 
     rows = [(Size(side, side), Size(side, side))]
     scale = preview_scale(rows, width)
     assert scale is not None
-    widths = [
-        Measures.of([(row[0].reduced(by), row[1].reduced(by)) for row in rows]).width for by in (scale, scale - 1) if by
-    ]
+    widths = [Measures.of([(Size(side, side).reduced(by),) * 2]).width for by in (scale, scale - 1) if by]
     assert widths[0] <= width
     assert preview_scale(rows, widths[0]) == scale
     assert scale == 1 or widths[1] > width

@@ -19,9 +19,10 @@ from converter.conversion.kernels.sdnq import quantize_with_sdnq, seeded_generat
 from converter.conversion.kernels.selfcheck import sample_weights
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import plan_here
-from converter.conversion.planning.methods import Kind, choose_method
+from converter.conversion.planning.methods import choose_method
 from converter.conversion.planning.plan import PlannedModule
 from converter.conversion.request import open_request
+from tests.cases import check_cases
 
 #: Bits of the largest finite float32 that stays finite in bfloat16.
 LARGEST = 0x7F7F7FFF
@@ -146,36 +147,19 @@ def test_a_kernel_that_differs_in_one_part_is_noticed(
     assert not plan_here(request).kernel_agrees
 
 
-#: What makes a module of 64 x 128 one of this kind, which is otherwise as ``options`` has it, in groups of 64.
-KINDS_OF_MODULES: dict[Kind, tuple[dict[str, Any], ...]] = {
-    Kind.FUSED: (
-        *({}, {"group_size": 64}, {"shape": (1, 128)}, {"quantized_matmul_dtype": "uint8"}),
-        {"quantized_matmul_dtype": "int8"},
-    ),
-    Kind.ROWS: (
-        *({"weights_dtype": "int8"}, {"group_size": 32}, {"quantized_matmul_dtype": "float8_e4m3fn"}),
-        *({"layer_class_name": "Conv1d"}, {"torch_dtype": "float32"}, {"shape": (64, 96)}, {"use_fused": False}),
-    ),
-    Kind.WHOLE: (
-        *({"weights_dtype": "int8", "shape": (1, 128)}, {"layer_class_name": "ConvTranspose1d"}, {"group_size": -2}),
-        *({"scale_dtype": "uint8"}, {"zero_point_dtype": "uint8"}, {"weights_dtype": "uint32"}),
-        # SDNQ does not round scales then, whatever dequantize_fp32 says.
-        *({"scale_dtype": "none"}, {"zero_point_dtype": "none"}),
-        # Results that have their rows in the last dimension.
-        {"weights_dtype": "int8", "scale": (1, 64)},
-        *({"use_svd": True}, {"use_hadamard": True}, {"use_codebook": True}, {"use_stochastic_rounding": True}),
-        {"use_dynamic_quantization": True},
-    ),
-}
-
-
 def test_how_modules_are_quantized() -> None:
-    for kind, cases in KINDS_OF_MODULES.items():
-        for case in cases:
-            shape = case.get("shape", (64, 128))
-            module = PlannedModule("m", "m.weight", shape, options(dequantize_fp32=False) | {"group_size": 0} | case)
-            parts = {"scale": TensorSpec("m.scale", "BF16", case.get("scale", (shape[0], 2, 1)))}
-            assert choose_method(module, parts, use_fused=case.get("use_fused", True)).kind is kind, case
+    """Of a module of 64 x 128 that is otherwise as ``options`` has it: whole, where results have their rows last.
+
+    SDNQ does not round scales where their dtype is none, whatever dequantize_fp32 says.
+    """
+
+    def outcome(case: dict[str, Any]) -> str:
+        shape = tuple(case.get("shape", (64, 128)))
+        module = PlannedModule("m", "m.weight", shape, {**options(dequantize_fp32=False), "group_size": 0, **case})
+        parts = {"scale": TensorSpec("m.scale", "BF16", tuple(case.get("scale", (shape[0], 2, 1))))}
+        return choose_method(module, parts, use_fused=case.get("use_fused", True)).kind.name
+
+    check_cases("module_kinds.jsonl", outcome)
     for shape, multiple in (((64, 96), 4), ((64, 6, 3), 64), ((64, 128), 1)):
         module = PlannedModule("m", "m.weight", shape, options(dequantize_fp32=True) | {"weights_dtype": "int8"})
         assert choose_method(module, {"scale": TensorSpec("m.scale", "F32", (64, 1))}).rows_multiple == multiple
@@ -193,9 +177,7 @@ def test_what_is_not_finite_is_reported(bits: int) -> None:
 def test_random_numbers_continue_and_the_generator_is_restored() -> None:
     before = torch.get_rng_state()
     with seeded_generator(3, "cpu", None) as encode_state:
-        first = torch.rand(4)
-        state = encode_state()
-        rest = torch.rand(4)
+        first, state, rest = torch.rand(4), encode_state(), torch.rand(4)
     with seeded_generator(3, "cpu", None):
         assert torch.equal(torch.rand(4), first)
     with seeded_generator(3, "cpu", state):

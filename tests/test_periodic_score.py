@@ -50,18 +50,14 @@ def test_the_score_of_a_pattern_is_its_strength(shape: str, period: int, size: t
     # Borders that are no whole periods are cut off.
     whole = candidate[: size[0] // 32 * 32, : size[1] // 32 * 32]
     strength = np.sqrt(np.mean(whole.var(axis=(0, 1))))
-    assert added(flat, candidate) == pytest.approx(strength, rel=0.01)
-    assert own(candidate) == pytest.approx(strength, rel=0.01)
+    assert (added(flat, candidate), own(candidate)) == pytest.approx((strength, strength), rel=0.01)
 
 
 def test_nothing_is_none() -> None:
     image = clouds(3)
     flat = np.full((96, 64, 3), 7, np.uint8)
-    assert added(image, image) == 0
-    assert added(flat, flat + np.uint8(9)) == pytest.approx(0, abs=1e-3)
-    assert own(flat) == pytest.approx(0, abs=1e-3)
-    assert added(image[:31], image[:31]) is None
-    assert own(image[:1, :1]) is None
+    assert (added(image, image), added(image[:31], image[:31]), own(image[:1, :1])) == (0, None, None)
+    assert (added(flat, flat + np.uint8(9)), own(flat)) == pytest.approx((0, 0), abs=1e-3)
 
 
 def test_images_that_cannot_be_scored_are_refused() -> None:
@@ -120,8 +116,7 @@ def test_neighbourhoods_are_those_of_the_whole_spectrum() -> None:
     window = np.outer(*(1 - np.cos(2 * np.pi * np.arange(length) / length) for length in (64, 96)))
     whole = np.fft.fft2((grey - grey.mean()) * window) / (64 * 96)
     # Of 16 x 16 frequencies, zero is left out, three are their own conjugates, and of the others one of two is there.
-    assert spectrum.weights.tolist().count(1) == 3
-    assert spectrum.weights.tolist().count(2) == 126
+    assert [spectrum.weights.tolist().count(weight) for weight in (1, 2)] == [3, 126]
     rows, columns = np.meshgrid(np.arange(-2, 3), np.arange(-4, 5), indexing="ij")
     at = {
         tuple(np.round(whole[(4 * row + rows) % 64, (6 * column + columns) % 96].ravel(), 2).tolist())
@@ -141,9 +136,7 @@ def test_a_large_image_takes_seconds() -> None:
 
 
 def test_area_counts_ties_half() -> None:
-    assert area([1, 2], [0, 0]) == 1
-    assert area([0, 1], [0, 1]) == 0.5
-    assert area([0], [1, 1]) == 0
+    assert (area([1, 2], [0, 0]), area([0, 1], [0, 1]), area([0], [1, 1])) == (1, 0.5, 0)
 
 
 def test_patterns_are_told_from_everything_else() -> None:

@@ -107,8 +107,7 @@ def test_every_minimum_is_as_in_sdnq(key: str, dtype: str) -> None:
 
 def test_a_module_may_have_a_configuration_of_its_own() -> None:
     config = {"weights_dtype": "uint4", "modules_quant_config": {"a.b.weight": {"weights_dtype": "int6"}}}
-    assert weights_dtype_of("a.b.weight", config) == "int6"
-    assert weights_dtype_of("a.c.weight", config) == "uint4"
+    assert [weights_dtype_of(name, config) for name in ("a.b.weight", "a.c.weight")] == ["int6", "uint4"]
     assert option_of("a.b.weight", "weights_dtype", config) == "int6"
     assert option_of("a.b.weight", "use_svd", {**config, "use_svd": True}) is True
     assert weights_dtype_of("a.weight", {"modules_quant_config": None, "modules_dtype_dict": None}) == "int8"

@@ -11,7 +11,7 @@ import torch
 
 #: Layers that microsoft/Lens reads, counted from 0.
 LAYERS = (5, 11, 17, 23)
-PREFIX, SUFFIX, MAXIMUM = 97, 22, 512
+PREFIX, SUFFIX = 97, 22
 DAY = date(2026, 5, 23)
 #: Values of the sixteen codes of E2M1, from the definition of the format.
 E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]

@@ -24,21 +24,8 @@ from converter.models.lens.layout import LensConfig
 from converter.models.lens.quantized import apply_serialized_matmul, quantized_layers
 from converter.models.lens.transformer import LensTransformer2DModel
 from converter.verification.nearness import dequantize
-from tests.lens.models import (
-    ADAPTED,
-    ALPHA,
-    RANK,
-    TOLERANCE,
-    Delta,
-    Inputs,
-    State,
-    adapted,
-    distance,
-    golden,
-    make_adapter,
-    reference,
-    run,
-)
+from tests.lens import models
+from tests.lens.models import ALPHA, RANK, TOLERANCE, adapted, distance, golden, make_adapter, reference, run
 from tests.lens.prompts import notices
 
 WEIGHTS = "adapter_model.safetensors"
@@ -58,7 +45,7 @@ def save_with_peft(folder: Path, **options: Any) -> torch.Tensor:
     """Save an adapted golden model as PEFT does; return what its own model puts out."""
     peft = importlib.import_module("peft")
     torch.manual_seed(0)
-    defaults = {"r": RANK, "lora_alpha": ALPHA, "target_modules": [*ADAPTED], "init_lora_weights": False}
+    defaults = {"r": RANK, "lora_alpha": ALPHA, "target_modules": [*models.ADAPTED], "init_lora_weights": False}
     model = peft.get_peft_model(golden(), peft.LoraConfig(**defaults | options)).eval()
     for name, parameter in model.named_parameters():
         if "magnitude" in name:
@@ -154,13 +141,14 @@ def test_spellings_of_adapters(prefix: str, is_configured: bool) -> None:
     assert distance(run(model), expected) <= TOLERANCE
 
 
-def test_adapters_that_are_refused() -> None:
+def test_adapters_that_are_refused(tmp_path: Path) -> None:
+    """Pickled ones, too."""
     model, tensors, expected = golden(), make_adapter(golden()), run(golden())
 
-    def with_module(name: str) -> State:
+    def with_module(name: str) -> models.State:
         return {**tensors, f"{name}.lora_B.weight": torch.ones(48, RANK), f"{name}.lora_A.weight": torch.ones(RANK, 48)}
 
-    def without(factor: str) -> State:
+    def without(factor: str) -> models.State:
         return {name: tensor for name, tensor in tensors.items() if factor not in name}
 
     alpha = {"transformer_blocks.0.attn.txt_qkv.alpha": torch.tensor(ALPHA)}
@@ -178,6 +166,9 @@ def test_adapters_that_are_refused() -> None:
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             model.load_lora_adapter(adapter)
         assert torch.equal(run(model), expected), message
+    torch.save(tensors, tmp_path / "pytorch_lora_weights.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        model.load_lora_adapter(tmp_path)
 
 
 # PEFT's, whenever there is more than one.
@@ -188,7 +179,7 @@ def test_several_adapters() -> None:
     model.load_lora_adapter(one, adapter_name="one", metadata={"r": RANK, "lora_alpha": ALPHA})
     model.load_lora_adapter(two, adapter_name="two")
 
-    def check(*adapters: Delta) -> None:
+    def check(*adapters: models.Delta) -> None:
         assert distance(run(model), reference(adapted(state, *adapters))) <= 2 * TOLERANCE
 
     model.set_adapters(["one", "two"], [0.5, 2.0])
@@ -238,18 +229,11 @@ def test_an_adapter_saved_by_diffusers(tmp_path: Path) -> None:
     assert distance(run(loaded), expected) <= TOLERANCE
 
 
-def test_pickled_adapters_are_refused(tmp_path: Path) -> None:
-    model = golden()
-    torch.save(make_adapter(model), tmp_path / "pytorch_lora_weights.bin")
-    with pytest.raises(OSError, match="safetensors"):
-        model.load_lora_adapter(tmp_path)
-
-
 #: What SDNQ's dequantizer takes.
 PARTS = ("weight", "scale", "zero_point", "svd_up", "svd_down")
 
 
-def tiny_inputs() -> Inputs:
+def tiny_inputs() -> models.Inputs:
     """Inputs for the tiny source of the fixtures; SDNQ multiplies as asked from 32 tokens in a batch on."""
     generator = torch.Generator().manual_seed(0)
     return {

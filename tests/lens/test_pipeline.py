@@ -15,28 +15,10 @@ import pytest
 import torch
 
 from converter.lens import LensGptOssEncoder, LensPipelineOutput
-from tests.lens import reference
+from tests.cases import check_cases
+from tests.lens import pipelines, reference
 from tests.lens.models import calls_of
-from tests.lens.pipelines import (
-    CHANNELS,
-    OTHER_PROMPT,
-    PROMPT,
-    SIZE,
-    STEPS,
-    TOLERANCE,
-    Branch,
-    Reference,
-    branches,
-    draw,
-    embeddings,
-    fail_with,
-    forbid_work,
-    load,
-    noise,
-    reference_blank,
-    reference_features,
-    seen_at_first_call,
-)
+from tests.lens.pipelines import OTHER_PROMPT, PROMPT, STEPS, TOLERANCE, Reference, branches, draw, embeddings, noise
 from tests.lens.prompts import PREFIX, stop_the_clock
 
 #: Negative prompts for two prompts, and how each of them is spelled if it is encoded.
@@ -68,7 +50,7 @@ def test_a_run_is_the_references(pipe: Any, kind: str, scale: float, images: int
     prompts = [PROMPT, OTHER_PROMPT]
     negatives, spelled = NEGATIVES[kind]
     positive, negative = (
-        reference_blank(2) if texts is None else reference_features(pipe, np.repeat(texts, images).tolist())
+        pipelines.reference_features(pipe, np.repeat(texts, images).tolist()) if texts else pipelines.reference_blank(2)
         for texts in (prompts, spelled)
     )
     options = {"negative_prompt": negatives, "guidance_scale": scale, "num_images_per_prompt": images}
@@ -91,22 +73,20 @@ def test_the_encoder_and_the_transformer_run_no_more_than_they_must(pipe: Any) -
         with calls_of(pipe.text_encoder) as texts, calls_of(pipe.transformer) as steps:
             draw(pipe, **options)
         assert [len(arguments["input_ids"]) for arguments in texts] == encoded
-        assert [len(arguments["hidden_states"]) for arguments in steps] == [batch] * STEPS
-        masks = {arguments["encoder_hidden_states_mask"] is not None for arguments in steps}
-        assert masks == {is_masked}, options
+        shapes = [(len(call["hidden_states"]), call["encoder_hidden_states_mask"] is not None) for call in steps]
+        assert shapes == [(batch, is_masked)] * STEPS, options
 
 
 @pytest.mark.parametrize("maximum", [1, PREFIX])
 def test_only_the_image_is_left_where_97_tokens_are_allowed(pipe: Any, maximum: int) -> None:
-    expected = Reference(pipe, reference_blank(1), reference_blank(1), 1.0).latents(noise())
+    expected = Reference(pipe, pipelines.reference_blank(1), pipelines.reference_blank(1), 1.0).latents(noise())
     found = draw(pipe, max_sequence_length=maximum, negative_prompt="dog", latents=noise())
     torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
 def test_long_prompts_are_cut_at_512_tokens(pipe: Any) -> None:
     embeds, mask, _, negative_mask = pipe.encode_prompt("x" * 600, "short")
-    assert [tuple(embed.shape) for embed in embeds] == [(1, 415, 64)] * 4
-    assert mask.tolist() == [[True] * 415]
+    assert ([embed.shape for embed in embeds], mask.tolist()) == ([(1, 415, 64)] * 4, [[True] * 415])
     # The negative prompt is padded to the same length.
     assert negative_mask.tolist() == [[True] * 27 + [False] * 388]
     shorter, *_ = pipe.encode_prompt("x" * 600, max_sequence_length=200)
@@ -146,13 +126,13 @@ def test_bfloat16_is_near_float32(folder: Path, pipe: Any) -> None:
     As upstream, it divides a timestep by 1000 after rounding it. The reference in float32 is told the sigmas that come
     of that; the tiny transformer takes their rounding for another time, and is then 10 % off.
     """
-    half, whole = load(folder, dtype=torch.bfloat16), embeddings(pipe)
+    half, whole = pipelines.load(folder, dtype=torch.bfloat16), embeddings(pipe)
     exact = reference.sigmas(24, STEPS)[:-1]
     rounded = [float(torch.tensor(1000 * sigma).bfloat16() / 1000) for sigma in exact]
     assert rounded != torch.tensor(exact).bfloat16().tolist()
 
     class Rounded(Reference):
-        def branch(self, latents: torch.Tensor, sigma: float, texts: Branch) -> torch.Tensor:
+        def branch(self, latents: torch.Tensor, sigma: float, texts: pipelines.Branch) -> torch.Tensor:
             return super().branch(latents, rounded[exact.index(sigma)], texts)
 
     for scale in (1.0, 4.0):
@@ -169,9 +149,9 @@ def test_bfloat16_is_near_float32(folder: Path, pipe: Any) -> None:
 def test_features_take_the_dtype_of_the_transformer(folder: Path, pipe: Any) -> None:
     """Encoders are in bfloat16 as a rule, whatever the transformer is in."""
     encoder = LensGptOssEncoder.from_pretrained(folder / "text_encoder", dtype=torch.bfloat16)
-    mixed = load(folder, text_encoder=encoder, vae=copy.deepcopy(pipe.vae).to(torch.bfloat16))
+    mixed = pipelines.load(folder, text_encoder=encoder, vae=copy.deepcopy(pipe.vae).to(torch.bfloat16))
     found = mixed.encode_prompt(PROMPT)[0]
-    expected, _ = reference_features(mixed, [PROMPT])
+    expected, _ = pipelines.reference_features(mixed, [PROMPT])
     # And embeddings that are given.
     given = pipe.encode_prompt(prompt_embeds=expected, prompt_mask=torch.ones(expected[0].shape[:2]))[0]
     for ours, theirs, passed in zip(found, expected, given, strict=True):
@@ -215,7 +195,7 @@ def test_embeddings_stand_for_their_prompts(pipe: Any) -> None:
 
 def test_images_come_as_they_are_asked_for(pipe: Any) -> None:
     prompts, latents = [PROMPT, OTHER_PROMPT], noise(2)
-    run = Reference(pipe, reference_features(pipe, prompts), reference_blank(2), 4.0)
+    run = Reference(pipe, pipelines.reference_features(pipe, prompts), pipelines.reference_blank(2), 4.0)
     pixels = run.pixels(draw(pipe, prompts, latents=latents))
     images = draw(pipe, prompts, latents=latents, output_type="pil")
     assert [(type(image), image.mode, image.size) for image in images] == [(PIL.Image.Image, "RGB", (96, 64))] * 2
@@ -229,45 +209,30 @@ def test_images_come_as_they_are_asked_for(pipe: Any) -> None:
 
 def test_results_come_as_an_object_or_a_tuple(pipe: Any) -> None:
     """Of PIL images, if nothing else is asked for."""
-    options = {**SIZE, "num_inference_steps": 1, "latents": noise()}
+    options = {**pipelines.SIZE, "num_inference_steps": 1, "latents": noise()}
     found = pipe(PROMPT, **options)
-    assert type(found) is LensPipelineOutput
-    assert [type(image) for image in found.images] == [PIL.Image.Image]
+    assert [type(found), *map(type, found.images)] == [LensPipelineOutput, PIL.Image.Image]
     assert pipe(PROMPT, **options, return_dict=False) == (found.images,)
 
 
 NAMES = "callback_on_step_end_tensor_inputs"
-SHOWN = "latents, prompt_embeds, negative_prompt_embeds"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"output_type": "pt"}, "output_type 'pt' is not one of pil, np, latent"),
-        ({"num_inference_steps": 0}, "num_inference_steps is 0; at least one is needed"),
-        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0; at least one is needed"),
-        ({"enable_reasoner": True}, "enable_reasoner: this pipeline does not rewrite prompts; pass the final text"),
-        ({NAMES: ["noise", "latents", "mask"]}, f"{NAMES}: mask, noise is not one of {SHOWN}"),
-        *(
-            ({name: side}, f"{name} {side} is not a multiple of 16 pixels")
-            for name, side in (("height", 100), ("width", 8), ("height", 0), ("width", -16))
-        ),
-        ({"base_resolution": 512, "aspect_ratio": "1:1"}, "base_resolution 512 is not one of 1024, 1440"),
-        (
-            {"base_resolution": 1024, "aspect_ratio": "5:4"},
-            f"aspect_ratio '5:4' is not one of {', '.join(reference.BUCKETS)}",
-        ),
-        ({"prompt": None}, "give prompt or prompt_embeds"),
-        ({"prompt": []}, "no prompts were given"),
-        ({"max_sequence_length": 0}, "max_sequence_length is 0; at least one token is needed"),
-    ],
-)
-def test_arguments_are_checked_before_any_work(
-    pipe: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
-) -> None:
-    forbid_work(pipe, monkeypatch)
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        draw(pipe, **options)
+def test_arguments_are_checked_before_any_work_or_make_a_size(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two sides if both are given, of the table before that, and of 1024 pixels otherwise."""
+
+    def outcome(options: dict[str, Any]) -> Any:
+        with calls_of(pipe.text_encoder) as texts, monkeypatch.context() as patches:
+            try:
+                seen = pipelines.seen_at_first_call(pipe, patches, **options, guidance_scale=1)
+            except ValueError as error:
+                assert texts == []
+                return str(error)
+        ((_, height, width),) = seen["img_shapes"]
+        assert seen["hidden_states"].shape == (1, height * width, pipelines.CHANNELS)
+        return seen["img_shapes"]
+
+    check_cases("image_arguments.jsonl", outcome)
 
 
 EMBEDS, MASK = [torch.zeros(1, 30, 64)] * 4, torch.ones(1, 30)
@@ -298,45 +263,14 @@ def test_arguments_that_do_not_fit_each_other(pipe: Any, images: int, options: d
         draw(pipe, [PROMPT] * images, **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "grid"),
-    [
-        ({}, (64, 64)),
-        ({"height": 512}, (64, 64)),
-        ({"width": 512}, (64, 64)),
-        ({"height": 64, "width": 96}, (4, 6)),
-        ({"height": 16, "width": 32}, (1, 2)),
-        ({"height": 64, "width": 96, "base_resolution": 1440}, (4, 6)),
-        ({"height": 64, "width": 96, "aspect_ratio": "1:1"}, (4, 6)),
-        ({"base_resolution": 1440}, (64, 64)),
-        ({"height": 64, "width": 96, "base_resolution": 1024, "aspect_ratio": "16:9"}, (48, 86)),
-        ({"height": 100, "base_resolution": 1024, "aspect_ratio": "1:1"}, (64, 64)),
-        *(
-            ({"base_resolution": base, "aspect_ratio": aspect}, (height // 16, width // 16))
-            for aspect, sizes in reference.BUCKETS.items()
-            for base, (height, width) in sizes.items()
-        ),
-    ],
-)
-def test_sizes_of_images(
-    pipe: Any, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], grid: tuple[int, int]
-) -> None:
-    """Of two sides if both are given, of the table before that, and of 1024 pixels otherwise."""
-    seen = seen_at_first_call(pipe, monkeypatch, **options, guidance_scale=1)
-    assert [tuple(shape) for shape in seen["img_shapes"]] == [(1, *grid)]
-    assert seen["hidden_states"].shape == (1, grid[0] * grid[1], CHANNELS)
-
-
 def test_callbacks_see_every_step(pipe: Any) -> None:
     """And so does whoever looks at the progress bar."""
-    seen: list[tuple[int, float]] = []
+    seen: list[Any] = []
     shown: list[dict[str, Any]] = []
 
     def callback(given: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> None:
-        assert given is pipe
+        assert (given, pipe.current_timestep, pipe.scheduler.begin_index) == (pipe, timestep, 0)
         assert (pipe.num_timesteps, pipe.guidance_scale, pipe.do_classifier_free_guidance) == (STEPS, 4.0, True)
-        assert pipe.current_timestep == timestep
-        assert pipe.scheduler.begin_index == 0
         seen.append((step, float(timestep)))
         shown.append(tensors)
 
@@ -347,8 +281,7 @@ def test_callbacks_see_every_step(pipe: Any) -> None:
     pipe.set_progress_bar_config(disable=True)
     assert set(re.findall(r"\d+/\d+", bar.getvalue())) == {f"{step}/{STEPS}" for step in range(STEPS + 1)}
     sigmas = reference.sigmas(24, STEPS)
-    assert [step for step, _ in seen] == list(range(STEPS))
-    assert [timestep for _, timestep in seen] == pytest.approx([1000 * sigma for sigma in sigmas[:-1]], rel=1e-6)
+    assert seen == [(step, pytest.approx(1000 * sigma, rel=1e-6)) for step, sigma in enumerate(sigmas[:-1])]
     run = Reference(pipe, *branches(whole), 4.0)
     for step, tensors in enumerate(shown):
         assert list(tensors) == names
@@ -361,7 +294,7 @@ def test_callbacks_see_every_step(pipe: Any) -> None:
 
 def test_a_run_that_fails_leaves_no_timestep_to_the_next(pipe: Any) -> None:
     with pytest.raises(InterruptedError):
-        draw(pipe, callback_on_step_end=fail_with(InterruptedError()))
+        draw(pipe, callback_on_step_end=pipelines.fail_with(InterruptedError()))
     assert pipe.current_timestep == 1000
     with pytest.raises(ValueError, match="no prompts"):
         draw(pipe, [])

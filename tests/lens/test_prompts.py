@@ -25,18 +25,7 @@ from converter.synthesis.tokenizer import build_tokenizer
 from tests.conftest import snapshot
 from tests.lens import reference
 from tests.lens.models import calls_of
-from tests.lens.prompts import (
-    DAY,
-    LAYERS,
-    MAXIMUM,
-    MXFP4,
-    PREFIX,
-    SUFFIX,
-    conversation,
-    notices,
-    pack_experts,
-    stop_the_clock,
-)
+from tests.lens.prompts import DAY, LAYERS, MXFP4, PREFIX, SUFFIX, conversation, notices, pack_experts, stop_the_clock
 
 DAYS = [DAY, date(1999, 12, 31), date(2000, 1, 1), date(2024, 2, 29), date(999, 9, 9), date(9999, 10, 10)]
 #: The text encoder of microsoft/Lens, which is openai/gpt-oss-20b.
@@ -110,12 +99,12 @@ def echo(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[torch.Te
 
 @pytest.mark.parametrize(
     ("maximum", "length"),
-    [*((MAXIMUM, length) for length in (0, 3, 393, 394, 415, 416, 600)), (1, 3), (PREFIX, 3), (PREFIX + 1, 3)],
+    [*((512, length) for length in (0, 3, 393, 394, 415, 416, 600)), (1, 3), (PREFIX, 3), (PREFIX + 1, 3)],
 )
 def test_the_prefix_is_dropped_and_512_tokens_are_kept(tokenizer: Any, maximum: int, length: int) -> None:
     """The suffix goes first, and then the end of the prompt."""
     prompts = [("zyxw" * 150)[:length], "z"]
-    options = {} if maximum == MAXIMUM else {"maximum": maximum}
+    options = {} if maximum == 512 else {"maximum": maximum}
     features = encode_prompts(tokenizer, echo, prompts, day=DAY, **options)
     kept = [tokenizer.encode(conversation(prompt, DAY))[PREFIX:maximum] for prompt in prompts]
     assert [len(ids) for ids in kept] == [min(max(maximum - PREFIX, 0), size + SUFFIX) for size in (length, 1)]
@@ -133,8 +122,7 @@ def test_padding_is_the_tokenizers_own_if_it_has_one() -> None:
         _, mask = tokenize_prompts(tokenizer, ["a", "a cube of ice"])
         assert tokenizer.pad_token == used
         # It goes to the right whatever the tokenizer's own side is.
-        assert mask[:, 0].tolist() == [1, 1]
-        assert mask[:, -1].tolist() == [0, 1]
+        assert mask[:, [0, -1]].tolist() == [[1, 0], [1, 1]]
 
 
 @pytest.mark.parametrize("day", DAYS, ids=str)
@@ -160,9 +148,8 @@ def test_prefix_and_suffix_have_their_lengths_whatever_stands_between_them(
     assert ids.dtype == mask.dtype == torch.int64
     row = ids[0].tolist()
     before, behind = conversation("\0", day).split("\0")
-    assert tokenizer.decode(row[:PREFIX]) == before
-    assert tokenizer.decode(row[PREFIX:-SUFFIX]) == prompt
-    assert tokenizer.decode(row[-SUFFIX:]) == behind
+    parts = row[:PREFIX], row[PREFIX:-SUFFIX], row[-SUFFIX:]
+    assert [*map(tokenizer.decode, parts)] == [before, prompt, behind]
     assert mask.all()
 
 
@@ -180,10 +167,7 @@ def test_the_tokenizer_has_bytes_words_of_the_format_and_marks(tokenizer: Any) -
 def test_the_tokenizer_is_the_same_when_it_was_saved(tokenizer: Any, tiny_repo: Path) -> None:
     loaded = AutoTokenizer.from_pretrained(tiny_repo / "tokenizer")
     prompts = ["a red cube", "Äpfel 🧊 123456", "x" * 600]
-    for ours, theirs in zip(
-        tokenize_prompts(tokenizer, prompts, day=DAY), tokenize_prompts(loaded, prompts, day=DAY), strict=True
-    ):
-        assert torch.equal(ours, theirs)
+    assert all(map(torch.equal, *(tokenize_prompts(which, prompts, day=DAY) for which in (tokenizer, loaded))))
 
 
 def test_features_are_repeated_padded_blanked_and_moved(tokenizer: Any) -> None:
@@ -334,7 +318,6 @@ def test_unpacked_experts_are_found_again_when_they_were_saved(packed: Packed, t
     folder, dense = packed
     LensGptOssEncoder.from_pretrained(folder).save_pretrained(tmp_path)
     loaded, found = LensGptOssEncoder.from_pretrained(tmp_path, output_loading_info=True)
-    assert not found["missing_keys"]
-    assert not found["unexpected_keys"]
+    assert [*found["missing_keys"], *found["unexpected_keys"]] == []
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor.bfloat16(), dense[name]), name

@@ -32,10 +32,8 @@ SCHEDULES: list[tuple[int, int, float, list[float], list[float]]] = [
 
 
 def test_sizes_are_those_of_the_reference() -> None:
-    assert {
-        aspect: {base: resolution(base, aspect) for base in RESOLUTIONS} for aspect in ASPECT_RATIOS
-    } == reference.BUCKETS
-    assert tuple(ASPECT_RATIOS) == tuple(reference.BUCKETS)
+    found = {aspect: {base: resolution(base, aspect) for base in RESOLUTIONS} for aspect in ASPECT_RATIOS}
+    assert (found, [*found]) == (reference.BUCKETS, [*reference.BUCKETS])
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +90,8 @@ def test_guidance_computes_in_its_own_dtype(dtype: torch.dtype) -> None:
     expected = reference.guided(conditional, unconditional, 4.0)
     torch.testing.assert_close(found, expected, rtol=2 * torch.finfo(dtype).eps, atol=0)
     zero, other = torch.zeros(1, 2, 4, dtype=dtype), torch.ones(1, 2, 4, dtype=dtype)
-    for conditional, unconditional, scale in (
-        (zero, zero, 4.0),
-        (zero, other, 4.0),
-        (other, zero, 0.0),
-        (other, 2 * other, 2.0),
-    ):
-        assert torch.equal(sampling.guide(conditional, unconditional, scale), zero)
+    for arguments in ((zero, zero, 4.0), (zero, other, 4.0), (other, zero, 0.0), (other, 2 * other, 2.0)):
+        assert torch.equal(sampling.guide(*arguments), zero)
 
 
 @pytest.mark.parametrize("latents", [None, noise()])
@@ -113,7 +106,6 @@ def test_latents_are_denormalized_and_then_unpatched(dtype: torch.dtype) -> None
     variance[0] = 0
     latents = sampling.unpack_latents(noise(2), *GRID).to(dtype)
     found = sampling.unpatchify(sampling.denormalize(latents, mean, variance, 1e-4))
-    assert found.dtype == dtype
-    assert found.shape == (2, 32, 8, 12)
+    assert (found.dtype, found.shape) == (dtype, (2, 32, 8, 12))
     expected = reference.decode_latents(noise(2), *GRID, mean, variance, 1e-4)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)

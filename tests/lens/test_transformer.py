@@ -24,8 +24,6 @@ from tests.lens import reference as lens_reference
 from tests.lens.models import TOLERANCE, Inputs, as_arguments, calls_of, distance, golden, reference, run
 from tests.lens.reference import GOLDEN_CONFIG, golden_inputs, transformer_forward
 
-CONFIG = LensConfig.from_dict(GOLDEN_CONFIG)
-
 
 @pytest.mark.parametrize(
     ("factors", "of_features"),
@@ -156,8 +154,7 @@ def test_a_cast_leaves_positions_alone() -> None:
     inputs["hidden_states"] = inputs["hidden_states"].to(torch.bfloat16)
     inputs["encoder_hidden_states"] = [feature.to(torch.bfloat16) for feature in inputs["encoder_hidden_states"]]
     output = run(model.to(torch.bfloat16), inputs)
-    assert output.dtype == torch.bfloat16
-    assert len(seen) == 6
+    assert (output.dtype, len(seen)) == (torch.bfloat16, 6)
     assert all(rotary.dtype == torch.float32 and torch.equal(rotary, seen[0]) for rotary in seen)
     # As near to float32 as the plain formulas are in bfloat16.
     exact = reference(golden().state_dict())
@@ -168,7 +165,8 @@ def test_a_cast_leaves_positions_alone() -> None:
 def test_nothing_but_the_parameters_of_a_checkpoint_is_stored() -> None:
     """No buffers, nor anything that is hidden from a cast or a move as a plain attribute."""
     model = golden()
-    assert model.state_dict().keys() == dict(model.named_parameters()).keys() == dict(lens_tensors(CONFIG)).keys()
+    expected = dict(lens_tensors(LensConfig.from_dict(GOLDEN_CONFIG))).keys()
+    assert model.state_dict().keys() == dict(model.named_parameters()).keys() == expected
     assert list(model.buffers()) == []
     assert not any(isinstance(value, torch.Tensor) for module in model.modules() for value in vars(module).values())
 
@@ -202,8 +200,7 @@ def test_the_real_model_on_the_meta_device() -> None:
 def test_saved_and_loaded(tmp_path: Path) -> None:
     golden().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
-    assert config["_class_name"] == "LensTransformer2DModel"
-    assert {key: config[key] for key in GOLDEN_CONFIG} == GOLDEN_CONFIG
+    assert config == {**config, "_class_name": "LensTransformer2DModel", **GOLDEN_CONFIG}
     loaded, information = LensTransformer2DModel.from_pretrained(tmp_path, output_loading_info=True)
     assert information["missing_keys"] == information["unexpected_keys"] == []
     assert torch.equal(run(loaded), run(golden()))
@@ -234,9 +231,7 @@ def test_both_kinds_of_result() -> None:
     others = {**arguments, SHAPE: [[1, 3, 5]] * 2, FEATURES: tuple(arguments[FEATURES])}
     with torch.no_grad():
         default, plain = model(**arguments), model(**others, return_dict=False)
-    assert isinstance(default, Transformer2DModelOutput)
-    assert isinstance(plain, tuple)
-    assert len(plain) == 1
+    assert (type(default), type(plain), len(plain)) == (Transformer2DModelOutput, tuple, 1)
     assert torch.equal(default.sample, plain[0])
 
 
