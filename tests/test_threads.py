@@ -7,11 +7,12 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 
+from converter.conversion.execution.budget import MemoryBudget
 from converter.threads import HeldSignals, run_in_threads, wait_for
 from tests.conftest import run_python, time_limit
 
@@ -41,6 +42,27 @@ def test_a_failure_stops_the_rest() -> None:
     with time_limit(), pytest.raises(ValueError, match="3"):
         run_in_threads(work, range(100), workers=3, name="t", refresh=lambda: None, stop=called_off.set)
     assert len(begun) < 100
+
+
+def test_no_more_bytes_are_shared_out_than_there_are() -> None:
+    budget, entered, held = MemoryBudget(10), threading.Event(), threading.Event()
+
+    def take(size: int) -> None:
+        with budget.share(size):
+            entered.set()
+            assert held.wait(60)
+
+    for sizes, fits in (((6, 4), True), ((6, 5), False), ((3, 3, 5), False), ((10, 1), False), ((1, 99), False)):
+        with time_limit(), ThreadPoolExecutor(3) as pool:
+            futures = []
+            for size in sizes:
+                entered.clear()
+                futures.append(pool.submit(take, size))
+                came = entered.wait(5 if fits or size is not sizes[-1] else 0.05)
+            assert came == fits, sizes
+            held.set()
+            assert [future.result(60) for future in futures] == [None] * len(sizes)
+            held.clear()
 
 
 def test_signals_are_held_back_and_handed_on() -> None:
@@ -119,6 +141,7 @@ def test_ctrl_c_ends_the_work() -> None:
 
 HAMMERED = """
 import signal, threading, time
+from converter.conversion.execution.budget import MemoryBudget
 from converter.threads import run_in_threads
 
 def stopped(*_):
