@@ -142,7 +142,7 @@ def test_what_is_said_at_the_end() -> None:
         rehearsal = Rehearsal("a/b", {"private": False}, (Step("load", 2.25, "so", code),), folder, image)
         return [str(part) for part in _render_rehearsal(rehearsal)]
 
-    lack = "Rehearsed up to the step load: this machine lacks memory, disk, a device or a package for it; see above."
+    lack = "Not rehearsed: the step load and later. This machine lacks memory, disk, a device or a package; see above."
     assert said(3) == ["  FAIL  load, 2.2 s: so", lack]
     assert said(4) == ["  FAIL  load, 2.2 s: so", "Do not publish this yet: load failed."]
     kept = ["To look at it: lensconv hub serve --folder /kept/hub", "The image: /kept/image.png"]

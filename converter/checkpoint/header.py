@@ -218,7 +218,7 @@ def _parse_entry(name: str, value: Any, file: Path) -> TensorEntry:
         raise fail("its entry must have dtype, shape and data_offsets, and nothing else")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        raise fail(f"its dtype {dtype} is not one of the format's")
+        raise fail(f"its dtype {dtype} is not a dtype of safetensors")
     if not _is_list_of_sizes(shape) or len(shape) > MAXIMUM_DIMENSIONS:
         raise fail(f"its shape must be a list of at most {MAXIMUM_DIMENSIONS} sizes, none negative")
     if not _is_list_of_sizes(offsets) or len(offsets) != 2:

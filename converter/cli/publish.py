@@ -104,8 +104,8 @@ def _render_rehearsal(rehearsal: Rehearsal) -> list[RenderableType]:
     ]
     failed = rehearsal.steps[-1].name
     if rehearsal.exit_code == ResourceError.exit_code:
-        lack = "this machine lacks memory, disk, a device or a package for it; see above."
-        parts.append(Text(f"Rehearsed up to the step {failed}: {lack}", style="bold red"))
+        lack = "This machine lacks memory, disk, a device or a package; see above."
+        parts.append(Text(f"Not rehearsed: the step {failed} and later. {lack}", style="bold red"))
     elif rehearsal.exit_code:
         parts.append(Text(f"Do not publish this yet: {failed} failed.", style="bold red"))
     else:

@@ -73,7 +73,8 @@ def command(
 
     Without options, only headers and small files are read. The exit code is 1 if a check fails. CHECKPOINT is a
     component folder, a pipeline repo, one .safetensors file, or hf://OWNER/NAME[@REVISION]. A repo on the Hub is not
-    downloaded: headers and small files are read, and all other files are checked by the checksums that the Hub records.
+    downloaded: headers and small files are read, and the files that its manifest lists are compared with the Hub's
+    records, by sha256 where the Hub has it and otherwise by size.
     """
     from converter.verification.verify import verify
 

@@ -199,7 +199,10 @@ def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
         dtypes = " and ".join(sorted(narrow))
         notes.append(f"the source contains rounded weights ({dtypes}); convert the F32 original if you have it")
     if recipe.is_data_dependent:
-        notes.append("SDNQ chooses dtypes by the weights (use_dynamic_quantization); the output may be larger")
+        notes.append(
+            "SDNQ chooses each dtype after it has read the weight (use_dynamic_quantization); "
+            "the output may be larger than planned"
+        )
     if recipe.is_random:
         notes.append(f"SDNQ uses random numbers for this recipe; their seed is {recipe.seed}")
     if recipe.depends_on_threads:

@@ -46,7 +46,7 @@ _STATUSES: dict[int, tuple[str, str]] = {
     408: ("the request took too long", LATER_HINT),
     409: (
         "the Hub reports a conflict",
-        "If another program is changing the repo, try again later; otherwise delete or rename what has this name.",
+        "If another program is changing the repo, try again later; otherwise delete or rename what exists already.",
     ),
     412: ("the repo has changed in the meantime", "Check what has changed, then run the command again."),
     413: ("a file is too large for the Hub", "Convert again with a smaller --max-shard-size, such as 2GB."),
@@ -61,7 +61,7 @@ _CLASSES: dict[str, tuple[str, str]] = {
     ),
     "RepositoryNotFoundError": ("the model does not exist, or is private", ACCESS_HINT),
     "RevisionNotFoundError": ("the repo has no such revision", "Name a branch, a tag or a commit of it."),
-    "EntryNotFoundError": ("the repo has no such file", "Name a revision that has it."),
+    "EntryNotFoundError": ("the repo has no such file", "Give a revision that has it."),
     "DisabledRepoError": ("the repo has been disabled", "Its page says why."),
     "OfflineModeIsEnabled": ("HF_HUB_OFFLINE forbids requests to the Hub", "Unset HF_HUB_OFFLINE."),
     "LocalEntryNotFoundError": ("the Hub cannot be reached, and the file is not in the cache", NETWORK_HINT),

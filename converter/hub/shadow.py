@@ -72,7 +72,7 @@ class Shadow:
         for path in paths:
             if files[path].bytes > MAXIMUM_SMALL_BYTES:
                 reason = f"has {files[path].bytes} bytes; lensconv reads files of this kind up to {MAXIMUM_SMALL_BYTES}"
-                raise HubError(f"{self.repo.where(path)}: {reason}", "Check the repo.")
+                raise HubError(f"{self.repo.where(path)}: {reason}", "Compare the file with the original.")
         missing = [path for path in paths if path not in self.contents]
         for path, content in zip(missing, self.at_once(self.repo.read, missing), strict=True):
             self.contents[path] = content

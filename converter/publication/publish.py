@@ -34,6 +34,7 @@ from converter.verification.report import first_few
 TRUSTED_BYTES = 1 << 30
 #: Names that git accepts for branches and tags; what git forbids only at some positions is checked separately.
 _REF_NAME = re.compile(r"(?!.*(\.\.|//|/\.|\.lock(/|$)))[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,98}[A-Za-z0-9])?")
+_REF_HINT = "Use up to 100 of A-Z, a-z, 0-9 and . _ - /, without '..' and '.lock', with a letter or digit at both ends."
 #: Characters of a commit's title that the Hub accepts.
 _TITLE_LENGTH = 200
 #: Seconds to wait for an answer; the Hub's own gateways give up after one minute.
@@ -71,8 +72,12 @@ def publish(
 
 
 def _check_request(repository: str, options: PublishOptions) -> None:
-    if parse_address(f"hf://{repository}").revision is not None:
-        raise UsageError(f"{repository}: is not a repository name", "Write OWNER/NAME, and use --revision BRANCH.")
+    try:
+        is_name = parse_address(f"hf://{repository}").revision is None
+    except UsageError:
+        is_name = False
+    if not is_name:
+        raise UsageError(f"{repository}: is not a repository name", "Write OWNER/NAME; --revision gives a branch.")
     if options.create_pr and (options.tag or options.revision != MAIN):
         raise UsageError(
             "--create-pr cannot be combined with --tag or --revision",
@@ -80,8 +85,10 @@ def _check_request(repository: str, options: PublishOptions) -> None:
         )
     for option, name in (("--revision", options.revision), ("--tag", options.tag)):
         if name is not None and not _REF_NAME.fullmatch(name):
-            raise UsageError(f"{option} {name}: git refuses this name", "Use letters, digits, '.', '-' and '_'.")
-    if options.tag is not None and (options.tag in (MAIN, options.revision) or options.tag.startswith("refs/")):
+            raise UsageError(f"{option} {name}: cannot be used as a name", _REF_HINT)
+    if options.tag is not None and options.tag.startswith("refs/"):
+        raise UsageError(f"--tag {options.tag}: must not begin with refs/", "Choose another name, such as v1.")
+    if options.tag in (MAIN, options.revision):
         raise UsageError(f"--tag {options.tag}: a branch has this name", "Choose another name, such as v1.")
     if not options.message.strip() or "\n" in options.message or len(options.message) > _TITLE_LENGTH:
         raise UsageError(f"--message is not one line of up to {_TITLE_LENGTH} characters")
@@ -178,7 +185,8 @@ class _Publication:
         revision = f"refs/pr/{self.pull_request}"
         head = self.session.refs().head(revision)
         if head is None:
-            raise self.session.error(f"pull request {self.pull_request} has no commit", "Look at its page.")
+            hint = "Close it on its page, then publish again."
+            raise self.session.error(f"pull request {self.pull_request} has no commit", hint)
         return Target(revision, head)
 
     def _difference(self, target: Target) -> Difference:

@@ -75,7 +75,7 @@ def _check_kept(audit: Audit) -> Check:
         )
         # All numbers of Lens are floats; other classes have buffers of integers.
         if is_code or (is_lens and entry.dtype not in WEIGHT_DTYPES):
-            problems.append(f"{name} is {entry.dtype}, but has no scale")
+            problems.append(f"{name} is {entry.dtype}, but {'has no scale' if is_code else 'should be a float'}")
     dtypes = Counter(entry.dtype for entry in audit.kept.values())
     listed = ", ".join(f"{count} in {dtype}" for dtype, count in dtypes.most_common()) or "none"
     return list_problems("kept tensors", problems, listed)

@@ -74,7 +74,7 @@ for _component in ("../x", "..", ".", "/etc", "..\\x", "x\0", ""):
     _message = [_INDEX, "is not the name of a folder in the repo"]
     _add_pipeline_case(f"component-{_component!r}", "MalformedCheckpoint", _component, None, _message)
 for _component in ("sdnq_quantization_summary.json", "lensconv_manifest.json", _INDEX):
-    _message = [_INDEX, f"names a component {_component}"]
+    _message = [_INDEX, f"names a component like a file that lensconv writes: {_component}"]
     _add_pipeline_case(f"component-{_component}", "MalformedCheckpoint", _component, None, _message)
 _MISSING = "no such folder, though model_index.json"
 _LINK = ", outside of"

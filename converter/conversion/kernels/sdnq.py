@@ -127,7 +127,7 @@ def _blaming(options: Mapping[str, Any], device: torch.device) -> Iterator[None]
             raise MemoryLimitError(reason, "Free some memory, or use another device.") from error
         raise UnsupportedCheckpoint(
             f"{where}: SDNQ cannot quantize it with this recipe: {str(error) or repr(error)}",
-            "Keep this module, or choose another dtype or other options.",
+            "Keep this module (--set 'NAME=keep'), or choose another dtype or other options.",
         ) from error
 
 

@@ -232,7 +232,7 @@ def _run(model: nn.Module, modules: Sequence[NamedModule], config: Any) -> dict[
     except QUANTIZING_ERRORS as error:
         raise UnsupportedCheckpoint(
             f"SDNQ cannot quantize {type(model).__name__} with this recipe: {str(error) or repr(error)}",
-            "Keep the modules whose sizes do not fit, or choose another dtype or group size.",
+            "Keep the modules that cause this (--set 'NAME=keep'), or choose another dtype or group size.",
         ) from error
     current = dict(model.named_modules())
     return {named.path: current[named.path] for named in modules if hasattr(current[named.path], "sdnq_dequantizer")}

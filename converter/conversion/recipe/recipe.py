@@ -260,7 +260,7 @@ def _no_match(recipe: Recipe, rule: Rule, modules: Sequence[str], names: set[str
     return RecipeError(
         where,
         "matches nothing in the model",
-        f"Similar names: {', '.join(near)}." if near else "Compare it with the names in the header.",
+        f"Similar names: {', '.join(near)}." if near else "`lensconv plan SOURCE --json` lists the names.",
     )
 
 

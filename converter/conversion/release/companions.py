@@ -62,7 +62,8 @@ def find_companions(checkpoint: Checkpoint, output: Path) -> list[Companion]:
         found.append((pipeline / PIPELINE_INDEX, PIPELINE_INDEX))
         for component in pipeline_components(pipeline):
             if component in (SUMMARY_NAME, MANIFEST_NAME, PIPELINE_INDEX):
-                raise MalformedCheckpoint(pipeline / PIPELINE_INDEX, f"names a component {component}")
+                reason = f"names a component like a file that lensconv writes: {component}"
+                raise MalformedCheckpoint(pipeline / PIPELINE_INDEX, reason, "Rename the component.")
             if component != checkpoint.component:
                 files = _component_files(pipeline / component)
                 found += [(file, file.relative_to(pipeline).as_posix()) for file in files]

@@ -78,7 +78,7 @@ def compare_weights(subjects: Mapping[str, Subject], reporter: Reporter) -> dict
         return None
     for check in report.checks:
         if not check.ok:
-            reporter.note(f"weights: {check.title}: {check.detail}")
+            reporter.note(f"weights: the check '{check.title}' failed: {check.detail}")
     return {
         "schema": "lensconv.weights/1",
         "sources": {name: subject.source() for name, subject in subjects.items()},

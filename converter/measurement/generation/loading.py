@@ -97,7 +97,7 @@ def load_pipeline(
     with blaming(repo.folder / "scheduler"):
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(repo.folder / "scheduler")
         if not scheduler.config.use_dynamic_shifting:
-            raise ValueError("use_dynamic_shifting is false, which Lens needs")
+            raise ValueError("use_dynamic_shifting is false, but Lens needs true")
     pipeline = LensPipeline(scheduler, vae, text_encoder, tokenizer, transformer)
     pipeline.set_progress_bar_config(disable=True)
     with blaming(repo.folder):
@@ -141,7 +141,7 @@ def blaming(part: Path) -> Iterator[None]:
         text = str(error) or repr(error)
         if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _NO_MEMORY):
             raise MemoryLimitError(f"there is not enough memory: {text}", LESS_MEMORY) from error
-        hint = "Compare it with the repo that it was made from."
+        hint = "Compare it with the repo that it was made from, or download it again."
         raise UnsupportedCheckpoint(f"{part}: cannot be used: {text}", hint) from error
 
 

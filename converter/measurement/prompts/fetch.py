@@ -48,7 +48,9 @@ def _download(address: HubAddress) -> Path:
         with quiet_hub():
             return Path(hf_hub_download(address.repo_id, CARD_NAME, revision=address.revision))
     except errors.RemoteEntryNotFoundError as error:
-        raise HubError(f"{address}: the repo has no {CARD_NAME}", "Name a revision that has one.") from error
+        raise HubError(
+            f"{address}: the repo has no {CARD_NAME}", "Give a revision that has one: hf://OWNER/NAME@REVISION."
+        ) from error
     except client_errors() as error:
         if isinstance(error.__cause__, errors.OfflineModeIsEnabled):
             raise HubError(
