@@ -464,13 +464,15 @@ def test_a_preview_holds_the_pictures_of_the_release(release: Path, tmp_path: Pa
     (release / "a b.png").write_bytes(b"picture")
     (release / "link.png").symlink_to(tmp_path / "outside.png")
     (tmp_path / "outside.png").write_bytes(b"outside")
-    with (release / "large.png").open("wb") as stream:
-        stream.truncate(20_000_001)
-    paths = ("a%20b.png", "missing.png", "model_index.json", "../outside.png", "link.png", "large.png")
+    for name, size in (("fits.png", 20_000_000), ("large.png", 20_000_001)):
+        with (release / name).open("wb") as stream:
+            stream.truncate(size)
+    paths = ("a%20b.png", "missing.png", "model_index.json", "../outside.png", "link.png", "large.png", "fits.png")
     (release / "README.md").write_text(" ".join(f"![a]({path})" for path in paths))
     write_preview(release, tmp_path / "page.html")
     shown = re.findall('src="([^"]*)"', (tmp_path / "page.html").read_text())
-    assert shown == ["data:image/png;base64,cGljdHVyZQ==", *paths[1:]]
+    assert shown.pop() == f"data:image/png;base64,{'A' * 26_666_667}="
+    assert shown == ["data:image/png;base64,cGljdHVyZQ==", *paths[1:-1]]
 
 
 def test_all_that_a_template_may_use_and_how_it_fails(tmp_path: Path) -> None:

@@ -332,9 +332,12 @@ def test_source_and_output_may_be_pipelines_or_not(
     # Of several components of the class, that of the folder's name is meant; without one, the denoiser.
     for name in ("vae", "unet"):
         shutil.copytree(lens_source, source / name)
-    replace(WEIGHT, lambda t: t * 1.5)(source / "vae", load_file(lens_source / WEIGHTS))
+        replace(WEIGHT, lambda t: t * 1.5)(source / name, load_file(lens_source / WEIGHTS))
     monkeypatch.chdir(output / "dit")
-    reports += [verify(folder, against=source) for folder in (output / "dit", Path(), lens_output)]
+    reports += [verify(folder, against=source) for folder in (output / "dit", Path())]
+    assert not verify(lens_output, against=source).ok
+    shutil.copy(lens_source / WEIGHTS, source / "unet")
+    reports.append(verify(lens_output, against=source))
     assert [failed(report) for report in reports if not report.ok] == []
 
 
