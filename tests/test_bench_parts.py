@@ -434,7 +434,7 @@ def test_reasons_do_not_tell_where_folders_lie(suite: Path, tiny_repo: Path, rel
 
 
 def test_what_a_worker_refuses(tiny_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changed weights, what is no number, and to load what does not fit, of which everything counts."""
+    """The weights have changed, a figure is not a number, or the components together do not fit into memory."""
     repo = editable(tiny_repo, tmp_path)
     states = file_states([repo / FILE])
     change_tensors(repo / FILE, lambda tensors: tensors["proj_out.bias"].fill_(torch.nan))

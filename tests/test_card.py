@@ -321,7 +321,7 @@ def test_what_a_card_says_of_times_alone(release: Path, published: Path) -> None
 
 
 def test_what_cannot_be_seen_is_written_out() -> None:
-    """Both ends of each range, and what is no character; joiners, which many languages need, stay."""
+    """Both ends of each range of characters, and surrogates; joiners, which many languages need, stay."""
     signs = "\0\x9f\ud800\u0378\xad\u061c\u180e\u200b\u200e\u200f\u202a\u202e\u2060\u2064\u2066\u206f"
     signs += "\ufeff\ufff9\ufffb\U000e0000\U000e007f"
     assert visible(f"\u200c{signs}\u200d") == "\u200c" + ascii(signs)[1:-1] + "\u200d"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 import ssl
 import warnings
@@ -12,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+from hypothesis import given
+from hypothesis import strategies as st
 
 from converter.errors import HubError, LensconvError, UsageError
-from converter.hub.addresses import is_address, parse_address
+from converter.hub.addresses import is_address, is_repo_id, parse_address
 from converter.hub.client import quiet_hub
 from converter.hub.failures import hub_failure, redact
 from converter.hub.retry import Retry, is_transient, wait_seconds
@@ -42,6 +47,18 @@ def test_addresses() -> None:
         return [address.repo_id, address.revision]
 
     check_cases("hub_addresses.jsonl", outcome)
+
+
+@given(st.from_regex(r"[a_.-]{0,4}/?([ab_.é-]{0,5}|b{95,97})(\.git)?", fullmatch=True))
+def test_names_of_repos_are_those_that_the_client_takes(name: str) -> None:
+    """But the Hub has no owner whose name begins with an underscore."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        taken = False
+    else:
+        taken = not re.match("_[^/]*/", name)
+    assert (is_repo_id(name, with_owner=False), is_repo_id(name)) == (taken, taken and "/" in name)
 
 
 def test_pages_are_not_shown() -> None:

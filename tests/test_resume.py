@@ -315,14 +315,14 @@ def test_a_synthesis_does_not_destroy_an_interrupted_conversion(
 def test_what_an_interrupted_run_reserved_is_not_needed_again(
     lens_source: Path, tmp_path: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = SimpleNamespace(f_bavail=0, f_frsize=1)
-    monkeypatch.setattr(os, "statvfs", lambda _: room)
+    disk = SimpleNamespace(f_bavail=0, f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
 
     def refused(free: int) -> str:
-        room.f_bavail = free
+        disk.f_bavail = free
         with pytest.raises(DiskError) as caught:
             convert(lens_source, tmp_path / "out")
-        room.f_bavail += 1
+        disk.f_bavail += 1
         return caught.value.message.partition(": ")[2]
 
     needed = int(refused(0).split()[0])

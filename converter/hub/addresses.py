@@ -9,9 +9,9 @@ from converter.errors import UsageError
 
 SCHEME = "hf://"
 
-# What huggingface_hub.utils.validate_repo_id allows, for names with an owner.
-_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-_ADDRESS = re.compile(rf"hf://(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]{{0,254}}))?")
+#: OWNER/NAME by the rules of huggingface_hub.utils.validate_repo_id, with owners as the Hub names them.
+_REPO_ID = re.compile(r"([A-Za-z0-9](?:[\w.-]{0,94}\w)?/)?\w(?:[\w.-]{0,94}\w)?(?<!\.git)", re.ASCII)
+_REVISION = re.compile(r"(?!.*(\.\.|//))[A-Za-z0-9][A-Za-z0-9._/-]{0,254}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,27 @@ class HubAddress:
         return f"{SCHEME}{self.repo_id}" + (f"@{self.revision}" if self.revision else "")
 
 
+def is_repo_id(text: str, *, with_owner: bool = True) -> bool:
+    """Whether the Hub could have a repo of that name.
+
+    Args:
+        text: the name.
+        with_owner: whether it must be OWNER/NAME; names without an owner are of old models.
+    """
+    match = _REPO_ID.fullmatch(text)
+    return match is not None and (match[1] is not None or not with_owner) and "--" not in text and ".." not in text
+
+
+def check_repo_id(text: str) -> None:
+    """Refuse what is not OWNER/NAME.
+
+    Raises:
+        UsageError: it is something else, such as an address.
+    """
+    if not is_repo_id(text):
+        raise UsageError(f"{text}: is not a repository name", "Write OWNER/NAME; --revision gives a branch.")
+
+
 def is_address(text: str) -> bool:
     """Whether a text is meant as an address on the Hub, even if it is malformed."""
     return text.lower().startswith(SCHEME)
@@ -39,14 +60,9 @@ def parse_address(text: str) -> HubAddress:
     Raises:
         UsageError: it is malformed.
     """
-    match = _ADDRESS.fullmatch(text)
-    if (
-        match is None
-        or any(double in text[len(SCHEME) :] for double in ("..", "//"))
-        or "--" in match["repo"]
-        or match["repo"].endswith(".git")
-    ):
+    repo_id, at, revision = text.removeprefix(SCHEME).partition("@")
+    if not text.startswith(SCHEME) or not is_repo_id(repo_id) or (at and not _REVISION.fullmatch(revision)):
         raise UsageError(
             f"{text}: not the address of a model on the Hub", "Write hf://OWNER/NAME or hf://OWNER/NAME@REVISION."
         )
-    return HubAddress(match["repo"], match["revision"])
+    return HubAddress(repo_id, revision or None)

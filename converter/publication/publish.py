@@ -15,7 +15,7 @@ from pathlib import Path
 from converter.console import SILENT, Reporter, readable_size
 from converter.conversion.release.manifest import CARD_NAME
 from converter.errors import HubError, MissingObject, UsageError
-from converter.hub.addresses import parse_address
+from converter.hub.addresses import check_repo_id
 from converter.hub.client import bounded_hub, quiet_hub
 from converter.hub.failures import LATER_HINT, XET_HINT
 from converter.hub.retry import Retry
@@ -72,12 +72,7 @@ def publish(
 
 
 def _check_request(repository: str, options: PublishOptions) -> None:
-    try:
-        is_name = parse_address(f"hf://{repository}").revision is None
-    except UsageError:
-        is_name = False
-    if not is_name:
-        raise UsageError(f"{repository}: is not a repository name", "Write OWNER/NAME; --revision gives a branch.")
+    check_repo_id(repository)
     if options.create_pr and (options.tag or options.revision != MAIN):
         raise UsageError(
             "--create-pr cannot be combined with --tag or --revision",

@@ -18,7 +18,7 @@ from typing import Any
 from converter.checkpoint.writer import write_error
 from converter.console import SILENT, Reporter, readable_size
 from converter.errors import DiskError, UsageError
-from converter.hub.addresses import parse_address
+from converter.hub.addresses import check_repo_id
 from converter.publication.options import PublishOptions
 from converter.rehearsal.course import Course, Step
 from converter.rehearsal.process import running_hub
@@ -85,7 +85,8 @@ def rehearse(
         LensconvError: what publishing raises. If a later step fails, the result says so.
     """
     options = options or PublishOptions()
-    owner = parse_address(f"hf://{repository}").repo_id.partition("/")[0]
+    check_repo_id(repository)
+    owner = repository.partition("/")[0]
     if options.dry_run:
         raise UsageError("--rehearse and --dry-run cannot be combined", "A rehearsal changes only its own local Hub.")
     with _working_folder(root, keep) as work:

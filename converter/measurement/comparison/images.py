@@ -116,7 +116,7 @@ def _depth(path: Path) -> int:
     with path.open("rb") as stream:
         head = stream.read(_DEPTH_OFFSET + 1)
     if not head.startswith(b"IHDR", _HEAD_OFFSET):
-        raise SyntaxError("its first chunk is not the head")
+        raise ValueError("its first chunk is not IHDR")
     return head[_DEPTH_OFFSET]
 
 

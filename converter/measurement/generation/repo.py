@@ -6,7 +6,6 @@ only the known classes.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +129,7 @@ def _check_index(file: Path, index: dict[str, Any]) -> None:
         raise UnsupportedCheckpoint(f"{file}: is for {name}; lensconv generates images with {PIPELINE_CLASS_NAME}")
     for component, classes in COMPONENT_CLASSES.items():
         entry = index.get(component)
-        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else f"{json.dumps(entry):.80}"
+        found = entry[1] if isinstance(entry, list) and len(entry) == 2 else f"{entry!r:.80}"
         if found not in classes:
             raise UnsupportedCheckpoint(f"{file}: {component} is {found}, but must be {classes[0]}")
 
@@ -153,8 +152,7 @@ def _check_components(repo: PipelineRepo) -> None:
     layers = encoder.get("num_hidden_layers")
     needed = max(config.selected_layer_index) + 1
     if type(layers) is not int or layers < needed:
-        shown = f"{json.dumps(layers):.80}"
-        raise MalformedCheckpoint(where, f"num_hidden_layers is {shown}, the transformer needs {needed} or more")
+        raise MalformedCheckpoint(where, f"num_hidden_layers is {layers!r:.80}, the transformer needs {needed} or more")
     if repo.quantization is None:
         shapes, found = dict(lens_tensors(config)), repo.transformer.shapes
         for name in (*sorted(shapes.keys() ^ found.keys()), *shapes):

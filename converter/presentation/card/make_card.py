@@ -15,12 +15,13 @@ from typing import Any
 from converter.checkpoint.writer import folder_inside, replace_file
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, ReleaseFile, describe_file
 from converter.errors import MissingInput, ReleaseError, UsageError, reason_of
+from converter.hub.addresses import is_repo_id
 from converter.measurement.evidence.names import MATRIX_NAME, OFFLOAD_NAME, ORIGINAL
 from converter.presentation.card.additions import collect_additions
 from converter.presentation.card.context import SECTIONS, build_context, find_ablation, find_gallery, left_out
 from converter.presentation.card.environment import render_card
 from converter.presentation.card.evidence import CardEvidence, read_card_evidence
-from converter.presentation.card.metadata import CardMetadata, GalleryImage, check_metadata, is_repo_id
+from converter.presentation.card.metadata import CardMetadata, GalleryImage, check_metadata
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.pictures import find_pictures
 from converter.presentation.card.prompt_texts import find_prompt_texts

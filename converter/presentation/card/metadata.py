@@ -20,14 +20,12 @@ from urllib.parse import quote
 
 from converter.errors import printable
 from converter.front_matter import parse_front_matter
+from converter.hub.addresses import is_repo_id
 from converter.presentation.card.markdown import one_line
 
 if TYPE_CHECKING:
     import yaml
 
-#: OWNER/NAME, by the rules of huggingface_hub.utils.validate_repo_id; names without an owner are of old models.
-_REPO_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9_][\w.-]*", re.ASCII)
-_REPO_ID_LIMIT = 96
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 #: What an id of a license, a task or a language may look like.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,95}")
@@ -120,17 +118,6 @@ def _text(text: str) -> str:
     """One line, in quotes where YAML 1.2 would read a number and YAML 1.1, for which PyYAML writes, a text."""
     line = one_line(text)
     return _Quoted(line) if _LIKE_A_NUMBER.fullmatch(line) else line
-
-
-def is_repo_id(text: str, *, with_owner: bool = True) -> bool:
-    """Whether the Hub could have a repo of that name."""
-    return (
-        bool(_REPO_ID.fullmatch(text))
-        and (not with_owner or "/" in text)
-        and len(text) <= _REPO_ID_LIMIT
-        and not any(part in text for part in ("--", ".."))
-        and not text.endswith((".git", "-", "."))
-    )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CHARTS_FOLDER = "assets/charts"
 #: Names of the files of all charts, of this run and of earlier ones.
 _FILE_NAMES = re.compile(r"(footprint|time|memory|fidelity)-(light|dark)\.(svg|png)")
-#: Fields that would say when and with which version a file was made, left out; a PNG loses its own with its palette.
+#: Fields that matplotlib leaves out: when and with which version a file was made. A PNG loses them with its palette.
 _METADATA: dict[str, dict[str, str | None]] = {"svg": {"Date": None, "Creator": None}, "png": {}}
 
 
