@@ -47,6 +47,8 @@ def test_addresses() -> None:
         return [address.repo_id, address.revision]
 
     check_cases("hub_addresses.jsonl", outcome)
+    with pytest.raises(UsageError, match="a/b: not the address"):
+        parse_address("a/b")
 
 
 @given(st.from_regex(r"[a_.-]{0,4}/?([ab_.é-]{0,5}|b{95,97})(\.git)?", fullmatch=True))

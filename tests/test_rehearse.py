@@ -150,6 +150,9 @@ def test_what_is_said_at_the_end() -> None:
 
 
 def test_contradicting_options_are_refused(release: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="alice/tiny@main: is not a repository name"):
+        rehearse(release, "alice/tiny@main", keep=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
     with pytest.raises(UsageError, match="--dry-run"):
         rehearse(release, "alice/tiny", PublishOptions(dry_run=True))
     (tmp_path / "link").symlink_to(release)
