@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from converter.checkpoint.dtypes import RANK, tensor_bytes
 from converter.checkpoint.header import TensorEntry, encode_header
-from converter.checkpoint.source import INDEX_SUFFIX, WEIGHTS_SUFFIX
+from converter.checkpoint.weights import INDEX_SUFFIX, WEIGHTS_SUFFIX
 
 #: What ``save_pretrained`` writes into every file; the loaders of transformers insist on it.
 FILE_METADATA = {"format": "pt"}

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.files import read_bounded
 from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
-from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, UsageError, unreadable
+from converter.checkpoint.weights import WEIGHT_STEMS, WEIGHTS_SUFFIX, WeightNames, find_weights, variants_in
+from converter.errors import (
+    InputError,
+    MalformedCheckpoint,
+    MissingInput,
+    UnsupportedCheckpoint,
+    UsageError,
+    unreadable,
+)
 
-#: Stems of the weight files, as diffusers and transformers name them.
-WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
-WEIGHTS_SUFFIX = ".safetensors"
-INDEX_SUFFIX = ".safetensors.index.json"
 #: A folder with this file is a pipeline repo; the file names the classes of its components.
 PIPELINE_INDEX = "model_index.json"
 #: Components that denoise, in the order in which they are looked for in a pipeline repo.
@@ -53,7 +57,9 @@ class Checkpoint:
     config: dict[str, Any]
     """Content of ``config.json``; empty when there is none."""
     stem: str
-    """Name of the weight file without its suffix, or of all shards without their numbers."""
+    """Name of the weight file without its suffix and its variant, or of all shards without their numbers."""
+    variant: str = ""
+    """Variant of the weight files, such as ``fp16``; empty for the plain files."""
     component: str = ""
     """Name of the component's folder inside the pipeline repo; empty outside of one."""
     pipeline: Path | None = None
@@ -105,12 +111,13 @@ def count_bytes_by_dtype(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
     return dict(counter.most_common())
 
 
-def open_checkpoint(path: Path, *, component: str | None = None) -> Checkpoint:
+def open_checkpoint(path: Path, *, component: str | None = None, variant: str | None = None) -> Checkpoint:
     """Open a checkpoint to convert it: every disagreement between its files is an error.
 
     Args:
         path: a ``.safetensors`` file, a component folder or a pipeline repo.
         component: which folder of a pipeline repo; its denoiser by default.
+        variant: the variant of the weights to prefer to the plain files.
 
     Raises:
         MissingInput: a file is missing or cannot be read.
@@ -118,14 +125,16 @@ def open_checkpoint(path: Path, *, component: str | None = None) -> Checkpoint:
         UnsupportedCheckpoint: the checkpoint contains no safetensors weights.
         UsageError: the component does not exist.
     """
-    checkpoint = examine_checkpoint(path, component=component)
+    checkpoint = examine_checkpoint(path, component=component, variant=variant)
     if checkpoint.problems:
         raise checkpoint.problems[0]
     return checkpoint
 
 
-def examine_checkpoint(path: Path, *, component: str | None = None) -> Checkpoint:
+def examine_checkpoint(path: Path, *, component: str | None = None, variant: str | None = None) -> Checkpoint:
     """Open a checkpoint to check it: disagreements between its files are collected in ``problems``.
+
+    Args: those of ``open_checkpoint``.
 
     Raises: what ``open_checkpoint`` raises, except for those disagreements.
     """
@@ -133,11 +142,11 @@ def examine_checkpoint(path: Path, *, component: str | None = None) -> Checkpoin
         raise MissingInput(path, "no such file or folder", "Check the path.")
     if path.is_dir() and (path / PIPELINE_INDEX).is_file():
         name = _choose_component(path, component)
-        return _examine_folder(path / name, component=name, pipeline=path)
+        return _examine_folder(path / name, variant, component=name, pipeline=path)
     if component is not None:
         what = "is a file" if path.is_file() else f"has no {PIPELINE_INDEX}"
         raise UsageError(f"{path} {what}; only a pipeline repo has components")
-    return _examine_file(path) if path.is_file() else _examine_folder(path, component="", pipeline=None)
+    return _examine_file(path) if path.is_file() else _examine_folder(path, variant)
 
 
 def _choose_component(pipeline: Path, component: str | None) -> str:
@@ -226,56 +235,78 @@ def _examine_file(file: Path) -> Checkpoint:
     )
 
 
-def _examine_folder(folder: Path, *, component: str, pipeline: Path | None) -> Checkpoint:
+def weight_files(folder: Path, variant: str | None = None) -> list[str]:
+    """Names of a component's weight files, of which none need exist if an index lists them.
+
+    Raises:
+        MissingInput: there are none, or a file cannot be read.
+        MalformedCheckpoint: the config or the index breaks its format.
+        UnsupportedCheckpoint: there are only files that may contain pickles.
+    """
+    return _choose_weights(folder, _read_config(folder), variant)[1]
+
+
+def _choose_weights(
+    folder: Path, config: Mapping[str, Any], variant: str | None
+) -> tuple[WeightNames, list[str], dict[str, str]]:
+    """Choose the weights of a folder: their names, their files, and what the index maps."""
+    names = [file.name for file in list_folder(folder)]
+    # Each library looks only for its own stem; where there is no config, it is most likely diffusers.
+    stems = WEIGHT_STEMS[::-1] if "architectures" in config else WEIGHT_STEMS
+    found = find_weights(names, variant, stems)
+    if found is None:
+        raise _no_weights(folder, names)
+    weight_map = _read_weight_map(folder / found.index) if found.index else {}
+    return found, sorted(set(weight_map.values())) or [found.file], weight_map
+
+
+def _examine_folder(
+    folder: Path, variant: str | None, *, component: str = "", pipeline: Path | None = None
+) -> Checkpoint:
     config = _read_config(folder)
+    found, names, weight_map = _choose_weights(folder, config, variant)
     present = [file.name for file in list_folder(folder) if file.name.endswith(WEIGHTS_SUFFIX)]
-    stem = _find_stem(folder, present)
-    index = folder / (stem + INDEX_SUFFIX)
     problems: list[MalformedCheckpoint] = []
-    if index.is_file():
-        weight_map = _read_weight_map(index)
-        names = sorted(set(weight_map.values()))
-        if stem + WEIGHTS_SUFFIX in present and stem + WEIGHTS_SUFFIX not in names:
-            reason = f"contains both {stem + WEIGHTS_SUFFIX} and {index.name}; loaders disagree on which one counts"
-            problems.append(MalformedCheckpoint(folder, reason, "Delete the one that is out of date."))
-    else:
-        weight_map = None
-        names = [stem + WEIGHTS_SUFFIX]
+    if found.index and found.file in present and found.file not in names:
+        reason = f"contains both {found.file} and {found.index}; loaders disagree on which one counts"
+        problems.append(MalformedCheckpoint(folder, reason, "Delete the one that is out of date."))
     for name in names:
         if name not in present:
-            raise MissingInput(folder / name, f"no such file, though {index.name} names it", "Download it again.")
+            raise MissingInput(folder / name, f"no such file, though {found.index} names it", "Download it again.")
     headers = tuple(read_header(folder / name) for name in names)
     tensors, duplicates = _locate(headers)
     problems += duplicates
-    if weight_map is not None:
+    index = folder / found.index if found.index else None
+    if index:
         problems += _compare_index(index, weight_map, headers)
     return Checkpoint(
         folder=folder,
         headers=headers,
         tensors=tensors,
         config=config,
-        stem=stem,
+        stem=found.stem,
+        variant=found.variant,
         component=component,
         pipeline=pipeline,
-        index=index if weight_map is not None else None,
+        index=index,
         problems=tuple(problems),
         stray_files=tuple(folder / name for name in present if name not in names),
     )
 
 
-def _find_stem(folder: Path, present: list[str]) -> str:
-    """The stem of the folder's weights: a name that the loaders look for, or that of the only weight file."""
-    for stem in WEIGHT_STEMS:
-        if (folder / (stem + INDEX_SUFFIX)).is_file() or stem + WEIGHTS_SUFFIX in present:
-            return stem
-    if len(present) == 1:
-        return present[0].removesuffix(WEIGHTS_SUFFIX)
+def _no_weights(folder: Path, files: list[str]) -> InputError:
+    """The error for a folder in which no weights can be chosen."""
+    if variants := variants_in(files):
+        reason = f"contains only variants of the weights: {', '.join(variants)}"
+        return MissingInput(folder, reason, "Name one with --variant.")
+    present = [name for name in files if name.endswith(WEIGHTS_SUFFIX)]
     if present:
-        raise MissingInput(folder, f"contains {len(present)} safetensors files and no index", "Download the index too.")
-    pickles = [file for file in list_folder(folder) if file.suffix in PICKLE_SUFFIXES]
+        reason = f"contains {len(present)} safetensors files and no index"
+        return MissingInput(folder, reason, "Download the index too.")
+    pickles = [name for name in files if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
-        raise _pickle_error(pickles[0])
-    raise MissingInput(folder, "contains no safetensors weights", "Check the path.")
+        return _pickle_error(folder / pickles[0])
+    return MissingInput(folder, "contains no safetensors weights", "Check the path.")
 
 
 def _pickle_error(file: Path) -> UnsupportedCheckpoint:

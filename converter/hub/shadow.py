@@ -15,16 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from converter.checkpoint.header import PREFIX_BYTES, header_length
-from converter.checkpoint.source import (
-    DENOISERS,
-    INDEX_SUFFIX,
-    PICKLE_SUFFIXES,
-    PIPELINE_INDEX,
-    WEIGHT_STEMS,
-    WEIGHTS_SUFFIX,
-    pipeline_components,
-    read_json,
-)
+from converter.checkpoint.source import DENOISERS, PICKLE_SUFFIXES, PIPELINE_INDEX, pipeline_components, weight_files
+from converter.checkpoint.weights import INDEX_SUFFIX, WEIGHTS_SUFFIX, plain_name
 from converter.errors import HubError, InputError, LensconvError, UnsupportedCheckpoint, printable
 from converter.hub.addresses import HubAddress
 from converter.hub.client import quiet_hub
@@ -134,9 +126,13 @@ def fill(shadow: Shadow, component: str | None = None) -> None:
     names = [path.removeprefix(prefix) for path in files if path.startswith(prefix)]
     names = [name for name in names if "/" not in name]
     _refuse_gguf(shadow, prefix, names)
-    indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
+    indexes = [name for name in names if plain_name(name).endswith(INDEX_SUFFIX)]
     shadow.fetch([prefix + name for name in names if name in COMPONENT_NAMES or name in indexes])
-    weights = [prefix + name for name in _weight_names(shadow.folder / prefix, names)]
+    try:
+        weights = [prefix + name for name in weight_files(shadow.folder / prefix) if name in names]
+    except InputError:
+        # Opening the folder raises the reason.
+        return
     first = max(LEAST_FIRST_BYTES, FIRST_BYTES // max(len(weights), 1))
     shadow.at_once(lambda path: _write_header(shadow, path, first), weights)
 
@@ -171,24 +167,6 @@ def _refuse_gguf(shadow: Shadow, prefix: str, names: Sequence[str]) -> None:
         raise UnsupportedCheckpoint(
             f"{where}: contains GGUF; lensconv reads safetensors", "Use the repo that it was made from."
         )
-
-
-def _weight_names(folder: Path, names: Sequence[str]) -> list[str]:
-    """The weight files whose headers will be read, as ``examine_checkpoint`` finds them."""
-    present = [name for name in names if name.endswith(WEIGHTS_SUFFIX)]
-    stems = [stem for stem in WEIGHT_STEMS if stem + INDEX_SUFFIX in names or stem + WEIGHTS_SUFFIX in present]
-    if not stems:
-        stems = [name.removesuffix(WEIGHTS_SUFFIX) for name in present] if len(present) == 1 else []
-    if not stems:
-        return []
-    if stems[0] + INDEX_SUFFIX not in names:
-        return [stems[0] + WEIGHTS_SUFFIX]
-    try:
-        weight_map = read_json(folder / (stems[0] + INDEX_SUFFIX)).get("weight_map")
-    except InputError:
-        return []
-    named = {name for name in weight_map.values() if isinstance(name, str)} if isinstance(weight_map, dict) else set()
-    return [name for name in present if name in named]
 
 
 def _write_header(shadow: Shadow, path: str, first: int) -> None:

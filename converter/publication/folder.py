@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from converter.checkpoint.source import WEIGHTS_SUFFIX
+from converter.checkpoint.weights import WEIGHTS_SUFFIX
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, STATE_FOLDER, ReleaseFile
 from converter.errors import unreadable
 from converter.hub.records import MAXIMUM_FILES

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.checkpoint.header import read_header
-from converter.checkpoint.source import WEIGHTS_SUFFIX
+from converter.checkpoint.weights import WEIGHTS_SUFFIX
 from converter.console import SILENT, Reporter
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, Manifest, ReleaseFile, read_manifest
 from converter.errors import InputError, MissingInput, ReleaseError, unreadable

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
-from converter.checkpoint.source import WEIGHT_STEMS, read_json
+from converter.checkpoint.source import read_json
+from converter.checkpoint.weights import WEIGHT_STEMS
 from converter.conversion.planning.patterns import is_judged
 from converter.conversion.planning.rules import UNLOADABLE_SCALES
 from converter.models.lens.layout import CLASS_NAME, lens_family

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.checkpoint.checksum import file_sha256
-from converter.checkpoint.source import INDEX_SUFFIX, PIPELINE_INDEX, Checkpoint, list_folder, pipeline_components
+from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, list_folder, pipeline_components
+from converter.checkpoint.weights import INDEX_SUFFIX
 from converter.console import Progress
 from converter.conversion.release.manifest import (
     CONFIG_NAME,

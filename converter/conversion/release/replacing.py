@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converter.checkpoint.source import INDEX_SUFFIX, PIPELINE_INDEX, WEIGHTS_SUFFIX, pipeline_components
+from converter.checkpoint.source import PIPELINE_INDEX, pipeline_components
+from converter.checkpoint.weights import INDEX_SUFFIX, WEIGHTS_SUFFIX
 from converter.conversion.release.manifest import (
     CONFIG_NAME,
     MANIFEST_NAME,
