@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -80,9 +81,20 @@ class Call:
         if owner in RESERVED_NAMES:
             raise HTTPException(404)
         repo = Repo.find(self.hub.database, owner, name)
-        if repo is None or not self.may_see(repo):
-            raise repo_not_found(self.viewer is not None)
-        return repo
+        if repo is not None and self.may_see(repo):
+            return repo
+        moved = Repo.find_moved(self.hub.database, owner, name)
+        if repo is None and moved is not None and self.may_see(moved):
+            raise self._redirect(moved)
+        raise repo_not_found(self.viewer is not None)
+
+    def _redirect(self, moved: Repo) -> Refusal:
+        """Return the answer that leads to the present name of a repo."""
+        path = self.request.scope["raw_path"].decode("latin-1")
+        former = "/".join(self.request.path_params[part] for part in ("owner", "name"))
+        place = path.replace(f"/{former}", f"/{quote(moved.identity)}", 1)
+        query = f"?{self.request.url.query}" if self.request.url.query else ""
+        return Refusal(307, f"Temporary Redirect. Redirecting to {place}", headers={"Location": place + query})
 
     def writable_repo(self) -> Repo:
         """Return the repo that the path names, which the user may change.
