@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+import pytest
 from huggingface_hub import HfApi
 
 from tests.faulty_hub import FaultyHub
@@ -211,6 +212,33 @@ for name in sys.argv[1:]:
         found[name] = [type(error).__name__, error.response.status_code, named] if hasattr(error, "response") else text
 """
 
+#: What goes through the client, but is no method of it.
+_HELPERS = """
+from huggingface_hub import get_safetensors_metadata, metadata_update
+from huggingface_hub.utils import get_session
+repo, files = api.create_repo(f"alice/helpers-{sys.argv[1]}").repo_id, HfFileSystem()
+card = ModelCard("---\\nlicense: mit\\n---\\n# A card\\n")
+found["pushed"] = [card.push_to_hub(repo).pr_url, ModelCard.load(repo).data.license]
+metadata_update(repo, {"tags": ["x"]})
+found["tags"] = ModelCard.load(repo).data.tags
+try:
+    ModelCard("---\\nlicense: mit\\nlanguage: [3]\\n---\\n").validate()
+except ValueError as error:
+    found["refused"] = str(error)
+with files.open(f"{repo}/d/a.bin", "wb") as stream:
+    stream.write(b"0123456789" * 100)
+files.cp_file(f"{repo}/d/a.bin", f"{repo}/d/b.bin")
+found["listed"] = [*files.ls(f"{repo}/d", detail=False), *files.glob(f"{repo}@main/**/*.bin")]
+with files.open(f"{repo}/d/b.bin", block_size=16) as stream:
+    stream.seek(993)
+    found["read"] = stream.read(4).decode()
+found["known"] = [files.info(f"{repo}/d")["type"], files.exists("alice/nothing"), files.exists("alice/nothing/x")]
+files.rm(f"{repo}/d", recursive=True)
+found["left"] = [path.rpartition("/")[2] for path in files.find(repo)]
+answer = get_session().get(f"{api.endpoint}/api/models", headers={"X-Request-Id": "abc"})
+found["request"] = answer.headers["X-Request-Id"]
+"""
+
 
 def test_every_method_of_the_client_is_in_one_table() -> None:
     methods = [name for name, _ in inspect.getmembers(HfApi, inspect.isfunction) if not name.startswith("_")]
@@ -232,3 +260,18 @@ def test_what_it_is_not_for_is_named(hub: FaultyHub, tmp_path: Path) -> None:
     statuses = dict.fromkeys(names, 404) | dict.fromkeys(services, 501)
     statuses |= {"get_bucket_file_metadata": 404, "move_bucket": 404}
     assert found == {name: ["HfHubHTTPError", status, True] for name, status in statuses.items()}
+
+
+@pytest.mark.parametrize("xet", [False, True], ids=["lfs", "xet"])
+def test_helpers_around_the_client(hub: FaultyHub, tmp_path: Path, xet: bool) -> None:
+    repo = f"alice/helpers-{xet}"
+    assert run_client(hub, tmp_path, f"{_CALL}{_HELPERS}", xet, xet=xet) == {
+        "pushed": [None, "mit"],
+        "tags": ["x"],
+        "refused": "- Error: language 3 is not text; put it in quotes",
+        "listed": [f"{repo}/d/{name}.bin" for name in "ab"] + [f"{repo}@main/d/{name}.bin" for name in "ab"],
+        "read": "3456",
+        "known": ["directory", False, False],
+        "left": [".gitattributes", "README.md"],
+        "request": "abc",
+    }
