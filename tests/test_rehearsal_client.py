@@ -235,6 +235,13 @@ with files.open(f"{repo}/d/b.bin", block_size=16) as stream:
 found["known"] = [files.info(f"{repo}/d")["type"], files.exists("alice/nothing"), files.exists("alice/nothing/x")]
 files.rm(f"{repo}/d", recursive=True)
 found["left"] = [path.rpartition("/")[2] for path in files.find(repo)]
+moved = api.create_repo(repo + "-moved").repo_id
+api.delete_repo(moved)
+api.move_repo(repo, moved)
+api.upload_file(path_or_fileobj=b"e" * 9, path_in_repo="e.bin", repo_id=repo)
+files.invalidate_cache()
+paths = api.hf_hub_download(repo, "e.bin"), f"{snapshot_download(repo)}/e.bin", files.cat_file(f"{repo}/e.bin")
+found["moved"] = [*(Path(path).read_text() for path in paths[:2]), paths[2].decode(), api.model_info(repo).id == moved]
 answer = get_session().get(f"{api.endpoint}/api/models", headers={"X-Request-Id": "abc"})
 found["request"] = answer.headers["X-Request-Id"]
 """
@@ -273,5 +280,6 @@ def test_helpers_around_the_client(hub: FaultyHub, tmp_path: Path, xet: bool) ->
         "read": "3456",
         "known": ["directory", False, False],
         "left": [".gitattributes", "README.md"],
+        "moved": ["eeeeeeeee"] * 3 + [True],
         "request": "abc",
     }

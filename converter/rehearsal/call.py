@@ -114,12 +114,13 @@ class Call:
         """
         repo = self.repo()
         if repo.gated and not self._is_member(repo):
-            raise Refusal(
-                403 if self.viewer is not None else 401,
-                f"Access to model {repo.identity} is restricted and you are not in the authorized list. "
-                "Visit its page to ask for access.",
-                code="GatedRepo",
-            )
+            restricted = f"Access to model {repo.identity} is restricted"
+            if self.viewer is None:
+                ask = "You must have access to it and be authenticated to access it. Please log in."
+                raise Refusal(401, f"{restricted}. {ask}", code="GatedRepo")
+            page = f"{self.hub.endpoint}/{repo.identity}"
+            ask = f"and you are not in the authorized list. Visit {page} to ask for access."
+            raise Refusal(403, f"{restricted} {ask}", code="GatedRepo")
         return repo
 
     def may_see(self, repo: Repo) -> bool:

@@ -63,7 +63,7 @@ async def duplicate_large_files(call: Call) -> Response:
     repo = Repo.find(call.hub.database, owner, name)
     if repo is None or not call.may_see(repo):
         raise repo_not_found(call.viewer is not None)
-    call.token_writer("upload files")
+    call.token_writer("upload to a repository")
     wanted = [text_of(file, "sha256") for file in objects_of(values, "files", _LIMIT)]
     failed = [{"sha256": sha256, "error": "File not found"} for sha256 in wanted if sha256 not in known]
     return JSONResponse({"succeeded": [sha256 for sha256 in wanted if sha256 in known], "failed": failed})
