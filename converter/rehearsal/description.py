@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from converter.front_matter import parse_front_matter
+from converter.rehearsal.call import parse_object
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.replies import Refusal
 from converter.rehearsal.repos import Entry, Repo
@@ -25,7 +27,7 @@ _ON_REQUEST = ("downloadsAllTime", "trendingScore")
 def describe(hub: Hub, repo: Repo, commit: str, *, with_blobs: bool = False) -> dict[str, Any]:
     """Return all that is known of a repo at a commit."""
     tree, row = repo.tree(commit), repo.commit(commit)
-    metadata = _metadata(hub.text(tree.get("README.md")))
+    metadata, config = _metadata(hub.text(tree.get("README.md"))), _config(hub, tree)
     answer: dict[str, Any] = {
         "_id": f"{repo.number:024x}",
         "id": repo.identity,
@@ -38,7 +40,7 @@ def describe(hub: Hub, repo: Repo, commit: str, *, with_blobs: bool = False) -> 
         "downloadsAllTime": 0,
         "likes": 0,
         "trendingScore": 0,
-        "tags": _tags(metadata, tree),
+        "tags": _tags(metadata, config, tree),
         "sha": commit,
         "lastModified": repo.created if row is None else row["date"],
         "disabled": False,
@@ -48,6 +50,7 @@ def describe(hub: Hub, repo: Repo, commit: str, *, with_blobs: bool = False) -> 
         "usedStorage": repo.used_storage(),
     }
     names = ("library_name", "pipeline_tag")
+    answer |= {"config": config} if config else {}
     return answer | {name: metadata[name] for name in names if isinstance(metadata.get(name), str)}
 
 
@@ -69,7 +72,19 @@ def choose(answer: dict[str, Any], expand: list[str], default: tuple[str, ...] |
     return {name: value for name, value in answer.items() if name in names}
 
 
-def _tags(metadata: Mapping[str, Any], tree: Mapping[str, Entry]) -> list[str]:
+def _config(hub: Hub, tree: Mapping[str, Entry]) -> dict[str, Any]:
+    """Return what the Hub shows of the configs of diffusers and transformers; empty if there are none."""
+    config: dict[str, Any] = {}
+    with suppress(Refusal):
+        index = parse_object(hub.text(tree.get("model_index.json")).encode())
+        config |= {"diffusers": {"_class_name": index["_class_name"]}} if "_class_name" in index else {}
+    with suppress(Refusal):
+        own = parse_object(hub.text(tree.get("config.json")).encode())
+        config |= {name: own[name] for name in ("architectures", "model_type") if name in own}
+    return config
+
+
+def _tags(metadata: Mapping[str, Any], config: Mapping[str, Any], tree: Mapping[str, Entry]) -> list[str]:
     """Return the tags of a card, and those that the Hub makes of its other metadata, each once."""
     base_models, relation = _texts(metadata, "base_model"), metadata.get("base_model_relation")
     found = [
@@ -82,6 +97,7 @@ def _tags(metadata: Mapping[str, Any], tree: Mapping[str, Entry]) -> list[str]:
         *(f"base_model:{name}" for name in base_models),
         *(f"base_model:{relation}:{name}" for name in base_models if isinstance(relation, str)),
         *(f"license:{name}" for name in _texts(metadata, "license")),
+        *(f"diffusers:{name}" for name in _texts(config.get("diffusers", {}), "_class_name")),
         "region:us",
     ]
     return list(dict.fromkeys(found))

@@ -22,7 +22,11 @@ _PATHS_LIMIT = 1000
 _LISTED = (
     *("_id", "id", "modelId", "private", "createdAt", "downloads", "likes", "tags", "library_name", "pipeline_tag"),
 )
-_SWITCHES = {"full": ("author", "gated", "lastModified", "sha", "siblings"), "cardData": ("cardData",)}
+_SWITCHES = {
+    "full": ("author", "gated", "lastModified", "sha", "siblings"),
+    "cardData": ("cardData",),
+    "config": ("config",),
+}
 _SORTABLE = ("createdAt", "downloads", "lastModified", "likes", "trendingScore")
 #: Filters by what only huggingface.co knows. Without them, the answer would be wrong.
 _OTHER_FILTERS = {"apps", "inference", "inference_provider", "num_parameters"}
