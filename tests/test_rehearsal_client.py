@@ -217,6 +217,7 @@ _HELPERS = """
 from huggingface_hub import get_safetensors_metadata, metadata_update
 from huggingface_hub.utils import get_session
 repo, files = api.create_repo(f"alice/helpers-{sys.argv[1]}").repo_id, HfFileSystem()
+first = api.model_info(repo).sha
 card = ModelCard("---\\nlicense: mit\\n---\\n# A card\\n")
 found["pushed"] = [card.push_to_hub(repo).pr_url, ModelCard.load(repo).data.license]
 metadata_update(repo, {"tags": ["x"]})
@@ -235,6 +236,9 @@ with files.open(f"{repo}/d/b.bin", block_size=16) as stream:
 found["known"] = [files.info(f"{repo}/d")["type"], files.exists("alice/nothing"), files.exists("alice/nothing/x")]
 files.rm(f"{repo}/d", recursive=True)
 found["left"] = [path.rpartition("/")[2] for path in files.find(repo)]
+added = [CommitOperationAdd("x.txt", b"x")]
+early = api.create_commit(repo, added, commit_message="Early", create_pr=True, parent_commit=first[:7])
+found["early"] = [early.pr_revision, api.list_repo_files(repo, revision=early.pr_revision)]
 moved = api.create_repo(repo + "-moved").repo_id
 api.delete_repo(moved)
 api.move_repo(repo, moved)
@@ -280,6 +284,7 @@ def test_helpers_around_the_client(hub: FaultyHub, tmp_path: Path, xet: bool) ->
         "read": "3456",
         "known": ["directory", False, False],
         "left": [".gitattributes", "README.md"],
+        "early": ["refs/pr/1", [".gitattributes", "x.txt"]],
         "moved": ["eeeeeeeee"] * 3 + [True],
         "request": "abc",
     }

@@ -124,6 +124,6 @@ def _check_ref_name(text: str, kind: str) -> str:
     except Refusal:
         name = ""
     if not name or name.startswith("refs/") or COMMIT.fullmatch(name):
-        # Of tags, the words of huggingface.co are not known.
+        # A guess for tags: only the words for branches are known.
         raise Refusal(400, f"Invalid reference for a {kind}: {text}")
     return name

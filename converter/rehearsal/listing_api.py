@@ -38,7 +38,7 @@ async def list_repos(call: Call) -> Response:
     if unknown := sorted(_OTHER_FILTERS & query.keys()):
         raise Refusal(501, f"this local Hub does not provide the filter {unknown[0]}; it serves model repos only")
     if query.get("sort", "likes") not in _SORTABLE:
-        # huggingface.co refuses it, too; its words are not known.
+        # A guess: neither the status nor the words of huggingface.co are known.
         raise Refusal(400, f'"sort" must be one of [{", ".join(_SORTABLE)}]')
     repos = [repo for repo in Repo.select(call.hub.database) if call.may_see(repo)]
     found = [answer for repo in repos if _fulfils(call, answer := describe(call.hub, repo, repo.resolve("main")))]
