@@ -165,6 +165,7 @@ def create(stage: Stage) -> None:
         stage.begin()
         repository = stage.repository
         stage.api.delete_repo(repository)
+        stage.kept = ()
         stage.hub.fault(**fault, method=CREATE[0], path=CREATE[1], times=0 if name in LASTING else 1)
         started = time.monotonic()
         runs = [stage.finish("--patience", "5")]

@@ -20,7 +20,7 @@ from converter.verification.beside import dangers
 from converter.verification.report import first_few
 
 _HINT = (
-    "Move them away on the repo's page, or publish with --prune, which deletes all files that are not of the release; "
+    "Delete such files on the repo's page, or publish with --prune, which deletes all that are not of the release; "
     "--dry-run --prune --json lists them. At a terminal, publish asks."
 )
 

@@ -131,7 +131,8 @@ class _Publication:
         self._create_branch(refs, target)
         if not difference:
             self.reporter.note(f"{target.revision} contains this release already")
-        commit = self._commit(target, difference) if difference else target.parent
+        tagged = refs.tags.get(self.options.tag or "")
+        commit = self._commit(target, difference) if difference else tagged or target.parent
         read_back = self._prove(commit, target, difference)
         if self.pull_request is not None:
             self.session.offer_pull_request(self.pull_request)
@@ -213,8 +214,12 @@ class _Publication:
     def _refuse_taken_tag(self, refs: RemoteRefs, target: Target, difference: Difference) -> None:
         """Find out before the upload that the tag already names another commit."""
         tagged = refs.tags.get(self.options.tag or "")
-        if tagged is not None and (difference or tagged != target.parent):
+        if tagged is not None and (difference or not self._is_tagged(tagged, target.parent)):
             raise self._taken_tag(tagged)
+
+    def _is_tagged(self, tagged: str, commit: str) -> bool:
+        """Whether a tag names this commit, or another one with the same release."""
+        return tagged == commit or not compare(self.release.files, self.session.files_at(tagged).files)
 
     def _check_card(self, difference: Difference) -> None:
         """Let the Hub check a card that it does not have yet."""
@@ -256,14 +261,14 @@ class _Publication:
         return is_proven(self._receipt_file, self.session.page, commit)
 
     def _tag(self, tag: str, commit: str) -> None:
-        """Tag the commit. If the tag exists already, it must name this commit."""
+        """Tag the commit. If the tag exists already, it must name a commit with this release."""
         tagged = self.session.refs().tags.get(tag)
         if tagged is None:
             self.session.create_tag(tag, commit)
             tagged = self.session.refs().tags.get(tag)
         if tagged is None:
             raise self.session.error(f"tag {tag} was accepted, but the Hub does not list it", "Publish again.")
-        if tagged != commit:
+        if not self._is_tagged(tagged, commit):
             raise self._taken_tag(tagged)
 
     def _taken_tag(self, tagged: str) -> HubError:
