@@ -25,7 +25,8 @@ from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.presentation.card.environment import render_card
 from converter.presentation.card.make_card import CardReport, make_card
 from converter.presentation.card.markdown import one_line, visible
-from converter.presentation.card.metadata import CardMetadata, GalleryImage, _hub_names, check_metadata
+from converter.presentation.card.metadata import CardMetadata, GalleryImage
+from converter.presentation.card.metadata_rules import _hub_names, check_metadata
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.page import render_page
 from converter.presentation.card.preview import write_preview

@@ -27,7 +27,8 @@ from converter.hub.addresses import is_repo_id
 from converter.measurement.evidence.names import MODELS
 from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.presentation.card.markdown import image, link
-from converter.presentation.card.metadata import CardMetadata, MetadataReport, check_metadata
+from converter.presentation.card.metadata import CardMetadata
+from converter.presentation.card.metadata_rules import MetadataReport, check_metadata
 from converter.presentation.card.page import render_content, render_page
 from converter.presentation.card.page_style import STYLE
 from converter.presentation.charts.chart import Chart

@@ -130,11 +130,11 @@ def _text_of(file: Path) -> bytes:
 
 def _check_card(root: Path, manifest: Manifest, repository: str) -> list[str]:
     """Refuse a card that the Hub would not take or that is of another repo, and return what its author should know."""
-    from converter.presentation.card.metadata import check_metadata
+    from converter.presentation.card.metadata_rules import check_metadata
 
     content = (root / CARD_NAME).read_bytes()
     try:
-        found = check_metadata(content.decode())
+        found = check_metadata(content.decode(), manifest.files)
     except UnicodeDecodeError as error:
         reason = f"{CARD_NAME} is not UTF-8: byte {error.start} is {content[error.start]:#04x}"
         raise ReleaseError(f"{root}: {reason}", _CARD_HINT) from error
