@@ -116,4 +116,7 @@ def parse_front_matter(text: str) -> tuple[dict[str, Any], str]:
         return {}, f"its front matter is not YAML{line}: {printable(reason)}"
     if not isinstance(content, dict):
         return {}, "its front matter is not a mapping of names to values"
-    return {str(key): value for key, value in content.items()}, ""
+    for key in content:
+        if not isinstance(key, str):
+            return {}, f"its front matter has the key {printable(str(key))}, which is not text; put it in quotes"
+    return content, ""

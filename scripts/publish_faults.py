@@ -44,7 +44,8 @@ ENDPOINTS = {
     "card": ("POST", "validate-yaml"),
     "preupload": ("POST", "/preupload/"),
     "commit": ("POST", "/commit/"),
-    "read back": ("GET", "/resolve/"),
+    "manifest": ("GET", "/resolve/[^/]+/lensconv_manifest"),
+    "read back": ("GET", "/resolve/[^/]+/(?!lensconv_manifest)"),
     "tag": ("POST", "/tag/"),
 }
 UPLOADS = {

@@ -188,8 +188,9 @@ def test_what_would_be_done_is_not_done(publisher: Publisher) -> None:
 def test_answers_that_end_it(publisher: Publisher) -> None:
     publisher.hub.fault("status", status=200, body="[]", path="/whoami-v2")
     publisher.publish()
-    publisher.hub.fault("status", status=400, body='{"errors": [{"message": "no"}]}', path="/validate-yaml")
-    publisher.publish()
+    for options in (("--dry-run",), ()):
+        publisher.hub.fault("status", status=400, body='{"errors": [{"message": "no"}]}', path="/validate-yaml")
+        publisher.publish(*options)
     moved = {"Location": "/api/models/owner/another"}
     publisher.api().create_repo("owner/another", exist_ok=True)
     publisher.hub.fault("status", status=307, headers=moved, path=f"/api/models/{publisher.repository}$")

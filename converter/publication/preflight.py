@@ -23,7 +23,7 @@ from converter.verification.report import first_few
 _SEARCHED_BYTES = 64 << 20
 #: Environment variables that may hold a token of the Hub.
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_CARD_HINT = "Make the card again with `lensconv card`."
+_CARD_HINT = "Make the card again with `lensconv card`, or correct it and list it with `lensconv card --adopt`."
 
 
 @dataclass(frozen=True)

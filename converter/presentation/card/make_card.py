@@ -188,6 +188,8 @@ def _license_link(release: CardRelease, options: CardOptions) -> str | None:
     if options.license_link is not None:
         return options.license_link
     files = sorted(name for name in release.manifest.files if name.startswith("LICENSE") and "/" not in name)
+    # The Hub finds only these two by their names.
+    files.sort(key=lambda name: name not in ("LICENSE", "LICENSE.md"))
     if not files:
         raise UsageError(
             "--license other needs --license-link, because the release contains no file LICENSE",
@@ -195,7 +197,6 @@ def _license_link(release: CardRelease, options: CardOptions) -> str | None:
         )
     if files[0] in ("LICENSE", "LICENSE.md"):
         return files[0]
-    # The Hub finds only those two by their names.
     if options.repo is None:
         raise UsageError(f"--license other needs --repo, to link to {files[0]}", "Or give its address: --license-link.")
     return f"https://huggingface.co/{options.repo}/blob/main/{quote(files[0])}"
