@@ -61,9 +61,9 @@ class CardMetadata:
             license_name=_line(self.license_name),
             license_link=_line(self.license_link),
             base_model=_line(self.base_model),
-            library_name=one_line(self.library_name),
-            pipeline_tag=one_line(self.pipeline_tag),
-            language=[one_line(language) for language in self.languages] or None,
+            library_name=_text(self.library_name),
+            pipeline_tag=_text(self.pipeline_tag),
+            language=[_text(language) for language in self.languages] or None,
             tags=list(dict.fromkeys(_text(tag) for tag in self.tags)) or None,
             **extra,
         )
