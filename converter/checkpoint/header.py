@@ -4,6 +4,10 @@ A file is: eight bytes that give the length of the header (little endian), the h
 tensor's name to its dtype, shape and offsets in the data, and ``__metadata__`` to strings), then the data. The parser
 accepts a file only if every byte belongs to something: no hole, no overlap, no byte too few or too many. The tensors
 of an accepted file can be sliced without a further check.
+
+It accepts no file that safetensors 0.8 refuses. The other way round, it refuses on purpose what readers could
+understand differently or could not hold: repeated names, which the format forbids, entries that are not objects of
+three values, more than 64 dimensions, and sizes of 2^63 and more.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ from converter.errors import MalformedCheckpoint, MissingInput, unreadable
 PREFIX_BYTES = 8
 #: Longest header that safetensors itself reads (``MAX_HEADER_SIZE`` in its source).
 MAXIMUM_HEADER_BYTES = 100_000_000
+#: What JSON allows around a value.
+_WHITESPACE = b" \t\n\r"
 #: More dimensions than any framework has; keeps the products of hostile shapes short.
 MAXIMUM_DIMENSIONS = 64
 
@@ -136,10 +142,10 @@ def parse_header(prefix: bytes, body: bytes, file_bytes: int, file: Path) -> Hea
     length = header_length(prefix, file_bytes, file)
     if len(body) != length:
         raise MalformedCheckpoint(file, f"ends inside its header, after {len(body)} of {length} bytes")
-    if not body.startswith(b"{"):
+    if not body.lstrip(_WHITESPACE).startswith(b"{"):
         raise MalformedCheckpoint(file, "its header does not start with '{'; this is not a safetensors file")
     content = parse_json_object(body, file, what="the header")
-    metadata = _parse_metadata(content.pop("__metadata__", {}), file)
+    metadata = _parse_metadata(content.pop("__metadata__", None), file)
     entries = sorted(
         (_parse_entry(name, value, file) for name, value in content.items()),
         key=lambda entry: (entry.start, entry.end),
@@ -196,6 +202,8 @@ def _parse_integer(text: str) -> int | float:
 
 
 def _parse_metadata(value: Any, file: Path) -> dict[str, str]:
+    if value is None:
+        return {}
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         raise MalformedCheckpoint(file, "__metadata__ must map names to strings")
     if not _is_unicode("".join((*value, *value.values()))):

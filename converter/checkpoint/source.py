@@ -140,6 +140,13 @@ def examine_checkpoint(path: Path, *, component: str | None = None, variant: str
     """
     if not (path.is_file() or path.is_dir()):
         raise MissingInput(path, "no such file or folder", "Check the path.")
+    checkpoint = _examine(path, component, variant)
+    if not checkpoint.tensors:
+        raise MalformedCheckpoint(checkpoint.headers[0].file, "contains no tensors")
+    return checkpoint
+
+
+def _examine(path: Path, component: str | None, variant: str | None) -> Checkpoint:
     if path.is_dir() and (path / PIPELINE_INDEX).is_file():
         name = _choose_component(path, component)
         return _examine_folder(path / name, variant, component=name, pipeline=path)
