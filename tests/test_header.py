@@ -51,8 +51,7 @@ def write_with_safetensors(tensors: dict[str, tuple[str, tuple[int, ...]]], meta
 
 def parse(content: bytes) -> Header:
     """Parse the header of a file in memory."""
-    length = int.from_bytes(content[:8], "little")
-    return parse_header(content[:8], content[8 : 8 + length], len(content), FILE)
+    return parse_header(content, len(content), FILE)
 
 
 def with_length(body: bytes, data: bytes = b"") -> bytes:

@@ -32,6 +32,8 @@ PIPELINE_INDEX = "model_index.json"
 DENOISERS = ("transformer", "unet")
 #: Suffixes of files that may contain a pickle. They are named in messages and never opened.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: Suffixes of weights in other formats.
+FOREIGN_SUFFIXES = (".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".tflite")
 #: Limit for configs and indexes, which are read completely; real ones are far shorter.
 MAXIMUM_JSON_BYTES = 64_000_000
 
@@ -313,6 +315,10 @@ def _no_weights(folder: Path, files: list[str]) -> InputError:
     pickles = [name for name in files if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
         return _pickle_error(folder / pickles[0])
+    foreign = [name for name in files if name.endswith(FOREIGN_SUFFIXES)]
+    if foreign:
+        reason = f"{folder}: contains {foreign[0]} and no safetensors weights"
+        return UnsupportedCheckpoint(reason, "Use the checkpoint that it was made from.")
     return MissingInput(folder, "contains no safetensors weights", "Check the path.")
 
 
