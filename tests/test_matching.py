@@ -16,6 +16,8 @@ from converter.checkpoint.source import Checkpoint, open_checkpoint, pipeline_co
 from converter.errors import UnsupportedCheckpoint
 from converter.models.empty import build_empty_model
 from converter.models.matching import are_equal, match_tensors
+from converter.models.quantizers import refuse_quantized
+from tests.checkpoints import write_holes
 from tests.conftest import edit_json
 from tests.tiny_models import save_model
 
@@ -101,3 +103,58 @@ def test_tensors_are_compared_as_bfloat16(tmp_path: Path, monkeypatch: pytest.Mo
     save_file(tensors, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path / "model.safetensors")
     assert [are_equal(checkpoint, "a", name) for name in "abcd"] == [True, True, False, False]
+
+
+def linear(*parts: str) -> dict[str, str]:
+    """Parts of a linear in a block, and dtypes; each part is ``NAME DTYPE``."""
+    return {f"blocks.0.to_q.{name}": dtype for name, _, dtype in (part.partition(" ") for part in parts)}
+
+
+@pytest.mark.parametrize(
+    ("tool", "tensors"),
+    [
+        ("bitsandbytes", linear("weight U8", "weight.absmax U8", "weight.quant_state.bitsandbytes__nf4 U8")),
+        ("bitsandbytes", linear("weight I8", "SCB F32", "weight_format U8")),
+        ("GPTQ", linear("qweight I32", "qzeros I32", "scales F16", "g_idx I32")),
+        ("AWQ or GPTQ", linear("qweight I32", "qzeros I32", "scales F16")),
+        ("nunchaku, SVDQuant", linear("qweight I8", "wscales BF16", "smooth_factor BF16", "proj_down BF16")),
+        ("nunchaku, SVDQuant", linear("qweight I8", "wscales F8_E4M3", "wcscales BF16", "lora_down BF16")),
+        ("compressed-tensors", linear("weight_packed I32", "weight_scale BF16", "weight_shape I64")),
+        ("compressed-tensors", linear("weight_packed U8", "weight_scale F8_E4M3", "weight_global_scale F32")),
+        ("compressed-tensors or ModelOpt", linear("weight F8_E4M3", "weight_scale F32", "input_scale F32")),
+        ("ModelOpt", linear("weight U8", "weight_scale F8_E4M3", "weight_scale_2 F32", "input_scale F32")),
+        ("ComfyUI", {"scaled_fp8": "F8_E4M3", **linear("weight F8_E4M3", "scale_weight F32")}),
+        ("ComfyUI", linear("weight U8", "weight_scale F8_E4M3", "weight_scale_2 F32", "comfy_quant U8")),
+        ("quanto", linear("weight._data I8", "weight._scale F32", "input_scale F32")),
+        ("quanto", linear("weight._data._data U8", "weight._scale BF16", "weight._shift BF16")),
+        ("torchao", linear("_weight_qdata I8", "_weight_scale BF16")),
+        ("torchao", linear("weight:qdata F8_E4M3", "weight:scale F32")),
+        ("OrbitQuant", linear("packed_weight_indices U8", "row_norms F32")),
+        ("FP8 with scales of blocks", linear("weight F8_E4M3", "weight_scale_inv F32")),
+        ("MLX", linear("weight U32", "scales BF16", "biases BF16")),
+        ("sdnq", linear("weight U8", "scale BF16", "zero_point BF16")),
+        ("", linear("weight F8_E5M2")),
+        ("", linear("bias F6_E2M3")),
+    ],
+)
+def test_sources_that_another_tool_quantized(tool: str, tensors: dict[str, str], tmp_path: Path) -> None:
+    """Named by their tensors, which a config without the method leaves unsaid, and by the method of the config."""
+    write_holes(tmp_path / "model.safetensors", ((dtype, name, (8,)) for name, dtype in tensors.items()))
+    place = f"{tmp_path}: already quantized"
+    for config, said in (
+        ({}, f" ({tool}): tensor " if tool else ": tensor "),
+        ({"quantization_config": {"group_size": 64, "bits": 4}}, f" ({tool or 'unknown method'})"),
+        ({"quantization_config": {"quant_method": "new-method"}}, " (new-method)"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UnsupportedCheckpoint) as caught:
+            refuse_quantized(open_checkpoint(tmp_path))
+        assert caught.value.message.startswith(place + said)
+        assert caught.value.hint == "Convert the original, unquantized checkpoint."
+
+
+@pytest.mark.parametrize("tensors", [linear("weight F32", "scale F32"), linear("weight_scale BF16", "weight BF16")])
+def test_floats_are_not_quantized(tensors: dict[str, str], tmp_path: Path) -> None:
+    """Some classes have parameters that are called as the parts of a quantized weight are."""
+    write_holes(tmp_path / "model.safetensors", ((dtype, name, (8,)) for name, dtype in tensors.items()))
+    refuse_quantized(open_checkpoint(tmp_path))

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 KIND_BYTES = 512
 #: Where the magic of a tar archive is (POSIX.1-1988).
 _TAR_MAGIC = slice(257, 262)
-#: Characters of a text that a message repeats.
+#: Characters of a text that a message repeats; and the fewest that are a text, not chance.
 _SHOWN_CHARACTERS = 60
+_LEAST_CHARACTERS = 8
 
 _AGAIN = "Download the file again."
 _UNPACK = "Unpack it, then give the checkpoint inside it."
@@ -117,7 +118,7 @@ def _text_kind(beginning: bytes) -> FileKind | None:
     except UnicodeDecodeError:
         return None
     text = text.strip()
-    if not all(character.isprintable() or character.isspace() for character in text):
+    if len(text) < _LEAST_CHARACTERS or not all(character.isprintable() or character.isspace() for character in text):
         return None
     if text.startswith(("{", "[")):
         if '"weight_map"' in text:

@@ -125,7 +125,7 @@ def _quantized_by_lensconv(site: Site) -> None:
     convert(site.lens, site.source, options=ConvertOptions(settings=IN_PROCESS[1:]))
 
 
-@case("quantized-by-lensconv-without-its-config", "UnsupportedCheckpoint", "source", "already quantized: tensor")
+@case("quantized-by-lensconv-without-its-config", "UnsupportedCheckpoint", "source", "quantized (sdnq): tensor")
 def _quantized_by_lensconv_without_its_config(site: Site) -> None:
     convert(site.lens, site.source, options=ConvertOptions(settings=IN_PROCESS[1:]))
     shutil.copy(site.lens / "config.json", site.source)
