@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from converter.checkpoint.source import Checkpoint, open_checkpoint, pipeline_components
+from converter.checkpoint.prefixes import shared_prefix
+from converter.checkpoint.source import Checkpoint, examine_checkpoint, open_checkpoint, pipeline_components
+from converter.conversion.release.manifest import MANIFEST_NAME, SUMMARY_NAME
 from converter.errors import UnsupportedCheckpoint
 from converter.models.empty import build_empty_model
 from converter.models.matching import are_equal, match_tensors
 from converter.models.quantizers import refuse_quantized
 from tests.checkpoints import write_holes
-from tests.conftest import edit_json
-from tests.tiny_models import save_model
+from tests.conftest import Lensconv, edit_json
+from tests.tiny_models import WEIGHTS, convert_default, save_model
 
 
 def tied_model() -> Any:
@@ -158,3 +161,78 @@ def test_floats_are_not_quantized(tensors: dict[str, str], tmp_path: Path) -> No
     """Some classes have parameters that are called as the parts of a quantized weight are."""
     write_holes(tmp_path / "model.safetensors", ((dtype, name, (8,)) for name, dtype in tensors.items()))
     refuse_quantized(open_checkpoint(tmp_path))
+
+
+def with_prefix(source: Path, prefix: str, folder: Path, *, shards: bool = False) -> Path:
+    """A copy of a checkpoint in which all names begin with a prefix; in one file, or in two with an index."""
+    shutil.copytree(source, folder)
+    file = folder / WEIGHTS
+    tensors = {prefix + name: tensor for name, tensor in load_file(file).items()}
+    if not shards:
+        save_file(tensors, file, metadata={"format": "pt"})
+        return folder
+    file.unlink()
+    names = [f"diffusion_pytorch_model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    weight_map = {name: names[number % 2] for number, name in enumerate(tensors)}
+    for shard in names:
+        part = {name: tensors[name] for name in tensors if weight_map[name] == shard}
+        save_file(part, folder / shard, metadata={"format": "pt"})
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("prefix", "shards"),
+    [("_orig_mod.", False), ("module.", True), ("model.diffusion_model.", False), ("module._orig_mod.", True)],
+)
+def test_prefixes_of_all_names(prefix: str, shards: bool, tmp_path: Path, lensconv: Lensconv) -> None:
+    """The same bytes as without the prefix; plan and conversion say so, and the release can be compared with it."""
+    plain = save_model(tmp_path / "plain", "LensTransformer2DModel", num_layers=1)
+    source = with_prefix(plain, prefix, tmp_path / "source", shards=shards)
+    expected, output = convert_default(plain, tmp_path / "expected"), tmp_path / "output"
+    note = f"the names of all tensors of the source begin with {prefix}, which is taken off"
+    assert note in lensconv("plan", "--json", source).result["notes"]
+    outcome = lensconv("convert", source, output)
+    assert (outcome.code, note in outcome.stderr.replace("\n", " ")) == (0, True)
+    for file in expected.iterdir():
+        if file.name != MANIFEST_NAME and not (shards and file.name == SUMMARY_NAME):
+            assert (output / file.name).read_bytes() == file.read_bytes(), file.name
+    recorded = json.loads((output / MANIFEST_NAME).read_text())["source"]
+    assert (recorded["removed_prefix"], recorded["tensors"]) == (prefix, len(open_checkpoint(plain).tensors))
+    report = lensconv("verify", "--json", output, "--against", source, "--checksums").result
+    assert (report["ok"], report["fidelity"]["max_abs_error"] > 0) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix"),
+    [
+        (["module.a", "module.b"], "module."),
+        (["module.a", "b"], ""),
+        (["module.a", "_orig_mod.module.a"], None),
+        (["module.module.a", "module.a"], "module."),
+        (["module."], ""),
+        (["module.module.", "module.module.a"], "module."),
+        (["model.a", "model.diffusion_modelling.a"], ""),
+        (["a._orig_mod.b", "a.c"], None),
+        (["module.a", "module.b._orig_mod.c"], None),
+    ],
+)
+def test_what_all_names_share(names: list[str], prefix: str | None) -> None:
+    if prefix is not None:
+        assert shared_prefix(names, Path("x")) == prefix
+        return
+    with pytest.raises(UnsupportedCheckpoint, match=r"torch\.compile has put _orig_mod\. into its name"):
+        shared_prefix(names, Path("x"))
+
+
+def test_quantized_checkpoints_keep_their_prefix(tmp_path: Path) -> None:
+    """Only of a source is it taken off: no loader finds the tensors of a release that has it."""
+    file = tmp_path / "model.safetensors"
+    write_holes(file, [("F32", "module.a", (1,)), ("F32", "module.b", (1,))])
+    assert [*examine_checkpoint(file).tensors] == ["module.a", "module.b"]
+    assert {name: tensor.entry.name for name, tensor in open_checkpoint(file).tensors.items()} == {"a": "a", "b": "b"}
+
+
+def test_names_of_another_program(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedCheckpoint, match="none of its tensors is part of ModuleDict, such as double"):
+        match(saved(tmp_path, double_blocks=(4,), single_blocks=(4,)))

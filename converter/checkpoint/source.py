@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.files import read_bounded
 from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
+from converter.checkpoint.prefixes import shared_prefix
 from converter.checkpoint.weights import WEIGHT_STEMS, WEIGHTS_SUFFIX, WeightNames, find_weights, variants_in
 from converter.errors import (
     InputError,
@@ -74,6 +75,8 @@ class Checkpoint:
     """Weight files in the folder that do not belong to the checkpoint."""
     is_single_file: bool = False
     """Whether a file was given, so that of the other files only its config counts."""
+    removed_prefix: str = ""
+    """What was taken off the names of all tensors, which the headers still have; only of sources."""
 
     @property
     def class_name(self) -> str:
@@ -116,6 +119,8 @@ def count_bytes_by_dtype(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
 def open_checkpoint(path: Path, *, component: str | None = None, variant: str | None = None) -> Checkpoint:
     """Open a checkpoint to convert it: every disagreement between its files is an error.
 
+    A prefix of all names that no class has, such as that of ``torch.compile``, is taken off.
+
     Args:
         path: a ``.safetensors`` file, a component folder or a pipeline repo.
         component: which folder of a pipeline repo; its denoiser by default.
@@ -130,7 +135,16 @@ def open_checkpoint(path: Path, *, component: str | None = None, variant: str | 
     checkpoint = examine_checkpoint(path, component=component, variant=variant)
     if checkpoint.problems:
         raise checkpoint.problems[0]
-    return checkpoint
+    return _without_prefix(checkpoint)
+
+
+def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
+    prefix = shared_prefix(checkpoint.tensors, checkpoint.folder)
+    if not prefix:
+        return checkpoint
+    named = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.tensors.items()}
+    tensors = {name: replace(tensor, entry=replace(tensor.entry, name=name)) for name, tensor in named.items()}
+    return replace(checkpoint, tensors=tensors, removed_prefix=prefix)
 
 
 def examine_checkpoint(path: Path, *, component: str | None = None, variant: str | None = None) -> Checkpoint:

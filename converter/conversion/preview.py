@@ -194,6 +194,10 @@ def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
     if plan.assumed_config:
         values = ", ".join(f"{name} {value}" for name, value in plan.assumed_config.items())
         notes.append(f"no config.json names the model's class; assumed from microsoft/Lens: {values}")
+    if checkpoint.removed_prefix:
+        notes.append(
+            f"the names of all tensors of the source begin with {checkpoint.removed_prefix}, which is taken off"
+        )
     narrow = checkpoint.bytes_by_dtype.keys() & {"F16", "BF16"}
     if narrow:
         dtypes = " and ".join(sorted(narrow))

@@ -57,6 +57,9 @@ def match_tensors(
     """
     state = model.state_dict(keep_vars=True)
     where, class_name = f"{checkpoint.folder}: tensor", type(model).__name__
+    if state.keys().isdisjoint(names):
+        reason = f"{checkpoint.folder}: none of its tensors is part of {class_name}, such as {min(checkpoint.tensors)}"
+        raise UnsupportedCheckpoint(reason, "Its names are those of another program; convert it for the class first.")
     sources: dict[str, str] = {}
     for group in _tied_names(state):
         # A checkpoint needs only one of the tensors that are tied.

@@ -92,6 +92,7 @@ def conversion_manifest(
                 for header in checkpoint.headers
             ],
             "nonfinite": dict(nonfinite),
+            **({"removed_prefix": checkpoint.removed_prefix} if checkpoint.removed_prefix else {}),
             **({"assumed_config": dict(plan.assumed_config)} if plan.assumed_config else {}),
         },
         "recipe": {
