@@ -236,3 +236,88 @@ def test_quantized_checkpoints_keep_their_prefix(tmp_path: Path) -> None:
 def test_names_of_another_program(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedCheckpoint, match="none of its tensors is part of ModuleDict, such as double"):
         match(saved(tmp_path, double_blocks=(4,), single_blocks=(4,)))
+
+
+def with_buffers(source: Path, prefix: str, *buffers: str) -> Path:
+    """Add buffers to a checkpoint, and put a prefix before the other names."""
+    file = source / "model.safetensors"
+    tensors = {prefix + name: tensor for name, tensor in load_file(file).items()}
+    save_file(tensors | {name: torch.zeros(8) for name in buffers}, file, metadata={"format": "pt"})
+    return source
+
+
+ROTARY = "self_attn.rotary_emb.inv_freq"
+
+
+@pytest.mark.parametrize(
+    ("name", "buffers"),
+    [
+        ("CLIPTextModel", ["text_model.embeddings.position_ids"]),
+        ("CLIPTextModel", ["embeddings.position_ids"]),
+        ("LlamaForCausalLM", [f"model.layers.{number}.{ROTARY}" for number in (0, 1)]),
+        ("Qwen3ForCausalLM", ["model.rotary_emb.inv_freq", "model.rotary_emb.original_inv_freq"]),
+        ("Qwen2_5_VLForConditionalGeneration", ["visual.rotary_pos_emb.inv_freq", f"model.layers.0.{ROTARY}"]),
+        ("GptOssForCausalLM", ["model.rotary_emb.inv_freq"]),
+    ],
+)
+def test_buffers_that_the_class_computes(name: str, buffers: list[str], tmp_path: Path) -> None:
+    source = with_buffers(save_model(tmp_path / name, name), "", *buffers)
+    assert build_empty_model(open_checkpoint(source)).ignored == tuple(sorted(buffers))
+    with pytest.raises(UnsupportedCheckpoint, match=rf"tensor model\.other_freq is not part of {name}$"):
+        build_empty_model(open_checkpoint(with_buffers(source, "", "model.other_freq")))
+
+
+def test_buffers_of_diffusers(tmp_path: Path) -> None:
+    """Only the buffers that the class has, by their full names."""
+    source = save_model(tmp_path / "source", "CogVideoXTransformer3DModel", use_learned_positional_embeddings=False)
+    file, buffer = source / WEIGHTS, "patch_embed.pos_embedding"
+    tensors = load_file(file)
+    assert buffer not in tensors
+    for added, ignored in ((buffer, (buffer,)), ("other.pos_embedding", None)):
+        save_file({**tensors, added: torch.zeros(8)}, file)
+        if ignored is not None:
+            assert build_empty_model(open_checkpoint(source)).ignored == ignored
+            continue
+        with pytest.raises(UnsupportedCheckpoint, match=f"{added} is not part of"):
+            build_empty_model(open_checkpoint(source))
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "buffer", "refused"),
+    [
+        ("CLIPTextModel", "text_model.", "text_model.embeddings.position_ids", "text_model.embeddings"),
+        ("CLIPTextModel", "", "embeddings.position_ids", ""),
+        ("LlamaForCausalLM", "", f"model.layers.0.{ROTARY}", ""),
+        ("Qwen2_5_VLForConditionalGeneration", "", "visual.rotary_pos_emb.inv_freq", "model.embed_tokens"),
+    ],
+)
+def test_what_is_left_out_and_which_loader_can(
+    name: str, prefix: str, buffer: str, refused: str, tmp_path: Path, lensconv: Lensconv
+) -> None:
+    """What plan foresees is what loading shows; the figures count no buffer, and the source is still the source."""
+    source = save_model(tmp_path / "source", name)
+    parameters = lensconv("plan", "--json", source).result["source"]["parameters"]
+    with_buffers(source, prefix, buffer)
+    planned = lensconv("plan", "--json", source).result
+    assert planned["source"]["parameters"] == planned["output"]["parameters"] == parameters
+    assert f"left out, because {name} does not save them: {buffer}" in planned["notes"]
+    foreseen = [note for note in planned["notes"] if note.startswith("load_sdnq_model")]
+    assert [refused in note and name in note for note in foreseen] == [True] * bool(refused)
+    output = convert_default(source, tmp_path / "output")
+    assert json.loads((output / MANIFEST_NAME).read_text())["source"]["left_out"] == [buffer]
+    report = lensconv("verify", "--json", output, "--against", source, "--checksums", "--load").result
+    assert report["ok"], report["checks"]
+    loading = {check["name"]: check["detail"] for check in report["checks"] if check["name"].startswith("load")}
+    assert loading["load with transformers"].startswith(name)
+    assert loading["load with sdnq"].startswith(f"left out: {foreseen[0]}" if refused else name)
+
+
+def test_a_file_that_lacks_a_tensor_is_to_blame(tmp_path: Path, lensconv: Lensconv) -> None:
+    """Names that SDNQ's loader does not know excuse nothing else."""
+    source = with_buffers(save_model(tmp_path / "source", "CLIPTextModel"), "text_model.")
+    output = convert_default(source, tmp_path / "output")
+    tensors = load_file(output / "model.safetensors")
+    del tensors["text_model.final_layer_norm.bias"]
+    save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
+    checks = lensconv("verify", "--json", output, "--load").result["checks"]
+    assert "load with sdnq" in [check["name"] for check in checks if not check["ok"]]

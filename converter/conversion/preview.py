@@ -142,7 +142,7 @@ def _plan(source: Path, recipe: str | Recipe | None, options: ConvertOptions) ->
         is_exact=not request.recipe.is_data_dependent,
         source_tensors=len(checkpoint.tensors),
         source_bytes_by_dtype=checkpoint.bytes_by_dtype,
-        parameters=parameter_count(checkpoint.shapes.values()),
+        parameters=parameter_count(made, checkpoint),
         files=_listed(work.layout, checkpoint),
         families=family_totals(made, checkpoint),
         peak_memory_bytes=predict_peak(
@@ -198,6 +198,11 @@ def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
         notes.append(
             f"the names of all tensors of the source begin with {checkpoint.removed_prefix}, which is taken off"
         )
+    if plan.ignored:
+        listed = ", ".join(plan.ignored[:3]) + (f" and {len(plan.ignored) - 3} more" if len(plan.ignored) > 3 else "")
+        notes.append(f"left out, because {plan.class_name} does not save them: {listed}")
+    if plan.unloadable:
+        notes.append(plan.unloadable)
     narrow = checkpoint.bytes_by_dtype.keys() & {"F16", "BF16"}
     if narrow:
         dtypes = " and ".join(sorted(narrow))

@@ -18,6 +18,7 @@ from converter.conversion.kernels.sdnq import as_tensor
 from converter.errors import UnsupportedCheckpoint
 from converter.libraries import LOADING_ERRORS, load_library
 from converter.models.classes import find_class
+from converter.models.sdnq_loader import has_all_names, refused_names
 from converter.verification.audit import Audit
 from converter.verification.report import Check, list_problems
 
@@ -42,15 +43,21 @@ def check_loading(audit: Audit) -> Iterator[Check]:
     folder = str(checkpoint.folder)
     library = "transformers" if issubclass(model_class, load_library("transformers").PreTrainedModel) else "diffusers"
     dtype = "dtype" if library == "transformers" else "torch_dtype"
-    yield _check_loader(
+    loaded: list[Any] = []
+
+    def load_with_library() -> Any:
+        loaded.append(model_class.from_pretrained(folder, **{dtype: torch.bfloat16}))
+        return loaded[0]
+
+    own = _check_loader(
         checkpoint, "load with sdnq", lambda: loader.load_sdnq_model(folder, model_cls=model_class), casts=False
     )
-    yield _check_loader(
-        checkpoint,
-        f"load with {library}",
-        lambda: model_class.from_pretrained(folder, **{dtype: torch.bfloat16}),
-        casts=True,
-    )
+    other = _check_loader(checkpoint, f"load with {library}", load_with_library, casts=True)
+    if library == "transformers" and other.ok and not own.ok and has_all_names(loaded[0], checkpoint.tensors):
+        reason = refused_names(loaded[0], checkpoint.tensors)
+        own = Check(own.name, True, f"left out: {reason}") if reason else own
+    yield own
+    yield other
 
 
 def _check_loader(checkpoint: Checkpoint, name: str, load: Callable[[], Any], *, casts: bool) -> Check:

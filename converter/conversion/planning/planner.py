@@ -29,6 +29,7 @@ from converter.libraries import QUANTIZING_ERRORS, load_library, package_version
 from converter.models.classes import TORCH_DTYPES
 from converter.models.empty import EmptyModel, build_empty_model, saved_names
 from converter.models.quantizers import refuse_quantized
+from converter.models.sdnq_loader import refused_names
 
 #: Names that safetensors gives torch's dtypes.
 SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -91,6 +92,7 @@ def plan_with_sdnq(checkpoint: Checkpoint, recipe: Recipe, decided: Mapping[str,
         tensors=tuple(_planned_tensors(empty, quantized)),
         modules=planned,
         ignored=empty.ignored,
+        unloadable=refused_names(model, saved_names(empty)) if empty.is_transformers else "",
         index_metadata={"total_parameters": model.num_parameters()} if empty.is_transformers else {},
         config=_component_config(empty, quantization_config),
         assumed_config=empty.config.assumed,
