@@ -267,19 +267,19 @@ def test_buffers_that_the_class_computes(name: str, buffers: list[str], tmp_path
         build_empty_model(open_checkpoint(with_buffers(source, "", "model.other_freq")))
 
 
-def test_buffers_of_diffusers(tmp_path: Path) -> None:
-    """Only the buffers that the class has, by their full names."""
-    source = save_model(tmp_path / "source", "CogVideoXTransformer3DModel", use_learned_positional_embeddings=False)
-    file, buffer = source / WEIGHTS, "patch_embed.pos_embedding"
-    tensors = load_file(file)
-    assert buffer not in tensors
-    for added, ignored in ((buffer, (buffer,)), ("other.pos_embedding", None)):
-        save_file({**tensors, added: torch.zeros(8)}, file)
-        if ignored is not None:
-            assert build_empty_model(open_checkpoint(source)).ignored == ignored
-            continue
-        with pytest.raises(UnsupportedCheckpoint, match=f"{added} is not part of"):
-            build_empty_model(open_checkpoint(source))
+@pytest.mark.parametrize(
+    ("name", "buffer"),
+    [("PixArtTransformer2DModel", "pos_embed.pos_embed"), ("WanTransformer3DModel", "rope.freqs_cos")],
+)
+def test_buffers_of_diffusers(name: str, buffer: str, tmp_path: Path) -> None:
+    """Those that the class has, by their full names, and no others that are called alike."""
+    source = save_model(tmp_path / "source", name)
+    tensors = load_file(source / WEIGHTS)
+    save_file({**tensors, buffer: torch.zeros(8)}, source / WEIGHTS)
+    assert build_empty_model(open_checkpoint(source)).ignored == (buffer,)
+    save_file({**tensors, f"proj.{buffer}": torch.zeros(8)}, source / WEIGHTS)
+    with pytest.raises(UnsupportedCheckpoint, match=f"tensor proj.{buffer} is not part of {name}$"):
+        build_empty_model(open_checkpoint(source))
 
 
 @pytest.mark.parametrize(
