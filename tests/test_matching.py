@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from converter import verify
 from converter.checkpoint.prefixes import shared_prefix
 from converter.checkpoint.source import Checkpoint, examine_checkpoint, open_checkpoint, pipeline_components
 from converter.conversion.release.manifest import MANIFEST_NAME, SUMMARY_NAME
@@ -20,7 +21,7 @@ from converter.errors import UnsupportedCheckpoint
 from converter.models.empty import build_empty_model
 from converter.models.matching import are_equal, match_tensors
 from converter.models.quantizers import refuse_quantized
-from tests.checkpoints import write_holes
+from tests.checkpoints import failed, write_holes
 from tests.conftest import Lensconv, edit_json
 from tests.tiny_models import WEIGHTS, convert_default, save_model
 
@@ -134,6 +135,7 @@ def linear(*parts: str) -> dict[str, str]:
         ("torchao", linear("weight:qdata F8_E4M3", "weight:scale F32")),
         ("OrbitQuant", linear("packed_weight_indices U8", "row_norms F32")),
         ("FP8 with scales of blocks", linear("weight F8_E4M3", "weight_scale_inv F32")),
+        ("MXFP4", {"experts.gate_up_proj_blocks": "U8", "experts.gate_up_proj_scales": "U8"}),
         ("MLX", linear("weight U32", "scales BF16", "biases BF16")),
         ("sdnq", linear("weight U8", "scale BF16", "zero_point BF16")),
         ("", linear("weight F8_E5M2")),
@@ -231,6 +233,8 @@ def test_quantized_checkpoints_keep_their_prefix(tmp_path: Path) -> None:
     write_holes(file, [("F32", "module.a", (1,)), ("F32", "module.b", (1,))])
     assert [*examine_checkpoint(file).tensors] == ["module.a", "module.b"]
     assert {name: tensor.entry.name for name, tensor in open_checkpoint(file).tensors.items()} == {"a": "a", "b": "b"}
+    said = "the names of all tensors begin with module., so that no loader finds them"
+    assert failed(verify(file))["names"] == said
 
 
 def test_names_of_another_program(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ _SIGNS = tuple(
         (r"weight\._(data|scale)(\..*)?", "quanto"),
         (r"_?weight[_:]qdata", "torchao"),
         (r"packed_weight_indices", "OrbitQuant"),
+        (r"\w+_blocks", "MXFP4"),
         (r"weight_scale_2", "ModelOpt"),
         (r"weight_scale_inv", "FP8 with scales of blocks"),
         (r"weight_scale", "compressed-tensors or ModelOpt"),
