@@ -7,7 +7,7 @@ there, the file is compared after the same casts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,11 +23,15 @@ from converter.verification.audit import Audit
 from converter.verification.report import Check, list_problems
 
 
-def check_loading(audit: Audit) -> Iterator[Check]:
+def check_loading(audit: Audit) -> tuple[list[Check], list[str]]:
     """Load a checkpoint with both loaders, one after the other.
 
     Args:
         audit: of a component folder or a pipeline repo.
+
+    Returns:
+        The checks; and notes: if SDNQ's loader can load no model of this class with such names, one takes the place of
+        its check.
 
     Raises:
         UnsupportedCheckpoint: the class is unknown, or the config is missing.
@@ -55,9 +59,9 @@ def check_loading(audit: Audit) -> Iterator[Check]:
     other = _check_loader(checkpoint, f"load with {library}", load_with_library, casts=True)
     if library == "transformers" and other.ok and not own.ok and has_all_names(loaded[0], checkpoint.tensors):
         reason = refused_names(loaded[0], checkpoint.tensors)
-        own = Check(own.name, True, f"left out: {reason}") if reason else own
-    yield own
-    yield other
+        if reason:
+            return [other], [reason]
+    return [own, other], []
 
 
 def _check_loader(checkpoint: Checkpoint, name: str, load: Callable[[], Any], *, casts: bool) -> Check:

@@ -83,7 +83,7 @@ def verify(
     audit = Audit(path, component=component)
     source = _open_source(against, audit) if against is not None else None
     extra: list[Check] = []
-    fidelity = {}
+    fidelity, notes = {}, list[str]()
     if recipe is not None:
         extra.append(_check_recipe(audit, source, recipe))
     if checksums:
@@ -101,22 +101,29 @@ def verify(
     if load:
         from converter.verification.loading import check_loading
 
-        extra += check_loading(audit)
-    return make_report(audit, extra, fidelity)
+        checks, notes = check_loading(audit)
+        extra += checks
+    return make_report(audit, extra, fidelity, notes)
 
 
-def make_report(audit: Audit, extra: Sequence[Check] = (), fidelity: Mapping[str, Any] | None = None) -> VerifyReport:
+def make_report(
+    audit: Audit,
+    extra: Sequence[Check] = (),
+    fidelity: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> VerifyReport:
     """Check headers and small files, and add the results of other checks.
 
     Args:
         audit: of the checkpoint.
         extra: other checks that were made.
         fidelity: how far the weights are from their source; empty or None if there was none to compare with.
+        notes: what other checks found that is unusual.
     """
     return VerifyReport(
         class_name=audit.class_name,
         checks=(*check_headers(audit), *extra),
-        notes=tuple(printable(note, TEXT_LIMIT) for note in unusual(audit, is_compared=bool(fidelity))),
+        notes=tuple(printable(note, TEXT_LIMIT) for note in (*notes, *unusual(audit, is_compared=bool(fidelity)))),
         tensors=len(audit.checkpoint.tensors),
         bytes_by_dtype=audit.checkpoint.bytes_by_dtype,
         total_bytes=audit.checkpoint.total_bytes,
