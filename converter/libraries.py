@@ -9,6 +9,7 @@ import gc
 import importlib
 import logging
 import os
+import re
 import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
@@ -28,10 +29,19 @@ QUANTIZING_ERRORS = (
     RuntimeError,
     TypeError,
     ValueError,
+    re.error,
 )
 
-#: What the loaders of SDNQ, diffusers and transformers raise for a checkpoint that they cannot take.
-LOADING_ERRORS = (*QUANTIZING_ERRORS, ImportError, OSError)
+
+def loading_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What SDNQ, diffusers and transformers raise for a checkpoint that they cannot build or load, and others.
+
+    This imports the packages that define the errors.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    return (*QUANTIZING_ERRORS, ImportError, OSError, SafetensorError, StrictDataclassError, *others)
 
 
 def package_versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.checkpoint.source import Checkpoint, read_json
+from converter.conversion.planning.rules import PLACEMENT
 from converter.conversion.release.manifest import CONFIG_NAME, QUANTIZATION_CONFIG_NAME
 from converter.errors import MalformedCheckpoint
 from converter.fields import Fields
@@ -63,11 +64,6 @@ def shown(value: Any) -> str:
     return f"{value!s:.80}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
-def named_dtype(value: Any) -> str:
-    """The dtype that an option for scales or zero points names; empty for SDNQ's word ``none``, and for no text."""
-    return value if isinstance(value, str) and value != "none" else ""
-
-
 def differing_options(one: Mapping[str, Any], other: Mapping[str, Any], *, only_shared: bool = False) -> str:
     """Names of the options of SDNQ that differ between two configurations; empty if there are none.
 
@@ -111,12 +107,22 @@ def _check_types(config: Mapping[str, Any], where: str) -> None:
 
 
 def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration in which the lists that SDNQ writes in any order are sorted."""
-    result = dict(config)
+    """A configuration without the options that describe the machine, in which lists of any order are sorted."""
+    result = _without_placement(config)
     for name in _UNORDERED:
         if isinstance(result.get(name), list):
             result[name] = sorted(map(str, result[name]))
     by_dtype = result.get("modules_dtype_dict")
     if isinstance(by_dtype, dict):
         result["modules_dtype_dict"] = {dtype: sorted(map(str, names)) for dtype, names in by_dtype.items()}
+    by_module = result.get("modules_quant_config")
+    if isinstance(by_module, dict):
+        result["modules_quant_config"] = {
+            module: _without_placement(options) if isinstance(options, dict) else options
+            for module, options in by_module.items()
+        }
     return result
+
+
+def _without_placement(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in PLACEMENT}
