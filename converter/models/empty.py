@@ -16,7 +16,7 @@ from torch import nn
 
 from converter.checkpoint.source import Checkpoint
 from converter.errors import DependencyError, UnsupportedCheckpoint
-from converter.libraries import load_library, loading_errors
+from converter.libraries import load_library, loading_errors, missing_package
 from converter.models.classes import TORCH_DTYPES, find_class, refuse_absurd
 from converter.models.config import ModelConfig, model_config
 from converter.models.lens.layout import CLASS_NAME as LENS
@@ -70,6 +70,8 @@ def _constructing(model_class: Any, checkpoint: Checkpoint) -> Iterator[None]:
     """Raise an error that names the config for what the library raises in the block."""
     try:
         yield
+    except ImportError as error:
+        raise missing_package(f"{model_class.__name__} cannot be built", error) from error
     except loading_errors() as error:
         raise UnsupportedCheckpoint(
             f"{checkpoint.folder / 'config.json'}: {model_class.__name__} cannot be built from it: "

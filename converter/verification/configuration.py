@@ -14,6 +14,8 @@ from converter.fields import Fields
 
 #: Lists that SDNQ writes in any order.
 _UNORDERED = ("modules_to_not_convert", "modules_to_not_use_matmul")
+#: Options that SDNQ cannot use without a value.
+_NEVER_NULL = ("weights_dtype", "group_size")
 #: Entries of ``config.json`` that change with who writes it, not with what the model is.
 _INCIDENTAL = ("quantization_config", "torch_dtype", "dtype", "transformers_version")
 
@@ -91,9 +93,10 @@ def differing_entries(one: Mapping[str, Any], other: Mapping[str, Any], prefix: 
 
 
 def _check_types(config: Mapping[str, Any], where: str) -> None:
-    """Refuse values of types that SDNQ could not use; null stands for a missing value."""
-    fields = Fields({key: value for key, value in config.items() if value is not None}, where, MalformedCheckpoint)
-    for key in ("weights_dtype", "quantized_matmul_dtype"):
+    """Refuse values of types that SDNQ could not use; null stands for a missing value where SDNQ's default is null."""
+    known = {key: value for key, value in config.items() if value is not None or key in _NEVER_NULL}
+    fields = Fields(known, where, MalformedCheckpoint)
+    for key in ("weights_dtype", "quantized_matmul_dtype", "scale_dtype", "zero_point_dtype"):
         fields.take(key, str, "")
     fields.take("group_size", int, 0)
     for key in _UNORDERED:
@@ -103,7 +106,10 @@ def _check_types(config: Mapping[str, Any], where: str) -> None:
         by_dtype.take_strings(dtype)
     options = fields.take("modules_quant_config", dict, {})
     for module in options:
-        Fields(options, f"{where}: modules_quant_config", MalformedCheckpoint).take(module, dict)
+        own = Fields(options, f"{where}: modules_quant_config", MalformedCheckpoint).take(module, dict)
+        described = Fields(own, f"{where}: modules_quant_config: {module}", MalformedCheckpoint)
+        described.take("weights_dtype", str, "")
+        described.take("group_size", int, 0)
 
 
 def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from converter.conversion.kernels.sdnq import as_tensor
 from converter.conversion.planning.planner import walk_modules
 from converter.conversion.planning.rules import PARTS
 from converter.errors import UnsupportedCheckpoint
-from converter.libraries import QUANTIZING_ERRORS, load_library, loading_errors
+from converter.libraries import QUANTIZING_ERRORS, load_library, loading_errors, missing_package
 from converter.models.classes import find_class
 from converter.verification.audit import Audit
 from converter.verification.dequantizing import configured_dequantizer, dequantize, sdnq_config
@@ -42,6 +42,7 @@ def check_loading(audit: Audit) -> Iterator[Check]:
 
     Raises:
         UnsupportedCheckpoint: the class is unknown, or the config is missing.
+        DependencyError: a loader lacks a package.
     """
     checkpoint = audit.checkpoint
     if not checkpoint.config:
@@ -68,6 +69,8 @@ def check_loading(audit: Audit) -> Iterator[Check]:
 def _check_loader(audit: Audit, name: str, load: Callable[[], Any], *, casts: bool) -> Check:
     try:
         model = load()
+    except ImportError as error:
+        raise missing_package(name, error) from error
     except loading_errors() as error:
         return list_problems(name, [f"{type(error).__name__}: {error}"], "")
     checkpoint = audit.checkpoint
