@@ -14,6 +14,9 @@ from converter.errors import UnsupportedCheckpoint, printable
 from converter.libraries import QUANTIZING_ERRORS, load_library
 from converter.models.empty import EmptyModel
 
+#: Options that choose the dtype of a weight, which the configuration of a checkpoint names already.
+_DYNAMIC = ("use_dynamic_quantization", "dynamic_loss_threshold")
+
 
 def sdnq_config(config: Mapping[str, Any]) -> Any:
     """SDNQ's configuration object, without the entries that say where SDNQ worked.
@@ -25,7 +28,7 @@ def sdnq_config(config: Mapping[str, Any]) -> Any:
     """
     quantizer, utilities = load_library("sdnq.quantizer"), load_library("sdnq.utils")
     content = {name: value for name, value in config.items() if name not in PLACEMENT}
-    with _blaming(config, "use it"):
+    with _blaming(config, "use"):
         by_module = {}
         for pattern, options in (content.get("modules_quant_config") or {}).items():
             # The loaders need no rounding; the comparison with the source does.
@@ -44,7 +47,7 @@ def prepare_quantized(empty: EmptyModel, config: Mapping[str, Any]) -> dict[str,
         UnsupportedCheckpoint: SDNQ cannot use this configuration.
     """
     prepared = sdnq_config(config)
-    with _blaming(config, f"prepare {type(empty.model).__name__} with it"):
+    with _blaming(config, f"prepare {type(empty.model).__name__} with"):
         load_library("sdnq.quantizer").sdnq_post_load_quant(
             empty.model, quantization_config=prepared, pre_quantized=True
         )
@@ -77,10 +80,6 @@ def configured_dequantizer(module: Any, parameter: str, config: Any) -> Any:
     return dequantizer
 
 
-#: Options that choose the dtype of a weight, which the configuration of a checkpoint names already.
-_DYNAMIC = ("use_dynamic_quantization", "dynamic_loss_threshold")
-
-
 def dequantize(dequantizer: Any, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Turn codes back into float32 numbers of the original shape, by SDNQ."""
     restored: torch.Tensor = dequantizer(
@@ -98,7 +97,6 @@ def _blaming(config: Mapping[str, Any], task: str) -> Iterator[None]:
         version = config.get("sdnq_version")
         writer = f" SDNQ {printable(str(version), 20)} wrote it." if version else ""
         raise UnsupportedCheckpoint(
-            f"the quantization config is wrong, or of another version of SDNQ: it cannot {task}: "
-            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            f"Compare it with the publisher's.{writer}",
+            f"SDNQ cannot {task} this quantization config: {type(error).__name__}: {error}",
+            f"Compare the config with the publisher's.{writer}",
         ) from error
