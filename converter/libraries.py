@@ -9,6 +9,7 @@ import gc
 import importlib
 import logging
 import os
+import re
 import sys
 import warnings
 from importlib.metadata import PackageNotFoundError, version
@@ -28,10 +29,27 @@ QUANTIZING_ERRORS = (
     RuntimeError,
     TypeError,
     ValueError,
+    re.error,
 )
 
-#: What the loaders of SDNQ, diffusers and transformers raise for a checkpoint that they cannot take.
-LOADING_ERRORS = (*QUANTIZING_ERRORS, ImportError, OSError)
+
+def loading_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What SDNQ, diffusers and transformers raise for a checkpoint that they cannot build or load, and others.
+
+    This imports the packages that define the errors.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    return (*QUANTIZING_ERRORS, ImportError, OSError, SafetensorError, StrictDataclassError, *others)
+
+
+#: How libraries name a package that an import lacks, the surest first.
+_PACKAGE_PATTERNS = (
+    r"'([\w.-]+)' package",
+    r"pip install (?:-U |--upgrade )?[\"'`]?([\w-]+(?:\.[\w-]+)*)",
+    r"requires? (?:the )?[\"'`]?([\w.-]+)[\"'`]? (?:library|package|backend)",
+)
 
 
 def package_versions() -> dict[str, str]:
@@ -99,10 +117,28 @@ def load_library(name: str, *, compiles: bool = False) -> ModuleType:
                     log.disable_progress_bar()
             return module
     except ImportError as error:
-        package = (error.name or name).partition(".")[0]
-        if package == "converter":
-            raise
-        raise DependencyError(f"{name} cannot be imported: {error}", f"pip install --upgrade {package}") from error
+        raise missing_package(f"{name} cannot be imported", error) from error
+
+
+def missing_package(what: str, error: ImportError) -> DependencyError:
+    """Return the error for a package that is missing or too old.
+
+    Args:
+        what: what needs it; the message begins with it.
+        error: what Python or a library raises; libraries name the package in the text only.
+
+    Raises:
+        ImportError: a module of lensconv itself is missing.
+    """
+    package = (error.name or "").partition(".")[0]
+    if package == "converter":
+        raise error
+    text = " ".join(str(error).split())
+    if not package:
+        named = next((found for pattern in _PACKAGE_PATTERNS if (found := re.search(pattern, text))), None)
+        package = named[1].lower() if named else ""
+    advice = f"pip install --upgrade {package}" if package else "Install what is missing."
+    return DependencyError(f"{what}: {text}", advice)
 
 
 def _import(name: str) -> ModuleType:

@@ -82,7 +82,7 @@ def compare(work: Path, name: str, source: Path, options: dict[str, Any], shard:
         shutil.rmtree(folder, ignore_errors=True)
     convert_with_sdnq(source, expected, name, options, shard=shard)
     recipe = None if options is LENS_OPTIONS else Recipe("compared", options)
-    convert(source, output, recipe, ConvertOptions(shard_bytes=SHARDS[shard]))
+    convert(source, output, recipe, ConvertOptions(shard_bytes=SHARDS[shard], force=True))
     wanted, found = weight_files(expected), weight_files(output)
     differing = sorted(file for file in {*wanted, *found} if wanted.get(file) != found.get(file))
     if differing:

@@ -35,7 +35,7 @@ def assert_same(
     """Assert that both paths write the same files; the recipe is that of the options if no other is given."""
     (used,) = recipe or (Recipe("mine", options, seed=3),)
     expected = reference.convert_with_sdnq(source, folder / "expected", name, options, shard=shard, seed=3)
-    convert(source, folder / "output", used, ConvertOptions(shard_bytes=reference.SHARDS[shard], jobs=2))
+    convert(source, folder / "output", used, ConvertOptions(shard_bytes=reference.SHARDS[shard], jobs=2, force=True))
     assert reference.weight_files(folder / "output") == reference.weight_files(expected)
     assert reference.read_configs(folder / "output") == reference.read_configs(expected)
 

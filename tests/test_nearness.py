@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from converter.libraries import load_library
+from converter.verification.dequantizing import dequantize
 from converter.verification.measures import ratio_db
-from converter.verification.nearness import Nearness, compare_errors, dequantize
+from converter.verification.nearness import Nearness, compare_errors
 from tests.reference import BROKEN, SDNQ_DTYPES
 
 #: The others, once for all their names.

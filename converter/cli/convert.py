@@ -29,6 +29,7 @@ from converter.errors import Interrupted
     "shard_bytes",
     "device",
     "allow_nonfinite",
+    "force",
     "overwrite",
     "restart",
 )

@@ -28,6 +28,7 @@ from converter.errors import (
     UsageError,
     reason_of,
 )
+from converter.libraries import missing_package
 
 #: Subcommands in the order in which they are used.
 COMMANDS = (
@@ -134,6 +135,8 @@ def run(arguments: Sequence[str], console: Console) -> int:
         raise
     except OSError as error:
         failure = _system_error(error)
+    except ImportError as error:
+        failure = missing_package("a package is missing", error)
     except Exception:
         # If a signal comes during torch's own code, torch turns the KeyboardInterrupt into an error of its own.
         if not _stops:

@@ -25,6 +25,7 @@ from converter.conversion.execution.jobs import DEFAULT_BUDGET, Work, make_work
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
 from converter.conversion.planning.prediction import plans_agree, predict_plan
+from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.preflight import check_space, existing_parent, refuse_overlap
 from converter.conversion.preview import foresee
 from converter.conversion.recipe.recipe import Recipe
@@ -139,6 +140,7 @@ def _release(
 ) -> _Released:
     work = _work(request, answer)
     # Everything that can fail before a byte is written fails here.
+    _refuse_misread(request, answer)
     budget = _budget(request, work)
     parent = existing_parent(staging.output)
     companions = find_companions(request.checkpoint, parent)
@@ -195,6 +197,20 @@ def _budget(request: Request, work: Work) -> int:
         reason = f"--memory {allowed} is too little: one tensor alone needs {needed} with this recipe"
         raise MemoryLimitError(reason, f"Allow at least --memory {needed}.")
     return allowed
+
+
+def _refuse_misread(request: Request, answer: PlanAnswer) -> None:
+    """Refuse a result that no loader would read correctly, unless the user wants it.
+
+    Raises:
+        RecipeError: it is refused.
+    """
+    if answer.plan.has_misread_scales and not request.options.force:
+        raise RecipeError(
+            f"recipe {request.recipe.name}",
+            MISREAD_SCALES,
+            "Set these options in [[rules]], which loaders read; or convert with --force.",
+        )
 
 
 def _are_complete(folder: Path, work: Work) -> bool:

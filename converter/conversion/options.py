@@ -51,6 +51,10 @@ class ConvertOptions:
     allow_nonfinite: bool = field(
         default=False, metadata={"help": "Convert and count NaN and infinity instead of refusing them."}
     )
+    force: bool = field(
+        default=False,
+        metadata={"help": "Convert although no loader reads the result correctly (scales quantized for all modules)."},
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing checkpoint at OUT."})
     restart: bool = field(default=False, metadata={"help": "Delete the work of an interrupted run, and start over."})
 

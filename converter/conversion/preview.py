@@ -13,7 +13,7 @@ from converter.conversion.execution.jobs import DEFAULT_BUDGET, PIECE_BYTES, Wor
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count
 from converter.conversion.planning.prediction import predict_plan
-from converter.conversion.planning.rules import UNLOADABLE_SCALES
+from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.request import Request, open_request
 from converter.hub.addresses import is_address, parse_address
@@ -216,7 +216,7 @@ def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
         notes.append(f"SDNQ uses random numbers for this recipe; their seed is {recipe.seed}")
     if recipe.depends_on_threads:
         notes.append("the last bits of an SVD depend on the number of threads, which OMP_NUM_THREADS sets")
-    if recipe.options.get("scale_dtype"):
-        notes.append(UNLOADABLE_SCALES)
+    if plan.has_misread_scales:
+        notes.append(MISREAD_SCALES + ("" if request.options.force else "; convert refuses this without --force"))
     notes += [f"{file.name} is not part of the checkpoint and is ignored" for file in checkpoint.stray_files]
     return tuple(notes)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from converter.hub.proxies import without_socks
 from converter.hub.retry import LONGEST_WAIT, TRANSIENT_STATUSES, asked_seconds
 
 #: The variable with the file for the log of hf_xet.
@@ -33,6 +34,7 @@ def quiet_hub() -> Iterator[None]:
         progress_bar_states.clear()
         progress_bar_states["_global"] = False
         try:
+            _open_client()
             yield
         finally:
             hub_logging.set_verbosity(verbosity)
@@ -70,9 +72,19 @@ def bounded_hub(seconds: float) -> Iterator[None]:
     set_client_factory(make)
     try:
         with _variable_unless_set(_XET_TIMEOUT, f"{max(1, round(seconds))}s"):
+            _open_client()
             yield
     finally:
         set_client_factory(factory)
+
+
+def _open_client() -> None:
+    """Make the client now if a SOCKS proxy would prevent it, although no request to the Hub goes through it."""
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    with without_socks() as has_hidden:
+        if has_hidden:
+            get_session()
 
 
 @contextmanager

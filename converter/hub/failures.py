@@ -9,7 +9,6 @@ recognised here.
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 import re
 import socket
@@ -21,6 +20,8 @@ from typing import Any
 from urllib.parse import quote
 
 from converter.errors import DiskError, HubError, LensconvError, UsageError, printable, reason_of
+from converter.hub.proxies import http_library, malformed_proxy
+from converter.libraries import missing_package
 
 #: Characters of a server's text that are shown.
 TEXT_LIMIT = 300
@@ -115,12 +116,18 @@ def hub_failure(what: str, error: BaseException) -> LensconvError:
         error: an exception of the Hub's client, of hf_xet or of the system.
 
     Returns: the error to raise from it: UsageError for a name that a repo cannot have, DiskError for a full disk,
-        HubError for everything else. An error of lensconv comes back unchanged.
+        DependencyError for a package that the client lacks, HubError for everything else. An error of lensconv comes
+        back unchanged.
     """
     if isinstance(error, LensconvError):
         return error
     error = deciding(error)
     names = class_names(error)
+    if isinstance(error, ImportError):
+        return missing_package(f"{what}: the Hub's client lacks a package", error)
+    if names & {"ValueError", "InvalidURL"} and (variable := malformed_proxy()):
+        hint = f"Write it as http://HOST:PORT or socks5://HOST:PORT, or unset {variable}."
+        return HubError(f"{what}: the Hub's client cannot use the proxy in {variable}", hint)
     if names & {"HFValidationError", "HfUriError"}:
         return UsageError(
             f"{what}: not the name of a model on the Hub", "Write OWNER/NAME, with letters, digits, '-', '_' and '.'."
@@ -270,14 +277,13 @@ def client_errors() -> tuple[type[Exception], ...]:
     """All exceptions that the Hub's client may raise and that ``hub_failure`` has a message for.
 
     A malformed address raises ValueError or InvalidURL, hf_xet raises RuntimeError, and an incomplete answer makes the
-    client raise LookupError, TypeError or AttributeError.
+    client raise LookupError, TypeError or AttributeError. ImportError tells of a package that a proxy needs.
     """
     from huggingface_hub import errors
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of httpx or httpx2, by version
 
-    http = importlib.import_module(HTTPError.__module__.partition(".")[0])
+    http = http_library()
     return (
-        HTTPError,
+        http.HTTPError,
         http.InvalidURL,
         http.StreamError,
         errors.EntryNotFoundError,
@@ -288,6 +294,7 @@ def client_errors() -> tuple[type[Exception], ...]:
         LookupError,
         TypeError,
         AttributeError,
+        ImportError,
     )
 
 

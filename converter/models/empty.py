@@ -12,20 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from converter.checkpoint.source import Checkpoint
 from converter.errors import DependencyError, UnsupportedCheckpoint
-from converter.libraries import QUANTIZING_ERRORS, load_library
+from converter.libraries import load_library, loading_errors, missing_package
 from converter.models.classes import TORCH_DTYPES, find_class, refuse_absurd
 from converter.models.config import ModelConfig, model_config
 from converter.models.lens.layout import CLASS_NAME as LENS
 from converter.models.lens.layout import MAXIMUM_LAYERS, LensConfig, lens_tensors
 from converter.models.matching import are_equal, match_tensors
-
-#: What the constructors of the libraries raise for a config that they cannot use.
-_CONSTRUCTION_ERRORS = (*QUANTIZING_ERRORS, ImportError, StrictDataclassError)
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,9 @@ def _constructing(model_class: Any, checkpoint: Checkpoint) -> Iterator[None]:
     """Raise an error that names the config for what the library raises in the block."""
     try:
         yield
-    except _CONSTRUCTION_ERRORS as error:
+    except ImportError as error:
+        raise missing_package(f"{model_class.__name__} cannot be built", error) from error
+    except loading_errors() as error:
         raise UnsupportedCheckpoint(
             f"{checkpoint.folder / 'config.json'}: {model_class.__name__} cannot be built from it: "
             f"{str(error) or repr(error)}",

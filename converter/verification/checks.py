@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.prefixes import PREFIXES
+from converter.conversion.planning.rules import weight_format
 from converter.models.lens.layout import CLASS_NAME, lens_family
 from converter.verification.audit import Audit
 from converter.verification.configuration import shown
@@ -57,6 +58,12 @@ def _check_config(audit: Audit) -> Check:
     problems = [audit.quantization.problem] if audit.quantization.problem else []
     if not audit.class_name:
         problems.append("config.json names no class")
+    # Dtypes of weights are checked module by module.
+    for option in ("scale_dtype", "zero_point_dtype", "quantized_matmul_dtype"):
+        dtype = audit.config.get(option)
+        is_none = dtype is None or (dtype == "none" and option != "quantized_matmul_dtype")
+        if not is_none and weight_format(str(dtype)) is None:
+            problems.append(f"{option} {shown(dtype)} is not a dtype of SDNQ")
     return list_problems("config", problems, f"{shown(audit.class_name)}, {shown(audit.config.get('weights_dtype'))}")
 
 

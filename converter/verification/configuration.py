@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.checkpoint.source import Checkpoint, read_json
+from converter.conversion.planning.rules import PLACEMENT
 from converter.conversion.release.manifest import CONFIG_NAME, QUANTIZATION_CONFIG_NAME
 from converter.errors import MalformedCheckpoint
 from converter.fields import Fields
 
 #: Lists that SDNQ writes in any order.
 _UNORDERED = ("modules_to_not_convert", "modules_to_not_use_matmul")
+#: Options that SDNQ cannot use without a value.
+_NEVER_NULL = ("weights_dtype", "group_size")
 #: Entries of ``config.json`` that change with who writes it, not with what the model is.
 _INCIDENTAL = ("quantization_config", "torch_dtype", "dtype", "transformers_version")
 
@@ -63,11 +66,6 @@ def shown(value: Any) -> str:
     return f"{value!s:.80}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
 
 
-def named_dtype(value: Any) -> str:
-    """The dtype that an option for scales or zero points names; empty for SDNQ's word ``none``, and for no text."""
-    return value if isinstance(value, str) and value != "none" else ""
-
-
 def differing_options(one: Mapping[str, Any], other: Mapping[str, Any], *, only_shared: bool = False) -> str:
     """Names of the options of SDNQ that differ between two configurations; empty if there are none.
 
@@ -95,9 +93,10 @@ def differing_entries(one: Mapping[str, Any], other: Mapping[str, Any], prefix: 
 
 
 def _check_types(config: Mapping[str, Any], where: str) -> None:
-    """Refuse values of types that SDNQ could not use; null stands for a missing value."""
-    fields = Fields({key: value for key, value in config.items() if value is not None}, where, MalformedCheckpoint)
-    for key in ("weights_dtype", "quantized_matmul_dtype"):
+    """Refuse values of types that SDNQ could not use; null stands for a missing value where SDNQ's default is null."""
+    known = {key: value for key, value in config.items() if value is not None or key in _NEVER_NULL}
+    fields = Fields(known, where, MalformedCheckpoint)
+    for key in ("weights_dtype", "quantized_matmul_dtype", "scale_dtype", "zero_point_dtype"):
         fields.take(key, str, "")
     fields.take("group_size", int, 0)
     for key in _UNORDERED:
@@ -107,16 +106,29 @@ def _check_types(config: Mapping[str, Any], where: str) -> None:
         by_dtype.take_strings(dtype)
     options = fields.take("modules_quant_config", dict, {})
     for module in options:
-        Fields(options, f"{where}: modules_quant_config", MalformedCheckpoint).take(module, dict)
+        own = Fields(options, f"{where}: modules_quant_config", MalformedCheckpoint).take(module, dict)
+        described = Fields(own, f"{where}: modules_quant_config: {module}", MalformedCheckpoint)
+        described.take("weights_dtype", str, "")
+        described.take("group_size", int, 0)
 
 
 def _normalised(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration in which the lists that SDNQ writes in any order are sorted."""
-    result = dict(config)
+    """A configuration without the options that describe the machine, in which lists of any order are sorted."""
+    result = _without_placement(config)
     for name in _UNORDERED:
         if isinstance(result.get(name), list):
             result[name] = sorted(map(str, result[name]))
     by_dtype = result.get("modules_dtype_dict")
     if isinstance(by_dtype, dict):
         result["modules_dtype_dict"] = {dtype: sorted(map(str, names)) for dtype, names in by_dtype.items()}
+    by_module = result.get("modules_quant_config")
+    if isinstance(by_module, dict):
+        result["modules_quant_config"] = {
+            module: _without_placement(options) if isinstance(options, dict) else options
+            for module, options in by_module.items()
+        }
     return result
+
+
+def _without_placement(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in PLACEMENT}

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,18 +19,18 @@ from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import Checkpoint, SourceTensor
 from converter.console import SILENT, Progress, Reporter
 from converter.conversion.kernels.sdnq import as_tensor
-from converter.conversion.planning.planner import walk_modules
 from converter.conversion.planning.rules import PARTS
 from converter.errors import UnsupportedCheckpoint
-from converter.libraries import load_library
+from converter.libraries import QUANTIZING_ERRORS
 from converter.models.classes import TORCH_DTYPES
-from converter.models.empty import EmptyModel, build_empty_model, saved_names
+from converter.models.empty import build_empty_model, saved_names
 from converter.models.families import family
 from converter.threads import run_in_threads
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_entries
+from converter.verification.dequantizing import dequantize, prepare_quantized
 from converter.verification.measures import Fidelity, ModuleFidelity, by_ratio, ratio_db
-from converter.verification.nearness import compare_errors, dequantize
+from converter.verification.nearness import compare_errors
 from converter.verification.report import Check, list_problems
 
 #: Numbers of a kept tensor that are compared at a time.
@@ -184,15 +183,16 @@ class _Pair:
         for part, file_name in self._files[path].items():
             stored = self._quantized.tensors[file_name]
             parts[part] = as_tensor(reader.read_all(stored), stored.entry.dtype, stored.entry.shape)
+        original = as_tensor(reader.read_all(source), source.entry.dtype, source.entry.shape)
         dequantizer = self._dequantizers[path]
         try:
             restored = dequantize(dequantizer, parts)
-        except RuntimeError as error:
+            nearness = compare_errors(dequantizer, parts, restored, original)
+        except QUANTIZING_ERRORS as error:
             raise UnsupportedCheckpoint(
-                f"{self._audit.root}: SDNQ cannot dequantize {path}: {error}",
-                "Use the version of sdnq that wrote it, or convert again.",
+                f"{self._audit.root}: SDNQ cannot dequantize {path}: {str(error) or repr(error)}",
+                "Its tensors or its quantization config are wrong, or of another version of SDNQ.",
             ) from error
-        original = as_tensor(reader.read_all(source), source.entry.dtype, source.entry.shape)
         energy = noise = dot = length = 0.0
         largest = [0.0]
         flat = original.reshape(-1), restored.reshape(-1)
@@ -205,7 +205,6 @@ class _Pair:
             length += float(got.square().sum())
             largest.append(float(difference.abs().max()))
         norm = math.sqrt(energy) * math.sqrt(length)
-        nearness = compare_errors(dequantizer, parts, restored, original)
         return ModuleFidelity(
             name=path,
             family=family(f"{path}.weight", self._audit.class_name),
@@ -224,28 +223,3 @@ def _is_dtype(found: str, planned: torch.dtype) -> bool:
     if planned in _FLOATS:
         return found in WEIGHT_DTYPES
     return bool(TORCH_DTYPES.get(found) == planned)
-
-
-def prepare_quantized(empty: EmptyModel, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Prepare a model without weights for quantized weights, as SDNQ's loader does.
-
-    Returns:
-        The dequantizer of each quantized module, by path.
-
-    Raises:
-        UnsupportedCheckpoint: SDNQ cannot use this configuration.
-    """
-    quantizer = load_library("sdnq.quantizer")
-    try:
-        prepared = quantizer.SDNQConfig.from_dict(dict(config))
-        quantizer.sdnq_post_load_quant(empty.model, quantization_config=prepared, pre_quantized=True)
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise UnsupportedCheckpoint(
-            f"SDNQ cannot prepare {type(empty.model).__name__} with this quantization config: {error}",
-            "Update sdnq to the version that wrote it.",
-        ) from error
-    return {
-        named.path: named.module.sdnq_dequantizer
-        for named in walk_modules(empty.model)
-        if hasattr(named.module, "sdnq_dequantizer")
-    }

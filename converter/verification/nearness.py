@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from converter.libraries import load_library
+from converter.verification.dequantizing import dequantize
 
 #: Largest rms error of the numbers that share a scale, in steps; with a tenth to spare.
 STEPS, STOCHASTIC_STEPS = 0.55, 1.1
@@ -146,11 +147,3 @@ def _excess_over_sdnq(
 def _rms(tensor: torch.Tensor, origin: torch.Tensor | None = None) -> float:
     difference = tensor.double() if origin is None else tensor.double() - origin.double()
     return float(difference.square().mean().sqrt())
-
-
-def dequantize(dequantizer: Any, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Turn codes back into float32 numbers of the original shape, by SDNQ."""
-    restored: torch.Tensor = dequantizer(
-        **parts, skip_quantized_matmul=dequantizer.use_quantized_matmul, skip_compile=True, dtype=torch.float32
-    )
-    return restored.reshape(dequantizer.original_shape)

@@ -10,10 +10,10 @@ from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.source import read_json
 from converter.checkpoint.weights import WEIGHT_STEMS
 from converter.conversion.planning.patterns import is_judged
-from converter.conversion.planning.rules import UNLOADABLE_SCALES
+from converter.conversion.planning.rules import MISREAD_SCALES, has_misread_scales, named_dtype, option_of
 from converter.models.lens.layout import CLASS_NAME, lens_family
 from converter.verification.audit import Audit
-from converter.verification.configuration import named_dtype, shown
+from converter.verification.configuration import shown
 from converter.verification.manifest import unlisted_files
 from converter.verification.report import first_few
 
@@ -66,9 +66,13 @@ def _about_options(audit: Audit) -> Iterator[str]:
     for option in ("use_svd", "use_hadamard", "use_codebook", "use_dynamic_quantization"):
         if config.get(option):
             yield f"{option} is on"
-    if named_dtype(config.get("scale_dtype")):
+    if any(named_dtype(option_of(f"{name}.weight", "scale_dtype", config)) for name in audit.modules):
         yield "scales are quantized (scale_dtype)"
-        yield UNLOADABLE_SCALES
+    if any(
+        has_misread_scales(f"{name}.weight", config, has_zero_point="zero_point" in module.parts)
+        for name, module in audit.modules.items()
+    ):
+        yield MISREAD_SCALES
     if config and config.get("sdnq_version") is None:
         yield "no sdnq_version: written by SDNQ before 0.2.2 or by another tool"
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from math import prod
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
-from converter.conversion.planning.rules import WeightFormat, linear_parts, option_of
+from converter.conversion.planning.rules import WeightFormat, linear_parts, named_dtype, option_of
 from converter.verification.audit import Audit
-from converter.verification.configuration import named_dtype
 from converter.verification.modules import QuantizedModule
 from converter.verification.report import Check, list_problems
 

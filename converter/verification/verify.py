@@ -32,9 +32,6 @@ from converter.verification.manifest import check_sums, files_below
 from converter.verification.notes import unusual
 from converter.verification.report import TEXT_LIMIT, Check, VerifyReport, list_problems
 
-#: Options that describe the machine and the version, not the result.
-_PLACEMENT = ("sdnq_version", "quantization_device", "return_device", "non_blocking")
-
 
 def verify(
     path: Path | str,
@@ -193,7 +190,7 @@ def _check_recipe(audit: Audit, source: Checkpoint | None, recipe: str | Recipe)
             problems.append(f"{name} is {dtype} {list(shape)}, should be {wanted} {list(wanted_shape)}")
     # A predicted plan has no quantization config; the recipe's options are its part of it.
     options = plan.quantization_config or chosen.options
-    known = {key: value for key, value in options.items() if key not in _PLACEMENT}
+    known = {key: value for key, value in options.items() if key != "sdnq_version"}
     different = differing_options(known, audit.config, only_shared=True)
     if different:
         problems.insert(0, f"the quantization config disagrees with the recipe on {different}")

@@ -23,7 +23,7 @@ from converter.models.lens.adapters import HUB_OPTIONS, LensLoraLoaderMixin
 from converter.models.lens.layout import LensConfig
 from converter.models.lens.quantized import apply_serialized_matmul, quantized_layers
 from converter.models.lens.transformer import LensTransformer2DModel
-from converter.verification.nearness import dequantize
+from converter.verification.dequantizing import dequantize
 from tests.lens import models
 from tests.lens.models import ALPHA, RANK, TOLERANCE, adapted, distance, golden, make_adapter, reference, run
 from tests.lens.prompts import notices

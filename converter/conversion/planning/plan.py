@@ -14,6 +14,7 @@ from typing import Any
 
 from converter.checkpoint.layout import TensorSpec
 from converter.checkpoint.source import Checkpoint, count_bytes_by_dtype
+from converter.conversion.planning.rules import has_misread_scales
 from converter.models.families import family
 
 
@@ -85,6 +86,17 @@ class Plan:
             if tensor.part:
                 found.setdefault(tensor.source, {})[tensor.part] = tensor.spec
         return found
+
+    @property
+    def has_misread_scales(self) -> bool:
+        """Whether loaders misread a module, because its scales or zero points are quantized by an option for all."""
+        parts = self.parts
+        return any(
+            has_misread_scales(
+                f"{module.name}.weight", self.quantization_config, has_zero_point="zero_point" in parts[source]
+            )
+            for source, module in self.modules.items()
+        )
 
     @property
     def bytes_by_dtype(self) -> dict[str, int]:

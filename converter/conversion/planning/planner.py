@@ -23,6 +23,7 @@ from torch import nn
 from converter.checkpoint.layout import TensorSpec
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.planning.plan import Plan, PlannedModule, PlannedTensor
+from converter.conversion.planning.rules import PLACEMENT
 from converter.conversion.recipe.recipe import Recipe, Rule, resolve_rules, rule_matches
 from converter.errors import RecipeError, UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS, load_library, package_versions
@@ -34,8 +35,6 @@ from converter.models.sdnq_loader import refused_names
 #: Names that safetensors gives torch's dtypes.
 SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
-#: Arguments of ``get_quant_kwargs`` that say where to compute, not how.
-_PLACEMENT = ("return_device", "quantization_device", "non_blocking")
 #: Lists of the configuration that SDNQ passes through a set; sorted here, so that two runs write the same file.
 _UNORDERED = ("modules_to_not_convert", "modules_to_not_use_matmul")
 
@@ -255,7 +254,7 @@ def _quantize_options(named: NamedModule, module: Any, config: Any) -> dict[str,
     options: dict[str, Any] = load_library("sdnq.utils").get_quant_kwargs(
         module, config, torch_dtype=dequantizer.result_dtype, param_name=named.parameter
     )
-    for name in _PLACEMENT:
+    for name in PLACEMENT:
         options.pop(name)
     options["layer_class_name"] = dequantizer.layer_class_name
     options["torch_dtype"] = str(dequantizer.result_dtype).removeprefix("torch.")

@@ -32,8 +32,13 @@ PARTS = (
 _PLAIN: dict[str, str] = {
     torch_name: name for name, torch_name in TORCH_NAMES.items() if BITS[name] <= 32 and name != "BOOL"
 }
-#: What to say of scales that are quantized.
-UNLOADABLE_SCALES = "load_sdnq_model of sdnq 0.2.8 cannot load quantized scales; diffusers can"
+#: Options of SDNQ that say where it worked, not what it made.
+PLACEMENT = ("quantization_device", "return_device", "non_blocking")
+#: What to say of scales or zero points that are quantized so that loaders misread them.
+MISREAD_SCALES = (
+    "the loaders of sdnq 0.2.8 ignore scale_dtype and zero_point_dtype that are set for all modules: load_sdnq_model "
+    "refuses the result, and from_pretrained misreads it"
+)
 #: SDNQ considers quantized matmul only for weights of at least so many rows and channels, in multiples of this.
 _MATMUL_MINIMUM = 32
 _MATMUL_MULTIPLE = 16
@@ -131,6 +136,37 @@ def option_of(name: str, option: str, config: Mapping[str, Any], default: Any = 
     if pattern is not None and isinstance(by_module[pattern], Mapping) and option in by_module[pattern]:
         return by_module[pattern][option]
     return config.get(option, default)
+
+
+def has_misread_scales(name: str, config: Mapping[str, Any], *, has_zero_point: bool) -> bool:
+    """Whether loaders misread the scales or zero points of a module, or its weight because of them.
+
+    A result is read with the dtypes of scales and zero points in ``modules_quant_config``, not with those that the
+    configuration has for all modules: ``sdnq.quantizer.sdnq_post_load_quant`` of SDNQ 0.2.8 drops them.
+
+    Args:
+        name: of the weight, with ``.weight``.
+        config: content of ``quantization_config.json``.
+        has_zero_point: whether the module has one.
+    """
+    by_module = {"modules_quant_config": config.get("modules_quant_config")}
+    written, read = _scale_dtypes(name, config), _scale_dtypes(name, by_module)
+    fmt = weight_format(weights_dtype_of(name, config))
+    # An option for zero points changes how int8 weights are laid out, too, even though these have none.
+    has_layout = option_of(name, "use_quantized_matmul", config) and fmt is not None and not fmt.is_packed
+    return written[0] != read[0] or (bool(has_zero_point or has_layout) and written[1] != read[1])
+
+
+def _scale_dtypes(name: str, config: Mapping[str, Any]) -> tuple[str, str]:
+    """The dtypes that a configuration has for scales and zero points of a weight; empty where they stay floats."""
+    scale, zero_point = (option_of(name, option, config) for option in ("scale_dtype", "zero_point_dtype"))
+    # By default, SDNQ quantizes zero points like scales.
+    return named_dtype(scale), named_dtype(scale if zero_point is None else zero_point)
+
+
+def named_dtype(value: Any) -> str:
+    """The dtype that an option for scales or zero points names; empty for SDNQ's word ``none``, and for no text."""
+    return value if isinstance(value, str) and value != "none" else ""
 
 
 def linear_parts(

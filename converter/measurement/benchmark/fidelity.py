@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.console import Reporter
-from converter.errors import InputError
+from converter.errors import LensconvError
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
 from converter.measurement.comparison.compare import Comparison
 from converter.measurement.comparison.pairs import ImagePair
@@ -73,8 +73,9 @@ def compare_weights(subjects: Mapping[str, Subject], reporter: Reporter) -> dict
         return None
     try:
         report = verify(quantized.folder, against=original.folder, reporter=reporter)
-    except InputError as error:
-        reporter.note(f"weights were not compared: {error.message}")
+    except (LensconvError, MemoryError) as error:
+        # Everything else is measured by now, and stays.
+        reporter.note(f"weights were not compared: {str(error) or 'there is not enough memory'}")
         return None
     for check in report.checks:
         if not check.ok:

@@ -126,6 +126,8 @@ def open_subjects(original: Path, quantized: Path, reporter: Reporter) -> tuple[
         raise UsageError(f"{original} is quantized, and {quantized} is not", "Give the original first.")
     for repo in repos:
         _check_summary(repo)
+        # It is read again after the measurements, which must not be lost to a malformed config.
+        Audit(repo.folder)
     states = [file_states(repo.weight_files) for repo in repos]
     # A file that both repos have, even under different names, is read once.
     sizes = {(device, inode): size for state in states for device, inode, size, _ in state.values()}

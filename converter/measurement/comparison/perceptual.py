@@ -17,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import printable
-from converter.libraries import LOADING_ERRORS
+from converter.libraries import loading_errors
 
 #: The network of most published comparisons; the package's own default.
 BACKBONE = "alex"
 #: Time limit in seconds for answers while the weights of the network are downloaded.
 _NETWORK_SECONDS = 10.0
 #: Errors of loading if a package or a file of weights is missing, broken or of another network.
-_LOADING_ERRORS = (*LOADING_ERRORS, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
+_LOADING_ERRORS = loading_errors(EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 
 
 class NotMeasured(Exception):

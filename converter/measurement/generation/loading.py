@@ -16,7 +16,7 @@ from transformers import Mxfp4Config, PreTrainedTokenizerFast
 from converter.console import Reporter
 from converter.errors import MalformedCheckpoint, MemoryLimitError, UnsupportedCheckpoint
 from converter.lens import LensGptOssEncoder, LensPipeline, LensTransformer2DModel
-from converter.libraries import LOADING_ERRORS
+from converter.libraries import loading_errors, missing_package
 from converter.measurement.generation.memory import LESS_MEMORY
 from converter.measurement.generation.repo import PipelineRepo
 from converter.models.classes import refuse_absurd
@@ -133,11 +133,14 @@ def blaming(part: Path) -> Iterator[None]:
 
     Raises:
         UnsupportedCheckpoint: what the block raised.
+        DependencyError: a package is missing.
         MemoryLimitError: memory was used up.
     """
     try:
         yield
-    except (*LOADING_ERRORS, jinja2.TemplateError) as error:
+    except ImportError as error:
+        raise missing_package(f"{part}: cannot be loaded", error) from error
+    except loading_errors(jinja2.TemplateError) as error:
         text = str(error) or repr(error)
         if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _NO_MEMORY):
             raise MemoryLimitError(f"there is not enough memory: {text}", LESS_MEMORY) from error

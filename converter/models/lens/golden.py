@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from converter.libraries import LOADING_ERRORS
+from converter.libraries import loading_errors
 
 #: Constructor arguments of the tiny transformer.
 GOLDEN_CONFIG: dict[str, Any] = {
@@ -35,7 +35,7 @@ GOLDEN_VALUES: dict[tuple[int, int], tuple[tuple[float, ...], tuple[float, ...]]
 TOLERANCE = 2e-5
 _TEXT_TOKENS = 7
 #: Errors of a class that is another model, or that only represents one whose requirements are missing.
-_FOREIGN_ERRORS = (*LOADING_ERRORS, NameError)
+_FOREIGN_ERRORS = loading_errors(NameError)
 
 
 def golden_model(model_class: Any) -> Any:
