@@ -142,7 +142,7 @@ def test_spellings_of_adapters(prefix: str, is_configured: bool) -> None:
 
 
 def test_adapters_that_are_refused(tmp_path: Path) -> None:
-    """Pickled ones, too."""
+    """Pickled ones, too, where safetensors is asked for."""
     model, tensors, expected = golden(), make_adapter(golden()), run(golden())
 
     def with_module(name: str) -> models.State:
@@ -168,7 +168,7 @@ def test_adapters_that_are_refused(tmp_path: Path) -> None:
         assert torch.equal(run(model), expected), message
     torch.save(tensors, tmp_path / "pytorch_lora_weights.bin")
     with pytest.raises(OSError, match="safetensors"):
-        model.load_lora_adapter(tmp_path)
+        model.load_lora_adapter(tmp_path, use_safetensors=True)
 
 
 # PEFT's, whenever there is more than one.

@@ -90,7 +90,7 @@ class LensLoraLoaderMixin(CogView4LoraLoaderMixin):
 
     @classmethod
     def lora_state_dict(cls, source: Any, **options: Any) -> Any:
-        """Read an adapter, from safetensors files only.
+        """Read an adapter from a safetensors file, or from a pickle of tensors alone.
 
         Args:
             source: a folder, a file, a Hub repo, or a state dict.
@@ -100,7 +100,6 @@ class LensLoraLoaderMixin(CogView4LoraLoaderMixin):
             The tensors by name; with ``return_lora_metadata`` also the config of the adapter.
         """
         wants_metadata = options.pop("return_lora_metadata", False)
-        options["use_safetensors"] = True
         state, metadata = super().lora_state_dict(source, return_lora_metadata=True, **options)
         if metadata is None and not isinstance(source, dict):
             metadata = _read_config(source, options)

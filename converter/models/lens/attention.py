@@ -63,6 +63,7 @@ class LensAttention(nn.Module, AttentionModuleMixin):
     _default_processor_cls = LensAttnProcessor
     _available_processors = [LensAttnProcessor]
     _supports_qkv_fusion = False  # They are one projection already.
+    is_cross_attention = False
 
     def __init__(self, heads: int, head_width: int) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from converter.models.lens.features import PromptFeatures, encode_prompts, join_features
+from converter.models.lens.layout import LensConfig
 from converter.models.lens.prompts import MAXIMUM_TOKENS
 
 
@@ -38,7 +39,8 @@ class LensPromptMixin:
     ) -> tuple[list[torch.Tensor], torch.Tensor, list[torch.Tensor] | None, torch.Tensor | None]:
         """Encode prompts and negative prompts, and pad their features to one length.
 
-        Embeddings that are passed in replace their prompts, and are not repeated.
+        Embeddings that are passed in replace their prompts, and are not repeated. A pipeline without a transformer
+        encodes for the layers of the releases, and leaves features in the dtype of the encoder.
 
         Returns:
             ``prompt_embeds`` (for each selected layer ``[images, tokens, hidden_size]``), ``prompt_mask`` (bool,
@@ -85,15 +87,20 @@ class LensPromptMixin:
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError("this pipeline has no text encoder; give prompt_embeds and negative_prompt_embeds")
         # Repeated here for an encoder that was set after construction.
-        self.text_encoder.set_selected_layers(self.transformer.config.selected_layer_index)
+        config = LensConfig() if self.transformer is None else self.transformer.config
+        self.text_encoder.set_selected_layers(config.selected_layer_index)
         features = encode_prompts(
             self.tokenizer, self.text_encoder, prompts, maximum=maximum, day=self.prompt_date, device=device
         )
-        return features.to(device, self.transformer.dtype)
+        return features.to(device, self._features_dtype)
 
     def _given_features(
         self, embeds: Sequence[torch.Tensor], mask: torch.Tensor | None, name: str, device: torch.device
     ) -> PromptFeatures:
         if mask is None:
             raise ValueError(f"{name}_embeds need a {name}_mask")
-        return PromptFeatures(tuple(embeds), mask.bool()).to(device, self.transformer.dtype)
+        return PromptFeatures(tuple(embeds), mask.bool()).to(device, self._features_dtype)
+
+    @property
+    def _features_dtype(self) -> torch.dtype | None:
+        return None if self.transformer is None else self.transformer.dtype

@@ -32,8 +32,8 @@ class PromptFeatures:
         """Number of tokens to which all prompts are padded."""
         return int(self.mask.shape[1])
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> PromptFeatures:
-        """Return the features on a device and in a dtype."""
+    def to(self, device: torch.device, dtype: torch.dtype | None) -> PromptFeatures:
+        """Return the features on a device and in a dtype; None keeps theirs."""
         return PromptFeatures(tuple(embed.to(device, dtype) for embed in self.embeds), self.mask.to(device))
 
     def repeat(self, times: int) -> PromptFeatures:

@@ -197,7 +197,7 @@ class LensTransformerBlock(nn.Module):
     Args:
         config: widths.
         is_last: whether this is the last block, whose text output is not used. The SwiGLU of the text stream is then
-            not computed; checkpoints contain its weights nevertheless.
+            not computed, unless blocks are compiled; checkpoints contain its weights nevertheless.
     """
 
     def __init__(self, config: LensConfig, *, is_last: bool = False) -> None:
@@ -243,7 +243,8 @@ class LensTransformerBlock(nn.Module):
         image = torch.addcmul(image, gate1, image_output)
         image_output = self.img_mlp(torch.addcmul(shift2, self.img_norm2(image), 1 + scale2))
         image = torch.addcmul(image, gate2, image_output)
-        if has_text and not self.is_last:
+        # A graph that depended on ``is_last`` would be compiled twice for the repeated blocks.
+        if has_text and (torch.compiler.is_compiling() or not self.is_last):
             text = torch.addcmul(text, text_mod[2], text_output)
             text_output = self.txt_mlp(torch.addcmul(text_mod[3], self.txt_norm2(text), 1 + text_mod[4]))
             text = torch.addcmul(text, text_mod[5], text_output)

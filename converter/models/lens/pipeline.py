@@ -15,7 +15,7 @@ import PIL.Image
 import torch
 from accelerate import cpu_offload
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,16 +24,9 @@ from converter.models.lens.adapters import LensLoraLoaderMixin
 from converter.models.lens.conditioning import LensPromptMixin
 from converter.models.lens.prompts import MAXIMUM_TOKENS, PREFIX_TOKENS
 from converter.models.lens.resolutions import DEFAULT_SIDE, PIXELS_PER_TOKEN, choose_size
-from converter.models.lens.sampling import (
-    guide,
-    initial_latents,
-    latent_pixels,
-    noise_schedule,
-    to_uint8,
-    to_unit_range,
-)
+from converter.models.lens.sampling import OUTPUT_TYPES, decode_images, guide, initial_latents, noise_schedule
+from converter.models.lens.transformer import LensTransformer2DModel
 
-OUTPUT_TYPES = ("pil", "np", "latent")
 #: Library and class by which ``model_index.json`` of microsoft/Lens names classes that are defined in other modules
 #: today, or have another name.
 _INDEX_ENTRIES = {
@@ -48,13 +41,15 @@ class LensPipelineOutput(BaseOutput):
     """The result of the pipeline."""
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
-    """PIL images; or float32 ``[batch, height, width, 3]`` from 0 to 1; or latents ``[batch, tokens, 128]``."""
+    """PIL images; or float32 ``[batch, height, width, 3]`` from 0 to 1; or a tensor of the same numbers, in the dtype
+    of the VAE, ``[batch, 3, height, width]``; or latents ``[batch, tokens, 128]``."""
 
 
 class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
     """Text to image with a Lens transformer.
 
-    ``text_encoder`` and ``tokenizer`` may be None; the pipeline then takes prompt embeddings alone.
+    ``text_encoder`` and ``tokenizer`` may be None; the pipeline then takes prompt embeddings alone. Without a
+    ``transformer`` it only encodes prompts, without a ``vae`` it only makes latents.
 
     Args:
         scheduler: flow matching, with dynamic shifting.
@@ -65,16 +60,16 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components = ["text_encoder", "tokenizer"]
+    _optional_components = ["text_encoder", "tokenizer", "transformer", "vae"]
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
 
     def __init__(
         self,
         scheduler: FlowMatchEulerDiscreteScheduler,
-        vae: AutoencoderKLFlux2,
-        text_encoder: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        transformer: ModelMixin,
+        vae: AutoencoderKLFlux2 | None,
+        text_encoder: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        transformer: LensTransformer2DModel | None,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -193,7 +188,7 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
             prompt_mask: bool, ``[images, tokens]``, true where a token counts.
             negative_prompt_embeds: features instead of negative prompts.
             negative_prompt_mask: likewise.
-            output_type: ``pil``, ``np`` or ``latent``.
+            output_type: ``pil``, ``np``, ``pt`` or ``latent``.
             return_dict: whether to return a ``LensPipelineOutput`` and not a tuple.
             callback_on_step_end: called after each step with this pipeline, the step, the timestep and the tensors
                 named next; tensors that it returns replace them.
@@ -203,11 +198,14 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
             attention_kwargs: ``scale`` is the strength of LoRA adapters.
 
         Raises:
-            ValueError: an argument is out of range, or two do not fit each other.
+            ValueError: an argument is out of range, two do not fit each other, or a component is missing.
         """
         if enable_reasoner:
             raise ValueError("enable_reasoner: this pipeline does not rewrite prompts; pass the final text")
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         height, width = choose_size(height, width, base_resolution, aspect_ratio)
+        self._check_components(output_type)
         self._check_inputs(num_inference_steps, num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs)
         self._guidance_scale = guidance_scale
         self._attention_kwargs = attention_kwargs
@@ -243,7 +241,7 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
                 shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                 changed = callback_on_step_end(self, step, timestep, shown) or {}
                 tensors.update((name, changed[name]) for name in tensors if name in changed)
-        images = self._decode(tensors["latents"], grid, output_type)
+        images = decode_images(tensors["latents"], grid, self.vae, output_type)
         self.maybe_free_model_hooks()
         return LensPipelineOutput(images=images) if return_dict else (images,)
 
@@ -258,17 +256,31 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
         # Computed once: in the loop, a GPU would have to wait for the answer in every step.
         alone = _unless_full(mask)
         joint = None if negative_mask is None else _unless_full(torch.cat((mask, negative_mask)))
+        # A run that failed may have left something in a cache.
+        self.transformer._reset_stateful_cache()
         with self.progress_bar(total=self._num_timesteps) as progress:
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     continue
                 self._current_timestep = timestep
-                guided = self.do_classifier_free_guidance and negative_mask is not None
-                velocity = self._velocity(tensors, guided, joint if guided else alone, timestep, grid)
+                # What a cache keeps is of both branches or of one, for the whole run.
+                is_guided = self.do_classifier_free_guidance or self.transformer.is_cache_enabled
+                is_guided = is_guided and negative_mask is not None
+                where = {"step_index": step, "num_inference_steps": self._num_timesteps, "timestep": timestep}
+                with self.transformer.cache_context(
+                    "cond_uncond" if is_guided else "cond", **where, sigma=timestep / 1000
+                ):
+                    velocity = self._velocity(tensors, is_guided, joint if is_guided else alone, timestep, grid)
                 tensors["latents"] = self.scheduler.step(velocity, timestep, tensors["latents"], return_dict=False)[0]
                 yield step, timestep
                 progress.update()
         self._current_timestep = None
+
+    def _check_components(self, output_type: str) -> None:
+        if self.transformer is None:
+            raise ValueError("this pipeline has no transformer; it can only encode prompts, with encode_prompt")
+        if self.vae is None and output_type != "latent":
+            raise ValueError("this pipeline has no vae; pass output_type='latent'")
 
     def _check_inputs(self, steps: int, images_per_prompt: int, output_type: str, names: Sequence[str]) -> None:
         if steps < 1:
@@ -316,14 +328,6 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
             return velocity
         conditional, unconditional = velocity.chunk(2)
         return guide(conditional, unconditional, self._guidance_scale)
-
-    def _decode(self, latents: torch.Tensor, grid: tuple[int, int], output_type: str) -> Any:
-        if output_type == "latent":
-            return latents
-        pixels = self.vae.decode(latent_pixels(latents, grid, self.vae), return_dict=False)[0]
-        if output_type == "np":
-            return to_unit_range(pixels).permute(0, 2, 3, 1).float().cpu().numpy()
-        return [PIL.Image.fromarray(image) for image in to_uint8(pixels)]
 
 
 def _unless_full(mask: torch.Tensor) -> torch.Tensor | None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from diffusers.utils.torch_utils import randn_tensor
 
+#: What images may come as.
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 #: Below this norm a guided velocity counts as zero.
 _LEAST_NORM = 1e-12
 #: Latent pixels per side of a patch, which becomes one token.
@@ -136,3 +139,25 @@ def to_uint8(pixels: torch.Tensor) -> np.ndarray:
     levels = (pixels.clamp(-1, 1) + 1) * 127.5
     result: np.ndarray = levels.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return result
+
+
+def decode_images(latents: torch.Tensor, grid: tuple[int, int], vae: Any, output_type: str) -> Any:
+    """Turn the latents of a run into images.
+
+    Args:
+        latents: ``[batch, tokens, channels * 4]``.
+        grid: rows and columns of tokens.
+        vae: an ``AutoencoderKLFlux2``; not needed for latents.
+        output_type: one of ``OUTPUT_TYPES``.
+
+    Returns:
+        ``pil``: a list. ``np``: float32 ``[batch, height, width, 3]`` from 0 to 1. ``pt``: the same numbers in the
+        dtype of the VAE, ``[batch, 3, height, width]``. ``latent``: the latents.
+    """
+    if output_type == "latent":
+        return latents
+    pixels = vae.decode(latent_pixels(latents, grid, vae), return_dict=False)[0]
+    if output_type == "pil":
+        return [PIL.Image.fromarray(image) for image in to_uint8(pixels)]
+    images = to_unit_range(pixels)
+    return images if output_type == "pt" else images.permute(0, 2, 3, 1).float().cpu().numpy()

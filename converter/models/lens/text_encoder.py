@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ class LensGptOssEncoder(GptOssForCausalLM):
             logger.warning(notice)
         return super().from_pretrained(name, *arguments, **options)
 
+    # diffusers passes ``variant`` and ``max_shard_size`` on only where the signature has them.
+    @wraps(GptOssForCausalLM.save_pretrained, assigned=())
     def save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> None:
         """Save as ``GptOssForCausalLM``, which has the same weights and loads in any installation."""
         if getattr(self.config, "quantization_config", None) is None:

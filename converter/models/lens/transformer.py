@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+import torch
+from diffusers.hooks import FasterCacheConfig, SeaCacheConfig, TextKVCacheConfig
+from diffusers.hooks._helpers import (
+    AttentionProcessorMetadata,
+    AttentionProcessorRegistry,
+    TransformerBlockMetadata,
+    TransformerBlockRegistry,
+)
 from diffusers.loaders import PeftAdapterMixin
 
-from converter.models.lens import modules
+from converter.models.lens import attention, modules
 from converter.models.lens.adapters import HUB_OPTIONS, LensLoraLoaderMixin, normalize_adapter
 from converter.models.lens.quantized import apply_serialized_matmul, quantized_layers
 
@@ -22,6 +30,33 @@ class LensTransformer2DModel(modules.LensTransformer2DModel, PeftAdapterMixin):
         apply_serialized_matmul(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
+    def to(self, *arguments: Any, **options: Any) -> Any:
+        """Move or cast like every model of diffusers, which refuses to cast quantized weights."""
+        if options.get("dtype", self) is None:
+            # save_lora_adapter asks for this dtype, and would be refused.
+            del options["dtype"]
+        return super().to(*arguments, **options)
+
+    def enable_cache(self, config: Any) -> None:
+        """Reuse what earlier steps computed, by one of diffusers' caches.
+
+        Args:
+            config: of the cache.
+
+        Raises:
+            ValueError: the cache cannot work with this model, or another one is enabled.
+        """
+        if isinstance(config, TextKVCacheConfig):
+            raise ValueError("TextKVCacheConfig is for NucleusMoE-Image; it has no effect on the blocks of Lens")
+        if isinstance(config, FasterCacheConfig) and not config.is_guidance_distilled:
+            raise ValueError(
+                "FasterCacheConfig: the unconditional branch of Lens cannot be approximated, because its latents are "
+                "rows of tokens and not images; pass is_guidance_distilled=True to cache attention only"
+            )
+        if isinstance(config, SeaCacheConfig) and config.raw_vision_callback is None:
+            config = replace(config, raw_vision_callback=_latent_images)
+        super().enable_cache(config)
+
     def load_lora_adapter(self, source: Any, prefix: str | None = "transformer", **options: Any) -> None:
         """Load a LoRA adapter, in the naming scheme of PEFT, diffusers or others.
 
@@ -33,7 +68,11 @@ class LensTransformer2DModel(modules.LensTransformer2DModel, PeftAdapterMixin):
         Raises:
             ValueError: the adapter is for modules that this model does not have.
         """
-        located = {key: options.pop(key) for key in (*HUB_OPTIONS, "proxies", "weight_name") if key in options}
+        located = {
+            key: options.pop(key)
+            for key in (*HUB_OPTIONS, "proxies", "use_safetensors", "weight_name")
+            if key in options
+        }
         state, metadata = LensLoraLoaderMixin.lora_state_dict(source, return_lora_metadata=True, **located)
         metadata = options.pop("metadata", None) or metadata
         names = (name.replace(".base_layer", "") for name, _ in self.named_modules())
@@ -55,8 +94,21 @@ class LensTransformer2DModel(modules.LensTransformer2DModel, PeftAdapterMixin):
         super().fuse_lora(*arguments, **options)
 
 
-# First-block caching and similar hooks find the two streams in the result of a block with this.
+def _latent_images(_model: Any, _positional: Any, arguments: dict[str, Any]) -> list[torch.Tensor]:
+    """The latents of each image, ``[channels, 1, height, width]``, from the arguments of the forward pass."""
+    images = arguments["hidden_states"].transpose(1, 2).unflatten(2, arguments["img_shapes"][0])
+    return list(images.unbind())
+
+
+# First-block caching and similar hooks find the two streams in the result of a block with this; skipped attention
+# returns both as they came.
 TransformerBlockRegistry.register(
     modules.LensTransformerBlock,
     TransformerBlockMetadata(return_hidden_states_index=1, return_encoder_hidden_states_index=0),
+)
+AttentionProcessorRegistry.register(
+    attention.LensAttnProcessor,
+    AttentionProcessorMetadata(
+        lambda _attn, hidden_states, encoder_hidden_states, *_: (hidden_states, encoder_hidden_states)
+    ),
 )
