@@ -46,6 +46,8 @@ pytestmark = pytest.mark.filterwarnings(
 )
 #: Steps of a run, and of one in which every cache skips some.
 STEPS, CACHED_STEPS = 2, 6
+#: Components that a pipeline lacks which only encodes, and one which only denoises.
+ENCODER, DENOISER = {"transformer": None, "vae": None}, {"text_encoder": None, "tokenizer": None}
 
 
 def draw(pipe: Any, prompt: Any = PROMPT, **options: Any) -> Any:
@@ -112,10 +114,10 @@ def caches(pipe: Any, *, skips: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("cache", caches(None, skips=True))
-def test_a_cache_skips_what_it_is_told_to(source: Path, cache: str) -> None:
+def test_a_cache_skips_what_it_is_told_to(source: Path, shared: Any, cache: str) -> None:
     """Alike in every run, also after one that failed, and with a guidance that a callback turns off."""
-    pipe = pipelines.load(source)
-    model, whole = pipe.transformer, embeddings(pipe)
+    pipe = pipelines.load(source, **DENOISER)
+    model, whole = pipe.transformer, embeddings(shared)
     expected = draw_cached(pipe, **whole)
     with runs_of(model.transformer_blocks[1].attn.to_out[0]) as runs:
         model.enable_cache(caches(pipe, skips=True)[cache])
@@ -150,7 +152,7 @@ def turn_guidance_off(pipe: Any, *_: Any) -> None:
 
 
 def test_caches_that_cannot_work_are_refused(tiny_repo: Path) -> None:
-    model = pipelines.load(tiny_repo).transformer
+    model = LensTransformer2DModel.from_pretrained(tiny_repo / "transformer")
     for config, message in (
         (TextKVCacheConfig(), "TextKVCacheConfig is for NucleusMoE-Image"),
         (FasterCacheConfig(current_timestep_callback=lambda: 0), "pass is_guidance_distilled=True"),
@@ -272,9 +274,6 @@ def test_batches(plain: Any) -> None:
     torch.testing.assert_close(pair[1:], alone, rtol=0, atol=2e-4)
 
 
-ENCODER, DENOISER = {"transformer": None, "vae": None}, {"text_encoder": None, "tokenizer": None}
-
-
 def test_one_pipeline_encodes_and_another_denoises(source: Path, expected: Any, tmp_path: Path) -> None:
     """Loaded in part, or saved in part."""
     encoder, denoiser = (pipelines.load(source, **parts) for parts in (ENCODER, DENOISER))
@@ -385,7 +384,7 @@ def test_a_model_is_exported(plain: Any) -> None:
 
 def test_a_model_is_trained(tiny_repo: Path, tmp_path: Path) -> None:
     """With checkpoints or without, in mixed precision, and with a moving average that is saved."""
-    model = pipelines.load(tiny_repo).transformer.train()
+    model = LensTransformer2DModel.from_pretrained(tiny_repo / "transformer").train()
     average = EMAModel(model.parameters(), model_cls=LensTransformer2DModel, model_config=model.config)
     gradients = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -427,7 +426,7 @@ def test_attention_that_is_skipped(tiny_repo: Path, plain: Any) -> None:
 
 
 def test_processors_are_set_by_name(tiny_repo: Path) -> None:
-    model = pipelines.load(tiny_repo).transformer
+    model = LensTransformer2DModel.from_pretrained(tiny_repo / "transformer")
     with pytest.raises(ValueError, match="number of processors"):
         model.set_attn_processor({next(iter(model.attn_processors)): AttnProcessor()})
     model.set_attn_processor(dict.fromkeys(model.attn_processors, AttnProcessor()))
