@@ -15,7 +15,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.hooks import (
     FasterCacheConfig,
@@ -186,7 +186,6 @@ def with_an_idle_adapter(source: Path) -> Any:
 #: Ways to another pipeline that must draw the same, from a folder, its pipeline and a place to write to.
 WAYS: dict[str, Callable[[Path, Any, Path], Any]] = {
     "found by diffusers": lambda source, *_: DiffusionPipeline.from_pretrained(source, dtype=torch.float32),
-    "found for a task": lambda source, *_: AutoPipelineForText2Image.from_pretrained(source, dtype=torch.float32),
     "of its components": lambda _source, pipe, _folder: LensPipeline(**pipe.components),
     "copied": lambda _source, pipe, _folder: copy.deepcopy(pipe),
     "moved": lambda _source, pipe, _folder: pipe.to("cpu", silence_dtype_warnings=True),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 
 import diffusers
-from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 
 from converter.models.lens.golden import passes_golden_test
 from converter.models.lens.pipeline import LensPipeline
@@ -26,7 +25,6 @@ def register() -> None:
         diffusers.LensPipeline = LensPipeline
     elif not hasattr(diffusers, LensPipeline.__name__):
         diffusers.LensPipeline = LensPipeline
-    AUTO_TEXT2IMAGE_PIPELINES_MAPPING.setdefault("lens", diffusers.LensPipeline)
     # transformers replaces its own module during the first import of a submodule; the one in sys.modules counts.
     transformers = sys.modules["transformers"]
     if not hasattr(transformers, LensGptOssEncoder.__name__):
