@@ -165,22 +165,24 @@ def _choose_component(pipeline: Path, component: str | None) -> str:
     return component
 
 
-def pipeline_components(pipeline: Path) -> tuple[str, ...]:
-    """Names of the components that ``model_index.json`` declares, in its order.
+def pipeline_components(pipeline: Path) -> dict[str, tuple[str, str]]:
+    """Library and class of the components that ``model_index.json`` declares, by name in its order.
+
+    Components that the pipeline does without are left out, and so are its settings.
 
     Raises:
         MissingInput: the file cannot be read.
         MalformedCheckpoint: it is not a JSON object, or a name leads out of the folder.
     """
     file = pipeline / PIPELINE_INDEX
-    names = []
+    components = {}
     for name, value in read_json(file).items():
-        if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
-            continue
-        if not is_plain_name(name):
-            raise MalformedCheckpoint(file, f"component {name} is not the name of a folder in the repo")
-        names.append(name)
-    return tuple(names)
+        match value:
+            case [str(library), str(class_name)] if not name.startswith("_"):
+                if not is_plain_name(name):
+                    raise MalformedCheckpoint(file, f"component {name} is not the name of a folder in the repo")
+                components[name] = library, class_name
+    return components
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -256,7 +258,7 @@ def _choose_weights(
     found = find_weights(names, variant, stems)
     if found is None:
         raise _no_weights(folder, names)
-    weight_map = _read_weight_map(folder / found.index) if found.index else {}
+    weight_map = read_weight_map(folder / found.index) if found.index else {}
     return found, sorted(set(weight_map.values())) or [found.file], weight_map
 
 
@@ -316,13 +318,23 @@ def _pickle_error(file: Path) -> UnsupportedCheckpoint:
     )
 
 
-def _read_weight_map(index: Path) -> dict[str, str]:
+def read_weight_map(index: Path, suffix: str = WEIGHTS_SUFFIX) -> dict[str, str]:
+    """The weight files of the tensors that an index lists, by name of the tensor.
+
+    Args:
+        index: the file.
+        suffix: that all weight files must have.
+
+    Raises:
+        MissingInput: it cannot be read.
+        MalformedCheckpoint: it breaks its format, or a name leads out of the folder.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedCheckpoint(index, "has no weight_map")
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not name.endswith(WEIGHTS_SUFFIX):
-            raise MalformedCheckpoint(index, f"maps to {name}, which is not a safetensors file", tensor=tensor)
+        if not isinstance(name, str) or not name.endswith(suffix):
+            raise MalformedCheckpoint(index, f"maps to {name}, which is not a {suffix[1:]} file", tensor=tensor)
         if not is_plain_name(name):
             raise MalformedCheckpoint(index, f"maps to {name}, not to a file in the same folder", tensor=tensor)
     return weight_map

@@ -1,0 +1,283 @@
+"""The components of a pipeline repo as their loaders see them: which files are opened, and why that would fail.
+
+What diffusers 0.42 and transformers 5 open was read in their ``from_pretrained``. A diffusers model (its config has
+``_class_name``) is in shards if there is an index, else in one file; transformers looks for the one file first.
+Headers are read, weights are not.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.header import Header, read_header
+from converter.checkpoint.source import (
+    PIPELINE_INDEX,
+    count_bytes_by_dtype,
+    is_plain_name,
+    list_folder,
+    pipeline_components,
+    read_json,
+    read_weight_map,
+)
+from converter.checkpoint.weights import (
+    INDEX_SUFFIX,
+    PICKLED_SUFFIX,
+    WEIGHT_STEMS,
+    WEIGHTS_SUFFIX,
+    WeightNames,
+    named_weights,
+    variants_in,
+)
+from converter.errors import FileError, MalformedCheckpoint, MissingInput, unreadable
+
+#: Files with the settings of what has no weights: tokenizers, processors, schedulers.
+_SETTINGS = (
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "scheduler_config.json",
+    "guider_config.json",
+    "mel_config.json",
+)
+#: Ends of the names of classes that have no weights, in diffusers and transformers.
+_WEIGHTLESS = (
+    "Scheduler",
+    "Tokenizer",
+    "TokenizerFast",
+    "Processor",
+    "ProcessorFast",
+    "FeatureExtractor",
+    "Backend",
+    "Guidance",
+    "Mel",
+)
+#: Smallest file on the Hub that can hold a component's weights; a pointer of git LFS has about 130 bytes.
+_LEAST_REMOTE_BYTES = 1024
+_DOWNLOAD = "Download it again."
+
+
+@dataclass(frozen=True)
+class PipelineComponent:
+    """One entry of ``model_index.json``, and what its loader opens."""
+
+    name: str
+    library: str
+    """As ``model_index.json`` gives it, like the class."""
+    class_name: str
+    folder: Path
+    is_model: bool
+    """Whether it has weights. A pipeline inside the pipeline and an ONNX model are not examined and do not count."""
+    weights: tuple[Path, ...] = ()
+    """The files that its loader opens, the index of shards last; empty if it is not a model."""
+    headers: tuple[Header, ...] = ()
+    """Of those that are safetensors files; empty if they were not read."""
+    variant: str = ""
+    """The variant of the weights, such as ``fp16``; empty for the plain files."""
+    file_bytes: int = 0
+    """Bytes of the weight files, without an index."""
+    problems: tuple[FileError, ...] = ()
+    """Why its loader would fail."""
+    notes: tuple[str, ...] = ()
+    """What is unusual, and does not disturb its loader."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of tensor storage; those of the weight files where headers were not read."""
+        return sum(self.bytes_by_dtype.values()) or self.file_bytes
+
+    @cached_property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """Bytes of tensor storage by dtype, the largest first; empty where headers were not read."""
+        return count_bytes_by_dtype(
+            (entry.dtype, entry.bytes) for header in self.headers for entry in header.tensors.values()
+        )
+
+
+def examine_components(
+    pipeline: Path, variant: str | None = None, *, besides: str = "", reads_headers: bool = True
+) -> tuple[PipelineComponent, ...]:
+    """Examine the components of a pipeline repo; what is wrong with them is collected, not raised.
+
+    Args:
+        pipeline: the repo.
+        variant: the variant of the weights to prefer to the plain files, which are preferred to another variant.
+        besides: a component to leave out.
+        reads_headers: whether weight files have content. Of a repo on the Hub, only names and sizes are known.
+
+    Raises:
+        MissingInput: ``model_index.json`` cannot be read.
+        MalformedCheckpoint: it breaks its format.
+    """
+    return tuple(
+        _Examination(pipeline / name, library, class_name, variant, reads_headers).result()
+        for name, (library, class_name) in pipeline_components(pipeline).items()
+        if name != besides
+    )
+
+
+@dataclass
+class _Examination:
+    """The examination of one component, which collects what is wrong."""
+
+    folder: Path
+    library: str
+    class_name: str
+    wanted: str | None
+    reads_headers: bool
+    problems: list[FileError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def result(self) -> PipelineComponent:
+        name, weights, headers = self.folder.name, None, []
+        files: list[Path] = []
+        is_model = False
+        try:
+            names = _file_names(self.folder)
+            config = _read_config(self.folder, names)
+            is_model = self._is_model(names, config)
+            if is_model:
+                weights = self._choose(names, config)
+                files = self._files(weights)
+                headers = [header for file in files if (header := self._open(file)) is not None]
+        except FileError as problem:
+            self.problems.append(problem)
+        index = [self.folder / weights.index] if weights and weights.index else []
+        if index and not self.problems and headers:
+            self._compare(index[0], headers)
+        return PipelineComponent(
+            name=name,
+            library=self.library,
+            class_name=self.class_name,
+            folder=self.folder,
+            is_model=is_model,
+            weights=(*files, *index),
+            headers=tuple(headers),
+            variant=weights.variant if weights else "",
+            file_bytes=sum(file.stat().st_size for file in files if file.is_file()),
+            problems=tuple(self.problems),
+            notes=tuple(self.notes),
+        )
+
+    def _is_model(self, names: Sequence[str], config: Mapping[str, Any]) -> bool:
+        """Whether the component has weights: its folder says so, or else the name of its class."""
+        if PIPELINE_INDEX in names or "onnx" in f"{self.library}.{self.class_name}".lower():
+            self.notes.append("is copied and not examined")
+            return False
+        is_weightless = self.class_name.endswith(_WEIGHTLESS) and not self.class_name.endswith("AudioTokenizer")
+        own_class = str(config.get("_class_name", ""))
+        if own_class or "architectures" in config or "model_type" in config:
+            return not own_class.endswith(_WEIGHTLESS) and not is_weightless
+        has_weights = any(WEIGHTS_SUFFIX in name or PICKLED_SUFFIX in name for name in names)
+        if any(name in names for name in _SETTINGS) and not has_weights:
+            return False
+        if not is_weightless and "config.json" not in names:
+            raise MissingInput(self.folder / "config.json", "no such file, though its loader needs it", _DOWNLOAD)
+        return not is_weightless
+
+    def _choose(self, names: Sequence[str], config: Mapping[str, Any]) -> WeightNames:
+        """The weights that the loader of the component opens."""
+        explicit = config.get("transformers_weights")
+        is_diffusers = "_class_name" in config
+        if isinstance(explicit, str) and not is_diffusers:
+            return self._named_in_config(explicit)
+        stem = WEIGHT_STEMS[0] if is_diffusers else WEIGHT_STEMS[1]
+        variants = variants_in(names)
+        for variant in (*([self.wanted] if self.wanted else []), "", *(variants if len(variants) == 1 else [])):
+            found = named_weights(names, stem, variant=variant, prefers_file=not is_diffusers)
+            found = found or _pickled(names, stem, variant, is_diffusers=is_diffusers)
+            if found is not None:
+                if variant and variant != self.wanted:
+                    self.notes.append(f"has only the variant {variant} of its weights")
+                return found
+        if variants:
+            reason = f"contains only variants of the weights: {', '.join(variants)}"
+            raise MissingInput(self.folder, reason, "Name one with --variant.")
+        raise MissingInput(self.folder, f"contains no weights named {stem}{WEIGHTS_SUFFIX}", _DOWNLOAD)
+
+    def _named_in_config(self, name: str) -> WeightNames:
+        file = self.folder / "config.json"
+        if not is_plain_name(name) or not name.endswith((WEIGHTS_SUFFIX, INDEX_SUFFIX)):
+            raise MalformedCheckpoint(file, f"transformers_weights names {name}, not a safetensors file in its folder")
+        if not (self.folder / name).is_file():
+            raise MissingInput(self.folder / name, "no such file, though config.json names it", _DOWNLOAD)
+        index = name if name.endswith(INDEX_SUFFIX) else None
+        return WeightNames(name.removesuffix(INDEX_SUFFIX).removesuffix(WEIGHTS_SUFFIX), "", index)
+
+    def _files(self, weights: WeightNames) -> list[Path]:
+        if weights.index is None:
+            return [self.folder / weights.file]
+        index = self.folder / weights.index
+        shards = sorted(set(read_weight_map(index, weights.suffix).values()))
+        if not isinstance(read_json(index).get("metadata"), dict):
+            raise MalformedCheckpoint(index, "has no metadata, which loaders need")
+        for name in shards:
+            if not (self.folder / name).is_file():
+                reason = f"no such file, though {weights.index} names it"
+                self.problems.append(MissingInput(self.folder / name, reason, _DOWNLOAD))
+        return [self.folder / name for name in shards]
+
+    def _open(self, file: Path) -> Header | None:
+        """Read the header of a weight file; a pickle has none, and is not opened."""
+        if not file.is_file():
+            return None
+        if not self.reads_headers:
+            size = file.stat().st_size
+            if size <= _LEAST_REMOTE_BYTES:
+                self.problems.append(MalformedCheckpoint(file, f"has {size} bytes, too few for weights", _DOWNLOAD))
+            return None
+        try:
+            if file.suffix == WEIGHTS_SUFFIX:
+                return read_header(file)
+            if not _looks_pickled(file):
+                self.problems.append(MalformedCheckpoint(file, "is not a whole file of PyTorch", _DOWNLOAD))
+            note = "weights may contain pickles, which were not opened"
+            self.notes += [note] if note not in self.notes else []
+        except FileError as problem:
+            self.problems.append(problem)
+        return None
+
+    def _compare(self, index: Path, headers: Sequence[Header]) -> None:
+        """Note where an index and its shards disagree; the libraries load what the shards contain."""
+        listed = set(read_weight_map(index).items())
+        found = {(name, header.file.name) for header in headers for name in header.tensors}
+        if different := sorted({name for name, _ in listed ^ found}):
+            more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+            self.notes.append(f"{index.name} and its shards disagree about {different[0]}{more}")
+
+
+def _file_names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise MissingInput(folder, f"no such folder, though {PIPELINE_INDEX} names it", "Download the whole repo.")
+    names = [file.name for file in list_folder(folder) if file.is_file()]
+    if not names:
+        raise MissingInput(folder, f"contains no file, though {PIPELINE_INDEX} names it", "Download the whole repo.")
+    return names
+
+
+def _read_config(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    return read_json(folder / "config.json") if "config.json" in names else {}
+
+
+def _pickled(names: Sequence[str], stem: str, variant: str, *, is_diffusers: bool) -> WeightNames | None:
+    """Weights in PyTorch's format, for which both libraries look last; diffusers knows no shards of them."""
+    stem = stem if is_diffusers else "pytorch_model"
+    found = named_weights(names, stem, PICKLED_SUFFIX, variant, prefers_file=True)
+    return None if found and found.index and is_diffusers else found
+
+
+def _looks_pickled(file: Path) -> bool:
+    """Whether a file begins as PyTorch writes it, and a zip archive also ends so; nothing of it is unpickled."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(512)
+        if start.startswith(b"PK\3\4"):
+            return zipfile.is_zipfile(file)
+    except OSError as error:
+        raise unreadable(file, error) from error
+    # A pickle names its protocol, 2 or later; very old files are tar archives.
+    return start[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5") or start[257:262] == b"ustar"
