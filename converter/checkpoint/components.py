@@ -8,13 +8,13 @@ Headers are read, weights are not.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.header import Header, read_header
+from converter.checkpoint.footprint import ComponentFootprint
+from converter.checkpoint.header import Header, file_stamp, read_header
 from converter.checkpoint.source import (
     PIPELINE_INDEX,
     count_bytes_by_dtype,
@@ -59,6 +59,7 @@ _WEIGHTLESS = (
 #: Smallest file on the Hub that can hold a component's weights; a pointer of git LFS has about 130 bytes.
 _LEAST_REMOTE_BYTES = 1024
 _DOWNLOAD = "Download it again."
+_WHOLE = "Download the whole repo, or give the folder of one component."
 
 
 @dataclass(frozen=True)
@@ -78,24 +79,32 @@ class PipelineComponent:
     """Of those that are safetensors files; empty if they were not read."""
     variant: str = ""
     """The variant of the weights, such as ``fp16``; empty for the plain files."""
-    file_bytes: int = 0
-    """Bytes of the weight files, without an index."""
+    stamps: tuple[tuple[int, ...], ...] = ()
+    """Size in bytes and time of the last change of each of ``weights``, when it was examined."""
     problems: tuple[FileError, ...] = ()
     """Why its loader would fail."""
     notes: tuple[str, ...] = ()
     """What is unusual, and does not disturb its loader."""
 
     @property
-    def bytes(self) -> int:
-        """Bytes of tensor storage; those of the weight files where headers were not read."""
-        return sum(self.bytes_by_dtype.values()) or self.file_bytes
+    def index(self) -> Path | None:
+        """The index of shards among ``weights``."""
+        return next((file for file in self.weights if file.suffix == ".json"), None)
 
-    @cached_property
-    def bytes_by_dtype(self) -> dict[str, int]:
-        """Bytes of tensor storage by dtype, the largest first; empty where headers were not read."""
-        return count_bytes_by_dtype(
+    @property
+    def changed_files(self) -> Iterator[Path]:
+        """Those of ``weights`` that have been changed, replaced or removed since they were examined."""
+        return (file for file, stamp in zip(self.weights, self.stamps, strict=True) if file_stamp(file) != stamp)
+
+    @property
+    def footprint(self) -> ComponentFootprint:
+        """What it takes."""
+        by_dtype = count_bytes_by_dtype(
             (entry.dtype, entry.bytes) for header in self.headers for entry in header.tensors.values()
         )
+        stamps = zip(self.weights, self.stamps, strict=True)
+        size = sum(stamp[0] for file, stamp in stamps if stamp and file != self.index)
+        return ComponentFootprint(self.name, self.class_name, sum(by_dtype.values()) or size, by_dtype)
 
 
 def examine_components(
@@ -158,7 +167,7 @@ class _Examination:
             weights=(*files, *index),
             headers=tuple(headers),
             variant=weights.variant if weights else "",
-            file_bytes=sum(file.stat().st_size for file in files if file.is_file()),
+            stamps=tuple(map(file_stamp, (*files, *index))),
             problems=tuple(self.problems),
             notes=tuple(self.notes),
         )
@@ -252,10 +261,10 @@ class _Examination:
 
 def _file_names(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise MissingInput(folder, f"no such folder, though {PIPELINE_INDEX} names it", "Download the whole repo.")
+        raise MissingInput(folder, f"no such folder, though {PIPELINE_INDEX} names it", _WHOLE)
     names = [file.name for file in list_folder(folder) if file.is_file()]
     if not names:
-        raise MissingInput(folder, f"contains no file, though {PIPELINE_INDEX} names it", "Download the whole repo.")
+        raise MissingInput(folder, f"contains no file, though {PIPELINE_INDEX} names it", _WHOLE)
     return names
 
 
@@ -281,3 +290,8 @@ def _looks_pickled(file: Path) -> bool:
         raise unreadable(file, error) from error
     # A pickle names its protocol, 2 or later; very old files are tar archives.
     return start[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5") or start[257:262] == b"ustar"
+
+
+def footprints(components: Iterable[PipelineComponent]) -> tuple[ComponentFootprint, ...]:
+    """What the models among components take, in their order."""
+    return tuple(component.footprint for component in components if component.is_model)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.absent import no_weights, pickle_error
 from converter.checkpoint.files import read_bounded
 from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
-from converter.checkpoint.weights import WEIGHT_STEMS, WEIGHTS_SUFFIX, WeightNames, find_weights, variants_in
+from converter.checkpoint.weights import PICKLE_SUFFIXES, WEIGHT_STEMS, WEIGHTS_SUFFIX, WeightNames, find_weights
 from converter.errors import (
-    InputError,
     MalformedCheckpoint,
     MissingInput,
     UnsupportedCheckpoint,
@@ -30,8 +30,6 @@ from converter.errors import (
 PIPELINE_INDEX = "model_index.json"
 #: Components that denoise, in the order in which they are looked for in a pipeline repo.
 DENOISERS = ("transformer", "unet")
-#: Suffixes of files that may contain a pickle. They are named in messages and never opened.
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: Limit for configs and indexes, which are read completely; real ones are far shorter.
 MAXIMUM_JSON_BYTES = 64_000_000
 
@@ -225,7 +223,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _examine_file(file: Path) -> Checkpoint:
     if file.suffix in PICKLE_SUFFIXES:
-        raise _pickle_error(file)
+        raise pickle_error(file)
     header = read_header(file)
     return Checkpoint(
         folder=file.parent,
@@ -257,7 +255,7 @@ def _choose_weights(
     stems = WEIGHT_STEMS[::-1] if "architectures" in config else WEIGHT_STEMS
     found = find_weights(names, variant, stems)
     if found is None:
-        raise _no_weights(folder, names)
+        raise no_weights(folder, names)
     weight_map = read_weight_map(folder / found.index) if found.index else {}
     return found, sorted(set(weight_map.values())) or [found.file], weight_map
 
@@ -293,28 +291,6 @@ def _examine_folder(
         index=index,
         problems=tuple(problems),
         stray_files=tuple(folder / name for name in present if name not in names),
-    )
-
-
-def _no_weights(folder: Path, files: list[str]) -> InputError:
-    """The error for a folder in which no weights can be chosen."""
-    if variants := variants_in(files):
-        reason = f"contains only variants of the weights: {', '.join(variants)}"
-        return MissingInput(folder, reason, "Name one with --variant.")
-    present = [name for name in files if name.endswith(WEIGHTS_SUFFIX)]
-    if present:
-        reason = f"contains {len(present)} safetensors files and no index"
-        return MissingInput(folder, reason, "Download the index too.")
-    pickles = [name for name in files if name.endswith(PICKLE_SUFFIXES)]
-    if pickles:
-        return _pickle_error(folder / pickles[0])
-    return MissingInput(folder, "contains no safetensors weights", "Check the path.")
-
-
-def _pickle_error(file: Path) -> UnsupportedCheckpoint:
-    return UnsupportedCheckpoint(
-        f"{file}: may contain a pickle, which can run code when it is opened; lensconv never opens one",
-        "Convert it to safetensors first.",
     )
 
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 #: Stems of the weight files, as diffusers and transformers name them.
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
 WEIGHTS_SUFFIX = ".safetensors"
-#: Suffix of weights in PyTorch's own format, which may contain a pickle.
+#: Suffixes of files that may contain a pickle. They are named in messages and never unpickled.
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: Suffix of weights in PyTorch's own format, as both libraries write them.
 PICKLED_SUFFIX = ".bin"
 INDEX_SUFFIX = ".safetensors.index.json"
 _STEM, _SUFFIX = r"(?:diffusion_pytorch_model|pytorch_model|model)", r"\.(?:safetensors|bin)"
@@ -29,6 +31,7 @@ _VARIANT_NAMES = tuple(
         rf"{_STEM}{_SUFFIX}\.(?!index\.json)([^.]+)\.index\.json",
     )
 )
+_PLAIN_NAME = re.compile(rf"{_STEM}(?:-\d{{5}}-of-\d{{5}})?{_SUFFIX}(?:\.index\.json)?")
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,11 @@ def plain_name(name: str) -> str:
     """The name of a weight file or an index without its variant."""
     match = _match_variant(name)
     return name[: match.start(1) - 1] + name[match.end(1) :] if match else name
+
+
+def is_weight_name(name: str) -> bool:
+    """Whether a loader of diffusers or transformers may open a file of this name for weights, or as their index."""
+    return _PLAIN_NAME.fullmatch(plain_name(name)) is not None
 
 
 def _match_variant(name: str) -> re.Match[str] | None:

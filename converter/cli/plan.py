@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from converter.cli.components import unconverted_lines
 from converter.cli.options import PATH_OR_ADDRESS, dataclass_options, output_options, pass_console, recipe_options
 from converter.console import Console, readable_size, table
 from converter.conversion.options import ConvertOptions
@@ -19,7 +20,7 @@ from converter.conversion.options import ConvertOptions
 )
 @click.argument("source", type=PATH_OR_ADDRESS)
 @recipe_options
-@dataclass_options(ConvertOptions, "jobs", "memory", "shard_bytes")
+@dataclass_options(ConvertOptions, "variant", "jobs", "memory", "shard_bytes")
 @output_options
 @pass_console
 def command(
@@ -55,6 +56,7 @@ def command(
         *([f"Source: {report.place}."] if report.place else []),
         f"{len(report.plan.modules)} modules quantized, {len(report.plan.kept_modules)} kept.",
         f"{percent[0]:.1f} % smaller than the source, {percent[1]:.1f} % smaller than the source in bfloat16.",
+        *unconverted_lines(report.other_components, report.whole),
         "Files: " + ", ".join(f"{name} ({size:,} bytes)" for name, size in report.files),
         f"Peak memory of the conversion: about {readable_size(report.peak_memory_bytes)}.",
         *(f"Note: {note}." for note in report.notes),
