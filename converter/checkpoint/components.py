@@ -58,6 +58,8 @@ _WEIGHTLESS = (
 )
 #: Smallest file on the Hub that can hold a component's weights; a pointer of git LFS has about 130 bytes.
 _LEAST_REMOTE_BYTES = 1024
+#: Stems of the weight files, by library.
+_STEMS = dict(zip(("diffusers", "transformers"), WEIGHT_STEMS, strict=True))
 _DOWNLOAD = "Download it again."
 _WHOLE = "Download the whole repo, or give the folder of one component."
 
@@ -177,10 +179,9 @@ class _Examination:
         if PIPELINE_INDEX in names or "onnx" in f"{self.library}.{self.class_name}".lower():
             self.notes.append("is copied and not examined")
             return False
-        is_weightless = self.class_name.endswith(_WEIGHTLESS) and not self.class_name.endswith("AudioTokenizer")
-        own_class = str(config.get("_class_name", ""))
-        if own_class or "architectures" in config or "model_type" in config:
-            return not own_class.endswith(_WEIGHTLESS) and not is_weightless
+        is_weightless = _is_weightless(self.class_name)
+        if _describes_model(config):
+            return not (is_weightless or _is_weightless(str(config.get("_class_name", ""))))
         has_weights = any(WEIGHTS_SUFFIX in name or PICKLED_SUFFIX in name for name in names)
         if any(name in names for name in _SETTINGS) and not has_weights:
             return False
@@ -190,23 +191,30 @@ class _Examination:
 
     def _choose(self, names: Sequence[str], config: Mapping[str, Any]) -> WeightNames:
         """The weights that the loader of the component opens."""
+        libraries = self._libraries(config)
         explicit = config.get("transformers_weights")
-        is_diffusers = "_class_name" in config
-        if isinstance(explicit, str) and not is_diffusers:
+        if isinstance(explicit, str) and libraries == ("transformers",):
             return self._named_in_config(explicit)
-        stem = WEIGHT_STEMS[0] if is_diffusers else WEIGHT_STEMS[1]
         variants = variants_in(names)
         for variant in (*([self.wanted] if self.wanted else []), "", *(variants if len(variants) == 1 else [])):
-            found = named_weights(names, stem, variant=variant, prefers_file=not is_diffusers)
-            found = found or _pickled(names, stem, variant, is_diffusers=is_diffusers)
-            if found is not None:
-                if variant and variant != self.wanted:
-                    self.notes.append(f"has only the variant {variant} of its weights")
-                return found
+            for library in libraries:
+                if found := _opened_by(library, names, variant):
+                    if variant and variant != self.wanted:
+                        self.notes.append(f"has only the variant {variant} of its weights")
+                    return found
         if variants:
             reason = f"contains only variants of the weights: {', '.join(variants)}"
             raise MissingInput(self.folder, reason, "Name one with --variant.")
-        raise MissingInput(self.folder, f"contains no weights named {stem}{WEIGHTS_SUFFIX}", _DOWNLOAD)
+        wanted = " or ".join(_STEMS[library] + WEIGHTS_SUFFIX for library in libraries)
+        raise MissingInput(self.folder, f"contains no {wanted}, which its loader opens", _DOWNLOAD)
+
+    def _libraries(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """The library whose loader opens the component; both where nothing says which one."""
+        if "_class_name" in config:
+            return ("diffusers",)
+        if _describes_model(config):
+            return ("transformers",)
+        return (self.library,) if self.library in _STEMS else tuple(_STEMS)
 
     def _named_in_config(self, name: str) -> WeightNames:
         file = self.folder / "config.json"
@@ -243,7 +251,7 @@ class _Examination:
             if file.suffix == WEIGHTS_SUFFIX:
                 return read_header(file)
             if not _looks_pickled(file):
-                self.problems.append(MalformedCheckpoint(file, "is not a whole file of PyTorch", _DOWNLOAD))
+                raise MalformedCheckpoint(file, "is not a file of PyTorch, or is cut short", _DOWNLOAD)
             note = "weights may contain pickles, which were not opened"
             self.notes += [note] if note not in self.notes else []
         except FileError as problem:
@@ -262,19 +270,31 @@ class _Examination:
 def _file_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise MissingInput(folder, f"no such folder, though {PIPELINE_INDEX} names it", _WHOLE)
-    names = [file.name for file in list_folder(folder) if file.is_file()]
-    if not names:
-        raise MissingInput(folder, f"contains no file, though {PIPELINE_INDEX} names it", _WHOLE)
-    return names
+    entries = list_folder(folder)
+    if not entries:
+        raise MissingInput(folder, f"contains nothing, though {PIPELINE_INDEX} names it", _WHOLE)
+    return [entry.name for entry in entries if entry.is_file()]
 
 
 def _read_config(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     return read_json(folder / "config.json") if "config.json" in names else {}
 
 
-def _pickled(names: Sequence[str], stem: str, variant: str, *, is_diffusers: bool) -> WeightNames | None:
-    """Weights in PyTorch's format, for which both libraries look last; diffusers knows no shards of them."""
-    stem = stem if is_diffusers else "pytorch_model"
+def _describes_model(config: Mapping[str, Any]) -> bool:
+    return any(key in config for key in ("_class_name", "architectures", "model_type"))
+
+
+def _is_weightless(class_name: str) -> bool:
+    return class_name.endswith(_WEIGHTLESS) and not class_name.endswith("AudioTokenizer")
+
+
+def _opened_by(library: str, names: Sequence[str], variant: str) -> WeightNames | None:
+    """The weights that a library opens; those in PyTorch's format last, of which diffusers knows no shards."""
+    is_diffusers = library == "diffusers"
+    found = named_weights(names, _STEMS[library], variant=variant, prefers_file=not is_diffusers)
+    if found is not None:
+        return found
+    stem = _STEMS[library] if is_diffusers else "pytorch_model"
     found = named_weights(names, stem, PICKLED_SUFFIX, variant, prefers_file=True)
     return None if found and found.index and is_diffusers else found
 

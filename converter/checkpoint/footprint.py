@@ -33,7 +33,7 @@ class WholeFootprint:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {**asdict(self), "reduction": self.reduction}
+        return {**asdict(self), "vs_source": self.reduction}
 
 
 def whole_footprint(output: int, source: int, others: Iterable[ComponentFootprint]) -> WholeFootprint:

@@ -51,11 +51,12 @@ def command(
     ]
     rows.append(["all", readable_size(report.source_bytes), readable_size(report.output_bytes), ""])
     title = f"{report.plan.class_name}, {report.parameters:,} parameters, recipe {report.recipe}"
-    percent = [100 * report.reduction(size) for size in (report.source_bytes, 2 * report.parameters)]
+    vs_source, vs_bf16 = (100 * report.reduction(size) for size in (report.source_bytes, 2 * report.parameters))
+    converted = "Converted component: " if report.other_components else ""
     lines = [
         *([f"Source: {report.place}."] if report.place else []),
         f"{len(report.plan.modules)} modules quantized, {len(report.plan.kept_modules)} kept.",
-        f"{percent[0]:.1f} % smaller than the source, {percent[1]:.1f} % smaller than the source in bfloat16.",
+        f"{converted}{vs_source:.1f} % smaller than the source, {vs_bf16:.1f} % smaller than the source in bfloat16.",
         *unconverted_lines(report.other_components, report.whole),
         "Files: " + ", ".join(f"{name} ({size:,} bytes)" for name, size in report.files),
         f"Peak memory of the conversion: about {readable_size(report.peak_memory_bytes)}.",
