@@ -63,6 +63,19 @@ def test_what_a_loader_opens_follows_from_the_files_of_a_component(tmp_path: Pat
     check_cases("components.jsonl", outcome)
 
 
+def test_further_models_of_a_component_are_components(tmp_path: Path) -> None:
+    from diffusers import ControlNetModel, MultiControlNetModel
+
+    small: dict[str, Any] = {"block_out_channels": (4, 8), "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+    small |= {"layers_per_block": 1, "cross_attention_dim": 8, "attention_head_dim": 2, "norm_num_groups": 2}
+
+    (tmp_path / "model_index.json").write_text('{"controlnet": ["diffusers", "MultiControlNetModel"]}')
+    for name in ("controlnet", "controlnet_1", "controlnet_3"):
+        ControlNetModel(**small).save_pretrained(tmp_path / name)
+    assert [found.name for found in examine_components(tmp_path)] == ["controlnet", "controlnet_1"]
+    assert len(MultiControlNetModel.from_pretrained(str(tmp_path / "controlnet")).nets) == 2
+
+
 def shards(folder: Path, stem: str, variant: str = "", *, legacy: bool = False) -> None:
     """Split the weight file of a component into two shards, with the names of a variant in one of two styles."""
     whole = folder / f"{stem}.safetensors"

@@ -1,7 +1,5 @@
 """The components of a pipeline repo as their loaders see them: which files are opened, and why that would fail.
 
-What diffusers 0.42 and transformers 5 open was read in their ``from_pretrained``. A diffusers model (its config has
-``_class_name``) is in shards if there is an index, else in one file; transformers looks for the one file first.
 Headers are read, weights are not.
 """
 
@@ -10,11 +8,13 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.footprint import ComponentFootprint
 from converter.checkpoint.header import Header, file_stamp, read_header
+from converter.checkpoint.loaders import LOADER_STEMS, has_weights, opened_weights, possible_loaders
 from converter.checkpoint.source import (
     PIPELINE_INDEX,
     count_bytes_by_dtype,
@@ -24,49 +24,20 @@ from converter.checkpoint.source import (
     read_json,
     read_weight_map,
 )
-from converter.checkpoint.weights import (
-    INDEX_SUFFIX,
-    PICKLED_SUFFIX,
-    WEIGHT_STEMS,
-    WEIGHTS_SUFFIX,
-    WeightNames,
-    named_weights,
-    variants_in,
-)
+from converter.checkpoint.weights import INDEX_SUFFIX, WEIGHTS_SUFFIX, WeightNames, variants_in
 from converter.errors import FileError, MalformedCheckpoint, MissingInput, unreadable
 
-#: Files with the settings of what has no weights: tokenizers, processors, schedulers.
-_SETTINGS = (
-    "tokenizer_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "scheduler_config.json",
-    "guider_config.json",
-    "mel_config.json",
-)
-#: Ends of the names of classes that have no weights, in diffusers and transformers.
-_WEIGHTLESS = (
-    "Scheduler",
-    "Tokenizer",
-    "TokenizerFast",
-    "Processor",
-    "ProcessorFast",
-    "FeatureExtractor",
-    "Backend",
-    "Guidance",
-    "Mel",
-)
 #: Smallest file on the Hub that can hold a component's weights; a pointer of git LFS has about 130 bytes.
 _LEAST_REMOTE_BYTES = 1024
-#: Stems of the weight files, by library.
-_STEMS = dict(zip(("diffusers", "transformers"), WEIGHT_STEMS, strict=True))
+#: Classes of diffusers that read further folders: NAME_1, NAME_2 and so on.
+_SEVERAL_MODELS = ("MultiControlNetModel", "MultiAdapter")
 _DOWNLOAD = "Download it again."
 _WHOLE = "Download the whole repo, or give the folder of one component."
 
 
 @dataclass(frozen=True)
 class PipelineComponent:
-    """One entry of ``model_index.json``, and what its loader opens."""
+    """One entry of ``model_index.json``, or a further model of it, and what its loader opens."""
 
     name: str
     library: str
@@ -125,10 +96,19 @@ def examine_components(
         MalformedCheckpoint: it breaks its format.
     """
     return tuple(
-        _Examination(pipeline / name, library, class_name, variant, reads_headers).result()
+        _Examination(folder, library, class_name, variant, reads_headers).result()
         for name, (library, class_name) in pipeline_components(pipeline).items()
-        if name != besides
+        for folder in _folders(pipeline / name, class_name)
+        if folder.name != besides
     )
+
+
+def _folders(folder: Path, class_name: str) -> Iterator[Path]:
+    """The folder of a component, and those of its further models, which diffusers numbers."""
+    yield folder
+    if class_name in _SEVERAL_MODELS:
+        numbered = (folder.with_name(f"{folder.name}_{number}") for number in count(1))
+        yield from takewhile(Path.is_dir, numbered)
 
 
 @dataclass
@@ -175,46 +155,34 @@ class _Examination:
         )
 
     def _is_model(self, names: Sequence[str], config: Mapping[str, Any]) -> bool:
-        """Whether the component has weights: its folder says so, or else the name of its class."""
+        """Whether the component has weights that can be examined."""
         if PIPELINE_INDEX in names or "onnx" in f"{self.library}.{self.class_name}".lower():
             self.notes.append("is copied and not examined")
             return False
-        is_weightless = _is_weightless(self.class_name)
-        if _describes_model(config):
-            return not (is_weightless or _is_weightless(str(config.get("_class_name", ""))))
-        has_weights = any(WEIGHTS_SUFFIX in name or PICKLED_SUFFIX in name for name in names)
-        if any(name in names for name in _SETTINGS) and not has_weights:
+        if not has_weights(self.class_name, config, names):
             return False
-        if not is_weightless and "config.json" not in names:
+        if "config.json" not in names:
             raise MissingInput(self.folder / "config.json", "no such file, though its loader needs it", _DOWNLOAD)
-        return not is_weightless
+        return True
 
     def _choose(self, names: Sequence[str], config: Mapping[str, Any]) -> WeightNames:
         """The weights that the loader of the component opens."""
-        libraries = self._libraries(config)
+        loaders = possible_loaders(self.library, config)
         explicit = config.get("transformers_weights")
-        if isinstance(explicit, str) and libraries == ("transformers",):
+        if isinstance(explicit, str) and loaders == ("transformers",):
             return self._named_in_config(explicit)
         variants = variants_in(names)
         for variant in (*([self.wanted] if self.wanted else []), "", *(variants if len(variants) == 1 else [])):
-            for library in libraries:
-                if found := _opened_by(library, names, variant):
+            for loader in loaders:
+                if found := opened_weights(loader, names, variant):
                     if variant and variant != self.wanted:
                         self.notes.append(f"has only the variant {variant} of its weights")
                     return found
         if variants:
             reason = f"contains only variants of the weights: {', '.join(variants)}"
             raise MissingInput(self.folder, reason, "Name one with --variant.")
-        wanted = " or ".join(_STEMS[library] + WEIGHTS_SUFFIX for library in libraries)
+        wanted = " or ".join(LOADER_STEMS[loader] + WEIGHTS_SUFFIX for loader in loaders)
         raise MissingInput(self.folder, f"contains no {wanted}, which its loader opens", _DOWNLOAD)
-
-    def _libraries(self, config: Mapping[str, Any]) -> tuple[str, ...]:
-        """The library whose loader opens the component; both where nothing says which one."""
-        if "_class_name" in config:
-            return ("diffusers",)
-        if _describes_model(config):
-            return ("transformers",)
-        return (self.library,) if self.library in _STEMS else tuple(_STEMS)
 
     def _named_in_config(self, name: str) -> WeightNames:
         file = self.folder / "config.json"
@@ -278,25 +246,6 @@ def _file_names(folder: Path) -> list[str]:
 
 def _read_config(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     return read_json(folder / "config.json") if "config.json" in names else {}
-
-
-def _describes_model(config: Mapping[str, Any]) -> bool:
-    return any(key in config for key in ("_class_name", "architectures", "model_type"))
-
-
-def _is_weightless(class_name: str) -> bool:
-    return class_name.endswith(_WEIGHTLESS) and not class_name.endswith("AudioTokenizer")
-
-
-def _opened_by(library: str, names: Sequence[str], variant: str) -> WeightNames | None:
-    """The weights that a library opens; those in PyTorch's format last, of which diffusers knows no shards."""
-    is_diffusers = library == "diffusers"
-    found = named_weights(names, _STEMS[library], variant=variant, prefers_file=not is_diffusers)
-    if found is not None:
-        return found
-    stem = _STEMS[library] if is_diffusers else "pytorch_model"
-    found = named_weights(names, stem, PICKLED_SUFFIX, variant, prefers_file=True)
-    return None if found and found.index and is_diffusers else found
 
 
 def _looks_pickled(file: Path) -> bool:
