@@ -16,9 +16,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+from safetensors.torch import load_file, save_file
 
 from converter import errors, plan, verify
 from converter.checkpoint.header import TensorEntry, encode_header
+from converter.conversion.options import ConvertOptions
 from converter.hub.addresses import HubAddress
 from converter.hub.client import bounded_hub
 from converter.hub.records import MAXIMUM_FILE_BYTES, MAXIMUM_FILES
@@ -213,6 +215,20 @@ def test_plans(tiny_repo: Path, serve: Serve, lensconv: Lensconv) -> None:
     by_size = {"other_components", "whole"}
     assert [expected[key] == outcome.result[key] for key in expected if key not in by_size] == [True] * 13
     assert f"Source: {PINNED}." in " ".join(lensconv("plan", PLACE).stderr.split())
+
+
+def test_plans_of_a_variant(tiny_repo: Path, serve: Serve, tmp_path: Path) -> None:
+    repo = shutil.copytree(tiny_repo, tmp_path / "repo")
+    plain = repo / "transformer" / WEIGHTS
+    halves = {name: tensor.half() for name, tensor in load_file(plain).items()}
+    save_file(halves, plain.with_name("diffusion_pytorch_model.fp16.safetensors"), metadata={"format": "pt"})
+    serve(repo)
+    options = ConvertOptions(variant="fp16")
+    assert plan(PLACE, options=options).source_bytes_by_dtype == plan(repo, options=options).source_bytes_by_dtype
+    assert plan(PLACE).source_bytes == 2 * plan(PLACE, options=options).source_bytes
+    assert "Its variants are: fp16." in refusal(
+        lambda: plan(PLACE, options=ConvertOptions(variant="ema")), errors.UsageError
+    )
 
 
 @pytest.mark.parametrize(

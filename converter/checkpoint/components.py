@@ -31,6 +31,8 @@ from converter.errors import FileError, MalformedCheckpoint, MissingInput, unrea
 _LEAST_REMOTE_BYTES = 1024
 #: Classes of diffusers that read further folders: NAME_1, NAME_2 and so on.
 _SEVERAL_MODELS = ("MultiControlNetModel", "MultiAdapter")
+#: What the loader of a scheduler opens. Tokenizers and processors have files of many names.
+_SCHEDULER_CONFIG = "scheduler_config.json"
 _DOWNLOAD = "Download it again."
 _WHOLE = "Download the whole repo, or give the folder of one component."
 
@@ -159,11 +161,11 @@ class _Examination:
         if PIPELINE_INDEX in names or "onnx" in f"{self.library}.{self.class_name}".lower():
             self.notes.append("is copied and not examined")
             return False
-        if not has_weights(self.class_name, config, names):
-            return False
-        if "config.json" not in names:
-            raise MissingInput(self.folder / "config.json", "no such file, though its loader needs it", _DOWNLOAD)
-        return True
+        is_model = has_weights(self.class_name, config, names)
+        needed = "config.json" if is_model else _SCHEDULER_CONFIG
+        if needed not in names and (is_model or self.class_name.endswith("Scheduler")):
+            raise MissingInput(self.folder / needed, "no such file, though its loader needs it", _DOWNLOAD)
+        return is_model
 
     def _choose(self, names: Sequence[str], config: Mapping[str, Any]) -> WeightNames:
         """The weights that the loader of the component opens."""

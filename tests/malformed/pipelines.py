@@ -21,7 +21,7 @@ def make_pipeline(site: Site, **components: Any) -> Path:
     return site.source
 
 
-_OTHER = ["diffusers", "DDIMScheduler"]
+_OTHER = ["transformers", "CLIPTokenizer"]
 _INDEX = "model_index.json"
 _NO_DENOISER = [_INDEX, "neither transformer nor unet"]
 Prepare = Callable[[Path], object]
@@ -53,7 +53,7 @@ def _link(name: str, target: str) -> Prepare:
 def _fill(component: str) -> Prepare:
     def prepare(repo: Path) -> None:
         (repo / component).mkdir()
-        (repo / component / "scheduler_config.json").write_text("{}")
+        (repo / component / "tokenizer_config.json").write_text("{}")
 
     return prepare
 
