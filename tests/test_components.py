@@ -304,7 +304,7 @@ def test_what_stays_as_it_is_is_said_with_its_bytes(lensconv: Lensconv, tmp_path
     whole = {"bytes": planned["output"]["total_bytes"] + size + 20, "source_bytes": 2 * size + 20}
     assert planned["other_components"] == others
     assert planned["whole"] == whole | {"vs_source": 1 - whole["bytes"] / whole["source_bytes"]}
-    assert any(note.startswith("transformer_2 denoises too and stays as it is") for note in planned["notes"])
+    assert any(note.startswith("transformer_2 (LensTransformer2DModel) stays as it is") for note in planned["notes"])
     converted = lensconv("convert", source, tmp_path / "out", "--json").result
     assert [converted[key] for key in ("other_components", "whole")] == [others, planned["whole"]]
     verified = lensconv("verify", tmp_path / "out", "--json").result

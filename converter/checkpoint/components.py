@@ -6,7 +6,7 @@ Headers are read, weights are not.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
@@ -110,7 +110,7 @@ def _folders(folder: Path, class_name: str) -> Iterator[Path]:
     yield folder
     if class_name in _SEVERAL_MODELS:
         numbered = (folder.with_name(f"{folder.name}_{number}") for number in count(1))
-        yield from takewhile(Path.is_dir, numbered)
+        yield from takewhile(lambda path: _holds(path.is_dir), numbered)
 
 
 @dataclass
@@ -135,8 +135,9 @@ class _Examination:
             is_model = self._is_model(names, config)
             if is_model:
                 weights = self._choose(names, config)
-                files = self._files(weights)
-                headers = [header for file in files if (header := self._open(file)) is not None]
+                files = self._files(weights, names)
+                present = [file for file in files if file.name in names]
+                headers = [header for file in present if (header := self._open(file)) is not None]
         except FileError as problem:
             self.problems.append(problem)
         index = [self.folder / weights.index] if weights and weights.index else []
@@ -172,7 +173,7 @@ class _Examination:
         loaders = possible_loaders(self.library, config)
         explicit = config.get("transformers_weights")
         if isinstance(explicit, str) and loaders == ("transformers",):
-            return self._named_in_config(explicit)
+            return self._named_in_config(explicit, names)
         variants = variants_in(names)
         for variant in (*([self.wanted] if self.wanted else []), "", *(variants if len(variants) == 1 else [])):
             for loader in loaders:
@@ -186,32 +187,29 @@ class _Examination:
         wanted = " or ".join(LOADER_STEMS[loader] + WEIGHTS_SUFFIX for loader in loaders)
         raise MissingInput(self.folder, f"contains no {wanted}, which its loader opens", _DOWNLOAD)
 
-    def _named_in_config(self, name: str) -> WeightNames:
+    def _named_in_config(self, name: str, names: Sequence[str]) -> WeightNames:
         file = self.folder / "config.json"
         if not is_plain_name(name) or not name.endswith((WEIGHTS_SUFFIX, INDEX_SUFFIX)):
             raise MalformedCheckpoint(file, f"transformers_weights names {name}, not a safetensors file in its folder")
-        if not (self.folder / name).is_file():
+        if name not in names:
             raise MissingInput(self.folder / name, "no such file, though config.json names it", _DOWNLOAD)
         index = name if name.endswith(INDEX_SUFFIX) else None
         return WeightNames(name.removesuffix(INDEX_SUFFIX).removesuffix(WEIGHTS_SUFFIX), "", index)
 
-    def _files(self, weights: WeightNames) -> list[Path]:
+    def _files(self, weights: WeightNames, names: Sequence[str]) -> list[Path]:
         if weights.index is None:
             return [self.folder / weights.file]
         index = self.folder / weights.index
         shards = sorted(set(read_weight_map(index, weights.suffix).values()))
         if not isinstance(read_json(index).get("metadata"), dict):
             raise MalformedCheckpoint(index, "has no metadata, which loaders need")
-        for name in shards:
-            if not (self.folder / name).is_file():
-                reason = f"no such file, though {weights.index} names it"
-                self.problems.append(MissingInput(self.folder / name, reason, _DOWNLOAD))
+        for name in (name for name in shards if name not in names):
+            reason = f"no such file, though {weights.index} names it"
+            self.problems.append(MissingInput(self.folder / name, reason, _DOWNLOAD))
         return [self.folder / name for name in shards]
 
     def _open(self, file: Path) -> Header | None:
         """Read the header of a weight file; a pickle has none, and is not opened."""
-        if not file.is_file():
-            return None
         if not self.reads_headers:
             size = file.stat().st_size
             if size <= _LEAST_REMOTE_BYTES:
@@ -238,12 +236,20 @@ class _Examination:
 
 
 def _file_names(folder: Path) -> list[str]:
-    if not folder.is_dir():
+    if not _holds(folder.is_dir):
         raise MissingInput(folder, f"no such folder, though {PIPELINE_INDEX} names it", _WHOLE)
     entries = list_folder(folder)
     if not entries:
         raise MissingInput(folder, f"contains nothing, though {PIPELINE_INDEX} names it", _WHOLE)
-    return [entry.name for entry in entries if entry.is_file()]
+    return [entry.name for entry in entries if _holds(entry.is_file)]
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    """The answer about a path; no for a name that is too long, and for what may not be read."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _read_config(folder: Path, names: Sequence[str]) -> dict[str, Any]:

@@ -242,6 +242,6 @@ def _about_others(request: Request) -> Iterator[str]:
         is_numbered = re.fullmatch(rf"(?:{'|'.join(DENOISERS)})_\d+", other.name)
         if other.is_model and (is_numbered or other.class_name == converted.class_name):
             yield (
-                f"{other.name} denoises too and stays as it is; to convert it as well, convert the result with "
+                f"{other.name} ({other.class_name}) stays as it is; to convert it as well, convert the result with "
                 f"--component {other.name}"
             )
