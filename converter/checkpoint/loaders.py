@@ -27,6 +27,7 @@ _WEIGHTLESS = (
     "TokenizerFast",
     "Processor",
     "ProcessorFast",
+    "ProcessorPil",
     "FeatureExtractor",
     "Backend",
     "Guidance",
