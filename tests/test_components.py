@@ -18,6 +18,7 @@ from converter import convert, plan, verify
 from converter.checkpoint.components import PipelineComponent, examine_components
 from converter.checkpoint.staging import Staging
 from converter.conversion.options import ConvertOptions
+from converter.conversion.request import open_request
 from converter.errors import MalformedCheckpoint, ReleaseError
 from converter.publication.preflight import examine_release
 from tests.cases import check_cases
@@ -236,6 +237,26 @@ def test_another_component_that_changes_while_it_is_copied(tmp_path: Path, monke
 def lose_file(release: Path, name: str) -> None:
     forget_file(release, name)
     (release / name).unlink()
+
+
+def test_another_component_that_changes_between_two_runs(tmp_path: Path) -> None:
+    """The second does not go on with the work of the first."""
+    source = make_pipeline(tmp_path / "source")
+    before = open_request(source, None, ConvertOptions()).identity()
+    os.utime(source / "vae" / WEIGHTS, ns=(1, 1))
+    after = open_request(source, None, ConvertOptions()).identity()
+    assert [key for key in before if before[key] != after[key]] == ["components"]
+
+
+def test_names_from_files_are_safe_to_show(lensconv: Lensconv, tmp_path: Path) -> None:
+    source = make_pipeline(tmp_path / "source")
+    shutil.copytree(source / "transformer", source / "\x1b[31m")
+    edit_index(source, **{"\x1b[31m": ["diffusers", "LensTransformer2DModel"]})
+    assert convert(source, tmp_path / "out").other_components[1].name == "\x1b[31m"
+    for words in (("plan", source), ("verify", tmp_path / "out")):
+        shown = lensconv(*words).stderr
+        assert "\x1b[31m" not in shown
+        assert "\\x1b[31m" in shown
 
 
 #: What is done to a release whose manifest then lists it so, and what is wrong.

@@ -20,6 +20,7 @@ from converter.conversion.planning.rules import UNLOADABLE_SCALES
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.release.companions import find_companions
 from converter.conversion.request import Request, open_request
+from converter.errors import printable
 from converter.hub.addresses import is_address, parse_address
 
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
@@ -238,10 +239,11 @@ def _about_others(request: Request) -> Iterator[str]:
     """What a user should know about the components that stay as they are."""
     converted = request.checkpoint
     for other in request.others:
-        yield from (f"{other.name}: {note}" for note in other.notes)
+        name = printable(other.name)
+        yield from (f"{name}: {printable(note)}" for note in other.notes)
         is_numbered = re.fullmatch(rf"(?:{'|'.join(DENOISERS)})_\d+", other.name)
         if other.is_model and (is_numbered or other.class_name == converted.class_name):
             yield (
-                f"{other.name} ({other.class_name}) stays as it is; to convert it as well, convert the result with "
-                f"--component {other.name}"
+                f"{name} ({printable(other.class_name)}) stays as it is; to convert it as well, convert the result "
+                f"with --component {name}"
             )
