@@ -156,6 +156,10 @@ class Reporter:
     def note(self, text: str) -> None:
         """Show a line that users want to know."""
 
+    def confirm(self, question: str) -> bool:  # noqa: ARG002 - for those who can ask
+        """Ask a yes-or-no question; return False if nobody can be asked."""
+        return False
+
 
 #: The default reporter of library calls.
 SILENT = Reporter()
@@ -187,6 +191,14 @@ class Console(Reporter):
         """Print a line that people want to know, unless ``--quiet`` is given."""
         if not self.quiet:
             self._write(text)
+
+    def confirm(self, question: str) -> bool:
+        """Ask a yes-or-no question at the terminal; return False without a terminal, and with ``--quiet``."""
+        import click
+
+        if self.quiet or not (sys.stdin.isatty() and self._error_stream().isatty()):
+            return False
+        return click.confirm(printable(question, LINE_LIMIT), err=True)
 
     def warn(self, text: str) -> None:
         """Print a warning, unless ``--quiet`` is given."""

@@ -44,7 +44,8 @@ ENDPOINTS = {
     "card": ("POST", "validate-yaml"),
     "preupload": ("POST", "/preupload/"),
     "commit": ("POST", "/commit/"),
-    "read back": ("GET", "/resolve/"),
+    "manifest": ("GET", "/resolve/[^/]+/lensconv_manifest"),
+    "read back": ("GET", "/resolve/[^/]+/(?!lensconv_manifest)"),
     "tag": ("POST", "/tag/"),
 }
 UPLOADS = {
@@ -165,6 +166,7 @@ def create(stage: Stage) -> None:
         stage.begin()
         repository = stage.repository
         stage.api.delete_repo(repository)
+        stage.kept = ()
         stage.hub.fault(**fault, method=CREATE[0], path=CREATE[1], times=0 if name in LASTING else 1)
         started = time.monotonic()
         runs = [stage.finish("--patience", "5")]

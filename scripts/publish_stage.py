@@ -40,6 +40,8 @@ class Stage:
     """The commit of the older release."""
     foreign: int = 0
     """Commits by others."""
+    kept: tuple[str, ...] = ()
+    """Files of others in the repo."""
     options: list[str] = field(default_factory=list)
     expected: tuple[PublishedFile, ...] = ()
     """The files that must be published."""
@@ -66,6 +68,11 @@ class Stage:
         shutil.copytree(self.base, self.release)
         contents = {file.name: file.file.read_bytes() for file in examine_release(self.release, self.repository).files}
         contents |= {"README.md": b"---\nlicense: mit\n---\n", "extra.bin": b"\0older", "gone.json": b"{}"}
+        # The manifest of the older release lists one of the files that the newer one lacks.
+        manifest = json.loads(contents[MANIFEST_NAME])
+        manifest["files"].append({"name": "gone.json"})
+        contents |= {MANIFEST_NAME: json.dumps(manifest).encode(), "LICENSE": b"of somebody"}
+        self.kept = ("LICENSE",)
         operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
         self.old = self.api.create_commit(self.repository, operations, commit_message="Older").oid
         for name, size in (("extra.bin", 20_000), ("more.bin", 90_000), ("long.bin", _LONG_BYTES if long else 1000)):
@@ -106,8 +113,9 @@ class Stage:
         return RemoteRepo.open(address, endpoint=self.hub.endpoint, token=self.hub.account.token)
 
     def is_whole(self, revision: str | None = None) -> bool:
-        """Whether a revision is the release."""
-        return not compare(self.expected, self.remote(revision).files)
+        """Whether a revision is the release, and what others put there."""
+        difference = compare(self.expected, self.remote(revision).files, ["gone.json"])
+        return not difference and {*self.kept} <= {*difference.kept}
 
     def judge(self, what: str, runs: list[Done], seconds: float, faults: list[str]) -> None:
         """Print a line about what was found, and what the command said."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,7 +26,8 @@ from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.presentation.card.environment import render_card
 from converter.presentation.card.make_card import CardReport, make_card
 from converter.presentation.card.markdown import one_line, visible
-from converter.presentation.card.metadata import CardMetadata, GalleryImage, _hub_names, check_metadata
+from converter.presentation.card.metadata import CardMetadata, GalleryImage
+from converter.presentation.card.metadata_rules import MetadataReport, _hub_names, check_metadata
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.page import render_page
 from converter.presentation.card.preview import write_preview
@@ -36,7 +38,7 @@ from converter.rendering import render
 from converter.verification.verify import verify
 from tests.cases import check_cases
 from tests.checkpoints import write_holes
-from tests.conftest import Lensconv, edit_json, names_in, snapshot
+from tests.conftest import Lensconv, edit_json, list_file, names_in, snapshot
 from tests.expected import EXPECTED, check_expected
 from tests.published import PUBLISHED, published_matrix, published_offload, write_published
 
@@ -336,7 +338,6 @@ def test_texts_that_look_like_numbers_are_in_quotes() -> None:
     shown += "pipeline_tag: text-to-image|tags:|- '1e3'|- '08'|- '0o17'|- '.5'|- v1|- 'no'|widget:|- text: '12e4'|"
     assert text.replace("\n", "|") == shown + "  output:|    url: images/quantized/a%2541.png|---|"
     assert parse_front_matter(text)[0]["tags"] == [*tags[:-1]]
-    assert parse_front_matter("---\n3: a\n---\n") == ({"3": "a"}, "")
 
 
 def test_what_is_said_of_front_matter() -> None:
@@ -347,12 +348,21 @@ def test_what_is_said_of_front_matter() -> None:
         # The longest name of a repo has 96 characters, the longest tag 100.
         card = front.encode().decode("unicode_escape") if "---" in front else f"---\n{front}\n---\n# Card\n"
         report = check_metadata(card.replace("; ", "\n").replace("LIMIT", "a" * 94))
+        if not report.errors:
+            # What is accepted can be read by the Hub's client.
+            ModelCard(card.replace("; ", "\n").replace("LIMIT", "a" * 94))
         found = "; ".join([*report.errors, *(f"? {warning}" for warning in report.warnings)])
         lines.append(f"{front} => {found}".rstrip() + "\n")
     check_expected("metadata.txt", "".join(lines))
     counts = {key: len({*names}) for key, names in _hub_names().items()}
     assert counts == {"license": 82, "pipeline_tag": 59, "language": 186}
     longest = {"]".ljust(10**6): "not YAML in", "]".ljust(10**6 + 1): "longer than 1000000 c"}
+    # Each line refers ten times to the one before it, or merges it twice.
+    lists = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 20))
+    merged = "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40))
+    longest |= {f"a0: &a0 {{b: {'c' * 99}}}\n{more}": "not YAML in" for more in (lists, merged)}
+    longest |= {"a: &a " + "b" * 10**5 + f"\nc: [{'*a, ' * count}]": "not YAML in" for count in (31,)}
+    assert check_metadata("---\na: &a " + "b" * 10**5 + f"\nc: [{'*a, ' * 28}]\n---\n") == MetadataReport()
     for front, said in {"[" * 999: "not YAML: maximum recursion", **longest}.items():
         assert check_metadata(f"---\n{front}\n---\n").errors[0].startswith(f"its front matter is {said}")
 
@@ -431,6 +441,41 @@ def test_options_that_make_no_sense(release: Path) -> None:
     before = snapshot(release)
     check_cases("card_options.jsonl", reason)
     assert snapshot(release) == before
+
+
+def test_a_license_that_the_hub_does_not_list(release: Path, lensconv: Lensconv) -> None:
+    """Its text is that of a file of the release, unless an address is given."""
+
+    def link(*options: str) -> str:
+        done = lensconv("card", release, "--license=other", "--license-name=my-1.0", *options)
+        if done.code:
+            return done.stderr.strip()
+        found = examine_release(release, "owner/Tiny")
+        front, _ = parse_front_matter((release / "README.md").read_text())
+        assert (front["license"], front["license_name"]) == ("other", "my-1.0")
+        return f"{front['license_link']}{'; '.join(['', *found.advice])}"
+
+    assert link("--license-link=https://a.b/c") == "https://a.b/c"
+    missing = "README.md: license_link LICENSE: the release has no such file; the repo must have it"
+    assert link("--license-link=LICENSE") == f"LICENSE; {missing}"
+    refused = "error: {} is neither an https address nor LICENSE or LICENSE.md of the repo. Correct it and try again."
+    assert link("--license-link=a/b") == refused.format(f"{release / 'README.md'}: license_link a/b")
+    list_file(release, "LICENSE-A.txt", b"a")
+    assert "needs --repo, to link to LICENSE-A.txt. Or give" in link()
+    assert link("--repo=owner/Tiny") == "https://huggingface.co/owner/Tiny/blob/main/LICENSE-A.txt"
+    for name in ("LICENSE.md", "LICENSE"):
+        list_file(release, name, b"a")
+        assert link() == name
+
+
+def test_pictures_that_a_card_shows_are_in_the_release(release: Path) -> None:
+    shown = ("images/a%20b.png", "https://a.b/c.png", "b.png")
+    entries = "".join(f"- text: a\n  output:\n    url: {url}\n" for url in shown)
+    (release / "images").mkdir()
+    list_file(release, "images/a b.png", b"")
+    (release / "README.md").write_text(f"---\nlicense: mit\nwidget:\n{entries}---\n")
+    missing = "widget: entry 3 shows b.png, which is not a file of the release"
+    assert make_card(release, options=CardOptions(adopt=True)).warnings == (missing,)
 
 
 def spoil(name: str, old: bytes, new: bytes) -> Callable[[Path], object]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import CommitOperationAdd, close_session
@@ -14,13 +16,15 @@ from converter.hub.retry import Retry
 from converter.publication.commit import Target, make_commit
 from converter.publication.files import Difference, hash_files
 from converter.publication.options import PublishOptions
+from converter.publication.others import OtherFiles
 from converter.publication.preflight import FitRelease
 from converter.publication.publish import _Publication
 from converter.publication.session import HubSession
 from converter.publication.upload import upload
 from tests.faulty_hub import FaultyHub
-from tests.hubs import make_repo
+from tests.hubs import commit, make_repo
 from tests.releases import MANIFEST
+from tests.reporters import Notes
 
 
 @pytest.fixture
@@ -85,6 +89,52 @@ def test_what_errors_say_of_a_commit(session: HubSession, hub: FaultyHub, tmp_pa
     (tmp_path / "a.bin").write_bytes(b"[]")
     with pytest.raises(ReleaseError, match=r"a\.bin: has changed since it was examined"):
         publication._upload_and_commit(target, Difference((), ("c.txt",)))
+
+
+def test_manifests_on_the_hub_may_be_anything(
+    session: HubSession, hub: FaultyHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only files that they list by their exact paths are deleted."""
+    monkeypatch.setattr("converter.publication.others.MAXIMUM_SMALL_BYTES", 200_000)
+    (tmp_path / MANIFEST).write_bytes(b"{}")
+    files = tuple(hash_files(tmp_path, [MANIFEST]))
+
+    def decided(content: bytes, *, prune: bool = False) -> tuple[list[str], list[str]]:
+        theirs = {"a": b"a", "b/c": b"c", ".gitattributes": b"", "None": b"", MANIFEST: content}
+        oid = commit(hub, session.repository, theirs).content["commitOid"]
+        notes = Notes()
+        difference = OtherFiles(files, prune, True, notes).difference(session.files_at(oid))
+        assert {*difference.deleted, *difference.kept} == theirs.keys() - {".gitattributes", MANIFEST}
+        return [*difference.deleted], [note.partition(f"@{oid}/")[2].partition(";")[0] for note in notes.texts]
+
+    names = ["a", "/a", "./a", "../a", "b", "b/", "b/*", "*", ".gitattributes", MANIFEST, "gone"]
+    assert decided(json.dumps({"files": [{"name": name} for name in names]}).encode()) == (["a"], [])
+    odd: list[Any] = [
+        3,
+        None,
+        [],
+        {},
+        {"name": None},
+        {"name": 3},
+        {"name": ["a"]},
+        {"name": {}},
+        {"name": "b/c", "bytes": -1},
+    ]
+    assert decided(json.dumps({"files": odd}).encode()) == (["b/c"], [])
+    for content in (b'{"files": {"name": "a"}}', b'{"files": "a"}', b"{}", b'{"files": null}'):
+        assert decided(content) == ([], [])
+    longest = b'{"files": [{"name": "a"}]}'.ljust(200_000)
+    assert decided(longest) == (["a"], [])
+    for content, said in (
+        (longest + b" ", "has 200001 bytes"),
+        (b"\xff", "its content is not UTF-8 text (byte 0)"),
+        (b'["a"]', "its content is a JSON list, not an object"),
+        (b"[" * 100_000, "its content is nested too deeply"),
+        (b'{"files": [{"name": "a"}], "files": []}', "its content names files twice"),
+        (b"version https://git-lfs", "its content is not JSON: Expecting value: line 1 column 1 (char 0)"),
+    ):
+        assert decided(content) == ([], [f"{MANIFEST}: {said}"])
+    assert decided(b"", prune=True) == (["None", "a", "b/c"], [])
 
 
 def test_pull_requests_are_known_by_their_titles(session: HubSession) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +22,7 @@ import pytest
 from converter.publication.files import noted_files
 from converter.rehearsal.settings import Account, HubSettings
 from converter.schemas import load_schema
-from tests.conftest import list_file, run_process, run_python, snapshot
+from tests.conftest import forget_file, list_file, run_process, run_python, snapshot
 from tests.expected import check_expected
 from tests.faulty_hub import FaultyHub, faulty_hub
 from tests.hubs import without_progress
@@ -99,6 +102,14 @@ class Publisher:
 
         return HfApi(endpoint=self.hub.endpoint, token=self.hub.account.token)
 
+    def put(self, files: dict[str, bytes], *operations: Any) -> None:
+        """Commit files as somebody else would, and more operations."""
+        from huggingface_hub import CommitOperationAdd
+
+        self.api().create_repo(self.repository, exist_ok=True)
+        added = [CommitOperationAdd(*file) for file in files.items()]
+        self.api().create_commit(self.repository, [*added, *operations], commit_message="Theirs")
+
     def note_history(self) -> None:
         """Add the user's commits on main, the newest first, to the last line of the log."""
         history = self.api().list_repo_commits(self.repository) if self.api().repo_exists(self.repository) else []
@@ -177,8 +188,9 @@ def test_what_would_be_done_is_not_done(publisher: Publisher) -> None:
 def test_answers_that_end_it(publisher: Publisher) -> None:
     publisher.hub.fault("status", status=200, body="[]", path="/whoami-v2")
     publisher.publish()
-    publisher.hub.fault("status", status=400, body='{"errors": [{"message": "no"}]}', path="/validate-yaml")
-    publisher.publish()
+    for options in (("--dry-run",), ()):
+        publisher.hub.fault("status", status=400, body='{"errors": [{"message": "no"}]}', path="/validate-yaml")
+        publisher.publish(*options)
     moved = {"Location": "/api/models/owner/another"}
     publisher.api().create_repo("owner/another", exist_ok=True)
     publisher.hub.fault("status", status=307, headers=moved, path=f"/api/models/{publisher.repository}$")
@@ -225,6 +237,7 @@ def test_a_head_that_moved(publisher: Publisher) -> None:
     publisher.publish()
     # An older commit of this release is not the one that was to be made.
     publisher.hub.fault("move_head", repo=publisher.repository)
+    write_card(publisher.release, "Another")
     publisher.hub.fault("move_head", repo=publisher.repository, method="POST", path="/commit/main")
     publisher.publish()
 
@@ -276,15 +289,57 @@ def test_pull_requests(publisher: Publisher) -> None:
 
 @only_lfs
 def test_what_another_tool_put_there(publisher: Publisher) -> None:
-    """It stays in the history alone, and what it tells clients to leave out is not left out silently."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    """With --prune it stays in the history alone. What it tells clients to leave out is not left out silently."""
+    from huggingface_hub import CommitOperationDelete
 
-    api = publisher.api()
-    api.create_repo(publisher.repository)
-    theirs = {"README.md": FRONT_MATTER.encode(), "model.bin": b"{}", ".gitignore": b"vae/\n"}
-    for operations in ([CommitOperationAdd(*file) for file in theirs.items()], [CommitOperationDelete(".gitignore")]):
-        api.create_commit(publisher.repository, operations, commit_message="Theirs")
-        publisher.publish()
+    publisher.put({"README.md": FRONT_MATTER.encode(), "model.bin": b"{}", ".gitignore": b"vae/\n"})
+    publisher.publish("--dry-run")
+    publisher.publish("--prune")
+    publisher.put({"LICENSE": b"theirs"}, CommitOperationDelete(".gitignore"))
+    publisher.publish("--prune")
+
+
+@only_lfs
+def test_files_of_others_stay(publisher: Publisher) -> None:
+    """What a former release listed is deleted; what would be loaded beside ours is asked about, before any change."""
+    theirs = {"LICENSE": b"theirs", "images/a.png": b"picture", ".gitattributes": b"* -text\n", "transformer/a.md": b""}
+    publisher.put(theirs)
+    list_file(publisher.release, "old.json", b"{}")
+    publisher.publish("--tag=v1")
+    publisher.put({"LICENSE": b"edited"})
+    publisher.publish("--tag=v1")
+    (publisher.release / "old.json").unlink()
+    forget_file(publisher.release, "old.json")
+    write_card(publisher.release, "Another")
+    publisher.publish("--tag=v2")
+    publisher.put({f"transformer/{name}": b"{}" for name in ("model.fp16.safetensors", "a.ONNX")})
+    write_card(publisher.release, "A third")
+    publisher.publish("--create-pr")
+    publisher.publish("--revision=next")
+    refs = publisher.api().list_repo_refs(publisher.repository, include_pull_requests=True)
+    assert (len(refs.branches), refs.pull_requests) == (1, [])
+    assert answered(publisher, "n").returncode == 4
+    done = answered(publisher, "y")
+    assert (done.returncode, json.loads(done.stdout)["deleted"]) == (0, DELETED), done.stderr
+    files = {file["name"] for file in json.loads((publisher.release / MANIFEST).read_text())["files"]}
+    assert {*publisher.api().list_repo_files(publisher.repository)} == {*files, *theirs, MANIFEST}
+
+
+DELETED = ["transformer/a.ONNX", "transformer/model.fp16.safetensors"]
+
+
+def answered(publisher: Publisher, answer: str) -> subprocess.CompletedProcess[str]:
+    """Publish at a terminal, where someone gives this answer."""
+    ours, its = pty.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    command = [sys.executable, "-m", "converter", "publish", str(publisher.release), publisher.repository, "--json"]
+    done = subprocess.run(command, env=publisher.environment, stdin=its, stdout=subprocess.PIPE, stderr=its, text=True)
+    os.close(its)
+    said = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert f"{DELETED[0]} may be loaded in place of the release's weights; {DELETED[1]} may be" in said
+    assert "Delete them? [y/N]: " in said
+    return done
 
 
 @only_lfs

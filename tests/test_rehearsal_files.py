@@ -11,10 +11,11 @@ import lz4.frame
 import pytest
 
 from converter.rehearsal.commit_api import Draft, _add_file, _check
+from converter.rehearsal.database import Database
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.modes import GITATTRIBUTES, is_ignored, is_lfs
 from converter.rehearsal.replies import Refusal
-from converter.rehearsal.repos import lfs_entry
+from converter.rehearsal.repos import Repo, lfs_entry
 from converter.rehearsal.settings import HubSettings
 from converter.rehearsal.xet import XetStore
 from tests.conftest import run_program
@@ -48,6 +49,22 @@ def test_a_commit_has_limits(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="at most 25000 LFS files"):
         _check(hub, draft)
     hub.database.connection.close()
+
+
+def test_the_beginning_of_a_commit_id_names_one_commit(tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    repo = Repo.create(database, "alice", "a", private=False)
+    ids = [start.ljust(40, "0") for start in ("abcd1", "abcd2", "beef")]
+    for oid in ids:
+        values = (repo.number, oid, "", "A commit", "", "alice", repo.created)
+        database.execute("INSERT INTO commits VALUES (?, ?, ?, ?, ?, ?, ?)", *values)
+    assert [repo.resolve(start) for start in ("abcd1", "abcd20", "beef")] == ids
+    for unclear in ("abcd", "abc", "bee", "BEEF", "abcd3", "beef*"):
+        with pytest.raises(Refusal, match="Invalid rev id"):
+            repo.resolve(unclear)
+    repo.point("refs/heads/beef", ids[0])
+    assert repo.resolve("beef") == ids[0]
+    database.connection.close()
 
 
 def test_rules_of_git_mean_what_git_says(tmp_path: Path) -> None:

@@ -325,6 +325,18 @@ def test_differences_from_a_release_on_disk(
     size = sum(file.stat().st_size for file in tiny_release.rglob("*") if file.is_file())
     assert [(shown.label, shown.total, shown.done) for shown in notes.shown] == [("hashing", size, size)]
     other = shutil.copytree(tiny_release, tmp_path / "other")
+    # Files of others may be there, unless they would be loaded.
+    (release / "more.md").touch()
+    hub.records = record_files(release)
+    report = verify(PLACE, against=other)
+    assert "; the repo has 1 more, which are not of the release" in str(report.checks)
+    assert (report.ok, report.notes) == (True, ("the manifest does not list more.md",))
+    (release / "more.md").rename(release / "vae" / "model.fp16.safetensors")
+    hub.records = record_files(release)
+    said = "vae/model.fp16.safetensors may be loaded in place of the release's weights"
+    assert failed(verify(PLACE, against=other)) == {"against": said}
+    (release / "vae" / "model.fp16.safetensors").unlink()
+    hub.records = record_files(release)
     (other / "more.txt").touch()
     assert failed(verify(PLACE, against=other)) == {"against": "more.txt is not on the Hub"}
     (other / "more.txt").unlink()
@@ -542,13 +554,14 @@ def test_a_release_is_proved_by_what_the_hub_serves(
     for name, change in (("a.txt", b"AAA"), ("long.bin", b"short"), ("more.txt", b""), ("z.txt", None)):
         (theirs / name).unlink(missing_ok=True) if change is None else (theirs / name).write_bytes(change)
     serve(theirs)
-    text = refusal(lambda: prove_records(files, RemoteRepo.open(HubAddress("maker/model"))))
+    remote = RemoteRepo.open(HubAddress("maker/model"))
+    text = refusal(lambda: prove_records(files, remote, ["more.txt", "gone.txt"]))
     assert text == (
         f"{PINNED}: differs from the release: a.txt has another checksum on the Hub; long.bin has 5 bytes on the Hub, "
         "and 9437184 here; z.txt is missing on the Hub; and 1 more Publish it again."
     )
-    text = refusal(lambda: prove_records(files[1:2], RemoteRepo.open(HubAddress("maker/model"))))
-    assert "and 9437184 here; a.txt should not be on the Hub; more.txt should not be on the Hub Publish" in text
+    text = refusal(lambda: prove_records(files[1:2], remote, ["a.txt"]))
+    assert "and 9437184 here; a.txt should not be on the Hub Publish" in text
 
 
 def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from converter import Recipe, convert, verify
+from converter.verification.beside import dangers
 from tests.checkpoints import QKV, WEIGHTS, edit_manifest, failed, rewrite
 from tests.expected import check_expected
 from tests.tiny_models import save_model
@@ -143,3 +144,25 @@ def test_other_classes_are_judged_by_the_shapes_in_the_manifest(tmp_path: Path) 
     (tmp_path / "out" / "lensconv_manifest.json").unlink()
     report = verify(tmp_path / "out")
     assert "headers alone do not show whether tensors are missing; --against does" in report.notes
+
+
+OWN = ["README.md", "model.safetensors", "vae/config.json", "images/quantized/P01.png"]
+LOADED = "may be loaded in place of the release's weights"
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        (LOADED, "model.fp16.safetensors vae/a.BIN a.pt a.pth a.ckpt a.msgpack a.h5 vae/a.onnx a.gguf .bin"),
+        (LOADED, "model.safetensors.index.json a.bin.index.fp16.json vae/a.safetensors.index.fp16-x.json"),
+        (LOADED, "model_index.json vae/adapter_config.json"),
+        ("", "LICENSE images/a.png unet/model.safetensors vae/onnx/model.onnx Vae/a.bin a.bin.txt index.json bin onnx"),
+        ("differs from README.md in case only", "readme.MD"),
+        ("differs from vae/config.json in case only", "Vae/Config.json"),
+        ("is a file where the release has a folder", "vae images/Quantized"),
+        ("is in README.md, which is a file of the release", "readme.md/a.txt"),
+        ("is in model.safetensors, which is a file of the release", "model.safetensors/a/b"),
+    ],
+)
+def test_what_may_not_be_beside_a_release(said: str, names: str) -> None:
+    assert dangers(names.split(), OWN) == dict.fromkeys(names.split() if said else (), said)

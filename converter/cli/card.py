@@ -26,7 +26,9 @@ from converter.presentation.card.options import CardOptions
     help="Folder with the files of `bench`, `grid` and `charts`.  [default: RELEASE]",
 )
 @dataclass_options(
-    CardOptions, "repo", "base_model", "base_revision", "license", "prompts", "unverified", "template", "adopt"
+    CardOptions,
+    *("repo", "base_model", "base_revision", "license", "license_name", "license_link"),
+    *("prompts", "unverified", "template", "adopt"),
 )
 @click.option(
     "--language",

@@ -56,9 +56,10 @@ def command(
     """Publish the folder RELEASE, which `lensconv convert` wrote, on the Hub as OWNER/NAME, in one verified commit.
 
     All files that the manifest lists are published, and the folder must not contain others, except .gitattributes and
-    files in .lensconv, .git and .cache/huggingface, which are ignored. After the commit, the branch contains exactly
-    the files of the release: other files there, except .gitattributes, are deleted. `--dry-run` shows the first of
-    them, `--dry-run --json` all.
+    files in .lensconv, .git and .cache/huggingface, which are ignored. Files of a former release that this one does not
+    have are deleted in the repo; all other files there are kept. Weights of others that could be loaded in place of the
+    release's are asked about at a terminal, and refused without one. `--prune` deletes all that is not of the release.
+    `--dry-run --json` lists what would be deleted and kept.
 
     The folder is examined before the first request; files above 1 GiB are hashed during the upload. After the commit,
     checksums and the bytes that the Hub serves are compared with the release, and only then the commit is tagged. If

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     "--against",
     metavar="SOURCE|RELEASE",
     type=LOCAL_PATH,
-    help="Compare every weight with SOURCE, the checkpoint it was made from; for hf://, compare every file "
-    "with RELEASE, a folder on this machine.",
+    help="Compare every weight with SOURCE, the checkpoint it was made from; for hf://, compare every file of RELEASE, "
+    "a folder on this machine.",
 )
 @click.option(
     "--recipe",

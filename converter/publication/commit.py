@@ -7,7 +7,7 @@ is sent again on a guess.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ def make_commit(
         session: the connection to the repo.
         release: what the repo will contain.
         target: where to commit.
-        operations: turn the parent into the release; the files that they add are uploaded already.
+        operations: bring the release into the parent; the files that they add are uploaded already.
         message: title of the commit.
 
     Returns:
@@ -59,6 +59,9 @@ def make_commit(
         MissingObject: the Hub has lost what was uploaded.
         HubError: the Hub refuses, does not answer in time, or another commit was made meanwhile.
     """
+    from huggingface_hub import CommitOperationDelete
+
+    deleted = {operation.path_in_repo for operation in operations if isinstance(operation, CommitOperationDelete)}
 
     def send() -> str:
         try:
@@ -72,7 +75,7 @@ def make_commit(
             )
             return str(info.oid)
         except client_errors() as error:
-            made = _find_commit(session, release, target, error)
+            made = _find_commit(session, release, target, deleted, error)
             if made is None:
                 # The session tries again if this error may pass, and reports it if not.
                 raise
@@ -81,7 +84,9 @@ def make_commit(
     return session.call("committing", send)
 
 
-def _find_commit(session: HubSession, release: FitRelease, target: Target, error: BaseException) -> str | None:
+def _find_commit(
+    session: HubSession, release: FitRelease, target: Target, deleted: Collection[str], error: BaseException
+) -> str | None:
     """Find the commit that was made although the answer is an error; None if no commit was made.
 
     Raises:
@@ -96,26 +101,28 @@ def _find_commit(session: HubSession, release: FitRelease, target: Target, error
     head = session.refs().head(target.revision)
     if head == target.parent:
         return None
-    made = _find_in_history(session, release, target, head)
+    made = _find_in_history(session, release, target, head, deleted)
     if made is None:
         raise session.error(
             f"{target.revision} has changed since it was read; this release was not published",
-            "Look at what changed there; if you publish again, the release replaces it.",
+            "Look at what changed there, then publish again: files of the release replace those of the same name.",
         ) from error
     return made
 
 
-def _find_in_history(session: HubSession, release: FitRelease, target: Target, head: str | None) -> str | None:
-    """Find the commit that contains the release: the head of a branch, or one below later commits of others."""
+def _find_in_history(
+    session: HubSession, release: FitRelease, target: Target, head: str | None, deleted: Collection[str]
+) -> str | None:
+    """Find the commit that publishes the release, even below later commits of others."""
     if head is None:
         return None
-    if not compare(release.files, session.files_at(head).files):
-        return head
+
+    def has_release(commit: str) -> bool:
+        return not compare(release.files, session.files_at(commit).files, deleted)
+
     for commit in session.history(target.revision):
         if commit.commit_id == target.parent:
             break
-        if release.manifest_sha256 in f"{commit.title}\n{commit.message}" and not compare(
-            release.files, session.files_at(commit.commit_id).files
-        ):
+        if release.manifest_sha256 in f"{commit.title}\n{commit.message}" and has_release(commit.commit_id):
             return str(commit.commit_id)
-    return None
+    return head if has_release(head) else None

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,9 @@ class Difference:
     added: tuple[PublishedFile, ...]
     """Files that the repo does not have, or has with another content."""
     deleted: tuple[str, ...]
-    """Files that the release does not have."""
+    """Files that the repo must not have."""
+    kept: tuple[str, ...] = ()
+    """Files of the repo that are not of the release, and stay as they are."""
 
     def __bool__(self) -> bool:
         """Return whether there is anything to change."""
@@ -80,19 +82,29 @@ class Difference:
         return sum(file.bytes for file in self.added)
 
 
-def compare(files: Iterable[PublishedFile], remote: Mapping[str, RemoteFile]) -> Difference:
+def compare(
+    files: Iterable[PublishedFile], remote: Mapping[str, RemoteFile], unwanted: Collection[str] = ()
+) -> Difference:
     """Compare a release with the Hub's records of a commit.
 
     Args:
         files: the files of the release.
         remote: the records of the commit, by path.
+        unwanted: names of files that the repo must not have, unless they are of the release.
     """
     files = tuple(files)
-    expected = {*_HUB_FILES, *(file.name for file in files)}
+    others = other_files(files, remote)
     return Difference(
         added=tuple(file for file in files if not file.is_same(remote.get(file.name))),
-        deleted=tuple(name for name in remote if name not in expected),
+        deleted=tuple(name for name in others if name in unwanted),
+        kept=tuple(name for name in others if name not in unwanted),
     )
+
+
+def other_files(files: Iterable[PublishedFile], remote: Mapping[str, RemoteFile]) -> list[str]:
+    """Return the names of a repo's files that neither a release contains nor the Hub makes itself."""
+    expected = {*_HUB_FILES, *(file.name for file in files)}
+    return [name for name in remote if name not in expected]
 
 
 def describe(difference: Difference, remote: Mapping[str, RemoteFile]) -> Iterator[str]:

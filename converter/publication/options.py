@@ -45,6 +45,13 @@ class PublishOptions:
             "kind": "path",
         },
     )
+    prune: bool = field(
+        default=False,
+        metadata={
+            "help": "Delete all files of the branch that are not of this release, except .gitattributes. By default, "
+            "only files of a former release are deleted."
+        },
+    )
     dry_run: bool = field(
         default=False, metadata={"help": "Check everything and show what would change; change nothing."}
     )

@@ -26,7 +26,7 @@ _SEARCHED_BYTES = 64 << 20
 #: Environment variables that may hold a token of the Hub.
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SOURCE_HINT = "Download the source again, then convert it again."
-_CARD_HINT = "Make the card again with `lensconv card`."
+_CARD_HINT = "Make the card again with `lensconv card`, or correct it and list it with `lensconv card --adopt`."
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,11 @@ def _text_of(file: Path) -> bytes:
 
 def _check_card(root: Path, manifest: Manifest, repository: str) -> list[str]:
     """Refuse a card that the Hub would not take or that is of another repo, and return what its author should know."""
-    from converter.presentation.card.metadata import check_metadata
+    from converter.presentation.card.metadata_rules import check_metadata
 
     content = (root / CARD_NAME).read_bytes()
     try:
-        found = check_metadata(content.decode())
+        found = check_metadata(content.decode(), manifest.files)
     except UnicodeDecodeError as error:
         reason = f"{CARD_NAME} is not UTF-8: byte {error.start} is {content[error.start]:#04x}"
         raise ReleaseError(f"{root}: {reason}", _CARD_HINT) from error

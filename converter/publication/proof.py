@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from converter.console import SILENT, Progress, Reporter
@@ -33,13 +33,18 @@ class ReadBack:
     bytes: int
 
 
-def prove_records(files: Iterable[PublishedFile], remote: RemoteRepo) -> None:
+def prove_records(files: Iterable[PublishedFile], remote: RemoteRepo, deleted: Collection[str] = ()) -> None:
     """Compare the records of a commit with the release: every path, size and checksum.
+
+    Args:
+        files: the files of the release.
+        remote: the commit.
+        deleted: names of files that it must not have.
 
     Raises:
         HubError: they differ.
     """
-    difference = compare(files, remote.files)
+    difference = compare(files, remote.files, deleted)
     if difference:
         faults = list(describe(difference, remote.files))
         raise HubError(f"{remote.address}: differs from the release: {first_few(faults)}", "Publish it again.")

@@ -22,6 +22,7 @@ from converter.hub.retry import Retry
 from converter.publication.commit import Target, make_commit
 from converter.publication.files import Difference, compare, note_hashed, read_unchanged, refuse_changed
 from converter.publication.options import MAIN, PublishOptions
+from converter.publication.others import OtherFiles
 from converter.publication.preflight import FitRelease, examine_release, hash_trusted
 from converter.publication.proof import ReadBack, prove_bytes, prove_records
 from converter.publication.receipt import RECEIPT_NAME, Receipt, is_proven, write_receipt
@@ -59,7 +60,8 @@ def publish(
         UsageError: the options contradict each other, or contain a name that is not allowed.
         MissingInput: something is missing or cannot be read.
         ReleaseError: the release must not be published as it is, or was changed meanwhile.
-        HubError: the Hub refuses, has other contents than expected, or cannot be reached.
+        HubError: the Hub refuses, has files that must not stay beside the release or other contents than expected, or
+            cannot be reached.
     """
     options = options or PublishOptions()
     _check_request(repository, options)
@@ -100,16 +102,23 @@ class _Publication:
     pull_request: int | None = None
     private: bool = False
 
+    def __post_init__(self) -> None:
+        options = self.options
+        self._others = OtherFiles(self.release.files, options.prune, not options.dry_run, self.reporter)
+
     def run(self) -> Receipt:
         """Publish, and return what was done."""
         user = self.session.user()
         if not self._prepare_repo():
+            difference = compare(self.release.files, {})
+            self._check_card(difference)
             hash_trusted(self.release, self.release.files, self.reporter)
-            return self._receipt(None, None, compare(self.release.files, {}), None)
+            return self._receipt(None, None, difference, None)
         refs = self.session.refs()
         target = self._choose_target(refs)
         difference = self._difference(target)
         self._refuse_taken_tag(refs, target, difference)
+        self._check_card(difference)
         if difference and self.options.create_pr and not self.options.dry_run:
             target = self._enter_pull_request(user)
             difference = self._difference(target)
@@ -119,9 +128,11 @@ class _Publication:
         hash_trusted(self.release, (file for file in self.release.files if file.name not in sent), self.reporter)
         if self.options.dry_run:
             return self._receipt(None, target, difference, None)
+        self._create_branch(refs, target)
         if not difference:
             self.reporter.note(f"{target.revision} contains this release already")
-        commit = self._commit(target, difference) if difference else target.parent
+        tagged = refs.tags.get(self.options.tag or "")
+        commit = self._commit(target, difference) if difference else tagged or target.parent
         read_back = self._prove(commit, target, difference)
         if self.pull_request is not None:
             self.session.offer_pull_request(self.pull_request)
@@ -164,15 +175,16 @@ class _Publication:
         return True
 
     def _choose_target(self, refs: RemoteRefs) -> Target:
-        """Return the branch, which is created if it does not exist."""
+        """Return the branch; one that does not exist yet begins at the head of main."""
         revision = self.options.revision
-        if refs.head(revision) is None and refs.head(MAIN) is not None and not self.options.dry_run:
-            self.session.create_branch(revision, MAIN)
-            refs = self.session.refs()
         head = refs.head(revision) or refs.head(MAIN)
         if head is None:
             raise self.session.error(f"has no branch {MAIN}", "Create it, or give an existing branch with --revision.")
         return Target(revision, head)
+
+    def _create_branch(self, refs: RemoteRefs, target: Target) -> None:
+        if self.pull_request is None and refs.head(target.revision) is None:
+            self.session.create_branch(target.revision, target.parent)
 
     def _enter_pull_request(self, user: str) -> Target:
         """Return the pull request of this release, which is created if it does not exist."""
@@ -185,7 +197,7 @@ class _Publication:
         return Target(revision, head)
 
     def _difference(self, target: Target) -> Difference:
-        return compare(self.release.files, self.session.files_at(target.parent).files)
+        return self._others.difference(self.session.files_at(target.parent))
 
     def _announce(self, difference: Difference) -> None:
         if difference.added:
@@ -194,19 +206,30 @@ class _Publication:
         if difference.deleted:
             names = first_few(difference.deleted)
             self.reporter.note(f"to be deleted in the repo, because the release does not have them: {names}")
+        if difference.kept:
+            self.reporter.note(
+                f"kept in the repo, although the release does not have them: {first_few(difference.kept)}"
+            )
 
     def _refuse_taken_tag(self, refs: RemoteRefs, target: Target, difference: Difference) -> None:
         """Find out before the upload that the tag already names another commit."""
         tagged = refs.tags.get(self.options.tag or "")
-        if tagged is not None and (difference or tagged != target.parent):
+        if tagged is not None and (difference or not self._is_tagged(tagged, target.parent)):
             raise self._taken_tag(tagged)
+
+    def _is_tagged(self, tagged: str, commit: str) -> bool:
+        """Whether a tag names this commit, or another one with the same release."""
+        return tagged == commit or not compare(self.release.files, self.session.files_at(tagged).files)
+
+    def _check_card(self, difference: Difference) -> None:
+        """Let the Hub check a card that it does not have yet."""
+        card = next((file for file in difference.added if file.name == CARD_NAME), None)
+        if card is not None:
+            self.session.check_card(read_unchanged(card).decode())
 
     def _commit(self, target: Target, difference: Difference) -> str:
         from huggingface_hub import constants
 
-        card = next((file for file in difference.added if file.name == CARD_NAME), None)
-        if card is not None:
-            self.session.check_card(read_unchanged(card).decode())
         try:
             return self._upload_and_commit(target, difference)
         except MissingObject as error:
@@ -225,7 +248,7 @@ class _Publication:
     def _prove(self, commit: str, target: Target, difference: Difference) -> ReadBack | None:
         """Compare the commit with the release. Files that an earlier run has read back are not read again."""
         remote = self.session.files_at(commit)
-        prove_records(self.release.files, remote)
+        prove_records(self.release.files, remote, difference.deleted)
         everything = self.options.read_back
         if self._is_proven(commit) and not everything:
             return None
@@ -238,14 +261,14 @@ class _Publication:
         return is_proven(self._receipt_file, self.session.page, commit)
 
     def _tag(self, tag: str, commit: str) -> None:
-        """Tag the commit. If the tag exists already, it must name this commit."""
+        """Tag the commit. If the tag exists already, it must name a commit with this release."""
         tagged = self.session.refs().tags.get(tag)
         if tagged is None:
             self.session.create_tag(tag, commit)
             tagged = self.session.refs().tags.get(tag)
         if tagged is None:
             raise self.session.error(f"tag {tag} was accepted, but the Hub does not list it", "Publish again.")
-        if tagged != commit:
+        if not self._is_tagged(tagged, commit):
             raise self._taken_tag(tagged)
 
     def _taken_tag(self, tagged: str) -> HubError:

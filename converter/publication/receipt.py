@@ -69,6 +69,7 @@ class Receipt:
             "added": [file.name for file in self.difference.added],
             "added_bytes": self.difference.added_bytes,
             "deleted": list(self.difference.deleted),
+            "kept": list(self.difference.kept),
             "read_back": asdict(self.read_back) if self.read_back else None,
             "advice": list(self.release.advice),
         }

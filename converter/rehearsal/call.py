@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -80,9 +81,20 @@ class Call:
         if owner in RESERVED_NAMES:
             raise HTTPException(404)
         repo = Repo.find(self.hub.database, owner, name)
-        if repo is None or not self.may_see(repo):
-            raise repo_not_found(self.viewer is not None)
-        return repo
+        if repo is not None and self.may_see(repo):
+            return repo
+        moved = Repo.find_moved(self.hub.database, owner, name)
+        if repo is None and moved is not None and self.may_see(moved):
+            raise self._redirect(moved)
+        raise repo_not_found(self.viewer is not None)
+
+    def _redirect(self, moved: Repo) -> Refusal:
+        """Return the answer that leads to the present name of a repo."""
+        path = self.request.scope["raw_path"].decode("latin-1")
+        former = "/".join(self.request.path_params[part] for part in ("owner", "name"))
+        place = path.replace(f"/{former}", f"/{quote(moved.identity)}", 1)
+        query = f"?{self.request.url.query}" if self.request.url.query else ""
+        return Refusal(307, f"Temporary Redirect. Redirecting to {place}", headers={"Location": place + query})
 
     def writable_repo(self) -> Repo:
         """Return the repo that the path names, which the user may change.
@@ -102,12 +114,13 @@ class Call:
         """
         repo = self.repo()
         if repo.gated and not self._is_member(repo):
-            raise Refusal(
-                403 if self.viewer is not None else 401,
-                f"Access to model {repo.identity} is restricted and you are not in the authorized list. "
-                "Visit its page to ask for access.",
-                code="GatedRepo",
-            )
+            restricted = f"Access to model {repo.identity} is restricted"
+            if self.viewer is None:
+                ask = "You must have access to it and be authenticated to access it. Please log in."
+                raise Refusal(401, f"{restricted}. {ask}", code="GatedRepo")
+            page = f"{self.hub.endpoint}/{repo.identity}"
+            ask = f"and you are not in the authorized list. Visit {page} to ask for access."
+            raise Refusal(403, f"{restricted} {ask}", code="GatedRepo")
         return repo
 
     def may_see(self, repo: Repo) -> bool:

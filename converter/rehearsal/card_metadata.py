@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converter.front_matter import split_card
-from converter.presentation.card.metadata import MetadataReport, check_metadata
+from converter.presentation.card.metadata_rules import MetadataReport, check_metadata
 
 
 def check_card(card: str) -> MetadataReport:

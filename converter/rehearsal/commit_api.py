@@ -16,7 +16,7 @@ from converter.rehearsal.call import Call, parse_object, text_of
 from converter.rehearsal.card_metadata import check_card
 from converter.rehearsal.hub import Hub
 from converter.rehearsal.modes import REGULAR_LIMIT
-from converter.rehearsal.names import COMMIT, check_path, check_sha256, check_size
+from converter.rehearsal.names import SHORT_COMMIT, check_path, check_sha256, check_size
 from converter.rehearsal.pull_requests import PullRequest, commit_target
 from converter.rehearsal.replies import Refusal, entry_not_found
 from converter.rehearsal.repos import PULLS, Entry, lfs_entry, regular_entry
@@ -36,7 +36,7 @@ class Draft:
     title: str
     message: str
     parent: str
-    """The commit that the client takes for the head; empty if it does not say."""
+    """The id of the commit that the client takes for the head, or its beginning; empty if it does not say."""
     files: dict[str, Entry] = field(default_factory=dict)
     deleted: list[tuple[str, str]] = field(default_factory=list)
     """``file`` or ``folder``, and its path."""
@@ -54,8 +54,11 @@ async def create_commit(call: Call) -> Response:
     # From here on nothing waits, so that no other request comes between the checks and the change.
     repo = call.repo()
     ref, head = repo.branch(call.revision)
-    if draft.parent and draft.parent != head:
-        raise Refusal(412, "A commit has happened since. Please refresh and try again.")
+    if draft.parent and call.query.get("create_pr"):
+        # A pull request begins at this commit, wherever the branch is now.
+        head = repo.resolve(draft.parent)
+    elif not head.startswith(draft.parent):
+        raise Refusal(412, "The branch was updated since you opened this page. Please refresh and try again.")
     _check(call.hub, draft)
     tree = _apply(draft, repo.tree(head), head)
     answer: dict[str, Any] = {"success": True, "hookOutput": ""}
@@ -86,7 +89,7 @@ async def _read(call: Call) -> Draft:
     if key != "header":
         raise Refusal(400, "A commit is a header, then operations")
     draft = Draft(text_of(value, "summary"), text_of(value, "description"), text_of(value, "parentCommit"))
-    if not draft.title or (draft.parent and not COMMIT.fullmatch(draft.parent)):
+    if not draft.title or (draft.parent and not SHORT_COMMIT.fullmatch(draft.parent)):
         raise Refusal(400, '"summary" must not be empty, and "parentCommit" must be a commit')
     async for key, value in operations:
         path = text_of(value, "path")
@@ -98,6 +101,8 @@ async def _read(call: Call) -> Draft:
             draft.deleted.append((key.removeprefix("deleted").lower(), check_path(path.rstrip("/"))))
         else:
             raise Refusal(400, "A commit has an unknown operation")
+    if not draft.files and not draft.deleted:
+        raise Refusal(400, "Add a line with the key `lfsFile`, `file` or `deletedFile`")
     return draft
 
 
@@ -187,10 +192,11 @@ def _apply(draft: Draft, tree: dict[str, Entry], head: str) -> dict[str, Entry]:
         Refusal: a file that it deletes does not exist, or a path is a file and a folder at once.
     """
     for kind, path in draft.deleted:
-        is_folder = kind == "folder"
-        names = [name for name in tree if (name.startswith(f"{path}/") if is_folder else name == path)]
+        # What is deleted as a file may be a folder, but not the other way round.
+        is_file = kind == "file" and path in tree
+        names = [path] if is_file else [name for name in tree if name.startswith(f"{path}/")]
         if not names:
-            raise entry_not_found(head, f"A {kind} with this name doesn't exist: {path}")
+            raise entry_not_found(head, f'A {kind} with the name "{path}" does not exist')
         for name in names:
             del tree[name]
     for path, entry in draft.files.items():

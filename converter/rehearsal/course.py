@@ -127,6 +127,7 @@ class Course:
         arguments = [f"--message={options.message}", f"--revision={options.revision}", f"--receipt={options.receipt}"]
         arguments += [f"--patience={options.patience}", *([f"--tag={options.tag}"] if options.tag is not None else [])]
         flags = {"--private": options.private, "--create-pr": options.create_pr, "--read-back": options.read_back}
+        flags["--prune"] = options.prune
         arguments += [name for name, is_set in flags.items() if is_set]
         self.receipt = self._lensconv("publish", str(self.root), self.repository, *arguments)
         files = f"{len(self.receipt['files'])} files, {readable_size(self.receipt['total_bytes'])}"

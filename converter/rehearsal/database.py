@@ -9,11 +9,15 @@ from converter.errors import OutputError
 
 _FILE_NAME = "hub.sqlite"
 #: Number of the schema. A file with another number comes from another version of lensconv.
-_VERSION = 2
+_VERSION = 3
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS repos (
     number INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, name TEXT NOT NULL,
     private INTEGER NOT NULL, gated TEXT NOT NULL, created TEXT NOT NULL, UNIQUE (owner, name)
+);
+CREATE TABLE IF NOT EXISTS former_names (
+    owner TEXT NOT NULL COLLATE NOCASE, name TEXT NOT NULL COLLATE NOCASE,
+    repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, PRIMARY KEY (owner, name)
 );
 CREATE TABLE IF NOT EXISTS commits (
     repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, oid TEXT NOT NULL, parent TEXT NOT NULL,
@@ -22,7 +26,7 @@ CREATE TABLE IF NOT EXISTS commits (
 CREATE TABLE IF NOT EXISTS entries (
     repo INTEGER NOT NULL, commit_oid TEXT NOT NULL, path TEXT NOT NULL, oid TEXT NOT NULL, size INTEGER NOT NULL,
     sha256 TEXT NOT NULL, pointer_size INTEGER NOT NULL, changed_in TEXT NOT NULL, PRIMARY KEY (repo, commit_oid, path),
-    FOREIGN KEY (repo, commit_oid) REFERENCES commits (repo, oid) ON DELETE CASCADE
+    FOREIGN KEY (repo, commit_oid) REFERENCES commits (repo, oid) ON DELETE CASCADE ON UPDATE CASCADE
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS refs (
     repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, ref TEXT NOT NULL, target TEXT NOT NULL,

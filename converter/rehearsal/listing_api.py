@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl
@@ -11,50 +10,83 @@ from urllib.parse import parse_qsl
 from starlette.datastructures import URL
 from starlette.responses import JSONResponse, Response
 
-from converter.front_matter import parse_front_matter
 from converter.rehearsal.call import Call
+from converter.rehearsal.description import choose, describe
 from converter.rehearsal.names import check_number, check_path
 from converter.rehearsal.replies import Refusal, entry_not_found
 from converter.rehearsal.repos import Entry, Repo
 
 #: Paths in one request; the limit of huggingface.co.
 _PATHS_LIMIT = 1000
+#: What a list shows of each repo, and what switches add.
+_LISTED = (
+    *("_id", "id", "modelId", "private", "createdAt", "downloads", "likes", "tags", "library_name", "pipeline_tag"),
+)
+_SWITCHES = {
+    "full": ("author", "gated", "lastModified", "sha", "siblings"),
+    "cardData": ("cardData",),
+    "config": ("config",),
+}
+_SORTABLE = ("createdAt", "downloads", "lastModified", "likes", "trendingScore")
+#: Filters by what only huggingface.co knows. Without them, the answer would be wrong.
+_OTHER_FILTERS = {"apps", "inference", "inference_provider", "num_parameters"}
 
 
 async def list_repos(call: Call) -> Response:
-    """GET /api/models: the repos that the user may know of."""
-    author, wanted = call.query.get("author", ""), call.query.get("search", "").lower()
-    found = [
-        repo
-        for repo in Repo.select(call.hub.database)
-        if call.may_see(repo) and author in ("", repo.owner) and wanted in repo.identity.lower()
-    ]
-    return JSONResponse([_describe(repo) for repo in found])
+    """GET /api/models: the repos that the user may know of, and that fulfil all filters, a page at a time."""
+    query = call.query
+    if unknown := sorted(_OTHER_FILTERS & query.keys()):
+        raise Refusal(501, f"this local Hub does not provide the filter {unknown[0]}; it serves model repos only")
+    if query.get("sort", "likes") not in _SORTABLE:
+        # A guess: neither the status nor the words of huggingface.co are known.
+        raise Refusal(400, f'"sort" must be one of [{", ".join(_SORTABLE)}]')
+    repos = [repo for repo in Repo.select(call.hub.database) if call.may_see(repo)]
+    found = [answer for repo in repos if _fulfils(call, answer := describe(call.hub, repo, repo.resolve("main")))]
+    found.sort(key=lambda answer: str(answer[query["sort"]]) if "sort" in query else "", reverse="sort" in query)
+    step = call.hub.settings.page_entries
+    if "limit" in query:
+        step = min(step, max(check_number(query["limit"]), 1))
+    first = check_number(query.get("cursor", "0"))
+    headers = {"Link": next_page(call, cursor=first + step)} if first + step < len(found) else {}
+    more = [name for switch, names in _SWITCHES.items() if _is_true(query.get(switch)) for name in names]
+    names, expand = (*_LISTED, *more, query.get("sort", "id")), call.request.query_params.getlist("expand")
+    return JSONResponse([choose(answer, expand, names) for answer in found[first : first + step]], headers=headers)
+
+
+def _fulfils(call: Call, answer: Mapping[str, Any]) -> bool:
+    query = call.query
+    gated = query.get("gated")
+    return (
+        query.get("author", answer["author"]).lower() == answer["author"].lower()
+        and query.get("search", "").lower() in answer["id"].lower()
+        and query.get("pipeline_tag", answer.get("pipeline_tag")) == answer.get("pipeline_tag")
+        and (gated is None or _is_true(gated) == bool(answer["gated"]))
+        and set(call.request.query_params.getlist("filter")) <= set(answer["tags"])
+    )
 
 
 async def show_repo(call: Call) -> Response:
     """GET /api/models/ID and .../revision/REV."""
-    hub, repo = call.hub, call.repo()
-    commit = repo.resolve(call.revision)
-    tree = repo.tree(commit)
-    row = repo.commit(commit)
-    metadata = _metadata(hub.text(tree.get("README.md")))
-    tags = metadata.get("tags")
-    answer = {
-        **_describe(repo),
-        "sha": commit,
-        "lastModified": repo.created if row is None else row["date"],
-        "disabled": False,
-        "cardData": metadata,
-        "tags": [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else [],
-        "siblings": [_sibling(entry, with_blob=bool(call.query.get("blobs"))) for entry in tree.values()],
-    }
-    for name in ("library_name", "pipeline_tag"):
-        if isinstance(metadata.get(name), str):
-            answer[name] = metadata[name]
-    if wanted := call.request.query_params.getlist("expand"):
-        answer = {name: value for name, value in answer.items() if name in (*wanted, "_id", "id")}
+    repo, query = call.repo(), call.query
+    answer = describe(call.hub, repo, repo.resolve(call.revision), with_blobs=_is_true(query.get("blobs")))
+    answer = choose(answer, call.request.query_params.getlist("expand"))
+    if _is_true(query.get("securityStatus")):
+        # Nothing is scanned here.
+        answer["securityRepoStatus"] = {"scansDone": False, "filesWithIssues": []}
     return JSONResponse(answer)
+
+
+async def list_likers(call: Call) -> Response:
+    """GET .../likers. Nobody can like a repo here: huggingface.co takes likes from its pages alone."""
+    call.repo()
+    return JSONResponse([])
+
+
+async def unlike(call: Call) -> Response:
+    """DELETE .../like."""
+    call.user()
+    call.repo()
+    return JSONResponse({})
 
 
 async def list_tree(call: Call) -> Response:
@@ -75,7 +107,8 @@ async def list_tree(call: Call) -> Response:
     if last < len(listed):
         headers["Link"] = next_page(call, cursor=last)
     is_expanded = _is_true(query.get("expand"))
-    answer = [_describe_item(call, repo, item, is_expanded=is_expanded) for item in listed[first:last]]
+    items = listed[first:last]
+    answer = [_describe_item(call, repo, tree, item, is_expanded=is_expanded) for item in items]
     return JSONResponse(answer, headers=headers)
 
 
@@ -90,7 +123,7 @@ async def show_paths(call: Call) -> Response:
     is_expanded = _is_true(dict(form).get("expand"))
     by_path = {item.path if isinstance(item, Entry) else item: item for item in _list(tree, 0, is_recursive=True)}
     found = [by_path[path] for path in paths if path in by_path]
-    return JSONResponse([_describe_item(call, repo, item, is_expanded=is_expanded) for item in found])
+    return JSONResponse([_describe_item(call, repo, tree, item, is_expanded=is_expanded) for item in found])
 
 
 def next_page(call: Call, **changes: object) -> str:
@@ -123,54 +156,26 @@ def _list(tree: Mapping[str, Entry], skipped: int, *, is_recursive: bool) -> lis
     return [found[path] for path in sorted(found)]
 
 
-def _describe_item(call: Call, repo: Repo, item: Entry | str, *, is_expanded: bool) -> dict[str, Any]:
-    """Describe a file, with its last commit if that was requested, or a folder."""
+def _describe_item(
+    call: Call, repo: Repo, tree: Mapping[str, Entry], item: Entry | str, *, is_expanded: bool
+) -> dict[str, Any]:
+    """Describe a file or a folder, with its last commit if that was requested."""
     if isinstance(item, str):
         oid = hashlib.sha1(f"tree {item}".encode(), usedforsecurity=False).hexdigest()
-        return {"type": "directory", "oid": oid, "size": 0, "path": item}
-    answer: dict[str, Any] = {"type": "file", "oid": item.oid, "size": item.size, "path": item.path}
-    if item.is_lfs:
-        answer["lfs"] = {"oid": item.sha256, "size": item.size, "pointerSize": item.pointer_size}
-        if (file := call.hub.xet.find(item.sha256)) is not None:
-            answer["xetHash"] = file.xet_hash
-    if is_expanded and (row := repo.commit(item.changed_in)) is not None:
-        answer["lastCommit"] = {"id": row["oid"], "title": row["title"], "date": row["date"]}
+        answer: dict[str, Any] = {"type": "directory", "oid": oid, "size": 0, "path": item}
+        changes = {entry.changed_in for path, entry in tree.items() if path.startswith(f"{item}/")}
+    else:
+        answer = {"type": "file", "oid": item.oid, "size": item.size, "path": item.path}
+        changes = {item.changed_in}
+        if item.is_lfs:
+            answer["lfs"] = {"oid": item.sha256, "size": item.size, "pointerSize": item.pointer_size}
+            if (file := call.hub.xet.find(item.sha256)) is not None:
+                answer["xetHash"] = file.xet_hash
+    if is_expanded:
+        commits = [row for oid in changes if (row := repo.commit(oid)) is not None]
+        last = max(commits, key=lambda row: str(row["date"]))
+        answer["lastCommit"] = {"id": last["oid"], "title": last["title"], "date": last["date"]}
     return answer
-
-
-def _sibling(entry: Entry, *, with_blob: bool) -> dict[str, Any]:
-    answer: dict[str, Any] = {"rfilename": entry.path}
-    if with_blob:
-        answer |= {"blobId": entry.oid, "size": entry.size}
-        if entry.is_lfs:
-            answer["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": entry.pointer_size}
-    return answer
-
-
-def _describe(repo: Repo) -> dict[str, Any]:
-    return {
-        "_id": f"{repo.number:024x}",
-        "id": repo.identity,
-        "modelId": repo.identity,
-        "author": repo.owner,
-        "private": repo.private,
-        "gated": repo.gated or False,
-        "createdAt": repo.created,
-        "downloads": 0,
-        "likes": 0,
-        "tags": [],
-    }
-
-
-def _metadata(card: str) -> dict[str, Any]:
-    """Return the metadata of a card as JSON has them; empty if there are none that can be read."""
-    metadata, _ = parse_front_matter(card)
-    try:
-        # YAML has dates and infinities, JSON has not.
-        plain: dict[str, Any] = json.loads(json.dumps(metadata, default=str), parse_constant=str)
-    except (ValueError, TypeError, RecursionError):
-        return {}
-    return plain
 
 
 def _is_true(text: str | None) -> bool:

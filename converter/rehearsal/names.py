@@ -13,6 +13,8 @@ MAXIMUM_PATH_BYTES = 1024
 _REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+@-]{0,254}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+#: What git takes for the beginning of the id of a commit.
+SHORT_COMMIT = re.compile(r"[0-9a-f]{4,40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -55,7 +57,8 @@ def check_path(text: str) -> str:
         or not text.isprintable()
         or "\\" in text
     ):
-        raise Refusal(400, "Invalid path")
+        # The status is that of huggingface.co, the words are not known.
+        raise Refusal(422, "Invalid path")
     return text
 
 

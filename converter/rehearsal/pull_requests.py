@@ -150,10 +150,10 @@ def commit_target(call: Call) -> Repo:
 
     A user who may read a repo, and whose token may write, may open a pull request and add commits to it.
     """
-    repo, viewer = call.repo(), call.token_writer("write to a repo")
+    repo, viewer = call.repo(), call.token_writer("upload to a repository")
     own = [pull_request.ref for pull_request in PullRequest.all(repo) if pull_request.author == viewer.name]
-    if not call.query.get("create_pr") and call.revision not in own:
-        call.writer(repo.owner, "write to a repo")
+    if not (call.query.get("create_pr") or call.revision in own or viewer.belongs_to(repo.owner)):
+        raise Refusal(403, "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request")
     return repo
 
 

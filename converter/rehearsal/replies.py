@@ -11,6 +11,9 @@ from starlette.responses import JSONResponse, Response
 
 from converter.errors import printable
 
+#: Where the client takes a 404 for the answer that there is no such thing, or none any more.
+_MISREAD = ("/api/jobs", "/api/scheduled-jobs", "/api/collections", "/api/buckets")
+
 
 class Refusal(HTTPException):
     """The Hub refuses a request. This ends in an answer, never in a message of lensconv.
@@ -49,7 +52,8 @@ async def refuse(request: Request, error: Exception) -> Response:
         refusal = error
     else:
         address = f"{request.method} {request.url.path}"
-        refusal = Refusal(404, f"this local Hub does not provide {address}; it serves model repos only")
+        status = 501 if request.url.path.startswith(_MISREAD) else 404
+        refusal = Refusal(status, f"this local Hub does not provide {address}; it serves model repos only")
     headers = dict(refusal.headers or {})
     if refusal.status_code == 401 and is_for_browsers(request):
         headers["WWW-Authenticate"] = 'Basic realm="Local Hub: account and token"'

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from huggingface_hub.utils.sha import git_hash
 
 from converter.rehearsal.database import Database
-from converter.rehearsal.names import COMMIT, check_revision
-from converter.rehearsal.replies import Refusal, revision_not_found
+from converter.rehearsal.names import SHORT_COMMIT
+from converter.rehearsal.replies import revision_not_found
 
 HEADS, TAGS, PULLS = "refs/heads/", "refs/tags/", "refs/pr/"
 MAIN = f"{HEADS}main"
@@ -72,6 +72,7 @@ class Repo:
     def create(cls, database: Database, owner: str, name: str, private: bool) -> Repo:
         """Make a repo without any commit, of a name that is free."""
         created = now()
+        database.execute("DELETE FROM former_names WHERE owner = ? AND name = ?", owner, name)
         number = database.execute(
             "INSERT INTO repos (owner, name, private, gated, created) VALUES (?, ?, ?, '', ?)",
             *(owner, name, private, created),
@@ -87,8 +88,15 @@ class Repo:
 
     @classmethod
     def find(cls, database: Database, owner: str, name: str) -> Repo | None:
-        """Return the repo of this name."""
-        return next(iter(cls.select(database, "owner = ? AND name = ? COLLATE NOCASE", owner, name)), None)
+        """Return the repo of this name, in whose letters case does not matter."""
+        condition = "owner = ? COLLATE NOCASE AND name = ? COLLATE NOCASE"
+        return next(iter(cls.select(database, condition, owner, name)), None)
+
+    @classmethod
+    def find_moved(cls, database: Database, owner: str, name: str) -> Repo | None:
+        """Return the repo that had this name before it was moved."""
+        condition = "number = (SELECT repo FROM former_names WHERE owner = ? AND name = ?)"
+        return next(iter(cls.select(database, condition, owner, name)), None)
 
     @property
     def identity(self) -> str:
@@ -98,6 +106,14 @@ class Repo:
     def delete(self) -> None:
         """Delete it with all of its commits."""
         self.database.execute("DELETE FROM repos WHERE number = ?", self.number)
+
+    def move(self, owner: str, name: str) -> None:
+        """Give it another name, which is free; its present one leads to it from now on."""
+        self.database.execute("DELETE FROM former_names WHERE owner = ? AND name = ?", owner, name)
+        self.database.execute(
+            "INSERT OR REPLACE INTO former_names VALUES (?, ?, ?)", self.owner, self.name, self.number
+        )
+        self.database.execute("UPDATE repos SET owner = ?, name = ? WHERE number = ?", owner, name, self.number)
 
     def configure(self, private: bool, gated: str) -> None:
         """Change who may read it."""
@@ -122,8 +138,11 @@ class Repo:
         for ref in (revision, HEADS + revision, TAGS + revision):
             if ref in refs:
                 return refs[ref]
-        if COMMIT.fullmatch(revision) and self.commit(revision) is not None:
-            return revision
+        if SHORT_COMMIT.fullmatch(revision):
+            query = "SELECT oid FROM commits WHERE repo = ? AND oid GLOB ? LIMIT 2"
+            found = self.database.rows(query, self.number, f"{revision}*")
+            if len(found) == 1:
+                return str(found[0]["oid"])
         raise revision_not_found(revision)
 
     def branch(self, revision: str) -> tuple[str, str]:
@@ -136,8 +155,6 @@ class Repo:
         for ref in (revision, HEADS + revision):
             if ref in refs and not ref.startswith(TAGS):
                 return ref, refs[ref]
-        if TAGS + check_revision(revision) in refs or COMMIT.fullmatch(revision):
-            raise Refusal(400, "Commits go to a branch, not to a tag or a commit")
         raise revision_not_found(revision)
 
     def commit(self, oid: str) -> sqlite3.Row | None:
@@ -183,3 +200,54 @@ class Repo:
                 *(self.number, oid, path, file.oid, file.size, file.sha256, file.pointer_size, file.changed_in or oid),
             )
         return oid
+
+    def used_storage(self) -> int:
+        """Return the bytes of all of its LFS objects."""
+        objects = "SELECT DISTINCT sha256, size FROM entries WHERE repo = ? AND pointer_size > 0"
+        row = self.database.row(f"SELECT SUM(size) AS bytes FROM ({objects})", self.number)  # noqa: S608 - our own words
+        return 0 if row is None else row["bytes"] or 0
+
+    def large_files(self) -> dict[str, tuple[Entry, str]]:
+        """Return the LFS objects of all commits by their sha256: the first file of each, and the ref it was pushed to.
+
+        The ref is empty if the commit belongs to none any more.
+        """
+        refs = self.refs()
+        pushed = {
+            row["oid"]: ref
+            for ref in sorted(refs, key=lambda ref: (ref == MAIN, ref.startswith(HEADS)))
+            for row in self.ancestry(refs[ref])
+        }
+        rows = self.database.rows(
+            "SELECT path, entries.oid, size, sha256, pointer_size, changed_in FROM entries JOIN commits "
+            "ON commits.repo = entries.repo AND commits.oid = changed_in "
+            "WHERE entries.repo = ? AND pointer_size > 0 ORDER BY commits.rowid, path",
+            self.number,
+        )
+        found: dict[str, tuple[Entry, str]] = {}
+        for row in rows:
+            found.setdefault(row["sha256"], (Entry(*row), pushed.get(row["changed_in"], "")))
+        return found
+
+    def remove_large_files(self, sha256s: set[str]) -> None:
+        """Remove LFS objects from all commits. These, and those that follow them, get new ids."""
+        changed: set[str] = set()
+        for sha256 in sha256s:
+            condition = "repo = ? AND sha256 = ? AND pointer_size > 0"
+            rows = self.database.rows(f"SELECT commit_oid FROM entries WHERE {condition}", self.number, sha256)  # noqa: S608
+            changed.update(row["commit_oid"] for row in rows)
+            self.database.execute(f"DELETE FROM entries WHERE {condition}", self.number, sha256)  # noqa: S608 - our words
+        for row in self.database.rows("SELECT oid, parent FROM commits WHERE repo = ? ORDER BY rowid", self.number):
+            if row["oid"] in changed or row["parent"] in changed:
+                changed.add(row["oid"])
+                self._rename_commit(row["oid"], secrets.token_hex(20))
+
+    def _rename_commit(self, old: str, new: str) -> None:
+        for table, column in (
+            ("commits", "oid"),
+            ("commits", "parent"),
+            ("refs", "target"),
+            ("entries", "changed_in"),
+        ):
+            statement = f"UPDATE {table} SET {column} = ? WHERE repo = ? AND {column} = ?"  # noqa: S608 - our own words
+            self.database.execute(statement, new, self.number, old)

@@ -18,7 +18,7 @@ Role = Literal["write", "read"]
 #: The account of a Hub that is started without any.
 DEFAULT_NAME = "rehearsal"
 #: First parts of addresses that belong to the Hub itself.
-RESERVED_NAMES = ("api", "datasets", "spaces")
+RESERVED_NAMES = ("api", "buckets", "collections", "datasets", "kernels", "papers", "spaces")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,40}[A-Za-z0-9])?")
 
 

@@ -166,7 +166,7 @@ def _xet_token(call: Call, kind: str) -> Response:
 def _upload_target(call: Call) -> Repo:
     """Return the repo of an upload. Any token that may write will do, because of pull requests."""
     repo = call.repo()
-    call.token_writer("upload files")
+    call.token_writer("upload to a repository")
     return repo
 
 

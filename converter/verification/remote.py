@@ -7,7 +7,7 @@ downloaded; small files in git are read if a manifest lists their sha256.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from converter.errors import MissingInput, UsageError
 from converter.hub.records import RemoteFile
 from converter.hub.remote import RemoteRepo
 from converter.hub.shadow import Shadow
+from converter.verification.beside import dangers
 from converter.verification.manifest import is_hidden, visible_files
 from converter.verification.report import Check, VerifyReport, list_problems
 
@@ -112,18 +113,23 @@ def local_sizes(release: Path) -> dict[str, int]:
     return visible_files(release)
 
 
-def check_local(repo: RemoteRepo, release: Path, sizes: Mapping[str, int], progress: Progress) -> Check:
+def check_local(
+    repo: RemoteRepo, release: Path, sizes: Mapping[str, int], listed: Collection[str] | None, progress: Progress
+) -> Check:
     """Compare the Hub's records with a release on disk, in both directions.
 
     Args:
         repo: the repo.
         release: the release's folder.
         sizes: of its files, from ``local_sizes``.
+        listed: names in the manifest of the repo, which other files may stay beside; None if it has no manifest.
         progress: counts the bytes that have been read.
     """
     remote = {path: file for path, file in repo.files.items() if not is_hidden(path)}
-    problems = []
-    for name in sorted(remote.keys() | sizes.keys()):
+    others = {name for name in remote.keys() - sizes.keys() if listed is not None and name not in listed}
+    wrong = dangers(others, sizes)
+    problems = [f"{name} {fault}" for name, fault in sorted(wrong.items())]
+    for name in sorted((remote.keys() | sizes.keys()) - others):
         if name not in sizes:
             problems.append(f"{name} is on the Hub and not in {release!s}")
         elif name not in remote:
@@ -132,7 +138,8 @@ def check_local(repo: RemoteRepo, release: Path, sizes: Mapping[str, int], progr
             problems.append(f"{name} has {remote[name].bytes} bytes on the Hub, {sizes[name]} on disk")
         elif not _is_same(release / name, remote[name], progress):
             problems.append(f"{name} has other bytes on the Hub than on disk")
-    return list_problems("against", problems, f"{len(sizes)} files are the same on the Hub and on disk")
+    more = f"; the repo has {len(others)} more, which are not of the release" if others else ""
+    return list_problems("against", problems, f"{len(sizes)} files are the same on the Hub and on disk{more}")
 
 
 def _is_same(file: Path, record: RemoteFile, progress: Progress) -> bool:

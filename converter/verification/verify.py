@@ -160,7 +160,8 @@ def _verify_remote(
         extra.append(check_records(shadow, audit.manifest))
         if against is not None:
             with reporter.progress("hashing", sum(sizes.values())) as shown:
-                extra.append(check_local(shadow.repo, against, sizes, shown))
+                listed = {*audit.manifest.files, MANIFEST_NAME} if audit.manifest is not None else None
+                extra.append(check_local(shadow.repo, against, sizes, listed, shown))
         return remote_report(make_report(audit, extra, others=others), shadow)
 
 

@@ -202,9 +202,14 @@ def listed_names(root: Path) -> frozenset[str] | None:
     """
     if not (root / MANIFEST_NAME).is_file():
         return None
-    files = read_json(root / MANIFEST_NAME).get("files")
-    entries = files if isinstance(files, list) else []
-    return frozenset(str(file.get("name")) for file in entries if isinstance(file, dict))
+    return names_in(read_json(root / MANIFEST_NAME))
+
+
+def names_in(content: Mapping[str, Any]) -> frozenset[str]:
+    """The names that the JSON object of a manifest lists, whatever else is in it. They may be no paths."""
+    files = content.get("files")
+    names = (file.get("name") for file in (files if isinstance(files, list) else ()) if isinstance(file, dict))
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def _table(fields: Fields, key: str) -> Fields:

@@ -7,10 +7,11 @@ the files; `verify` and `publish` report that, and the next run corrects it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from converter.checkpoint.writer import folder_inside, replace_file
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, ReleaseFile, describe_file
@@ -21,7 +22,8 @@ from converter.presentation.card.additions import collect_additions
 from converter.presentation.card.context import SECTIONS, build_context, find_ablation, find_gallery, left_out
 from converter.presentation.card.environment import render_card
 from converter.presentation.card.evidence import CardEvidence, read_card_evidence
-from converter.presentation.card.metadata import CardMetadata, GalleryImage, check_metadata
+from converter.presentation.card.metadata import CardMetadata, GalleryImage
+from converter.presentation.card.metadata_rules import check_metadata
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.pictures import find_pictures
 from converter.presentation.card.prompt_texts import find_prompt_texts
@@ -100,7 +102,7 @@ def make_card(root: Path, evidence: Path | None = None, options: CardOptions | N
         additions=added,
     )
     text = render_card(context, options.template)
-    unknown = _check_metadata(root, text)
+    unknown = _check_metadata(root, text, {*release.manifest.files, *contents})
     _keep_edited_card(release, text)
     contents[CARD_NAME] = text.encode()
     _write(release, contents, verified=found.is_verified, repository=options.repo)
@@ -124,7 +126,7 @@ def _adopt(release: CardRelease, options: CardOptions) -> CardReport:
         raise ReleaseError(f"{card}: is not UTF-8", "Save it as UTF-8.") from error
     except OSError as error:
         raise MissingInput(card, reason_of(error), "Write a card, or omit --adopt.") from error
-    warnings = _check_metadata(release.root, text)
+    warnings = _check_metadata(release.root, text, release.manifest.files)
     contents = {CARD_NAME: content}
     for name in release.added:
         file = release.root / name
@@ -159,8 +161,8 @@ def _metadata(
     tags += [tag for tag, applies in optional_tags.items() if applies]
     return CardMetadata(
         license=options.license,
-        license_name=None,
-        license_link=None,
+        license_name=options.license_name,
+        license_link=_license_link(release, options),
         base_model=base,
         base_revision=revision if base is not None else None,
         library_name="diffusers",
@@ -169,6 +171,35 @@ def _metadata(
         tags=(*tags, *options.tags),
         gallery=gallery,
     )
+
+
+def _license_link(release: CardRelease, options: CardOptions) -> str | None:
+    """The link to the text of a license that the Hub does not list, by default to a file of the release.
+
+    Raises:
+        UsageError: its name or its text is missing, or the Hub lists the license.
+    """
+    if options.license != "other":
+        if options.license_name is not None:
+            raise UsageError("--license-name needs --license other")
+        return options.license_link
+    if options.license_name is None:
+        raise UsageError("--license other needs --license-name", "Choose a short name, such as my-license-1.0.")
+    if options.license_link is not None:
+        return options.license_link
+    files = sorted(name for name in release.manifest.files if name.startswith("LICENSE") and "/" not in name)
+    # The Hub finds only these two by their names.
+    files.sort(key=lambda name: name not in ("LICENSE", "LICENSE.md"))
+    if not files:
+        raise UsageError(
+            "--license other needs --license-link, because the release contains no file LICENSE",
+            "Give the https address of the license's text.",
+        )
+    if files[0] in ("LICENSE", "LICENSE.md"):
+        return files[0]
+    if options.repo is None:
+        raise UsageError(f"--license other needs --repo, to link to {files[0]}", "Or give its address: --license-link.")
+    return f"https://huggingface.co/{options.repo}/blob/main/{quote(files[0])}"
 
 
 def _warnings(metadata: CardMetadata, evidence: CardEvidence) -> list[str]:
@@ -180,9 +211,9 @@ def _warnings(metadata: CardMetadata, evidence: CardEvidence) -> list[str]:
     return [*found, *evidence.contradictions]
 
 
-def _check_metadata(root: Path, text: str) -> tuple[str, ...]:
+def _check_metadata(root: Path, text: str, files: Collection[str]) -> tuple[str, ...]:
     """Refuse a card whose front matter is wrong, and return what its author should know."""
-    found = check_metadata(text)
+    found = check_metadata(text, files)
     if found.errors:
         raise ReleaseError(f"{root / CARD_NAME}: {first_few(found.errors)}", "Correct it and try again.")
     return found.warnings

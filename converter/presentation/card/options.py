@@ -24,6 +24,16 @@ class CardOptions:
         default=None, metadata={"help": "Commit of the source.  [default: from the evidence]"}
     )
     license: str | None = field(default=None, metadata={"help": "Identifier of the license on the Hub, such as mit."})
+    license_name: str | None = field(
+        default=None, metadata={"help": "Name of a license that the Hub does not list, such as my-license-1.0."}
+    )
+    license_link: str | None = field(
+        default=None,
+        metadata={
+            "help": "Address of its text, or LICENSE or LICENSE.md in the release.  [default: the file LICENSE* in the "
+            "release]"
+        },
+    )
     prompts: str | None = field(
         default=None,
         metadata={
