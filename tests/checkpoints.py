@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from converter.checkpoint.dtypes import BITS
 from converter.checkpoint.header import TensorEntry, encode_header
 from converter.verification.report import VerifyReport
 
@@ -71,7 +72,7 @@ def write_holes(file: Path, tensors: Iterable[tuple[str, str, tuple[int, ...]]])
     """Write a safetensors file of these dtypes, names and shapes that takes no space: its weights are holes."""
     entries, position = [], 0
     for dtype, name, shape in tensors:
-        size = math.prod(shape) * {"F32": 4, "BF16": 2, "U8": 1}[dtype]
+        size = math.prod(shape) * BITS[dtype] // 8
         entries.append(TensorEntry(name, dtype, shape, position, position + size))
         position += size
     with file.open("wb") as stream:

@@ -28,6 +28,7 @@ from tests.releases import write_card
 from tests.tiny_models import WEIGHTS, build_model, make_pipeline, model_class, save_model
 
 Content = str | int | list[str]
+POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 
 
 def write_pipeline(folder: Path, library: str, class_name: str, files: dict[str, Content]) -> Path:
@@ -186,7 +187,7 @@ STALE = '{"metadata": {}, "weight_map": {"x": "absent.safetensors"}}'
 REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "vae" / WEIGHTS).unlink(), f"vae: contains no {WEIGHTS}, which its loader opens"),
     (lambda folder: cut(folder / "vae", "diffusion_pytorch_model"), f"vae/{WEIGHTS}: is cut short"),
-    (lambda folder: (folder / "vae" / WEIGHTS).write_text("version https://git-lfs"), f"vae/{WEIGHTS}: claims"),
+    (lambda folder: (folder / "vae" / WEIGHTS).write_bytes(POINTER), f"vae/{WEIGHTS}: is a Git LFS pointer"),
     (lambda folder: (folder / "vae" / f"{WEIGHTS}.index.json").write_text(STALE), "vae/absent.safetensors: no such"),
     (lambda folder: (folder / "vae" / "config.json").unlink(), "vae/config.json: no such file"),
     (lambda folder: shutil.rmtree(folder / "vae"), "vae: no such folder, though model_index.json names it"),
@@ -262,8 +263,8 @@ def test_names_from_files_are_safe_to_show(lensconv: Lensconv, tmp_path: Path) -
 #: What is done to a release whose manifest then lists it so, and what is wrong.
 FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (
-        lambda release: list_file(release, f"vae/{WEIGHTS}", b"version https://git-lfs"),
-        f"vae/{WEIGHTS}: claims a header",
+        lambda release: list_file(release, f"vae/{WEIGHTS}", POINTER),
+        f"vae/{WEIGHTS}: is a Git LFS pointer",
     ),
     (
         lambda release: list_file(release, f"vae/{WEIGHTS}", (release / "vae" / WEIGHTS).read_bytes()[:-1]),

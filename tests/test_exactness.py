@@ -100,6 +100,24 @@ def test_tied_tensors(name: str, target: str, alias: str, held: str, tmp_path: P
     assert_same(tmp_path, source, name, {"weights_dtype": "int8"}, "200KB")
 
 
+@pytest.mark.parametrize(
+    ("name", "prefix", "buffer"),
+    [
+        ("CLIPTextModel", "text_model.", "text_model.embeddings.position_ids"),
+        ("CLIPTextModel", "", "text_model.embeddings.position_ids"),
+        ("LlamaForCausalLM", "", "model.layers.1.self_attn.rotary_emb.inv_freq"),
+    ],
+)
+def test_buffers_of_older_libraries(name: str, prefix: str, buffer: str, tmp_path: Path) -> None:
+    """Left out, as SDNQ does, and the other tensors under the names that transformers then gives them."""
+    source = save_model(tmp_path / "source", name)
+    file = source / "model.safetensors"
+    tensors = {prefix + tensor_name: tensor for tensor_name, tensor in load_file(file).items()}
+    save_file({**tensors, buffer: torch.arange(77)}, file, metadata={"format": "pt"})
+    assert_same(tmp_path, source, name, {"weights_dtype": "int8"}, "5GB")
+    assert buffer not in load_file(tmp_path / "output" / "model.safetensors")
+
+
 def test_old_names_of_attention_blocks(tmp_path: Path) -> None:
     """Autoencoders from before 2023 call their attention query, key, value and proj_attn."""
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

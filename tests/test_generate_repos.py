@@ -63,6 +63,8 @@ def damage(repo: Path, step: str, value: Any) -> None:
         os.truncate(file, file.stat().st_size // 2)
     elif verb == "drop":
         change_tensors(file, lambda tensors: tensors.pop(value))
+    elif verb == "prefix":
+        change_tensors(file, lambda tensors: [tensors.update({value + key: tensors.pop(key)}) for key in [*tensors]])
     elif verb == "shorten":
         change_tensors(file, lambda tensors: tensors.update({key: tensors[key][:100].contiguous() for key in value}))
     else:

@@ -21,6 +21,7 @@ from converter.checkpoint.dtypes import BITS, tensor_bytes
 from converter.checkpoint.header import Header, TensorEntry, changed_since, encode_header, parse_header, read_header
 from converter.errors import MalformedCheckpoint
 from converter.models import classes
+from tests.conftest import Lensconv
 from tests.malformed.site import encode_file, entry
 
 #: torch's dtypes by the names that safetensors gives them, and those that no tensor of torch can have.
@@ -50,8 +51,7 @@ def write_with_safetensors(tensors: dict[str, tuple[str, tuple[int, ...]]], meta
 
 def parse(content: bytes) -> Header:
     """Parse the header of a file in memory."""
-    length = int.from_bytes(content[:8], "little")
-    return parse_header(content[:8], content[8 : 8 + length], len(content), FILE)
+    return parse_header(content, len(content), FILE)
 
 
 def with_length(body: bytes, data: bytes = b"") -> bytes:
@@ -111,11 +111,42 @@ def test_limits_that_a_header_may_reach(tmp_path: Path) -> None:
     assert changed_since(header)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b" \n\t\r", b""), (b"", b"\n\t\r"), (b"", b"        "), (b"        ", b"        ")],
+    ids=["in front", "behind", "padded", "both"],
+)
+def test_whitespace_and_missing_metadata_change_nothing(before: bytes, after: bytes) -> None:
+    tensors = b'"w":{"data_offsets":[0,4],"dtype":"F32","shape":[1]}'
+    plain = parse(with_length(b"{" + tensors + b"}", b"1234"))
+    for metadata in (b"", b'"__metadata__":null,', b'"__metadata__":{},'):
+        header = parse(with_length(before + b"{" + metadata + tensors + b"}" + after, b"1234"))
+        assert (header.tensors, header.metadata) == (plain.tensors, {})
+
+
+@pytest.mark.parametrize("command", [("verify",), ("plan",), ("convert", "out")])
+@pytest.mark.parametrize("metadata", [b"", b'"__metadata__":{"format":"pt"}'])
+def test_files_without_tensors(command: tuple[str, ...], metadata: bytes, tmp_path: Path, lensconv: Lensconv) -> None:
+    """All names of no tensor are names of Lens, and yet it is none."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(with_length(b"{" + metadata + b"}"))
+    name, *output = command
+    outcome = lensconv(name, "--json", file, *(tmp_path / place for place in output))
+    assert (outcome.code, outcome.result["error"]["message"]) == (2, f"{file}: contains no tensors")
+
+
 # Files that nobody should have written.
 
 
+#: What the parser refuses on purpose, though safetensors takes it.
+STRICTER = re.compile(
+    r"names .* twice$|its entry must have|its dtype \{.*\} is not a dtype"
+    r"|its shape must be a list of at most 64 sizes"
+)
+
+
 def check_verdict(content: bytes, folder: Path) -> None:
-    """Whatever the parser accepts, safetensors reads, and sees the same in it; the rest is refused, and nothing worse.
+    """Parser and safetensors accept the same files and see the same in them; the rest is refused, and nothing worse.
 
     An error of any other kind ends the test.
     """
@@ -130,6 +161,9 @@ def check_verdict(content: bytes, folder: Path) -> None:
         return
     assert refusal.isprintable()
     assert str(file) in refusal
+    if not STRICTER.search(refusal):
+        with pytest.raises(SafetensorError):
+            safe_open(file, framework="numpy")
 
 
 def check_agreement(header: Header, content: bytes) -> None:
@@ -186,6 +220,11 @@ def _single(entry: str, data: bytes = b"") -> bytes:
 @example(_single(f'{{"dtype":"U8","shape":[0,{2**62},{2**62}],"data_offsets":[0,0]}}'))
 @example(with_length(b'{"__metadata__":{"a":"\\ud800"}}'))
 @example(with_length(b'{"__metadata__":{"\\ud800":"a"}}'))
+@example(with_length(b'\n\t\r {"__metadata__":null}\n'))
+@example(with_length(b"\xef\xbb\xbf{}"))
+@example(_single('{"data_offsets":[0,1],"shape":[1],"dtype":"U8"}', b"x"))
+@example(_single('["U8",[1],[0,1]]', b"x"))
+@example(_single('{"dtype":{"U8":null},"shape":[1],"data_offsets":[0,1]}', b"x"))
 def test_arbitrary_bytes(folder: Path, content: bytes) -> None:
     check_verdict(content, folder)
 
@@ -199,6 +238,17 @@ TOKENS = (
     *("true", "false", "null", "NaN", "Infinity", "-Infinity", "9" * 25, str(2**62), str(2**63), str(2**64)),
     *('""', '"w"', '"\\u0077"', '"\\ud800"', '"\\udc00\\ud800"', '"\\ud83d\\ude00"', '"é"', '"\\u0000"', '"\x7f"'),
     *('"__metadata__"', '"dtype"', '"shape"', '"data_offsets"', '"U8"', '"F4"', '"F6_E2M3"', '"BOOL"', '"F128"'),
+    *(
+        '"__metadata__":null,',
+        '"a":null,',
+        '"dtype":"U8",',
+        '{"U8":null}',
+        '["U8",[0],[0,0]]',
+        "\r",
+        "\f",
+        "\ufeff",
+        "\0",
+    ),
     *('"__metadata__":{"a":"b"},', '"v":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},', '"\\u0000":"\\uDBFF",'),
 )
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+|\s+|.')

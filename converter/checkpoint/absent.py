@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from converter.checkpoint.weights import PICKLE_SUFFIXES, WEIGHTS_SUFFIX, is_weight_name, variants_in
+from converter.checkpoint.weights import FOREIGN_SUFFIXES, PICKLE_SUFFIXES, WEIGHTS_SUFFIX, is_weight_name, variants_in
 from converter.errors import InputError, MissingInput, UnsupportedCheckpoint
 
 
@@ -26,6 +26,10 @@ def no_weights(folder: Path, names: Sequence[str]) -> InputError:
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
         return pickle_error(folder / pickles[0])
+    foreign = [name for name in names if name.endswith(FOREIGN_SUFFIXES)]
+    if foreign:
+        reason = f"{folder}: contains {foreign[0]} and no safetensors weights"
+        return UnsupportedCheckpoint(reason, "Use the checkpoint that it was made from.")
     folders = [name for name in names if _contains_weights(folder / name)]
     if folders:
         plural = len(folders) > 1

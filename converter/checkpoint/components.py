@@ -12,6 +12,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.file_kinds import KIND_BYTES, foreign_kind
 from converter.checkpoint.footprint import ComponentFootprint
 from converter.checkpoint.header import Header, file_stamp, read_header
 from converter.checkpoint.loaders import LOADER_STEMS, has_weights, opened_weights, possible_loaders
@@ -218,8 +219,7 @@ class _Examination:
         try:
             if file.suffix == WEIGHTS_SUFFIX:
                 return read_header(file)
-            if not _looks_pickled(file):
-                raise MalformedCheckpoint(file, "is not a file of PyTorch, or is cut short", _DOWNLOAD)
+            _refuse_what_is_no_pickle(file)
             note = "weights may contain pickles, which were not opened"
             self.notes += [note] if note not in self.notes else []
         except FileError as problem:
@@ -256,17 +256,23 @@ def _read_config(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     return read_json(folder / "config.json") if "config.json" in names else {}
 
 
-def _looks_pickled(file: Path) -> bool:
-    """Whether a file begins as PyTorch writes it, and a zip archive also ends so; nothing of it is unpickled."""
+def _refuse_what_is_no_pickle(file: Path) -> None:
+    """Refuse a file that does not begin as PyTorch writes it, or does not end so; nothing of it is unpickled."""
     try:
         with file.open("rb") as stream:
-            start = stream.read(512)
-        if start.startswith(b"PK\3\4"):
-            return zipfile.is_zipfile(file)
+            beginning = stream.read(KIND_BYTES)
+        if beginning.startswith(b"PK\3\4"):
+            if not zipfile.is_zipfile(file):
+                raise MalformedCheckpoint(file, "is an archive that is cut short", _DOWNLOAD)
+            return
     except OSError as error:
         raise unreadable(file, error) from error
     # A pickle names its protocol, 2 or later; very old files are tar archives.
-    return start[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5") or start[257:262] == b"ustar"
+    if beginning[:1] == b"\x80" or beginning[257:262] == b"ustar":
+        return
+    kind = foreign_kind(beginning)
+    reason, hint = (f"is {kind.name}", kind.hint) if kind else ("is not a file of PyTorch", _DOWNLOAD)
+    raise MalformedCheckpoint(file, reason, hint)
 
 
 def footprints(components: Iterable[PipelineComponent]) -> tuple[ComponentFootprint, ...]:

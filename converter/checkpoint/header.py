@@ -4,6 +4,10 @@ A file is: eight bytes that give the length of the header (little endian), the h
 tensor's name to its dtype, shape and offsets in the data, and ``__metadata__`` to strings), then the data. The parser
 accepts a file only if every byte belongs to something: no hole, no overlap, no byte too few or too many. The tensors
 of an accepted file can be sliced without a further check.
+
+It accepts no file that safetensors 0.8 refuses. The other way round, it refuses on purpose what readers could
+understand differently or could not hold: repeated names, which the format forbids, entries that are not objects of
+three values, more than 64 dimensions, and sizes of 2^63 and more.
 """
 
 from __future__ import annotations
@@ -20,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.dtypes import BITS, tensor_bytes
+from converter.checkpoint.file_kinds import KIND_BYTES, foreign_kind, weights_kind
 from converter.errors import MalformedCheckpoint, MissingInput, unreadable
 
 #: The length field in front of the header.
 PREFIX_BYTES = 8
 #: Longest header that safetensors itself reads (``MAX_HEADER_SIZE`` in its source).
 MAXIMUM_HEADER_BYTES = 100_000_000
+#: What JSON allows around a value.
+_WHITESPACE = b" \t\n\r"
 #: More dimensions than any framework has; keeps the products of hostile shapes short.
 MAXIMUM_DIMENSIONS = 64
 
@@ -85,12 +92,12 @@ def read_header(file: Path) -> Header:
         with file.open("rb") as stream:
             status = os.fstat(stream.fileno())
             size = status.st_size
-            prefix = stream.read(PREFIX_BYTES)
-            length = header_length(prefix, size, file)
-            body = stream.read(length)
+            content = stream.read(KIND_BYTES)
+            end = PREFIX_BYTES + header_length(content, size, file)
+            content = content[:end] + stream.read(max(end - len(content), 0))
     except OSError as error:
         raise unreadable(file, error) from error
-    return replace(parse_header(prefix, body, size, file), stamp=_stamp(status))
+    return replace(parse_header(content, size, file), stamp=_stamp(status))
 
 
 def changed_since(header: Header) -> bool:
@@ -110,43 +117,61 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns
 
 
-def header_length(prefix: bytes, file_bytes: int, file: Path) -> int:
+def header_length(beginning: bytes, file_bytes: int, file: Path) -> int:
     """The length of the header, checked against the size of the file.
+
+    Args:
+        beginning: the first bytes of the file; ``KIND_BYTES`` of them show what it is if not a safetensors file.
+        file_bytes: size of the whole file.
+        file: where it came from, for messages.
 
     Raises:
         MalformedCheckpoint: it does not fit.
     """
-    if file_bytes < PREFIX_BYTES or len(prefix) < PREFIX_BYTES:
-        raise MalformedCheckpoint(file, f"is {file_bytes} bytes long; a safetensors file has at least {PREFIX_BYTES}")
-    length = int.from_bytes(prefix[:PREFIX_BYTES], "little")
+    if min(file_bytes, len(beginning)) < PREFIX_BYTES:
+        reason = f"is {file_bytes} bytes long; a safetensors file has at least {PREFIX_BYTES}"
+        raise _not_safetensors(beginning, file, reason)
+    length = int.from_bytes(beginning[:PREFIX_BYTES], "little")
     if length > MAXIMUM_HEADER_BYTES:
-        raise MalformedCheckpoint(file, f"claims a header of {length} bytes; this is not a safetensors file")
+        reason = f"claims a header of {length} bytes; this is not a safetensors file"
+        raise _not_safetensors(beginning, file, reason)
     if PREFIX_BYTES + length > file_bytes:
-        raise MalformedCheckpoint(file, f"claims a header of {length} bytes, but the file ends at byte {file_bytes}")
+        reason = f"claims a header of {length} bytes, but the file ends at byte {file_bytes}"
+        raise _not_safetensors(beginning, file, reason)
     return length
 
 
-def parse_header(prefix: bytes, body: bytes, file_bytes: int, file: Path) -> Header:
+def _not_safetensors(beginning: bytes, file: Path, reason: str) -> MalformedCheckpoint:
+    """The error for a file that has no header: it names what the file is, else the reason."""
+    kind = weights_kind(beginning[:KIND_BYTES])
+    if kind is None:
+        return MalformedCheckpoint(file, reason)
+    return MalformedCheckpoint(file, f"is {kind.name}; lensconv reads safetensors", kind.hint)
+
+
+def parse_header(content: bytes, file_bytes: int, file: Path) -> Header:
     """Parse the bytes of a header.
 
     Args:
-        prefix: the first eight bytes of the file.
-        body: the bytes of the header after them.
+        content: the first bytes of the file: the length field and the header.
         file_bytes: size of the whole file.
         file: where it came from, for messages.
 
     Raises:
         MalformedCheckpoint: something breaks the format.
     """
-    length = header_length(prefix, file_bytes, file)
+    length = header_length(content, file_bytes, file)
+    data_start = PREFIX_BYTES + length
+    body = content[PREFIX_BYTES:data_start]
     if len(body) != length:
         raise MalformedCheckpoint(file, f"ends inside its header, after {len(body)} of {length} bytes")
-    if not body.startswith(b"{"):
-        raise MalformedCheckpoint(file, "its header does not start with '{'; this is not a safetensors file")
-    content = parse_json_object(body, file, what="the header")
-    metadata = _parse_metadata(content.pop("__metadata__", {}), file)
+    if not body.lstrip(_WHITESPACE).startswith(b"{"):
+        reason = "its header does not start with '{'; this is not a safetensors file"
+        raise _not_safetensors(content, file, reason)
+    parsed = parse_json_object(body, file, what="the header")
+    metadata = _parse_metadata(parsed.pop("__metadata__", None), file)
     entries = sorted(
-        (_parse_entry(name, value, file) for name, value in content.items()),
+        (_parse_entry(name, value, file) for name, value in parsed.items()),
         key=lambda entry: (entry.start, entry.end),
     )
     position = 0
@@ -155,7 +180,7 @@ def parse_header(prefix: bytes, body: bytes, file_bytes: int, file: Path) -> Hea
             kind = "overlaps the tensor before it" if entry.start < position else "leaves a gap before it"
             raise MalformedCheckpoint(file, f"starts at byte {entry.start} of the data and {kind}", tensor=entry.name)
         position = entry.end
-    data_bytes = file_bytes - PREFIX_BYTES - length
+    data_bytes = file_bytes - data_start
     if position != data_bytes:
         state = "is cut short" if data_bytes < position else "has trailing bytes"
         raise MalformedCheckpoint(file, f"{state}: its tensors take {position} bytes, its data has {data_bytes}")
@@ -163,8 +188,8 @@ def parse_header(prefix: bytes, body: bytes, file_bytes: int, file: Path) -> Hea
         file=file,
         metadata=metadata,
         tensors={entry.name: entry for entry in entries},
-        data_start=PREFIX_BYTES + length,
-        sha256=hashlib.sha256(prefix[:PREFIX_BYTES] + body).hexdigest(),
+        data_start=data_start,
+        sha256=hashlib.sha256(content[:data_start]).hexdigest(),
     )
 
 
@@ -185,14 +210,22 @@ def parse_json_object(content: bytes, file: Path, what: str) -> dict[str, Any]:
     try:
         parsed = json.loads(content.decode("utf-8"), object_pairs_hook=refuse_duplicates, parse_int=_parse_integer)
     except UnicodeDecodeError as error:
-        raise MalformedCheckpoint(file, f"{what} is not UTF-8 text (byte {error.start})") from error
+        raise _not_json(content, file, f"{what} is not UTF-8 text (byte {error.start})") from error
     except ValueError as error:
-        raise MalformedCheckpoint(file, f"{what} is not JSON: {error}") from error
+        raise _not_json(content, file, f"{what} is not JSON: {error}") from error
     except RecursionError as error:
         raise MalformedCheckpoint(file, f"{what} is nested too deeply") from error
     if not isinstance(parsed, dict):
         raise MalformedCheckpoint(file, f"{what} is a JSON {type(parsed).__name__}, not an object")
     return parsed
+
+
+def _not_json(content: bytes, file: Path, reason: str) -> MalformedCheckpoint:
+    """The error for bytes that are not JSON: it names what the file is, else the reason."""
+    kind = foreign_kind(content[:KIND_BYTES])
+    return (
+        MalformedCheckpoint(file, f"is {kind.name}, not JSON", kind.hint) if kind else MalformedCheckpoint(file, reason)
+    )
 
 
 def _parse_integer(text: str) -> int | float:
@@ -201,6 +234,8 @@ def _parse_integer(text: str) -> int | float:
 
 
 def _parse_metadata(value: Any, file: Path) -> dict[str, str]:
+    if value is None:
+        return {}
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         raise MalformedCheckpoint(file, "__metadata__ must map names to strings")
     if not _is_unicode("".join((*value, *value.values()))):

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.absent import no_weights, pickle_error
 from converter.checkpoint.files import read_bounded
 from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
+from converter.checkpoint.index import compare_index
+from converter.checkpoint.prefixes import shared_prefix
 from converter.checkpoint.weights import PICKLE_SUFFIXES, WEIGHT_STEMS, WEIGHTS_SUFFIX, WeightNames, find_weights
 from converter.errors import (
     MalformedCheckpoint,
@@ -70,6 +72,8 @@ class Checkpoint:
     """Weight files in the folder that do not belong to the checkpoint."""
     is_single_file: bool = False
     """Whether a file was given, so that of the other files only its config counts."""
+    removed_prefix: str = ""
+    """What was taken off the names of all tensors, which the headers still have; only of sources."""
 
     @property
     def class_name(self) -> str:
@@ -112,6 +116,8 @@ def count_bytes_by_dtype(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
 def open_checkpoint(path: Path, *, component: str | None = None, variant: str | None = None) -> Checkpoint:
     """Open a checkpoint to convert it: every disagreement between its files is an error.
 
+    A prefix of all names that no class has, such as that of ``torch.compile``, is taken off.
+
     Args:
         path: a ``.safetensors`` file, a component folder or a pipeline repo.
         component: which folder of a pipeline repo; its denoiser by default.
@@ -126,7 +132,16 @@ def open_checkpoint(path: Path, *, component: str | None = None, variant: str | 
     checkpoint = examine_checkpoint(path, component=component, variant=variant)
     if checkpoint.problems:
         raise checkpoint.problems[0]
-    return checkpoint
+    return _without_prefix(checkpoint)
+
+
+def _without_prefix(checkpoint: Checkpoint) -> Checkpoint:
+    prefix = shared_prefix(checkpoint.tensors, checkpoint.folder)
+    if not prefix:
+        return checkpoint
+    named = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.tensors.items()}
+    tensors = {name: replace(tensor, entry=replace(tensor.entry, name=name)) for name, tensor in named.items()}
+    return replace(checkpoint, tensors=tensors, removed_prefix=prefix)
 
 
 def examine_checkpoint(path: Path, *, component: str | None = None, variant: str | None = None) -> Checkpoint:
@@ -138,6 +153,13 @@ def examine_checkpoint(path: Path, *, component: str | None = None, variant: str
     """
     if not (path.is_file() or path.is_dir()):
         raise MissingInput(path, "no such file or folder", "Check the path.")
+    checkpoint = _examine(path, component, variant)
+    if not checkpoint.tensors:
+        raise MalformedCheckpoint(checkpoint.headers[0].file, "contains no tensors")
+    return checkpoint
+
+
+def _examine(path: Path, component: str | None, variant: str | None) -> Checkpoint:
     if path.is_dir() and (path / PIPELINE_INDEX).is_file():
         name = _choose_component(path, component)
         return _examine_folder(path / name, variant, component=name, pipeline=path)
@@ -278,7 +300,7 @@ def _examine_folder(
     problems += duplicates
     index = folder / found.index if found.index else None
     if index:
-        problems += _compare_index(index, weight_map, headers)
+        problems += compare_index(index, weight_map, headers)
     return Checkpoint(
         folder=folder,
         headers=headers,
@@ -325,21 +347,3 @@ def _locate(headers: tuple[Header, ...]) -> tuple[dict[str, SourceTensor], list[
             if found.entry is not entry:
                 duplicates.append(MalformedCheckpoint(header.file, f"is in {found.file.name} too", tensor=name))
     return tensors, duplicates
-
-
-def _compare_index(index: Path, weight_map: dict[str, str], headers: tuple[Header, ...]) -> list[MalformedCheckpoint]:
-    """Compare index and shards in both directions."""
-    problems = []
-    shards = {header.file.name: header for header in headers}
-    for tensor, name in weight_map.items():
-        if tensor not in shards[name].tensors:
-            problems.append(
-                MalformedCheckpoint(index, f"should be in {name}, which does not contain it", tensor=tensor)
-            )
-    for name, header in shards.items():
-        for tensor in header.tensors:
-            if weight_map.get(tensor) != name:
-                problems.append(
-                    MalformedCheckpoint(header.file, f"{index.name} does not list it for this file", tensor=tensor)
-                )
-    return problems

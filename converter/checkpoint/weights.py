@@ -17,6 +17,8 @@ WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
 WEIGHTS_SUFFIX = ".safetensors"
 #: Suffixes of files that may contain a pickle. They are named in messages and never unpickled.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: Suffixes of weights in other formats.
+FOREIGN_SUFFIXES = (".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".tflite")
 #: Suffix of weights in PyTorch's own format, as both libraries write them.
 PICKLED_SUFFIX = ".bin"
 INDEX_SUFFIX = ".safetensors.index.json"

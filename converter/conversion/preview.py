@@ -160,7 +160,7 @@ def _plan(
         is_exact=not request.recipe.is_data_dependent,
         source_tensors=len(checkpoint.tensors),
         source_bytes_by_dtype=checkpoint.bytes_by_dtype,
-        parameters=parameter_count(checkpoint.shapes.values()),
+        parameters=parameter_count(made, checkpoint),
         files=_listed(work.layout, checkpoint),
         families=family_totals(made, checkpoint),
         peak_memory_bytes=predict_peak(
@@ -215,6 +215,15 @@ def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
     if plan.assumed_config:
         values = ", ".join(f"{name} {value}" for name, value in plan.assumed_config.items())
         notes.append(f"no config.json names the model's class; assumed from microsoft/Lens: {values}")
+    if checkpoint.removed_prefix:
+        notes.append(
+            f"the names of all tensors of the source begin with {checkpoint.removed_prefix}, which is taken off"
+        )
+    if plan.ignored:
+        listed = ", ".join(plan.ignored[:3]) + (f" and {len(plan.ignored) - 3} more" if len(plan.ignored) > 3 else "")
+        notes.append(f"left out, because {plan.class_name} does not save them: {listed}")
+    if plan.unloadable:
+        notes.append(plan.unloadable)
     narrow = checkpoint.bytes_by_dtype.keys() & {"F16", "BF16"}
     if narrow:
         dtypes = " and ".join(sorted(narrow))

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 from converter.checkpoint.header import PREFIX_BYTES, header_length
 from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, pipeline_components, weight_files
-from converter.checkpoint.weights import INDEX_SUFFIX, PICKLE_SUFFIXES, WEIGHTS_SUFFIX, is_weight_name, plain_name
-from converter.errors import HubError, InputError, LensconvError, UnsupportedCheckpoint, printable
+from converter.checkpoint.weights import INDEX_SUFFIX, is_weight_name, plain_name
+from converter.errors import HubError, InputError, LensconvError, printable
 from converter.hub.addresses import HubAddress
 from converter.hub.client import quiet_hub
 from converter.hub.remote import RemoteRepo
@@ -131,7 +131,6 @@ def fill(shadow: Shadow, component: str | None = None, variant: str | None = Non
         return
     names = [path.removeprefix(prefix) for path in files if path.startswith(prefix)]
     names = [name for name in names if "/" not in name]
-    _refuse_gguf(shadow, prefix, names)
     indexes = [name for name in names if plain_name(name).endswith(INDEX_SUFFIX)]
     needed = [prefix + name for name in names if name in COMPONENT_NAMES or name in indexes]
     if has_others and prefix:
@@ -179,21 +178,11 @@ def _files_of_others(shadow: Shadow, prefix: str) -> list[str]:
     ]
 
 
-def _refuse_gguf(shadow: Shadow, prefix: str, names: Sequence[str]) -> None:
-    """Refuse GGUF; a folder with nothing but pickles is refused by the function that examines it."""
-    is_readable = any(name.endswith((WEIGHTS_SUFFIX, *PICKLE_SUFFIXES)) for name in names)
-    if not is_readable and any(name.endswith(".gguf") for name in names):
-        where = f"{shadow.repo.address}/{prefix}".rstrip("/")
-        raise UnsupportedCheckpoint(
-            f"{where}: contains GGUF; lensconv reads safetensors", "Use the repo that it was made from."
-        )
-
-
 def _write_header(shadow: Shadow, path: str, first: int) -> None:
     """Write the header of a weight file into the folder, without data that was read with it."""
     file, size = shadow.folder / path, shadow.repo.files[path].bytes
     content = shadow.repo.read(path, 0, first)
-    end = PREFIX_BYTES + header_length(content[:PREFIX_BYTES], size, file)
+    end = PREFIX_BYTES + header_length(content, size, file)
     if end > len(content):
         content += shadow.repo.read(path, len(content), end)
     with file.open("r+b") as stream:

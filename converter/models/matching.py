@@ -16,6 +16,8 @@ from converter.checkpoint.source import Checkpoint, SourceTensor
 from converter.errors import UnsupportedCheckpoint
 from converter.models.classes import TORCH_DTYPES
 
+#: Buffers that older libraries saved, by the last part of their names; today's classes compute them.
+FORMER_BUFFERS = ("position_ids", "inv_freq")
 #: Numbers that are compared at a time where tied tensors are in a file twice.
 _COMPARED_ELEMENTS = 1 << 22
 _OTHER_CONFIG = "Compare config.json with the one that belongs to these weights."
@@ -43,6 +45,8 @@ def match_tensors(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Match tensors of the checkpoint to those of the model, in both directions.
 
+    Tensors that the class computes itself, or expects not to load, are left out.
+
     Args:
         model: the model on the meta device.
         names: by name in the model, the name in the checkpoint.
@@ -57,6 +61,9 @@ def match_tensors(
     """
     state = model.state_dict(keep_vars=True)
     where, class_name = f"{checkpoint.folder}: tensor", type(model).__name__
+    if state.keys().isdisjoint(names):
+        reason = f"{checkpoint.folder}: none of its tensors is part of {class_name}, such as {min(checkpoint.tensors)}"
+        raise UnsupportedCheckpoint(reason, "Its names are those of another program; convert it for the class first.")
     sources: dict[str, str] = {}
     for group in _tied_names(state):
         # A checkpoint needs only one of the tensors that are tied.
@@ -73,12 +80,19 @@ def match_tensors(
         if not is_same and not (found.dtype in WEIGHT_DTYPES and wanted.is_floating_point()):
             reason = f"is {found.dtype}, which {class_name} cannot load as {wanted.dtype}"
             raise UnsupportedCheckpoint(f"{where} {source} {reason}", "Convert the original, unquantized checkpoint.")
-    extra = [source for name, source in names.items() if name not in state]
-    unexpected = [source for source in extra if not any(re.search(pattern, source) for pattern in ignored_patterns)]
+    buffers = {name for name, _ in model.named_buffers()}
+    extra = {name: source for name, source in names.items() if name not in state}
+    unexpected = [
+        source
+        for name, source in extra.items()
+        if name not in buffers
+        and name.rpartition(".")[2] not in FORMER_BUFFERS
+        and not any(re.search(pattern, source) for pattern in ignored_patterns)
+    ]
     if unexpected:
         others = f", nor are {len(unexpected) - 1} others" if len(unexpected) > 1 else ""
         raise UnsupportedCheckpoint(f"{where} {unexpected[0]} is not part of {class_name}{others}", _OTHER_CONFIG)
-    return sources, tuple(sorted(extra))
+    return sources, tuple(sorted(extra.values()))
 
 
 def _tied_names(state: Mapping[str, torch.Tensor]) -> Iterable[list[str]]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
+from converter.checkpoint.prefixes import PREFIXES
 from converter.models.lens.layout import CLASS_NAME, lens_family
 from converter.verification.audit import Audit
 from converter.verification.configuration import shown
@@ -24,9 +25,14 @@ def check_headers(audit: Audit) -> Iterator[Check]:
     yield _check_kept(audit)
     if audit.class_name == CLASS_NAME:
         yield _check_modulation(audit)
-        # Without a config, the size of the model is unknown.
-        if audit.checkpoint.config:
-            yield _check_lens_names(audit)
+    prefix = next(
+        (prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in audit.checkpoint.tensors)), ""
+    )
+    if prefix:
+        yield Check("names", False, f"the names of all tensors begin with {prefix}, so that no loader finds them")
+    # Without a config, the size of the model is unknown.
+    elif audit.class_name == CLASS_NAME and audit.checkpoint.config:
+        yield _check_lens_names(audit)
     manifest = check_manifest(audit)
     if manifest is not None:
         yield manifest

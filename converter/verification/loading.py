@@ -7,7 +7,7 @@ there, the file is compared after the same casts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,15 +18,20 @@ from converter.conversion.kernels.sdnq import as_tensor
 from converter.errors import UnsupportedCheckpoint
 from converter.libraries import LOADING_ERRORS, load_library
 from converter.models.classes import find_class
+from converter.models.sdnq_loader import has_all_names, refused_names
 from converter.verification.audit import Audit
 from converter.verification.report import Check, list_problems
 
 
-def check_loading(audit: Audit) -> Iterator[Check]:
+def check_loading(audit: Audit) -> tuple[list[Check], list[str]]:
     """Load a checkpoint with both loaders, one after the other.
 
     Args:
         audit: of a component folder or a pipeline repo.
+
+    Returns:
+        The checks; and notes: if SDNQ's loader can load no model of this class with such names, one takes the place of
+        its check.
 
     Raises:
         UnsupportedCheckpoint: the class is unknown, or the config is missing.
@@ -42,15 +47,21 @@ def check_loading(audit: Audit) -> Iterator[Check]:
     folder = str(checkpoint.folder)
     library = "transformers" if issubclass(model_class, load_library("transformers").PreTrainedModel) else "diffusers"
     dtype = "dtype" if library == "transformers" else "torch_dtype"
-    yield _check_loader(
+    loaded: list[Any] = []
+
+    def load_with_library() -> Any:
+        loaded.append(model_class.from_pretrained(folder, **{dtype: torch.bfloat16}))
+        return loaded[0]
+
+    own = _check_loader(
         checkpoint, "load with sdnq", lambda: loader.load_sdnq_model(folder, model_cls=model_class), casts=False
     )
-    yield _check_loader(
-        checkpoint,
-        f"load with {library}",
-        lambda: model_class.from_pretrained(folder, **{dtype: torch.bfloat16}),
-        casts=True,
-    )
+    other = _check_loader(checkpoint, f"load with {library}", load_with_library, casts=True)
+    if library == "transformers" and other.ok and not own.ok and has_all_names(loaded[0], checkpoint.tensors):
+        reason = refused_names(loaded[0], checkpoint.tensors)
+        if reason:
+            return [other], [reason]
+    return [own, other], []
 
 
 def _check_loader(checkpoint: Checkpoint, name: str, load: Callable[[], Any], *, casts: bool) -> Check:

@@ -90,7 +90,7 @@ def verify(
     audit = Audit(path, component=component)
     source = _open_source(against, audit, variant) if against is not None else None
     extra: list[Check] = []
-    fidelity = {}
+    fidelity, notes = {}, list[str]()
     if recipe is not None:
         extra.append(_check_recipe(audit, source, recipe))
     if checksums:
@@ -108,14 +108,16 @@ def verify(
     if load:
         from converter.verification.loading import check_loading
 
-        extra += check_loading(audit)
-    return make_report(audit, extra, fidelity, () if component else other_components(audit))
+        checks, notes = check_loading(audit)
+        extra += checks
+    return make_report(audit, extra, fidelity, notes, () if component else other_components(audit))
 
 
 def make_report(
     audit: Audit,
     extra: Sequence[Check] = (),
     fidelity: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
     others: Sequence[PipelineComponent] = (),
 ) -> VerifyReport:
     """Check headers and small files, and add the results of other checks.
@@ -124,15 +126,16 @@ def make_report(
         audit: of the checkpoint.
         extra: other checks that were made.
         fidelity: how far the weights are from their source; empty or None if there was none to compare with.
+        notes: what other checks found that is unusual.
         others: the other components of the pipeline, to check as well.
     """
-    notes = [*unusual(audit, is_compared=bool(fidelity))]
-    notes += [f"{other.name}: {note}" for other in others for note in other.notes]
+    found = [*notes, *unusual(audit, is_compared=bool(fidelity))]
+    found += [f"{other.name}: {note}" for other in others for note in other.notes]
     checked = [check_components(audit, others)] if others else []
     return VerifyReport(
         class_name=audit.class_name,
         checks=(*check_headers(audit), *checked, *extra),
-        notes=tuple(printable(note, TEXT_LIMIT) for note in notes),
+        notes=tuple(printable(note, TEXT_LIMIT) for note in found),
         tensors=len(audit.checkpoint.tensors),
         bytes_by_dtype=audit.checkpoint.bytes_by_dtype,
         total_bytes=audit.checkpoint.total_bytes,

@@ -70,7 +70,7 @@ for _name, _build, *_message in (
 add_case("source-name-too-long", _at("n" * 300), "InputError", "nnn", "too long")
 
 
-@case("source-is-a-text-file", "MalformedCheckpoint", "config.json", "not a safetensors file")
+@case("source-is-a-text-file", "MalformedCheckpoint", "config.json", "is JSON text; lensconv reads")
 def _source_is_a_text_file(site: Site) -> Invocation:
     return site.convert(source=site.copy_lens() / "config.json")
 
@@ -125,7 +125,7 @@ def _quantized_by_lensconv(site: Site) -> None:
     convert(site.lens, site.source, options=ConvertOptions(settings=IN_PROCESS[1:]))
 
 
-@case("quantized-by-lensconv-without-its-config", "UnsupportedCheckpoint", "source", "already quantized: tensor")
+@case("quantized-by-lensconv-without-its-config", "UnsupportedCheckpoint", "source", "quantized (sdnq): tensor")
 def _quantized_by_lensconv_without_its_config(site: Site) -> None:
     convert(site.lens, site.source, options=ConvertOptions(settings=IN_PROCESS[1:]))
     shutil.copy(site.lens / "config.json", site.source)

@@ -55,7 +55,6 @@ def _rename(tensors: dict[str, Stored]) -> None:
 
 _EXTRA = Stored("F32", [1], bytes(4))
 for _name, _edit, *_message in (
-    ("none-at-all", lambda tensors: tensors.clear(), "missing", "LensTransformer2DModel needs it"),
     ("weight-missing", lambda tensors: tensors.pop(QUANTIZED), QUANTIZED, "missing", "Download it again."),
     ("bias-missing", lambda tensors: tensors.pop(KEPT), KEPT, "missing"),
     ("one-too-many", lambda tensors: tensors.update({"extra.weight": _EXTRA}), "extra.weight", "to these weights."),

@@ -7,7 +7,7 @@ derives the same plan without torch, for Lens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
@@ -54,6 +54,8 @@ class Plan:
     """Quantized modules by the source name of their weight."""
     ignored: tuple[str, ...] = ()
     """Tensors of the source that the class does not load."""
+    unloadable: str = ""
+    """Why SDNQ's own loader cannot load the output, though the library of the class can; empty if it can."""
     index_metadata: Mapping[str, int] = field(default_factory=dict)
     """What the index of the shards says besides the total size."""
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -127,6 +129,6 @@ def family_totals(plan: Plan, checkpoint: Checkpoint) -> tuple[FamilyTotals, ...
     )
 
 
-def parameter_count(shapes: Iterable[tuple[int, ...]]) -> int:
-    """Logical parameters: the elements of the unquantized model."""
-    return sum(prod(shape) for shape in shapes)
+def parameter_count(plan: Plan, checkpoint: Checkpoint) -> int:
+    """Logical parameters: the elements of the unquantized model, without what its class does not load."""
+    return sum(prod(shape) for name, shape in checkpoint.shapes.items() if name not in plan.ignored)

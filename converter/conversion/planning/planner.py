@@ -28,6 +28,8 @@ from converter.errors import RecipeError, UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS, load_library, package_versions
 from converter.models.classes import TORCH_DTYPES
 from converter.models.empty import EmptyModel, build_empty_model, saved_names
+from converter.models.quantizers import refuse_quantized
+from converter.models.sdnq_loader import refused_names
 
 #: Names that safetensors gives torch's dtypes.
 SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -90,29 +92,13 @@ def plan_with_sdnq(checkpoint: Checkpoint, recipe: Recipe, decided: Mapping[str,
         tensors=tuple(_planned_tensors(empty, quantized)),
         modules=planned,
         ignored=empty.ignored,
+        unloadable=refused_names(model, saved_names(empty)) if empty.is_transformers else "",
         index_metadata={"total_parameters": model.num_parameters()} if empty.is_transformers else {},
         config=_component_config(empty, quantization_config),
         assumed_config=empty.config.assumed,
         quantization_config=quantization_config,
         versions=package_versions(),
     )
-
-
-def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Refuse a source that is quantized already, according to its config or its tensors.
-
-    Raises:
-        UnsupportedCheckpoint: it is.
-    """
-    where = checkpoint.folder
-    hint = "Convert the original, unquantized checkpoint."
-    config = checkpoint.config.get("quantization_config")
-    if config is not None:
-        method = config.get("quant_method") if isinstance(config, dict) else None
-        raise UnsupportedCheckpoint(f"{where}: already quantized ({method or 'unknown method'})", hint)
-    for name, tensor in checkpoint.tensors.items():
-        if name.endswith(".weight") and tensor.entry.dtype in ("U8", "I8", "F8_E4M3", "F8_E5M2", "F4"):
-            raise UnsupportedCheckpoint(f"{where}: already quantized: tensor {name} is {tensor.entry.dtype}", hint)
 
 
 def walk_modules(model: nn.Module, path: str = "", parameter: str = "") -> Iterator[NamedModule]:

@@ -76,7 +76,7 @@ def conversion_manifest(
         nonfinite: numbers that are not finite, by tensor.
         headers: sha256 of the header of every weight file, by its name in the release.
     """
-    parameters = parameter_count(tensor.entry.shape for tensor in checkpoint.tensors.values())
+    parameters = parameter_count(plan, checkpoint)
     content = {
         "format": MANIFEST_FORMAT,
         "format_version": MANIFEST_VERSION,
@@ -92,6 +92,8 @@ def conversion_manifest(
                 for header in checkpoint.headers
             ],
             "nonfinite": dict(nonfinite),
+            **({"left_out": list(plan.ignored)} if plan.ignored else {}),
+            **({"removed_prefix": checkpoint.removed_prefix} if checkpoint.removed_prefix else {}),
             **({"assumed_config": dict(plan.assumed_config)} if plan.assumed_config else {}),
         },
         "recipe": {

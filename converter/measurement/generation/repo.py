@@ -136,6 +136,12 @@ def _check_index(file: Path, index: dict[str, Any]) -> None:
 
 def _check_components(repo: PipelineRepo) -> None:
     """Refuse components that do not fit each other; loaders would fill what is missing with random numbers."""
+    for checkpoint in repo.weights.values():
+        if checkpoint.removed_prefix:
+            reason = f"the names of all tensors begin with {checkpoint.removed_prefix}, so that no loader finds them"
+            raise UnsupportedCheckpoint(
+                f"{checkpoint.folder}: {reason}", "Convert it; `lensconv convert` corrects them."
+            )
     for checkpoint, expected in ((repo.transformer, CLASS_NAME), (repo.vae, COMPONENT_CLASSES["vae"][0])):
         if checkpoint.class_name != expected:
             known = checkpoint.class_name or "an unnamed class"

@@ -1,0 +1,43 @@
+"""Prefixes that programs put before the names of all tensors, and that no class of the libraries has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from converter.errors import UnsupportedCheckpoint, printable
+
+#: The prefixes of ``torch.compile``, of ``DataParallel``, and of single files for the original programs and ComfyUI.
+PREFIXES = ("_orig_mod.", "module.", "model.diffusion_model.")
+#: What ``torch.compile`` puts into the names below each module that it wraps.
+_COMPILED = PREFIXES[0]
+
+
+def shared_prefix(names: Collection[str], folder: Path) -> str:
+    """What can be taken off all names: one or several of the prefixes; empty if the names do not share any.
+
+    Args:
+        names: of tensors, at least one.
+        folder: where they are from, for messages.
+
+    Raises:
+        UnsupportedCheckpoint: the rest of a name is that of a compiled part of a model.
+    """
+    found = ""
+    while True:
+        more = next((found + prefix for prefix in PREFIXES if all(_has(found + prefix, name) for name in names)), "")
+        if not more:
+            break
+        found = more
+    compiled = next((name for name in names if _COMPILED in name.removeprefix(found)), None)
+    if compiled is not None:
+        raise UnsupportedCheckpoint(
+            f"{folder}: tensor {printable(compiled)}: torch.compile has put {_COMPILED} into its name",
+            "Save the model before it is compiled.",
+        )
+    return found
+
+
+def _has(prefix: str, name: str) -> bool:
+    """Whether a name is longer than the prefix that it begins with."""
+    return name.startswith(prefix) and name != prefix
