@@ -97,10 +97,12 @@ class FileError(InputError):
     """
 
     default_hint: ClassVar[str] = ""
+    file: PurePath | str = ""
 
     def __init__(
         self, file: PurePath | str, reason: str, hint: str | None = None, *, tensor: str | None = None
     ) -> None:
+        self.file = file
         where = printable(str(file))
         if tensor is not None:
             where += f": tensor {printable(tensor)}"

@@ -25,7 +25,7 @@ from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.source import SourceTensor, open_checkpoint
 from converter.console import Progress
 from converter.conversion import convert as convert_module
-from converter.conversion.execution.jobs import QuantizeJob, Work, make_work
+from converter.conversion.execution.jobs import QuantizeJob, Work, make_work, memory_budget
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
 from converter.conversion.planning.methods import Kind, Method
 from converter.conversion.planning.plan import Plan, PlannedModule
@@ -167,7 +167,7 @@ def test_neither_an_interrupted_run_of_another_kernel_counts_nor_a_plan_on_other
     assert len({work.content for work in works}) == 3
 
 
-def test_the_peak_of_memory_follows_from_the_work(lens_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_of_memory_follows_from_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a weight of 64 MiB, by kind, threads and ``memory``."""
     tensor = SourceTensor(TensorEntry("x.weight", "BF16", (8192, 1024, 2, 2), 0, 1 << 26), Path("x"), 0)
     monkeypatch.setattr(torch.version, "cuda", None)
@@ -182,8 +182,7 @@ def test_the_peak_of_memory_follows_from_the_work(lens_source: Path, monkeypatch
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert predict_peak(replace(work, jobs=()), options, has_planner=True) == 1_060_000_000
     for memory, count, budget in ((None, 1, 3_288_334_336), (3_288_334_336, 1, 3_288_334_336), (None, 0, 256_000_000)):
-        request = open_request(lens_source, None, ConvertOptions(memory=memory))
-        assert convert_module._budget(request, replace(work, jobs=work.jobs[:count])) == budget
+        assert memory_budget(replace(work, jobs=work.jobs[:count]), memory) == budget
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(99))
     assert (ConvertOptions().workers, ConvertOptions(jobs=17).workers) == (16, 17)
 

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from converter.checkpoint.file_kinds import KIND_BYTES, foreign_kind, weights_kind
 from converter.checkpoint.header import read_header
-from converter.checkpoint.source import FOREIGN_SUFFIXES, open_checkpoint
+from converter.checkpoint.source import open_checkpoint
+from converter.checkpoint.weights import FOREIGN_SUFFIXES
 from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint
 from tests.conftest import Lensconv
 from tests.test_header import VALID, with_length

@@ -51,9 +51,16 @@ def test_what_the_small_files_name(tmp_path: Path) -> None:
     configs: list[dict[str, Any]] = [{"architectures": value} for value in (["A", "B"], [], "A", [1])]
     configs.append({"_class_name": "C", **configs[0]})
     assert [Checkpoint(tmp_path, (), {}, config, "").class_name for config in configs] == ["A", "", "", "", "C"]
-    index = {"_a": ["x", "Y"], "b": True, "c": [None, None], "unet": [None, "Y"], "transformer": ["x", "Y"]}
+    index = {
+        "_a": ["x", "Y"],
+        "b": True,
+        "c": [None, None],
+        "d": [None, "Y"],
+        "unet": ["x", "Z"],
+        "transformer": ["x", "Y"],
+    }
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    assert pipeline_components(tmp_path) == ("unet", "transformer")
+    assert pipeline_components(tmp_path) == {"unet": ("x", "Z"), "transformer": ("x", "Y")}
     (tmp_path / "transformer").mkdir()
     for stem in ("model", "diffusion_pytorch_model"):
         save_file({"x": torch.ones(1)}, tmp_path / "transformer" / f"{stem}.safetensors")

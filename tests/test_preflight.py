@@ -84,7 +84,7 @@ CONFIG = "transformer/config.json"
         (lambda release: (release / "vae/.git").mkdir(), r"vae/\.git is hidden.* Move such files"),
         (add("a.json", b" " * (1 << 20) + NOTE, listed=True), "a.json contains a Hugging Face token in line 2"),
         (add("vae/more.safetensors", SMALL, listed=True), "more.safetensors contains a Hugging Face token in line 1"),
-        (add("vae/more.safetensors", bytes(9), listed=True), "more.safetensors: .* Convert again, or"),
+        (add("vae/more.safetensors", bytes(9), listed=True), "more.safetensors: .* Download the source again"),
         (lambda release: edit_json(release / MANIFEST, note=TOKEN), f"{MANIFEST} contains a Hugging Face token"),
         (
             lambda release: list_file(release, CONFIG, (release / CONFIG).read_bytes().replace(b"uint4", b"int4", 1)),

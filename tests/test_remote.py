@@ -16,9 +16,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+from safetensors.torch import load_file, save_file
 
 from converter import errors, plan, verify
 from converter.checkpoint.header import TensorEntry, encode_header
+from converter.conversion.options import ConvertOptions
 from converter.hub.addresses import HubAddress
 from converter.hub.client import bounded_hub
 from converter.hub.records import MAXIMUM_FILE_BYTES, MAXIMUM_FILES
@@ -36,6 +38,8 @@ from tests.reporters import Notes
 from tests.serving import serving
 
 Serve = Callable[[Path], LoopbackHub]
+#: The beginning of a pointer of git LFS.
+POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -168,9 +172,16 @@ def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Le
     jsonschema.validate(result, load_schema("verify"))
     local = lensconv("verify", release, "--recipe", "lens-uint4-static", "--json").result
     added = {"hub", "against"}
-    assert [check for check in result["checks"] if check["name"] not in added] == local["checks"]
-    for key in local.keys() - {"checks"}:
+    # Of other components, only names and sizes are known.
+    detail = "text_encoder, vae: weights complete by "
+    assert {"name": "components", "ok": True, "detail": f"{detail}name and size"} in result["checks"]
+    local["checks"].remove({"name": "components", "ok": True, "detail": f"{detail}their headers"})
+    assert [check for check in result["checks"] if check["name"] not in {"components", *added}] == local["checks"]
+    for key in local.keys() - {"checks", "other_components", "whole_bytes"}:
         assert result[key] == local[key]
+    sizes = {f"vae/{WEIGHTS}": result["other_components"][1]["bytes"]}
+    sizes["text_encoder/model.safetensors"] = result["other_components"][0]["bytes"]
+    assert sizes == {name: (release / name).stat().st_size for name in sizes}
     assert added <= {check["name"] for check in result["checks"]}
     total = sum(record["size"] for record in hub.records)
     assert result["hub"] == {"place": PINNED, "bytes": total, "received_bytes": hub.sent}
@@ -199,8 +210,56 @@ def test_plans(tiny_repo: Path, serve: Serve, lensconv: Lensconv) -> None:
     expected["source"] = {"place": PINNED, **expected["source"]}
     outcome = lensconv("plan", PLACE, "--json")
     jsonschema.validate(outcome.result, load_schema("plan"))
-    assert outcome.result == plan(PLACE).to_dict() == expected
+    assert outcome.result == plan(PLACE).to_dict()
+    assert outcome.result["whole"]["bytes"] > expected["whole"]["bytes"]
+    by_size = {"other_components", "whole"}
+    assert [expected[key] == outcome.result[key] for key in expected if key not in by_size] == [True] * 13
     assert f"Source: {PINNED}." in " ".join(lensconv("plan", PLACE).stderr.split())
+
+
+def test_plans_of_a_variant(tiny_repo: Path, serve: Serve, tmp_path: Path) -> None:
+    repo = shutil.copytree(tiny_repo, tmp_path / "repo")
+    plain = repo / "transformer" / WEIGHTS
+    halves = {name: tensor.half() for name, tensor in load_file(plain).items()}
+    save_file(halves, plain.with_name("diffusion_pytorch_model.fp16.safetensors"), metadata={"format": "pt"})
+    serve(repo)
+    options = ConvertOptions(variant="fp16")
+    assert plan(PLACE, options=options).source_bytes_by_dtype == plan(repo, options=options).source_bytes_by_dtype
+    assert plan(PLACE).source_bytes == 2 * plan(PLACE, options=options).source_bytes
+    assert "Its variants are: fp16." in refusal(
+        lambda: plan(PLACE, options=ConvertOptions(variant="ema")), errors.UsageError
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (None, errors.MissingInput, f"vae: contains no {WEIGHTS}, which its loader opens"),
+        (POINTER, errors.MalformedCheckpoint, f"vae/{WEIGHTS}: has 43 bytes, too few for weights"),
+    ],
+)
+def test_incomplete_pipelines(
+    content: bytes | None,
+    kind: type[errors.LensconvError],
+    message: str,
+    release: Path,
+    tiny_repo: Path,
+    serve: Serve,
+) -> None:
+    """Found without a byte of the weights; what the component itself holds can be verified alone."""
+    repo = shutil.copytree(tiny_repo, release.parent / "repo")
+    for folder in (repo, release):
+        (folder / "vae" / WEIGHTS).unlink()
+        if content:
+            (folder / "vae" / WEIGHTS).write_bytes(content)
+    (release / "lensconv_manifest.json").unlink()
+    serve(repo)
+    assert f"{PINNED}/{message}" in refusal(lambda: plan(PLACE), kind)
+    hub = serve(release)
+    assert failed(verify(PLACE)) == {"components": f"{PINNED}/{message}"}
+    hub.seen.clear()
+    assert verify(PLACE, component="transformer").ok
+    assert not any("/vae/" in path for _, path, _ in hub.seen)
 
 
 def test_sixteen_gigabytes(tmp_path: Path, serve: Serve) -> None:
@@ -248,7 +307,7 @@ def test_differences_from_the_manifest(release: Path, serve: Serve) -> None:
 
 
 def test_small_files_beyond_the_budget(release: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converter.verification.remote.HASHED_BYTES", GIT_BYTES * 2 - 1)
+    monkeypatch.setattr("converter.verification.remote.HASHED_BYTES", GIT_BYTES)
     # First by its name, but larger than all others, which are read.
     list_file(release, "LICENSE", bytes(GIT_BYTES))
     serve(release)

@@ -102,10 +102,15 @@ def read_header(file: Path) -> Header:
 
 def changed_since(header: Header) -> bool:
     """Whether a file has been changed, replaced or removed since its header was read."""
+    return file_stamp(header.file) != header.stamp
+
+
+def file_stamp(file: Path) -> tuple[int, ...]:
+    """Size in bytes and time of the last change in nanoseconds, as in a header; empty if there is no such file."""
     try:
-        return _stamp(header.file.stat()) != header.stamp
+        return _stamp(file.stat())
     except OSError:
-        return True
+        return ()
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:

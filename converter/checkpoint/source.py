@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.absent import no_weights, pickle_error
 from converter.checkpoint.files import read_bounded
 from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
+from converter.checkpoint.index import compare_index
 from converter.checkpoint.prefixes import shared_prefix
-from converter.checkpoint.weights import WEIGHT_STEMS, WEIGHTS_SUFFIX, WeightNames, find_weights, variants_in
+from converter.checkpoint.weights import PICKLE_SUFFIXES, WEIGHT_STEMS, WEIGHTS_SUFFIX, WeightNames, find_weights
 from converter.errors import (
-    InputError,
     MalformedCheckpoint,
     MissingInput,
     UnsupportedCheckpoint,
@@ -31,10 +32,6 @@ from converter.errors import (
 PIPELINE_INDEX = "model_index.json"
 #: Components that denoise, in the order in which they are looked for in a pipeline repo.
 DENOISERS = ("transformer", "unet")
-#: Suffixes of files that may contain a pickle. They are named in messages and never opened.
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-#: Suffixes of weights in other formats.
-FOREIGN_SUFFIXES = (".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".tflite")
 #: Limit for configs and indexes, which are read completely; real ones are far shorter.
 MAXIMUM_JSON_BYTES = 64_000_000
 
@@ -188,22 +185,24 @@ def _choose_component(pipeline: Path, component: str | None) -> str:
     return component
 
 
-def pipeline_components(pipeline: Path) -> tuple[str, ...]:
-    """Names of the components that ``model_index.json`` declares, in its order.
+def pipeline_components(pipeline: Path) -> dict[str, tuple[str, str]]:
+    """Library and class of the components that ``model_index.json`` declares, by name in its order.
+
+    Components that the pipeline does without are left out, and so are its settings.
 
     Raises:
         MissingInput: the file cannot be read.
         MalformedCheckpoint: it is not a JSON object, or a name leads out of the folder.
     """
     file = pipeline / PIPELINE_INDEX
-    names = []
+    components = {}
     for name, value in read_json(file).items():
-        if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
-            continue
-        if not is_plain_name(name):
-            raise MalformedCheckpoint(file, f"component {name} is not the name of a folder in the repo")
-        names.append(name)
-    return tuple(names)
+        match value:
+            case [str(library), str(class_name)] if not name.startswith("_"):
+                if not is_plain_name(name):
+                    raise MalformedCheckpoint(file, f"component {name} is not the name of a folder in the repo")
+                components[name] = library, class_name
+    return components
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -246,7 +245,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _examine_file(file: Path) -> Checkpoint:
     if file.suffix in PICKLE_SUFFIXES:
-        raise _pickle_error(file)
+        raise pickle_error(file)
     header = read_header(file)
     return Checkpoint(
         folder=file.parent,
@@ -278,8 +277,8 @@ def _choose_weights(
     stems = WEIGHT_STEMS[::-1] if "architectures" in config else WEIGHT_STEMS
     found = find_weights(names, variant, stems)
     if found is None:
-        raise _no_weights(folder, names)
-    weight_map = _read_weight_map(folder / found.index) if found.index else {}
+        raise no_weights(folder, names)
+    weight_map = read_weight_map(folder / found.index) if found.index else {}
     return found, sorted(set(weight_map.values())) or [found.file], weight_map
 
 
@@ -301,7 +300,7 @@ def _examine_folder(
     problems += duplicates
     index = folder / found.index if found.index else None
     if index:
-        problems += _compare_index(index, weight_map, headers)
+        problems += compare_index(index, weight_map, headers)
     return Checkpoint(
         folder=folder,
         headers=headers,
@@ -317,39 +316,23 @@ def _examine_folder(
     )
 
 
-def _no_weights(folder: Path, files: list[str]) -> InputError:
-    """The error for a folder in which no weights can be chosen."""
-    if variants := variants_in(files):
-        reason = f"contains only variants of the weights: {', '.join(variants)}"
-        return MissingInput(folder, reason, "Name one with --variant.")
-    present = [name for name in files if name.endswith(WEIGHTS_SUFFIX)]
-    if present:
-        reason = f"contains {len(present)} safetensors files and no index"
-        return MissingInput(folder, reason, "Download the index too.")
-    pickles = [name for name in files if name.endswith(PICKLE_SUFFIXES)]
-    if pickles:
-        return _pickle_error(folder / pickles[0])
-    foreign = [name for name in files if name.endswith(FOREIGN_SUFFIXES)]
-    if foreign:
-        reason = f"{folder}: contains {foreign[0]} and no safetensors weights"
-        return UnsupportedCheckpoint(reason, "Use the checkpoint that it was made from.")
-    return MissingInput(folder, "contains no safetensors weights", "Check the path.")
+def read_weight_map(index: Path, suffix: str = WEIGHTS_SUFFIX) -> dict[str, str]:
+    """The weight files of the tensors that an index lists, by name of the tensor.
 
+    Args:
+        index: the file.
+        suffix: that all weight files must have.
 
-def _pickle_error(file: Path) -> UnsupportedCheckpoint:
-    return UnsupportedCheckpoint(
-        f"{file}: may contain a pickle, which can run code when it is opened; lensconv never opens one",
-        "Convert it to safetensors first.",
-    )
-
-
-def _read_weight_map(index: Path) -> dict[str, str]:
+    Raises:
+        MissingInput: it cannot be read.
+        MalformedCheckpoint: it breaks its format, or a name leads out of the folder.
+    """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedCheckpoint(index, "has no weight_map")
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not name.endswith(WEIGHTS_SUFFIX):
-            raise MalformedCheckpoint(index, f"maps to {name}, which is not a safetensors file", tensor=tensor)
+        if not isinstance(name, str) or not name.endswith(suffix):
+            raise MalformedCheckpoint(index, f"maps to {name}, which is not a {suffix[1:]} file", tensor=tensor)
         if not is_plain_name(name):
             raise MalformedCheckpoint(index, f"maps to {name}, not to a file in the same folder", tensor=tensor)
     return weight_map
@@ -364,21 +347,3 @@ def _locate(headers: tuple[Header, ...]) -> tuple[dict[str, SourceTensor], list[
             if found.entry is not entry:
                 duplicates.append(MalformedCheckpoint(header.file, f"is in {found.file.name} too", tensor=name))
     return tensors, duplicates
-
-
-def _compare_index(index: Path, weight_map: dict[str, str], headers: tuple[Header, ...]) -> list[MalformedCheckpoint]:
-    """Compare index and shards in both directions."""
-    problems = []
-    shards = {header.file.name: header for header in headers}
-    for tensor, name in weight_map.items():
-        if tensor not in shards[name].tensors:
-            problems.append(
-                MalformedCheckpoint(index, f"should be in {name}, which does not contain it", tensor=tensor)
-            )
-    for name, header in shards.items():
-        for tensor in header.tensors:
-            if weight_map.get(tensor) != name:
-                problems.append(
-                    MalformedCheckpoint(header.file, f"{index.name} does not list it for this file", tensor=tensor)
-                )
-    return problems

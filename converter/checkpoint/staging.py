@@ -31,7 +31,12 @@ SPOOLED = "spooled:"
 #: Changes with every start of the machine, after which writes that were never synced may be lost.
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: Parts of an identity in the words of users, where their names do not say it.
-_WORDS = {"nonfinite": "--allow-nonfinite", "versions": "package versions", "environment": "environment variables"}
+_WORDS = {
+    "components": "other components",
+    "nonfinite": "--allow-nonfinite",
+    "versions": "package versions",
+    "environment": "environment variables",
+}
 
 
 class Staging:

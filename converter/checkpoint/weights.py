@@ -15,17 +15,25 @@ from dataclasses import dataclass
 #: Stems of the weight files, as diffusers and transformers name them.
 WEIGHT_STEMS = ("diffusion_pytorch_model", "model")
 WEIGHTS_SUFFIX = ".safetensors"
+#: Suffixes of files that may contain a pickle. They are named in messages and never unpickled.
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: Suffixes of weights in other formats.
+FOREIGN_SUFFIXES = (".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".tflite")
+#: Suffix of weights in PyTorch's own format, as both libraries write them.
+PICKLED_SUFFIX = ".bin"
 INDEX_SUFFIX = ".safetensors.index.json"
+_STEM, _SUFFIX = r"(?:diffusion_pytorch_model|pytorch_model|model)", r"\.(?:safetensors|bin)"
 #: Names of the files of a variant; the first group of each is the variant.
 _VARIANT_NAMES = tuple(
     re.compile(pattern)
     for pattern in (
-        r"(?:diffusion_pytorch_model|model)\.([^.]+?)(?:-\d{5}-of-\d{5})?\.safetensors",
-        r"(?:diffusion_pytorch_model|model)-\d{5}-of-\d{5}\.([^.]+)\.safetensors",
-        r"(?:diffusion_pytorch_model|model)\.safetensors\.index\.([^.]+)\.json",
-        r"(?:diffusion_pytorch_model|model)\.safetensors\.(?!index\.json)([^.]+)\.index\.json",
+        rf"{_STEM}\.([^.]+?)(?:-\d{{5}}-of-\d{{5}})?{_SUFFIX}",
+        rf"{_STEM}-\d{{5}}-of-\d{{5}}\.([^.]+){_SUFFIX}",
+        rf"{_STEM}{_SUFFIX}\.index\.([^.]+)\.json",
+        rf"{_STEM}{_SUFFIX}\.(?!index\.json)([^.]+)\.index\.json",
     )
 )
+_PLAIN_NAME = re.compile(rf"{_STEM}(?:-\d{{5}}-of-\d{{5}})?{_SUFFIX}(?:\.index\.json)?")
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,12 @@ class WeightNames:
     """Such as ``fp16``; empty for the plain files."""
     index: str | None = None
     """The index of the shards; None if there is one weight file."""
+    suffix: str = WEIGHTS_SUFFIX
 
     @property
     def file(self) -> str:
         """The weight file, if there are no shards."""
-        return f"{self.stem}.{self.variant}{WEIGHTS_SUFFIX}" if self.variant else self.stem + WEIGHTS_SUFFIX
+        return self.stem + (f".{self.variant}" if self.variant else "") + self.suffix
 
 
 def find_weights(
@@ -64,32 +73,58 @@ def find_weights(
         wanted += variants
     for candidate in wanted:
         for stem in stems:
-            index = next((name for name in _index_names(stem, candidate) if name in names), None)
-            found = WeightNames(stem, candidate, index)
-            if index or found.file in names:
+            if found := named_weights(names, stem, variant=candidate):
                 return found
     present = [name for name in names if name.endswith(WEIGHTS_SUFFIX)]
     return WeightNames(present[0].removesuffix(WEIGHTS_SUFFIX)) if len(present) == 1 else None
 
 
-def _index_names(stem: str, variant: str) -> tuple[str, ...]:
+def named_weights(
+    names: Collection[str], stem: str, suffix: str = WEIGHTS_SUFFIX, variant: str = "", *, prefers_file: bool = False
+) -> WeightNames | None:
+    """The weights of one stem, format and variant, as a library looks for them; None if there are none.
+
+    Args:
+        names: names of the files in the folder.
+        stem: name of the weight file without its suffix.
+        suffix: of the weight file.
+        variant: empty for the plain files.
+        prefers_file: whether the weight file counts where there is an index too, as in transformers.
+    """
+    index = next((name for name in _index_names(stem, suffix, variant) if name in names), None)
+    found = WeightNames(stem, variant, index, suffix)
+    if found.file in names and (prefers_file or index is None):
+        return WeightNames(stem, variant, None, suffix)
+    return found if index else None
+
+
+def _index_names(stem: str, suffix: str, variant: str) -> tuple[str, ...]:
     if not variant:
-        return (stem + INDEX_SUFFIX,)
-    return (f"{stem}{WEIGHTS_SUFFIX}.index.{variant}.json", f"{stem}{WEIGHTS_SUFFIX}.{variant}.index.json")
+        return (f"{stem}{suffix}.index.json",)
+    return (f"{stem}{suffix}.index.{variant}.json", f"{stem}{suffix}.{variant}.index.json")
 
 
-def variants_in(names: Collection[str]) -> list[str]:
-    """The variants of which there are files, sorted."""
-    return sorted({variant_of(name) for name in names} - {""})
+def variants_in(names: Collection[str], suffix: str = WEIGHTS_SUFFIX) -> list[str]:
+    """The variants of which there are files of a format, sorted."""
+    return sorted({variant_of(name) for name in names if suffix in name} - {""})
 
 
 def variant_of(name: str) -> str:
     """The variant that the name of a weight file or an index contains; empty if it contains none."""
-    matches = (pattern.fullmatch(name) for pattern in _VARIANT_NAMES)
-    return next((match[1] for match in matches if match), "")
+    match = _match_variant(name)
+    return match[1] if match else ""
 
 
 def plain_name(name: str) -> str:
     """The name of a weight file or an index without its variant."""
-    variant = variant_of(name)
-    return name.replace(f".{variant}", "", 1) if variant else name
+    match = _match_variant(name)
+    return name[: match.start(1) - 1] + name[match.end(1) :] if match else name
+
+
+def is_weight_name(name: str) -> bool:
+    """Whether a loader of diffusers or transformers may open a file of this name for weights, or as their index."""
+    return _PLAIN_NAME.fullmatch(plain_name(name)) is not None
+
+
+def _match_variant(name: str) -> re.Match[str] | None:
+    return next(filter(None, (pattern.fullmatch(name) for pattern in _VARIANT_NAMES)), None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from converter.cli.components import unconverted_lines
 from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, pass_console, recipe_options
 from converter.console import Console, readable_size, table
 from converter.conversion.options import ConvertOptions
@@ -23,6 +24,7 @@ from converter.errors import Interrupted
 @recipe_options
 @dataclass_options(
     ConvertOptions,
+    "variant",
     "jobs",
     "memory",
     "quantize_from",
@@ -69,7 +71,8 @@ def command(
         f"{report.elapsed_s:.1f} s, {readable_size(int(report.bytes_read_per_s))}/s, "
         f"peak memory {readable_size(report.peak_rss_bytes)}."
     )
-    console.result(report.to_dict(), table(["file", "size", "sha256"], rows), summary)
+    others = unconverted_lines(report.other_components, report.whole)
+    console.result(report.to_dict(), table(["file", "size", "sha256"], rows), summary, *others)
     if report.resumed_tensors:
         console.note(f"{report.resumed_tensors} tensors from the earlier run were reused.")
     if report.nonfinite:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from converter.cli.components import unconverted_lines
 from converter.cli.options import PATH_OR_ADDRESS, dataclass_options, output_options, pass_console, recipe_options
 from converter.console import Console, readable_size, table
 from converter.conversion.options import ConvertOptions
@@ -19,7 +20,7 @@ from converter.conversion.options import ConvertOptions
 )
 @click.argument("source", type=PATH_OR_ADDRESS)
 @recipe_options
-@dataclass_options(ConvertOptions, "jobs", "memory", "shard_bytes")
+@dataclass_options(ConvertOptions, "variant", "jobs", "memory", "shard_bytes")
 @output_options
 @pass_console
 def command(
@@ -50,11 +51,13 @@ def command(
     ]
     rows.append(["all", readable_size(report.source_bytes), readable_size(report.output_bytes), ""])
     title = f"{report.plan.class_name}, {report.parameters:,} parameters, recipe {report.recipe}"
-    percent = [100 * report.reduction(size) for size in (report.source_bytes, 2 * report.parameters)]
+    vs_source, vs_bf16 = (100 * report.reduction(size) for size in (report.source_bytes, 2 * report.parameters))
+    converted = "Converted component: " if report.other_components else ""
     lines = [
         *([f"Source: {report.place}."] if report.place else []),
         f"{len(report.plan.modules)} modules quantized, {len(report.plan.kept_modules)} kept.",
-        f"{percent[0]:.1f} % smaller than the source, {percent[1]:.1f} % smaller than the source in bfloat16.",
+        f"{converted}{vs_source:.1f} % smaller than the source, {vs_bf16:.1f} % smaller than the source in bfloat16.",
+        *unconverted_lines(report.other_components, report.whole),
         "Files: " + ", ".join(f"{name} ({size:,} bytes)" for name, size in report.files),
         f"Peak memory of the conversion: about {readable_size(report.peak_memory_bytes)}.",
         *(f"Note: {note}." for note in report.notes),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli.components import list_components
 from converter.cli.options import LOCAL_PATH, PATH_OR_ADDRESS, output_options, pass_console, refuse_nonfinite
 from converter.console import Console, readable_size, table, verdict
 from converter.errors import printable
@@ -55,6 +56,11 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="Component to use, if the path is a pipeline repo.  [default: transformer, else unet]",
 )
+@click.option(
+    "--variant",
+    metavar="NAME",
+    help="Variant of the weights in SOURCE that was converted, such as fp16; needs --against, not for hf://.",
+)
 @output_options
 @pass_console
 @click.pass_context
@@ -68,6 +74,7 @@ def command(
     load: bool,
     fail_under_sqnr: float | None,
     component: str | None,
+    variant: str | None,
 ) -> None:
     """Check whether CHECKPOINT is a sound SDNQ checkpoint, made by lensconv or by another tool.
 
@@ -82,6 +89,7 @@ def command(
         checkpoint,
         component=component,
         against=against,
+        variant=variant,
         recipe=recipe,
         checksums=checksums,
         load=load,
@@ -116,6 +124,9 @@ def _render(report: VerifyReport) -> list[RenderableType]:
     if report.hub:
         read = f"{readable_size(report.hub['received_bytes'])} of {readable_size(report.hub['bytes'])} read"
         parts.append(Text(f"{report.hub['place']}: {read}"))
+    if report.other_components:
+        listed = f"Other components: {list_components(report.other_components)}."
+        parts += [Text(listed), Text(f"Whole pipeline: {readable_size(report.whole_bytes)}.")]
     if report.fidelity:
         parts += render_fidelity(report.fidelity)
     for check in report.checks:

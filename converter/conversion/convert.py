@@ -14,14 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from converter.checkpoint.components import footprints
 from converter.checkpoint.folders import remove_all_but
-from converter.checkpoint.header import changed_since
-from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
 from converter.conversion.execution.execute import Outcome, execute
-from converter.conversion.execution.jobs import DEFAULT_BUDGET, Work, make_work
+from converter.conversion.execution.jobs import Work, make_work, memory_budget
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
 from converter.conversion.planning.prediction import plans_agree, predict_plan
@@ -29,7 +28,7 @@ from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.preflight import check_space, existing_parent, refuse_overlap
 from converter.conversion.preview import foresee
 from converter.conversion.recipe.recipe import Recipe
-from converter.conversion.release.companions import Companion, bring_companion, find_companions
+from converter.conversion.release.companions import Companion, bring_companion, find_companions, plain_indexes
 from converter.conversion.release.manifest import (
     CONFIG_NAME,
     MANIFEST_NAME,
@@ -46,7 +45,6 @@ from converter.conversion.request import Request, open_request
 from converter.errors import (
     InputError,
     MalformedCheckpoint,
-    MemoryLimitError,
     NonFiniteWeight,
     RecipeError,
     ResourceError,
@@ -90,7 +88,7 @@ def convert(
         if staging.was_published:
             staging.open()
             staging.discard()
-            return published_report(output, request.recipe.name, time.monotonic() - started)
+            return published_report(output, request, time.monotonic() - started)
         with _planning(request) as (answer, planner):
             released = _release(request, staging, answer, planner, reporter)
     elapsed = time.monotonic() - started
@@ -107,6 +105,8 @@ def convert(
         assumed_config=plan.assumed_config,
         resumed_tensors=outcome.resumed_tensors,
         nonfinite=outcome.nonfinite,
+        source_bytes=request.checkpoint.total_bytes,
+        other_components=footprints(request.others),
     )
 
 
@@ -141,9 +141,9 @@ def _release(
     work = _work(request, answer)
     # Everything that can fail before a byte is written fails here.
     _refuse_misread(request, answer)
-    budget = _budget(request, work)
+    budget = memory_budget(work, request.options.memory)
     parent = existing_parent(staging.output)
-    companions = find_companions(request.checkpoint, parent)
+    companions = find_companions(request.checkpoint, request.others, parent)
     check_space(staging, parent, work.layout, companions, times=2 if request.recipe.is_data_dependent else 1)
     staging.open()
     content = work.content
@@ -170,11 +170,13 @@ def _release(
                 reporter.note("SDNQ's plan differs from the prediction; the conversion starts over with SDNQ's plan")
                 work = _work(request, actual)
                 staging.begin(work.content)
-                outcome = execute(request, work, staging, {}, _budget(request, work), reporter)
+                outcome = execute(request, work, staging, {}, memory_budget(work, request.options.memory), reporter)
                 bytes_read += outcome.bytes_read
             answer = actual
-        _refuse_changed(request.checkpoint)
+        request.refuse_changed()
         files = _write_release(request, staging, replace(work, plan=answer.plan), companions, outcome, reporter)
+        # The other components have been copied since.
+        request.refuse_changed()
         staging.publish()
     return _Released(answer, replace(outcome, bytes_read=bytes_read), files)
 
@@ -182,21 +184,6 @@ def _release(
 def _work(request: Request, answer: PlanAnswer, spooled: Mapping[str, Path] | None = None) -> Work:
     use_fused = answer.kernel_agrees and request.options.is_on_cpu
     return make_work(request, answer.plan, use_fused=use_fused, spooled=spooled)
-
-
-def _budget(request: Request, work: Work) -> int:
-    """The maximum number of bytes of weights and results in memory at one time.
-
-    Raises:
-        MemoryLimitError: a tensor needs more than the user allows.
-    """
-    needed, allowed = work.needed_bytes, request.options.memory
-    if allowed is None:
-        return max(DEFAULT_BUDGET, needed)
-    if allowed < needed:
-        reason = f"--memory {allowed} is too little: one tensor alone needs {needed} with this recipe"
-        raise MemoryLimitError(reason, f"Allow at least --memory {needed}.")
-    return allowed
 
 
 def _refuse_misread(request: Request, answer: PlanAnswer) -> None:
@@ -217,14 +204,6 @@ def _are_complete(folder: Path, work: Work) -> bool:
     """Whether all files of an interrupted run exist at their full sizes."""
     files = [(folder / file.name, file.total_bytes) for file in work.layout.files]
     return all(file.is_file() and file.stat().st_size == size for file, size in files)
-
-
-def _refuse_changed(checkpoint: Checkpoint) -> None:
-    """Refuse a source that changed since it was opened; what was read may be from both versions."""
-    for header in checkpoint.headers:
-        if changed_since(header):
-            hint = "Wait until no program writes to it, then run the command again."
-            raise MalformedCheckpoint(header.file, "was changed while it was read", hint)
 
 
 @contextmanager
@@ -270,6 +249,7 @@ def _write_release(
         total = sum(companion.bytes for companion in companions)
         with reporter.progress("other components", total) as progress:
             others = [bring_companion(companion, folder, progress) for companion in companions]
+        others += [write_file(folder, name, content) for name, content in plain_indexes(request.others)]
         summary = quantization_summary(plan, checkpoint, component)
         summary_content = (json.dumps(summary, indent=2) + "\n").encode()
         files = [*component, *others, write_file(folder, SUMMARY_NAME, summary_content)]

@@ -17,6 +17,12 @@ class ConvertOptions:
 
     component: str | None = None
     """Which component of a pipeline repo; its denoiser by default."""
+    variant: str | None = field(
+        default=None,
+        metadata={
+            "help": "Variant of the source's weights to use, such as fp16, where a component has it; as in diffusers.",
+        },
+    )
     settings: tuple[str, ...] = ()
     """Rules after the recipe's own, written ``GLOB=keep`` or ``GLOB=DTYPE``; the last match wins."""
     jobs: int | None = field(

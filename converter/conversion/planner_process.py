@@ -56,9 +56,10 @@ class PlannerProcess:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
+            # The other components play no part in the plan.
             # Read by a thread, so that the process can end, and free its memory, as soon as it has answered.
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="planner")
-            self._content = self._pool.submit(self._process.communicate, pickle.dumps(request))
+            self._content = self._pool.submit(self._process.communicate, pickle.dumps(replace(request, others=())))
 
     def answer(self) -> PlanAnswer | None:
         """Wait for the plan; None when the process failed, for any reason."""

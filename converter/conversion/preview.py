@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.components import footprints
+from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, whole_footprint
 from converter.checkpoint.layout import Layout
-from converter.checkpoint.source import Checkpoint
-from converter.conversion.execution.jobs import DEFAULT_BUDGET, PIECE_BYTES, Work, element_bytes, make_work
+from converter.checkpoint.source import DENOISERS, Checkpoint
+from converter.conversion.execution.jobs import PIECE_BYTES, Work, element_bytes, make_work, memory_budget
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.recipe.recipe import Recipe
+from converter.conversion.release.companions import find_companions
 from converter.conversion.request import Request, open_request
+from converter.errors import printable
 from converter.hub.addresses import is_address, parse_address
 
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
@@ -43,6 +48,8 @@ class PlanReport:
     peak_memory_bytes: int
     """Estimated peak memory of all processes of a conversion together."""
     notes: tuple[str, ...] = ()
+    other_components: tuple[ComponentFootprint, ...] = ()
+    """Models of the pipeline that stay as they are."""
     place: str = ""
     """The repo on the Hub at the commit that was read; empty when the source is on disk."""
 
@@ -60,6 +67,11 @@ class PlanReport:
     def output_bytes(self) -> int:
         """Footprint of the output."""
         return sum(self.output_bytes_by_dtype.values())
+
+    @property
+    def whole(self) -> WholeFootprint:
+        """Footprint of the release with its other components."""
+        return whole_footprint(self.output_bytes, self.source_bytes, self.other_components)
 
     def reduction(self, original: int) -> float:
         """The fraction by which the output is smaller than so many bytes."""
@@ -97,6 +109,8 @@ class PlanReport:
                 "vs_source": self.reduction(self.source_bytes),
                 "vs_bf16": self.reduction(2 * self.parameters),
             },
+            "other_components": [asdict(other) for other in self.other_components],
+            "whole": self.whole.to_dict(),
             "peak_memory_bytes": self.peak_memory_bytes,
             "notes": list(self.notes),
         }
@@ -123,17 +137,21 @@ def plan(source: Path | str, recipe: str | Recipe | None = None, options: Conver
     if isinstance(source, str) and is_address(source):
         from converter.hub.shadow import shadowed
 
-        with shadowed(parse_address(source), options.component) as shadow:
-            report = _plan(shadow.folder, recipe, options)
+        with shadowed(parse_address(source), options.component, options.variant) as shadow:
+            report = _plan(shadow.folder, recipe, options, reads_headers=False)
         return replace(report, place=str(shadow.repo.address))
     return _plan(Path(source), recipe, options)
 
 
-def _plan(source: Path, recipe: str | Recipe | None, options: ConvertOptions) -> PlanReport:
+def _plan(
+    source: Path, recipe: str | Recipe | None, options: ConvertOptions, *, reads_headers: bool = True
+) -> PlanReport:
     from converter.conversion.planning.planner import plan_with_sdnq
 
-    request = open_request(source, recipe, options)
+    request = open_request(source, recipe, options, reads_headers=reads_headers)
     checkpoint = request.checkpoint
+    # A conversion refuses what it cannot bring along.
+    find_companions(checkpoint, request.others, checkpoint.folder)
     made = plan_with_sdnq(checkpoint, request.recipe)
     work = make_work(request, made)
     return PlanReport(
@@ -151,6 +169,7 @@ def _plan(source: Path, recipe: str | Recipe | None, options: ConvertOptions) ->
             has_planner=options.is_on_cpu and predict_plan(checkpoint, request.recipe) is not None,
         ),
         notes=foresee(request, made),
+        other_components=footprints(request.others),
     )
 
 
@@ -161,6 +180,9 @@ def predict_peak(work: Work, options: ConvertOptions, *, has_planner: bool) -> i
         work: what to do.
         options: how to do it.
         has_planner: whether SDNQ plans in a process of its own; if not, it works in this one.
+
+    Raises:
+        MemoryLimitError: a tensor needs more than the user allows.
     """
     in_flight = max(
         (
@@ -169,14 +191,13 @@ def predict_peak(work: Work, options: ConvertOptions, *, has_planner: bool) -> i
         ),
         default=0,
     )
-    needed = work.needed_bytes
-    pieces = min(options.workers * max(in_flight, needed), max(DEFAULT_BUDGET, needed))
+    pieces = min(options.workers * max(in_flight, work.needed_bytes), memory_budget(work, options.memory))
     import torch
 
     processes = SDNQ_PROCESS_BYTES + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
     if has_planner:
         processes += OWN_PROCESS_BYTES
-    return processes + min(pieces, options.memory or pieces)
+    return processes + pieces
 
 
 def _listed(layout: Layout, checkpoint: Checkpoint) -> tuple[tuple[str, int], ...]:
@@ -218,5 +239,20 @@ def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
         notes.append("the last bits of an SVD depend on the number of threads, which OMP_NUM_THREADS sets")
     if plan.has_misread_scales:
         notes.append(MISREAD_SCALES + ("" if request.options.force else "; convert refuses this without --force"))
+    notes += _about_others(request)
     notes += [f"{file.name} is not part of the checkpoint and is ignored" for file in checkpoint.stray_files]
     return tuple(notes)
+
+
+def _about_others(request: Request) -> Iterator[str]:
+    """What a user should know about the components that stay as they are."""
+    converted = request.checkpoint
+    for other in request.others:
+        name = printable(other.name)
+        yield from (f"{name}: {printable(note)}" for note in other.notes)
+        is_numbered = re.fullmatch(rf"(?:{'|'.join(DENOISERS)})_\d+", other.name)
+        if other.is_model and (is_numbered or other.class_name == converted.class_name):
+            yield (
+                f"{name} ({printable(other.class_name)}) stays as it is; to convert it as well, convert the result "
+                f"with --component {name}"
+            )

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.components import footprints
+from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, whole_footprint
 from converter.conversion.release.manifest import MANIFEST_NAME, ReleaseFile, describe_file, read_manifest
+from converter.conversion.request import Request
 from converter.errors import MissingInput
 from converter.memory import peak_rss_bytes
 
@@ -32,6 +35,15 @@ class ConvertReport:
     """Tensors of the output that an interrupted run had finished."""
     nonfinite: Mapping[str, int] = field(default_factory=dict)
     """Numbers that are not finite, by tensor of the source."""
+    other_components: tuple[ComponentFootprint, ...] = ()
+    """Models of the pipeline that stayed as they are."""
+    source_bytes: int = 0
+    """Footprint of the source."""
+
+    @property
+    def whole(self) -> WholeFootprint:
+        """Footprint of the release with its other components."""
+        return whole_footprint(sum(self.bytes_by_dtype.values()), self.source_bytes, self.other_components)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``lensconv convert --json`` prints."""
@@ -39,10 +51,12 @@ class ConvertReport:
             **asdict(self),
             "output": str(self.output),
             "files": [file.to_dict() for file in self.files],
+            "other_components": [asdict(other) for other in self.other_components],
+            "whole": self.whole.to_dict(),
         }
 
 
-def published_report(output: Path, recipe: str, elapsed_s: float) -> ConvertReport:
+def published_report(output: Path, request: Request, elapsed_s: float) -> ConvertReport:
     """The report of a run that was killed after its last step, from the manifest of its output.
 
     Raises:
@@ -56,11 +70,13 @@ def published_report(output: Path, recipe: str, elapsed_s: float) -> ConvertRepo
         files=(*manifest.files.values(), describe_file(MANIFEST_NAME, manifest.encode())),
         bytes_by_dtype=manifest.bytes_by_dtype,
         tensors=manifest.tensors,
-        recipe=recipe,
+        recipe=request.recipe.name,
         elapsed_s=elapsed_s,
         bytes_read_per_s=0.0,
         peak_rss_bytes=peak_rss_bytes(),
         assumed_config=manifest.assumed_config,
         resumed_tensors=manifest.tensors,
         nonfinite=manifest.content["source"]["nonfinite"],
+        source_bytes=sum(manifest.source_bytes_by_dtype.values()),
+        other_components=footprints(request.others),
     )

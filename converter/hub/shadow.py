@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from converter.checkpoint.header import PREFIX_BYTES, header_length
 from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, pipeline_components, weight_files
-from converter.checkpoint.weights import INDEX_SUFFIX, plain_name
+from converter.checkpoint.weights import INDEX_SUFFIX, is_weight_name, plain_name
 from converter.errors import HubError, InputError, LensconvError, printable
 from converter.hub.addresses import HubAddress
 from converter.hub.client import quiet_hub
@@ -82,12 +82,16 @@ class Shadow:
 
 
 @contextmanager
-def shadowed(address: HubAddress, component: str | None = None) -> Iterator[Shadow]:
+def shadowed(
+    address: HubAddress, component: str | None = None, variant: str | None = None, *, has_others: bool = True
+) -> Iterator[Shadow]:
     """Open a repo as a temporary folder, which is deleted afterwards.
 
     Args:
         address: the repo.
         component: which component of a pipeline repo; its denoiser by default.
+        variant: the variant of the weights to prefer to the plain files.
+        has_others: whether configs and indexes of the other components are needed.
 
     Raises:
         HubError: the repo cannot be read, or its records are impossible.
@@ -99,7 +103,7 @@ def shadowed(address: HubAddress, component: str | None = None) -> Iterator[Shad
         shadow = Shadow(repo, Path(name))
         try:
             with quiet_hub():
-                fill(shadow, component)
+                fill(shadow, component, variant, has_others=has_others)
             yield shadow
         except LensconvError as error:
             error.message, error.hint = shadow.named(error.message), shadow.named(error.hint)
@@ -107,8 +111,10 @@ def shadowed(address: HubAddress, component: str | None = None) -> Iterator[Shad
             raise
 
 
-def fill(shadow: Shadow, component: str | None = None) -> None:
+def fill(shadow: Shadow, component: str | None = None, variant: str | None = None, *, has_others: bool = True) -> None:
     """Write a repo's files into its folder, with the content that the checks of a component need.
+
+    Args: those of ``shadowed``.
 
     Raises:
         HubError: a file cannot be read, or differs from the Hub's record.
@@ -126,9 +132,12 @@ def fill(shadow: Shadow, component: str | None = None) -> None:
     names = [path.removeprefix(prefix) for path in files if path.startswith(prefix)]
     names = [name for name in names if "/" not in name]
     indexes = [name for name in names if plain_name(name).endswith(INDEX_SUFFIX)]
-    shadow.fetch([prefix + name for name in names if name in COMPONENT_NAMES or name in indexes])
+    needed = [prefix + name for name in names if name in COMPONENT_NAMES or name in indexes]
+    if has_others and prefix:
+        needed += _files_of_others(shadow, prefix)
+    shadow.fetch(needed)
     try:
-        weights = [prefix + name for name in weight_files(shadow.folder / prefix) if name in names]
+        weights = [prefix + name for name in weight_files(shadow.folder / prefix, variant) if name in names]
     except InputError:
         # Opening the folder raises the reason.
         return
@@ -156,6 +165,17 @@ def _component_prefix(shadow: Shadow, component: str | None) -> str | None:
     if component is None:
         component = next((name for name in DENOISERS if name in components), None)
     return f"{component}/" if component in components else None
+
+
+def _files_of_others(shadow: Shadow, prefix: str) -> list[str]:
+    """Configs and indexes of the other components, which show what their loaders open."""
+    names = {f"{name}/" for name in pipeline_components(shadow.folder)} - {prefix}
+    paths = ((path, *path.rpartition("/")[::2]) for path in shadow.repo.files)
+    return [
+        path
+        for path, folder, name in paths
+        if f"{folder}/" in names and (name == "config.json" or (is_weight_name(name) and name.endswith(".json")))
+    ]
 
 
 def _write_header(shadow: Shadow, path: str, first: int) -> None:

@@ -7,22 +7,25 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.header import read_header
 from converter.checkpoint.weights import WEIGHTS_SUFFIX
 from converter.console import SILENT, Reporter
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, Manifest, ReleaseFile, read_manifest
-from converter.errors import InputError, MissingInput, ReleaseError, unreadable
+from converter.errors import FileError, MissingInput, ReleaseError, unreadable
 from converter.publication.files import PublishedFile, file_stamp, hash_files, noted_files
 from converter.publication.folder import advice, find_faults, replace_hint
 from converter.publication.secrets import find_secrets
 from converter.verification.audit import Audit
 from converter.verification.checks import check_headers
+from converter.verification.components import other_components
 from converter.verification.report import first_few
 
 #: Bytes of a file that are searched for secrets; tokenizers are the longest texts, with about 30 MB.
 _SEARCHED_BYTES = 64 << 20
 #: Environment variables that may hold a token of the Hub.
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SOURCE_HINT = "Download the source again, then convert it again."
 _CARD_HINT = "Make the card again with `lensconv card`, or correct it and list it with `lensconv card --adopt`."
 
 
@@ -74,7 +77,9 @@ def examine_release(
     _refuse(root, faults, " ".join(dict.fromkeys(filter(None, faults.values()))))
     _refuse(root, _secrets_in(root, (*manifest.files, MANIFEST_NAME)), "Remove it, and revoke it where it was issued.")
     card_advice = _check_card(root, manifest, repository)
-    _refuse(root, _weight_faults(root, manifest), "Convert again, or download the release again.")
+    weight_faults = list(_weight_faults(root, manifest))
+    _refuse(root, [fault for fault, is_inherited in weight_faults if is_inherited], _SOURCE_HINT)
+    _refuse(root, [fault for fault, _ in weight_faults], "Convert again, or download the release again.")
     noted = noted_files(root)
     trusted = [
         PublishedFile(name, root / name, file.bytes, file.sha256, "", file_stamp(root / name), is_hashed=False)
@@ -146,13 +151,27 @@ def _check_card(root: Path, manifest: Manifest, repository: str) -> list[str]:
     return [f"{CARD_NAME}: {warning}" for warning in found.warnings]
 
 
-def _weight_faults(root: Path, manifest: Manifest) -> Iterator[str]:
+def _weight_faults(root: Path, manifest: Manifest) -> Iterator[tuple[str, bool]]:
+    """Yield what is wrong with weights, and whether it was so in the source."""
     audit = Audit(root, manifest=manifest)
+    others = other_components(audit)
+    for problem in (problem for other in others for problem in other.problems):
+        yield problem.message, _is_as_written(root, manifest, problem)
     examined = {header.file for header in audit.checkpoint.headers}
+    examined |= {file for other in others for file in other.weights}
     for name in manifest.files:
         if name.endswith(WEIGHTS_SUFFIX) and root / name not in examined:
             try:
                 read_header(root / name)
-            except InputError as error:
-                yield error.message
-    yield from (f"{check.name}: {check.detail}" for check in check_headers(audit) if not check.ok)
+            except FileError as problem:
+                yield problem.message, _is_as_written(root, manifest, problem)
+    yield from ((f"{check.name}: {check.detail}", False) for check in check_headers(audit) if not check.ok)
+
+
+def _is_as_written(root: Path, manifest: Manifest, problem: FileError) -> bool:
+    """Whether a conversion brought the file as it is, or without it."""
+    listed = manifest.files.get(Path(problem.file).relative_to(root).as_posix())
+    try:
+        return listed is None or file_sha256(root / listed.name) == listed.sha256
+    except OSError:
+        return False

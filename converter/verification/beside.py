@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
-from converter.checkpoint.source import PICKLE_SUFFIXES, PIPELINE_INDEX
-from converter.checkpoint.weights import WEIGHTS_SUFFIX
+from converter.checkpoint.source import PIPELINE_INDEX
+from converter.checkpoint.weights import PICKLE_SUFFIXES, WEIGHTS_SUFFIX
 
 #: Suffixes of weights that diffusers, transformers or other libraries load from the folder of a model.
 _LOADED_SUFFIXES = (WEIGHTS_SUFFIX, *PICKLE_SUFFIXES, ".msgpack", ".h5", ".onnx", ".gguf")

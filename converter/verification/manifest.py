@@ -24,7 +24,7 @@ def check_manifest(audit: Audit) -> Check | None:
         return None
     problems = [f"{name} is not listed" for name in _audited_files(audit) if name not in manifest.files]
     for name, listed in manifest.files.items():
-        size = _size(audit.root / name)
+        size = file_size(audit.root / name)
         if size is None:
             problems.append(f"{name} is missing")
         elif size != listed.bytes:
@@ -55,7 +55,7 @@ def _is_described(audit: Audit) -> bool:
 
 def files_below(root: Path) -> dict[str, int]:
     """Sizes of the files in a folder and its subfolders, by path inside it; files that cannot be read are left out."""
-    sizes = ((path.relative_to(root).as_posix(), _size(path)) for path in root.rglob("*"))
+    sizes = ((path.relative_to(root).as_posix(), file_size(path)) for path in root.rglob("*"))
     return {name: size for name, size in sizes if size is not None}
 
 
@@ -69,7 +69,7 @@ def is_hidden(name: str) -> bool:
     return "/." in f"/{name}"
 
 
-def _size(file: Path) -> int | None:
+def file_size(file: Path) -> int | None:
     """Bytes of a file; None if it does not exist, or no file can have this name."""
     try:
         return file.stat().st_size if file.is_file() else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from converter.checkpoint.footprint import ComponentFootprint
 from converter.errors import printable
 
 #: How many problems a check names, and how many files or patterns a note.
@@ -79,6 +80,8 @@ class VerifyReport:
     """Logical: a packed byte contains several, and scales and zero points do not count."""
     quantized_modules: int
     families: tuple[FamilyFootprint, ...]
+    other_components: tuple[ComponentFootprint, ...] = ()
+    """Other models of the pipeline; empty if one component of it was asked for."""
     fidelity: Mapping[str, Any] = field(default_factory=dict)
     """How far the weights are from the source; empty when there was none to compare with."""
     hub: Mapping[str, Any] = field(default_factory=dict)
@@ -89,8 +92,13 @@ class VerifyReport:
         """Whether all checks passed."""
         return all(check.ok for check in self.checks)
 
+    @property
+    def whole_bytes(self) -> int:
+        """Footprint of this component and the others."""
+        return self.total_bytes + sum(other.bytes for other in self.other_components)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what ``lensconv verify --json`` prints."""
-        content = {"ok": self.ok, **asdict(self)}
-        content |= {name: list(content[name]) for name in ("checks", "notes", "families")}
+        content = {"ok": self.ok, **asdict(self), "whole_bytes": self.whole_bytes}
+        content |= {name: list(content[name]) for name in ("checks", "notes", "families", "other_components")}
         return {name: value for name, value in content.items() if value or name not in ("fidelity", "hub")}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.components import PipelineComponent, footprints
 from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import (
     DENOISERS,
@@ -27,6 +28,7 @@ from converter.hub.addresses import HubAddress, is_address, parse_address
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.verification.audit import Audit
 from converter.verification.checks import check_headers
+from converter.verification.components import check_components, other_components
 from converter.verification.configuration import differing_options
 from converter.verification.manifest import check_sums, files_below
 from converter.verification.notes import unusual
@@ -38,6 +40,7 @@ def verify(
     *,
     component: str | None = None,
     against: Path | None = None,
+    variant: str | None = None,
     recipe: str | Recipe | None = None,
     checksums: bool = False,
     load: bool = False,
@@ -54,6 +57,7 @@ def verify(
         component: which component of a pipeline repo; its denoiser by default.
         against: the checkpoint that it was made from, to compare every weight; for a repo on the Hub the release on
             disk, to compare every file.
+        variant: the variant of the weights in ``against`` that was converted.
         recipe: a recipe, its name or its file; the checkpoint must be its result.
         checksums: whether to compare every file with the manifest.
         load: whether to load it with SDNQ's loader and with its library.
@@ -65,7 +69,10 @@ def verify(
         ResourceError: the machine lacks memory or a package.
         HubError: the Hub refuses, or cannot be reached.
     """
-    if isinstance(path, str) and is_address(path):
+    is_remote = isinstance(path, str) and is_address(path)
+    if variant is not None and (against is None or is_remote):
+        raise UsageError("--variant needs --against SOURCE", "It chooses the weights of the source.")
+    if isinstance(path, str) and is_remote:
         if checksums or load or fail_under_sqnr is not None:
             raise UsageError(
                 f"{path}: --checksums, --load and --fail-under-sqnr need the weights, which stay on the Hub",
@@ -78,7 +85,7 @@ def verify(
             "--fail-under-sqnr needs --against SOURCE", "The ratio compares the weights with their source."
         )
     audit = Audit(path, component=component)
-    source = _open_source(against, audit) if against is not None else None
+    source = _open_source(against, audit, variant) if against is not None else None
     extra: list[Check] = []
     fidelity, notes = {}, list[str]()
     if recipe is not None:
@@ -100,7 +107,7 @@ def verify(
 
         checks, notes = check_loading(audit)
         extra += checks
-    return make_report(audit, extra, fidelity, notes)
+    return make_report(audit, extra, fidelity, notes, () if component else other_components(audit))
 
 
 def make_report(
@@ -108,6 +115,7 @@ def make_report(
     extra: Sequence[Check] = (),
     fidelity: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    others: Sequence[PipelineComponent] = (),
 ) -> VerifyReport:
     """Check headers and small files, and add the results of other checks.
 
@@ -116,17 +124,22 @@ def make_report(
         extra: other checks that were made.
         fidelity: how far the weights are from their source; empty or None if there was none to compare with.
         notes: what other checks found that is unusual.
+        others: the other components of the pipeline, to check as well.
     """
+    found = [*notes, *unusual(audit, is_compared=bool(fidelity))]
+    found += [f"{other.name}: {note}" for other in others for note in other.notes]
+    checked = [check_components(audit, others)] if others else []
     return VerifyReport(
         class_name=audit.class_name,
-        checks=(*check_headers(audit), *extra),
-        notes=tuple(printable(note, TEXT_LIMIT) for note in (*notes, *unusual(audit, is_compared=bool(fidelity)))),
+        checks=(*check_headers(audit), *checked, *extra),
+        notes=tuple(printable(note, TEXT_LIMIT) for note in found),
         tensors=len(audit.checkpoint.tensors),
         bytes_by_dtype=audit.checkpoint.bytes_by_dtype,
         total_bytes=audit.checkpoint.total_bytes,
         parameters=audit.parameters,
         quantized_modules=len(audit.modules),
         families=audit.footprints(),
+        other_components=footprints(others),
         fidelity=fidelity or {},
     )
 
@@ -140,31 +153,33 @@ def _verify_remote(
 
     # Faults of the local folder are reported before the first request.
     sizes = local_sizes(against) if against is not None else {}
-    with shadowed(address, component) as shadow:
+    with shadowed(address, component, has_others=component is None) as shadow:
         audit = Audit(shadow.folder, component=component)
+        others = () if component else other_components(audit, reads_headers=False)
         extra = [_check_recipe(audit, None, recipe)] if recipe is not None else []
         extra.append(check_records(shadow, audit.manifest))
         if against is not None:
             with reporter.progress("hashing", sum(sizes.values())) as shown:
                 listed = {*audit.manifest.files, MANIFEST_NAME} if audit.manifest is not None else None
                 extra.append(check_local(shadow.repo, against, sizes, listed, shown))
-        return remote_report(make_report(audit, extra), shadow)
+        return remote_report(make_report(audit, extra, others=others), shadow)
 
 
-def _open_source(path: Path, audit: Audit) -> Checkpoint:
+def _open_source(path: Path, audit: Audit, variant: str | None) -> Checkpoint:
     """Open the source: a component folder or a pipeline repo, whichever the quantized checkpoint is.
 
     Raises: what ``open_checkpoint`` raises.
     """
     if not (path / PIPELINE_INDEX).is_file():
-        return open_checkpoint(path)
+        return open_checkpoint(path, variant=variant)
     if audit.checkpoint.component:
-        return open_checkpoint(path, component=audit.checkpoint.component)
-    components = pipeline_components(path) if audit.class_name else ()
+        return open_checkpoint(path, component=audit.checkpoint.component, variant=variant)
+    components = pipeline_components(path) if audit.class_name else {}
     candidates = [name for name in components if _class_in(path / name) == audit.class_name]
     # Two components can have the same class; then the name of the folder decides.
     preferred = (audit.checkpoint.folder.resolve().name, *DENOISERS, *candidates)
-    return open_checkpoint(path, component=next((name for name in preferred if name in candidates), None))
+    chosen = next((name for name in preferred if name in candidates), None)
+    return open_checkpoint(path, component=chosen, variant=variant)
 
 
 def _class_in(folder: Path) -> str:

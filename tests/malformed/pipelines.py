@@ -21,7 +21,7 @@ def make_pipeline(site: Site, **components: Any) -> Path:
     return site.source
 
 
-_OTHER = ["diffusers", "AutoencoderKL"]
+_OTHER = ["transformers", "CLIPTokenizer"]
 _INDEX = "model_index.json"
 _NO_DENOISER = [_INDEX, "neither transformer nor unet"]
 Prepare = Callable[[Path], object]
@@ -50,6 +50,14 @@ def _link(name: str, target: str) -> Prepare:
     return prepare
 
 
+def _fill(component: str) -> Prepare:
+    def prepare(repo: Path) -> None:
+        (repo / component).mkdir()
+        (repo / component / "tokenizer_config.json").write_text("{}")
+
+    return prepare
+
+
 def _index(content: str) -> Prepare:
     return lambda repo: (repo / _INDEX).write_text(content)
 
@@ -73,9 +81,9 @@ def _link_component_outside(repo: Path) -> None:
 for _component in ("../x", "..", ".", "/etc", "..\\x", "x\0", ""):
     _message = [_INDEX, "is not the name of a folder in the repo"]
     _add_pipeline_case(f"component-{_component!r}", "MalformedCheckpoint", _component, None, _message)
-for _component in ("sdnq_quantization_summary.json", "lensconv_manifest.json", _INDEX):
+for _component in ("sdnq_quantization_summary.json", "lensconv_manifest.json"):
     _message = [_INDEX, f"names a component like a file that lensconv writes: {_component}"]
-    _add_pipeline_case(f"component-{_component}", "MalformedCheckpoint", _component, None, _message)
+    _add_pipeline_case(f"component-{_component}", "MalformedCheckpoint", _component, _fill(_component), _message)
 _MISSING = "no such folder, though model_index.json"
 _LINK = ", outside of"
 _CONFIG, _NOTES = "vae/config.json", "transformer/notes.txt"
@@ -91,7 +99,8 @@ for _name, _error, _component_name, _prepare, _message, *_options in (
     ("index-empty", "UnsupportedCheckpoint", None, _index("{}"), _NO_DENOISER),
     ("index-not-json", _BAD, None, _index("<html>"), [_INDEX, "not JSON"]),
     ("index-array", _BAD, None, _index("[]"), [_INDEX, "JSON list"]),
-    ("link-to-a-file-outside", _BAD, "vae", _link(_CONFIG, "/etc/passwd"), [_CONFIG, _LINK]),
+    ("component-model_index.json", "MissingInput", _INDEX, None, [_INDEX, _MISSING]),
+    ("link-to-a-file-outside", _BAD, "vae", _link("vae/notes", "/etc/passwd"), ["vae/notes", _LINK]),
     ("link-to-a-file-outside-beside-the-weights", _BAD, None, _link(_NOTES, "/etc/passwd"), [_NOTES, _LINK]),
     ("link-to-a-folder-outside", _BAD, "vae", _link("vae/deep", "/etc"), ["vae/deep", "is a link to a folder"]),
     ("component-a-link-outside", _BAD, "vae", _link_component_outside, ["vae/secret.json", _LINK]),

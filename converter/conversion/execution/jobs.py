@@ -14,6 +14,7 @@ from converter.checkpoint.source import SourceTensor
 from converter.conversion.planning.methods import ROWS_WORKING_BYTES, WHOLE_WORKING_BYTES, Kind, Method, choose_method
 from converter.conversion.planning.plan import Plan, PlannedModule
 from converter.conversion.request import Request
+from converter.errors import MemoryLimitError
 
 #: Bytes of the source that a worker takes at a time: large enough to hide the cost of a call, small enough for a cache.
 PIECE_BYTES = 4 << 20
@@ -140,6 +141,25 @@ class Work:
             if isinstance(job, QuantizeJob):
                 digest.update(f"{job.tensor.entry.name} {job.method}\n".encode())
         return digest.hexdigest()
+
+
+def memory_budget(work: Work, allowed: int | None) -> int:
+    """The maximum number of bytes of weights and results in memory at one time.
+
+    Args:
+        work: what to do.
+        allowed: what the user allows; None to take what is needed.
+
+    Raises:
+        MemoryLimitError: a tensor needs more than the user allows.
+    """
+    needed = work.needed_bytes
+    if allowed is None:
+        return max(DEFAULT_BUDGET, needed)
+    if allowed < needed:
+        reason = f"--memory {allowed} is too little: one tensor alone needs {needed} with this recipe"
+        raise MemoryLimitError(reason, f"Allow at least --memory {needed}.")
+    return allowed
 
 
 def kinds_of(jobs: Iterable[Job]) -> set[Kind]:

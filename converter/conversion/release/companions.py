@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from converter.checkpoint.checksum import file_sha256
-from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, list_folder, pipeline_components
-from converter.checkpoint.weights import INDEX_SUFFIX
+from converter.checkpoint.components import PipelineComponent
+from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, list_folder, read_json
+from converter.checkpoint.weights import is_weight_name, plain_name, variant_of
 from converter.console import Progress
 from converter.conversion.release.manifest import (
     CONFIG_NAME,
@@ -21,8 +22,9 @@ from converter.conversion.release.manifest import (
     QUANTIZATION_CONFIG_NAME,
     SUMMARY_NAME,
     ReleaseFile,
+    encode_json,
 )
-from converter.errors import MalformedCheckpoint, MissingInput, unreadable
+from converter.errors import MalformedCheckpoint, unreadable
 
 #: Small text files that a component may have next to its weights: tokenizers, generation settings.
 COMPANION_SUFFIXES = (".json", ".txt", ".model", ".jinja")
@@ -46,28 +48,30 @@ class Companion:
     """Whether the output can have a hard link to it, which needs no space."""
 
 
-def find_companions(checkpoint: Checkpoint, output: Path) -> list[Companion]:
+def find_companions(checkpoint: Checkpoint, others: Sequence[PipelineComponent], output: Path) -> list[Companion]:
     """The files that are copied unchanged: of the converted component, and of the pipeline repo around it.
+
+    Weights of a variant get plain names, by which loaders find them without being told. Of a component in a variant,
+    all other weights are left behind; the index of a variant is not copied but written, see ``plain_indexes``.
 
     Args:
         checkpoint: the source.
+        others: the components of the pipeline that stay as they are.
         output: where the release will be, or a folder on the same file system.
 
     Raises:
-        MissingInput: a component that the pipeline names is missing.
+        MissingInput: a file cannot be read.
         MalformedCheckpoint: a link leads out of the pipeline repo.
     """
     pipeline = checkpoint.pipeline
     found = [(file, checkpoint.prefix + file.name) for file in _own_files(checkpoint)]
     if pipeline is not None:
         found.append((pipeline / PIPELINE_INDEX, PIPELINE_INDEX))
-        for component in pipeline_components(pipeline):
-            if component in (SUMMARY_NAME, MANIFEST_NAME, PIPELINE_INDEX):
-                reason = f"names a component like a file that lensconv writes: {component}"
+        for component in others:
+            if component.name in (SUMMARY_NAME, MANIFEST_NAME, PIPELINE_INDEX):
+                reason = f"names a component like a file that lensconv writes: {component.name}"
                 raise MalformedCheckpoint(pipeline / PIPELINE_INDEX, reason, "Rename the component.")
-            if component != checkpoint.component:
-                files = _component_files(pipeline / component)
-                found += [(file, file.relative_to(pipeline).as_posix()) for file in files]
+            found += _component_files(component)
     device = output.stat().st_dev
     companions = []
     for file, name in found:
@@ -87,19 +91,35 @@ def _own_files(checkpoint: Checkpoint) -> list[Path]:
         file
         for file in list_folder(checkpoint.folder)
         if file.name.endswith(COMPANION_SUFFIXES)
-        and not file.name.endswith(INDEX_SUFFIX)
+        and not is_weight_name(file.name)
         and file.name not in written
         and file.is_file()
     ]
 
 
-def _component_files(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():
-        raise MissingInput(
-            folder,
-            f"no such folder, though {PIPELINE_INDEX} names it",
-            "Download the whole repo, or give the folder of the transformer alone.",
-        )
+def _component_files(component: PipelineComponent) -> Iterator[tuple[Path, str]]:
+    """The files of a component that are copied, and their paths in the release."""
+    for file in _files_below(component.folder):
+        path = file.relative_to(component.folder.parent).as_posix()
+        if file.parent != component.folder or not is_weight_name(file.name):
+            yield file, path
+        elif file in component.weights:
+            if file != component.index or not component.variant:
+                yield file, f"{component.name}/{plain_name(file.name)}"
+        elif not component.variant and not variant_of(file.name):
+            yield file, path
+
+
+def plain_indexes(others: Iterable[PipelineComponent]) -> Iterator[tuple[str, bytes]]:
+    """Path in the release and content of each index of the shards of a variant, with the plain names of the shards."""
+    for component in others:
+        if component.variant and component.index:
+            content = read_json(component.index)
+            content["weight_map"] = {name: plain_name(file) for name, file in content["weight_map"].items()}
+            yield f"{component.name}/{plain_name(component.index.name)}", encode_json(content)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder, onerror=_refuse_unreadable):
         folders.sort()
         yield from (Path(parent, name) for name in sorted(files))

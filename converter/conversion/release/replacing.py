@@ -47,7 +47,7 @@ def refuse_what_is_no_checkpoint(output: Path) -> None:
         if listed is not None:
             known |= listed
         elif (output / PIPELINE_INDEX).is_file():
-            components = pipeline_components(output)
+            components = tuple(pipeline_components(output))
     except InputError:
         # A file that cannot be understood does not show that the other files belong to a checkpoint.
         components = ()

@@ -148,6 +148,7 @@ def _describe_release(release: CardRelease) -> dict[str, Any]:
         "kept_dtypes": release.kept_dtypes,
         "skip_patterns": release.skip_patterns,
         "quantized": to_markdown(release_tables.families_table(release)),
+        "components": to_markdown(release_tables.components_table(release)) if release.others else None,
         "matmul": bool(release.audit.config.get("use_quantized_matmul")),
         "encoder_quantization": release.encoder_quantization,
         "source_files": to_markdown(release_tables.source_table(release)),

@@ -9,7 +9,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.source import PIPELINE_INDEX, read_json
+from converter.checkpoint.components import footprints
+from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, whole_footprint
+from converter.checkpoint.source import PIPELINE_INDEX, pipeline_components, read_json
 from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, SUMMARY_NAME, Manifest, read_manifest
 from converter.errors import InputError, MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
 from converter.measurement.evidence.units import LOADED_BYTES
@@ -17,6 +19,7 @@ from converter.models.lens.layout import CLASS_NAME
 from converter.presentation.tables.figures import reduction
 from converter.verification.audit import Audit
 from converter.verification.checks import check_headers
+from converter.verification.components import other_components
 from converter.verification.report import FamilyFootprint
 
 #: Contents of Lens' families.
@@ -42,6 +45,8 @@ class CardRelease:
     """Class of each component of the pipeline; empty if the release is not a pipeline."""
     encoder_quantization: str
     """Method of the text encoder's quantization; empty if its config names none."""
+    others: tuple[ComponentFootprint, ...] = ()
+    """The other models of the pipeline."""
 
     @property
     def content(self) -> Mapping[str, Any]:
@@ -84,6 +89,11 @@ class CardRelease:
     def source_bytes(self) -> int:
         """Footprint of the source."""
         return sum(self.manifest.source_bytes_by_dtype.values())
+
+    @property
+    def whole(self) -> WholeFootprint:
+        """Footprint of the release with its other components."""
+        return whole_footprint(self.total_bytes, self.source_bytes, self.others)
 
     @property
     def families(self) -> tuple[FamilyFootprint, ...]:
@@ -134,6 +144,8 @@ class CardRelease:
             "loaded_bytes": loaded,
             "vs_source": reduction(self.source_bytes, self.total_bytes),
             "vs_bf16": reduction(loaded, self.total_bytes),
+            "whole_bytes": self.whole.bytes,
+            "whole_vs_source": reduction(self.whole.source_bytes, self.whole.bytes),
             "parameters": self.audit.parameters,
             "stored_elements": self.stored_elements,
             "tensors": len(self.audit.checkpoint.tensors),
@@ -163,8 +175,9 @@ def read_release(root: Path) -> CardRelease:
     if not audit.modules:
         raise UnsupportedCheckpoint(f"{where}: no module in it is quantized", "Make it with `lensconv convert`.")
     _check(audit, manifest)
-    components = _read_index(root)
-    return CardRelease(root, manifest, audit, components, _encoder(root, components))
+    components = _classes(root)
+    others = footprints(other_components(audit))
+    return CardRelease(root, manifest, audit, components, _encoder(root, components), others)
 
 
 def _check(audit: Audit, manifest: Manifest) -> None:
@@ -182,12 +195,11 @@ def _check(audit: Audit, manifest: Manifest) -> None:
             raise MalformedCheckpoint(audit.root, f"{check.name}: {check.detail}", hint="See `lensconv verify`.")
 
 
-def _read_index(root: Path) -> dict[str, str]:
+def _classes(root: Path) -> dict[str, str]:
+    """Class of each component, by name."""
     if not (root / PIPELINE_INDEX).is_file():
         return {}
-    index = read_json(root / PIPELINE_INDEX)
-    pairs = ((name, value) for name, value in index.items() if isinstance(value, list) and len(value) > 1)
-    return {name: str(value[1]) for name, value in pairs if value[1]}
+    return {name: class_name for name, (_, class_name) in pipeline_components(root).items()}
 
 
 def _encoder(root: Path, components: Mapping[str, str]) -> str:

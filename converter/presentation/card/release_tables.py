@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from converter.checkpoint.footprint import ComponentFootprint
 from converter.conversion.release.manifest import ReleaseFile
 from converter.presentation.card.markdown import Markdown, code
 from converter.presentation.card.metadata import CardMetadata
 from converter.presentation.card.release import CardRelease
 from converter.presentation.tables.figures import count, percent
-from converter.presentation.tables.table import Code, Table
+from converter.presentation.tables.table import NOTHING, Code, Table
 
 _RECIPE_KEYS = (
     "weights_dtype",
@@ -33,6 +34,21 @@ def families_table(release: CardRelease) -> Table:
         share = percent(100 * entry.bytes / total if total else None)
         rows.append([Code(entry.name), release.role(entry.name), done, dtypes, count(entry.bytes), share])
     return Table(["Family", "Contents", "What was done", "Stored as", "Bytes", "Share"], rows, "llllrr")
+
+
+def components_table(release: CardRelease) -> Table:
+    """Return what each model of the pipeline takes, and the whole of it."""
+
+    def row(footprint: ComponentFootprint, done: str, source: int) -> list[object]:
+        dtypes = ", ".join(sorted(footprint.bytes_by_dtype)) or NOTHING
+        return [Code(footprint.name), footprint.class_name, done, dtypes, count(footprint.bytes), count(source)]
+
+    own = release.audit.checkpoint
+    quantized = ComponentFootprint(own.component, release.audit.class_name, own.total_bytes, own.bytes_by_dtype)
+    rows = [row(quantized, "quantized", release.source_bytes)]
+    rows += [row(other, "as in the source", other.bytes) for other in release.others]
+    rows.append(["all", "", "", "", count(release.whole.bytes), count(release.whole.source_bytes)])
+    return Table(["Component", "Class", "What was done", "Stored as", "Bytes", "Bytes in the source"], rows, "llllrr")
 
 
 def recipe_table(release: CardRelease, metadata: CardMetadata) -> Table:
