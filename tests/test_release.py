@@ -16,6 +16,7 @@ from converter import ConvertOptions, Recipe, convert, plan
 from converter.checkpoint.source import open_checkpoint
 from converter.conversion.release.companions import find_companions
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
+from converter.conversion.release.selection import select_files
 from converter.errors import DiskError, MissingInput, OutputError
 from converter.synthesis.synthesize import synthesize
 from tests.conftest import names_in, run_program, snapshot
@@ -28,6 +29,7 @@ def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
     report = convert(source, tmp_path / "out")
     original, release = snapshot(source), snapshot(tmp_path / "out")
     copied = {"model_index.json", "vae/config.json", f"vae/{WEIGHTS}", "tokenizer/nested/vocabulary.txt"}
+    copied.add("tokenizer/tokenizer_config.json")
     made = {f"transformer/{name}" for name in ("config.json", "quantization_config.json", WEIGHTS)}
     assert set(release) == copied | made | {"sdnq_quantization_summary.json", "lensconv_manifest.json"}
     assert {name: release[name] for name in copied} == {name: original[name] for name in copied}
@@ -36,7 +38,8 @@ def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
     assert weight_files(tmp_path / "out" / "transformer") == component
     # safetensors leaves 0600, which a second name of the same file would keep.
     assert (tmp_path / "out" / "vae" / WEIGHTS).stat().st_mode & 0o777 == 0o644
-    assert not any(companion.can_share for companion in find_companions(open_checkpoint(source), (), Path("/proc")))
+    selection = select_files(open_checkpoint(source))
+    assert not any(companion.can_share for companion in find_companions(selection, Path("/proc")))
 
 
 def test_only_what_is_copied_needs_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +165,7 @@ def test_a_single_file_comes_alone(lens_source: Path, tmp_path: Path) -> None:
     assert "passwords.txt" not in snapshot(tmp_path / "downloads" / "out")
     # Nor does a folder that no config makes a component.
     (tmp_path / "downloads" / "config.json").unlink()
-    assert find_companions(open_checkpoint(tmp_path / "downloads"), (), tmp_path) == []
+    assert not select_files(open_checkpoint(tmp_path / "downloads")).files
     expected = weight_files(convert_default(lens_source, tmp_path / "expected"))
     assert weight_files(tmp_path / "downloads" / "out") == expected
 

@@ -12,14 +12,13 @@ from converter.checkpoint.header import read_header
 from converter.checkpoint.weights import WEIGHTS_SUFFIX
 from converter.console import SILENT, Reporter
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, Manifest, ReleaseFile, read_manifest
-from converter.errors import FileError, MissingInput, ReleaseError, unreadable
+from converter.errors import FileError, MissingInput, ReleaseError, first_few, unreadable
 from converter.publication.files import PublishedFile, file_stamp, hash_files, noted_files
 from converter.publication.folder import advice, find_faults, replace_hint
 from converter.publication.secrets import find_secrets
 from converter.verification.audit import Audit
 from converter.verification.checks import check_headers
 from converter.verification.components import other_components
-from converter.verification.report import first_few
 
 #: Bytes of a file that are searched for secrets; tokenizers are the longest texts, with about 30 MB.
 _SEARCHED_BYTES = 64 << 20
