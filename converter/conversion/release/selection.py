@@ -15,8 +15,8 @@ from pathlib import Path
 
 from converter.checkpoint.components import PipelineComponent
 from converter.checkpoint.ignored import is_ignored
-from converter.checkpoint.source import PICKLE_SUFFIXES, PIPELINE_INDEX, Checkpoint, is_plain_name, read_json
-from converter.checkpoint.weights import WEIGHTS_SUFFIX, plain_name
+from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, is_plain_name, read_json
+from converter.checkpoint.weights import PICKLE_SUFFIXES, WEIGHTS_SUFFIX, plain_name
 from converter.conversion.release.manifest import (
     CARD_NAME,
     CONFIG_NAME,
@@ -38,7 +38,7 @@ _BESIDE_WEIGHTS = re.compile(r".+\.index(\.[^.]+)?\.json|openvino_.+\.xml")
 #: A model of transformers with an adapter has these files, too.
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 #: Names of files with the terms of a model, as repos on the Hub call them.
-_TERMS = re.compile(r"(?i).*licen[cs]e.*|notice.*|use_policy.*|copying.*")
+TERMS = re.compile(r"(?i).*licen[cs]e.*|notice.*|use_policy.*|copying.*")
 #: Classes of diffusers that read further folders: NAME_1, NAME_2 and so on.
 _SEVERAL_MODELS = ("MultiControlNetModel", "MultiControlNetUnionModel", "MultiAdapter")
 #: What lensconv writes into the converted component, in place of what another program wrote.
@@ -146,7 +146,7 @@ def _add_further(selection: Selection, component: PipelineComponent) -> Iterator
 def _add_root(selection: Selection, pipeline: Path, components: set[str]) -> None:
     """Add the terms of the model, and code, which may be in packages; the rest of a repo is not the model's."""
     for path, file in _files_below(pipeline, besides=components, onerror=None):
-        is_term = "/" not in path and _TERMS.fullmatch(path)
+        is_term = "/" not in path and TERMS.fullmatch(path)
         if _holds_weights(file.name):
             selection.unused.append(path)
         elif is_term or path.endswith(CODE_SUFFIX):
