@@ -61,7 +61,7 @@ class Selection:
     @property
     def code(self) -> list[str]:
         """Paths of the files with code."""
-        return [name for name in self.files if name.endswith(CODE_SUFFIX)]
+        return sorted(name for name in self.files if name.endswith(CODE_SUFFIX))
 
     @property
     def notes(self) -> Iterator[str]:
