@@ -199,9 +199,10 @@ def test_the_hint_for_a_release_that_lists_stray_files_helps(tmp_path: Path) -> 
 
 
 def test_code_comes_along_and_is_not_run(tiny_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sdnq  # noqa: F401 - it teaches diffusers to load what it quantized
     from diffusers import DiffusionPipeline
     from diffusers.utils import dynamic_modules_utils
+
+    import converter.lens  # noqa: F401 - diffusers does not know the classes of Lens, nor SDNQ
 
     source, release = shutil.copytree(tiny_repo, tmp_path / "source"), tmp_path / "out"
     edit_json(source / "model_index.json", _class_name=["pipeline_lens", "CustomPipeline"])
