@@ -277,7 +277,7 @@ def renamed(name: str) -> Callable[[Path], object]:
 
 def with_code(source: Path) -> None:
     edit_json(source / "model_index.json", _class_name=["pipeline_lens", "LensPipeline"])
-    for name in ("pipeline_lens.py", "parts/model.py", "transformer/modeling_lens.py"):
+    for name in CODE:
         write(source / name, "raise SystemExit('was run')")
 
 
@@ -287,6 +287,7 @@ HIDDEN = (
     *(".cache/huggingface/download/x.lock", "transformer/._notes.json"),
 )
 CACHES = ("tokenizer/__pycache__/a.pyc", "vae/x.incomplete", "vae/x.lock", "transformer/Thumbs.db")
+CODE = ("pipeline_lens.py", "parts/model.py", "transformer/modeling_lens.py")
 FOREIGN = ("vae/flax_model.msgpack", "vae/model.onnx", "vae/tf_model.h5", f"vae/{STEM}.bin", "transformer/a.ckpt")
 QKV = "transformer_blocks.0.attn.img_qkv.weight"
 VARIANT_INDEX = "{stem}.safetensors.index.fp16.json"
@@ -400,7 +401,7 @@ CASES: dict[str, Build] = {
     "code": build(
         with_code,
         "code is copied, and was not run",
-        brings=("pipeline_lens.py", "parts/model.py", "transformer/modeling_lens.py"),
+        brings=CODE,
     ),
     "code that is missing": build(
         lambda source: edit_json(source / "model_index.json", _class_name=["pipeline_lens", "LensPipeline"]),

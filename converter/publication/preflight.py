@@ -26,6 +26,7 @@ _SEARCHED_BYTES = 64 << 20
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SOURCE_HINT = "Download the source again, then convert it again."
 _CARD_HINT = "Make the card again with `lensconv card`, or correct it and list it with `lensconv card --adopt`."
+_SECRET_HINT = "Remove it where the file comes from and make the release again. Revoke it where it was issued."  # noqa: S105
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def examine_release(
         )
     faults = dict(find_faults(root, manifest.files))
     _refuse(root, faults, " ".join(dict.fromkeys(filter(None, faults.values()))))
-    _refuse(root, _secrets_in(root, (*manifest.files, MANIFEST_NAME)), "Remove it, and revoke it where it was issued.")
+    _refuse(root, _secrets_in(root, (*manifest.files, MANIFEST_NAME)), _SECRET_HINT)
     card_advice = _check_card(root, manifest, repository)
     weight_faults = list(_weight_faults(root, manifest))
     _refuse(root, [fault for fault, is_inherited in weight_faults if is_inherited], _SOURCE_HINT)

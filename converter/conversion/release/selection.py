@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 from converter.checkpoint.components import PipelineComponent
@@ -39,8 +38,6 @@ _BESIDE_WEIGHTS = re.compile(r".+\.index(\.[^.]+)?\.json|openvino_.+\.xml")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 #: Names of files with the terms of a model, as repos on the Hub call them.
 TERMS = re.compile(r"(?i).*licen[cs]e.*|notice.*|use_policy.*|copying.*")
-#: Classes of diffusers that read further folders: NAME_1, NAME_2 and so on.
-_SEVERAL_MODELS = ("MultiControlNetModel", "MultiControlNetUnionModel", "MultiAdapter")
 #: What lensconv writes into the converted component, in place of what another program wrote.
 _WRITTEN = (CONFIG_NAME, QUANTIZATION_CONFIG_NAME, SUMMARY_NAME, MANIFEST_NAME)
 
@@ -96,7 +93,7 @@ def select_files(checkpoint: Checkpoint, components: Sequence[PipelineComponent]
         folders = {checkpoint.component}
         for component in components:
             _add_component(selection, component)
-            folders |= {component.name, *_add_further(selection, component)}
+            folders.add(component.name)
         _add_root(selection, root, folders)
     for name, file in selection.files.items():
         selection.files[name] = _resolve_inside(file, root)
@@ -117,39 +114,28 @@ def _add_converted(selection: Selection, checkpoint: Checkpoint) -> None:
 
 def _add_component(selection: Selection, component: PipelineComponent) -> None:
     """Add a component: of a model the weights that its loader opens, by their plain names; else everything."""
-    if component.name in (SUMMARY_NAME, MANIFEST_NAME, PIPELINE_INDEX):
-        reason = f"names a component like a file that lensconv writes: {component.name}"
+    if component.name in (SUMMARY_NAME, MANIFEST_NAME, PIPELINE_INDEX) or _is_left(component.name):
+        kind = "writes" if component.name.endswith(".json") else "leaves behind"
+        reason = f"names a component like a file that lensconv {kind}: {component.name}"
         raise MalformedCheckpoint(component.folder.parent / PIPELINE_INDEX, reason, "Rename the component.")
     for path, file in _files_below(component.folder):
         name = f"{component.name}/{path}"
         if file in component.weights:
             is_renamed_index = component.variant and file.suffix == ".json"
-            kind = selection.indexes if is_renamed_index else selection.files
-            kind[f"{component.name}/{plain_name(path)}"] = file
+            files = selection.indexes if is_renamed_index else selection.files
+            files[f"{component.name}/{plain_name(path)}"] = file
         elif component.is_model and _holds_weights(file.name) and file.name not in _ADAPTER:
             selection.unused.append(name)
         else:
             selection.files[name] = file
 
 
-def _add_further(selection: Selection, component: PipelineComponent) -> Iterator[str]:
-    """Add the folders of a component that consists of several models; yields their names."""
-    if component.class_name in _SEVERAL_MODELS:
-        for number in count(1):
-            folder = component.folder.with_name(f"{component.name}_{number}")
-            if not folder.is_dir():
-                return
-            selection.files.update((f"{folder.name}/{path}", file) for path, file in _files_below(folder))
-            yield folder.name
-
-
 def _add_root(selection: Selection, pipeline: Path, components: set[str]) -> None:
-    """Add the terms of the model, and code, which may be in packages; the rest of a repo is not the model's."""
-    for path, file in _files_below(pipeline, besides=components, onerror=None):
-        is_term = "/" not in path and TERMS.fullmatch(path)
+    """Add the terms of the model, and code; the rest of a repo is not part of the model."""
+    for path, file in _files_beside(pipeline, components):
         if _holds_weights(file.name):
             selection.unused.append(path)
-        elif is_term or path.endswith(CODE_SUFFIX):
+        elif path.endswith(CODE_SUFFIX) or ("/" not in path and TERMS.fullmatch(path)):
             selection.files[path] = file
 
 
@@ -170,33 +156,32 @@ def _refuse_unreadable(error: OSError) -> None:
     raise unreadable(error.filename, error, "Check its permissions.") from error
 
 
-def _files_below(
-    folder: Path,
-    besides: set[str] | None = None,
-    onerror: Callable[[OSError], None] | None = _refuse_unreadable,
-) -> Iterator[tuple[str, Path]]:
-    """Yield the files below a folder by their paths in it, without those that no loader reads and without its card.
-
-    Args:
-        folder: where to look.
-        besides: names of folders in it to leave out.
-        onerror: called for folders that cannot be read; None leaves them out, and links to folders as well.
-    """
-    for parent, folders, files in os.walk(folder, onerror=onerror):
+def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files below a folder that may come along, by their paths in it."""
+    for parent, folders, files in os.walk(folder, onerror=_refuse_unreadable):
         prefix = "" if Path(parent) == folder else Path(parent).relative_to(folder).as_posix() + "/"
-        skipped = besides if besides and not prefix else set()
-        folders[:] = sorted(name for name in folders if name not in skipped and not _is_left(prefix + name))
+        folders[:] = sorted(name for name in folders if not _is_left(prefix + name))
         for name in sorted(files):
-            if name != CARD_NAME and not _is_left(prefix + name):
+            if not _is_left(prefix + name):
                 yield prefix + name, Path(parent, name)
         for name in folders:
-            if onerror is not None and Path(parent, name).is_symlink():
+            if Path(parent, name).is_symlink():
                 raise MalformedCheckpoint(Path(parent, name), "is a link to a folder", "Replace it with the folder.")
 
 
+def _files_beside(pipeline: Path, components: set[str]) -> Iterator[tuple[str, Path]]:
+    """Yield the files in a pipeline repo and in its other folders, no deeper than diffusers looks for code."""
+    for parent, folders, files in os.walk(pipeline):
+        is_root = Path(parent) == pipeline
+        folders[:] = sorted(name for name in folders if is_root and name not in components and not _is_left(name))
+        prefix = "" if is_root else f"{Path(parent).name}/"
+        yield from ((prefix + name, Path(parent, name)) for name in sorted(files) if not _is_left(prefix + name))
+
+
 def _is_left(path: str) -> bool:
-    """Whether a file or folder does not come along: no loader reads it, or the Hub would refuse its name."""
-    return is_ignored(path) or path.encode(errors="ignore").decode() != path
+    """Whether a file or folder does not come along: no loader reads it, it is a card, or the Hub refuses its name."""
+    is_card = path.rpartition("/")[2] == CARD_NAME
+    return is_card or is_ignored(path) or path.encode(errors="ignore").decode() != path
 
 
 def _resolve_inside(file: Path, root: Path) -> Path:
