@@ -427,30 +427,25 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", table_rows())
 def test_what_the_page_says_happens(name: str, pipeline: Path, tmp_path: Path, lensconv: Lensconv) -> None:
-    outcome = table_rows()[name]
+    outcome, out = table_rows()[name], tmp_path / "out"
     given = CASES[name](Path(shutil.copytree(pipeline, tmp_path / "source")))
-    arguments = (given.source, *given.options, *IN_PROCESS, "--json")
-    planned = lensconv("plan", *arguments)
+    if given.brings or given.leaves or outcome == "refused":
+        converted = lensconv("convert", given.source, out, *given.options, *IN_PROCESS, "--json")
     if outcome == "refused":
-        converted = lensconv("convert", given.source, tmp_path / "out", *arguments[1:])
-        assert converted.code == 2, converted.stdout
+        assert (converted.code, out.exists()) == (2, False)
         assert given.text in " ".join(converted.result["error"].values())
-        assert given.text
-        assert not (tmp_path / "out").exists()
-        if isinstance(given.source, Path):
-            assert planned.result == converted.result
+    # It would connect to the Hub.
+    if isinstance(given.source, str):
+        return
+    planned = lensconv("plan", given.source, *given.options, "--json")
+    if outcome == "refused":
+        assert planned.result == converted.result
         return
     assert planned.code == 0, planned.stdout
     assert given.text in " ".join(planned.result["notes"])
-    assert (outcome == "left") == bool(given.leaves and not given.brings)
+    assert (outcome == "left") == bool(given.leaves)
     if given.brings or given.leaves:
-        converted = lensconv("convert", given.source, tmp_path / "out", *arguments[1:])
-        assert converted.code == 0, converted.stdout
-        out = tmp_path / "out"
         names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
         assert {file["name"] for file in converted.result["files"]} == names
         assert {*given.brings} <= names
         assert not {*given.leaves} & names
-        assert names == {
-            path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()
-        }
