@@ -63,11 +63,10 @@ def make_pipeline(folder: Path) -> Path:
     """A pipeline repo with a Lens transformer and two other components."""
     save_model(folder / "transformer", "LensTransformer2DModel")
     (folder / "vae").mkdir()
-    (folder / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKLFlux2"}')
+    (folder / "vae" / "config.json").write_text("{}")
     save_file({"x": torch.ones(5)}, folder / "vae" / WEIGHTS)
     (folder / "tokenizer" / "nested").mkdir(parents=True)
     (folder / "tokenizer" / "nested" / "vocabulary.txt").write_text("words\n")
-    (folder / "tokenizer" / "tokenizer_config.json").write_text("{}")
     (folder / "README.md").write_text("not a component")
     (folder / "model_index.json").write_text(
         json.dumps(
