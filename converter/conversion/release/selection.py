@@ -15,7 +15,7 @@ from pathlib import Path
 from converter.checkpoint.components import PipelineComponent
 from converter.checkpoint.ignored import is_ignored
 from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, is_plain_name, read_json
-from converter.checkpoint.weights import PICKLE_SUFFIXES, WEIGHTS_SUFFIX, plain_name
+from converter.checkpoint.weights import holds_weights, plain_name
 from converter.conversion.release.manifest import (
     CARD_NAME,
     CONFIG_NAME,
@@ -26,14 +26,6 @@ from converter.conversion.release.manifest import (
 from converter.errors import MalformedCheckpoint, first_few, unreadable
 
 CODE_SUFFIX = ".py"
-#: Suffixes of weights, in the formats of all libraries.
-_WEIGHT_SUFFIXES = (
-    WEIGHTS_SUFFIX,
-    *PICKLE_SUFFIXES,
-    *(".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf", ".ot", ".pb", ".tflite"),
-)
-#: Indexes of shards in any of these formats, and the structure of a model of OpenVINO.
-_BESIDE_WEIGHTS = re.compile(r".+\.index(\.[^.]+)?\.json|openvino_.+\.xml")
 #: A model of transformers with an adapter has these files, too.
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 #: Names of files with the terms of a model, as repos on the Hub call them.
@@ -106,7 +98,7 @@ def _add_converted(selection: Selection, checkpoint: Checkpoint) -> None:
     for path, file in _files_below(checkpoint.folder):
         if file in used or file == checkpoint.index or path in _WRITTEN:
             continue
-        if _holds_weights(file.name) or file.name in _ADAPTER:
+        if holds_weights(file.name) or file.name in _ADAPTER:
             selection.unused.append(checkpoint.prefix + path)
         else:
             selection.files[checkpoint.prefix + path] = file
@@ -124,7 +116,7 @@ def _add_component(selection: Selection, component: PipelineComponent) -> None:
             is_renamed_index = component.variant and file.suffix == ".json"
             files = selection.indexes if is_renamed_index else selection.files
             files[f"{component.name}/{plain_name(path)}"] = file
-        elif component.is_model and _holds_weights(file.name) and file.name not in _ADAPTER:
+        elif component.is_model and holds_weights(file.name) and file.name not in _ADAPTER:
             selection.unused.append(name)
         else:
             selection.files[name] = file
@@ -133,7 +125,7 @@ def _add_component(selection: Selection, component: PipelineComponent) -> None:
 def _add_root(selection: Selection, pipeline: Path, components: set[str]) -> None:
     """Add the terms of the model, and code; the rest of a repo is not part of the model."""
     for path, file in _files_beside(pipeline, components):
-        if _holds_weights(file.name):
+        if holds_weights(file.name):
             selection.unused.append(path)
         elif path.endswith(CODE_SUFFIX) or ("/" not in path and TERMS.fullmatch(path)):
             selection.files[path] = file
@@ -145,11 +137,6 @@ def _missing_code(pipeline: Path) -> str:
         case [str(module), str()] if is_plain_name(module) and not (pipeline / f"{module}{CODE_SUFFIX}").is_file():
             return f"{module}{CODE_SUFFIX}"
     return ""
-
-
-def _holds_weights(name: str) -> bool:
-    """Whether a file in the folder of a model has weights, in the format of any library, or belongs to such a file."""
-    return name.endswith(_WEIGHT_SUFFIXES) or _BESIDE_WEIGHTS.fullmatch(name) is not None
 
 
 def _refuse_unreadable(error: OSError) -> None:
