@@ -28,12 +28,16 @@ LensconvError               exit 1: what was examined or made is not what it sho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import ClassVar
 
 #: Characters of a message or a hint.
 MESSAGE_LIMIT = 2000
+#: How many problems a check names, and how many files or patterns a note.
+NAMED_PROBLEMS = 3
+#: Characters of a problem or a note.
+TEXT_LIMIT = 500
 
 
 class LensconvError(Exception):
@@ -213,3 +217,9 @@ def printable(text: str, limit: int = 200) -> str:
         return safe
     head = limit // 2
     return f"{safe[:head]}…{safe[len(safe) - (limit - head - 1) :]}"
+
+
+def first_few(texts: Sequence[str]) -> str:
+    """The first of several texts, safe to show, and how many more there are."""
+    more = f"; and {len(texts) - NAMED_PROBLEMS} more" if len(texts) > NAMED_PROBLEMS else ""
+    return "; ".join(printable(text, TEXT_LIMIT) for text in texts[:NAMED_PROBLEMS]) + more

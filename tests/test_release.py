@@ -12,14 +12,19 @@ from typing import Any
 
 import pytest
 
-from converter import ConvertOptions, Recipe, convert, plan
+from converter import ConvertOptions, Recipe, convert, plan, verify
 from converter.checkpoint.source import open_checkpoint
 from converter.conversion.release.companions import find_companions
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
-from converter.errors import DiskError, MissingInput, OutputError
+from converter.conversion.release.selection import select_files
+from converter.errors import DiskError, MissingInput, OutputError, ReleaseError
+from converter.presentation.card.make_card import make_card
+from converter.publication.preflight import examine_release
 from converter.synthesis.synthesize import synthesize
-from tests.conftest import names_in, run_program, snapshot
+from tests.conftest import edit_json, list_file, names_in, run_program, snapshot
 from tests.reference import weight_files
+from tests.releases import write_card
+from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline, save_model
 
 
@@ -36,7 +41,8 @@ def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
     assert weight_files(tmp_path / "out" / "transformer") == component
     # safetensors leaves 0600, which a second name of the same file would keep.
     assert (tmp_path / "out" / "vae" / WEIGHTS).stat().st_mode & 0o777 == 0o644
-    assert not any(companion.can_share for companion in find_companions(open_checkpoint(source), (), Path("/proc")))
+    selection = select_files(open_checkpoint(source))
+    assert not any(companion.can_share for companion in find_companions(selection, Path("/proc")))
 
 
 def test_only_what_is_copied_needs_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +145,100 @@ def test_the_usual_files_of_a_checkpoint_may_be_replaced_without_a_manifest(tmp_
         refuse_what_is_no_checkpoint(tmp_path)
 
 
+STRAY = (
+    *(".DS_Store", ".ipynb_checkpoints/a.json", ".git/HEAD", ".gitattributes", ".cache/huggingface/download/a.lock"),
+    *("vae/.DS_Store", "vae/.ipynb_checkpoints/a.json", "vae/a.incomplete", "tokenizer/__pycache__/a.pyc"),
+    *("tokenizer/nested/.DS_Store", "tokenizer/nested/.ipynb_checkpoints/a.txt", "transformer/.DS_Store", "README.md"),
+)
+
+
+def add_stray_files(folder: Path) -> None:
+    for name in STRAY:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("stray")
+
+
+def test_stray_files_in_a_source_do_not_keep_a_release_from_being_published(tmp_path: Path) -> None:
+    source, release = make_pipeline(tmp_path / "source"), tmp_path / "out"
+    add_stray_files(source)
+    for overwrite in (False, True):
+        convert(source, release, options=ConvertOptions(overwrite=overwrite))
+        assert not {*STRAY} & {*snapshot(release)}
+        write_card(release, "Tiny")
+        # What file managers and editors leave in the release is neither published nor in the way, here or next time.
+        for name in (
+            "vae/.DS_Store",
+            "tokenizer/.ipynb_checkpoints/a",
+            ".cache/huggingface/a",
+            "vae/__pycache__/a.pyc",
+        ):
+            (release / name).parent.mkdir(parents=True, exist_ok=True)
+            (release / name).touch()
+        assert not {*STRAY} & {file.name for file in examine_release(release, "owner/tiny").files} - {"README.md"}
+        assert not any("does not list" in note for note in verify(release).notes)
+
+
+def test_the_hint_for_a_release_that_lists_stray_files_helps(tmp_path: Path) -> None:
+    """Releases of earlier versions list them."""
+    source = make_pipeline(tmp_path / "source")
+    release = convert_default(source, tmp_path / "out")
+    add_stray_files(source)
+    for name in (".DS_Store", "vae/.DS_Store", "tokenizer/.ipynb_checkpoints/a", "vae/.hidden"):
+        (release / name).parent.mkdir(exist_ok=True)
+        list_file(release, name, b"stray")
+    write_card(release, "Tiny")
+    with pytest.raises(ReleaseError) as caught:
+        examine_release(release, "owner/tiny")
+    assert caught.value.hint == "Convert again; lensconv leaves such files behind now."
+    assert "missing" not in caught.value.message
+    assert verify(release, checksums=True).ok
+    convert(source, release, options=ConvertOptions(overwrite=True))
+    write_card(release, "Tiny")
+    examine_release(release, "owner/tiny")
+
+
+def test_code_comes_along_and_is_not_run(tiny_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import dynamic_modules_utils
+
+    import converter.lens  # noqa: F401 - diffusers does not know the classes of Lens, nor SDNQ
+
+    source, release = shutil.copytree(tiny_repo, tmp_path / "source"), tmp_path / "out"
+    edit_json(source / "model_index.json", _class_name=["pipeline_lens", "CustomPipeline"])
+    base = "from converter.models.lens.pipeline import LensPipeline\nfrom .parts.names import NAME\n"
+    (source / "parts").mkdir()
+    (source / "parts" / "names.py").write_text("NAME = 'own'\n")
+    (source / "pipeline_lens.py").write_text(f"{base}class CustomPipeline(LensPipeline):\n    own_name = NAME\n")
+    (planned,) = plan(source).notes
+    said = Notes()
+    convert(source, release, reporter=said)
+    names = "parts/names.py; pipeline_lens.py; loaders run it with trust_remote_code=True"
+    assert said.texts == [f"Note: {planned}."] == [f"Note: code is copied, and was not run: {names}."]
+    assert f"contains code, which was not run: {names}" in verify(release, load=True).notes
+    make_card(release)
+    assert (
+        "code of the source model, which was copied and not run: `parts/names.py`, `pipeline_lens.py`"
+        in (release / "README.md").read_text()
+    )
+    monkeypatch.setattr(dynamic_modules_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for folder in (source, release):
+        pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+        assert pipeline.own_name == "own"
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            DiffusionPipeline.from_pretrained(folder)
+    (source / "pipeline_lens.py").unlink()
+    assert "model_index.json names the code pipeline_lens.py, which does not exist" in plan(source).notes
+
+
+def test_the_card_links_the_license_that_came_along(release: Path) -> None:
+    for name in ("LICENSE.md", "USE_POLICY.md", "vae/license.txt"):
+        list_file(release, name, b"terms")
+    make_card(release)
+    text = (release / "README.md").read_text()
+    assert r"The terms of the source model are in [LICENSE.md](LICENSE.md), [USE\_POLICY.md](USE\_POLICY.md)." in text
+
+
 def test_a_source_behind_links_is_not_overwritten(tmp_path: Path) -> None:
     real = save_model(tmp_path / "real", "LensTransformer2DModel")
     linked, repo = tmp_path / "linked", tmp_path / "repo"
@@ -162,7 +262,7 @@ def test_a_single_file_comes_alone(lens_source: Path, tmp_path: Path) -> None:
     assert "passwords.txt" not in snapshot(tmp_path / "downloads" / "out")
     # Nor does a folder that no config makes a component.
     (tmp_path / "downloads" / "config.json").unlink()
-    assert find_companions(open_checkpoint(tmp_path / "downloads"), (), tmp_path) == []
+    assert not select_files(open_checkpoint(tmp_path / "downloads")).files
     expected = weight_files(convert_default(lens_source, tmp_path / "expected"))
     assert weight_files(tmp_path / "downloads" / "out") == expected
 

@@ -15,6 +15,7 @@ from typing import Any
 from converter.checkpoint.file_kinds import KIND_BYTES, foreign_kind
 from converter.checkpoint.footprint import ComponentFootprint
 from converter.checkpoint.header import Header, file_stamp, read_header
+from converter.checkpoint.ignored import is_ignored
 from converter.checkpoint.loaders import LOADER_STEMS, has_weights, opened_weights, possible_loaders
 from converter.checkpoint.source import (
     PIPELINE_INDEX,
@@ -31,7 +32,7 @@ from converter.errors import FileError, MalformedCheckpoint, MissingInput, unrea
 #: Smallest file on the Hub that can hold a component's weights; a pointer of git LFS has about 130 bytes.
 _LEAST_REMOTE_BYTES = 1024
 #: Classes of diffusers that read further folders: NAME_1, NAME_2 and so on.
-_SEVERAL_MODELS = ("MultiControlNetModel", "MultiAdapter")
+_SEVERAL_MODELS = ("MultiControlNetModel", "MultiControlNetUnionModel", "MultiAdapter")
 #: What the loader of a scheduler opens. Tokenizers and processors have files of many names.
 _SCHEDULER_CONFIG = "scheduler_config.json"
 _DOWNLOAD = "Download it again."
@@ -238,7 +239,7 @@ class _Examination:
 def _file_names(folder: Path) -> list[str]:
     if not _holds(folder.is_dir):
         raise MissingInput(folder, f"no such folder, though {PIPELINE_INDEX} names it", _WHOLE)
-    entries = list_folder(folder)
+    entries = [entry for entry in list_folder(folder) if not is_ignored(entry.name)]
     if not entries:
         raise MissingInput(folder, f"contains nothing, though {PIPELINE_INDEX} names it", _WHOLE)
     return [entry.name for entry in entries if _holds(entry.is_file)]

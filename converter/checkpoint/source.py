@@ -17,6 +17,7 @@ from typing import Any
 from converter.checkpoint.absent import no_weights, pickle_error
 from converter.checkpoint.files import read_bounded
 from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
+from converter.checkpoint.ignored import is_ignored
 from converter.checkpoint.index import compare_index
 from converter.checkpoint.prefixes import shared_prefix
 from converter.checkpoint.weights import PICKLE_SUFFIXES, WEIGHT_STEMS, WEIGHTS_SUFFIX, WeightNames, find_weights
@@ -272,7 +273,7 @@ def _choose_weights(
     folder: Path, config: Mapping[str, Any], variant: str | None
 ) -> tuple[WeightNames, list[str], dict[str, str]]:
     """Choose the weights of a folder: their names, their files, and what the index maps."""
-    names = [file.name for file in list_folder(folder)]
+    names = [file.name for file in list_folder(folder) if not is_ignored(file.name)]
     # Each library looks only for its own stem; where there is no config, it is most likely diffusers.
     stems = WEIGHT_STEMS[::-1] if "architectures" in config else WEIGHT_STEMS
     found = find_weights(names, variant, stems)

@@ -22,6 +22,10 @@ FOREIGN_SUFFIXES = (".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".tflite")
 #: Suffix of weights in PyTorch's own format, as both libraries write them.
 PICKLED_SUFFIX = ".bin"
 INDEX_SUFFIX = ".safetensors.index.json"
+#: Suffixes of weights in the formats of other libraries.
+_OTHER_SUFFIXES = (".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf", ".ot", ".pb", ".tflite")
+#: Indexes of shards in any format, and the structure of a model of OpenVINO.
+_BESIDE_WEIGHTS = re.compile(r".+\.index(\.[^.]+)?\.json|openvino_.+\.xml")
 _STEM, _SUFFIX = r"(?:diffusion_pytorch_model|pytorch_model|model)", r"\.(?:safetensors|bin)"
 #: Names of the files of a variant; the first group of each is the variant.
 _VARIANT_NAMES = tuple(
@@ -119,6 +123,12 @@ def plain_name(name: str) -> str:
     """The name of a weight file or an index without its variant."""
     match = _match_variant(name)
     return name[: match.start(1) - 1] + name[match.end(1) :] if match else name
+
+
+def holds_weights(name: str) -> bool:
+    """Whether a file has weights by its name, in the format of any library, or belongs to such a file."""
+    is_weights = name.endswith((WEIGHTS_SUFFIX, *PICKLE_SUFFIXES, *_OTHER_SUFFIXES))
+    return is_weights or _BESIDE_WEIGHTS.fullmatch(name) is not None
 
 
 def is_weight_name(name: str) -> bool:

@@ -28,7 +28,7 @@ from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.preflight import check_space, existing_parent, refuse_overlap
 from converter.conversion.preview import foresee
 from converter.conversion.recipe.recipe import Recipe
-from converter.conversion.release.companions import Companion, bring_companion, find_companions, plain_indexes
+from converter.conversion.release.companions import bring_companion, find_companions, plain_index
 from converter.conversion.release.manifest import (
     CONFIG_NAME,
     MANIFEST_NAME,
@@ -40,6 +40,7 @@ from converter.conversion.release.manifest import (
 )
 from converter.conversion.release.record import conversion_manifest, quantization_summary
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
+from converter.conversion.release.selection import Selection, select_files
 from converter.conversion.report import ConvertReport, published_report
 from converter.conversion.request import Request, open_request
 from converter.errors import (
@@ -143,12 +144,13 @@ def _release(
     _refuse_misread(request, answer)
     budget = memory_budget(work, request.options.memory)
     parent = existing_parent(staging.output)
-    companions = find_companions(request.checkpoint, request.others, parent)
+    selection = select_files(request.checkpoint, request.others)
+    companions = find_companions(selection, parent)
     check_space(staging, parent, work.layout, companions, times=2 if request.recipe.is_data_dependent else 1)
     staging.open()
     content = work.content
     finished = staging.resume(content, restart=request.options.restart)
-    for note in foresee(request, answer.plan):
+    for note in foresee(request, answer.plan, selection):
         reporter.note(f"Note: {note}.")
     with _discarding(staging, reporter, resumed=bool(finished)):
         bytes_read = 0
@@ -174,7 +176,7 @@ def _release(
                 bytes_read += outcome.bytes_read
             answer = actual
         request.refuse_changed()
-        files = _write_release(request, staging, replace(work, plan=answer.plan), companions, outcome, reporter)
+        files = _write_release(request, staging, replace(work, plan=answer.plan), selection, outcome, reporter)
         # The other components have been copied since.
         request.refuse_changed()
         staging.publish()
@@ -230,7 +232,7 @@ def _write_release(
     request: Request,
     staging: Staging,
     work: Work,
-    companions: list[Companion],
+    selection: Selection,
     outcome: Outcome,
     reporter: Reporter,
 ) -> tuple[ReleaseFile, ...]:
@@ -246,10 +248,11 @@ def _write_release(
         component.append(write_file(folder, prefix + QUANTIZATION_CONFIG_NAME, encode_json(plan.quantization_config)))
         if layout.index:
             component.append(write_file(folder, prefix + layout.index_name, layout.index))
+        companions = find_companions(selection, folder)
         total = sum(companion.bytes for companion in companions)
         with reporter.progress("other components", total) as progress:
             others = [bring_companion(companion, folder, progress) for companion in companions]
-        others += [write_file(folder, name, content) for name, content in plain_indexes(request.others)]
+        others += [write_file(folder, name, plain_index(index)) for name, index in selection.indexes.items()]
         summary = quantization_summary(plan, checkpoint, component)
         summary_content = (json.dumps(summary, indent=2) + "\n").encode()
         files = [*component, *others, write_file(folder, SUMMARY_NAME, summary_content)]

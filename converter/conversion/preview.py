@@ -18,7 +18,7 @@ from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.recipe.recipe import Recipe
-from converter.conversion.release.companions import find_companions
+from converter.conversion.release.selection import Selection, select_files
 from converter.conversion.request import Request, open_request
 from converter.errors import printable
 from converter.hub.addresses import is_address, parse_address
@@ -150,8 +150,7 @@ def _plan(
 
     request = open_request(source, recipe, options, reads_headers=reads_headers)
     checkpoint = request.checkpoint
-    # A conversion refuses what it cannot bring along.
-    find_companions(checkpoint, request.others, checkpoint.folder)
+    selection = select_files(checkpoint, request.others)
     made = plan_with_sdnq(checkpoint, request.recipe)
     work = make_work(request, made)
     return PlanReport(
@@ -168,7 +167,7 @@ def _plan(
             options,
             has_planner=options.is_on_cpu and predict_plan(checkpoint, request.recipe) is not None,
         ),
-        notes=foresee(request, made),
+        notes=foresee(request, made, selection),
         other_components=footprints(request.others),
     )
 
@@ -208,8 +207,14 @@ def _listed(layout: Layout, checkpoint: Checkpoint) -> tuple[tuple[str, int], ..
     return tuple(files)
 
 
-def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
-    """What a user should know before a conversion, besides sizes."""
+def foresee(request: Request, plan: Plan, selection: Selection) -> tuple[str, ...]:
+    """What a user should know before a conversion, besides sizes.
+
+    Args:
+        request: what to convert.
+        plan: what it becomes.
+        selection: the files of the source that come along.
+    """
     recipe, checkpoint = request.recipe, request.checkpoint
     notes = []
     if plan.assumed_config:
@@ -239,9 +244,7 @@ def foresee(request: Request, plan: Plan) -> tuple[str, ...]:
         notes.append("the last bits of an SVD depend on the number of threads, which OMP_NUM_THREADS sets")
     if plan.has_misread_scales:
         notes.append(MISREAD_SCALES + ("" if request.options.force else "; convert refuses this without --force"))
-    notes += _about_others(request)
-    notes += [f"{file.name} is not part of the checkpoint and is ignored" for file in checkpoint.stray_files]
-    return tuple(notes)
+    return (*notes, *_about_others(request), *selection.notes)
 
 
 def _about_others(request: Request) -> Iterator[str]:

@@ -11,13 +11,14 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from converter.checkpoint.ignored import DOWNLOAD_RECORDS, is_litter
 from converter.checkpoint.weights import WEIGHTS_SUFFIX
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, STATE_FOLDER, ReleaseFile
 from converter.errors import unreadable
 from converter.hub.records import MAXIMUM_FILES
 
 #: Hidden folders that are never published: lensconv's notes, git's own folder, and the download records of the Hub.
-_IGNORED_FOLDERS = (STATE_FOLDER, ".git", ".cache/huggingface")
+_IGNORED_FOLDERS = (STATE_FOLDER, ".git", DOWNLOAD_RECORDS)
 _LINK = "is a link"
 #: From the Hub's table of storage limits: it refuses larger files, and advises to split those above the second size.
 MAXIMUM_FILE_BYTES = 200 * 10**9
@@ -25,6 +26,8 @@ ADVISED_FILE_BYTES = 50 * 10**9
 #: What to do about a file that should not be there, about a link, and about one that is not what the manifest says.
 _MOVE, _UNLINK = "Move such files out of the release folder.", "Replace links with what they lead to."
 _REPLACE = "Convert again, or download the release again."
+#: Earlier versions of lensconv brought hidden files along and listed them.
+_RENEW = "Convert again; lensconv leaves such files behind now."
 _ADOPT = f"If you edited {CARD_NAME} on purpose, run `lensconv card RELEASE --adopt`; otherwise make the card again."
 
 
@@ -39,13 +42,26 @@ def find_faults(root: Path, listed: Mapping[str, ReleaseFile]) -> Iterator[tuple
         MissingInput: a folder cannot be read.
     """
     found: dict[str, int] = {}
+    refused: list[str] = []
     for name, status in _walk(root, ""):
-        if isinstance(status, str):
-            yield f"{name} {status}", _UNLINK if status == _LINK else _MOVE
-        else:
-            found[name] = status
+        if isinstance(status, int):
+            if name in listed or not is_litter(name):
+                found[name] = status
+            continue
+        is_listed = any(_is_within(other, name) for other in listed)
+        if is_listed or not is_litter(name):
+            refused.append(name)
+            yield f"{name} {status}", _UNLINK if status == _LINK else _RENEW if is_listed else _MOVE
+    missing = {*listed, MANIFEST_NAME} - found.keys()
+    for name in sorted(name for name in missing if not any(_is_within(name, other) for other in refused)):
+        yield f"{name} is missing, or is not a regular file", _REPLACE
     yield from _name_faults(found, listed)
     yield from _size_faults(found, listed)
+
+
+def _is_within(name: str, other: str) -> bool:
+    """Whether a path is another path, or below it."""
+    return f"{name}/".startswith(f"{other}/")
 
 
 def replace_hint(name: str) -> str:
@@ -100,8 +116,6 @@ def _name_faults(found: Mapping[str, int], listed: Mapping[str, ReleaseFile]) ->
     # The Hub writes this file into each new repo, so downloaded folders contain it.
     for name in sorted(found.keys() - expected - {".gitattributes"}):
         yield f"{name} is not in the manifest", _MOVE
-    for name in sorted(expected - found.keys()):
-        yield f"{name} is missing, or is not a regular file", _REPLACE
     if CARD_NAME not in expected:
         yield f"{CARD_NAME} is not in the manifest: the release has no card", "Make a card with `lensconv card`."
     if len(expected) > MAXIMUM_FILES:

@@ -12,12 +12,11 @@ from pathlib import Path
 from converter.checkpoint.header import parse_json_object
 from converter.console import Reporter
 from converter.conversion.release.manifest import MANIFEST_NAME, names_in
-from converter.errors import HubError, MalformedCheckpoint
+from converter.errors import HubError, MalformedCheckpoint, first_few
 from converter.hub.remote import RemoteRepo
 from converter.hub.shadow import MAXIMUM_SMALL_BYTES
 from converter.publication.files import Difference, PublishedFile, compare, other_files
 from converter.verification.beside import dangers
-from converter.verification.report import first_few
 
 _HINT = (
     "Delete such files on the repo's page, or publish with --prune, which deletes all that are not of the release; "

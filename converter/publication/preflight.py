@@ -12,14 +12,13 @@ from converter.checkpoint.header import read_header
 from converter.checkpoint.weights import WEIGHTS_SUFFIX
 from converter.console import SILENT, Reporter
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, Manifest, ReleaseFile, read_manifest
-from converter.errors import FileError, MissingInput, ReleaseError, unreadable
+from converter.errors import FileError, MissingInput, ReleaseError, first_few, unreadable
 from converter.publication.files import PublishedFile, file_stamp, hash_files, noted_files
 from converter.publication.folder import advice, find_faults, replace_hint
 from converter.publication.secrets import find_secrets
 from converter.verification.audit import Audit
 from converter.verification.checks import check_headers
 from converter.verification.components import other_components
-from converter.verification.report import first_few
 
 #: Bytes of a file that are searched for secrets; tokenizers are the longest texts, with about 30 MB.
 _SEARCHED_BYTES = 64 << 20
@@ -27,6 +26,7 @@ _SEARCHED_BYTES = 64 << 20
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SOURCE_HINT = "Download the source again, then convert it again."
 _CARD_HINT = "Make the card again with `lensconv card`, or correct it and list it with `lensconv card --adopt`."
+_SECRET_HINT = "Remove it where the file comes from and make the release again. Revoke it where it was issued."  # noqa: S105
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def examine_release(
         )
     faults = dict(find_faults(root, manifest.files))
     _refuse(root, faults, " ".join(dict.fromkeys(filter(None, faults.values()))))
-    _refuse(root, _secrets_in(root, (*manifest.files, MANIFEST_NAME)), "Remove it, and revoke it where it was issued.")
+    _refuse(root, _secrets_in(root, (*manifest.files, MANIFEST_NAME)), _SECRET_HINT)
     card_advice = _check_card(root, manifest, repository)
     weight_faults = list(_weight_faults(root, manifest))
     _refuse(root, [fault for fault, is_inherited in weight_faults if is_inherited], _SOURCE_HINT)

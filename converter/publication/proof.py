@@ -8,10 +8,9 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from converter.console import SILENT, Progress, Reporter
-from converter.errors import HubError
+from converter.errors import HubError, first_few
 from converter.hub.remote import RemoteRepo
 from converter.publication.files import PublishedFile, changed_error, compare, describe
-from converter.verification.report import first_few
 
 #: Bytes that are always read back as whole files, the shortest files first.
 _WHOLE_BYTES = 256 << 20

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from converter.console import SILENT, Reporter, readable_size
 from converter.conversion.release.manifest import CARD_NAME
-from converter.errors import HubError, MissingObject, UsageError
+from converter.errors import HubError, MissingObject, UsageError, first_few
 from converter.hub.addresses import check_repo_id
 from converter.hub.client import bounded_hub, quiet_hub
 from converter.hub.failures import LATER_HINT, XET_HINT
@@ -28,7 +28,6 @@ from converter.publication.proof import ReadBack, prove_bytes, prove_records
 from converter.publication.receipt import RECEIPT_NAME, Receipt, is_proven, write_receipt
 from converter.publication.session import HubSession, RemoteRefs
 from converter.publication.upload import upload
-from converter.verification.report import first_few
 
 #: Files of at least this size are hashed while they are uploaded, if they were never hashed: reading them once more
 #: would take a fifth of the time of sending them to a near Hub.

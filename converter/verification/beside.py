@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable
 
 from converter.checkpoint.source import PIPELINE_INDEX
-from converter.checkpoint.weights import PICKLE_SUFFIXES, WEIGHTS_SUFFIX
+from converter.checkpoint.weights import holds_weights
 
-#: Suffixes of weights that diffusers, transformers or other libraries load from the folder of a model.
-_LOADED_SUFFIXES = (WEIGHTS_SUFFIX, *PICKLE_SUFFIXES, ".msgpack", ".h5", ".onnx", ".gguf")
-#: Indexes of shards, with the name of a variant at one place or the other.
-_INDEX = re.compile(r".+\.index(\.[^.]+)?\.json")
 #: transformers adds an adapter to a model without being asked, and diffusers loads what this index names.
 _LOADED_NAMES = ("adapter_config.json", PIPELINE_INDEX)
 
@@ -50,4 +45,4 @@ def _parents(name: str) -> list[str]:
 
 
 def _is_loaded(name: str) -> bool:
-    return name.endswith(_LOADED_SUFFIXES) or name in _LOADED_NAMES or _INDEX.fullmatch(name) is not None
+    return holds_weights(name) or name in _LOADED_NAMES

@@ -7,8 +7,10 @@ from math import prod
 from pathlib import Path
 
 from converter.checkpoint.checksum import file_sha256
+from converter.checkpoint.ignored import is_ignored
 from converter.console import Progress
 from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, QUANTIZATION_CONFIG_NAME, Manifest
+from converter.conversion.release.selection import CODE_SUFFIX
 from converter.models.lens.layout import CLASS_NAME
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_options
@@ -60,13 +62,16 @@ def files_below(root: Path) -> dict[str, int]:
 
 
 def visible_files(root: Path) -> dict[str, int]:
-    """The same without hidden files and folders, in which tools keep their own records."""
-    return {name: size for name, size in files_below(root).items() if not is_hidden(name)}
+    """The same without files that no loader reads, in which tools keep their own records."""
+    return {name: size for name, size in files_below(root).items() if not is_ignored(name)}
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a path inside a release is of a hidden file, or of a file in a hidden folder."""
-    return "/." in f"/{name}"
+def code_files(audit: Audit) -> list[str]:
+    """Files with code that loaders may run, by path inside the checkpoint; of a single file, those beside it are not
+    its own."""
+    if audit.checkpoint.is_single_file:
+        return []
+    return sorted(name for name in visible_files(audit.root) if name.endswith(CODE_SUFFIX))
 
 
 def file_size(file: Path) -> int | None:

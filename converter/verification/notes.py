@@ -11,11 +11,11 @@ from converter.checkpoint.source import read_json
 from converter.checkpoint.weights import WEIGHT_STEMS
 from converter.conversion.planning.patterns import is_judged
 from converter.conversion.planning.rules import MISREAD_SCALES, has_misread_scales, named_dtype, option_of
+from converter.errors import first_few
 from converter.models.lens.layout import CLASS_NAME, lens_family
 from converter.verification.audit import Audit
 from converter.verification.configuration import shown
-from converter.verification.manifest import unlisted_files
-from converter.verification.report import first_few
+from converter.verification.manifest import code_files, unlisted_files
 
 
 def unusual(audit: Audit, *, is_compared: bool) -> Iterator[str]:
@@ -101,6 +101,8 @@ def _about_files(audit: Audit) -> Iterator[str]:
         total = metadata.get("total_size") if isinstance(metadata, dict) else None
         if total != checkpoint.total_bytes:
             yield f"the index says {shown(total)} bytes, the tensors take {checkpoint.total_bytes}"
+    if code := code_files(audit):
+        yield f"contains code, which was not run: {first_few(code)}; loaders run it with trust_remote_code=True"
     if not checkpoint.config:
         yield "no config.json next to the weights"
     elif checkpoint.stem not in WEIGHT_STEMS:

@@ -14,6 +14,7 @@ from pathlib import Path
 from huggingface_hub.utils.sha import git_hash
 
 from converter.checkpoint.checksum import file_sha256
+from converter.checkpoint.ignored import is_ignored
 from converter.console import Progress
 from converter.conversion.release.manifest import Manifest, ReleaseFile
 from converter.errors import MissingInput, UsageError
@@ -21,7 +22,7 @@ from converter.hub.records import RemoteFile
 from converter.hub.remote import RemoteRepo
 from converter.hub.shadow import Shadow
 from converter.verification.beside import dangers
-from converter.verification.manifest import is_hidden, visible_files
+from converter.verification.manifest import visible_files
 from converter.verification.report import Check, VerifyReport, list_problems
 
 #: Bytes of small files that are read for their sha256 alone. Files beyond this limit are compared by size.
@@ -125,7 +126,7 @@ def check_local(
         listed: names in the manifest of the repo, which other files may stay beside; None if it has no manifest.
         progress: counts the bytes that have been read.
     """
-    remote = {path: file for path, file in repo.files.items() if not is_hidden(path)}
+    remote = {path: file for path, file in repo.files.items() if not is_ignored(path)}
     others = {name for name in remote.keys() - sizes.keys() if listed is not None and name not in listed}
     wrong = dangers(others, sizes)
     problems = [f"{name} {fault}" for name, fault in sorted(wrong.items())]

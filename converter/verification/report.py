@@ -7,12 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from converter.checkpoint.footprint import ComponentFootprint
-from converter.errors import printable
+from converter.errors import TEXT_LIMIT, first_few, printable
 
-#: How many problems a check names, and how many files or patterns a note.
-NAMED_PROBLEMS = 3
-#: Characters of a problem or a note.
-TEXT_LIMIT = 500
 #: Names of checks for people, where they differ from those in the report.
 _TITLES = {
     "config of the source": "config matches the source",
@@ -42,12 +38,6 @@ def list_problems(name: str, problems: Sequence[str], good: str) -> Check:
     Both may contain names from files: they are made safe to show.
     """
     return Check(name, not problems, first_few(problems) if problems else printable(good, TEXT_LIMIT))
-
-
-def first_few(texts: Sequence[str]) -> str:
-    """The first of several texts, safe to show, and how many more there are."""
-    more = f"; and {len(texts) - NAMED_PROBLEMS} more" if len(texts) > NAMED_PROBLEMS else ""
-    return "; ".join(printable(text, TEXT_LIMIT) for text in texts[:NAMED_PROBLEMS]) + more
 
 
 @dataclass(frozen=True)

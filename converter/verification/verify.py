@@ -23,7 +23,7 @@ from converter.conversion.planning.plan import Plan
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.recipe.recipe import Recipe, find_recipe
 from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME
-from converter.errors import InputError, UsageError, printable
+from converter.errors import TEXT_LIMIT, InputError, UsageError, printable
 from converter.hub.addresses import HubAddress, is_address, parse_address
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.verification.audit import Audit
@@ -32,7 +32,7 @@ from converter.verification.components import check_components, other_components
 from converter.verification.configuration import differing_options
 from converter.verification.manifest import check_sums, files_below
 from converter.verification.notes import unusual
-from converter.verification.report import TEXT_LIMIT, Check, VerifyReport, list_problems
+from converter.verification.report import Check, VerifyReport, list_problems
 
 
 def verify(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from converter.checkpoint.ignored import is_litter
 from converter.checkpoint.source import PIPELINE_INDEX, pipeline_components
 from converter.checkpoint.weights import INDEX_SUFFIX, WEIGHTS_SUFFIX
 from converter.conversion.release.manifest import (
@@ -35,9 +36,13 @@ def refuse_what_is_no_checkpoint(output: Path) -> None:
     Raises:
         OutputError: a file in the folder does not belong to a checkpoint, or the folder contains no weights.
     """
-    # Notes about the old release are deleted with it.
+    # Notes about the old release are deleted with it, and so is what programs left there for themselves.
     noted = output / STATE_FOLDER
-    files = sorted(file for file in output.rglob("*") if not file.is_dir() and noted not in file.parents)
+    files = sorted(
+        file
+        for file in output.rglob("*")
+        if not file.is_dir() and noted not in file.parents and not is_litter(file.relative_to(output).as_posix())
+    )
     if files and not any(file.suffix == WEIGHTS_SUFFIX for file in files):
         raise OutputError(f"{output}: contains no checkpoint, and --overwrite replaces only checkpoints")
     known = {*_CHECKPOINT_FILES}

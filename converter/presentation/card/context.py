@@ -147,6 +147,8 @@ def _describe_release(release: CardRelease) -> dict[str, Any]:
         "source_dtypes": release.source_dtypes,
         "kept_dtypes": release.kept_dtypes,
         "skip_patterns": release.skip_patterns,
+        "terms": release.terms,
+        "code": release.code,
         "quantized": to_markdown(release_tables.families_table(release)),
         "components": to_markdown(release_tables.components_table(release)) if release.others else None,
         "matmul": bool(release.audit.config.get("use_quantized_matmul")),

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from converter.checkpoint.writer import folder_inside, replace_file
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, ReleaseFile, describe_file
-from converter.errors import MissingInput, ReleaseError, UsageError, reason_of
+from converter.errors import MissingInput, ReleaseError, UsageError, first_few, reason_of
 from converter.hub.addresses import is_repo_id
 from converter.measurement.evidence.names import MATRIX_NAME, OFFLOAD_NAME, ORIGINAL
 from converter.presentation.card.additions import collect_additions
@@ -28,7 +28,6 @@ from converter.presentation.card.options import CardOptions
 from converter.presentation.card.pictures import find_pictures
 from converter.presentation.card.prompt_texts import find_prompt_texts
 from converter.presentation.card.release import CardRelease, read_release
-from converter.verification.report import first_few
 
 _TAGS = ("sdnq", "quantized", "static-quantization", "4-bit precision")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

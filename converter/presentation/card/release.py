@@ -13,6 +13,7 @@ from converter.checkpoint.components import footprints
 from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, whole_footprint
 from converter.checkpoint.source import PIPELINE_INDEX, pipeline_components, read_json
 from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, SUMMARY_NAME, Manifest, read_manifest
+from converter.conversion.release.selection import CODE_SUFFIX, TERMS
 from converter.errors import InputError, MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
 from converter.measurement.evidence.units import LOADED_BYTES
 from converter.models.lens.layout import CLASS_NAME
@@ -69,6 +70,16 @@ class CardRelease:
     def written(self) -> dict[str, str]:
         """sha256 of the files that ``convert`` wrote, by path."""
         return {name: file.sha256 for name, file in self.manifest.files.items() if name not in self.added}
+
+    @property
+    def terms(self) -> list[str]:
+        """Files of the source with the terms of the model, such as LICENSE."""
+        return [name for name in self.written if "/" not in name and TERMS.fullmatch(name)]
+
+    @property
+    def code(self) -> list[str]:
+        """Files of the source with code."""
+        return [name for name in self.written if name.endswith(CODE_SUFFIX)]
 
     @property
     def added(self) -> tuple[str, ...]:
