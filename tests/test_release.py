@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,7 @@ from converter.conversion.release.companions import find_companions
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
 from converter.errors import DiskError, MissingInput, OutputError
 from converter.synthesis.synthesize import synthesize
-from tests.conftest import names_in, run_program, snapshot
+from tests.conftest import names_in, snapshot
 from tests.reference import weight_files
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline, save_model
 
@@ -180,11 +179,3 @@ def test_a_component_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(MissingInput, match="nested: Permission denied"):
         convert(source, tmp_path / "out")
-
-
-def test_more_shards_than_files_that_may_be_open(lens_source: Path, tmp_path: Path) -> None:
-    command = f"ulimit -n 64; {sys.executable} -m converter convert {lens_source} {tmp_path}/out --max-shard-size 1"
-    done = run_program("sh", "-c", command)
-    assert done.returncode == 3
-    assert "ulimit -n" in done.stderr
-    assert names_in(tmp_path) == []

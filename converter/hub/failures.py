@@ -8,7 +8,6 @@ recognised here.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import socket
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from converter.errors import DiskError, HubError, LensconvError, UsageError, printable, reason_of
+from converter.errors import FULL_DISK, DiskError, HubError, LensconvError, UsageError, lacking, printable, reason_of
 from converter.hub.proxies import http_library, malformed_proxy
 from converter.libraries import missing_package
 
@@ -92,9 +91,6 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionResetError, "it closed the connection"),
     (TimeoutError, "it does not answer in time"),
 )
-
-#: Error numbers of a disk, or a share of one, that is full.
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 #: Classes of httpx and httpx2 for requests without an answer.
 NO_ANSWER = {"TimeoutException", "NetworkError", "RemoteProtocolError"}
@@ -182,6 +178,9 @@ def _system_failure(what: str, error: BaseException) -> LensconvError | None:
     where = f"{printable(str(error.filename))}: " if error.filename is not None else ""
     if error.errno in FULL_DISK:
         return DiskError(f"{what}: {where}{reason_of(error)}", "Free some space, or set HF_HOME to another disk.")
+    lack = lacking(error, what)
+    if lack is not None:
+        return lack
     if error.filename is not None:
         return HubError(f"{what}: {where}{reason_of(error)}", "Check the path; HF_HOME sets where the cache is.")
     return None
