@@ -40,7 +40,7 @@ from converter.conversion.release.manifest import (
     write_file,
 )
 from converter.conversion.release.record import conversion_manifest, quantization_summary
-from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
+from converter.conversion.release.replacing import REPLACING_CHECKPOINTS
 from converter.conversion.report import ConvertReport, published_report
 from converter.conversion.request import Request, open_request
 from converter.errors import (
@@ -85,8 +85,8 @@ def convert(
         from converter.conversion.kernels.sdnq import open_device
 
         open_device(request.options.device)
-    refuse_replacing = refuse_what_is_no_checkpoint if request.options.overwrite else None
-    with Staging(output, request.identity(), refuse_replacing) as staging:
+    replacing = REPLACING_CHECKPOINTS if request.options.overwrite else None
+    with Staging(output, request.identity(), replacing) as staging:
         if staging.was_published:
             staging.open()
             staging.discard()
