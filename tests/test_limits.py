@@ -89,3 +89,52 @@ def test_what_the_machine_lacks_is_not_a_fault_of_the_input(
     outcome = call("verify", "x", "--json")
     assert (outcome.code, outcome.result["error"]["type"]) == (3, kind.__name__)
     assert hint in outcome.result["error"]["hint"]
+
+
+#: A command whose control groups are files of the test.
+IN_GROUP = """
+import sys
+from pathlib import Path
+from converter import memory
+root = Path(sys.argv[1])
+memory._OWN_CGROUP, memory._CGROUPS, memory._MEMINFO = root / "own", root, root / "meminfo"
+from converter.cli.main import main
+main(sys.argv[2:])
+"""
+#: The files of two groups, one in the other, in both versions of control groups; the outer one has the lower limit.
+GROUPS = {
+    "0::/a/b\n": ("memory.max", "memory.current", ""),
+    "0::/\n4:memory:/a/b\n": ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory/"),
+}
+WORDS = {
+    "convert": "this conversion takes at least ",
+    "plan": "importing torch and the libraries that it works with takes at least 262.0 MB",
+    "generate": "importing torch and the libraries that it works with takes at least 330.0 MB",
+}
+
+
+@pytest.mark.parametrize("own", GROUPS)
+@pytest.mark.parametrize("name", WORDS)
+def test_work_that_a_control_group_would_kill_is_refused(
+    own: str, name: str, tiny_release: Path, lens_source: Path, tmp_path: Path
+) -> None:
+    limit, usage, prefix = GROUPS[own]
+    for group, size in (("a/b", 900_000_000), ("a", 235_000_000)):
+        folder = tmp_path / "groups" / f"{prefix}{group}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in ((limit, f"{size}"), (usage, "30000000"), ("memory.stat", "file 0\ntotal_cache 0\n")):
+            (folder / file).write_text(text)
+    (tmp_path / "groups" / "own").write_text(own)
+    (tmp_path / "groups" / "meminfo").write_text("MemAvailable: 9000000 kB\nSwapFree: 0 kB\n")
+    output = tmp_path / "out.png"
+    arguments = {
+        "convert": (lens_source, output),
+        "plan": (lens_source,),
+        "generate": (tiny_release, "--prompt", "x", "--out", output),
+    }[name]
+    done = run_python(IN_GROUP, tmp_path / "groups", name, *arguments)
+    assert done.returncode == 3, done.stderr
+    place = tmp_path / "groups" / f"{prefix}a" / limit
+    assert done.stderr.startswith(f"error: {WORDS[name]}")
+    assert f", but only 205.0 MB are free ({place} allows 235.0 MB)" in done.stderr
+    assert names_in(tmp_path) == ["groups"]

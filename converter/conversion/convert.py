@@ -27,7 +27,7 @@ from converter.conversion.planner_process import PlanAnswer, PlannerProcess, pla
 from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.preflight import check_space, existing_parent, refuse_overlap
-from converter.conversion.preview import foresee
+from converter.conversion.preview import foresee, pieces_bytes
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.release.companions import Companion, bring_companion, find_companions
 from converter.conversion.release.manifest import (
@@ -53,7 +53,12 @@ from converter.errors import (
     UnsupportedCheckpoint,
 )
 from converter.libraries import is_loaded
-from converter.memory import peak_rss_bytes
+from converter.memory import peak_rss_bytes, require_free_memory
+
+#: Memory, besides that for pieces, without which a conversion ends in a kill while SDNQ plans, in bytes: the least that
+#: was measured with the versions in constraints.txt, rounded down. The predicted peak counts more: pages of libraries,
+#: which the system can drop, and two processes, which need not have their peaks at the same time.
+LEAST_BYTES = 280_000_000
 
 
 def convert(
@@ -142,6 +147,8 @@ def _release(
     # Everything that can fail before a byte is written fails here.
     _refuse_misread(request, answer)
     budget = _budget(request, work)
+    if not is_loaded():
+        require_free_memory(LEAST_BYTES + pieces_bytes(work, request.options), "this conversion")
     parent = existing_parent(staging.output)
     companions = find_companions(request.checkpoint, parent)
     check_space(staging, parent, work.layout, companions, times=2 if request.recipe.is_data_dependent else 1)

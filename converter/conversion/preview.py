@@ -17,6 +17,7 @@ from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.request import Request, open_request
 from converter.hub.addresses import is_address, parse_address
+from converter.libraries import require_library_memory
 
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
 #: Measured with the versions in constraints.txt, rounded up.
@@ -130,6 +131,7 @@ def plan(source: Path | str, recipe: str | Recipe | None = None, options: Conver
 
 
 def _plan(source: Path, recipe: str | Recipe | None, options: ConvertOptions) -> PlanReport:
+    require_library_memory()
     from converter.conversion.planning.planner import plan_with_sdnq
 
     request = open_request(source, recipe, options)
@@ -162,6 +164,16 @@ def predict_peak(work: Work, options: ConvertOptions, *, has_planner: bool) -> i
         options: how to do it.
         has_planner: whether SDNQ plans in a process of its own; if not, it works in this one.
     """
+    import torch
+
+    processes = SDNQ_PROCESS_BYTES + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
+    if has_planner:
+        processes += OWN_PROCESS_BYTES
+    return processes + pieces_bytes(work, options)
+
+
+def pieces_bytes(work: Work, options: ConvertOptions) -> int:
+    """The most memory that weights and results take at one time, in bytes; arguments as for ``predict_peak``."""
     in_flight = max(
         (
             min(job.tensor.entry.bytes, PIECE_BYTES) // element_bytes(job.tensor) * job.working_bytes
@@ -171,12 +183,7 @@ def predict_peak(work: Work, options: ConvertOptions, *, has_planner: bool) -> i
     )
     needed = work.needed_bytes
     pieces = min(options.workers * max(in_flight, needed), max(DEFAULT_BUDGET, needed))
-    import torch
-
-    processes = SDNQ_PROCESS_BYTES + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
-    if has_planner:
-        processes += OWN_PROCESS_BYTES
-    return processes + min(pieces, options.memory or pieces)
+    return min(pieces, options.memory or pieces)
 
 
 def _listed(layout: Layout, checkpoint: Checkpoint) -> tuple[tuple[str, int], ...]:
