@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 #: Seconds between two lines of progress, if stderr is not a terminal.
 LINE_INTERVAL = 5.0
+#: Columns below which a width is not that of a terminal. Some programs set COLUMNS=0, with which rich prints nothing.
+NARROWEST = 20
+#: Columns where the width is unknown, as in ``shutil.get_terminal_size``.
+DEFAULT_WIDTH = 80
 #: Characters of one line for people; names from files can be very long.
 LINE_LIMIT = 2000
 
@@ -243,7 +247,10 @@ class Console(Reporter):
     def _rich(self) -> RichConsole:
         from rich.console import Console as RichConsole
 
-        return RichConsole(file=self._error_stream(), highlight=False, markup=False, emoji=False)
+        rich = RichConsole(file=self._error_stream(), highlight=False, markup=False, emoji=False)
+        if rich.width < NARROWEST:
+            rich.width = DEFAULT_WIDTH
+        return rich
 
 
 class _Forgiving:

@@ -28,10 +28,14 @@ LensconvError               exit 1: what was examined or made is not what it sho
 
 from __future__ import annotations
 
+import errno
+import resource
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import ClassVar
 
+#: Error numbers of a disk, or a share of one, that is full.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 #: Characters of a message or a hint.
 MESSAGE_LIMIT = 2000
 #: How many problems a check names, and how many files or patterns a note.
@@ -197,9 +201,30 @@ class Interrupted(LensconvError):
     exit_code = 130
 
 
-def unreadable(file: PurePath | str, error: OSError, hint: str | None = None) -> MissingInput:
+def unreadable(file: PurePath | str, error: OSError, hint: str | None = None) -> ResourceError | MissingInput:
     """Return the error for a file that the system does not allow to read."""
-    return MissingInput(file, reason_of(error), hint)
+    return lacking(error, file) or MissingInput(file, reason_of(error), hint)
+
+
+def lacking(error: OSError, where: PurePath | str | None = None) -> ResourceError | None:
+    """Return the error for what the machine lacks; None if the system has another reason.
+
+    Args:
+        error: the system's.
+        where: what the message begins with; the file that the system names when None.
+    """
+    where = error.filename if where is None else where
+    message = f"{printable(str(where))}: {reason_of(error)}" if where else reason_of(error)
+    if error.errno in FULL_DISK:
+        return DiskError(message, "Free some space.")
+    if error.errno == errno.ENOMEM:
+        return MemoryLimitError(message, "Close other programs.")
+    if error.errno == errno.EMFILE:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return ResourceError(message, f"Raise the limit on open files, ulimit -n, above {limit}.")
+    if error.errno == errno.ENFILE:
+        return ResourceError(message, "Close other programs, or raise the limit on open files, fs.file-max.")
+    return None
 
 
 def reason_of(error: OSError) -> str:

@@ -16,9 +16,16 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from converter.errors import DependencyError
+from converter.memory import require_free_memory
 
 #: Packages whose versions decide what a conversion writes.
 DECISIVE_PACKAGES = ("sdnq", "torch", "diffusers", "transformers", "safetensors")
+
+#: Memory without which the import of torch and SDNQ ends in a kill, in bytes: the least that was measured with the
+#: versions in constraints.txt, rounded down. Their libraries take more, but the system can drop those pages.
+LIBRARY_BYTES = 262_000_000
+#: The same for all that generates an image.
+PIPELINE_BYTES = 330_000_000
 
 #: What SDNQ's functions raise for options or sizes that they cannot work with.
 QUANTIZING_ERRORS = (
@@ -92,18 +99,31 @@ def is_loaded() -> bool:
     return "sdnq" in sys.modules
 
 
-def load_library(name: str, *, compiles: bool = False) -> ModuleType:
+def require_library_memory(needed: int = LIBRARY_BYTES) -> None:
+    """Refuse to import torch and what works with it where that cannot fit; called before each first import.
+
+    Raises:
+        MemoryLimitError: there is too little memory.
+    """
+    if "torch" not in sys.modules:
+        require_free_memory(needed, "importing torch and the libraries that it works with")
+
+
+def load_library(name: str, *, compiles: bool = False, needed: int = LIBRARY_BYTES) -> ModuleType:
     """Import a module of the heavy libraries, or one that imports them, without their start-up work and log messages.
 
     Args:
         name: of the module.
         compiles: whether SDNQ may compile its kernels, which only inference on a GPU needs.
+        needed: bytes of memory without which the import is not tried.
 
     Raises:
         DependencyError: it cannot be imported.
+        MemoryLimitError: there is too little memory for it.
     """
     if not compiles:
         os.environ.update(quantization_environment())
+    require_library_memory(needed)
     # SDNQ warns of missing Triton and OpenVINO kernels, which only inference needs.
     logging.getLogger("sdnq").setLevel(logging.ERROR)
     try:

@@ -7,6 +7,9 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from converter.console import readable_size
+from converter.errors import MemoryLimitError
+
 _STATUS = Path("/proc/self/status")
 _MEMINFO = Path("/proc/meminfo")
 _OWN_CGROUP = Path("/proc/self/cgroup")
@@ -28,11 +31,39 @@ def rss_bytes() -> int:
 
 def free_memory_bytes() -> int:
     """How much more memory this process can use, in bytes, within the limits of machine, control groups and ulimit."""
-    free = [_kibibytes(_MEMINFO, "MemAvailable"), *_left_by_cgroups()]
+    return _lowest()[0]
+
+
+def limit_text() -> str:
+    """What sets the lowest limit on memory, for the end of a message; empty if that is the machine itself."""
+    _, limit = _lowest()
+    return f" ({limit})" if limit else ""
+
+
+def require_free_memory(needed: int, what: str) -> None:
+    """Refuse work that cannot fit, because the system would kill this process without a word.
+
+    Args:
+        needed: bytes without which it has been seen to fail.
+        what: the work, as the beginning of a sentence.
+
+    Raises:
+        MemoryLimitError: there is less, even with what can be swapped out.
+    """
+    free = free_memory_bytes()
+    if free + _kibibytes(_MEMINFO, "SwapFree") < needed:
+        reason = f"{what} takes at least {readable_size(needed)} of memory, but only {readable_size(free)} are free"
+        raise MemoryLimitError(reason + limit_text(), "Raise the limit, or close other programs.")
+
+
+def _lowest() -> tuple[int, str]:
+    """The free memory, and what limits it, in words; empty if that is the machine itself."""
+    found = [(_kibibytes(_MEMINFO, "MemAvailable"), ""), *_left_by_cgroups()]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
-        free.append(limit - _kibibytes(_STATUS, "VmSize"))
-    return max(0, min(free))
+        found.append((limit - _kibibytes(_STATUS, "VmSize"), f"ulimit -v allows {readable_size(limit)}"))
+    free, text = min(found)
+    return max(0, free), text
 
 
 def _kibibytes(file: Path, field: str) -> int:
@@ -40,8 +71,11 @@ def _kibibytes(file: Path, field: str) -> int:
     return int(kibibytes) * 1024
 
 
-def _left_by_cgroups() -> Iterator[int]:
-    """The free memory of each control group of this process; pages of files count as free, as they can be dropped."""
+def _left_by_cgroups() -> Iterator[tuple[int, str]]:
+    """The free memory of each control group of this process, and its limit in words.
+
+    Pages of files count as free, as they can be dropped.
+    """
     for line in _OWN_CGROUP.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -62,11 +96,14 @@ def _left_by_cgroups() -> Iterator[int]:
                 yield left
 
 
-def _left_by(group: Path, limit_file: str, usage_file: str, cache_field: str) -> int | None:
+def _left_by(group: Path, limit_file: str, usage_file: str, cache_field: str) -> tuple[int, str] | None:
     try:
         limit = (group / limit_file).read_text().strip()
         usage = int((group / usage_file).read_text())
         cached = re.search(rf"^{cache_field} (\d+)$", (group / "memory.stat").read_text(), flags=re.MULTILINE)
     except OSError:
         return None
-    return int(limit) - usage + int(cached[1] if cached else 0) if limit.isdigit() else None
+    if not limit.isdigit():
+        return None
+    text = f"{group / limit_file} allows {readable_size(int(limit))}"
+    return int(limit) - usage + int(cached[1] if cached else 0), text

@@ -130,7 +130,9 @@ def answered(status: int, headers: dict[str, str] | None = None, content: bytes 
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     http = client_module()
-    request = http.Request("GET", "https://hub/api/models/a/b", headers={"Authorization": "Bearer other-token"})
+    request = http.Request(
+        "GET", "https://huggingface.co/api/models/a/b", headers={"Authorization": "Bearer other-token"}
+    )
     with pytest.raises(OSError, match=r".") as caught:
         hf_raise_for_status(http.Response(status, headers=headers, content=content, request=request))
     return caught.value

@@ -83,6 +83,24 @@ def captured(**options: bool) -> tuple[Console, io.StringIO, io.StringIO]:
     return Console(**options, stdout=stdout, stderr=stderr), stdout, stderr
 
 
+def test_a_width_that_no_terminal_has_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def printed(stream: io.StringIO, columns: str) -> str:
+        monkeypatch.setenv("COLUMNS", columns)
+        console = Console(stderr=stream)
+        console.result({}, table(["name", "size"], [["x" * 30, "1 B"]]), verdict("sound " * 20, ok=True), "done " * 20)
+        with console.progress("reading", 10) as shown:
+            shown.advance(10)
+        return stream.getvalue()
+
+    monkeypatch.setenv("TERM", "xterm")
+    for stream in (io.StringIO, Terminal):
+        normal = printed(stream(), "80")
+        assert normal.count("done") == normal.count("sound") == 20
+        found = [printed(stream(), columns) for columns in ("0", "1", "19", "-3", "many", "")]
+        assert found == [normal] * len(found)
+        assert printed(stream(), "20") != normal
+
+
 def test_results_and_errors_as_json() -> None:
     error = OutputError("taken", "Move.")
     console, stdout, stderr = captured(as_json=True)

@@ -111,7 +111,7 @@ def test_too_little_memory_is_known_before_anything_is_loaded(
     monkeypatch.setattr(encoding.PromptStage, "encode", None)
     outcome = draw(lensconv, tiny_repo, tmp_path / "x.png", "--height", 16 * 10**6, "--width", 16 * 10**6)
     assert (outcome.code, outcome.result["error"]["type"]) == (3, "MemoryLimitError")
-    assert "generating takes about 79012345.990 GB of memory, but only " in outcome.result["error"]["message"]
+    assert "generating takes about 79012345.790 GB more memory, but only " in outcome.result["error"]["message"]
     assert LESS_MEMORY in outcome.result["error"]["hint"]
 
 

@@ -110,6 +110,7 @@ def failures() -> list[BaseException]:
         *(errors.EntryNotFoundError(), caused(answered(402), RuntimeError)),
         *(caused(cause, RuntimeError) for cause in (http.ReadTimeout("slow"), OSError(errno.ENOSPC, "Full"))),
         ConnectionError("xet-read-token: 0.503 s, 5030 bytes, 10.0.0.1:443, https://host/500 failed"),
+        ConnectionError("error sending request for url (http://cas.invalid:9/v1/xorbs)"),
     ]
 
 

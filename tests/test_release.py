@@ -21,7 +21,7 @@ from converter.errors import DiskError, MissingInput, OutputError, ReleaseError
 from converter.presentation.card.make_card import make_card
 from converter.publication.preflight import examine_release
 from converter.synthesis.synthesize import synthesize
-from tests.conftest import edit_json, list_file, names_in, run_program, snapshot
+from tests.conftest import edit_json, list_file, names_in, snapshot
 from tests.reference import weight_files
 from tests.releases import write_card
 from tests.reporters import Notes
@@ -280,11 +280,3 @@ def test_a_component_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(MissingInput, match="nested: Permission denied"):
         convert(source, tmp_path / "out")
-
-
-def test_more_shards_than_files_that_may_be_open(lens_source: Path, tmp_path: Path) -> None:
-    command = f"ulimit -n 64; {sys.executable} -m converter convert {lens_source} {tmp_path}/out --max-shard-size 1"
-    done = run_program("sh", "-c", command)
-    assert done.returncode == 3
-    assert "ulimit -n" in done.stderr
-    assert names_in(tmp_path) == []

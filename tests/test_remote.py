@@ -470,6 +470,37 @@ def test_answers_that_make_no_sense(lens_output: Path, serve: Serve) -> None:
     check_cases("remote_answers.jsonl", outcome)
 
 
+@pytest.mark.parametrize(
+    ("part", "status", "location", "told"),
+    [
+        (
+            "/resolve/",
+            302,
+            "http://localhost:9/x",
+            "localhost cannot be reached: it refuses the connection. Allow localhost",
+        ),
+        (
+            "/resolve/",
+            302,
+            "http://cdn.invalid/x",
+            "cdn.invalid cannot be reached: its host name was not found. Allow cdn",
+        ),
+        ("/lfs/", 403, "", "localhost answers with status 403. Allow localhost in the firewall and the proxy."),
+        ("/lfs/", 404, "", "localhost answers with status 404. Allow localhost in the firewall and the proxy."),
+        ("/lfs/", 503, "", "localhost answers with status 503. Try again later."),
+        ("/lfs/", 200, "", "localhost sends 7. Check HF_ENDPOINT, and the settings of proxy and firewall."),
+    ],
+)
+def test_a_host_of_files_that_is_blocked_is_named(
+    part: str, status: int, location: str, told: str, lens_output: Path, serve: Serve
+) -> None:
+    hub = serve(lens_output)
+    hub.faults[part] = lambda handler: handler.reply(b"blocked", status, {"Location": location} if location else {})
+    with pytest.raises(errors.HubError) as caught:
+        verify(PLACE)
+    assert f"the Hub's file host {told}" in caught.value.with_hint
+
+
 def test_pieces_that_break_off_are_asked_for_again(lens_output: Path, serve: Serve) -> None:
     hub = serve(lens_output)
     broken = []

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from converter import convert
-from converter.checkpoint.folders import RENAME_NOREPLACE, remove_all_but, rename_folder
+from converter.checkpoint.folders import RENAME_EXCHANGE, RENAME_NOREPLACE, remove_all_but, rename_folder
 from converter.checkpoint.journal import JournalFile
-from converter.checkpoint.staging import SPOOLED, Staging
+from converter.checkpoint.staging import SPOOLED, Replacing, Staging
 from converter.checkpoint.writer import replace_file
+from converter.conversion.release.replacing import REPLACING_CHECKPOINTS
 from converter.errors import OutputError
 from converter.synthesis.synthesize import synthesize
-from tests.conftest import names_in
+from tests.conftest import list_file, names_in, run_program, snapshot
 from tests.tiny_models import make_pipeline
 
+NEW = "new.safetensors"
 FIRST = {"identity": {"recipe": "a"}, "release": [1, 2], "content": "c"}
 
 
@@ -114,11 +123,11 @@ def test_only_the_same_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(FileExistsError):
         rename_folder(other.folder, tmp_path / "other", RENAME_NOREPLACE)
     (other.folder / "replaced").mkdir()
-    with Staging(tmp_path / "other", {}, lambda _: None) as again:
+    with Staging(tmp_path / "other", {}, Replacing(lambda _: None, lambda _: 0)) as again:
         again.open()
     monkeypatch.chdir(output)
     with pytest.raises(OutputError, match="contains the current folder"):
-        Staging(output, {"recipe": "b"}, lambda _: None)
+        Staging(output, {"recipe": "b"}, Replacing(lambda _: None, lambda _: 0))
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS])
@@ -130,6 +139,104 @@ def test_a_file_system_that_cannot_exchange_folders(code: int, tmp_path: Path, m
         (tmp_path / name / name).mkdir(parents=True)
     rename_folder(tmp_path / "release", tmp_path / "out", 1 << 10)
     assert (names_in(tmp_path), names_in(tmp_path / "out")) == (["out", "replaced"], ["release"])
+
+
+def test_a_kill_while_the_old_folder_is_removed_loses_nothing(
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a folder cannot be renamed, it goes file by file, and the next run goes on wherever that was stopped."""
+    output, old, steps = tmp_path / "out", shutil.copytree(tiny_release, tmp_path / "old"), itertools.count()
+    # What only the manifest shows to be a part of the release.
+    list_file(old, "NOTICE", b"")
+
+    def refuse(release: Path, target: Path, flag: int) -> None:
+        if flag == RENAME_EXCHANGE:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename_folder(release, target, flag)
+
+    def stop_after(limit: int, remove: Callable[..., None]) -> Callable[..., None]:
+        def removing(*arguments: Any, **options: Any) -> None:
+            if next(steps) >= limit:
+                raise KeyboardInterrupt
+            remove(*arguments, **options)
+
+        return removing
+
+    def publish(limit: int) -> None:
+        with Staging(output, {"recipe": "a"}, REPLACING_CHECKPOINTS) as staging:
+            staging.open()
+            if staging.was_published:
+                staging.discard()
+                return
+            if not staging.resume("content", restart=False):
+                (staging.release / NEW).touch()
+                staging.note("x", outputs=1)
+            with monkeypatch.context() as patches:
+                for name in ("unlink", "rmdir"):
+                    patches.setattr(os, name, stop_after(limit, getattr(os, name)))
+                staging.publish()
+
+    monkeypatch.setattr("converter.checkpoint.staging.rename_folder", refuse)
+    found: list[bool] = []
+    while found[-1:] != [True]:
+        shutil.copytree(old, output, copy_function=os.link)
+        steps = itertools.count()
+        with suppress(KeyboardInterrupt):
+            publish(len(found))
+        found.append(names_in(tmp_path) == ["old", "out"])
+        if not found[-1]:
+            assert [place for place in (tmp_path / ".out.lensconv" / "release", output) if (place / NEW).exists()]
+            publish(sys.maxsize)
+        assert (names_in(tmp_path), names_in(output)) == (["old", "out"], [NEW])
+        shutil.rmtree(output)
+    assert len(found) > 25
+
+
+def in_namespace(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run lines of shell that mount what no other process sees; skip the test where that is not allowed."""
+    if run_program("unshare", "--map-root-user", "--mount", "true").returncode:
+        pytest.skip("no mounts")
+    return run_program("unshare", "--map-root-user", "--mount", "sh", "-ec", script, "sh", *arguments)
+
+
+def test_a_folder_of_a_lower_layer_is_replaced(tmp_path: Path) -> None:
+    """As in a container whose image contains an older output; the first command is killed while it removes that."""
+    for name in ("lower", "upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    synthesize(tmp_path / "lower" / "out", preset="tiny", component="transformer", layers=2)
+    synthesize(tmp_path / "wanted", preset="tiny", component="transformer", layers=1)
+    killed = "import os, sys; from converter.cli.main import main; os.unlink = lambda *_: os._exit(9); main()"
+    synth = "synth merged/out --preset tiny --component transformer --layers 1 --overwrite"
+    done = in_namespace(
+        "cd $1; mount -t overlay overlay -o userxattr,lowerdir=lower,upperdir=upper,workdir=work merged\n"
+        f'"$2" -c "{killed}" {synth} || test $? = 9; test -e merged/.out.lensconv\n'
+        f'"$2" -m converter {synth}; ls -A merged; cp -r merged/out found',
+        tmp_path,
+        sys.executable,
+    )
+    if "mount: " in done.stderr:
+        pytest.skip("no overlays")
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["out"]), done.stderr
+    assert snapshot(tmp_path / "found") == snapshot(tmp_path / "wanted")
+
+
+def test_a_folder_that_is_mounted_is_refused_before_the_work_begins(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("out", "other"):
+        synthesize(tmp_path / name, preset="tiny", component="transformer", layers=1)
+    (tmp_path / "other" / "vae").mkdir()
+    done = in_namespace(
+        "cd $1; mount --bind data out; mount --bind data other/vae\n"
+        'for name in out other; do "$2" -m converter synth $name --preset tiny --overwrite || true; done; ls -A',
+        tmp_path,
+        sys.executable,
+    )
+    out, other = done.stderr.splitlines()
+    assert out == "error: out: is a mount point, which cannot be replaced. Write to a folder inside it."
+    assert (
+        other == "error: other/vae: is a mount point, which cannot be replaced. Unmount it, or choose another folder."
+    )
+    assert done.stdout.split() == ["data", "other", "out"]
 
 
 def test_what_is_not_wanted_goes_with_the_folders_that_held_it(tmp_path: Path) -> None:

@@ -7,23 +7,21 @@ A memory map counts every page of the source as memory of the process, and is ma
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.open_files import OpenFiles
 from converter.checkpoint.source import SourceTensor
-from converter.errors import MalformedCheckpoint, MissingInput, reason_of
+from converter.errors import MalformedCheckpoint, MissingInput, lacking, reason_of
 
 
 class TensorReader:
-    """Reads ranges of tensors; any thread may call it. Each file is opened once."""
+    """Reads ranges of tensors; any thread may call it. The files that were read last stay open."""
 
     def __init__(self) -> None:
-        self._descriptors: dict[Path, int] = {}
-        self._opening = threading.Lock()
+        self._files = OpenFiles(os.O_RDONLY)
 
     def read(self, tensor: SourceTensor, start: int, target: NDArray[np.uint8]) -> None:
         """Fill a buffer with bytes of a tensor.
@@ -36,19 +34,22 @@ class TensorReader:
         Raises:
             MissingInput: the system cannot read the file.
             MalformedCheckpoint: the file has become shorter than its header said.
+            ResourceError: too many files are open.
         """
         view = target.data
         position = tensor.offset + start
         try:
-            descriptor = self._open(tensor.file)
-            while view:
-                count = os.preadv(descriptor, [view], position)
-                if count == 0:
-                    raise MalformedCheckpoint(tensor.file, "became shorter while it was read", tensor=tensor.entry.name)
-                view = view[count:]
-                position += count
+            with self._files.opened(tensor.file) as descriptor:
+                while view:
+                    count = os.preadv(descriptor, [view], position)
+                    if count == 0:
+                        reason = "became shorter while it was read"
+                        raise MalformedCheckpoint(tensor.file, reason, tensor=tensor.entry.name)
+                    view = view[count:]
+                    position += count
         except OSError as error:
-            raise MissingInput(tensor.file, f"cannot be read: {reason_of(error)}", "Check the disk.") from error
+            missing = MissingInput(tensor.file, f"cannot be read: {reason_of(error)}", "Check the disk.")
+            raise lacking(error, tensor.file) or missing from error
 
     def read_all(self, tensor: SourceTensor) -> NDArray[np.uint8]:
         """All bytes of a tensor, in a new buffer. Raises what ``read`` raises."""
@@ -56,16 +57,9 @@ class TensorReader:
         self.read(tensor, 0, target)
         return target
 
-    def _open(self, file: Path) -> int:
-        with self._opening:
-            if file not in self._descriptors:
-                self._descriptors[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            return self._descriptors[file]
-
     def close(self) -> None:
         """Close all files."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        self._files.close()
 
     def __enter__(self) -> TensorReader:
         return self

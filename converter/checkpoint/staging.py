@@ -6,20 +6,31 @@
 A process that is killed leaves both; the next run with the same input continues after the last finished tensor. One
 rename puts the finished folder in place, so that the output appears as a whole or not at all. (Where a file system
 cannot exchange two folders, replacing one takes two renames; after a kill between them, the next run puts the old
-folder back.) The journal remembers its folder by the inode, which a rename keeps. After a kill at any moment, the next
-run can distinguish an unfinished folder, one that was put in place, and one that was replaced.
+folder back. Where it cannot rename the old folder at all, that is removed first; after a kill the next run finds the
+new one finished, and goes on.) The journal remembers its folder by the inode, which a rename keeps. After a kill at any
+moment, the next run can distinguish an unfinished folder, one that was put in place, and one that was replaced.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.folders import RENAME_EXCHANGE, RENAME_NOREPLACE, inode_of, rename_folder, sync_folder
+from converter.checkpoint.folders import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    find_mount,
+    inode_of,
+    remove_in_order,
+    rename_folder,
+    sync_folder,
+)
 from converter.checkpoint.journal import Finished, JournalFile
 from converter.checkpoint.writer import write_error, writing
 from converter.errors import OutputError
@@ -39,6 +50,17 @@ _WORDS = {
 }
 
 
+@dataclass(frozen=True)
+class Replacing:
+    """How an existing output is replaced."""
+
+    refuse: Callable[[Path], None]
+    """Raises if the folder must not be replaced."""
+    order: Callable[[Path], int]
+    """When a file of it is removed, where it cannot be exchanged: those with the highest number last. What is left must
+    at any moment be something that may be replaced."""
+
+
 class Staging:
     """The folder in which one output grows; at most one process works on it.
 
@@ -47,24 +69,24 @@ class Staging:
     Args:
         output: where the finished folder will be.
         identity: everything that decides the output: JSON values by their names.
-        refuse_replacing: raises if the existing folder must not be replaced; None if none may be.
+        replacing: how an existing folder is replaced; None if none may be.
 
     Raises:
         OutputError: the output exists and may not be replaced.
     """
 
-    def __init__(
-        self, output: Path, identity: Mapping[str, Any], refuse_replacing: Callable[[Path], None] | None
-    ) -> None:
+    def __init__(self, output: Path, identity: Mapping[str, Any], replacing: Replacing | None) -> None:
         # ".." cannot be followed through folders that do not exist yet.
         self.output = Path(os.path.realpath(output.parent)) / output.name if ".." in output.parts else output
-        self._refuse_replacing = refuse_replacing
+        self._replacing = replacing
         self.identity = {**identity, "boot": _BOOT_ID.read_text() if _BOOT_ID.exists() else ""}
         self.folder = self.output.parent / f".{output.name}.lensconv"
         self.release = self.folder / "release"
         self._journal = JournalFile(self.folder / "journal")
         self._lock: int | None = None
         self._created_parents: list[Path] = []
+        #: Whether the new folder is all that there is, because the old one is being removed.
+        self._is_needed = False
         #: Numbers that are not finite, by the tensor of the source that contains them.
         self.nonfinite: dict[str, int] = {}
         if output.name in ("", ".."):
@@ -86,13 +108,18 @@ class Staging:
     def _refuse_taken(self) -> None:
         if not os.path.lexists(self.output):
             return
-        if self._refuse_replacing is None:
+        is_plain = self.output.is_dir() and not self.output.is_symlink()
+        mount = find_mount(self.output) if is_plain else None
+        if mount is not None:
+            hint = "Write to a folder inside it." if mount == self.output else "Unmount it, or choose another folder."
+            raise OutputError(f"{mount}: is a mount point, which cannot be replaced", hint)
+        if self._replacing is None:
             raise OutputError(f"{self.output}: exists already", "Choose another name, or use --overwrite.")
-        if self.output.is_symlink() or not self.output.is_dir() or self.output.is_mount():
+        if not is_plain:
             raise OutputError(f"{self.output}: is not a plain folder, and --overwrite replaces only folders")
         if Path.cwd().is_relative_to(self.output.resolve()):
             raise OutputError(f"{self.output}: contains the current folder", "Change to another folder first.")
-        self._refuse_replacing(self.output)
+        self._replacing.refuse(self.output)
 
     def open(self) -> None:
         """Create the folder and lock it against other processes.
@@ -227,7 +254,7 @@ class Staging:
                 self.nonfinite[name.removeprefix(SPOOLED)] = facts["nonfinite"]
 
     def publish(self) -> None:
-        """Put the finished folder in place by one rename, durably.
+        """Put the finished folder in place, durably; by one rename, if the file system can.
 
         Raises:
             OutputError: the output's path was taken meanwhile, or the system refuses.
@@ -236,14 +263,30 @@ class Staging:
             for folder, _, _ in os.walk(self.release):
                 sync_folder(Path(folder))
             self._refuse_taken()
-            exists = os.path.lexists(self.output)
-            rename_folder(self.release, self.output, RENAME_EXCHANGE if exists else RENAME_NOREPLACE)
+            if self._replacing is not None and os.path.lexists(self.output):
+                self._replace(self._replacing)
+            else:
+                rename_folder(self.release, self.output, RENAME_NOREPLACE)
             sync_folder(self.output.parent)
         self.discard()
+
+    def _replace(self, replacing: Replacing) -> None:
+        try:
+            rename_folder(self.release, self.output, RENAME_EXCHANGE)
+        except OSError as error:
+            # An overlay, as of a container, renames no folder that comes from a lower layer, as from an image.
+            if error.errno != errno.EXDEV:
+                raise
+            self._is_needed = True
+            remove_in_order(self.output, replacing.order)
+            rename_folder(self.release, self.output, RENAME_NOREPLACE)
+            self._is_needed = False
 
     def discard(self) -> None:
         """Remove the folder, its content, and the parents that were made for it; what cannot be removed stays."""
         self._journal.close()
+        if self._is_needed:
+            return
         try:
             self._clear()
             self.folder.rmdir()

@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from converter.checkpoint.layout import Layout
-from converter.errors import DiskError, OutputError, ResourceError, reason_of
+from converter.checkpoint.open_files import OpenFiles
+from converter.errors import FULL_DISK, DiskError, OutputError, ResourceError, lacking, reason_of
 
 
 class SlotWriter:
@@ -35,16 +36,16 @@ class SlotWriter:
 
     def __init__(self, folder: Path, layout: Layout) -> None:
         self.folder = folder
-        self._descriptors: dict[str, int] = {}
+        self._layout = layout
+        self._files = OpenFiles(os.O_RDWR | os.O_CREAT, synced=True)
         # Linux lets one thread at a time write to a file, and the others wait for it at full speed.
         self._turns = {file.name: threading.Lock() for file in layout.files}
         with writing(folder):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 for file in layout.files:
-                    descriptor = os.open(folder / file.name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-                    self._descriptors[file.name] = descriptor
-                    _allocate(descriptor, file.total_bytes)
+                    with self._files.opened(folder / file.name) as descriptor:
+                        _allocate(descriptor, file.total_bytes)
                     self.write(file.name, 0, file.header)
             except OSError:
                 self.close()
@@ -60,8 +61,7 @@ class SlotWriter:
         if not view.nbytes:
             return
         view = view.cast("B")
-        descriptor = self._descriptors[file]
-        with self._turns[file]:
+        with self._turns[file], self._files.opened(self.folder / file) as descriptor:
             while view:
                 written = os.pwrite(descriptor, view, offset)
                 view = view[written:]
@@ -69,13 +69,13 @@ class SlotWriter:
 
     def sync(self) -> None:
         """Wait until everything written is on the disk."""
-        for descriptor in self._descriptors.values():
-            os.fsync(descriptor)
+        for file in self._layout.files:
+            with self._files.opened(self.folder / file.name) as descriptor:
+                os.fsync(descriptor)
 
     def close(self) -> None:
         """Close the files; what was written stays."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        self._files.close()
 
     def __enter__(self) -> SlotWriter:
         return self
@@ -98,11 +98,10 @@ def _allocate(descriptor: int, size: int) -> None:
 
 def write_error(path: Path, error: OSError) -> ResourceError | OutputError:
     """The error that says why a file or folder could not be written."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return ResourceError(f"{path}: {error.strerror}", "Allow more with ulimit -n, or write fewer, larger shards.")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DiskError(f"{path}: {error.strerror}", "Free some space, or write to another disk.")
-    return OutputError(f"{path}: cannot be written: {reason_of(error)}", "Write to another folder.")
+    if error.errno in (*FULL_DISK, errno.EFBIG):
+        return DiskError(f"{path}: {reason_of(error)}", "Free some space, or write to another disk.")
+    refused = OutputError(f"{path}: cannot be written: {reason_of(error)}", "Write to another folder.")
+    return lacking(error, path) or refused
 
 
 @contextmanager

@@ -66,9 +66,9 @@ def command(
     measuring = BenchOptions(**{field.name: options.pop(field.name) for field in fields(BenchOptions)})
     generating = GenerateOptions(**options)
     # Imported late, since it takes seconds; errors in the command line are reported before.
-    from converter.libraries import load_library
+    from converter.libraries import PIPELINE_BYTES, load_library
 
-    bench = load_library("converter.measurement.benchmark.bench").bench
+    bench = load_library("converter.measurement.benchmark.bench", needed=PIPELINE_BYTES).bench
     report = bench(original, quantized, output, suite, measuring, generating, reporter=console)
     console.result(report.to_dict(), *_render(report))
     context.exit(0 if report.ok else 1)

@@ -32,11 +32,10 @@ def command(console: Console, /, repo: Path, prompt: str, output: Path, **option
     The PNG contains the settings.
     """
     # Imported late, since it takes seconds; errors in the command line are reported before.
-    from converter.libraries import load_library
+    from converter.libraries import PIPELINE_BYTES, load_library
 
-    report = load_library("converter.measurement.generation.generate", compiles=True).generate(
-        repo, prompt, output, GenerateOptions(**options), reporter=console
-    )
+    module = load_library("converter.measurement.generation.generate", compiles=True, needed=PIPELINE_BYTES)
+    report = module.generate(repo, prompt, output, GenerateOptions(**options), reporter=console)
     settings = report.settings
     quantization = settings["quantization"]
     kind = f"SDNQ {quantization['weights_dtype']}" if quantization else "not quantized"

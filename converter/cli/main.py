@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -20,12 +22,13 @@ import click
 from converter._version import __version__
 from converter.console import Console
 from converter.errors import (
-    DiskError,
     InputError,
     Interrupted,
     LensconvError,
     MemoryLimitError,
+    ResourceError,
     UsageError,
+    lacking,
     reason_of,
 )
 from converter.libraries import missing_package
@@ -51,6 +54,8 @@ COMMANDS = (
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds until the next try, if a signal came during an import or a finalizer.
 _POLL_SECONDS = 0.02
+#: What Python says if the system refuses a thread; it has no class of errors for that.
+_NO_THREAD = "can't start new thread"
 #: Signals that have told the command to stop.
 _stops: list[int] = []
 
@@ -85,6 +90,7 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with its code."""
     _open_closed_streams()
+    _allow_open_files()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(as_json="--json" in arguments, quiet="--quiet" in arguments)
     sys.unraisablehook = _stop_later
@@ -137,11 +143,14 @@ def run(arguments: Sequence[str], console: Console) -> int:
         failure = _system_error(error)
     except ImportError as error:
         failure = missing_package("a package is missing", error)
-    except Exception:
-        # If a signal comes during torch's own code, torch turns the KeyboardInterrupt into an error of its own.
-        if not _stops:
+    except Exception as error:
+        if str(error) == _NO_THREAD:
+            failure = _no_process()
+        elif _stops:
+            # If a signal comes during torch's own code, torch turns the KeyboardInterrupt into an error of its own.
+            failure = Interrupted("interrupted")
+        else:
             raise
-        failure = Interrupted("interrupted")
     if _stops and not isinstance(failure, Interrupted):
         failure = Interrupted("interrupted")
     console.error(failure)
@@ -196,6 +205,21 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
+def _allow_open_files() -> None:
+    """Raise the limit on open files as far as this user may. The usual one is low, for programs that use ``select``."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The system may have lowered its own limit since.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _no_process() -> ResourceError:
+    return ResourceError(
+        "the system refuses another thread or process",
+        "Raise the limit on processes: ulimit -u, or that of the container.",
+    )
+
+
 def _usage_error(error: click.ClickException) -> LensconvError:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "lensconv"
@@ -204,7 +228,7 @@ def _usage_error(error: click.ClickException) -> LensconvError:
 
 def _system_error(error: OSError) -> LensconvError:
     """Turn an error of the system into one of lensconv, if no other module has done so."""
+    if error.errno == errno.EAGAIN:
+        return _no_process()
     message = f"{error.filename}: {reason_of(error)}" if error.filename else reason_of(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskError(message, "Free some space.")
-    return InputError(message, "Check the path and its permissions.")
+    return lacking(error) or InputError(message, "Check the path and its permissions.")

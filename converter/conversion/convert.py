@@ -26,7 +26,7 @@ from converter.conversion.planner_process import PlanAnswer, PlannerProcess, pla
 from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.preflight import check_space, existing_parent, refuse_overlap
-from converter.conversion.preview import foresee
+from converter.conversion.preview import foresee, pieces_bytes
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.release.companions import bring_companion, find_companions, plain_index
 from converter.conversion.release.manifest import (
@@ -39,7 +39,7 @@ from converter.conversion.release.manifest import (
     write_file,
 )
 from converter.conversion.release.record import conversion_manifest, quantization_summary
-from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
+from converter.conversion.release.replacing import REPLACING_CHECKPOINTS
 from converter.conversion.release.selection import Selection, select_files
 from converter.conversion.report import ConvertReport, published_report
 from converter.conversion.request import Request, open_request
@@ -52,7 +52,12 @@ from converter.errors import (
     UnsupportedCheckpoint,
 )
 from converter.libraries import is_loaded
-from converter.memory import peak_rss_bytes
+from converter.memory import peak_rss_bytes, require_free_memory
+
+#: Memory, besides that for pieces, without which a conversion ends in a kill while SDNQ plans, in bytes: the least that
+#: was measured with the versions in constraints.txt, rounded down. The predicted peak counts more: pages of libraries,
+#: which the system can drop, and two processes, which need not have their peaks at the same time.
+LEAST_BYTES = 280_000_000
 
 
 def convert(
@@ -84,8 +89,8 @@ def convert(
         from converter.conversion.kernels.sdnq import open_device
 
         open_device(request.options.device)
-    refuse_replacing = refuse_what_is_no_checkpoint if request.options.overwrite else None
-    with Staging(output, request.identity(), refuse_replacing) as staging:
+    replacing = REPLACING_CHECKPOINTS if request.options.overwrite else None
+    with Staging(output, request.identity(), replacing) as staging:
         if staging.was_published:
             staging.open()
             staging.discard()
@@ -143,6 +148,8 @@ def _release(
     # Everything that can fail before a byte is written fails here.
     _refuse_misread(request, answer)
     budget = memory_budget(work, request.options.memory)
+    if not is_loaded():
+        require_free_memory(LEAST_BYTES + pieces_bytes(work, request.options), "this conversion")
     parent = existing_parent(staging.output)
     selection = select_files(request.checkpoint, request.others)
     companions = find_companions(selection, parent)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from converter.conversion.planning.plan import Plan
 from converter.conversion.request import Request
+from converter.libraries import require_library_memory
 from converter.memory import peak_rss_bytes
 from converter.threads import HeldSignals, wait_for
 
@@ -80,6 +81,7 @@ def plan_here(request: Request) -> PlanAnswer:
 
     Raises: what ``plan_with_sdnq`` raises.
     """
+    require_library_memory()
     # Imported here: it imports torch, which a process with a predicted plan does without.
     from converter.conversion.kernels.selfcheck import kernel_agrees
     from converter.conversion.planning.planner import plan_with_sdnq

@@ -22,6 +22,7 @@ from converter.conversion.release.selection import Selection, select_files
 from converter.conversion.request import Request, open_request
 from converter.errors import printable
 from converter.hub.addresses import is_address, parse_address
+from converter.libraries import require_library_memory
 
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
 #: Measured with the versions in constraints.txt, rounded up.
@@ -146,6 +147,7 @@ def plan(source: Path | str, recipe: str | Recipe | None = None, options: Conver
 def _plan(
     source: Path, recipe: str | Recipe | None, options: ConvertOptions, *, reads_headers: bool = True
 ) -> PlanReport:
+    require_library_memory()
     from converter.conversion.planning.planner import plan_with_sdnq
 
     request = open_request(source, recipe, options, reads_headers=reads_headers)
@@ -183,6 +185,16 @@ def predict_peak(work: Work, options: ConvertOptions, *, has_planner: bool) -> i
     Raises:
         MemoryLimitError: a tensor needs more than the user allows.
     """
+    import torch
+
+    processes = SDNQ_PROCESS_BYTES + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
+    if has_planner:
+        processes += OWN_PROCESS_BYTES
+    return processes + pieces_bytes(work, options)
+
+
+def pieces_bytes(work: Work, options: ConvertOptions) -> int:
+    """The most memory that weights and results take at one time, in bytes; arguments as for ``predict_peak``."""
     in_flight = max(
         (
             min(job.tensor.entry.bytes, PIECE_BYTES) // element_bytes(job.tensor) * job.working_bytes
@@ -190,13 +202,7 @@ def predict_peak(work: Work, options: ConvertOptions, *, has_planner: bool) -> i
         ),
         default=0,
     )
-    pieces = min(options.workers * max(in_flight, work.needed_bytes), memory_budget(work, options.memory))
-    import torch
-
-    processes = SDNQ_PROCESS_BYTES + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
-    if has_planner:
-        processes += OWN_PROCESS_BYTES
-    return processes + pieces
+    return min(options.workers * max(in_flight, work.needed_bytes), memory_budget(work, options.memory))
 
 
 def _listed(layout: Layout, checkpoint: Checkpoint) -> tuple[tuple[str, int], ...]:

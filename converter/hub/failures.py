@@ -8,7 +8,6 @@ recognised here.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import socket
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from converter.errors import DiskError, HubError, LensconvError, UsageError, printable, reason_of
+from converter.errors import FULL_DISK, DiskError, HubError, LensconvError, UsageError, lacking, printable, reason_of
+from converter.hub.hosts import XET_ERRORS, allow_hint, file_host, sender
 from converter.hub.proxies import http_library, malformed_proxy
 from converter.libraries import missing_package
 
@@ -34,6 +34,7 @@ TOKEN_HINT = "Set HF_TOKEN, or log in with `hf auth login`; if you have, the tok
 LATER_HINT = "Try again later."
 STRANGER_HINT = "Check HF_ENDPOINT, and the settings of proxy and firewall."
 NETWORK_HINT = "Check the network, HF_ENDPOINT and the proxy."
+PROXY_HINT = "Check HTTPS_PROXY and NO_PROXY."
 TRANSFER_HINT = "Run the command again later; if it fails again, set HF_HUB_DISABLE_XET=1."
 XET_HINT = "Set HF_HUB_DISABLE_XET=1 and run the command again."
 
@@ -81,7 +82,6 @@ _CLASSES: dict[str, tuple[str, str]] = {
     "TooManyRedirects": ("there are too many redirects", STRANGER_HINT),
     "InvalidURL": ("the Hub cannot be reached: its address is malformed", "Check HF_ENDPOINT."),
     "UnsupportedProtocol": ("the Hub cannot be reached: its address is malformed", "Check HF_ENDPOINT."),
-    "ProxyError": ("the Hub cannot be reached: the proxy refuses", "Check HTTPS_PROXY and NO_PROXY."),
 }
 
 #: Why the Hub cannot be reached, by the class of an exception in the chain.
@@ -92,9 +92,6 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionResetError, "it closed the connection"),
     (TimeoutError, "it does not answer in time"),
 )
-
-#: Error numbers of a disk, or a share of one, that is full.
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 #: Classes of httpx and httpx2 for requests without an answer.
 NO_ANSWER = {"TimeoutException", "NetworkError", "RemoteProtocolError"}
@@ -134,6 +131,12 @@ def hub_failure(what: str, error: BaseException) -> LensconvError:
         )
     if _is_refused_token(error):
         return HubError(f"{what}: the model does not exist, or the token gives no access to it", TOKEN_HINT)
+    host = file_host(error)
+    if host and "HfHubHTTPError" in names:
+        # The text, the token and the name of the repo have nothing to do with it.
+        status = answered_status(error) or 0
+        hint = LATER_HINT if status >= 500 or status in (408, 429) else allow_hint(host)
+        return HubError(f"{what}: {sender(host)} answers with status {status}", hint)
     known = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _CLASSES), None)
     if known is not None:
         message, hint = _CLASSES[known]
@@ -182,6 +185,9 @@ def _system_failure(what: str, error: BaseException) -> LensconvError | None:
     where = f"{printable(str(error.filename))}: " if error.filename is not None else ""
     if error.errno in FULL_DISK:
         return DiskError(f"{what}: {where}{reason_of(error)}", "Free some space, or set HF_HOME to another disk.")
+    lack = lacking(error, what)
+    if lack is not None:
+        return lack
     if error.filename is not None:
         return HubError(f"{what}: {where}{reason_of(error)}", "Check the path; HF_HOME sets where the cache is.")
     return None
@@ -200,15 +206,20 @@ def _network_failure(what: str, error: BaseException) -> HubError:
         if "timed out" in text.lower():
             return HubError(f"{what}: the Hub cannot be reached: it does not answer in time", NETWORK_HINT)
         return HubError(f"{what}: the Hub gives no access to its Xet storage", XET_HINT)
-    if type(error) in (RuntimeError, ConnectionError):
-        # hf_xet has no exception classes of its own.
-        return HubError(f"{what}: the transfer failed{text and f': {redact(text)}'}", TRANSFER_HINT)
-    return HubError(f"{what}: the Hub cannot be reached{_reason(error)}", NETWORK_HINT)
+    host = file_host(error)
+    if type(error) in XET_ERRORS:
+        hint = f"{allow_hint(host)} {TRANSFER_HINT}" if host else TRANSFER_HINT
+        return HubError(f"{what}: the transfer failed{text and f': {redact(text)}'}", hint)
+    hint = PROXY_HINT if "ProxyError" in class_names(error) else NETWORK_HINT
+    reason = f"{sender(host)} cannot be reached{_reason(error)}"
+    return HubError(f"{what}: {reason}", allow_hint(host) if host else hint)
 
 
 def _reason(error: BaseException) -> str:
     links = list(chain(error))
     reasons = [reason for kind, reason in _REASONS if any(isinstance(link, kind) for link in links)]
+    if "ProxyError" in class_names(error):
+        reasons.insert(0, "the proxy refuses")
     if "TimeoutException" in class_names(error):
         reasons.append("it does not answer in time")
     return f": {reasons[0]}" if reasons else ""

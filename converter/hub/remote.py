@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit
 from converter.errors import HubError, printable
 from converter.hub.addresses import HubAddress
 from converter.hub.failures import STRANGER_HINT
+from converter.hub.hosts import file_host, sender
 from converter.hub.records import MAXIMUM_FILES, RemoteFile, parse_records
 from converter.hub.retry import Retry
 
@@ -189,7 +190,7 @@ class Requests:
             response.status_code, headers=[*headers, ("Content-Type", kind)], content=content, request=response.request
         )
         hf_raise_for_status(short)
-        raise HubError(f"{what}: the Hub answers with status {short.status_code}", STRANGER_HINT)
+        raise HubError(f"{what}: {sender(file_host(short))} answers with status {short.status_code}", STRANGER_HINT)
 
     def _take(self, response: Any, limit: int) -> bytes:
         """The beginning of an answer's body."""
@@ -213,12 +214,14 @@ def _skipped_bytes(what: str, response: Any, start: int, end: int, size: int) ->
         # A server without ranges sends the whole file, of which the beginning is taken.
         length = response.headers.get("content-length")
         if length is not None and length != str(size):
-            raise HubError(f"{what}: has {size} bytes according to the Hub's record, but the answer has {length}")
+            found = f"{sender(file_host(response))} sends {length}"
+            raise HubError(f"{what}: has {size} bytes according to the Hub's record, but {found}", STRANGER_HINT)
         return start
     found = response.headers.get("content-range", "")
     if found.replace(" ", "").lower() != f"bytes{start}-{end - 1}/{size}":
         raise HubError(
-            f"{what}: bytes {start}-{end - 1}/{size} were requested, the answer has {found or 'others'}",
+            f"{what}: bytes {start}-{end - 1}/{size} were requested, but {sender(file_host(response))} sends "
+            f"{found or 'other bytes'}",
             "The Hub's record and its storage disagree, or a proxy interferes: try again later.",
         )
     return 0

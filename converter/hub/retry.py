@@ -25,6 +25,7 @@ from converter.hub.failures import (
     is_about_xet_token,
     is_locked,
 )
+from converter.hub.hosts import file_host, sender
 
 #: Statuses after which another try may succeed, as huggingface_hub 2.4 has them in ``_DEFAULT_RETRY_ON_STATUS_CODES``.
 TRANSIENT_STATUSES = (408, 429, 500, 502, 503, 504)
@@ -158,5 +159,6 @@ def _seconds(date: str) -> float | None:
 
 
 def _told(error: BaseException) -> str:
-    status = answered_status(deciding(error))
-    return f"the Hub answers {status}" if status is not None else "the Hub does not answer"
+    error = deciding(error)
+    status, who = answered_status(error), sender(file_host(error))
+    return f"{who} answers {status}" if status is not None else f"{who} does not answer"

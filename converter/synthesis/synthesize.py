@@ -18,7 +18,7 @@ from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import writing
 from converter.console import SILENT, Progress, Reporter
 from converter.conversion.release.manifest import CONFIG_NAME, encode_json, write_file
-from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
+from converter.conversion.release.replacing import REPLACING_CHECKPOINTS
 from converter.errors import OutputError, UsageError
 from converter.models.lens.layout import CLASS_NAME, MAXIMUM_LAYERS, LensConfig, lens_tensors
 from converter.synthesis.tiny import DIFFUSERS_VERSION, TRANSFORMER, small_files, text_encoder_weights, vae_weights
@@ -98,7 +98,7 @@ def synthesize(
     if layers is not None and not 1 <= layers <= MAXIMUM_LAYERS:
         raise UsageError(f"--layers {layers}: must be between 1 and {MAXIMUM_LAYERS}")
     identity = {"synth": [preset, component, layers, seed, shard_bytes]}
-    staging = Staging(output, identity, refuse_what_is_no_checkpoint if overwrite else None)
+    staging = Staging(output, identity, REPLACING_CHECKPOINTS if overwrite else None)
     config = TRANSFORMER if preset == "tiny" else LensConfig()
     config = replace(config, num_layers=layers or config.num_layers)
     if preset == "tiny" and component is None:

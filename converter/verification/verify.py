@@ -25,6 +25,7 @@ from converter.conversion.recipe.recipe import Recipe, find_recipe
 from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME
 from converter.errors import TEXT_LIMIT, InputError, UsageError, printable
 from converter.hub.addresses import HubAddress, is_address, parse_address
+from converter.libraries import require_library_memory
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.verification.audit import Audit
 from converter.verification.checks import check_headers
@@ -97,12 +98,14 @@ def verify(
         with reporter.progress("hashing", total) as shown:
             extra.append(check_sums(audit, shown))
     if source is not None:
+        require_library_memory()
         from converter.verification.fidelity import measure_fidelity
 
         measured = measure_fidelity(audit, source, reporter=reporter, fail_under_sqnr=fail_under_sqnr)
         extra += measured.checks
         fidelity = measured.to_dict()
     if load:
+        require_library_memory()
         from converter.verification.loading import check_loading
 
         checks, notes = check_loading(audit)

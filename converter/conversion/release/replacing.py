@@ -6,6 +6,7 @@ from pathlib import Path
 
 from converter.checkpoint.ignored import is_litter
 from converter.checkpoint.source import PIPELINE_INDEX, pipeline_components
+from converter.checkpoint.staging import Replacing
 from converter.checkpoint.weights import INDEX_SUFFIX, WEIGHTS_SUFFIX
 from converter.conversion.release.manifest import (
     CONFIG_NAME,
@@ -64,3 +65,15 @@ def refuse_what_is_no_checkpoint(output: Path) -> None:
                 f"{file}: does not belong to a checkpoint, and --overwrite would delete it",
                 "Move it elsewhere, or choose another folder.",
             )
+
+
+def removal_order(file: Path) -> int:
+    """When a file is removed: what the others are known by comes after them, and what is always known comes last."""
+    last = (PIPELINE_INDEX, MANIFEST_NAME)
+    if file.suffix == WEIGHTS_SUFFIX:
+        return len(last) + 1
+    return last.index(file.name) + 1 if file.name in last else 0
+
+
+#: What ``--overwrite`` allows.
+REPLACING_CHECKPOINTS = Replacing(refuse_what_is_no_checkpoint, removal_order)
