@@ -287,6 +287,7 @@ HIDDEN = (
     *(".cache/huggingface/download/x.lock", "transformer/._notes.json"),
 )
 CACHES = ("tokenizer/__pycache__/a.pyc", "vae/x.incomplete", "vae/x.lock", "transformer/Thumbs.db")
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 CODE = ("pipeline_lens.py", "parts/model.py", "transformer/modeling_lens.py")
 FOREIGN = ("vae/flax_model.msgpack", "vae/model.onnx", "vae/tf_model.h5", f"vae/{STEM}.bin", "transformer/a.ckpt")
 QKV = "transformer_blocks.0.attn.img_qkv.weight"
@@ -350,6 +351,10 @@ CASES: dict[str, Build] = {
         lambda source: write(source / "vae" / WEIGHTS, POINTER), f"vae/{WEIGHTS}"
     ),
     "another component in the format of PyTorch": build(pickled, "not opened", brings=(f"vae/{STEM}.bin",)),
+    "an adapter beside another model": build(
+        lambda source: [write(source / "vae" / name) for name in ADAPTER],
+        brings=(f"vae/{ADAPTER[1]}",),
+    ),
     "other files of another model": build(
         lambda source: write(source / "vae" / "notes" / "a.txt"), brings=("vae/notes/a.txt",)
     ),
@@ -377,6 +382,7 @@ CASES: dict[str, Build] = {
         with_header(lambda text: text.replace(b'"__metadata__":{"format":"pt"}', b'"__metadata__":null'))
     ),
     "a LoRA adapter": adapter,
+    "an adapter beside the converted model": besides(*(f"transformer/{name}" for name in ADAPTER), text=ADAPTER[0]),
     "weights for other libraries": besides(*FOREIGN, text="vae/flax_model.msgpack"),
     "other safetensors files of a component": besides(
         "transformer/old.safetensors", text="transformer/old.safetensors"
