@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -51,7 +52,8 @@ def described(component: PipelineComponent, folder: Path) -> str:
     texts = [problem.with_hint for problem in component.problems] + [f"note: {note}" for note in component.notes]
     found = [f"{'model' if component.is_model else 'other'}{component.variant and f' in {component.variant}'}"]
     found += [" ".join(file.name for file in component.weights) or "nothing", str(footprint.bytes)]
-    return " | ".join([*found, *(text.replace(f"{folder}/", "") for text in texts)])
+    # How much of a long name is shown depends on the length of the folder's path.
+    return " | ".join([*found, *(re.sub("x+…x+", "x…x", text.replace(f"{folder}/", "")) for text in texts)])
 
 
 def test_what_a_loader_opens_follows_from_the_files_of_a_component(tmp_path: Path) -> None:
