@@ -18,12 +18,10 @@ WEIGHTS_SUFFIX = ".safetensors"
 #: Suffixes of files that may contain a pickle. They are named in messages and never unpickled.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 #: Suffixes of weights in other formats.
-FOREIGN_SUFFIXES = (".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".tflite")
+FOREIGN_SUFFIXES = (".gguf", ".h5", ".msgpack", ".npz", ".onnx", ".onnx_data", ".ot", ".pb", ".tflite")
 #: Suffix of weights in PyTorch's own format, as both libraries write them.
 PICKLED_SUFFIX = ".bin"
 INDEX_SUFFIX = ".safetensors.index.json"
-#: Suffixes of weights in the formats of other libraries.
-_OTHER_SUFFIXES = (".msgpack", ".h5", ".onnx", ".onnx_data", ".gguf", ".ot", ".pb", ".tflite")
 #: Indexes of shards in any format, and the structure of a model of OpenVINO.
 _BESIDE_WEIGHTS = re.compile(r".+\.index(\.[^.]+)?\.json|openvino_.+\.xml")
 _STEM, _SUFFIX = r"(?:diffusion_pytorch_model|pytorch_model|model)", r"\.(?:safetensors|bin)"
@@ -127,7 +125,7 @@ def plain_name(name: str) -> str:
 
 def holds_weights(name: str) -> bool:
     """Whether a file has weights by its name, in the format of any library, or belongs to such a file."""
-    is_weights = name.endswith((WEIGHTS_SUFFIX, *PICKLE_SUFFIXES, *_OTHER_SUFFIXES))
+    is_weights = name.endswith((WEIGHTS_SUFFIX, *PICKLE_SUFFIXES, *FOREIGN_SUFFIXES))
     return is_weights or _BESIDE_WEIGHTS.fullmatch(name) is not None
 
 
