@@ -448,7 +448,7 @@ def test_what_a_worker_refuses(tiny_repo: Path, tmp_path: Path, monkeypatch: pyt
         session.generate(small)
 
     (tmp_path / "free").write_text("MemAvailable: 0 kB\n")
-    jobs = {"changed": replace(job, states=states), "finite": job, r"about 322\.9 MB of memory": job}
+    jobs = {"changed": replace(job, states=states), "finite": job, r"about 122\.9 MB more memory": job}
     for reason, refused in jobs.items():
         if "memory" in reason:
             monkeypatch.setattr("converter.memory._MEMINFO", tmp_path / "free")

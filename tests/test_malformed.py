@@ -205,7 +205,7 @@ def refuse(site: Site, invocation: Invocation, error: str, *message: str) -> Non
         # Nodes for the folder itself, the staging folder, the release, the journal and the weights, and for no config.
         ("size=64m,nr_inodes=5", "disk/out", IN_PROCESS, "DiskError", "No space left on device"),
         ("ro", "disk/deep/out", (), "OutputError", "Read-only file system"),
-        ("size=64m", "disk", ("--overwrite",), "OutputError", "is not a plain folder"),
+        ("size=64m", "disk", ("--overwrite",), "OutputError", "is a mount point"),
     ],
     ids=["without space", "fills up half way", "read-only", "itself the output"],
 )
