@@ -87,6 +87,8 @@ class Blueprint:
     """What all names of the denoiser's tensors begin with."""
     root_files: tuple[str, ...] = ()
     defect: Defect | None = None
+    damage: Defect | None = None
+    """What happens to the release of a valid source, to a component that was not converted."""
 
     @property
     def denoiser(self) -> str:
@@ -118,6 +120,7 @@ def blueprints(draw: st.DrawFn) -> Blueprint:
         chosen[name] = Layout(chosen[name].shards, wanted)
     kinds = st.sampled_from(sorted(DEFECTS))
     defect = draw(st.none() | st.builds(Defect, st.sampled_from(sorted(components)), kinds))
+    damage = draw(st.builds(Defect, st.sampled_from(list(components)[1:]), kinds)) if defect is None else None
     return Blueprint(
         pipeline,
         chosen,
@@ -125,6 +128,7 @@ def blueprints(draw: st.DrawFn) -> Blueprint:
         draw(st.sampled_from(WRAPPERS)),
         tuple(draw(st.lists(st.sampled_from(sorted(ROOT_FILES)), unique=True))),
         defect,
+        damage,
     )
 
 
@@ -165,8 +169,7 @@ def build(blueprint: Blueprint, folder: Path) -> Path:
     for name in blueprint.root_files:
         (folder / name).write_text("some text\n")
     if blueprint.defect is not None:
-        component = folder / blueprint.defect.component
-        DEFECTS[blueprint.defect.kind](_last_file(component, blueprint.layouts[component.name].variant))
+        _plant(blueprint.defect, folder, blueprint.layouts[blueprint.defect.component].variant)
     return folder
 
 
@@ -213,10 +216,10 @@ def write_weights(
     (folder / index).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}))
 
 
-def _last_file(folder: Path, variant: str) -> Path:
-    """The last weight file of a component that its loader opens."""
-    files = (file for file in folder.glob("*.safetensors") if "ema" not in file.name)
-    return max(file for file in files if ("fp16" in file.name) == bool(variant))
+def _plant(defect: Defect, folder: Path, variant: str = "") -> None:
+    """Damage the last weight file that the component's loader opens, or what belongs to it."""
+    files = (file for file in (folder / defect.component).glob("*.safetensors") if "ema" not in file.name)
+    DEFECTS[defect.kind](max(file for file in files if ("fp16" in file.name) == bool(variant)))
 
 
 def _lose(file: Path) -> None:
@@ -253,7 +256,8 @@ def check(blueprint: Blueprint, folder: Path) -> None:
     """Build a source, convert it, and check the outcome.
 
     A valid source gives a release that stock diffusers loads, in which the other components have the source's numbers;
-    a defect is named by the component and by what it is, and nothing is left of the conversion.
+    a defect is named by the component and by what it is, and nothing is left of the conversion. So is a defect that a
+    release gets later.
     """
     source, output = build(blueprint, folder / "source"), folder / "output"
     options = ConvertOptions(variant=blueprint.variant)
@@ -261,6 +265,8 @@ def check(blueprint: Blueprint, folder: Path) -> None:
         assert plan(source, options=options).plan.class_name
         convert(source, output, options=options)
         _check_release(blueprint, output)
+        if blueprint.damage is not None:
+            _check_damaged(blueprint.damage, output)
         return
     messages = {
         _refusal(lambda: plan(source, options=options)),
@@ -297,6 +303,15 @@ def _check_release(blueprint: Blueprint, output: Path) -> None:
     for name, class_name in PIPELINES[blueprint.pipeline].items():
         if name != blueprint.denoiser:
             assert _differing(pipeline.components[name].state_dict(), _saved(class_name)[1]) == []
+
+
+def _check_damaged(damage: Defect, output: Path) -> None:
+    """A release without a manifest, as others make it, in which a component is damaged: verify names it."""
+    (output / "lensconv_manifest.json").unlink()
+    _plant(damage, output)
+    (problem,) = [check.detail for check in verify(output).checks if not check.ok]
+    assert damage.component in problem, problem
+    assert WORDS.get(damage.kind, "") in problem, problem
 
 
 def _differing(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
