@@ -113,7 +113,7 @@ def instead(content: bytes | str, text: str) -> Build:
 
 
 def besides(*names: str, text: str = "") -> Build:
-    """Files that do not come along."""
+    """Files that are left out."""
     return build(lambda source: [write(source / name) for name in names], text, leaves=names)
 
 
@@ -306,11 +306,11 @@ CASES: dict[str, Build] = {
     ),
     "an address on the Hub, for `convert`": lambda _: Given("hf://owner/name", "hf download"),
     "a snapshot in the cache of the Hub": snapshot,
-    "a folder that `model_index.json` names and that is missing": build(without("vae"), "no such folder"),
+    "a missing folder that `model_index.json` names": build(without("vae"), "no such folder"),
     "a component that is `[null, null]`": besides("safety_checker/config.json"),
     "a folder that `model_index.json` does not name": besides("old/model.safetensors", text="old/model.safetensors"),
     "two denoisers": build(second_denoiser, "transformer_2", brings=(f"transformer_2/{WEIGHTS}",)),
-    "a pipeline in the pipeline": build(
+    "a pipeline inside the pipeline": build(
         lambda source: add_component(source, "prior", "diffusers", "DiffusionPipeline", model_index__json="{}", a="x"),
         "prior: is copied and not examined",
         brings=("prior/model_index.json", "prior/a"),
@@ -321,7 +321,7 @@ CASES: dict[str, Build] = {
         brings=("unet_2/model.onnx",),
     ),
     "several ControlNets or adapters": build(further_models, brings=(f"controlnet_1/{WEIGHTS}",)),
-    "a link out of the source": build(lambda s: (s / "vae" / "secret").symlink_to("/etc/passwd"), "is a link to"),
+    "a link to a file outside the source": build(lambda s: (s / "vae" / "secret").symlink_to("/etc/passwd"), "is a link to"),
     "a link to a folder in a component": build(lambda s: (s / "vae" / "more").symlink_to("."), "is a link to a folder"),
     "a pipe or a device": build(lambda source: os.mkfifo(source / "vae" / "pipe"), "is not a regular file"),
     # Names of weight files
@@ -346,11 +346,11 @@ CASES: dict[str, Build] = {
     # Components that stay as they are
     "another component without weights": build(without(f"vae/{WEIGHTS}"), f"contains no {WEIGHTS}"),
     "another component without `config.json`": build(without("vae/config.json"), "vae/config.json: no such file"),
-    "another component with a cut weight file": build(lambda source: cut(source / "vae" / WEIGHTS), "is cut short"),
+    "another component with a weight file that is cut short": build(lambda source: cut(source / "vae" / WEIGHTS), "is cut short"),
     "another component with a Git LFS pointer": build(
         lambda source: write(source / "vae" / WEIGHTS, POINTER), f"vae/{WEIGHTS}"
     ),
-    "another component in the format of PyTorch": build(pickled, "not opened", brings=(f"vae/{STEM}.bin",)),
+    "another component with pickled weights (`.bin`)": build(pickled, "not opened", brings=(f"vae/{STEM}.bin",)),
     "an adapter beside another model": build(
         lambda source: [write(source / "vae" / name) for name in ADAPTER],
         brings=(f"vae/{ADAPTER[1]}",),
@@ -375,7 +375,7 @@ CASES: dict[str, Build] = {
     "an archive in place of weights": instead(archive(), "is a zip archive"),
     "a pickle named `.safetensors`": instead(pickle.dumps({"a": list(range(99))}), "is a pickle"),
     "an empty weight file": instead("", "is empty"),
-    "a cut weight file": component(lambda folder: cut(folder / WEIGHTS), "is cut short"),
+    "a weight file that is cut short": component(lambda folder: cut(folder / WEIGHTS), "is cut short"),
     "a weight file without tensors": instead((2).to_bytes(8, "little") + b"{}", "contains no tensors"),
     "a header after whitespace": component(with_header(lambda text: b" \n" + text)),
     "metadata that is `null`": component(
@@ -392,7 +392,7 @@ CASES: dict[str, Build] = {
     "`_orig_mod.` before all names": prefixed("_orig_mod."),
     "`module.` before all names": prefixed("module."),
     "`model.diffusion_model.` before all names": prefixed("model.diffusion_model."),
-    "`_orig_mod.` inside of names": tensors(
+    "`_orig_mod.` inside names": tensors(
         lambda found: found.update({QKV.replace(".attn", "._orig_mod.attn"): found.pop(QKV)}), "_orig_mod."
     ),
     "`position_ids` of CLIP": model("CLIPTextModel", "text_model.embeddings.position_ids", "position_ids"),
@@ -409,7 +409,7 @@ CASES: dict[str, Build] = {
         "code is copied, and was not run",
         brings=CODE,
     ),
-    "code that is missing": build(
+    "a pipeline whose code is missing": build(
         lambda source: edit_json(source / "model_index.json", _class_name=["pipeline_lens", "LensPipeline"]),
         "pipeline_lens.py, which does not exist",
     ),
@@ -417,7 +417,7 @@ CASES: dict[str, Build] = {
     "`README.md`": besides("README.md", "vae/README.md"),
     "hidden files and folders": besides(*HIDDEN),
     "caches, locks and unfinished downloads": besides(*CACHES),
-    "names that are not UTF-8": besides(os.fsdecode(b"tokenizer/gr\xfc\xdfe.txt")),
+    "files whose names are not UTF-8": besides(os.fsdecode(b"tokenizer/gr\xfc\xdfe.txt")),
 }
 
 
@@ -449,7 +449,7 @@ def test_what_the_page_says_happens(name: str, pipeline: Path, tmp_path: Path, l
         return
     assert planned.code == 0, planned.stdout
     assert given.text in " ".join(planned.result["notes"])
-    assert (outcome == "left") == bool(given.leaves)
+    assert (outcome == "left out") == bool(given.leaves)
     if given.brings or given.leaves:
         names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
         assert {file["name"] for file in converted.result["files"]} == names
