@@ -108,7 +108,7 @@ def parse_front_matter(text: str) -> tuple[dict[str, Any], str]:
         content = yaml.load(front, _Loader)  # noqa: S506 - a SafeLoader
     except (ArithmeticError, AttributeError, LookupError, TypeError):
         # PyYAML does not check values that have a tag or look like a date.
-        return {}, "its front matter is not YAML: a value is not what its tag says"
+        return {}, "its front matter is not YAML: a value does not fit its tag"
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 2}" if mark else ""

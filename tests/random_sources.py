@@ -44,9 +44,9 @@ PIPELINES = {
 }
 LIBRARIES = {"text_encoder": "transformers"}
 SCHEDULER = {"_class_name": "DDIMScheduler", "steps_offset": 1, "clip_sample": False}
-#: Files that no loader reads. They are left behind.
+#: Files that no loader reads. They are left out.
 HIDDEN = (".DS_Store", ".ipynb_checkpoints/config-checkpoint.json", "model.safetensors.incomplete", "__pycache__/x.pyc")
-#: Weights of other frameworks, which are left behind where there are safetensors.
+#: Weights of other frameworks, which are left out where there are safetensors.
 FOREIGN = ("flax_model.msgpack", "tf_model.h5", "model.onnx", "model.gguf", "pytorch_model.bin")
 #: Files of the root, and whether a release contains them.
 ROOT_FILES = {"LICENSE.md": True, "NOTICE": True, "USE_POLICY.md": True, "README.md": False, ".gitattributes": False}
@@ -64,7 +64,7 @@ class Layout:
     beside: str = ""
     """Another variant beside them; empty if there is none."""
     stray: str = ""
-    """A file that is left behind; empty if there is none."""
+    """A file that is left out; empty if there is none."""
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,10 @@ STALE = '{"metadata": {}, "weight_map": {"x": "absent.safetensors"}}'
 REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "vae" / WEIGHTS).unlink(), f"vae: contains no {WEIGHTS}, which its loader opens"),
     (lambda folder: cut(folder / "vae", "diffusion_pytorch_model"), f"vae/{WEIGHTS}: is cut short"),
-    (lambda folder: (folder / "vae" / WEIGHTS).write_bytes(POINTER), f"vae/{WEIGHTS}: is a Git LFS pointer"),
+    (
+        lambda folder: (folder / "vae" / WEIGHTS).write_bytes(POINTER),
+        f"vae/{WEIGHTS}: should be a safetensors file, but is a Git LFS pointer",
+    ),
     (lambda folder: (folder / "vae" / f"{WEIGHTS}.index.json").write_text(STALE), "vae/absent.safetensors: no such"),
     (lambda folder: (folder / "vae" / "config.json").unlink(), "vae/config.json: no such file"),
     (lambda folder: shutil.rmtree(folder / "vae"), "vae: no such folder, though model_index.json names it"),
@@ -266,7 +269,7 @@ def test_names_from_files_are_safe_to_show(lensconv: Lensconv, tmp_path: Path) -
 FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda release: list_file(release, f"vae/{WEIGHTS}", POINTER),
-        f"vae/{WEIGHTS}: is a Git LFS pointer",
+        f"vae/{WEIGHTS}: should be a safetensors file, but is a Git LFS pointer",
     ),
     (
         lambda release: list_file(release, f"vae/{WEIGHTS}", (release / "vae" / WEIGHTS).read_bytes()[:-1]),

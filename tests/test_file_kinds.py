@@ -101,8 +101,7 @@ def test_in_place_of_a_safetensors_file(content: bytes, name: str, hint: str, tm
     file.write_bytes(content)
     with pytest.raises(MalformedCheckpoint) as caught:
         read_header(file)
-    assert caught.value.message.startswith(f"{file}: is {name}")
-    assert caught.value.message.endswith("; lensconv reads safetensors")
+    assert caught.value.message.startswith(f"{file}: should be a safetensors file, but is {name}")
     assert caught.value.hint.startswith(hint)
 
 
@@ -115,7 +114,7 @@ def test_in_place_of_json(content: bytes, name: str, hint: str, place: str, tmp_
     (component / place).write_bytes(content)
     with pytest.raises(MalformedCheckpoint) as caught:
         open_checkpoint(tmp_path if place.startswith("..") else component)
-    assert caught.value.message.endswith(f"{Path(place).name}: is {name}, not JSON")
+    assert caught.value.message.endswith(f"{Path(place).name}: should be JSON, but is {name}")
     assert caught.value.hint.startswith(hint)
 
 
@@ -125,7 +124,10 @@ def test_commands_name_the_kind(command: tuple[str, ...], tmp_path: Path, lensco
     file.write_bytes(POINTER)
     outcome = lensconv(command[0], file, *(tmp_path / name for name in command[1:]))
     assert outcome.code == 2
-    assert "is a Git LFS pointer, not the file itself; lensconv reads safetensors. Run `git lfs pull`" in outcome.stderr
+    assert (
+        "should be a safetensors file, but is a Git LFS pointer, not the file itself. Run `git lfs pull`"
+        in outcome.stderr
+    )
 
 
 @pytest.mark.parametrize("suffix", FOREIGN_SUFFIXES)

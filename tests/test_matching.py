@@ -199,7 +199,7 @@ def test_prefixes_of_all_names(prefix: str, shards: bool, tmp_path: Path, lensco
     plain = save_model(tmp_path / "plain", "LensTransformer2DModel", num_layers=1)
     source = with_prefix(plain, prefix, tmp_path / "source", shards=shards)
     expected, output = convert_default(plain, tmp_path / "expected"), tmp_path / "output"
-    note = f"the names of all tensors of the source begin with {prefix}, which is taken off"
+    note = f"the names of all tensors of the source begin with {prefix}; this prefix is removed"
     assert note in lensconv("plan", "--json", source).result["notes"]
     outcome = lensconv("convert", source, output)
     assert (outcome.code, note in outcome.stderr.replace("\n", " ")) == (0, True)
@@ -235,7 +235,7 @@ def test_what_all_names_share(names: list[str], prefix: str | None) -> None:
 
 
 def test_quantized_checkpoints_keep_their_prefix(tmp_path: Path) -> None:
-    """Only of a source is it taken off: no loader finds the tensors of a release that has it."""
+    """It is removed only from a source: no loader finds the tensors of a release that has it."""
     file = tmp_path / "model.safetensors"
     write_holes(file, [("F32", "module.a", (1,)), ("F32", "module.b", (1,))])
     assert [*examine_checkpoint(file).tensors] == ["module.a", "module.b"]
@@ -245,7 +245,7 @@ def test_quantized_checkpoints_keep_their_prefix(tmp_path: Path) -> None:
 
 
 def test_names_of_another_program(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedCheckpoint, match="none of its tensors is part of ModuleDict, such as double"):
+    with pytest.raises(UnsupportedCheckpoint, match="none of its tensors belongs to ModuleDict, for example double"):
         match(saved(tmp_path, double_blocks=(4,), single_blocks=(4,)))
 
 
@@ -311,7 +311,7 @@ def test_what_is_left_out_and_which_loader_can(
     with_buffers(source, prefix, buffer)
     planned = lensconv("plan", "--json", source).result
     assert planned["source"]["parameters"] == planned["output"]["parameters"] == parameters
-    assert f"left out, because {name} does not save them: {buffer}" in planned["notes"]
+    assert f"tensors are left out, because {name} does not save them: {buffer}" in planned["notes"]
     foreseen = [note for note in planned["notes"] if note.startswith("load_sdnq_model")]
     assert [refused in note and name in note for note in foreseen] == [True] * bool(refused)
     output = convert_default(source, tmp_path / "output")

@@ -1,4 +1,4 @@
-"""What comes along into a release, and what a release may replace."""
+"""What is copied into a release, and what a release may replace."""
 
 from __future__ import annotations
 

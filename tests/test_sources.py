@@ -321,7 +321,9 @@ CASES: dict[str, Build] = {
         brings=("unet_2/model.onnx",),
     ),
     "several ControlNets or adapters": build(further_models, brings=(f"controlnet_1/{WEIGHTS}",)),
-    "a link to a file outside the source": build(lambda s: (s / "vae" / "secret").symlink_to("/etc/passwd"), "is a link to"),
+    "a link to a file outside the source": build(
+        lambda s: (s / "vae" / "secret").symlink_to("/etc/passwd"), "is a link to"
+    ),
     "a link to a folder in a component": build(lambda s: (s / "vae" / "more").symlink_to("."), "is a link to a folder"),
     "a pipe or a device": build(lambda source: os.mkfifo(source / "vae" / "pipe"), "is not a regular file"),
     # Names of weight files
@@ -346,7 +348,9 @@ CASES: dict[str, Build] = {
     # Components that stay as they are
     "another component without weights": build(without(f"vae/{WEIGHTS}"), f"contains no {WEIGHTS}"),
     "another component without `config.json`": build(without("vae/config.json"), "vae/config.json: no such file"),
-    "another component with a weight file that is cut short": build(lambda source: cut(source / "vae" / WEIGHTS), "is cut short"),
+    "another component with a weight file that is cut short": build(
+        lambda source: cut(source / "vae" / WEIGHTS), "is cut short"
+    ),
     "another component with a Git LFS pointer": build(
         lambda source: write(source / "vae" / WEIGHTS, POINTER), f"vae/{WEIGHTS}"
     ),

@@ -14,11 +14,11 @@ def no_weights(folder: Path, names: Sequence[str]) -> InputError:
 
     Args:
         folder: the folder, which has no ``model_index.json``.
-        names: of the files and folders in it.
+        names: names of the files and folders in it.
     """
     if variants := variants_in(names):
         reason = f"contains only variants of the weights: {', '.join(variants)}"
-        return MissingInput(folder, reason, "Name one with --variant.")
+        return MissingInput(folder, reason, "Name one with --variant. A checkpoint to verify needs plain names.")
     present = [name for name in names if name.endswith(WEIGHTS_SUFFIX)]
     if present:
         reason = f"contains {len(present)} safetensors files and no index"

@@ -29,7 +29,7 @@ from converter.checkpoint.source import (
 from converter.checkpoint.weights import INDEX_SUFFIX, WEIGHTS_SUFFIX, WeightNames, variants_in
 from converter.errors import FileError, MalformedCheckpoint, MissingInput, unreadable
 
-#: Smallest file on the Hub that can hold a component's weights; a pointer of git LFS has about 130 bytes.
+#: Smallest file on the Hub that can hold a component's weights; a Git LFS pointer has about 130 bytes.
 _LEAST_REMOTE_BYTES = 1024
 #: Classes of diffusers that read further folders: NAME_1, NAME_2 and so on.
 _SEVERAL_MODELS = ("MultiControlNetModel", "MultiControlNetUnionModel", "MultiAdapter")
@@ -53,7 +53,7 @@ class PipelineComponent:
     weights: tuple[Path, ...] = ()
     """The files that its loader opens, the index of shards last; empty if it is not a model."""
     headers: tuple[Header, ...] = ()
-    """Of those that are safetensors files; empty if they were not read."""
+    """Headers of the safetensors files among ``weights``; empty if they were not read."""
     variant: str = ""
     """The variant of the weights, such as ``fp16``; empty for the plain files."""
     stamps: tuple[tuple[int, ...], ...] = ()
@@ -61,7 +61,7 @@ class PipelineComponent:
     problems: tuple[FileError, ...] = ()
     """Why its loader would fail."""
     notes: tuple[str, ...] = ()
-    """What is unusual, and does not disturb its loader."""
+    """What is unusual, although its loader works."""
 
     @property
     def index(self) -> Path | None:
@@ -75,7 +75,7 @@ class PipelineComponent:
 
     @property
     def footprint(self) -> ComponentFootprint:
-        """What it takes."""
+        """Its size in bytes."""
         by_dtype = count_bytes_by_dtype(
             (entry.dtype, entry.bytes) for header in self.headers for entry in header.tensors.values()
         )
@@ -87,13 +87,13 @@ class PipelineComponent:
 def examine_components(
     pipeline: Path, variant: str | None = None, *, besides: str = "", reads_headers: bool = True
 ) -> tuple[PipelineComponent, ...]:
-    """Examine the components of a pipeline repo; what is wrong with them is collected, not raised.
+    """Examine the components of a pipeline repo. Their problems are collected, not raised.
 
     Args:
         pipeline: the repo.
         variant: the variant of the weights to prefer to the plain files, which are preferred to another variant.
         besides: a component to leave out.
-        reads_headers: whether weight files have content. Of a repo on the Hub, only names and sizes are known.
+        reads_headers: whether to read headers. Of a repo on the Hub, only names and sizes of weight files are known.
 
     Raises:
         MissingInput: ``model_index.json`` cannot be read.
@@ -108,7 +108,7 @@ def examine_components(
 
 
 def _folders(folder: Path, class_name: str) -> Iterator[Path]:
-    """The folder of a component, and those of its further models, which diffusers numbers."""
+    """The folder of a component, and the numbered folders of its further models."""
     yield folder
     if class_name in _SEVERAL_MODELS:
         numbered = (folder.with_name(f"{folder.name}_{number}") for number in count(1))
@@ -277,5 +277,5 @@ def _refuse_what_is_no_pickle(file: Path) -> None:
 
 
 def footprints(components: Iterable[PipelineComponent]) -> tuple[ComponentFootprint, ...]:
-    """What the models among components take, in their order."""
+    """Sizes of the models among components, in their order."""
     return tuple(component.footprint for component in components if component.is_model)

@@ -1,7 +1,7 @@
 """What a file is by its first bytes, where it is not what its name says.
 
-Downloads leave a pointer, a page or an error message in place of a file, and people rename files. Each kind has a
-sentence that says what to do about it.
+Downloads leave a pointer, a page or an error message in place of a file, and people rename files. Each kind has a hint
+that says what to do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 KIND_BYTES = 512
 #: Where the magic of a tar archive is (POSIX.1-1988).
 _TAR_MAGIC = slice(257, 262)
-#: Characters of a text that a message repeats; and the fewest that are a text, not chance.
+#: Characters of a text that a message shows; and the fewest that count as a text, because fewer may be chance.
 _SHOWN_CHARACTERS = 60
 _LEAST_CHARACTERS = 8
 
@@ -27,7 +27,7 @@ class FileKind:
     """A kind of file that is neither a safetensors file nor JSON."""
 
     name: str
-    """With its article, for a sentence that begins with "is"."""
+    """With its article, for a message in which it follows "is"."""
     hint: str
     """What to do about it."""
 

@@ -1,4 +1,4 @@
-"""What the components of a pipeline take, and the whole of it."""
+"""Sizes of the components of a pipeline, and of the whole pipeline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ComponentFootprint:
-    """What a component of a pipeline takes."""
+    """Size of a component of a pipeline."""
 
     name: str
     class_name: str
@@ -21,7 +21,7 @@ class ComponentFootprint:
 
 @dataclass(frozen=True)
 class WholeFootprint:
-    """What a release takes with all its components, and what its source does."""
+    """Size of a release with all its components, and of its source."""
 
     bytes: int
     source_bytes: int
@@ -37,12 +37,12 @@ class WholeFootprint:
 
 
 def whole_footprint(output: int, source: int, others: Iterable[ComponentFootprint]) -> WholeFootprint:
-    """Add what the components take that were not converted.
+    """Add the sizes of the components that were not converted.
 
     Args:
         output: bytes of the converted component.
         source: its bytes before.
-        others: the others.
+        others: the components that were not converted.
     """
     besides = sum(other.bytes for other in others)
     return WholeFootprint(output + besides, source + besides)

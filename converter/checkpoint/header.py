@@ -146,7 +146,7 @@ def _not_safetensors(beginning: bytes, file: Path, reason: str) -> MalformedChec
     kind = weights_kind(beginning[:KIND_BYTES])
     if kind is None:
         return MalformedCheckpoint(file, reason)
-    return MalformedCheckpoint(file, f"is {kind.name}; lensconv reads safetensors", kind.hint)
+    return MalformedCheckpoint(file, f"should be a safetensors file, but is {kind.name}", kind.hint)
 
 
 def parse_header(content: bytes, file_bytes: int, file: Path) -> Header:
@@ -223,9 +223,9 @@ def parse_json_object(content: bytes, file: Path, what: str) -> dict[str, Any]:
 def _not_json(content: bytes, file: Path, reason: str) -> MalformedCheckpoint:
     """The error for bytes that are not JSON: it names what the file is, else the reason."""
     kind = foreign_kind(content[:KIND_BYTES])
-    return (
-        MalformedCheckpoint(file, f"is {kind.name}, not JSON", kind.hint) if kind else MalformedCheckpoint(file, reason)
-    )
+    if kind is None:
+        return MalformedCheckpoint(file, reason)
+    return MalformedCheckpoint(file, f"should be JSON, but is {kind.name}", kind.hint)
 
 
 def _parse_integer(text: str) -> int | float:

@@ -22,7 +22,7 @@ def is_ignored(path: str) -> bool:
 
 
 def is_litter(path: str) -> bool:
-    """Whether a file or folder was made by a program for itself, so that nobody misses it.
+    """Whether a program made a file or folder for itself, so that it may be deleted.
 
     Args:
         path: inside a checkpoint, with slashes.

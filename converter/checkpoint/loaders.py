@@ -1,6 +1,6 @@
-"""What the loaders of diffusers and transformers open in a component's folder, by its config and its names of files.
+"""What the loaders of diffusers and transformers open in a component's folder, by its config and its file names.
 
-It was read in ``from_pretrained`` of diffusers 0.42 and transformers 5. A model of diffusers is in shards if there is
+Source: ``from_pretrained`` of diffusers 0.42 and transformers 5. A model of diffusers is in shards if there is
 an index, else in one file; transformers looks for the one file first. Both open PyTorch's format last.
 """
 
@@ -62,7 +62,7 @@ def possible_loaders(library: str, config: Mapping[str, Any]) -> tuple[str, ...]
 
 
 def opened_weights(loader: str, names: Collection[str], variant: str) -> WeightNames | None:
-    """The weights that a loader opens for a variant, empty for none; of PyTorch's format, diffusers knows no shards."""
+    """The weights that a loader opens for a variant, empty for none. diffusers opens no shards in PyTorch's format."""
     is_diffusers = loader == "diffusers"
     found = named_weights(names, LOADER_STEMS[loader], variant=variant, prefers_file=not is_diffusers)
     if found is not None:

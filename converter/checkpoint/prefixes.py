@@ -14,11 +14,11 @@ _COMPILED = PREFIXES[0]
 
 
 def shared_prefix(names: Collection[str], folder: Path) -> str:
-    """What can be taken off all names: one or several of the prefixes; empty if the names do not share any.
+    """What can be removed from all names: one or several of the prefixes; empty if the names do not share any.
 
     Args:
-        names: of tensors, at least one.
-        folder: where they are from, for messages.
+        names: names of tensors, at least one.
+        folder: the folder of the checkpoint, for messages.
 
     Raises:
         UnsupportedCheckpoint: the rest of a name is that of a compiled part of a model.

@@ -74,7 +74,7 @@ class Checkpoint:
     is_single_file: bool = False
     """Whether a file was given, so that of the other files only its config counts."""
     removed_prefix: str = ""
-    """What was taken off the names of all tensors, which the headers still have; only of sources."""
+    """The prefix that was removed from the names of all tensors, if it is a source; the headers still have it."""
 
     @property
     def class_name(self) -> str:
@@ -117,7 +117,7 @@ def count_bytes_by_dtype(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
 def open_checkpoint(path: Path, *, component: str | None = None, variant: str | None = None) -> Checkpoint:
     """Open a checkpoint to convert it: every disagreement between its files is an error.
 
-    A prefix of all names that no class has, such as that of ``torch.compile``, is taken off.
+    A prefix of all names that no class has, such as that of ``torch.compile``, is removed.
 
     Args:
         path: a ``.safetensors`` file, a component folder or a pipeline repo.

@@ -13,7 +13,7 @@ _NAMED_SHARE = 0.01
 
 
 def list_components(components: Sequence[ComponentFootprint]) -> str:
-    """Name components with what they take, such as ``vae 335.3 MB BF16``."""
+    """Name components with their sizes, such as ``vae 335.3 MB BF16``."""
     return ", ".join(
         " ".join((printable(component.name), readable_size(component.bytes), _dtypes(component))).rstrip()
         for component in components
@@ -25,7 +25,7 @@ def _dtypes(component: ComponentFootprint) -> str:
 
 
 def unconverted_lines(components: Sequence[ComponentFootprint], whole: WholeFootprint) -> list[str]:
-    """What stays as it is, and what the release takes with it; nothing outside of a pipeline."""
+    """What stays as it is, and the size of the whole release; nothing outside of a pipeline."""
     if not components:
         return []
     percent, source = 100 * whole.reduction, readable_size(whole.source_bytes)

@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Show what a conversion of SOURCE would produce: sizes to the byte, dtypes, memory.
 
-    Only headers and the config are read, never weights. SOURCE is a component folder, a pipeline repo, one
+    Only headers and small files are read, never weights. SOURCE is a component folder, a pipeline repo, one
     .safetensors file, or hf://OWNER/NAME[@REVISION]. --jobs and --memory only change the predicted peak memory.
     """
     from converter.conversion.preview import plan

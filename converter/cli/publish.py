@@ -55,11 +55,13 @@ def command(
 ) -> None:
     """Publish the folder RELEASE, which `lensconv convert` wrote, on the Hub as OWNER/NAME, in one verified commit.
 
-    All files that the manifest lists are published, and the folder must not contain others, except .gitattributes and
-    files in .lensconv, .git and .cache/huggingface, which are ignored. Files of a former release that this one does not
-    have are deleted in the repo; all other files there are kept. Weights of others that could be loaded in place of the
-    release's are asked about at a terminal, and refused without one. `--prune` deletes all that is not of the release.
-    `--dry-run --json` lists what would be deleted and kept.
+    All files that the manifest lists are published, and the folder must not contain others. Only .gitattributes, files
+    in .lensconv, .git and .cache/huggingface, and files that programs make by themselves, such as .DS_Store, are
+    ignored.
+
+    In the repo, files of a former release that this one does not have are deleted; other files are kept. If weights
+    there could be loaded instead of the release's, the command asks at a terminal whether to delete them; without a
+    terminal, it stops. `--dry-run --json` lists what would be deleted and kept.
 
     The folder is examined before the first request; files above 1 GiB are hashed during the upload. After the commit,
     checksums and the bytes that the Hub serves are compared with the release, and only then the commit is tagged. If

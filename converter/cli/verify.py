@@ -79,9 +79,10 @@ def command(
     """Check whether CHECKPOINT is a sound SDNQ checkpoint, made by lensconv or by another tool.
 
     Without options, only headers and small files are read. The exit code is 1 if a check fails. CHECKPOINT is a
-    component folder, a pipeline repo, one .safetensors file, or hf://OWNER/NAME[@REVISION]. A repo on the Hub is not
-    downloaded: headers and small files are read, and the files that its manifest lists are compared with the Hub's
-    records, by sha256 where the Hub has it and otherwise by size.
+    component folder, a pipeline repo, one .safetensors file, or hf://OWNER/NAME[@REVISION]. In a pipeline repo, the
+    weight files of the other components must be complete, too. A repo on the Hub is not downloaded: headers and small
+    files are read, and the files that its manifest lists are compared with the Hub's records, by sha256 where the Hub
+    has it and otherwise by size.
     """
     from converter.verification.verify import verify
 

@@ -20,7 +20,7 @@ class ConvertOptions:
     variant: str | None = field(
         default=None,
         metadata={
-            "help": "Variant of the source's weights to use, such as fp16, where a component has it; as in diffusers.",
+            "help": "Variant of the weights to use, such as fp16; components without it use their plain weights.",
         },
     )
     settings: tuple[str, ...] = ()

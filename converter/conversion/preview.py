@@ -219,7 +219,7 @@ def foresee(request: Request, plan: Plan, selection: Selection) -> tuple[str, ..
     Args:
         request: what to convert.
         plan: what it becomes.
-        selection: the files of the source that come along.
+        selection: the files of the source that are copied.
     """
     recipe, checkpoint = request.recipe, request.checkpoint
     notes = []
@@ -228,11 +228,11 @@ def foresee(request: Request, plan: Plan, selection: Selection) -> tuple[str, ..
         notes.append(f"no config.json names the model's class; assumed from microsoft/Lens: {values}")
     if checkpoint.removed_prefix:
         notes.append(
-            f"the names of all tensors of the source begin with {checkpoint.removed_prefix}, which is taken off"
+            f"the names of all tensors of the source begin with {checkpoint.removed_prefix}; this prefix is removed"
         )
     if plan.ignored:
         listed = ", ".join(plan.ignored[:3]) + (f" and {len(plan.ignored) - 3} more" if len(plan.ignored) > 3 else "")
-        notes.append(f"left out, because {plan.class_name} does not save them: {listed}")
+        notes.append(f"tensors are left out, because {plan.class_name} does not save them: {listed}")
     if plan.unloadable:
         notes.append(plan.unloadable)
     narrow = checkpoint.bytes_by_dtype.keys() & {"F16", "BF16"}

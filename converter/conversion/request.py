@@ -60,13 +60,13 @@ class Request:
 def open_request(
     source: Path, recipe: str | Recipe | None, options: ConvertOptions, *, reads_headers: bool = True
 ) -> Request:
-    """Open a source, of which everything must be there that a loader opens, and choose its recipe.
+    """Open a source, which must contain everything that a loader opens, and choose its recipe.
 
     Args:
         source: a component folder, a pipeline repo or a ``.safetensors`` file.
         recipe: a recipe, its name or its file; the default for the model's class when None.
         options: how to convert; its component, variant and settings count here.
-        reads_headers: whether weight files of components that stay as they are have content.
+        reads_headers: whether to read headers of the weight files of components that stay as they are.
 
     Raises:
         InputError: the source cannot be opened, a loader would fail on another component, or the recipe does not exist.

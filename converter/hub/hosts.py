@@ -31,7 +31,7 @@ def file_host(cause: Any) -> str:
 
 
 def sender(host: str) -> str:
-    """Name who answers, or does not, by what ``file_host`` found."""
+    """Name the server that answers, or does not, for what ``file_host`` found."""
     return f"the Hub's file host {host}" if host else "the Hub"
 
 

@@ -62,8 +62,9 @@ def match_tensors(
     state = model.state_dict(keep_vars=True)
     where, class_name = f"{checkpoint.folder}: tensor", type(model).__name__
     if state.keys().isdisjoint(names):
-        reason = f"{checkpoint.folder}: none of its tensors is part of {class_name}, such as {min(checkpoint.tensors)}"
-        raise UnsupportedCheckpoint(reason, "Its names are those of another program; convert it for the class first.")
+        reason = f"none of its tensors belongs to {class_name}, for example {min(checkpoint.tensors)}"
+        hint = f"Another program named them. Rename them as {class_name} does first."
+        raise UnsupportedCheckpoint(f"{checkpoint.folder}: {reason}", hint)
     sources: dict[str, str] = {}
     for group in _tied_names(state):
         # A checkpoint needs only one of the tensors that are tied.

@@ -70,7 +70,7 @@ class Difference:
     deleted: tuple[str, ...]
     """Files that the repo must not have."""
     kept: tuple[str, ...] = ()
-    """Files of the repo that are not of the release, and stay as they are."""
+    """Files of the repo that the release does not contain, and that stay as they are."""
 
     def __bool__(self) -> bool:
         """Return whether there is anything to change."""

@@ -1,4 +1,4 @@
-"""The files of a repo that are not of the release: which of them a publication deletes, and which it keeps.
+"""The files of a repo that a release does not contain: which of them a publication deletes, and which it keeps.
 
 Files that a former release listed in its manifest are deleted, as the new one replaces it. All others stay, unless they
 would change what people load.
@@ -19,14 +19,14 @@ from converter.publication.files import Difference, PublishedFile, compare, othe
 from converter.verification.beside import dangers
 
 _HINT = (
-    "Delete such files on the repo's page, or publish with --prune, which deletes all that are not of the release; "
-    "--dry-run --prune --json lists them. At a terminal, publish asks."
+    "Delete these files on the repo's page, or publish with --prune, which deletes all files that the release does not "
+    "contain; --dry-run --prune --json lists them. At a terminal, publish asks."
 )
 
 
 @dataclass
 class OtherFiles:
-    """Decides about the files of a repo that are not of the release.
+    """Decides about the files of a repo that a release does not contain.
 
     Args:
         files: the files of the release.

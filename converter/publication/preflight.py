@@ -152,7 +152,7 @@ def _check_card(root: Path, manifest: Manifest, repository: str) -> list[str]:
 
 
 def _weight_faults(root: Path, manifest: Manifest) -> Iterator[tuple[str, bool]]:
-    """Yield what is wrong with weights, and whether it was so in the source."""
+    """Yield what is wrong with weights, and whether the source had the same fault."""
     audit = Audit(root, manifest=manifest)
     others = other_components(audit)
     for problem in (problem for other in others for problem in other.problems):
@@ -169,7 +169,7 @@ def _weight_faults(root: Path, manifest: Manifest) -> Iterator[tuple[str, bool]]
 
 
 def _is_as_written(root: Path, manifest: Manifest, problem: FileError) -> bool:
-    """Whether a conversion brought the file as it is, or without it."""
+    """Whether the conversion wrote the file as it is now, or did not write it."""
     listed = manifest.files.get(Path(problem.file).relative_to(root).as_posix())
     try:
         return listed is None or file_sha256(root / listed.name) == listed.sha256

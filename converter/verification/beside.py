@@ -15,7 +15,7 @@ def dangers(others: Iterable[str], own: Collection[str]) -> dict[str, str]:
     """Find files that must not be in a repo beside a release.
 
     Args:
-        others: paths in the repo that are not of the release.
+        others: paths in the repo that the release does not contain.
         own: paths of the release.
 
     Returns:
@@ -29,7 +29,7 @@ def dangers(others: Iterable[str], own: Collection[str]) -> dict[str, str]:
         folded = name.casefold()
         over = next((known[parent] for parent in _parents(folded) if parent in known), None)
         if folded in known:
-            found[name] = f"differs from {known[folded]} in case only"
+            found[name] = f"differs from {known[folded]} only in case"
         elif folded in parents:
             found[name] = "is a file where the release has a folder"
         elif over is not None:

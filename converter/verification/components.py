@@ -16,7 +16,7 @@ def other_components(audit: Audit, *, reads_headers: bool = True) -> tuple[Pipel
 
     Args:
         audit: of the pipeline.
-        reads_headers: whether weight files have content. Of a repo on the Hub, only names and sizes are known.
+        reads_headers: whether to read headers. Of a repo on the Hub, only names and sizes of weight files are known.
 
     Raises:
         FileError: ``model_index.json`` cannot be read.
@@ -28,7 +28,7 @@ def other_components(audit: Audit, *, reads_headers: bool = True) -> tuple[Pipel
 
 
 def check_components(audit: Audit, components: Sequence[PipelineComponent]) -> Check:
-    """Check that every weight file that a loader opens is there and whole, as far as headers show it.
+    """Check that every weight file that a loader opens exists and is complete, as far as headers show.
 
     Args:
         audit: of the pipeline; what its manifest shows to be missing or of another size is not repeated.

@@ -81,7 +81,7 @@ def configured_dequantizer(module: Any, parameter: str, config: Any) -> Any:
 
 
 def dequantize(dequantizer: Any, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Turn codes back into float32 numbers of the original shape, by SDNQ."""
+    """Turn codes back into float32 numbers of the original shape, with SDNQ."""
     restored: torch.Tensor = dequantizer(
         **parts, skip_quantized_matmul=dequantizer.use_quantized_matmul, skip_compile=True, dtype=torch.float32
     )

@@ -139,7 +139,7 @@ def check_local(
             problems.append(f"{name} has {remote[name].bytes} bytes on the Hub, {sizes[name]} on disk")
         elif not _is_same(release / name, remote[name], progress):
             problems.append(f"{name} has other bytes on the Hub than on disk")
-    more = f"; the repo has {len(others)} more, which are not of the release" if others else ""
+    more = f"; other files in the repo: {len(others)}" if others else ""
     return list_problems("against", problems, f"{len(sizes)} files are the same on the Hub and on disk{more}")
 
 

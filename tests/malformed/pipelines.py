@@ -82,7 +82,7 @@ for _component in ("../x", "..", ".", "/etc", "..\\x", "x\0", ""):
     _message = [_INDEX, "is not the name of a folder in the repo"]
     _add_pipeline_case(f"component-{_component!r}", "MalformedCheckpoint", _component, None, _message)
 for _component in ("sdnq_quantization_summary.json", "lensconv_manifest.json"):
-    _message = [_INDEX, f"names a component like a file that lensconv writes: {_component}"]
+    _message = [_INDEX, f"a component has the name of a file that lensconv writes: {_component}"]
     _add_pipeline_case(f"component-{_component}", "MalformedCheckpoint", _component, _fill(_component), _message)
 _MISSING = "no such folder, though model_index.json"
 _LINK = ", outside of"
@@ -97,7 +97,7 @@ for _name, _error, _component_name, _prepare, _message, *_options in (
     ("component-hostile", "UsageError", HOSTILE_TEXT, None, ["nope"], "--component", "nope"),
     ("no-denoiser", "UnsupportedCheckpoint", None, _HOSTILE_INDEX, _NO_DENOISER),
     ("index-empty", "UnsupportedCheckpoint", None, _index("{}"), _NO_DENOISER),
-    ("index-not-json", _BAD, None, _index("<html>"), [_INDEX, "not JSON"]),
+    ("index-not-json", _BAD, None, _index("<html>"), [_INDEX, "an HTML page"]),
     ("index-array", _BAD, None, _index("[]"), [_INDEX, "JSON list"]),
     ("component-model_index.json", "MissingInput", _INDEX, None, [_INDEX, _MISSING]),
     ("link-to-a-file-outside", _BAD, "vae", _link("vae/notes", "/etc/passwd"), ["vae/notes", _LINK]),

@@ -36,8 +36,8 @@ _PLAIN: dict[str, str] = {
 PLACEMENT = ("quantization_device", "return_device", "non_blocking")
 #: What to say of scales or zero points that are quantized so that loaders misread them.
 MISREAD_SCALES = (
-    "the loaders of sdnq 0.2.8 ignore scale_dtype and zero_point_dtype that are set for all modules: load_sdnq_model "
-    "refuses the result, and from_pretrained misreads it"
+    "the loaders of sdnq 0.2.8 ignore scale_dtype and zero_point_dtype if they are set for all modules: "
+    "load_sdnq_model refuses the result, and from_pretrained misreads it"
 )
 #: SDNQ considers quantized matmul only for weights of at least so many rows and channels, in multiples of this.
 _MATMUL_MINIMUM = 32
@@ -165,7 +165,7 @@ def _scale_dtypes(name: str, config: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def named_dtype(value: Any) -> str:
-    """The dtype that an option for scales or zero points names; empty for SDNQ's word ``none``, and for no text."""
+    """The dtype that an option for scales or zero points names; empty for ``none``, and for what is not text."""
     return value if isinstance(value, str) and value != "none" else ""
 
 

@@ -1,4 +1,4 @@
-"""Bring files of the source into a release: other components of the pipeline, tokenizers, settings, terms, code."""
+"""Copy files of the source into a release: other components of the pipeline, tokenizers, settings, terms, code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def find_companions(selection: Selection, output: Path) -> list[Companion]:
     """The files that are copied unchanged.
 
     Args:
-        selection: the files of the source that come along.
+        selection: the files of the source that are copied.
         output: where the release will be, or a folder on the same file system.
 
     Raises:

@@ -206,7 +206,7 @@ def listed_names(root: Path) -> frozenset[str] | None:
 
 
 def names_in(content: Mapping[str, Any]) -> frozenset[str]:
-    """The names that the JSON object of a manifest lists, whatever else is in it. They may be no paths."""
+    """The names that the JSON object of a manifest lists, whatever else is in it. They need not be paths."""
     files = content.get("files")
     names = (file.get("name") for file in (files if isinstance(files, list) else ()) if isinstance(file, dict))
     return frozenset(name for name in names if isinstance(name, str))

@@ -1,6 +1,6 @@
-"""Which files of a source come along into a release, and which are left behind; decided by names.
+"""Which files of a source are copied into a release, and which are left out; decided by their names.
 
-What no loader reads is left without a word. Weights that are not used, such as those for other libraries, are named.
+What no loader reads is left out without a note. A note names weights that are not used.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _WRITTEN = (CONFIG_NAME, QUANTIZATION_CONFIG_NAME, SUMMARY_NAME, MANIFEST_NAME)
 
 @dataclass(frozen=True)
 class Selection:
-    """The files that come along, and those that do not."""
+    """The files that are copied, and those that are not."""
 
     files: dict[str, Path] = field(default_factory=dict)
     """Files to copy, by path inside the release."""
     indexes: dict[str, Path] = field(default_factory=dict)
     """Indexes of shards that have other names in the release, by path inside it."""
     unused: list[str] = field(default_factory=list)
-    """Paths of weights in the source that are left behind."""
+    """Paths of weights in the source that are left out."""
     missing_code: str = ""
     """The file with the code of the pipeline, if it does not exist."""
 
@@ -56,15 +56,15 @@ class Selection:
     def notes(self) -> Iterator[str]:
         """What a user should know, one sentence each."""
         if self.code:
-            yield f"code is copied, and was not run: {first_few(self.code)}; loaders run it with trust_remote_code=True"
+            yield f"code is copied, not run: {first_few(self.code)}; loaders run it with trust_remote_code=True"
         if self.missing_code:
             yield f"{PIPELINE_INDEX} names the code {self.missing_code}, which does not exist"
         if self.unused:
-            yield f"weights that are not used stay behind: {first_few(self.unused)}"
+            yield f"weights that are not used are left out: {first_few(self.unused)}"
 
 
 def select_files(checkpoint: Checkpoint, components: Sequence[PipelineComponent] = ()) -> Selection:
-    """Choose the files of a source that come along.
+    """Choose the files of a source to copy.
 
     Args:
         checkpoint: the component to convert.
@@ -105,10 +105,10 @@ def _add_converted(selection: Selection, checkpoint: Checkpoint) -> None:
 
 
 def _add_component(selection: Selection, component: PipelineComponent) -> None:
-    """Add a component: of a model the weights that its loader opens, by their plain names; else everything."""
+    """Add a component. Of the weights of a model, only those that its loader opens count, and they get plain names."""
     if component.name in (SUMMARY_NAME, MANIFEST_NAME, PIPELINE_INDEX) or _is_left(component.name):
-        kind = "writes" if component.name.endswith(".json") else "leaves behind"
-        reason = f"names a component like a file that lensconv {kind}: {component.name}"
+        action = "writes" if component.name.endswith(".json") else "leaves out"
+        reason = f"a component has the name of a file that lensconv {action}: {component.name}"
         raise MalformedCheckpoint(component.folder.parent / PIPELINE_INDEX, reason, "Rename the component.")
     for path, file in _files_below(component.folder):
         name = f"{component.name}/{path}"
@@ -144,7 +144,7 @@ def _refuse_unreadable(error: OSError) -> None:
 
 
 def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the files below a folder that may come along, by their paths in it."""
+    """Yield the files below a folder that may be copied, by their paths in it."""
     for parent, folders, files in os.walk(folder, onerror=_refuse_unreadable):
         prefix = "" if Path(parent) == folder else Path(parent).relative_to(folder).as_posix() + "/"
         folders[:] = sorted(name for name in folders if not _is_left(prefix + name))
@@ -166,7 +166,7 @@ def _files_beside(pipeline: Path, components: set[str]) -> Iterator[tuple[str, P
 
 
 def _is_left(path: str) -> bool:
-    """Whether a file or folder does not come along: no loader reads it, it is a card, or the Hub refuses its name."""
+    """Whether a file or folder is left out: no loader reads it, it is a card, or the Hub refuses its name."""
     is_card = path.rpartition("/")[2] == CARD_NAME
     return is_card or is_ignored(path) or path.encode(errors="ignore").decode() != path
 

@@ -140,7 +140,7 @@ def _check_components(repo: PipelineRepo) -> None:
         if checkpoint.removed_prefix:
             reason = f"the names of all tensors begin with {checkpoint.removed_prefix}, so that no loader finds them"
             raise UnsupportedCheckpoint(
-                f"{checkpoint.folder}: {reason}", "Convert it; `lensconv convert` corrects them."
+                f"{checkpoint.folder}: {reason}", "Run `lensconv convert`, which removes this prefix."
             )
     for checkpoint, expected in ((repo.transformer, CLASS_NAME), (repo.vae, COMPONENT_CLASSES["vae"][0])):
         if checkpoint.class_name != expected:

@@ -144,7 +144,7 @@ def _license_errors(content: Mapping[str, Any]) -> Iterator[str]:
     found, name, link = (content.get(key) for key in ("license", "license_name", "license_link"))
     for written in _listed(found):
         if written not in _hub_names()["license"] and written.lower() in _hub_names()["license"]:
-            yield f"license {_shown(written)} is {written.lower()} on the Hub"
+            yield f"license {_shown(written)} is written {written.lower()} on the Hub"
     if found == "other":
         for key in ("license_name", "license_link"):
             if not (content.get(key) or "").strip():
@@ -152,7 +152,7 @@ def _license_errors(content: Mapping[str, Any]) -> Iterator[str]:
     elif found is not None and name is not None:
         yield f"license_name is allowed only with license other, not with {_shown(found)}"
     if name and not re.fullmatch("[a-z0-9.-]+", name):
-        yield f"license_name {_shown(name)} has other characters than a-z 0-9 . and -"
+        yield f"license_name {_shown(name)} contains other characters than a-z, 0-9, . and -"
     if link and not re.fullmatch(r"https://\S+", link) and not _LICENSE_FILE.fullmatch(link):
         yield f"license_link {_shown(link)} is neither an https address nor LICENSE or LICENSE.md of the repo"
 
@@ -160,7 +160,8 @@ def _license_errors(content: Mapping[str, Any]) -> Iterator[str]:
 def _language_errors(content: Mapping[str, Any]) -> Iterator[str]:
     for name in _listed(content.get("language")):
         if _HUB_NAME.fullmatch(name) and not _LANGUAGE.fullmatch(name) and name not in _hub_names()["language"]:
-            yield f"language {_shown(name)} is not a code of two or three small letters; others are for language_bcp47"
+            rule = "is not a code of two or three lower-case letters; BCP 47 codes go into language_bcp47"
+            yield f"language {_shown(name)} {rule}"
 
 
 def _base_model_errors(content: Mapping[str, Any]) -> Iterator[str]:

@@ -30,8 +30,8 @@ class CardOptions:
     license_link: str | None = field(
         default=None,
         metadata={
-            "help": "Address of its text, or LICENSE or LICENSE.md in the release.  [default: the file LICENSE* in the "
-            "release]"
+            "help": "Address of the text of this license, or LICENSE or LICENSE.md in the release.  [default: the file "
+            "LICENSE* in the release]"
         },
     )
     prompts: str | None = field(

@@ -37,7 +37,7 @@ def families_table(release: CardRelease) -> Table:
 
 
 def components_table(release: CardRelease) -> Table:
-    """Return what each model of the pipeline takes, and the whole of it."""
+    """Return the size of each model of the pipeline, and of the whole pipeline."""
 
     def row(footprint: ComponentFootprint, done: str, source: int) -> list[object]:
         dtypes = ", ".join(sorted(footprint.bytes_by_dtype)) or NOTHING
