@@ -410,7 +410,7 @@ CASES: dict[str, Build] = {
     "license, notice and use policy": build(lambda source: [write(source / name) for name in TERMS], brings=TERMS),
     "code": build(
         with_code,
-        "code is copied, and was not run",
+        "code is copied, not run",
         brings=CODE,
     ),
     "a pipeline whose code is missing": build(

@@ -29,7 +29,7 @@ def dangers(others: Iterable[str], own: Collection[str]) -> dict[str, str]:
         folded = name.casefold()
         over = next((known[parent] for parent in _parents(folded) if parent in known), None)
         if folded in known:
-            found[name] = f"differs from {known[folded]} only in case"
+            found[name] = f"differs from {known[folded]} in case only"
         elif folded in parents:
             found[name] = "is a file where the release has a folder"
         elif over is not None:
