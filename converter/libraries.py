@@ -26,6 +26,8 @@ DECISIVE_PACKAGES = ("sdnq", "torch", "diffusers", "transformers", "safetensors"
 LIBRARY_BYTES = 262_000_000
 #: The same for all that generates an image.
 PIPELINE_BYTES = 330_000_000
+#: The same for a comparison of weights with their source.
+COMPARING_BYTES = 290_000_000
 
 #: What SDNQ's functions raise for options or sizes that they cannot work with.
 QUANTIZING_ERRORS = (
@@ -51,6 +53,8 @@ def loading_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
     return (*QUANTIZING_ERRORS, ImportError, OSError, SafetensorError, StrictDataclassError, *others)
 
 
+#: Packages that are installed under another name than that of their module.
+_DISTRIBUTIONS = {"PIL": "pillow", "google": "protobuf", "skimage": "scikit-image", "yaml": "pyyaml"}
 #: How libraries name a package that an import lacks, the surest first.
 _PACKAGE_PATTERNS = (
     r"'([\w.-]+)' package",
@@ -157,6 +161,7 @@ def missing_package(what: str, error: ImportError) -> DependencyError:
     if not package:
         named = next((found for pattern in _PACKAGE_PATTERNS if (found := re.search(pattern, text))), None)
         package = named[1].lower() if named else ""
+    package = _DISTRIBUTIONS.get(package, package)
     advice = f"pip install --upgrade {package}" if package else "Install what is missing."
     return DependencyError(f"{what}: {text}", advice)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -110,31 +111,64 @@ WORDS = {
     "convert": "this conversion takes at least ",
     "plan": "importing torch and the libraries that it works with takes at least 262.0 MB",
     "generate": "importing torch and the libraries that it works with takes at least 330.0 MB",
+    "synth": "importing torch and the libraries that it works with takes at least 262.0 MB",
+    "verify": "importing torch and the libraries that it works with takes at least 290.0 MB",
 }
+
+
+def make_groups(root: Path, own: str, allowed: int) -> Path:
+    """Write the files of two groups, and those of a machine without swap; returns the file with the lower limit."""
+    limit, usage, prefix = GROUPS[own]
+    for group, size in (("a/b", 2 * allowed), ("a", allowed)):
+        folder = root / f"{prefix}{group}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in ((limit, f"{size}"), (usage, "30000000"), ("memory.stat", "file 0\ntotal_cache 0\n")):
+            (folder / file).write_text(text)
+    (root / "own").write_text(own)
+    (root / "meminfo").write_text("MemAvailable: 9000000 kB\nSwapFree: 0 kB\n")
+    return root / f"{prefix}a" / limit
 
 
 @pytest.mark.parametrize("own", GROUPS)
 @pytest.mark.parametrize("name", WORDS)
 def test_work_that_a_control_group_would_kill_is_refused(
-    own: str, name: str, tiny_release: Path, lens_source: Path, tmp_path: Path
+    own: str, name: str, tiny_release: Path, lens_source: Path, lens_output: Path, tmp_path: Path
 ) -> None:
-    limit, usage, prefix = GROUPS[own]
-    for group, size in (("a/b", 900_000_000), ("a", 235_000_000)):
-        folder = tmp_path / "groups" / f"{prefix}{group}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, text in ((limit, f"{size}"), (usage, "30000000"), ("memory.stat", "file 0\ntotal_cache 0\n")):
-            (folder / file).write_text(text)
-    (tmp_path / "groups" / "own").write_text(own)
-    (tmp_path / "groups" / "meminfo").write_text("MemAvailable: 9000000 kB\nSwapFree: 0 kB\n")
+    place = make_groups(tmp_path / "groups", own, 235_000_000)
     output = tmp_path / "out.png"
     arguments = {
         "convert": (lens_source, output),
         "plan": (lens_source,),
         "generate": (tiny_release, "--prompt", "x", "--out", output),
+        "synth": (output, "--preset", "tiny"),
+        "verify": (lens_output, "--against", lens_source),
     }[name]
     done = run_python(IN_GROUP, tmp_path / "groups", name, *arguments)
     assert done.returncode == 3, done.stderr
-    place = tmp_path / "groups" / f"{prefix}a" / limit
     assert done.stderr.startswith(f"error: {WORDS[name]}")
     assert f", but only 205.0 MB are free ({place} allows 235.0 MB)" in done.stderr
     assert names_in(tmp_path) == ["groups"]
+
+
+#: How the work of a command in a limited group ends, with the exit code and the beginning of what is printed then.
+ENDS = {
+    "os.kill(os.getpid(), signal.SIGKILL)": (
+        3,
+        "error: the system killed this command, most likely because the memory",
+    ),
+    "os.kill(os.getpid(), signal.SIGSEGV)": (-signal.SIGSEGV, ""),
+    "os.kill(os.getppid(), signal.SIGTERM), time.sleep(60)": (130, "error: interrupted"),
+    "os.kill(os.getppid(), signal.SIGKILL), time.sleep(60)": (-signal.SIGKILL, ""),
+    "sys.exit(4)": (4, ""),
+}
+
+
+@pytest.mark.parametrize("work", ENDS)
+def test_a_kill_in_a_limited_group_is_explained(work: str, tmp_path: Path) -> None:
+    place = make_groups(tmp_path, "0::/a/b\n", 400_000_000)
+    begin = f"import os, signal, time, click\nclick.Group.main = lambda *_, **__: ({work})\n"
+    done = run_python(begin + IN_GROUP, tmp_path, "plan", "x", timeout=20)
+    code, printed = ENDS[work]
+    assert done.returncode == code
+    assert done.stderr.startswith(printed) if printed else not done.stderr
+    assert (f"({place} allows 400.0 MB). Raise the limit" in done.stderr) == (code == 3)

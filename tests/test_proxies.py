@@ -90,6 +90,26 @@ def test_a_proxy_that_cannot_be_used_is_named(
     assert malformed_proxy() == ""
 
 
+@pytest.mark.parametrize(
+    ("variable", "proxy"), [("ALL_PROXY", "http://user:word@127.0.0.1:9"), ("http_proxy", "x.invalid")]
+)
+def test_a_proxy_that_does_not_answer_is_named(
+    variable: str, proxy: str, hub: LoopbackHub, lensconv: Lensconv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, proxy)
+    done = lensconv("verify", PLACE, "--json")
+    assert done.code == 4
+    assert done.result["error"]["message"].startswith(f"{PLACE}: the proxy in {variable} cannot be reached: it")
+    assert variable in done.result["error"]["hint"]
+    # A Hub that is not asked through the proxy is to blame itself.
+    close_session()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    error = lensconv("verify", PLACE, "--json").result["error"]
+    assert error["message"] == f"{PLACE}: the Hub cannot be reached: it refuses the connection"
+    assert not hub.seen
+
+
 def test_usable_proxies_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, proxy in (("HTTPS_PROXY", "127.0.0.1:9"), ("ALL_PROXY", "http://user:word@host:1/")):
         monkeypatch.setenv(variable, proxy)
@@ -104,7 +124,8 @@ def test_usable_proxies_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("error", "package"),
     [
-        (ModuleNotFoundError("No module named 'PIL'", name="PIL"), "PIL"),
+        (ModuleNotFoundError("No module named 'PIL'", name="PIL"), "pillow"),
+        (ModuleNotFoundError("No module named 'google.protobuf'", name="google.protobuf"), "protobuf"),
         (ModuleNotFoundError("No module named 'a.b'", name="a.b"), "a"),
         (
             ImportError("SOCKS needs the 'socksio' package. Use `pip install httpx[socks]`."),

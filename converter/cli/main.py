@@ -20,6 +20,7 @@ from typing import NoReturn
 import click
 
 from converter._version import __version__
+from converter.cli.supervision import supervise
 from converter.console import Console
 from converter.errors import (
     InputError,
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     _allow_open_files()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     console = Console(as_json="--json" in arguments, quiet="--quiet" in arguments)
+    supervise(console, _STOPPING)
     sys.unraisablehook = _stop_later
     try:
         for number in _STOPPING:

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from converter.errors import FULL_DISK, DiskError, HubError, LensconvError, UsageError, lacking, printable, reason_of
 from converter.hub.hosts import XET_ERRORS, allow_hint, file_host, sender
-from converter.hub.proxies import http_library, malformed_proxy
+from converter.hub.proxies import http_library, hub_proxy, malformed_proxy
 from converter.libraries import missing_package
 
 #: Characters of a server's text that are shown.
@@ -210,9 +210,19 @@ def _network_failure(what: str, error: BaseException) -> HubError:
     if type(error) in XET_ERRORS:
         hint = f"{allow_hint(host)} {TRANSFER_HINT}" if host else TRANSFER_HINT
         return HubError(f"{what}: the transfer failed{text and f': {redact(text)}'}", hint)
+    if _found_nobody(error) and (variable := hub_proxy()):
+        hint = f"Start the proxy, correct {variable}, or unset it."
+        return HubError(f"{what}: the proxy in {variable} cannot be reached{_reason(error)}", hint)
     hint = PROXY_HINT if "ProxyError" in class_names(error) else NETWORK_HINT
     reason = f"{sender(host)} cannot be reached{_reason(error)}"
     return HubError(f"{what}: {reason}", allow_hint(host) if host else hint)
+
+
+def _found_nobody(error: BaseException) -> bool:
+    """Whether there was no connection at all; with a proxy, the first one is to the proxy."""
+    if "ConnectTimeout" in class_names(error):
+        return True
+    return any(isinstance(link, (ConnectionRefusedError, socket.gaierror)) for link in chain(error))
 
 
 def _reason(error: BaseException) -> str:

@@ -36,6 +36,17 @@ def malformed_proxy() -> str:
     return ""
 
 
+def hub_proxy() -> str:
+    """The variable of the environment with the proxy that requests to the Hub take; empty if they take none."""
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if proxy_bypass(address.hostname or ""):
+        return ""
+    names = {name.lower(): name for name in _proxies()}
+    return names.get(f"{address.scheme}_proxy") or names.get("all_proxy", "")
+
+
 @contextmanager
 def without_socks() -> Iterator[bool]:
     """Hide SOCKS proxies from the client, where it lacks their package and NO_PROXY excludes the Hub from proxies.

@@ -20,6 +20,7 @@ from converter.console import SILENT, Progress, Reporter
 from converter.conversion.release.manifest import CONFIG_NAME, encode_json, write_file
 from converter.conversion.release.replacing import REPLACING_CHECKPOINTS
 from converter.errors import OutputError, UsageError
+from converter.libraries import require_library_memory
 from converter.models.lens.layout import CLASS_NAME, MAXIMUM_LAYERS, LensConfig, lens_tensors
 from converter.synthesis.tiny import DIFFUSERS_VERSION, TRANSFORMER, small_files, text_encoder_weights, vae_weights
 from converter.synthesis.weights import write_weights
@@ -89,6 +90,7 @@ def synthesize(
         UsageError: an argument is out of range.
         OutputError: the output exists or cannot be written.
         DiskError: the disk is full.
+        MemoryLimitError: there is too little memory for the libraries that build the tiny pipeline.
     """
     started = time.monotonic()
     if preset not in PRESETS:
@@ -122,6 +124,7 @@ def synthesize(
 
 def _tiny_pipeline(config: LensConfig, shard_bytes: int) -> tuple[list[_Component], dict[str, bytes]]:
     """The components of the tiny pipeline, and its small files by their path."""
+    require_library_memory()
     # This import takes seconds, and a transformer alone does not need it.
     from converter.synthesis.tokenizer import build_tokenizer
 

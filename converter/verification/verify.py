@@ -25,7 +25,7 @@ from converter.conversion.recipe.recipe import Recipe, find_recipe
 from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME
 from converter.errors import TEXT_LIMIT, InputError, UsageError, printable
 from converter.hub.addresses import HubAddress, is_address, parse_address
-from converter.libraries import require_library_memory
+from converter.libraries import COMPARING_BYTES, require_library_memory
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.verification.audit import Audit
 from converter.verification.checks import check_headers
@@ -98,7 +98,7 @@ def verify(
         with reporter.progress("hashing", total) as shown:
             extra.append(check_sums(audit, shown))
     if source is not None:
-        require_library_memory()
+        require_library_memory(COMPARING_BYTES)
         from converter.verification.fidelity import measure_fidelity
 
         measured = measure_fidelity(audit, source, reporter=reporter, fail_under_sqnr=fail_under_sqnr)
