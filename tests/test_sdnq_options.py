@@ -145,6 +145,7 @@ READ: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (U4, {"scale_dtype": "float8_e4m3fn", "zero_point_dtype": "int8"}),
     ({**U4, "scale_dtype": "int8"}, {"scale_dtype": "uint8"}),
     ({"weights_dtype": "int4", "zero_point_dtype": "uint8"}, {}),
+    ({**U4, "scale_dtype": "none", "zero_point_dtype": "none"}, {"scale_dtype": "none"}),
 ]
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from converter.checkpoint.layout import TensorSpec
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.planning.plan import Plan, PlannedModule, PlannedTensor
-from converter.conversion.planning.rules import PLACEMENT
+from converter.conversion.planning.rules import PLACEMENT, named_dtype
 from converter.conversion.recipe.recipe import Recipe, Rule, resolve_rules, rule_matches
 from converter.errors import RecipeError, UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS, load_library, package_versions
@@ -169,6 +169,8 @@ def _check_dtypes(options: Mapping[str, Any], where: str) -> None:
     for name in ("weights_dtype", "scale_dtype", "zero_point_dtype", "quantized_matmul_dtype"):
         known = common.accepted_matmul_dtypes if name == "quantized_matmul_dtype" else common.accepted_weight_dtypes
         value = options.get(name)
+        if name in ("scale_dtype", "zero_point_dtype"):
+            value = named_dtype(value) or None
         if value is not None and value not in known:
             near = difflib.get_close_matches(value, known, n=3)
             raise RecipeError(
