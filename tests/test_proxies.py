@@ -161,3 +161,14 @@ def test_an_import_that_fails_anywhere_ends_a_command_with_3(
     monkeypatch.setitem(sys.modules, "converter.hub.shadow", None)
     with pytest.raises(ImportError, match="converter"):
         run(["verify", PLACE], Console(as_json=True))
+
+
+@pytest.mark.skipif(find_spec("tiktoken") is not None, reason="the package is installed")
+def test_a_package_that_transformers_hides_is_named() -> None:
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    from converter.measurement.generation.loading import blaming
+
+    with pytest.raises(DependencyError, match="^tokenizer: cannot be loaded: ") as caught, blaming(Path("tokenizer")):
+        TikTokenConverter.load_tiktoken_bpe("x")
+    assert caught.value.hint == "pip install --upgrade tiktoken"

@@ -138,9 +138,11 @@ def blaming(part: Path) -> Iterator[None]:
     """
     try:
         yield
-    except ImportError as error:
-        raise missing_package(f"{part}: cannot be loaded", error) from error
     except loading_errors(jinja2.TemplateError) as error:
+        # transformers raises ValueError where tiktoken is missing.
+        for cause in (error, error.__context__):
+            if isinstance(cause, ImportError):
+                raise missing_package(f"{part}: cannot be loaded", cause) from error
         text = str(error) or repr(error)
         if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _NO_MEMORY):
             raise MemoryLimitError(f"there is not enough memory: {text}", LESS_MEMORY) from error
