@@ -169,6 +169,6 @@ def test_a_package_that_transformers_hides_is_named() -> None:
 
     from converter.measurement.generation.loading import blaming
 
-    with pytest.raises(DependencyError, match="^tokenizer: cannot be loaded: ") as caught, blaming(Path("tokenizer")):
+    with pytest.raises(DependencyError, match=r"^tokenizer: cannot be loaded: ") as caught, blaming(Path("tokenizer")):
         TikTokenConverter.load_tiktoken_bpe("x")
     assert caught.value.hint == "pip install --upgrade tiktoken"
