@@ -16,7 +16,7 @@ import peft
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from diffusers.hooks import (
     FasterCacheConfig,
     FirstBlockCacheConfig,
@@ -289,6 +289,8 @@ def test_one_pipeline_encodes_and_another_denoises(source: Path, expected: Any, 
         (encoder, "this pipeline has no transformer; it can only encode prompts, with encode_prompt"),
         (without_vae, "this pipeline has no vae; pass output_type='latent'"),
         (denoiser, "this pipeline has no text encoder; give prompt_embeds and negative_prompt_embeds"),
+        (pipelines.load(source, tokenizer=None), "this pipeline has no tokenizer"),
+        (pipelines.load(source, scheduler=None), "this pipeline has no scheduler"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             draw(pipe, output_type="pil")
@@ -305,6 +307,17 @@ def test_callbacks_say_themselves_what_they_need(plain: Any) -> None:
     one = callback_class(cutoff_step_ratio=1.0, cutoff_step_index=None)
     for callback in (one, MultiPipelineCallbacks([one])):
         assert draw(plain, callback_on_step_end=callback).eq(0).all()
+
+
+def test_a_callback_returns_tensors_of_the_same_shapes(plain: Any) -> None:
+    """Callbacks for other pipelines cut the batch in half, which here are the layers."""
+    embeds = embeddings(plain)["prompt_embeds"]
+    for changed in ({"prompt_embeds": embeds[0]}, {"negative_prompt_embeds": None}, {"latents": noise(2)}):
+        with pytest.raises(ValueError, match=f"returned {next(iter(changed))} of shapes"):
+            draw(plain, callback_on_step_end=lambda *_, changed=changed: changed)
+    with pytest.raises(ValueError, match="To turn guidance off, set _guidance_scale to 1"):
+        draw(plain, callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=0.0))
+    assert torch.equal(draw(plain, callback_on_step_end=lambda *_: {"prompt_embeds": tuple(embeds)}), draw(plain))
 
 
 def saved_adapter(pipe: Any, folder: Path, safe: bool) -> Path:

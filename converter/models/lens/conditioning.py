@@ -85,7 +85,8 @@ class LensPromptMixin:
         if maximum < 1:
             raise ValueError(f"max_sequence_length is {maximum}; at least one token is needed")
         if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError("this pipeline has no text encoder; give prompt_embeds and negative_prompt_embeds")
+            missing = "text encoder" if self.text_encoder is None else "tokenizer"
+            raise ValueError(f"this pipeline has no {missing}; give prompt_embeds and negative_prompt_embeds")
         # Repeated here for an encoder that was set after construction.
         config = LensConfig() if self.transformer is None else self.transformer.config
         self.text_encoder.set_selected_layers(config.selected_layer_index)

@@ -6,7 +6,7 @@ prompt, calls callbacks on every version of Python, and uses the tensors that a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,8 +239,7 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
         for step, timestep in self._denoise(tensors, prompt_mask, negative_prompt_mask, grid):
             if callback_on_step_end is not None:
                 shown = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                changed = callback_on_step_end(self, step, timestep, shown) or {}
-                tensors.update((name, changed[name]) for name in tensors if name in changed)
+                _replace(tensors, callback_on_step_end(self, step, timestep, shown) or {})
         images = decode_images(tensors["latents"], grid, self.vae, output_type)
         self.maybe_free_model_hooks()
         return LensPipelineOutput(images=images) if return_dict else (images,)
@@ -277,8 +276,9 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
         self._current_timestep = None
 
     def _check_components(self, output_type: str) -> None:
-        if self.transformer is None:
-            raise ValueError("this pipeline has no transformer; it can only encode prompts, with encode_prompt")
+        for name in ("transformer", "scheduler"):
+            if getattr(self, name) is None:
+                raise ValueError(f"this pipeline has no {name}; it can only encode prompts, with encode_prompt")
         if self.vae is None and output_type != "latent":
             raise ValueError("this pipeline has no vae; pass output_type='latent'")
 
@@ -328,6 +328,20 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
             return velocity
         conditional, unconditional = velocity.chunk(2)
         return guide(conditional, unconditional, self._guidance_scale)
+
+
+def _replace(tensors: dict[str, Any], changed: Mapping[str, Any]) -> None:
+    """Take the tensors that a callback returned, whose shapes must fit the masks."""
+    for name in tensors.keys() & changed.keys():
+        expected, found = _shapes(tensors[name]), _shapes(changed[name])
+        if found != expected:
+            reason = f"callback_on_step_end returned {name} of shapes {found}, not {expected}"
+            raise ValueError(f"{reason}. To turn guidance off, set _guidance_scale to 1, and change no embeddings")
+        tensors[name] = changed[name]
+
+
+def _shapes(tensors: Sequence[torch.Tensor] | torch.Tensor | None) -> list[list[int]]:
+    return [] if tensors is None else [list(tensor.shape) for tensor in tensors]
 
 
 def _unless_full(mask: torch.Tensor) -> torch.Tensor | None:
