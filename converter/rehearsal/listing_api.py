@@ -83,7 +83,7 @@ async def list_likers(call: Call) -> Response:
 
 
 async def unlike(call: Call) -> Response:
-    """DELETE .../like."""
+    """DELETE .../like. That it succeeds for a repo that the user has not liked is a guess."""
     call.user()
     call.repo()
     return JSONResponse({})
