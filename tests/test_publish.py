@@ -289,20 +289,26 @@ def test_pull_requests(publisher: Publisher) -> None:
 
 @only_lfs
 def test_what_another_tool_put_there(publisher: Publisher) -> None:
-    """With --prune it stays in the history alone. What it tells clients to leave out is not left out silently."""
-    from huggingface_hub import CommitOperationDelete
-
+    """With --prune it stays in the history alone. What it tells clients to leave out is not left out."""
     publisher.put({"README.md": FRONT_MATTER.encode(), "model.bin": b"{}", ".gitignore": b"vae/\n"})
     publisher.publish("--dry-run")
+    names = [*(file["name"] for file in json.loads((publisher.release / MANIFEST).read_text())["files"]), MANIFEST]
+    answer = {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": True} for name in names]}
+    publisher.hub.fault("status", status=200, body=json.dumps(answer), path="/preupload/")
     publisher.publish("--prune")
-    publisher.put({"LICENSE": b"theirs"}, CommitOperationDelete(".gitignore"))
     publisher.publish("--prune")
 
 
 @only_lfs
 def test_files_of_others_stay(publisher: Publisher) -> None:
     """What a former release listed is deleted; what would be loaded beside ours is asked about, before any change."""
-    theirs = {"LICENSE": b"theirs", "images/a.png": b"picture", ".gitattributes": b"* -text\n", "transformer/a.md": b""}
+    theirs = {
+        "LICENSE": b"theirs",
+        ".gitignore": b"vae/\n",
+        "images/a.png": b"picture",
+        ".gitattributes": b"* -text\n",
+        "transformer/a.md": b"",
+    }
     publisher.put(theirs)
     list_file(publisher.release, "old.json", b"{}")
     publisher.publish("--tag=v1")
@@ -312,7 +318,7 @@ def test_files_of_others_stay(publisher: Publisher) -> None:
     forget_file(publisher.release, "old.json")
     write_card(publisher.release, "Another")
     publisher.publish("--tag=v2")
-    publisher.put({f"transformer/{name}": b"{}" for name in ("model.fp16.safetensors", "a.ONNX")})
+    publisher.put({f"transformer/{name}": b"{}" for name in ("model.fp16.safetensors", "added_tokens.json")})
     write_card(publisher.release, "A third")
     publisher.publish("--create-pr")
     publisher.publish("--revision=next")
@@ -325,7 +331,7 @@ def test_files_of_others_stay(publisher: Publisher) -> None:
     assert {*publisher.api().list_repo_files(publisher.repository)} == {*files, *theirs, MANIFEST}
 
 
-DELETED = ["transformer/a.ONNX", "transformer/model.fp16.safetensors"]
+DELETED = ["transformer/added_tokens.json", "transformer/model.fp16.safetensors"]
 
 
 def answered(publisher: Publisher, answer: str) -> subprocess.CompletedProcess[str]:
@@ -337,7 +343,7 @@ def answered(publisher: Publisher, answer: str) -> subprocess.CompletedProcess[s
     os.close(its)
     said = os.read(ours, 1 << 16).decode()
     os.close(ours)
-    assert f"{DELETED[0]} may be loaded in place of the release's weights; {DELETED[1]} may be" in said
+    assert f"{DELETED[0]} may be loaded together with the release's files; {DELETED[1]} may be" in said
     assert "Delete them? [y/N]: " in said
     return done
 

@@ -148,6 +148,7 @@ def test_other_classes_are_judged_by_the_shapes_in_the_manifest(tmp_path: Path) 
 
 OWN = ["README.md", "model.safetensors", "vae/config.json", "images/quantized/P01.png"]
 LOADED = "may be loaded in place of the release's weights"
+READ = "may be loaded together with the release's files"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,10 @@ LOADED = "may be loaded in place of the release's weights"
         (LOADED, "model.fp16.safetensors vae/a.BIN a.pt a.pth a.ckpt a.msgpack a.h5 vae/a.onnx a.gguf .bin"),
         (LOADED, "model.safetensors.index.json a.bin.index.fp16.json vae/a.safetensors.index.fp16-x.json"),
         (LOADED, "model_index.json vae/adapter_config.json"),
-        ("", "LICENSE images/a.png unet/model.safetensors vae/onnx/model.onnx Vae/a.bin a.bin.txt index.json bin onnx"),
+        (LOADED, "Vae/a.bin"),
+        (READ, "vae/added_tokens.json vae/vocab.txt vae/a.MODEL vae/modeling.py vae/additional_chat_templates/a.jinja"),
+        ("", "LICENSE images/a.png unet/model.safetensors vae/onnx/model.onnx a.bin.txt index.json bin onnx a.py"),
+        ("", "vae/NOTICE vae/a.md vae/a.png unet/config.json images/quantized/a.json vaes/a.json"),
         ("differs from README.md in case only", "readme.MD"),
         ("differs from vae/config.json in case only", "Vae/Config.json"),
         ("is a file where the release has a folder", "vae images/Quantized"),

@@ -60,8 +60,9 @@ def command(
     ignored.
 
     In the repo, files of a former release that this one does not have are deleted; other files are kept. If weights
-    there could be loaded instead of the release's, the command asks at a terminal whether to delete them; without a
-    terminal, it stops. `--dry-run --json` lists what would be deleted and kept.
+    there could be loaded instead of the release's, or settings and code together with them, the command asks at a
+    terminal whether to delete them; without a terminal, it stops. `--dry-run --json` lists what would be deleted
+    and kept.
 
     The folder is examined before the first request; files above 1 GiB are hashed during the upload. After the commit,
     checksums and the bytes that the Hub serves are compared with the release, and only then the commit is tagged. If

@@ -271,7 +271,7 @@ class _Publication:
             raise self._taken_tag(tagged)
 
     def _taken_tag(self, tagged: str) -> HubError:
-        reason = f"tag {self.options.tag} points to {tagged[:12]}, which is not this release"
+        reason = f"tag {self.options.tag} points to another commit, {tagged[:12]}"
         return self.session.error(reason, "Choose another name for the tag.")
 
     def _receipt(

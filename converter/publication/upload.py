@@ -35,6 +35,8 @@ _LONG_BYTES = 32 << 20
 #: Files that are uploaded together, at most; the client asks about 256 at a time.
 _GROUP_FILES = 100
 _GROUP_BYTES = 64 << 20
+#: Rules that leave out nothing. An empty text could be taken for none, and then the .gitignore in the repo would count.
+_NO_IGNORE_RULES = "# Everything is uploaded.\n"
 #: Where Linux lists the open files of this process, and how far each was read.
 _DESCRIPTORS = Path("/proc/self/fd")
 _POSITIONS = Path("/proc/self/fdinfo")
@@ -86,8 +88,7 @@ def _upload_group(
                     revision=revision,
                     num_threads=2,
                     free_memory=False,
-                    # A .gitignore on the Hub would make the client leave out files.
-                    gitignore_content="",
+                    gitignore_content=_NO_IGNORE_RULES,
                 )
         except client_errors() as error:
             # The Hub is right to refuse a file that has changed.

@@ -84,6 +84,7 @@ async def delete_branch(call: Call) -> Response:
     """DELETE .../branch/NAME."""
     repo, ref = call.writable_repo(), HEADS + _check_ref_name(call.part("branch"), "branch")
     if ref == MAIN:
+        # The words are those of huggingface.co, the status is a guess.
         raise Refusal(403, f"Cannot delete {ref}")
     return _delete_ref(call, repo, ref)
 

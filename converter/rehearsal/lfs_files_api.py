@@ -16,6 +16,7 @@ _LIMIT = 1000
 
 async def list_large_files(call: Call) -> Response:
     """GET .../lfs-files: the objects of all commits, a page at a time."""
+    # That the list needs the right to write is a guess.
     repo = call.writable_repo()
     found = list(repo.large_files().values())
     first = check_number(call.query.get("cursor", "0"))

@@ -42,7 +42,9 @@ async def list_repos(call: Call) -> Response:
         raise Refusal(400, f'"sort" must be one of [{", ".join(_SORTABLE)}]')
     repos = [repo for repo in Repo.select(call.hub.database) if call.may_see(repo)]
     found = [answer for repo in repos if _fulfils(call, answer := describe(call.hub, repo, repo.resolve("main")))]
-    found.sort(key=lambda answer: str(answer[query["sort"]]) if "sort" in query else "", reverse="sort" in query)
+    if "sort" in query:
+        # Of repos that were made in the same millisecond, the later one is the newer.
+        found.sort(key=lambda answer: (str(answer[query["sort"]]), answer["_id"]), reverse=True)
     step = call.hub.settings.page_entries
     if "limit" in query:
         step = min(step, max(check_number(query["limit"]), 1))
@@ -83,7 +85,7 @@ async def list_likers(call: Call) -> Response:
 
 
 async def unlike(call: Call) -> Response:
-    """DELETE .../like."""
+    """DELETE .../like. That it succeeds for a repo that the user has not liked is a guess."""
     call.user()
     call.repo()
     return JSONResponse({})

@@ -13,7 +13,7 @@ MAXIMUM_PATH_BYTES = 1024
 _REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+@-]{0,254}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-#: What git takes for the beginning of the id of a commit.
+#: What git takes for the beginning of the id of a commit. That huggingface.co takes four digits, too, is a guess.
 SHORT_COMMIT = re.compile(r"[0-9a-f]{4,40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

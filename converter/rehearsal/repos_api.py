@@ -62,7 +62,7 @@ async def delete_repo(call: Call) -> Response:
     """DELETE /api/repos/delete."""
     owner, name = _named_repo(call, await call.json())
     repo = Repo.find(call.hub.database, owner, name)
-    if repo is None:
+    if repo is None or not call.may_see(repo):
         raise repo_not_found(known_user=True)
     call.writer(owner, "delete a model")
     with call.hub.database.connection:
@@ -116,6 +116,7 @@ async def validate_card(call: Call) -> Response:
     found = check_card(content)
     status = 400 if found.errors else 200
     if call.request.headers.get("accept", "").startswith("text/plain"):
+        # A guess: how a line begins is not documented.
         kinds = (("Error", found.errors), ("Warning", found.warnings))
         return PlainTextResponse("\n".join(f"- {kind}: {text}" for kind, texts in kinds for text in texts), status)
     answer = {

@@ -9,6 +9,9 @@ from converter.checkpoint.weights import holds_weights
 
 #: transformers adds an adapter to a model without being asked, and diffusers loads what this index names.
 _LOADED_NAMES = ("adapter_config.json", PIPELINE_INDEX)
+#: Ends of the names of settings, vocabularies, chat templates and code. Most loaders look for files of several names
+#: in a component's folder: transformers adds the tokens of added_tokens.json, and all of additional_chat_templates.
+_READ_SUFFIXES = (".json", ".jinja", ".model", ".py", ".txt")
 
 
 def dangers(others: Iterable[str], own: Collection[str]) -> dict[str, str]:
@@ -21,8 +24,10 @@ def dangers(others: Iterable[str], own: Collection[str]) -> dict[str, str]:
     Returns:
         What is wrong with each of them, by path.
     """
-    folders = {"", *(name.rpartition("/")[0] for name in own)}
     known = {name.casefold(): name for name in own}
+    folders = {"", *map(_folder, known)}
+    # In the root, people keep settings and programs of their own.
+    components = {_folder(name) for name in known if name.endswith(".json")} - {""}
     parents = {parent for name in known for parent in _parents(name)}
     found = {}
     for name in others:
@@ -34,14 +39,20 @@ def dangers(others: Iterable[str], own: Collection[str]) -> dict[str, str]:
             found[name] = "is a file where the release has a folder"
         elif over is not None:
             found[name] = f"is in {over}, which is a file of the release"
-        elif name.rpartition("/")[0] in folders and _is_loaded(folded.rpartition("/")[2]):
+        elif _folder(folded) in folders and _is_loaded(folded.rpartition("/")[2]):
             found[name] = "may be loaded in place of the release's weights"
+        elif folded.endswith(_READ_SUFFIXES) and not components.isdisjoint(_parents(folded)):
+            found[name] = "may be loaded together with the release's files"
     return found
 
 
 def _parents(name: str) -> list[str]:
     parts = name.split("/")
     return ["/".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _folder(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def _is_loaded(name: str) -> bool:
