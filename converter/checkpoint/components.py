@@ -13,19 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.file_kinds import KIND_BYTES, foreign_kind
+from converter.checkpoint.files import is_plain_name, list_folder, read_json
 from converter.checkpoint.footprint import ComponentFootprint
 from converter.checkpoint.header import Header, file_stamp, read_header
 from converter.checkpoint.ignored import is_ignored
+from converter.checkpoint.index import read_weight_map
 from converter.checkpoint.loaders import LOADER_STEMS, has_weights, opened_weights, possible_loaders
-from converter.checkpoint.source import (
-    PIPELINE_INDEX,
-    count_bytes_by_dtype,
-    is_plain_name,
-    list_folder,
-    pipeline_components,
-    read_json,
-    read_weight_map,
-)
+from converter.checkpoint.source import PIPELINE_INDEX, count_bytes_by_dtype, pipeline_components
 from converter.checkpoint.weights import INDEX_SUFFIX, WEIGHTS_SUFFIX, WeightNames, variants_in
 from converter.errors import FileError, MalformedCheckpoint, MissingInput, unreadable
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.checkpoint.components import PipelineComponent
+from converter.checkpoint.files import is_plain_name, read_json
 from converter.checkpoint.ignored import is_ignored
-from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, is_plain_name, read_json
+from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint
 from converter.checkpoint.weights import holds_weights, plain_name
 from converter.conversion.release.manifest import (
     CARD_NAME,
