@@ -267,7 +267,7 @@ def quantized(method: str) -> Build:
 def adapter(source: Path) -> Given:
     (source / "lora").mkdir()
     save_file({"layer.lora_A.weight": torch.ones(2, 2)}, source / "lora" / "pytorch_lora_weights.safetensors")
-    return Given(source / "lora", "no config.json names a class")
+    return Given(source / "lora", "is of a LoRA adapter")
 
 
 def renamed(name: str) -> Callable[[Path], object]:
@@ -385,7 +385,7 @@ CASES: dict[str, Build] = {
     "metadata that is `null`": component(
         with_header(lambda text: text.replace(b'"__metadata__":{"format":"pt"}', b'"__metadata__":null'))
     ),
-    "a LoRA adapter": adapter,
+    "a LoRA adapter, alone or in a model": adapter,
     "an adapter beside the converted model": besides(*(f"transformer/{name}" for name in ADAPTER), text=ADAPTER[0]),
     "weights for other libraries": besides(*FOREIGN, text="vae/flax_model.msgpack"),
     "other safetensors files of a component": besides(
