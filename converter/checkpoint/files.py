@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,11 @@ def list_folder(folder: Path) -> list[Path]:
 def is_plain_name(name: str) -> bool:
     """Whether a name from a file stays inside its folder."""
     return name not in ("", ".", "..") and not set("/\\\0") & set(name)
+
+
+def holds(question: Callable[[], bool]) -> bool:
+    """The answer about a path; no for a name that is too long, and for what may not be read."""
+    try:
+        return question()
+    except OSError:
+        return False
