@@ -281,7 +281,19 @@ def with_code(source: Path) -> None:
         write(source / name, "raise SystemExit('was run')")
 
 
-TERMS = ("LICENSE", "NOTICE.txt", "USE_POLICY.md", "Model_License", "transformer/LICENSE.md")
+def without_code(source: Path) -> None:
+    """Name code in all ways in which loaders find it, and such that is elsewhere."""
+    edit_json(
+        source / "model_index.json", _class_name=["pipeline_lens", "LensPipeline"], vae=["my_vae", "AutoencoderKL"]
+    )
+    add_component(source, "safety_checker", "stable_diffusion", "SafetyProcessor", config__json="{}")
+    edit_json(source / "transformer" / "config.json", auto_map=dict(enumerate(CODE_NAMES)))
+    write(source / "tokenizer" / "config.json", '{"auto_map": [0]}')
+
+
+#: Values of ``auto_map``: in the same folder, in another repo, and such that no file can have.
+CODE_NAMES = ("modeling_lens.Lens", "owner/name--code.Lens", "../secret.Lens", "secret/x.Lens", "Lens", 5, ".Lens")
+TERMS = ("LICENSE", "NOTICE.txt", "USE_POLICY.md", "Model_License", "transformer/LICENSE.md", "THIRD-PARTY-NOTICES.md")
 HIDDEN = (
     *(".DS_Store", "tokenizer/.DS_Store", "vae/.ipynb_checkpoints/a.json", ".git/HEAD", ".gitattributes"),
     *(".cache/huggingface/download/x.lock", "transformer/._notes.json"),
@@ -325,7 +337,9 @@ CASES: dict[str, Build] = {
         lambda s: (s / "vae" / "secret").symlink_to("/etc/passwd"), "is a link to"
     ),
     "a link to a folder in a component": build(lambda s: (s / "vae" / "more").symlink_to("."), "is a link to a folder"),
-    "a pipe or a device": build(lambda source: os.mkfifo(source / "vae" / "pipe"), "is not a regular file"),
+    "a pipe or a device in a component": build(
+        lambda source: os.mkfifo(source / "vae" / "pipe"), "is not a regular file"
+    ),
     # Names of weight files
     "shards with an index": component(split),
     "one weight file of another name": component(renamed("lens.safetensors")),
@@ -413,9 +427,9 @@ CASES: dict[str, Build] = {
         "code is copied, not run",
         brings=CODE,
     ),
-    "a pipeline whose code is missing": build(
-        lambda source: edit_json(source / "model_index.json", _class_name=["pipeline_lens", "LensPipeline"]),
-        "pipeline_lens.py, which does not exist",
+    "code that is missing": build(
+        without_code,
+        "code that does not exist: pipeline_lens.py; transformer/modeling_lens.py; vae/my_vae.py",
     ),
     "other files beside the components": besides("preview.png", "samples/1.png", "requirements.txt"),
     "`README.md`": besides("README.md", "vae/README.md"),

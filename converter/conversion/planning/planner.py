@@ -29,8 +29,8 @@ from converter.errors import RecipeError, UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS, load_library, package_versions
 from converter.models.classes import TORCH_DTYPES
 from converter.models.empty import EmptyModel, build_empty_model, saved_names
-from converter.models.unsuitable import refuse_adapter, refuse_quantized
 from converter.models.sdnq_loader import refused_names
+from converter.models.unsuitable import refuse_adapter, refuse_quantized
 
 #: Names that safetensors gives torch's dtypes.
 SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
