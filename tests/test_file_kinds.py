@@ -137,6 +137,18 @@ def test_commands_name_the_kind(command: tuple[str, ...], tmp_path: Path, lensco
     )
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "../model_index.json"])
+def test_a_source_that_is_the_json_of_a_folder(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text("{}")
+    with pytest.raises(UnsupportedCheckpoint) as caught:
+        open_checkpoint(file)
+    assert (caught.value.message, caught.value.hint) == (
+        f"{file}: contains no weights",
+        "Give the folder that contains it.",
+    )
+
+
 @pytest.mark.parametrize("suffix", FOREIGN_SUFFIXES)
 def test_folders_with_weights_in_another_format(suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"model{suffix}").touch()

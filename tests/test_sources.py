@@ -148,6 +148,11 @@ def one_file(source: Path) -> Given:
     return Given(source / "transformer" / WEIGHTS)
 
 
+def one_shard(source: Path) -> Given:
+    split(source / "transformer")
+    return Given(source / "transformer" / f"{STEM}-00002-of-00002.safetensors", "is one of several shards")
+
+
 def unnamed(source: Path) -> Given:
     (source / "transformer" / "config.json").unlink()
     return Given(source / "transformer", "assumed from microsoft/Lens")
@@ -298,7 +303,14 @@ HIDDEN = (
     *(".DS_Store", "tokenizer/.DS_Store", "vae/.ipynb_checkpoints/a.json", ".git/HEAD", ".gitattributes"),
     *(".cache/huggingface/download/x.lock", "transformer/._notes.json"),
 )
-CACHES = ("tokenizer/__pycache__/a.pyc", "vae/x.incomplete", "vae/x.lock", "transformer/Thumbs.db")
+CACHES = (
+    "tokenizer/__pycache__/a.pyc",
+    "vae/x.incomplete",
+    "vae/x.lock",
+    "transformer/Thumbs.db",
+    "vae/x.part",
+    "vae/config.json~",
+)
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 CODE = ("pipeline_lens.py", "parts/model.py", "transformer/modeling_lens.py")
 FOREIGN = ("vae/flax_model.msgpack", "vae/model.onnx", "vae/tf_model.h5", f"vae/{STEM}.bin", "transformer/a.ckpt")
@@ -310,6 +322,7 @@ CASES: dict[str, Build] = {
     "a pipeline repo": build(lambda _: None, brings=("model_index.json", f"vae/{WEIGHTS}", f"transformer/{WEIGHTS}")),
     "a component folder": component(lambda _: None),
     "one `.safetensors` file": one_file,
+    "one of several shards, an index or a config": one_shard,
     "a Lens transformer without `config.json`": unnamed,
     "another model without `config.json`": nameless_model,
     "a pipeline without `model_index.json`": build(without("model_index.json"), "transformer"),
@@ -343,7 +356,7 @@ CASES: dict[str, Build] = {
     # Names of weight files
     "shards with an index": component(split),
     "one weight file of another name": component(renamed("lens.safetensors")),
-    "several weight files without an index": component(two_files, "2 safetensors files and no index"),
+    "several weight files without an index": component(two_files, "and no index Give one of the files."),
     "a weight file and an index": component(both, "loaders disagree on which one counts"),
     "an index that names a missing shard": component(lost_shard, "no such file, though"),
     "an index that disagrees with its shards": component(stale_index, "tensor another"),
@@ -434,8 +447,10 @@ CASES: dict[str, Build] = {
     "other files beside the components": besides("preview.png", "samples/1.png", "requirements.txt"),
     "`README.md`": besides("README.md", "vae/README.md"),
     "hidden files and folders": besides(*HIDDEN),
-    "caches, locks and unfinished downloads": besides(*CACHES),
-    "files whose names are not UTF-8": besides(os.fsdecode(b"tokenizer/gr\xfc\xdfe.txt")),
+    "caches, locks, backups and unfinished downloads": besides(*CACHES),
+    "names with a backslash, or not in UTF-8": besides(
+        os.fsdecode(b"tokenizer/gr\xfc\xdfe.txt"), "tokenizer/nested\\a.txt", "nested\\a.py"
+    ),
 }
 
 

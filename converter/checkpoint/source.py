@@ -20,7 +20,14 @@ from converter.checkpoint.header import Header, TensorEntry, read_header
 from converter.checkpoint.ignored import is_ignored
 from converter.checkpoint.index import compare_index, read_weight_map
 from converter.checkpoint.prefixes import shared_prefix
-from converter.checkpoint.weights import PICKLE_SUFFIXES, WEIGHT_STEMS, WEIGHTS_SUFFIX, WeightNames, find_weights
+from converter.checkpoint.weights import (
+    PICKLE_SUFFIXES,
+    WEIGHT_STEMS,
+    WEIGHTS_SUFFIX,
+    WeightNames,
+    find_weights,
+    is_one_of_shards,
+)
 from converter.errors import (
     MalformedCheckpoint,
     MissingInput,
@@ -32,6 +39,7 @@ from converter.errors import (
 PIPELINE_INDEX = "model_index.json"
 #: Components that denoise, in the order in which they are looked for in a pipeline repo.
 DENOISERS = ("transformer", "unet")
+_GIVE_FOLDER = "Give the folder that contains it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,8 @@ def open_checkpoint(path: Path, *, component: str | None = None, variant: str | 
     checkpoint = examine_checkpoint(path, component=component, variant=variant)
     if checkpoint.problems:
         raise checkpoint.problems[0]
+    if checkpoint.is_single_file and is_one_of_shards(path.name):
+        raise UnsupportedCheckpoint(f"{path}: is one of several shards", _GIVE_FOLDER)
     return _without_prefix(checkpoint)
 
 
@@ -217,6 +227,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _examine_file(file: Path) -> Checkpoint:
     if file.suffix in PICKLE_SUFFIXES:
         raise pickle_error(file)
+    if file.suffix == ".json":
+        raise UnsupportedCheckpoint(f"{file}: contains no weights", _GIVE_FOLDER)
     header = read_header(file)
     return Checkpoint(
         folder=file.parent,

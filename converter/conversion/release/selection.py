@@ -159,7 +159,7 @@ def _files_beside(pipeline: Path, components: set[str]) -> Iterator[tuple[str, P
 def _is_left(path: str) -> bool:
     """Whether a file or folder is left out: no loader reads it, it is a card, or the Hub refuses its name."""
     is_card = path.rpartition("/")[2] == CARD_NAME
-    return is_card or is_ignored(path) or path.encode(errors="ignore").decode() != path
+    return is_card or is_ignored(path) or "\\" in path or path.encode(errors="ignore").decode() != path
 
 
 def _resolve_inside(file: Path, root: Path) -> Path:
