@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,12 @@ def link_out(file: Path) -> None:
     file.symlink_to("/etc/hostname")
 
 
+def zip_in_place_of_pickle(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    with zipfile.ZipFile(folder / "diffusion_pytorch_model.bin", "w") as archive:
+        archive.writestr("model/config.json", "{}")
+
+
 #: An index, which diffusers prefers to the weight file beside it.
 STALE = '{"metadata": {}, "weight_map": {"x": "absent.safetensors"}}'
 #: What is done to a pipeline, and what both commands say.
@@ -193,6 +200,7 @@ REFUSALS: list[tuple[Callable[[Path], object], str]] = [
         lambda folder: (folder / "vae" / WEIGHTS).write_bytes(POINTER),
         f"vae/{WEIGHTS}: should be a safetensors file, but is a Git LFS pointer",
     ),
+    (lambda folder: zip_in_place_of_pickle(folder / "vae"), "vae/diffusion_pytorch_model.bin: is a zip archive"),
     (lambda folder: (folder / "vae" / f"{WEIGHTS}.index.json").write_text(STALE), "vae/absent.safetensors: no such"),
     (lambda folder: (folder / "vae" / "config.json").unlink(), "vae/config.json: no such file"),
     (lambda folder: shutil.rmtree(folder / "vae"), "vae: no such folder, though model_index.json names it"),

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import pickle
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from converter.checkpoint.file_kinds import KIND_BYTES, foreign_kind, weights_kind
 from converter.checkpoint.header import read_header
@@ -82,6 +84,11 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
     "xz": (lzma.compress(bytes(99)), "an xz archive", UNPACK),
     "zstd": (b"\x28\xb5\x2f\xfd" + bytes(40), "a zstd archive", UNPACK),
     "7-Zip": (b"7z\xbc\xaf\x27\x1c" + bytes(40), "a 7-Zip archive", UNPACK),
+    "RAR": (b"Rar!\x1a\x07\1\0" + bytes(40), "a RAR archive", UNPACK),
+    "empty zip": (written(lambda stream: zipfile.ZipFile(stream, "w").close()), "an empty zip archive", AGAIN),
+    "PNG": (written(lambda stream: Image.new("L", (2, 2)).save(stream, "PNG")), "a PNG image", "Check the path."),
+    "JPEG": (written(lambda stream: Image.new("L", (2, 2)).save(stream, "JPEG")), "a JPEG image", "Check the path."),
+    "ELF": (Path(sys.executable).resolve().read_bytes()[:600], "a program or library of Linux", "Check the path."),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "an HDF5 file", TO_SAFETENSORS),
     "zeros": (bytes(4096), "filled with zeros from its beginning", f"{AGAIN} The download did not finish."),
 }
@@ -127,6 +134,18 @@ def test_commands_name_the_kind(command: tuple[str, ...], tmp_path: Path, lensco
     assert (
         "should be a safetensors file, but is a Git LFS pointer, not the file itself. Run `git lfs pull`"
         in outcome.stderr
+    )
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "../model_index.json"])
+def test_a_source_that_is_the_json_of_a_folder(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_text("{}")
+    with pytest.raises(UnsupportedCheckpoint) as caught:
+        open_checkpoint(file)
+    assert (caught.value.message, caught.value.hint) == (
+        f"{file}: contains no weights",
+        "Give the folder that contains it.",
     )
 
 

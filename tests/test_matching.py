@@ -20,7 +20,7 @@ from converter.conversion.release.manifest import MANIFEST_NAME, SUMMARY_NAME
 from converter.errors import UnsupportedCheckpoint
 from converter.models.empty import build_empty_model
 from converter.models.matching import are_equal, match_tensors
-from converter.models.quantizers import refuse_quantized
+from converter.models.unsuitable import refuse_adapter, refuse_quantized
 from tests.checkpoints import failed, write_holes
 from tests.conftest import Lensconv, edit_json
 from tests.tiny_models import WEIGHTS, convert_default, save_model
@@ -170,6 +170,29 @@ def test_floats_are_not_quantized(tensors: dict[str, str], tmp_path: Path) -> No
     """Some classes have parameters that are called as the parts of a quantized weight are."""
     write_holes(tmp_path / "model.safetensors", ((dtype, name, (8,)) for name, dtype in tensors.items()))
     refuse_quantized(open_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_adapter"),
+    [
+        ("base_model.model.blocks.0.to_q.lora_A.weight", True),
+        ("transformer.blocks.0.to_q.lora_B.default.weight", True),
+        ("lora_unet_blocks_0_to_q.lora_down.weight", True),
+        ("blocks.0.processor.to_q_lora.up.weight", True),
+        ("lycoris_blocks_0_to_q.hada_w1_a", True),
+        ("lora_unet_blocks_0_to_q.lokr_w2", True),
+        # Models have low ranks, too: DeepSeek and its kin.
+        ("blocks.0.attn.q_lora_norm.weight", False),
+        ("blocks.0.lora_alphabet.weight", False),
+    ],
+)
+def test_adapters_are_not_models(name: str, is_adapter: bool, tmp_path: Path) -> None:
+    write_holes(tmp_path / "model.safetensors", [("F32", "blocks.0.to_q.weight", (8,)), ("F32", name, (8,))])
+    if is_adapter:
+        with pytest.raises(UnsupportedCheckpoint, match=f"tensor {name} is of a LoRA adapter, not of a model"):
+            refuse_adapter(open_checkpoint(tmp_path))
+    else:
+        refuse_adapter(open_checkpoint(tmp_path))
 
 
 def with_prefix(source: Path, prefix: str, folder: Path, *, shards: bool = False) -> Path:

@@ -228,7 +228,7 @@ def test_code_comes_along_and_is_not_run(tiny_repo: Path, tmp_path: Path, monkey
         with pytest.raises(ValueError, match="trust_remote_code"):
             DiffusionPipeline.from_pretrained(folder)
     (source / "pipeline_lens.py").unlink()
-    assert "model_index.json names the code pipeline_lens.py, which does not exist" in plan(source).notes
+    assert "the source names code that does not exist: pipeline_lens.py" in plan(source).notes
 
 
 def test_the_card_links_the_license_that_came_along(release: Path) -> None:

@@ -148,6 +148,11 @@ def one_file(source: Path) -> Given:
     return Given(source / "transformer" / WEIGHTS)
 
 
+def one_shard(source: Path) -> Given:
+    split(source / "transformer")
+    return Given(source / "transformer" / f"{STEM}-00002-of-00002.safetensors", "is one of several shards")
+
+
 def unnamed(source: Path) -> Given:
     (source / "transformer" / "config.json").unlink()
     return Given(source / "transformer", "assumed from microsoft/Lens")
@@ -267,7 +272,7 @@ def quantized(method: str) -> Build:
 def adapter(source: Path) -> Given:
     (source / "lora").mkdir()
     save_file({"layer.lora_A.weight": torch.ones(2, 2)}, source / "lora" / "pytorch_lora_weights.safetensors")
-    return Given(source / "lora", "no config.json names a class")
+    return Given(source / "lora", "is of a LoRA adapter")
 
 
 def renamed(name: str) -> Callable[[Path], object]:
@@ -281,12 +286,31 @@ def with_code(source: Path) -> None:
         write(source / name, "raise SystemExit('was run')")
 
 
-TERMS = ("LICENSE", "NOTICE.txt", "USE_POLICY.md", "Model_License", "transformer/LICENSE.md")
+def without_code(source: Path) -> None:
+    """Name code in all ways in which loaders find it, and such that is elsewhere."""
+    edit_json(
+        source / "model_index.json", _class_name=["pipeline_lens", "LensPipeline"], vae=["my_vae", "AutoencoderKL"]
+    )
+    add_component(source, "safety_checker", "stable_diffusion", "SafetyProcessor", config__json="{}")
+    edit_json(source / "transformer" / "config.json", auto_map=dict(enumerate(CODE_NAMES)))
+    write(source / "tokenizer" / "config.json", '{"auto_map": [0]}')
+
+
+#: Values of ``auto_map``: in the same folder, in another repo, and such that no file can have.
+CODE_NAMES = ("modeling_lens.Lens", "owner/name--code.Lens", "../secret.Lens", "secret/x.Lens", "Lens", 5, ".Lens")
+TERMS = ("LICENSE", "NOTICE.txt", "USE_POLICY.md", "Model_License", "transformer/LICENSE.md", "THIRD-PARTY-NOTICES.md")
 HIDDEN = (
     *(".DS_Store", "tokenizer/.DS_Store", "vae/.ipynb_checkpoints/a.json", ".git/HEAD", ".gitattributes"),
     *(".cache/huggingface/download/x.lock", "transformer/._notes.json"),
 )
-CACHES = ("tokenizer/__pycache__/a.pyc", "vae/x.incomplete", "vae/x.lock", "transformer/Thumbs.db")
+CACHES = (
+    "tokenizer/__pycache__/a.pyc",
+    "vae/x.incomplete",
+    "vae/x.lock",
+    "transformer/Thumbs.db",
+    "vae/x.part",
+    "vae/config.json~",
+)
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 CODE = ("pipeline_lens.py", "parts/model.py", "transformer/modeling_lens.py")
 FOREIGN = ("vae/flax_model.msgpack", "vae/model.onnx", "vae/tf_model.h5", f"vae/{STEM}.bin", "transformer/a.ckpt")
@@ -298,6 +322,7 @@ CASES: dict[str, Build] = {
     "a pipeline repo": build(lambda _: None, brings=("model_index.json", f"vae/{WEIGHTS}", f"transformer/{WEIGHTS}")),
     "a component folder": component(lambda _: None),
     "one `.safetensors` file": one_file,
+    "one of several shards, an index or a config": one_shard,
     "a Lens transformer without `config.json`": unnamed,
     "another model without `config.json`": nameless_model,
     "a pipeline without `model_index.json`": build(without("model_index.json"), "transformer"),
@@ -325,11 +350,13 @@ CASES: dict[str, Build] = {
         lambda s: (s / "vae" / "secret").symlink_to("/etc/passwd"), "is a link to"
     ),
     "a link to a folder in a component": build(lambda s: (s / "vae" / "more").symlink_to("."), "is a link to a folder"),
-    "a pipe or a device": build(lambda source: os.mkfifo(source / "vae" / "pipe"), "is not a regular file"),
+    "a pipe or a device in a component": build(
+        lambda source: os.mkfifo(source / "vae" / "pipe"), "is not a regular file"
+    ),
     # Names of weight files
     "shards with an index": component(split),
     "one weight file of another name": component(renamed("lens.safetensors")),
-    "several weight files without an index": component(two_files, "2 safetensors files and no index"),
+    "several weight files without an index": component(two_files, "and no index Give one of the files."),
     "a weight file and an index": component(both, "loaders disagree on which one counts"),
     "an index that names a missing shard": component(lost_shard, "no such file, though"),
     "an index that disagrees with its shards": component(stale_index, "tensor another"),
@@ -385,7 +412,7 @@ CASES: dict[str, Build] = {
     "metadata that is `null`": component(
         with_header(lambda text: text.replace(b'"__metadata__":{"format":"pt"}', b'"__metadata__":null'))
     ),
-    "a LoRA adapter": adapter,
+    "a LoRA adapter, alone or in a model": adapter,
     "an adapter beside the converted model": besides(*(f"transformer/{name}" for name in ADAPTER), text=ADAPTER[0]),
     "weights for other libraries": besides(*FOREIGN, text="vae/flax_model.msgpack"),
     "other safetensors files of a component": besides(
@@ -413,15 +440,17 @@ CASES: dict[str, Build] = {
         "code is copied, not run",
         brings=CODE,
     ),
-    "a pipeline whose code is missing": build(
-        lambda source: edit_json(source / "model_index.json", _class_name=["pipeline_lens", "LensPipeline"]),
-        "pipeline_lens.py, which does not exist",
+    "code that is missing": build(
+        without_code,
+        "code that does not exist: pipeline_lens.py; transformer/modeling_lens.py; vae/my_vae.py",
     ),
     "other files beside the components": besides("preview.png", "samples/1.png", "requirements.txt"),
     "`README.md`": besides("README.md", "vae/README.md"),
     "hidden files and folders": besides(*HIDDEN),
-    "caches, locks and unfinished downloads": besides(*CACHES),
-    "files whose names are not UTF-8": besides(os.fsdecode(b"tokenizer/gr\xfc\xdfe.txt")),
+    "caches, locks, backups and unfinished downloads": besides(*CACHES),
+    "names with a backslash, or not in UTF-8": besides(
+        os.fsdecode(b"tokenizer/gr\xfc\xdfe.txt"), "tokenizer/nested\\a.txt", "nested\\a.py"
+    ),
 }
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from converter.checkpoint.weights import FOREIGN_SUFFIXES, PICKLE_SUFFIXES, WEIGHTS_SUFFIX, is_weight_name, variants_in
+from converter.checkpoint.weights import (
+    FOREIGN_SUFFIXES,
+    PICKLE_SUFFIXES,
+    WEIGHTS_SUFFIX,
+    is_one_of_shards,
+    is_weight_name,
+    variants_in,
+)
 from converter.errors import InputError, MissingInput, UnsupportedCheckpoint
 
 
@@ -22,7 +29,8 @@ def no_weights(folder: Path, names: Sequence[str]) -> InputError:
     present = [name for name in names if name.endswith(WEIGHTS_SUFFIX)]
     if present:
         reason = f"contains {len(present)} safetensors files and no index"
-        return MissingInput(folder, reason, "Download the index too.")
+        are_shards = any(map(is_one_of_shards, present))
+        return MissingInput(folder, reason, "Download the index too." if are_shards else "Give one of the files.")
     pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
     if pickles:
         return pickle_error(folder / pickles[0])

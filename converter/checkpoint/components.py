@@ -6,26 +6,20 @@ Headers are read, weights are not.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.file_kinds import KIND_BYTES, foreign_kind
+from converter.checkpoint.file_kinds import KIND_BYTES, TORCH_KINDS, foreign_kind
+from converter.checkpoint.files import holds, is_plain_name, list_folder, read_json
 from converter.checkpoint.footprint import ComponentFootprint
 from converter.checkpoint.header import Header, file_stamp, read_header
 from converter.checkpoint.ignored import is_ignored
+from converter.checkpoint.index import read_weight_map
 from converter.checkpoint.loaders import LOADER_STEMS, has_weights, opened_weights, possible_loaders
-from converter.checkpoint.source import (
-    PIPELINE_INDEX,
-    count_bytes_by_dtype,
-    is_plain_name,
-    list_folder,
-    pipeline_components,
-    read_json,
-    read_weight_map,
-)
+from converter.checkpoint.source import PIPELINE_INDEX, count_bytes_by_dtype, pipeline_components
 from converter.checkpoint.weights import INDEX_SUFFIX, WEIGHTS_SUFFIX, WeightNames, variants_in
 from converter.errors import FileError, MalformedCheckpoint, MissingInput, unreadable
 
@@ -112,7 +106,7 @@ def _folders(folder: Path, class_name: str) -> Iterator[Path]:
     yield folder
     if class_name in _SEVERAL_MODELS:
         numbered = (folder.with_name(f"{folder.name}_{number}") for number in count(1))
-        yield from takewhile(lambda path: _holds(path.is_dir), numbered)
+        yield from takewhile(lambda path: holds(path.is_dir), numbered)
 
 
 @dataclass
@@ -237,20 +231,12 @@ class _Examination:
 
 
 def _file_names(folder: Path) -> list[str]:
-    if not _holds(folder.is_dir):
+    if not holds(folder.is_dir):
         raise MissingInput(folder, f"no such folder, though {PIPELINE_INDEX} names it", _WHOLE)
     entries = [entry for entry in list_folder(folder) if not is_ignored(entry.name)]
     if not entries:
         raise MissingInput(folder, f"contains nothing, though {PIPELINE_INDEX} names it", _WHOLE)
-    return [entry.name for entry in entries if _holds(entry.is_file)]
-
-
-def _holds(question: Callable[[], bool]) -> bool:
-    """The answer about a path; no for a name that is too long, and for what may not be read."""
-    try:
-        return question()
-    except OSError:
-        return False
+    return [entry.name for entry in entries if holds(entry.is_file)]
 
 
 def _read_config(folder: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -262,18 +248,15 @@ def _refuse_what_is_no_pickle(file: Path) -> None:
     try:
         with file.open("rb") as stream:
             beginning = stream.read(KIND_BYTES)
-        if beginning.startswith(b"PK\3\4"):
-            if not zipfile.is_zipfile(file):
-                raise MalformedCheckpoint(file, "is an archive that is cut short", _DOWNLOAD)
-            return
+        is_cut = beginning.startswith(b"PK\3\4") and not zipfile.is_zipfile(file)
     except OSError as error:
         raise unreadable(file, error) from error
-    # A pickle names its protocol, 2 or later; very old files are tar archives.
-    if beginning[:1] == b"\x80" or beginning[257:262] == b"ustar":
-        return
+    if is_cut:
+        raise MalformedCheckpoint(file, "is an archive that is cut short", _DOWNLOAD)
     kind = foreign_kind(beginning)
-    reason, hint = (f"is {kind.name}", kind.hint) if kind else ("is not a file of PyTorch", _DOWNLOAD)
-    raise MalformedCheckpoint(file, reason, hint)
+    if kind not in TORCH_KINDS:
+        reason, hint = (f"is {kind.name}", kind.hint) if kind else ("is not a file of PyTorch", _DOWNLOAD)
+        raise MalformedCheckpoint(file, reason, hint)
 
 
 def footprints(components: Iterable[PipelineComponent]) -> tuple[ComponentFootprint, ...]:

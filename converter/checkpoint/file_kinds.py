@@ -18,6 +18,7 @@ _SHOWN_CHARACTERS = 60
 _LEAST_CHARACTERS = 8
 
 _AGAIN = "Download the file again."
+_CHECK_PATH = "Check the path."
 _UNPACK = "Unpack it, then give the checkpoint inside it."
 _TO_SAFETENSORS = "Convert it to safetensors first."
 
@@ -42,12 +43,20 @@ _MAGICS = (
     (b"\xfd7zXZ\x00", FileKind("an xz archive", _UNPACK)),
     (b"\x28\xb5\x2f\xfd", FileKind("a zstd archive", _UNPACK)),
     (b"7z\xbc\xaf\x27\x1c", FileKind("a 7-Zip archive", _UNPACK)),
+    (b"Rar!\x1a\x07", FileKind("a RAR archive", _UNPACK)),
+    (b"PK\5\6", FileKind("an empty zip archive", _AGAIN)),
+    (b"\x89PNG\r\n\x1a\n", FileKind("a PNG image", _CHECK_PATH)),
+    (b"\xff\xd8\xff", FileKind("a JPEG image", _CHECK_PATH)),
+    (b"\x7fELF", FileKind("a program or library of Linux", _CHECK_PATH)),
 )
 _POINTER = FileKind(
     "a Git LFS pointer, not the file itself", "Run `git lfs pull` in the clone, or download it with `hf download`."
 )
 _PICKLE = FileKind("a pickle, which can run code when it is opened", _TO_SAFETENSORS)
 _TORCH = FileKind("an archive of torch.save, which contains a pickle", _TO_SAFETENSORS)
+_TAR = FileKind("a tar archive", _UNPACK)
+#: What PyTorch writes and has written as ``.bin``: the newest form first.
+TORCH_KINDS = (_TORCH, _PICKLE, _TAR)
 _PAGE = FileKind("an HTML page", f"{_AGAIN} A page that came in its place may ask for a login.")
 _ERROR = FileKind("an XML error message of a storage service", f"{_AGAIN} The link has expired or was refused.")
 
@@ -67,7 +76,7 @@ def foreign_kind(beginning: bytes) -> FileKind | None:
     if beginning[:2] in (b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5") and any(beginning[2:8]):
         return _PICKLE
     if beginning[_TAR_MAGIC] == b"ustar":
-        return FileKind("a tar archive", _UNPACK)
+        return _TAR
     if beginning and not beginning.strip(b"\0"):
         return FileKind("filled with zeros from its beginning", f"{_AGAIN} The download did not finish.")
     return _markup_kind(beginning.removeprefix(b"\xef\xbb\xbf").lstrip().lower())

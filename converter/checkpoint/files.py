@@ -1,10 +1,16 @@
-"""Reading files of users: never more than a limit, and never from a pipe."""
+"""Reading files and folders of users: never more than a limit, and never from a pipe."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from converter.errors import FileError, MissingInput, unreadable
+from converter.checkpoint.header import parse_json_object
+from converter.errors import FileError, MalformedCheckpoint, MissingInput, unreadable
+
+#: Limit for configs and indexes, which are read completely; real ones are far shorter.
+MAXIMUM_JSON_BYTES = 64_000_000
 
 
 def read_bounded(file: Path, limit: int, error: type[FileError]) -> bytes:
@@ -30,3 +36,38 @@ def read_bounded(file: Path, limit: int, error: type[FileError]) -> bytes:
     if len(content) > limit:
         raise error(file, f"is longer than {limit} bytes")
     return content
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a file that must contain one JSON object.
+
+    Raises:
+        MissingInput: it does not exist or cannot be read.
+        MalformedCheckpoint: it contains something else.
+    """
+    return parse_json_object(read_bounded(file, MAXIMUM_JSON_BYTES, MalformedCheckpoint), file, what="its content")
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """The files and folders in a folder, sorted by name.
+
+    Raises:
+        MissingInput: it cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name from a file stays inside its folder."""
+    return name not in ("", ".", "..") and not set("/\\\0") & set(name)
+
+
+def holds(question: Callable[[], bool]) -> bool:
+    """The answer about a path; no for a name that is too long, and for what may not be read."""
+    try:
+        return question()
+    except OSError:
+        return False

@@ -7,7 +7,7 @@ of an accepted file can be sliced without a further check.
 
 It accepts no file that safetensors 0.8 refuses. The other way round, it refuses on purpose what readers could
 understand differently or could not hold: repeated names, which the format forbids, entries that are not objects of
-three values, more than 64 dimensions, and sizes of 2^63 and more.
+three values, dtypes that are not strings, more than 64 dimensions, and sizes of 2^63 and more.
 """
 
 from __future__ import annotations

@@ -8,17 +8,17 @@ _LITTER = (".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX", "__pycache__", "
 _APPLE_DOUBLE = "._"
 #: Where the client of the Hub keeps its records of downloads.
 DOWNLOAD_RECORDS = ".cache/huggingface"
-#: Ends of the names of unfinished downloads and of locks.
-_UNFINISHED = (".incomplete", ".lock")
+#: Ends of the names of locks, of unfinished downloads (by the Hub's client, browsers, curl and aria2) and of backups.
+_UNREAD = (".lock", ".incomplete", ".part", ".partial", ".crdownload", ".aria2", ".tmp", ".bak", "~")
 
 
 def is_ignored(path: str) -> bool:
-    """Whether no loader reads a file: it is hidden or in a hidden folder, unfinished, a lock or litter.
+    """Whether no loader reads a file: it is hidden or in a hidden folder, unfinished, a lock, a backup or litter.
 
     Args:
         path: inside a checkpoint, with slashes.
     """
-    return "/." in f"/{path}" or path.endswith(_UNFINISHED) or is_litter(path)
+    return "/." in f"/{path}" or path.endswith(_UNREAD) or is_litter(path)
 
 
 def is_litter(path: str) -> bool:

@@ -15,26 +15,31 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.absent import no_weights, pickle_error
-from converter.checkpoint.files import read_bounded
-from converter.checkpoint.header import Header, TensorEntry, parse_json_object, read_header
+from converter.checkpoint.files import is_plain_name, list_folder, read_json
+from converter.checkpoint.header import Header, TensorEntry, read_header
 from converter.checkpoint.ignored import is_ignored
-from converter.checkpoint.index import compare_index
+from converter.checkpoint.index import compare_index, read_weight_map
 from converter.checkpoint.prefixes import shared_prefix
-from converter.checkpoint.weights import PICKLE_SUFFIXES, WEIGHT_STEMS, WEIGHTS_SUFFIX, WeightNames, find_weights
+from converter.checkpoint.weights import (
+    PICKLE_SUFFIXES,
+    WEIGHT_STEMS,
+    WEIGHTS_SUFFIX,
+    WeightNames,
+    find_weights,
+    is_one_of_shards,
+)
 from converter.errors import (
     MalformedCheckpoint,
     MissingInput,
     UnsupportedCheckpoint,
     UsageError,
-    unreadable,
 )
 
 #: A folder with this file is a pipeline repo; the file names the classes of its components.
 PIPELINE_INDEX = "model_index.json"
 #: Components that denoise, in the order in which they are looked for in a pipeline repo.
 DENOISERS = ("transformer", "unet")
-#: Limit for configs and indexes, which are read completely; real ones are far shorter.
-MAXIMUM_JSON_BYTES = 64_000_000
+_GIVE_FOLDER = "Give the folder that contains it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +138,8 @@ def open_checkpoint(path: Path, *, component: str | None = None, variant: str | 
     checkpoint = examine_checkpoint(path, component=component, variant=variant)
     if checkpoint.problems:
         raise checkpoint.problems[0]
+    if checkpoint.is_single_file and is_one_of_shards(path.name):
+        raise UnsupportedCheckpoint(f"{path}: is one of several shards", _GIVE_FOLDER)
     return _without_prefix(checkpoint)
 
 
@@ -206,33 +213,6 @@ def pipeline_components(pipeline: Path) -> dict[str, tuple[str, str]]:
     return components
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a file that must contain one JSON object.
-
-    Raises:
-        MissingInput: it does not exist or cannot be read.
-        MalformedCheckpoint: it contains something else.
-    """
-    return parse_json_object(read_bounded(file, MAXIMUM_JSON_BYTES, MalformedCheckpoint), file, what="its content")
-
-
-def list_folder(folder: Path) -> list[Path]:
-    """The files and folders in a folder, sorted by name.
-
-    Raises:
-        MissingInput: it cannot be read.
-    """
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise unreadable(folder, error) from error
-
-
-def is_plain_name(name: str) -> bool:
-    """Whether a name from a file stays inside its folder."""
-    return name not in ("", ".", "..") and not set("/\\\0") & set(name)
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     # A broken link is a lost file, not a checkpoint without a config.
@@ -247,6 +227,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _examine_file(file: Path) -> Checkpoint:
     if file.suffix in PICKLE_SUFFIXES:
         raise pickle_error(file)
+    if file.suffix == ".json":
+        raise UnsupportedCheckpoint(f"{file}: contains no weights", _GIVE_FOLDER)
     header = read_header(file)
     return Checkpoint(
         folder=file.parent,
@@ -315,28 +297,6 @@ def _examine_folder(
         problems=tuple(problems),
         stray_files=tuple(folder / name for name in present if name not in names),
     )
-
-
-def read_weight_map(index: Path, suffix: str = WEIGHTS_SUFFIX) -> dict[str, str]:
-    """The weight files of the tensors that an index lists, by name of the tensor.
-
-    Args:
-        index: the file.
-        suffix: that all weight files must have.
-
-    Raises:
-        MissingInput: it cannot be read.
-        MalformedCheckpoint: it breaks its format, or a name leads out of the folder.
-    """
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise MalformedCheckpoint(index, "has no weight_map")
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not name.endswith(suffix):
-            raise MalformedCheckpoint(index, f"maps to {name}, which is not a {suffix[1:]} file", tensor=tensor)
-        if not is_plain_name(name):
-            raise MalformedCheckpoint(index, f"maps to {name}, not to a file in the same folder", tensor=tensor)
-    return weight_map
 
 
 def _locate(headers: tuple[Header, ...]) -> tuple[dict[str, SourceTensor], list[MalformedCheckpoint]]:

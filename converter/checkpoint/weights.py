@@ -117,6 +117,12 @@ def variant_of(name: str) -> str:
     return match[1] if match else ""
 
 
+def is_one_of_shards(name: str) -> bool:
+    """Whether the name of a weight file says that there are others, which belong to the same model."""
+    match = re.search(r"-\d{5}-of-(\d{5})", name)
+    return match is not None and int(match[1]) > 1
+
+
 def plain_name(name: str) -> str:
     """The name of a weight file or an index without its variant."""
     match = _match_variant(name)

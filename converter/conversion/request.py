@@ -9,8 +9,9 @@ from typing import Any
 
 from converter._version import __version__
 from converter.checkpoint.components import PipelineComponent, examine_components
+from converter.checkpoint.files import list_folder
 from converter.checkpoint.header import changed_since
-from converter.checkpoint.source import Checkpoint, list_folder, open_checkpoint
+from converter.checkpoint.source import Checkpoint, open_checkpoint
 from converter.checkpoint.weights import variant_of
 from converter.conversion.options import ConvertOptions
 from converter.conversion.recipe.recipe import Recipe, choose_recipe

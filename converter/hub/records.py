@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from converter.checkpoint.source import is_plain_name
+from converter.checkpoint.files import is_plain_name
 from converter.errors import HubError, printable
 from converter.hub.addresses import HubAddress
 

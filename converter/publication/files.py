@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.checkpoint.source import read_json
+from converter.checkpoint.files import read_json
 from converter.checkpoint.writer import replace_file
 from converter.console import SILENT, Progress, Reporter
 from converter.conversion.release.manifest import STATE_FOLDER

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.source import read_json
+from converter.checkpoint.files import read_json
 from converter.checkpoint.writer import replace_file
 from converter.conversion.release.manifest import STATE_FOLDER
 from converter.errors import InputError, LensconvError

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin
 
-from converter.checkpoint.source import PIPELINE_INDEX, read_json
+from converter.checkpoint.files import read_json
+from converter.checkpoint.source import PIPELINE_INDEX
 from converter.console import Reporter, readable_size
 from converter.errors import HubError, InputError, LensconvError, ReleaseError, ResourceError
 from converter.models.lens.layout import PIPELINE_CLASS_NAME

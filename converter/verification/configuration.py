@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from converter.checkpoint.source import Checkpoint, read_json
+from converter.checkpoint.files import read_json
+from converter.checkpoint.source import Checkpoint
 from converter.conversion.planning.rules import PLACEMENT
 from converter.conversion.release.manifest import CONFIG_NAME, QUANTIZATION_CONFIG_NAME
 from converter.errors import MalformedCheckpoint

@@ -9,8 +9,8 @@ from pathlib import Path
 from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.ignored import is_ignored
 from converter.console import Progress
+from converter.conversion.release.code import CODE_SUFFIX
 from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, QUANTIZATION_CONFIG_NAME, Manifest
-from converter.conversion.release.selection import CODE_SUFFIX
 from converter.models.lens.layout import CLASS_NAME
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_options

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
-from converter.checkpoint.source import read_json
+from converter.checkpoint.files import read_json
 from converter.checkpoint.weights import WEIGHT_STEMS
 from converter.conversion.planning.patterns import is_judged
 from converter.conversion.planning.rules import MISREAD_SCALES, has_misread_scales, named_dtype, option_of

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.components import PipelineComponent, footprints
+from converter.checkpoint.files import read_json
 from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import (
     DENOISERS,
@@ -16,7 +17,6 @@ from converter.checkpoint.source import (
     SourceTensor,
     open_checkpoint,
     pipeline_components,
-    read_json,
 )
 from converter.console import SILENT, Reporter
 from converter.conversion.planning.plan import Plan

@@ -59,6 +59,7 @@ _LAYERS = {"num_layers": 10**4000}
 _add_config_case("layers-4000-digits", "UnsupportedCheckpoint", "", _LAYERS, "config.json", "num_layers")
 for _row in rows_of("contents"):
     _add_content_case(*_row)
-_add_content_case("garbage", b"\x89PNG\r\n\x1a\n", "not UTF-8")
+_add_content_case("garbage", b"\x89\xff\r\n\x1a\n", "not UTF-8")
+_add_content_case("image", b"\x89PNG\r\n\x1a\n", "but is a PNG image")
 _add_content_case("5000-digits", '{"num_layers": ' + "9" * 5000 + "}", "not JSON")
 _add_content_case("nested-too-deep", "[" * 10**5, "nested too deeply")

@@ -70,8 +70,8 @@ for _name, _build, *_message in (
 add_case("source-name-too-long", _at("n" * 300), "InputError", "nnn", "too long")
 
 
-@case("source-is-a-text-file", "MalformedCheckpoint", "config.json", "but is JSON text")
-def _source_is_a_text_file(site: Site) -> Invocation:
+@case("source-is-a-config", "UnsupportedCheckpoint", "config.json: contains no weights", hint=("Give the folder",))
+def _source_is_a_config(site: Site) -> Invocation:
     return site.convert(source=site.copy_lens() / "config.json")
 
 

@@ -29,8 +29,8 @@ from converter.errors import RecipeError, UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS, load_library, package_versions
 from converter.models.classes import TORCH_DTYPES
 from converter.models.empty import EmptyModel, build_empty_model, saved_names
-from converter.models.quantizers import refuse_quantized
 from converter.models.sdnq_loader import refused_names
+from converter.models.unsuitable import refuse_adapter, refuse_quantized
 
 #: Names that safetensors gives torch's dtypes.
 SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -62,6 +62,7 @@ def plan_with_sdnq(checkpoint: Checkpoint, recipe: Recipe, decided: Mapping[str,
         RecipeError: an option has a value that SDNQ does not know, or a rule matches nothing.
     """
     refuse_quantized(checkpoint)
+    refuse_adapter(checkpoint)
     empty = build_empty_model(checkpoint)
     model = empty.model
     modules = tuple(walk_modules(model))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.checkpoint.checksum import file_sha256
-from converter.checkpoint.source import read_json, read_weight_map
+from converter.checkpoint.files import read_json
+from converter.checkpoint.index import read_weight_map
 from converter.checkpoint.weights import PICKLED_SUFFIX, WEIGHTS_SUFFIX, plain_name
 from converter.console import Progress
 from converter.conversion.release.manifest import ReleaseFile, encode_json

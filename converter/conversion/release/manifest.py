@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.source import is_plain_name, read_json
+from converter.checkpoint.files import is_plain_name, read_json
 from converter.errors import MalformedCheckpoint
 from converter.fields import Fields
 

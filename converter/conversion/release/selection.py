@@ -14,8 +14,9 @@ from pathlib import Path
 
 from converter.checkpoint.components import PipelineComponent
 from converter.checkpoint.ignored import is_ignored
-from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, is_plain_name, read_json
+from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint
 from converter.checkpoint.weights import holds_weights, plain_name
+from converter.conversion.release.code import CODE_SUFFIX, missing_code
 from converter.conversion.release.manifest import (
     CARD_NAME,
     CONFIG_NAME,
@@ -25,11 +26,10 @@ from converter.conversion.release.manifest import (
 )
 from converter.errors import MalformedCheckpoint, first_few, unreadable
 
-CODE_SUFFIX = ".py"
 #: A model of transformers with an adapter has these files, too.
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 #: Names of files with the terms of a model, as repos on the Hub call them.
-TERMS = re.compile(r"(?i).*licen[cs]e.*|notice.*|use_policy.*|copying.*")
+TERMS = re.compile(r"(?i).*(licen[cs]e|notice|use[-_]policy).*|copying.*")
 #: What lensconv writes into the converted component, in place of what another program wrote.
 _WRITTEN = (CONFIG_NAME, QUANTIZATION_CONFIG_NAME, SUMMARY_NAME, MANIFEST_NAME)
 
@@ -44,8 +44,8 @@ class Selection:
     """Indexes of shards that have other names in the release, by path inside it."""
     unused: list[str] = field(default_factory=list)
     """Paths of weights in the source that are left out."""
-    missing_code: str = ""
-    """The file with the code of the pipeline, if it does not exist."""
+    missing_code: list[str] = field(default_factory=list)
+    """Paths of code that the source names and does not contain."""
 
     @property
     def code(self) -> list[str]:
@@ -58,7 +58,7 @@ class Selection:
         if self.code:
             yield f"code is copied, not run: {first_few(self.code)}; loaders run it with trust_remote_code=True"
         if self.missing_code:
-            yield f"{PIPELINE_INDEX} names the code {self.missing_code}, which does not exist"
+            yield f"the source names code that does not exist: {first_few(self.missing_code)}"
         if self.unused:
             yield f"weights that are not used are left out: {first_few(self.unused)}"
 
@@ -77,8 +77,7 @@ def select_files(checkpoint: Checkpoint, components: Sequence[PipelineComponent]
     if checkpoint.is_single_file or not (checkpoint.pipeline is not None or checkpoint.config):
         return Selection()
     root = checkpoint.pipeline or checkpoint.folder
-    missing = _missing_code(root) if checkpoint.pipeline is not None else ""
-    selection = Selection(missing_code=missing)
+    selection = Selection(missing_code=missing_code(checkpoint))
     _add_converted(selection, checkpoint)
     if checkpoint.pipeline is not None:
         selection.files[PIPELINE_INDEX] = root / PIPELINE_INDEX
@@ -131,14 +130,6 @@ def _add_root(selection: Selection, pipeline: Path, components: set[str]) -> Non
             selection.files[path] = file
 
 
-def _missing_code(pipeline: Path) -> str:
-    """The file with the pipeline's class, if ``model_index.json`` names one that does not exist."""
-    match read_json(pipeline / PIPELINE_INDEX).get("_class_name"):
-        case [str(module), str()] if is_plain_name(module) and not (pipeline / f"{module}{CODE_SUFFIX}").is_file():
-            return f"{module}{CODE_SUFFIX}"
-    return ""
-
-
 def _refuse_unreadable(error: OSError) -> None:
     raise unreadable(error.filename, error, "Check its permissions.") from error
 
@@ -168,7 +159,7 @@ def _files_beside(pipeline: Path, components: set[str]) -> Iterator[tuple[str, P
 def _is_left(path: str) -> bool:
     """Whether a file or folder is left out: no loader reads it, it is a card, or the Hub refuses its name."""
     is_card = path.rpartition("/")[2] == CARD_NAME
-    return is_card or is_ignored(path) or path.encode(errors="ignore").decode() != path
+    return is_card or is_ignored(path) or "\\" in path or path.encode(errors="ignore").decode() != path
 
 
 def _resolve_inside(file: Path, root: Path) -> Path:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.checksum import file_sha256
+from converter.checkpoint.files import list_folder
 from converter.checkpoint.header import Header
-from converter.checkpoint.source import list_folder
 from converter.console import Progress, Reporter
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
 from converter.errors import MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable

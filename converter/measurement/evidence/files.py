@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.source import read_json
+from converter.checkpoint.files import read_json
 from converter.checkpoint.writer import replace_file
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput

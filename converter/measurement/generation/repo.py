@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, open_checkpoint, read_json
+from converter.checkpoint.files import read_json
+from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, open_checkpoint
 from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint
 from converter.models.lens.layout import CLASS_NAME, PIPELINE_CLASS_NAME, LensConfig, lens_tensors
 

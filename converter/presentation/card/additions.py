@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.source import is_plain_name
+from converter.checkpoint.files import is_plain_name
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import OutputError
 from converter.measurement.evidence.names import MATRIX_NAME, QUANTIZED

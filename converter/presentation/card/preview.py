@@ -7,7 +7,7 @@ import mimetypes
 from pathlib import Path
 from urllib.parse import unquote
 
-from converter.checkpoint.source import is_plain_name
+from converter.checkpoint.files import is_plain_name
 from converter.checkpoint.writer import refuse_taken_place, replace_file
 from converter.conversion.release.manifest import CARD_NAME
 from converter.presentation.card.page import render_page

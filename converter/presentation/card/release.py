@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.components import footprints
+from converter.checkpoint.files import read_json
 from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, whole_footprint
-from converter.checkpoint.source import PIPELINE_INDEX, pipeline_components, read_json
+from converter.checkpoint.source import PIPELINE_INDEX, pipeline_components
+from converter.conversion.release.code import CODE_SUFFIX
 from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, SUMMARY_NAME, Manifest, read_manifest
-from converter.conversion.release.selection import CODE_SUFFIX, TERMS
+from converter.conversion.release.selection import TERMS
 from converter.errors import InputError, MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
 from converter.measurement.evidence.units import LOADED_BYTES
 from converter.models.lens.layout import CLASS_NAME

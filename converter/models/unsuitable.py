@@ -1,4 +1,4 @@
-"""Sources that another tool has quantized already: by their config, or by the names and dtypes of their tensors.
+"""Sources that are not original models: another tool has quantized them already, or they are adapters.
 
 The names of tensors are those that each tool's own files have.
 """
@@ -36,6 +36,22 @@ _PARTNERS = ((".scales", "MLX"), (".scale", "sdnq"))
 #: Dtypes of codes, if a weight has one.
 _CODES = ("U8", "I8", "U32", "F8_E4M3", "F8_E5M2", "F4")
 _HINT = "Convert the original, unquantized checkpoint."
+#: What PEFT, diffusers, kohya's scripts and LyCORIS put into the names of an adapter's tensors.
+_ADAPTER = re.compile(r"(^|[._])(lora[._](A|B|down|up|embedding_[AB])|hada_w[12]_[ab]|lokr_w[12](_[ab])?)(\.|$)")
+
+
+def refuse_adapter(checkpoint: Checkpoint) -> None:
+    """Refuse a source that contains a LoRA adapter, alone or beside the weights of its model.
+
+    Raises:
+        UnsupportedCheckpoint: it does.
+    """
+    found = next((name for name in checkpoint.tensors if _ADAPTER.search(name)), None)
+    if found is not None:
+        raise UnsupportedCheckpoint(
+            f"{checkpoint.folder}: tensor {printable(found)} is of a LoRA adapter, not of a model",
+            "Convert the model without it; the adapter can be loaded into the result, with load_lora_weights.",
+        )
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
