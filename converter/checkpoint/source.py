@@ -229,8 +229,8 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name from a file stays inside its folder."""
-    return name not in ("", ".", "..") and not set("/\\\0") & set(name)
+    """Whether a name from a file stays inside its folder, and has no half of a surrogate pair, as JSON may have."""
+    return name not in ("", ".", "..") and not any(c in "/\\\0" or "\ud800" <= c <= "\udfff" for c in name)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
