@@ -363,7 +363,7 @@ def test_a_release_without_a_denoiser_is_examined_by_its_manifest(tmp_path: Path
     write_card(release, "tiny")
     examine_release(release, "maker/tiny")
     list_file(release, f"vae/{WEIGHTS}", POINTER)
-    with pytest.raises(ReleaseError, match=rf"^{release}: vae/{WEIGHTS}: is a Git LFS pointer"):
+    with pytest.raises(ReleaseError, match=rf"^{release}: vae/{WEIGHTS}: should be a safetensors file"):
         examine_release(release, "maker/tiny")
 
 
