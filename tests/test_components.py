@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from converter import convert, plan, verify
+from converter import convert, make_card, plan, verify
 from converter.checkpoint.components import PipelineComponent, examine_components
 from converter.checkpoint.staging import Staging
 from converter.conversion.options import ConvertOptions
@@ -345,11 +345,34 @@ def test_what_stays_as_it_is_is_said_with_its_bytes(lensconv: Lensconv, tmp_path
     verified = lensconv("verify", tmp_path / "out", "--json").result
     assert [verified[key] for key in ("other_components", "whole_bytes")] == [others, whole["bytes"]]
     assert lensconv("verify", tmp_path / "out", "--component", "transformer", "--json").result["other_components"] == []
-    # The note says how to convert both.
-    convert(tmp_path / "out", tmp_path / "both", options=ConvertOptions(component="transformer_2"))
+    # The note says how to convert both; then there is nothing more to convert.
+    second = ConvertOptions(component="transformer_2")
+    assert plan(tmp_path / "out", options=second).notes == (
+        "transformer (LensTransformer2DModel) stays as it is; it is quantized already (sdnq)",
+    )
+    convert(tmp_path / "out", tmp_path / "both", options=second)
+    make_card(tmp_path / "both")
+    card = (tmp_path / "both" / "README.md").read_text()
+    assert "That source already contained `transformer` quantized by SDNQ." in card
+    assert "| `transformer` | LensTransformer2DModel | as in the source (sdnq) |" in card
+    assert "| `transformer` | as in the source (LensTransformer2DModel, sdnq) |" in card
     report = verify(tmp_path / "both", component="transformer_2", against=source)
     assert report.ok
     assert verify(tmp_path / "both").whole_bytes == 2 * (whole["bytes"] - size - 20) + 20
+
+
+def test_a_release_without_a_denoiser_is_examined_by_its_manifest(tmp_path: Path) -> None:
+    source = make_pipeline(tmp_path / "source")
+    (source / "transformer").rename(source / "prior")
+    index = (source / "model_index.json").read_text()
+    (source / "model_index.json").write_text(index.replace('"transformer"', '"prior"'))
+    release = tmp_path / "release"
+    convert(source, release, options=ConvertOptions(component="prior"))
+    write_card(release, "tiny")
+    examine_release(release, "maker/tiny")
+    list_file(release, f"vae/{WEIGHTS}", POINTER)
+    with pytest.raises(ReleaseError, match=rf"^{release}: vae/{WEIGHTS}: should be a safetensors file"):
+        examine_release(release, "maker/tiny")
 
 
 def test_a_component_alone_has_no_others(lensconv: Lensconv, lens_source: Path) -> None:

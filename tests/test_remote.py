@@ -32,7 +32,7 @@ from converter.publication.proof import ReadBack, prove_bytes, prove_records
 from converter.schemas import load_schema
 from tests.cases import check_cases
 from tests.checkpoints import WEIGHTS, failed, write_holes
-from tests.conftest import Lensconv, list_file
+from tests.conftest import Lensconv, edit_json, list_file
 from tests.loopback import COMMIT, GIT_BYTES, PINNED, PLACE, TOKEN, Handler, LoopbackHub, client_module, record_files
 from tests.reporters import Notes
 from tests.serving import serving
@@ -215,6 +215,15 @@ def test_plans(tiny_repo: Path, serve: Serve, lensconv: Lensconv) -> None:
     by_size = {"other_components", "whole"}
     assert [expected[key] == outcome.result[key] for key in expected if key not in by_size] == [True] * 13
     assert f"Source: {PINNED}." in " ".join(lensconv("plan", PLACE).stderr.split())
+
+
+def test_further_models_of_a_component(tiny_repo: Path, serve: Serve, tmp_path: Path) -> None:
+    repo = shutil.copytree(tiny_repo, tmp_path / "repo")
+    edit_json(repo / "model_index.json", controlnet=["diffusers", "MultiControlNetModel"])
+    for name in ("controlnet", "controlnet_1"):
+        shutil.copytree(repo / "vae", repo / name)
+    serve(repo)
+    assert plan(PLACE).other_components[-1].name == "controlnet_1"
 
 
 def test_plans_of_a_variant(tiny_repo: Path, serve: Serve, tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ class PipelineComponent:
     """Headers of the safetensors files among ``weights``; empty if they were not read."""
     variant: str = ""
     """The variant of the weights, such as ``fp16``; empty for the plain files."""
+    quantization: str = ""
+    """The method by which its weights are quantized, such as ``sdnq``; empty if its config names none."""
     stamps: tuple[tuple[int, ...], ...] = ()
     """Size in bytes and time of the last change of each of ``weights``, when it was examined."""
     problems: tuple[FileError, ...] = ()
@@ -95,18 +97,22 @@ def examine_components(
     """
     return tuple(
         _Examination(folder, library, class_name, variant, reads_headers).result()
-        for name, (library, class_name) in pipeline_components(pipeline).items()
-        for folder in _folders(pipeline / name, class_name)
+        for folder, library, class_name in component_folders(pipeline)
         if folder.name != besides
     )
 
 
-def _folders(folder: Path, class_name: str) -> Iterator[Path]:
-    """The folder of a component, and the numbered folders of its further models."""
-    yield folder
-    if class_name in _SEVERAL_MODELS:
-        numbered = (folder.with_name(f"{folder.name}_{number}") for number in count(1))
-        yield from takewhile(lambda path: holds(path.is_dir), numbered)
+def component_folders(pipeline: Path) -> Iterator[tuple[Path, str, str]]:
+    """Folder, library and class of each component, and of the numbered folders of its further models.
+
+    Raises: what ``pipeline_components`` raises.
+    """
+    for name, (library, class_name) in pipeline_components(pipeline).items():
+        yield pipeline / name, library, class_name
+        if class_name in _SEVERAL_MODELS:
+            numbered = (pipeline / f"{name}_{number}" for number in count(1))
+            for folder in takewhile(lambda path: holds(path.is_dir), numbered):
+                yield folder, library, class_name
 
 
 @dataclass
@@ -123,6 +129,7 @@ class _Examination:
 
     def result(self) -> PipelineComponent:
         name, weights, headers = self.folder.name, None, []
+        config: dict[str, Any] = {}
         files: list[Path] = []
         is_model = False
         try:
@@ -148,6 +155,7 @@ class _Examination:
             weights=(*files, *index),
             headers=tuple(headers),
             variant=weights.variant if weights else "",
+            quantization=_quantization(config),
             stamps=tuple(map(file_stamp, (*files, *index))),
             problems=tuple(self.problems),
             notes=tuple(self.notes),
@@ -241,6 +249,12 @@ def _file_names(folder: Path) -> list[str]:
 
 def _read_config(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     return read_json(folder / "config.json") if "config.json" in names else {}
+
+
+def _quantization(config: Mapping[str, Any]) -> str:
+    settings = config.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    return method if isinstance(method, str) else ""
 
 
 def _refuse_what_is_no_pickle(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,8 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name from a file stays inside its folder."""
-    return name not in ("", ".", "..") and not set("/\\\0") & set(name)
+    """Whether a name from a file stays inside its folder, and has no half of a surrogate pair, as JSON may have."""
+    return name not in ("", ".", "..") and not re.search("[/\\\\\0\ud800-\udfff]", name)
 
 
 def holds(question: Callable[[], bool]) -> bool:

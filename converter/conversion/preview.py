@@ -260,7 +260,12 @@ def _about_others(request: Request) -> Iterator[str]:
         name = printable(other.name)
         yield from (f"{name}: {printable(note)}" for note in other.notes)
         is_numbered = re.fullmatch(rf"(?:{'|'.join(DENOISERS)})_\d+", other.name)
-        if other.is_model and (is_numbered or other.class_name == converted.class_name):
+        if not (other.is_model and (is_numbered or other.class_name == converted.class_name)):
+            continue
+        if other.quantization:
+            method = printable(other.quantization, 40)
+            yield f"{name} ({printable(other.class_name)}) stays as it is; it is quantized already ({method})"
+        else:
             yield (
                 f"{name} ({printable(other.class_name)}) stays as it is; to convert it as well, convert the result "
                 f"with --component {name}"

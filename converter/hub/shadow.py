@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from converter.checkpoint.components import component_folders
 from converter.checkpoint.header import PREFIX_BYTES, header_length
 from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, pipeline_components, weight_files
 from converter.checkpoint.weights import INDEX_SUFFIX, is_weight_name, plain_name
@@ -169,12 +170,12 @@ def _component_prefix(shadow: Shadow, component: str | None) -> str | None:
 
 def _files_of_others(shadow: Shadow, prefix: str) -> list[str]:
     """Configs and indexes of the other components, which show what their loaders open."""
-    names = {f"{name}/" for name in pipeline_components(shadow.folder)} - {prefix}
+    folders = {folder.name for folder, *_ in component_folders(shadow.folder)} - {prefix.rstrip("/")}
     paths = ((path, *path.rpartition("/")[::2]) for path in shadow.repo.files)
     return [
         path
         for path, folder, name in paths
-        if f"{folder}/" in names and (name == "config.json" or (is_weight_name(name) and name.endswith(".json")))
+        if folder in folders and (name == "config.json" or (is_weight_name(name) and name.endswith(".json")))
     ]
 
 

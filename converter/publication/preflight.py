@@ -153,10 +153,10 @@ def _check_card(root: Path, manifest: Manifest, repository: str) -> list[str]:
 
 def _weight_faults(root: Path, manifest: Manifest) -> Iterator[tuple[str, bool]]:
     """Yield what is wrong with weights, and whether the source had the same fault."""
-    audit = Audit(root, manifest=manifest)
+    audit = Audit(root, component=manifest.component or None, manifest=manifest)
     others = other_components(audit)
     for problem in (problem for other in others for problem in other.problems):
-        yield problem.message, _is_as_written(root, manifest, problem)
+        yield problem.message.removeprefix(f"{root}/"), _is_as_written(root, manifest, problem)
     examined = {header.file for header in audit.checkpoint.headers}
     examined |= {file for other in others for file in other.weights}
     for name in manifest.files:
@@ -164,7 +164,7 @@ def _weight_faults(root: Path, manifest: Manifest) -> Iterator[tuple[str, bool]]
             try:
                 read_header(root / name)
             except FileError as problem:
-                yield problem.message, _is_as_written(root, manifest, problem)
+                yield problem.message.removeprefix(f"{root}/"), _is_as_written(root, manifest, problem)
     yield from ((f"{check.name}: {check.detail}", False) for check in check_headers(audit) if not check.ok)
 
 

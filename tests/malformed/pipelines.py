@@ -92,7 +92,7 @@ _HOSTILE_INDEX = _index(json.dumps({HOSTILE_TEXT: _OTHER}))
 for _name, _error, _component_name, _prepare, _message, *_options in (
     ("component-missing", "MissingInput", "vae", None, ["vae", _MISSING]),
     ("transformer-missing", "MissingInput", None, _remove_transformer, ["transformer", _MISSING]),
-    ("component-lone-surrogate", "MissingInput", "x\ud800", None, ["x\\ud800", "no such folder"]),
+    ("component-lone-surrogate", "MalformedCheckpoint", "x\ud800", None, ["x\\ud800", "not the name of a folder"]),
     ("component-name-too-long", "InputError", "x" * 300, None, ["xxx"]),
     ("component-hostile", "UsageError", HOSTILE_TEXT, None, ["nope"], "--component", "nope"),
     ("no-denoiser", "UnsupportedCheckpoint", None, _HOSTILE_INDEX, _NO_DENOISER),

@@ -152,7 +152,8 @@ def _describe_release(release: CardRelease) -> dict[str, Any]:
         "quantized": to_markdown(release_tables.families_table(release)),
         "components": to_markdown(release_tables.components_table(release)) if release.others else None,
         "matmul": bool(release.audit.config.get("use_quantized_matmul")),
-        "encoder_quantization": release.encoder_quantization,
+        "encoder_quantization": release.quantizations.get("text_encoder", ""),
+        "converted_before": [name for name, method in release.quantizations.items() if method == "sdnq"],
         "source_files": to_markdown(release_tables.source_table(release)),
     }
 

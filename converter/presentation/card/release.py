@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -14,9 +14,9 @@ from converter.checkpoint.files import read_json
 from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, whole_footprint
 from converter.checkpoint.source import PIPELINE_INDEX, pipeline_components
 from converter.conversion.release.code import CODE_SUFFIX
-from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, SUMMARY_NAME, Manifest, read_manifest
+from converter.conversion.release.manifest import MANIFEST_NAME, SUMMARY_NAME, Manifest, read_manifest
 from converter.conversion.release.selection import TERMS
-from converter.errors import InputError, MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
+from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
 from converter.measurement.evidence.units import LOADED_BYTES
 from converter.models.lens.layout import CLASS_NAME
 from converter.presentation.tables.figures import reduction
@@ -46,8 +46,8 @@ class CardRelease:
     audit: Audit
     components: Mapping[str, str]
     """Class of each component of the pipeline; empty if the release is not a pipeline."""
-    encoder_quantization: str
-    """Method of the text encoder's quantization; empty if its config names none."""
+    quantizations: Mapping[str, str] = field(default_factory=dict)
+    """Method by which the other components are quantized, by name; only of those that are."""
     others: tuple[ComponentFootprint, ...] = ()
     """The other models of the pipeline."""
 
@@ -188,9 +188,9 @@ def read_release(root: Path) -> CardRelease:
     if not audit.modules:
         raise UnsupportedCheckpoint(f"{where}: no module in it is quantized", "Make it with `lensconv convert`.")
     _check(audit, manifest)
-    components = _classes(root)
-    others = footprints(other_components(audit))
-    return CardRelease(root, manifest, audit, components, _encoder(root, components), others)
+    others = other_components(audit)
+    quantizations = {other.name: other.quantization for other in others if other.quantization}
+    return CardRelease(root, manifest, audit, _classes(root), quantizations, footprints(others))
 
 
 def _check(audit: Audit, manifest: Manifest) -> None:
@@ -213,14 +213,3 @@ def _classes(root: Path) -> dict[str, str]:
     if not (root / PIPELINE_INDEX).is_file():
         return {}
     return {name: class_name for name, (_, class_name) in pipeline_components(root).items()}
-
-
-def _encoder(root: Path, components: Mapping[str, str]) -> str:
-    if "text_encoder" not in components:
-        return ""
-    try:
-        quantization = read_json(root / "text_encoder" / CONFIG_NAME).get("quantization_config")
-    except InputError:
-        return ""
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    return str(method or "")

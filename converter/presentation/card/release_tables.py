@@ -46,7 +46,9 @@ def components_table(release: CardRelease) -> Table:
     own = release.audit.checkpoint
     quantized = ComponentFootprint(own.component, release.audit.class_name, own.total_bytes, own.bytes_by_dtype)
     rows = [row(quantized, "quantized", release.source_bytes)]
-    rows += [row(other, "as in the source", other.bytes) for other in release.others]
+    for other in release.others:
+        method = release.quantizations.get(other.name)
+        rows.append(row(other, f"as in the source{f' ({method})' if method else ''}", other.bytes))
     rows.append(["all", "", "", "", count(release.whole.bytes), count(release.whole.source_bytes)])
     return Table(["Component", "Class", "What was done", "Stored as", "Bytes", "Bytes in the source"], rows, "llllrr")
 
@@ -63,7 +65,7 @@ def recipe_table(release: CardRelease, metadata: CardMetadata) -> Table:
     ]
     for name, class_name in sorted(release.components.items()):
         if name != component:
-            stored = release.encoder_quantization if name == "text_encoder" else ""
+            stored = release.quantizations.get(name, "")
             rows.append([Code(name), f"as in the source ({class_name}{', ' if stored else ''}{stored})"])
     rows += [[Code(key), Code(json.dumps(config[key]))] for key in _RECIPE_KEYS if key in config]
     if release.group_sizes:
