@@ -124,7 +124,11 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object], text: str = "")
 
 def prefixed(prefix: str) -> Build:
     """The names of all tensors have a prefix."""
-    return tensors(lambda found: [found.update({prefix + name: found.pop(name)}) for name in list(found)], prefix)
+    return component(lambda folder: put_before_names(folder, prefix), prefix)
+
+
+def put_before_names(folder: Path, prefix: str) -> None:
+    change_tensors(folder, lambda found: [found.update({prefix + name: found.pop(name)}) for name in list(found)])
 
 
 def cast(dtype: torch.dtype, text: str = "") -> Build:
@@ -423,6 +427,9 @@ CASES: dict[str, Build] = {
     "`_orig_mod.` before all names": prefixed("_orig_mod."),
     "`module.` before all names": prefixed("module."),
     "`model.diffusion_model.` before all names": prefixed("model.diffusion_model."),
+    "one of these prefixes in a component that is not converted": build(
+        lambda source: put_before_names(source / "vae", "module."), "vae: the names of all tensors begin with module."
+    ),
     "`_orig_mod.` inside names": tensors(
         lambda found: found.update({QKV.replace(".attn", "._orig_mod.attn"): found.pop(QKV)}), "_orig_mod."
     ),

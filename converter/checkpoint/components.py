@@ -19,6 +19,7 @@ from converter.checkpoint.header import Header, file_stamp, read_header
 from converter.checkpoint.ignored import is_ignored
 from converter.checkpoint.index import read_weight_map
 from converter.checkpoint.loaders import LOADER_STEMS, has_weights, opened_weights, possible_loaders
+from converter.checkpoint.prefixes import unloadable_names
 from converter.checkpoint.source import PIPELINE_INDEX, count_bytes_by_dtype, pipeline_components
 from converter.checkpoint.weights import INDEX_SUFFIX, WEIGHTS_SUFFIX, WeightNames, variants_in
 from converter.errors import FileError, MalformedCheckpoint, MissingInput, unreadable
@@ -30,6 +31,7 @@ _SEVERAL_MODELS = ("MultiControlNetModel", "MultiControlNetUnionModel", "MultiAd
 #: What the loader of a scheduler opens. Tokenizers and processors have files of many names.
 _SCHEDULER_CONFIG = "scheduler_config.json"
 _DOWNLOAD = "Download it again."
+_RENAME = "Load the component with the program that saved it, and save it without this prefix."
 _WHOLE = "Download the whole repo, or give the folder of one component."
 
 
@@ -143,6 +145,9 @@ class _Examination:
                 headers = [header for file in present if (header := self._open(file)) is not None]
         except FileError as problem:
             self.problems.append(problem)
+        unloadable = unloadable_names([name for header in headers for name in header.tensors])
+        if unloadable:
+            self.problems.append(MalformedCheckpoint(self.folder, unloadable, _RENAME))
         index = [self.folder / weights.index] if weights and weights.index else []
         if index and not self.problems and headers:
             self._compare(index[0], headers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from converter.errors import UnsupportedCheckpoint, printable
@@ -29,13 +29,30 @@ def shared_prefix(names: Collection[str], folder: Path) -> str:
         if not more:
             break
         found = more
-    compiled = next((name for name in names if _COMPILED in name.removeprefix(found)), None)
-    if compiled is not None:
+    compiled = _compiled_name(name.removeprefix(found) for name in names)
+    if compiled:
         raise UnsupportedCheckpoint(
-            f"{folder}: tensor {printable(compiled)}: torch.compile has put {_COMPILED} into its name",
+            f"{folder}: tensor {found}{printable(compiled)}: torch.compile has put {_COMPILED} into its name",
             "Save the model before it is compiled.",
         )
     return found
+
+
+def unloadable_names(names: Collection[str]) -> str:
+    """Why no loader finds tensors of these names; empty if no prefix prevents it.
+
+    Args:
+        names: names of tensors.
+    """
+    prefix = next((prefix for prefix in PREFIXES if all(_has(prefix, name) for name in names)), "")
+    if prefix and names:
+        return f"the names of all tensors begin with {prefix}, so that no loader finds them"
+    compiled = _compiled_name(names)
+    return f"torch.compile has put {_COMPILED} into the name {printable(compiled)}" if compiled else ""
+
+
+def _compiled_name(names: Iterable[str]) -> str:
+    return next((name for name in names if _COMPILED in name), "")
 
 
 def _has(prefix: str, name: str) -> bool:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
-from converter.checkpoint.prefixes import PREFIXES
+from converter.checkpoint.prefixes import unloadable_names
 from converter.conversion.planning.rules import weight_format
 from converter.models.lens.layout import CLASS_NAME, lens_family
 from converter.verification.audit import Audit
@@ -26,11 +26,9 @@ def check_headers(audit: Audit) -> Iterator[Check]:
     yield _check_kept(audit)
     if audit.class_name == CLASS_NAME:
         yield _check_modulation(audit)
-    prefix = next(
-        (prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in audit.checkpoint.tensors)), ""
-    )
-    if prefix:
-        yield Check("names", False, f"the names of all tensors begin with {prefix}, so that no loader finds them")
+    unloadable = unloadable_names(audit.checkpoint.tensors)
+    if unloadable:
+        yield Check("names", False, unloadable)
     # Without a config, the size of the model is unknown.
     elif audit.class_name == CLASS_NAME and audit.checkpoint.config:
         yield _check_lens_names(audit)
