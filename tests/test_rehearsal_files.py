@@ -39,15 +39,16 @@ def test_large_uploads_need_little_memory(hub: FaultyHub) -> None:
 
 def test_a_commit_has_limits(tmp_path: Path) -> None:
     hub, draft = Hub(HubSettings(tmp_path), 1), Draft("A commit", "", "", regular_bytes=10**9 - 1)
+    repo = Repo.create(hub.database, "alice", "a", private=False)
     asyncio.run(_add_file(hub, draft, "last.txt", {"content": "x"}))
     with pytest.raises(Refusal, match="Payload too large"):
         asyncio.run(_add_file(hub, draft, "more.txt", {"content": "x"}))
     draft.files = {str(number): lfs_entry(str(number), "0" * 64, 1) for number in range(25_000)}
     with pytest.raises(Refusal, match="a file that does not exist"):
-        _check(hub, draft)
+        _check(hub, repo, draft)
     draft.files["more.bin"] = lfs_entry("more.bin", "0" * 64, 1)
     with pytest.raises(Refusal, match="at most 25000 LFS files"):
-        _check(hub, draft)
+        _check(hub, repo, draft)
     hub.database.connection.close()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import snapshot
 from tests.faulty_hub import FaultyHub
-from tests.hubs import CARD, ask, commit, get_file, head, make_repo, run_client
+from tests.hubs import CARD, ask, commit, get_file, head, lfs_file, make_repo, run_client, upload
 
 
 def make_release(folder: Path, seed: int) -> Path:
@@ -154,3 +154,33 @@ def test_of_two_commits_on_one_parent_one_wins(hub: FaultyHub) -> None:
     with ThreadPoolExecutor(6) as pool:
         assert sorted(pool.map(put, "abcdef")) == [200, *[412] * 5]
     assert len(ask(hub, "GET", f"/api/models/{repo}/commits/main").content) == 2
+
+
+@pytest.mark.parametrize("way", ["upload", "duplicate"])
+def test_a_commit_names_only_lfs_objects_of_its_own_repo(hub: FaultyHub, way: str) -> None:
+    content = b"\0" + way.encode()
+    owner, other = make_repo(hub, f"owner-{way}"), make_repo(hub, f"other-{way}")
+    file, oid = lfs_file("a.bin", content), upload(hub, owner, content)
+    wanted = {"oid": oid, "size": len(content)}
+    assert commit(hub, owner, {}, file).status == 200
+    refused = commit(hub, other, {}, file)
+    assert refused.status == 400
+    assert "pointed to a file that does not exist" in refused.content["error"]
+    assert ask(hub, "POST", f"/{other}.git/info/lfs/verify", wanted).status == 404
+    former, owner = owner, f"lab/{way}"
+    assert ask(hub, "POST", "/api/repos/move", {"fromRepo": former, "toRepo": owner}).status == 200
+    assert commit(hub, owner, {}, lfs_file("b.bin", content)).status == 200
+    if way == "duplicate":
+        target = {"target": {"type": "model", "name": other}, "files": [{"sha256": oid}]}
+        assert ask(hub, "POST", f"/api/models/{owner}/lfs-files/duplicate", target).content["failed"] == []
+    else:
+        assert upload(hub, other, content) == oid
+    assert ask(hub, "POST", f"/{other}.git/info/lfs/verify", wanted).status == 200
+    # What one repo removes, others keep, even if they have not committed it yet.
+    unwanted = {"deletions": {"sha": [oid], "rewriteHistory": True}}
+    assert ask(hub, "POST", f"/api/models/{owner}/lfs-files/batch", unwanted).status == 200
+    assert commit(hub, owner, {}, file).status == 400
+    assert commit(hub, other, {}, file).status == 200
+    assert get_file(hub, f"/{other}/resolve/main/a.bin").body == content
+    assert ask(hub, "POST", f"/api/models/{other}/lfs-files/batch", unwanted).status == 200
+    assert not list(hub.settings.folder.rglob(oid))

@@ -19,7 +19,7 @@ from converter.rehearsal.modes import REGULAR_LIMIT
 from converter.rehearsal.names import SHORT_COMMIT, check_path, check_sha256, check_size
 from converter.rehearsal.pull_requests import PullRequest, commit_target
 from converter.rehearsal.replies import Refusal, entry_not_found
-from converter.rehearsal.repos import PULLS, Entry, lfs_entry, regular_entry
+from converter.rehearsal.repos import PULLS, Entry, Repo, lfs_entry, regular_entry
 
 #: Bytes of a line: the largest file that git keeps, in base64.
 _LINE_LIMIT = REGULAR_LIMIT * 4 // 3 + 65_536
@@ -59,10 +59,12 @@ async def create_commit(call: Call) -> Response:
         head = repo.resolve(draft.parent)
     elif not head.startswith(draft.parent):
         raise Refusal(412, "The branch was updated since you opened this page. Please refresh and try again.")
-    _check(call.hub, draft)
+    _check(call.hub, repo, draft)
     tree = _apply(draft, repo.tree(head), head)
     answer: dict[str, Any] = {"success": True, "hookOutput": ""}
     with call.hub.database.connection:
+        # What came over Xet belongs to the repo from its first commit on.
+        repo.add_objects(entry.sha256 for entry in draft.files.values() if entry.is_lfs)
         commit = repo.add_commit(head, tree, draft.title, author, draft.message)
         if call.query.get("create_pr"):
             opened = PullRequest.open(repo, draft.title, draft.message, author, base=ref, status="open")
@@ -164,14 +166,15 @@ def _lfs_file(hub: Hub, path: str, value: dict[str, Any]) -> Entry:
     return lfs_entry(path, sha256, size)
 
 
-def _check(hub: Hub, draft: Draft) -> None:
+def _check(hub: Hub, repo: Repo, draft: Draft) -> None:
     """Check what the hooks of huggingface.co check before they accept a push."""
     large = [entry for entry in draft.files.values() if entry.is_lfs]
     if len(large) > _LFS_FILES_LIMIT:
         raise Refusal(413, f"A commit has at most {_LFS_FILES_LIMIT} LFS files")
     for entry in large:
         stored = hub.stored_size(entry.sha256)
-        if stored is None:
+        # The store of Xet does not tell for which repo a file came: there, what another repo has will do.
+        if stored is None or not (repo.has_object(entry.sha256) or hub.xet.find(entry.sha256)):
             raise Refusal(
                 400,
                 "Your push was rejected because an LFS pointer pointed to a file that does not exist. For instance, "

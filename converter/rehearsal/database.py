@@ -9,7 +9,7 @@ from converter.errors import OutputError
 
 _FILE_NAME = "hub.sqlite"
 #: Number of the schema. A file with another number comes from another version of lensconv.
-_VERSION = 3
+_VERSION = 4
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS repos (
     number INTEGER PRIMARY KEY AUTOINCREMENT, owner TEXT NOT NULL, name TEXT NOT NULL,
@@ -32,6 +32,9 @@ CREATE TABLE IF NOT EXISTS refs (
     repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, ref TEXT NOT NULL, target TEXT NOT NULL,
     PRIMARY KEY (repo, ref)
 );
+CREATE TABLE IF NOT EXISTS objects (
+    repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, sha256 TEXT NOT NULL, PRIMARY KEY (repo, sha256)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pull_requests (
     repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, number INTEGER NOT NULL, content TEXT NOT NULL,
     PRIMARY KEY (repo, number)

@@ -50,13 +50,14 @@ async def delete_large_files(call: Call) -> Response:
     with database.connection:
         repo.remove_large_files(removed)
     for sha256 in removed:
-        if database.row("SELECT 1 FROM entries WHERE sha256 = ?", sha256) is None:
+        query = "SELECT sha256 FROM entries WHERE sha256 = ? UNION SELECT sha256 FROM objects WHERE sha256 = ?"
+        if database.row(query, sha256, sha256) is None:
             call.hub.blobs.path(sha256).unlink(missing_ok=True)
     return JSONResponse({})
 
 
 async def duplicate_large_files(call: Call) -> Response:
-    """POST .../lfs-files/duplicate: let another repo use objects of this one. All repos here share one store."""
+    """POST .../lfs-files/duplicate: let another repo use objects of this one."""
     known = call.readable_repo().large_files()
     values = await call.json()
     target = values.get("target")
@@ -67,4 +68,7 @@ async def duplicate_large_files(call: Call) -> Response:
     call.token_writer("upload to a repository")
     wanted = [text_of(file, "sha256") for file in objects_of(values, "files", _LIMIT)]
     failed = [{"sha256": sha256, "error": "File not found"} for sha256 in wanted if sha256 not in known]
-    return JSONResponse({"succeeded": [sha256 for sha256 in wanted if sha256 in known], "failed": failed})
+    succeeded = [sha256 for sha256 in wanted if sha256 in known]
+    with repo.database.connection:
+        repo.add_objects(succeeded)
+    return JSONResponse({"succeeded": succeeded, "failed": failed})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -201,6 +201,15 @@ class Repo:
             )
         return oid
 
+    def has_object(self, sha256: str) -> bool:
+        """Whether commits to it may name an LFS object: what other repos have does not count."""
+        return self.database.row("SELECT 1 FROM objects WHERE repo = ? AND sha256 = ?", self.number, sha256) is not None
+
+    def add_objects(self, sha256s: Iterable[str]) -> None:
+        """Let commits to it name LFS objects, which are stored."""
+        for sha256 in sha256s:
+            self.database.execute("INSERT OR IGNORE INTO objects VALUES (?, ?)", self.number, sha256)
+
     def used_storage(self) -> int:
         """Return the bytes of all of its LFS objects."""
         objects = "SELECT DISTINCT sha256, size FROM entries WHERE repo = ? AND pointer_size > 0"
@@ -237,6 +246,7 @@ class Repo:
             rows = self.database.rows(f"SELECT commit_oid FROM entries WHERE {condition}", self.number, sha256)  # noqa: S608
             changed.update(row["commit_oid"] for row in rows)
             self.database.execute(f"DELETE FROM entries WHERE {condition}", self.number, sha256)  # noqa: S608 - our words
+            self.database.execute("DELETE FROM objects WHERE repo = ? AND sha256 = ?", self.number, sha256)
         for row in self.database.rows("SELECT oid, parent FROM commits WHERE repo = ? ORDER BY rowid", self.number):
             if row["oid"] in changed or row["parent"] in changed:
                 changed.add(row["oid"])

@@ -51,7 +51,7 @@ async def preupload(call: Call) -> Response:
 
 
 async def lfs_batch(call: Call) -> Response:
-    """POST /ID.git/info/lfs/objects/batch: which objects are missing, and the addresses to upload them to."""
+    """POST /ID.git/info/lfs/objects/batch: which objects the repo lacks, and the addresses to upload them to."""
     repo = _upload_target(call)
     values = await call.json()
     if values.get("operation") != "upload":
@@ -66,17 +66,20 @@ async def lfs_batch(call: Call) -> Response:
 
 def _lfs_answer(call: Call, repo: Repo, oid: str, size: int, takes_parts: bool) -> dict[str, Any]:
     hub = call.hub
-    if hub.stored_size(oid) == size:
+    if repo.has_object(oid) and hub.stored_size(oid) == size:
         return {"oid": oid, "size": size}
     verify = {"href": f"{hub.endpoint}/{repo.identity}.git/info/lfs/verify"}
-    upload: dict[str, Any] = {"href": hub.signed(f"/_lfs/{oid}?size={size}")}
+    upload: dict[str, Any] = {"href": hub.signed(f"/_lfs/{oid}?repo={repo.number}&size={size}")}
     if takes_parts and size > hub.settings.multipart_bytes:
         step = hub.settings.part_bytes
         parts = {
             str(number): hub.signed(f"/_lfs/{oid}/part/{number}?size={min(step, size - start)}")
             for number, start in enumerate(range(0, size, step), start=1)
         }
-        upload = {"href": hub.signed(f"/_lfs/{oid}/complete"), "header": {"chunk_size": str(step), **parts}}
+        upload = {
+            "href": hub.signed(f"/_lfs/{oid}/complete?repo={repo.number}"),
+            "header": {"chunk_size": str(step), **parts},
+        }
     return {"oid": oid, "size": size, "authenticated": True, "actions": {"upload": upload, "verify": verify}}
 
 
@@ -89,6 +92,7 @@ async def put_object(call: Call) -> Response:
         if draft.sha256 != oid or draft.size != size:
             raise Refusal(400, "The content is not what its sha256 and size say")
         call.hub.blobs.keep(draft.path, oid)
+    _add_object(call, oid)
     return Response(headers={"ETag": f'"{oid}"'})
 
 
@@ -124,14 +128,15 @@ async def complete_parts(call: Call) -> Response:
         raise Refusal(400, "Parts are missing, or without their ETag")
     if not await anyio.to_thread.run_sync(call.hub.blobs.join_parts, oid):
         raise Refusal(400, "The content is not what its sha256 says")
+    _add_object(call, oid)
     return JSONResponse({"oid": oid})
 
 
 async def verify_object(call: Call) -> Response:
     """POST /ID.git/info/lfs/verify."""
-    _upload_target(call)
-    values = await call.json()
-    if call.hub.stored_size(check_sha256(text_of(values, "oid"))) != check_size(values.get("size")):
+    repo, values = _upload_target(call), await call.json()
+    oid = check_sha256(text_of(values, "oid"))
+    if not repo.has_object(oid) or call.hub.stored_size(oid) != check_size(values.get("size")):
         raise Refusal(404, "The object is not stored, or has another size")
     return JSONResponse({})
 
@@ -168,6 +173,14 @@ def _upload_target(call: Call) -> Repo:
     repo = call.repo()
     call.token_writer("upload to a repository")
     return repo
+
+
+def _add_object(call: Call, oid: str) -> None:
+    """Add an uploaded object to the repo of a signed address, unless that was deleted meanwhile."""
+    database, number = call.hub.database, check_number(call.query.get("repo", ""))
+    with database.connection:
+        for repo in Repo.select(database, "number = ?", number):
+            repo.add_objects([oid])
 
 
 async def _large_pieces(call: Call, size: int) -> AsyncIterator[bytearray]:
