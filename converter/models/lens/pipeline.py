@@ -331,10 +331,10 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
 
 
 def _replace(tensors: dict[str, Any], changed: Mapping[str, Any]) -> None:
-    """Take the tensors that a callback returned, whose shapes must fit the masks."""
+    """Take the tensors that a callback returned. Their shapes must fit the masks, except those of an unused branch."""
     for name in tensors.keys() & changed.keys():
         expected, found = _shapes(tensors[name]), _shapes(changed[name])
-        if found != expected:
+        if tensors[name] is not None and found != expected:
             reason = f"callback_on_step_end returned {name} of shapes {found}, not {expected}"
             raise ValueError(f"{reason}. To turn guidance off, set _guidance_scale to 1, and change no embeddings")
         tensors[name] = changed[name]
