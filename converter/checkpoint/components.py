@@ -5,7 +5,6 @@ Headers are read, weights are not.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, takewhile
@@ -264,6 +263,9 @@ def _quantization(config: Mapping[str, Any]) -> str:
 
 def _refuse_what_is_no_pickle(file: Path) -> None:
     """Refuse a file that does not begin as PyTorch writes it, or does not end so; nothing of it is unpickled."""
+    # Imported here, because few sources have pickles.
+    import zipfile
+
     try:
         with file.open("rb") as stream:
             beginning = stream.read(KIND_BYTES)

@@ -6,7 +6,6 @@ before it begins; what it takes at most depends on the model and on libraries.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -38,6 +37,9 @@ def supervise(console: Console, forwarded: Sequence[signal.Signals]) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)
     child = os.fork()
     if child == 0:
+        # Imported here: it takes milliseconds.
+        import ctypes
+
         # When the parent is killed, this process ends too.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
