@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import lcm, prod
 from pathlib import Path
 
@@ -126,7 +127,7 @@ class Work:
     jobs: tuple[Job, ...]
     """The jobs, in the order in which their results are in the files."""
 
-    @property
+    @cached_property
     def needed_bytes(self) -> int:
         """The least memory with which every job can run."""
         return max((job.largest_share for job in self.jobs), default=0)
