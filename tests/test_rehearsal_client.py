@@ -212,7 +212,7 @@ for name in sys.argv[1:]:
         found[name] = [type(error).__name__, error.response.status_code, named] if hasattr(error, "response") else text
 """
 
-#: What goes through the client, but is no method of it.
+#: Calls of the package that are not methods of HfApi.
 _HELPERS = """
 from huggingface_hub import get_safetensors_metadata, metadata_update
 from huggingface_hub.utils import get_session

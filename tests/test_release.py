@@ -25,7 +25,7 @@ from tests.conftest import edit_json, list_file, names_in, snapshot
 from tests.reference import weight_files
 from tests.releases import write_card
 from tests.reporters import Notes
-from tests.tiny_models import WEIGHTS, convert_default, make_pipeline, save_model
+from tests.tiny_models import WEIGHTS, convert_default, into_cache, make_pipeline, save_model
 
 
 def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
@@ -67,15 +67,7 @@ def test_only_what_is_copied_needs_space(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_snapshot_of_the_hub_cache_is_followed_into_its_blobs(tmp_path: Path) -> None:
-    plain = make_pipeline(tmp_path / "plain")
-    repo = tmp_path / "hub" / "models--a--b"
-    (repo / "blobs").mkdir(parents=True)
-    for number, file in enumerate(sorted(path for path in plain.rglob("*") if path.is_file())):
-        link = repo / "snapshots" / "0123" / file.relative_to(plain)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(file, repo / "blobs" / f"{number}")
-        link.symlink_to(os.path.relpath(repo / "blobs" / f"{number}", link.parent))
-    convert(repo / "snapshots" / "0123", tmp_path / "out")
+    convert(into_cache(make_pipeline(tmp_path / "plain")), tmp_path / "out")
     assert not any(file.is_symlink() for file in (tmp_path / "out").rglob("*"))
     assert (tmp_path / "out" / "tokenizer" / "nested" / "vocabulary.txt").read_text() == "words\n"
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT, Lensconv, edit_json
-from tests.tiny_models import WEIGHTS, make_pipeline, save_model
+from tests.tiny_models import WEIGHTS, into_cache, make_pipeline, save_model
 
 #: A rule that lets SDNQ plan in this process, which is quicker than waiting for another one.
 IN_PROCESS = ("--set", "*.attn.to_out.0=int8")
@@ -179,14 +179,7 @@ def without(*names: str) -> Callable[[Path], None]:
 
 
 def snapshot(source: Path) -> Given:
-    repo = source.with_name("models--a--b")
-    (repo / "blobs").mkdir(parents=True)
-    for number, file in enumerate(sorted(path for path in source.rglob("*") if path.is_file())):
-        link = repo / "snapshots" / "0123" / file.relative_to(source)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(file, repo / "blobs" / f"{number}")
-        link.symlink_to(os.path.relpath(repo / "blobs" / f"{number}", link.parent))
-    return Given(repo / "snapshots" / "0123", brings=("vae/config.json", "tokenizer/nested/vocabulary.txt"))
+    return Given(into_cache(source), brings=("vae/config.json", "tokenizer/nested/vocabulary.txt"))
 
 
 def second_denoiser(source: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,18 @@ def save_model(
     """Write such a model as its library does; returns the folder."""
     build_model(name, **changes).to(dtype).save_pretrained(folder, max_shard_size=shard)
     return folder
+
+
+def into_cache(source: Path) -> Path:
+    """Move the files of a repo into blobs, as the Hub's cache keeps them; returns the snapshot, which links to them."""
+    repo = source.with_name("models--a--b")
+    (repo / "blobs").mkdir(parents=True)
+    for number, file in enumerate(sorted(path for path in source.rglob("*") if path.is_file())):
+        link = repo / "snapshots" / "0123" / file.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, repo / "blobs" / f"{number}")
+        link.symlink_to(os.path.relpath(repo / "blobs" / f"{number}", link.parent))
+    return repo / "snapshots" / "0123"
 
 
 def make_pipeline(folder: Path) -> Path:

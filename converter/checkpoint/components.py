@@ -16,7 +16,7 @@ from converter.checkpoint.files import holds, is_plain_name, list_folder, read_j
 from converter.checkpoint.footprint import ComponentFootprint
 from converter.checkpoint.header import Header, file_stamp, read_header
 from converter.checkpoint.ignored import is_ignored
-from converter.checkpoint.index import read_weight_map
+from converter.checkpoint.index import parse_weight_map
 from converter.checkpoint.loaders import LOADER_STEMS, has_weights, opened_weights, possible_loaders
 from converter.checkpoint.prefixes import unloadable_names
 from converter.checkpoint.source import PIPELINE_INDEX, count_bytes_by_dtype, pipeline_components
@@ -125,6 +125,8 @@ class _Examination:
     class_name: str
     wanted: str | None
     reads_headers: bool
+    weight_map: dict[str, str] = field(default_factory=dict)
+    """What the index of shards says; empty if there is none."""
     problems: list[FileError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -208,8 +210,10 @@ class _Examination:
         if weights.index is None:
             return [self.folder / weights.file]
         index = self.folder / weights.index
-        shards = sorted(set(read_weight_map(index, weights.suffix).values()))
-        if not isinstance(read_json(index).get("metadata"), dict):
+        content = read_json(index)
+        self.weight_map = parse_weight_map(content, index, weights.suffix)
+        shards = sorted(set(self.weight_map.values()))
+        if not isinstance(content.get("metadata"), dict):
             raise MalformedCheckpoint(index, "has no metadata, which loaders need")
         for name in (name for name in shards if name not in names):
             reason = f"no such file, though {weights.index} names it"
@@ -235,7 +239,7 @@ class _Examination:
 
     def _compare(self, index: Path, headers: Sequence[Header]) -> None:
         """Note where an index and its shards disagree; the libraries load what the shards contain."""
-        listed = set(read_weight_map(index).items())
+        listed = set(self.weight_map.items())
         found = {(name, header.file.name) for header in headers for name in header.tensors}
         if different := sorted({name for name, _ in listed ^ found}):
             more = f" and {len(different) - 1} more" if len(different) > 1 else ""

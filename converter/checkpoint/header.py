@@ -106,7 +106,7 @@ def changed_since(header: Header) -> bool:
 
 
 def file_stamp(file: Path) -> tuple[int, ...]:
-    """Size in bytes and time of the last change in nanoseconds, as in a header; empty if there is no such file."""
+    """Size in bytes and time of the last change in nanoseconds, as in a header; empty if the file does not exist."""
     try:
         return _stamp(file.stat())
     except OSError:

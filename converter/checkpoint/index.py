@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from converter.checkpoint.files import is_plain_name, read_json
 from converter.checkpoint.header import Header
@@ -22,7 +23,16 @@ def read_weight_map(index: Path, suffix: str = WEIGHTS_SUFFIX) -> dict[str, str]
         MissingInput: it cannot be read.
         MalformedCheckpoint: it breaks its format, or a name leads out of the folder.
     """
-    weight_map = read_json(index).get("weight_map")
+    return parse_weight_map(read_json(index), index, suffix)
+
+
+def parse_weight_map(content: Mapping[str, Any], index: Path, suffix: str = WEIGHTS_SUFFIX) -> dict[str, str]:
+    """The same, from the content of the file.
+
+    Raises:
+        MalformedCheckpoint: it breaks its format, or a name leads out of the folder.
+    """
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedCheckpoint(index, "has no weight_map")
     for tensor, name in weight_map.items():

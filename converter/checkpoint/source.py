@@ -256,7 +256,7 @@ def _choose_weights(
 ) -> tuple[WeightNames, list[str], dict[str, str]]:
     """Choose the weights of a folder: their names, their files, and what the index maps."""
     names = [file.name for file in list_folder(folder) if not is_ignored(file.name)]
-    # Each library looks only for its own stem; where there is no config, it is most likely diffusers.
+    # Each library looks for its own stem only. Without a config, the model is most likely one of diffusers.
     stems = WEIGHT_STEMS[::-1] if "architectures" in config else WEIGHT_STEMS
     found = find_weights(names, variant, stems)
     if found is None:

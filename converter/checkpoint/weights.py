@@ -67,7 +67,7 @@ def find_weights(
         stems: the stems to look for, in this order.
 
     Returns:
-        None if there are no weights, or none of them is to be preferred.
+        None if there are no weights, or several among which nothing decides.
     """
     wanted = [variant, ""] if variant else [""]
     variants = variants_in(names)

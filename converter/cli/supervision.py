@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def supervise(console: Console, forwarded: Sequence[signal.Signals]) -> None:
-    """Continue in a child process if the memory is limited; return in the child, or where there is no limit.
+    """Continue in a child process if the memory is limited; without a limit, return at once.
 
     This process waits for the child and ends like it. Called before any thread is started.
 

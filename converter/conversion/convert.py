@@ -28,7 +28,7 @@ from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.preflight import check_space, existing_parent, refuse_overlap
 from converter.conversion.preview import foresee, pieces_bytes
 from converter.conversion.recipe.recipe import Recipe
-from converter.conversion.release.companions import bring_companion, find_companions, plain_index
+from converter.conversion.release.companions import Companion, bring_companion, find_companions, plain_index
 from converter.conversion.release.manifest import (
     CONFIG_NAME,
     MANIFEST_NAME,
@@ -183,7 +183,9 @@ def _release(
                 bytes_read += outcome.bytes_read
             answer = actual
         request.refuse_changed()
-        files = _write_release(request, staging, replace(work, plan=answer.plan), selection, outcome, reporter)
+        files = _write_release(
+            request, staging, replace(work, plan=answer.plan), selection, companions, outcome, reporter
+        )
         # The other components have been copied since.
         request.refuse_changed()
         staging.publish()
@@ -240,6 +242,7 @@ def _write_release(
     staging: Staging,
     work: Work,
     selection: Selection,
+    companions: list[Companion],
     outcome: Outcome,
     reporter: Reporter,
 ) -> tuple[ReleaseFile, ...]:
@@ -255,7 +258,6 @@ def _write_release(
         component.append(write_file(folder, prefix + QUANTIZATION_CONFIG_NAME, encode_json(plan.quantization_config)))
         if layout.index:
             component.append(write_file(folder, prefix + layout.index_name, layout.index))
-        companions = find_companions(selection, folder)
         total = sum(companion.bytes for companion in companions)
         with reporter.progress("other components", total) as progress:
             others = [bring_companion(companion, folder, progress) for companion in companions]

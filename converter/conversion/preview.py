@@ -20,7 +20,7 @@ from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.release.selection import Selection, select_files
 from converter.conversion.request import Request, open_request
-from converter.errors import printable
+from converter.errors import first_few, printable
 from converter.hub.addresses import is_address, parse_address
 from converter.libraries import require_library_memory
 
@@ -231,7 +231,7 @@ def foresee(request: Request, plan: Plan, selection: Selection) -> tuple[str, ..
             f"the names of all tensors of the source begin with {checkpoint.removed_prefix}; this prefix is removed"
         )
     if plan.ignored:
-        listed = ", ".join(plan.ignored[:3]) + (f" and {len(plan.ignored) - 3} more" if len(plan.ignored) > 3 else "")
+        listed = first_few(plan.ignored)
         notes.append(f"tensors are left out, because {plan.class_name} does not save them: {listed}")
     if plan.unloadable:
         notes.append(plan.unloadable)

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from converter.errors import printable
 
-#: Where the client takes a 404 for the answer that there is no such thing, or none any more.
+#: Paths at which the client takes a 404 to mean that something does not exist or was deleted.
 _MISREAD = ("/api/jobs", "/api/scheduled-jobs", "/api/collections", "/api/buckets")
 
 

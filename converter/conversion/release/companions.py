@@ -12,7 +12,7 @@ from pathlib import Path
 
 from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.files import read_json
-from converter.checkpoint.index import read_weight_map
+from converter.checkpoint.index import parse_weight_map
 from converter.checkpoint.weights import PICKLED_SUFFIX, WEIGHTS_SUFFIX, plain_name
 from converter.console import Progress
 from converter.conversion.release.manifest import ReleaseFile, encode_json
@@ -69,8 +69,9 @@ def plain_index(index: Path) -> bytes:
         MalformedCheckpoint: it breaks its format.
     """
     suffix = WEIGHTS_SUFFIX if WEIGHTS_SUFFIX in index.name else PICKLED_SUFFIX
-    weight_map = {tensor: plain_name(name) for tensor, name in read_weight_map(index, suffix).items()}
-    return encode_json({**read_json(index), "weight_map": weight_map})
+    content = read_json(index)
+    weight_map = {tensor: plain_name(name) for tensor, name in parse_weight_map(content, index, suffix).items()}
+    return encode_json({**content, "weight_map": weight_map})
 
 
 def bring_companion(companion: Companion, folder: Path, progress: Progress) -> ReleaseFile:
