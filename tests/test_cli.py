@@ -30,9 +30,9 @@ from converter.cli.main import cli, run
 from converter.cli.options import SIZE
 from converter.console import Console
 from converter.conversion.preview import CUDA_LIBRARY_BYTES
-from converter.errors import DependencyError, DiskError, InputError, OutputError, ResourceError
+from converter.errors import DependencyError, DiskError, InputError, MemoryLimitError, OutputError, ResourceError
 from converter.libraries import library_threads, load_library, package_versions, quantization_environment
-from converter.memory import free_memory_bytes
+from converter.memory import free_memory_bytes, require_free_memory
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.schemas import load_schema
 from tests.cases import check_cases
@@ -294,7 +294,11 @@ def test_memory_that_control_groups_leave(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("converter.memory._CGROUPS", tmp_path)
     check_cases("memory_cases.jsonl", free)
     monkeypatch.setattr("converter.memory._MEMINFO", tmp_path / "meminfo")
-    assert free("", {"meminfo": "MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable: 3 kB\n"}) == 3072
+    assert free("", {"meminfo": "MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable: 3 kB\nSwapFree: 2 kB\n"}) == 3072
+    # Work may be swapped out.
+    require_free_memory(5120, "x")
+    with pytest.raises(MemoryLimitError):
+        require_free_memory(5121, "x")
 
 
 def test_libraries_that_are_missing_and_their_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

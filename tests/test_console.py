@@ -142,13 +142,17 @@ def test_results_and_errors_for_people() -> None:
     assert (stdout.getvalue(), sum(map(len, middle))) == ("", 2000)
 
 
-def test_quiet_leaves_errors() -> None:
+def test_quiet_leaves_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     console, _, stderr = captured(quiet=True)
     console.result({}, "x")
     console.note("x")
     console.warn("x")
     console.error(OutputError("taken"))
     assert stderr.getvalue() == "error: taken\n"
+    # Nobody is asked either, even at a terminal.
+    for quiet in (True, False):
+        monkeypatch.setattr("sys.stdin", Terminal("y\n"))
+        assert Console(quiet=quiet, stderr=Terminal()).confirm("Delete it?") != quiet
 
 
 def test_one_mark_ends_a_message_before_its_hint() -> None:

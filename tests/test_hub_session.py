@@ -135,6 +135,12 @@ def test_manifests_on_the_hub_may_be_anything(
     ):
         assert decided(content) == ([], [f"{MANIFEST}: {said}"])
     assert decided(b"", prune=True) == (["None", "a", "b/c"], [])
+    # A dry run asks nobody, not even one who would agree.
+    monkeypatch.setattr(Notes, "confirm", lambda *_: True)
+    remote = session.files_at(commit(hub, session.repository, {"adapter_config.json": b"{}"}).content["commitOid"])
+    assert "adapter_config.json" in OtherFiles(files, False, True, Notes()).difference(remote).deleted
+    with pytest.raises(HubError, match=r"adapter_config\.json may be loaded in place"):
+        OtherFiles(files, False, False, Notes()).difference(remote)
 
 
 def test_pull_requests_are_known_by_their_titles(session: HubSession) -> None:

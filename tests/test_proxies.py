@@ -14,7 +14,8 @@ from huggingface_hub import close_session
 from converter.cli.main import run
 from converter.console import Console
 from converter.errors import DependencyError
-from converter.hub.proxies import malformed_proxy, without_socks
+from converter.hub.failures import hub_failure
+from converter.hub.proxies import http_library, malformed_proxy, without_socks
 from converter.libraries import missing_package
 from tests.conftest import Lensconv
 from tests.loopback import PLACE, TOKEN, Handler, LoopbackHub
@@ -101,6 +102,8 @@ def test_a_proxy_that_does_not_answer_is_named(
     assert done.code == 4
     assert done.result["error"]["message"].startswith(f"{PLACE}: the proxy in {variable} cannot be reached: it")
     assert variable in done.result["error"]["hint"]
+    slow = hub_failure(PLACE, http_library().ConnectTimeout("slow"))
+    assert slow.message == f"{PLACE}: the proxy in {variable} cannot be reached: it does not answer in time"
     # A Hub that is not asked through the proxy is to blame itself.
     close_session()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

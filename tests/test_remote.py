@@ -497,6 +497,8 @@ def test_answers_that_make_no_sense(lens_output: Path, serve: Serve) -> None:
         ("/lfs/", 403, "", "localhost answers with status 403. Allow localhost in the firewall and the proxy."),
         ("/lfs/", 404, "", "localhost answers with status 404. Allow localhost in the firewall and the proxy."),
         ("/lfs/", 503, "", "localhost answers with status 503. Try again later."),
+        ("/lfs/", 429, "", "localhost answers with status 429. Try again later."),
+        ("/lfs/", 408, "", "localhost answers with status 408. Try again later."),
         ("/lfs/", 200, "", "localhost sends 7. Check HF_ENDPOINT, and the settings of proxy and firewall."),
     ],
 )
