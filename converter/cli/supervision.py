@@ -27,7 +27,7 @@ def supervise(console: Console, forwarded: Sequence[signal.Signals]) -> None:
 
     Args:
         console: shows the error if the child is killed.
-        forwarded: signals that tell the command to stop; the child gets them, except those that are ignored.
+        forwarded: signals that tell the command to stop; the child gets them, and ignores those that it should ignore.
     """
     limit = limit_text()
     if not limit:
@@ -52,8 +52,7 @@ def supervise(console: Console, forwarded: Sequence[signal.Signals]) -> None:
             os.kill(child, number)
 
     for number in forwarded:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, forward)
+        signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, forwarded)
     _, status = os.waitpid(child, 0)
     sys.exit(_exit_code(os.waitstatus_to_exitcode(status), limit, console))
