@@ -77,7 +77,9 @@ def test_further_models_of_a_component_are_components(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"controlnet": ["diffusers", "MultiControlNetModel"]}')
     for name in ("controlnet", "controlnet_1", "controlnet_3"):
         ControlNetModel(**small).save_pretrained(tmp_path / name)
-    assert [found.name for found in examine_components(tmp_path)] == ["controlnet", "controlnet_1"]
+    for class_name in ("MultiAdapter", "MultiControlNetUnionModel", "MultiControlNetModel"):
+        edit_index(tmp_path, controlnet=["diffusers", class_name])
+        assert [found.name for found in examine_components(tmp_path)] == ["controlnet", "controlnet_1"]
     assert len(MultiControlNetModel.from_pretrained(str(tmp_path / "controlnet")).nets) == 2
 
 
@@ -319,6 +321,18 @@ def test_what_the_manifest_says_is_not_said_twice(release: Path) -> None:
     assert list(failed(verify(release))) == ["manifest"]
     shutil.rmtree(release / "vae")
     assert list(failed(verify(release))) == ["manifest"]
+
+
+def test_weights_whose_headers_are_not_read_are_only_said_to_have_their_names_and_sizes(release: Path) -> None:
+    lose_file(release, f"vae/{WEIGHTS}")
+    for name, how in (("vae/diffusion_pytorch_model.bin", "by name and size"), (f"vae/{WEIGHTS}", "by their headers")):
+        list_file(
+            release,
+            name,
+            b"\x80\2}q" if name.endswith("bin") else (release / "text_encoder/model.safetensors").read_bytes(),
+        )
+        (check,) = (check for check in verify(release).checks if check.name == "components")
+        assert (check.ok, check.detail.endswith(f"weights complete {how}")) == (True, True), check
 
 
 def test_what_stays_as_it_is_is_said_with_its_bytes(lensconv: Lensconv, tmp_path: Path) -> None:

@@ -294,7 +294,10 @@ def without_code(source: Path) -> None:
 
 
 #: Values of ``auto_map``: in the same folder, in another repo, and such that no file can have.
-CODE_NAMES = ("modeling_lens.Lens", "owner/name--code.Lens", "../secret.Lens", "secret/x.Lens", "Lens", 5, ".Lens")
+CODE_NAMES = (
+    *("modeling_lens.Lens", "owner/name--code.Lens", "name--code.Lens"),
+    *("../secret.Lens", "secret/x.Lens", "Lens", 5, ".Lens"),
+)
 TERMS = ("LICENSE", "NOTICE.txt", "USE_POLICY.md", "Model_License", "transformer/LICENSE.md", "THIRD-PARTY-NOTICES.md")
 HIDDEN = (
     *(".DS_Store", "tokenizer/.DS_Store", "vae/.ipynb_checkpoints/a.json", ".git/HEAD", ".gitattributes"),
@@ -310,7 +313,14 @@ CACHES = (
 )
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 CODE = ("pipeline_lens.py", "parts/model.py", "transformer/modeling_lens.py")
-FOREIGN = ("vae/flax_model.msgpack", "vae/model.onnx", "vae/tf_model.h5", f"vae/{STEM}.bin", "transformer/a.ckpt")
+FOREIGN = (
+    "vae/flax_model.msgpack",
+    "vae/model.onnx",
+    "vae/tf_model.h5",
+    f"vae/{STEM}.bin",
+    "transformer/a.ckpt",
+    "vae/openvino_model.xml",
+)
 QKV = "transformer_blocks.0.attn.img_qkv.weight"
 VARIANT_INDEX = "{stem}.safetensors.index.fp16.json"
 
@@ -322,7 +332,9 @@ CASES: dict[str, Build] = {
     "one of several shards, an index or a config": one_shard,
     "a Lens transformer without `config.json`": unnamed,
     "another model without `config.json`": nameless_model,
-    "a pipeline without `model_index.json`": build(without("model_index.json"), "transformer"),
+    "a pipeline without `model_index.json`": build(
+        without("model_index.json", "vae"), "its folder transformer contains weights Give that folder"
+    ),
     "a pipeline without a denoiser": build(
         lambda source: write(source / "model_index.json", '{"vae": ["diffusers", "AutoencoderKL"]}'), "--component: vae"
     ),
