@@ -181,6 +181,7 @@ def test_floats_are_not_quantized(tensors: dict[str, str], tmp_path: Path) -> No
         ("blocks.0.processor.to_q_lora.up.weight", True),
         ("lycoris_blocks_0_to_q.hada_w1_a", True),
         ("lora_unet_blocks_0_to_q.lokr_w2", True),
+        ("lora_unet_blocks_0_to_q.lokr_w2_a", True),
         # Models have low ranks, too: DeepSeek and its kin.
         ("blocks.0.attn.q_lora_norm.weight", False),
         ("blocks.0.lora_alphabet.weight", False),

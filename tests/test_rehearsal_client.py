@@ -66,14 +66,19 @@ call("merge_pull_request", repo, 1, view=files)
 def some_commits(commits):
     return [commits[1].title, commits[2].formatted_title, commits[2].authors]
 commits = call("list_repo_commits", repo, formatted=True, view=some_commits)
-call("repo_info", repo, revision="v1", expand=["sha"], view=lambda info: [info.sha == first.oid, info.author])
+def chosen(info):
+    return [info.sha == first.oid, info.author, info.used_storage]
+call("repo_info", repo, revision="v1", expand=["sha", "usedStorage"], view=chosen)
 def tags_and_sizes(info):
     return [info.tags, {file.rfilename: file.size for file in info.siblings if file.lfs}]
 call("model_info", repo, files_metadata=True, view=tags_and_sizes)
 call("revision_exists", repo, "nothing")
 call("resolve_revision", repo, revision="v1", view=lambda revision: revision.resolved == first.oid)
 filters = {"author": "alice", "filter": "license:mit", "sort": "last_modified", "limit": 3}
-call("list_models", **filters, cardData=True, view=lambda repos: [[one.id, one.card_data.license] for one in repos])
+def listed(repos):
+    others = api.list_models(sort="created_at", limit=2), api.list_models(**filters, gated=False)
+    return [[one.id, one.card_data.license] for one in repos] + [[one.id for one in found] for found in others]
+call("list_models", **filters, cardData=True, view=listed)
 def last_commits(items):
     return [[item.path, item.last_commit.title] for item in items]
 call("get_paths_info", repo, ["e.bin", "nothing"], expand=True, view=last_commits)
@@ -126,11 +131,11 @@ ANSWERS: dict[str, object] = {
     "change_discussion_status": "open",
     "merge_pull_request": "README.md c.txt e.bin f.txt model.safetensors",
     "list_repo_commits": ["Delete folder d with huggingface_hub", "&lt;Copy&gt;", ["alice"]],
-    "repo_info": [True, None],
+    "repo_info": [True, None, 85],
     "model_info": [["diffusers", "safetensors", "license:mit", "region:us"], {"e.bin": 1, "model.safetensors": 77}],
     "revision_exists": False,
     "resolve_revision": True,
-    "list_models": [["alice/client", "mit"]],
+    "list_models": [["alice/client", "mit"], ["lab/other", "alice/client"], []],
     "get_paths_info": [["e.bin", "<Copy>"]],
     "list_repo_tree": [
         ["d/x.bin", "Upload folder using huggingface_hub"],
@@ -246,6 +251,7 @@ api.upload_file(path_or_fileobj=b"e" * 9, path_in_repo="e.bin", repo_id=repo)
 files.invalidate_cache()
 paths = api.hf_hub_download(repo, "e.bin"), f"{snapshot_download(repo)}/e.bin", files.cat_file(f"{repo}/e.bin")
 found["moved"] = [*(Path(path).read_text() for path in paths[:2]), paths[2].decode(), api.model_info(repo).id == moved]
+found["moved query"] = api.model_info(repo, expand=["sha"]).author
 answer = get_session().get(f"{api.endpoint}/api/models", headers={"X-Request-Id": "abc"})
 found["request"] = answer.headers["X-Request-Id"]
 """
@@ -286,5 +292,6 @@ def test_helpers_around_the_client(hub: FaultyHub, tmp_path: Path, xet: bool) ->
         "left": [".gitattributes", "README.md"],
         "early": ["refs/pr/1", [".gitattributes", "x.txt"]],
         "moved": ["eeeeeeeee"] * 3 + [True],
+        "moved query": None,
         "request": "abc",
     }

@@ -171,8 +171,9 @@ def test_a_commit_names_only_lfs_objects_of_its_own_repo(hub: FaultyHub, way: st
     assert ask(hub, "POST", "/api/repos/move", {"fromRepo": former, "toRepo": owner}).status == 200
     assert commit(hub, owner, {}, lfs_file("b.bin", content)).status == 200
     if way == "duplicate":
-        target = {"target": {"type": "model", "name": other}, "files": [{"sha256": oid}]}
-        assert ask(hub, "POST", f"/api/models/{owner}/lfs-files/duplicate", target).content["failed"] == []
+        target = {"target": {"type": "model", "name": other}, "files": [{"sha256": oid}, {"sha256": "0" * 64}]}
+        answer = ask(hub, "POST", f"/api/models/{owner}/lfs-files/duplicate", target).content
+        assert answer["failed"] == [{"sha256": "0" * 64, "error": "File not found"}]
     else:
         assert upload(hub, other, content) == oid
     assert ask(hub, "POST", f"/{other}.git/info/lfs/verify", wanted).status == 200
