@@ -293,7 +293,7 @@ def test_one_pipeline_encodes_and_another_denoises(source: Path, expected: Any, 
         (pipelines.load(source, scheduler=None), "this pipeline has no scheduler"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
-            draw(pipe, output_type="pil")
+            draw(pipe, output_type="np")
 
 
 def test_callbacks_say_themselves_what_they_need(plain: Any) -> None:

@@ -254,6 +254,8 @@ found["moved"] = [*(Path(path).read_text() for path in paths[:2]), paths[2].deco
 found["moved query"] = api.model_info(repo, expand=["sha"]).author
 answer = get_session().get(f"{api.endpoint}/api/models", headers={"X-Request-Id": "abc"})
 found["request"] = answer.headers["X-Request-Id"]
+api.update_repo_settings(moved, private=True)
+found["hidden"] = get_session().get(f"{api.endpoint}/api/models/{repo}", follow_redirects=False).status_code
 """
 
 
@@ -294,4 +296,5 @@ def test_helpers_around_the_client(hub: FaultyHub, tmp_path: Path, xet: bool) ->
         "moved": ["eeeeeeeee"] * 3 + [True],
         "moved query": None,
         "request": "abc",
+        "hidden": 401,
     }
