@@ -32,7 +32,8 @@ def drop_padding(
     Returns:
         The features, with fewer rows and tokens, and the runs of samples; None where one run has all samples.
     """
-    rows, runs = 0, list[tuple[int, int]]()
+    rows = 0
+    runs: list[tuple[int, int]] = []
     for index, length in enumerate(lengths):
         if length:
             rows = index + 1
