@@ -115,6 +115,22 @@ def test_lengths_are_exported() -> None:
         assert distance(exported(**arguments).sample, run(model, inputs, [4, 0])) <= TOLERANCE
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("method", ["compile", "compile_repeated_blocks"])
+def test_lengths_are_compiled_for_any_length(method: str) -> None:
+    """As shapes are: the first text has a graph of its own, the second one of another length that of all others."""
+    model, expected = golden(), golden()
+    getattr(model, method)(fullgraph=True, backend="eager")
+    torch.compiler.reset()
+    try:
+        for length in range(3, TOKENS + 1):
+            inputs = inputs_for([length, 0])
+            with torch._dynamo.config.patch(error_on_recompile=length > 4):
+                assert distance(run(model, inputs, [length, 0]), run(expected, inputs, [length, 0])) <= TOLERANCE
+    finally:
+        torch.compiler.reset()
+
+
 #: Batches: prompts, negative prompts, images of each prompt, and size in pixels.
 BATCHES: dict[str, tuple[Any, Any, int, tuple[int, int]]] = {
     "one": (PROMPT, "", 1, (64, 96)),
