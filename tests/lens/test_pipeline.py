@@ -60,21 +60,22 @@ def test_a_run_is_the_references(pipe: Any, kind: str, scale: float, images: int
 
 
 def test_the_encoder_and_the_transformer_run_no_more_than_they_must(pipe: Any) -> None:
-    """Nor is there a mask where it would hide nothing."""
+    """One call a step, with the lengths of texts where they differ, and never with a mask."""
     pair = {"prompt": [PROMPT, OTHER_PROMPT], "latents": noise(2)}
-    for options, encoded, batch, is_masked in (
-        (pair, [2], 4, True),
-        ({**pair, "negative_prompt": "dog"}, [2, 1], 4, True),
-        ({**pair, "guidance_scale": 1}, [2], 2, True),
-        ({"latents": noise(), "negative_prompt": "dog", "guidance_scale": 1}, [1], 1, False),
-        ({"latents": noise(), "negative_prompt": PROMPT}, [1, 1], 2, False),
-        ({"latents": noise()}, [1], 2, True),
+    for options, encoded, batch, lengths in (
+        (pair, [2], 4, [49, 25, 0, 0]),
+        ({**pair, "negative_prompt": "dog"}, [2, 1], 4, [49, 25, 25, 25]),
+        ({**pair, "guidance_scale": 1}, [2], 2, [49, 25]),
+        ({"latents": noise(), "negative_prompt": "dog", "guidance_scale": 1}, [1], 1, None),
+        ({"latents": noise(), "negative_prompt": PROMPT}, [1, 1], 2, None),
+        ({"latents": noise()}, [1], 2, [49, 0]),
     ):
         with calls_of(pipe.text_encoder) as texts, calls_of(pipe.transformer) as steps:
             draw(pipe, **options)
         assert [len(arguments["input_ids"]) for arguments in texts] == encoded
-        shapes = [(len(call["hidden_states"]), call["encoder_hidden_states_mask"] is not None) for call in steps]
-        assert shapes == [(batch, is_masked)] * STEPS, options
+        shapes = [(len(call["hidden_states"]), call.get("text_lengths")) for call in steps]
+        assert shapes == [(batch, lengths)] * STEPS, options
+        assert not any("encoder_hidden_states_mask" in call for call in steps)
 
 
 @pytest.mark.parametrize("maximum", [1, PREFIX])

@@ -7,9 +7,11 @@ from datetime import date
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import unwrap_module
 
-from converter.models.lens.features import PromptFeatures, encode_prompts, join_features
+from converter.models.lens.features import PromptFeatures, encode_prompts, join_features, text_lengths
 from converter.models.lens.layout import LensConfig
+from converter.models.lens.modules import LensTransformer2DModel
 from converter.models.lens.prompts import MAXIMUM_TOKENS
 
 
@@ -80,6 +82,25 @@ class LensPromptMixin:
             raise ValueError(f"the negative prompts are for {negative.batch} images, the prompts for {positive.batch}")
         positive, negative = join_features(positive, negative)
         return [*positive.embeds], positive.mask, [*negative.embeds], negative.mask
+
+    def _counted_tokens(self, mask: torch.Tensor, negative_mask: torch.Tensor | None) -> list[dict[str, Any]]:
+        """Say which text tokens count, as arguments of the transformer: for the first branch alone, and for both.
+
+        Nothing where all do. A mask makes attention slower, so it is left to what lengths cannot say, and to the
+        transformers of others, which do not know lengths.
+        """
+        joint = mask if negative_mask is None else torch.cat((mask, negative_mask))
+        lengths = text_lengths(joint)
+        knows_lengths = isinstance(unwrap_module(self.transformer), LensTransformer2DModel)
+        arguments: list[dict[str, Any]] = []
+        for samples in (len(mask), len(joint)):
+            if all(length == mask.shape[1] for length in lengths[:samples]):
+                arguments.append({})
+            elif knows_lengths and None not in lengths[:samples]:
+                arguments.append({"text_lengths": lengths[:samples]})
+            else:
+                arguments.append({"encoder_hidden_states_mask": joint[:samples]})
+        return arguments
 
     def _encode(self, prompts: list[str], maximum: int, device: torch.device) -> PromptFeatures:
         if maximum < 1:

@@ -59,6 +59,18 @@ def join_features(first: PromptFeatures, second: PromptFeatures) -> tuple[Prompt
     return first.padded(tokens), second.padded(tokens)
 
 
+def text_lengths(mask: torch.Tensor) -> list[int | None]:
+    """Count the tokens of each row of a mask; None for a row in which other tokens than the first ones count.
+
+    A GPU is waited for once.
+    """
+    lengths: list[int | None] = []
+    for row in mask.tolist():
+        length = sum(row)
+        lengths.append(length if all(row[:length]) else None)
+    return lengths
+
+
 def encode_prompts(
     tokenizer: Any,
     text_encoder: Any,

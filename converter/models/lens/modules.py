@@ -25,7 +25,7 @@ from diffusers.utils import apply_lora_scale
 from torch import nn
 from torch.nn.functional import silu
 
-from converter.models.lens.attention import LensAttention
+from converter.models.lens.attention import LensAttention, TextRuns, drop_padding
 from converter.models.lens.layout import TIMESTEP_CHANNELS, LensConfig
 from converter.models.lens.rotary import rotations
 
@@ -100,6 +100,7 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin, CacheMixin, AttentionMixin
         img_shapes: Sequence[tuple[int, int, int]] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
+        text_lengths: Sequence[int] | None = None,
     ) -> Any:
         """Predict the velocity of the latents.
 
@@ -112,6 +113,8 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin, CacheMixin, AttentionMixin
             img_shapes: one ``(1, height, width)`` in tokens, which the batch shares.
             attention_kwargs: ``scale`` is that of LoRA adapters.
             return_dict: whether to return a ``Transformer2DModelOutput`` and not a tuple.
+            text_lengths: how many of a sample's first text tokens count, in place of a mask that says the same.
+                Attention then needs no mask, and samples at the end of the batch without tokens need no text stream.
 
         Returns:
             The velocity, ``[batch, height * width, patch_size ** 2 * out_channels]``, as ``sample`` or alone in a
@@ -123,6 +126,10 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin, CacheMixin, AttentionMixin
         height, width = self._check_shapes(
             hidden_states, encoder_hidden_states, encoder_hidden_states_mask, timestep, img_shapes
         )
+        text_runs = None
+        if text_lengths is not None:
+            _check_lengths(text_lengths, encoder_hidden_states[0], encoder_hidden_states_mask)
+            encoder_hidden_states, text_runs = drop_padding(encoder_hidden_states, text_lengths)
         image = self.img_in(hidden_states)
         features = [norm(feature) for norm, feature in zip(self.txt_norm, encoder_hidden_states, strict=True)]
         text = self.txt_in(torch.cat(features, dim=-1))
@@ -134,7 +141,7 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin, CacheMixin, AttentionMixin
         rotary = rotations((height, width), text.shape[1], self.config.axes_dims_rope, image.device)
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                text, image = self._gradient_checkpointing_func(block, image, text, temb, rotary, mask)
+                text, image = self._gradient_checkpointing_func(block, image, text, temb, rotary, mask, text_runs)
             else:
                 text, image = block(
                     hidden_states=image,
@@ -142,6 +149,7 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin, CacheMixin, AttentionMixin
                     temb=temb,
                     rotary=rotary,
                     attention_mask=mask,
+                    text_runs=text_runs,
                 )
         sample = self.proj_out(self.norm_out(image, temb))
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
@@ -191,6 +199,15 @@ class LensTransformer2DModel(ModelMixin, ConfigMixin, CacheMixin, AttentionMixin
         return height, width
 
 
+def _check_lengths(lengths: Sequence[int], feature: torch.Tensor, mask: torch.Tensor | None) -> None:
+    if mask is not None:
+        raise ValueError("give text_lengths or encoder_hidden_states_mask, not both")
+    batch, tokens = feature.shape[:2]
+    is_list = isinstance(lengths, (list, tuple)) and len(lengths) == batch
+    if not is_list or not all(0 <= length <= tokens for length in lengths):
+        raise ValueError(f"text_lengths must be a list of {batch} numbers from 0 to {tokens}, not {lengths}")
+
+
 class LensTransformerBlock(nn.Module):
     """Joint attention and a SwiGLU for each stream, both modulated by the timestep.
 
@@ -218,15 +235,17 @@ class LensTransformerBlock(nn.Module):
         temb: torch.Tensor,
         rotary: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        text_runs: TextRuns | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One block.
 
         Args:
             hidden_states: image stream, ``[batch, image tokens, width]``.
-            encoder_hidden_states: text stream, ``[batch, text tokens, width]``; there may be no tokens.
+            encoder_hidden_states: text stream, ``[samples, text tokens, width]``, as for ``LensAttention``.
             temb: embedding of the timestep, ``[batch, width]``.
             rotary: as for ``LensAttention``.
             attention_mask: likewise.
+            text_runs: likewise.
 
         Returns:
             The text stream and the image stream, in upstream's order.
@@ -237,15 +256,15 @@ class LensTransformerBlock(nn.Module):
         image_input, text_input = torch.addcmul(shift1, self.img_norm1(image), 1 + scale1), text
         if has_text:
             # Kernels for quantized weights may fail with zero tokens.
-            text_mod = self.txt_mod(temb)[:, None].chunk(6, dim=-1)
+            text_mod = self.txt_mod(temb[: len(text)])[:, None].chunk(6, dim=-1)
             text_input = torch.addcmul(text_mod[0], self.txt_norm1(text), 1 + text_mod[1])
-        image_output, text_output = self.attn(image_input, text_input, rotary, attention_mask)
+        image_output, text_output = self.attn(image_input, text_input, rotary, attention_mask, text_runs)
         image = torch.addcmul(image, gate1, image_output)
         image_output = self.img_mlp(torch.addcmul(shift2, self.img_norm2(image), 1 + scale2))
         image = torch.addcmul(image, gate2, image_output)
         # A graph that depended on ``is_last`` would be compiled twice for the repeated blocks.
         if has_text and (torch.compiler.is_compiling() or not self.is_last):
-            text = torch.addcmul(text, text_mod[2], text_output)
+            text = torch.addcmul(text, text_mod[2], text_output[: len(text)])
             text_output = self.txt_mlp(torch.addcmul(text_mod[3], self.txt_norm2(text), 1 + text_mod[4]))
             text = torch.addcmul(text, text_mod[5], text_output)
         return text, image

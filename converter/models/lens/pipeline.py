@@ -253,8 +253,7 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Run the steps; after each, when ``tensors`` contains its latents, yield its number and timestep."""
         # Computed once: in the loop, a GPU would have to wait for the answer in every step.
-        alone = _unless_full(mask)
-        joint = None if negative_mask is None else _unless_full(torch.cat((mask, negative_mask)))
+        alone, joint = self._counted_tokens(mask, negative_mask)
         # A run that failed may have left something in a cache.
         self.transformer._reset_stateful_cache()
         with self.progress_bar(total=self._num_timesteps) as progress:
@@ -300,7 +299,7 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
         self,
         tensors: dict[str, Any],
         guided: bool,
-        mask: torch.Tensor | None,
+        counted: dict[str, Any],
         timestep: torch.Tensor,
         grid: tuple[int, int],
     ) -> torch.Tensor:
@@ -318,11 +317,11 @@ class LensPipeline(LensPromptMixin, DiffusionPipeline, LensLoraLoaderMixin):
         velocity: torch.Tensor = self.transformer(
             hidden_states=latents,
             encoder_hidden_states=embeds,
-            encoder_hidden_states_mask=mask,
             timestep=sigma.expand(len(latents)),
             img_shapes=[(1, *grid)],
             attention_kwargs=self._attention_kwargs,
             return_dict=False,
+            **counted,
         )[0]
         if not guided:
             return velocity
@@ -342,8 +341,3 @@ def _replace(tensors: dict[str, Any], changed: Mapping[str, Any]) -> None:
 
 def _shapes(tensors: Sequence[torch.Tensor] | torch.Tensor | None) -> list[list[int]]:
     return [] if tensors is None else [list(tensor.shape) for tensor in tensors]
-
-
-def _unless_full(mask: torch.Tensor) -> torch.Tensor | None:
-    """The mask, or None where it hides nothing; attention without a mask is faster, with the same result."""
-    return None if mask.all() else mask
