@@ -18,7 +18,7 @@ import torch
 
 from converter.errors import DeviceError
 from converter.libraries import QUANTIZING_ERRORS
-from converter.models.lens.quantized import dequantized_forward, multiplies_integers, quantized_layers
+from converter.models.sdnq_layers import dequantized_forward, multiplies_integers, quantized_layers
 
 #: Rows, columns and depth of the product that is tried. SDNQ's autotuner has one configuration for it, so that one
 #: kernel is compiled (sdnq 0.2.8, kernels/triton_scaled_mm.py); ``torch._int_mm`` needs more than 16 rows on a GPU.

@@ -10,6 +10,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.normalization import RMSNorm
 from torch import nn
 
+from converter.models.lens.quantized import apply_to_full_rows
 from converter.models.lens.rotary import rotate
 
 #: Epsilon of the norms of queries and keys; upstream's block overrides its attention's default of 1e-5.
@@ -49,7 +50,8 @@ class LensAttnProcessor:
         )
         attended = attended.flatten(2, 3).to(hidden_states.dtype)
         image, text = attended.split((image_tokens, text_tokens), dim=1)
-        return attn.to_out[0](image), attn.to_add_out(text) if text_tokens else encoder_hidden_states
+        image = attn.to_out[0](image)
+        return image, apply_to_full_rows(attn.to_add_out, text) if text_tokens else encoder_hidden_states
 
 
 class LensAttention(nn.Module, AttentionModuleMixin):
@@ -86,7 +88,7 @@ class LensAttention(nn.Module, AttentionModuleMixin):
 
     def project_text(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the same for the text stream."""
-        query, key, value = self.txt_qkv(states).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        query, key, value = apply_to_full_rows(self.txt_qkv, states).unflatten(-1, (3, self.heads, -1)).unbind(2)
         return self.norm_added_q(query), self.norm_added_k(key), value
 
     def forward(

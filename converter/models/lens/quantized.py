@@ -12,34 +12,33 @@ from typing import Any
 
 import torch
 
+from converter.models.sdnq_layers import multiplies_integers, multiplies_quantized, quantized_layers
+
+#: Rows that layers are padded to: the least rows of a tile in SDNQ's Triton kernels (sdnq 0.2.8, triton_scaled_mm.py).
+_ROWS = 64
+#: Fewer are multiplied with dequantized weights by SDNQ itself (sdnq 0.2.8, layers/linear/linear_int8.py).
+_MINIMUM_ROWS = 32
+
 logger = logging.getLogger(__name__)
 
 
-def quantized_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the layers of a model that SDNQ has quantized."""
-    return [module for module in model.modules() if hasattr(module, "sdnq_dequantizer")]
+def apply_to_full_rows(module: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """Apply a module that treats each row alone, such as a linear layer, to a stream of varying length.
 
+    SDNQ's kernels are compiled and tuned for each number of rows. Where they multiply integers, rows are added up to a
+    multiple of 64, and their results dropped. They are ones, because zeros have no scale: SDNQ would divide by it.
 
-def multiplies_quantized(layer: Any) -> bool:
-    """Return whether a layer of SDNQ multiplies quantized weights, and does not dequantize them first."""
-    return bool(layer.sdnq_dequantizer.use_quantized_matmul) and layer.forward_func is not dequantized_forward
-
-
-def multiplies_integers(module: Any) -> bool:
-    """Return whether a module is a layer of SDNQ that multiplies integers."""
-    dequantizer = getattr(module, "sdnq_dequantizer", None)
-    return dequantizer is not None and bool(dequantizer.is_integer_matmul) and multiplies_quantized(module)
-
-
-def dequantized_forward(layer: Any, states: torch.Tensor) -> torch.Tensor:
-    """Multiply dequantized weights in a linear layer of SDNQ that is prepared to multiply quantized ones.
-
-    This is what SDNQ itself does for fewer than 32 rows (sdnq 0.2.8, ``quantized_linear_forward_int8_matmul``).
+    Args:
+        module: with layers that SDNQ may have quantized; adapters may be loaded into them.
+        states: ``[batch, tokens, channels]``.
     """
-    from sdnq.utils import get_sdnq_params
-
-    weight = layer.sdnq_dequantizer(**get_sdnq_params(layer), skip_quantized_matmul=True)
-    return torch.nn.functional.linear(states, weight, layer.bias)
+    rows = states.shape[:-1].numel()
+    padding = -rows % _ROWS
+    if not padding or rows < _MINIMUM_ROWS or not any(map(multiplies_integers, module.modules())):
+        return module(states)
+    padded = torch.nn.functional.pad(states.flatten(0, -2), (0, 0, 0, padding), value=1.0)
+    result: torch.Tensor = module(padded[None])[0, :rows]
+    return result.unflatten(0, states.shape[:-1])
 
 
 def apply_serialized_matmul(model: torch.nn.Module) -> bool:
