@@ -45,11 +45,34 @@ class Int8Kernel:
 def find_int8_kernel(device: torch.device) -> Int8Kernel:
     """Find the kernel that SDNQ multiplies with on a device; on a GPU the kernels are tried, once per process.
 
-    A kernel that fails is turned off in SDNQ for the whole process, and a warning is logged. SDNQ is imported if it is
-    not yet.
+    SDNQ is imported if it is not yet.
 
     Args:
         device: ``cuda`` means the current GPU. For a CPU, nothing of CUDA is touched.
+
+    Raises: as ``try_int8_kernels``.
+    """
+    if device.type != "cuda":
+        from sdnq.kernel_wrappers import openvino_int_mm
+
+        return Int8Kernel("openvino" if device.type == "cpu" and openvino_int_mm is not None else "torch")
+    if device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    with _lock:
+        if device not in _found:
+            _found[device] = kernel = try_int8_kernels(device)
+            if kernel.name != "triton":
+                logger.warning("%s: %s", device, kernel_text(kernel))
+        return _found[device]
+
+
+def try_int8_kernels(device: torch.device) -> Int8Kernel:
+    """Compute a small product with each of SDNQ's kernels until one is right.
+
+    Triton's kernels are turned off in SDNQ, for the whole process, if they fail.
+
+    Args:
+        device: a GPU.
 
     Raises:
         DeviceError: the GPU does not work any more after a failed kernel.
@@ -57,17 +80,17 @@ def find_int8_kernel(device: torch.device) -> Int8Kernel:
     """
     from sdnq import kernel_wrappers
 
-    if device.type != "cuda":
-        with_openvino = device.type == "cpu" and kernel_wrappers.openvino_int_mm is not None
-        return Int8Kernel("openvino" if with_openvino else "torch")
-    if device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
-    with _lock:
-        if device not in _found:
-            _found[device] = kernel = _try_kernels(device, kernel_wrappers)
-            if kernel.name != "triton":
-                logger.warning("%s: %s", device, kernel_text(kernel))
-        return _found[device]
+    reason = "SDNQ has no Triton kernel on this machine"
+    if kernel_wrappers.sdnq_scaled_mm is not None or kernel_wrappers.sdnq_triton_mm is not None:
+        failure = _failure(device)
+        if not failure:
+            return Int8Kernel("triton")
+        reason = f"SDNQ's Triton kernel does not work ({failure})"
+        kernel_wrappers.sdnq_scaled_mm = kernel_wrappers.sdnq_triton_mm = None
+    failure = _failure(device)
+    if not failure:
+        return Int8Kernel("torch", reason)
+    return Int8Kernel("none", f"{reason}, and torch._int_mm does not, either ({failure})")
 
 
 def kernel_text(kernel: Int8Kernel) -> str:
@@ -101,7 +124,7 @@ def prepare_int8_kernel(model: Any, device: torch.device) -> None:
         model: with SDNQ's layers, or without; it may have been loaded by any loader.
         device: of its input.
 
-    Raises: as ``find_int8_kernel``.
+    Raises: as ``try_int8_kernels``.
     """
     if device.type == "cuda" and getattr(model, "quantization_config", None) is not None:
         set_triton_allocator()
@@ -115,29 +138,15 @@ def set_triton_allocator() -> None:
     """
     triton: Any = sys.modules.get("triton")
     if hasattr(triton, "set_allocator"):
-        triton.set_allocator(_allocate)
+        triton.set_allocator(allocate_scratch)
 
 
-def _allocate(size: int, _alignment: int, _stream: int | None) -> torch.Tensor:
+def allocate_scratch(size: int, _alignment: int, _stream: int | None) -> torch.Tensor:
     """Allocate bytes for a kernel, which Triton starts in torch's current stream on the current GPU.
 
     Torch gives 512-byte alignment, and does not reuse the memory before the stream is past the kernel.
     """
     return torch.empty(size, dtype=torch.int8, device="cuda")
-
-
-def _try_kernels(device: torch.device, wrappers: Any) -> Int8Kernel:
-    reason = "SDNQ has no Triton kernel on this machine"
-    if wrappers.sdnq_scaled_mm is not None or wrappers.sdnq_triton_mm is not None:
-        failure = _failure(device)
-        if not failure:
-            return Int8Kernel("triton")
-        reason = f"SDNQ's Triton kernel does not work ({failure})"
-        wrappers.sdnq_scaled_mm = wrappers.sdnq_triton_mm = None
-    failure = _failure(device)
-    if not failure:
-        return Int8Kernel("torch", reason)
-    return Int8Kernel("none", f"{reason}, and torch._int_mm does not, either ({failure})")
 
 
 def _failure(device: torch.device) -> str:

@@ -25,20 +25,26 @@ logger = logging.getLogger(__name__)
 def apply_to_full_rows(module: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
     """Apply a module that treats each row alone, such as a linear layer, to a stream of varying length.
 
-    SDNQ's kernels are compiled and tuned for each number of rows. Where they multiply integers, rows are added up to a
-    multiple of 64, and their results dropped. They are ones, because zeros have no scale: SDNQ would divide by it.
+    On a GPU, SDNQ's kernels are compiled and tuned for each number of rows. Where they multiply integers, rows are
+    added up to a multiple of 64, and their results dropped. They are ones, because zeros have no scale: SDNQ would
+    divide by it. On a CPU, where nothing is compiled, more rows would only take longer.
 
     Args:
         module: with layers that SDNQ may have quantized; adapters may be loaded into them.
         states: ``[batch, tokens, channels]``.
     """
     rows = states.shape[:-1].numel()
-    padding = -rows % _ROWS
-    if not padding or rows < _MINIMUM_ROWS or not any(map(multiplies_integers, module.modules())):
+    padding = -rows % _ROWS if is_tuned_to_rows(states.device) and rows >= _MINIMUM_ROWS else 0
+    if not padding or not any(map(multiplies_integers, module.modules())):
         return module(states)
     padded = torch.nn.functional.pad(states.flatten(0, -2), (0, 0, 0, padding), value=1.0)
     result: torch.Tensor = module(padded[None])[0, :rows]
     return result.unflatten(0, states.shape[:-1])
+
+
+def is_tuned_to_rows(device: torch.device) -> bool:
+    """Return whether kernels on a device are compiled for a number of rows."""
+    return str(device.type) != "cpu"
 
 
 def apply_serialized_matmul(model: torch.nn.Module) -> bool:
