@@ -18,7 +18,12 @@ import torch
 
 from converter.errors import DeviceError
 from converter.libraries import QUANTIZING_ERRORS
-from converter.models.sdnq_layers import dequantized_forward, multiplies_integers, quantized_layers
+from converter.models.sdnq_layers import (
+    dequantized_forward,
+    has_integer_products,
+    multiplies_integers,
+    quantized_layers,
+)
 
 #: Rows, columns and depth of the product that is tried. SDNQ's autotuner has one configuration for it, so that one
 #: kernel is compiled (sdnq 0.2.8, kernels/triton_scaled_mm.py); ``torch._int_mm`` needs more than 16 rows on a GPU.
@@ -126,8 +131,12 @@ def prepare_int8_kernel(model: Any, device: torch.device) -> None:
 
     Raises: as ``try_int8_kernels``.
     """
-    if device.type == "cuda" and getattr(model, "quantization_config", None) is not None:
-        set_triton_allocator()
+    if device.type != "cuda" or getattr(model, "quantization_config", None) is None:
+        return
+    set_triton_allocator()
+    kernel = _found.get(device)
+    is_ready = kernel is not None and kernel.name != "none" and kernel == int8_kernel_of(model)
+    if not is_ready and has_integer_products(model):
         use_int8_kernel(model, find_int8_kernel(device))
 
 

@@ -23,6 +23,11 @@ def multiplies_integers(module: Any) -> bool:
     return dequantizer is not None and bool(dequantizer.is_integer_matmul) and multiplies_quantized(module)
 
 
+def has_integer_products(model: torch.nn.Module) -> bool:
+    """Return whether layers of a model multiply integers."""
+    return any(map(multiplies_integers, model.modules()))
+
+
 def dequantized_forward(layer: Any, states: torch.Tensor) -> torch.Tensor:
     """Multiply dequantized weights in a linear layer of SDNQ that is prepared to multiply quantized ones.
 

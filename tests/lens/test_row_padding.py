@@ -15,6 +15,7 @@ from converter.libraries import load_library
 from converter.models.lens import quantized
 from converter.models.lens.rotary import rotations
 from tests.lens.models import make_adapter, run
+from tests.lens.pipelines import PROMPT, draw, load, noise
 from tests.lens.test_adapters import set_matmul, unquantized
 
 
@@ -83,6 +84,21 @@ def test_padding_changes_nothing(
     padding(True)
     assert torch.equal(run(model, text_inputs(tokens, batch)), expected)
     assert {found for found, *_ in products} == rows
+
+
+def test_padding_of_a_whole_run(padding: Callable[[bool], None], products: Any, tiny_release: Path) -> None:
+    """In offloaded parts, too."""
+    pipe = load(tiny_release)
+    options = {"prompt": f"{PROMPT}, " * 4, "negative_prompt": "dog", "latents": noise()}
+    expected = draw(pipe, **options)
+    padding(True)
+    for offload in (None, "enable_sequential_cpu_offload"):
+        products.clear()
+        if offload:
+            pipe = load(tiny_release)
+            getattr(pipe, offload)(device="cpu")
+        torch.testing.assert_close(draw(pipe, **options), expected, rtol=1e-5, atol=0)
+        assert {rows % 64 for rows, *_ in products} == {0, 48}
 
 
 def test_padding_under_what_users_do(

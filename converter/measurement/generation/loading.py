@@ -23,7 +23,7 @@ from converter.models.classes import refuse_absurd
 from converter.models.int8_kernels import find_int8_kernel, use_int8_kernel
 from converter.models.lens.layout import MAXIMUM_LAYERS
 from converter.models.lens.mxfp4 import will_unpack
-from converter.models.sdnq_layers import multiplies_integers, quantized_layers
+from converter.models.sdnq_layers import has_integer_products
 
 #: What torch says when the CPU's memory is used up; it has no class of errors for that.
 _NO_MEMORY = ("can't allocate memory", "not enough memory")
@@ -103,7 +103,7 @@ def load_pipeline(
     pipeline = LensPipeline(scheduler, vae, text_encoder, tokenizer, transformer)
     pipeline.set_progress_bar_config(disable=True)
     with blaming(repo.folder):
-        if any(map(multiplies_integers, quantized_layers(transformer))):
+        if has_integer_products(transformer):
             use_int8_kernel(transformer, find_int8_kernel(device))
         if offload == "model":
             pipeline.enable_model_cpu_offload(device=device)

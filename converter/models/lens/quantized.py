@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from converter.models.sdnq_layers import multiplies_integers, multiplies_quantized, quantized_layers
+from converter.models.sdnq_layers import has_integer_products, multiplies_quantized, quantized_layers
 
 #: Rows that layers are padded to: the least rows of a tile in SDNQ's Triton kernels (sdnq 0.2.8, triton_scaled_mm.py).
 _ROWS = 64
@@ -35,7 +35,7 @@ def apply_to_full_rows(module: torch.nn.Module, states: torch.Tensor) -> torch.T
     """
     rows = states.shape[:-1].numel()
     padding = -rows % _ROWS if is_tuned_to_rows(states.device) and rows >= _MINIMUM_ROWS else 0
-    if not padding or not any(map(multiplies_integers, module.modules())):
+    if not padding or not has_integer_products(module):
         return module(states)
     padded = torch.nn.functional.pad(states.flatten(0, -2), (0, 0, 0, padding), value=1.0)
     result: torch.Tensor = module(padded[None])[0, :rows]
