@@ -109,7 +109,7 @@ def measure(work: Path, variant: str, device: str, output: Path) -> dict[str, An
     import torch
 
     from converter.lens import LensTransformer2DModel
-    from converter.models.lens.quantized import quantized_layers
+    from converter.models.sdnq_layers import quantized_layers
 
     folder, dtype_name, matmul = VARIANTS[device][variant]
     dtype = getattr(torch, dtype_name)

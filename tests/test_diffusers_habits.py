@@ -34,7 +34,7 @@ from peft.utils import get_peft_model_state_dict
 from torch._dynamo.utils import counters
 
 from converter.lens import LensPipeline, LensTransformer2DModel
-from converter.models.lens.quantized import quantized_layers
+from converter.models.sdnq_layers import quantized_layers
 from tests.lens import pipelines
 from tests.lens.models import as_arguments, make_adapter, run
 from tests.lens.pipelines import OTHER_PROMPT, PROMPT, SIZE, embeddings, noise, quiet

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from converter.libraries import load_library
 from converter.models.lens.adapters import HUB_OPTIONS, LensLoraLoaderMixin
 from converter.models.lens.layout import LensConfig
-from converter.models.lens.quantized import apply_serialized_matmul, quantized_layers
+from converter.models.lens.quantized import apply_serialized_matmul
 from converter.models.lens.transformer import LensTransformer2DModel
+from converter.models.sdnq_layers import quantized_layers
 from converter.verification.dequantizing import dequantize
 from tests.lens import models
 from tests.lens.models import ALPHA, RANK, TOLERANCE, adapted, distance, golden, make_adapter, reference, run

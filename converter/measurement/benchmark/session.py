@@ -30,6 +30,7 @@ from converter.measurement.generation.memory import predict_memory, require_memo
 from converter.measurement.generation.repo import WEIGHTS, open_pipeline
 from converter.measurement.generation.settings import Settings
 from converter.memory import free_memory_bytes
+from converter.models.int8_kernels import find_int8_kernel
 
 
 class Session:
@@ -74,8 +75,10 @@ class Session:
         need = predict_memory(self.repo, settings, offload=offload, on_cpu=on_cpu, unpacks=unpacks, keeps_encoder=True)
         require_memory(need, self.device)
         if self.device.type == "cuda":
-            # Setting up the device does not count as loading.
+            # Setting up the device does not count as loading, nor does trying SDNQ's kernels on it.
             torch.zeros(1, device=self.device)
+            if self.repo.quantization is not None:
+                find_int8_kernel(self.device)
         self.synchronize()
         stays = self.repo.has_packed_text_encoder and not unpacks
         encoder_device = self.device if offload == "none" or (offload == "model" and stays) else torch.device("cpu")

@@ -31,7 +31,7 @@ from converter.measurement.generation.settings import Settings, choose_settings
 from converter.memory import peak_rss_bytes
 from converter.models.lens.features import PromptFeatures
 from converter.models.lens.mxfp4 import unpacking_text
-from converter.models.lens.quantized import quantized_layers
+from converter.models.sdnq_layers import multiplies_quantized, quantized_layers
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,7 @@ def _quantization(repo: PipelineRepo, pipeline: Any) -> dict[str, Any] | None:
     if repo.quantization is None:
         return None
     layers = quantized_layers(pipeline.transformer)
-    in_use = {
-        layer.sdnq_dequantizer.quantized_matmul_dtype for layer in layers if layer.sdnq_dequantizer.use_quantized_matmul
-    }
+    in_use = {layer.sdnq_dequantizer.quantized_matmul_dtype for layer in layers if multiplies_quantized(layer)}
     return {
         "weights_dtype": repo.quantization.get("weights_dtype"),
         "layers": len(layers),

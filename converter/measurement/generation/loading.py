@@ -20,8 +20,10 @@ from converter.libraries import loading_errors, missing_package
 from converter.measurement.generation.memory import LESS_MEMORY
 from converter.measurement.generation.repo import PipelineRepo
 from converter.models.classes import refuse_absurd
+from converter.models.int8_kernels import find_int8_kernel, use_int8_kernel
 from converter.models.lens.layout import MAXIMUM_LAYERS
 from converter.models.lens.mxfp4 import will_unpack
+from converter.models.sdnq_layers import has_integer_products
 
 #: What torch says when the CPU's memory is used up; it has no class of errors for that.
 _NO_MEMORY = ("can't allocate memory", "not enough memory")
@@ -80,7 +82,7 @@ def load_pipeline(
     text_encoder: Any = None,
     tokenizer: Any = None,
 ) -> Any:
-    """Load the pipeline on the device where it runs.
+    """Load the pipeline on the device where it runs, and find the kernel that quantized layers multiply with there.
 
     Args:
         repo: the pipeline repo.
@@ -90,7 +92,7 @@ def load_pipeline(
         text_encoder: a loaded one; without it the pipeline takes features of prompts.
         tokenizer: its tokenizer.
 
-    Raises: as ``load_text_encoder``.
+    Raises: as ``load_text_encoder`` and ``find_int8_kernel``.
     """
     transformer = _load(LensTransformer2DModel, repo.transformer, torch_dtype=dtype)
     vae = _load(AutoencoderKLFlux2, repo.vae, torch_dtype=dtype)
@@ -101,6 +103,8 @@ def load_pipeline(
     pipeline = LensPipeline(scheduler, vae, text_encoder, tokenizer, transformer)
     pipeline.set_progress_bar_config(disable=True)
     with blaming(repo.folder):
+        if has_integer_products(transformer):
+            use_int8_kernel(transformer, find_int8_kernel(device))
         if offload == "model":
             pipeline.enable_model_cpu_offload(device=device)
         elif offload == "sequential":
@@ -158,7 +162,7 @@ def forwarding_logs(reporter: Reporter) -> Iterator[None]:
         def emit(self, record: logging.LogRecord) -> None:
             reporter.note(record.getMessage())
 
-    logger = logging.getLogger("converter.models.lens")
+    logger = logging.getLogger("converter.models")
     handler, propagates = Handler(), logger.propagate
     logger.addHandler(handler)
     logger.propagate = False

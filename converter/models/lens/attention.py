@@ -12,6 +12,7 @@ from diffusers.models.normalization import RMSNorm
 from torch import nn
 from torch.nn.functional import pad
 
+from converter.models.lens.quantized import apply_to_full_rows
 from converter.models.lens.rotary import rotate
 
 #: Epsilon of the norms of queries and keys; upstream's block overrides its attention's default of 1e-5.
@@ -77,7 +78,7 @@ class LensAttnProcessor:
         if not text_tokens:
             return image, encoder_hidden_states
         with_text = len(encoder_hidden_states)
-        text = attn.to_add_out(_join(texts)[:with_text])
+        text = apply_to_full_rows(attn.to_add_out, _join(texts)[:with_text])
         # Caches of diffusers expect a row for each sample.
         return image, _pad(text, 0, batch - with_text)
 
@@ -157,7 +158,7 @@ class LensAttention(nn.Module, AttentionModuleMixin):
 
     def project_text(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the same for the text stream."""
-        query, key, value = self.txt_qkv(states).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        query, key, value = apply_to_full_rows(self.txt_qkv, states).unflatten(-1, (3, self.heads, -1)).unbind(2)
         return self.norm_added_q(query), self.norm_added_k(key), value
 
     def forward(

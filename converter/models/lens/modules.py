@@ -27,6 +27,7 @@ from torch.nn.functional import silu
 
 from converter.models.lens.attention import LensAttention, TextRuns, drop_padding
 from converter.models.lens.layout import TIMESTEP_CHANNELS, LensConfig
+from converter.models.lens.quantized import apply_to_full_rows
 from converter.models.lens.rotary import rotations
 
 #: Upstream's epsilons: for norms of text features, and for all other norms.
@@ -265,7 +266,9 @@ class LensTransformerBlock(nn.Module):
         # A graph that depended on ``is_last`` would be compiled twice for the repeated blocks.
         if has_text and (torch.compiler.is_compiling() or not self.is_last):
             text = torch.addcmul(text, text_mod[2], text_output[: len(text)])
-            text_output = self.txt_mlp(torch.addcmul(text_mod[3], self.txt_norm2(text), 1 + text_mod[4]))
+            # The rows of the text vary with the prompt; those of the image do not, and copying them would cost more.
+            text_input = torch.addcmul(text_mod[3], self.txt_norm2(text), 1 + text_mod[4])
+            text_output = apply_to_full_rows(self.txt_mlp, text_input)
             text = torch.addcmul(text, text_mod[5], text_output)
         return text, image
 

@@ -12,12 +12,39 @@ from typing import Any
 
 import torch
 
+from converter.models.sdnq_layers import has_integer_products, multiplies_quantized, quantized_layers
+
+#: Rows that layers are padded to: the least rows of a tile in SDNQ's Triton kernels (sdnq 0.2.8, triton_scaled_mm.py).
+_ROWS = 64
+#: Fewer are multiplied with dequantized weights by SDNQ itself (sdnq 0.2.8, layers/linear/linear_int8.py).
+_MINIMUM_ROWS = 32
+
 logger = logging.getLogger(__name__)
 
 
-def quantized_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Return the layers of a model that SDNQ has quantized."""
-    return [module for module in model.modules() if hasattr(module, "sdnq_dequantizer")]
+def apply_to_full_rows(module: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """Apply a module that treats each row alone, such as a linear layer, to a stream of varying length.
+
+    On a GPU, SDNQ's kernels are compiled and tuned for each number of rows. Where they multiply integers, rows are
+    added up to a multiple of 64, and their results dropped. They are ones, because zeros have no scale: SDNQ would
+    divide by it. On a CPU, where nothing is compiled, more rows would only take longer.
+
+    Args:
+        module: with layers that SDNQ may have quantized; adapters may be loaded into them.
+        states: ``[batch, tokens, channels]``.
+    """
+    rows = states.shape[:-1].numel()
+    padding = -rows % _ROWS if is_tuned_to_rows(states.device) and rows >= _MINIMUM_ROWS else 0
+    if not padding or not has_integer_products(module):
+        return module(states)
+    padded = torch.nn.functional.pad(states.flatten(0, -2), (0, 0, 0, padding), value=1.0)
+    result: torch.Tensor = module(padded[None])[0, :rows]
+    return result.unflatten(0, states.shape[:-1])
+
+
+def is_tuned_to_rows(device: torch.device) -> bool:
+    """Return whether kernels on a device are compiled for a number of rows."""
+    return str(device.type) != "cpu"
 
 
 def apply_serialized_matmul(model: torch.nn.Module) -> bool:
@@ -46,4 +73,4 @@ def apply_serialized_matmul(model: torch.nn.Module) -> bool:
 
 
 def _multiplies_quantized(model: torch.nn.Module) -> bool:
-    return any(layer.sdnq_dequantizer.use_quantized_matmul for layer in quantized_layers(model))
+    return any(map(multiplies_quantized, quantized_layers(model)))

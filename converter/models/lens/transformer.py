@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from diffusers.hooks._helpers import (
 )
 from diffusers.loaders import PeftAdapterMixin
 
+from converter.models.int8_kernels import prepare_int8_kernel
 from converter.models.lens import attention, modules
 from converter.models.lens.adapters import HUB_OPTIONS, LensLoraLoaderMixin, normalize_adapter
-from converter.models.lens.quantized import apply_serialized_matmul, quantized_layers
+from converter.models.lens.quantized import apply_serialized_matmul
+from converter.models.sdnq_layers import quantized_layers
 
 
 class LensTransformer2DModel(modules.LensTransformer2DModel, PeftAdapterMixin):
@@ -29,6 +32,13 @@ class LensTransformer2DModel(modules.LensTransformer2DModel, PeftAdapterMixin):
         loaded = super().from_pretrained(*arguments, **options)
         apply_serialized_matmul(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
+
+    @wraps(modules.LensTransformer2DModel.forward)
+    def forward(self, hidden_states: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        # Here, offloading has moved weights and input already, and it does not matter how the model was loaded.
+        if not torch.compiler.is_compiling():
+            prepare_int8_kernel(self, hidden_states.device)
+        return super().forward(hidden_states, *arguments, **options)
 
     def to(self, *arguments: Any, **options: Any) -> Any:
         """Move or cast like every model of diffusers, which refuses to cast quantized weights."""
