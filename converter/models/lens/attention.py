@@ -12,6 +12,7 @@ from diffusers.models.normalization import RMSNorm
 from torch import nn
 from torch.nn.functional import pad
 
+from converter.models.lens.int8_rows import Int8Rows, apply_linear
 from converter.models.lens.rotary import rotate
 
 #: Epsilon of the norms of queries and keys; upstream's block overrides its attention's default of 1e-5.
@@ -150,14 +151,14 @@ class LensAttention(nn.Module, AttentionModuleMixin):
         self.to_add_out = nn.Linear(width, width)
         self.set_processor(LensAttnProcessor())
 
-    def project_image(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project_image(self, states: torch.Tensor | Int8Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute normed queries, normed keys and values of the image, ``[batch, tokens, heads, head_width]`` each."""
-        query, key, value = self.img_qkv(states).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        query, key, value = apply_linear(self.img_qkv, states).unflatten(-1, (3, self.heads, -1)).unbind(2)
         return self.norm_q(query), self.norm_k(key), value
 
-    def project_text(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project_text(self, states: torch.Tensor | Int8Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the same for the text stream."""
-        query, key, value = self.txt_qkv(states).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        query, key, value = apply_linear(self.txt_qkv, states).unflatten(-1, (3, self.heads, -1)).unbind(2)
         return self.norm_added_q(query), self.norm_added_k(key), value
 
     def forward(
