@@ -1,13 +1,14 @@
 """Quantize the inputs of SDNQ's layers together with the operations before them, where that gives the same codes.
 
-Each stream of a block norms, modulates and quantizes in one pass, multiplies ``w1`` and ``w3`` as one matrix, and applies
-SiLU, multiplies and quantizes in one pass. Where a layer is not as expected when it is called, because of an adapter, a
-hook or another dtype, the block computes as it does without the chain.
+Each stream of a block norms, modulates and quantizes in one pass, multiplies by ``w1`` and ``w3`` as one matrix, and
+applies SiLU, multiplies and quantizes in one pass. Where a layer is not as expected when it is called, because of an
+adapter, a hook or another dtype, the block computes as it does without the chain.
 """
 
 from __future__ import annotations
 
 import copy
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,8 @@ class Int8Chain:
         codes, scales = quantize(states, norm.weight, norm.eps, shift, scale)
         if pads:
             codes, scales = pad_rows(codes, scales)
-        return Int8Rows(codes, scales, states.shape, self.compiles)
+        batch, tokens, channels = states.shape
+        return Int8Rows(codes, scales, (batch, tokens, channels), self.compiles)
 
 
 def enable_int8_chain(transformer: Any, device: torch.device, *, compiles: bool | None = None) -> str | None:
@@ -121,6 +123,11 @@ def enable_int8_chain(transformer: Any, device: torch.device, *, compiles: bool 
         for block in blocks:
             block.int8_chain = chain
     return reason
+
+
+def uses_int8_chain(transformer: Any) -> bool:
+    """Return whether the chain is enabled."""
+    return any(block.int8_chain is not None for block in transformer.transformer_blocks)
 
 
 def find_obstacle(norm: Any, users: tuple[Any, ...]) -> str | None:
@@ -176,7 +183,7 @@ def _disagreement(chain: Int8Chain, block: Any, device: torch.device) -> str | N
             return next((problem for stream in _STREAMS for problem in _compare(chain, block, stream)), None)
     except torch.OutOfMemoryError:
         raise
-    except QUANTIZING_ERRORS as error:
+    except (*QUANTIZING_ERRORS, ImportError, OSError, subprocess.SubprocessError) as error:
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 

@@ -1,8 +1,8 @@
 """Activations in int8, each made in one pass: what SDNQ's layers compute from the results of several operations.
 
-SDNQ's eager layers work in bfloat16, and round after every operation. Functions here compute the same in float32 and round
-where they do, so that a compiler can make one kernel of each function and the codes stay the same. The layers are those of
-sdnq 0.2.8, ``layers/linear/linear_int8.py``.
+SDNQ's eager layers work in bfloat16, and round after every operation. Functions here compute the same in float32 and
+round where they do, so that a compiler can make one kernel of each function and the codes stay the same. The layers are
+those of sdnq 0.2.8, ``layers/linear/linear_int8.py``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Int8Rows:
     """int8, ``[rows, channels]``."""
     scale: torch.Tensor
     """bfloat16, ``[rows, 1]``."""
-    shape: torch.Size
+    shape: tuple[int, int, int]
     """Of the tensor that this stands for, ``[batch, tokens, channels]``."""
     compiles: bool
     """Whether the functions here run compiled."""
@@ -123,7 +123,8 @@ def compiled_if(compiles: bool, function: Callable[..., Any]) -> Callable[..., A
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, fullgraph=True)
+    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True)
+    return compiled
 
 
 def _quantize(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
