@@ -57,19 +57,20 @@ class Int8Chain:
 
     compiles: bool
 
-    def applies(self, states: torch.Tensor, norm: Any, users: tuple[Any, ...]) -> bool:
-        """Return whether ``modulate`` can make what some modules take.
+    def applies(self, states: torch.Tensor, norm: Any, user: Any, layers: tuple[Any, ...]) -> bool:
+        """Return whether ``modulate`` can make the input of a module.
 
         Args:
             states: the input of the norm, ``[batch, tokens, channels]``.
             norm: before the modulation.
-            users: modules that get the result, with the modules inside them that matter.
+            user: the module that gets the result.
+            layers: those of its linear layers that the result goes through.
         """
         return (
             not torch.is_grad_enabled()
             and states.dtype == DTYPE
             and states.shape[0] * states.shape[1] >= _FEWEST_ROWS
-            and find_obstacle(norm, users) is None
+            and find_obstacle(norm, user, layers) is None
         )
 
     def modulate(
@@ -116,7 +117,7 @@ def enable_int8_chain(transformer: Any, device: torch.device, *, compiles: bool 
 
         compiles = check_torch_compile()
     chain = Int8Chain(compiles)
-    uses = (use for stream in _STREAMS for use in _uses(blocks[0], stream))
+    uses = [use for stream in _STREAMS for use in _uses(blocks[0], stream)]
     reason = next(filter(None, (find_obstacle(*use) for use in uses)), None)
     reason = reason or _disagreement(chain, blocks[0], device)
     if reason is None:
@@ -130,15 +131,14 @@ def uses_int8_chain(transformer: Any) -> bool:
     return any(block.int8_chain is not None for block in transformer.transformer_blocks)
 
 
-def find_obstacle(norm: Any, users: tuple[Any, ...]) -> str | None:
-    """Return why the chain cannot do what a norm and the modules after it do; None if it can."""
+def find_obstacle(norm: Any, user: Any, layers: tuple[Any, ...]) -> str | None:
+    """Return why the chain cannot do what a norm and a module after it do; None if it can. Arguments as above."""
     if type(norm) is not RMSNorm or norm.weight is None or norm.weight.dtype != DTYPE or norm.bias is not None:
         return "a norm does not compute in bfloat16"
-    for module in (norm, *users):
-        if not _is_plain(module):
-            return f"a {type(module).__name__} has hooks or another processor, as with adapters, caches and offloading"
-        if isinstance(module, torch.nn.Linear) and not _multiplies_int8(module):
-            return "a layer does not multiply as those of lens-uint4-static"
+    if not all(map(_multiplies_int8, layers)):
+        return "a layer does not multiply in int8 with scales in bfloat16, or has an adapter"
+    if not all(map(_is_plain, (norm, user, *layers))):
+        return "a module has hooks, as with offloading and caches, or another attention processor"
     return None
 
 
@@ -157,7 +157,7 @@ def _is_plain(module: Any) -> bool:
 def _multiplies_int8(layer: Any) -> bool:
     """Return whether a layer is of SDNQ and multiplies rows in int8 by weights that are quantized anew."""
     how = getattr(layer, "sdnq_dequantizer", None)
-    if how is None:
+    if how is None or not isinstance(layer, torch.nn.Linear):
         return False
     from sdnq.layers.linear.linear_int8 import quantized_linear_forward_int8_matmul
 
@@ -169,10 +169,11 @@ def _multiplies_int8(layer: Any) -> bool:
     )
 
 
-def _uses(block: Any, stream: str) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """Yield the two norms of a stream, each with the modules that its modulated output goes through."""
-    yield getattr(block, f"{stream}_norm1"), (block.attn, getattr(block.attn, f"{stream}_qkv"))
-    yield getattr(block, f"{stream}_norm2"), tuple(getattr(block, f"{stream}_mlp").modules())
+def _uses(block: Any, stream: str) -> Iterator[tuple[Any, Any, tuple[Any, ...]]]:
+    """Yield the norms of a stream, and with each the module that gets its modulated output, and the layers inside."""
+    mlp = getattr(block, f"{stream}_mlp")
+    yield getattr(block, f"{stream}_norm1"), block.attn, (getattr(block.attn, f"{stream}_qkv"),)
+    yield getattr(block, f"{stream}_norm2"), mlp, tuple(mlp.children())
 
 
 def _disagreement(chain: Int8Chain, block: Any, device: torch.device) -> str | None:
@@ -189,7 +190,7 @@ def _disagreement(chain: Int8Chain, block: Any, device: torch.device) -> str | N
 
 def _compare(chain: Int8Chain, block: Any, stream: str) -> Iterator[str]:
     """Yield what the chain computes otherwise than the layers of a stream, on random input."""
-    (norm1, (_, qkv)), (norm2, (mlp, *_)) = _uses(block, stream)
+    (norm1, _, (qkv,)), (norm2, mlp, _) = _uses(block, stream)
     generator = torch.Generator().manual_seed(0)
     width = norm1.weight.numel()
     states, shift, scale = (

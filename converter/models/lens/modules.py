@@ -267,13 +267,13 @@ class LensTransformerBlock(nn.Module):
             )
         image_output, text_output = self.attn(image_input, text_input, rotary, attention_mask, text_runs)
         image = torch.addcmul(image, gate1, image_output)
-        image_output = self.img_mlp(self._modulate(image, self.img_norm2, shift2, scale2, *self.img_mlp.modules()))
-        image = torch.addcmul(image, gate2, image_output)
+        image_input = self._modulate(image, self.img_norm2, shift2, scale2, self.img_mlp, *self.img_mlp.children())
+        image = torch.addcmul(image, gate2, self.img_mlp(image_input))
         # A graph that depended on ``is_last`` would be compiled twice for the repeated blocks.
         if has_text and (torch.compiler.is_compiling() or not self.is_last):
             text = torch.addcmul(text, text_mod[2], text_output[: len(text)])
             text_input = self._modulate(
-                text, self.txt_norm2, text_mod[3], text_mod[4], *self.txt_mlp.modules(), pads=True
+                text, self.txt_norm2, text_mod[3], text_mod[4], self.txt_mlp, *self.txt_mlp.children(), pads=True
             )
             text = torch.addcmul(text, text_mod[5], self.txt_mlp(text_input))
         return text, image
@@ -284,11 +284,12 @@ class LensTransformerBlock(nn.Module):
         norm: nn.Module,
         shift: torch.Tensor,
         scale: torch.Tensor,
-        *users: nn.Module,
+        user: nn.Module,
+        *layers: nn.Module,
         pads: bool = False,
     ) -> torch.Tensor | Int8Rows:
-        """Norm and modulate; ``int8_chain`` describes the arguments."""
-        if self.int8_chain is not None and self.int8_chain.applies(states, norm, users):
+        """Norm and modulate; ``Int8Chain`` describes the arguments."""
+        if self.int8_chain is not None and self.int8_chain.applies(states, norm, user, layers):
             return self.int8_chain.modulate(states, norm, shift, scale, pads=pads)
         return torch.addcmul(shift, norm(states), 1 + scale)
 
