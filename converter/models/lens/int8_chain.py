@@ -144,10 +144,11 @@ def find_obstacle(norm: Any, user: Any, layers: tuple[Any, ...]) -> str | None:
 
 def _is_plain(module: Any) -> bool:
     """Return whether calling a module does what its class says, and no more."""
-    function = getattr(module.forward, "__func__", None)
+    # Libraries replace this attribute for their hooks, and set it to the class's own method when they remove them.
+    forward = module.__dict__.get("forward")
     processor = getattr(module, "processor", None)
     return (
-        function is type(module).forward
+        (forward is None or getattr(forward, "__func__", None) is type(module).forward)
         and not module._forward_hooks
         and not module._forward_pre_hooks
         and (processor is None or type(processor) is module._default_processor_cls)
@@ -185,7 +186,9 @@ def _disagreement(chain: Int8Chain, block: Any, device: torch.device) -> str | N
     except torch.OutOfMemoryError:
         raise
     except (*QUANTIZING_ERRORS, ImportError, OSError, subprocess.SubprocessError) as error:
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        # Errors of torch's compiler begin with its name.
+        cause = getattr(error, "inner_exception", error)
+        return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
 
 
 def _compare(chain: Int8Chain, block: Any, stream: str) -> Iterator[str]:
