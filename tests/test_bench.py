@@ -34,7 +34,6 @@ from tests.conftest import ROOT, Lensconv, Outcome, command, edit_json, names_in
 from tests.expected import check_expected
 from tests.reporters import Notes
 
-
 #: On a CPU it gives the same images.
 CHAIN = ("--int8", "chain")
 
