@@ -34,6 +34,9 @@ from tests.conftest import ROOT, Lensconv, Outcome, command, edit_json, names_in
 from tests.expected import check_expected
 from tests.reporters import Notes
 
+#: On a CPU it gives the same images.
+CHAIN = ("--int8", "chain")
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -98,7 +101,7 @@ def image_rows(output: Path) -> list[dict[str, Any]]:
 def finished(tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Standard and offload, killed by SIGKILL after two images and run again."""
     output = tmp_path_factory.mktemp("bench") / "evidence"
-    arguments = ("bench", tiny_repo, tiny_release, "--prompts", suite, "--out", output, *DRAWING, "--json")
+    arguments = ("bench", tiny_repo, tiny_release, "--prompts", suite, "--out", output, *DRAWING, *CHAIN, "--json")
     process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wait_for_rows(process, output, images=2)
     # A worker that stands still does not end by itself.
@@ -191,7 +194,7 @@ def test_fidelity_is_measured_beside_a_baseline(finished: Finished, tiny_release
 def test_the_images_are_those_of_generate(finished: Finished, tiny_release: Path, lensconv: Lensconv) -> None:
     image = finished.output.parent / "B2.png"
     prompt = 'вывеска "ХЛЕБ" над дверью'
-    outcome = lensconv("generate", tiny_release, "--prompt", prompt, "--seed", 302, "--out", image, *DRAWING)
+    outcome = lensconv("generate", tiny_release, "--prompt", prompt, "--seed", 302, "--out", image, *DRAWING, *CHAIN)
     shown = "B2.png:96x64,2steps,guidance5,seed302,bfloat16oncpu,SDNQuint4,"
     assert (outcome.code, shown in "".join(outcome.stderr.split())) == (0, True)
     assert image.read_bytes() == (finished.output / "images" / "quantized" / "B2-302-quantized.png").read_bytes()
@@ -207,7 +210,7 @@ def test_a_finished_run_measures_nothing_again_but_refuses_weights_that_change(
             return super().progress(label, total, unit)
 
     before = (finished.output / "measurements.jsonl").read_bytes()
-    drawing = converter.GenerateOptions(steps=2, height=64, width=96, negative_prompt="blur")
+    drawing = converter.GenerateOptions(steps=2, height=64, width=96, negative_prompt="blur", int8="chain")
     prompts, said = converter.read_suite(suite), Changing()
     with pytest.raises(converter.LensconvError, match="changed while it was measured"):
         converter.bench(tiny_repo, release, finished.output, prompts, drawing=drawing, reporter=said)

@@ -91,7 +91,7 @@ def test_offloading_and_quantizing_change_nothing_and_little(
     for file in (release / "transformer").glob("*config.json"):
         file.write_text(file.read_text().replace('"use_quantized_matmul": true', '"use_quantized_matmul": false'))
     for drawn, products in ((outcome, "int8"), (draw(lensconv, release, tmp_path / "plain.png"), None)):
-        quantization = {"weights_dtype": "uint4", "layers": 40, "quantized_matmul": products}
+        quantization = {"weights_dtype": "uint4", "layers": 40, "quantized_matmul": products, "int8_chain": False}
         assert drawn.result["settings"]["quantization"] == quantization
     difference = np.abs(pixels(tmp_path / "quantized-none.png") - pixels(tmp_path / "original-none.png"))
     # Another seed differs by 50 levels on average, here as with the real model.
@@ -99,6 +99,27 @@ def test_offloading_and_quantizing_change_nothing_and_little(
     assert draw(lensconv, tiny_repo, tmp_path / "float32.png", "--dtype", "float32").code == 0
     difference = np.abs(pixels(tmp_path / "float32.png") - pixels(tmp_path / "original-none.png"))
     assert 0 < difference.mean() < 10
+
+
+def test_the_int8_chain_draws_the_same_image_where_it_can(
+    tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
+) -> None:
+    draws: dict[str, tuple[Path, tuple[str, ...], bool | None]] = {
+        "sdnq": (tiny_release, ("--int8", "sdnq"), False),
+        "chain": (tiny_release, (), True),
+        "offloaded": (tiny_release, ("--offload", "sequential"), False),
+        "original": (tiny_repo, (), None),
+    }
+    for name, (repo, options, is_used) in draws.items():
+        outcome = draw(lensconv, repo, tmp_path / f"{name}.png", "--int8", "chain", *options)
+        assert accepted(outcome.result, "generate") == []
+        told = "the int8 chain is not used, but SDNQ's own layers: a module has hooks" in outcome.stderr
+        assert told == (name == "offloaded")
+        settings = outcome.result["settings"]
+        assert settings["int8"] == ("sdnq" if name == "sdnq" else "chain")
+        assert (settings["quantization"] or {}).get("int8_chain") is is_used
+    for name in ("chain", "offloaded"):
+        assert (pixels(tmp_path / f"{name}.png") == pixels(tmp_path / "sdnq.png")).all()
 
 
 def test_an_image_of_the_default_size(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:

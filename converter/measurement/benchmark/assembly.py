@@ -101,6 +101,7 @@ class Assembly:
             "width": settings.width,
             "dtype": settings.dtype,
             "date": settings.date,
+            "int8": settings.int8,
             "negative_prompt": settings.negative_prompt,
             "repeats": max(self._repeats.values(), default=1),
             "modes": self._modes,
@@ -193,6 +194,7 @@ class Assembly:
             model["load_times_s"] = [figures["time_s"] for figures in loads]
             model["load_cache_warm"] = all(figures["cache_warm"] for figures in loads)
             model["components"] = loads[0]["components"]
+            model |= _int8(loads)
         sides = [row[name] for row in matrix["prompts"] if "time_s" in row[name]]
         if matrix["mode"] == "standard" and sides:
             for key in shared_figures(sides):
@@ -236,6 +238,7 @@ class Assembly:
                 for prompt in self._suite.prompts
                 if (times := [found["time_s"] for found in self._measured[mode, name, prompt.id]])
             },
+            **_int8(loads),
         }
         return {**model, "failed": failed} if failed else model
 
@@ -246,3 +249,8 @@ class Assembly:
             for (cell, key), reasons in self._journal.failures.items()
             if cell.mode == mode and cell.model == model and (cell, key) not in self._journal.measured
         ]
+
+
+def _int8(loads: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Say how quantized layers computed, if the chain was asked for; all loads are of one kind."""
+    return {"int8": loads[0]["int8"]} if loads and "int8" in loads[0] else {}

@@ -21,6 +21,7 @@ from converter.measurement.generation.generate import call_arguments, image_meta
 from converter.measurement.generation.image_file import write_image
 from converter.measurement.generation.loading import (
     blaming,
+    choose_int8,
     encoder_unpacks,
     load_pipeline,
     load_text_encoder,
@@ -61,7 +62,7 @@ class Session:
 
         Returns:
             ``time_s``, ``peak_…_gb``, whether all files fit into the page cache (``cache_warm``), and the memory of
-            each component (``components``).
+            each component (``components``). If the chain was asked for, whether it is used or why not (``int8``).
 
         Raises:
             InputError: a component cannot be loaded.
@@ -94,6 +95,9 @@ class Session:
             )
             figures = watch.stop()
         figures.pop("stages")
+        reason = choose_int8(self.pipeline, self.repo, self.device, settings.int8)
+        if reason is not None:
+            figures["int8"] = f"sdnq: {reason}" if reason else "chain"
         self.pipeline.prompt_date = date.fromisoformat(settings.date)
         return {**figures, "cache_warm": cached, "components": self._component_sizes()}
 

@@ -23,13 +23,14 @@ from converter.libraries import package_versions, quantization_environment
 from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.encoding import PromptStage
 from converter.measurement.generation.image_file import refuse_output, write_image
-from converter.measurement.generation.loading import blaming, forwarding_logs, load_pipeline
+from converter.measurement.generation.loading import blaming, choose_int8, forwarding_logs, load_pipeline
 from converter.measurement.generation.memory import DTYPE_BYTES, loaded_bytes, predict_memory, require_memory
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import PipelineRepo, open_pipeline
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.memory import peak_rss_bytes
 from converter.models.lens.features import PromptFeatures
+from converter.models.lens.int8_chain import uses_int8_chain
 from converter.models.lens.mxfp4 import unpacking_text
 from converter.models.sdnq_layers import multiplies_quantized, quantized_layers
 
@@ -115,6 +116,8 @@ def generate(
             features |= stage.encode(missing)
         reporter.note(f"generating: loading the transformer, {readable_size(opened.transformer.total_bytes)}")
         pipeline = load_pipeline(opened, getattr(torch, settings.dtype), device, options.offload)
+        if reason := choose_int8(pipeline, opened, device, settings.int8):
+            reporter.note(f"the int8 chain is not used, but SDNQ's own layers: {reason}")
     image = _run(pipeline, opened, settings, features, reporter)
     metadata = image_metadata(settings, device, opened, pipeline)
     write_image(image, output, metadata)
@@ -196,4 +199,5 @@ def _quantization(repo: PipelineRepo, pipeline: Any) -> dict[str, Any] | None:
         "weights_dtype": repo.quantization.get("weights_dtype"),
         "layers": len(layers),
         "quantized_matmul": ", ".join(sorted(in_use)) or None,
+        "int8_chain": uses_int8_chain(pipeline.transformer),
     }

@@ -21,6 +21,7 @@ from converter.measurement.generation.memory import LESS_MEMORY
 from converter.measurement.generation.repo import PipelineRepo
 from converter.models.classes import refuse_absurd
 from converter.models.int8_kernels import find_int8_kernel, use_int8_kernel
+from converter.models.lens.int8_chain import enable_int8_chain
 from converter.models.lens.layout import MAXIMUM_LAYERS
 from converter.models.lens.mxfp4 import will_unpack
 from converter.models.sdnq_layers import has_integer_products
@@ -112,6 +113,27 @@ def load_pipeline(
         else:
             pipeline.to(device)
     return pipeline
+
+
+def choose_int8(pipeline: Any, repo: PipelineRepo, device: torch.device, method: str) -> str | None:
+    """Let quantized layers of the transformer compute as the caller asks for, if that is possible.
+
+    Args:
+        pipeline: the pipeline, where it runs.
+        repo: its pipeline repo.
+        device: where it runs.
+        method: as ``int8`` in ``GenerateOptions``.
+
+    Returns:
+        Why SDNQ's own layers compute, though the chain was asked for; empty if the chain is used. None if it was not
+        asked for, or there are no quantized layers.
+
+    Raises: as ``load_text_encoder``.
+    """
+    if method != "chain" or repo.quantization is None:
+        return None
+    with blaming(repo.transformer.folder):
+        return enable_int8_chain(pipeline.transformer, device) or ""
 
 
 def _load(model_class: Any, checkpoint: Any, **options: Any) -> Any:

@@ -10,6 +10,8 @@ from converter.errors import UsageError
 from converter.models.lens.resolutions import ASPECT_RATIOS, RESOLUTIONS
 
 OFFLOADS = ("none", "model", "sequential")
+#: How layers that multiply in int8 compute: as SDNQ's, or as the chain of ``converter.models.lens.int8_chain``.
+INT8_METHODS = ("sdnq", "chain")
 #: The date in the conversation around a prompt, unless the caller names another. It is fixed: upstream uses the current
 #: date, with which the same seed would give another image tomorrow. ComfyUI and mflux chose the same date.
 PROMPT_DATE = "2026-05-23"
@@ -61,6 +63,12 @@ class GenerateOptions:
         "none",
         "What stays on the CPU until it runs: none (nothing), model (each component), sequential (each layer).",
         choices=OFFLOADS,
+    )
+    int8: str = option(
+        "sdnq",
+        "How quantized layers multiply in int8: sdnq (each by itself), chain (together with the operations before "
+        "them, if the results agree; not yet measured on a GPU).",
+        choices=INT8_METHODS,
     )
     features: Path | None = field(
         default=None,

@@ -32,6 +32,8 @@ class Settings:
     dtype: str
     date: str
     """Date that the text encoder is given."""
+    int8: str = "sdnq"
+    """How quantized layers compute, as in ``GenerateOptions``."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -71,6 +73,7 @@ def choose_settings(repo: PipelineRepo, prompt: str, options: GenerateOptions) -
         width=width,
         dtype=options.dtype,
         date=day,
+        int8=options.int8,
     )
 
 

@@ -12,6 +12,7 @@ from diffusers.models.normalization import RMSNorm
 from torch import nn
 from torch.nn.functional import pad
 
+from converter.models.lens.int8_rows import Int8Rows, apply_module
 from converter.models.lens.quantized import apply_to_full_rows
 from converter.models.lens.rotary import rotate
 
@@ -151,12 +152,12 @@ class LensAttention(nn.Module, AttentionModuleMixin):
         self.to_add_out = nn.Linear(width, width)
         self.set_processor(LensAttnProcessor())
 
-    def project_image(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project_image(self, states: torch.Tensor | Int8Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute normed queries, normed keys and values of the image, ``[batch, tokens, heads, head_width]`` each."""
-        query, key, value = self.img_qkv(states).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        query, key, value = apply_module(self.img_qkv, states).unflatten(-1, (3, self.heads, -1)).unbind(2)
         return self.norm_q(query), self.norm_k(key), value
 
-    def project_text(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project_text(self, states: torch.Tensor | Int8Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Compute the same for the text stream."""
         query, key, value = apply_to_full_rows(self.txt_qkv, states).unflatten(-1, (3, self.heads, -1)).unbind(2)
         return self.norm_added_q(query), self.norm_added_k(key), value

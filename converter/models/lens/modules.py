@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.functional import silu
 
 from converter.models.lens.attention import LensAttention, TextRuns, drop_padding
+from converter.models.lens.int8_rows import Int8Rows
 from converter.models.lens.layout import TIMESTEP_CHANNELS, LensConfig
 from converter.models.lens.quantized import apply_to_full_rows
 from converter.models.lens.rotary import rotations
@@ -218,6 +219,9 @@ class LensTransformerBlock(nn.Module):
             not computed, unless blocks are compiled; checkpoints contain its weights nevertheless.
     """
 
+    #: Set by ``enable_int8_chain``: makes the inputs of quantized layers in int8.
+    int8_chain: Any = None
+
     def __init__(self, config: LensConfig, *, is_last: bool = False) -> None:
         super().__init__()
         self.is_last = is_last
@@ -254,23 +258,42 @@ class LensTransformerBlock(nn.Module):
         has_text = encoder_hidden_states.shape[1] > 0
         image, text = hidden_states, encoder_hidden_states
         shift1, scale1, gate1, shift2, scale2, gate2 = self.img_mod(temb)[:, None].chunk(6, dim=-1)
-        image_input, text_input = torch.addcmul(shift1, self.img_norm1(image), 1 + scale1), text
+        image_input = self._modulate(image, self.img_norm1, shift1, scale1, self.attn, self.attn.img_qkv)
+        text_input: torch.Tensor | Int8Rows = text
         if has_text:
             # Kernels for quantized weights may fail with zero tokens.
             text_mod = self.txt_mod(temb[: len(text)])[:, None].chunk(6, dim=-1)
-            text_input = torch.addcmul(text_mod[0], self.txt_norm1(text), 1 + text_mod[1])
+            text_input = self._modulate(
+                text, self.txt_norm1, text_mod[0], text_mod[1], self.attn, self.attn.txt_qkv, pads=True
+            )
         image_output, text_output = self.attn(image_input, text_input, rotary, attention_mask, text_runs)
         image = torch.addcmul(image, gate1, image_output)
-        image_output = self.img_mlp(torch.addcmul(shift2, self.img_norm2(image), 1 + scale2))
-        image = torch.addcmul(image, gate2, image_output)
+        image_input = self._modulate(image, self.img_norm2, shift2, scale2, self.img_mlp, *self.img_mlp.children())
+        image = torch.addcmul(image, gate2, self.img_mlp(image_input))
         # A graph that depended on ``is_last`` would be compiled twice for the repeated blocks.
         if has_text and (torch.compiler.is_compiling() or not self.is_last):
             text = torch.addcmul(text, text_mod[2], text_output[: len(text)])
             # The rows of the text vary with the prompt; those of the image do not, and copying them would cost more.
-            text_input = torch.addcmul(text_mod[3], self.txt_norm2(text), 1 + text_mod[4])
-            text_output = apply_to_full_rows(self.txt_mlp, text_input)
-            text = torch.addcmul(text, text_mod[5], text_output)
+            text_input = self._modulate(
+                text, self.txt_norm2, text_mod[3], text_mod[4], self.txt_mlp, *self.txt_mlp.children(), pads=True
+            )
+            text = torch.addcmul(text, text_mod[5], apply_to_full_rows(self.txt_mlp, text_input))
         return text, image
+
+    def _modulate(
+        self,
+        states: torch.Tensor,
+        norm: nn.Module,
+        shift: torch.Tensor,
+        scale: torch.Tensor,
+        user: nn.Module,
+        *layers: nn.Module,
+        pads: bool = False,
+    ) -> torch.Tensor | Int8Rows:
+        """Norm and modulate; ``Int8Chain`` describes the arguments."""
+        if self.int8_chain is not None and self.int8_chain.applies(states, norm, user, layers):
+            return self.int8_chain.modulate(states, norm, shift, scale, pads=pads)
+        return torch.addcmul(shift, norm(states), 1 + scale)
 
 
 class _SwiGLU(nn.Module):
@@ -280,7 +303,9 @@ class _SwiGLU(nn.Module):
         self.w2 = nn.Linear(hidden, width, bias=False)
         self.w3 = nn.Linear(width, hidden, bias=False)
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: torch.Tensor | Int8Rows) -> torch.Tensor:
+        if isinstance(states, Int8Rows):
+            return states.swiglu(self.w1, self.w3, self.w2)
         result: torch.Tensor = self.w2(silu(self.w1(states)) * self.w3(states))
         return result
 

@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 
+from converter.models.lens.int8_rows import ROW_MULTIPLE, Int8Rows, apply_module
 from converter.models.sdnq_layers import has_integer_products, multiplies_quantized, quantized_layers
 
-#: Rows that layers are padded to: the least rows of a tile in SDNQ's Triton kernels (sdnq 0.2.8, triton_scaled_mm.py).
-_ROWS = 64
 #: Fewer are multiplied with dequantized weights by SDNQ itself (sdnq 0.2.8, layers/linear/linear_int8.py).
 _MINIMUM_ROWS = 32
 
 logger = logging.getLogger(__name__)
 
 
-def apply_to_full_rows(module: torch.nn.Module, states: torch.Tensor) -> torch.Tensor:
+def apply_to_full_rows(module: torch.nn.Module, states: torch.Tensor | Int8Rows) -> torch.Tensor:
     """Apply a module that treats each row alone, such as a linear layer, to a stream of varying length.
 
     On a GPU, SDNQ's kernels are compiled and tuned for each number of rows. Where they multiply integers, rows are
@@ -31,10 +30,12 @@ def apply_to_full_rows(module: torch.nn.Module, states: torch.Tensor) -> torch.T
 
     Args:
         module: with layers that SDNQ may have quantized; adapters may be loaded into them.
-        states: ``[batch, tokens, channels]``.
+        states: ``[batch, tokens, channels]``; ``Int8Rows`` are padded already.
     """
+    if isinstance(states, Int8Rows):
+        return apply_module(module, states)
     rows = states.shape[:-1].numel()
-    padding = -rows % _ROWS if is_tuned_to_rows(states.device) and rows >= _MINIMUM_ROWS else 0
+    padding = -rows % ROW_MULTIPLE if is_tuned_to_rows(states.device) and rows >= _MINIMUM_ROWS else 0
     if not padding or not has_integer_products(module):
         return module(states)
     padded = torch.nn.functional.pad(states.flatten(0, -2), (0, 0, 0, padding), value=1.0)
