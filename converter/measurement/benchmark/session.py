@@ -77,8 +77,7 @@ class Session:
             # Setting up the device does not count as loading.
             torch.zeros(1, device=self.device)
         self.synchronize()
-        stays = self.repo.has_packed_text_encoder and not unpacks
-        encoder_device = self.device if offload == "none" or (offload == "model" and stays) else torch.device("cpu")
+        encoder_device = self.device if offload == "none" else torch.device("cpu")
         with self._meter.watching():
             watch = Stopwatch(self._meter, "load")
             self.pipeline = load_pipeline(
