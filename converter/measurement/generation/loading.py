@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from converter.measurement.generation.memory import LESS_MEMORY
 from converter.measurement.generation.repo import PipelineRepo
 from converter.models.classes import refuse_absurd
 from converter.models.lens.layout import MAXIMUM_LAYERS
-from converter.models.lens.mxfp4 import will_unpack
+from converter.models.lens.mxfp4 import unpacking_reason
 
 #: What torch says when the CPU's memory is used up; it has no class of errors for that.
 _NO_MEMORY = ("can't allocate memory", "not enough memory")
@@ -44,9 +44,13 @@ def load_tokenizer(repo: PipelineRepo) -> Any:
             raise ValueError(str(error)) from error
 
 
-def encoder_unpacks(repo: PipelineRepo, offload: str) -> bool:
-    """Return whether the text encoder is stored in MXFP4 and is unpacked."""
-    return repo.has_packed_text_encoder and (will_unpack() or offload == "sequential")
+def encoder_unpacking(repo: PipelineRepo, offload: str) -> str:
+    """Say why the text encoder is unpacked when it is loaded; empty if it is not in MXFP4, or stays packed."""
+    if not repo.has_packed_text_encoder:
+        return ""
+    if offload == "sequential":
+        return "--offload sequential moves every weight, and a kernel keeps packed ones on the GPU"
+    return unpacking_reason()
 
 
 def load_text_encoder(repo: PipelineRepo, dtype: torch.dtype, device: torch.device, *, unpacks: bool) -> Any:
@@ -55,7 +59,7 @@ def load_text_encoder(repo: PipelineRepo, dtype: torch.dtype, device: torch.devi
     Args:
         repo: its pipeline repo.
         dtype: of its numbers.
-        device: where it is loaded; packed weights cannot be moved later.
+        device: where it is loaded; packed experts go to the accelerator in any case, and stay there.
         unpacks: whether weights in MXFP4 are unpacked to that dtype.
 
     Raises:
@@ -66,8 +70,8 @@ def load_text_encoder(repo: PipelineRepo, dtype: torch.dtype, device: torch.devi
     options: dict[str, Any] = {}
     if device.type != "cpu":
         options["device_map"] = {"": device}
-    if unpacks:
-        options["quantization_config"] = Mxfp4Config(dequantize=True)
+    if repo.has_packed_text_encoder:
+        options["quantization_config"] = Mxfp4Config(dequantize=unpacks)
     return _load(LensGptOssEncoder, repo.text_encoder, dtype=dtype, attn_implementation="eager", **options)
 
 
@@ -79,6 +83,7 @@ def load_pipeline(
     *,
     text_encoder: Any = None,
     tokenizer: Any = None,
+    placed: Callable[[str], object] | None = None,
 ) -> Any:
     """Load the pipeline on the device where it runs.
 
@@ -89,6 +94,7 @@ def load_pipeline(
         offload: as in ``GenerateOptions``.
         text_encoder: a loaded one; without it the pipeline takes features of prompts.
         tokenizer: its tokenizer.
+        placed: without offloading, called with the name of each model that was moved to the device.
 
     Raises: as ``load_text_encoder``.
     """
@@ -106,6 +112,10 @@ def load_pipeline(
         elif offload == "sequential":
             pipeline.enable_sequential_cpu_offload(device=device)
         else:
+            for name in ("transformer", "vae"):
+                getattr(pipeline, name).to(device)
+                if placed is not None:
+                    placed(name)
             pipeline.to(device)
     return pipeline
 
