@@ -15,10 +15,12 @@ from converter.measurement.generation.memory import MemoryNeed, loaded_bytes, pr
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import choose_settings
+from tests.conftest import ROOT
 from tests.published import published_metrics, published_offload
 from tests.real_layout import real_repo
 
 GPU = torch.device("cuda:0")
+GUIDE = ROOT / "docs" / "generating.md"
 
 
 @pytest.mark.parametrize("model", ["original", "quantized"])
@@ -40,6 +42,7 @@ def test_the_published_peaks_are_predicted(model: str, tiny_repo: Path, tmp_path
     }
     for offload, peak in published.items():
         assert peak <= predicted(offload) <= 1.04 * peak, offload
+        assert f"\n| {model} | {offload} | {peak:.2f} | {predicted(offload):.2f} |\n" in GUIDE.read_text()
     # An encoder that is released takes its packed experts with it, and one that is unpacked leaves the GPU.
     assert predicted("model", keeps_encoder=False) == predicted("none", keeps_encoder=False)
     assert predicted("model", unpacks=True) == pytest.approx(41.8 + 0.3, abs=0.1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +18,12 @@ from transformers.integrations import hub_kernels
 from transformers.integrations.mxfp4 import Mxfp4GptOssMLP
 from transformers.quantizers import quantizer_mxfp4
 
-from converter.checkpoint.source import open_checkpoint
 from converter.lens import LensGptOssEncoder
 from converter.measurement.benchmark.components import Allocations, component_sizes
+from converter.measurement.generation.loading import encoder_unpacking, load_text_encoder
 from converter.measurement.generation.memory import loaded_bytes
+from converter.measurement.generation.repo import open_pipeline
+from converter.models.lens.mxfp4 import packed_tensors
 from tests.generations import packed
 from tests.lens.prompts import notices
 from tests.serving import Quiet, serving
@@ -102,21 +106,34 @@ def test_the_kernel_is_only_taken_from_the_cache(
     cache: Any, is_cached: bool, tiny_repo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without it the encoder is unpacked; with it, packed experts count as memory of the encoder."""
-    folder = packed(tiny_repo, tmp_path) / "text_encoder"
+    repo = open_pipeline(packed(tiny_repo, tmp_path))
+    folder = repo.text_encoder.folder
     kernel, asked = cache
     if is_cached:
         (kernel / "refs").mkdir(parents=True)
         (kernel / "refs" / "v1").write_text(COMMIT)
         (kernel / "snapshots" / COMMIT / "build").mkdir(parents=True)
     encoder = LensGptOssEncoder.from_pretrained(folder, dtype=torch.bfloat16)
+    loaded = load_text_encoder(repo, torch.bfloat16, torch.device("cpu"), unpacks=not is_cached)
+    assert isinstance(loaded.model.layers[0].mlp, Mxfp4GptOssMLP) == is_cached
+    # Who releases the encoder releases its packed experts.
+    held = [weakref.ref(tensor) for tensor in packed_tensors(loaded)]
+    assert len(held) == (4 * encoder.config.num_hidden_layers if is_cached else 0)
+    del loaded
+    gc.collect()
+    assert not any(tensor() is not None for tensor in held)
     assert asked == []
     assert isinstance(encoder.model.layers[0].mlp, Mxfp4GptOssMLP) == is_cached
     said = " ".join(notices(caplog))
     assert ("its kernel is not in the local cache; to get it, run `hf download " in said) != is_cached
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+    # Commands say so, too; and where an image is made on the CPU, the GPU of the machine has no part in it.
+    ways = (("none", "cuda"), ("model", "cuda"), ("sequential", "cuda"), ("none", "cpu"))
+    reasons = [encoder_unpacking(repo, offload, torch.device(device)) for offload, device in ways]
+    assert [not reason for reason in reasons] == [is_cached, is_cached, False, False]
     pipeline = SimpleNamespace(text_encoder=encoder, transformer=torch.nn.Linear(1, 1), vae=torch.nn.Linear(1, 1))
     for model in (pipeline.transformer, pipeline.vae):
         model.device = torch.device("cpu")
     found = component_sizes(pipeline, "model", Allocations(torch.device("cpu")))["text_encoder"]
-    expected = loaded_bytes(open_checkpoint(folder), 2, unpacks=not is_cached)
+    expected = loaded_bytes(repo.text_encoder, 2, unpacks=not is_cached)
     assert found == {"memory_gb": round(expected / 1e9, 3), "device_gb": 0.0}

@@ -67,7 +67,7 @@ class Session:
             MemoryLimitError: there is not enough memory.
         """
         offload = self._job.offload
-        unpacks = bool(encoder_unpacking(self.repo, offload))
+        unpacks = bool(encoder_unpacking(self.repo, offload, self.device))
         settings = Settings(**self._job.tasks[0].settings)
         on_cpu = self.device.type == "cpu"
         cached = sum(file.stat().st_size for file in self.repo.weight_files) < free_memory_bytes()

@@ -74,7 +74,7 @@ class PromptStage:
     @cached_property
     def unpacking(self) -> str:
         """Why the encoder is unpacked; empty if it is not. It is found out once, since what is kept depends on it."""
-        return encoder_unpacking(self.repo, self.offload)
+        return encoder_unpacking(self.repo, self.offload, self.device)
 
     @property
     def unpacks(self) -> bool:

@@ -21,7 +21,7 @@ from converter.measurement.generation.memory import LESS_MEMORY
 from converter.measurement.generation.repo import PipelineRepo
 from converter.models.classes import refuse_absurd
 from converter.models.lens.layout import MAXIMUM_LAYERS
-from converter.models.lens.mxfp4 import unpacking_reason
+from converter.models.lens.mxfp4 import NEEDS_GPU, unpacking_reason
 
 #: What torch says when the CPU's memory is used up; it has no class of errors for that.
 _NO_MEMORY = ("can't allocate memory", "not enough memory")
@@ -44,10 +44,19 @@ def load_tokenizer(repo: PipelineRepo) -> Any:
             raise ValueError(str(error)) from error
 
 
-def encoder_unpacking(repo: PipelineRepo, offload: str) -> str:
-    """Say why the text encoder is unpacked when it is loaded; empty if it is not in MXFP4, or stays packed."""
+def encoder_unpacking(repo: PipelineRepo, offload: str, device: torch.device) -> str:
+    """Say why the text encoder is unpacked when it is loaded; empty if it is not in MXFP4, or stays packed.
+
+    Args:
+        repo: its pipeline repo.
+        offload: as in ``GenerateOptions``.
+        device: where it runs.
+    """
     if not repo.has_packed_text_encoder:
         return ""
+    if device.type == "cpu":
+        # On a machine with a GPU, transformers would leave it packed, on the GPU.
+        return NEEDS_GPU
     if offload == "sequential":
         return "--offload sequential moves every weight, and a kernel keeps packed ones on the GPU"
     return unpacking_reason()

@@ -29,6 +29,7 @@ from converter.models.lens.adapters import HUB_OPTIONS
 #: The kernel that transformers takes, and its version: ``replace_with_mxfp4_linear`` in its integrations/mxfp4.py.
 KERNEL = "kernels-community/gpt-oss-triton-kernels"
 KERNEL_VERSION = 1
+NEEDS_GPU = "that takes a GPU of compute capability 7.5 or more, Triton and the package kernels"
 #: Puts it into the cache so that it is found without the Hub. What the package kernels downloads by itself is not,
 #: because it keeps no name of the version (seen with kernels 0.17.2).
 _DOWNLOAD = f"hf download {KERNEL} --repo-type kernel --revision v{KERNEL_VERSION}"
@@ -40,7 +41,7 @@ def unpacking_reason() -> str:
     quantizer.validate_environment()
     # transformers has kernels for packed weights on a CPU, but uses them only on request.
     if quantizer.quantization_config.dequantize or not torch.accelerator.is_available():
-        return "that takes a GPU of compute capability 7.5 or more, Triton and the package kernels"
+        return NEEDS_GPU
     return "" if _has_kernel() else f"its kernel is not in the local cache; to get it, run `{_DOWNLOAD}`"
 
 
