@@ -23,12 +23,11 @@ from converter.measurement.generation import encoding, generate
 from converter.measurement.generation.loading import blaming, forwarding_logs
 from converter.measurement.generation.memory import LESS_MEMORY
 from converter.memory import free_memory_bytes
-from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.schemas import load_schema
 from tests.cases import check_cases
-from tests.checkpoints import write_holes
 from tests.conftest import Lensconv, edit_json, names_in, run_process, time_limit
 from tests.generations import change_tensors, draw, editable, packed, pixels
+from tests.real_layout import real_repo
 from tests.reporters import Notes
 
 
@@ -160,21 +159,10 @@ def test_the_real_text_encoder_is_known_not_to_fit(tiny_repo: Path, tmp_path: Pa
     """A repo whose text encoder has the real size, as headers and holes; unpacked, it takes 41.8 GB."""
     if free_memory_bytes() > 40_000_000_000:
         pytest.skip("it fits")
-    repo = editable(tiny_repo, tmp_path)
-    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "num_local_experts")
-    sizes = dict(zip(names, (2880, 2880, 64, 8, 32), strict=True))
-    edit_json(repo / "text_encoder" / "config.json", **sizes, head_dim=64, num_experts_per_tok=4, vocab_size=201088)
-    edit_json(repo / "transformer" / "config.json", enc_hidden_dim=2880, num_layers=1)
-    config = LensConfig.from_dict(json.loads((repo / "transformer" / "config.json").read_text()))
-    write_holes(repo / "transformer" / WEIGHTS, [("F32", name, shape) for name, shape in lens_tensors(config)])
-    experts = [("U8", f"{name}_blocks", (32, rows, 90, 16)) for name, rows in (("gate_up", 5760), ("down", 2880))]
-    tensors: list[Any] = [("BF16", f"{name}.weight", (201088, 2880)) for name in ("model.embed_tokens", "lm_head")]
-    tensors += [(dtype, f"model.layers.{n}.{name}", shape) for n in range(24) for dtype, name, shape in experts]
-    write_holes(repo / "text_encoder" / "model.safetensors", tensors)
-    edit_json(repo / "text_encoder" / "config.json", quantization_config={"quant_method": "mxfp4"})
+    repo = real_repo(tiny_repo, tmp_path)
     started = time.monotonic()
     outcome = draw(lensconv, repo, tmp_path / "x.png")
     assert outcome.code == 3, outcome.stdout
-    assert "takes about 40." in outcome.result["error"]["message"]
+    assert "takes about 41.9" in outcome.result["error"]["message"]
     assert "it is unpacked" in outcome.stderr
     assert time.monotonic() - started < 60

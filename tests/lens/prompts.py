@@ -18,6 +18,13 @@ E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3
 KEPT = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
 MXFP4: dict[str, Any] = {"quant_method": "mxfp4", "modules_to_not_convert": KEPT}
 
+#: The text encoder of microsoft/Lens, which is openai/gpt-oss-20b.
+REAL_CONFIG: dict[str, Any] = {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "attention_bias": True}
+REAL_CONFIG |= {"hidden_size": 2880, "intermediate_size": 2880, "vocab_size": 201088, "tie_word_embeddings": False}
+REAL_CONFIG |= {"head_dim": 64, "num_attention_heads": 64, "num_key_value_heads": 8}
+REAL_CONFIG |= {"num_hidden_layers": 24, "layer_types": ["sliding_attention", "full_attention"] * 12}
+REAL_CONFIG |= {"num_experts_per_tok": 4, "num_local_experts": 32}
+
 
 def conversation(prompt: str, day: date) -> str:
     """All that the text encoder reads, as the facts spell it: up to where the answer would begin."""

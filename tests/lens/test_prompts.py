@@ -25,15 +25,20 @@ from converter.synthesis.tokenizer import build_tokenizer
 from tests.conftest import snapshot
 from tests.lens import reference
 from tests.lens.models import calls_of
-from tests.lens.prompts import DAY, LAYERS, MXFP4, PREFIX, SUFFIX, conversation, notices, pack_experts, stop_the_clock
+from tests.lens.prompts import (
+    DAY,
+    LAYERS,
+    MXFP4,
+    PREFIX,
+    REAL_CONFIG,
+    SUFFIX,
+    conversation,
+    notices,
+    pack_experts,
+    stop_the_clock,
+)
 
 DAYS = [DAY, date(1999, 12, 31), date(2000, 1, 1), date(2024, 2, 29), date(999, 9, 9), date(9999, 10, 10)]
-#: The text encoder of microsoft/Lens, which is openai/gpt-oss-20b.
-REAL_CONFIG: dict[str, Any] = {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "attention_bias": True}
-REAL_CONFIG |= {"hidden_size": 2880, "intermediate_size": 2880, "vocab_size": 201088, "tie_word_embeddings": False}
-REAL_CONFIG |= {"head_dim": 64, "num_attention_heads": 64, "num_key_value_heads": 8}
-REAL_CONFIG |= {"num_hidden_layers": 24, "layer_types": ["sliding_attention", "full_attention"] * 12}
-REAL_CONFIG |= {"num_experts_per_tok": 4, "num_local_experts": 32}
 SMALL_CONFIG = REAL_CONFIG | {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 256}
 SMALL_CONFIG |= {"head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
 SMALL_CONFIG |= {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
@@ -302,8 +307,9 @@ def test_what_is_unpacked_is_announced(
         ("nowhere", {"config": GptOssConfig.from_dict(configs["real"])}, real),
     ):
         assert unpacking_notice(place, options) == ("" if size is None else NOTICE.format(size)), place
-    # Weights stay packed on a GPU, if transformers finds all that it wants besides.
+    # Weights stay packed on a GPU, if transformers finds all that it wants besides, and the kernel is on this machine.
     environment: dict[str, bool] = {}
+    monkeypatch.setattr("converter.models.lens.mxfp4._has_kernel", lambda: True)
     monkeypatch.setattr(
         Mxfp4HfQuantizer, "validate_environment", lambda self: vars(self.quantization_config).update(environment)
     )

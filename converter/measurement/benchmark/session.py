@@ -13,22 +13,22 @@ import torch
 
 from converter.libraries import quantization_environment
 from converter.measurement.benchmark.changes import refuse_changed_files
+from converter.measurement.benchmark.components import Allocations, component_sizes
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.meter import Meter, Stopwatch
-from converter.measurement.evidence.units import DIGITS
 from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.generate import call_arguments, image_metadata, refuse_not_finite
 from converter.measurement.generation.image_file import write_image
 from converter.measurement.generation.loading import (
     blaming,
     choose_int8,
-    encoder_unpacks,
+    encoder_unpacking,
     load_pipeline,
     load_text_encoder,
     load_tokenizer,
 )
 from converter.measurement.generation.memory import predict_memory, require_memory
-from converter.measurement.generation.repo import WEIGHTS, open_pipeline
+from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import Settings
 from converter.memory import free_memory_bytes
 from converter.models.int8_kernels import find_int8_kernel
@@ -69,7 +69,7 @@ class Session:
             MemoryLimitError: there is not enough memory.
         """
         offload = self._job.offload
-        unpacks = encoder_unpacks(self.repo, offload)
+        unpacks = bool(encoder_unpacking(self.repo, offload, self.device))
         settings = Settings(**self._job.tasks[0].settings)
         on_cpu = self.device.type == "cpu"
         cached = sum(file.stat().st_size for file in self.repo.weight_files) < free_memory_bytes()
@@ -81,17 +81,20 @@ class Session:
             if self.repo.quantization is not None:
                 find_int8_kernel(self.device)
         self.synchronize()
-        stays = self.repo.has_packed_text_encoder and not unpacks
-        encoder_device = self.device if offload == "none" or (offload == "model" and stays) else torch.device("cpu")
+        encoder_device = self.device if offload == "none" else torch.device("cpu")
+        allocations = Allocations(self.device)
         with self._meter.watching():
             watch = Stopwatch(self._meter, "load")
+            text_encoder = load_text_encoder(self.repo, self._dtype, encoder_device, unpacks=unpacks)
+            allocations.note("text_encoder")
             self.pipeline = load_pipeline(
                 self.repo,
                 self._dtype,
                 self.device,
                 offload,
                 tokenizer=load_tokenizer(self.repo),
-                text_encoder=load_text_encoder(self.repo, self._dtype, encoder_device, unpacks=unpacks),
+                text_encoder=text_encoder,
+                placed=allocations.note,
             )
             figures = watch.stop()
         figures.pop("stages")
@@ -99,7 +102,7 @@ class Session:
         if reason is not None:
             figures["int8"] = f"sdnq: {reason}" if reason else "chain"
         self.pipeline.prompt_date = date.fromisoformat(settings.date)
-        return {**figures, "cache_warm": cached, "components": self._component_sizes()}
+        return {**figures, "cache_warm": cached, "components": component_sizes(self.pipeline, offload, allocations)}
 
     def generate(self, task: Task) -> dict[str, Any]:
         """Generate an image, and write it to the path in the task.
@@ -155,19 +158,3 @@ class Session:
             hook.remove()
         refuse_not_finite(latents[0])
         return image, figures
-
-    def _component_sizes(self) -> dict[str, dict[str, float]]:
-        components = {name: getattr(self.pipeline, name) for name in WEIGHTS}
-        # With sequential offloading, the weights of the models are on the meta device.
-        return {name: _memory_of(model) for name, model in components.items() if model.device.type != "meta"}
-
-
-def _memory_of(module: torch.nn.Module) -> dict[str, float]:
-    """Return the GB of a module's parameters and buffers, and how many of them are on an accelerator."""
-    sizes = {
-        tensor.untyped_storage().data_ptr(): (tensor.untyped_storage().nbytes(), tensor.device.type)
-        for tensor in (*module.parameters(), *module.buffers())
-    }
-    total = sum(size for size, _ in sizes.values())
-    on_device = sum(size for size, kind in sizes.values() if kind != "cpu")
-    return {"memory_gb": round(total / 1e9, DIGITS), "device_gb": round(on_device / 1e9, DIGITS)}

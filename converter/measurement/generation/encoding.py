@@ -13,7 +13,7 @@ import torch
 from accelerate import cpu_offload
 
 from converter.measurement.generation.feature_cache import FeatureCache, encoder_identity
-from converter.measurement.generation.loading import blaming, encoder_unpacks, load_text_encoder, load_tokenizer
+from converter.measurement.generation.loading import blaming, encoder_unpacking, load_text_encoder, load_tokenizer
 from converter.measurement.generation.repo import PipelineRepo
 from converter.measurement.generation.settings import Settings
 from converter.models.lens.features import PromptFeatures, encode_prompts
@@ -71,10 +71,15 @@ class PromptStage:
             torch.cuda.empty_cache()
         return encoded
 
+    @cached_property
+    def unpacking(self) -> str:
+        """Why the encoder is unpacked; empty if it is not. It is found out once, since what is kept depends on it."""
+        return encoder_unpacking(self.repo, self.offload, self.device)
+
     @property
     def unpacks(self) -> bool:
         """Whether the encoder is stored in MXFP4 and is unpacked."""
-        return encoder_unpacks(self.repo, self.offload)
+        return bool(self.unpacking)
 
     @property
     def _config(self) -> LensConfig:

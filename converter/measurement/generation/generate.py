@@ -105,14 +105,15 @@ def generate(
         encodes=bool(missing),
     )
     if missing and stage.unpacks:
-        reporter.note(unpacking_text(loaded_bytes(opened.text_encoder, DTYPE_BYTES[settings.dtype], unpacks=True)))
+        size = loaded_bytes(opened.text_encoder, DTYPE_BYTES[settings.dtype], unpacks=True)
+        reporter.note(unpacking_text(size, stage.unpacking))
     require_memory(need, device)
     if device.type == "cpu" and options.offload != "none":
         reporter.note(f"--offload {options.offload} saves no memory on a CPU; the image is the same")
     with forwarding_logs(reporter):
         if missing:
-            size = readable_size(opened.text_encoder.total_bytes)
-            reporter.note(f"encoding the prompt: loading the text encoder, {size}")
+            stored = readable_size(opened.text_encoder.total_bytes)
+            reporter.note(f"encoding the prompt: loading the text encoder, {stored}")
             features |= stage.encode(missing)
         reporter.note(f"generating: loading the transformer, {readable_size(opened.transformer.total_bytes)}")
         pipeline = load_pipeline(opened, getattr(torch, settings.dtype), device, options.offload)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from converter.models.classes import refuse_absurd
 from converter.models.int8_kernels import find_int8_kernel, use_int8_kernel
 from converter.models.lens.int8_chain import enable_int8_chain
 from converter.models.lens.layout import MAXIMUM_LAYERS
-from converter.models.lens.mxfp4 import will_unpack
+from converter.models.lens.mxfp4 import NEEDS_GPU, unpacking_reason
 from converter.models.sdnq_layers import has_integer_products
 
 #: What torch says when the CPU's memory is used up; it has no class of errors for that.
@@ -47,9 +47,22 @@ def load_tokenizer(repo: PipelineRepo) -> Any:
             raise ValueError(str(error)) from error
 
 
-def encoder_unpacks(repo: PipelineRepo, offload: str) -> bool:
-    """Return whether the text encoder is stored in MXFP4 and is unpacked."""
-    return repo.has_packed_text_encoder and (will_unpack() or offload == "sequential")
+def encoder_unpacking(repo: PipelineRepo, offload: str, device: torch.device) -> str:
+    """Say why the text encoder is unpacked when it is loaded; empty if it is not in MXFP4, or stays packed.
+
+    Args:
+        repo: its pipeline repo.
+        offload: as in ``GenerateOptions``.
+        device: where it runs.
+    """
+    if not repo.has_packed_text_encoder:
+        return ""
+    if device.type == "cpu":
+        # On a machine with a GPU, transformers would leave it packed, on the GPU.
+        return NEEDS_GPU
+    if offload == "sequential":
+        return "--offload sequential moves every weight, and a kernel keeps packed ones on the GPU"
+    return unpacking_reason()
 
 
 def load_text_encoder(repo: PipelineRepo, dtype: torch.dtype, device: torch.device, *, unpacks: bool) -> Any:
@@ -58,7 +71,7 @@ def load_text_encoder(repo: PipelineRepo, dtype: torch.dtype, device: torch.devi
     Args:
         repo: its pipeline repo.
         dtype: of its numbers.
-        device: where it is loaded; packed weights cannot be moved later.
+        device: where it is loaded; packed experts go to the accelerator in any case, and stay there.
         unpacks: whether weights in MXFP4 are unpacked to that dtype.
 
     Raises:
@@ -69,8 +82,8 @@ def load_text_encoder(repo: PipelineRepo, dtype: torch.dtype, device: torch.devi
     options: dict[str, Any] = {}
     if device.type != "cpu":
         options["device_map"] = {"": device}
-    if unpacks:
-        options["quantization_config"] = Mxfp4Config(dequantize=True)
+    if repo.has_packed_text_encoder:
+        options["quantization_config"] = Mxfp4Config(dequantize=unpacks)
     return _load(LensGptOssEncoder, repo.text_encoder, dtype=dtype, attn_implementation="eager", **options)
 
 
@@ -82,6 +95,7 @@ def load_pipeline(
     *,
     text_encoder: Any = None,
     tokenizer: Any = None,
+    placed: Callable[[str], object] | None = None,
 ) -> Any:
     """Load the pipeline on the device where it runs, and find the kernel that quantized layers multiply with there.
 
@@ -92,6 +106,7 @@ def load_pipeline(
         offload: as in ``GenerateOptions``.
         text_encoder: a loaded one; without it the pipeline takes features of prompts.
         tokenizer: its tokenizer.
+        placed: without offloading, called with the name of each model that was moved to the device.
 
     Raises: as ``load_text_encoder`` and ``find_int8_kernel``.
     """
@@ -111,6 +126,10 @@ def load_pipeline(
         elif offload == "sequential":
             pipeline.enable_sequential_cpu_offload(device=device)
         else:
+            for name in ("transformer", "vae"):
+                getattr(pipeline, name).to(device)
+                if placed is not None:
+                    placed(name)
             pipeline.to(device)
     return pipeline
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 
@@ -10,7 +11,7 @@ import torch
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.source import Checkpoint
 from converter.console import readable_size
-from converter.errors import MemoryLimitError
+from converter.errors import DeviceError, MemoryLimitError
 from converter.measurement.generation.repo import PipelineRepo
 from converter.measurement.generation.settings import Settings
 from converter.memory import free_memory_bytes, limit_text
@@ -22,8 +23,9 @@ DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 _DECODING_BYTES = (27.462e9 - 22.342e9) / 1440**2
 #: Channels of the real autoencoder at full size; fewer take less.
 _DECODING_CHANNELS = 128
-#: Tensors of a token's full width that live at the same time inside a block: the stream, its norm, queries, keys and
-#: values before and after rotation in float32, attention, and the SwiGLU's.
+#: Tensors of a token's full width that live at the same time inside a block, with some room: in bfloat16, the blocks
+#: keep 13 alive (counted on meta tensors at 1440x1440), and the published run of the original with offloading took 17.
+#: Int8 products and their int32 sums take more, and so does float32.
 _LIVE_WIDTHS = 24
 #: Memory of libraries and buffers, in addition to the weights.
 _OVERHEAD_BYTES = 300_000_000
@@ -57,6 +59,9 @@ def predict_memory(
 ) -> MemoryNeed:
     """Predict the peak memory of generating an image.
 
+    What a kernel takes while it puts packed experts into its own order is not known for all cards, and not predicted:
+    the published run on an H100 allocated 12.582 GB while it loaded them, and 10.152 GB of it stayed.
+
     Args:
         repo: what is loaded.
         settings: image size and dtype.
@@ -65,30 +70,29 @@ def predict_memory(
         unpacks: whether an MXFP4 text encoder is unpacked.
         encodes: whether the text encoder is needed at all.
         keeps_encoder: whether all components stay loaded, as in a pipeline of diffusers; by default, the text encoder
-            is released before the others are loaded.
+            is released before the others are loaded, and its packed experts with it.
     """
     size = DTYPE_BYTES[settings.dtype]
     encoder = loaded_bytes(repo.text_encoder, size, unpacks=unpacks) if encodes else 0
+    packed = _packed_bytes(repo.text_encoder) if encodes and not unpacks else 0
     transformer, vae = loaded_bytes(repo.transformer, size), loaded_bytes(repo.vae, size)
-    activations = _activation_bytes(repo, settings, size)
-    # Packed weights of the text encoder always stay on the accelerator, even with offloading.
-    stays = encoder if keeps_encoder and repo.has_packed_text_encoder and not unpacks else 0
-
-    def with_encoder(others: int) -> int:
-        return encoder + others if keeps_encoder else max(encoder, others)
-
+    denoising, decoding = _denoising_bytes(repo, settings, size), _decoding_bytes(repo, settings, size)
+    kept, stays = (encoder, packed) if keeps_encoder else (0, 0)
+    together = kept + transformer + vae + max(denoising, decoding)
     if on_cpu:
-        return MemoryNeed(with_encoder(transformer + vae + activations) + _OVERHEAD_BYTES, 0)
+        return MemoryNeed(max(encoder, together) + _OVERHEAD_BYTES, 0)
+    off_device = max(encoder, kept - stays + transformer + vae)
     host, device = {
-        "none": (max(encoder, transformer, vae), with_encoder(transformer + vae + activations)),
-        "model": (
-            with_encoder(transformer + vae) - stays,
-            max(encoder, stays + max(transformer, vae) + activations),
-        ),
-        # The largest layers are a text encoder's embedding and the experts of one of its layers.
+        "none": (max(encoder, transformer, vae), max(encoder, together)),
+        # Packed experts never leave the accelerator; all else goes there only when it is used.
+        "model": (off_device, max(encoder, stays + max(transformer + denoising, vae + decoding))),
         "sequential": (
-            with_encoder(transformer + vae) - stays,
-            max(_largest_tensor(repo.text_encoder, size) if encodes else 0, activations),
+            off_device,
+            max(
+                _largest_module(repo.text_encoder, size, unpacks=unpacks) if encodes else 0,
+                _largest_module(repo.transformer, size) + denoising,
+                _largest_module(repo.vae, size) + decoding,
+            ),
         ),
     }[offload]
     return MemoryNeed(host + _OVERHEAD_BYTES, device + _OVERHEAD_BYTES)
@@ -102,17 +106,7 @@ def loaded_bytes(checkpoint: Checkpoint, size: int, *, unpacks: bool = False) ->
         size: bytes of a number in the dtype of the computation.
         unpacks: whether numbers in MXFP4 are unpacked to that dtype.
     """
-    total = 0
-    for name, tensor in checkpoint.tensors.items():
-        entry = tensor.entry
-        if entry.dtype in WEIGHT_DTYPES:
-            total += prod(entry.shape) * size
-        elif unpacks and name.endswith("_blocks"):
-            # A byte holds two numbers.
-            total += 2 * entry.bytes * size
-        elif not (unpacks and name.endswith("_scales")):
-            total += entry.bytes
-    return total
+    return sum(_module_bytes(checkpoint, size, unpacks=unpacks).values())
 
 
 def require_memory(need: MemoryNeed, device: torch.device) -> None:
@@ -124,8 +118,9 @@ def require_memory(need: MemoryNeed, device: torch.device) -> None:
 
     Raises:
         MemoryLimitError: the host's memory or the accelerator's does not suffice.
+        DeviceError: the accelerator does not answer.
     """
-    device_free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    device_free = _free_device_bytes(device) if device.type == "cuda" else 0
     for where, wanted, free, limit in (
         ("memory", need.host - _LOADED_BYTES, free_memory_bytes(), limit_text()),
         ("GPU memory", need.device, device_free, ""),
@@ -137,18 +132,57 @@ def require_memory(need: MemoryNeed, device: torch.device) -> None:
             raise MemoryLimitError(reason + limit, f"Close other programs. {LESS_MEMORY}")
 
 
-def _activation_bytes(repo: PipelineRepo, settings: Settings, size: int) -> int:
-    """Bytes of the transformer's or the autoencoder's activations, whichever are more"""
-    channels = repo.vae.config.get("block_out_channels")
-    widest = channels[0] if isinstance(channels, list) and channels and type(channels[0]) is int else _DECODING_CHANNELS
-    pixels = settings.height * settings.width
-    decoding = pixels * _DECODING_BYTES * (size / 2) * widest / _DECODING_CHANNELS
+def _free_device_bytes(device: torch.device) -> int:
+    """Free memory of a GPU. Asking for it is the first work that the GPU gets."""
+    try:
+        return int(torch.cuda.mem_get_info(device)[0])
+    except RuntimeError as error:
+        # torch adds lines about debugging.
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise DeviceError(
+            f"{device}: does not say how much memory is free: {reason}",
+            "See with nvidia-smi whether another program uses the GPU alone, or whether it is lost.",
+        ) from error
+
+
+def _denoising_bytes(repo: PipelineRepo, settings: Settings, size: int) -> int:
+    """Bytes of the transformer's activations."""
     rows, columns = settings.grid
     samples = 1 if settings.guidance == 1 else 2
     width = repo.transformer.tensors["img_in.weight"].entry.shape[0]
-    denoising = samples * (rows * columns + _TEXT_TOKENS) * width * _LIVE_WIDTHS * size
-    return int(max(decoding, denoising))
+    return samples * (rows * columns + _TEXT_TOKENS) * width * _LIVE_WIDTHS * size
 
 
-def _largest_tensor(checkpoint: Checkpoint, size: int) -> int:
-    return max(prod(tensor.entry.shape) * size for tensor in checkpoint.tensors.values())
+def _decoding_bytes(repo: PipelineRepo, settings: Settings, size: int) -> int:
+    """Bytes of the autoencoder's activations."""
+    channels = repo.vae.config.get("block_out_channels")
+    widest = channels[0] if isinstance(channels, list) and channels and type(channels[0]) is int else _DECODING_CHANNELS
+    pixels = settings.height * settings.width
+    return int(pixels * _DECODING_BYTES * (size / 2) * widest / _DECODING_CHANNELS)
+
+
+def _packed_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of numbers in MXFP4."""
+    return sum(
+        tensor.entry.bytes for name, tensor in checkpoint.tensors.items() if name.endswith(("_blocks", "_scales"))
+    )
+
+
+def _largest_module(checkpoint: Checkpoint, size: int, *, unpacks: bool = False) -> int:
+    """Bytes of the most that is moved at once where each module is moved by itself."""
+    return max(_module_bytes(checkpoint, size, unpacks=unpacks).values())
+
+
+def _module_bytes(checkpoint: Checkpoint, size: int, *, unpacks: bool) -> Counter[str]:
+    """Bytes of the tensors of each module once it is loaded, by its name."""
+    found: Counter[str] = Counter()
+    for name, tensor in checkpoint.tensors.items():
+        entry, module = tensor.entry, name.rpartition(".")[0]
+        if entry.dtype in WEIGHT_DTYPES:
+            found[module] += prod(entry.shape) * size
+        elif unpacks and name.endswith("_blocks"):
+            # A byte holds two numbers.
+            found[module] += 2 * entry.bytes * size
+        elif not (unpacks and name.endswith("_scales")):
+            found[module] += entry.bytes
+    return found

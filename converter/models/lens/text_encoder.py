@@ -12,10 +12,10 @@ from functools import wraps
 from typing import Any
 
 import torch
-from transformers import GptOssForCausalLM
+from transformers import GptOssForCausalLM, Mxfp4Config
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-from converter.models.lens.mxfp4 import unpacking_notice
+from converter.models.lens.mxfp4 import kernel_from_cache, unpacking_notice
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +32,16 @@ class LensGptOssEncoder(GptOssForCausalLM):
 
     @classmethod
     def from_pretrained(cls, name: Any, *arguments: Any, **options: Any) -> Any:
-        """Load like every model of transformers; warn before MXFP4 weights are unpacked to bfloat16."""
+        """Load like every model of transformers; warn before MXFP4 weights are unpacked to bfloat16.
+
+        They stay packed only if the kernel for them is in the cache of this machine; it is never downloaded.
+        """
         notice = unpacking_notice(name, options)
         if notice:
             logger.warning(notice)
-        return super().from_pretrained(name, *arguments, **options)
+            options["quantization_config"] = Mxfp4Config(dequantize=True)
+        with kernel_from_cache():
+            return super().from_pretrained(name, *arguments, **options)
 
     # diffusers passes ``variant`` and ``max_shard_size`` on only where the signature has them.
     @wraps(GptOssForCausalLM.save_pretrained, assigned=())
