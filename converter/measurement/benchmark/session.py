@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import os
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from converter.libraries import quantization_environment
 from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.meter import Meter, Stopwatch
 from converter.measurement.evidence.units import DIGITS
-from converter.measurement.generation.devices import choose_device
-from converter.measurement.generation.generate import call_arguments, image_metadata, refuse_not_finite
+from converter.measurement.generation.devices import choose_device, use_device
+from converter.measurement.generation.generate import (
+    call_arguments,
+    describe_quantization,
+    image_metadata,
+    refuse_not_finite,
+)
 from converter.measurement.generation.image_file import write_image
 from converter.measurement.generation.loading import (
     blaming,
     encoder_unpacks,
+    import_sdnq,
     load_pipeline,
     load_text_encoder,
     load_tokenizer,
@@ -46,8 +50,7 @@ class Session:
     def __init__(self, job: Job) -> None:
         self._job = job
         self.device = choose_device(job.device)
-        if self.device.type == "cpu":
-            os.environ.update(quantization_environment())
+        use_device(self.device)
         self.repo = open_pipeline(Path(job.repo))
         refuse_changed_files(job.states)
         self._dtype = getattr(torch, job.dtype)
@@ -59,8 +62,8 @@ class Session:
         """Load all components, and keep them loaded.
 
         Returns:
-            ``time_s``, ``peak_…_gb``, whether all files fit into the page cache (``cache_warm``), and the memory of
-            each component (``components``).
+            ``time_s``, ``peak_…_gb``, whether all files fit into the page cache (``cache_warm``), the memory of each
+            component (``components``), and how quantized layers work (``quantization``).
 
         Raises:
             InputError: a component cannot be loaded.
@@ -73,9 +76,8 @@ class Session:
         cached = sum(file.stat().st_size for file in self.repo.weight_files) < free_memory_bytes()
         need = predict_memory(self.repo, settings, offload=offload, on_cpu=on_cpu, unpacks=unpacks, keeps_encoder=True)
         require_memory(need, self.device)
-        if self.device.type == "cuda":
-            # Setting up the device does not count as loading.
-            torch.zeros(1, device=self.device)
+        # Importing SDNQ, which may compile a test function, does not count as loading.
+        import_sdnq(self.repo, self.device)
         self.synchronize()
         stays = self.repo.has_packed_text_encoder and not unpacks
         encoder_device = self.device if offload == "none" or (offload == "model" and stays) else torch.device("cpu")
@@ -92,7 +94,12 @@ class Session:
             figures = watch.stop()
         figures.pop("stages")
         self.pipeline.prompt_date = date.fromisoformat(settings.date)
-        return {**figures, "cache_warm": cached, "components": self._component_sizes()}
+        return {
+            **figures,
+            "cache_warm": cached,
+            "components": self._component_sizes(),
+            "quantization": describe_quantization(self.repo, self.pipeline.transformer, self.device),
+        }
 
     def generate(self, task: Task) -> dict[str, Any]:
         """Generate an image, and write it to the path in the task.
