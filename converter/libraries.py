@@ -11,7 +11,10 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from converter.errors import DependencyError
@@ -27,6 +30,12 @@ LIBRARY_BYTES = 262_000_000
 PIPELINE_BYTES = 330_000_000
 #: The same for a comparison of weights with their source.
 COMPARING_BYTES = 290_000_000
+
+#: Whether SDNQ compiles its functions. SDNQ reads it once, when it is imported; if it is not set, SDNQ compiles a test
+#: function then. lensconv quantizes eagerly, since compiled functions were slower and not identical.
+COMPILE_VARIABLE = "SDNQ_USE_TORCH_COMPILE"
+#: Threads that convert import SDNQ, too; the variable must not change while one of them does.
+_IMPORTING = threading.RLock()
 
 #: What SDNQ's functions raise for options or sizes that they cannot work with.
 QUANTIZING_ERRORS = (
@@ -81,12 +90,19 @@ def package_versions() -> dict[str, str]:
 
 
 def quantization_environment() -> dict[str, str]:
-    """The environment variables of SDNQ, sorted by name, with lensconv's own default."""
-    # SDNQ compiles a test function at import unless told not to; lensconv runs its functions eagerly, since compiled
-    # ones were slower and not identical.
-    found = {"SDNQ_USE_TORCH_COMPILE": "0"}
-    found.update((name, value) for name, value in os.environ.items() if name.startswith("SDNQ_"))
-    return dict(sorted(found.items()))
+    """The environment variables with which SDNQ quantizes, sorted by name: the user's, and lensconv's own default."""
+    return dict(sorted({COMPILE_VARIABLE: "0", **user_environment()}.items()))
+
+
+def user_environment() -> dict[str, str]:
+    """The environment variables of SDNQ that the user has set, sorted by name."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("SDNQ_")}
+
+
+def sdnq_compiles() -> bool | None:
+    """Whether SDNQ compiles its functions in this process; None if it is not imported."""
+    common = sys.modules.get("sdnq.common")
+    return None if common is None else bool(common.check_torch_compile())
 
 
 def library_threads() -> int:
@@ -120,20 +136,19 @@ def load_library(name: str, *, compiles: bool = False, needed: int = LIBRARY_BYT
 
     Args:
         name: of the module.
-        compiles: whether SDNQ may compile its kernels, which only inference on a GPU needs.
+        compiles: whether SDNQ may compile its functions if this imports it, which only inference on a GPU needs. The
+            user's own ``SDNQ_USE_TORCH_COMPILE`` decides instead if it is set.
         needed: bytes of memory without which the import is not tried.
 
     Raises:
         DependencyError: it cannot be imported.
         MemoryLimitError: there is too little memory for it.
     """
-    if not compiles:
-        os.environ.update(quantization_environment())
     require_library_memory(needed)
     # SDNQ warns of missing Triton and OpenVINO kernels, which only inference needs.
     logging.getLogger("sdnq").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with _IMPORTING, _compile_default(compiles), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = sys.modules.get(name) or _import(name)
             for library in ("diffusers", "transformers"):
@@ -144,6 +159,19 @@ def load_library(name: str, *, compiles: bool = False, needed: int = LIBRARY_BYT
             return module
     except ImportError as error:
         raise missing_package(f"{name} cannot be imported", error) from error
+
+
+@contextmanager
+def _compile_default(compiles: bool) -> Iterator[None]:
+    """Keep SDNQ from compiling if the block imports it; processes started later do not inherit this."""
+    if compiles or "sdnq.common" in sys.modules or COMPILE_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[COMPILE_VARIABLE] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(COMPILE_VARIABLE, None)
 
 
 def missing_package(what: str, error: ImportError) -> DependencyError:

@@ -45,7 +45,7 @@ def main() -> None:
 
 def measure(repo: Path, device: str, pairs: int) -> dict[str, Any]:
     """Generate the same image inside and outside of the benchmark, in turn."""
-    session_module = load_library("converter.measurement.benchmark.session", compiles=True)
+    session_module = load_library("converter.measurement.benchmark.session")
     call_arguments = load_library("converter.measurement.generation.generate").call_arguments
     opened = open_pipeline(repo)
     prompt = builtin_suites()[0].prompts[0]

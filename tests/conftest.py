@@ -35,6 +35,10 @@ _MANIFEST = "lensconv_manifest.json"
 TIME_LIMIT = 30.0
 # Tests run side by side, a process for each core; threads of torch that wait for each other would take the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What the user's shell sets stays out of the tests, and so does a compiler.
+for name in [name for name in os.environ if name.startswith(("SDNQ_", "LENSCONV_"))]:
+    del os.environ[name]
+os.environ["SDNQ_USE_TORCH_COMPILE"] = "0"
 # A shell's background jobs ignore SIGINT, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes is the machine's affair.
@@ -97,9 +101,6 @@ def time_limit(seconds: float = TIME_LIMIT) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what the user's shell sets out of the tests."""
-    for name in [name for name in os.environ if name.startswith(("SDNQ_", "LENSCONV_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("SDNQ_USE_TORCH_COMPILE", "0")
     monkeypatch.setenv("TERM", "unknown")
 
 

@@ -270,11 +270,21 @@ def test_a_restart_deletes_what_was_measured(
         assert names_in(copy) == [*files[2:], summary]
 
 
-def test_another_benchmark_in_the_same_folder_is_refused(finished: Finished, lensconv: Lensconv) -> None:
+def test_another_benchmark_in_the_same_folder_is_refused(
+    finished: Finished, lensconv: Lensconv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with other settings, or with another environment of SDNQ."""
     outcome = lensconv(*finished.arguments, "--steps", 3)
     assert outcome.code == 2
     assert "contains another benchmark: settings.steps was 2, and is now 3" in outcome.result["error"]["message"]
     assert "--restart" in outcome.result["error"]["hint"]
+    monkeypatch.setenv("SDNQ_INCLUDE_MM_KERNEL_IN_COMPILE", "0")
+    with time_limit(LIMIT):
+        outcome = lensconv(*finished.arguments)
+    assert outcome.code == 2
+    assert outcome.result["error"]["message"].endswith(
+        'environment.sdnq_environment.SDNQ_INCLUDE_MM_KERNEL_IN_COMPILE was null, and is now "0"'
+    )
 
 
 def test_ctrl_c_ends_the_worker_and_keeps_what_was_measured(

@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import torch
 
 from converter._version import __version__
 from converter.errors import DependencyError, DeviceError
-from converter.measurement.benchmark import machine, measuring
+from converter.measurement.benchmark import machine
 from converter.measurement.benchmark.machine import describe_machine
 from converter.measurement.benchmark.measuring import probe_machine
 from converter.measurement.benchmark.meter import Meter, Stopwatch
@@ -29,14 +30,18 @@ from tests.conftest import edit_json, time_limit
 from tests.expected import check_expected
 from tests.generations import change_tensors, packed
 
+#: What is known of a GPU only.
+GPU_ONLY = ("cuda", "driver", "cudnn", "triton", "compute_capability", "gpu_memory_gb")
 
-def test_the_machine_is_described_in_a_worker_where_it_has_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_a_worker_describes_the_machine() -> None:
     here = describe_machine("cpu")
     names = ("torch", "sdnq", "diffusers", "transformers", "safetensors", "accelerate")
     size = {"cpu_cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
     size["memory_gb"] = round(_kibibytes(_MEMINFO, "MemTotal") / 1e9, 1)
     system = {"platform": f"{os.uname().sysname} {os.uname().machine}", "python": platform.python_version()}
-    device = {"hardware": here["hardware"], "device": "cpu", "cuda": None, "driver": None}
+    device = {"hardware": here["hardware"], "device": "cpu", **dict.fromkeys(GPU_ONLY)}
+    device |= {"int8_kernel": "torch", "sdnq_compiles": False, "sdnq_environment": {"SDNQ_USE_TORCH_COMPILE": "0"}}
     assert here == {**device, **size, **system, "lensconv": __version__, **{name: version(name) for name in names}}
     # The cores that this process may use count, as in a container.
     allowed = os.sched_getaffinity(0)
@@ -44,14 +49,13 @@ def test_the_machine_is_described_in_a_worker_where_it_has_an_accelerator(monkey
     cores = describe_machine("cpu")["cpu_cores"]
     os.sched_setaffinity(0, allowed)
     assert cores == 1
-    monkeypatch.setattr(measuring, "choose_device", lambda _: torch.device("cuda"))
     with time_limit(LIMIT):
-        assert probe_machine("cpu", LIMIT, lambda: None) == here
+        assert probe_machine("cpu", lambda: None) == here
         with pytest.raises(DependencyError, match=r"cannot start: was stopped: no progress for 0\.01 s"):
-            probe_machine("cpu", 0.01, lambda: None)
+            probe_machine("cpu", lambda: None, 0.01)
         if not torch.cuda.is_available():
             with pytest.raises(DeviceError, match="sees no CUDA GPU"):
-                probe_machine("cuda", LIMIT, lambda: None)
+                probe_machine("cuda", lambda: None)
 
 
 def test_what_the_machine_calls_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +77,22 @@ def test_what_the_machine_calls_its_parts(tmp_path: Path, monkeypatch: pytest.Mo
         found.append((machine._processor(), machine._driver()))
     unnamed = f"CPU {os.uname().machine}"
     assert found == [("CPU Some CPU", None), (unnamed, "535.104.05"), (unnamed, None), (unnamed, "570.1")]
+
+
+def test_what_is_known_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which this machine needs none, except for what torch says of it."""
+    properties = SimpleNamespace(major=9, minor=0, total_memory=85_029_158_912)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    for number, cudnn in ((91002, "9.10.2"), (8902, "8.9.2"), (None, None)):
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda found=number: found)
+        known = machine._describe_gpu(torch.device("cuda:0"), is_cuda=True)
+        assert tuple(known) == GPU_ONLY
+        assert [known[name] for name in ("cuda", "cudnn", "compute_capability", "gpu_memory_gb")] == [
+            *("12.8", cudnn, "9.0", 85.0)
+        ]
+    has_triton = find_spec("triton") is not None
+    assert (known["triton"] is not None) == has_triton
 
 
 def grown_block() -> bytearray:

@@ -56,6 +56,10 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+#: How quantized layers work, as the probe of the machine has found.
+ENVIRONMENT = {"int8_kernel": "torch", "sdnq_compiles": False}
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What the parts of a benchmark take."""
@@ -75,7 +79,7 @@ class Inputs:
 
     def bench(self, journal: Journal, mode: str, **options: Any) -> Bench:
         chosen = BenchOptions(mode=mode, **options)
-        return Bench(journal.file.parent, self.subjects, self.suite, self.settings, chosen, "cpu", journal)
+        return Bench(journal.file.parent, self.subjects, self.suite, self.settings, chosen, "cpu", ENVIRONMENT, journal)
 
     def write_files(self, journal: Journal) -> dict[str, dict[str, Any]]:
         files = Assembly(journal, self.suite, self.settings, self.subjects, describe_machine("cpu")).files()
@@ -339,6 +343,8 @@ def test_what_a_worker_says_becomes_figures_and_failures(
     said: dict[str, dict[str, Any]] = {key: {"event": "generating", "key": key} for key in ("", "A1", "B2")}
     said |= {f"{key} done": {"event": "generated", "key": key, **ROW} for key in ("", "A1")}
     said["loaded"] = {"event": "loaded", "time_s": 1.0}
+    for name, working in (("same", {"sdnq_compiles": False}), ("compiled", {"sdnq_compiles": True})):
+        said[name] = said["loaded"] | {"quantization": {"int8_kernel": None, **working}}
     said["failed"] = {"event": "failed", "reason": "no memory"}
     said["died"] = said["failed"] | {"died": True}
     said["hung"] = said["died"] | {"hung": True}

@@ -241,6 +241,11 @@ def test_what_only_one_file_has_is_not_compared() -> None:
     for matrix in (published.published_matrix(), matrix_with_stages()):
         files = {METRICS: published.published_metrics(), MATRIX: matrix, IMAGES_NAME: images_of_matrix()}
         assert list(disagreements_between(files)) == []
+    # A variable that is not set is known, too.
+    files[METRICS]["environment"]["sdnq_environment"] = {}
+    files[MATRIX]["environment"] = {"sdnq_environment": {"SDNQ_A": "1"}}
+    (found,) = disagreements_between(files)
+    assert found == (METRICS, f"environment.sdnq_environment is not the same in {MATRIX}")
 
 
 def test_the_origin_of_a_grid_is_its_images_and_their_labels() -> None:

@@ -21,12 +21,12 @@ from PIL import Image
 from safetensors.torch import save
 
 from converter import __version__
-from converter.errors import LensconvError, OutputError, UsageError
+from converter.errors import OutputError, UsageError
 from converter.libraries import package_versions
 from converter.measurement.benchmark.options import BenchOptions
-from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.encoding import PromptStage
 from converter.measurement.generation.feature_cache import FeatureCache, encoder_identity
+from converter.measurement.generation.generate import GenerateReport
 from converter.measurement.generation.loading import load_pipeline
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
@@ -54,6 +54,7 @@ def test_an_image_tells_how_it_was_made(tiny_repo: Path, tmp_path: Path, lenscon
     assert texts == {**texts, **told, "lensconv": json.dumps(settings, sort_keys=True, ensure_ascii=False)}
     drawn = {"prompt": prompt, "steps": 2, "guidance": 5.0, "quantization": None, "device": "cpu"}
     assert settings == {**settings, **drawn, "versions": {"lensconv": __version__, **package_versions()}}
+    assert [result[name] for name in ("predicted_device_memory_bytes", "peak_device_bytes")] == [None, None]
     assert result["predicted_memory_bytes"] == 319_490_062 < result["peak_rss_bytes"]
     assert re.findall(r"loading the (\w+).*, (.+)", outcome.stderr) == [("text", "3.4 MB"), ("transformer", "22.3 MB")]
     assert names_in(tmp_path) == ["image.png"]
@@ -92,6 +93,7 @@ def test_offloading_and_quantizing_change_nothing_and_little(
         file.write_text(file.read_text().replace('"use_quantized_matmul": true', '"use_quantized_matmul": false'))
     for drawn, products in ((outcome, "int8"), (draw(lensconv, release, tmp_path / "plain.png"), None)):
         quantization = {"weights_dtype": "uint4", "layers": 40, "quantized_matmul": products, "int8_chain": False}
+        quantization |= {"int8_kernel": "torch" if products else None, "sdnq_compiles": False}
         assert drawn.result["settings"]["quantization"] == quantization
     difference = np.abs(pixels(tmp_path / "quantized-none.png") - pixels(tmp_path / "original-none.png"))
     # Another seed differs by 50 levels on average, here as with the real model.
@@ -280,20 +282,17 @@ def test_prompts_of_any_length_and_kind(tiny_repo: Path, tmp_path: Path, lenscon
             assert json.loads(image.text["lensconv"])["prompt"] == prompt  # type: ignore[attr-defined]
 
 
-def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    for has_gpu, name, said in (
-        (False, "cuda:1000", "must be auto, cpu, cuda, or cuda:0"),
-        (False, "cpu:0", "must be auto, cpu, cuda, or cuda:0"),
-        (False, "cuda", "sees no CUDA GPU on this machine"),
-        (True, "cuda:2", "this machine has 2 GPUs, counted from 0"),
-    ):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=has_gpu: answer)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-        with pytest.raises(LensconvError, match=said) as caught:
-            choose_device(name)
-        assert caught.value.exit_code == (2 if "must" in said else 3)
-        assert choose_device("auto") == torch.device("cuda:0" if has_gpu else "cpu")
-    assert choose_device("cuda:1") == torch.device("cuda:1")
+def test_what_generate_says_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lensconv: Lensconv) -> None:
+    settings: dict[str, Any] = {
+        **dict.fromkeys(("width", "height", "steps", "seed"), 1),
+        "guidance": 1.0,
+        "quantization": None,
+    }
+    settings |= {"dtype": "bfloat16", "device": "cuda"}
+    report = GenerateReport(Path("x.png"), settings, "none", 10**6, 20 * 10**9, 10**6, 19 * 10**9, 1.0)
+    monkeypatch.setattr("converter.measurement.generation.generate.generate", lambda *_, **__: report)
+    shown = lensconv("generate", tmp_path, "--prompt", "x", "--out", "x.png").stderr
+    assert "peak memory 1.0 MB, peak GPU memory 19.000 GB (20.000 GB predicted)." in " ".join(shown.split())
 
 
 def test_places_where_no_image_can_go(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:

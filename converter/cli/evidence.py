@@ -53,10 +53,11 @@ def _render(schema: str, content: Mapping[str, Any]) -> list[RenderableType]:
     # Importing these takes a moment; errors in the command line are reported before.
     from converter.measurement.evidence.names import MODEL_TITLES, MODELS
     from converter.measurement.evidence.summary import matrix_statistics
-    from converter.presentation.tables import fidelity, measurements
+    from converter.presentation.tables import conditions, fidelity, measurements
 
     if schema == "benchmark_metrics":
-        return [_show(measurements.benchmark_table(content), "Benchmark")]
+        machine = "; ".join(f"{label}: {text}" for label, text in conditions.environment(content["environment"]))
+        return [_show(measurements.benchmark_table(content), "Benchmark"), f"Measured with {machine}."]
     if schema == "comparison_matrix":
         found = matrix_statistics(content)
         shown = measurements.matrix_table(content, MODEL_TITLES, with_scenarios=False)

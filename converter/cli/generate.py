@@ -34,14 +34,18 @@ def command(console: Console, /, repo: Path, prompt: str, output: Path, **option
     # Imported late, since it takes seconds; errors in the command line are reported before.
     from converter.libraries import PIPELINE_BYTES, load_library
 
-    module = load_library("converter.measurement.generation.generate", compiles=True, needed=PIPELINE_BYTES)
+    module = load_library("converter.measurement.generation.generate", needed=PIPELINE_BYTES)
     report = module.generate(repo, prompt, output, GenerateOptions(**options), reporter=console)
     settings = report.settings
     quantization = settings["quantization"]
     kind = f"SDNQ {quantization['weights_dtype']}" if quantization else "not quantized"
+    memory = f"peak memory {readable_size(report.peak_rss_bytes)}"
+    if report.peak_device_bytes is not None:
+        predicted = readable_size(report.predicted_device_memory_bytes)
+        memory += f", peak GPU memory {readable_size(report.peak_device_bytes)} ({predicted} predicted)"
     console.result(
         report.to_dict(),
         f"{report.image}: {settings['width']}x{settings['height']}, {settings['steps']} steps, guidance "
         f"{settings['guidance']:g}, seed {settings['seed']}, {settings['dtype']} on {settings['device']}, {kind}, "
-        f"{report.elapsed_s:.1f} s, peak memory {readable_size(report.peak_rss_bytes)}.",
+        f"{report.elapsed_s:.1f} s, {memory}.",
     )

@@ -21,6 +21,7 @@ from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder, write_evidence
 from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME, WEIGHTS_NAME
+from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite
@@ -101,12 +102,13 @@ def bench(
     started = time.monotonic()
     options, drawing = options or BenchOptions(), drawing or GenerateOptions()
     _refuse_output(output, original)
-    with reporter.progress("describing the device", 1, "devices") as shown:
-        environment = probe_machine(drawing.device, options.timeout, shown.refresh)
+    choose_device(drawing.device)
     subjects = open_subjects(original, quantized, reporter)
     settings = [
         choose_settings(subjects[0].repo, prompt.prompt, replace(drawing, seed=prompt.seed)) for prompt in suite.prompts
     ]
+    with reporter.progress("describing the device", 1, "devices") as shown:
+        environment = probe_machine(drawing.device, shown.refresh)
     by_name = {subject.name: subject for subject in subjects}
     identity = _identity(subjects, suite, settings[0], environment)
     with Journal(output, identity, restart=options.restart) as journal:
@@ -115,7 +117,7 @@ def bench(
         elif journal.is_new:
             _refuse_foreign(output, quantized)
         _note_differences(subjects, reporter)
-        work = Bench(output, by_name, suite, settings, options, drawing.device, journal)
+        work = Bench(output, by_name, suite, settings, options, drawing.device, environment, journal)
         total = sum(len(work.tasks(cell)) for cell in work.cells)
         missing = sum(len(work.missing(cell)) for cell in work.cells)
         if missing < total:

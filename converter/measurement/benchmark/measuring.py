@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,11 +23,9 @@ from converter.measurement.benchmark.job import (
     Task,
 )
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
-from converter.measurement.benchmark.machine import describe_machine
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
 from converter.measurement.benchmark.worker_process import WorkerProcess
-from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.settings import Settings
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 
@@ -36,24 +35,27 @@ BASELINE = "baseline"
 IMAGE_KINDS = (ORIGINAL, QUANTIZED, BASELINE)
 #: Consecutive workers that hang, or die while loading, after which the rest of a cell is given up.
 _FRUITLESS = 3
+#: Seconds in which a worker has to describe the machine; it imports SDNQ, which may compile its first function.
+_PROBING = 900.0
+#: How quantized layers work: in the events of workers, and in descriptions of machines.
+_WORKING = ("int8_kernel", "sdnq_compiles")
 
 
-def probe_machine(device: str, timeout: float, tick: Callable[[], None]) -> dict[str, Any]:
-    """Describe the machine and the versions that figures depend on.
+def probe_machine(device: str, tick: Callable[[], None], timeout: float = _PROBING) -> dict[str, Any]:
+    """Describe the machine and the versions that figures depend on, as a worker sees them.
+
+    This process imports neither SDNQ nor diffusers for it, and takes no memory of an accelerator.
 
     Args:
         device: as in ``GenerateOptions``.
-        timeout: maximum seconds of a worker.
         tick: called while waiting.
+        timeout: maximum seconds of the worker.
 
     Raises:
         UsageError: the name is not that of a device.
-        DeviceError: this machine does not have it.
+        DeviceError: this machine does not have it, or it cannot be used.
         DependencyError: a worker cannot start.
     """
-    if choose_device(device).type == "cpu":
-        return describe_machine(device)
-    # Describing an accelerator takes some of its memory until the process ends, so a worker does it.
     job = Job(repo="", states={}, offload="none", device=device, dtype="bfloat16", tasks=[], probe=True)
     reason = "it reported nothing"
     with WorkerProcess(job, timeout, tick) as worker:
@@ -77,6 +79,8 @@ class Bench:
     """Settings of each prompt."""
     options: BenchOptions
     device: str
+    environment: Mapping[str, Any]
+    """The machine and the versions, as ``probe_machine`` describes them."""
     journal: Journal
     failed: dict[tuple[Cell, str], str] = field(default_factory=dict)
     """Reasons of the failures in this run, by cell and key."""
@@ -152,6 +156,8 @@ class Bench:
         with WorkerProcess(self._job(cell, missing), self.options.timeout, shown.refresh) as worker:
             for event in worker.events():
                 _raise_if_aborted(event)
+                if event["event"] == LOADED:
+                    event = self._compare_working(event)
                 kind = event.pop("event")
                 if kind == LOADED and (cell, LOAD_KEY) not in self.journal.measured:
                     self.journal.note(cell, LOAD_KEY, event)
@@ -197,6 +203,16 @@ class Bench:
             self._fail(cell, left[:1], f"while warming up: {reason}", shown)
         else:
             self._fail(cell, [task for task in left if task.key == current], reason, shown)
+
+    def _compare_working(self, event: dict[str, Any]) -> dict[str, Any]:
+        """The event of a load without what it says of quantized layers, or a failure if they do not work as noted."""
+        quantization = event.pop("quantization", None) or {}
+        for name in _WORKING:
+            noted, found = self.environment[name], quantization.get(name)
+            if found not in (None, noted):
+                reason = f"{name} is {json.dumps(found)} in this worker, and was {json.dumps(noted)} before"
+                return {"event": FAILED, "reason": reason}
+        return event
 
     def _without_paths(self, reason: str, subject: Subject) -> str:
         """The reason without the paths of this machine, so that it can be published."""

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import os
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from converter.libraries import quantization_environment
 from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.components import Allocations, component_sizes
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.meter import Meter, Stopwatch
-from converter.measurement.generation.devices import choose_device
-from converter.measurement.generation.generate import call_arguments, image_metadata, refuse_not_finite
+from converter.measurement.generation.devices import choose_device, use_device
+from converter.measurement.generation.generate import (
+    call_arguments,
+    describe_quantization,
+    image_metadata,
+    refuse_not_finite,
+)
 from converter.measurement.generation.image_file import write_image
 from converter.measurement.generation.loading import (
     blaming,
     choose_int8,
     encoder_unpacking,
+    import_sdnq,
     load_pipeline,
     load_text_encoder,
     load_tokenizer,
@@ -48,8 +52,7 @@ class Session:
     def __init__(self, job: Job) -> None:
         self._job = job
         self.device = choose_device(job.device)
-        if self.device.type == "cpu":
-            os.environ.update(quantization_environment())
+        use_device(self.device)
         self.repo = open_pipeline(Path(job.repo))
         refuse_changed_files(job.states)
         self._dtype = getattr(torch, job.dtype)
@@ -61,8 +64,9 @@ class Session:
         """Load all components, and keep them loaded.
 
         Returns:
-            ``time_s``, ``peak_…_gb``, whether all files fit into the page cache (``cache_warm``), and the memory of
-            each component (``components``). If the chain was asked for, whether it is used or why not (``int8``).
+            ``time_s``, ``peak_…_gb``, whether all files fit into the page cache (``cache_warm``), the memory of each
+            component (``components``), and how quantized layers work (``quantization``). If the chain was asked for,
+            whether it is used or why not (``int8``).
 
         Raises:
             InputError: a component cannot be loaded.
@@ -75,11 +79,10 @@ class Session:
         cached = sum(file.stat().st_size for file in self.repo.weight_files) < free_memory_bytes()
         need = predict_memory(self.repo, settings, offload=offload, on_cpu=on_cpu, unpacks=unpacks, keeps_encoder=True)
         require_memory(need, self.device)
-        if self.device.type == "cuda":
-            # Setting up the device does not count as loading, nor does trying SDNQ's kernels on it.
-            torch.zeros(1, device=self.device)
-            if self.repo.quantization is not None:
-                find_int8_kernel(self.device)
+        # Importing SDNQ, which may compile a test function, and trying its kernels do not count as loading.
+        import_sdnq(self.repo, self.device)
+        if self.repo.quantization is not None:
+            find_int8_kernel(self.device)
         self.synchronize()
         encoder_device = self.device if offload == "none" else torch.device("cpu")
         allocations = Allocations(self.device)
@@ -102,7 +105,12 @@ class Session:
         if reason is not None:
             figures["int8"] = f"sdnq: {reason}" if reason else "chain"
         self.pipeline.prompt_date = date.fromisoformat(settings.date)
-        return {**figures, "cache_warm": cached, "components": component_sizes(self.pipeline, offload, allocations)}
+        return {
+            **figures,
+            "cache_warm": cached,
+            "components": component_sizes(self.pipeline, offload, allocations),
+            "quantization": describe_quantization(self.repo, self.pipeline.transformer, self.device),
+        }
 
     def generate(self, task: Task) -> dict[str, Any]:
         """Generate an image, and write it to the path in the task.

@@ -48,10 +48,11 @@ def main() -> None:
 
         try:
             _work(job, say)
-        except _ENVIRONMENT_ERRORS as error:
-            say(ABORTED, **error.to_dict()["error"])
         except LensconvError as error:
-            say(FAILED, reason=error.message)
+            if job.probe or isinstance(error, _ENVIRONMENT_ERRORS):
+                say(ABORTED, **error.to_dict()["error"])
+            else:
+                say(FAILED, reason=error.message)
     # A regular exit of the libraries takes seconds.
     os._exit(0)
 
@@ -61,10 +62,10 @@ def _work(job: Job, say: Callable[..., None]) -> None:
     from converter.libraries import load_library
 
     if job.probe:
-        machine = load_library("converter.measurement.benchmark.machine", compiles=True)
+        machine = load_library("converter.measurement.benchmark.machine")
         say(PROBED, environment=machine.describe_machine(job.device))
         return
-    session = load_library("converter.measurement.benchmark.session", compiles=True).Session(job)
+    session = load_library("converter.measurement.benchmark.session").Session(job)
     _warm_cache(session.repo.weight_files)
     say(LOADING)
     say(LOADED, **session.load())

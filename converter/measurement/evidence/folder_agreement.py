@@ -13,6 +13,8 @@ from converter.measurement.evidence.statistics import combine_stages, shared_fig
 
 #: Fields that are the same in all files of one benchmark.
 _SHARED = ("sources", "settings", "environment")
+#: Variables, of which one that is not set counts, too.
+_VARIABLES = "environment.sdnq_environment"
 _MATRIX_GIVES = f"{names.MATRIX_NAME} gives"
 
 
@@ -43,7 +45,7 @@ def disagreements_between(files: Mapping[str, Mapping[str, Any]]) -> Iterator[tu
 
 def _unequal(where: str, first: Any, second: Any, other: str) -> Iterator[str]:
     """Yield fields that both have, with different values; a later run may have another date."""
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
+    if isinstance(first, Mapping) and isinstance(second, Mapping) and where != _VARIABLES:
         for key in (key for key in first if key in second):
             if (where, key) != ("environment", "date"):
                 yield from _unequal(f"{where}.{key}", first[key], second[key], other)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import warnings
 
 import torch
 
-from converter.errors import DeviceError, UsageError
+from converter.errors import DeviceError, MemoryLimitError, UsageError, printable
+
+#: The variable with which users choose the GPUs that a process sees.
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+#: What torch says when the memory of a GPU is used up; at its set-up, it has no class of errors for that.
+_NO_MEMORY = "out of memory"
 
 
 def choose_device(name: str) -> torch.device:
@@ -16,19 +23,71 @@ def choose_device(name: str) -> torch.device:
         UsageError: the name is not that of a device.
         DeviceError: this machine does not have it.
     """
+    with warnings.catch_warnings():
+        if name != "auto":
+            # The error below says what torch warns of.
+            warnings.simplefilter("ignore")
+        has_gpu = torch.cuda.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if has_gpu else "cpu"
     match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", name)
     if match is None:
         raise UsageError(f"--device {name}: must be auto, cpu, cuda, or cuda:0, cuda:1 …")
     if name == "cpu":
         return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if not has_gpu:
+        reason = f"torch {torch.__version__} sees no CUDA GPU on this machine: {_initialization_error()}{_hidden()}"
         raise DeviceError(
-            f"--device {name}: torch {torch.__version__} sees no CUDA GPU on this machine",
-            "Use --device cpu, or install a CUDA build of torch and the driver.",
+            f"--device {name}: {reason}", "Use --device cpu, or install a CUDA build of torch and a driver for it."
         )
-    number = int(match[1] or 0)
-    if number >= torch.cuda.device_count():
-        raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
+    number, count = int(match[1] or 0), torch.cuda.device_count()
+    if number >= count:
+        seen = f"{count} GPU{'s' if count > 1 else ''}"
+        raise DeviceError(f"--device {name}: this machine has {seen}, counted from 0{_hidden()}")
     return torch.device("cuda", number)
+
+
+def use_device(device: torch.device) -> None:
+    """Set up a device, and make it torch's current one in the calling thread; nothing is done for a CPU.
+
+    Triton launches its kernels on the current device, whatever the device of their arguments, and SDNQ looks at its
+    abilities when it is imported.
+
+    Raises:
+        DeviceError: it cannot be used, for example because another process has it to itself.
+        MemoryLimitError: its memory is used up.
+    """
+    if device.type == "cpu":
+        return
+    try:
+        torch.cuda.set_device(device)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = _first_sentence(error)
+        if _NO_MEMORY in reason:
+            raise MemoryLimitError(
+                f"--device {device}: its memory is used up: {reason}", "End other programs that use it."
+            ) from error
+        raise DeviceError(
+            f"--device {device}: cannot be used: {reason}", "End other programs that use it, or use another device."
+        ) from error
+
+
+def _initialization_error() -> str:
+    """What torch says when it sets up CUDA, such as that the driver is too old."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return _first_sentence(error)
+    return "no GPU is available"
+
+
+def _first_sentence(error: Exception) -> str:
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return printable(line.partition(". ")[0].rstrip("."))
+
+
+def _hidden() -> str:
+    """Say which GPUs this process may see, if the user has chosen them."""
+    value = os.environ.get(_VISIBLE)
+    return "" if value is None else f"; only GPUs in {_VISIBLE}={printable(value, 80)!r} are visible"

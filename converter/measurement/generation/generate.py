@@ -7,7 +7,6 @@ before anything is loaded.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,16 +18,17 @@ import torch
 from converter._version import __version__
 from converter.console import SILENT, Reporter, readable_size
 from converter.errors import ImageError
-from converter.libraries import package_versions, quantization_environment
-from converter.measurement.generation.devices import choose_device
+from converter.libraries import package_versions, sdnq_compiles
+from converter.measurement.generation.devices import choose_device, use_device
 from converter.measurement.generation.encoding import PromptStage
 from converter.measurement.generation.image_file import refuse_output, write_image
-from converter.measurement.generation.loading import blaming, choose_int8, forwarding_logs, load_pipeline
+from converter.measurement.generation.loading import blaming, choose_int8, forwarding_logs, import_sdnq, load_pipeline
 from converter.measurement.generation.memory import DTYPE_BYTES, loaded_bytes, predict_memory, require_memory
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import PipelineRepo, open_pipeline
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.memory import peak_rss_bytes
+from converter.models.int8_kernels import find_int8_kernel
 from converter.models.lens.features import PromptFeatures
 from converter.models.lens.int8_chain import uses_int8_chain
 from converter.models.lens.mxfp4 import unpacking_text
@@ -45,7 +45,11 @@ class GenerateReport:
     offload: str
     predicted_memory_bytes: int
     """Predicted memory on the host."""
+    predicted_device_memory_bytes: int | None
+    """Predicted memory on the accelerator; None without one."""
     peak_rss_bytes: int
+    peak_device_bytes: int | None
+    """Peak of the memory that torch allocated on the accelerator; None without one."""
     elapsed_s: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,7 +61,9 @@ class GenerateReport:
             "settings": self.settings,
             "offload": self.offload,
             "predicted_memory_bytes": self.predicted_memory_bytes,
+            "predicted_device_memory_bytes": self.predicted_device_memory_bytes,
             "peak_rss_bytes": self.peak_rss_bytes,
+            "peak_device_bytes": self.peak_device_bytes,
         }
 
 
@@ -80,7 +86,7 @@ def generate(
 
     Raises:
         InputError: the repo is not what it should be, or a value is out of range.
-        DeviceError: this machine does not have the accelerator.
+        DeviceError: this machine does not have the accelerator, or it cannot be used.
         MemoryLimitError: there is not enough memory.
         OutputError: the image cannot be written there.
         ImageError: the model computed values that are not finite.
@@ -91,8 +97,11 @@ def generate(
     settings = choose_settings(opened, prompt, options)
     refuse_output(output, overwrite=options.overwrite)
     device = choose_device(options.device)
-    if device.type == "cpu":
-        os.environ.update(quantization_environment())
+    use_device(device)
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        # Earlier work of this process does not count.
+        torch.cuda.reset_peak_memory_stats(device)
     stage = PromptStage(opened, settings, device, options.offload, options.features)
     features = stage.find()
     missing = [text for text in settings.prompts if text not in features]
@@ -110,6 +119,7 @@ def generate(
     require_memory(need, device)
     if device.type == "cpu" and options.offload != "none":
         reporter.note(f"--offload {options.offload} saves no memory on a CPU; the image is the same")
+    import_sdnq(opened, device, reporter)
     with forwarding_logs(reporter):
         if missing:
             stored = readable_size(opened.text_encoder.total_bytes)
@@ -127,7 +137,9 @@ def generate(
         settings=metadata,
         offload=options.offload,
         predicted_memory_bytes=need.host,
+        predicted_device_memory_bytes=need.device if is_cuda else None,
         peak_rss_bytes=peak_rss_bytes(),
+        peak_device_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else None,
         elapsed_s=time.monotonic() - started,
     )
 
@@ -137,8 +149,33 @@ def image_metadata(settings: Settings, device: torch.device, repo: PipelineRepo,
     return {
         **asdict(settings),
         "device": device.type,
-        "quantization": _quantization(repo, pipeline),
+        "quantization": describe_quantization(repo, pipeline.transformer, device),
         "versions": {"lensconv": __version__, **package_versions()},
+    }
+
+
+def describe_quantization(repo: PipelineRepo, transformer: Any, device: torch.device) -> dict[str, Any] | None:
+    """Say how a loaded transformer is quantized, whether its products are computed in integers, and by what.
+
+    Args:
+        repo: its repo.
+        transformer: the model.
+        device: where it runs.
+
+    Returns:
+        JSON values; None if it is not quantized.
+    """
+    if repo.quantization is None:
+        return None
+    layers = quantized_layers(transformer)
+    in_use = {layer.sdnq_dequantizer.quantized_matmul_dtype for layer in layers if multiplies_quantized(layer)}
+    return {
+        "weights_dtype": repo.quantization.get("weights_dtype"),
+        "layers": len(layers),
+        "quantized_matmul": ", ".join(sorted(in_use)) or None,
+        "int8_kernel": find_int8_kernel(device).name if "int8" in in_use else None,
+        "int8_chain": uses_int8_chain(transformer),
+        "sdnq_compiles": sdnq_compiles(),
     }
 
 
@@ -188,17 +225,3 @@ def _run(
             return {}
 
         return pipeline(**given, **call_arguments(settings), callback_on_step_end=step_done).images[0]
-
-
-def _quantization(repo: PipelineRepo, pipeline: Any) -> dict[str, Any] | None:
-    """Say how the transformer is quantized, and whether its products are computed in integers."""
-    if repo.quantization is None:
-        return None
-    layers = quantized_layers(pipeline.transformer)
-    in_use = {layer.sdnq_dequantizer.quantized_matmul_dtype for layer in layers if multiplies_quantized(layer)}
-    return {
-        "weights_dtype": repo.quantization.get("weights_dtype"),
-        "layers": len(layers),
-        "quantized_matmul": ", ".join(sorted(in_use)) or None,
-        "int8_chain": uses_int8_chain(pipeline.transformer),
-    }

@@ -13,10 +13,17 @@ import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from transformers import Mxfp4Config, PreTrainedTokenizerFast
 
-from converter.console import Reporter
+from converter.console import SILENT, Reporter
 from converter.errors import MalformedCheckpoint, MemoryLimitError, UnsupportedCheckpoint
 from converter.lens import LensGptOssEncoder, LensPipeline, LensTransformer2DModel
-from converter.libraries import loading_errors, missing_package
+from converter.libraries import (
+    COMPILE_VARIABLE,
+    load_library,
+    loading_errors,
+    missing_package,
+    sdnq_compiles,
+    user_environment,
+)
 from converter.measurement.generation.memory import LESS_MEMORY
 from converter.measurement.generation.repo import PipelineRepo
 from converter.models.classes import refuse_absurd
@@ -26,8 +33,36 @@ from converter.models.lens.layout import MAXIMUM_LAYERS
 from converter.models.lens.mxfp4 import NEEDS_GPU, unpacking_reason
 from converter.models.sdnq_layers import has_integer_products
 
+#: What to say if SDNQ does not compile on an accelerator: when it has been imported just now, and when it was before.
+_UNCOMPILED = {
+    False: "SDNQ cannot compile its functions on this machine, so images take longer; torch.compile needs Triton and a "
+    "C compiler",
+    True: "SDNQ was imported earlier in this process, and does not compile its functions, so images take longer; "
+    "generate in a new process to compile them",
+}
 #: What torch says when the CPU's memory is used up; it has no class of errors for that.
 _NO_MEMORY = ("can't allocate memory", "not enough memory")
+
+
+def import_sdnq(repo: PipelineRepo, device: torch.device, reporter: Reporter = SILENT) -> None:
+    """Import SDNQ if the repo needs it; on an accelerator, it may compile its functions.
+
+    Otherwise diffusers would import it, and it would compile on a CPU, too.
+
+    Args:
+        repo: what will be loaded.
+        device: where it will run; it is the current device already, since SDNQ looks at that one.
+        reporter: is told if SDNQ does not compile on an accelerator, unless the user has turned it off.
+
+    Raises:
+        DependencyError: it cannot be imported.
+    """
+    if not repo.uses_sdnq:
+        return
+    was_imported = sdnq_compiles() is not None
+    load_library("sdnq", compiles=device.type != "cpu")
+    if device.type != "cpu" and not sdnq_compiles() and COMPILE_VARIABLE not in user_environment():
+        reporter.note(_UNCOMPILED[was_imported])
 
 
 def load_tokenizer(repo: PipelineRepo) -> Any:

@@ -70,6 +70,11 @@ class PipelineRepo:
         return _quantization(self.transformer, "sdnq")
 
     @property
+    def uses_sdnq(self) -> bool:
+        """Whether SDNQ has quantized a component."""
+        return any(_quantization(checkpoint, "sdnq") is not None for checkpoint in self.weights.values())
+
+    @property
     def has_packed_text_encoder(self) -> bool:
         """Whether the text encoder's experts are in MXFP4."""
         return _quantization(self.text_encoder, "mxfp4") is not None

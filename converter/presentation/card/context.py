@@ -18,7 +18,7 @@ from converter.presentation.card.metadata import CardMetadata, GalleryImage
 from converter.presentation.card.pictures import CardPictures
 from converter.presentation.card.release import CardRelease
 from converter.presentation.card.table_markdown import to_markdown
-from converter.presentation.tables import fidelity, measurements
+from converter.presentation.tables import conditions, fidelity, measurements
 from converter.presentation.tables.table import Table
 from converter.rendering import render
 
@@ -29,21 +29,8 @@ _DEFAULT_SETTINGS: dict[str, Any] = {
     "num_inference_steps": 20,
     "guidance_scale": 5.0,
 }
-_LIBRARIES = ("diffusers", "transformers", "accelerate", "safetensors")
 #: Packages that a pinned installation names.
-_PINNED = ("lensconv", "sdnq", "torch", *_LIBRARIES)
-_MACHINE = ("hardware", "torch", "cuda", "driver", "storage", "cpu_cores", "threads")
-_ENVIRONMENT = (*_MACHINE, "sdnq", *_LIBRARIES, "lensconv", "date")
-_IMAGE_SETTINGS = ("base_resolution", "aspect_ratio", "width", "height", "num_inference_steps", "guidance_scale")
-_SETTINGS = (*_IMAGE_SETTINGS, "repeats", "dtype")
-#: Labels of keys that are not their own labels.
-_LABELS = {
-    "torch": "PyTorch",
-    "cuda": "CUDA",
-    "cpu_cores": "CPU cores",
-    "num_inference_steps": "steps",
-    "guidance_scale": "guidance",
-}
+_PINNED = ("lensconv", "sdnq", "torch", *conditions.LIBRARIES)
 #: Versions as in PEP 440. Any other text could be an option of pip.
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!-]*")
 #: Sections that need something, in the order of the card, and the reason why one is missing.
@@ -126,8 +113,8 @@ def build_context(
         "comparison": pictures.preview,
         "sheets": pictures.sheets,
         "charts": pictures.charts,
-        "environment": _listed(environment, _ENVIRONMENT),
-        "settings": _listed(settings, _SETTINGS),
+        "environment": conditions.environment(environment),
+        "settings": conditions.settings(settings),
         "ablation": find_ablation(evidence),
         "evidence_files": evidence_files,
         "recipe": to_markdown(release_tables.recipe_table(release, metadata)),
@@ -234,9 +221,3 @@ def _pins(versions: Mapping[str, Any]) -> list[str]:
     # After a plus sign comes the name of a build, which other machines may not have.
     pairs = ((name, str(versions.get(name)).partition("+")[0]) for name in _PINNED if name in versions)
     return [f"{name}=={version}" for name, version in pairs if _VERSION.fullmatch(version)]
-
-
-def _listed(values: Mapping[str, Any], keys: Iterable[str]) -> list[tuple[str, str]]:
-    """Return labels and values, of those that are not missing."""
-    labels = {key: _LABELS.get(key, key.replace("_", " ")) for key in keys}
-    return [(label, str(values[key])) for key, label in labels.items() if values.get(key) is not None]

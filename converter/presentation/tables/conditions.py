@@ -1,0 +1,59 @@
+"""What was measured with: the machine, the versions and the settings, as labels and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+LIBRARIES = ("diffusers", "transformers", "accelerate", "safetensors")
+_MACHINE = ("hardware", "torch", "cuda", "driver", "cudnn", "triton", "storage", "cpu_cores", "threads")
+#: How the layers of SDNQ work.
+_LAYERS = ("int8_kernel", "sdnq_compiles", "sdnq_environment")
+_ENVIRONMENT = (*_MACHINE, "sdnq", *_LAYERS, *LIBRARIES, "lensconv", "date")
+_IMAGE_SETTINGS = ("base_resolution", "aspect_ratio", "width", "height", "num_inference_steps", "guidance_scale")
+_SETTINGS = (*_IMAGE_SETTINGS, "repeats", "dtype")
+#: Labels of keys that are not their own labels.
+_LABELS = {
+    "torch": "PyTorch",
+    "cuda": "CUDA",
+    "cudnn": "cuDNN",
+    "triton": "Triton",
+    "cpu_cores": "CPU cores",
+    "int8_kernel": "int8 kernel",
+    "sdnq_compiles": "SDNQ compiles",
+    "sdnq_environment": "variables",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+}
+
+
+def environment(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return labels and texts of an environment.
+
+    Args:
+        values: ``environment`` in a file of measurements; what it lacks is left out.
+    """
+    return _listed(values, _ENVIRONMENT)
+
+
+def settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return labels and texts of the settings of generation.
+
+    Args:
+        values: ``settings`` in a file of measurements; what it lacks is left out.
+    """
+    return _listed(values, _SETTINGS)
+
+
+def _listed(values: Mapping[str, Any], keys: Iterable[str]) -> list[tuple[str, str]]:
+    shown = ((_LABELS.get(key, key.replace("_", " ")), _text(values.get(key))) for key in keys)
+    return [(label, text) for label, text in shown if text]
+
+
+def _text(value: Any) -> str:
+    """Return a value as a text, which is empty if there is none."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={text}" for name, text in value.items())
+    return "" if value is None else str(value)
