@@ -101,6 +101,7 @@ class Assembly:
             "width": settings.width,
             "dtype": settings.dtype,
             "date": settings.date,
+            "compile": settings.compile,
             "negative_prompt": settings.negative_prompt,
             "repeats": max(self._repeats.values(), default=1),
             "modes": self._modes,

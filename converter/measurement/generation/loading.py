@@ -17,6 +17,7 @@ from converter.console import Reporter
 from converter.errors import MalformedCheckpoint, MemoryLimitError, UnsupportedCheckpoint
 from converter.lens import LensGptOssEncoder, LensPipeline, LensTransformer2DModel
 from converter.libraries import loading_errors, missing_package
+from converter.measurement.generation.compiling import compile_blocks
 from converter.measurement.generation.memory import LESS_MEMORY
 from converter.measurement.generation.repo import PipelineRepo
 from converter.models.classes import refuse_absurd
@@ -77,6 +78,7 @@ def load_pipeline(
     device: torch.device,
     offload: str,
     *,
+    compiles: bool = False,
     text_encoder: Any = None,
     tokenizer: Any = None,
 ) -> Any:
@@ -87,10 +89,14 @@ def load_pipeline(
         dtype: of its numbers.
         device: where it runs.
         offload: as in ``GenerateOptions``.
+        compiles: whether the blocks of the transformer are compiled when they first run.
         text_encoder: a loaded one; without it the pipeline takes features of prompts.
         tokenizer: its tokenizer.
 
-    Raises: as ``load_text_encoder``.
+    Raises:
+        CompilerError: torch's compiler does not work here.
+
+    For the other errors, see ``load_text_encoder``.
     """
     transformer = _load(LensTransformer2DModel, repo.transformer, torch_dtype=dtype)
     vae = _load(AutoencoderKLFlux2, repo.vae, torch_dtype=dtype)
@@ -107,6 +113,8 @@ def load_pipeline(
             pipeline.enable_sequential_cpu_offload(device=device)
         else:
             pipeline.to(device)
+    if compiles:
+        compile_blocks(transformer)
     return pipeline
 
 

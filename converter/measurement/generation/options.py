@@ -10,6 +10,8 @@ from converter.errors import UsageError
 from converter.models.lens.resolutions import ASPECT_RATIOS, RESOLUTIONS
 
 OFFLOADS = ("none", "model", "sequential")
+#: What torch compiles: nothing, or the block that the transformer repeats.
+COMPILES = ("none", "blocks")
 #: The date in the conversation around a prompt, unless the caller names another. It is fixed: upstream uses the current
 #: date, with which the same seed would give another image tomorrow. ComfyUI and mflux chose the same date.
 PROMPT_DATE = "2026-05-23"
@@ -61,6 +63,12 @@ class GenerateOptions:
         "none",
         "What stays on the CPU until it runs: none (nothing), model (each component), sequential (each layer).",
         choices=OFFLOADS,
+    )
+    compile: str = option(
+        "none",
+        "What torch compiles: none (nothing), blocks (the repeated block of the transformer, once for all blocks and "
+        "steps, when it first runs).",
+        choices=COMPILES,
     )
     features: Path | None = field(
         default=None,

@@ -32,6 +32,13 @@ class Settings:
     dtype: str
     date: str
     """Date that the text encoder is given."""
+    compile: str = "none"
+    """What is compiled, as in ``GenerateOptions``; compiled code rounds differently."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the blocks of the transformer are compiled."""
+        return self.compile == "blocks"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -71,6 +78,7 @@ def choose_settings(repo: PipelineRepo, prompt: str, options: GenerateOptions) -
         width=width,
         dtype=options.dtype,
         date=day,
+        compile=options.compile,
     )
 
 

@@ -35,7 +35,7 @@ _PINNED = ("lensconv", "sdnq", "torch", *_LIBRARIES)
 _MACHINE = ("hardware", "torch", "cuda", "driver", "storage", "cpu_cores", "threads")
 _ENVIRONMENT = (*_MACHINE, "sdnq", *_LIBRARIES, "lensconv", "date")
 _IMAGE_SETTINGS = ("base_resolution", "aspect_ratio", "width", "height", "num_inference_steps", "guidance_scale")
-_SETTINGS = (*_IMAGE_SETTINGS, "repeats", "dtype")
+_SETTINGS = (*_IMAGE_SETTINGS, "repeats", "dtype", "compile")
 #: Labels of keys that are not their own labels.
 _LABELS = {
     "torch": "PyTorch",
@@ -43,6 +43,7 @@ _LABELS = {
     "cpu_cores": "CPU cores",
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
+    "compile": "torch.compile",
 }
 #: Versions as in PEP 440. Any other text could be an option of pip.
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!-]*")
