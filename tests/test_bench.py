@@ -268,10 +268,14 @@ def test_a_restart_deletes_what_was_measured(
 
 
 def test_another_benchmark_in_the_same_folder_is_refused(finished: Finished, lensconv: Lensconv) -> None:
-    outcome = lensconv(*finished.arguments, "--steps", 3)
-    assert outcome.code == 2
-    assert "contains another benchmark: settings.steps was 2, and is now 3" in outcome.result["error"]["message"]
-    assert "--restart" in outcome.result["error"]["hint"]
+    for option, value, said in (
+        ("--steps", 3, "steps was 2, and is now 3"),
+        ("--compile", "blocks", 'compile was "none", and is now "blocks"'),
+    ):
+        outcome = lensconv(*finished.arguments, option, value)
+        assert outcome.code == 2
+        assert f"contains another benchmark: settings.{said}" in outcome.result["error"]["message"]
+        assert "--restart" in outcome.result["error"]["hint"]
 
 
 def test_ctrl_c_ends_the_worker_and_keeps_what_was_measured(
