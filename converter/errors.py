@@ -19,6 +19,7 @@ LensconvError               exit 1: what was examined or made is not what it sho
 │   ├── MemoryLimitError         memory
 │   ├── DeviceError              an accelerator
 │   └── DependencyError          a package
+│       └── CompilerError            torch's compiler, or a compiler that it calls
 ├── HubError                 exit 4: the Hub refuses, lacks something, differs, or cannot be reached
 │   └── MissingObject            it no longer has a file that was uploaded
 ├── ReleaseError             exit 1: a release contains what must not be published, or differs from its manifest
@@ -175,6 +176,10 @@ class DeviceError(ResourceError):
 
 class DependencyError(ResourceError):
     """A package is missing, or its version does not have what is needed."""
+
+
+class CompilerError(DependencyError):
+    """torch cannot compile a model: it lacks a compiler, or one fails."""
 
 
 class HubError(LensconvError):

@@ -369,7 +369,8 @@ def test_what_a_worker_says_becomes_figures_and_failures(
 
     check_cases("worker_cases.jsonl", outcome)
     # These have nothing to do with the model, and end the whole benchmark.
-    assert {kind.__name__ for kind in _ENVIRONMENT_ERRORS} == {"DeviceError", "DiskError", "OutputError", "UsageError"}
+    ending = {"CompilerError", "DeviceError", "DiskError", "OutputError", "UsageError"}
+    assert {kind.__name__ for kind in _ENVIRONMENT_ERRORS} == ending
     # A reason names no folder of this machine, whether it was named through a link or not.
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
     (tmp_path / "real").mkdir()

@@ -102,6 +102,7 @@ class Assembly:
             "dtype": settings.dtype,
             "date": settings.date,
             "int8": settings.int8,
+            "compile": settings.compile,
             "negative_prompt": settings.negative_prompt,
             "repeats": max(self._repeats.values(), default=1),
             "modes": self._modes,

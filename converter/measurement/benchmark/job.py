@@ -26,7 +26,7 @@ class Task:
     """One image."""
 
     key: str
-    """Its key in the journal; empty for an image that only warms up."""
+    """Its key in the journal; empty for a first image that only warms up."""
     settings: dict[str, Any]
     """Fields of ``Settings``."""
     image: str | None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.components import Allocations, component_sizes
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.meter import Meter, Stopwatch
+from converter.measurement.generation.compiling import compiling
 from converter.measurement.generation.devices import choose_device, use_device
 from converter.measurement.generation.generate import (
     call_arguments,
@@ -36,6 +39,7 @@ from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import Settings
 from converter.memory import free_memory_bytes
 from converter.models.int8_kernels import find_int8_kernel
+from converter.models.lens.prompts import tokenize_prompts
 
 
 class Session:
@@ -95,6 +99,7 @@ class Session:
                 self._dtype,
                 self.device,
                 offload,
+                compiles=settings.compiles,
                 tokenizer=load_tokenizer(self.repo),
                 text_encoder=text_encoder,
                 placed=allocations.note,
@@ -121,6 +126,7 @@ class Session:
         Raises:
             UnsupportedCheckpoint: the model raises an error.
             MemoryLimitError: memory is used up.
+            CompilerError: the blocks cannot be compiled.
             ImageError: the model computes values that are not finite.
             OutputError: the image cannot be written.
             DiskError: the disk is full.
@@ -129,7 +135,7 @@ class Session:
         # Garbage of the last image would count as memory of this one, and its collection as time.
         gc.collect()
         self.synchronize()
-        with self._meter.watching(), blaming(self.repo.folder):
+        with self._meter.watching(), blaming(self.repo.folder), compiling(settings.compile):
             image, figures = self._measure(settings)
         figures["pixels_sha256"] = hashlib.sha256(image.tobytes()).hexdigest()
         if task.image is not None:
@@ -137,6 +143,31 @@ class Session:
             write_image(image, output, image_metadata(settings, self.device, self.repo, self.pipeline))
             figures["image_sha256"] = hashlib.sha256(output.read_bytes()).hexdigest()
         return figures
+
+    def warm_ups(self, first: Task, others: Sequence[Task]) -> list[Task]:
+        """Return what has to run before the others, so that none of them waits for a compiler.
+
+        Code is compiled for each shape, and kernels are chosen by trying them. The shapes of a suite differ only in
+        the numbers of text tokens, so one step for each of those is enough.
+
+        Args:
+            first: the task that was done already.
+            others: the tasks to be measured.
+
+        Returns:
+            The first of the others with each number of text tokens that ``first`` does not have, with one step; none
+            where nothing is compiled.
+        """
+        if self.device.type != "cuda" and not Settings(**first.settings).compiles:
+            return []
+        found = {self._text_lengths(first): first}
+        for task in others:
+            found.setdefault(self._text_lengths(task), task)
+        return [
+            replace(task, image=None, settings={**task.settings, "steps": 1})
+            for task in found.values()
+            if task is not first
+        ]
 
     def synchronize(self) -> None:
         """Wait until the device has done its work."""
@@ -166,3 +197,9 @@ class Session:
             hook.remove()
         refuse_not_finite(latents[0])
         return image, figures
+
+    def _text_lengths(self, task: Task) -> tuple[int, ...]:
+        """Numbers of tokens of the prompt and, where it is encoded, of the negative one."""
+        tokenizer, day = self.pipeline.tokenizer, self.pipeline.prompt_date
+        prompts = Settings(**task.settings).prompts
+        return tuple(tokenize_prompts(tokenizer, [prompt], day=day)[0].shape[1] for prompt in prompts)

@@ -17,15 +17,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from converter.errors import DeviceError, DiskError, LensconvError, OutputError, UsageError
-from converter.measurement.benchmark.job import ABORTED, FAILED, GENERATED, GENERATING, LOADED, LOADING, PROBED, Job
+from converter.errors import CompilerError, DeviceError, DiskError, LensconvError, OutputError, UsageError
+from converter.measurement.benchmark.job import (
+    ABORTED,
+    FAILED,
+    GENERATED,
+    GENERATING,
+    LOADED,
+    LOADING,
+    PROBED,
+    Job,
+    Task,
+)
 
 _PR_SET_PDEATHSIG = 1
 #: The system should rather kill a worker than the process that writes the journal; see proc(5).
 _OUT_OF_MEMORY_SCORE = "1000"
 _READ_BYTES = 1 << 22
 #: Errors that have nothing to do with the measured model.
-_ENVIRONMENT_ERRORS = (DeviceError, DiskError, OutputError, UsageError)
+_ENVIRONMENT_ERRORS = (CompilerError, DeviceError, DiskError, OutputError, UsageError)
 
 
 def main() -> None:
@@ -69,9 +79,20 @@ def _work(job: Job, say: Callable[..., None]) -> None:
     _warm_cache(session.repo.weight_files)
     say(LOADING)
     say(LOADED, **session.load())
-    for task in job.tasks:
+    first, *others = job.tasks
+
+    def draw(tasks: list[Task]) -> None:
+        for task in tasks:
+            say(GENERATING, key=task.key)
+            say(GENERATED, key=task.key, **session.generate(task))
+
+    draw([first])
+    for task in session.warm_ups(first, others):
+        # If it fails, so would the image with this key.
         say(GENERATING, key=task.key)
-        say(GENERATED, key=task.key, **session.generate(task))
+        session.generate(task)
+        say(GENERATED, key="")
+    draw(others)
 
 
 def _warm_cache(files: list[Path]) -> None:

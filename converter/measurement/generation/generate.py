@@ -19,6 +19,7 @@ from converter._version import __version__
 from converter.console import SILENT, Reporter, readable_size
 from converter.errors import ImageError
 from converter.libraries import package_versions, sdnq_compiles
+from converter.measurement.generation.compiling import compiling
 from converter.measurement.generation.devices import choose_device, use_device
 from converter.measurement.generation.encoding import PromptStage
 from converter.measurement.generation.image_file import refuse_output, write_image
@@ -88,6 +89,7 @@ def generate(
         InputError: the repo is not what it should be, or a value is out of range.
         DeviceError: this machine does not have the accelerator, or it cannot be used.
         MemoryLimitError: there is not enough memory.
+        CompilerError: the blocks cannot be compiled.
         OutputError: the image cannot be written there.
         ImageError: the model computed values that are not finite.
     """
@@ -126,9 +128,13 @@ def generate(
             reporter.note(f"encoding the prompt: loading the text encoder, {stored}")
             features |= stage.encode(missing)
         reporter.note(f"generating: loading the transformer, {readable_size(opened.transformer.total_bytes)}")
-        pipeline = load_pipeline(opened, getattr(torch, settings.dtype), device, options.offload)
+        pipeline = load_pipeline(
+            opened, getattr(torch, settings.dtype), device, options.offload, compiles=settings.compiles
+        )
         if reason := choose_int8(pipeline, opened, device, settings.int8):
             reporter.note(f"the int8 chain is not used, but SDNQ's own layers: {reason}")
+        if settings.compiles:
+            reporter.note("compiling the transformer's block: the first step takes longer than the others")
     image = _run(pipeline, opened, settings, features, reporter)
     metadata = image_metadata(settings, device, opened, pipeline)
     write_image(image, output, metadata)
@@ -214,7 +220,11 @@ def _run(
     given: dict[str, Any] = {}
     for name, prompt in zip(("prompt", "negative_prompt"), settings.prompts, strict=False):
         given |= {f"{name}_embeds": features[prompt].embeds, f"{name}_mask": features[prompt].mask}
-    with reporter.progress("generating", settings.steps, "steps") as shown, blaming(repo.folder):
+    with (
+        reporter.progress("generating", settings.steps, "steps") as shown,
+        blaming(repo.folder),
+        compiling(settings.compile),
+    ):
         shown.refresh()
 
         def step_done(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from converter.libraries import (
     sdnq_compiles,
     user_environment,
 )
+from converter.measurement.generation.compiling import compile_blocks
 from converter.measurement.generation.memory import LESS_MEMORY
 from converter.measurement.generation.repo import PipelineRepo
 from converter.models.classes import refuse_absurd
@@ -128,6 +129,7 @@ def load_pipeline(
     device: torch.device,
     offload: str,
     *,
+    compiles: bool = False,
     text_encoder: Any = None,
     tokenizer: Any = None,
     placed: Callable[[str], object] | None = None,
@@ -139,11 +141,15 @@ def load_pipeline(
         dtype: of its numbers.
         device: where it runs.
         offload: as in ``GenerateOptions``.
+        compiles: whether the blocks of the transformer are compiled when they first run.
         text_encoder: a loaded one; without it the pipeline takes features of prompts.
         tokenizer: its tokenizer.
         placed: without offloading, called with the name of each model that was moved to the device.
 
-    Raises: as ``load_text_encoder`` and ``find_int8_kernel``.
+    Raises:
+        CompilerError: torch's compiler does not work here.
+
+    For the other errors, see ``load_text_encoder`` and ``find_int8_kernel``.
     """
     transformer = _load(LensTransformer2DModel, repo.transformer, torch_dtype=dtype)
     vae = _load(AutoencoderKLFlux2, repo.vae, torch_dtype=dtype)
@@ -166,6 +172,8 @@ def load_pipeline(
                 if placed is not None:
                     placed(name)
             pipeline.to(device)
+    if compiles:
+        compile_blocks(transformer)
     return pipeline
 
 

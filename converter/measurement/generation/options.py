@@ -12,6 +12,8 @@ from converter.models.lens.resolutions import ASPECT_RATIOS, RESOLUTIONS
 OFFLOADS = ("none", "model", "sequential")
 #: How layers that multiply in int8 compute: as SDNQ's, or as the chain of ``converter.models.lens.int8_chain``.
 INT8_METHODS = ("sdnq", "chain")
+#: What torch compiles: nothing, or the block that the transformer repeats.
+COMPILES = ("none", "blocks")
 #: The date in the conversation around a prompt, unless the caller names another. It is fixed: upstream uses the current
 #: date, with which the same seed would give another image tomorrow. ComfyUI and mflux chose the same date.
 PROMPT_DATE = "2026-05-23"
@@ -63,6 +65,12 @@ class GenerateOptions:
         "none",
         "What stays on the CPU until it runs: none (nothing), model (each component), sequential (each layer).",
         choices=OFFLOADS,
+    )
+    compile: str = option(
+        "none",
+        "What torch compiles: none (nothing), blocks (the repeated block of the transformer, once for all blocks and "
+        "steps, when it first runs).",
+        choices=COMPILES,
     )
     int8: str = option(
         "sdnq",

@@ -32,8 +32,15 @@ class Settings:
     dtype: str
     date: str
     """Date that the text encoder is given."""
+    compile: str = "none"
+    """What is compiled, as in ``GenerateOptions``; compiled code rounds differently."""
     int8: str = "sdnq"
     """How quantized layers compute, as in ``GenerateOptions``."""
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the blocks of the transformer are compiled."""
+        return self.compile == "blocks"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -74,6 +81,7 @@ def choose_settings(repo: PipelineRepo, prompt: str, options: GenerateOptions) -
         dtype=options.dtype,
         date=day,
         int8=options.int8,
+        compile=options.compile,
     )
 
 
