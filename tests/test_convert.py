@@ -35,7 +35,6 @@ from converter.conversion.preview import predict_peak
 from converter.conversion.recipe.recipe import parse_setting
 from converter.conversion.request import open_request
 from converter.errors import (
-    DeviceError,
     MalformedCheckpoint,
     MemoryLimitError,
     MissingInput,
@@ -171,13 +170,14 @@ def test_the_peak_of_memory_follows_from_the_work(monkeypatch: pytest.MonkeyPatc
     """For a weight of 64 MiB, by kind, threads and ``memory``."""
     tensor = SourceTensor(TensorEntry("x.weight", "BF16", (8192, 1024, 2, 2), 0, 1 << 26), Path("x"), 0)
     monkeypatch.setattr(torch.version, "cuda", None)
-    for kind, jobs, memory, pieces in (
+    for kind, jobs, memory, pieces, *device in (
         *((Kind.FUSED, 1, 10**8, 20_971_520), (Kind.FUSED, 5, None, 104_857_600), (Kind.FUSED, 5, 10**8, 10**8)),
         *((Kind.FUSED, 16, None, 256_000_000), (Kind.ROWS, 1, None, 88_080_384), (Kind.WHOLE, 4, None, 3_288_334_336)),
+        *((Kind.DEVICE, 1, None, 92_274_688, "cuda"), (Kind.DEVICE, 4, None, 256_000_000, "cuda")),
     ):
         job = QuantizeJob(tensor, {}, PlannedModule("x", "x.weight", (8192, 1024, 2, 2), {}), Method(kind))
         work = Work(Plan("x", "x", (), {}), Layout((), {}, "", b""), (job,))
-        options = ConvertOptions(jobs=jobs, memory=memory)
+        options = ConvertOptions(jobs=jobs, memory=memory, device=device[0] if device else "cpu")
         assert predict_peak(work, options, has_planner=False) == 490_000_000 + pieces, (kind, jobs, memory)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert predict_peak(replace(work, jobs=()), options, has_planner=True) == 1_060_000_000
@@ -185,22 +185,6 @@ def test_the_peak_of_memory_follows_from_the_work(monkeypatch: pytest.MonkeyPatc
         assert memory_budget(replace(work, jobs=work.jobs[:count]), memory) == budget
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(99))
     assert (ConvertOptions().workers, ConvertOptions(jobs=17).workers) == (16, 17)
-
-
-def test_sdnq_does_the_work_on_another_device(
-    lens_source: Path, lens_output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The CPU by another name, since there may be no other device here."""
-    monkeypatch.setattr(convert_module, "is_loaded", lambda: False)
-    for name in ("execution.converting.TensorConverter._run_kernel", "convert.predict_plan"):
-        monkeypatch.delattr(f"converter.conversion.{name}")
-    options = ConvertOptions(device="cpu:0")
-    convert(lens_source, tmp_path / "out", options=options)
-    assert snapshot(tmp_path / "out") == snapshot(lens_output)
-    peaks = [plan(lens_source, options=ConvertOptions(device=x, jobs=1)).peak_memory_bytes for x in ("cpu", "cpu:0")]
-    assert peaks[0] - peaks[1] == 190_000_000
-    with pytest.raises(DeviceError, match="device nonsense: "):
-        convert(lens_source, tmp_path / "none", options=ConvertOptions(device="nonsense", settings=("*=keep",)))
 
 
 def test_torch_has_one_thread_only_where_its_results_do_not_depend_on_them(

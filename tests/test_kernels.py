@@ -1,4 +1,4 @@
-"""lensconv's kernel against SDNQ, byte for byte, on groups of every kind."""
+"""lensconv's kernels, for the CPU and for devices, against SDNQ, byte for byte, on groups of every kind."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from converter.checkpoint.layout import TensorSpec
-from converter.conversion.kernels import fused
-from converter.conversion.kernels.sdnq import quantize_with_sdnq, seeded_generator
+from converter.conversion.kernels import fused, on_device
+from converter.conversion.kernels.devices import CPU, Device
+from converter.conversion.kernels.sdnq import as_bytes, quantize_with_sdnq, seeded_generator
 from converter.conversion.kernels.selfcheck import sample_weights
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import plan_here
 from converter.conversion.planning.methods import choose_method
 from converter.conversion.planning.plan import PlannedModule
 from converter.conversion.request import open_request
+from converter.models.classes import TORCH_DTYPES
 from tests.cases import check_cases
+from tests.cuda_arithmetic import CudaArithmetic
 
 #: Bits of the largest finite float32 that stays finite in bfloat16.
 LARGEST = 0x7F7F7FFF
@@ -40,7 +43,7 @@ def options(*, dequantize_fp32: bool) -> dict[str, Any]:
 
 
 def assert_same(bits: NDArray[np.uint32], *, round_weights: bool, round_scales: bool) -> None:
-    """Assert that kernel and SDNQ agree on groups of 64 numbers, given by their bits."""
+    """Assert that the kernels and SDNQ agree on groups of 64 numbers, given by their bits."""
     # Two groups a row, since SDNQ takes a row of one group by another path.
     rows = np.resize(bits.reshape(-1, fused.GROUP), (bits.size // fused.GROUP // 2 * 2, fused.GROUP))
     rows = np.ascontiguousarray(rows).reshape(-1, 2 * fused.GROUP)
@@ -57,6 +60,13 @@ def assert_same(bits: NDArray[np.uint32], *, round_weights: bool, round_scales: 
     assert parts.keys() == {"weight", "scale", "zero_point"}
     for part, found in parts.items():
         np.testing.assert_array_equal(expected.bytes_of(part), found.view(np.uint8), err_msg=part)
+    source = torch.from_numpy(rows.reshape(-1).view(np.float32))
+    with CudaArithmetic():
+        tensors, is_finite = on_device.quantize_uint4(source, round_weights=round_weights, round_scales=round_scales)
+    assert is_finite
+    assert tensors.keys() == parts.keys()
+    for part, tensor in tensors.items():
+        np.testing.assert_array_equal(expected.bytes_of(part), as_bytes(tensor), err_msg=f"{part} on a device")
 
 
 def finite_bits(values: NDArray[Any]) -> NDArray[np.uint32]:
@@ -119,6 +129,30 @@ def test_blocks_that_are_not_full(groups: int, round_weights: bool, round_scales
     assert_same(bits, round_weights=round_weights, round_scales=round_scales)
 
 
+@variants
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+def test_kernels_agree_on_every_dtype_and_leave_the_source(dtype: str, round_weights: bool, round_scales: bool) -> None:
+    numbers = np.random.default_rng(1).standard_t(1.2, 512 * fused.GROUP).clip(-6e4, 6e4)
+    numbers[::192], numbers[1::192] = 4384, -11
+    source = torch.from_numpy(numbers).to(TORCH_DTYPES[dtype])
+    data = as_bytes(source.clone())
+    choices: dict[str, Any] = {"round_weights": round_weights, "round_scales": round_scales}
+    expected, _ = fused.quantize_uint4(fused.widen(data, dtype), **choices)
+    with CudaArithmetic():
+        found = on_device.quantize_bytes(
+            data,
+            dtype,
+            **choices,
+            device=Device(CPU, "cpu"),
+            where="x",
+            buffer=lambda _, size: np.empty(size, np.uint8),
+        )
+    assert found is not None
+    for part, values in expected.items():
+        np.testing.assert_array_equal(values.view(np.uint8), found[part], err_msg=part)
+    np.testing.assert_array_equal(data, as_bytes(source))
+
+
 @given(bits=arrays.arrays(np.uint32, st.integers(1, 300)))
 def test_rounding_to_bfloat16_is_torchs(bits: NDArray[np.uint32]) -> None:
     rounded = np.empty(bits.size, np.uint16)
@@ -171,16 +205,20 @@ def test_what_is_not_finite_is_reported(bits: int) -> None:
     weights[100] = bits
     _, largest = fused.quantize_uint4(weights, round_weights=True, round_scales=True)
     assert largest >= fused.OVERFLOWS_BFLOAT16
+    _, is_finite = on_device.quantize_uint4(
+        torch.from_numpy(weights.view(np.float32)), round_weights=True, round_scales=True
+    )
+    assert not is_finite
     assert fused.round_to_bfloat16(weights, np.empty(weights.size, np.uint16)) >= fused.OVERFLOWS_BFLOAT16
 
 
 def test_random_numbers_continue_and_the_generator_is_restored() -> None:
     before = torch.get_rng_state()
-    with seeded_generator(3, "cpu", None) as encode_state:
+    with seeded_generator(3, CPU, None) as encode_state:
         first, state, rest = torch.rand(4), encode_state(), torch.rand(4)
-    with seeded_generator(3, "cpu", None):
+    with seeded_generator(3, CPU, None):
         assert torch.equal(torch.rand(4), first)
-    with seeded_generator(3, "cpu", state):
+    with seeded_generator(3, CPU, state):
         assert torch.equal(torch.rand(4), rest)
     assert torch.equal(torch.get_rng_state(), before)
 

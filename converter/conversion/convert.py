@@ -10,9 +10,10 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.components import footprints
 from converter.checkpoint.folders import remove_all_but
@@ -20,9 +21,10 @@ from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
 from converter.conversion.execution.execute import Outcome, execute
-from converter.conversion.execution.jobs import Work, make_work, memory_budget
+from converter.conversion.execution.jobs import Work, kinds_of, make_work, memory_budget
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
+from converter.conversion.planning.methods import OWN_KINDS
 from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.preflight import check_space, existing_parent, refuse_overlap
@@ -44,6 +46,7 @@ from converter.conversion.release.selection import Selection, select_files
 from converter.conversion.report import ConvertReport, published_report
 from converter.conversion.request import Request, open_request
 from converter.errors import (
+    DeviceError,
     InputError,
     MalformedCheckpoint,
     NonFiniteWeight,
@@ -51,8 +54,11 @@ from converter.errors import (
     ResourceError,
     UnsupportedCheckpoint,
 )
-from converter.libraries import is_loaded
+from converter.libraries import is_loaded, require_library_memory
 from converter.memory import peak_rss_bytes, require_free_memory
+
+if TYPE_CHECKING:
+    from converter.conversion.kernels.devices import Device
 
 #: Memory, besides that for pieces, without which a conversion ends in a kill while SDNQ plans, in bytes: the least that
 #: was measured with the versions in constraints.txt, rounded down. The predicted peak counts more: pages of libraries,
@@ -85,18 +91,14 @@ def convert(
     started = time.monotonic()
     request = open_request(source, recipe, options or ConvertOptions())
     refuse_overlap(request.checkpoint, output)
-    if not request.options.is_on_cpu:
-        from converter.conversion.kernels.sdnq import open_device
-
-        open_device(request.options.device)
     replacing = REPLACING_CHECKPOINTS if request.options.overwrite else None
-    with Staging(output, request.identity(), replacing) as staging:
+    with _device(request.options) as device, Staging(output, _identity(request, device), replacing) as staging:
         if staging.was_published:
             staging.open()
             staging.discard()
             return published_report(output, request, time.monotonic() - started)
         with _planning(request) as (answer, planner):
-            released = _release(request, staging, answer, planner, reporter)
+            released = _release(request, staging, answer, planner, reporter, device)
     elapsed = time.monotonic() - started
     plan, outcome = released.answer.plan, released.outcome
     return ConvertReport(
@@ -116,6 +118,20 @@ def convert(
     )
 
 
+def _device(options: ConvertOptions) -> AbstractContextManager[Device | None]:
+    """Open the device for a block; None is the CPU, for which torch is not imported."""
+    if options.is_on_cpu:
+        return nullcontext()
+    require_library_memory()
+    from converter.conversion.kernels.devices import opened_device
+
+    return opened_device(options.device)
+
+
+def _identity(request: Request, device: Device | None) -> dict[str, Any]:
+    return request.identity() if device is None else request.identity(device.name)
+
+
 @dataclass(frozen=True)
 class _Released:
     """A finished release, with its plan and the outcome of the work."""
@@ -129,8 +145,7 @@ class _Released:
 def _planning(request: Request) -> Iterator[tuple[PlanAnswer, PlannerProcess | None]]:
     """The plan to begin with; if it is predicted, also the process in which SDNQ plans during the block."""
     # A prediction saves the wait for SDNQ's import, unless SDNQ is imported already.
-    can_predict = request.options.is_on_cpu and not is_loaded()
-    predicted = predict_plan(request.checkpoint, request.recipe) if can_predict else None
+    predicted = None if is_loaded() else predict_plan(request.checkpoint, request.recipe)
     if predicted is None:
         yield plan_here(request), None
         return
@@ -142,9 +157,14 @@ def _planning(request: Request) -> Iterator[tuple[PlanAnswer, PlannerProcess | N
 
 
 def _release(
-    request: Request, staging: Staging, answer: PlanAnswer, planner: PlannerProcess | None, reporter: Reporter
+    request: Request,
+    staging: Staging,
+    answer: PlanAnswer,
+    planner: PlannerProcess | None,
+    reporter: Reporter,
+    device: Device | None,
 ) -> _Released:
-    work = _work(request, answer)
+    work = _work(request, answer, device)
     # Everything that can fail before a byte is written fails here.
     _refuse_misread(request, answer)
     budget = memory_budget(work, request.options.memory)
@@ -165,26 +185,27 @@ def _release(
             # Imported here: it imports torch, which a predicted conversion does without.
             from converter.conversion.execution.deciding import decide
 
-            decision = decide(request, work, staging, finished, reporter)
+            decision = decide(request, work, staging, finished, reporter, device)
             finished, bytes_read = decision.finished, decision.bytes_read
             answer = replace(answer, plan=decision.plan)
-            work = _work(request, answer, decision.spooled)
+            work = _work(request, answer, device, decision.spooled)
         if finished and not _are_complete(staging.release / request.checkpoint.component, work):
             finished = staging.forget_slots(content, finished)
-        outcome = execute(request, work, staging, finished, budget, reporter)
+        outcome = execute(request, work, staging, finished, budget, reporter, device)
         bytes_read += outcome.bytes_read
         if planner is not None:
             actual = planner.answer() or plan_here(request)
             if not (actual.kernel_agrees and plans_agree(answer.plan, actual.plan)):
                 reporter.note("SDNQ's plan differs from the prediction; the conversion starts over with SDNQ's plan")
-                work = _work(request, actual)
+                work = _work(request, actual, device)
                 staging.begin(work.content)
-                outcome = execute(request, work, staging, {}, memory_budget(work, request.options.memory), reporter)
+                budget = memory_budget(work, request.options.memory)
+                outcome = execute(request, work, staging, {}, budget, reporter, device)
                 bytes_read += outcome.bytes_read
             answer = actual
         request.refuse_changed()
         files = _write_release(
-            request, staging, replace(work, plan=answer.plan), selection, companions, outcome, reporter
+            request, staging, replace(work, plan=answer.plan), selection, companions, outcome, reporter, device
         )
         # The other components have been copied since.
         request.refuse_changed()
@@ -192,9 +213,22 @@ def _release(
     return _Released(answer, replace(outcome, bytes_read=bytes_read), files)
 
 
-def _work(request: Request, answer: PlanAnswer, spooled: Mapping[str, Path] | None = None) -> Work:
-    use_fused = answer.kernel_agrees and request.options.is_on_cpu
+def _work(
+    request: Request, answer: PlanAnswer, device: Device | None, spooled: Mapping[str, Path] | None = None
+) -> Work:
+    use_fused = answer.kernel_agrees
+    if use_fused and device is not None:
+        # Imported here: it imports torch.
+        from converter.conversion.kernels.selfcheck import device_agrees
+
+        use_fused = device_agrees(device)
     return make_work(request, answer.plan, use_fused=use_fused, spooled=spooled)
+
+
+def _decisive_device(request: Request, work: Work, device: Device | None) -> str:
+    """The name of the device if SDNQ's functions ran there; the bytes of lensconv's kernel do not depend on it."""
+    uses_sdnq = request.recipe.is_data_dependent or kinds_of(work.jobs) - OWN_KINDS
+    return device.name if device is not None and uses_sdnq else ""
 
 
 def _refuse_misread(request: Request, answer: PlanAnswer) -> None:
@@ -230,7 +264,7 @@ def _discarding(staging: Staging, reporter: Reporter, *, resumed: bool) -> Itera
         staging.discard()
         raise
     except (InputError, ResourceError) as error:
-        if isinstance(error, ResourceError) and not resumed:
+        if isinstance(error, ResourceError) and not (resumed or isinstance(error, DeviceError)):
             staging.discard()
         else:
             reporter.note(f"What is finished is kept in {staging.folder.name}; the same command continues from there.")
@@ -245,6 +279,7 @@ def _write_release(
     companions: list[Companion],
     outcome: Outcome,
     reporter: Reporter,
+    device: Device | None,
 ) -> tuple[ReleaseFile, ...]:
     """Write everything except the weights; returns all files of the release."""
     checkpoint, plan, layout, folder = request.checkpoint, work.plan, work.layout, staging.release
@@ -273,6 +308,7 @@ def _write_release(
             quantize_from=request.options.quantize_from,
             shard_bytes=request.options.shard_bytes,
             nonfinite=outcome.nonfinite,
+            device=_decisive_device(request, work, device),
             headers={prefix + file.name: hashlib.sha256(file.header).hexdigest() for file in layout.files},
         )
         return *files, write_file(folder, MANIFEST_NAME, manifest.encode())

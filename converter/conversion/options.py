@@ -9,6 +9,8 @@ from converter.checkpoint.layout import DEFAULT_SHARD_BYTES
 
 #: More threads than this wait for memory, not for a core.
 MAXIMUM_JOBS = 16
+#: The same where a device other than the CPU quantizes; so many keep it busy, with pieces that fit the default memory.
+MAXIMUM_DEVICE_JOBS = 4
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class ConvertOptions:
     settings: tuple[str, ...] = ()
     """Rules after the recipe's own, written ``GLOB=keep`` or ``GLOB=DTYPE``; the last match wins."""
     jobs: int | None = field(
-        default=None, metadata={"help": "Threads.  [default: one for each core, up to 16]", "kind": "count"}
+        default=None,
+        metadata={"help": "Threads.  [default: one for each core, up to 16; with --device, up to 4]", "kind": "count"},
     )
     memory: int | None = field(
         default=None,
@@ -67,7 +70,7 @@ class ConvertOptions:
     @property
     def workers(self) -> int:
         """Threads to use."""
-        return self.jobs or min(len(os.sched_getaffinity(0)), MAXIMUM_JOBS)
+        return self.jobs or min(len(os.sched_getaffinity(0)), MAXIMUM_JOBS if self.is_on_cpu else MAXIMUM_DEVICE_JOBS)
 
     @property
     def from_float32(self) -> bool:
@@ -76,5 +79,5 @@ class ConvertOptions:
 
     @property
     def is_on_cpu(self) -> bool:
-        """Whether weights are quantized on the CPU, where lensconv's own kernel runs."""
+        """Whether weights are quantized on the CPU, and torch is not needed for lensconv's kernel."""
         return self.device == "cpu"

@@ -12,7 +12,7 @@ from converter.checkpoint.components import footprints
 from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, whole_footprint
 from converter.checkpoint.layout import Layout
 from converter.checkpoint.source import DENOISERS, Checkpoint
-from converter.conversion.execution.jobs import PIECE_BYTES, Work, element_bytes, make_work, memory_budget
+from converter.conversion.execution.jobs import Work, element_bytes, largest_piece, make_work, memory_budget
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count
 from converter.conversion.planning.prediction import predict_plan
@@ -28,6 +28,9 @@ from converter.libraries import require_library_memory
 #: Measured with the versions in constraints.txt, rounded up.
 OWN_PROCESS_BYTES = 190_000_000
 SDNQ_PROCESS_BYTES = 490_000_000
+#: Additional memory of the first process where a device other than the CPU quantizes, for torch; measured likewise on
+#: the CPU. What the driver of a GPU takes in main memory is not known and not counted.
+TORCH_BYTES = 250_000_000
 #: Additional memory for the import of a CUDA build of torch; measured with torch 2.13.0, rounded up.
 CUDA_LIBRARY_BYTES = 380_000_000
 
@@ -167,7 +170,7 @@ def _plan(
         peak_memory_bytes=predict_peak(
             work,
             options,
-            has_planner=options.is_on_cpu and predict_plan(checkpoint, request.recipe) is not None,
+            has_planner=predict_plan(checkpoint, request.recipe) is not None,
         ),
         notes=foresee(request, made, selection),
         other_components=footprints(request.others),
@@ -190,6 +193,8 @@ def predict_peak(work: Work, options: ConvertOptions, *, has_planner: bool) -> i
     processes = SDNQ_PROCESS_BYTES + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
     if has_planner:
         processes += OWN_PROCESS_BYTES
+        if not options.is_on_cpu:
+            processes += TORCH_BYTES + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
     return processes + pieces_bytes(work, options)
 
 
@@ -197,7 +202,7 @@ def pieces_bytes(work: Work, options: ConvertOptions) -> int:
     """The most memory that weights and results take at one time, in bytes; arguments as for ``predict_peak``."""
     in_flight = max(
         (
-            min(job.tensor.entry.bytes, PIECE_BYTES) // element_bytes(job.tensor) * job.working_bytes
+            min(job.tensor.entry.bytes, largest_piece(options)) // element_bytes(job.tensor) * job.working_bytes
             for job in work.jobs
         ),
         default=0,

@@ -29,15 +29,19 @@ class Request:
     others: tuple[PipelineComponent, ...] = ()
     """The components of the pipeline that stay as they are; their loaders would not fail."""
 
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides the output; an interrupted run can continue only if all of it is the same."""
+    def identity(self, device: str = "cpu") -> dict[str, Any]:
+        """Everything that decides the output; an interrupted run can continue only if all of it is the same.
+
+        Args:
+            device: the name of the device that was opened, which is that of the card.
+        """
         options = self.options
         return {
             "source": [[header.file.name, header.sha256, *header.stamp] for header in self.checkpoint.headers],
             "components": [[other.name, list(map(list, other.stamps))] for other in self.others],
             "config": self.checkpoint.config,
             "recipe": repr(self.recipe),
-            "options": [options.component, options.variant, options.quantize_from, options.shard_bytes, options.device],
+            "options": [options.component, options.variant, options.quantize_from, options.shard_bytes, device],
             "nonfinite": options.allow_nonfinite,
             "versions": {"lensconv": __version__, **package_versions()},
             "environment": quantization_environment(),

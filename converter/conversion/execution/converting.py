@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,11 @@ from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.jobs import Job, KeepJob, QuantizeJob, element_bytes
 from converter.conversion.kernels import fused
 from converter.conversion.options import ConvertOptions
-from converter.conversion.planning.methods import Kind
+from converter.conversion.planning.methods import OWN_KINDS
 from converter.errors import NonFiniteWeight, UnsupportedCheckpoint
+
+if TYPE_CHECKING:
+    from converter.conversion.kernels.devices import Device
 
 Bytes = NDArray[np.uint8]
 
@@ -57,6 +60,7 @@ class TensorConverter:
         piece_bytes: of the source, that are read at a time.
         progress: counts the bytes of the source that are done.
         stop: is checked between pieces.
+        device: where weights are quantized; the CPU when None.
     """
 
     reader: TensorReader
@@ -66,6 +70,7 @@ class TensorConverter:
     piece_bytes: int
     progress: Progress
     stop: threading.Event
+    device: Device | None
     _buffers: dict[str, Bytes] = field(default_factory=dict)
 
     def convert(self, job: Job) -> int:
@@ -97,7 +102,8 @@ class TensorConverter:
         """A buffer that is used again; fresh memory costs a page fault every 4 KiB."""
         found = self._buffers.get(name)
         if found is None or found.size < size:
-            found = self._buffers[name] = np.empty(size, np.uint8)
+            found = np.empty(size, np.uint8) if self.device is None else self.device.buffer(size)
+            self._buffers[name] = found
         return found[:size]
 
     def _keep(self, job: KeepJob) -> int:
@@ -150,7 +156,7 @@ class TensorConverter:
             size = (last - first) * job.row_bytes
             with self.budget.share(size // element_bytes(job.tensor) * job.working_bytes):
                 data = self._read(job.tensor, first * job.row_bytes, size)
-                results = self._run_kernel(job, data) if job.method.kind is Kind.FUSED else None
+                results = self._run_kernel(job, data) if job.method.kind in OWN_KINDS else None
                 if results is None:
                     nonfinite += self._count_nonfinite(job.tensor, data, as_bfloat16=not self.options.from_float32)
                     results = self._run_sdnq(job, last - first, data)
@@ -161,6 +167,18 @@ class TensorConverter:
     def _run_kernel(self, job: QuantizeJob, data: Bytes) -> dict[str, NDArray[Any]] | None:
         """Quantize rows by lensconv's kernel; None when they contain numbers that it does not handle."""
         from_float32 = self.options.from_float32
+        if self.device is not None:
+            from converter.conversion.kernels.on_device import quantize_bytes
+
+            return quantize_bytes(
+                data,
+                job.tensor.entry.dtype,
+                round_weights=not from_float32,
+                round_scales=job.method.round_scales,
+                device=self.device,
+                where=f"{job.tensor.file}: tensor {job.tensor.entry.name}",
+                buffer=self._buffer,
+            )
         parts, largest = fused.quantize_uint4(
             fused.widen(data, job.tensor.entry.dtype),
             round_weights=not from_float32,
@@ -170,15 +188,18 @@ class TensorConverter:
         return parts if largest < (fused.INFINITE if from_float32 else fused.OVERFLOWS_BFLOAT16) else None
 
     def _run_sdnq(self, job: QuantizeJob, rows: int, data: Bytes) -> dict[str, NDArray[Any]]:
-        from converter.conversion.kernels.sdnq import open_device, quantize_with_sdnq
+        from converter.conversion.kernels.devices import CPU
+        from converter.conversion.kernels.sdnq import quantize_with_sdnq
 
+        # What lensconv's kernel does not handle has the bytes of the CPU, too.
+        device = CPU if self.device is None or job.method.kind in OWN_KINDS else self.device.torch_device
         result = quantize_with_sdnq(
             data,
             job.tensor.entry.dtype,
             (rows, *job.module.shape[1:]),
             job.module.options,
             from_float32=self.options.from_float32,
-            device=open_device(self.options.device),
+            device=device,
         )
         return {part: result.bytes_of(part) for part in result.parts}
 

@@ -22,7 +22,8 @@ from converter.console import Reporter
 from converter.conversion.execution.converting import refuse_nonfinite
 from converter.conversion.execution.jobs import Work
 from converter.conversion.execution.randomness import seeded_randomness
-from converter.conversion.kernels.sdnq import QuantizedParts, count_nonfinite, open_device, quantize_with_sdnq
+from converter.conversion.kernels.devices import CPU, Device
+from converter.conversion.kernels.sdnq import QuantizedParts, count_nonfinite, quantize_with_sdnq
 from converter.conversion.planning.plan import Plan, PlannedModule
 from converter.conversion.planning.planner import SAFETENSORS_NAMES, plan_with_sdnq
 from converter.conversion.request import Request
@@ -59,7 +60,9 @@ def _spool_file(staging: Staging, number: int) -> Path:
     return staging.folder / "spool" / f"{number}.safetensors"
 
 
-def decide(request: Request, work: Work, staging: Staging, finished: Finished, reporter: Reporter) -> Decision:
+def decide(
+    request: Request, work: Work, staging: Staging, finished: Finished, reporter: Reporter, device: Device | None
+) -> Decision:
     """Quantize every module into a spool, as SDNQ decides, and plan again with what it decided.
 
     Args:
@@ -68,6 +71,7 @@ def decide(request: Request, work: Work, staging: Staging, finished: Finished, r
         staging: where the spool is; its journal notes every finished tensor.
         finished: what an interrupted run had finished.
         reporter: shows progress.
+        device: where weights are quantized; the CPU when None.
 
     Raises:
         NonFiniteWeight: a weight contains such numbers, and they are not allowed.
@@ -85,7 +89,7 @@ def decide(request: Request, work: Work, staging: Staging, finished: Finished, r
     with (
         writing(staging.folder),
         reporter.progress("deciding", total) as progress,
-        seeded_randomness(request, finished) as random_state,
+        seeded_randomness(request, finished, device) as random_state,
         TensorReader() as reader,
     ):
         (staging.folder / "spool").mkdir(exist_ok=True)
@@ -94,7 +98,7 @@ def decide(request: Request, work: Work, staging: Staging, finished: Finished, r
             tensor = tensors[module.source]
             noted = finished.get(SPOOLED + module.source)
             if noted is None:
-                noted = _spool(request, module, tensor, reader, file)
+                noted = _spool(request, module, tensor, reader, file, device)
                 if random_state is not None:
                     noted["random_state"] = random_state()
                 staging.note(SPOOLED + module.source, **noted)
@@ -110,7 +114,12 @@ def decide(request: Request, work: Work, staging: Staging, finished: Finished, r
 
 
 def _spool(
-    request: Request, module: PlannedModule, tensor: SourceTensor, reader: TensorReader, file: Path
+    request: Request,
+    module: PlannedModule,
+    tensor: SourceTensor,
+    reader: TensorReader,
+    file: Path,
+    device: Device | None,
 ) -> dict[str, Any]:
     """Quantize one weight and write its parts to a file, if there are any; returns what to note of it."""
     options = request.options
@@ -123,7 +132,7 @@ def _spool(
         module.shape,
         module.options,
         from_float32=options.from_float32,
-        device=open_device(options.device),
+        device=CPU if device is None else device.torch_device,
     )
     if result.parts:
         _write_spool(file, result)

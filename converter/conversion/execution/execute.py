@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from converter.checkpoint.journal import Finished
 from converter.checkpoint.staging import SPOOLED, Staging
@@ -17,6 +18,9 @@ from converter.conversion.execution.workers import WorkerPool
 from converter.conversion.kernels import fused
 from converter.conversion.planning.methods import Kind
 from converter.conversion.request import Request
+
+if TYPE_CHECKING:
+    from converter.conversion.kernels.devices import Device
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,13 @@ class Outcome:
 
 
 def execute(
-    request: Request, work: Work, staging: Staging, finished: Finished, budget: int, reporter: Reporter
+    request: Request,
+    work: Work,
+    staging: Staging,
+    finished: Finished,
+    budget: int,
+    reporter: Reporter,
+    device: Device | None,
 ) -> Outcome:
     """Fill all slots, and hash the files behind the workers.
 
@@ -45,6 +55,7 @@ def execute(
         finished: what an interrupted run had finished.
         budget: the most bytes of weights and results in memory at a time.
         reporter: shows progress.
+        device: where weights are quantized; the CPU when None.
 
     Raises:
         LensconvError: a tensor cannot be converted, or the output cannot be written.
@@ -68,9 +79,9 @@ def execute(
             if job.tensor.entry.name in finished:
                 hasher.finish_slot(*job.outputs)
                 progress.skip(job.tensor.entry.bytes)
-        randomness = seeded_randomness(request, finished) if is_random else nullcontext()
+        randomness = seeded_randomness(request, finished, device) if is_random else nullcontext()
         with randomness as random_state, _one_torch_thread(todo):
-            pool = WorkerPool(staging, hasher, writer, progress, request.options, random_state)
+            pool = WorkerPool(staging, hasher, writer, progress, request.options, device, random_state)
             pool.run(todo, workers=1 if is_random else request.options.workers, budget=budget)
         # The disk works while the hasher catches up.
         writer.sync()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import lcm, prod
 from pathlib import Path
@@ -12,19 +12,37 @@ from pathlib import Path
 from converter.checkpoint.dtypes import BITS
 from converter.checkpoint.layout import Layout, Slot, TensorSpec, lay_out
 from converter.checkpoint.source import SourceTensor
-from converter.conversion.planning.methods import ROWS_WORKING_BYTES, WHOLE_WORKING_BYTES, Kind, Method, choose_method
+from converter.conversion.options import ConvertOptions
+from converter.conversion.planning.methods import (
+    OWN_KINDS,
+    ROWS_WORKING_BYTES,
+    WHOLE_WORKING_BYTES,
+    Kind,
+    Method,
+    choose_method,
+)
 from converter.conversion.planning.plan import Plan, PlannedModule
 from converter.conversion.request import Request
 from converter.errors import MemoryLimitError
 
 #: Bytes of the source that a worker takes at a time: large enough to hide the cost of a call, small enough for a cache.
 PIECE_BYTES = 4 << 20
+#: The same on a device other than the CPU, where each piece costs some twenty calls and a wait.
+DEVICE_PIECE_BYTES = 8 << 20
 #: The most bytes that lensconv's own loops take for one number besides its source: the widened copy and the results.
 OWN_WORKING_BYTES = 8
+#: The same of lensconv's kernel for devices: besides the results, what torch's operations take, which on a CUDA device
+#: is memory of the device; measured on the CPU.
+DEVICE_WORKING_BYTES = 20
 #: The number of rows decides whether SDNQ uses quantized matmul; for runs of at least so many, in multiples of it,
 #: it decides as for the whole tensor (``check_quantized_matmul_is_allowed`` of SDNQ 0.2.8).
 MATMUL_ROWS = 32
-_WORKING_BYTES = {Kind.FUSED: OWN_WORKING_BYTES, Kind.ROWS: ROWS_WORKING_BYTES, Kind.WHOLE: WHOLE_WORKING_BYTES}
+_WORKING_BYTES = {
+    Kind.FUSED: OWN_WORKING_BYTES,
+    Kind.DEVICE: DEVICE_WORKING_BYTES,
+    Kind.ROWS: ROWS_WORKING_BYTES,
+    Kind.WHOLE: WHOLE_WORKING_BYTES,
+}
 #: Memory that conversions use for pieces unless a tensor needs more, or the user says otherwise.
 DEFAULT_BUDGET = 256_000_000
 
@@ -103,7 +121,7 @@ class QuantizeJob:
         if self.method.kind is Kind.WHOLE:
             yield 0, rows
             return
-        step = 1 if self.method.kind is Kind.FUSED else lcm(MATMUL_ROWS, self.method.rows_multiple)
+        step = 1 if self.method.kind in OWN_KINDS else lcm(MATMUL_ROWS, self.method.rows_multiple)
         step *= max(1, piece_bytes // max(1, step * self.row_bytes))
         start = 0
         while start < rows:
@@ -163,6 +181,11 @@ def memory_budget(work: Work, allowed: int | None) -> int:
     return allowed
 
 
+def largest_piece(options: ConvertOptions) -> int:
+    """Bytes of the source that a worker takes at a time, where there is enough memory."""
+    return PIECE_BYTES if options.is_on_cpu else DEVICE_PIECE_BYTES
+
+
 def kinds_of(jobs: Iterable[Job]) -> set[Kind]:
     """The kinds of methods by which jobs quantize."""
     return {job.method.kind for job in jobs if isinstance(job, QuantizeJob)}
@@ -195,6 +218,8 @@ def make_work(
         module = plan.modules[source]
         outputs = {part: Output(spec, slots[spec.name]) for part, spec in specs.items()}
         method = choose_method(module, specs, use_fused=use_fused)
+        if method.kind is Kind.FUSED and not request.options.is_on_cpu:
+            method = replace(method, kind=Kind.DEVICE)
         jobs.append(QuantizeJob(tensors[source], outputs, module, method, (spooled or {}).get(source)))
 
     def position(job: Job) -> tuple[int, int]:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from converter.checkpoint.journal import Finished
 from converter.conversion.request import Request
 
+if TYPE_CHECKING:
+    from converter.conversion.kernels.devices import Device
+
 
 @contextmanager
-def seeded_randomness(request: Request, finished: Finished) -> Iterator[Callable[[], str] | None]:
+def seeded_randomness(
+    request: Request, finished: Finished, device: Device | None
+) -> Iterator[Callable[[], str] | None]:
     """Seed torch's generator for the block, or set it to the state after an interrupted run.
 
     Args:
-        request: recipe and device.
+        request: the recipe.
         finished: what the interrupted run had finished.
+        device: where SDNQ computes; the CPU when None.
 
     Yields:
         What returns the state of the generator, for the journal; None where SDNQ uses no random numbers.
@@ -23,10 +30,11 @@ def seeded_randomness(request: Request, finished: Finished) -> Iterator[Callable
     if not request.recipe.is_random:
         yield None
         return
-    # Imported here: it imports torch.
+    # Imported here: they import torch.
+    from converter.conversion.kernels.devices import CPU
     from converter.conversion.kernels.sdnq import seeded_generator
 
     states = [noted["random_state"] for noted in finished.values() if "random_state" in noted]
     state = states[-1] if states else None
-    with seeded_generator(request.recipe.seed, request.options.device, state) as encode_state:
+    with seeded_generator(request.recipe.seed, device.torch_device if device else CPU, state) as encode_state:
         yield encode_state

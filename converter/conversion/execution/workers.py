@@ -9,8 +9,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.staging import Staging
@@ -19,9 +20,12 @@ from converter.console import Progress
 from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.converting import Stopped, TensorConverter
 from converter.conversion.execution.hashing import FollowingHasher
-from converter.conversion.execution.jobs import PIECE_BYTES, Job, QuantizeJob
+from converter.conversion.execution.jobs import Job, QuantizeJob, largest_piece
 from converter.conversion.options import ConvertOptions
 from converter.threads import run_in_threads
+
+if TYPE_CHECKING:
+    from converter.conversion.kernels.devices import Device
 
 #: Pieces do not get smaller than this, however little memory is allowed.
 MINIMUM_PIECE_BYTES = 64 << 10
@@ -37,6 +41,7 @@ class WorkerPool:
         writer: writes the slots.
         progress: shows the user what is done.
         options: how numbers are treated.
+        device: where weights are quantized; the CPU when None.
         random_state: where SDNQ uses random numbers, what to note after each tensor so that the next run can continue.
     """
 
@@ -45,6 +50,7 @@ class WorkerPool:
     writer: SlotWriter
     progress: Progress
     options: ConvertOptions
+    device: Device | None = None
     random_state: Callable[[], str] | None = None
     _jobs: queue.SimpleQueue[Job] = field(default_factory=queue.SimpleQueue)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -64,10 +70,12 @@ class WorkerPool:
         for job in jobs:
             self._jobs.put(job)
         shared = MemoryBudget(budget)
-        piece_bytes = min(PIECE_BYTES, max(MINIMUM_PIECE_BYTES, budget // (4 * workers)))
+        piece_bytes = min(largest_piece(self.options), max(MINIMUM_PIECE_BYTES, budget // (4 * workers)))
         with TensorReader() as reader, writing(self.writer.folder):
             converters = [
-                TensorConverter(reader, self.writer, self.options, shared, piece_bytes, self.progress, self._stop)
+                TensorConverter(
+                    reader, self.writer, self.options, shared, piece_bytes, self.progress, self._stop, self.device
+                )
                 for _ in range(workers)
             ]
             run_in_threads(
@@ -80,6 +88,10 @@ class WorkerPool:
             )
 
     def _work(self, converter: TensorConverter) -> None:
+        with nullcontext() if self.device is None else self.device.used():
+            self._convert_jobs(converter)
+
+    def _convert_jobs(self, converter: TensorConverter) -> None:
         while not self._stop.is_set():
             try:
                 job = self._jobs.get_nowait()

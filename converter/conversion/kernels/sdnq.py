@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from converter.errors import DeviceError, MemoryLimitError, UnsupportedCheckpoint
+from converter.conversion.kernels.devices import device_failure
+from converter.errors import UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS, load_library
 from converter.models.classes import TORCH_DTYPES
 
@@ -48,21 +49,6 @@ def as_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
     return data
 
 
-def open_device(name: str) -> torch.device:
-    """Find the device to compute on.
-
-    Raises:
-        DeviceError: torch does not know it, or the machine does not have it.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else "is not available"
-        raise DeviceError(f"device {name}: {reason}", "Use --device cpu.") from error
-    return device
-
-
 def quantize_with_sdnq(
     data: NDArray[np.uint8],
     dtype: str,
@@ -84,6 +70,7 @@ def quantize_with_sdnq(
 
     Raises:
         MemoryLimitError: the device does not have enough memory.
+        DeviceError: the device failed.
         UnsupportedCheckpoint: SDNQ cannot quantize this weight with these options.
     """
     with _blaming(options, device):
@@ -121,10 +108,9 @@ def _blaming(options: Mapping[str, Any], device: torch.device) -> Iterator[None]
     try:
         yield
     except QUANTIZING_ERRORS as error:
-        # On the CPU, torch has no class of its own for this.
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            reason = f"{where}: device {device} does not have enough memory for it"
-            raise MemoryLimitError(reason, "Free some memory, or use another device.") from error
+        failure = device_failure(error, where, device)
+        if failure is not None:
+            raise failure from error
         raise UnsupportedCheckpoint(
             f"{where}: SDNQ cannot quantize it with this recipe: {str(error) or repr(error)}",
             "Keep this module (--set 'NAME=keep'), or choose another dtype or other options.",
@@ -140,21 +126,20 @@ def count_nonfinite(data: NDArray[np.uint8], dtype: str, *, as_bfloat16: bool) -
 
 
 @contextmanager
-def seeded_generator(seed: int, device: str, state: str | None) -> Iterator[Callable[[], str]]:
+def seeded_generator(seed: int, device: torch.device, state: str | None) -> Iterator[Callable[[], str]]:
     """Seed torch's generator on a device for the block, and restore it afterwards.
 
     Args:
         seed: for a run from the beginning.
-        device: whose generator.
+        device: whose generator; with its index, if it is a CUDA device.
         state: where an interrupted run left the generator, as text; None for a run from the beginning.
 
     Yields:
         What returns the present state, as text.
     """
     generator = torch.default_generator
-    opened = open_device(device)
-    if opened.type == "cuda":
-        generator = torch.cuda.default_generators[opened.index or 0]
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[device.index]
     found = generator.get_state()
     if state is None:
         generator.manual_seed(seed)

@@ -6,11 +6,17 @@ plan that uses the kernel the two are compared again, in milliseconds, on groups
 
 from __future__ import annotations
 
+from itertools import product
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from converter.conversion.kernels import fused
 from converter.conversion.planning.methods import Kind, Method, plan_methods
 from converter.conversion.planning.plan import Plan, PlannedModule
+
+if TYPE_CHECKING:
+    from converter.conversion.kernels.devices import Device
 
 #: Rows of the sample, of four groups each.
 SAMPLE_ROWS = 256
@@ -27,6 +33,8 @@ def sample_weights() -> fused.Bits32:
     numbers[4::8] = np.float32(1) + numbers[4::8] * np.float32(1e-6)
     numbers[5::8] = np.where(numbers[5::8] > 0, np.abs(numbers[6::8]), np.copysign(np.float32(0), numbers[6::8]))
     numbers[7::8] = np.round(numbers[7::8] * 4) / 2
+    # A scale between two bfloat16, (4384 + 11) / 15, which a product with 1/15 misses.
+    numbers[7::32, :2] = 4384, -11
     return numbers.view(np.uint32)
 
 
@@ -43,6 +51,32 @@ def kernel_agrees(plan: Plan) -> bool:
         for module, method in checked.values()
         for from_float32 in (False, True)
     )
+
+
+def device_agrees(device: Device) -> bool:
+    """Compare the kernel on a device with the one on the CPU, which ``kernel_agrees`` compares with SDNQ.
+
+    Raises:
+        MemoryLimitError: the device does not have enough memory.
+        DeviceError: the device failed.
+    """
+    from converter.conversion.kernels.on_device import quantize_bytes
+
+    bits = sample_weights().reshape(-1)
+    for round_weights, round_scales in product((True, False), repeat=2):
+        expected, _ = fused.quantize_uint4(bits, round_weights=round_weights, round_scales=round_scales)
+        found = quantize_bytes(
+            bits.view(np.uint8),
+            "F32",
+            round_weights=round_weights,
+            round_scales=round_scales,
+            device=device,
+            where="the comparison of the kernels",
+            buffer=lambda _, size: device.buffer(size),
+        )
+        if found is None or any(not np.array_equal(found[part], expected[part].view(np.uint8)) for part in expected):
+            return False
+    return True
 
 
 def _agrees(module: PlannedModule, method: Method, *, from_float32: bool) -> bool:

@@ -30,8 +30,13 @@ class Kind(Enum):
     """Which code does the arithmetic, and on how much at a time."""
 
     FUSED = "lensconv's kernel"
+    DEVICE = "lensconv's kernel on a device"
     ROWS = "SDNQ on runs of rows"
     WHOLE = "SDNQ on the whole tensor"
+
+
+#: The kinds that give the bytes of SDNQ on the CPU wherever they run.
+OWN_KINDS = frozenset({Kind.FUSED, Kind.DEVICE})
 
 
 @dataclass(frozen=True, slots=True)

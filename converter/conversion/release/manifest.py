@@ -93,6 +93,8 @@ class Manifest:
     source_tensors: int
     source_parameters: int
     source_bytes_by_dtype: Mapping[str, int]
+    device: str
+    """The device on which SDNQ's functions ran, where its bytes differ from the CPU's; else empty."""
     assumed_config: Mapping[str, Any]
     """Config values that were assumed, as the source has no config."""
     card_files: tuple[str, ...]
@@ -147,6 +149,7 @@ class Manifest:
             source_tensors=source.take("tensors", int),
             source_parameters=source.take("parameters", int),
             source_bytes_by_dtype=_bytes_by_dtype(source),
+            device=fields.take("device", str, ""),
             assumed_config=source.take("assumed_config", dict, {}),
             card_files=tuple(name for name in names if isinstance(name, str) and name in files),
             card_repository=repository if isinstance(repository, str) else None,

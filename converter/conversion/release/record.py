@@ -62,6 +62,7 @@ def conversion_manifest(
     quantize_from: str,
     shard_bytes: int,
     nonfinite: Mapping[str, int],
+    device: str,
     headers: Mapping[str, str],
 ) -> Manifest:
     """The manifest of a release that has been written.
@@ -74,6 +75,7 @@ def conversion_manifest(
         quantize_from: ``bfloat16`` or ``float32``.
         shard_bytes: the limit for a shard.
         nonfinite: numbers that are not finite, by tensor.
+        device: the device on which SDNQ's own functions ran; empty if it was the CPU, or none ran.
         headers: sha256 of the header of every weight file, by its name in the release.
     """
     parameters = parameter_count(plan, checkpoint)
@@ -81,6 +83,7 @@ def conversion_manifest(
         "format": MANIFEST_FORMAT,
         "format_version": MANIFEST_VERSION,
         "versions": {"lensconv": __version__, **plan.versions},
+        **({"device": device} if device else {}),
         "component": checkpoint.component,
         "source": {
             "class_name": plan.class_name,

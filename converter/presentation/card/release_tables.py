@@ -85,6 +85,8 @@ def provenance_table(release: CardRelease, metadata: CardMetadata) -> Table:
         ["Seed", recipe.get("seed", "")],
         ["Quantized from", recipe.get("quantize_from", "")],
     ]
+    if release.manifest.device:
+        rows.append(["Quantized on", release.manifest.device])
     rows += [[f"Made with {name}", version] for name, version in sorted(release.content["versions"].items())]
     return Table(["Field", "Value"], rows, "ll")
 

@@ -1,0 +1,120 @@
+"""A device other than the CPU: opened once for a conversion, with a queue of work and buffers for each thread.
+
+Everything that only CUDA has is in this module. On other devices copies wait until they are done, in plain memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from converter.errors import DeviceError, MemoryLimitError, ResourceError
+
+Bytes = NDArray[np.uint8]
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that works."""
+
+    torch_device: torch.device
+    """With its index, if it is a CUDA device."""
+    name: str
+    """What the bytes depend on where SDNQ's own functions run there: the card's name, or else the name in torch."""
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it has streams, and copies from and to pinned memory while it computes."""
+        return bool(self.torch_device.type == "cuda")
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Compute on this device in this thread while the block runs, beside what other threads compute there."""
+        if not self.is_cuda:
+            yield
+            return
+        with torch.cuda.device(self.torch_device), torch.cuda.stream(torch.cuda.Stream(self.torch_device)):
+            yield
+
+    def buffer(self, size: int) -> Bytes:
+        """Memory of so many bytes for copies from and to the device."""
+        data: Bytes = torch.empty(size, dtype=torch.uint8, pin_memory=self.is_cuda).numpy()
+        return data
+
+    def upload(self, source: torch.Tensor) -> torch.Tensor:
+        """Copy a tensor to the device; the source must not change before ``finish``."""
+        return source.to(self.torch_device, non_blocking=self.is_cuda)
+
+    def download(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy a tensor from the device; the target is filled after ``finish``."""
+        target.copy_(source, non_blocking=self.is_cuda)
+
+    def finish(self) -> None:
+        """Wait for all that this thread has asked for."""
+        if self.is_cuda:
+            torch.cuda.current_stream(self.torch_device).synchronize()
+
+
+@contextmanager
+def opened_device(name: str) -> Iterator[Device]:
+    """Open a device for the block, and make it the one that this thread uses.
+
+    Args:
+        name: its name in torch.
+
+    Raises:
+        DeviceError: torch does not know it, or the machine does not have it.
+    """
+    device = _open(name)
+    with device.used():
+        yield device
+
+
+def _open(name: str) -> Device:
+    try:
+        found = torch.device(name)
+        if found.type == "cuda":
+            found = torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
+        torch.empty(1, device=found).cpu()
+        return Device(found, torch.cuda.get_device_name(found) if found.type == "cuda" else name)
+    except (RuntimeError, AssertionError) as error:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if name.startswith("cuda") and visible is not None else ""
+        reason = _first_line(error) or "is not available"
+        raise DeviceError(f"device {name}: {reason}{hidden}", "Use --device cpu.") from error
+
+
+def device_failure(error: Exception, where: str, device: torch.device) -> ResourceError | None:
+    """Return the error for a device, or the CPU, that has too little memory or has failed.
+
+    Args:
+        error: what torch raised.
+        where: the tensor that was converted.
+        device: where.
+
+    Returns:
+        None when the device is not the reason.
+    """
+    # torch has no class of its own for the CPU's memory and for pinned memory.
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or _lacks_memory(error):
+        reason = f"{where}: device {device} does not have enough memory for it"
+        return MemoryLimitError(reason, "Free some memory, or use another device.")
+    if isinstance(error, torch.AcceleratorError):
+        reason = f"{where}: device {device} failed: {_first_line(error)}"
+        return DeviceError(reason, "Run the command again; if the device fails again, use --device cpu.")
+    return None
+
+
+def _lacks_memory(error: Exception) -> bool:
+    return isinstance(error, torch.AcceleratorError) and "out of memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
