@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
         return 130
 
 
-def _parse(arguments: Sequence[str] | None, steps: Sequence[Step]) -> Any:
+def make_parser(steps: Sequence[Step] = STEPS) -> argparse.ArgumentParser:
+    """The command line, for these steps."""
     names = [step.name for step in steps]
     listed = "; ".join(f"{step.name}: {step.title}" for step in steps)
     parser = argparse.ArgumentParser(prog="scripts/gpu", description=__doc__, epilog=f"Steps: {listed}.")
@@ -78,6 +79,11 @@ def _parse(arguments: Sequence[str] | None, steps: Sequence[Step]) -> Any:
         "--out", type=Path, help="the JSON to write (default benchmarks/gpu-CARD.json; gpu-cpu.json for --device cpu)"
     )
     parser.add_argument("--table", action="store_true", help="only renew the tables in docs/gpu.md and README.md")
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None, steps: Sequence[Step]) -> Any:
+    parser, names = make_parser(steps), [step.name for step in steps]
     options = parser.parse_args(arguments)
     options.only = [name.strip() for name in options.only.split(",") if name.strip()]
     unknown = [name for name in options.only if name not in names]

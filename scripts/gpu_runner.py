@@ -24,7 +24,7 @@ from scripts.gpu_steps import Part, Step
 ROOT = Path(__file__).resolve().parents[1]
 #: A step is killed after so many times its usual time and so many seconds more; other programs use the CPU, too.
 _PATIENCE = {"cuda": 2.0, "cpu": 10.0}
-_EXTRA_SECONDS = 15.0
+EXTRA_SECONDS = 15.0
 #: A step begins nothing more after so many times its usual time.
 _SOFT_PATIENCE = 1.5
 #: On a CPU, parts that compile run with a budget of at least so many seconds.
@@ -44,7 +44,7 @@ _REASON_LENGTH = 300
 
 
 class NothingRan(Exception):
-    """The device cannot be used, or no step fits into the budget; the text says why."""
+    """The first step, without which figures say little, could not run; the text says why."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Runner:
             Whether none failed.
 
         Raises:
-            NothingRan: the first step cannot run, or every other one was skipped.
+            NothingRan: the first step was skipped, because of the budget or the device.
         """
         started = time.monotonic()
         self.report = {
@@ -127,7 +127,7 @@ class Runner:
         usual = self._usual_seconds(step)
         started = time.monotonic()
         patience = _PATIENCE[self.device.partition(":")[0]]
-        deadlines = started + _SOFT_PATIENCE * usual, started + patience * usual + _EXTRA_SECONDS
+        deadlines = started + _SOFT_PATIENCE * usual, started + patience * usual + EXTRA_SECONDS
         figures: dict[str, Any] = {}
         problems: list[str] = []
         reasons: list[str] = []
@@ -212,7 +212,7 @@ class Runner:
     def _choose_output(self) -> None:
         """Name the JSON after the card, which the first step has found."""
         if self.out is None:
-            card = self._first_figures.get("machine", {}).get("hardware", "unknown")
+            card = self._first_figures.get("card", "unknown")
             self.out = ROOT / "benchmarks" / f"gpu-{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
 
     def _line(self, name: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from converter.errors import DeviceError
 from converter.libraries import load_library
 from converter.measurement.benchmark.machine import describe_machine
 from converter.measurement.benchmark.meter import Meter
@@ -26,6 +27,7 @@ _PASSES = 5
 def describe(run: StepRun) -> None:
     """Step 0; what the machine is comes first, because what comes then may end the process."""
     device = choose_device(run.device)
+    run.record(card=_open(device))
     run.record(machine=describe_machine(run.device), compiler=_compiler(), sdnq_environment=_sdnq_environment())
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -39,10 +41,23 @@ def describe(run: StepRun) -> None:
         )
     if not run.earlier:
         run.record(**_ceilings(device, run))
-    load_library("sdnq")
+    load_library("sdnq", compiles=device.type == "cuda")
     common: Any = importlib.import_module("sdnq.common")
     run.record(sdnq_compiles=bool(common.use_torch_compile))
     _try_int8(device, run)
+
+
+def _open(device: torch.device) -> str:
+    """Use the device for the first time; return its name.
+
+    Raises:
+        DeviceError: it cannot be used, for example because another program has it to itself.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except RuntimeError as error:
+        raise DeviceError(f"--device {device}: {str(error).partition(chr(10))[0]}") from error
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def _try_int8(device: torch.device, run: StepRun) -> None:

@@ -233,7 +233,7 @@ def _set_products(model: Any, kind: str) -> str | None:
     if importlib.util.find_spec("converter.models.lens.int8_chain") is None:
         return "this version has no int8 chain"
     chain: Any = importlib.import_module("converter.models.lens.int8_chain")
-    reason: str | None = chain.enable_int8_chain(model)
+    reason: str | None = chain.enable_int8_chain(model, model.device)
     return reason
 
 
