@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
-#: The package that contains the folder ``templates`` in an installation.
-TEMPLATES_PACKAGE = "converter.templates"
+
+def template_folder() -> Traversable:
+    """The folder of the templates: a package of an installation, or else next to ``converter`` in the repository."""
+    try:
+        return resources.files("converter.templates")
+    except ModuleNotFoundError:
+        return Path(__file__).parents[1] / "templates"
 
 
 def render(template: str, **values: Any) -> str:
@@ -18,7 +25,7 @@ def render(template: str, **values: Any) -> str:
     """
     import jinja2
 
-    text = resources.files(TEMPLATES_PACKAGE).joinpath(template).read_text("utf-8")
+    text = template_folder().joinpath(template).read_text("utf-8")
     # The result is Markdown for a README, not HTML.
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701
     return environment.from_string(text).render(**values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
 import sys
 import zipfile
@@ -44,19 +45,29 @@ def test_templates_recipes_and_schemas_are_found_from_the_wheel(wheel: Path, tmp
     (tmp_path / "converter" / "conversion" / "kernels").chmod(0o555)
     before = names_in(tmp_path)
     program = """
-from converter.rendering import TEMPLATES_PACKAGE, render
+from converter.rendering import render, template_folder
 from converter.conversion.recipe.recipe import builtin_recipes
 from converter.schemas import NAMES, load_schema
-from importlib import resources
 import converter.conversion.kernels.fused
 assert converter.__file__.startswith(__import__("os").getcwd()), converter.__file__
 print(len(builtin_recipes()), len([load_schema(name) for name in NAMES]))
-print(*sorted(entry.name for entry in resources.files(TEMPLATES_PACKAGE).iterdir() if entry.name.endswith(".jinja")))
+print(*sorted(entry.name for entry in template_folder().iterdir() if entry.name.endswith(".jinja")))
 """
     done = run_python(program, cwd=tmp_path, env={"HOME": str(tmp_path / "home")}, preexec_fn=obey_permissions)
     templates = " ".join(sorted(path.name for path in (ROOT / "templates").glob("*.jinja")))
     assert (done.returncode, done.stdout) == (0, f"3 23\n{templates}\n"), done.stderr
     assert names_in(tmp_path) == before
+
+
+def test_templates_are_found_where_nothing_is_installed() -> None:
+    """A copy of the repository works with PYTHONPATH alone; ``-S`` leaves out what pip has installed as editable."""
+    program = (
+        "from converter.rendering import template_folder as folder; print(*(file.name for file in folder().iterdir()))"
+    )
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    done = run_python(program, flags=("-S",), env={"PYTHONPATH": os.pathsep.join([str(ROOT), *packages])})
+    assert done.returncode == 0, done.stderr
+    assert "gpt_oss_chat.jinja" in done.stdout.split()
 
 
 def test_modules_import_each_other_by_their_full_names() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import resources
 from urllib.parse import quote
 
 import jinja2
@@ -14,7 +13,7 @@ from converter.presentation.card.page import render_content
 from converter.presentation.card.page_style import STYLE
 from converter.rehearsal.call import Call
 from converter.rehearsal.repos import HEADS, TAGS
-from converter.rendering import TEMPLATES_PACKAGE
+from converter.rendering import template_folder
 
 #: Nothing on a page runs or is sent, and nothing comes from elsewhere except images of cards. Other sites can neither
 #: frame a page nor load it as a part of theirs. ``{files}`` is the origin of LFS objects.
@@ -61,6 +60,6 @@ async def show_page(call: Call) -> Response:
 @cache
 def _template() -> jinja2.Template:
     """Return the template of pages, in which all values are escaped."""
-    text = resources.files(TEMPLATES_PACKAGE).joinpath("hub_repo.html.jinja").read_text("utf-8")
+    text = template_folder().joinpath("hub_repo.html.jinja").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(text)

@@ -6,11 +6,10 @@ prompt itself is encoded in bytes, except for words that are also in the format.
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
 from converter.models.lens.prompts import ASSISTANT_THINKING, SYSTEM_TEXT
-from converter.rendering import TEMPLATES_PACKAGE
+from converter.rendering import template_folder
 
 #: The special tokens of the format, in the order of the real ids; the first two are a text's start and end (padding).
 SPECIAL_TOKENS = (
@@ -64,7 +63,7 @@ def build_tokenizer() -> Any:
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([*SPECIAL_TOKENS])
-    template = resources.files(TEMPLATES_PACKAGE).joinpath(CHAT_TEMPLATE).read_text("utf-8")
+    template = template_folder().joinpath(CHAT_TEMPLATE).read_text("utf-8")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=SPECIAL_TOKENS[0],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from converter.presentation.card.markdown import Markdown
 from converter.presentation.card.table_markdown import to_markdown
 from converter.presentation.tables import figures
 from converter.presentation.tables.table import Figure, Table
-from converter.rendering import TEMPLATES_PACKAGE
+from converter.rendering import template_folder
 
 DEFAULT_TEMPLATE = "model_card.md.jinja"
 #: Longest card, in characters; longer ones come from a template that does not end.
@@ -102,7 +101,7 @@ def _finalize(value: Any) -> Any:
 
 def _loader(template: Path | None) -> Callable[[str], tuple[str, str, Callable[[], bool]] | None]:
     """Return a function that finds templates in the folder of the user's, then among the built-in ones."""
-    built_in = resources.files(TEMPLATES_PACKAGE)
+    built_in = template_folder()
     known = {entry.name for entry in built_in.iterdir() if entry.name.endswith(".jinja")}
 
     def load(name: str) -> tuple[str, str, Callable[[], bool]] | None:

@@ -1,0 +1,117 @@
+"""Step 0: the device, the versions, the kernel for int8 products, and the ceilings of copies and products."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+from typing import Any
+
+import torch
+
+from converter.errors import DeviceError
+from converter.libraries import load_library
+from converter.measurement.benchmark.machine import describe_machine
+from converter.measurement.benchmark.meter import Meter
+from converter.measurement.generation.devices import choose_device
+from converter.models.int8_kernels import find_int8_kernel
+from scripts.gpu_steps.process import StepRun
+
+#: Bytes that are copied and sides of the products that are computed to find the ceilings, on a GPU and on a CPU.
+_COPY_BYTES = (1 << 32, 1 << 26)
+_SIDES = (8192, 512)
+_PASSES = 5
+
+
+def describe(run: StepRun) -> None:
+    """Step 0; what the machine is comes first, because what comes then may end the process."""
+    device = choose_device(run.device)
+    run.record(card=_open(device))
+    run.record(machine=describe_machine(run.device), compiler=_compiler(), sdnq_environment=_sdnq_environment())
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        free, total = torch.cuda.mem_get_info(device)
+        run.record(
+            capability=f"{properties.major}.{properties.minor}",
+            device_gb=round(total / 1e9, 2),
+            free_device_gb=round(free / 1e9, 2),
+            cudnn=torch.backends.cudnn.version(),
+            triton=_version("triton"),
+        )
+    if not run.earlier:
+        run.record(**_ceilings(device, run))
+    load_library("sdnq", compiles=device.type == "cuda")
+    common: Any = importlib.import_module("sdnq.common")
+    run.record(sdnq_compiles=bool(common.use_torch_compile))
+    _try_int8(device, run)
+
+
+def _open(device: torch.device) -> str:
+    """Use the device for the first time; return its name.
+
+    Raises:
+        DeviceError: it cannot be used, for example because another program has it to itself.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except RuntimeError as error:
+        raise DeviceError(f"--device {device}: {str(error).partition(chr(10))[0]}") from error
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def _try_int8(device: torch.device, run: StepRun) -> None:
+    """Find the kernel that computes int8 products on this device."""
+    kernel = find_int8_kernel(device)
+    run.record(int8_kernel={"name": kernel.name, "reason": kernel.reason})
+    run.check(kernel.name != "none", f"no kernel computes int8 products: {kernel.reason}")
+
+
+def _ceilings(device: torch.device, run: StepRun) -> dict[str, float]:
+    """GB/s of a copy on the device, read and written, and TFLOP/s of a product in bf16."""
+    size, side = _COPY_BYTES[run.is_small], _SIDES[run.is_small]
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = _fastest(device, lambda: target.copy_(source))
+    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    product_seconds = _fastest(device, lambda: matrix @ matrix)
+    return {
+        "copy_gb_s": round(2 * size / seconds / 1e9, 1),
+        "bf16_tflop_s": round(2 * side**3 / product_seconds / 1e12, 2),
+    }
+
+
+def _fastest(device: torch.device, function: Any) -> float:
+    """The least seconds of several calls, after one to warm up."""
+    meter = Meter(device)
+    function()
+    found = []
+    for _ in range(_PASSES):
+        start = meter.now()
+        function()
+        end = meter.now()
+        meter.synchronize()
+        found.append(meter.seconds(start, end))
+    return min(found)
+
+
+def _compiler() -> str | None:
+    """The C compiler that Triton and Inductor call, as it describes itself; None if there is none."""
+    for name in filter(None, (os.environ.get("CC"), "gcc", "clang", "cc")):
+        if program := shutil.which(name):
+            done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+            return done.stdout.partition("\n")[0] or name
+    return None
+
+
+def _sdnq_environment() -> dict[str, str]:
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("SDNQ_")}
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
