@@ -78,7 +78,8 @@ class Session:
             # Setting up the device does not count as loading, nor does trying SDNQ's kernels on it.
             torch.zeros(1, device=self.device)
             if self.repo.quantization is not None:
-                find_int8_kernel(self.device)
+                with blaming(self.repo.folder):
+                    find_int8_kernel(self.device)
         self.synchronize()
         stays = self.repo.has_packed_text_encoder and not unpacks
         encoder_device = self.device if offload == "none" or (offload == "model" and stays) else torch.device("cpu")
