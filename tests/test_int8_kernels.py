@@ -8,7 +8,8 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -124,7 +125,7 @@ def without_bias(a: torch.Tensor, b: torch.Tensor, *scales: torch.Tensor, bias: 
 @pytest.mark.parametrize(
     ("kernel", "reason"),
     [
-        (None, "has no Triton kernel on this machine"),
+        (None, "has no Triton kernel in this process"),
         (failing(RuntimeError(f"{NO_ALLOCATOR}\nmore")), f"(RuntimeError: {NO_ALLOCATOR})"),
         (failing(TritonError("PTXAS error: Internal")), "(TritonError: PTXAS error: Internal)"),
         (failing(TritonError()), "(TritonError)"),
@@ -228,6 +229,28 @@ def test_every_thread_has_the_allocator(model: Any, triton: StandIn) -> None:
     with FakeTensorMode():
         memory = int8_kernels.allocate_scratch(1024, 128, 0)
         assert (memory.device.type, memory.nbytes) == ("cuda", 1024)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_the_gpu_of_the_input_is_the_current_one(model: Any, sdnq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a kernel is tried, and in the forward pass."""
+    within, kernel = [], sdnq.sdnq_scaled_mm
+
+    @contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        within.append(tensor.device)
+        yield
+        within.pop()
+
+    def within_it(*operands: Any, **options: Any) -> torch.Tensor:
+        assert within == [CPU]
+        result: torch.Tensor = kernel(*operands, **options)
+        return result
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(sdnq, "sdnq_scaled_mm", within_it)
+    run(model, tiny_inputs())
+    assert int8_kernel_of(model) == Int8Kernel("triton")
 
 
 @pytest.mark.usefixtures("on_gpu")

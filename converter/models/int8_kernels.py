@@ -85,7 +85,7 @@ def try_int8_kernels(device: torch.device) -> Int8Kernel:
     """
     from sdnq import kernel_wrappers
 
-    reason = "SDNQ has no Triton kernel on this machine"
+    reason = "SDNQ has no Triton kernel in this process"
     if kernel_wrappers.sdnq_scaled_mm is not None or kernel_wrappers.sdnq_triton_mm is not None:
         failure = _failure(device)
         if not failure:
@@ -210,13 +210,15 @@ def _is_right(device: torch.device, centred: bool) -> bool:
     scale = 2.0 ** torch.randint(-8, -4, (1, _COLUMNS), generator=generator)
     zero_point = None if centred else scale * torch.randint(-64, 65, (1, _COLUMNS), generator=generator)
     bias = torch.randint(-64, 65, (_COLUMNS,), generator=generator)
-    result = int8_matmul(
-        codes.to(device, torch.bfloat16),
-        weight.to(device, torch.int8).t(),
-        scale.to(device, torch.bfloat16),
-        bias=bias.to(device, torch.bfloat16),
-        zero_point=None if zero_point is None else zero_point.to(device, torch.bfloat16),
-    )
+    states = codes.to(device, torch.bfloat16)
+    with torch.cuda.device_of(states):
+        result = int8_matmul(
+            states,
+            weight.to(device, torch.int8).t(),
+            scale.to(device, torch.bfloat16),
+            bias=bias.to(device, torch.bfloat16),
+            zero_point=None if zero_point is None else zero_point.to(device, torch.bfloat16),
+        )
     terms = [(codes @ weight.t()).double() * scale, bias.double().expand(_ROWS, -1)]
     if zero_point is not None:
         terms.append(codes.sum(1, keepdim=True).double() * zero_point)

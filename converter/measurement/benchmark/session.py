@@ -86,7 +86,8 @@ class Session:
         # Importing SDNQ, which may compile a test function, and trying its kernels do not count as loading.
         import_sdnq(self.repo, self.device)
         if self.repo.quantization is not None:
-            find_int8_kernel(self.device)
+            with blaming(self.repo.folder):
+                find_int8_kernel(self.device)
         self.synchronize()
         encoder_device = self.device if offload == "none" else torch.device("cpu")
         allocations = Allocations(self.device)

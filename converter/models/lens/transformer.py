@@ -36,9 +36,12 @@ class LensTransformer2DModel(modules.LensTransformer2DModel, PeftAdapterMixin):
     @wraps(modules.LensTransformer2DModel.forward)
     def forward(self, hidden_states: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         # Here, offloading has moved weights and input already, and it does not matter how the model was loaded.
-        if not torch.compiler.is_compiling():
-            prepare_int8_kernel(self, hidden_states.device)
-        return super().forward(hidden_states, *arguments, **options)
+        if torch.compiler.is_compiling():
+            return super().forward(hidden_states, *arguments, **options)
+        prepare_int8_kernel(self, hidden_states.device)
+        # Triton starts its kernels on the current GPU; without one, this does nothing.
+        with torch.cuda.device_of(hidden_states):
+            return super().forward(hidden_states, *arguments, **options)
 
     def to(self, *arguments: Any, **options: Any) -> Any:
         """Move or cast like every model of diffusers, which refuses to cast quantized weights."""
