@@ -101,6 +101,8 @@ def test_neither_verifying_headers_nor_converting_lens_imports_torch(
     for options in ([], ["--recipe", "lens-uint4-static", "--checksums"]):
         assert not imports_of("verify", lens_output, *options) & heavy
     assert not imports_of("convert", lens_source, tmp_path / "out") & {"torch", "diffusers", "sdnq"}
+    on_device = imports_of("convert", lens_source, tmp_path / "on-device", "--device", "cpu:0")
+    assert {"torch", "diffusers", "sdnq"} & on_device == {"torch"}
 
 
 #: What programs of users import from ``converter``; a name that goes breaks them.

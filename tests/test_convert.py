@@ -171,9 +171,9 @@ def test_the_peak_of_memory_follows_from_the_work(monkeypatch: pytest.MonkeyPatc
     tensor = SourceTensor(TensorEntry("x.weight", "BF16", (8192, 1024, 2, 2), 0, 1 << 26), Path("x"), 0)
     monkeypatch.setattr(torch.version, "cuda", None)
     for kind, jobs, memory, pieces, *device in (
+        *((Kind.DEVICE, 1, None, 92_274_688, "cuda"), (Kind.DEVICE, 4, None, 256_000_000, "cuda")),
         *((Kind.FUSED, 1, 10**8, 20_971_520), (Kind.FUSED, 5, None, 104_857_600), (Kind.FUSED, 5, 10**8, 10**8)),
         *((Kind.FUSED, 16, None, 256_000_000), (Kind.ROWS, 1, None, 88_080_384), (Kind.WHOLE, 4, None, 3_288_334_336)),
-        *((Kind.DEVICE, 1, None, 92_274_688, "cuda"), (Kind.DEVICE, 4, None, 256_000_000, "cuda")),
     ):
         job = QuantizeJob(tensor, {}, PlannedModule("x", "x.weight", (8192, 1024, 2, 2), {}), Method(kind))
         work = Work(Plan("x", "x", (), {}), Layout((), {}, "", b""), (job,))
@@ -181,10 +181,13 @@ def test_the_peak_of_memory_follows_from_the_work(monkeypatch: pytest.MonkeyPatc
         assert predict_peak(work, options, has_planner=False) == 490_000_000 + pieces, (kind, jobs, memory)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert predict_peak(replace(work, jobs=()), options, has_planner=True) == 1_060_000_000
+    on_gpu = replace(options, device="cuda")
+    assert predict_peak(replace(work, jobs=()), on_gpu, has_planner=True) == 1_690_000_000
     for memory, count, budget in ((None, 1, 3_288_334_336), (3_288_334_336, 1, 3_288_334_336), (None, 0, 256_000_000)):
         assert memory_budget(replace(work, jobs=work.jobs[:count]), memory) == budget
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(99))
     assert (ConvertOptions().workers, ConvertOptions(jobs=17).workers) == (16, 17)
+    assert (ConvertOptions(device="cuda").workers, ConvertOptions(device="cuda", jobs=5).workers) == (4, 5)
 
 
 def test_torch_has_one_thread_only_where_its_results_do_not_depend_on_them(

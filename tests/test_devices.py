@@ -22,6 +22,7 @@ from converter.conversion.kernels.devices import CPU, Device, device_failure, op
 from converter.conversion.kernels.sdnq import QuantizedParts, quantize_with_sdnq
 from converter.conversion.kernels.selfcheck import device_agrees, sample_weights
 from converter.errors import DeviceError, MemoryLimitError, OutputError
+from converter.presentation.card.make_card import make_card
 from converter.schemas import load_schema
 from tests.conftest import Lensconv, names_in, snapshot
 from tests.cuda_arithmetic import CudaArithmetic, cuda_arithmetic
@@ -142,6 +143,8 @@ def test_a_release_names_the_device_on_which_sdnq_worked(
     for manifest in manifests:
         jsonschema.validate(manifest, load_schema("manifest"))
     assert lensconv("verify", tmp_path / "cpu:0").code == 0
+    cards = [make_card(tmp_path / device).card.read_text() for device in ("cpu", "cpu:0")]
+    assert ["| Quantized on | cpu:0 |" in card for card in cards] == [False, True]
     (tmp_path / "cpu:0/lensconv_manifest.json").write_text(json.dumps({**manifests[1], "device": 3}))
     checks = lensconv("verify", tmp_path / "cpu:0", "--json").result["checks"]
     assert ["device" in check["detail"] for check in checks if not check["ok"]] == [True]

@@ -128,7 +128,8 @@ def test_whatever_decides_the_output_makes_another_conversion(
         )
 
     found = [identity(), identity("svd"), identity("stochastic"), identity(allow_nonfinite=True)]
-    found += [identity(quantize_from="float32"), identity(shard_bytes=10**6), identity(device="cpu:0")]
+    found += [identity(quantize_from="float32"), identity(shard_bytes=10**6)]
+    found.append(json.dumps(open_request(source, None, ConvertOptions()).identity("A card")))
     assert identity(jobs=3, memory=10**6, overwrite=True, restart=True) == found[0]
     monkeypatch.setattr("converter.conversion.request.library_threads", lambda: 77)
     assert identity() == found[0]

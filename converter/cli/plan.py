@@ -20,7 +20,7 @@ from converter.conversion.options import ConvertOptions
 )
 @click.argument("source", type=PATH_OR_ADDRESS)
 @recipe_options
-@dataclass_options(ConvertOptions, "variant", "jobs", "memory", "shard_bytes")
+@dataclass_options(ConvertOptions, "variant", "jobs", "memory", "shard_bytes", "device")
 @output_options
 @pass_console
 def command(
@@ -35,7 +35,8 @@ def command(
     """Show what a conversion of SOURCE would produce: sizes to the byte, dtypes, memory.
 
     Only headers and small files are read, never weights. SOURCE is a component folder, a pipeline repo, one
-    .safetensors file, or hf://OWNER/NAME[@REVISION]. --jobs and --memory only change the predicted peak memory.
+    .safetensors file, or hf://OWNER/NAME[@REVISION]. --jobs, --memory and --device only change the predicted peak
+    memory.
     """
     from converter.conversion.preview import plan
 
