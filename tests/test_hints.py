@@ -27,7 +27,7 @@ def test_options_in_messages_exist() -> None:
         nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant)]
         for name, rest in re.findall(r"lensconv ([a-z]+)([^`\n,]*)", "\n".join(str(node.value) for node in nodes)):
             command = cli.get_command(click.Context(cli), name)
-            named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", rest)) if command is not None else set()
+            named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", rest)) if command is not None else set()
             assert command is None or named <= options_of(command) | {"--help"}, f"{file}: lensconv {name}{rest}"
             seen += len(named)
     assert seen > 20
