@@ -191,23 +191,23 @@ def test_nothing_is_compiled_while_images_are_measured(
     # In standard mode, the first image warms up.
     first = [Task("", asdict(settings[0]), None)] if mode == "standard" else []
     job = Job(str(tiny_repo), {}, {"standard": "none", "offload": "model"}[mode], "cpu", "bfloat16", [*first, *tasks])
-    said, graphs, started = list[str](), dict[str, int](), {"": 0}
+    said, before, graphs = list[str](), list[int](), dict[str, int]()
     counters.clear()
 
     def say(event: str, **content: Any) -> None:
         count = counters["stats"]["unique_graphs"]
         if event == GENERATING:
-            started["key"], started["graphs"] = content["key"], count
+            before.append(count)
         elif event == GENERATED:
             said.append(content["key"])
-            graphs[content["key"]] = count - started["graphs"]
+            graphs[content["key"]] = count - before[-1]
 
     _work(job, say)
     keys = [task.key for task in tasks]
     assert [graphs[key] for key in keys] == [0 if first else 1] + [0] * lengths
     assert counters["stats"]["unique_graphs"] == lengths
-    warm = ["", *[""] * (lengths - 1)]
-    assert said == ([*warm, *keys] if first else [keys[0], *warm[1:], *keys[1:]])
+    warm = [""] * (lengths - 1)
+    assert said == (["", *warm, *keys] if first else [keys[0], *warm, *keys[1:]])
 
 
 def test_who_warms_up(tiny_repo: Path) -> None:
