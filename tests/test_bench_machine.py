@@ -17,6 +17,7 @@ import torch
 from converter._version import __version__
 from converter.errors import DependencyError, DeviceError
 from converter.measurement.benchmark import machine
+from converter.measurement.benchmark.bench import _note_environment
 from converter.measurement.benchmark.machine import describe_machine
 from converter.measurement.benchmark.measuring import probe_machine
 from converter.measurement.benchmark.meter import Meter, Stopwatch
@@ -29,6 +30,7 @@ from tests.benches import LIMIT
 from tests.conftest import edit_json, time_limit
 from tests.expected import check_expected
 from tests.generations import change_tensors, packed
+from tests.reporters import Notes
 
 #: What is known of a GPU only.
 GPU_ONLY = ("cuda", "driver", "cudnn", "triton", "compute_capability", "gpu_memory_gb")
@@ -91,6 +93,12 @@ def test_what_is_known_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [known[name] for name in ("cuda", "cudnn", "compute_capability", "gpu_memory_gb")] == [
             *("12.8", cudnn, "9.0", 85.0)
         ]
+    notes = []
+    for kernel, compiles in (("triton", True), ("torch", True), ("none", False)):
+        _note_environment({"cuda": "12.8", "int8_kernel": kernel, "sdnq_compiles": compiles}, said := Notes())
+        notes.append([text.partition(",")[0] for text in said.texts])
+    slow = ["int8 matrices are multiplied dequantized", "SDNQ does not compile its functions"]
+    assert notes == [[], ["int8 matrices are multiplied by torch"], slow]
     has_triton = find_spec("triton") is not None
     assert (known["triton"] is not None) == has_triton
 

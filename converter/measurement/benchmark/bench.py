@@ -117,6 +117,7 @@ def bench(
         elif journal.is_new:
             _refuse_foreign(output, quantized)
         _note_differences(subjects, reporter)
+        _note_environment(environment, reporter)
         work = Bench(output, by_name, suite, settings, options, drawing.device, environment, journal)
         total = sum(len(work.tasks(cell)) for cell in work.cells)
         missing = sum(len(work.missing(cell)) for cell in work.cells)
@@ -201,6 +202,19 @@ def _identity(
         "settings": shared,
         "environment": dict(environment),
     }
+
+
+def _note_environment(environment: Mapping[str, Any], reporter: Reporter) -> None:
+    """Say when quantized layers are slower than they could be on a GPU."""
+    if environment["cuda"] is None:
+        return
+    if environment["int8_kernel"] != "triton":
+        products = "dequantized" if environment["int8_kernel"] == "none" else f"by {environment['int8_kernel']}"
+        reporter.note(
+            f"int8 matrices are multiplied {products}, not by SDNQ's Triton kernel; `lensconv generate` says why"
+        )
+    if not environment["sdnq_compiles"]:
+        reporter.note("SDNQ does not compile its functions, so images of the quantized model take longer")
 
 
 def _note_differences(subjects: Sequence[Subject], reporter: Reporter) -> None:

@@ -16,7 +16,7 @@ from converter._version import __version__
 from converter.errors import printable
 from converter.libraries import load_library, sdnq_compiles, user_environment
 from converter.measurement.benchmark.meter import load_nvml
-from converter.measurement.generation.devices import choose_device, use_device
+from converter.measurement.generation.devices import blaming_device, choose_device, use_device
 from converter.models.int8_kernels import find_int8_kernel
 
 #: Packages whose versions a figure depends on.
@@ -45,12 +45,14 @@ def describe_machine(device_name: str) -> dict[str, Any]:
     device = choose_device(device_name)
     is_cuda = device.type == "cuda"
     use_device(device)
-    load_library("sdnq", compiles=is_cuda)
+    with blaming_device(device):
+        load_library("sdnq", compiles=is_cuda)
+        kernel = find_int8_kernel(device)
     return {
         "hardware": torch.cuda.get_device_name(device) if is_cuda else _processor(),
         "device": str(device),
         **_describe_gpu(device, is_cuda=is_cuda),
-        "int8_kernel": find_int8_kernel(device).name,
+        "int8_kernel": kernel.name,
         "sdnq_compiles": sdnq_compiles(),
         "sdnq_environment": _sdnq_environment(),
         "cpu_cores": len(os.sched_getaffinity(0)),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -59,9 +61,21 @@ def use_device(device: torch.device) -> None:
     """
     if device.type == "cpu":
         return
-    try:
+    with blaming_device(device):
         torch.cuda.set_device(device)
         torch.zeros(1, device=device).item()
+
+
+@contextmanager
+def blaming_device(device: torch.device) -> Iterator[None]:
+    """Turn errors of torch about a device, inside the block, into one line that names it.
+
+    Raises:
+        DeviceError: it cannot be used.
+        MemoryLimitError: its memory is used up.
+    """
+    try:
+        yield
     except (RuntimeError, AssertionError) as error:
         reason = _first_sentence(error)
         if _NO_MEMORY in reason:
