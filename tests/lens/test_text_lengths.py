@@ -185,8 +185,8 @@ def test_a_blank_negative_costs_no_text(pipe: Any) -> None:
     """Linear layers of the text stream see the conditional sample alone; the unconditional one attends to its image."""
     whole = embeddings(pipe, negative="")
     tokens = whole["prompt_mask"].shape[1]
-    attn = pipe.transformer.transformer_blocks[0]
-    layers = [pipe.transformer.txt_in, attn.txt_mod, attn.attn.txt_qkv, attn.attn.to_add_out, attn.txt_mlp]
+    block = pipe.transformer.transformer_blocks[0]
+    layers = [pipe.transformer.txt_in, block.txt_mod, block.attn.txt_qkv, block.attn.to_add_out, block.txt_mlp]
     rows: list[int] = []
     handles = [layer.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0]))) for layer in layers]
     with attentions() as seen:
