@@ -150,11 +150,18 @@ def test_a_release_names_the_device_on_which_sdnq_worked(
     assert ["device" in check["detail"] for check in checks if not check["ok"]] == [True]
 
 
+def test_a_device_that_decided_is_named_although_it_kept_everything(lens_source: Path, tmp_path: Path) -> None:
+    kept = {**FURTHER_RECIPES["dynamic"], "weights_dtype": "float16_e5m11fnu", "dynamic_loss_threshold": 1e-30}
+    convert(lens_source, tmp_path / "out", Recipe("x", kept), ON_DEVICE)
+    manifest = json.loads((tmp_path / "out/lensconv_manifest.json").read_text())
+    assert (manifest["recipe"]["quantized"], manifest["device"]) == ({}, "cpu:0")
+
+
 def test_a_kernel_that_differs_on_the_device_is_not_used(
     lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = Device(torch.device("cpu:0"), "cpu:0")
-    assert device_agrees(device)
+    assert all(device_agrees(device, round_weights=round_weights) for round_weights in (True, False))
 
     def sdnqs_own(source: torch.Tensor, *, round_weights: bool, round_scales: bool) -> Any:
         with CudaArithmetic():
@@ -169,7 +176,7 @@ def test_a_kernel_that_differs_on_the_device_is_not_used(
         return result.parts, torch.tensor(True)
 
     monkeypatch.setattr(on_device, "quantize_uint4", sdnqs_own)
-    assert not device_agrees(device)
+    assert not any(device_agrees(device, round_weights=round_weights) for round_weights in (True, False))
     convert(lens_source, tmp_path / "out", options=ON_DEVICE)
     assert json.loads((tmp_path / "out/lensconv_manifest.json").read_text())["device"] == "cpu:0"
 

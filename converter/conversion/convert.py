@@ -221,7 +221,7 @@ def _work(
         # Imported here: it imports torch.
         from converter.conversion.kernels.selfcheck import device_agrees
 
-        use_fused = device_agrees(device)
+        use_fused = device_agrees(device, round_weights=not request.options.from_float32)
     return make_work(request, answer.plan, use_fused=use_fused, spooled=spooled)
 
 
