@@ -100,7 +100,7 @@ def _variants(model: Any, *, is_original: bool) -> Iterator[tuple[str, Callable[
             model.compile_repeated_blocks(dynamic=False)
         return reason
 
-    for group in [(_ORIGINAL,)] if is_original else [(_DEQUANTIZED, _INT8), (_CHAIN,)]:
+    for group in [(_ORIGINAL,)] if is_original else [(_INT8, _DEQUANTIZED), (_CHAIN,)]:
         for suffix, compiles in (("", False), (", blocks", True)):
             for kind in group:
                 yield kind + suffix, lambda kind=kind, compiles=compiles: prepare(kind, compiles)  # type: ignore[misc]
