@@ -28,7 +28,7 @@ EXTRA_SECONDS = 15.0
 #: A step begins nothing more after so many times its usual time.
 _SOFT_PATIENCE = {"cuda": 1.5, "cpu": 8.0}
 #: On a CPU, parts that compile run with a budget of at least so many seconds.
-_COMPILING_BUDGET = 120.0
+_COMPILING_BUDGET = 300.0
 #: A step with such parts then takes so many times as long.
 _COMPILING_FACTOR = 6.0
 #: With a shorter budget than this, SDNQ's Triton kernel tries 2 sizes of blocks and not 18.
