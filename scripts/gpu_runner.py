@@ -26,9 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 _PATIENCE = {"cuda": 2.0, "cpu": 10.0}
 EXTRA_SECONDS = 15.0
 #: A step begins nothing more after so many times its usual time.
-_SOFT_PATIENCE = 1.5
+_SOFT_PATIENCE = {"cuda": 1.5, "cpu": 8.0}
 #: On a CPU, parts that compile run with a budget of at least so many seconds.
-_COMPILING_BUDGET = 120.0
+_COMPILING_BUDGET = 300.0
+#: A step with such parts then takes so many times as long.
+_COMPILING_FACTOR = 6.0
 #: With a shorter budget than this, SDNQ's Triton kernel tries 2 sizes of blocks and not 18.
 _TUNING_BUDGET = 900.0
 _FEW_SIZES = {
@@ -110,7 +112,10 @@ class Runner:
         return {}
 
     def _usual_seconds(self, step: Step) -> float:
-        return step.cpu_seconds if self.device == "cpu" else step.seconds
+        if self.device != "cpu":
+            return step.seconds
+        is_compiled = self._compiles and any(part.compiles for part in step.parts)
+        return step.cpu_seconds * (_COMPILING_FACTOR if is_compiled else 1)
 
     def _too_much(self, step: Step, left: float) -> dict[str, Any] | None:
         """Say why a step is skipped; None if it fits."""
@@ -126,8 +131,8 @@ class Runner:
         """Run the parts of a step, which share its time."""
         usual = self._usual_seconds(step)
         started = time.monotonic()
-        patience = _PATIENCE[self.device.partition(":")[0]]
-        deadlines = started + _SOFT_PATIENCE * usual, started + patience * usual + EXTRA_SECONDS
+        kind = self.device.partition(":")[0]
+        deadlines = started + _SOFT_PATIENCE[kind] * usual, started + _PATIENCE[kind] * usual + EXTRA_SECONDS
         figures: dict[str, Any] = {}
         problems: list[str] = []
         reasons: list[str] = []

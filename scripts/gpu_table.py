@@ -82,7 +82,7 @@ def _card(report: dict[str, Any]) -> str:
 
 
 def _time_cell(part: str, name: str) -> Callable[[dict[str, Any]], str]:
-    """A cell with milliseconds, without and with ``--compile blocks``."""
+    """A cell with milliseconds, without and with compiled blocks."""
 
     def cell(report: dict[str, Any]) -> str:
         return " / ".join(_text(_figure(report, "3", part, key, "ms"), 0) for key in (name, f"{name}, blocks"))

@@ -15,6 +15,7 @@ import pytest
 from converter.cli.main import cli
 from converter.rendering import render
 from scripts.benchmark import BEGIN, END, PAGE, summarise
+from scripts.gpu import make_parser
 from scripts.screen import WIDTH, screen
 from tests.conftest import ROOT, Lensconv, all_commands, run_python
 
@@ -23,7 +24,7 @@ PAGES = {file.name: file.read_text() for file in (ROOT / "README.md", *sorted((R
 #: Pages whose commands are run one after the other, as a reader would.
 RUN = ("converting.md", "verifying.md", "recipes.md", "generating.md")
 #: Other programs that the pages call.
-OTHERS = {"apt-get", "hf", "pip", "scripts/demo", "scripts/test"}
+OTHERS = {"apt-get", "hf", "pip", "scripts/demo", "scripts/gpu", "scripts/test"}
 
 
 def blocks(name: str, language: str) -> list[str]:
@@ -53,7 +54,7 @@ def test_commands_have_the_options_that_are_shown(name: str) -> None:
         rest = words[len(found.split()) :]
         all_commands()[found].make_context(found, rest, parent=cli.make_context("lensconv", [found, "--help"]))
     options = {option for command in all_commands().values() for item in command.params for option in item.opts}
-    options.add("--help")
+    options |= {"--help", *make_parser()._option_string_actions}
     for text in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", PAGES[name], flags=re.DOTALL)):
         assert set(re.findall(r"(?<!\S)--[a-z][a-z0-9-]+", text)) <= options, text
         if text.startswith("lensconv "):

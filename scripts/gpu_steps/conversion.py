@@ -33,7 +33,7 @@ _BLOCKS = 4
 
 def compare_bytes(run: StepRun) -> None:
     """Step 1a: convert models on the CPU and on the device, and compare the files."""
-    # If SDNQ is loaded, the conversions do not start processes that load it.
+    # As in ``models.quantized``.
     load_library("sdnq")
     sources = [models.tiny_transformer(run), models.hostile_transformer(run)]
     if not run.is_small:

@@ -26,8 +26,8 @@ _PASSES = 5
 
 def describe(run: StepRun) -> None:
     """Step 0; what the machine is comes first, because what comes then may end the process."""
-    device = choose_device(run.device)
-    run.record(card=_open(device))
+    device = open_device(run)
+    run.record(card=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU")
     run.record(machine=describe_machine(run.device), compiler=_compiler(), sdnq_environment=_sdnq_environment())
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -47,17 +47,20 @@ def describe(run: StepRun) -> None:
     _try_int8(device, run)
 
 
-def _open(device: torch.device) -> str:
-    """Use the device for the first time; return its name.
+def open_device(run: StepRun) -> torch.device:
+    """Find the device of a step, and make it the one on which Triton starts kernels.
 
     Raises:
         DeviceError: it cannot be used, for example because another program has it to itself.
     """
+    device = choose_device(run.device)
     try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         torch.zeros(1, device=device)
     except RuntimeError as error:
         raise DeviceError(f"--device {device}: {str(error).partition(chr(10))[0]}") from error
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return device
 
 
 def _try_int8(device: torch.device, run: StepRun) -> None:

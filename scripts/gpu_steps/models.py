@@ -10,6 +10,7 @@ import numpy as np
 
 from converter.conversion.convert import convert
 from converter.conversion.options import ConvertOptions
+from converter.libraries import load_library
 from converter.synthesis.synthesize import synthesize
 from scripts.gpu_steps.process import StepRun
 
@@ -42,6 +43,8 @@ def tiny_pipeline(run: StepRun) -> Path:
 
 def quantized(run: StepRun, source: Path) -> Path:
     """What the CPU makes of a model, with the default recipe."""
+    # If SDNQ is loaded, the conversion does not start a process that loads it.
+    load_library("sdnq")
     return _make(run.work / f"{source.name}-uint4", lambda output: convert(source, output))
 
 

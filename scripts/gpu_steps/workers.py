@@ -25,7 +25,7 @@ _STEPS = 4
 #: Sides of the images in pixels, on a GPU and on a CPU.
 _SIDES = (1440, 64)
 #: Seconds after which loading, or an image, hangs.
-_TIMEOUT = 60.0
+_TIMEOUT = 90.0
 
 
 def run_workers(run: StepRun) -> None:
