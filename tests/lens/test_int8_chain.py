@@ -264,6 +264,15 @@ def test_models_that_cannot_use_it_say_why(small: Any, monkeypatch: pytest.Monke
     assert str(enable_int8_chain(small, CPU)).startswith("the outputs of SDNQ's layers differ by ")
 
 
+@compiling
+def test_the_check_is_of_what_sdnq_does_without_its_compiler(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    dequantizer = load_library("sdnq.dequantizer")
+    # On a GPU, SDNQ does this when it is imported; its weights then get other codes.
+    compiled = torch.compile(dequantizer.re_quantize_matmul, fullgraph=True, dynamic=False)
+    monkeypatch.setattr(dequantizer, "re_quantize_matmul_compiled", compiled)
+    assert enable_int8_chain(small, CPU) is None
+
+
 def hook(block: Any) -> Callable[[], object]:
     handle = block.img_mlp.w3.register_forward_pre_hook(lambda *_: None)
     return lambda: handle.remove()

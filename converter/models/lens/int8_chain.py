@@ -33,7 +33,7 @@ _FEWEST_ROWS = 32
 #: Of the check: tokens of its input, least part of equal codes, and greatest relative difference of outputs.
 _TOKENS = 256
 _EQUAL_CODES = 0.999
-_OUTPUT_DIFFERENCE = 0.02
+_OUTPUT_DIFFERENCE = 0.005
 #: What must have these values in the dequantizer of a layer: it quantizes rows of activations to int8, and its weights
 #: anew, without a rotation or a codebook, from scales that are not quantized.
 _DEQUANTIZER = {
@@ -203,9 +203,10 @@ def _compare(chain: Int8Chain, block: Any, stream: str) -> Iterator[str]:
         modulated = torch.addcmul(shift, norm(states), 1 + scale)
         rows = chain.modulate(states, norm, shift, scale, pads=True)
         yield from _compare_codes((rows.codes[:_TOKENS], rows.scale[:_TOKENS]), modulated)
+        # Where SDNQ compiles, it quantizes weights with other roundings than in eager mode, here and in its layers.
         with torch.compiler.set_stance("force_eager"):
             expected = module(modulated)
-        found = module(rows) if module is mlp else rows.linear(module)
+            found = module(rows) if module is mlp else rows.linear(module)
         difference = float((found - expected).float().norm() / expected.float().norm())
         if not difference <= _OUTPUT_DIFFERENCE:
             yield f"the outputs of SDNQ's layers differ by {difference:.2%}"
