@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from converter.errors import DeviceError
+from converter.errors import DeviceError, first_line
 from converter.libraries import QUANTIZING_ERRORS
 from converter.models.sdnq_layers import (
     dequantized_forward,
@@ -165,16 +165,21 @@ def _failure(device: torch.device) -> str:
         return "" if all(_is_right(device, centred) for centred in (True, False)) else "its results are wrong"
     except torch.OutOfMemoryError:
         raise
-    except _kernel_errors() as error:
+    except kernel_errors() as error:
         _require_working(device, error)
-        lines = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
+        return describe_kernel_error(error)
 
 
-def _kernel_errors() -> tuple[type[Exception], ...]:
-    """What Triton, torch and SDNQ raise, and running compilers and loading what they compiled."""
+def kernel_errors() -> tuple[type[Exception], ...]:
+    """Return what Triton, torch and SDNQ raise, and running compilers and loading what they compiled."""
     triton_error = getattr(sys.modules.get("triton.errors"), "TritonError", RuntimeError)
     return (*QUANTIZING_ERRORS, ImportError, OSError, subprocess.SubprocessError, triton_error)
+
+
+def describe_kernel_error(error: BaseException) -> str:
+    """Return the class of such an error and what it says first."""
+    name, said = type(error).__name__, first_line(error)
+    return name if said == name else f"{name}: {said}"
 
 
 def _require_working(device: torch.device, cause: Exception) -> None:

@@ -8,7 +8,6 @@ adapter, a hook or another dtype, the block computes as it does without the chai
 from __future__ import annotations
 
 import copy
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from diffusers.models.normalization import RMSNorm
 from torch.nn.functional import silu
 
-from converter.libraries import QUANTIZING_ERRORS
+from converter.models.int8_kernels import describe_kernel_error, kernel_errors
 from converter.models.lens.int8_rows import (
     DTYPE,
     Int8Rows,
@@ -185,10 +184,9 @@ def _disagreement(chain: Int8Chain, block: Any, device: torch.device) -> str | N
             return next((problem for stream in _STREAMS for problem in _compare(chain, block, stream)), None)
     except torch.OutOfMemoryError:
         raise
-    except (*QUANTIZING_ERRORS, ImportError, OSError, subprocess.SubprocessError) as error:
+    except kernel_errors() as error:
         # Errors of torch's compiler begin with its name.
-        cause = getattr(error, "inner_exception", error)
-        return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
+        return describe_kernel_error(getattr(error, "inner_exception", error))
 
 
 def _compare(chain: Int8Chain, block: Any, stream: str) -> Iterator[str]:
