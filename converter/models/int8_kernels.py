@@ -67,7 +67,7 @@ def find_int8_kernel(device: torch.device) -> Int8Kernel:
         if device not in _found:
             _found[device] = kernel = try_int8_kernels(device)
             if kernel.name != "triton":
-                logger.warning("%s: %s", device, kernel_text(kernel))
+                logger.warning("%s: %s: %s", device, kernel_text(kernel.name), kernel.reason)
         return _found[device]
 
 
@@ -98,10 +98,9 @@ def try_int8_kernels(device: torch.device) -> Int8Kernel:
     return Int8Kernel("none", f"{reason}, and torch._int_mm does not, either ({failure})")
 
 
-def kernel_text(kernel: Int8Kernel) -> str:
-    """Return a sentence about a kernel that is not the best one."""
-    runs = "multiply dequantized weights" if kernel.name == "none" else f"are multiplied by {kernel.name}"
-    return f"quantized layers {runs}: {kernel.reason}"
+def kernel_text(name: str) -> str:
+    """Return a clause that says how layers multiply with a kernel, by its name."""
+    return f"quantized layers multiply {'dequantized weights' if name == 'none' else f'with {name}'}"
 
 
 def use_int8_kernel(model: Any, kernel: Int8Kernel) -> None:
