@@ -237,6 +237,15 @@ def reason_of(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error of a library says first, safe to show; the name of its class if it says nothing.
+
+    Further lines are code, commands or advice for developers.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return printable(lines[0].strip(), TEXT_LIMIT)
+
+
 def printable(text: str, limit: int = 200) -> str:
     """Make a string from a file safe to show: control characters escaped, one line, at most ``limit`` characters.
 

@@ -106,10 +106,8 @@ class Runner:
     @property
     def _first_figures(self) -> dict[str, Any]:
         """What the first step found, once it has run."""
-        for step in self.report["steps"].values():
-            figures: dict[str, Any] = step.get("figures", {})
-            return figures
-        return {}
+        first: dict[str, Any] = next(iter(self.report["steps"].values()), {})
+        return dict(first.get("figures", {}))
 
     def _usual_seconds(self, step: Step) -> float:
         if self.device != "cpu":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,7 @@ def _peak(report: dict[str, Any], part: str, name: str) -> str:
 
 
 def _not_measured(report: dict[str, Any]) -> str:
-    return _joined(name for name, step in report["steps"].items() if not step.get("ok"))
-
-
-def _joined(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
+    return ", ".join(name for name, step in report["steps"].items() if not step.get("ok")) or "none"
 
 
 def _figure(report: dict[str, Any], step: str, *keys: str) -> Any:

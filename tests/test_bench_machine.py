@@ -88,7 +88,7 @@ def test_what_is_known_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     for number, cudnn in ((91002, "9.10.2"), (8902, "8.9.2"), (None, None)):
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda found=number: found)
-        known = machine._describe_gpu(torch.device("cuda:0"), is_cuda=True)
+        known = machine._describe_gpu(torch.device("cuda:0"))
         assert tuple(known) == GPU_ONLY
         assert [known[name] for name in ("cuda", "cudnn", "compute_capability", "gpu_memory_gb")] == [
             *("12.8", cudnn, "9.0", 85.0)
@@ -97,8 +97,8 @@ def test_what_is_known_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for kernel, compiles in (("triton", True), ("torch", True), ("none", False)):
         _note_environment({"cuda": "12.8", "int8_kernel": kernel, "sdnq_compiles": compiles}, said := Notes())
         notes.append([text.partition(",")[0] for text in said.texts])
-    slow = ["int8 matrices are multiplied dequantized", "SDNQ does not compile its functions"]
-    assert notes == [[], ["int8 matrices are multiplied by torch"], slow]
+    slow = ["quantized layers multiply dequantized weights", "SDNQ does not compile its functions"]
+    assert notes == [[], ["quantized layers multiply with torch"], slow]
     has_triton = find_spec("triton") is not None
     assert (known["triton"] is not None) == has_triton
 

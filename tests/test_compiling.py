@@ -96,10 +96,11 @@ def test_offloaded_blocks_are_compiled(offload: str, tiny_repo: Path, backend: C
     expected, pipe = latents(load(tiny_repo)), load(tiny_repo, offload=offload, compiles=True)
     counters.clear()
     with compiling("blocks"):
-        assert torch.equal(latents(pipe), expected)
+        # Offloading alone changes the last bits, because it copies the weights to other addresses.
+        torch.testing.assert_close(latents(pipe), expected, **pipelines.TOLERANCE)
         graphs = counters["stats"]["unique_graphs"]
         assert graphs == 1 if offload == "model" else graphs > 1
-        assert torch.equal(latents(pipe), expected)
+        torch.testing.assert_close(latents(pipe), expected, **pipelines.TOLERANCE)
     assert counters["stats"]["unique_graphs"] == graphs
 
 

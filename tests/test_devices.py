@@ -316,7 +316,7 @@ def test_a_device_that_does_not_exist(name: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     with pytest.raises(DeviceError, match=f"^device {name}: .") as caught, opened_device(name):
         pass
-    assert caught.value.message.endswith("(CUDA_VISIBLE_DEVICES is '3')") == name.startswith("cuda")
+    assert ("CUDA_VISIBLE_DEVICES='3'" in caught.value.message) == name.startswith("cuda")
 
 
 def test_the_plan_of_a_device_counts_torch_in_both_processes(lens_source: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_packed_text_encoder_is_unpacked_and_that_is_said(
 
 
 def test_what_models_log_is_noted_while_they_load() -> None:
-    model, notes = logging.getLogger("converter.models.lens"), Notes()
+    model, notes = logging.getLogger("converter.models"), Notes()
     with forwarding_logs(notes):
         model.getChild("any").warning("said of %s", "layers")
         assert not model.propagate

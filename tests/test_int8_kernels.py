@@ -195,7 +195,7 @@ def test_kernels_are_tried_once_on_each_gpu(monkeypatch: pytest.MonkeyPatch, cap
     assert find_int8_kernel(GPU) == Int8Kernel("torch", "the other failed")
     assert find_int8_kernel(torch.device("cuda:1")) == Int8Kernel("triton")
     assert tried == [GPU, torch.device("cuda:1")]
-    assert notices(caplog) == ["cuda:0: quantized layers are multiplied by torch: the other failed"]
+    assert notices(caplog) == ["cuda:0: quantized layers multiply with torch: the other failed"]
 
 
 def test_on_a_cpu_nothing_is_tried(sdnq: Any, monkeypatch: pytest.MonkeyPatch) -> None:

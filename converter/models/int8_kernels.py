@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from converter.errors import DeviceError
+from converter.errors import DeviceError, first_line
 from converter.libraries import QUANTIZING_ERRORS
 from converter.models.sdnq_layers import (
     dequantized_forward,
@@ -67,7 +67,7 @@ def find_int8_kernel(device: torch.device) -> Int8Kernel:
         if device not in _found:
             _found[device] = kernel = try_int8_kernels(device)
             if kernel.name != "triton":
-                logger.warning("%s: %s", device, kernel_text(kernel))
+                logger.warning("%s: %s: %s", device, kernel_text(kernel.name), kernel.reason)
         return _found[device]
 
 
@@ -98,10 +98,9 @@ def try_int8_kernels(device: torch.device) -> Int8Kernel:
     return Int8Kernel("none", f"{reason}, and torch._int_mm does not, either ({failure})")
 
 
-def kernel_text(kernel: Int8Kernel) -> str:
-    """Return a sentence about a kernel that is not the best one."""
-    runs = "multiply dequantized weights" if kernel.name == "none" else f"are multiplied by {kernel.name}"
-    return f"quantized layers {runs}: {kernel.reason}"
+def kernel_text(name: str) -> str:
+    """Return a clause that says how layers multiply with a kernel, by its name."""
+    return f"quantized layers multiply {'dequantized weights' if name == 'none' else f'with {name}'}"
 
 
 def use_int8_kernel(model: Any, kernel: Int8Kernel) -> None:
@@ -165,16 +164,21 @@ def _failure(device: torch.device) -> str:
         return "" if all(_is_right(device, centred) for centred in (True, False)) else "its results are wrong"
     except torch.OutOfMemoryError:
         raise
-    except _kernel_errors() as error:
+    except kernel_errors() as error:
         _require_working(device, error)
-        lines = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
+        return describe_kernel_error(error)
 
 
-def _kernel_errors() -> tuple[type[Exception], ...]:
-    """What Triton, torch and SDNQ raise, and running compilers and loading what they compiled."""
+def kernel_errors() -> tuple[type[Exception], ...]:
+    """Return what Triton, torch and SDNQ raise, and running compilers and loading what they compiled."""
     triton_error = getattr(sys.modules.get("triton.errors"), "TritonError", RuntimeError)
     return (*QUANTIZING_ERRORS, ImportError, OSError, subprocess.SubprocessError, triton_error)
+
+
+def describe_kernel_error(error: BaseException) -> str:
+    """Return the class of such an error and what it says first."""
+    name, said = type(error).__name__, first_line(error)
+    return name if said == name else f"{name}: {said}"
 
 
 def _require_working(device: torch.device, cause: Exception) -> None:

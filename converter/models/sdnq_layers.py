@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 
+#: SDNQ's layers multiply dequantized weights if there are fewer rows (sdnq 0.2.8,
+#: ``quantized_linear_forward_int8_matmul``).
+FEWEST_ROWS = 32
+
 
 def quantized_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Return the layers of a model that SDNQ has quantized."""
@@ -31,7 +35,7 @@ def has_integer_products(model: torch.nn.Module) -> bool:
 def dequantized_forward(layer: Any, states: torch.Tensor) -> torch.Tensor:
     """Multiply dequantized weights in a linear layer of SDNQ that is prepared to multiply quantized ones.
 
-    This is what SDNQ itself does for fewer than 32 rows (sdnq 0.2.8, ``quantized_linear_forward_int8_matmul``).
+    This is what SDNQ itself does for less than ``FEWEST_ROWS``.
     """
     from sdnq.utils import get_sdnq_params
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import subprocess
@@ -10,11 +9,9 @@ from typing import Any
 
 import torch
 
-from converter.errors import DeviceError
-from converter.libraries import load_library
 from converter.measurement.benchmark.machine import describe_machine
 from converter.measurement.benchmark.meter import Meter
-from converter.measurement.generation.devices import choose_device
+from converter.measurement.generation.devices import choose_device, use_device
 from converter.models.int8_kernels import find_int8_kernel
 from scripts.gpu_steps.process import StepRun
 
@@ -25,49 +22,28 @@ _PASSES = 5
 
 
 def describe(run: StepRun) -> None:
-    """Step 0; what the machine is comes first, because what comes then may end the process."""
+    """Step 0; SDNQ's kernel is tried last, because that may end the process."""
     device = open_device(run)
-    run.record(card=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU")
-    run.record(machine=describe_machine(run.device), compiler=_compiler(), sdnq_environment=_sdnq_environment())
+    run.record(card=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", compiler=_compiler())
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        free, total = torch.cuda.mem_get_info(device)
-        run.record(
-            capability=f"{properties.major}.{properties.minor}",
-            device_gb=round(total / 1e9, 2),
-            free_device_gb=round(free / 1e9, 2),
-            cudnn=torch.backends.cudnn.version(),
-            triton=_version("triton"),
-        )
+        run.record(free_device_gb=round(torch.cuda.mem_get_info(device)[0] / 1e9, 2))
     if not run.earlier:
         run.record(**_ceilings(device, run))
-    load_library("sdnq", compiles=device.type == "cuda")
-    common: Any = importlib.import_module("sdnq.common")
-    run.record(sdnq_compiles=bool(common.use_torch_compile))
-    _try_int8(device, run)
+    run.record(machine=describe_machine(run.device))
+    kernel = find_int8_kernel(device)
+    run.record(int8_kernel={"name": kernel.name, "reason": kernel.reason})
+    run.check(kernel.name != "none", f"no kernel computes int8 products: {kernel.reason}")
 
 
 def open_device(run: StepRun) -> torch.device:
     """Find the device of a step, and make it the one on which Triton starts kernels.
 
     Raises:
-        DeviceError: it cannot be used, for example because another program has it to itself.
+        ResourceError: it cannot be used, for example because another program has it to itself.
     """
     device = choose_device(run.device)
-    try:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        torch.zeros(1, device=device)
-    except RuntimeError as error:
-        raise DeviceError(f"--device {device}: {str(error).partition(chr(10))[0]}") from error
+    use_device(device)
     return device
-
-
-def _try_int8(device: torch.device, run: StepRun) -> None:
-    """Find the kernel that computes int8 products on this device."""
-    kernel = find_int8_kernel(device)
-    run.record(int8_kernel={"name": kernel.name, "reason": kernel.reason})
-    run.check(kernel.name != "none", f"no kernel computes int8 products: {kernel.reason}")
 
 
 def _ceilings(device: torch.device, run: StepRun) -> dict[str, float]:
@@ -105,16 +81,3 @@ def _compiler() -> str | None:
             done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
             return done.stdout.partition("\n")[0] or name
     return None
-
-
-def _sdnq_environment() -> dict[str, str]:
-    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("SDNQ_")}
-
-
-def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

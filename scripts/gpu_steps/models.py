@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from converter.conversion.convert import convert
+from converter.conversion.kernels.fused import GROUP
 from converter.conversion.options import ConvertOptions
 from converter.libraries import load_library
 from converter.synthesis.synthesize import synthesize
@@ -16,8 +17,6 @@ from scripts.gpu_steps.process import StepRun
 
 #: Blocks of microsoft/Lens.
 FULL_DEPTH = 48
-#: Numbers in a group of the default recipe.
-_GROUP = 64
 #: Groups with this maximum and minimum have another scale if the division is a multiplication by the reciprocal.
 _MAXIMUM, _MINIMUM = 4384.0, -11.0
 
@@ -71,8 +70,8 @@ def _write_hostile(source: Path, output: Path) -> None:
     tensors = load_file(file)
     generator = np.random.default_rng(0)
     for name, weight in tensors.items():
-        if weight.ndim == 2 and weight.size % _GROUP == 0:
-            tensors[name] = _hostile_groups(weight.reshape(-1, _GROUP), generator).reshape(weight.shape)
+        if weight.ndim == 2 and weight.size % GROUP == 0:
+            tensors[name] = _hostile_groups(weight.reshape(-1, GROUP), generator).reshape(weight.shape)
     output.mkdir()
     (output / "config.json").write_text(json.dumps(json.loads((source / "config.json").read_text())))
     save_file(tensors, output / file.name)
@@ -82,9 +81,9 @@ def _hostile_groups(groups: np.ndarray, generator: np.random.Generator) -> np.nd
     """Replace all groups but every eighth; ``groups`` is float32, ``[groups, 64]``."""
     found = groups.copy()
     count = len(found[1::8])
-    steps = np.arange(_GROUP, dtype=np.float32) / 4 - 8
+    steps = np.arange(GROUP, dtype=np.float32) / 4 - 8
     found[1::8] = steps * np.exp2(generator.integers(-12, 3, (count, 1))).astype(np.float32)
-    found[2::8] = np.where(np.arange(_GROUP) % 2, -0.0, 0.0)
+    found[2::8] = np.where(np.arange(GROUP) % 2, -0.0, 0.0)
     found[3::8] = generator.standard_normal((len(found[3::8]), 1))
     found[4::8] = np.clip(generator.standard_t(1, found[4::8].shape), -1e30, 1e30)
     found[5::8] = generator.uniform(_MINIMUM, _MAXIMUM, found[5::8].shape)

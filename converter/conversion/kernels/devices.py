@@ -5,7 +5,6 @@ Everything that only CUDA has is in this module. On other devices copies wait un
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from converter.errors import DeviceError, MemoryLimitError, ResourceError
+from converter.errors import DeviceError, MemoryLimitError, ResourceError, first_line
+from converter.models.device_errors import hidden_gpus, lacks_memory
 
 Bytes = NDArray[np.uint8]
 CPU = torch.device("cpu")
@@ -85,10 +85,8 @@ def _open(name: str) -> Device:
         torch.empty(1, device=found).cpu()
         return Device(found, torch.cuda.get_device_name(found) if found.type == "cuda" else name)
     except (RuntimeError, AssertionError) as error:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        hidden = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if name.startswith("cuda") and visible is not None else ""
-        reason = _first_line(error) or "is not available"
-        raise DeviceError(f"device {name}: {reason}{hidden}", "Use --device cpu.") from error
+        hidden = hidden_gpus() if name.startswith("cuda") else ""
+        raise DeviceError(f"device {name}: {first_line(error)}{hidden}", "Use --device cpu.") from error
 
 
 def device_failure(error: Exception, where: str, device: torch.device) -> ResourceError | None:
@@ -102,19 +100,10 @@ def device_failure(error: Exception, where: str, device: torch.device) -> Resour
     Returns:
         None when the device is not the reason.
     """
-    # torch has no class of its own for the CPU's memory and for pinned memory.
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or _lacks_memory(error):
+    if lacks_memory(error):
         reason = f"{where}: device {device} does not have enough memory for it"
         return MemoryLimitError(reason, "Free some memory, or use another device.")
     if isinstance(error, torch.AcceleratorError):
-        reason = f"{where}: device {device} failed: {_first_line(error)}"
+        reason = f"{where}: device {device} failed: {first_line(error)}"
         return DeviceError(reason, "Run the command again; if the device fails again, use --device cpu.")
     return None
-
-
-def _lacks_memory(error: Exception) -> bool:
-    return isinstance(error, torch.AcceleratorError) and "out of memory" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")

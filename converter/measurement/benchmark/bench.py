@@ -25,6 +25,7 @@ from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite
+from converter.models.int8_kernels import kernel_text
 
 
 @dataclass(frozen=True)
@@ -209,10 +210,8 @@ def _note_environment(environment: Mapping[str, Any], reporter: Reporter) -> Non
     if environment["cuda"] is None:
         return
     if environment["int8_kernel"] != "triton":
-        products = "dequantized" if environment["int8_kernel"] == "none" else f"by {environment['int8_kernel']}"
-        reporter.note(
-            f"int8 matrices are multiplied {products}, not by SDNQ's Triton kernel; `lensconv generate` says why"
-        )
+        found = kernel_text(environment["int8_kernel"])
+        reporter.note(f"{found}, not with SDNQ's Triton kernel; `lensconv generate` says why")
     if not environment["sdnq_compiles"]:
         reporter.note("SDNQ does not compile its functions, so images of the quantized model take longer")
 

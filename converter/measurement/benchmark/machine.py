@@ -24,8 +24,6 @@ _PACKAGES = ("torch", "sdnq", "diffusers", "transformers", "safetensors", "accel
 _PROCESSORS = Path("/proc/cpuinfo")
 #: What a path contains, and no other value of a variable of SDNQ.
 _PATH = re.compile(r"[/\\~]")
-#: Characters of a variable that are shown.
-_SHOWN = 200
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -51,7 +49,7 @@ def describe_machine(device_name: str) -> dict[str, Any]:
     return {
         "hardware": torch.cuda.get_device_name(device) if is_cuda else _processor(),
         "device": str(device),
-        **_describe_gpu(device, is_cuda=is_cuda),
+        **_describe_gpu(device),
         "int8_kernel": kernel.name,
         "sdnq_compiles": sdnq_compiles(),
         "sdnq_environment": _sdnq_environment(),
@@ -65,10 +63,10 @@ def describe_machine(device_name: str) -> dict[str, Any]:
     }
 
 
-def _describe_gpu(device: torch.device, *, is_cuda: bool) -> dict[str, Any]:
+def _describe_gpu(device: torch.device) -> dict[str, Any]:
     """What is only known of a GPU; without one, the values are None."""
     names = ("cuda", "driver", "cudnn", "triton", "compute_capability", "gpu_memory_gb")
-    if not is_cuda:
+    if device.type != "cuda":
         return dict.fromkeys(names)
     properties = torch.cuda.get_device_properties(device)
     found = (
@@ -98,10 +96,7 @@ def _triton() -> str | None:
 
 def _sdnq_environment() -> dict[str, str]:
     """Variables of SDNQ that the user has set, without paths, and not longer than can be shown."""
-    return {
-        name: "(a path)" if _PATH.search(value) else printable(value, _SHOWN)
-        for name, value in user_environment().items()
-    }
+    return {name: "(a path)" if _PATH.search(value) else printable(value) for name, value in user_environment().items()}
 
 
 def _processor() -> str:

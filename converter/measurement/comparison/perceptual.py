@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import printable
+from converter.errors import first_line, printable
 from converter.libraries import loading_errors
 
 #: The network of most published comparisons; the package's own default.
@@ -46,12 +46,12 @@ class Lpips:
             reason = f"the package {error.name or 'lpips'} is not installed; the extra lpips installs it"
             raise NotMeasured(printable(reason)) from error
         except _LOADING_ERRORS as error:
-            raise NotMeasured(f"lpips cannot be imported: {_first_line(error)}") from error
+            raise NotMeasured(f"lpips cannot be imported: {first_line(error)}") from error
         try:
             with _quiet_loading():
                 self._network = library.LPIPS(net=BACKBONE, verbose=False).eval()
         except _LOADING_ERRORS as error:
-            raise NotMeasured(f"no weights of {BACKBONE} for lpips: {_first_line(error)}") from error
+            raise NotMeasured(f"no weights of {BACKBONE} for lpips: {first_line(error)}") from error
 
     def distance(self, original: NDArray[np.uint8], candidate: NDArray[np.uint8]) -> float:
         """Compute the distance of two images; identical ones have 0.
@@ -73,7 +73,7 @@ class Lpips:
             with torch.inference_mode():
                 return float(self._network(*planes).item())
         except RuntimeError as error:
-            raise NotMeasured(_first_line(error)) from error
+            raise NotMeasured(first_line(error)) from error
 
     def method(self) -> str:
         """Return the exact definition of the figure."""
@@ -91,7 +91,3 @@ def _quiet_loading() -> Iterator[None]:
             yield
     finally:
         socket.setdefaulttimeout(time_limit)
-
-
-def _first_line(error: BaseException) -> str:
-    return printable((str(error) or type(error).__name__).strip().splitlines()[0])

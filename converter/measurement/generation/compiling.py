@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from converter.errors import CompilerError
+from converter.errors import CompilerError, first_line
 
 #: Graphs of a block before torch gives up; SDNQ chose as many for its own functions. torch's 8 are less than a suite of
 #: prompts needs.
@@ -96,9 +96,7 @@ def _is_of_compiler(error: Exception) -> bool:
 
 
 def _compiler_error(cause: BaseException, kind: str) -> CompilerError:
-    """Say what a compiler said first; what follows are commands, code and advice for developers."""
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    said = lines[0] if lines else type(cause).__name__
+    """Say what a compiler said first, and what to install."""
     advice = [text for sign, text in _ADVICE.items() if sign.lower() in str(cause).lower()][:1]
     advice.append(_NOT_COMPILED if kind == "blocks" else "Or set SDNQ_USE_TORCH_COMPILE=0.")
-    return CompilerError(f"the transformer cannot be compiled: {said}", " ".join(advice))
+    return CompilerError(f"the transformer cannot be compiled: {first_line(cause)}", " ".join(advice))

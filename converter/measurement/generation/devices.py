@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -10,12 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
-from converter.errors import DeviceError, MemoryLimitError, UsageError, printable
-
-#: The variable with which users choose the GPUs that a process sees.
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
-#: What torch says when the memory of a GPU is used up; at its set-up, it has no class of errors for that.
-_NO_MEMORY = "out of memory"
+from converter.errors import DeviceError, MemoryLimitError, UsageError, first_line
+from converter.models.device_errors import hidden_gpus, lacks_memory
 
 
 def choose_device(name: str) -> torch.device:
@@ -38,14 +33,14 @@ def choose_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     if not has_gpu:
-        reason = f"torch {torch.__version__} sees no CUDA GPU on this machine: {_initialization_error()}{_hidden()}"
+        reason = f"torch {torch.__version__} sees no CUDA GPU on this machine: {_initialization_error()}{hidden_gpus()}"
         raise DeviceError(
             f"--device {name}: {reason}", "Use --device cpu, or install a CUDA build of torch and a driver for it."
         )
     number, count = int(match[1] or 0), torch.cuda.device_count()
     if number >= count:
         seen = f"{count} GPU{'s' if count > 1 else ''}"
-        raise DeviceError(f"--device {name}: this machine has {seen}, counted from 0{_hidden()}")
+        raise DeviceError(f"--device {name}: this machine has {seen}, counted from 0{hidden_gpus()}")
     return torch.device("cuda", number)
 
 
@@ -78,7 +73,7 @@ def blaming_device(device: torch.device) -> Iterator[None]:
         yield
     except (RuntimeError, AssertionError) as error:
         reason = _first_sentence(error)
-        if _NO_MEMORY in reason:
+        if lacks_memory(error):
             raise MemoryLimitError(
                 f"--device {device}: its memory is used up: {reason}", "End other programs that use it."
             ) from error
@@ -97,11 +92,4 @@ def _initialization_error() -> str:
 
 
 def _first_sentence(error: Exception) -> str:
-    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return printable(line.partition(". ")[0].rstrip("."))
-
-
-def _hidden() -> str:
-    """Say which GPUs this process may see, if the user has chosen them."""
-    value = os.environ.get(_VISIBLE)
-    return "" if value is None else f"; only GPUs in {_VISIBLE}={printable(value, 80)!r} are visible"
+    return first_line(error).partition(". ")[0].rstrip(".")

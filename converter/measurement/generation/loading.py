@@ -28,6 +28,7 @@ from converter.measurement.generation.compiling import compile_blocks
 from converter.measurement.generation.memory import LESS_MEMORY
 from converter.measurement.generation.repo import PipelineRepo
 from converter.models.classes import refuse_absurd
+from converter.models.device_errors import lacks_memory
 from converter.models.int8_kernels import find_int8_kernel, use_int8_kernel
 from converter.models.lens.int8_chain import enable_int8_chain
 from converter.models.lens.layout import MAXIMUM_LAYERS
@@ -41,8 +42,6 @@ _UNCOMPILED = {
     True: "SDNQ was imported earlier in this process, and does not compile its functions, so images take longer; "
     "generate in a new process to compile them",
 }
-#: What torch says when the CPU's memory is used up; it has no class of errors for that.
-_NO_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 def import_sdnq(repo: PipelineRepo, device: torch.device, reporter: Reporter = SILENT) -> None:
@@ -232,7 +231,7 @@ def blaming(part: Path) -> Iterator[None]:
             if isinstance(cause, ImportError):
                 raise missing_package(f"{part}: cannot be loaded", cause) from error
         text = str(error) or repr(error)
-        if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _NO_MEMORY):
+        if lacks_memory(error):
             raise MemoryLimitError(f"there is not enough memory: {text}", LESS_MEMORY) from error
         hint = "Compare it with the repo that it was made from, or download it again."
         raise UnsupportedCheckpoint(f"{part}: cannot be used: {text}", hint) from error

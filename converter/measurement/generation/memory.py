@@ -11,7 +11,7 @@ import torch
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.source import Checkpoint
 from converter.console import readable_size
-from converter.errors import DeviceError, MemoryLimitError
+from converter.errors import DeviceError, MemoryLimitError, first_line
 from converter.measurement.generation.repo import PipelineRepo
 from converter.measurement.generation.settings import Settings
 from converter.memory import free_memory_bytes, limit_text
@@ -137,10 +137,8 @@ def _free_device_bytes(device: torch.device) -> int:
     try:
         return int(torch.cuda.mem_get_info(device)[0])
     except RuntimeError as error:
-        # torch adds lines about debugging.
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise DeviceError(
-            f"{device}: does not say how much memory is free: {reason}",
+            f"{device}: does not say how much memory is free: {first_line(error)}",
             "See with nvidia-smi whether another program uses the GPU alone, or whether it is lost.",
         ) from error
 

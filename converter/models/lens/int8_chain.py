@@ -8,7 +8,6 @@ adapter, a hook or another dtype, the block computes as it does without the chai
 from __future__ import annotations
 
 import copy
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,8 @@ import torch
 from diffusers.models.normalization import RMSNorm
 from torch.nn.functional import silu
 
-from converter.libraries import QUANTIZING_ERRORS
+from converter.libraries import sdnq_compiles
+from converter.models.int8_kernels import describe_kernel_error, kernel_errors
 from converter.models.lens.int8_rows import (
     DTYPE,
     Int8Rows,
@@ -26,10 +26,9 @@ from converter.models.lens.int8_rows import (
     quantize_gated,
     quantize_modulated,
 )
+from converter.models.sdnq_layers import FEWEST_ROWS, quantized_layers
 
 _STREAMS = ("img", "txt")
-#: SDNQ multiplies dequantized weights below this number of rows (sdnq 0.2.8, ``quantized_linear_forward_int8_matmul``).
-_FEWEST_ROWS = 32
 #: Of the check: tokens of its input, least part of equal codes, and greatest relative difference of outputs.
 _TOKENS = 256
 _EQUAL_CODES = 0.999
@@ -69,8 +68,8 @@ class Int8Chain:
         return (
             not torch.is_grad_enabled()
             and states.dtype == DTYPE
-            and states.shape[0] * states.shape[1] >= _FEWEST_ROWS
-            and find_obstacle(norm, user, layers) is None
+            and states.shape[0] * states.shape[1] >= FEWEST_ROWS
+            and _find_obstacle(norm, user, layers) is None
         )
 
     def modulate(
@@ -110,15 +109,13 @@ def enable_int8_chain(transformer: Any, device: torch.device, *, compiles: bool 
     blocks = list(transformer.transformer_blocks)
     for block in blocks:
         block.int8_chain = None
-    if not any(hasattr(module, "sdnq_dequantizer") for module in transformer.modules()):
+    if not quantized_layers(transformer):
         return "the transformer is not quantized"
     if compiles is None:
-        from sdnq.common import check_torch_compile
-
-        compiles = check_torch_compile()
+        compiles = bool(sdnq_compiles())
     chain = Int8Chain(compiles)
     uses = [use for stream in _STREAMS for use in _uses(blocks[0], stream)]
-    reason = next(filter(None, (find_obstacle(*use) for use in uses)), None)
+    reason = next(filter(None, (_find_obstacle(*use) for use in uses)), None)
     reason = reason or _disagreement(chain, blocks[0], device)
     if reason is None:
         for block in blocks:
@@ -131,8 +128,11 @@ def uses_int8_chain(transformer: Any) -> bool:
     return any(block.int8_chain is not None for block in transformer.transformer_blocks)
 
 
-def find_obstacle(norm: Any, user: Any, layers: tuple[Any, ...]) -> str | None:
-    """Return why the chain cannot do what a norm and a module after it do; None if it can. Arguments as above."""
+def _find_obstacle(norm: Any, user: Any, layers: tuple[Any, ...]) -> str | None:
+    """Return why the chain cannot do what a norm and the module after it do; None if it can.
+
+    The arguments are those of ``Int8Chain.applies``.
+    """
     if type(norm) is not RMSNorm or norm.weight is None or norm.weight.dtype != DTYPE or norm.bias is not None:
         return "a norm does not compute in bfloat16"
     if not all(map(_multiplies_int8, layers)):
@@ -185,10 +185,9 @@ def _disagreement(chain: Int8Chain, block: Any, device: torch.device) -> str | N
             return next((problem for stream in _STREAMS for problem in _compare(chain, block, stream)), None)
     except torch.OutOfMemoryError:
         raise
-    except (*QUANTIZING_ERRORS, ImportError, OSError, subprocess.SubprocessError) as error:
+    except kernel_errors() as error:
         # Errors of torch's compiler begin with its name.
-        cause = getattr(error, "inner_exception", error)
-        return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
+        return describe_kernel_error(getattr(error, "inner_exception", error))
 
 
 def _compare(chain: Int8Chain, block: Any, stream: str) -> Iterator[str]:

@@ -13,10 +13,7 @@ from typing import Any
 import torch
 
 from converter.models.lens.int8_rows import ROW_MULTIPLE, Int8Rows, apply_module
-from converter.models.sdnq_layers import has_integer_products, multiplies_quantized, quantized_layers
-
-#: Fewer are multiplied with dequantized weights by SDNQ itself (sdnq 0.2.8, layers/linear/linear_int8.py).
-_MINIMUM_ROWS = 32
+from converter.models.sdnq_layers import FEWEST_ROWS, has_integer_products, multiplies_quantized, quantized_layers
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +32,7 @@ def apply_to_full_rows(module: torch.nn.Module, states: torch.Tensor | Int8Rows)
     if isinstance(states, Int8Rows):
         return apply_module(module, states)
     rows = states.shape[:-1].numel()
-    padding = -rows % ROW_MULTIPLE if is_tuned_to_rows(states.device) and rows >= _MINIMUM_ROWS else 0
+    padding = -rows % ROW_MULTIPLE if is_tuned_to_rows(states.device) and rows >= FEWEST_ROWS else 0
     if not padding or not has_integer_products(module):
         return module(states)
     padded = torch.nn.functional.pad(states.flatten(0, -2), (0, 0, 0, padding), value=1.0)
