@@ -34,7 +34,8 @@ from converter.models.int8_kernels import (
     int8_kernel_of,
     try_int8_kernels,
 )
-from converter.models.lens import transformer
+from converter.models.lens import int8_chain, transformer
+from converter.models.lens.int8_chain import enable_int8_chain
 from converter.models.sdnq_layers import multiplies_quantized, quantized_layers
 from tests.lens.models import run
 from tests.lens.prompts import notices
@@ -294,3 +295,17 @@ def test_a_pipeline_says_what_runs(
         assert int8_kernel_of(pipeline.transformer) == found
         metadata = image_metadata(choose_settings(repo, "sea", GenerateOptions()), CPU, repo, pipeline)
         assert (metadata["quantization"] or {}).get("quantized_matmul") == (dtype if found else None)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_the_int8_chain_has_an_allocator_in_any_thread(
+    triton: StandIn, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread has loaded the model, and this one asks for the chain before it runs it."""
+    found: list[Any] = []
+    prepare = int8_kernels.prepare_int8_kernel
+    monkeypatch.setattr(int8_chain, "prepare_int8_kernel", lambda model, _: prepare(model, GPU))
+    monkeypatch.setattr(int8_chain, "_find_obstacle", lambda *_: None)
+    monkeypatch.setattr(int8_chain, "_disagreement", lambda *_: found.append(triton.allocator.get()))
+    contextvars.Context().run(enable_int8_chain, model, CPU)
+    assert found == [int8_kernels.allocate_scratch]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -262,6 +264,19 @@ def test_models_that_cannot_use_it_say_why(small: Any, monkeypatch: pytest.Monke
     assert str(enable_int8_chain(small, CPU)).startswith("RuntimeError: ")
     monkeypatch.setattr(Int8Rows, "linear", lambda _, layer: torch.ones(1, 256, layer.out_features))
     assert str(enable_int8_chain(small, CPU)).startswith("the outputs of SDNQ's layers differ by ")
+
+
+def test_a_triton_kernel_that_cannot_be_compiled_is_a_reason(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = ModuleType("triton.errors")
+    # Like Triton's own: no subclass of another one.
+    errors.TritonError = type("TritonError", (Exception,), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "triton.errors", errors)
+
+    def fail(*_: Any) -> torch.Tensor:
+        raise errors.TritonError("out of resource: shared memory")
+
+    monkeypatch.setattr(Int8Rows, "linear", fail)
+    assert enable_int8_chain(small, CPU) == "TritonError: out of resource: shared memory"
 
 
 @compiling

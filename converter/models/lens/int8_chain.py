@@ -17,7 +17,7 @@ from diffusers.models.normalization import RMSNorm
 from torch.nn.functional import silu
 
 from converter.libraries import sdnq_compiles
-from converter.models.int8_kernels import describe_kernel_error, kernel_errors
+from converter.models.int8_kernels import describe_kernel_error, kernel_errors, prepare_int8_kernel
 from converter.models.lens.int8_rows import (
     DTYPE,
     Int8Rows,
@@ -105,12 +105,16 @@ def enable_int8_chain(transformer: Any, device: torch.device, *, compiles: bool 
 
     Raises:
         torch.OutOfMemoryError: the device does not have the memory for a copy of a block.
+
+    For the other errors, see ``try_int8_kernels``.
     """
     blocks = list(transformer.transformer_blocks)
     for block in blocks:
         block.int8_chain = None
     if not quantized_layers(transformer):
         return "the transformer is not quantized"
+    # The caller may be in another thread than the one that loaded the model, or the model may be of another loader.
+    prepare_int8_kernel(transformer, device)
     if compiles is None:
         compiles = bool(sdnq_compiles())
     chain = Int8Chain(compiles)
@@ -182,7 +186,9 @@ def _disagreement(chain: Int8Chain, block: Any, device: torch.device) -> str | N
     try:
         with torch.no_grad():
             block = copy.deepcopy(block).to(device)
-            return next((problem for stream in _STREAMS for problem in _compare(chain, block, stream)), None)
+            # Triton starts its kernels on the current GPU.
+            with torch.cuda.device_of(block.img_norm1.weight):
+                return next((problem for stream in _STREAMS for problem in _compare(chain, block, stream)), None)
     except torch.OutOfMemoryError:
         raise
     except kernel_errors() as error:
