@@ -224,6 +224,8 @@ def test_rows_of_text_are_padded_and_nothing_else_changes(small: Any, made: list
     tokens = len(TEXT) * GRID[0] * GRID[1]
     assert [len(rows.codes) for rows in made] == [tokens, 128, tokens, 128, tokens, 128, tokens]
     assert [len(rows) for rows in made] == [2, 1, 2, 1, 2, 1, 2]
+    # Zeros would have no scale after SwiGLU.
+    assert all(rows.codes[TEXT[0] :].eq(1).all() for rows in made if len(rows) == 1)
     after = small.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -239,6 +241,7 @@ def test_rows_of_text_are_padded_and_nothing_else_changes(small: Any, made: list
         {"dequantize_fp32": True},
         {"use_quantized_matmul": False},
         {"weights_dtype": "int8"},
+        {"weights_dtype": "float8_e4m3fn"},
         {"quantized_matmul_dtype": "uint8"},
         {"use_hadamard": True},
         {"use_svd": True, "svd_rank": 8},

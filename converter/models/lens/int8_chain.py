@@ -140,7 +140,10 @@ def _find_obstacle(norm: Any, user: Any, layers: tuple[Any, ...]) -> str | None:
     if type(norm) is not RMSNorm or norm.weight is None or norm.weight.dtype != DTYPE or norm.bias is not None:
         return "a norm does not compute in bfloat16"
     if not all(map(_multiplies_int8, layers)):
-        return "a layer does not multiply in int8 with scales in bfloat16, or has an adapter"
+        return (
+            "a layer has an adapter, or does not make its weights int8 from groups with scales in bfloat16, without "
+            "SVD, Hadamard rotation or codebook"
+        )
     if not all(map(_is_plain, (norm, user, *layers))):
         return "a module has hooks, as with offloading and caches, or another attention processor"
     return None
@@ -169,6 +172,8 @@ def _multiplies_int8(layer: Any) -> bool:
     return (
         layer.forward_func is quantized_linear_forward_int8_matmul
         and all(getattr(how, name) == value for name, value in _DEQUANTIZER.items())
+        # None where the weights have no groups, as in 8-bit floats.
+        and how.result_shape is not None
         and layer.scale.dtype == DTYPE
         and layer.svd_up is None
     )

@@ -114,9 +114,9 @@ def quantize_gated(joined: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def pad_rows(codes: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad with rows of zeros, whose scale is one, to a multiple of 64."""
-    missing = -len(codes) % ROW_MULTIPLE
-    return (pad(codes, (0, 0, 0, missing)), pad(scale, (0, 0, 0, missing), value=1.0)) if missing else (codes, scale)
+    """Pad with rows of ones, whose scale is one, to a multiple of 64; zeros would have no scale after SwiGLU."""
+    missing = (0, 0, 0, -len(codes) % ROW_MULTIPLE)
+    return pad(codes, missing, value=1), pad(scale, missing, value=1)
 
 
 def compiled_if(compiles: bool, function: Callable[..., Any]) -> Callable[..., Any]:
