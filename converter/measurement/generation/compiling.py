@@ -7,6 +7,7 @@ result.
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -68,8 +69,7 @@ def compiling(kind: str) -> Iterator[None]:
     try:
         with _strict() if kind == "blocks" else nullcontext():
             yield
-    except Exception as error:
-        # Compilers have no common class of errors, and to import those of all takes seconds.
+    except _errors() as error:
         if not _is_of_compiler(error):
             raise
         cause = getattr(error, "inner_exception", error)
@@ -88,6 +88,14 @@ def _strict() -> Any:
         fail_on_recompile_limit_hit=True,
         suppress_errors=False,
     )
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What torch's compiler, Triton and programs that they start raise; most are errors of other code, too."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    triton_error = getattr(sys.modules.get("triton.errors"), "TritonError", RuntimeError)
+    return (RuntimeError, FailOnRecompileLimitHit, subprocess.SubprocessError, triton_error)
 
 
 def _is_of_compiler(error: Exception) -> bool:
