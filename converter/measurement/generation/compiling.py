@@ -7,7 +7,6 @@ result.
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from converter.errors import CompilerError, first_line
+from converter.models.int8_kernels import kernel_errors
 
 #: Graphs of a block before torch gives up; SDNQ chose as many for its own functions. torch's 8 are less than a suite of
 #: prompts needs.
@@ -91,11 +91,10 @@ def _strict() -> Any:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """What torch's compiler, Triton and programs that they start raise; most are errors of other code, too."""
+    """What compilers and the programs that they start raise; other code raises most of these, too."""
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
-    triton_error = getattr(sys.modules.get("triton.errors"), "TritonError", RuntimeError)
-    return (RuntimeError, FailOnRecompileLimitHit, subprocess.SubprocessError, triton_error)
+    return (*kernel_errors(), FailOnRecompileLimitHit)
 
 
 def _is_of_compiler(error: Exception) -> bool:
