@@ -44,6 +44,7 @@ def test_a_worker_describes_the_machine() -> None:
     system = {"platform": f"{os.uname().sysname} {os.uname().machine}", "python": platform.python_version()}
     device = {"hardware": here["hardware"], "device": "cpu", **dict.fromkeys(GPU_ONLY)}
     device |= {"int8_kernel": "torch", "sdnq_compiles": False, "sdnq_environment": {"SDNQ_USE_TORCH_COMPILE": "0"}}
+    device["mxfp4"] = "unpacked"
     assert here == {**device, **size, **system, "lensconv": __version__, **{name: version(name) for name in names}}
     # The cores that this process may use count, as in a container.
     allowed = os.sched_getaffinity(0)
@@ -99,6 +100,8 @@ def test_what_is_known_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         notes.append([text.partition(",")[0] for text in said.texts])
     slow = ["quantized layers multiply dequantized weights", "SDNQ does not compile its functions"]
     assert notes == [[], ["quantized layers multiply with torch"], slow]
+    _note_environment({"cuda": None, "mxfp4": "unpacked"}, said := Notes())
+    assert said.texts[0].startswith("the MXFP4 text encoder cannot stay packed here, and is unpacked")
     has_triton = find_spec("triton") is not None
     assert (known["triton"] is not None) == has_triton
 

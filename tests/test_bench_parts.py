@@ -56,8 +56,8 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-#: How quantized layers work, as the probe of the machine has found.
-ENVIRONMENT = {"int8_kernel": "torch", "sdnq_compiles": False}
+#: How quantized models work, as the probe of the machine has found.
+ENVIRONMENT = {"int8_kernel": "torch", "sdnq_compiles": False, "mxfp4": "unpacked"}
 
 
 @dataclass(frozen=True)
@@ -345,6 +345,7 @@ def test_what_a_worker_says_becomes_figures_and_failures(
     said["loaded"] = {"event": "loaded", "time_s": 1.0}
     for name, working in (("same", {"sdnq_compiles": False}), ("compiled", {"sdnq_compiles": True})):
         said[name] = said["loaded"] | {"quantization": {"int8_kernel": None, **working}}
+    said |= {name: said["loaded"] | {"mxfp4": name} for name in ("packed", "unpacked")}
     said["failed"] = {"event": "failed", "reason": "no memory"}
     said["died"] = said["failed"] | {"died": True}
     said["hung"] = said["died"] | {"hung": True}

@@ -28,12 +28,14 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     old = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver."
     none, hidden = "No CUDA GPUs are available", "; only GPUs in CUDA_VISIBLE_DEVICES='{}' are visible"
 
+    unknown = "CUDA unknown error, e.g. after a change of CUDA_VISIBLE_DEVICES"
     for has_gpu, visible, name, error, said in (
         (False, None, "cuda:1000", none, "must be auto, cpu, cuda, or cuda:0, cuda:1 …"),
         (False, None, "cpu:0", none, "must be auto, cpu, cuda, or cuda:0, cuda:1 …"),
         (False, None, "cuda", none, f"sees no CUDA GPU on this machine: {none}"),
         (False, None, "cuda", old, "sees no CUDA GPU on this machine: " + old.partition(". ")[0]),
         (False, "", "cuda:1", none, f"sees no CUDA GPU on this machine: {none}{hidden.format('')}"),
+        (False, None, "cuda", f"{unknown}. Setting the devices to be zero.", unknown),
         (True, None, "cuda:2", "", "this machine has 2 GPUs, counted from 0"),
         (True, "3,7", "cuda:2", "", f"this machine has 2 GPUs, counted from 0{hidden.format('3,7')}"),
     ):
@@ -47,6 +49,8 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
             choose_device(name)
         assert caught.value.message.endswith(said)
         assert caught.value.exit_code == (2 if "must" in said else 3)
+        # What is hidden does not come back with another driver.
+        assert (caught.value.hint == "Use --device cpu, or set CUDA_VISIBLE_DEVICES to others.") == (visible == "")
         assert choose_device("auto") == torch.device("cuda:0" if has_gpu else "cpu")
     assert choose_device("cuda:1") == torch.device("cuda:1")
     # What torch warns of, its error says; but where a GPU is asked for only if there is one, nothing else says it.

@@ -110,6 +110,8 @@ def bench(
     ]
     with reporter.progress("describing the device", 1, "devices") as shown:
         environment = probe_machine(drawing.device, shown.refresh)
+    if not any(subject.repo.has_packed_text_encoder for subject in subjects):
+        environment.pop("mxfp4", None)
     by_name = {subject.name: subject for subject in subjects}
     identity = _identity(subjects, suite, settings[0], environment)
     with Journal(output, identity, restart=options.restart) as journal:
@@ -206,7 +208,9 @@ def _identity(
 
 
 def _note_environment(environment: Mapping[str, Any], reporter: Reporter) -> None:
-    """Say when quantized layers are slower than they could be on a GPU."""
+    """Say when the text encoder takes more memory, or quantized layers more time, than on other machines."""
+    if environment.get("mxfp4") == "unpacked":
+        reporter.note("the MXFP4 text encoder cannot stay packed here, and is unpacked; `lensconv generate` says why")
     if environment["cuda"] is None:
         return
     if environment["int8_kernel"] != "triton":

@@ -18,6 +18,7 @@ from converter.libraries import load_library, sdnq_compiles, user_environment
 from converter.measurement.benchmark.meter import load_nvml
 from converter.measurement.generation.devices import blaming_device, choose_device, use_device
 from converter.models.int8_kernels import find_int8_kernel
+from converter.models.lens.mxfp4 import unpacking_reason
 
 #: Packages whose versions a figure depends on.
 _PACKAGES = ("torch", "sdnq", "diffusers", "transformers", "safetensors", "accelerate")
@@ -46,6 +47,7 @@ def describe_machine(device_name: str) -> dict[str, Any]:
     with blaming_device(device):
         load_library("sdnq", compiles=is_cuda)
         kernel = find_int8_kernel(device)
+        stays_packed = is_cuda and not unpacking_reason()
     return {
         "hardware": torch.cuda.get_device_name(device) if is_cuda else _processor(),
         "device": str(device),
@@ -53,6 +55,7 @@ def describe_machine(device_name: str) -> dict[str, Any]:
         "int8_kernel": kernel.name,
         "sdnq_compiles": sdnq_compiles(),
         "sdnq_environment": _sdnq_environment(),
+        "mxfp4": "packed" if stays_packed else "unpacked",
         "cpu_cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "threads": torch.get_num_threads(),

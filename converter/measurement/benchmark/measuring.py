@@ -37,8 +37,8 @@ IMAGE_KINDS = (ORIGINAL, QUANTIZED, BASELINE)
 _FRUITLESS = 3
 #: Seconds in which a worker has to describe the machine; it imports SDNQ, which may compile its first function.
 _PROBING = 900.0
-#: How quantized layers work: in the events of workers, and in descriptions of machines.
-_WORKING = ("int8_kernel", "sdnq_compiles")
+#: How quantized models work: in the events of workers, and in descriptions of machines.
+_WORKING = ("int8_kernel", "sdnq_compiles", "mxfp4")
 
 
 def probe_machine(device: str, tick: Callable[[], None], timeout: float = _PROBING) -> dict[str, Any]:
@@ -205,10 +205,10 @@ class Bench:
             self._fail(cell, [task for task in left if task.key == current], reason, shown)
 
     def _compare_working(self, event: dict[str, Any]) -> dict[str, Any]:
-        """The event of a load without what it says of quantized layers, or a failure if they do not work as noted."""
-        quantization = event.pop("quantization", None) or {}
+        """The event of a load without what it says of quantized models, or a failure if they do not work as noted."""
+        working = {"mxfp4": event.pop("mxfp4", None), **(event.pop("quantization", None) or {})}
         for name in _WORKING:
-            noted, found = self.environment[name], quantization.get(name)
+            noted, found = self.environment.get(name), working.get(name)
             if found not in (None, noted):
                 reason = f"{name} is {json.dumps(found)} in this worker, and was {json.dumps(noted)} before"
                 return {"event": FAILED, "reason": reason}

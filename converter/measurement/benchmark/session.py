@@ -70,7 +70,8 @@ class Session:
         Returns:
             ``time_s``, ``peak_…_gb``, whether all files fit into the page cache (``cache_warm``), the memory of each
             component (``components``), and how quantized layers work (``quantization``). If the chain was asked for,
-            whether it is used or why not (``int8``).
+            whether it is used or why not (``int8``). If it depends on the machine, whether the text encoder stays
+            packed (``mxfp4``).
 
         Raises:
             InputError: a component cannot be loaded.
@@ -110,6 +111,8 @@ class Session:
         reason = choose_int8(self.pipeline, self.repo, self.device, settings.int8)
         if reason is not None:
             figures["int8"] = f"sdnq: {reason}" if reason else "chain"
+        if self.repo.has_packed_text_encoder and offload != "sequential":
+            figures["mxfp4"] = "unpacked" if unpacks else "packed"
         self.pipeline.prompt_date = date.fromisoformat(settings.date)
         return {
             **figures,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from converter.errors import CompilerError, first_line
+from converter.models.int8_kernels import kernel_errors
 
 #: Graphs of a block before torch gives up; SDNQ chose as many for its own functions. torch's 8 are less than a suite of
 #: prompts needs.
@@ -68,8 +69,7 @@ def compiling(kind: str) -> Iterator[None]:
     try:
         with _strict() if kind == "blocks" else nullcontext():
             yield
-    except Exception as error:
-        # Compilers have no common class of errors, and to import those of all takes seconds.
+    except _errors() as error:
         if not _is_of_compiler(error):
             raise
         cause = getattr(error, "inner_exception", error)
@@ -88,6 +88,13 @@ def _strict() -> Any:
         fail_on_recompile_limit_hit=True,
         suppress_errors=False,
     )
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What compilers and the programs that they start raise; other code raises most of these, too."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    return (*kernel_errors(), FailOnRecompileLimitHit)
 
 
 def _is_of_compiler(error: Exception) -> bool:

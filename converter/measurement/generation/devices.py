@@ -12,6 +12,9 @@ import torch
 from converter.errors import DeviceError, MemoryLimitError, UsageError, first_line
 from converter.models.device_errors import hidden_gpus, lacks_memory
 
+#: What torch says where there is a driver, but no GPU that this process sees.
+_NO_GPU = "No CUDA GPUs are available"
+
 
 def choose_device(name: str) -> torch.device:
     """Return the device of a name; ``auto`` is a GPU if there is one.
@@ -34,9 +37,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not has_gpu:
         reason = f"torch {torch.__version__} sees no CUDA GPU on this machine: {_initialization_error()}{hidden_gpus()}"
-        raise DeviceError(
-            f"--device {name}: {reason}", "Use --device cpu, or install a CUDA build of torch and a driver for it."
-        )
+        hides = hidden_gpus() and _NO_GPU in reason
+        advice = "set CUDA_VISIBLE_DEVICES to others" if hides else "install a CUDA build of torch and a driver for it"
+        raise DeviceError(f"--device {name}: {reason}", f"Use --device cpu, or {advice}.")
     number, count = int(match[1] or 0), torch.cuda.device_count()
     if number >= count:
         seen = f"{count} GPU{'s' if count > 1 else ''}"
@@ -92,4 +95,5 @@ def _initialization_error() -> str:
 
 
 def _first_sentence(error: Exception) -> str:
-    return first_line(error).partition(". ")[0].rstrip(".")
+    # Not at abbreviations, which torch uses, too.
+    return re.split(r"\. (?=[A-Z])", first_line(error))[0].rstrip(".")

@@ -7,8 +7,8 @@ from typing import Any
 
 LIBRARIES = ("diffusers", "transformers", "accelerate", "safetensors")
 _MACHINE = ("hardware", "torch", "cuda", "driver", "cudnn", "triton", "storage", "cpu_cores", "threads")
-#: How the layers of SDNQ work.
-_LAYERS = ("int8_kernel", "sdnq_compiles", "sdnq_environment")
+#: How quantized models work.
+_LAYERS = ("int8_kernel", "sdnq_compiles", "sdnq_environment", "mxfp4")
 _ENVIRONMENT = (*_MACHINE, "sdnq", *_LAYERS, *LIBRARIES, "lensconv", "date")
 _IMAGE_SETTINGS = ("base_resolution", "aspect_ratio", "width", "height", "num_inference_steps", "guidance_scale")
 _SETTINGS = (*_IMAGE_SETTINGS, "repeats", "dtype", "compile", "int8")
@@ -22,6 +22,7 @@ _LABELS = {
     "int8_kernel": "int8 kernel",
     "sdnq_compiles": "SDNQ compiles",
     "sdnq_environment": "variables",
+    "mxfp4": "MXFP4",
     "num_inference_steps": "steps",
     "guidance_scale": "guidance",
     "compile": "torch.compile",
