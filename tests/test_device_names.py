@@ -76,6 +76,7 @@ def test_a_device_is_the_current_one_while_it_is_used(monkeypatch: pytest.Monkey
         (RuntimeError("CUDA error: out of memory\nmore"), "MemoryLimitError", "used up: CUDA error: out of memory"),
         (torch.OutOfMemoryError(full), "MemoryLimitError", "its memory is used up: CUDA out of memory"),
         (AssertionError(), "DeviceError", "cannot be used: AssertionError"),
+        (torch.cuda.DeferredCudaCallError("a call failed\n\nmore"), "DeviceError", "cannot be used: a call failed"),
     ):
         monkeypatch.setattr(torch.cuda, "set_device", failing(error))
         with pytest.raises(LensconvError) as caught:

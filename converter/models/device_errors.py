@@ -10,6 +10,9 @@ from converter.errors import printable
 
 #: The variable with which users choose the GPUs that a process sees.
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
+#: What torch raises for a device that it cannot set up or use: without CUDA an AssertionError, and a class of its own
+#: for calls that waited for the set-up.
+DEVICE_ERRORS = (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError)
 #: What errors say that are not of torch's class for this: those of the CPU's memory, of pinned memory, and of a GPU
 #: that is being set up.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")

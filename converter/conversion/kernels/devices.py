@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from converter.errors import DeviceError, MemoryLimitError, ResourceError, first_line
-from converter.models.device_errors import hidden_gpus, lacks_memory
+from converter.models.device_errors import DEVICE_ERRORS, hidden_gpus, lacks_memory
 
 Bytes = NDArray[np.uint8]
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def _open(name: str) -> Device:
             found = torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
         torch.empty(1, device=found).cpu()
         return Device(found, torch.cuda.get_device_name(found) if found.type == "cuda" else name)
-    except (RuntimeError, AssertionError) as error:
+    except DEVICE_ERRORS as error:
         hidden = hidden_gpus() if name.startswith("cuda") else ""
         raise DeviceError(f"device {name}: {first_line(error)}{hidden}", "Use --device cpu.") from error
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from converter.errors import DeviceError, MemoryLimitError, UsageError, first_line
-from converter.models.device_errors import hidden_gpus, lacks_memory
+from converter.models.device_errors import DEVICE_ERRORS, hidden_gpus, lacks_memory
 
 #: What torch says where there is a driver, but no GPU that this process sees.
 _NO_GPU = "No CUDA GPUs are available"
@@ -74,7 +74,7 @@ def blaming_device(device: torch.device) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, AssertionError) as error:
+    except DEVICE_ERRORS as error:
         reason = _first_sentence(error)
         if lacks_memory(error):
             raise MemoryLimitError(
@@ -89,7 +89,7 @@ def _initialization_error() -> str:
     """What torch says when it sets up CUDA, such as that the driver is too old."""
     try:
         torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:
+    except DEVICE_ERRORS as error:
         return _first_sentence(error)
     return "no GPU is available"
 
