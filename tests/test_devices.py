@@ -337,7 +337,7 @@ def test_cards_are_told_apart_by_the_journal(
         with pytest.raises(DeviceError):
             convert(lens_source, tmp_path / "out", options=ConvertOptions(device="cuda:1"))
     for device in ("cuda:0", "cpu", "cpu:0"):
-        with pytest.raises(OutputError, match="differs from this one in"):
+        with pytest.raises(OutputError, match=r"differs from this one in: device$"):
             convert(lens_source, tmp_path / "out", options=ConvertOptions(device=device))
     assert convert(lens_source, tmp_path / "out", options=ConvertOptions(device="cuda")).resumed_tensors
 
@@ -352,4 +352,4 @@ def test_a_device_that_does_not_exist(name: str, monkeypatch: pytest.MonkeyPatch
 
 def test_the_plan_of_a_device_counts_torch_in_both_processes(lens_source: Path) -> None:
     peaks = [plan(lens_source, options=ConvertOptions(device=x, jobs=1)).peak_memory_bytes for x in ("cpu", "cpu:0")]
-    assert peaks[1] - peaks[0] == 250_000_000
+    assert peaks[1] - peaks[0] == 300_000_000
