@@ -30,7 +30,7 @@ OWN_PROCESS_BYTES = 190_000_000
 SDNQ_PROCESS_BYTES = 490_000_000
 #: Additional memory of the first process where a device other than the CPU quantizes, for torch; measured likewise on
 #: the CPU. What the driver of a GPU takes in main memory is not known and not counted.
-TORCH_BYTES = 250_000_000
+TORCH_BYTES = 300_000_000
 #: Additional memory for the import of a CUDA build of torch; measured with torch 2.13.0, rounded up.
 CUDA_LIBRARY_BYTES = 380_000_000
 

@@ -36,12 +36,18 @@ class Device:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Compute on this device in this thread while the block runs, beside what other threads compute there."""
-        if not self.is_cuda:
-            yield
-            return
-        with torch.cuda.device(self.torch_device), torch.cuda.stream(torch.cuda.Stream(self.torch_device)):
-            yield
+        """Compute on this device in this thread while the block runs, beside what other threads compute there.
+
+        Raises:
+            MemoryLimitError: the device, or main memory for copies from and to it, is full.
+            DeviceError: the device failed.
+        """
+        with blaming_device("the conversion", self.torch_device):
+            if not self.is_cuda:
+                yield
+                return
+            with torch.cuda.device(self.torch_device), torch.cuda.stream(torch.cuda.Stream(self.torch_device)):
+                yield
 
     def buffer(self, size: int) -> Bytes:
         """Memory of so many bytes for copies from and to the device."""
@@ -84,9 +90,23 @@ def _open(name: str) -> Device:
             found = torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
         torch.empty(1, device=found).cpu()
         return Device(found, torch.cuda.get_device_name(found) if found.type == "cuda" else name)
+    except (ImportError, NotImplementedError) as error:
+        raise DeviceError(f"device {name}: this build of torch cannot use it", "Use --device cpu.") from error
     except DEVICE_ERRORS as error:
         hidden = hidden_gpus() if name.startswith("cuda") else ""
         raise DeviceError(f"device {name}: {first_line(error)}{hidden}", "Use --device cpu.") from error
+
+
+@contextmanager
+def blaming_device(where: str, device: torch.device) -> Iterator[None]:
+    """Raise ``device_failure`` for what torch raises in the block; arguments as there."""
+    try:
+        yield
+    except RuntimeError as error:
+        failure = device_failure(error, where, device)
+        if failure is None:
+            raise
+        raise failure from error
 
 
 def device_failure(error: Exception, where: str, device: torch.device) -> ResourceError | None:
@@ -94,7 +114,7 @@ def device_failure(error: Exception, where: str, device: torch.device) -> Resour
 
     Args:
         error: what torch raised.
-        where: the tensor that was converted.
+        where: the tensor that was converted, if it is known.
         device: where.
 
     Returns:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from converter.conversion.kernels.devices import Bytes, Device, device_failure
+from converter.conversion.kernels.devices import Bytes, Device, blaming_device
 from converter.conversion.kernels.fused import GROUP
 from converter.conversion.kernels.sdnq import as_tensor
 
@@ -82,7 +82,7 @@ def quantize_bytes(
         MemoryLimitError: the device does not have enough memory.
         DeviceError: the device failed.
     """
-    try:
+    with blaming_device(where, device.torch_device):
         source = device.upload(as_tensor(data, dtype, (-1,)))
         parts, is_finite = quantize_uint4(source, round_weights=round_weights, round_scales=round_scales)
         results = {}
@@ -90,9 +90,4 @@ def quantize_bytes(
             results[part] = buffer(part, tensor.numel() * tensor.itemsize)
             device.download(tensor, torch.from_numpy(results[part]).view(tensor.dtype).view(tensor.shape))
         device.finish()
-    except RuntimeError as error:
-        failure = device_failure(error, where, device.torch_device)
-        if failure is None:
-            raise
-        raise failure from error
     return results if results.pop("is_finite")[0] else None
