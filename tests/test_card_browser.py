@@ -48,6 +48,8 @@ _ASKED_FOR = (("image", "i"), ("markdown", "pixel.png"), ("alternative", ""), ("
 #: How those are shown that hold what nobody would see.
 _SHOWN = {text: shown for text, *others in _TEXTS for shown in others}
 _COUNT = len(_HOSTILE)
+#: Facts of the environment whose values are fixed by their format.
+_FIXED = ("date", "int8_kernel", "mxfp4")
 assert len(set(_HOSTILE)) == _COUNT >= 40
 _SUMMARY = "sdnq_quantization_summary.json"
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -164,8 +166,9 @@ def write_evidence(folder: Path, sha256: str, text: Text) -> None:
     common = {**contents.pop("common"), "sources": sources}
     common["settings"] |= {"aspect_ratio": text("aspectratio", 0), "dtype": text("dtype", 0)}
     for name, value in common["environment"].items():
-        if isinstance(value, str) and name != "date":
+        if isinstance(value, str) and name not in _FIXED:
             common["environment"][name] = text(f"environment{name}", 0)
+    common["environment"]["sdnq_environment"] = {text("variable", 0): text("variablevalue", 0)}
     ids = each(text, "id")
     rows: list[dict[str, Any]] = []
     for number, identity in enumerate(ids):
