@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import os
 import re
 import shutil
 import signal
@@ -27,6 +28,7 @@ from scripts.gpu_table import update_pages
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the folder that is made in it has a name of its own
 SHARED_MEMORY_BYTES = 30_000_000_000
 _PREFIX = "lensconv-gpu-"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) -> int:
@@ -38,19 +40,24 @@ def main(arguments: Sequence[str] | None = None, steps: Sequence[Step] = STEPS) 
     """
     options = _parse(arguments, steps)
     if options.table:
-        update_pages()
-        return 0
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGHUP, _stop)
+        return _renew_tables()
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
     chosen = [step for number, step in enumerate(steps) if number == 0 or step.name in options.only]
     runner: Runner | None = None
     try:
         with _work_folder(options.work, is_large=options.device != "cpu") as work:
-            runner = Runner(options.device, work, options.out, options.budget)
+            is_whole = len(chosen) == len(steps)
+            runner = Runner(options.device, work, options.out, options.budget, is_whole=is_whole)
             return 0 if runner.run(chosen) else 1
     except NothingRan as error:
         print(f"nothing could run: {error}", file=sys.stderr)
         return 3
+    except BrokenPipeError:
+        # Nobody reads the lines any more; Python would complain at its exit that it cannot write the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("interrupted: stdout is closed", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"--out or --work: {error}", file=sys.stderr)
         return 2
@@ -76,7 +83,10 @@ def make_parser(steps: Sequence[Step] = STEPS) -> argparse.ArgumentParser:
         "free, or else the folder for temporary files)",
     )
     parser.add_argument(
-        "--out", type=Path, help="the JSON to write (default benchmarks/gpu-CARD.json; gpu-cpu.json for --device cpu)"
+        "--out",
+        type=Path,
+        help="the JSON to write (default benchmarks/gpu-CARD.json; with --only or --device cpu, gpu-CARD.json in the "
+        "current folder)",
     )
     parser.add_argument("--table", action="store_true", help="only renew the tables in docs/gpu.md and README.md")
     return parser
@@ -93,11 +103,20 @@ def _parse(arguments: Sequence[str] | None, steps: Sequence[Step]) -> Any:
         parser.error(f"--device {options.device}: must be cpu, cuda, or cuda:0, cuda:1 …")
     if not 0 < options.budget < float("inf"):
         parser.error("--budget: must be a positive number of seconds")
-    if options.out is None and options.device == "cpu":
-        options.out = Path("gpu-cpu.json")
     if options.out is not None and not options.out.absolute().parent.is_dir():
         parser.error(f"--out {options.out}: the folder does not exist")
+    if options.out is not None and options.out.is_dir():
+        parser.error(f"--out {options.out}: is a folder")
     return options
+
+
+def _renew_tables() -> int:
+    try:
+        update_pages()
+    except (OSError, ValueError) as error:
+        print(f"--table: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 @contextmanager
@@ -132,6 +151,9 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def _stop(*_: object) -> NoReturn:
+    # What removes the files in the end is not interrupted.
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -56,14 +56,18 @@ class Runner:
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         work: folder for files, which exists.
-        out: the JSON to write; None for ``gpu-CARD.json`` in the folder ``benchmarks``.
+        out: the JSON to write; None for ``gpu-CARD.json``.
         budget: seconds for all steps together.
+        is_whole: whether all steps are run. What a card gives goes to the folder ``benchmarks`` then, and otherwise to
+            the current folder, so that some steps do not replace the figures of all.
     """
 
     device: str
     work: Path
     out: Path | None
     budget: float
+    is_whole: bool = True
+    started: float = field(default_factory=time.monotonic)
     report: dict[str, Any] = field(default_factory=dict)
 
     def run(self, steps: Sequence[Step]) -> bool:
@@ -75,7 +79,6 @@ class Runner:
         Raises:
             NothingRan: the first step was skipped, because of the budget or the device.
         """
-        started = time.monotonic()
         self.report = {
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "device": self.device,
@@ -83,8 +86,7 @@ class Runner:
             "steps": {},
         }
         for number, step in enumerate(steps):
-            left = started + self.budget - time.monotonic()
-            found = self._too_much(step, left) or self._perform(step)
+            found = self._too_much(step) or self._perform(step)
             self.report["steps"][step.name] = {"title": step.title, **found}
             if number == 0 and "skipped" in found:
                 self.save()
@@ -115,9 +117,9 @@ class Runner:
         is_compiled = self._compiles and any(part.compiles for part in step.parts)
         return step.cpu_seconds * (_COMPILING_FACTOR if is_compiled else 1)
 
-    def _too_much(self, step: Step, left: float) -> dict[str, Any] | None:
+    def _too_much(self, step: Step) -> dict[str, Any] | None:
         """Say why a step is skipped; None if it fits."""
-        need = self._usual_seconds(step)
+        need, left = self._usual_seconds(step), self.started + self.budget - time.monotonic()
         if left < need:
             return {"skipped": f"takes about {need:g} s; of the budget, {max(left, 0):.0f} s are left"}
         free = self._first_figures.get("free_device_gb")
@@ -130,15 +132,22 @@ class Runner:
         usual = self._usual_seconds(step)
         started = time.monotonic()
         kind = self.device.partition(":")[0]
-        deadlines = started + _SOFT_PATIENCE[kind] * usual, started + _PATIENCE[kind] * usual + EXTRA_SECONDS
+        soft, hard = started + _SOFT_PATIENCE[kind] * usual, started + _PATIENCE[kind] * usual + EXTRA_SECONDS
+        if kind != "cpu":
+            # The time of a GPU may be lent.
+            end = self.started + self.budget
+            soft, hard = min(soft, end), min(hard, end + EXTRA_SECONDS)
         figures: dict[str, Any] = {}
         problems: list[str] = []
         reasons: list[str] = []
+        suitable = [part for part in step.parts if not self._unsuitable(part)]
         for part in step.parts:
-            reason = self._unsuitable(part)
-            found: dict[str, Any] = {"skipped": reason}
-            if not reason:
-                found = self._perform_part(step, part, figures, deadlines)
+            found: dict[str, Any] = {"skipped": self._unsuitable(part)}
+            if part in suitable:
+                # Parts begin nothing more after their share, and leave to the next ones what they do not need.
+                now = time.monotonic()
+                share = (soft - now) / (len(suitable) - suitable.index(part))
+                found = self._perform_part(step, part, figures, (now + share, hard))
             content = dict(found.get("figures", {}))
             if found.get("skipped"):
                 reasons.append(found["skipped"])
@@ -216,7 +225,8 @@ class Runner:
         """Name the JSON after the card, which the first step has found."""
         if self.out is None:
             card = self._first_figures.get("card", "unknown")
-            self.out = ROOT / "benchmarks" / f"gpu-{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
+            folder = ROOT / "benchmarks" if self.is_whole and self.device != "cpu" else Path()
+            self.out = folder / f"gpu-{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
 
     def _line(self, name: str) -> str:
         found = self.report["steps"][name]

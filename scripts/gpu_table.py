@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,37 @@ _TIMES = (
 
 
 def update_pages() -> None:
-    """Put the tables into the pages."""
+    """Put the tables into the pages.
+
+    Raises:
+        ValueError: a report is not what scripts/gpu writes on a card.
+        OSError: a report or a page cannot be read or written.
+    """
     for page, table in tables(read_reports(BENCHMARKS)).items():
         before, _, rest = page.read_text().partition(BEGIN)
         page.write_text(f"{before}{marked(table)}{rest.partition(END)[2]}")
 
 
 def read_reports(folder: Path) -> list[dict[str, Any]]:
-    """Read the reports of all cards in a folder, in the order of their names."""
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("gpu-*.json"))]
+    """Read the reports of all cards in a folder, in the order of their names.
+
+    Raises:
+        ValueError: one is not what scripts/gpu writes on a card.
+    """
+    return [_read_report(file) for file in sorted(folder.glob("gpu-*.json"))]
+
+
+def _read_report(file: Path) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = json.loads(file.read_text())
+        if not report["device"].startswith("cuda"):
+            raise ValueError(f"of the device {report['device']}, whose models are small")
+        # What has another form shows in its cells.
+        full_table([report])
+        short_table([report])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file.name} is not a report of a card: {error!r}") from error
+    return report
 
 
 def tables(reports: Sequence[dict[str, Any]]) -> dict[Path, str]:
@@ -58,7 +81,7 @@ def full_table(reports: Sequence[dict[str, Any]]) -> str:
         "`convert`, GB/s": lambda report: _text(_figure(report, "1b", "device", "gb_s"), 1),
         "failed or skipped": _not_measured,
     }
-    rows = [[cell(report) for cell in columns.values()] for report in reports]
+    rows = [[_plain(cell(report)) for cell in columns.values()] for report in reports]
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -71,7 +94,7 @@ def short_table(reports: Sequence[dict[str, Any]]) -> str:
     for report in reports:
         times = [_text(_figure(report, "3", *keys, "ms"), 0) for keys in (("original", "bf16"), ("compiled", "int8"))]
         peaks = "/".join(_peak(report, *keys) for keys in (("original", "bf16"), ("compiled", "int8")))
-        lines.append((_card(report), times[0], times[1], peaks))
+        lines.append((_plain(_card(report)), times[0], times[1], peaks))
     text = "A step with guidance at 1440x1440 ([more](docs/gpu.md)):\n\n"
     # Without spaces, as a few words are left for the README.
     return text + "".join(f"|{'|'.join(line)}|\n" for line in lines)
@@ -79,6 +102,11 @@ def short_table(reports: Sequence[dict[str, Any]]) -> str:
 
 def _card(report: dict[str, Any]) -> str:
     return str(_figure(report, "0", "card") or "unknown")
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is in a cell."""
+    return re.sub(r"[^\w .,:+/()-]+", " ", text).strip()
 
 
 def _time_cell(part: str, name: str) -> Callable[[dict[str, Any]], str]:

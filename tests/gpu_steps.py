@@ -57,6 +57,10 @@ def lack(_: StepRun) -> NoReturn:
     raise DependencyError("nh3 is not installed", "Install it.")
 
 
+def import_renamed(_: StepRun) -> None:
+    from converter.errors import gone  # type: ignore[attr-defined] # noqa: F401
+
+
 def find_problem(run: StepRun) -> None:
     run.check(True, "not this one")
     run.check(False, "1 byte differs")
@@ -81,6 +85,7 @@ STEPS = (
     _step("crash", "crash"),
     _step("fail", "fail"),
     _step("lack", "lack"),
+    _step("renamed", "import_renamed"),
     _step("problem", "find_problem"),
     _step("long", "pass_on", cpu_seconds=1000.0),
     _step("large", "pass_on", device_gb=80.0),

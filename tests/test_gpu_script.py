@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,11 +18,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from converter.lens import LensPipeline
+from scripts.gpu_runner import Runner
 from scripts.gpu_steps.images import compare_images, run_benchmark
 from scripts.gpu_steps.process import StepRun
 from scripts.gpu_steps.transformer import guided_call
 from scripts.gpu_steps.workers import run_workers
-from scripts.gpu_table import BENCHMARKS, full_table, marked, read_reports, short_table, tables
+from scripts.gpu_table import BENCHMARKS, END, full_table, marked, read_reports, short_table, tables
 from tests.conftest import ROOT, names_in, run_program
 from tests.lens.models import calls_of
 from tests.tiny_models import build_model
@@ -78,6 +80,7 @@ def test_steps_that_fail_or_are_skipped_do_not_stop_the_others(tmp_path: Path) -
         "lack": "nh3 is not installed. Install it.",
         "problem": ["1 byte differs"],
         "long": ended["long"],
+        "renamed": [ended["renamed"][0]],
         "large": "needs 80 GB of device memory; 2.0 GB are free",
         "last": [],
     }
@@ -106,6 +109,7 @@ def test_steps_that_fail_or_are_skipped_do_not_stop_the_others(tmp_path: Path) -
         (("--device", "gpu"), 2, "--device gpu: must be cpu, cuda, or cuda:0, cuda:1 …"),
         (("--budget", "-1"), 2, "--budget: must be a positive number of seconds"),
         (("--out", "missing/out.json"), 2, "--out missing/out.json: the folder does not exist"),
+        (("--out", "."), 2, "--out .: is a folder"),
         (("--work", "/proc/work"), 2, "--out or --work: [Errno 2]"),
         (("--device", "cuda:7"), 3, "nothing could run: no such GPU. Use another."),
         (("--budget", "0.01"), 3, "nothing could run: takes about 0.1 s; of the budget, 0 s are left"),
@@ -208,6 +212,7 @@ def test_pages_show_what_was_measured() -> None:
 def test_a_report_becomes_a_row(tmp_path: Path) -> None:
     report = {
         "date": "2026-12-01",
+        "device": "cuda:1",
         "steps": {
             "0": {"ok": True, "figures": {"card": "NVIDIA H200", "machine": {"torch": "2.11.0"}}},
             "1b": {"ok": True, "figures": {"device": {"gb_s": 4.04}}},
@@ -230,3 +235,37 @@ def test_a_report_becomes_a_row(tmp_path: Path) -> None:
     times = "245 / 182 | - / - | 320 / - | 240 / - | - / -"
     assert row == f"| NVIDIA H200 | 2026-12-01 | 2.11.0 | {times} | 10.50 / 6.60 | 4.0 | 4, 5 |"
     assert short_table(reports).splitlines()[-1] == "|NVIDIA H200|245|240|10.50/6.60|"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"device": "cuda", "date": ""}', '{"device": "cpu", "date": "", "steps": {}}',
+     '{"device": "cuda", "date": "", "steps": {"1b": {"figures": {"device": {"gb_s": "<b>"}}}}}'],
+)  # fmt: skip
+def test_what_is_no_report_of_a_card_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "gpu-x.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^gpu-x\.json is not a report of a card: .+$"):
+        read_reports(tmp_path)
+
+
+def test_a_name_cannot_break_the_table() -> None:
+    report = {"device": "cuda", "date": "", "steps": {"0": {"figures": {"card": f"A|B\n<b>{END}"}}}}
+    for table in (full_table([report]), short_table([report])):
+        row = table.splitlines()[-1]
+        assert re.match(r"\| ?A B b -- cards: end -- ?\|", row)
+
+
+def test_some_steps_do_not_replace_the_figures_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for device, is_whole in (("cuda", True), ("cuda", False), ("cpu", True)):
+        runner = Runner(device, tmp_path, None, 1, is_whole=is_whole)
+        runner.report = {"steps": {"0": {"figures": {"card": "NVIDIA H200"}}}}
+        runner._choose_output()
+        folder = BENCHMARKS if (device, is_whole) == ("cuda", True) else Path()
+        assert runner.out == folder / "gpu-nvidia-h200.json"
+
+
+def test_what_lensconv_cannot_import_of_itself_is_a_failure(tmp_path: Path) -> None:
+    code, steps, _ = finish(tmp_path, "--device", "cpu", "--only", "renamed")
+    assert code == 1
+    assert "ImportError: cannot import name 'gone'" in steps["renamed"]["problems"][0]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from converter.errors import DeviceError
 from converter.measurement.benchmark.machine import describe_machine
 from converter.measurement.benchmark.meter import Meter
 from converter.measurement.generation.devices import choose_device, use_device
@@ -29,7 +30,12 @@ def describe(run: StepRun) -> None:
         run.record(free_device_gb=round(torch.cuda.mem_get_info(device)[0] / 1e9, 2))
     if not run.earlier:
         run.record(**_ceilings(device, run))
-    run.record(machine=describe_machine(run.device))
+    try:
+        run.record(machine=describe_machine(run.device))
+    except DeviceError as error:
+        # What a kernel does to this process does not keep other steps from running.
+        run.check(False, error.with_hint)
+        return
     kernel = find_int8_kernel(device)
     run.record(int8_kernel={"name": kernel.name, "reason": kernel.reason})
     run.check(kernel.name != "none", f"no kernel computes int8 products: {kernel.reason}")
@@ -49,6 +55,8 @@ def open_device(run: StepRun) -> torch.device:
 def _ceilings(device: torch.device, run: StepRun) -> dict[str, float]:
     """GB/s of a copy on the device, read and written, and TFLOP/s of a product in bf16."""
     size, side = _COPY_BYTES[run.is_small], _SIDES[run.is_small]
+    if device.type == "cuda":
+        size = min(size, torch.cuda.mem_get_info(device)[0] // 4)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     seconds = _fastest(device, lambda: target.copy_(source))

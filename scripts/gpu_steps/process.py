@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+#: What cannot be imported from these is a fault, and no lack of the machine.
+_OWN_PACKAGES = ("converter", "scripts")
 
 
 @dataclass
@@ -88,6 +90,8 @@ def main() -> None:
     try:
         _call(module, function, run)
     except ImportError as error:
+        if (error.name or "").partition(".")[0] in _OWN_PACKAGES:
+            raise
         run.skipped = f"cannot be imported: {error}"
     run.save()
     # A regular exit of the libraries takes seconds.
@@ -95,14 +99,15 @@ def main() -> None:
 
 
 def _call(module: str, function: str, run: StepRun) -> None:
-    from converter.errors import LensconvError, ResourceError
+    from converter.errors import CompilerError, LensconvError, ResourceError
 
     try:
         getattr(import_module(module), function)(run)
-    except ResourceError as error:
-        run.skipped = error.with_hint
     except LensconvError as error:
-        run.problems.append(error.with_hint)
+        if isinstance(error, ResourceError) and not isinstance(error, CompilerError):
+            run.skipped = error.with_hint
+        else:
+            run.problems.append(error.with_hint)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import statistics
-from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from converter.errors import CompilerError
 from converter.lens import LensTransformer2DModel
+from converter.libraries import sdnq_compiles
 from converter.measurement.benchmark.meter import Meter
+from converter.measurement.generation.compiling import compile_blocks, compiling
+from converter.models.int8_kernels import find_int8_kernel
 from converter.models.lens.int8_chain import enable_int8_chain
 from converter.models.sdnq_layers import multiplies_quantized, quantized_layers
 from scripts.gpu_steps import models
@@ -39,6 +42,7 @@ def check_products(run: StepRun) -> None:
     source = models.transformer(run, _CHECKED_DEPTH)
     device = open_device(run)
     release = models.quantized(run, source)
+    run.record(sdnq_compiles=sdnq_compiles(), int8_kernel=find_int8_kernel(device).name)
     rows, tokens = (_SMALL_ROWS, _SMALL_TEXT_TOKENS) if run.is_small else (_CHECKED_ROWS, _TEXT_TOKENS)
     reference = _reference(run, release, rows, tokens)
     model = _load(release, torch.bfloat16, device)
@@ -47,13 +51,17 @@ def check_products(run: StepRun) -> None:
     calls: list[tuple[torch.Tensor, torch.Tensor]] = []
     hook = layer.register_forward_hook(lambda _, given, result: calls.append((given[0], result)))
     for kind in (_INT8, _DEQUANTIZED):
-        _set_products(model, kind)
-        with torch.no_grad():
+        if reason := _set_products(model, kind):
+            run.check(False, f"{kind}: {reason}")
+            continue
+        with torch.no_grad(), compiling("none"):
             error = _relative_error(model(**call).sample, reference["expected"])
         allowed = _OUTPUT_TOLERANCE * reference[kind]
         run.record(**{kind: {"error": error, "error_on_cpu": reference[kind]}})
         run.check(error <= allowed, f"{kind}: the output's error is {error:.4f}, more than {allowed:.4f}")
     hook.remove()
+    if len(calls) < 2:
+        return
     states, product = calls[0]
     with torch.no_grad():
         error = _relative_error(product, layer(states))
@@ -69,41 +77,45 @@ def measure_step(run: StepRun) -> None:
     if not is_original:
         source = models.quantized(run, source)
     model = _load(source, torch.bfloat16, device)
+    if not is_original:
+        run.record(sdnq_compiles=sdnq_compiles(), int8_kernel=find_int8_kernel(device).name)
     call = guided_call(model, *((_SMALL_ROWS, _SMALL_TEXT_TOKENS) if run.is_small else (_FULL_ROWS, _TEXT_TOKENS)))
     slowest = 0.0
-    for name, prepare in _variants(model, is_original=is_original):
-        before = run.left
-        if not run.compiles and "blocks" in name:
-            reason: str | None = "compiling takes longer than this budget allows"
-        elif slowest and before < slowest:
-            reason = "no time is left for it"
-        else:
-            reason = prepare()
-        if reason:
-            run.record(**{name: {"skipped": reason}})
-            continue
-        _measure_variant(run, name, model, call)
-        slowest = max(slowest, before - run.left)
+    for compile_kind in ("none", "blocks"):
+        for kind in (_ORIGINAL,) if is_original else (_INT8, _CHAIN, _DEQUANTIZED):
+            name = kind if compile_kind == "none" else f"{kind}, {compile_kind}"
+            before = run.left
+            reason = _reason_against(run, compile_kind, slowest)
+            try:
+                with compiling(compile_kind):
+                    reason = reason or _prepare(model, kind, compile_kind)
+                    if reason:
+                        run.record(**{name: {"skipped": reason}})
+                        continue
+                    _measure_variant(run, name, model, call)
+            except CompilerError as error:
+                run.check(False, f"{name}: {error.with_hint}")
+            slowest = max(slowest, before - run.left)
 
 
-def _variants(model: Any, *, is_original: bool) -> Iterator[tuple[str, Callable[[], str | None]]]:
-    """Names of variants, and what prepares the model for them; it returns why it cannot, or nothing.
+def _reason_against(run: StepRun, compile_kind: str, slowest: float) -> str | None:
+    """Say why there is no time for a variant; ``slowest`` is what the slowest one took, in seconds."""
+    if compile_kind == "blocks" and not run.compiles:
+        return "compiling takes longer than this budget allows"
+    return "no time is left for it" if slowest and run.left < slowest else None
 
-    The int8 chain comes last, because it cannot be taken back.
-    """
 
-    def prepare(kind: str, compiles: bool) -> str | None:
-        for module in model.modules():
-            module._compiled_call_impl = None
-        reason = None if is_original else _set_products(model, kind)
-        if compiles and not reason:
-            model.compile_repeated_blocks(dynamic=False)
-        return reason
-
-    for group in [(_ORIGINAL,)] if is_original else [(_INT8, _DEQUANTIZED), (_CHAIN,)]:
-        for suffix, compiles in (("", False), (", blocks", True)):
-            for kind in group:
-                yield kind + suffix, lambda kind=kind, compiles=compiles: prepare(kind, compiles)  # type: ignore[misc]
+def _prepare(model: Any, kind: str, compile_kind: str) -> str | None:
+    """Prepare the model for a variant; return why it cannot compute so, or nothing."""
+    for module in model.modules():
+        module._compiled_call_impl = None
+    if torch.cuda.is_available():
+        # What torch has reserved for other variants does not count for this one.
+        torch.cuda.empty_cache()
+    reason = None if kind == _ORIGINAL else _set_products(model, kind)
+    if compile_kind == "blocks" and not reason:
+        compile_blocks(model)
+    return reason
 
 
 def _measure_variant(run: StepRun, name: str, model: Any, call: dict[str, Any]) -> None:
@@ -111,18 +123,22 @@ def _measure_variant(run: StepRun, name: str, model: Any, call: dict[str, Any]) 
     figures, output = _time_passes(model, call, run)
     run.check(bool(output.isfinite().all()), f"{name}: the output is not finite")
     file = run.work / "original-output.pt"
-    if run.part == "original":
+    if name == _ORIGINAL:
         torch.save(output, file)
-    elif file.exists():
-        figures["difference_from_original"] = _relative_error(output, torch.load(file))
-        original = run.earlier["original"]
+    original: dict[str, Any] = run.figures if run.part == "original" else run.earlier.get("original", {})
+    if name != _ORIGINAL and _ORIGINAL in original:
+        figures["difference_from_original"] = difference = _relative_error(output, torch.load(file))
         figures |= _against(figures, original[_ORIGINAL])
-        same = original.get(name.replace(name.partition(",")[0], _ORIGINAL), {})
-        if figures["ms"] > same.get("ms", float("inf")):
-            figures["kernels"] = _profile(model, call)
+        # The first variant is the plain one.
+        usual = run.figures.get(_INT8, {}).get("difference_from_original", difference)
+        run.check(difference <= _OUTPUT_TOLERANCE * usual, f"{name}: differs from the original by {difference:.4f}")
         lower = figures.get("peak_below_original_gb", 1.0)
-        run.check(lower > 0, f"{name}: the peak is {-lower:.2f} GB above the original's")
+        run.check(lower > 0 or run.part == "original", f"{name}: the peak is {-lower:.2f} GB above the original's")
+    # A profile may fail, and then the figures stay.
     run.record(**{name: figures})
+    same = original.get(name.replace(name.partition(",")[0], _ORIGINAL), {})
+    if figures["ms"] > same.get("ms", float("inf")):
+        run.record(**{name: {"kernels": _profile(model, call)}})
 
 
 def _time_passes(model: Any, call: dict[str, Any], run: StepRun) -> tuple[dict[str, Any], torch.Tensor]:
@@ -221,9 +237,13 @@ def _set_products(model: Any, kind: str) -> str | None:
     """Choose how quantized layers multiply; return why they cannot, or nothing."""
     options: Any = importlib.import_module("sdnq.loader")
     wanted = kind != _DEQUANTIZED
+    if wanted and (kernel := find_int8_kernel(model.device)).name == "none":
+        return f"no kernel computes int8 products: {kernel.reason}"
+    for block in model.transformer_blocks:
+        block.int8_chain = None
     options.apply_sdnq_options_to_model(model, use_quantized_matmul=wanted)
     if {multiplies_quantized(layer) for layer in quantized_layers(model)} != {wanted}:
-        return "SDNQ cannot multiply in int8 on this device"
+        return "SDNQ does not change how its layers multiply"
     return enable_int8_chain(model, model.device) if kind == _CHAIN else None
 
 
