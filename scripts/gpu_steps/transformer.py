@@ -109,7 +109,7 @@ def _prepare(model: Any, kind: str, compile_kind: str) -> str | None:
     """Prepare the model for a variant; return why it cannot compute so, or nothing."""
     for module in model.modules():
         module._compiled_call_impl = None
-    if torch.cuda.is_available():
+    if model.device.type == "cuda":
         # What torch has reserved for other variants does not count for this one.
         torch.cuda.empty_cache()
     reason = None if kind == _ORIGINAL else _set_products(model, kind)
@@ -172,7 +172,7 @@ def _profile(model: Any, call: dict[str, Any]) -> list[dict[str, Any]]:
     """The kernels that take the longest in one pass."""
     from torch.profiler import ProfilerActivity, profile
 
-    kind = "device" if torch.cuda.is_available() else "cpu"
+    kind = "device" if model.device.type == "cuda" else "cpu"
     activities = [ProfilerActivity.CUDA] if kind == "device" else [ProfilerActivity.CPU]
     with torch.no_grad(), profile(activities=activities) as profiler:
         model(**call)
