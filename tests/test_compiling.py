@@ -176,8 +176,8 @@ def test_nothing_is_silently_left_uncompiled(
         load(tiny_repo, compiles=True)
 
 
-#: Twelve are more graphs than the eight after which torch would compile no more by default.
-@pytest.mark.parametrize(("mode", "lengths"), [("standard", 2), ("offload", 12)])
+#: Nine are more graphs than the eight after which torch would compile no more by default.
+@pytest.mark.parametrize(("mode", "lengths"), [("standard", 2), ("offload", 9)])
 def test_nothing_is_compiled_while_images_are_measured(
     mode: str, lengths: int, tiny_repo: Path, backend: Callable[[Any], None]
 ) -> None:

@@ -182,7 +182,7 @@ def test_the_peak_of_memory_follows_from_the_work(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert predict_peak(replace(work, jobs=()), options, has_planner=True) == 1_060_000_000
     on_gpu = replace(options, device="cuda")
-    assert predict_peak(replace(work, jobs=()), on_gpu, has_planner=True) == 1_690_000_000
+    assert predict_peak(replace(work, jobs=()), on_gpu, has_planner=True) == 1_740_000_000
     for memory, count, budget in ((None, 1, 3_288_334_336), (3_288_334_336, 1, 3_288_334_336), (None, 0, 256_000_000)):
         assert memory_budget(replace(work, jobs=work.jobs[:count]), memory) == budget
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(99))

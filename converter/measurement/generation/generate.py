@@ -127,14 +127,7 @@ def generate(
             stored = readable_size(opened.text_encoder.total_bytes)
             reporter.note(f"encoding the prompt: loading the text encoder, {stored}")
             features |= stage.encode(missing)
-        reporter.note(f"generating: loading the transformer, {readable_size(opened.transformer.total_bytes)}")
-        pipeline = load_pipeline(
-            opened, getattr(torch, settings.dtype), device, options.offload, compiles=settings.compiles
-        )
-        if reason := choose_int8(pipeline, opened, device, settings.int8):
-            reporter.note(f"the int8 chain is not used, but SDNQ's own layers: {reason}")
-        if settings.compiles:
-            reporter.note("compiling the transformer's block: the first step takes longer than the others")
+        pipeline = _load(opened, settings, device, options.offload, reporter)
     image = _run(pipeline, opened, settings, features, reporter)
     metadata = image_metadata(settings, device, opened, pipeline)
     write_image(image, output, metadata)
@@ -208,6 +201,17 @@ def refuse_not_finite(latents: torch.Tensor) -> None:
             "the model computed numbers that are not finite",
             "Check the weights with `lensconv verify`, or compute in another --dtype.",
         )
+
+
+def _load(repo: PipelineRepo, settings: Settings, device: torch.device, offload: str, reporter: Reporter) -> Any:
+    """Load the pipeline without the text encoder, and say how it computes where that is not obvious."""
+    reporter.note(f"generating: loading the transformer, {readable_size(repo.transformer.total_bytes)}")
+    pipeline = load_pipeline(repo, getattr(torch, settings.dtype), device, offload, compiles=settings.compiles)
+    if reason := choose_int8(pipeline, repo, device, settings.int8):
+        reporter.note(f"the int8 chain is not used, but SDNQ's own layers: {reason}")
+    if settings.compiles:
+        reporter.note("compiling the transformer's block: the first step takes longer than the others")
+    return pipeline
 
 
 def _run(
