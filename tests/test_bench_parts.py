@@ -203,7 +203,10 @@ def test_files_of_a_benchmark_with_repeats_failures_and_all_modes(inputs: Inputs
                     journal.note(cell, "A1", {"failed": f"{reason} {repeat}"})
                 continue
             load = {"time_s": number / 4, "peak_rss_gb": 9 - number / 8, "cache_warm": repeat < 2}
-            journal.note(cell, LOAD_KEY, load | {"components": {"vae": {"memory_gb": number, "device_gb": 0.0}}})
+            working = {"int8": "chain"} if model == "quantized" else {}
+            journal.note(
+                cell, LOAD_KEY, load | working | {"components": {"vae": {"memory_gb": number, "device_gb": 0.0}}}
+            )
             for prompt in inputs.suite.prompts:
                 if (mode, model, prompt.id) == ("offload", "original", "C3"):
                     continue
@@ -345,6 +348,7 @@ def test_what_a_worker_says_becomes_figures_and_failures(
     said["loaded"] = {"event": "loaded", "time_s": 1.0}
     for name, working in (("same", {"sdnq_compiles": False}), ("compiled", {"sdnq_compiles": True})):
         said[name] = said["loaded"] | {"quantization": {"int8_kernel": None, **working}}
+    said["triton"] = said["loaded"] | {"quantization": {"int8_kernel": "triton"}}
     said |= {name: said["loaded"] | {"mxfp4": name} for name in ("packed", "unpacked")}
     said["failed"] = {"event": "failed", "reason": "no memory"}
     said["died"] = said["failed"] | {"died": True}
