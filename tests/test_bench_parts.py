@@ -43,7 +43,7 @@ from tests.benches import LIMIT, SUITE, folded
 from tests.cases import check_cases
 from tests.conftest import ROOT, Lensconv, edit_json, time_limit
 from tests.expected import check_expected
-from tests.generations import change_tensors, editable
+from tests.generations import change_tensors, editable, packed
 from tests.reporters import Notes
 
 FILE = "transformer/diffusion_pytorch_model.safetensors"
@@ -466,3 +466,11 @@ def test_what_a_worker_refuses(tiny_repo: Path, tmp_path: Path, monkeypatch: pyt
             monkeypatch.setattr("converter.memory._MEMINFO", tmp_path / "free")
         with pytest.raises(LensconvError, match=reason):
             draw(refused)
+
+
+def test_a_worker_says_how_the_text_encoder_is_kept(tiny_repo: Path, tmp_path: Path) -> None:
+    """Unless the way of offloading decides it, which unpacks it on every machine."""
+    repo = packed(tiny_repo, tmp_path)
+    task = Task("", asdict(choose_settings(open_pipeline(repo), "x", GenerateOptions())), None)
+    jobs = [Job(str(repo), {}, offload, "cpu", "bfloat16", [task]) for offload in ("none", "sequential")]
+    assert [Session(job).load().get("mxfp4") for job in jobs] == ["unpacked", None]
