@@ -36,7 +36,7 @@ from tests.reporters import Notes
 GPU_ONLY = ("cuda", "driver", "cudnn", "triton", "compute_capability", "gpu_memory_gb")
 
 
-def test_a_worker_describes_the_machine() -> None:
+def test_a_worker_describes_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = describe_machine("cpu")
     names = ("torch", "sdnq", "diffusers", "transformers", "safetensors", "accelerate")
     size = {"cpu_cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
@@ -54,6 +54,13 @@ def test_a_worker_describes_the_machine() -> None:
     assert cores == 1
     with time_limit(LIMIT):
         assert probe_machine("cpu", lambda: None) == here
+        # What a worker lacks is said as it is, with its hint.
+        (tmp_path / "sdnq.py").write_text("import absent")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        with pytest.raises(DependencyError, match=r"No module named 'absent'$") as caught:
+            probe_machine("cpu", lambda: None)
+        assert caught.value.hint == "pip install --upgrade absent"
+        monkeypatch.delenv("PYTHONPATH")
         with pytest.raises(DependencyError, match=r"cannot start: was stopped: no progress for 0\.01 s"):
             probe_machine("cpu", lambda: None, 0.01)
         if not torch.cuda.is_available():
@@ -104,6 +111,22 @@ def test_what_is_known_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said.texts[0].startswith("the MXFP4 text encoder cannot stay packed here, and is unpacked")
     has_triton = find_spec("triton") is not None
     assert (known["triton"] is not None) == has_triton
+
+
+def test_sdnq_may_compile_on_a_gpu_where_experts_stay_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, SDNQ may not, and experts do not."""
+    asked = []
+    monkeypatch.setattr(machine, "load_library", lambda _, compiles=False: asked.append(compiles))
+    monkeypatch.setattr(machine, "choose_device", torch.device)
+    monkeypatch.setattr(machine, "find_int8_kernel", lambda _: SimpleNamespace(name="torch"))
+    monkeypatch.setattr(machine, "_describe_gpu", lambda _: {})
+    monkeypatch.setattr(machine, "use_device", lambda _: None)
+    monkeypatch.setattr(machine, "unpacking_reason", lambda: "")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A GPU")
+    found = [describe_machine(name) for name in ("cuda:0", "cpu")]
+    assert asked == [True, False]
+    assert [each["mxfp4"] for each in found] == ["packed", "unpacked"]
+    assert found[0]["hardware"] == "A GPU"
 
 
 def grown_block() -> bytearray:

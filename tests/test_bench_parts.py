@@ -43,7 +43,7 @@ from tests.benches import LIMIT, SUITE, folded
 from tests.cases import check_cases
 from tests.conftest import ROOT, Lensconv, edit_json, time_limit
 from tests.expected import check_expected
-from tests.generations import change_tensors, editable
+from tests.generations import change_tensors, editable, packed
 from tests.reporters import Notes
 
 FILE = "transformer/diffusion_pytorch_model.safetensors"
@@ -203,7 +203,10 @@ def test_files_of_a_benchmark_with_repeats_failures_and_all_modes(inputs: Inputs
                     journal.note(cell, "A1", {"failed": f"{reason} {repeat}"})
                 continue
             load = {"time_s": number / 4, "peak_rss_gb": 9 - number / 8, "cache_warm": repeat < 2}
-            journal.note(cell, LOAD_KEY, load | {"components": {"vae": {"memory_gb": number, "device_gb": 0.0}}})
+            working = {"int8": "chain"} if model == "quantized" else {}
+            journal.note(
+                cell, LOAD_KEY, load | working | {"components": {"vae": {"memory_gb": number, "device_gb": 0.0}}}
+            )
             for prompt in inputs.suite.prompts:
                 if (mode, model, prompt.id) == ("offload", "original", "C3"):
                     continue
@@ -345,6 +348,7 @@ def test_what_a_worker_says_becomes_figures_and_failures(
     said["loaded"] = {"event": "loaded", "time_s": 1.0}
     for name, working in (("same", {"sdnq_compiles": False}), ("compiled", {"sdnq_compiles": True})):
         said[name] = said["loaded"] | {"quantization": {"int8_kernel": None, **working}}
+    said["triton"] = said["loaded"] | {"quantization": {"int8_kernel": "triton"}}
     said |= {name: said["loaded"] | {"mxfp4": name} for name in ("packed", "unpacked")}
     said["failed"] = {"event": "failed", "reason": "no memory"}
     said["died"] = said["failed"] | {"died": True}
@@ -462,3 +466,11 @@ def test_what_a_worker_refuses(tiny_repo: Path, tmp_path: Path, monkeypatch: pyt
             monkeypatch.setattr("converter.memory._MEMINFO", tmp_path / "free")
         with pytest.raises(LensconvError, match=reason):
             draw(refused)
+
+
+def test_a_worker_says_how_the_text_encoder_is_kept(tiny_repo: Path, tmp_path: Path) -> None:
+    """Unless the way of offloading decides it, which unpacks it on every machine."""
+    repo = packed(tiny_repo, tmp_path)
+    task = Task("", asdict(choose_settings(open_pipeline(repo), "x", GenerateOptions())), None)
+    jobs = [Job(str(repo), {}, offload, "cpu", "bfloat16", [task]) for offload in ("none", "sequential")]
+    assert [Session(job).load().get("mxfp4") for job in jobs] == ["unpacked", None]

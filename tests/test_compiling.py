@@ -18,6 +18,7 @@ from PIL import Image
 from torch._dynamo import config
 from torch._dynamo.backends.registry import get_default_backend, set_default_backend
 from torch._dynamo.utils import counters
+from torch._inductor.exc import CppCompileError
 
 from converter.errors import CompilerError, LensconvError, MemoryLimitError
 from converter.measurement.benchmark.job import GENERATED, GENERATING, Job, Task
@@ -125,7 +126,10 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 
 MISSING = RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
-HEADERS = subprocess.CalledProcessError(1, ["gcc", "main.c"])
+COMMAND = subprocess.CalledProcessError(1, ["gcc", "main.c"])
+HEADERS = CppCompileError(["g++", "main.cpp"], "main.cpp:1: fatal error: Python.h: No such file or directory")
+#: By its module alone this is known as Triton's, which need not be installed.
+TRITON = type("CompilationError", (RuntimeError,), {"__module__": "triton.compiler.errors"})("at 5:0: bad")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +137,9 @@ HEADERS = subprocess.CalledProcessError(1, ["gcc", "main.c"])
     [
         (RuntimeError("first\nsecond"), CompilerError, "compiled: first. Or use --compile none."),
         (MISSING, CompilerError, "Install a C compiler: apt-get install gcc. Or use --compile none."),
-        (HEADERS, CompilerError, "compiled: Command '['gcc', 'main.c']' returned non-zero exit status 1."),
+        (COMMAND, CompilerError, "compiled: Command '['gcc', 'main.c']' returned non-zero exit status 1."),
+        (HEADERS, CompilerError, "Install the headers of Python: apt-get install python3-dev. Or use --compile none."),
+        (TRITON, CompilerError, "compiled: at 5:0: bad. Or use --compile none."),
         (torch.OutOfMemoryError("CUDA out of memory."), MemoryLimitError, "there is not enough memory: CUDA out of"),
     ],
 )

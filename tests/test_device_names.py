@@ -53,6 +53,9 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (caught.value.hint == "Use --device cpu, or set CUDA_VISIBLE_DEVICES to others.") == (visible == "")
         assert choose_device("auto") == torch.device("cuda:0" if has_gpu else "cpu")
     assert choose_device("cuda:1") == torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(LensconvError, match="this machine has 1 GPU, counted from 0"):
+        choose_device("cuda:1")
     # What torch warns of, its error says; but where a GPU is asked for only if there is one, nothing else says it.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: warnings.warn(old, stacklevel=1))
     with pytest.raises(LensconvError, match="sees no CUDA GPU"):
@@ -63,12 +66,13 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_device_is_the_current_one_while_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or an error says in a line why it cannot be; nothing of CUDA is needed for a CPU."""
-    chosen: list[torch.device] = []
+    chosen, tried = list[torch.device](), list[torch.device]()
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(torch, "zeros", lambda *_, **__: SimpleNamespace(item=lambda: 0.0))
+    monkeypatch.setattr(torch, "zeros", lambda _, device: SimpleNamespace(item=lambda: tried.append(device)))
     for name in ("cpu", "cuda:1"):
         use_device(torch.device(name))
-    assert chosen == [torch.device("cuda:1")]
+    # Work is tried on it, too, since a device that is chosen may still refuse it.
+    assert chosen == tried == [torch.device("cuda:1")]
     busy = "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel errors might be reported later."
     full = "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 1 has a total capacity of 79.10 GiB."
     for error, kind, said in (
@@ -85,3 +89,5 @@ def test_a_device_is_the_current_one_while_it_is_used(monkeypatch: pytest.Monkey
         assert found[:2] == (kind, 3)
         assert found[2].startswith("--device cuda:1: ")
         assert found[2].endswith(said)
+        other = ", or use another device" if kind == "DeviceError" else ""
+        assert caught.value.hint == f"End other programs that use it{other}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from converter.errors import DeviceError, MemoryLimitError
 from converter.measurement.benchmark.components import Allocations, component_sizes
+from converter.measurement.generation.loading import load_text_encoder
 from converter.measurement.generation.memory import MemoryNeed, loaded_bytes, predict_memory, require_memory
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
@@ -50,6 +52,12 @@ def test_the_published_peaks_are_predicted(model: str, tiny_repo: Path, tmp_path
     assert published["model"] - 1 < predicted("model") < published["model"] * 1.04
 
 
+def test_a_text_encoder_is_loaded_where_it_runs(tiny_repo: Path) -> None:
+    """Not in the memory of the host first; torch's device without memory stands for a GPU."""
+    encoder = load_text_encoder(open_pipeline(tiny_repo), torch.bfloat16, torch.device("meta"), unpacks=False)
+    assert {tensor.device.type for tensor in encoder.parameters()} == {"meta"}
+
+
 def test_a_gpu_without_enough_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (16_000_000_000, 80_000_000_000))
     require_memory(MemoryNeed(0, 16_000_000_000), GPU)
@@ -63,8 +71,9 @@ def test_a_gpu_without_enough_memory_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
     with pytest.raises(
         DeviceError, match=r"^cuda:0: .*: CUDA error: all CUDA-capable devices are busy or unavailable$"
-    ):
+    ) as caught:
         require_memory(MemoryNeed(0, 0), GPU)
+    assert caught.value.hint.startswith("See with nvidia-smi whether another program uses the GPU alone")
 
 
 def test_what_the_allocator_gave_is_the_memory_of_a_component(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +83,11 @@ def test_what_the_allocator_gave_is_the_memory_of_a_component(monkeypatch: pytes
     for name in ("text_encoder", "transformer", "vae"):
         allocations.note(name)
     expected = {name: {"memory_gb": size, "device_gb": size} for name, size in (("text_encoder", 14.0), ("vae", 0.2))}
+    # With offloading, what the allocator gave has left the GPU again.
+    models = SimpleNamespace(**{name: torch.nn.Identity() for name in allocations.sizes})
+    for model in vars(models).values():
+        model.device = torch.device("cpu")
+    assert component_sizes(models, "model", allocations)["vae"] == {"memory_gb": 0.0, "device_gb": 0.0}
     assert component_sizes(None, "none", allocations) == expected | {
         "transformer": {"memory_gb": 4.3, "device_gb": 4.3}
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 from converter.measurement.evidence.names import MODEL_TITLES
 from converter.presentation.card.table_markdown import to_markdown
+from converter.presentation.tables import conditions
 from converter.presentation.tables.fidelity import images_summary_table, images_table, text_table
 from converter.presentation.tables.figures import reduction
 from converter.presentation.tables.measurements import benchmark_table, matrix_table, slowdown_figures
@@ -24,6 +25,11 @@ def test_what_metrics_do_not_say_of_bfloat16_comes_from_the_summary() -> None:
     assert "bfloat16" not in str(benchmark_table(published_metrics()))
     check_cases("bfloat16.jsonl", shown)
     assert reduction(0, 1) is None
+
+
+def test_what_is_off_is_said_and_what_is_unknown_is_not() -> None:
+    found = conditions.environment({"sdnq_compiles": False, "cuda": None, "sdnq_environment": {}})
+    assert found == [("SDNQ compiles", "no")]
 
 
 def test_a_narrow_matrix_has_no_scenarios_and_cuts_long_reasons() -> None:
