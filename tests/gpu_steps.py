@@ -14,6 +14,9 @@ from scripts.gpu import main
 from scripts.gpu_steps import Part, Step
 from scripts.gpu_steps.process import StepRun
 
+#: What the runner sets so that SDNQ tries few sizes of blocks.
+FEW_SIZES = "SDNQ_TRITON_MM_BLOCK_SIZE_M_LIST"
+
 
 def describe(run: StepRun) -> None:
     from converter.errors import DeviceError
@@ -25,7 +28,7 @@ def describe(run: StepRun) -> None:
 
 def pass_on(run: StepRun) -> None:
     """Record what a step is given."""
-    environment = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "SDNQ_USE_TORCH_COMPILE")}
+    environment = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "SDNQ_USE_TORCH_COMPILE", FEW_SIZES)}
     run.record(environment=environment, small=run.is_small, earlier=run.earlier, file=str(run.work / "file"))
 
 
@@ -57,6 +60,12 @@ def lack(_: StepRun) -> NoReturn:
     raise DependencyError("nh3 is not installed", "Install it.")
 
 
+def lack_compiler(_: StepRun) -> NoReturn:
+    from converter.errors import CompilerError
+
+    raise CompilerError("gcc fails", "Install another.")
+
+
 def import_renamed(_: StepRun) -> None:
     from converter.errors import gone  # type: ignore[attr-defined] # noqa: F401
 
@@ -85,6 +94,7 @@ STEPS = (
     _step("crash", "crash"),
     _step("fail", "fail"),
     _step("lack", "lack"),
+    _step("compiler", "lack_compiler"),
     _step("renamed", "import_renamed"),
     _step("problem", "find_problem"),
     _step("long", "pass_on", cpu_seconds=1000.0),

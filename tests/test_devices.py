@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -175,6 +176,15 @@ def test_a_kernel_that_differs_on_the_device_is_not_used(
             )
         return result.parts, torch.tensor(True)
 
+    right = on_device.quantize_uint4
+
+    def wrong_for_float32(source: torch.Tensor, **choices: bool) -> Any:
+        return (right if choices["round_weights"] or choices["round_scales"] else sdnqs_own)(source, **choices)
+
+    monkeypatch.setattr(on_device, "quantize_uint4", wrong_for_float32)
+    assert [device_agrees(device, round_weights=round_weights) for round_weights in (True, False)] == [True, False]
+    convert(lens_source, tmp_path / "float32", options=replace(ON_DEVICE, quantize_from="float32"))
+    assert json.loads((tmp_path / "float32/lensconv_manifest.json").read_text())["device"] == "cpu:0"
     monkeypatch.setattr(on_device, "quantize_uint4", sdnqs_own)
     assert not any(device_agrees(device, round_weights=round_weights) for round_weights in (True, False))
     convert(lens_source, tmp_path / "out", options=ON_DEVICE)
@@ -190,6 +200,7 @@ def test_the_sample_shows_a_division_by_a_reciprocal_in_both_dtypes(monkeypatch:
         expected, _ = fused.quantize_uint4(bits, **choices)
         with CudaArithmetic():
             found, _ = on_device.quantize_uint4(torch.from_numpy(bits.view(np.float32)), **choices)
+        assert np.array_equal(bits, sample_weights().reshape(-1))
         scales = found["scale"].view(torch.uint8).numpy().reshape(-1)
         assert not np.array_equal(scales, expected["scale"].view(np.uint8))
 
@@ -218,6 +229,7 @@ def test_a_device_that_fails_is_one_line_and_the_next_run_goes_on(
             convert(lens_source, tmp_path / "out", options=ON_DEVICE, reporter=notes)
     assert f"{WEIGHTS}: tensor transformer_blocks" in caught.value.message
     assert caught.value.message.endswith("device cpu:0 failed: CUDA error: unspecified launch failure")
+    assert caught.value.hint == "Run the command again; if the device fails again, use --device cpu."
     assert "the same command continues" in notes.texts[-1]
     assert convert(lens_source, tmp_path / "out", options=ON_DEVICE).resumed_tensors
     assert snapshot(tmp_path / "out") == snapshot(lens_output)
@@ -279,6 +291,7 @@ class FakeCuda:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.streams: dict[str, tuple[torch.device, object]] = {}
+        self.devices: dict[str, torch.device] = {}
         self.waits: list[str] = []
         self.pinned = 0
         self._empty = torch.empty
@@ -304,6 +317,8 @@ class FakeCuda:
     def _noting(self, *, device: torch.device | None = None, stream: Any = None) -> Iterator[None]:
         if device is None:
             self.streams[threading.current_thread().name] = stream
+        else:
+            self.devices[threading.current_thread().name] = device
         yield
 
     def _current_stream(self, device: torch.device) -> SimpleNamespace:
@@ -321,6 +336,7 @@ def test_every_thread_uses_the_device_with_a_stream_and_pinned_buffers_of_its_ow
     assert snapshot(tmp_path / "out") == snapshot(lens_output)
     threads = {thread for thread in cuda.streams if thread.startswith("worker")}
     assert len(threads) == 3
+    assert {cuda.devices[thread] for thread in threads} == {torch.device("cuda:1")}
     assert {device for device, _ in cuda.streams.values()} == {torch.device("cuda:1")}
     assert len({id(stream) for _, stream in cuda.streams.values()}) == 4
     pieces = sum(name.endswith(".scale") for name in load_file(lens_output / WEIGHTS))

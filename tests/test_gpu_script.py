@@ -18,13 +18,15 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from converter.lens import LensPipeline
-from scripts.gpu_runner import Runner
+from scripts.gpu_runner import EXTRA_SECONDS, Runner
+from scripts.gpu_steps import Step, conversion
 from scripts.gpu_steps.images import compare_images, run_benchmark
 from scripts.gpu_steps.process import StepRun
 from scripts.gpu_steps.transformer import guided_call
 from scripts.gpu_steps.workers import run_workers
 from scripts.gpu_table import BENCHMARKS, END, full_table, marked, read_reports, short_table, tables
 from tests.conftest import ROOT, names_in, run_program
+from tests.gpu_steps import FEW_SIZES
 from tests.lens.models import calls_of
 from tests.tiny_models import build_model
 
@@ -78,6 +80,7 @@ def test_steps_that_fail_or_are_skipped_do_not_stop_the_others(tmp_path: Path) -
         "crash": ["was killed by SIGSEGV"],
         "fail": ["ended with exit code 1: ValueError: model.safetensors is not there"],
         "lack": "nh3 is not installed. Install it.",
+        "compiler": ["gcc fails. Install another."],
         "problem": ["1 byte differs"],
         "long": ended["long"],
         "renamed": [ended["renamed"][0]],
@@ -88,8 +91,9 @@ def test_steps_that_fail_or_are_skipped_do_not_stop_the_others(tmp_path: Path) -
     assert {name for name, step in steps.items() if step.get("ok")} == {"0", "parts", "last"}
     assert steps["die"]["figures"] == steps["hang"]["figures"] == {"begun": True}
     given = {"small": True, "file": "file"}
-    first = {**given, "environment": {"HF_HUB_OFFLINE": "1", "SDNQ_USE_TORCH_COMPILE": "0"}, "earlier": {}}
-    second = {**given, "environment": {"HF_HUB_OFFLINE": "1", "SDNQ_USE_TORCH_COMPILE": "1"}}
+    always = {"HF_HUB_OFFLINE": "1", FEW_SIZES: "128"}
+    first = {**given, "environment": {**always, "SDNQ_USE_TORCH_COMPILE": "0"}, "earlier": {}}
+    second = {**given, "environment": {**always, "SDNQ_USE_TORCH_COMPILE": "1"}}
     assert steps["parts"]["figures"]["first"] == first
     assert steps["parts"]["figures"]["second"] == {**second, "earlier": {"first": {**first, "file": "file"}}}
     assert steps["parts"]["figures"]["third"] == {"skipped": "needs CUDA"}
@@ -165,7 +169,7 @@ def test_steps_on_a_cpu(tmp_path: Path) -> None:
     assert set(steps["1a"]["figures"]["differing_bytes"].values()) == {0}
 
 
-def test_steps_with_images(tmp_path: Path) -> None:
+def test_steps_with_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, which has imported the libraries already."""
     run = StepRun("", "cpu", False, tmp_path, tmp_path / "result.json", _LIMIT)
     for step in (compare_images, run_benchmark, run_workers):
@@ -174,6 +178,14 @@ def test_steps_with_images(tmp_path: Path) -> None:
     assert list(run.figures["equal"].values()) == 6 * [True]
     assert run.figures["images"] == 2
     assert run.figures["quantized, standard"]["cold"]["time_s"] > 0
+    # SDNQ's own functions may give other bytes on the device, which the release then names.
+    monkeypatch.setattr(conversion, "_differing_bytes", lambda *_: 1)
+    conversion.compare_bytes(run)
+    promised = run.figures["promised"]
+    assert {name for name, is_promised in promised.items() if not is_promised} == {
+        f"{source}, sdnq-int8 from bfloat16" for source in ("tiny-transformer", "hostile")
+    }
+    assert len(run.problems) == sum(promised.values())
 
 
 def test_the_timed_step_is_called_as_the_pipeline_calls_it() -> None:
@@ -263,6 +275,23 @@ def test_some_steps_do_not_replace_the_figures_of_all(tmp_path: Path, monkeypatc
         runner._choose_output()
         folder = BENCHMARKS if (device, is_whole) == ("cuda", True) else Path()
         assert runner.out == folder / "gpu-nvidia-h200.json"
+
+
+def test_a_step_does_not_use_a_gpu_beyond_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU may be lent; a CPU is not, and other programs use it."""
+    deadlines: list[tuple[float, float]] = []
+
+    def note(*given: Any) -> dict[str, Any]:
+        deadlines.append(given[-1])
+        return {}
+
+    monkeypatch.setattr(Runner, "_perform_part", note)
+    for device in ("cuda:1", "cpu"):
+        runner = Runner(device, tmp_path, None, budget=100)
+        runner._perform(Step("x", "a step", "", seconds=100, cpu_seconds=100))
+        latest = runner.started + 100, runner.started + 100 + EXTRA_SECONDS
+        is_within = [found <= most for found, most in zip(deadlines.pop(), latest, strict=True)]
+        assert is_within == 2 * [device != "cpu"]
 
 
 def test_what_lensconv_cannot_import_of_itself_is_a_failure(tmp_path: Path) -> None:

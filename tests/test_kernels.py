@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from converter.checkpoint.layout import TensorSpec
+from converter.conversion.execution.randomness import seeded_randomness
 from converter.conversion.kernels import fused, on_device
 from converter.conversion.kernels.devices import CPU, Device
 from converter.conversion.kernels.sdnq import as_bytes, quantize_with_sdnq, seeded_generator
@@ -22,10 +23,12 @@ from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import plan_here
 from converter.conversion.planning.methods import choose_method
 from converter.conversion.planning.plan import PlannedModule
+from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.request import open_request
 from converter.models.classes import TORCH_DTYPES
 from tests.cases import check_cases
 from tests.cuda_arithmetic import CudaArithmetic
+from tests.reference import FURTHER_RECIPES
 
 #: Bits of the largest finite float32 that stays finite in bfloat16.
 LARGEST = 0x7F7F7FFF
@@ -212,7 +215,9 @@ def test_what_is_not_finite_is_reported(bits: int) -> None:
     assert fused.round_to_bfloat16(weights, np.empty(weights.size, np.uint16)) >= fused.OVERFLOWS_BFLOAT16
 
 
-def test_random_numbers_continue_and_the_generator_is_restored() -> None:
+def test_random_numbers_continue_and_the_generator_is_restored(
+    lens_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = torch.get_rng_state()
     with seeded_generator(3, CPU, None) as encode_state:
         first, state, rest = torch.rand(4), encode_state(), torch.rand(4)
@@ -220,6 +225,12 @@ def test_random_numbers_continue_and_the_generator_is_restored() -> None:
         assert torch.equal(torch.rand(4), first)
     with seeded_generator(3, CPU, state):
         assert torch.equal(torch.rand(4), rest)
+    generators = torch.Generator(), torch.Generator()
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    recipe = Recipe("x", FURTHER_RECIPES["stochastic"])
+    request = open_request(lens_source, recipe, ConvertOptions())
+    with seeded_randomness(request, {}, Device(torch.device("cuda:1"), "Card")):
+        assert [generator.initial_seed() == recipe.seed for generator in generators] == [False, True]
     assert torch.equal(torch.get_rng_state(), before)
 
 
