@@ -40,6 +40,7 @@ from converter.models.sdnq_layers import multiplies_quantized, quantized_layers
 from tests.lens.models import run
 from tests.lens.prompts import notices
 from tests.lens.test_adapters import set_matmul, tiny_inputs, unquantized
+from tests.lens.test_int8_chain import SMALL, make, quantize
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 #: As Triton says it.
@@ -123,6 +124,11 @@ def without_bias(a: torch.Tensor, b: torch.Tensor, *scales: torch.Tensor, bias: 
     return result if bias.ndim == 1 else result + bias
 
 
+def somewhat_wrong(*operands: torch.Tensor, **options: Any) -> torch.Tensor:
+    result: torch.Tensor = load_library("sdnq.kernel_wrappers").int_scaled_mm_torch(*operands, **options)
+    return 1.05 * result
+
+
 @pytest.mark.parametrize(
     ("kernel", "reason"),
     [
@@ -137,6 +143,7 @@ def without_bias(a: torch.Tensor, b: torch.Tensor, *scales: torch.Tensor, bias: 
         (filled(0.0), "(its results are wrong)"),
         (filled(float("nan")), "(its results are wrong)"),
         (without_bias, "(its results are wrong)"),
+        (somewhat_wrong, "(its results are wrong)"),
     ],
 )
 def test_a_kernel_that_fails(kernel: Kernel | None, reason: str, sdnq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,8 +226,11 @@ def in_a_thread(function: Callable[[], Any]) -> Any:
 @pytest.mark.usefixtures("on_gpu")
 def test_every_thread_has_the_allocator(model: Any, triton: StandIn) -> None:
     """Whoever calls the model, and however it was loaded or copied."""
+    later = copy.deepcopy(model)
     expected = run(model, tiny_inputs())
-    assert int8_kernel_of(model) == Int8Kernel("triton")
+    assert torch.equal(run(later, tiny_inputs()), expected)
+    # The kernel is known already when the second one runs.
+    assert int8_kernel_of(model) == int8_kernel_of(later) == Int8Kernel("triton")
     ways: list[Callable[..., Any]] = [in_a_thread, contextvars.Context().run]
     for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
         for way in ways:
@@ -234,7 +244,7 @@ def test_every_thread_has_the_allocator(model: Any, triton: StandIn) -> None:
 
 @pytest.mark.usefixtures("on_gpu")
 def test_the_gpu_of_the_input_is_the_current_one(model: Any, sdnq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a kernel is tried, and in the forward pass."""
+    """While a kernel is tried, in the forward pass, and while the int8 chain is checked."""
     within, kernel = [], sdnq.sdnq_scaled_mm
 
     @contextmanager
@@ -252,6 +262,9 @@ def test_the_gpu_of_the_input_is_the_current_one(model: Any, sdnq: Any, monkeypa
     monkeypatch.setattr(sdnq, "sdnq_scaled_mm", within_it)
     run(model, tiny_inputs())
     assert int8_kernel_of(model) == Int8Kernel("triton")
+    monkeypatch.setattr(int8_chain, "_find_obstacle", lambda *_: None)
+    monkeypatch.setattr(int8_chain, "_compare", lambda *_: [str(within)])
+    assert enable_int8_chain(model, CPU) == str([CPU])
 
 
 @pytest.mark.usefixtures("on_gpu")
@@ -260,6 +273,10 @@ def test_models_without_products_of_integers_have_no_kernel(model: Any) -> None:
     for other in (model, unquantized(model)):
         run(other, tiny_inputs())
         assert int8_kernel_of(other) is None
+    floats = quantize(make(**SMALL), quantized_matmul_dtype="float8_e4m3fn")
+    assert all(map(multiplies_quantized, quantized_layers(floats)))
+    int8_kernels.prepare_int8_kernel(floats, GPU)
+    assert int8_kernel_of(floats) is None
     assert int8_kernels._found == {}
 
 

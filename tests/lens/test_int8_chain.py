@@ -15,7 +15,8 @@ import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
 from converter.libraries import load_library
-from converter.models.lens import int8_rows
+from converter.models.lens import int8_chain, int8_rows
+from converter.models.lens.attention import LensAttnProcessor
 from converter.models.lens.int8_chain import Int8Chain, enable_int8_chain, uses_int8_chain
 from converter.models.lens.int8_rows import Int8Rows, compiled_if, quantize_gated, quantize_modulated
 from converter.models.lens.rotary import rotations
@@ -225,7 +226,8 @@ def test_rows_of_text_are_padded_and_nothing_else_changes(small: Any, made: list
     assert [len(rows.codes) for rows in made] == [tokens, 128, tokens, 128, tokens, 128, tokens]
     assert [len(rows) for rows in made] == [2, 1, 2, 1, 2, 1, 2]
     # Zeros would have no scale after SwiGLU.
-    assert all(rows.codes[TEXT[0] :].eq(1).all() for rows in made if len(rows) == 1)
+    padding = [part[TEXT[0] :] for rows in made if len(rows) == 1 for part in (rows.codes, rows.scale)]
+    assert all(part.eq(1).all() for part in padding)
     after = small.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -247,6 +249,7 @@ def test_rows_of_text_are_padded_and_nothing_else_changes(small: Any, made: list
         {"use_svd": True, "svd_rank": 8},
         {"use_codebook": True},
         {"scale_dtype": "int8"},
+        {"zero_point_dtype": "int8"},
         {"modules_to_not_convert": ["*.txt_mlp.w2.*"]},
     ],
 )
@@ -259,6 +262,10 @@ def test_other_layers_are_refused(options: dict[str, Any]) -> None:
 def test_models_that_cannot_use_it_say_why(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert enable_int8_chain(make(**SMALL), CPU) == "the transformer is not quantized"
     assert enable_int8_chain(small, CPU) is None
+    # Codes that only the multiplied halves get.
+    monkeypatch.setattr(int8_chain, "quantize_gated", lambda joined: quantize_gated(-joined))
+    assert "of the codes differ from those of SDNQ's layers" in str(enable_int8_chain(small, CPU))
+    monkeypatch.undo()
     monkeypatch.setattr(int8_rows, "_round", lambda values: values)
     assert "of the codes differ from those of SDNQ's layers, by up to " in str(enable_int8_chain(small, CPU))
     assert not uses_int8_chain(small)
@@ -267,6 +274,8 @@ def test_models_that_cannot_use_it_say_why(small: Any, monkeypatch: pytest.Monke
     assert str(enable_int8_chain(small, CPU)).startswith("RuntimeError: ")
     monkeypatch.setattr(Int8Rows, "linear", lambda _, layer: torch.ones(1, 256, layer.out_features))
     assert str(enable_int8_chain(small, CPU)).startswith("the outputs of SDNQ's layers differ by ")
+    small.transformer_blocks[0].txt_norm2.float()
+    assert enable_int8_chain(small, CPU) == "a norm does not compute in bfloat16"
 
 
 def test_a_triton_kernel_that_cannot_be_compiled_is_a_reason(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,11 +298,31 @@ def test_the_check_is_of_what_sdnq_does_without_its_compiler(small: Any, monkeyp
     compiled = torch.compile(dequantizer.re_quantize_matmul, fullgraph=True, dynamic=False)
     monkeypatch.setattr(dequantizer, "re_quantize_matmul_compiled", compiled)
     assert enable_int8_chain(small, CPU) is None
+    # The chain is compiled where SDNQ compiles.
+    monkeypatch.setattr(int8_chain, "_disagreement", lambda *_: None)
+    for answer in (None, False, True):
+        monkeypatch.setattr(int8_chain, "sdnq_compiles", lambda answer=answer: answer)
+        assert enable_int8_chain(small, CPU) is None
+        assert small.transformer_blocks[0].int8_chain == Int8Chain(bool(answer))
 
 
 def hook(block: Any) -> Callable[[], object]:
     handle = block.img_mlp.w3.register_forward_pre_hook(lambda *_: None)
     return lambda: handle.remove()
+
+
+def hook_output(block: Any) -> Callable[[], object]:
+    handle = block.img_mlp.w3.register_forward_hook(lambda *_: None)
+    return lambda: handle.remove()
+
+
+class OtherProcessor(LensAttnProcessor):
+    """As users write them, from ours."""
+
+
+def process(block: Any) -> Callable[[], object]:
+    block.attn.set_processor(OtherProcessor())
+    return lambda: block.attn.set_processor(LensAttnProcessor())
 
 
 def offload(block: Any) -> Callable[[], object]:
@@ -308,16 +337,18 @@ def dequantize(block: Any) -> Callable[[], object]:
     return lambda: setattr(layer, "sdnq_dequantizer", how)
 
 
-@pytest.mark.parametrize("change", [hook, offload, dequantize])
+@pytest.mark.parametrize(
+    ("change", "count"), [(hook, 6), (hook_output, 6), (offload, 6), (dequantize, 6), (process, 5)]
+)
 def test_layers_that_changed_since_compute_by_themselves(
-    change: Callable[[Any], Callable[[], object]], small: Any, made: list[Int8Rows]
+    change: Callable[[Any], Callable[[], object]], count: int, small: Any, made: list[Int8Rows]
 ) -> None:
     assert enable_int8_chain(small, CPU) is None
     expected = run(small)
     made.clear()
     undo = change(small.transformer_blocks[0])
     assert torch.equal(run(small), expected)
-    assert len(made) == 6
+    assert len(made) == count
     undo()
     made.clear()
     run(small)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 import weakref
 from http.server import BaseHTTPRequestHandler
@@ -23,7 +24,7 @@ from converter.measurement.benchmark.components import Allocations, component_si
 from converter.measurement.generation.loading import encoder_unpacking, load_text_encoder
 from converter.measurement.generation.memory import loaded_bytes
 from converter.measurement.generation.repo import open_pipeline
-from converter.models.lens.mxfp4 import kernel_from_cache, packed_tensors
+from converter.models.lens.mxfp4 import kernel_from_cache, packed_tensors, unpacking_reason
 from tests.generations import packed
 from tests.lens.prompts import notices
 from tests.serving import Quiet, serving
@@ -104,7 +105,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("is_cached", [False, True])
 def test_the_kernel_is_only_taken_from_the_cache(
-    cache: Any, is_cached: bool, tiny_repo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cache: Any,
+    is_cached: bool,
+    tiny_repo: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without it the encoder is unpacked; with it, packed experts count as memory of the encoder."""
     repo = open_pipeline(packed(tiny_repo, tmp_path))
@@ -128,6 +134,7 @@ def test_the_kernel_is_only_taken_from_the_cache(
     said = " ".join(notices(caplog))
     assert ("its kernel is not in the local cache; to get it, run `hf download " in said) != is_cached
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+    assert logging.getLogger("kernels").level == logging.NOTSET
     # Other kernels are the affair of who asks for them.
     with kernel_from_cache(), pytest.raises(OSError, match="404"):
         hub_kernels.get_kernel("kernels-community/other", version=1)
@@ -141,3 +148,11 @@ def test_the_kernel_is_only_taken_from_the_cache(
     found = component_sizes(pipeline, "model", Allocations(torch.device("cpu")))["text_encoder"]
     expected = loaded_bytes(repo.text_encoder, 2, unpacks=not is_cached)
     assert found == {"memory_gb": round(expected / 1e9, 3), "device_gb": 0.0}
+    # A kernel that the package cannot look for is not there.
+    for error in (OSError, ValueError, RuntimeError):
+
+        def fail(*_: Any, error: type[Exception] = error, **__: Any) -> bool:
+            raise error
+
+        monkeypatch.setattr(sys.modules["kernels"], "has_kernel", fail)
+        assert unpacking_reason().startswith("its kernel is not in the local cache")

@@ -60,7 +60,8 @@ def text_inputs(tokens: int, batch: int = 1) -> Any:
 def test_prompts_of_all_lengths_need_few_kernels(
     model: Any, padding: Callable[[bool], None], products: set[tuple[int, ...]]
 ) -> None:
-    """One for each weight and each multiple of 64 rows."""
+    """One for each weight and each multiple of 64 rows, where kernels are compiled."""
+    assert [quantized.is_tuned_to_rows(torch.device(name)) for name in ("cpu", "cuda", "xpu")] == [False, True, True]
     padding(True)
     block = model.transformer_blocks[0]
     states, temb = torch.randn(1, 8, 192), torch.randn(1, 192)

@@ -229,3 +229,6 @@ def test_a_transformer_of_others_gets_a_mask(pipe: Any, folder: Any) -> None:
     expected = draw(pipe, latents=pipelines.noise())
     other.transformer = Theirs()
     torch.testing.assert_close(draw(other, latents=pipelines.noise()), expected, **pipelines.TOLERANCE)
+    # Ours is ours when it is compiled, too.
+    other.transformer = torch.compile(transformer, backend="eager")
+    assert other._counted_tokens(mask_of([4]), mask_of([0])) == [{"text_lengths": [4]}, {"text_lengths": [4, 0]}]

@@ -392,9 +392,9 @@ def test_attention_processors() -> None:
     seen: list[tuple[int, ...]] = []
 
     class Spy(attention_module.LensAttnProcessor):
-        def __call__(self, attn: Any, hidden_states: Any, *others: Any) -> Any:
-            seen.append(tuple(hidden_states.shape))
-            return super().__call__(attn, hidden_states, *others)
+        def __call__(self, attn: Any, image: Any, text: Any, rotary: Any, mask: Any = None) -> Any:  # Of no runs.
+            seen.append(tuple(image.shape))
+            return super().__call__(attn, image, text, rotary, mask)
 
     model.set_attn_processor(Spy())
     assert torch.equal(run(model), run(golden()))
