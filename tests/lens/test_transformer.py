@@ -392,7 +392,8 @@ def test_attention_processors() -> None:
     seen: list[tuple[int, ...]] = []
 
     class Spy(attention_module.LensAttnProcessor):
-        def __call__(self, attn: Any, image: Any, text: Any, rotary: Any, mask: Any = None) -> Any:  # Of no runs.
+        # Those of others may not know of runs.
+        def __call__(self, attn: Any, image: Any, text: Any, rotary: Any, mask: Any = None) -> Any:  # type: ignore[override]
             seen.append(tuple(image.shape))
             return super().__call__(attn, image, text, rotary, mask)
 
