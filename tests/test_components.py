@@ -258,9 +258,9 @@ def lose_file(release: Path, name: str) -> None:
 def test_another_component_that_changes_between_two_runs(tmp_path: Path) -> None:
     """The second does not go on with the work of the first."""
     source = make_pipeline(tmp_path / "source")
-    before = open_request(source, None, ConvertOptions()).identity()
+    before = open_request(source, None, ConvertOptions()).identity("cpu")
     os.utime(source / "vae" / WEIGHTS, ns=(1, 1))
-    after = open_request(source, None, ConvertOptions()).identity()
+    after = open_request(source, None, ConvertOptions()).identity("cpu")
     assert [key for key in before if before[key] != after[key]] == ["components"]
 
 

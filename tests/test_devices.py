@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, convert, plan
 from converter.conversion.kernels import fused, on_device
-from converter.conversion.kernels.devices import CPU, Device, device_failure, opened_device
+from converter.conversion.kernels.devices import Device, device_failure, opened_device
+from converter.conversion.kernels.host import HOST
 from converter.conversion.kernels.sdnq import QuantizedParts, quantize_with_sdnq
 from converter.conversion.kernels.selfcheck import device_agrees, sample_weights
 from converter.errors import DeviceError, MemoryLimitError, OutputError
@@ -82,7 +83,7 @@ def test_sdnqs_own_functions_give_other_bytes_on_cuda(dequantize_fp32: bool, fro
             numbers.shape,
             options(dequantize_fp32=dequantize_fp32),
             from_float32=from_float32,
-            device=CPU,
+            device=HOST.torch_device,
         )
         return result.bytes_of("scale").tobytes()
 
@@ -172,7 +173,7 @@ def test_a_kernel_that_differs_on_the_device_is_not_used(
                 (source.numel() // 128, 128),
                 options(dequantize_fp32=not round_scales),
                 from_float32=not round_weights,
-                device=CPU,
+                device=HOST.torch_device,
             )
         return result.parts, torch.tensor(True)
 
@@ -283,7 +284,7 @@ def test_a_device_that_fails_when_a_thread_begins_to_use_it_is_one_line(
 
 
 def test_what_is_not_the_devices_fault_is_not_blamed_on_it() -> None:
-    assert device_failure(RuntimeError("shapes differ"), "x", CPU) is None
+    assert device_failure(RuntimeError("shapes differ"), "x", HOST.torch_device) is None
 
 
 class FakeCuda:
@@ -310,7 +311,7 @@ class FakeCuda:
     def _empty_on_cpu(self, *sizes: Any, pin_memory: bool | None = None, **options: Any) -> torch.Tensor:
         self.pinned += bool(pin_memory)
         if str(options.get("device")).startswith("cuda"):
-            options["device"] = CPU
+            options["device"] = HOST.torch_device
         return self._empty(*sizes, **options)
 
     @contextmanager

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from converter.checkpoint.layout import TensorSpec
 from converter.conversion.execution.randomness import seeded_randomness
 from converter.conversion.kernels import fused, on_device
-from converter.conversion.kernels.devices import CPU, Device
+from converter.conversion.kernels.devices import Device
+from converter.conversion.kernels.host import HOST
 from converter.conversion.kernels.sdnq import as_bytes, quantize_with_sdnq, seeded_generator
 from converter.conversion.kernels.selfcheck import sample_weights
 from converter.conversion.options import ConvertOptions
@@ -146,7 +147,7 @@ def test_kernels_agree_on_every_dtype_and_leave_the_source(dtype: str, round_wei
             data,
             dtype,
             **choices,
-            device=Device(CPU, "cpu"),
+            device=Device(HOST.torch_device, "cpu"),
             where="x",
             buffer=lambda _, size: np.empty(size, np.uint8),
         )
@@ -219,11 +220,11 @@ def test_random_numbers_continue_and_the_generator_is_restored(
     lens_source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = torch.get_rng_state()
-    with seeded_generator(3, CPU, None) as encode_state:
+    with seeded_generator(3, HOST.torch_device, None) as encode_state:
         first, state, rest = torch.rand(4), encode_state(), torch.rand(4)
-    with seeded_generator(3, CPU, None):
+    with seeded_generator(3, HOST.torch_device, None):
         assert torch.equal(torch.rand(4), first)
-    with seeded_generator(3, CPU, state):
+    with seeded_generator(3, HOST.torch_device, state):
         assert torch.equal(torch.rand(4), rest)
     generators = torch.Generator(), torch.Generator()
     monkeypatch.setattr(torch.cuda, "default_generators", generators)

@@ -124,7 +124,7 @@ def test_whatever_decides_the_output_makes_another_conversion(
 
     def identity(recipe: str | None = None, **options: Any) -> str:
         return json.dumps(
-            open_request(source, recipe_of(recipe) if recipe else None, ConvertOptions(**options)).identity()
+            open_request(source, recipe_of(recipe) if recipe else None, ConvertOptions(**options)).identity("cpu")
         )
 
     found = [identity(), identity("svd"), identity("stochastic"), identity(allow_nonfinite=True)]

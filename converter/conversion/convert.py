@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from converter.checkpoint.components import footprints
 from converter.checkpoint.folders import remove_all_but
@@ -22,6 +22,7 @@ from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
 from converter.conversion.execution.execute import Outcome, execute
 from converter.conversion.execution.jobs import Work, kinds_of, make_work, memory_budget
+from converter.conversion.kernels.host import HOST, Host
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
 from converter.conversion.planning.methods import OWN_KINDS
@@ -92,7 +93,7 @@ def convert(
     request = open_request(source, recipe, options or ConvertOptions())
     refuse_overlap(request.checkpoint, output)
     replacing = REPLACING_CHECKPOINTS if request.options.overwrite else None
-    with _device(request.options) as device, Staging(output, _identity(request, device), replacing) as staging:
+    with _device(request.options) as device, Staging(output, request.identity(device.name), replacing) as staging:
         if staging.was_published:
             staging.open()
             staging.discard()
@@ -118,18 +119,14 @@ def convert(
     )
 
 
-def _device(options: ConvertOptions) -> AbstractContextManager[Device | None]:
-    """Open the device for a block; None is the CPU, for which torch is not imported."""
+def _device(options: ConvertOptions) -> AbstractContextManager[Host | Device]:
+    """Open the device for a block; for the CPU, torch is not imported."""
     if options.is_on_cpu:
-        return nullcontext()
+        return nullcontext(HOST)
     require_library_memory()
     from converter.conversion.kernels.devices import opened_device
 
     return opened_device(options.device)
-
-
-def _identity(request: Request, device: Device | None) -> dict[str, Any]:
-    return request.identity() if device is None else request.identity(device.name)
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ def _release(
     answer: PlanAnswer,
     planner: PlannerProcess | None,
     reporter: Reporter,
-    device: Device | None,
+    device: Host | Device,
 ) -> _Released:
     work = _work(request, answer, device)
     # Everything that can fail before a byte is written fails here.
@@ -214,10 +211,10 @@ def _release(
 
 
 def _work(
-    request: Request, answer: PlanAnswer, device: Device | None, spooled: Mapping[str, Path] | None = None
+    request: Request, answer: PlanAnswer, device: Host | Device, spooled: Mapping[str, Path] | None = None
 ) -> Work:
     use_fused = answer.kernel_agrees
-    if use_fused and device is not None:
+    if use_fused and not isinstance(device, Host):
         # Imported here: it imports torch.
         from converter.conversion.kernels.selfcheck import device_agrees
 
@@ -225,10 +222,10 @@ def _work(
     return make_work(request, answer.plan, use_fused=use_fused, spooled=spooled)
 
 
-def _decisive_device(request: Request, work: Work, device: Device | None) -> str:
+def _decisive_device(request: Request, work: Work, device: Host | Device) -> str:
     """The name of the device if SDNQ's functions ran there; the bytes of lensconv's kernel do not depend on it."""
     uses_sdnq = request.recipe.is_data_dependent or kinds_of(work.jobs) - OWN_KINDS
-    return device.name if device is not None and uses_sdnq else ""
+    return device.name if uses_sdnq and not request.options.is_on_cpu else ""
 
 
 def _refuse_misread(request: Request, answer: PlanAnswer) -> None:
@@ -279,7 +276,7 @@ def _write_release(
     companions: list[Companion],
     outcome: Outcome,
     reporter: Reporter,
-    device: Device | None,
+    device: Host | Device,
 ) -> tuple[ReleaseFile, ...]:
     """Write everything except the weights; returns all files of the release."""
     checkpoint, plan, layout, folder = request.checkpoint, work.plan, work.layout, staging.release

@@ -29,7 +29,7 @@ class Request:
     others: tuple[PipelineComponent, ...] = ()
     """The components of the pipeline that stay as they are; their loaders would not fail."""
 
-    def identity(self, device: str = "cpu") -> dict[str, Any]:
+    def identity(self, device: str) -> dict[str, Any]:
         """Everything that decides the output; an interrupted run can continue only if all of it is the same.
 
         Args:

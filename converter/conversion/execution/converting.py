@@ -20,6 +20,7 @@ from converter.console import Progress
 from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.jobs import Job, KeepJob, QuantizeJob, element_bytes
 from converter.conversion.kernels import fused
+from converter.conversion.kernels.host import HOST, Host
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.methods import OWN_KINDS
 from converter.errors import NonFiniteWeight, UnsupportedCheckpoint
@@ -60,7 +61,7 @@ class TensorConverter:
         piece_bytes: of the source, that are read at a time.
         progress: counts the bytes of the source that are done.
         stop: is checked between pieces.
-        device: where weights are quantized; the CPU when None.
+        device: where weights are quantized.
     """
 
     reader: TensorReader
@@ -70,7 +71,7 @@ class TensorConverter:
     piece_bytes: int
     progress: Progress
     stop: threading.Event
-    device: Device | None
+    device: Host | Device
     _buffers: dict[str, Bytes] = field(default_factory=dict)
 
     def convert(self, job: Job) -> int:
@@ -102,8 +103,7 @@ class TensorConverter:
         """A buffer that is used again; fresh memory costs a page fault every 4 KiB."""
         found = self._buffers.get(name)
         if found is None or found.size < size:
-            found = np.empty(size, np.uint8) if self.device is None else self.device.buffer(size)
-            self._buffers[name] = found
+            found = self._buffers[name] = self.device.buffer(size)
         return found[:size]
 
     def _keep(self, job: KeepJob) -> int:
@@ -167,7 +167,7 @@ class TensorConverter:
     def _run_kernel(self, job: QuantizeJob, data: Bytes) -> dict[str, NDArray[Any]] | None:
         """Quantize rows by lensconv's kernel; None when they contain numbers that it does not handle."""
         from_float32 = self.options.from_float32
-        if self.device is not None:
+        if not isinstance(self.device, Host):
             from converter.conversion.kernels.on_device import quantize_bytes
 
             return quantize_bytes(
@@ -188,18 +188,17 @@ class TensorConverter:
         return parts if largest < (fused.INFINITE if from_float32 else fused.OVERFLOWS_BFLOAT16) else None
 
     def _run_sdnq(self, job: QuantizeJob, rows: int, data: Bytes) -> dict[str, NDArray[Any]]:
-        from converter.conversion.kernels.devices import CPU
         from converter.conversion.kernels.sdnq import quantize_with_sdnq
 
         # What lensconv's kernel does not handle has the bytes of the CPU, too.
-        device = CPU if self.device is None or job.method.kind in OWN_KINDS else self.device.torch_device
+        place = HOST if job.method.kind in OWN_KINDS else self.device
         result = quantize_with_sdnq(
             data,
             job.tensor.entry.dtype,
             (rows, *job.module.shape[1:]),
             job.module.options,
             from_float32=self.options.from_float32,
-            device=device,
+            device=place.torch_device,
         )
         return {part: result.bytes_of(part) for part in result.parts}
 

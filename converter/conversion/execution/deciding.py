@@ -22,7 +22,8 @@ from converter.console import Reporter
 from converter.conversion.execution.converting import refuse_nonfinite
 from converter.conversion.execution.jobs import Work
 from converter.conversion.execution.randomness import seeded_randomness
-from converter.conversion.kernels.devices import CPU, Device
+from converter.conversion.kernels.devices import Device
+from converter.conversion.kernels.host import Host
 from converter.conversion.kernels.sdnq import QuantizedParts, count_nonfinite, quantize_with_sdnq
 from converter.conversion.planning.plan import Plan, PlannedModule
 from converter.conversion.planning.planner import SAFETENSORS_NAMES, plan_with_sdnq
@@ -61,7 +62,7 @@ def _spool_file(staging: Staging, number: int) -> Path:
 
 
 def decide(
-    request: Request, work: Work, staging: Staging, finished: Finished, reporter: Reporter, device: Device | None
+    request: Request, work: Work, staging: Staging, finished: Finished, reporter: Reporter, device: Host | Device
 ) -> Decision:
     """Quantize every module into a spool, as SDNQ decides, and plan again with what it decided.
 
@@ -71,7 +72,7 @@ def decide(
         staging: where the spool is; its journal notes every finished tensor.
         finished: what an interrupted run had finished.
         reporter: shows progress.
-        device: where weights are quantized; the CPU when None.
+        device: where weights are quantized.
 
     Raises:
         NonFiniteWeight: a weight contains such numbers, and they are not allowed.
@@ -119,7 +120,7 @@ def _spool(
     tensor: SourceTensor,
     reader: TensorReader,
     file: Path,
-    device: Device | None,
+    device: Host | Device,
 ) -> dict[str, Any]:
     """Quantize one weight and write its parts to a file, if there are any; returns what to note of it."""
     options = request.options
@@ -132,7 +133,7 @@ def _spool(
         module.shape,
         module.options,
         from_float32=options.from_float32,
-        device=CPU if device is None else device.torch_device,
+        device=device.torch_device,
     )
     if result.parts:
         _write_spool(file, result)

@@ -16,6 +16,7 @@ from converter.conversion.execution.jobs import Job, KeepJob, Work, kinds_of
 from converter.conversion.execution.randomness import seeded_randomness
 from converter.conversion.execution.workers import WorkerPool
 from converter.conversion.kernels import fused
+from converter.conversion.kernels.host import Host
 from converter.conversion.planning.methods import Kind
 from converter.conversion.request import Request
 
@@ -44,7 +45,7 @@ def execute(
     finished: Finished,
     budget: int,
     reporter: Reporter,
-    device: Device | None,
+    device: Host | Device,
 ) -> Outcome:
     """Fill all slots, and hash the files behind the workers.
 
@@ -55,7 +56,7 @@ def execute(
         finished: what an interrupted run had finished.
         budget: the most bytes of weights and results in memory at a time.
         reporter: shows progress.
-        device: where weights are quantized; the CPU when None.
+        device: where weights are quantized.
 
     Raises:
         LensconvError: a tensor cannot be converted, or the output cannot be written.

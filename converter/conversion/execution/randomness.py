@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from converter.checkpoint.journal import Finished
+from converter.conversion.kernels.host import Host
 from converter.conversion.request import Request
 
 if TYPE_CHECKING:
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def seeded_randomness(
-    request: Request, finished: Finished, device: Device | None
+    request: Request, finished: Finished, device: Host | Device
 ) -> Iterator[Callable[[], str] | None]:
     """Seed torch's generator for the block, or set it to the state after an interrupted run.
 
     Args:
         request: the recipe.
         finished: what the interrupted run had finished.
-        device: where SDNQ computes; the CPU when None.
+        device: where SDNQ computes.
 
     Yields:
         What returns the state of the generator, for the journal; None where SDNQ uses no random numbers.
@@ -30,11 +31,10 @@ def seeded_randomness(
     if not request.recipe.is_random:
         yield None
         return
-    # Imported here: they import torch.
-    from converter.conversion.kernels.devices import CPU
+    # Imported here: it imports torch.
     from converter.conversion.kernels.sdnq import seeded_generator
 
     states = [noted["random_state"] for noted in finished.values() if "random_state" in noted]
     state = states[-1] if states else None
-    with seeded_generator(request.recipe.seed, device.torch_device if device else CPU, state) as encode_state:
+    with seeded_generator(request.recipe.seed, device.torch_device, state) as encode_state:
         yield encode_state

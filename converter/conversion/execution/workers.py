@@ -9,7 +9,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.converting import Stopped, TensorConverter
 from converter.conversion.execution.hashing import FollowingHasher
 from converter.conversion.execution.jobs import Job, QuantizeJob, largest_piece
+from converter.conversion.kernels.host import Host
 from converter.conversion.options import ConvertOptions
 from converter.threads import run_in_threads
 
@@ -41,7 +41,7 @@ class WorkerPool:
         writer: writes the slots.
         progress: shows the user what is done.
         options: how numbers are treated.
-        device: where weights are quantized; the CPU when None.
+        device: where weights are quantized.
         random_state: where SDNQ uses random numbers, what to note after each tensor so that the next run can continue.
     """
 
@@ -50,7 +50,7 @@ class WorkerPool:
     writer: SlotWriter
     progress: Progress
     options: ConvertOptions
-    device: Device | None = None
+    device: Host | Device
     random_state: Callable[[], str] | None = None
     _jobs: queue.SimpleQueue[Job] = field(default_factory=queue.SimpleQueue)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -88,7 +88,7 @@ class WorkerPool:
             )
 
     def _work(self, converter: TensorConverter) -> None:
-        with nullcontext() if self.device is None else self.device.used():
+        with self.device.used():
             self._convert_jobs(converter)
 
     def _convert_jobs(self, converter: TensorConverter) -> None:

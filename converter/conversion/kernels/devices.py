@@ -17,7 +17,6 @@ from converter.errors import DeviceError, MemoryLimitError, ResourceError, first
 from converter.models.device_errors import DEVICE_ERRORS, hidden_gpus, lacks_memory
 
 Bytes = NDArray[np.uint8]
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
