@@ -24,7 +24,7 @@ def failing(error: Exception) -> Callable[..., NoReturn]:
 
 
 def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are no devices, hidden, too new for the driver, and not there."""
+    """A name that is not one of a device, a hidden GPU, one whose driver is too old, and one that does not exist."""
     old = "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver."
     none, hidden = "No CUDA GPUs are available", "; only GPUs in CUDA_VISIBLE_DEVICES='{}' are visible"
 

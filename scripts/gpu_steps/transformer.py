@@ -99,7 +99,13 @@ def measure_step(run: StepRun) -> None:
 
 
 def _reason_against(run: StepRun, compile_kind: str, slowest: float) -> str | None:
-    """Say why there is no time for a variant; ``slowest`` is what the slowest one took, in seconds."""
+    """Return why there is no time for a variant, or nothing.
+
+    Args:
+        run: the step.
+        compile_kind: whether blocks are compiled, as in ``GenerateOptions``.
+        slowest: seconds of the slowest variant so far.
+    """
     if compile_kind == "blocks" and not run.compiles:
         return "compiling takes longer than this budget allows"
     return "no time is left for it" if slowest and run.left < slowest else None

@@ -39,6 +39,7 @@ from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import Settings
 from converter.memory import free_memory_bytes
 from converter.models.int8_kernels import find_int8_kernel
+from converter.models.lens.int8_chain import uses_int8_chain
 from converter.models.lens.prompts import tokenize_prompts
 
 
@@ -109,7 +110,7 @@ class Session:
             figures = watch.stop()
         figures.pop("stages")
         reason = choose_int8(self.pipeline, self.repo, self.device, settings.int8)
-        if reason is not None:
+        if reason or uses_int8_chain(self.pipeline.transformer):
             figures["int8"] = f"sdnq: {reason}" if reason else "chain"
         if self.repo.has_packed_text_encoder and offload != "sequential":
             figures["mxfp4"] = "unpacked" if unpacks else "packed"

@@ -186,15 +186,14 @@ def choose_int8(pipeline: Any, repo: PipelineRepo, device: torch.device, method:
         method: as ``int8`` in ``GenerateOptions``.
 
     Returns:
-        Why SDNQ's own layers compute, though the chain was asked for; empty if the chain is used. None if it was not
-        asked for, or there are no quantized layers.
+        Why the chain is not used, if the caller asked for it and the transformer is quantized; else None.
 
     Raises: as ``load_text_encoder``.
     """
     if method != "chain" or repo.quantization is None:
         return None
     with blaming(repo.transformer.folder):
-        return enable_int8_chain(pipeline.transformer, device) or ""
+        return enable_int8_chain(pipeline.transformer, device)
 
 
 def _load(model_class: Any, checkpoint: Any, **options: Any) -> Any:

@@ -23,9 +23,9 @@ DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 _DECODING_BYTES = (27.462e9 - 22.342e9) / 1440**2
 #: Channels of the real autoencoder at full size; fewer take less.
 _DECODING_CHANNELS = 128
-#: Tensors of a token's full width that live at the same time inside a block, with some room: in bfloat16, the blocks
-#: keep 13 alive (counted on meta tensors at 1440x1440), and the published run of the original with offloading took 17.
-#: Int8 products and their int32 sums take more, and so does float32.
+#: How many tensors as wide as a token a block needs at the same time, with a margin. In bfloat16 it needs 13 (counted
+#: on meta tensors at 1440x1440); the published run of the original with offloading needed 17. Int8 products and their
+#: int32 sums need more, and so does float32.
 _LIVE_WIDTHS = 24
 #: Memory of libraries and buffers, in addition to the weights.
 _OVERHEAD_BYTES = 300_000_000
