@@ -30,6 +30,7 @@ from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import choose_settings
 from tests.conftest import Lensconv, run_process
+from tests.faults import raising
 from tests.forms import accepted
 from tests.generations import SMALL, draw, pixels
 from tests.lens import pipelines
@@ -116,13 +117,6 @@ def test_a_missing_compiler_is_one_line(tiny_repo: Path, tmp_path: Path, monkeyp
     assert line.startswith("error: the transformer cannot be compiled: No working C++ compiler found")
     assert line.endswith("Install a C++ compiler: apt-get install g++. Or use --compile none.")
     assert not (tmp_path / "x.png").exists()
-
-
-def raising(error: Exception) -> Callable[..., Any]:
-    def fail(*_: Any) -> Any:
-        raise error
-
-    return fail
 
 
 MISSING = RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import NoReturn
 
 import pytest
 import torch
 
 from converter.errors import LensconvError
 from converter.measurement.generation.devices import choose_device, use_device
-
-
-def failing(error: Exception) -> Callable[..., NoReturn]:
-    """A function that raises an error."""
-
-    def fail(*_: object) -> NoReturn:
-        raise error
-
-    return fail
+from tests.faults import raising
 
 
 def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +32,7 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        monkeypatch.setattr(torch.cuda, "init", failing(RuntimeError(error)))
+        monkeypatch.setattr(torch.cuda, "init", raising(RuntimeError(error)))
         monkeypatch.setattr(torch.cuda, "is_available", lambda answer=has_gpu: answer)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         with pytest.raises(LensconvError) as caught:
@@ -82,7 +72,7 @@ def test_a_device_is_the_current_one_while_it_is_used(monkeypatch: pytest.Monkey
         (AssertionError(), "DeviceError", "cannot be used: AssertionError"),
         (torch.cuda.DeferredCudaCallError("a call failed\n\nmore"), "DeviceError", "cannot be used: a call failed"),
     ):
-        monkeypatch.setattr(torch.cuda, "set_device", failing(error))
+        monkeypatch.setattr(torch.cuda, "set_device", raising(error))
         with pytest.raises(LensconvError) as caught:
             use_device(torch.device("cuda:1"))
         found = (type(caught.value).__name__, caught.value.exit_code, caught.value.message)

@@ -35,6 +35,7 @@ from torch._dynamo.utils import counters
 
 from converter.lens import LensPipeline, LensTransformer2DModel
 from converter.models.sdnq_layers import quantized_layers
+from tests.faults import raising
 from tests.lens import pipelines
 from tests.lens.models import as_arguments, make_adapter, run
 from tests.lens.pipelines import OTHER_PROMPT, PROMPT, SIZE, embeddings, noise, quiet
@@ -134,7 +135,7 @@ def test_a_cache_skips_what_it_is_told_to(source: Path, shared: Any, cache: str)
             False,
         )
         with pytest.raises(InterruptedError):
-            draw_cached(pipe, **whole, callback_on_step_end=pipelines.fail_with(InterruptedError()))
+            draw_cached(pipe, **whole, callback_on_step_end=raising(InterruptedError()))
         assert torch.equal(draw_cached(pipe, **whole), found)
         turned_off = draw_cached(pipe, **whole, callback_on_step_end=turn_guidance_off)
         assert (turned_off.shape, turned_off.isfinite().all()) == (expected.shape, True)

@@ -37,6 +37,7 @@ from converter.models.int8_kernels import (
 from converter.models.lens import int8_chain, transformer
 from converter.models.lens.int8_chain import enable_int8_chain
 from converter.models.sdnq_layers import multiplies_quantized, quantized_layers
+from tests.faults import raising
 from tests.lens.models import run
 from tests.lens.prompts import notices
 from tests.lens.test_adapters import set_matmul, tiny_inputs, unquantized
@@ -105,13 +106,6 @@ def model(lens_output: Path) -> Any:
     return LensTransformer2DModel.from_pretrained(lens_output)
 
 
-def failing(error: BaseException) -> Kernel:
-    def fail(*_: Any, **__: Any) -> torch.Tensor:
-        raise error
-
-    return fail
-
-
 def filled(value: float) -> Kernel:
     def fill(a: torch.Tensor, b: torch.Tensor, *_: Any, out_dtype: torch.dtype, **__: Any) -> torch.Tensor:
         return torch.full((len(a), b.shape[1]), value, dtype=out_dtype)
@@ -133,13 +127,13 @@ def somewhat_wrong(*operands: torch.Tensor, **options: Any) -> torch.Tensor:
     ("kernel", "reason"),
     [
         (None, "has no Triton kernel in this process"),
-        (failing(RuntimeError(f"{NO_ALLOCATOR}\nmore")), f"(RuntimeError: {NO_ALLOCATOR})"),
-        (failing(TritonError("PTXAS error: Internal")), "(TritonError: PTXAS error: Internal)"),
-        (failing(TritonError()), "(TritonError)"),
-        (failing(FileNotFoundError(2, "No such file or directory", "gcc")), "(FileNotFoundError: [Errno 2] No such"),
-        (failing(subprocess.CalledProcessError(1, ["gcc"])), "(CalledProcessError: Command"),
-        (failing(ImportError("libcuda.so")), "(ImportError: libcuda.so)"),
-        (failing(AssertionError("Matrix A must be contiguous")), "(AssertionError: Matrix A must"),
+        (raising(RuntimeError(f"{NO_ALLOCATOR}\nmore")), f"(RuntimeError: {NO_ALLOCATOR})"),
+        (raising(TritonError("PTXAS error: Internal")), "(TritonError: PTXAS error: Internal)"),
+        (raising(TritonError()), "(TritonError)"),
+        (raising(FileNotFoundError(2, "No such file or directory", "gcc")), "(FileNotFoundError: [Errno 2] No such"),
+        (raising(subprocess.CalledProcessError(1, ["gcc"])), "(CalledProcessError: Command"),
+        (raising(ImportError("libcuda.so")), "(ImportError: libcuda.so)"),
+        (raising(AssertionError("Matrix A must be contiguous")), "(AssertionError: Matrix A must"),
         (filled(0.0), "(its results are wrong)"),
         (filled(float("nan")), "(its results are wrong)"),
         (without_bias, "(its results are wrong)"),
@@ -154,7 +148,7 @@ def test_a_kernel_that_fails(kernel: Kernel | None, reason: str, sdnq: Any, monk
     assert found.name == "torch"
     assert reason in found.reason
     assert sdnq.sdnq_scaled_mm is sdnq.sdnq_triton_mm is None
-    monkeypatch.setattr(sdnq, "int_mm_torch", failing(TORCH_FAILS))
+    monkeypatch.setattr(sdnq, "int_mm_torch", raising(TORCH_FAILS))
     found = try_int8_kernels(CPU)
     assert found.name == "none"
     assert found.reason.endswith(
@@ -172,12 +166,12 @@ def test_a_kernel_that_works(sdnq: Any) -> None:
 def test_what_is_no_fault_of_the_kernel(sdnq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that is used up, a GPU that is lost, and an interrupt."""
     for error in (torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()):
-        monkeypatch.setattr(sdnq, "sdnq_scaled_mm", failing(error))
+        monkeypatch.setattr(sdnq, "sdnq_scaled_mm", raising(error))
         with pytest.raises(type(error)):
             try_int8_kernels(CPU)
     lost = RuntimeError("CUDA error: an illegal memory access was encountered")
-    monkeypatch.setattr(sdnq, "sdnq_scaled_mm", failing(lost))
-    monkeypatch.setattr(torch, "ones", failing(lost))
+    monkeypatch.setattr(sdnq, "sdnq_scaled_mm", raising(lost))
+    monkeypatch.setattr(torch, "ones", raising(lost))
     with pytest.raises(DeviceError, match="does not work any more after a product") as refusal:
         try_int8_kernels(CPU)
     assert "SDNQ_USE_TRITON_MM=0" in str(refusal.value.hint)
@@ -208,8 +202,8 @@ def test_kernels_are_tried_once_on_each_gpu(monkeypatch: pytest.MonkeyPatch, cap
 
 def test_on_a_cpu_nothing_is_tried(sdnq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("current_device", "is_available", "init"):
-        monkeypatch.setattr(torch.cuda, name, failing(AssertionError()))
-    monkeypatch.setattr(int8_kernels, "try_int8_kernels", failing(AssertionError()))
+        monkeypatch.setattr(torch.cuda, name, raising(AssertionError()))
+    monkeypatch.setattr(int8_kernels, "try_int8_kernels", raising(AssertionError()))
     assert find_int8_kernel(CPU) == Int8Kernel("torch")
     monkeypatch.setattr(sdnq, "openvino_int_mm", print)
     assert find_int8_kernel(CPU) == Int8Kernel("openvino")
@@ -287,8 +281,8 @@ def test_dequantized_products(model: Any, sdnq: Any, tmp_path: Path, monkeypatch
     set_matmul(model, False)
     expected = run(model, tiny_inputs())
     set_matmul(model, True)
-    monkeypatch.setattr(sdnq, "sdnq_scaled_mm", failing(RuntimeError(NO_ALLOCATOR)))
-    monkeypatch.setattr(sdnq, "int_mm_torch", failing(TORCH_FAILS))
+    monkeypatch.setattr(sdnq, "sdnq_scaled_mm", raising(RuntimeError(NO_ALLOCATOR)))
+    monkeypatch.setattr(sdnq, "int_mm_torch", raising(TORCH_FAILS))
     run(model, tiny_inputs())
     model.save_pretrained(tmp_path / "after")
     for file in (tmp_path / "before").iterdir():

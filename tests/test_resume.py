@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from converter.conversion.request import open_request
 from converter.errors import DiskError, MalformedCheckpoint, OutputError
 from converter.synthesis.synthesize import synthesize
 from tests.conftest import call, edit_json, names_in, snapshot
+from tests.faults import raising
 from tests.reference import FURTHER_RECIPES, RECIPES, weight_files
 from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline
@@ -28,15 +29,6 @@ from tests.tiny_models import WEIGHTS, convert_default, make_pipeline
 
 class Interruption(Exception):
     """Stands for whatever ends a process in the middle of its work."""
-
-
-def raising(error: Exception) -> Callable[..., NoReturn]:
-    """A function that fails in this way."""
-
-    def fail(*_: object, **__: object) -> NoReturn:
-        raise error
-
-    return fail
 
 
 def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:

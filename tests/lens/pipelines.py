@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from converter.lens import LensPipeline
+from tests.faults import raising
 from tests.lens import reference
 from tests.lens.models import calls_of
 from tests.lens.prompts import DAY, LAYERS, PREFIX, conversation
@@ -116,16 +117,9 @@ class Reference:
         return decoded
 
 
-def fail_with(error: BaseException) -> Callable[..., NoReturn]:
-    def fail(*_: Any, **__: Any) -> NoReturn:
-        raise error
-
-    return fail
-
-
 def seen_at_first_call(pipe: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Any]:
     """What the transformer is first called with; the run ends there, so that large images cost nothing."""
-    monkeypatch.setattr(pipe.transformer, "forward", fail_with(InterruptedError()))
+    monkeypatch.setattr(pipe.transformer, "forward", raising(InterruptedError()))
     with calls_of(pipe.transformer) as calls, pytest.raises(InterruptedError):
         pipe(**{"prompt": PROMPT, **options})
     return calls[0]

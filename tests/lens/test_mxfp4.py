@@ -25,6 +25,7 @@ from converter.measurement.generation.loading import encoder_unpacking, load_tex
 from converter.measurement.generation.memory import loaded_bytes
 from converter.measurement.generation.repo import open_pipeline
 from converter.models.lens.mxfp4 import kernel_from_cache, packed_tensors, unpacking_reason
+from tests.faults import raising
 from tests.generations import packed
 from tests.lens.prompts import notices
 from tests.serving import Quiet, serving
@@ -150,9 +151,5 @@ def test_the_kernel_is_only_taken_from_the_cache(
     assert found == {"memory_gb": round(expected / 1e9, 3), "device_gb": 0.0}
     # A kernel that the package cannot look for is not there.
     for error in (OSError, ValueError, RuntimeError):
-
-        def fail(*_: Any, error: type[Exception] = error, **__: Any) -> bool:
-            raise error
-
-        monkeypatch.setattr(sys.modules["kernels"], "has_kernel", fail)
+        monkeypatch.setattr(sys.modules["kernels"], "has_kernel", raising(error()))
         assert unpacking_reason().startswith("its kernel is not in the local cache")

@@ -16,6 +16,7 @@ import torch
 
 from converter.lens import LensGptOssEncoder, LensPipelineOutput
 from tests.cases import check_cases
+from tests.faults import raising
 from tests.lens import pipelines, reference
 from tests.lens.models import calls_of
 from tests.lens.pipelines import OTHER_PROMPT, PROMPT, STEPS, TOLERANCE, Reference, branches, draw, embeddings, noise
@@ -295,7 +296,7 @@ def test_callbacks_see_every_step(pipe: Any) -> None:
 
 def test_a_run_that_fails_leaves_no_timestep_to_the_next(pipe: Any) -> None:
     with pytest.raises(InterruptedError):
-        draw(pipe, callback_on_step_end=pipelines.fail_with(InterruptedError()))
+        draw(pipe, callback_on_step_end=raising(InterruptedError()))
     assert pipe.current_timestep == 1000
     with pytest.raises(ValueError, match="no prompts"):
         draw(pipe, [])
