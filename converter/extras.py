@@ -6,8 +6,8 @@ from importlib import util
 
 from converter.errors import DependencyError
 
-#: Names of modules by extra. A missing ``lpips`` or ``nvidia-ml-py`` costs one figure and no command, and the library
-#: that loads LoRA adapters asks for ``peft`` itself, so these are not listed.
+#: Names of modules by extra. A missing ``lpips``, ``nvidia-ml-py``, ``onnxruntime`` or ``rapidocr`` costs one figure
+#: and no command, and the library that loads LoRA adapters asks for ``peft`` itself, so these are not listed.
 MODULES: dict[str, tuple[str, ...]] = {
     "measure": (
         "PIL",

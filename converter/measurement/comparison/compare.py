@@ -25,7 +25,7 @@ from converter.measurement.comparison.report import (
     PeriodicGrid,
     TextAccuracy,
 )
-from converter.measurement.comparison.text_accuracy import TextReader, find_reader
+from converter.measurement.comparison.text_accuracy import Readers, Reading, find_readers
 from converter.threads import run_in_threads
 
 Pixels = NDArray[np.uint8]
@@ -52,7 +52,7 @@ def compare(
         required: strings that the images must show, by id.
         steps: denoising steps of the images; None to take them from the files.
         lpips: whether to measure LPIPS, if it is installed.
-        text: whether to read the images, if tesseract is installed.
+        text: whether to read the images, if RapidOCR or tesseract is installed.
         reporter: shows progress and notes.
 
     Raises:
@@ -70,7 +70,7 @@ class Comparison:
         required: strings that the images must show, by id.
         steps: denoising steps of the images; None to take them from the files.
         lpips: whether to measure LPIPS, if it is installed.
-        text: whether to read the images, if tesseract is installed.
+        text: whether to read the images, if RapidOCR or tesseract is installed.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Comparison:
         self._steps = steps
         self._reasons = defaultdict[str, list[str]](list)
         self._lpips = self._attempt("lpips", _load_lpips, lpips)
-        self._reader = self._attempt("text", _load_reader, text, any(self._required.values()))
+        self._readers = self._attempt("text", _load_readers, text, any(self._required.values()))
 
     def compare(self, pairs: Sequence[ImagePair], reporter: Reporter) -> FidelityReport:
         """Compare images, pair by pair; three images are in memory at a time.
@@ -156,8 +156,8 @@ class Comparison:
             "a pattern on a part of the image counts for less, and lines of another pitch than the original's count; "
             f"scipy {version('scipy')}"
         )
-        if self._reader is not None:
-            found["text"] = self._reader.method()
+        if self._readers is not None:
+            found["text"] = self._readers.method()
         return found
 
     def _compare(self, first: Pixels, spectrum: LatticeSpectrum | None, second: Pixels) -> ImageFidelity:
@@ -179,18 +179,23 @@ class Comparison:
 
     def _read(self, pair: ImagePair, first: Pixels, second: Pixels) -> tuple[TextAccuracy, ...]:
         required = self._required.get(pair.id) or self._required.get(pair.key) or []
-        if self._reader is None or not required:
+        if self._readers is None or not required:
             return ()
-        reader = self._reader
-
-        def read(image: tuple[Path, Pixels]) -> Sequence[float | None]:
-            path, pixels = image
-            rates = self._attempt("text", reader.error_rates, pixels, required, prefix=f"{path.name}: ")
-            return rates or [None] * len(required)
-
+        readers = self._readers
         images = (pair.original, first), (pair.quantized, second)
-        rates = run_in_threads(read, images, workers=len(images), name="reader", refresh=lambda: None)
-        return tuple(TextAccuracy(*figures) for figures in zip(required, *rates, strict=True))
+        measured: dict[str, TextAccuracy] = {}
+        for name, strings in readers.assign(required).items():
+
+            def read(image: tuple[Path, Pixels], name: str = name, strings: Sequence[str] = strings) -> list[Reading]:
+                path, pixels = image
+                found = self._attempt("text", readers.read, name, pixels, strings, prefix=f"{path.name}: ")
+                return found or [Reading()] * len(strings)
+
+            both = run_in_threads(read, images, workers=len(images), name="reader", refresh=lambda: None)
+            for string, one, other in zip(strings, *both, strict=True):
+                rates = one.error_rate, other.error_rate
+                measured[string] = TextAccuracy(string, *rates, name, one.text, other.text)
+        return tuple(measured[string] for string in required)
 
 
 def _load_lpips(wanted: bool) -> Lpips:
@@ -199,12 +204,12 @@ def _load_lpips(wanted: bool) -> Lpips:
     return Lpips()
 
 
-def _load_reader(wanted: bool, any_required: bool) -> TextReader:
+def _load_readers(wanted: bool, any_required: bool) -> Readers:
     if not wanted:
         raise NotMeasured("not requested")
     if not any_required:
         raise NotMeasured("no texts are required in the images; give their suite with --prompts")
-    return find_reader()
+    return find_readers()
 
 
 def _periodic_grid(original: LatticeSpectrum | None, candidate: LatticeSpectrum | None) -> PeriodicGrid:

@@ -51,6 +51,11 @@ class TextAccuracy:
     required: str
     original_cer: float | None
     quantized_cer: float | None
+    reader: str
+    """Name of the reader that the string belongs to."""
+    original_read: str | None
+    """The part of the recognized text that is nearest to the string."""
+    quantized_read: str | None
 
 
 @dataclass(frozen=True)

@@ -36,15 +36,43 @@ def substring_distance(string: str, text: str) -> int:
     Returns:
         The lowest number of characters inserted, deleted or replaced; at most the length of the string.
     """
+    return int(_distances(string, text, np.zeros(len(text) + 1, dtype=np.int64)).min())
+
+
+def nearest_substring(string: str, text: str) -> str:
+    """Find the part of a text that is nearest to a string, as :func:`character_error_rate` compares them.
+
+    Args:
+        string: what to look for.
+        text: where to look.
+
+    Returns:
+        The first such part with single spaces, in the text's own letters where normalizing them keeps their number;
+        empty if nothing of the text is like the string.
+    """
+    wanted, shown = normalize(string), " ".join(unicodedata.normalize("NFC", text).split())
+    letters = normalize(text)
+    end = int(_distances(wanted, letters, np.zeros(len(letters) + 1, dtype=np.int64)).argmin())
+    # From its end backwards, the part begins where the distance is least.
+    backwards = letters[:end][::-1]
+    length = int(_distances(wanted[::-1], backwards, np.arange(end + 1)).argmin())
+    found = slice(end - length, end)
+    return (shown if len(shown) == len(letters) else letters)[found].strip()
+
+
+def _distances(string: str, text: str, row: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Edits between the string and the nearest substring that ends at each position of the text.
+
+    ``row`` has the cost of beginning at each position, of shape (length of the text + 1,).
+    """
     letters = _codes(text)
     positions = np.arange(len(letters) + 1)
-    row = np.zeros(len(letters) + 1, dtype=np.int64)
     for letter in _codes(string):
         nearest = row + 1
         nearest[1:] = np.minimum(nearest[1:], row[:-1] + (letters != letter))
         # Skipping letters of the text costs one each: a running minimum of the cost minus the position.
         row = np.minimum.accumulate(nearest - positions) + positions
-    return int(row.min())
+    return row
 
 
 def character_error_rate(required: str, text: str) -> float:

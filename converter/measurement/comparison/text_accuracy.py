@@ -1,139 +1,113 @@
-"""Check with the program tesseract whether texts are readable in an image."""
+"""Check whether texts are readable in an image. A string is read by one reader, which its characters decide."""
 
 from __future__ import annotations
 
-import io
-import math
-import os
-import subprocess
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from converter.errors import printable, reason_of
+from converter.errors import printable
 from converter.measurement.comparison.perceptual import NotMeasured
-from converter.measurement.comparison.substring import character_error_rate
-from converter.threads import run_in_threads
+from converter.measurement.comparison.rapidocr_reader import RapidOcrReader, load_rapidocr
+from converter.measurement.comparison.substring import character_error_rate, nearest_substring
+from converter.measurement.comparison.tesseract_reader import TesseractReader, find_tesseract
 
-PROGRAM = "tesseract"
-#: Modes of tesseract: fully automatic, one block of text, and sparse text anywhere, such as signs in a scene.
-PAGE_MODES = (3, 6, 11)
-#: Time limit in seconds for one image in one mode.
-TIME_LIMIT = 120.0
 #: Highest character error rate of a legible string: one letter of five.
 LEGIBLE = 0.2
-#: Small images are enlarged to at least this many pixels on the longer side; tesseract needs letters of about 20
-#: pixels.
-_LEAST_SIDE = 1440
-_MOST_TIMES = 4
-#: Languages of tesseract, by the script in a character's Unicode name.
-_LANGUAGES = {"LATIN": "eng", "CYRILLIC": "rus"}
+#: Maximum number of characters of a text that was read, as it is kept in the evidence.
+MOST_READ = 200
 
 
 @dataclass(frozen=True)
-class TextReader:
-    """Tesseract, and the languages that it can read."""
+class Reading:
+    """What was read of one required string; None where it was not measured."""
 
-    version: str
-    languages: frozenset[str]
+    error_rate: float | None = None
+    """Character error rate, from 0 to 1."""
+    text: str | None = None
+    """The part of the recognized text that is nearest to the string, safe to show; empty if nothing is like it."""
 
-    def read(self, image: NDArray[np.uint8], language: str) -> tuple[str, ...]:
-        """Recognize the text of an image.
+
+@dataclass(frozen=True)
+class Readers:
+    """The readers that were found; at least one."""
+
+    rapidocr: RapidOcrReader | None
+    tesseract: TesseractReader | None
+    reasons: Mapping[str, str]
+    """Why one of them cannot be used, by name."""
+
+    def assign(self, strings: Sequence[str]) -> dict[str, list[str]]:
+        """Return the strings that each reader reads, by its name: RapidOCR if it knows all characters, else tesseract.
+
+        Where only one reader was found, it reads what it can: tesseract every string.
+        """
+        assigned = defaultdict(list)
+        for string in strings:
+            is_known = self.rapidocr is not None and self.rapidocr.can_read(string)
+            assigned[RapidOcrReader.name if is_known else TesseractReader.name].append(string)
+        return assigned
+
+    def read(self, name: str, image: NDArray[np.uint8], strings: Sequence[str]) -> list[Reading]:
+        """Read an image, and look for strings in the text.
 
         Args:
+            name: of the reader.
             image: levels of shape (height, width, 3).
-            language: tesseract's names, such as ``eng`` or ``eng+rus``.
-
-        Returns:
-            The text in each of :data:`PAGE_MODES`.
+            strings: strings that are not blank.
 
         Raises:
-            NotMeasured: the language is not installed, or tesseract fails or takes too long.
+            NotMeasured: the reader was not found, or cannot read the image or these strings.
         """
-        missing = set(language.split("+")) - self.languages
-        if missing:
-            raise NotMeasured(f"tesseract lacks the language data of {', '.join(sorted(missing))}")
-        content = _enlarged(image)
+        pages = self._pages(name, image, strings)
+        return [_nearest(string, pages) for string in strings]
 
-        def read_page(mode: int) -> str:
-            return _run((PROGRAM, "stdin", "stdout", "-l", language, "--psm", str(mode)), content)
-
-        workers = min(len(PAGE_MODES), len(os.sched_getaffinity(0)))
-        return tuple(run_in_threads(read_page, PAGE_MODES, workers=workers, name="tesseract", refresh=lambda: None))
-
-    def error_rates(self, image: NDArray[np.uint8], required: Sequence[str]) -> tuple[float, ...]:
-        """Compute the character error rate of each required string: the lowest of all modes.
-
-        Args:
-            image: levels of shape (height, width, 3).
-            required: strings that are not blank.
-
-        Raises:
-            NotMeasured: as :meth:`read`.
-        """
-        pages = self.read(image, language_of(required))
-        return tuple(min(character_error_rate(string, page) for page in pages) for string in required)
+    def _pages(self, name: str, image: NDArray[np.uint8], strings: Sequence[str]) -> tuple[str, ...]:
+        if name == RapidOcrReader.name and self.rapidocr is not None:
+            return self.rapidocr.read(image)
+        if name == TesseractReader.name and self.tesseract is not None:
+            return self.tesseract.read(image, strings)
+        raise NotMeasured(self.reasons[name])
 
     def method(self) -> str:
         """Return the exact definition of the figure."""
-        modes = ", ".join(map(str, PAGE_MODES))
+        ways = [reader.method() for reader in (self.rapidocr, self.tesseract) if reader is not None]
+        missing = [f"not used: {reason}" for reason in self.reasons.values()]
+        choice = "RapidOCR reads a string if its dictionary has every character, and tesseract any other; "
         return (
             "character error rate: edits between the required string and the nearest substring of the recognized text, "
             "by the string's length, after NFC, case folding, plain quotes and dashes and single spaces; the least of "
-            f"page modes {modes}; longer side enlarged by a whole factor up to {_MOST_TIMES} to {_LEAST_SIDE} pixels "
-            "or more (Lanczos); languages by the strings' scripts; a long text holds something like a short string by "
-            f"chance; legible: at most {LEGIBLE}; {self.version}"
+            "the reader's page modes or orders of lines; a long text holds something like a short string by chance; "
+            f"legible: at most {LEGIBLE}; {choice if not missing else ''}{'; '.join([*ways, *missing])}"
         )
 
 
-def find_reader() -> TextReader:
-    """Find tesseract, its version and its languages.
+def find_readers() -> Readers:
+    """Find RapidOCR and tesseract.
 
     Raises:
-        NotMeasured: it is not installed, or does not work.
+        NotMeasured: there is neither.
     """
-    version = _run((PROGRAM, "--version")).split("\n", 1)[0].strip()
-    lines = _run((PROGRAM, "--list-langs")).splitlines()
-    return TextReader(printable(version), frozenset(line.strip() for line in lines[1:]))
-
-
-def language_of(strings: Iterable[str]) -> str:
-    """Return tesseract's names of the languages of strings, by their scripts; English if they contain no letters."""
-    names = (unicodedata.name(character, "").split(" ")[0] for string in strings for character in string)
-    found = {_LANGUAGES[name] for name in names if name in _LANGUAGES}
-    return "+".join(sorted(found)) or "eng"
-
-
-def _enlarged(image: NDArray[np.uint8]) -> bytes:
-    """Return a PNG of the image, enlarged by a factor that depends on its size alone."""
-    picture = Image.fromarray(image)
-    times = min(_MOST_TIMES, math.ceil(_LEAST_SIDE / max(picture.size)))
-    if times > 1:
-        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", compress_level=1)
-    return stream.getvalue()
-
-
-def _run(arguments: Sequence[str], content: bytes = b"") -> str:
-    # One thread gives the same text as several, and is faster: tesseract's threads mostly wait for each other.
-    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    rapidocr = tesseract = None
+    reasons = {}
     try:
-        done = subprocess.run(
-            arguments, input=content, capture_output=True, check=False, timeout=TIME_LIMIT, env=environment
-        )
-    except subprocess.TimeoutExpired as error:
-        raise NotMeasured(f"tesseract took longer than {TIME_LIMIT:g} s") from error
-    except FileNotFoundError as error:
-        raise NotMeasured("tesseract is not installed") from error
-    except OSError as error:
-        raise NotMeasured(f"tesseract cannot be started: {reason_of(error)}") from error
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        end = f"was ended by signal {-done.returncode}" if done.returncode < 0 else f"failed with {done.returncode}"
-        raise NotMeasured(f"tesseract {end}" + (f": {printable(said[-1])}" if said else ""))
-    return done.stdout.decode(errors="replace")
+        rapidocr = load_rapidocr()
+    except NotMeasured as reason:
+        reasons[RapidOcrReader.name] = str(reason)
+    try:
+        tesseract = find_tesseract()
+    except NotMeasured as reason:
+        reasons[TesseractReader.name] = str(reason)
+    if rapidocr is None and tesseract is None:
+        raise NotMeasured("; ".join(reasons.values()))
+    return Readers(rapidocr, tesseract, reasons)
+
+
+def _nearest(string: str, pages: Sequence[str]) -> Reading:
+    """The reading of the page with the least errors; of the first, if there are several."""
+    rates = [character_error_rate(string, page) for page in pages]
+    least = min(rates)
+    return Reading(least, printable(nearest_substring(string, pages[rates.index(least)]), MOST_READ))

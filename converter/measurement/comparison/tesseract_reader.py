@@ -1,0 +1,133 @@
+"""Read the text in an image with the program tesseract."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import subprocess
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from converter.errors import printable, reason_of
+from converter.measurement.comparison.perceptual import NotMeasured
+from converter.threads import run_in_threads
+
+PROGRAM = "tesseract"
+#: Modes of tesseract: fully automatic, one block of text, and sparse text anywhere, such as signs in a scene.
+PAGE_MODES = (3, 6, 11)
+#: Time limit in seconds for one image in one mode.
+TIME_LIMIT = 120.0
+#: Small images are enlarged to at least this many pixels on the longer side; tesseract needs letters of about 20
+#: pixels.
+_LEAST_SIDE = 1440
+_MOST_TIMES = 4
+#: Languages of tesseract, by the script in a character's Unicode name.
+_LANGUAGES = {
+    "ARABIC": "ara",
+    "CJK": "chi_sim",
+    "CYRILLIC": "rus",
+    "DEVANAGARI": "hin",
+    "GREEK": "ell",
+    "HANGUL": "kor",
+    "HEBREW": "heb",
+    "HIRAGANA": "jpn",
+    "KATAKANA": "jpn",
+    "LATIN": "eng",
+    "THAI": "tha",
+}
+
+
+@dataclass(frozen=True)
+class TesseractReader:
+    """Tesseract, and the languages that it can read."""
+
+    version: str
+    languages: frozenset[str]
+    name: ClassVar[str] = PROGRAM
+
+    def read(self, image: NDArray[np.uint8], strings: Sequence[str]) -> tuple[str, ...]:
+        """Recognize the text of an image.
+
+        Args:
+            image: levels of shape (height, width, 3).
+            strings: what will be looked for; their scripts decide the languages that tesseract reads.
+
+        Returns:
+            The text in each of :data:`PAGE_MODES`.
+
+        Raises:
+            NotMeasured: a language is not installed, or tesseract fails or takes too long.
+        """
+        languages = _languages_of(strings)
+        if missing := languages - self.languages:
+            raise NotMeasured(f"tesseract lacks the language data of {', '.join(sorted(missing))}")
+        content = _enlarged(image)
+
+        def read_page(mode: int) -> str:
+            return _run((PROGRAM, "stdin", "stdout", "-l", "+".join(sorted(languages)), "--psm", str(mode)), content)
+
+        workers = min(len(PAGE_MODES), len(os.sched_getaffinity(0)))
+        return tuple(run_in_threads(read_page, PAGE_MODES, workers=workers, name="tesseract", refresh=lambda: None))
+
+    def method(self) -> str:
+        """How the text is recognized."""
+        modes = ", ".join(map(str, PAGE_MODES))
+        return (
+            f"{self.version}: page modes {modes}; longer side enlarged by a whole factor up to {_MOST_TIMES} to "
+            f"{_LEAST_SIDE} pixels or more (Lanczos); languages by the strings' scripts"
+        )
+
+
+def find_tesseract() -> TesseractReader:
+    """Find tesseract, its version and its languages.
+
+    Raises:
+        NotMeasured: it is not installed, or does not work.
+    """
+    version = _run((PROGRAM, "--version")).split("\n", 1)[0].strip()
+    lines = _run((PROGRAM, "--list-langs")).splitlines()
+    return TesseractReader(printable(version), frozenset(line.strip() for line in lines[1:]))
+
+
+def _languages_of(strings: Iterable[str]) -> frozenset[str]:
+    """Tesseract's names of the languages of strings, by their scripts; English if none of the scripts is known."""
+    names = (unicodedata.name(character, "").split(" ")[0] for string in strings for character in string)
+    return frozenset(_LANGUAGES[name] for name in names if name in _LANGUAGES) or frozenset({"eng"})
+
+
+def _enlarged(image: NDArray[np.uint8]) -> bytes:
+    """Return a PNG of the image, enlarged by a factor that depends on its size alone."""
+    picture = Image.fromarray(image)
+    times = min(_MOST_TIMES, math.ceil(_LEAST_SIDE / max(picture.size)))
+    if times > 1:
+        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def _run(arguments: Sequence[str], content: bytes = b"") -> str:
+    # One thread gives the same text as several, and is faster: tesseract's threads mostly wait for each other.
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    try:
+        done = subprocess.run(
+            arguments, input=content, capture_output=True, check=False, timeout=TIME_LIMIT, env=environment
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NotMeasured(f"tesseract took longer than {TIME_LIMIT:g} s") from error
+    except FileNotFoundError as error:
+        raise NotMeasured("tesseract is not installed") from error
+    except OSError as error:
+        raise NotMeasured(f"tesseract cannot be started: {reason_of(error)}") from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        end = f"was ended by signal {-done.returncode}" if done.returncode < 0 else f"failed with {done.returncode}"
+        raise NotMeasured(f"tesseract {end}" + (f": {printable(said[-1])}" if said else ""))
+    return done.stdout.decode(errors="replace")
