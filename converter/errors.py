@@ -182,6 +182,10 @@ class CompilerError(DependencyError):
     """torch cannot compile a model: it lacks a compiler, or one fails."""
 
 
+class MissingFigure(ResourceError):
+    """A figure that has a threshold cannot be measured by this command."""
+
+
 class HubError(LensconvError):
     """The Hub refuses, lacks something, has other contents than expected, or cannot be reached."""
 

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import matplotlib
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
@@ -34,20 +33,20 @@ from converter.measurement.comparison.images import read_pixels
 from converter.measurement.comparison.pairs import find_pairs, parse_name
 from converter.measurement.comparison.perceptual import Lpips, NotMeasured
 from converter.measurement.comparison.pixels import psnr_db, ssim
+from converter.measurement.comparison.rapidocr_reader import RapidOcrReader
 from converter.measurement.comparison.report import TextAccuracy
 from converter.measurement.comparison.substring import character_error_rate, normalize, substring_distance
-from converter.measurement.comparison.text_accuracy import _enlarged, find_reader, language_of
+from converter.measurement.comparison.tesseract_reader import _enlarged, _languages_of
 from converter.schemas import load_schema
 from tests.benches import folded
 from tests.cases import check_cases
 from tests.conftest import Lensconv
 from tests.expected import check_expected
 from tests.pictures import END, Pixels, head, noise, pixels, png
+from tests.reading import plant_program
 from tests.reporters import Notes
 
 SETTINGS = {"prompt": "a cat", "seed": 301, "steps": 20, "guidance": 5.0, "date": "2026-05-23"}
-SIGN = "WARM BREAD"
-RUSSIAN_SIGN = "ТЁПЛЫЙ ХЛЕБ"
 
 
 def save(path: Path, image: Pixels | None = None, settings: object = None, **options: Any) -> Path:
@@ -61,18 +60,10 @@ def save(path: Path, image: Pixels | None = None, settings: object = None, **opt
     return path
 
 
-def sign(text: str, *, size: int = 24) -> Pixels:
-    """A board with a text."""
-    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
-    board = Image.new("RGB", (256, 96), (205, 190, 160))
-    ImageDraw.Draw(board).text((128, 48), text, fill=(35, 25, 20), font=font, anchor="mm")
-    return np.asarray(board)
-
-
 def test_names_languages_and_character_error_rates() -> None:
     functions: dict[str, Any] = {
         "name": lambda name: [*vars(parse_name(Path(name))).values()],
-        "language": language_of,
+        "language": lambda strings: "+".join(sorted(_languages_of(strings))),
         "rate": lambda required, text: round(character_error_rate(required, text), 4),
         "enlarged": lambda *size: Image.open(io.BytesIO(_enlarged(noise(0, *size[::-1])))).size,
     }
@@ -216,73 +207,11 @@ def test_a_string_is_found_wherever_it_stands(string: str, before: str, after: s
     assert normalize(normalize(string)) == normalize(string)
 
 
-@pytest.fixture(scope="module")
-def reader() -> text_accuracy.TextReader:
-    """Tesseract with what the tests need."""
-    try:
-        found = find_reader()
-    except NotMeasured as reason:
-        pytest.skip(str(reason))
-    if not {"eng", "rus"} <= found.languages:
-        pytest.skip("tesseract has no training for English and Russian")
-    return found
-
-
-@pytest.mark.parametrize(
-    ("text", "damaged"),
-    [(SIGN, ("WARM BEAD", "WRAM BEDRA", "XKOV QUIZ")), (RUSSIAN_SIGN, ("ТЁПЛЫЙ ХЕБ", "ПЁТЛЙЫ ЛХБЕ", "ФУЩ ЮЖЦГ"))],
-)
-def test_text_errors_follow_the_damage(reader: text_accuracy.TextReader, text: str, damaged: tuple[str, ...]) -> None:
-    rates = [reader.error_rates(sign(shown), [text])[0] for shown in (text, *damaged)]
-    assert rates == sorted(rates)
-    assert rates[0] <= 0.1 < rates[2] < rates[3]
-    assert rates[1] <= text_accuracy.LEGIBLE
-
-
-def test_what_is_blurred_or_noisy_reads_worse(reader: text_accuracy.TextReader) -> None:
-    image = sign(SIGN)
-    blurred = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(6)))
-    static = np.clip(image + np.random.default_rng(0).normal(0, 200, image.shape), 0, 255).astype(np.uint8)
-    assert reader.error_rates(image, [SIGN]) == (0,)
-    assert min(reader.error_rates(worse, [SIGN])[0] for worse in (blurred, static)) > 0.4
-
-
-def plant_tesseract(folder: Path, monkeypatch: pytest.MonkeyPatch, language: str, line: str) -> None:
-    """A program that knows one language, and does what the line says when it is given an image."""
-    program = folder / "tesseract"
-    program.write_text(f'#!/bin/sh\ncase $1 in --*) printf "tesseract 9\\n {language}\\n";; *) {line};; esac\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
-
-
-def test_text_that_cannot_be_read_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in "ab":
-        save(tmp_path / folder / "P01-1.png", noise(0, 20, 20))
-
-    def reason(required: str) -> str:
-        content = compare(tmp_path / "a", tmp_path / "b", required={"P01": [required]}, lpips=False).to_dict()
-        said: str = content["not_measured"]["text"]
-        rates = {"required": required, "original_cer": None, "quantized_cer": None}
-        assert (content["pairs"][0]["text"], content["summary"]["text"]) == ([rates] if ".png" in said else [], None)
-        return said.removeprefix("P01-1.png: tesseract ")
-
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert reason(SIGN) == "tesseract is not installed"
-    for line, required, expected in (
-        ("kill -SEGV $$", SIGN, "was ended by signal 11"),
-        ("exit 3", SIGN, "failed with 3"),
-        ("echo first >&2; printf 'last\\377' >&2; exit 1", SIGN, "failed with 1: last\ufffd"),
-        ("exit 0", f"{RUSSIAN_SIGN} {SIGN}", "lacks the language data of eng, rus"),
-    ):
-        plant_tesseract(tmp_path, monkeypatch, "eng" if required == SIGN else "deu", line)
-        assert reason(required) == expected
-    assert reason(" ") == "no texts are required in the images; give their suite with --prompts"
-    assert text_accuracy.TIME_LIMIT == 120
-    plant_tesseract(tmp_path, monkeypatch, "eng", "exec /bin/sleep 20")
-    monkeypatch.setattr(text_accuracy, "TIME_LIMIT", 0.5)
-    assert reason(SIGN) == "took longer than 0.5 s"
-    (tmp_path / "tesseract").chmod(0o644)
-    assert reason(SIGN) == "tesseract cannot be started: Permission denied"
+def plant_tesseract(folder: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    """A program that knows English, and does what the line says when it is given an image; and no RapidOCR."""
+    plant_program(folder, monkeypatch, "eng", line)
+    monkeypatch.setattr(text_accuracy, "load_rapidocr", RapidOcrReader)
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
 
 
 #: What lpips documents of its network: eval, and a call with two images of NCHW from -1 to 1.
@@ -360,7 +289,7 @@ def test_the_whole_evidence_and_what_is_shown_of_it(
     # The image with a pattern takes more bytes than the plain one.
     size = f"$({shutil.which('wc')} -c)"
     shown = f'[ "$6" = 6 ] || {{ printf "QQ\\377"; exit; }}; [ {size} -gt 50000 ] && echo brad ovn || echo Bread OVEN'
-    plant_tesseract(tmp_path, monkeypatch, "eng", shown)
+    plant_tesseract(tmp_path, monkeypatch, shown)
     plain = np.full((128, 160, 3), 120, np.uint8)
     plain[:4] = 200
     grainy = plain + noise(3, 128, 160) % 4
@@ -401,5 +330,5 @@ def test_figures_have_six_decimals(tmp_path: Path) -> None:
     content, exact = report.to_dict(), report.pairs[0].quantized.ssim
     assert content["pairs"][0]["ssim"] == content["summary"]["ssim"]["mean"] == round(exact, 6) != exact
     found = (0.2, 0.2), (0.5, None), (None, 0.5)
-    pair = replace(report.pairs[0], text=tuple(TextAccuracy("A", *rates) for rates in found))
+    pair = replace(report.pairs[0], text=tuple(TextAccuracy("A", *rates, "tesseract", "a", None) for rates in found))
     assert [*replace(report, pairs=(pair,)).summary["text"].values()] == [1, 0.2, 0.2, 1, 1]

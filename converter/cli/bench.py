@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,11 @@ import click
 
 from converter.cli.evidence import render_contents
 from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, pass_console
+from converter.cli.thresholds import payload, render_verdicts, threshold_option
 from converter.console import Console
 from converter.extras import require_extra
 from converter.measurement.benchmark.options import BenchOptions
+from converter.measurement.evidence.thresholds import Threshold, exit_code, judge
 from converter.measurement.generation.options import GenerateOptions
 
 if TYPE_CHECKING:
@@ -41,6 +44,10 @@ _CHOSEN = ("seed", "offload", "features", "overwrite")
 @click.option("--out", "output", metavar="DIR", type=PATH, required=True, help="Folder for measurements and images.")
 @dataclass_options(BenchOptions, *(field.name for field in fields(BenchOptions)))
 @dataclass_options(GenerateOptions, *(field.name for field in fields(GenerateOptions) if field.name not in _CHOSEN))
+@threshold_option(
+    "lpips (mean), psnr (mean, in dB), cer (mean character error rate of the quantized model), trajectory (mean "
+    "velocity error), slowdown (lower end of the interval, in percent)"
+)
 @output_options
 @pass_console
 @click.pass_context
@@ -52,6 +59,7 @@ def command(
     quantized: Path,
     prompts: str,
     output: Path,
+    thresholds: Sequence[Threshold],
     **options: Any,
 ) -> None:
     """Measure the pipelines in the folders ORIGINAL and QUANTIZED: times, memory, images and weights.
@@ -70,8 +78,9 @@ def command(
 
     bench = load_library("converter.measurement.benchmark.bench", needed=PIPELINE_BYTES).bench
     report = bench(original, quantized, output, suite, measuring, generating, reporter=console)
-    console.result(report.to_dict(), *_render(report))
-    context.exit(0 if report.ok else 1)
+    verdicts = judge(thresholds, report.evidence)
+    console.result({**report.to_dict(), **payload(verdicts)}, *_render(report), *render_verdicts(verdicts))
+    context.exit(exit_code(verdicts, ok=report.ok))
 
 
 def _render(report: BenchReport) -> list[RenderableType]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from converter.cli.options import PATH, output_options, pass_console
+from converter.cli.thresholds import payload, render_verdicts, threshold_option
 from converter.console import Console, table
-from converter.errors import printable
+from converter.errors import MissingFigure, printable
 from converter.extras import require_extra
+from converter.measurement.evidence.names import IMAGES_NAME
+from converter.measurement.evidence.thresholds import Threshold, exit_code, judge
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,10 +56,14 @@ _FIGURES = (
 )
 @click.option("--no-text", is_flag=True, help="Do not read the texts in the images.")
 @click.option("--lpips/--no-lpips", default=True, show_default=True, help="Measure LPIPS, if it is installed.")
+@threshold_option("lpips (mean), psnr (mean, in dB), cer (mean character error rate of the quantized model)")
 @output_options
 @pass_console
+@click.pass_context
 def command(
+    context: click.Context,
     console: Console,
+    /,
     original: Path,
     quantized: Path,
     baseline: Path | None,
@@ -64,12 +71,14 @@ def command(
     steps: int | None,
     no_text: bool,
     lpips: bool,
+    thresholds: Sequence[Threshold],
 ) -> None:
     """Compare the images in the folder QUANTIZED with those in ORIGINAL, from the same prompts and seeds.
 
     Images are PNG or lossless WebP, named ID-SEED.png; -original, -quantized or -baseline may follow the seed. PSNR,
     SSIM and LPIPS measure how far the quantized model's images drifted from the original's, not how good they are.
     """
+    _refuse_unmeasured(thresholds)
     # Imported late, since it takes a second or more; errors in the command line are reported before.
     require_extra("measure")
     from converter.measurement.comparison.compare import compare
@@ -89,7 +98,21 @@ def command(
         text=not no_text,
         reporter=console,
     )
-    console.result(report.to_dict(), *_render(report))
+    content = report.to_dict()
+    verdicts = judge(thresholds, {IMAGES_NAME: content})
+    console.result({**content, **payload(verdicts)}, *_render(report), *render_verdicts(verdicts))
+    context.exit(exit_code(verdicts))
+
+
+def _refuse_unmeasured(thresholds: Sequence[Threshold]) -> None:
+    """Refuse thresholds for what only a benchmark measures.
+
+    Raises:
+        MissingFigure: there is one.
+    """
+    for threshold in thresholds:
+        if threshold.metric in ("slowdown", "trajectory"):
+            raise MissingFigure(f"compare does not measure {threshold.metric}", "`lensconv bench` measures it.")
 
 
 def _render(report: FidelityReport) -> list[RenderableType]:

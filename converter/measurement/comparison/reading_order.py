@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 _GAP, _HEIGHTS = 1.2, 2.5
 #: A line belongs to a row if it is less than this many of its heights below or above the row.
 _ROW = 0.5
+_RIGHT = np.array([1.0, 0.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,16 +45,21 @@ class Line:
 
 def text_by_rows(lines: Sequence[Line]) -> str:
     """Join all lines of an image, row by row from the top, each from left to right."""
-    return _join(lines, np.array([1.0, 0.0]))
+    return _join(_rows(lines, _RIGHT))
 
 
 def text_by_groups(lines: Sequence[Line]) -> str:
     """Join the lines of each group of neighbours, such as those of one sign, in the direction of its longest line."""
-    groups = sorted(_groups(lines), key=lambda group: tuple(min(group, key=_height_and_place).centre[::-1]))
-    return "\n".join(_join(group, max(group, key=_length).direction) for group in groups)
+    order = {line: place for place, line in enumerate(line for row in _rows(lines, _RIGHT) for line in row)}
+    groups = sorted(_groups(lines), key=lambda group: min(order[line] for line in group))
+    return "\n".join(_join(_rows(group, max(group, key=_length).direction)) for group in groups)
 
 
-def _join(lines: Sequence[Line], direction: NDArray[np.float64]) -> str:
+def _join(rows: Sequence[Sequence[Line]]) -> str:
+    return "\n".join(" ".join(line.text for line in row) for row in rows)
+
+
+def _rows(lines: Sequence[Line], direction: NDArray[np.float64]) -> list[list[Line]]:
     down = _across(direction)
     rows: list[list[Line]] = []
     for line in sorted(lines, key=lambda line: float(line.centre @ down)):
@@ -62,9 +68,7 @@ def _join(lines: Sequence[Line], direction: NDArray[np.float64]) -> str:
             rows[-1].append(line)
         else:
             rows.append([line])
-    return "\n".join(
-        " ".join(line.text for line in sorted(row, key=lambda line: float(line.centre @ direction))) for row in rows
-    )
+    return [sorted(row, key=lambda line: float(line.centre @ direction)) for row in rows]
 
 
 def _groups(lines: Sequence[Line]) -> list[list[Line]]:
@@ -94,10 +98,6 @@ def _gap(first: tuple[float, float], second: tuple[float, float]) -> float:
 def _across(direction: NDArray[np.float64]) -> NDArray[np.float64]:
     """The direction in which lines follow each other: down, for lines that run to the right."""
     return np.array([-direction[1], direction[0]])
-
-
-def _height_and_place(line: Line) -> tuple[float, float]:
-    return float(line.centre[1]), float(line.centre[0])
 
 
 def _length(line: Line) -> float:
