@@ -82,7 +82,7 @@ def _row(name: str, outcomes: Sequence[Outcome]) -> str:
 
 
 def _rate(readers: Readers, sign: Sign) -> float:
-    ((name, strings),) = readers.assign([sign.required]).items()
+    ((name, strings),) = readers.assign([sign.required])
     (reading,) = readers.read(name, sign.image, strings)
     return reading.error_rate or 0.0
 

@@ -36,7 +36,7 @@ from converter.measurement.comparison.pixels import psnr_db, ssim
 from converter.measurement.comparison.rapidocr_reader import RapidOcrReader
 from converter.measurement.comparison.report import TextAccuracy
 from converter.measurement.comparison.substring import character_error_rate, normalize, substring_distance
-from converter.measurement.comparison.tesseract_reader import _enlarged, _languages_of
+from converter.measurement.comparison.tesseract_reader import _enlarged, languages_of
 from converter.schemas import load_schema
 from tests.benches import folded
 from tests.cases import check_cases
@@ -63,7 +63,7 @@ def save(path: Path, image: Pixels | None = None, settings: object = None, **opt
 def test_names_languages_and_character_error_rates() -> None:
     functions: dict[str, Any] = {
         "name": lambda name: [*vars(parse_name(Path(name))).values()],
-        "language": lambda strings: "+".join(sorted(_languages_of(strings))),
+        "language": lambda strings: "+".join(sorted(languages_of(*strings))),
         "rate": lambda required, text: round(character_error_rate(required, text), 4),
         "enlarged": lambda *size: Image.open(io.BytesIO(_enlarged(noise(0, *size[::-1])))).size,
     }
@@ -330,5 +330,7 @@ def test_figures_have_six_decimals(tmp_path: Path) -> None:
     content, exact = report.to_dict(), report.pairs[0].quantized.ssim
     assert content["pairs"][0]["ssim"] == content["summary"]["ssim"]["mean"] == round(exact, 6) != exact
     found = (0.2, 0.2), (0.5, None), (None, 0.5)
-    pair = replace(report.pairs[0], text=tuple(TextAccuracy("A", *rates, "tesseract", "a", None) for rates in found))
+    pair = replace(
+        report.pairs[0], text=tuple(TextAccuracy("A", one, other, "tesseract", "a", None) for one, other in found)
+    )
     assert [*replace(report, pairs=(pair,)).summary["text"].values()] == [1, 0.2, 0.2, 1, 1]

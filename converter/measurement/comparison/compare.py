@@ -184,7 +184,7 @@ class Comparison:
         readers = self._readers
         images = (pair.original, first), (pair.quantized, second)
         measured: dict[str, TextAccuracy] = {}
-        for name, strings in readers.assign(required).items():
+        for name, strings in readers.assign(required):
 
             def read(image: tuple[Path, Pixels], name: str = name, strings: Sequence[str] = strings) -> list[Reading]:
                 path, pixels = image

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import unicodedata
+import warnings
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -51,6 +52,9 @@ _OPTIONS: dict[str, Any] = {
     "EngineConfig.onnxruntime.inter_op_num_threads": 1,
 }
 
+#: What loading and reading raise; onnxruntime and OpenCV have errors of their own.
+_FAILURES = (*QUANTIZING_ERRORS, MemoryError, OSError)
+
 
 class RapidOcrReader:
     """RapidOCR's two networks; they give the same text in every run, and several threads may read at once.
@@ -63,25 +67,22 @@ class RapidOcrReader:
 
     def __init__(self) -> None:
         try:
-            library: Any = import_module("rapidocr")
-            runtime: Any = import_module("onnxruntime")
-            state: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-            self._failures = (
-                *QUANTIZING_ERRORS,
-                MemoryError,
-                OSError,
-                import_module("cv2").error,
-                import_module("rapidocr.inference_engine.onnxruntime.main").ONNXRuntimeError,
-                *(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
-            )
-            self.version = (
-                f"{self.name} {version('rapidocr')} ({', '.join(MODELS)}, onnxruntime {version('onnxruntime')})"
-            )
+            # One of the packages that are imported adds filters for warnings.
+            with warnings.catch_warnings():
+                library, runtime = _import("rapidocr"), _import("onnxruntime")
+                engine = library.RapidOCR
+                state = _import("onnxruntime.capi.onnxruntime_pybind11_state")
+                session = _import("rapidocr.inference_engine.onnxruntime.main")
+                opencv = _import("cv2")
+            versions = f"{', '.join(MODELS)}, onnxruntime {version('onnxruntime')}"
+            self.version = f"{self.name} {version('rapidocr')} ({versions})"
         except ImportError as error:
             reason = f"the package {error.name or 'rapidocr'} is not installed; the extra measure installs it"
             raise NotMeasured(printable(reason)) from error
-        except (*QUANTIZING_ERRORS, OSError) as error:
+        except _FAILURES as error:
             raise NotMeasured(f"RapidOCR cannot be imported: {first_line(error)}") from error
+        errors = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+        self._failures = (*_FAILURES, *errors, session.ONNXRuntimeError, opencv.error)
         paths = [Path(library.__file__).parent / "models" / f"{name}.onnx" for name in MODELS]
         for path in paths:
             # RapidOCR would download it.
@@ -90,8 +91,8 @@ class RapidOcrReader:
         try:
             self._characters = _dictionary(runtime, paths[1])
             options = {**_OPTIONS, "Det.model_path": str(paths[0]), "Rec.model_path": str(paths[1])}
-            self._detector = library.RapidOCR(params={**options, "Global.use_rec": False})
-            self._recognizer = library.RapidOCR(params={**options, "Global.use_det": False})
+            self._detector = engine(params={**options, "Global.use_rec": False})
+            self._recognizer = engine(params={**options, "Global.use_det": False})
             # The networks are loaded by the first call.
             self.read(np.full((_LEAST_SHORT_SIDE, _LEAST_SHORT_SIDE, 3), 255, np.uint8))
             self._recognize(Image.new("RGB", (48, 48)))
@@ -179,6 +180,10 @@ def load_rapidocr() -> RapidOcrReader:
         NotMeasured: as :class:`RapidOcrReader`.
     """
     return RapidOcrReader()
+
+
+def _import(name: str) -> Any:
+    return import_module(name)
 
 
 def _dictionary(runtime: Any, path: Path) -> frozenset[str]:

@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,12 +52,12 @@ class TesseractReader:
     languages: frozenset[str]
     name: ClassVar[str] = PROGRAM
 
-    def read(self, image: NDArray[np.uint8], strings: Sequence[str]) -> tuple[str, ...]:
+    def read(self, image: NDArray[np.uint8], languages: frozenset[str]) -> tuple[str, ...]:
         """Recognize the text of an image.
 
         Args:
             image: levels of shape (height, width, 3).
-            strings: what will be looked for; their scripts decide the languages that tesseract reads.
+            languages: what :func:`languages_of` returns for the strings that are looked for.
 
         Returns:
             The text in each of :data:`PAGE_MODES`.
@@ -65,7 +65,6 @@ class TesseractReader:
         Raises:
             NotMeasured: a language is not installed, or tesseract fails or takes too long.
         """
-        languages = _languages_of(strings)
         if missing := languages - self.languages:
             raise NotMeasured(f"tesseract lacks the language data of {', '.join(sorted(missing))}")
         content = _enlarged(image)
@@ -96,7 +95,7 @@ def find_tesseract() -> TesseractReader:
     return TesseractReader(printable(version), frozenset(line.strip() for line in lines[1:]))
 
 
-def _languages_of(strings: Iterable[str]) -> frozenset[str]:
+def languages_of(*strings: str) -> frozenset[str]:
     """Tesseract's names of the languages of strings, by their scripts; English if none of the scripts is known."""
     names = (unicodedata.name(character, "").split(" ")[0] for string in strings for character in string)
     return frozenset(_LANGUAGES[name] for name in names if name in _LANGUAGES) or frozenset({"eng"})

@@ -13,7 +13,7 @@ from converter.errors import printable
 from converter.measurement.comparison.perceptual import NotMeasured
 from converter.measurement.comparison.rapidocr_reader import RapidOcrReader, load_rapidocr
 from converter.measurement.comparison.substring import character_error_rate, nearest_substring
-from converter.measurement.comparison.tesseract_reader import TesseractReader, find_tesseract
+from converter.measurement.comparison.tesseract_reader import TesseractReader, find_tesseract, languages_of
 
 #: Highest character error rate of a legible string: one letter of five.
 LEGIBLE = 0.2
@@ -40,16 +40,19 @@ class Readers:
     reasons: Mapping[str, str]
     """Why one of them cannot be used, by name."""
 
-    def assign(self, strings: Sequence[str]) -> dict[str, list[str]]:
-        """Return the strings that each reader reads, by its name: RapidOCR if it knows all characters, else tesseract.
+    def assign(self, strings: Sequence[str]) -> list[tuple[str, list[str]]]:
+        """Return groups of strings that are read together, each with the name of its reader.
 
-        Where only one reader was found, it reads what it can: tesseract every string.
+        RapidOCR reads a string if its dictionary has every character, and tesseract any other, those of the same
+        languages together. Without RapidOCR, tesseract reads every string.
         """
-        assigned = defaultdict(list)
+        groups = defaultdict[tuple[str, frozenset[str]], list[str]](list)
         for string in strings:
-            is_known = self.rapidocr is not None and self.rapidocr.can_read(string)
-            assigned[RapidOcrReader.name if is_known else TesseractReader.name].append(string)
-        return assigned
+            if self.rapidocr is not None and self.rapidocr.can_read(string):
+                groups[RapidOcrReader.name, frozenset()].append(string)
+            else:
+                groups[TesseractReader.name, languages_of(string)].append(string)
+        return [(name, group) for (name, _languages), group in groups.items()]
 
     def read(self, name: str, image: NDArray[np.uint8], strings: Sequence[str]) -> list[Reading]:
         """Read an image, and look for strings in the text.
@@ -69,7 +72,7 @@ class Readers:
         if name == RapidOcrReader.name and self.rapidocr is not None:
             return self.rapidocr.read(image)
         if name == TesseractReader.name and self.tesseract is not None:
-            return self.tesseract.read(image, strings)
+            return self.tesseract.read(image, languages_of(*strings))
         raise NotMeasured(self.reasons[name])
 
     def method(self) -> str:
