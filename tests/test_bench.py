@@ -226,9 +226,12 @@ def test_images_that_are_gone_or_others_are_left_out(finished: Finished, lenscon
     shutil.copyfile(copy / "images" / "original" / "A1-301-original.png", first)
     second.unlink()
     shutil.rmtree(copy / "images" / "baseline")
-    # Nothing of this run's own mode draws them.
-    outcome = lensconv(*finished.arguments[:5], *arguments, "--mode", "offload", "--no-baseline")
-    assert outcome.code == 0, outcome.stdout
+    # Nothing of this run's own mode draws them. What keeps its threshold and what was not measured exit with 3.
+    thresholds = ("--fail-over", "psnr=0", "--fail-over", "trajectory=1")
+    outcome = lensconv(*finished.arguments[:5], *arguments, "--mode", "offload", "--no-baseline", *thresholds)
+    assert outcome.code == 3, outcome.stdout
+    jsonschema.validate(outcome.result, load_schema("bench"))
+    assert [verdict["ok"] for verdict in outcome.result["thresholds"]] == [True, False]
     assert "images of A1, B2 are missing or were changed" in outcome.stderr
     evidence = read_evidence_folder(copy)
     assert [(pair["id"], pair["baseline"]) for pair in evidence["image_fidelity.json"]["pairs"]] == [("C3", None)]
