@@ -61,7 +61,9 @@ def main() -> None:
 
 def table(outcomes: Sequence[Outcome]) -> list[str]:
     """Lines of a Markdown table: by kind of sign, by damage, and in all."""
-    lines = ["| signs | true | tesseract | with RapidOCR | off by, tesseract | off by, with RapidOCR |"]
+    lines = [
+        "| signs | true error | tesseract alone | RapidOCR and tesseract | off by, tesseract alone | off by, both |"
+    ]
     lines.append("| --- |" + " ---: |" * 5)
     for kind in TEXTS:
         lines.append(_row(kind, [found for found in outcomes if found.sign.kind == kind]))
