@@ -201,7 +201,7 @@ def test_each_string_has_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ["cafe КАФЕ", None, None, "tesseract", None, None],
     ]
     assert "tesseract lacks the language data of eng" in report.not_measured["text"]
-    for reader in ("RapidOCR 3.", "tesseract 9: page modes"):
+    for reader in ("RapidOCR 3.", "tesseract 9: page mode 7"):
         assert reader in report.methods["text"]
 
 

@@ -6,6 +6,7 @@ import math
 import time
 import unicodedata
 import warnings
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from PIL import Image
 from converter.errors import first_line, printable
 from converter.libraries import QUANTIZING_ERRORS
 from converter.measurement.comparison.perceptual import NotMeasured
-from converter.measurement.comparison.reading_order import Line, text_by_groups, text_by_rows
+from converter.measurement.comparison.reading_order import Line, in_both_orders
 from converter.measurement.comparison.substring import normalize
 
 Pixels = NDArray[np.uint8]
@@ -54,6 +55,17 @@ _OPTIONS: dict[str, Any] = {
 
 #: What loading and reading raise; onnxruntime and OpenCV have errors of their own.
 _FAILURES = (*QUANTIZING_ERRORS, MemoryError, OSError)
+
+
+@dataclass(frozen=True, eq=False)
+class FoundLine:
+    """A line of text, and the piece of the image that shows it."""
+
+    line: Line
+    confidence: float
+    """How sure RapidOCR is of the text, from 0 to 1."""
+    strip: Image.Image
+    """Cut out of the image and turned upright."""
 
 
 class RapidOcrReader:
@@ -106,6 +118,27 @@ class RapidOcrReader:
             for character in unicodedata.normalize("NFC", string)
         )
 
+    def find_lines(self, image: Pixels) -> list[FoundLine]:
+        """Find the lines of text in an image, upright, tilted or turned, and recognize them.
+
+        Args:
+            image: levels of shape (height, width, 3).
+
+        Raises:
+            NotMeasured: RapidOCR fails or takes too long.
+        """
+        end = time.monotonic() + TIME_LIMIT
+        picture = _resized(image)
+        found = []
+        try:
+            for corners in self._detect(picture):
+                if time.monotonic() > end:
+                    raise NotMeasured(f"RapidOCR took longer than {TIME_LIMIT:g} s")
+                found.append(self._line(picture, corners))
+        except self._failures as error:
+            raise NotMeasured(f"RapidOCR failed: {first_line(error)}") from error
+        return found
+
     def read(self, image: Pixels) -> tuple[str, str]:
         """Recognize the text of an image.
 
@@ -116,19 +149,10 @@ class RapidOcrReader:
             The text in two orders: by rows of the image, and by groups of neighbouring lines.
 
         Raises:
-            NotMeasured: RapidOCR fails or takes too long.
+            NotMeasured: as :meth:`find_lines`.
         """
-        end = time.monotonic() + TIME_LIMIT
-        picture = _resized(image)
-        lines = []
-        try:
-            for corners in self._detect(picture):
-                if time.monotonic() > end:
-                    raise NotMeasured(f"RapidOCR took longer than {TIME_LIMIT:g} s")
-                lines += self._line(picture, corners)
-        except self._failures as error:
-            raise NotMeasured(f"RapidOCR failed: {first_line(error)}") from error
-        return text_by_rows(lines), text_by_groups(lines)
+        found = self.find_lines(image)
+        return in_both_orders([each.line for each in found if each.confidence >= _LEAST_CONFIDENCE])
 
     def method(self) -> str:
         """How the text is recognized."""
@@ -147,22 +171,18 @@ class RapidOcrReader:
         largest = sorted(range(len(boxes)), key=lambda index: -math.prod(_sides(boxes[index])))[:MOST_LINES]
         return [boxes[index] for index in sorted(largest)]
 
-    def _line(self, picture: Image.Image, corners: NDArray[np.float64]) -> list[Line]:
-        """Recognize one line; none if it is blank or uncertain. A high one is read downwards and upwards."""
+    def _line(self, picture: Image.Image, corners: NDArray[np.float64]) -> FoundLine:
+        """Recognize one line. A high one is read downwards and upwards, and the more confident way counts."""
         width, height = _sides(corners)
         strip = _cut(picture, corners)
         ways = [(strip, corners[1] - corners[0])]
         if height >= _TURNED_ASPECT * width:
             down = corners[3] - corners[0]
-            ways = [
-                (strip.transpose(Image.Transpose.ROTATE_90), down),
-                (strip.transpose(Image.Transpose.ROTATE_270), -down),
-            ]
-        read = [(*self._recognize(turned), direction) for turned, direction in ways]
-        text, confidence, direction = max(read, key=lambda way: way[1])
-        if confidence < _LEAST_CONFIDENCE or not text.strip():
-            return []
-        return [Line(text, corners, direction / np.linalg.norm(direction))]
+            turned = (strip.transpose(way) for way in (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270))
+            ways = list(zip(turned, (down, -down), strict=True))
+        read = [(*self._recognize(strip), strip, direction) for strip, direction in ways]
+        text, confidence, strip, direction = max(read, key=lambda way: way[1])
+        return FoundLine(Line(text, corners, direction / np.linalg.norm(direction)), confidence, strip)
 
     def _recognize(self, strip: Image.Image) -> tuple[str, float]:
         least = math.ceil(strip.width / _MOST_ASPECT)

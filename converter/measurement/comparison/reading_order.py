@@ -43,6 +43,12 @@ class Line:
         return float(places.min()), float(places.max())
 
 
+def in_both_orders(lines: Sequence[Line]) -> tuple[str, str]:
+    """Join the lines that are not blank, by rows of the image and by groups."""
+    lines = [line for line in lines if line.text.strip()]
+    return text_by_rows(lines), text_by_groups(lines)
+
+
 def text_by_rows(lines: Sequence[Line]) -> str:
     """Join all lines of an image, row by row from the top, each from left to right."""
     return _join(_rows(lines, _RIGHT))

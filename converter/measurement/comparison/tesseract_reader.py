@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from converter.errors import printable, reason_of
 from converter.measurement.comparison.perceptual import NotMeasured
@@ -22,6 +22,8 @@ from converter.threads import run_in_threads
 PROGRAM = "tesseract"
 #: Modes of tesseract: fully automatic, one block of text, and sparse text anywhere, such as signs in a scene.
 PAGE_MODES = (3, 6, 11)
+#: Mode for one line, and the height in pixels to which a line is scaled.
+_LINE_MODE, _LINE_HEIGHT = 7, 48
 #: Time limit in seconds for one image in one mode.
 TIME_LIMIT = 120.0
 #: Small images are enlarged to at least this many pixels on the longer side; tesseract needs letters of about 20
@@ -65,18 +67,42 @@ class TesseractReader:
         Raises:
             NotMeasured: a language is not installed, or tesseract fails or takes too long.
         """
+        content = _enlarged(image)
+        return tuple(self._recognize([(mode, content) for mode in PAGE_MODES], languages))
+
+    def read_lines(self, strips: Sequence[Image.Image], languages: frozenset[str]) -> list[str]:
+        """Recognize lines that were cut out of an image.
+
+        Args:
+            strips: upright lines.
+            languages: as :meth:`read`.
+
+        Raises:
+            NotMeasured: as :meth:`read`.
+        """
+        return self._recognize([(_LINE_MODE, _prepared(strip)) for strip in strips], languages)
+
+    def _recognize(self, images: Sequence[tuple[int, bytes]], languages: frozenset[str]) -> list[str]:
+        """Recognize each image in its page mode."""
         if missing := languages - self.languages:
             raise NotMeasured(f"tesseract lacks the language data of {', '.join(sorted(missing))}")
-        content = _enlarged(image)
 
-        def read_page(mode: int) -> str:
+        def read(image: tuple[int, bytes]) -> str:
+            mode, content = image
             return _run((PROGRAM, "stdin", "stdout", "-l", "+".join(sorted(languages)), "--psm", str(mode)), content)
 
-        workers = min(len(PAGE_MODES), len(os.sched_getaffinity(0)))
-        return tuple(run_in_threads(read_page, PAGE_MODES, workers=workers, name="tesseract", refresh=lambda: None))
+        workers = max(1, min(len(images), len(os.sched_getaffinity(0))))
+        return run_in_threads(read, images, workers=workers, name="tesseract", refresh=lambda: None)
+
+    def line_method(self) -> str:
+        """How lines are recognized that were cut out of an image."""
+        return (
+            f"{self.version}: page mode {_LINE_MODE} for each line that was found, {_LINE_HEIGHT} pixels high "
+            "(Lanczos), in greys that are stretched, dark on light; languages by the strings' scripts"
+        )
 
     def method(self) -> str:
-        """How the text is recognized."""
+        """How a whole image is recognized."""
         modes = ", ".join(map(str, PAGE_MODES))
         return (
             f"{self.version}: page modes {modes}; longer side enlarged by a whole factor up to {_MOST_TIMES} to "
@@ -109,6 +135,18 @@ def _enlarged(image: NDArray[np.uint8]) -> bytes:
         picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     picture.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def _prepared(strip: Image.Image) -> bytes:
+    """Return a PNG of a line as tesseract likes it: of a fixed height, dark letters on a light ground, a margin."""
+    width = max(1, round(strip.width * _LINE_HEIGHT / strip.height))
+    grey = ImageOps.autocontrast(strip.convert("L").resize((width, _LINE_HEIGHT), Image.Resampling.LANCZOS))
+    if np.median(np.asarray(grey)) < 128:
+        grey = ImageOps.invert(grey)
+    framed = ImageOps.expand(grey, _LINE_HEIGHT // 3, int(np.median(np.asarray(grey))))
+    stream = io.BytesIO()
+    framed.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from converter.errors import printable
 from converter.measurement.comparison.perceptual import NotMeasured
 from converter.measurement.comparison.rapidocr_reader import RapidOcrReader, load_rapidocr
+from converter.measurement.comparison.reading_order import in_both_orders
 from converter.measurement.comparison.substring import character_error_rate, nearest_substring
 from converter.measurement.comparison.tesseract_reader import TesseractReader, find_tesseract, languages_of
 
@@ -44,7 +45,7 @@ class Readers:
         """Return groups of strings that are read together, each with the name of its reader.
 
         RapidOCR reads a string if its dictionary has every character, and tesseract any other, those of the same
-        languages together. Without RapidOCR, tesseract reads every string.
+        languages together. Without RapidOCR, tesseract reads every string, and the whole image at once.
         """
         groups = defaultdict[tuple[str, frozenset[str]], list[str]](list)
         for string in strings:
@@ -72,19 +73,32 @@ class Readers:
         if name == RapidOcrReader.name and self.rapidocr is not None:
             return self.rapidocr.read(image)
         if name == TesseractReader.name and self.tesseract is not None:
-            return self.tesseract.read(image, languages_of(*strings))
+            return self._pages_of_tesseract(self.tesseract, image, languages_of(*strings))
         raise NotMeasured(self.reasons[name])
+
+    def _pages_of_tesseract(
+        self, tesseract: TesseractReader, image: NDArray[np.uint8], languages: frozenset[str]
+    ) -> tuple[str, ...]:
+        """Tesseract reads signs far better line by line, but does not find the lines of a scene itself."""
+        if self.rapidocr is None:
+            return tesseract.read(image, languages)
+        found = self.rapidocr.find_lines(image)
+        texts = tesseract.read_lines([each.strip for each in found], languages)
+        return in_both_orders([replace(each.line, text=text) for each, text in zip(found, texts, strict=True)])
 
     def method(self) -> str:
         """Return the exact definition of the figure."""
-        ways = [reader.method() for reader in (self.rapidocr, self.tesseract) if reader is not None]
         missing = [f"not used: {reason}" for reason in self.reasons.values()]
-        choice = "RapidOCR reads a string if its dictionary has every character, and tesseract any other; "
+        if self.rapidocr is None or self.tesseract is None:
+            ways = [reader.method() for reader in (self.rapidocr, self.tesseract) if reader is not None]
+        else:
+            choice = "RapidOCR finds the lines; it reads a string if its dictionary has every character, else tesseract"
+            ways = [choice, self.rapidocr.method(), self.tesseract.line_method()]
         return (
             "character error rate: edits between the required string and the nearest substring of the recognized text, "
             "by the string's length, after NFC, case folding, plain quotes and dashes and single spaces; the least of "
             "the reader's page modes or orders of lines; a long text holds something like a short string by chance; "
-            f"legible: at most {LEGIBLE}; {choice if not missing else ''}{'; '.join([*ways, *missing])}"
+            f"legible: at most {LEGIBLE}; {'; '.join([*ways, *missing])}"
         )
 
 
