@@ -28,7 +28,7 @@ from converter.measurement.benchmark.bench import _drop_earlier
 from converter.measurement.benchmark.journal import LOAD_KEY
 from converter.measurement.evidence.files import read_evidence_folder
 from converter.schemas import load_schema
-from tests.benches import DRAWING, LIMIT, SUITE, folded
+from tests.benches import DRAWING, LIMIT, ONCE, SUITE, folded
 from tests.cases import check_cases
 from tests.conftest import ROOT, Lensconv, Outcome, command, edit_json, names_in, run_process, snapshot, time_limit
 from tests.expected import check_expected
@@ -101,7 +101,19 @@ def image_rows(output: Path) -> list[dict[str, Any]]:
 def finished(tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Standard and offload, killed by SIGKILL after two images and run again."""
     output = tmp_path_factory.mktemp("bench") / "evidence"
-    arguments = ("bench", tiny_repo, tiny_release, "--prompts", suite, "--out", output, *DRAWING, *CHAIN, "--json")
+    arguments = (
+        "bench",
+        tiny_repo,
+        tiny_release,
+        "--prompts",
+        suite,
+        "--out",
+        output,
+        *DRAWING,
+        *CHAIN,
+        *ONCE,
+        "--json",
+    )
     process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wait_for_rows(process, output, images=2)
     # A worker that stands still does not end by itself.
@@ -112,7 +124,7 @@ def finished(tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path_factory:
     rows = len(image_rows(output))
     # A torn last line, as a kill in the middle of a write would leave it.
     with (output / "measurements.jsonl").open("a") as stream:
-        stream.write('{"mode": "standard", "rep')
+        stream.write('{"mode": "standard", "pai')
     deadline = time.monotonic() + 20
     while (orphans := workers_below(output)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -146,7 +158,7 @@ def test_all_that_a_benchmark_notes_and_says(finished: Finished, tiny_repo: Path
     result = {**finished.result, "output": finished.output.name, "resumed": min(finished.result["resumed"], 2)}
     rows = journal_rows(finished.output)
     lines = [folded(shaped(content)) for content in (result, first)]
-    cells = groupby(rows, lambda row: [row.pop(key) for key in ("mode", "repeat", "model")])
+    cells = groupby(rows, lambda row: [row.pop(key) for key in ("mode", "pair", "attempt", "model")])
     for cell, found in cells:
         for shape, alike in groupby(found, lambda row: shaped({key: row[key] for key in row if key != "key"})):
             lines.append(f"{cell} {[row['key'] for row in alike]} {json.dumps(shape)}")
@@ -246,7 +258,7 @@ def test_a_restart_deletes_what_was_measured(
     copy = shutil.copytree(finished.output, tmp_path / "evidence")
     (copy / "images" / "original" / "mine.txt").touch()
     (tmp_path / "one.toml").write_text(SUITE[: SUITE.index('[[prompts]]\nid = "B2')])
-    options = ("--prompts", tmp_path / "one.toml", "--out", copy, *DRAWING, "--mode", "standard")
+    options = ("--prompts", tmp_path / "one.toml", "--out", copy, *DRAWING, *ONCE, "--mode", "standard")
     outcome = lensconv("bench", tiny_repo, release, *options, "--restart", "--timeout", 1)
     assert outcome.code == 1
     # The terminal may wrap within a path; so compare without spaces.
@@ -254,7 +266,7 @@ def test_a_restart_deletes_what_was_measured(
     assert "thereposdifferinmorethanthetransformer:scheduler;figuresincludethese" in shown
     assert "earlier" not in shown
     hung = "A1:whileloading:wasstopped:noprogressfor1s(--timeout)"
-    assert f"failed:original,standard,run1,{hung}failed:original,standard,run1,A1+1000:while" in shown
+    assert f"failed:original,standard,pair1,{hung}failed:original,standard,pair1,A1+1000:while" in shown
     ending = "s,3failed;runthesamecommandtotrytheseagain.Measurements:/evidence.Next:lensconvgrid/evidence"
     assert re.search(rf"0imagesin\d+{ending}$", shown)
     assert "Promptbyprompt" in shown
@@ -411,7 +423,7 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
     longer = tmp_path / "longer.toml"
     longer.write_text(SUITE + '\n[[prompts]]\nid = "D4"\nscenario = "Blue"\nseed = 304\nprompt = "a blue cube"\n')
     output = tmp_path / "evidence"
-    options = ("--prompts", longer, *DRAWING, "--mode", "standard", "--no-baseline", "--timeout", 15)
+    options = ("--prompts", longer, *DRAWING, "--mode", "standard", "--no-baseline", "--timeout", 15, *ONCE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with time_limit(LIMIT):
         outcome = bench(output, *options)
@@ -426,7 +438,7 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
         "D4": "was stopped: no progress for 15 s (--timeout)",
     }
     assert outcome.result["failed"] == [
-        {"model": "quantized", "mode": "standard", "repeat": 0, "prompt": key, "reason": reason}
+        {"model": "quantized", "mode": "standard", "pair": 0, "attempt": 0, "prompt": key, "reason": reason}
         for key, reason in reasons.items()
     ]
     evidence = read_evidence_folder(output)
@@ -447,4 +459,4 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
     assert (again.code, again.result["images"], again.result["resumed"]) == (0, 8, 5)
     sides = {row["id"]: row["quantized"] for row in read_evidence_folder(output)["comparison_matrix.json"]["prompts"]}
     attempts = {key: side["failed_attempts"] for key, side in sides.items() if "failed_attempts" in side}
-    assert attempts == {key: [{"repeat": 0, "reason": reason}] for key, reason in reasons.items()}
+    assert attempts == {key: [{"pair": 0, "attempt": 0, "reason": reason}] for key, reason in reasons.items()}
