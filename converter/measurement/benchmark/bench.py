@@ -18,7 +18,7 @@ from converter.measurement.benchmark.fidelity import compare_images, compare_wei
 from converter.measurement.benchmark.journal import JOURNAL_NAME, Journal
 from converter.measurement.benchmark.measuring import IMAGE_KINDS, Bench, probe_machine
 from converter.measurement.benchmark.options import BenchOptions
-from converter.measurement.benchmark.pairing import timing_count
+from converter.measurement.benchmark.pairing import COMPARED_PAIRS, timing_count
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder, write_evidence
 from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME, WEIGHTS_NAME
@@ -127,6 +127,8 @@ def bench(
         missing = sum(len(work.missing(cell)) for cell in work.cells)
         if missing < total:
             reporter.note(f"{total - missing} of {total} images were measured by an earlier run")
+        if missing:
+            reporter.note(_plan_text(options))
         with reporter.progress("measuring", total, "images") as shown:
             shown.skip(total - missing)
             work.measure(shown)
@@ -154,6 +156,15 @@ def bench(
         failed=failed,
         elapsed_s=time.monotonic() - started,
     )
+
+
+def _plan_text(options: BenchOptions) -> str:
+    """How many processes a benchmark starts."""
+    modes, pairs = len(options.modes), options.pairs
+    text = f"{2 * pairs * modes} processes are planned: {pairs} for each model and mode"
+    if pairs < COMPARED_PAIRS:
+        return f"{text}; times are compared with at least {COMPARED_PAIRS}"
+    return f"{text}; a pair that something else disturbs is measured once more"
 
 
 def _refuse_output(output: Path, original: Path) -> None:

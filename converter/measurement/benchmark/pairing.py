@@ -154,7 +154,9 @@ def _attempt(journal: Journal, mode: str, pair: int, attempt: int, keys: Sequenc
         attempt=attempt,
         rows=rows,
         interrupted=_is_interrupted(journal, cells, rows),
-        conditions={model: session_conditions(list(found.values())) for model, found in rows.items() if found},
+        conditions={
+            model: found for model in MODELS if (found := session_conditions(list(rows[model].values()))) is not None
+        },
     )
 
 
