@@ -151,7 +151,7 @@ def bench(
     return BenchReport(
         output=output,
         evidence=evidence,
-        images=work.total - len(failed),
+        images=work.measured,
         resumed=total - missing,
         failed=failed,
         elapsed_s=time.monotonic() - started,

@@ -102,6 +102,13 @@ class Bench:
         """Number of the images of these cells; it grows when a pair has to be measured once more."""
         return sum(len(self.tasks(cell)) for cell in self.cells)
 
+    @property
+    def measured(self) -> int:
+        """Number of the images of these cells that are measured, without those that failed in this run."""
+        cells = set(self.cells)
+        found = {(cell, key) for cell, key in self.journal.measured if cell in cells and is_image_key(key)}
+        return len(found - self.failed.keys())
+
     def tasks(self, cell: Cell) -> list[Task]:
         """All images of a cell."""
         is_first = cell.pair == cell.attempt == 0
@@ -157,11 +164,11 @@ class Bench:
         return [Cell(mode, pair, 1, model) for pair in pairs if pair < self.options.pairs for model in models_of(pair)]
 
     def _timing_prompts(self, cell: Cell) -> list[SuitePrompt]:
-        """The prompts of a later session, without those that another one of its mode has just failed to generate."""
+        """The prompts of a later session, without those that one of an earlier pair has just failed to generate."""
         failed = {
             key
             for other, key in self.failed
-            if other.mode == cell.mode and (other.pair, other.attempt) != (cell.pair, cell.attempt)
+            if other.mode == cell.mode and (other.attempt, other.pair) < (cell.attempt, cell.pair)
         }
         return [prompt for prompt in timing_prompts(self.suite, self.options) if prompt.id not in failed]
 

@@ -120,7 +120,7 @@ def find_pairs(journal: Journal, suite: PromptSuite, options: BenchOptions, mode
             disturbed=reasons,
             interrupted=found.interrupted,
             conditions={model: conditions.to_dict() for model, conditions in found.conditions.items()},
-            used=any(found is other for other in used),
+            used=bool(prompts) and any(found is other for other in used),
         )
         for found, reasons in zip(attempts, disturbed, strict=True)
     ]
