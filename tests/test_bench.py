@@ -312,9 +312,12 @@ def test_ctrl_c_ends_the_worker_and_keeps_what_was_measured(
         command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     wait_for_rows(process, output)
-    scores = [Path(f"/proc/{worker}/oom_score_adj").read_text() for worker in workers_below(output)]
+    workers = [Path(f"/proc/{worker}") for worker in workers_below(output)]
+    scores = [worker.joinpath("oom_score_adj").read_text() for worker in workers]
+    environments = [worker.joinpath("environ").read_bytes() for worker in workers]
     # The system should rather kill a worker than the process with the journal.
     assert scores == ["1000\n"]
+    assert [b"\0OMP_WAIT_POLICY=PASSIVE\0" in text for text in environments] == [True]
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, json.loads(stdout)["error"]["type"]) == (130, "Interrupted")
