@@ -20,7 +20,15 @@ import pytest
 import torch
 
 from converter.console import SILENT, Progress
-from converter.errors import DiskError, EvidenceError, LensconvError, MalformedCheckpoint, MissingInput, OutputError
+from converter.errors import (
+    DiskError,
+    EvidenceError,
+    LensconvError,
+    MalformedCheckpoint,
+    MissingInput,
+    OutputError,
+    UsageError,
+)
 from converter.measurement.benchmark import measuring
 from converter.measurement.benchmark.assembly import Assembly
 from converter.measurement.benchmark.changes import file_states, refuse_changed_files
@@ -325,6 +333,17 @@ def test_subjects_are_named_as_the_hub_and_the_quantization_name_them(
         ("SDNQ uint4 dynamic", "release", None),
         ("SDNQ uint4 static", "\\x1bother", None),
     ]
+
+
+def test_equal_models_may_be_compared(tiny_repo: Path, tmp_path: Path) -> None:
+    """To see how exact the measurement is; but not a folder with itself, under whatever name."""
+    notes = Notes()
+    first, second = open_subjects(tiny_repo, shutil.copytree(tiny_repo, tmp_path / "copy"), notes)
+    assert first.components == second.components
+    assert [text.partition(",")[0] for text in notes.texts] == ["the transformers are the same"]
+    (tmp_path / "link").symlink_to(tiny_repo)
+    with pytest.raises(UsageError, match="are the same folder"):
+        open_subjects(tiny_repo, tmp_path / "link", notes)
 
 
 def test_cells_tasks_and_jobs(inputs: Inputs, tmp_path: Path) -> None:

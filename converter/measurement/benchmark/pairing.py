@@ -59,7 +59,6 @@ class ModePairs:
 class _Attempt:
     """The timed rows of both models in one attempt at a pair."""
 
-    mode: str
     pair: int
     attempt: int
     rows: Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -97,31 +96,14 @@ def find_pairs(journal: Journal, suite: PromptSuite, options: BenchOptions, mode
     cells = {cell for cell, key in (*journal.measured, *journal.failures) if cell.mode == mode and is_image_key(key)}
     numbers = sorted({(cell.pair, cell.attempt) for cell in cells})
     attempts = [_attempt(journal, mode, pair, attempt, keys) for pair, attempt in numbers]
-    clocks = {
-        model: [
-            found.conditions[model].gpu_clock_mhz
-            for found in attempts
-            if found.attempt == 0 and model in found.conditions
-        ]
-        for model in MODELS
-    }
+    clocks = {model: _clocks(attempts, model) for model in MODELS}
     disturbed = [
         {model: disturbances(found.conditions.get(model), clocks[model]) for model in MODELS} for found in attempts
     ]
     used = _choose(attempts, disturbed)
     prompts = [key for key in keys if used and all(key in found.prompts for found in used)]
     pairs = [
-        TimedPair(
-            pair=found.pair,
-            attempt=found.attempt,
-            first=models_of(found.pair)[0],
-            original_s=found.seconds(MODELS[0], prompts),
-            quantized_s=found.seconds(MODELS[1], prompts),
-            disturbed=reasons,
-            interrupted=found.interrupted,
-            conditions={model: conditions.to_dict() for model, conditions in found.conditions.items()},
-            used=bool(prompts) and any(found is other for other in used),
-        )
+        _timed_pair(found, reasons, prompts, used=bool(prompts) and any(found is other for other in used))
         for found, reasons in zip(attempts, disturbed, strict=True)
     ]
     to_repeat = [
@@ -130,6 +112,29 @@ def find_pairs(journal: Journal, suite: PromptSuite, options: BenchOptions, mode
         if pair.attempt == 0 and found.prompts and (pair.interrupted or pair.disturbed_sessions)
     ]
     return ModePairs(tuple(prompts), tuple(pairs), tuple(to_repeat))
+
+
+def _clocks(attempts: Sequence[_Attempt], model: str) -> list[float | None]:
+    """The clocks of the GPU in a model's sessions; those that were measured once more do not change what is usual."""
+    sessions = [found.conditions[model] for found in attempts if found.attempt == 0 and model in found.conditions]
+    return [session.gpu_clock_mhz for session in sessions]
+
+
+def _timed_pair(
+    found: _Attempt, disturbed: Mapping[str, Sequence[str]], prompts: Sequence[str], *, used: bool
+) -> TimedPair:
+    original, quantized = (found.seconds(model, prompts) for model in MODELS)
+    return TimedPair(
+        pair=found.pair,
+        attempt=found.attempt,
+        first=models_of(found.pair)[0],
+        original_s=original,
+        quantized_s=quantized,
+        disturbed=disturbed,
+        interrupted=found.interrupted,
+        conditions={model: conditions.to_dict() for model, conditions in found.conditions.items()},
+        used=used,
+    )
 
 
 def _choose(attempts: Sequence[_Attempt], disturbed: Sequence[Mapping[str, Sequence[str]]]) -> list[_Attempt]:
@@ -149,7 +154,6 @@ def _attempt(journal: Journal, mode: str, pair: int, attempt: int, keys: Sequenc
         for cell in cells
     }
     return _Attempt(
-        mode=mode,
         pair=pair,
         attempt=attempt,
         rows=rows,
