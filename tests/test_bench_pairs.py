@@ -109,6 +109,8 @@ SCENARIOS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "killed in a session": ({"rows_left": 5}, [{"pairs": 3}, {"pairs": 3}]),
     "killed between two sessions": ({"rows_left": 4}, [{"pairs": 3}, {"pairs": 3}]),
     "killed between two pairs": ({"rows_left": 8}, [{"pairs": 3}, {"pairs": 3}]),
+    "interrupted, then busy": ({"rows_left": 5, "busy": {"0.1 original"}}, [{"pairs": 3}, {"pairs": 3}]),
+    "an image fails between others": ({"failing": {"1.0 original B2"}}, [{"pairs": 3, "timing_prompts": 3}]),
     "more pairs later": ({"busy": {"0.0 original"}}, [{"pairs": 1}, {"pairs": 3}, {"pairs": 3}]),
     "an image fails": ({"failing": {"0.0 quantized A1"}}, [{"pairs": 3}]),
     "an image fails later": ({"failing": {"1.0 original B2"}}, [{"pairs": 3}]),
