@@ -6,7 +6,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 LIBRARIES = ("diffusers", "transformers", "accelerate", "safetensors")
-_MACHINE = ("hardware", "torch", "cuda", "driver", "cudnn", "triton", "storage", "cpu_cores", "threads")
+_MACHINE = (
+    "hardware",
+    "torch",
+    "cuda",
+    "driver",
+    "cudnn",
+    "triton",
+    "storage",
+    "cpu_cores",
+    "threads",
+    "waiting_threads",
+)
 #: How quantized models work.
 _LAYERS = ("int8_kernel", "sdnq_compiles", "sdnq_environment", "mxfp4")
 _ENVIRONMENT = (*_MACHINE, "sdnq", *_LAYERS, *LIBRARIES, "lensconv", "date")
