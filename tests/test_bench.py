@@ -176,7 +176,7 @@ def test_all_that_a_benchmark_notes_and_says(finished: Finished, tiny_repo: Path
     for row in rows:
         assert 0 < row["worker"] < 20
         if "conditions" in row:
-            assert row["conditions"]["seconds"] == pytest.approx(row["time_s"], abs=0.2 + row["time_s"] / 5)
+            assert -0.01 < row["conditions"]["seconds"] - row["time_s"] < 10
             assert row["conditions"]["cpus"] == len(os.sched_getaffinity(0))
     assert 0 < finished.result["elapsed_s"] < LIMIT
     folder = tiny_release / "transformer"
