@@ -7,6 +7,8 @@ from typing import Any
 
 #: Small and quick; what is measured is the benchmark, not the model.
 DRAWING = ("--steps", 2, "--height", 64, "--width", 96, "--negative-prompt", "blur")
+#: One process for each model and mode.
+ONCE = ("--pairs", 1)
 SUITE = """
 name = "three"
 

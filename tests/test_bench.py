@@ -28,7 +28,7 @@ from converter.measurement.benchmark.bench import _drop_earlier
 from converter.measurement.benchmark.journal import LOAD_KEY
 from converter.measurement.evidence.files import read_evidence_folder
 from converter.schemas import load_schema
-from tests.benches import DRAWING, LIMIT, SUITE, folded
+from tests.benches import DRAWING, LIMIT, ONCE, SUITE, folded
 from tests.cases import check_cases
 from tests.conftest import ROOT, Lensconv, Outcome, command, edit_json, names_in, run_process, snapshot, time_limit
 from tests.expected import check_expected
@@ -101,7 +101,19 @@ def image_rows(output: Path) -> list[dict[str, Any]]:
 def finished(tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Standard and offload, killed by SIGKILL after two images and run again."""
     output = tmp_path_factory.mktemp("bench") / "evidence"
-    arguments = ("bench", tiny_repo, tiny_release, "--prompts", suite, "--out", output, *DRAWING, *CHAIN, "--json")
+    arguments = (
+        "bench",
+        tiny_repo,
+        tiny_release,
+        "--prompts",
+        suite,
+        "--out",
+        output,
+        *DRAWING,
+        *CHAIN,
+        *ONCE,
+        "--json",
+    )
     process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wait_for_rows(process, output, images=2)
     # A worker that stands still does not end by itself.
@@ -112,7 +124,7 @@ def finished(tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path_factory:
     rows = len(image_rows(output))
     # A torn last line, as a kill in the middle of a write would leave it.
     with (output / "measurements.jsonl").open("a") as stream:
-        stream.write('{"mode": "standard", "rep')
+        stream.write('{"mode": "standard", "pai')
     deadline = time.monotonic() + 20
     while (orphans := workers_below(output)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -132,7 +144,9 @@ def shaped(content: Any) -> Any:
     """The content without what differs between machines: figures and checksums."""
     if isinstance(content, dict):
         kept = ("components", "suite", "settings")
-        return {key: value if key in kept else shaped(value) for key, value in content.items()}
+        # The worker is another one if the kill comes later; what is known of a machine depends on it.
+        others = {"worker": "…", "conditions": [*content.get("conditions", ())]}
+        return {key: others.get(key, value if key in kept else shaped(value)) for key, value in content.items()}
     if isinstance(content, list):
         return [shaped(value) for value in content]
     is_digest = isinstance(content, str) and len(content) == 64
@@ -146,7 +160,7 @@ def test_all_that_a_benchmark_notes_and_says(finished: Finished, tiny_repo: Path
     result = {**finished.result, "output": finished.output.name, "resumed": min(finished.result["resumed"], 2)}
     rows = journal_rows(finished.output)
     lines = [folded(shaped(content)) for content in (result, first)]
-    cells = groupby(rows, lambda row: [row.pop(key) for key in ("mode", "repeat", "model")])
+    cells = groupby(rows, lambda row: [row.pop(key) for key in ("mode", "pair", "attempt", "model")])
     for cell, found in cells:
         for shape, alike in groupby(found, lambda row: shaped({key: row[key] for key in row if key != "key"})):
             lines.append(f"{cell} {[row['key'] for row in alike]} {json.dumps(shape)}")
@@ -158,7 +172,12 @@ def test_all_that_a_benchmark_notes_and_says(finished: Finished, tiny_repo: Path
         assert min(stage["time_s"] for stage in stages) > 0
     metrics = finished.evidence["benchmark_metrics.json"]
     times = {name: model["generation_time_s"] for name, model in metrics["models"].items()}
-    assert (finished.result["generation_time_s"], finished.result["slowdown"]) == (times, metrics["slowdown"])
+    assert (finished.result["generation_time_s"], finished.result["slowdown"]) == (times, metrics.get("slowdown"))
+    for row in rows:
+        assert 0 < row["worker"] < 20
+        if "conditions" in row:
+            assert -0.01 < row["conditions"]["seconds"] - row["time_s"] < 10
+            assert row["conditions"]["cpus"] == len(os.sched_getaffinity(0))
     assert 0 < finished.result["elapsed_s"] < LIMIT
     folder = tiny_release / "transformer"
     hashed = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
@@ -211,9 +230,9 @@ def test_a_finished_run_measures_nothing_again_but_refuses_weights_that_change(
 
     before = (finished.output / "measurements.jsonl").read_bytes()
     drawing = converter.GenerateOptions(steps=2, height=64, width=96, negative_prompt="blur", int8="chain")
-    prompts, said = converter.read_suite(suite), Changing()
+    prompts, once, said = converter.read_suite(suite), converter.BenchOptions(pairs=1), Changing()
     with pytest.raises(converter.LensconvError, match="changed while it was measured"):
-        converter.bench(tiny_repo, release, finished.output, prompts, drawing=drawing, reporter=said)
+        converter.bench(tiny_repo, release, finished.output, prompts, once, drawing, reporter=said)
     assert (said.texts, said.shown[-1].done) == (["15 of 15 images were measured by an earlier run"], 15)
     assert (finished.output / "measurements.jsonl").read_bytes() == before
 
@@ -249,7 +268,7 @@ def test_a_restart_deletes_what_was_measured(
     copy = shutil.copytree(finished.output, tmp_path / "evidence")
     (copy / "images" / "original" / "mine.txt").touch()
     (tmp_path / "one.toml").write_text(SUITE[: SUITE.index('[[prompts]]\nid = "B2')])
-    options = ("--prompts", tmp_path / "one.toml", "--out", copy, *DRAWING, "--mode", "standard")
+    options = ("--prompts", tmp_path / "one.toml", "--out", copy, *DRAWING, *ONCE, "--mode", "standard")
     outcome = lensconv("bench", tiny_repo, release, *options, "--restart", "--timeout", 1)
     assert outcome.code == 1
     # The terminal may wrap within a path; so compare without spaces.
@@ -257,7 +276,7 @@ def test_a_restart_deletes_what_was_measured(
     assert "thereposdifferinmorethanthetransformer:scheduler;figuresincludethese" in shown
     assert "earlier" not in shown
     hung = "A1:whileloading:wasstopped:noprogressfor1s(--timeout)"
-    assert f"failed:original,standard,run1,{hung}failed:original,standard,run1,A1+1000:while" in shown
+    assert f"failed:original,standard,pair1,{hung}failed:original,standard,pair1,A1+1000:while" in shown
     ending = "s,3failed;runthesamecommandtotrytheseagain.Measurements:/evidence.Next:lensconvgrid/evidence"
     assert re.search(rf"0imagesin\d+{ending}$", shown)
     assert "Promptbyprompt" in shown
@@ -303,9 +322,12 @@ def test_ctrl_c_ends_the_worker_and_keeps_what_was_measured(
         command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     wait_for_rows(process, output)
-    scores = [Path(f"/proc/{worker}/oom_score_adj").read_text() for worker in workers_below(output)]
+    workers = [Path(f"/proc/{worker}") for worker in workers_below(output)]
+    scores = [worker.joinpath("oom_score_adj").read_text() for worker in workers]
+    environments = [worker.joinpath("environ").read_bytes() for worker in workers]
     # The system should rather kill a worker than the process with the journal.
     assert scores == ["1000\n"]
+    assert [b"\0OMP_WAIT_POLICY=PASSIVE\0" in text for text in environments] == [True]
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, json.loads(stdout)["error"]["type"]) == (130, "Interrupted")
@@ -414,7 +436,7 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
     longer = tmp_path / "longer.toml"
     longer.write_text(SUITE + '\n[[prompts]]\nid = "D4"\nscenario = "Blue"\nseed = 304\nprompt = "a blue cube"\n')
     output = tmp_path / "evidence"
-    options = ("--prompts", longer, *DRAWING, "--mode", "standard", "--no-baseline", "--timeout", 15)
+    options = ("--prompts", longer, *DRAWING, "--mode", "standard", "--no-baseline", "--timeout", 15, *ONCE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with time_limit(LIMIT):
         outcome = bench(output, *options)
@@ -429,7 +451,7 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
         "D4": "was stopped: no progress for 15 s (--timeout)",
     }
     assert outcome.result["failed"] == [
-        {"model": "quantized", "mode": "standard", "repeat": 0, "prompt": key, "reason": reason}
+        {"model": "quantized", "mode": "standard", "pair": 0, "attempt": 0, "prompt": key, "reason": reason}
         for key, reason in reasons.items()
     ]
     evidence = read_evidence_folder(output)
@@ -438,7 +460,11 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
         assert row["original"]["time_s"] > 0
         assert row["quantized"].get("failed") == reasons.get(row["id"])
     assert matrix["summary"]["original"]["count"] == 4
-    assert matrix["summary"]["slowdown"]["pairs"] == matrix["summary"]["quantized"]["count"] == 1
+    assert matrix["summary"]["quantized"]["count"] == 1
+    (pair,) = matrix["timed_pairs"]
+    (key,) = matrix["timed_prompts"]
+    row = next(row for row in matrix["prompts"] if row["id"] == key)
+    assert [pair["original_s"], pair["quantized_s"]] == [row[name]["time_s"] for name in ("original", "quantized")]
     assert len(evidence["benchmark_metrics.json"]["models"]["quantized"]["failed"]) == 3
     assert [pair["id"] for pair in evidence["image_fidelity.json"]["pairs"]] == ["A1"]
     assert outcome.result["ok"] is False
@@ -450,4 +476,4 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
     assert (again.code, again.result["images"], again.result["resumed"]) == (0, 8, 5)
     sides = {row["id"]: row["quantized"] for row in read_evidence_folder(output)["comparison_matrix.json"]["prompts"]}
     attempts = {key: side["failed_attempts"] for key, side in sides.items() if "failed_attempts" in side}
-    assert attempts == {key: [{"repeat": 0, "reason": reason}] for key, reason in reasons.items()}
+    assert attempts == {key: [{"pair": 0, "attempt": 0, "reason": reason}] for key, reason in reasons.items()}

@@ -20,7 +20,15 @@ import pytest
 import torch
 
 from converter.console import SILENT, Progress
-from converter.errors import DiskError, EvidenceError, LensconvError, MalformedCheckpoint, MissingInput, OutputError
+from converter.errors import (
+    DiskError,
+    EvidenceError,
+    LensconvError,
+    MalformedCheckpoint,
+    MissingInput,
+    OutputError,
+    UsageError,
+)
 from converter.measurement.benchmark import measuring
 from converter.measurement.benchmark.assembly import Assembly
 from converter.measurement.benchmark.changes import file_states, refuse_changed_files
@@ -82,7 +90,9 @@ class Inputs:
         return Bench(journal.file.parent, self.subjects, self.suite, self.settings, chosen, "cpu", ENVIRONMENT, journal)
 
     def write_files(self, journal: Journal) -> dict[str, dict[str, Any]]:
-        files = Assembly(journal, self.suite, self.settings, self.subjects, describe_machine("cpu")).files()
+        files = Assembly(
+            journal, self.suite, self.settings, self.subjects, describe_machine("cpu"), BenchOptions()
+        ).files()
         for name, content in files.items():
             write_evidence(journal.file.parent, name, content)
         return files
@@ -118,14 +128,14 @@ def test_weights_that_change_are_refused(tiny_repo: Path, release: Path, monkeyp
         refuse_changed_files(subjects[1].states)
 
 
-CELL = {"mode": "standard", "repeat": 0, "model": "original", "key": "P01"}
+CELL = {"mode": "standard", "pair": 0, "attempt": 0, "model": "original", "key": "P01", "worker": 1}
 ROW = {"time_s": 1.5, "stages": {name: {"time_s": 0.5} for name in WEIGHTS}, "pixels_sha256": "0" * 64}
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        *(b"[" * 100_000, b"[]", b"{}", b"{", b"\xff", b'{"mode": 1}', b'{"format": "lensconv.measurements/1"}'),
+        *(b"[" * 100_000, b"[]", b"{}", b"{", b"\xff", b'{"mode": 1}', b'{"format": "lensconv.measurements/2"}'),
         json.dumps({**CELL, "time_s": 1}).encode(),
         json.dumps({**CELL, **ROW, "model": "other"}).encode(),
         json.dumps({**CELL, **ROW, "time_s": math.nan}).encode(),
@@ -142,11 +152,11 @@ def test_a_damaged_journal_is_refused(line: bytes, tmp_path: Path) -> None:
 
 
 def test_a_journal_is_of_this_format_and_written_by_one_process(tmp_path: Path) -> None:
-    (tmp_path / "measurements.jsonl").write_text('{"format": "lensconv.measurements/2"}\n')
-    with pytest.raises(EvidenceError, match="is damaged: line 1"):
+    (tmp_path / "measurements.jsonl").write_text('{"format": "lensconv.measurements/1"}\n')
+    with pytest.raises(EvidenceError, match="has the format lensconv"):
         Journal(tmp_path, {"a": 1}, restart=False)
     (tmp_path / "measurements.jsonl").unlink()
-    cell = Cell("standard", 0, "original")
+    cell = Cell("standard", 0, 0, "original")
     with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
         journal.note(cell, "P01", ROW)
         journal.note(cell, "P02", {"failed": "hung"})
@@ -157,7 +167,10 @@ def test_a_journal_is_of_this_format_and_written_by_one_process(tmp_path: Path) 
     with pytest.raises(OutputError, match=r"a\.b was 1, and is now null"):
         Journal(tmp_path, {"a": {"c": 2}}, restart=False)
     with Journal(tmp_path, {"a": {"b": 1}}, restart=False) as journal:
-        assert (journal.measured, journal.failures) == ({(cell, "P01"): ROW}, {(cell, "P02"): ["hung"]})
+        assert (journal.measured, journal.failures) == (
+            {(cell, "P01"): {"worker": 1, **ROW}},
+            {(cell, "P02"): ["hung"]},
+        )
     with Journal(tmp_path, {"a": {"b": 2}}, restart=True) as journal:
         assert not journal.measured
     with Journal(tmp_path, {"a": {"b": 2}}, restart=False) as journal:
@@ -176,11 +189,11 @@ def test_a_line_is_whole_or_its_error_is_told(tmp_path: Path, monkeypatch: pytes
         Journal(tmp_path / "file" / "folder", {}, restart=False)
     with Journal(tmp_path, {}, restart=False) as journal:
         monkeypatch.setattr(os, "write", lambda descriptor, line: write(descriptor, line[: len(line) // 2 + 1]))
-        journal.note(Cell("standard", 0, "original"), "P01", {"failed": "a" * 9})
+        journal.note(Cell("standard", 0, 0, "original"), "P01", {"failed": "a" * 9})
         assert synced[1:] == [journal.file.stat().st_size]
         monkeypatch.setattr(os, "write", lambda _, line: write(os.open("/dev/full", os.O_WRONLY), line))
         with pytest.raises(DiskError):
-            journal.note(Cell("standard", 0, "original"), "P01", ROW)
+            journal.note(Cell("standard", 0, 0, "original"), "P01", ROW)
         assert not journal.measured
     monkeypatch.undo()
 
@@ -192,17 +205,17 @@ def measured(number: int) -> dict[str, Any]:
     return {**figures, "stages": stages, "pixels_sha256": f"{number % 2}" * 64}
 
 
-def test_files_of_a_benchmark_with_repeats_failures_and_all_modes(inputs: Inputs, tmp_path: Path) -> None:
+def test_files_of_a_benchmark_with_pairs_failures_and_all_modes(inputs: Inputs, tmp_path: Path) -> None:
     """Medians and largest peaks; what failed in the end, what failed once, what never ran; one mode without images."""
     numbers = count(3)
     with Journal(tmp_path, {}, restart=False) as journal:
-        for mode, repeat, model in product(MODES, (2, 0, 1), inputs.subjects):
-            cell, number = Cell(mode, repeat, model), next(numbers)
+        for mode, pair, model in product(MODES, (2, 0, 1), inputs.subjects):
+            cell, number = Cell(mode, pair, 0, model), next(numbers)
             if (mode, model) == ("sequential", "quantized"):
                 for reason in ("first", "last"):
-                    journal.note(cell, "A1", {"failed": f"{reason} {repeat}"})
+                    journal.note(cell, "A1", {"failed": f"{reason} {pair}"})
                 continue
-            load = {"time_s": number / 4, "peak_rss_gb": 9 - number / 8, "cache_warm": repeat < 2}
+            load = {"time_s": number / 4, "peak_rss_gb": 9 - number / 8, "cache_warm": pair < 2}
             working = {"int8": "chain"} if model == "quantized" else {}
             journal.note(
                 cell, LOAD_KEY, load | working | {"components": {"vae": {"memory_gb": number, "device_gb": 0.0}}}
@@ -210,8 +223,8 @@ def test_files_of_a_benchmark_with_repeats_failures_and_all_modes(inputs: Inputs
             for prompt in inputs.suite.prompts:
                 if (mode, model, prompt.id) == ("offload", "original", "C3"):
                     continue
-                row = measured(next(numbers) * (3 if repeat == 0 else 1))
-                if (mode, repeat, prompt.id) == ("standard", 0, "A1"):
+                row = measured(next(numbers) * (3 if pair == 0 else 1))
+                if (mode, pair, prompt.id) == ("standard", 0, "A1"):
                     image = tmp_path / image_name(model, prompt)
                     image.parent.mkdir(parents=True)
                     image.write_bytes(model.encode())
@@ -221,9 +234,9 @@ def test_files_of_a_benchmark_with_repeats_failures_and_all_modes(inputs: Inputs
         image.parent.mkdir(parents=True)
         image.write_bytes(b"baseline")
         digest = hashlib.sha256(b"baseline").hexdigest()
-        journal.note(Cell("standard", 0, "original"), "A1+1000", {**measured(1), "image_sha256": digest})
-        for repeat, reason in ((4, "hung"), (3, "killed"), (3, "killed again"), (1, "hung once")):
-            journal.note(Cell("standard", repeat, "original"), "A1", {"failed": reason})
+        journal.note(Cell("standard", 0, 0, "original"), "A1+1000", {**measured(1), "image_sha256": digest})
+        for pair, reason in ((4, "hung"), (3, "killed"), (3, "killed again"), (1, "hung once")):
+            journal.note(Cell("standard", pair, 0, "original"), "A1", {"failed": reason})
         files = inputs.write_files(journal)
     (shared,) = {json.dumps([content.pop("environment"), content.pop("sources")]) for content in files.values()}
     sources = {name: subject.source() for name, subject in inputs.subjects.items()}
@@ -241,22 +254,22 @@ def test_failures_alone_are_evidence_too(
     reason = {"failed": "while loading: no memory"}
     with Journal(tmp_path, {}, restart=False) as journal:
         for mode, model, failure in product(("standard", "offload"), inputs.subjects, ({"failed": "first"}, reason)):
-            journal.note(Cell(mode, 0, model), "A1", failure)
+            journal.note(Cell(mode, 0, 0, model), "A1", failure)
         _, matrix, offload = inputs.write_files(journal).values()
         (row,) = matrix["prompts"]
         assert (row["original"], row["quantized"], matrix["summary"]) == (reason, reason, {})
         warm = {"failed": "the suite has one prompt, which is the cold one"}
         parts = {"setup": reason, "cold": reason, "warm": warm, "times_s": {}}
-        failed = [{"prompt": "A1", "repeat": 0, "reason": reason["failed"]}]
+        failed = [{"prompt": "A1", "pair": 0, "attempt": 0, "reason": reason["failed"]}]
         named = {"label": "SDNQ uint4 static", "repo_id": "tiny-uint4"}
         assert offload["models"]["quantized"] == {**named, **parts, "failed": failed}
         shown = [lensconv(command, tmp_path) for command in ("evidence", "charts", "grid")]
         assert [outcome.code for outcome in shown] == [0, 0, 0]
         assert "cells are missing" in shown[2].stderr
         for model in inputs.subjects:
-            journal.note(Cell("offload", 0, model), "A1", measured(8))
+            journal.note(Cell("offload", 0, 0, model), "A1", measured(8))
         load = {"time_s": 1.0, "peak_rss_gb": 1.0, "cache_warm": True, "components": {}}
-        journal.note(Cell("standard", 0, "original"), LOAD_KEY, load)
+        journal.note(Cell("standard", 0, 0, "original"), LOAD_KEY, load)
         assert inputs.bench(journal, "offload").picture_mode == "offload"
         metrics, matrix, offload = inputs.write_files(journal).values()
     assert (matrix["mode"], matrix["summary"]["slowdown"]["pairs"]) == ("offload", 1)
@@ -322,19 +335,30 @@ def test_subjects_are_named_as_the_hub_and_the_quantization_name_them(
     ]
 
 
+def test_equal_models_may_be_compared(tiny_repo: Path, tmp_path: Path) -> None:
+    """To see how exact the measurement is; but not a folder with itself, under whatever name."""
+    notes = Notes()
+    first, second = open_subjects(tiny_repo, shutil.copytree(tiny_repo, tmp_path / "copy"), notes)
+    assert first.components == second.components
+    assert [text.partition(",")[0] for text in notes.texts] == ["the transformers are the same"]
+    (tmp_path / "link").symlink_to(tiny_repo)
+    with pytest.raises(UsageError, match="are the same folder"):
+        open_subjects(tiny_repo, tmp_path / "link", notes)
+
+
 def test_cells_tasks_and_jobs(inputs: Inputs, tmp_path: Path) -> None:
-    """Of a run with two repeats in all modes, where one image is there already, and the file of another is gone."""
+    """Of a run with two pairs in all modes, where one image is there already, and the file of another is gone."""
     with Journal(tmp_path, {}, restart=False) as journal:
-        journal.note(Cell("standard", 0, "original"), "B2", {**ROW, "image_sha256": "0" * 64})
-        journal.note(Cell("offload", 0, "original"), "A1", ROW)
-        work = inputs.bench(journal, "sequential, offload,standard", repeats=2)
+        journal.note(Cell("standard", 0, 0, "original"), "B2", {**ROW, "image_sha256": "0" * 64})
+        journal.note(Cell("offload", 0, 0, "original"), "A1", ROW)
+        work = inputs.bench(journal, "sequential, offload,standard", pairs=2)
         lines = []
         for cell in work.cells:
             job = work._job(cell, work.missing(cell))
             assert (job.states, job.probe) == (inputs.subjects[cell.model].states, False)
             assert {task.settings["prompt"] for task in job.tasks} <= {prompt.prompt for prompt in inputs.suite.prompts}
             tasks = [f"{task.key or '-'} {task.settings['seed']} {task.image}" for task in job.tasks]
-            lines.append(f"{cell.mode} {cell.repeat} {job.device} {job.dtype} {job.offload} {Path(job.repo).name}: ")
+            lines.append(f"{cell.mode} {cell.pair} {job.device} {job.dtype} {job.offload} {Path(job.repo).name}: ")
             lines[-1] += ", ".join(tasks).replace(str(tmp_path), "out")
     check_expected("bench_jobs.txt", "\n".join(lines))
 
@@ -359,7 +383,7 @@ def test_what_a_worker_says_becomes_figures_and_failures(
     def outcome(*events: str) -> Any:
         worker = nullcontext(SimpleNamespace(events=lambda: (dict(said[event]) for event in events)))
         monkeypatch.setattr(measuring, "WorkerProcess", lambda *_: worker)
-        shown, cell = Progress(), Cell("standard", 1, "quantized")
+        shown, cell = Progress(), Cell("standard", 1, 0, "quantized")
         with Journal(next(folders), {}, restart=False) as journal:
             work = inputs.bench(journal, "standard")
             try:
@@ -435,7 +459,7 @@ def test_reasons_do_not_tell_where_folders_lie(suite: Path, tiny_repo: Path, rel
     inputs = Inputs.open(tiny_repo, release, suite)
     with Journal(tmp_path / "out", {}, restart=False) as journal:
         work = inputs.bench(journal, "standard")
-        cell = Cell("standard", 0, "quantized")
+        cell = Cell("standard", 0, 0, "quantized")
         with time_limit(LIMIT):
             work._run_worker(cell, work.missing(cell), Progress())
         # What a loader says it says again: all images failed for one reason, without a second worker.

@@ -251,7 +251,7 @@ def test_options_out_of_range_and_just_in_range(tiny_repo: Path) -> None:
 
     def outcome(options: dict[str, Any]) -> str:
         try:
-            if options.keys() & {"mode", "repeats", "timeout"}:
+            if options.keys() & {"mode", "pairs", "timing_prompts", "timeout"}:
                 return str(BenchOptions(**options).modes)
             settings = choose_settings(repo, options.pop("prompt", "x"), GenerateOptions(**options))
             return " ".join(map(str, [*asdict(settings).values()][2:])) + f" {settings.grid} {len(settings.prompts)}"

@@ -1,4 +1,4 @@
-"""Whether SDNQ compiles: what lensconv decides stays out of the environment, and what the user decides stays in it."""
+"""Whether SDNQ compiles, and how threads wait: lensconv decides outside of the environment, and users before it."""
 
 from __future__ import annotations
 
@@ -143,3 +143,34 @@ def test_a_gpu_that_draws_without_compiled_functions_is_noted(
     *silent, (note,) = texts
     assert silent == [[]] * 3
     assert note.endswith("so images take longer; generate in a new process to compile them")
+
+
+#: Loads torch's OpenMP, which then says how its threads wait.
+WAITS = """
+import ctypes, importlib.util
+from pathlib import Path
+folder = Path(importlib.util.find_spec("torch").origin).parent
+ctypes.CDLL(str(next(file for place in (folder, folder.parent / "torch.libs") for file in place.glob("**/libgomp*"))))
+"""
+LOADS = """
+import json, os, sys
+from converter.libraries import load_library, wait_policy
+sys.path.append(sys.argv[1])
+before = dict(os.environ)
+load_library("waits")
+print(json.dumps([dict(os.environ) == before, wait_policy()]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "policy", "spins"), [({}, "PASSIVE", False), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", True)]
+)
+def test_waiting_threads_spin_only_where_the_user_wants_it(
+    wanted: dict[str, str], policy: str, spins: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "waits.py").write_text(WAITS)
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "VERBOSE", **wanted}
+    done = run_python(LOADS, tmp_path, env=variables, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [True, policy]
+    assert ("GOMP_SPINCOUNT = '0'" not in done.stderr, "GOMP_SPINCOUNT" in done.stderr) == (spins, True)

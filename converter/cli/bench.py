@@ -88,7 +88,7 @@ def _render(report: BenchReport) -> list[RenderableType]:
 
     parts = render_contents({name: (FORMATS[name].schema, content) for name, content in report.evidence.items()})
     parts += [
-        f"failed: {row['model']}, {row['mode']}, run {row['repeat'] + 1}, {row['prompt']}: {row['reason']}"
+        f"failed: {row['model']}, {row['mode']}, pair {row['pair'] + 1}, {row['prompt']}: {row['reason']}"
         for row in report.failed
     ]
     count = f"{report.images} images in {report.elapsed_s:.0f} s"

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
+from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal, is_image_key
 from converter.measurement.benchmark.measuring import BASELINE, has_image, image_key, image_name, image_seed
-from converter.measurement.benchmark.options import MODES
+from converter.measurement.benchmark.options import MODES, BenchOptions
+from converter.measurement.benchmark.pairing import find_pairs, timing_count
 from converter.measurement.benchmark.subjects import ORIGINAL, Subject
 from converter.measurement.evidence.agreement import measured_times
 from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, MODELS, OFFLOAD_NAME, SEQUENTIAL_NAME
 from converter.measurement.evidence.statistics import (
     combine,
     combine_stages,
-    percent_change,
     shared_figures,
     spread,
     summarise_times,
@@ -44,6 +43,7 @@ class Assembly:
         settings: of each prompt; they differ in the prompt and the seed only.
         subjects: the models, by name.
         environment: the machine and the versions.
+        options: say which prompts are timed.
     """
 
     def __init__(
@@ -53,20 +53,16 @@ class Assembly:
         settings: Sequence[Settings],
         subjects: Mapping[str, Subject],
         environment: Mapping[str, Any],
+        options: BenchOptions,
     ) -> None:
         self._journal = journal
         self._suite = suite
         self._subjects = subjects
-        #: Figures by mode, model and key, in the order of the repeats.
-        self._measured = defaultdict[tuple[str, str, str], list[dict[str, Any]]](list)
-        for cell, key in sorted(journal.measured):
-            self._measured[cell.mode, cell.model, key].append(journal.measured[cell, key])
-        #: Number of repeats by mode.
-        self._repeats = Counter(
-            mode for mode, _ in {(cell.mode, cell.repeat) for cell, _ in (*journal.measured, *journal.failures)}
-        )
-        self._modes = [mode for mode in MODES if mode in self._repeats]
-        with_images = {mode for mode, _, key in self._measured if key != LOAD_KEY}
+        self._timing_count = timing_count(suite, options)
+        known = {cell.mode for cell, _ in (*journal.measured, *journal.failures)}
+        self._modes = [mode for mode in MODES if mode in known]
+        self._pairs = {mode: find_pairs(journal, suite, options, mode) for mode in self._modes}
+        with_images = {cell.mode for cell, key in journal.measured if is_image_key(key)}
         #: The first mode with images, or else the first mode.
         self._matrix_mode = next((mode for mode in MODES if mode in with_images), self._modes[0])
         self._shared = {
@@ -104,7 +100,8 @@ class Assembly:
             "int8": settings.int8,
             "compile": settings.compile,
             "negative_prompt": settings.negative_prompt,
-            "repeats": max(self._repeats.values(), default=1),
+            "pairs": max(len({pair.pair for pair in found.pairs}) for found in self._pairs.values()),
+            "timing_prompts": self._timing_count,
             "modes": self._modes,
             "suite": {
                 "name": self._suite.name,
@@ -118,7 +115,17 @@ class Assembly:
         rows = [self._row(mode, prompt) for prompt in self._suite.prompts]
         matrix: dict[str, Any] = {"schema": "lensconv.matrix/1", "mode": mode, **self._shared, "prompts": rows}
         times = [measured_times(matrix, model) for model in MODELS]
-        return {**matrix, "summary": summarise_times(*times)}
+        return {**matrix, **self._pairs[mode].to_dict(), "summary": summarise_times(*times)}
+
+    def _rows(self, mode: str, model: str, key: str) -> list[dict[str, Any]]:
+        """The figures of all sessions that have them, or only of those that nothing disturbed, if there are any."""
+        found = [
+            (cell, figures)
+            for (cell, known), figures in sorted(self._journal.measured.items(), key=lambda item: item[0])
+            if (cell.mode, cell.model, known) == (mode, model, key)
+        ]
+        undisturbed = [figures for cell, figures in found if not self._pairs[mode].is_disturbed(cell)]
+        return undisturbed or [figures for _, figures in found]
 
     def _row(self, mode: str, prompt: SuitePrompt) -> dict[str, Any]:
         row: dict[str, Any] = {
@@ -129,17 +136,14 @@ class Assembly:
             "required_text": list(prompt.required_text),
             **{model: self._side(mode, model, prompt) for model in MODELS},
         }
-        times = [row[model].get("time_s") for model in MODELS]
-        if all(times):
-            row["delta_percent"] = percent_change(*times)
         if image := self._image(ORIGINAL, BASELINE, prompt):
             row[BASELINE] = {"seed": image_seed(BASELINE, prompt), **image}
         return row
 
     def _side(self, mode: str, model: str, prompt: SuitePrompt) -> dict[str, Any]:
-        figures = self._measured[mode, model, prompt.id]
+        figures = self._rows(mode, model, prompt.id)
         failed = [
-            {"repeat": cell.repeat, "reason": reason}
+            {"pair": cell.pair, "attempt": cell.attempt, "reason": reason}
             for (cell, key), reasons in sorted(self._journal.failures.items())
             if (cell.mode, cell.model, key) == (mode, model, prompt.id)
             for reason in reasons
@@ -152,13 +156,17 @@ class Assembly:
             "stages": combine_stages(figures),
         }
         if image := self._image(model, model, prompt):
-            pixels = {part["pixels_sha256"] for known in MODES for part in self._measured[known, model, prompt.id]}
+            pixels = {
+                part["pixels_sha256"]
+                for (cell, key), part in self._journal.measured.items()
+                if (cell.model, key) == (model, prompt.id)
+            }
             side |= {**image, "images_agree": len(pixels) == 1}
         return {**side, "failed_attempts": failed} if failed else side
 
     def _image(self, model: str, kind: str, prompt: SuitePrompt) -> dict[str, str]:
         """Path and sha256 of an image that was kept; empty if it is missing or was changed."""
-        figures = self._journal.measured.get((Cell(self._matrix_mode, 0, model), image_key(kind, prompt)), {})
+        figures = self._journal.measured.get((Cell(self._matrix_mode, 0, 0, model), image_key(kind, prompt)), {})
         image = image_name(kind, prompt)
         if not has_image(figures, self._journal.file.parent / image):
             return {}
@@ -189,7 +197,7 @@ class Assembly:
             "transformer_storage_gb": round(footprint["bytes"] / 1e9, DIGITS),
             "transformer": footprint,
         }
-        loads = self._measured["standard", name, LOAD_KEY]
+        loads = self._rows("standard", name, LOAD_KEY)
         if loads:
             model |= {f"load_{key}": value for key, value in combine(loads).items()}
             model["load_times_s"] = [figures["time_s"] for figures in loads]
@@ -214,6 +222,7 @@ class Assembly:
             "warm_prompts": [prompt.id for prompt in others],
             **self._shared,
             "models": models,
+            **self._pairs[mode].to_dict(),
         }
         times = [models[model]["times_s"] for model in MODELS]
         medians = [{key: statistics.median(side[key]) for key in side if key != first.id} for side in times]
@@ -222,9 +231,9 @@ class Assembly:
 
     def _offloaded(self, mode: str, name: str, first: SuitePrompt, others: Sequence[SuitePrompt]) -> dict[str, Any]:
         subject = self._subjects[name]
-        loads = self._measured[mode, name, LOAD_KEY]
-        cold = self._measured[mode, name, first.id]
-        warm = [combine(figures) for prompt in others if (figures := self._measured[mode, name, prompt.id])]
+        loads = self._rows(mode, name, LOAD_KEY)
+        cold = self._rows(mode, name, first.id)
+        warm = [combine(figures) for prompt in others if (figures := self._rows(mode, name, prompt.id))]
         failed = self._failures(mode, name)
         reason = {"failed": failed[-1]["reason"] if failed else "not measured"}
         no_warm = reason if others else {"failed": "the suite has one prompt, which is the cold one"}
@@ -237,7 +246,7 @@ class Assembly:
             "times_s": {
                 prompt.id: times
                 for prompt in self._suite.prompts
-                if (times := [found["time_s"] for found in self._measured[mode, name, prompt.id]])
+                if (times := [found["time_s"] for found in self._rows(mode, name, prompt.id)])
             },
             **_int8(loads),
         }
@@ -246,9 +255,10 @@ class Assembly:
     def _failures(self, mode: str, model: str) -> list[dict[str, Any]]:
         """Failures of images that were not measured later."""
         return [
-            {"prompt": key, "repeat": cell.repeat, "reason": reasons[-1]}
+            {"prompt": key, "pair": cell.pair, "attempt": cell.attempt, "reason": reasons[-1]}
             for (cell, key), reasons in self._journal.failures.items()
-            if cell.mode == mode and cell.model == model and (cell, key) not in self._journal.measured
+            if (cell.mode, cell.model) == (mode, model) and is_image_key(key)
+            if (cell, key) not in self._journal.measured
         ]
 
 

@@ -18,6 +18,7 @@ from converter.measurement.benchmark.fidelity import compare_images, compare_wei
 from converter.measurement.benchmark.journal import JOURNAL_NAME, Journal
 from converter.measurement.benchmark.measuring import IMAGE_KINDS, Bench, probe_machine
 from converter.measurement.benchmark.options import BenchOptions
+from converter.measurement.benchmark.pairing import COMPARED_PAIRS, timing_count
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder, write_evidence
 from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME, WEIGHTS_NAME
@@ -36,11 +37,11 @@ class BenchReport:
     evidence: Mapping[str, Mapping[str, Any]]
     """Contents of the files of measurements, by name."""
     images: int
-    """Number of measured images, over models, modes and repeats."""
+    """Number of measured images, over models, modes and pairs."""
     resumed: int
     """Number of images among them that earlier runs measured."""
     failed: tuple[dict[str, Any], ...]
-    """What could not be measured: model, mode, repeat, prompt, reason."""
+    """What could not be measured: model, mode, pair, attempt, prompt, reason."""
     elapsed_s: float
 
     @property
@@ -113,7 +114,7 @@ def bench(
     if not any(subject.repo.has_packed_text_encoder for subject in subjects):
         environment.pop("mxfp4", None)
     by_name = {subject.name: subject for subject in subjects}
-    identity = _identity(subjects, suite, settings[0], environment)
+    identity = _identity(subjects, suite, settings[0], environment, options)
     with Journal(output, identity, restart=options.restart) as journal:
         if options.restart:
             _drop_earlier(output, quantized)
@@ -122,16 +123,18 @@ def bench(
         _note_differences(subjects, reporter)
         _note_environment(environment, reporter)
         work = Bench(output, by_name, suite, settings, options, drawing.device, environment, journal)
-        total = sum(len(work.tasks(cell)) for cell in work.cells)
+        total = work.total
         missing = sum(len(work.missing(cell)) for cell in work.cells)
         if missing < total:
             reporter.note(f"{total - missing} of {total} images were measured by an earlier run")
+        if missing:
+            reporter.note(_plan_text(options))
         with reporter.progress("measuring", total, "images") as shown:
             shown.skip(total - missing)
             work.measure(shown)
         for subject in subjects:
             refuse_changed_files(subject.states)
-        contents = Assembly(journal, suite, settings, by_name, environment).files()
+        contents = Assembly(journal, suite, settings, by_name, environment, options).files()
         for name, content in contents.items():
             write_evidence(output, name, content)
         _copy_summary(subjects[1], output)
@@ -144,18 +147,24 @@ def bench(
                 write_evidence(output, name, found)
         # Reading compares the files with each other and with the images.
         evidence = read_evidence_folder(output)
-    failed = tuple(
-        {"model": cell.model, "mode": cell.mode, "repeat": cell.repeat, "prompt": key, "reason": reason}
-        for (cell, key), reason in work.failed.items()
-    )
+    failed = tuple({**asdict(cell), "prompt": key, "reason": reason} for (cell, key), reason in work.failed.items())
     return BenchReport(
         output=output,
         evidence=evidence,
-        images=total - len(failed),
+        images=work.measured,
         resumed=total - missing,
         failed=failed,
         elapsed_s=time.monotonic() - started,
     )
+
+
+def _plan_text(options: BenchOptions) -> str:
+    """How many processes a benchmark starts."""
+    modes, pairs = len(options.modes), options.pairs
+    text = f"{2 * pairs * modes} processes are planned: {pairs} for each model and mode"
+    if pairs < COMPARED_PAIRS:
+        return f"{text}; times are compared with at least {COMPARED_PAIRS}"
+    return f"{text}; a pair that something else disturbs is measured once more"
 
 
 def _refuse_output(output: Path, original: Path) -> None:
@@ -194,7 +203,11 @@ def _own_files(output: Path, quantized: Path) -> list[Path]:
 
 
 def _identity(
-    subjects: Sequence[Subject], suite: PromptSuite, settings: Settings, environment: Mapping[str, Any]
+    subjects: Sequence[Subject],
+    suite: PromptSuite,
+    settings: Settings,
+    environment: Mapping[str, Any],
+    options: BenchOptions,
 ) -> dict[str, Any]:
     """Everything that figures depend on; a difference makes another benchmark."""
     shared = asdict(settings)
@@ -202,7 +215,7 @@ def _identity(
     return {
         "sources": {subject.name: subject.components for subject in subjects},
         "suite": suite.sha256,
-        "settings": shared,
+        "settings": {**shared, "timing_prompts": timing_count(suite, options)},
         "environment": dict(environment),
     }
 

@@ -1,7 +1,8 @@
 """The journal of measurements, one JSON object per line, from which a benchmark that was killed continues.
 
 The first line identifies the benchmark: weights, prompts, settings, machine and versions. Every other line is a load,
-an image or a failure, with its model, mode and repeat. Failures stay when a later run succeeds.
+an image or a failure, with its model, mode, pair and attempt, and with the number of the worker that it comes from.
+Failures stay when a later run succeeds.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -23,17 +24,25 @@ from converter.errors import EvidenceError, OutputError
 from converter.schemas import load_schema
 
 JOURNAL_NAME = "measurements.jsonl"
-_FORMAT = "lensconv.measurements/1"
-#: Key of the line of a load; prompts do not have such an id.
+_FORMAT = "lensconv.measurements/2"
+#: Key of the line of a load.
 LOAD_KEY = "(load)"
+
+
+def is_image_key(key: str) -> bool:
+    """Whether a line is about an image, of a prompt or of its baseline; ids of prompts begin with a letter or digit."""
+    return not key.startswith("(")
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One model in one mode, in one repeat."""
+    """One model in one mode, in one attempt at one pair: a session, usually of one process."""
 
     mode: str
-    repeat: int
+    pair: int
+    """From 0; a pair is two adjacent sessions, one of each model."""
+    attempt: int
+    """1 if the pair was measured once more, else 0."""
     model: str
 
 
@@ -58,15 +67,19 @@ class Journal:
             self._descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise write_error(self.file, error) from error
-        #: Figures by cell and key.
+        #: Figures by cell and key, with the number of the ``worker``.
         self.measured: dict[tuple[Cell, str], dict[str, Any]] = {}
         #: Reasons of failures by cell and key, in their order.
         self.failures: dict[tuple[Cell, str], list[str]] = {}
+        #: The cell of each worker that is named, by its number.
+        self.cell_of: dict[int, Cell] = {}
         try:
             self._lock()
             entries = [] if restart else self._read()
             #: Whether it has no measurements of earlier runs.
             self.is_new = len(entries) < 2
+            #: Number of the last worker; one that measures nothing has described the machine for this run.
+            self.worker = 1 + max((entry["worker"] for entry in entries[1:]), default=0)
             if entries:
                 self._compare(entries[0], identity)
             else:
@@ -84,14 +97,15 @@ class Journal:
             OutputError: it cannot be written.
             DiskError: the disk is full.
         """
-        entry = {"mode": cell.mode, "repeat": cell.repeat, "model": cell.model, "key": key, **figures}
+        entry = {**asdict(cell), "key": key, "worker": self.worker, **figures}
         self._append(entry)
         self._take(entry)
 
     def _take(self, entry: Mapping[str, Any]) -> None:
         figures = dict(entry)
-        cell = Cell(figures.pop("mode"), figures.pop("repeat"), figures.pop("model"))
+        cell = Cell(*(figures.pop(field.name) for field in fields(Cell)))
         key = figures.pop("key")
+        self.cell_of[figures["worker"]] = cell
         if "failed" in figures:
             self.failures.setdefault((cell, key), []).append(figures["failed"])
         else:
@@ -120,6 +134,9 @@ class Journal:
                 entry = json.loads(line, parse_constant=_refuse_constant)
             except (ValueError, RecursionError) as error:
                 raise EvidenceError(self.file, f"is damaged: line {number}: {error}", _RESTART) from error
+            if number == 1 and isinstance(entry, dict) and entry.get("format", _FORMAT) != _FORMAT:
+                reason = f"has the format {entry['format']!s:.60}; this version of lensconv continues {_FORMAT}"
+                raise EvidenceError(self.file, reason, _RESTART)
             if not validator.is_valid(entry) or ("format" in entry) != (number == 1):
                 raise EvidenceError(self.file, f"is damaged: line {number} is not a measurement of lensconv", _RESTART)
             entries.append(entry)

@@ -22,8 +22,9 @@ from converter.measurement.benchmark.job import (
     Job,
     Task,
 )
-from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
+from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal, is_image_key
 from converter.measurement.benchmark.options import MODES, BenchOptions
+from converter.measurement.benchmark.pairing import COMPARED_PAIRS, find_pairs, models_of, timing_prompts
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
 from converter.measurement.benchmark.worker_process import WorkerProcess
 from converter.measurement.generation.settings import Settings
@@ -88,24 +89,32 @@ class Bench:
     @property
     def picture_mode(self) -> str:
         """The mode whose images are kept: standard, if it is or was measured."""
-        known = {cell.mode for cell, key in self.journal.measured if key != LOAD_KEY} | set(self.options.modes)
+        known = {cell.mode for cell, key in self.journal.measured if is_image_key(key)} | set(self.options.modes)
         return next(mode for mode in MODES if mode in known)
 
     @property
     def cells(self) -> list[Cell]:
-        """All cells in the order of measuring; which model is first alternates."""
-        models = (ORIGINAL, QUANTIZED)
-        return [
-            Cell(mode, repeat, model)
-            for mode in self.options.modes
-            for repeat in range(self.options.repeats)
-            for model in (models if repeat % 2 == 0 else models[::-1])
-        ]
+        """All cells that are known so far, in the order of measuring."""
+        return [cell for mode in self.options.modes for cell in (*self._planned(mode), *self._repeated(mode))]
+
+    @property
+    def total(self) -> int:
+        """Number of the images of these cells; it grows when a pair has to be measured once more."""
+        return sum(len(self.tasks(cell)) for cell in self.cells)
+
+    @property
+    def measured(self) -> int:
+        """Number of the images of these cells that are measured, without those that failed in this run."""
+        cells = set(self.cells)
+        found = {(cell, key) for cell, key in self.journal.measured if cell in cells and is_image_key(key)}
+        return len(found - self.failed.keys())
 
     def tasks(self, cell: Cell) -> list[Task]:
         """All images of a cell."""
-        keeps = cell.mode == self.picture_mode and cell.repeat == 0
+        is_first = cell.pair == cell.attempt == 0
+        keeps = cell.mode == self.picture_mode and is_first
         has_baseline = keeps and cell.model == ORIGINAL and not self.options.skip_baseline
+        prompts = self.suite.prompts if is_first else self._timing_prompts(cell)
         return [
             Task(
                 key=image_key(kind, prompt),
@@ -114,6 +123,7 @@ class Bench:
             )
             for kind in (cell.model, *([BASELINE] if has_baseline else ()))
             for prompt, settings in zip(self.suite.prompts, self.settings, strict=True)
+            if prompt in prompts
         ]
 
     def missing(self, cell: Cell) -> list[Task]:
@@ -128,21 +138,48 @@ class Bench:
         """Measure all cells.
 
         Args:
-            shown: counts images.
+            shown: counts images; its total grows with that of this benchmark.
 
         Raises:
             DiskError: the disk is full.
             OutputError: they cannot be written.
             DeviceError: the device is lost.
         """
-        for cell in self.cells:
-            fruitless = 0
-            while missing := self.missing(cell):
-                if fruitless == _FRUITLESS:
-                    reason = f"not tried: {_FRUITLESS} consecutive workers hung, or died while loading"
-                    self._fail(cell, missing, reason, shown)
-                else:
-                    fruitless = fruitless + 1 if self._run_worker(cell, missing, shown) else 0
+        for mode in self.options.modes:
+            for find_cells in (self._planned, self._repeated):
+                for cell in find_cells(mode):
+                    shown.total = self.total
+                    self._measure_cell(cell, shown)
+        shown.total = self.total
+
+    def _planned(self, mode: str) -> list[Cell]:
+        """The cells of all pairs of a mode; which model is first alternates."""
+        return [Cell(mode, pair, 0, model) for pair in range(self.options.pairs) for model in models_of(pair)]
+
+    def _repeated(self, mode: str) -> list[Cell]:
+        """The cells of the pairs of a mode that are measured once more, as far as this is known."""
+        if self.options.pairs < COMPARED_PAIRS:
+            return []
+        pairs = find_pairs(self.journal, self.suite, self.options, mode).to_repeat
+        return [Cell(mode, pair, 1, model) for pair in pairs if pair < self.options.pairs for model in models_of(pair)]
+
+    def _timing_prompts(self, cell: Cell) -> list[SuitePrompt]:
+        """The prompts of a later session, without those that one of an earlier pair has just failed to generate."""
+        failed = {
+            key
+            for other, key in self.failed
+            if other.mode == cell.mode and (other.attempt, other.pair) < (cell.attempt, cell.pair)
+        }
+        return [prompt for prompt in timing_prompts(self.suite, self.options) if prompt.id not in failed]
+
+    def _measure_cell(self, cell: Cell, shown: Progress) -> None:
+        fruitless = 0
+        while missing := self.missing(cell):
+            if fruitless == _FRUITLESS:
+                reason = f"not tried: {_FRUITLESS} consecutive workers hung, or died while loading"
+                self._fail(cell, missing, reason, shown)
+            else:
+                fruitless = fruitless + 1 if self._run_worker(cell, missing, shown) else 0
 
     def _run_worker(self, cell: Cell, missing: Sequence[Task], shown: Progress) -> bool:
         """Start a worker for the missing images.
@@ -153,6 +190,7 @@ class Bench:
         shown.label = f"{cell.model}, {cell.mode}"
         left = {task.key: task for task in missing}
         current = LOAD_KEY
+        self.journal.worker += 1
         with WorkerProcess(self._job(cell, missing), self.options.timeout, shown.refresh) as worker:
             for event in worker.events():
                 _raise_if_aborted(event)

@@ -9,9 +9,10 @@ torch and Linux can reset peaks. The peak of the whole is the largest of its sta
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from converter.measurement.benchmark.gpu_conditions import SAMPLE_INTERVAL, GpuSampler
 from converter.measurement.evidence.units import DIGITS
 from converter.memory import peak_rss_bytes, rss_bytes
 
@@ -27,6 +29,8 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 #: Seconds between two samples.
 _INTERVAL = 0.02
+#: Every how many samples of memory the state of a GPU is sampled.
+_GPU_ROUNDS = round(SAMPLE_INTERVAL / _INTERVAL)
 
 
 class Meter:
@@ -40,34 +44,45 @@ class Meter:
         self.device = device
         self._is_cuda = device.type == "cuda"
         self._resets_rss = _can_reset_rss()
-        self._device_memory = _nvml_memory(device) if self._is_cuda else None
+        self._device_memory, self._gpu = _nvml_sources(device) if self._is_cuda else (None, None)
         self._sampled: dict[str, int] = {}
         #: So that no sample from before a reset is stored after it.
         self._sampling = threading.Lock()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Sample memory for which no peak is kept, in a thread, while the block runs."""
+        """Sample memory for which no peak is kept, and the state of a GPU, in a thread, while the block runs."""
         sources = {} if self._device_memory is None else {"device": self._device_memory}
         if not self._resets_rss:
             sources["rss"] = rss_bytes
         stopped = threading.Event()
+        if self._gpu is not None:
+            self._gpu.reset()
 
         def sample() -> None:
-            while not stopped.wait(_INTERVAL):
+            for number in itertools.count(1):
+                if stopped.wait(_INTERVAL):
+                    return
+                if self._gpu is not None and number % _GPU_ROUNDS == 0:
+                    self._gpu.sample()
                 with self._sampling:
                     for name, source in sources.items():
                         self._sampled[name] = max(self._sampled.get(name, 0), source())
 
         sampler = threading.Thread(target=sample, name="memory sampler", daemon=True)
-        if sources:
+        is_sampled = bool(sources) or self._gpu is not None
+        if is_sampled:
             sampler.start()
         try:
             yield
         finally:
             stopped.set()
-            if sources:
+            if is_sampled:
                 sampler.join()
+
+    def gpu_conditions(self) -> dict[str, Any]:
+        """Return the clock of the GPU while the last block ran, and why it was slowed down; empty on a CPU."""
+        return {} if self._gpu is None else self._gpu.found()
 
     def synchronize(self) -> None:
         """Wait until the device has done its work."""
@@ -171,16 +186,16 @@ def _can_reset_rss() -> bool:
     return True
 
 
-def _nvml_memory(device: torch.device) -> Any:
-    """Return a function that gives the bytes in use on a device; None without NVML."""
+def _nvml_sources(device: torch.device) -> tuple[Callable[[], int] | None, GpuSampler | None]:
+    """Return a function that gives the bytes in use on a device, and a sampler of its state; None without NVML."""
     nvml = load_nvml()
     if nvml is None:
-        return None
+        return None, None
     identity = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     with suppress(nvml.NVMLError):
         handle = nvml.nvmlDeviceGetHandleByUUID(identity)
-        return lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
-    return None
+        return lambda: int(nvml.nvmlDeviceGetMemoryInfo(handle).used), GpuSampler(nvml, handle)
+    return None, None
 
 
 def load_nvml() -> ModuleType | None:

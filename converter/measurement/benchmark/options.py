@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from converter.errors import UsageError
+from converter.measurement.evidence.names import STANDARD
 from converter.measurement.generation.options import check_values, option
 
 #: Kinds of offloading, by the names of the modes on the command line.
@@ -20,7 +21,18 @@ class BenchOptions:
         "Where the weights are: standard (all on the device), offload (each component on the CPU until it runs, as "
         "with `generate --offload model`), sequential (each layer); separate several with commas.",
     )
-    repeats: int = option(1, "Number of times to measure everything, each time in new processes.", range=(1, 100))
+    pairs: int = option(
+        4,
+        "Number of pairs of processes, one for each model. Which model is first alternates, so use an even number. "
+        "Times are compared with three or more pairs.",
+        range=(1, 100),
+    )
+    timing_prompts: int = option(
+        3,
+        "Number of prompts whose times are compared, the first ones of the suite. The first pair generates images of "
+        "all prompts, the others only of these. 0 is all.",
+        range=(0, 10_000),
+    )
     timeout: float = option(3600.0, "Seconds after which loading, or one image, counts as hanging.", range=(1.0, 1e6))
     skip_baseline: bool = option(
         False,
@@ -39,6 +51,11 @@ class BenchOptions:
         check_values(self)
         if not self._mode_names or not self._mode_names <= MODES.keys():
             raise UsageError(f"--mode {self.mode}: must be one or more of {', '.join(MODES)}")
+        if self.timing_prompts == 1 and self._mode_names != {STANDARD}:
+            raise UsageError(
+                "--timing-prompts 1: the first prompt of the modes with offloading is cold, and is not compared",
+                "Use at least 2, or --mode standard.",
+            )
 
     @property
     def modes(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import torch
 
 from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.components import Allocations, component_sizes
+from converter.measurement.benchmark.counters import read_counters
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.meter import Meter, Stopwatch
 from converter.measurement.generation.compiling import compiling
@@ -126,7 +127,8 @@ class Session:
         """Generate an image, and write it to the path in the task.
 
         Returns:
-            ``time_s``, ``peak_…_gb`` and ``stages``; ``pixels_sha256``, and ``image_sha256`` of the file.
+            ``time_s``, ``peak_…_gb`` and ``stages``; what else happened on the machine (``conditions``);
+            ``pixels_sha256``, and ``image_sha256`` of the file.
 
         Raises:
             UnsupportedCheckpoint: the model raises an error.
@@ -140,8 +142,10 @@ class Session:
         # Garbage of the last image would count as memory of this one, and its collection as time.
         gc.collect()
         self.synchronize()
+        before = read_counters()
         with self._meter.watching(), blaming(self.repo.folder), compiling(settings.compile):
             image, figures = self._measure(settings)
+        figures["conditions"] = read_counters().since(before) | self._meter.gpu_conditions()
         figures["pixels_sha256"] = hashlib.sha256(image.tobytes()).hexdigest()
         if task.image is not None:
             output = Path(task.image)

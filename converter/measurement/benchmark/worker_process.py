@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from converter.errors import printable
+from converter.libraries import WAIT_VARIABLE, wait_policy
 from converter.measurement.benchmark.job import FAILED, Job
 from converter.threads import HeldSignals
 
@@ -57,6 +58,7 @@ class WorkerProcess:
                     stderr=self._log,
                     pass_fds=(writer,),
                     start_new_session=True,
+                    env={**os.environ, WAIT_VARIABLE: wait_policy()},
                 )
                 os.close(writer)
         except KeyboardInterrupt:

@@ -6,12 +6,23 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 LIBRARIES = ("diffusers", "transformers", "accelerate", "safetensors")
-_MACHINE = ("hardware", "torch", "cuda", "driver", "cudnn", "triton", "storage", "cpu_cores", "threads")
+_MACHINE = (
+    "hardware",
+    "torch",
+    "cuda",
+    "driver",
+    "cudnn",
+    "triton",
+    "storage",
+    "cpu_cores",
+    "threads",
+    "waiting_threads",
+)
 #: How quantized models work.
 _LAYERS = ("int8_kernel", "sdnq_compiles", "sdnq_environment", "mxfp4")
 _ENVIRONMENT = (*_MACHINE, "sdnq", *_LAYERS, *LIBRARIES, "lensconv", "date")
 _IMAGE_SETTINGS = ("base_resolution", "aspect_ratio", "width", "height", "num_inference_steps", "guidance_scale")
-_SETTINGS = (*_IMAGE_SETTINGS, "repeats", "dtype", "compile", "int8")
+_SETTINGS = (*_IMAGE_SETTINGS, "repeats", "pairs", "timing_prompts", "dtype", "compile", "int8")
 #: Labels of keys that are not their own labels.
 _LABELS = {
     "torch": "PyTorch",

@@ -177,7 +177,7 @@ def _failures(models: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
         for failed in model.get("failed", ()):
             cells: Row = [NOTHING, NOTHING]
             cells[position] = _failure(failed["reason"])
-            yield [f"{failed.get('prompt', 'load')}, run {failed.get('repeat', 0) + 1}", *cells]
+            yield [f"{failed.get('prompt', 'load')}, pair {failed.get('pair', failed.get('repeat', 0)) + 1}", *cells]
 
 
 def _failure(reason: str) -> str:
