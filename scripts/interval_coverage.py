@@ -1,8 +1,8 @@
 """Simulate how often a 95 % interval for the ratio of two times contains the true one.
 
 Times have noise of each process, noise of each image, and a drift of the machine. Three methods see the same times:
-Student's t over pairs of adjacent processes, which `lensconv bench` uses; a bootstrap over prompts, which it used before;
-and a bootstrap over the pairs and the prompts in them.
+Student's t over pairs of adjacent processes, which `lensconv bench` uses; a bootstrap over prompts, which it used
+before; and a bootstrap over the pairs and the prompts in them.
 """
 
 from __future__ import annotations
