@@ -127,7 +127,8 @@ def _check_sums(
         if seconds is None or pair.disturbed[model] or not all(times):
             continue
         least, most = (sum(choose(found) for found in times if found) for choose in (min, max))
-        if not least - ROUNDING <= seconds <= most + ROUNDING:
+        slack = ROUNDING * (len(times) + 1)
+        if not least - slack <= seconds <= most + slack:
             yield f"{where}: {model}_s is {seconds}, but the times of its prompts give {least:.3f} to {most:.3f}"
 
 
