@@ -127,7 +127,7 @@ def test_intervals_of_earlier_versions_are_labelled() -> None:
     label = "The interval over these prompts is 1.114 to 1.223; differences between runs are not in it."
     runs = {"settings": {"repeats": 3}}
     for matrix, said in (
-        (MATRIX, "one run of each model. Differences between runs were not measured."),
+        (MATRIX, "one run of each model. No interval was measured."),
         (old, f"one run of each model. {label}"),
         (old | runs, f"3 runs of each model. {label}"),
     ):

@@ -77,7 +77,7 @@ def _over_prompts(found: PromptRatio) -> str:
     runs = "one run" if found.runs == 1 else f"{found.runs} runs"
     said = f"{number(found.ratio)}, over {_count(found.prompts, 'prompt')} of {runs} of each model"
     if found.interval is None:
-        return f"{said}. Differences between runs were not measured."
+        return f"{said}. No interval was measured."
     ends = " to ".join(map(number, found.interval))
     return f"{said}. The interval over these prompts is {ends}; differences between runs are not in it."
 
