@@ -180,7 +180,7 @@ def test_a_chart_says_what_pairs_allow(seconds: tuple[float, ...], said: str, di
     pairs = [pair(number, 10.0, time, **busy) for number, time in enumerate(seconds)]
     made = of.chart({MATRIX_NAME: matrix_over_pairs(of.matrix({"P01": (10.0, 11.0)}), pairs, ["P01"])}, "time")
     assert said in made.description
-    assert ("that count are disturbed." in made.description) == disturbed
+    assert ("pairs were disturbed." in made.description) == disturbed
     of.check_layout(made)
 
 

@@ -104,8 +104,8 @@ def test_what_was_disturbed_is_said() -> None:
         pair(1, 10, 12, attempt=1),
         pair(2, 10, 12, attempt=1, **busy),
     ]
-    assert times_of(*pairs).disturbance == "2 pairs were measured once more; 1 of the 3 pairs that count is disturbed."
-    assert times_of(pair(0, 10, 11, **busy)).disturbance == "1 of the 1 pair that count is disturbed."
+    assert times_of(*pairs).disturbance == "2 pairs were measured once more; 1 of 3 pairs stayed disturbed."
+    assert times_of(pair(0, 10, 11, **busy)).disturbance == "1 of 1 pair was disturbed."
     table = pairs_table(compare_matrix(matrix_over_pairs(MATRIX, pairs, ["P01"])))
     assert table is not None
     reasons = "original: other programs used 0.8 CPUs, swap; quantized: swap"

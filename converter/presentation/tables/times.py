@@ -100,8 +100,8 @@ def _disturbance(found: TimeComparison) -> str:
     if again:
         said.append(f"{_count(again, 'pair')} {'was' if again == 1 else 'were'} measured once more")
     if disturbed:
-        be = "is" if disturbed == 1 else "are"
-        said.append(f"{disturbed} of the {_count(len(found.used), 'pair')} that count {be} disturbed")
+        be = "stayed" if again else "was" if disturbed == 1 else "were"
+        said.append(f"{disturbed} of {_count(len(found.used), 'pair')} {be} disturbed")
     return f"{'; '.join(said)}." if said else ""
 
 
