@@ -84,8 +84,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--planted", type=float, default=0.0, help="percent by which the second model takes longer")
     parser.add_argument("--truth-pairs", type=int, default=12, help="pairs that measure the planted ratio (default 12)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the patterns (default 0)")
-    parser.add_argument("options", nargs="*", help="options of `lensconv bench`")
-    return parser.parse_args()
+    # argparse does not take what follows two dashes as the rest.
+    words = [*sys.argv[1:], "--"]
+    end = words.index("--")
+    return parser.parse_args(words[:end], argparse.Namespace(options=words[end + 1 : -1]))
 
 
 def _name(arguments: argparse.Namespace) -> str:
