@@ -172,7 +172,7 @@ def test_all_that_a_benchmark_notes_and_says(finished: Finished, tiny_repo: Path
         assert min(stage["time_s"] for stage in stages) > 0
     metrics = finished.evidence["benchmark_metrics.json"]
     times = {name: model["generation_time_s"] for name, model in metrics["models"].items()}
-    assert (finished.result["generation_time_s"], finished.result["slowdown"]) == (times, metrics.get("slowdown"))
+    assert (finished.result["generation_time_s"], finished.result["slowdown"]) == (times, None)
     for row in rows:
         assert 0 < row["worker"] < 20
         if "conditions" in row:
@@ -460,7 +460,7 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
         assert row["original"]["time_s"] > 0
         assert row["quantized"].get("failed") == reasons.get(row["id"])
     assert matrix["summary"]["original"]["count"] == 4
-    assert matrix["summary"]["quantized"]["count"] == 1
+    assert (matrix["summary"]["quantized"]["count"], "slowdown" in matrix["summary"]) == (1, False)
     (pair,) = matrix["timed_pairs"]
     (key,) = matrix["timed_prompts"]
     row = next(row for row in matrix["prompts"] if row["id"] == key)

@@ -272,7 +272,7 @@ def test_failures_alone_are_evidence_too(
         journal.note(Cell("standard", 0, 0, "original"), LOAD_KEY, load)
         assert inputs.bench(journal, "offload").picture_mode == "offload"
         metrics, matrix, offload = inputs.write_files(journal).values()
-    assert (matrix["mode"], matrix["summary"]["slowdown"]["pairs"]) == ("offload", 1)
+    assert (matrix["mode"], matrix["summary"].keys()) == ("offload", {"original", "quantized"})
     assert "generation_time_s" not in metrics["models"]["original"]
     assert "slowdown" not in metrics
     assert offload["models"]["original"]["setup"] == {"failed": "not measured"}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import html
 import io
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,15 @@ from tests.checkpoints import write_holes
 from tests.conftest import Lensconv, edit_json, list_file, names_in, snapshot
 from tests.expected import EXPECTED, check_expected
 from tests.published import PUBLISHED, published_matrix, published_offload, write_published
+from tests.timed_pairs import matrix_over_pairs, over_pairs, pair
 
 UNVERIFIED = CardOptions(repo="owner/Tiny", license="mit", unverified=True)
 MANIFEST = "lensconv_manifest.json"
-SUMMARY, METRICS = "sdnq_quantization_summary.json", "benchmark_metrics.json"
+SUMMARY, METRICS, MATRIX, OFFLOAD = (
+    *("sdnq_quantization_summary.json", "benchmark_metrics.json"),
+    *("comparison_matrix.json", "model_cpu_offload_benchmark.json"),
+)
+SEQUENTIAL = "sequential_cpu_offload_benchmark.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 MEASURED = json.loads(Path(__file__).with_name("measured.json").read_text("utf-8"))
 
@@ -79,12 +85,34 @@ def picture(note: str = "") -> bytes:
     return stream.getvalue()
 
 
-def write_measured(release: Path, folder: Path) -> None:
+def measured_in_pairs(number: int) -> dict[str, Any]:
+    """The same measurements in files of the second version: this many pairs, one of them measured once more.
+
+    The offload benchmark has two pairs, the sequential one none.
+    """
+    found: dict[str, Any] = copy.deepcopy(MEASURED)
+    busy = {"original": ["other programs used 0.81 *CPUs*"], "quantized": ["the GPU was hot"]}
+    pairs = [pair(index, 20.0, 21.0 + index / 10) for index in range(number)]
+    pairs[0] = replace(pairs[0], original_s=35.0, used=False, disturbed=busy)
+    pairs.append(pair(0, 20.0, 21.2, attempt=1, disturbed={"original": busy["original"]}))
+    found[MATRIX] = matrix_over_pairs(found[MATRIX], pairs, ["P01", "P02"])
+    found[METRICS]["schema"] = "lensconv.benchmark/2"
+    for name, listed in ((OFFLOAD, [pair(0, 18.0, 17.0), pair(1, 18.0, 17.5)]), (SEQUENTIAL, [])):
+        del found[name]["warm_slowdown"]
+        fields = over_pairs(["P02", "P03"] if listed else [], listed)
+        del fields["slowdown"]
+        found[name] |= {"schema": "lensconv.offload/2", **fields}
+    del found["common"]["settings"]["repeats"]
+    found["common"]["settings"] |= {"pairs": number, "timing_prompts": 2}
+    return found
+
+
+def write_measured(release: Path, folder: Path, measured: Mapping[str, Any] = MEASURED) -> None:
     """Write measurements of everything, with images, a grid and charts; some of it goes into the summary."""
-    edit_json(release / SUMMARY, **MEASURED["summary"])
-    contents = {name: content for name, content in MEASURED.items() if name.endswith(".json")}
+    edit_json(release / SUMMARY, **measured["summary"])
+    contents = {name: content for name, content in measured.items() if name.endswith(".json")}
     for name, content in contents.items():
-        shared = {} if "fidelity" in name else MEASURED["common"]
+        shared = {} if "fidelity" in name else measured["common"]
         contents[name] = {**content, **shared, **sources(release)}
     contents[SUMMARY] = json.loads((release / SUMMARY).read_text())
     pictures = {f"images/quantized/{name}.png": picture() for name in ("P01", "P0 2", "P04")}
@@ -158,6 +186,11 @@ def make_slower(release: Path, folder: Path) -> CardReport:
     return make_card(release, folder, options)
 
 
+def make_pairs(release: Path, folder: Path) -> CardReport:
+    write_measured(release, folder, measured_in_pairs(4))
+    return make_card(release, folder, CardOptions(license="apache-2.0", languages=("en", "de")))
+
+
 def make_published(release: Path, folder: Path) -> CardReport:
     return make_card(release, write_published(folder), UNVERIFIED)
 
@@ -168,14 +201,22 @@ def test_a_card_as_a_whole(release: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "repo"), [(make_published, "owner/Tiny"), (make_bare, "release"), (make_slower, "owner/Slower")]
+    ("make", "repo", "settings"),
+    [
+        (make_published, "owner/Tiny", (1440, "1:1", 20, 5.0)),
+        (make_bare, "release", (1440, "1:1", 20, 5.0)),
+        (make_slower, "owner/Slower", (1440, "1:1", 20, 5.0)),
+        (make_pairs, "release", (1024, "16:9", 4, 1.5)),
+    ],
 )
-def test_other_cards(make: Callable[[Path, Path], CardReport], repo: str, release: Path, tmp_path: Path) -> None:
+def test_other_cards(
+    make: Callable[[Path, Path], CardReport], repo: str, settings: Sequence[object], release: Path, tmp_path: Path
+) -> None:
     """What the card above does not have."""
     (tmp_path / "evidence").mkdir()
     report = make(release, tmp_path / "evidence")
     known = (EXPECTED / "card.md").read_text("utf-8").splitlines()
-    found = compact(release, report, repo, 1440, "1:1", 20, 5.0).splitlines()
+    found = compact(release, report, repo, *settings).splitlines()
     check_expected(f"card_{make.__name__[5:]}.md", "".join(f"{line}\n" for line in found if line not in known))
 
 
@@ -291,7 +332,7 @@ def test_prompts_of_the_suite_that_was_drawn_are_shown_in_full(release: Path, pu
 
 
 def test_what_a_card_says_of_times_alone(release: Path, published: Path) -> None:
-    """Of a model that is surely faster, drawn without guidance; then of images with offloading alone."""
+    """Of files of the first version, drawn without guidance; then of images with offloading alone."""
 
     def text_of(folder: Path) -> str:
         make_card(release, folder, UNVERIFIED)
@@ -304,8 +345,9 @@ def test_what_a_card_says_of_times_alone(release: Path, published: Path) -> None
     content |= {"settings": {"num_inference_steps": 4, "guidance_scale": 0.0}}
     (published / "comparison_matrix.json").write_text(json.dumps(content))
     text = text_of(published)
-    assert "(95% interval -10.0% to -10.0%, or -1.660 to -1.432 s)." in text
-    assert "zero" not in text
+    assert (
+        "- **Time:** Time of an image, quantized / original: 0.900, over 10 prompts of one run of each model." in text
+    )
     assert "guidance_scale=0.0,\n" in text
     assert "Measured with these versions:" in text
     (published / "comparison_matrix.json").unlink()
@@ -320,6 +362,37 @@ def test_what_a_card_says_of_times_alone(release: Path, published: Path) -> None
         text = text_of(published)
         assert "Fidelity of images was not measured." in text
         assert "Time and memory were not measured." not in text
+
+
+#: What claims a difference of times, or shows a percentage that is not one of sizes.
+CLAIM = re.compile(r"slow|fast|quick|speed|(more|less) time|[0-9] ?%(?! (smaller|less than (the|whole)))|percent")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_with_fewer_than_three_pairs_nothing_is_claimed(
+    number: int, release: Path, tmp_path: Path, lensconv: Lensconv
+) -> None:
+    """Neither in files nor in tables, charts, the card or JSON."""
+    folder = tmp_path / "evidence"
+    measured = measured_in_pairs(number)
+    write_measured(release, folder, measured)
+    make_card(release, folder)
+    _, *sections = (release / "README.md").read_text().split("\n## ")
+    texts = [section for section in sections if section.startswith(("Prompt by prompt", "CPU offload", "Benchmark"))]
+    assert len(texts) == 3
+    texts += [line for line in (release / "README.md").read_text().splitlines() if line.startswith("- **Time:**")]
+    texts += [
+        chart.description for chart in prepare_charts(measured) if chart.name == "time" and isinstance(chart, Chart)
+    ]
+    for name in (MATRIX, OFFLOAD, SEQUENTIAL):
+        texts += [lensconv("evidence", folder / name).stderr, (folder / name).read_text()]
+    texts.append(json.dumps(lensconv("evidence", folder, "--json").result["matrix"]))
+    assert [found for text in texts if (found := CLAIM.search(text))] == []
+    assert len([text for text in texts if "quantized / original" in text.lower()]) > 4
+    # With three, the same places claim a difference.
+    write_measured(release, folder, measured_in_pairs(3))
+    make_card(release, folder)
+    assert re.search(r"\*\*Time:\*\* With the .*more time.*not time\.", (release / "README.md").read_text())
 
 
 def test_what_cannot_be_seen_is_written_out() -> None:

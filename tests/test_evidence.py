@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -14,13 +15,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from converter.errors import EvidenceError, MissingInput
 from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder, write_evidence
 from converter.measurement.evidence.folder_agreement import disagreements_between
 from converter.measurement.evidence.names import IMAGES_NAME
 from converter.measurement.evidence.origin import grid_text, is_drawn_from
-from converter.measurement.evidence.statistics import combine, percent_change, slowdown, spread, summarise_times
+from converter.measurement.evidence.statistics import (
+    combine,
+    compare_prompts,
+    paired_slowdown,
+    percent_change,
+    spread,
+    summarise_times,
+)
 from converter.schemas import load_schema
 from tests import charts, published
 from tests.benches import folded
@@ -28,6 +37,7 @@ from tests.cases import check_cases
 from tests.conftest import Lensconv
 from tests.expected import check_expected
 from tests.forms import accepted
+from tests.timed_pairs import matrix_over_pairs, over_prompts, pair
 
 
 @pytest.fixture
@@ -60,34 +70,35 @@ def test_labels_are_shown_as_text(tmp_path: Path, lensconv: Lensconv) -> None:
     assert lensconv("evidence", tmp_path / METRICS, "--json").result == {"files": files, "matrix": None}
 
 
-def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
-    """Other draws than lensconv's own give nearly the same ends."""
-    rows = published.published_matrix()["prompts"]
-    original, quantized = ([row[name]["time_s"] for row in rows] for name in ("original", "quantized"))
-    draws = np.random.default_rng(7).integers(0, 10, (40_000, 10))
-    ratios = sorted(100 * (sum(quantized[i] for i in draw) / sum(original[i] for i in draw) - 1) for draw in draws)
-    expected = ratios[1000], ratios[39_000]
-    found = slowdown(original, quantized).ratio_of_means_percent_interval
-    assert found == pytest.approx(expected, abs=0.3)
-    assert slowdown(original, quantized) == slowdown(original, quantized)
+@pytest.mark.parametrize("count", [3, 4, 7])
+def test_the_interval_is_students(count: int) -> None:
+    ratios = np.random.default_rng(count).normal(0.2, 0.05, count)
+    found = paired_slowdown(ratios.tolist())
+    assert found is not None
+    ends = 100 * np.expm1(ttest_1samp(ratios, 0).confidence_interval(0.95))
+    assert found.percent_interval == pytest.approx(ends, abs=0.001)
+    assert found.percent == pytest.approx(100 * np.expm1(ratios.mean()), abs=0.001)
 
 
 def test_statistics_are_those_by_hand() -> None:
-    method = {"method": "paired percentile bootstrap over prompts", "confidence": 0.95, "resamples": 10000, "seed": 0}
-    alone = {"pairs": 1, "ratio_of_means_percent": 100.0, "mean_difference_s": 1.0}
-    intervals = dict.fromkeys(("ratio_of_means_percent_interval", "mean_difference_s_interval"))
-    assert slowdown([1.0], [2.0]).to_dict() == {**alone, **intervals, **method}
+    method = {"method": "Student's t over pairs of adjacent processes", "confidence": 0.95}
+    # Three pairs: 4.3027 standard errors on either side. Equal ratios make an interval without width.
+    found = paired_slowdown([math.log(ratio) for ratio in (1.0, 1.1, 1.21)])
+    assert found is not None
+    assert found.to_dict() == {"pairs": 3, "percent": 10.0, "percent_interval": [-13.19, 39.386], **method}
+    same = paired_slowdown([math.log(0.5)] * 3)
+    assert same is not None
+    assert (same.percent, same.percent_interval) == (-50.0, [-50.0, -50.0])
+    assert [paired_slowdown(ratios) for ratios in ([], [0.1], [0.1, 0.1])] == [None] * 3
     assert spread([4.0]).to_dict() == {"mean": 4.0, "median": 4.0, "min": 4.0, "max": 4.0, "count": 1}
     many = {"mean": 3.0, "median": 2.0, "stdev": 2.646, "min": 1.0, "max": 6.0, "count": 3}
     assert spread([2.0, 6.0, 1.00004]).to_dict() == many
-    two = slowdown([1.0, 1.0], [2.0, 2.0]).mean_difference_s_interval
-    assert (spread([1.0, 3.0]).stdev, two) == (1.414, [1.0, 1.0])
-    found = summarise_times({"a": 1.0, "b": 3.0}, {"c": 9.0})
-    assert found == {"original": spread([1.0, 3.0]).to_dict(), "quantized": spread([9.0]).to_dict()}
-    with pytest.raises(ValueError, match="0 and 0"):
-        slowdown([], [])
-    with pytest.raises(ValueError, match="cannot be paired"):
-        slowdown([1.0, 2.0], [1.0])
+    assert spread([1.0, 3.0]).stdev == 1.414
+    spreads = summarise_times({"a": 1.0, "b": 3.0}, {"c": 9.0})
+    assert spreads == {"original": spread([1.0, 3.0]).to_dict(), "quantized": spread([9.0]).to_dict()}
+    over_two = {"pairs": 2, "ratio_of_means_percent": 50.0, "mean_difference_s": 1.0}
+    assert compare_prompts({"a": 1.0, "b": 3.0, "c": 1.0}, {"b": 4.0, "a": 2.0}) == over_two
+    assert [compare_prompts({"a": 1.0}, {"b": 1.0}), compare_prompts({"a": 0.0}, {"a": 1.0})] == [None, None]
     assert (percent_change(2, 1), percent_change(3, 4)) == (-50.0, 33.3)
     rows = [{"time_s": 1.0, "peak_rss_gb": 2.0}, {"time_s": 3.0, "peak_rss_gb": 1.0, "peak_allocated_gb": 5.0}]
     assert combine(rows) == {"time_s": 2.0, "peak_rss_gb": 2.0}
@@ -135,7 +146,7 @@ def test_failed_rows_are_left_out_of_statistics(folder: Path, lensconv: Lensconv
     write(folder, name, content)
     matrix = lensconv("evidence", folder, "--json").result["matrix"]
     assert (matrix["failed"], matrix["original"]["count"], matrix["quantized"]["count"]) == (3, 9, 8)
-    assert matrix["slowdown"]["pairs"] == len(matrix["rows"]) == 8
+    assert matrix["over_prompts"]["prompts"] == len(matrix["rows"]) == 8
     assert "failed" in lensconv("evidence", folder).stderr
 
 
@@ -149,16 +160,16 @@ def full_offload() -> dict[str, Any]:
         model["cold"]["time_s"] = rows.pop("P01")
         model["warm"]["time_s"] = spread(list(rows.values())).to_dict()
         warm.append(rows)
-    return {**content, "warm_slowdown": summarise_times(*warm)["slowdown"]}
+    return {**content, "warm_slowdown": over_prompts(warm[0], warm[1], 10.1, 22.0, 1.538, 3.181)}
 
 
 def images_of_matrix() -> dict[str, Any]:
     """Fidelity of the published prompts' images; a baseline has the figures of the next pair."""
     pairs = [published.image_pair(f"P{n:02}", 300 + n, 20.0 + n, 0.1 * n) for n in range(1, 12)]
-    for pair, other in pairwise(pairs):
+    for first, other in pairwise(pairs):
         baseline = {name: other[name] for name in ("identical", "psnr_db", "ssim", "lpips")}
         grid = {"original": 0.1, "baseline": 0.2, "added": other["periodic_grid"]["added"]}
-        pair["baseline"] = {"seed": 1000 + pair["seed"], **baseline, "periodic_grid": grid}
+        first["baseline"] = {"seed": 1000 + first["seed"], **baseline, "periodic_grid": grid}
 
     def five(values: list[float]) -> dict[str, Any]:
         mean, median = statistics.fmean(values), statistics.median(values)
@@ -204,8 +215,11 @@ def full_metrics() -> dict[str, Any]:
 def matrix_with_stages() -> dict[str, Any]:
     """A matrix with the statistics of its rows, whose time is all spent in one stage."""
     matrix = published.published_matrix()
-    times = ({row["id"]: row[model]["time_s"] for row in matrix["prompts"]} for model in ("original", "quantized"))
-    matrix["summary"] = summarise_times(*times)
+    times = [{row["id"]: row[model]["time_s"] for row in matrix["prompts"]} for model in ("original", "quantized")]
+    matrix["summary"] = {
+        **summarise_times(*times),
+        "slowdown": over_prompts(times[0], times[1], 11.4, 22.3, 1.75, 3.433),
+    }
     for row in matrix["prompts"]:
         for model in ("original", "quantized"):
             row[model]["stages"] = {"vae": {"time_s": row[model]["time_s"]}}
@@ -217,11 +231,31 @@ FULL = {MATRIX: matrix_with_stages, OFFLOAD: full_offload, METRICS: full_metrics
 FULL["image_fidelity.json"] = images_of_matrix
 
 
+def matrix_of_pairs() -> dict[str, Any]:
+    """A matrix with four pairs, of which the third was disturbed, and measured once more."""
+    matrix = published.published_matrix()
+    sums = {"original": 0.0, "quantized": 0.0}
+    for row in matrix["prompts"][:3]:
+        for model in sums:
+            time = row[model]["time_s"]
+            row[model]["times_s"] = [round(time * factor, 3) for factor in (1, 0.95, 1.05, 1)]
+            sums[model] += time
+    matrix["summary"] = {}
+    seconds = [
+        [round(sums[model] * factor, 3) for model, factor in zip(sums, factors, strict=True)]
+        for factors in ((1, 1), (1.05, 1), (7, 1), (1, 1.05), (0.95, 1))
+    ]
+    busy = {"attempt": 0, "used": False, "disturbed": {"original": ["other programs used 0.81 CPUs"]}}
+    changes: list[dict[str, Any]] = [{}, {}, busy, {}, {"attempt": 1}]
+    pairs = [pair(number, *seconds[at], **changes[at]) for at, number in enumerate((0, 1, 2, 3, 2))]
+    return matrix_over_pairs(matrix, pairs, ["P01", "P02", "P03"])
+
+
 def test_what_is_refused_and_what_is_just_accepted(tmp_path: Path, lensconv: Lensconv) -> None:
     """Published files, and full ones, with some values replaced; what can be computed is computed again."""
 
     def outcome(base: str, name: str, changes: dict[str, Any]) -> str:
-        makers = FULL if base == "full" else published.PUBLISHED
+        makers = {"full": FULL, "pairs": {MATRIX: matrix_of_pairs}, "published": published.PUBLISHED}[base]
         for file in tmp_path.iterdir():
             file.unlink()
         contents = {other: make() for other, make in makers.items()}
@@ -235,6 +269,14 @@ def test_what_is_refused_and_what_is_just_accepted(tmp_path: Path, lensconv: Len
         return str(error["message"]).replace(f"{tmp_path}/{name}: ", "").replace(f"{tmp_path}/", "")
 
     check_cases("evidence_cases.jsonl", outcome)
+
+
+def test_pairs_with_equal_ratios_are_accepted(tmp_path: Path) -> None:
+    """Of times with three digits, that is possible."""
+    matrix = charts.matrix({"P01": (2.0, 3.0)})
+    write_evidence(tmp_path, MATRIX, matrix_over_pairs(matrix, [pair(n, 2.0, 3.0) for n in range(3)], ["P01"]))
+    slowdown = read_evidence(tmp_path / MATRIX)[1]["summary"]["slowdown"]
+    assert (slowdown["percent"], slowdown["percent_interval"]) == (50.0, [50.0, 50.0])
 
 
 def test_what_only_one_file_has_is_not_compared() -> None:
@@ -261,7 +303,7 @@ def test_the_origin_of_a_grid_is_its_images_and_their_labels() -> None:
 @pytest.mark.parametrize(
     ("name", "key", "value", "hint"),
     [
-        (METRICS, "schema", "lensconv.benchmark/2", "Update lensconv, or measure again with this version."),
+        (METRICS, "schema", "lensconv.benchmark/3", "Update lensconv, or measure again with this version."),
         (METRICS, "schema", "lensconv.benchmark/0", "Measure again with `lensconv bench`; do not edit the file."),
         (METRICS, "schema", "lensconv.matrix/1", "Measure again with `lensconv bench`; do not edit the file."),
         (METRICS, "schema", "other/2", "Measure again with `lensconv bench`; do not edit the file."),
@@ -305,7 +347,7 @@ def test_what_contradicts_itself_is_not_written(tmp_path: Path) -> None:
         write_evidence(tmp_path, name, content)
     assert not list(tmp_path.iterdir())
     write_evidence(tmp_path, MATRIX, published.published_matrix())
-    assert read_evidence(write(tmp_path, "a.json", published.published_summary()))[0].version is None
+    assert read_evidence(write(tmp_path, "a.json", published.published_summary()))[0].versions == ()
     assert (tmp_path / MATRIX).read_text("utf-8") == json.dumps(published.published_matrix(), indent=2) + "\n"
     assert read_evidence((tmp_path / MATRIX).rename(tmp_path / "other.json"))[1] == published.published_matrix()
 

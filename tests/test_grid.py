@@ -198,7 +198,7 @@ CASES: dict[str, tuple[list[tuple[Shape, Shape]], Paint, Edit | None, tuple[obje
     "names": ([((256, 64), (256, 64))], slope, write_metrics, ()),
     "labels": ([((300, 16), (300, 16))] * 9, noise, with_scenarios, ()),
     "gone": (squares(64), slope, lambda folder: (folder / "benchmark_metrics.json").symlink_to("gone"), ()),
-    "other": (squares(64), slope, lambda folder: write_metrics(folder, schema="lensconv.benchmark/2"), ()),
+    "other": (squares(64), slope, lambda folder: write_metrics(folder, schema="lensconv.benchmark/3"), ()),
 }
 
 

@@ -16,6 +16,7 @@ from converter.extras import require_extra
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from converter.measurement.evidence.time_comparison import TimeComparison
     from converter.presentation.tables.table import Table
 
 
@@ -53,6 +54,7 @@ def _render(schema: str, content: Mapping[str, Any]) -> list[RenderableType]:
     # Importing these takes a moment; errors in the command line are reported before.
     from converter.measurement.evidence.names import MODEL_TITLES, MODELS
     from converter.measurement.evidence.summary import matrix_statistics
+    from converter.measurement.evidence.time_comparison import compare_matrix, compare_offload
     from converter.presentation.tables import conditions, fidelity, measurements
 
     if schema == "benchmark_metrics":
@@ -61,12 +63,11 @@ def _render(schema: str, content: Mapping[str, Any]) -> list[RenderableType]:
     if schema == "comparison_matrix":
         found = matrix_statistics(content)
         shown = measurements.matrix_table(content, MODEL_TITLES, with_scenarios=False)
-        slowdown = measurements.slowdown_figures(found.get("slowdown"))
         spreads = [_spread(model, found[model]) for model in MODELS if model in found]
-        return [_show(shown, "Prompt by prompt"), *spreads, *_slowdown(slowdown, "per image")]
+        return [_show(shown, "Prompt by prompt"), *spreads, *_times(compare_matrix(content))]
     if schema == "model_cpu_offload_benchmark":
-        slowdown = measurements.slowdown_figures(content.get("warm_slowdown"))
-        return [_show(measurements.offload_table(content), content["method"]), *_slowdown(slowdown, "per warm image")]
+        shown = measurements.offload_table(content)
+        return [_show(shown, content["method"]), *_times(compare_offload(content), "a warm image")]
     if schema == "image_fidelity":
         return render_images(content)
     return [_show(fidelity.weights_table(content))] if schema == "weight_fidelity" else []
@@ -76,13 +77,13 @@ def _spread(model: str, spread: Mapping[str, Any]) -> str:
     return f"{model}: mean {spread['mean']:.3f} s, median {spread['median']:.3f} s, {spread['count']} images"
 
 
-def _slowdown(found: Mapping[str, Any] | None, what: str) -> list[str]:
-    """Return a line about a slowdown, where there is one."""
-    if found is None:
-        return []
-    figures = ((f"{found['percent']} time", found["interval"]), (found["seconds"], found["seconds_interval"]))
-    shown = ", ".join(f"{figure} (95 % interval {spread})" if spread else figure for figure, spread in figures)
-    return [f"Quantized model, {what}: {shown} against the original, on average over {found['pairs']} prompts."]
+def _times(found: TimeComparison, image: str = "an image") -> list[RenderableType]:
+    """Return what may be said of times, and the pairs of processes."""
+    from converter.presentation.tables.times import describe_times, pairs_table
+
+    words, pairs = describe_times(found, image), pairs_table(found)
+    shown = [_show(pairs, "Pair by pair")] if pairs else []
+    return [*shown, *(text for text in (words.finding, words.disturbance) if text)]
 
 
 def _show(content: Table, title: str = "") -> RenderableType:

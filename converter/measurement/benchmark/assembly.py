@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,9 +13,11 @@ from converter.measurement.benchmark.pairing import find_pairs, timing_count
 from converter.measurement.benchmark.subjects import ORIGINAL, Subject
 from converter.measurement.evidence.agreement import measured_times
 from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, MODELS, OFFLOAD_NAME, SEQUENTIAL_NAME
+from converter.measurement.evidence.pairs import used_log_ratios
 from converter.measurement.evidence.statistics import (
     combine,
     combine_stages,
+    paired_slowdown,
     shared_figures,
     spread,
     summarise_times,
@@ -113,9 +114,15 @@ class Assembly:
     def _matrix(self) -> dict[str, Any]:
         mode = self._matrix_mode
         rows = [self._row(mode, prompt) for prompt in self._suite.prompts]
-        matrix: dict[str, Any] = {"schema": "lensconv.matrix/1", "mode": mode, **self._shared, "prompts": rows}
+        matrix: dict[str, Any] = {"schema": "lensconv.matrix/2", "mode": mode, **self._shared, "prompts": rows}
         times = [measured_times(matrix, model) for model in MODELS]
-        return {**matrix, **self._pairs[mode].to_dict(), "summary": summarise_times(*times)}
+        summary = {**summarise_times(*times), **self._slowdown(mode, "slowdown")}
+        return {**matrix, **self._pairs[mode].to_dict(), "summary": summary}
+
+    def _slowdown(self, mode: str, key: str) -> dict[str, Any]:
+        """The slowdown under this key; empty if too few pairs were measured."""
+        found = paired_slowdown(used_log_ratios(self._pairs[mode].pairs))
+        return {key: found.to_dict()} if found else {}
 
     def _rows(self, mode: str, model: str, key: str) -> list[dict[str, Any]]:
         """The figures of all sessions that have them, or only of those that nothing disturbed, if there are any."""
@@ -177,7 +184,7 @@ class Assembly:
         before, after = (models[model]["transformer"]["bytes"] for model in MODELS)
         loaded = _LOADED_BYTES * models[ORIGINAL]["transformer"]["parameters"]
         metrics = {
-            "schema": "lensconv.benchmark/1",
+            "schema": "lensconv.benchmark/2",
             **self._shared,
             "models": models,
             "transformer_storage_reduction_percent": round(100 * (1 - after / before), 1),
@@ -215,19 +222,16 @@ class Assembly:
     def _offload(self, mode: str, method: str) -> dict[str, Any]:
         first, *others = self._suite.prompts
         models = {model: self._offloaded(mode, model, first, others) for model in MODELS}
-        content: dict[str, Any] = {
-            "schema": "lensconv.offload/1",
+        return {
+            "schema": "lensconv.offload/2",
             "method": method,
             "cold_prompt": first.id,
             "warm_prompts": [prompt.id for prompt in others],
             **self._shared,
             "models": models,
             **self._pairs[mode].to_dict(),
+            **self._slowdown(mode, "warm_slowdown"),
         }
-        times = [models[model]["times_s"] for model in MODELS]
-        medians = [{key: statistics.median(side[key]) for key in side if key != first.id} for side in times]
-        found = summarise_times(*medians)
-        return {**content, "warm_slowdown": found["slowdown"]} if "slowdown" in found else content
 
     def _offloaded(self, mode: str, name: str, first: SuitePrompt, others: Sequence[SuitePrompt]) -> dict[str, Any]:
         subject = self._subjects[name]

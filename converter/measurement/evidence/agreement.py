@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from converter.checkpoint.dtypes import BITS, WEIGHT_DTYPES
+from converter.measurement.evidence.differences import differences
 from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, SUMMARY_MODELS
 from converter.measurement.evidence.statistics import percent_change, spread, summarise_times
+from converter.measurement.evidence.time_agreement import check_method, check_seconds, check_times, has_pairs
 from converter.measurement.evidence.units import DIGITS, GB, LOADED_BYTES, PERCENT_ROUNDING, ROUNDING
 
 
@@ -47,29 +49,8 @@ def measured_times(matrix: Mapping[str, Any], model: str) -> dict[str, float]:
     return {row["id"]: row[model]["time_s"] for row in matrix["prompts"] if "time_s" in row[model]}
 
 
-def differences(where: str, shown: Any, computed: Any, source: str = "the other figures give") -> Iterator[str]:
-    """Yield the figures of a file that differ from what its other figures give.
-
-    Args:
-        where: name of the figures.
-        shown: the figures in the file; keys that it lacks are not compared.
-        computed: the same, computed from other figures.
-        source: what gives the other figures, with the verb.
-    """
-    if isinstance(shown, Mapping):
-        for key, value in shown.items():
-            # Intervals depend on random numbers, which may differ between versions of numpy.
-            if not key.endswith("_interval"):
-                expected = computed.get(key) if isinstance(computed, Mapping) else None
-                yield from differences(f"{where}.{key}", value, expected, source)
-    elif isinstance(shown, float | int) and isinstance(computed, float | int):
-        if abs(shown - computed) > 2 * ROUNDING:
-            yield f"{where} is {shown}, but {source} {computed}"
-    elif shown != computed:
-        yield f"{where} is {shown}, but {source} {'nothing' if computed is None else computed}"
-
-
 def _check_metrics(content: Mapping[str, Any]) -> Iterator[str]:
+    yield from check_method(content, "slowdown", content.get("slowdown"))
     sizes = []
     for name in MODELS:
         model = content["models"][name]
@@ -122,22 +103,29 @@ def _check_matrix(content: Mapping[str, Any]) -> Iterator[str]:
         for model in MODELS:
             side = row[model]
             yield from _check_reserved(side, f"{name}.{model}")
+            yield from check_seconds(f"{name}.{model}.time_s", side.get("time_s"))
             if "times_s" in side:
                 yield from differences(f"{name}.{model}.time_s", side["time_s"], statistics.median(side["times_s"]))
-        if "delta_percent" in row:
+        if "delta_percent" in row and has_pairs(content):
+            yield f"{name}.delta_percent is not part of {content['schema']}"
+        elif "delta_percent" in row:
             times = [row[model].get("time_s") for model in MODELS]
             change = None if None in times else percent_change(*times)
             if change is None or abs(row["delta_percent"] - change) > PERCENT_ROUNDING:
                 given = "a time is missing" if change is None else f"its times give {change:.1f}"
                 yield f"{name}.delta_percent is {row['delta_percent']}, but {given}"
-    computed = summarise_times(*(measured_times(content, model) for model in MODELS))
-    yield from differences("summary", content.get("summary", {}), computed)
+    summary = dict(content.get("summary", {}))
+    slowdown = summary.pop("slowdown", None)
+    times = [measured_times(content, model) for model in MODELS]
+    yield from differences("summary", summary, summarise_times(*times))
+    all_times = [{row["id"]: row[model].get("times_s", ()) for row in content["prompts"]} for model in MODELS]
+    yield from check_times(content, "summary.slowdown", slowdown, times, all_times)
 
 
 def _check_offload(content: Mapping[str, Any]) -> Iterator[str]:
     yield from _check_ids([content["cold_prompt"], *content["warm_prompts"]])
-    medians = []
-    for name in MODELS:
+    warm_times: list[dict[str, float] | None] = [None, None]
+    for index, name in enumerate(MODELS):
         model = content["models"][name]
         where = f"models.{name}"
         for part in OFFLOAD_PARTS:
@@ -148,16 +136,17 @@ def _check_offload(content: Mapping[str, Any]) -> Iterator[str]:
         for key in times:
             if key not in (content["cold_prompt"], *content["warm_prompts"]):
                 yield f"{where}.times_s: {key} is neither the cold prompt nor a warm one"
+        for key, time in times.items():
+            yield from check_seconds(f"{where}.times_s.{key}", time)
         warm = {key: times[key] for key in content["warm_prompts"] if key in times}
-        medians.append(warm)
+        warm_times[index] = warm
         if "time_s" in model["cold"]:
             yield from differences(f"{where}.cold.time_s", model["cold"]["time_s"], times.get(content["cold_prompt"]))
         if "time_s" in model["warm"]:
             computed = spread([round(time, DIGITS) for time in warm.values()]).to_dict() if warm else None
             yield from differences(f"{where}.warm.time_s", model["warm"]["time_s"], computed)
-    if len(medians) == len(MODELS) and "warm_slowdown" in content:
-        computed = summarise_times(*medians).get("slowdown")
-        yield from differences("warm_slowdown", content["warm_slowdown"], computed)
+    all_times = [content["models"][name].get("times_s", {}) for name in MODELS]
+    yield from check_times(content, "warm_slowdown", content.get("warm_slowdown"), warm_times, all_times)
 
 
 def _check_images(content: Mapping[str, Any]) -> Iterator[str]:

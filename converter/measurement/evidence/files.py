@@ -37,18 +37,22 @@ class Format:
 
     schema: str
     """Name of its JSON Schema."""
-    version: str | None
-    """Value of its field ``schema``; None where the published format has no such field."""
+    versions: tuple[str, ...]
+    """Values of its field ``schema``, the newest last; empty where the published format has no such field."""
+
+
+def _versions(name: str, newest: int) -> tuple[str, ...]:
+    return tuple(f"lensconv.{name}/{number}" for number in range(1, newest + 1))
 
 
 FORMATS: dict[str, Format] = {
-    names.METRICS_NAME: Format("benchmark_metrics", "lensconv.benchmark/1"),
-    names.MATRIX_NAME: Format("comparison_matrix", "lensconv.matrix/1"),
-    names.OFFLOAD_NAME: Format("model_cpu_offload_benchmark", "lensconv.offload/1"),
-    names.SEQUENTIAL_NAME: Format("model_cpu_offload_benchmark", "lensconv.offload/1"),
-    names.IMAGES_NAME: Format("image_fidelity", "lensconv.fidelity/1"),
-    names.WEIGHTS_NAME: Format("weight_fidelity", "lensconv.weights/1"),
-    SUMMARY_NAME: Format("sdnq_quantization_summary", None),
+    names.METRICS_NAME: Format("benchmark_metrics", _versions("benchmark", 2)),
+    names.MATRIX_NAME: Format("comparison_matrix", _versions("matrix", 2)),
+    names.OFFLOAD_NAME: Format("model_cpu_offload_benchmark", _versions("offload", 2)),
+    names.SEQUENTIAL_NAME: Format("model_cpu_offload_benchmark", _versions("offload", 2)),
+    names.IMAGES_NAME: Format("image_fidelity", _versions("fidelity", 1)),
+    names.WEIGHTS_NAME: Format("weight_fidelity", _versions("weights", 1)),
+    SUMMARY_NAME: Format("sdnq_quantization_summary", ()),
 }
 
 
@@ -112,10 +116,10 @@ def _find_format(file: Path, content: Mapping[str, Any]) -> Format:
     summary = FORMATS[SUMMARY_NAME]
     if version is None and named in (None, summary) and "quant_transformer_dtypes" in content:
         return summary
-    by_version = {form.version: form for form in FORMATS.values() if form.version is not None}
+    by_version = {known: form for form in FORMATS.values() for known in form.versions}
     if isinstance(version, str) and version in by_version and named in (None, by_version[version]):
         return by_version[version]
-    readable = named.version if named is not None and named.version else ", ".join(sorted(by_version))
+    readable = ", ".join(named.versions if named is not None and named.versions else sorted(by_version))
     shown = "no schema" if version is None else f"schema {version}"
     newest = dict(known.split("/") for known in by_version)
     base, _, number = str(version).partition("/")

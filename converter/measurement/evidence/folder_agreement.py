@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.measurement.evidence import names
-from converter.measurement.evidence.agreement import differences
+from converter.measurement.evidence.differences import differences
 from converter.measurement.evidence.statistics import combine_stages, shared_figures, spread
 
 #: Fields that are the same in all files of one benchmark.

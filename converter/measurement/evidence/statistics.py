@@ -1,27 +1,25 @@
-"""Statistics of measurements, and of pairs of them: how much slower is one model than the other?
+"""Statistics of measurements, and of pairs of them: how much more time does one model take than the other?
 
-Intervals come from a paired percentile bootstrap: prompts are drawn with replacement, each with the figures of both
-models, since a long prompt is slow for both. The ten thousand draws have a fixed seed, so that a file gives the same
-figures every time.
+Times differ more between two processes on one machine than between two images of one process. So the unit is a pair of
+adjacent processes, one of each model, and the interval is Student's t over the logarithms of the pairs' ratios.
+``scripts/interval_coverage`` shows how often it contains the true ratio.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from converter.measurement.evidence.names import MODELS
 from converter.measurement.evidence.units import DIGITS
 
-#: Draws of the bootstrap; the interval's ends then move by less than a twentieth of its width between seeds.
-RESAMPLES = 10_000
-_DRAWS_AT_ONCE = 500
 CONFIDENCE = 0.95
-SEED = 0
+#: Pairs that an interval needs at least: of two, Student's t with one degree of freedom is as wide as 12.7 deviations.
+FEWEST_PAIRS = 3
+METHOD = "Student's t over pairs of adjacent processes"
 
 
 @dataclass(frozen=True)
@@ -64,76 +62,74 @@ def percent_change(before: float, after: float) -> float:
 
 @dataclass(frozen=True)
 class Slowdown:
-    """How much more time the quantized model takes than the original, over prompts that were measured with both."""
+    """How much more time the quantized model takes than the original; negative where it takes less."""
 
     pairs: int
-    ratio_of_means_percent: float
-    """Sum of its times compared with the sum of the original's."""
-    ratio_of_means_percent_interval: list[float] | None
-    """Ends of the interval with 95 % of the bootstrap's draws; None for a single pair."""
-    mean_difference_s: float
-    """Mean over prompts of its time minus the original's."""
-    mean_difference_s_interval: list[float] | None
+    percent: float
+    """From the geometric mean of the pairs' ratios."""
+    percent_interval: list[float]
+    """Ends of the interval; both are ``percent`` if all pairs have the same ratio."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as in files of measurements, with the method that gave the intervals."""
-        return {
-            **asdict(self),
-            "method": "paired percentile bootstrap over prompts",
-            "confidence": CONFIDENCE,
-            "resamples": RESAMPLES,
-            "seed": SEED,
-        }
+        """Return it as in files of measurements, with the method that gave the interval."""
+        return {**asdict(self), "method": METHOD, "confidence": CONFIDENCE}
 
 
-def slowdown(original: Sequence[float], quantized: Sequence[float]) -> Slowdown:
-    """Compare times of the same prompts, in seconds and in the same order.
+def paired_slowdown(log_ratios: Sequence[float]) -> Slowdown | None:
+    """Compare the times of two models over pairs of adjacent processes.
 
-    Raises:
-        ValueError: no times were given, or the numbers of times differ.
+    Args:
+        log_ratios: of each pair, the logarithm of the quantized model's seconds over the original's.
+
+    Returns:
+        None for fewer than ``FEWEST_PAIRS``, whose spread says too little.
     """
-    first, second = np.asarray(original, np.float64), np.asarray(quantized, np.float64)
-    if first.shape != second.shape or not first.size:
-        raise ValueError(f"{first.size} and {second.size} times cannot be paired")
-    ratio, difference = None, None
-    if first.size > 1:
-        generator = np.random.default_rng(SEED)
-        # A part of the draws at a time limits the memory for many prompts.
-        draws = (
-            generator.integers(0, first.size, (_DRAWS_AT_ONCE, first.size)) for _ in range(RESAMPLES // _DRAWS_AT_ONCE)
-        )
-        means = np.concatenate([(first[draw].mean(axis=1), second[draw].mean(axis=1)) for draw in draws], axis=1)
-        ratio = _interval(100 * (means[1] / means[0] - 1), 1)
-        difference = _interval(means[1] - means[0], DIGITS)
-    return Slowdown(
-        pairs=first.size,
-        ratio_of_means_percent=percent_change(first.mean(), second.mean()),
-        ratio_of_means_percent_interval=ratio,
-        mean_difference_s=round(float((second - first).mean()), DIGITS),
-        mean_difference_s_interval=difference,
-    )
+    # Importing it takes a moment.
+    from scipy.special import stdtrit
+
+    count = len(log_ratios)
+    if count < FEWEST_PAIRS:
+        return None
+    mean, deviation = statistics.fmean(log_ratios), statistics.stdev(log_ratios)
+    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(count)
+    ends = [_percent(mean - half), _percent(mean + half)]
+    return Slowdown(pairs=count, percent=_percent(mean), percent_interval=ends)
+
+
+def compare_prompts(original: Mapping[str, float], quantized: Mapping[str, float]) -> dict[str, Any] | None:
+    """Compare the times of the prompts that both models have, without an interval.
+
+    Args:
+        original: seconds of the original model by prompt.
+        quantized: seconds of the quantized model by prompt.
+
+    Returns:
+        As files of earlier versions have it: ``pairs`` (of times, one for each prompt), ``ratio_of_means_percent`` and
+        ``mean_difference_s``; None if no prompt has two times, or the original's are all 0.
+    """
+    pairs = [(seconds, quantized[key]) for key, seconds in original.items() if key in quantized]
+    first, second = (sum(times) for times in zip(*pairs, strict=True)) if pairs else (0, 0)
+    if not first:
+        return None
+    return {
+        "pairs": len(pairs),
+        "ratio_of_means_percent": percent_change(first, second),
+        "mean_difference_s": round((second - first) / len(pairs), DIGITS),
+    }
 
 
 def summarise_times(original: Mapping[str, float], quantized: Mapping[str, float]) -> dict[str, Any]:
-    """Return statistics of times in seconds.
+    """Return the spread of each model's times, ``original`` and ``quantized``; one without times is left out.
 
     Args:
-        original: times of the original model by prompt.
-        quantized: times of the quantized model by prompt.
-
-    Returns:
-        The spread of each model (``original``, ``quantized``) and the ``slowdown`` over prompts that both have. What
-        cannot be computed is left out.
+        original: seconds of the original model by prompt.
+        quantized: seconds of the quantized model by prompt.
     """
-    found: dict[str, Any] = {
+    return {
         model: spread(list(times.values())).to_dict()
         for model, times in zip(MODELS, (original, quantized), strict=True)
         if times
     }
-    pairs = [(seconds, quantized[key]) for key, seconds in original.items() if key in quantized]
-    if pairs:
-        found["slowdown"] = slowdown(*zip(*pairs, strict=True)).to_dict()
-    return found
 
 
 def combine(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -161,6 +157,5 @@ def shared_figures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(set.intersection(*names), reverse=True) if names else []
 
 
-def _interval(draws: np.ndarray, digits: int) -> list[float]:
-    tail = (1 - CONFIDENCE) / 2
-    return [round(float(end), digits) for end in np.quantile(draws, (tail, 1 - tail))]
+def _percent(log_ratio: float) -> float:
+    return round(100 * math.expm1(log_ratio), DIGITS)

@@ -10,8 +10,8 @@ from typing import Any
 from converter.measurement.evidence.agreement import measured_times
 from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder
 from converter.measurement.evidence.names import MODELS
-from converter.measurement.evidence.statistics import percent_change, summarise_times
-from converter.measurement.evidence.units import DIGITS
+from converter.measurement.evidence.statistics import summarise_times
+from converter.measurement.evidence.time_comparison import compare_matrix
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,18 @@ def matrix_statistics(matrix: Mapping[str, Any]) -> dict[str, Any]:
         matrix: content of ``comparison_matrix.json``.
 
     Returns:
-        ``rows`` (of prompts that were measured with both models: id, ``delta_s``, ``delta_percent``), ``failed`` (how
-        many measurements failed), for each model its ``Spread``, and ``slowdown``. What cannot be computed is left out.
+        ``rows`` (of prompts that were measured with both models: id, ``original_s``, ``quantized_s``), ``failed`` (how
+        many measurements failed), for each model its ``Spread``, and what a ``TimeComparison`` has. What cannot be
+        computed is left out.
     """
     original, quantized = (measured_times(matrix, model) for model in MODELS)
     return {
         "rows": [
-            {
-                "id": key,
-                "delta_s": round(quantized[key] - seconds, DIGITS),
-                "delta_percent": percent_change(seconds, quantized[key]),
-            }
+            {"id": key, "original_s": seconds, "quantized_s": quantized[key]}
             for key, seconds in original.items()
             if key in quantized
         ],
         "failed": 2 * len(matrix["prompts"]) - len(original) - len(quantized),
         **summarise_times(original, quantized),
+        **compare_matrix(matrix).to_dict(),
     }

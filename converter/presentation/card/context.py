@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
 from converter.measurement.evidence import names
-from converter.measurement.evidence.summary import matrix_statistics
+from converter.measurement.evidence.time_comparison import TimeComparison, compare_matrix, compare_offload
 from converter.presentation.card import release_tables
 from converter.presentation.card.additions import quantized_images
 from converter.presentation.card.evidence import CardEvidence
@@ -18,7 +18,7 @@ from converter.presentation.card.metadata import CardMetadata, GalleryImage
 from converter.presentation.card.pictures import CardPictures
 from converter.presentation.card.release import CardRelease
 from converter.presentation.card.table_markdown import to_markdown
-from converter.presentation.tables import conditions, fidelity, measurements
+from converter.presentation.tables import conditions, fidelity, measurements, times
 from converter.presentation.tables.table import Table
 from converter.rendering import render
 
@@ -148,12 +148,11 @@ def _describe_release(release: CardRelease) -> dict[str, Any]:
 def _describe_times(evidence: CardEvidence, prompt_texts: Mapping[str, str]) -> dict[str, Any]:
     metrics, matrix = (evidence.files.get(name) for name in (names.METRICS_NAME, names.MATRIX_NAME))
     titles = measurements.labels(metrics) if metrics else names.MODEL_TITLES
-    slowdown = matrix_statistics(matrix).get("slowdown") if matrix else None
     offloads = (evidence.files[name] for name in names.OFFLOAD_FILES.values() if name in evidence.files)
     return {
         "storage": _table(measurements.storage_table, evidence.summary),
         "benchmark": to_markdown(measurements.benchmark_table(metrics, evidence.summary)) if metrics else None,
-        "slowdown": measurements.slowdown_figures(slowdown),
+        "times": _times(compare_matrix(matrix)) if matrix else None,
         "offload": [_offload(content) for content in offloads],
         "matrix": to_markdown(measurements.matrix_table(matrix, titles)) if matrix else None,
         "prompts": [
@@ -170,7 +169,17 @@ def _offload(content: Mapping[str, Any]) -> dict[str, Any]:
         "cold": content["cold_prompt"],
         "warm": list(content["warm_prompts"]),
         "table": to_markdown(measurements.offload_table(content)),
-        "slowdown": measurements.slowdown_figures(content.get("warm_slowdown")),
+        "times": _times(compare_offload(content), "a warm image"),
+    }
+
+
+def _times(found: TimeComparison, image: str = "an image") -> dict[str, Any]:
+    words, pairs = times.describe_times(found, image), times.pairs_table(found)
+    return {
+        "finding": words.finding,
+        "disturbance": words.disturbance,
+        "costs_time": words.costs_time,
+        "pairs": None if pairs is None else to_markdown(pairs),
     }
 
 

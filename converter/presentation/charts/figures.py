@@ -51,11 +51,6 @@ def exact_number(value: float) -> str:
     return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
-def signed_percent(value: float) -> str:
-    """Return a change with its sign."""
-    return f"{value:+.1f} %"
-
-
 def count(number: int, noun: str) -> str:
     """Return a number of things in words."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

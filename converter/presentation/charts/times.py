@@ -6,18 +6,20 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from converter.measurement.evidence.names import MATRIX_NAME, MODEL_TITLES, MODELS, STANDARD
-from converter.measurement.evidence.statistics import slowdown
+from converter.measurement.evidence.time_comparison import compare_matrix
 from converter.presentation.charts.bars import COMPACT, LABELLED, Bar, Group, draw_groups
 from converter.presentation.charts.chart import MOST_SECONDS, Chart, Evidence, LeftOut, check_drawable
-from converter.presentation.charts.figures import count, describe_rows, exact_number, short_number, signed_percent
+from converter.presentation.charts.figures import count, describe_rows, exact_number, short_number
 from converter.presentation.charts.page import Heading, Key, Page, draw_text, round_steps
 from converter.presentation.charts.style import GAP, MARGIN, WIDTH, Theme
 from converter.presentation.charts.text import shorten, text_width
+from converter.presentation.tables.times import describe_times
 
 NAME = "time"
 TITLE = "Time per prompt"
@@ -78,7 +80,7 @@ def time_chart(evidence: Evidence) -> Chart | LeftOut:
     if not measured:
         return LeftOut(NAME, f"every measurement in {MATRIX_NAME} failed")
     check_drawable(MATRIX_NAME, "time_s", measured, MOST_SECONDS)
-    summary = _summarise(rows, matrix.get("mode", STANDARD))
+    summary = _summarise(matrix)
     heading = Heading(TITLE, summary, tuple(map(_key, MODEL_TITLES, models)))
     description = f"{TITLE}: {'; '.join(map(_describe, models))}. {summary}"
     if len(rows) <= MOST_DESCRIBED:
@@ -155,16 +157,10 @@ def _describe(model: _Model) -> str:
     return f"{text}, {model.failed} failed" if model.failed else text
 
 
-def _summarise(rows: Mapping[str, Sequence[float | None]], mode: str) -> str:
-    pairs = [pair for pair in rows.values() if None not in pair]
+def _summarise(matrix: Mapping[str, Any]) -> str:
+    mode = matrix.get("mode", STANDARD)
     suffix = "" if mode == STANDARD else f" Mode: {shorten(mode, _MODE_WIDTH)}."
-    if not pairs:
-        return f"No prompt was measured with both models.{suffix}"
-    times = np.asarray(pairs, np.float64).T
-    if times[0].min() < _NO_TIME:
-        return f"A slowdown cannot be computed from a time of 0 s.{suffix}"
-    result = slowdown(*times)
-    interval = result.ratio_of_means_percent_interval
-    limits = f"95 % interval {' to '.join(map(signed_percent, interval))}, " if interval is not None else ""
-    slower = signed_percent(result.ratio_of_means_percent)
-    return f"Quantized against original: {slower} time ({limits}{count(len(pairs), 'prompt')}).{suffix}"
+    words = describe_times(compare_matrix(matrix))
+    # Other charts have a space in front of the sign, too.
+    finding = " ".join(text.replace("%", " %") for text in (words.finding, words.disturbance) if text)
+    return f"{finding or 'The times of both models were not compared.'}{suffix}"

@@ -7,10 +7,10 @@ from typing import Any
 
 from converter.checkpoint.dtypes import BITS, LONG_NAMES, WEIGHT_DTYPES
 from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, PEAKS, SUMMARY_MODELS, peak_key
-from converter.measurement.evidence.statistics import percent_change
 from converter.measurement.evidence.units import LOADED_BYTES
-from converter.presentation.tables.figures import count, number, percent, reduction, signed_percent
+from converter.presentation.tables.figures import count, number, percent, reduction
 from converter.presentation.tables.table import NOTHING, Figure, Label, Table, keep_measured
+from converter.presentation.tables.times import RATIO
 
 #: Statistics of several measurements, as tables call them.
 _STATISTICS = {"mean": "average", "median": "median", "max": "max"}
@@ -105,34 +105,15 @@ def matrix_table(matrix: Mapping[str, Any], titles: Sequence[str], *, with_scena
     for row in matrix["prompts"]:
         sides = [row[model] for model in MODELS]
         times = [side.get("time_s") for side in sides]
-        delta = row.get("delta_percent", percent_change(*times) if None not in times else None)
         cells: Row = [row["id"], *([row["scenario"]] if with_scenarios else []), row["seed"]]
         cells += [number(side["time_s"]) if "time_s" in side else _failure(side["failed"]) for side in sides]
-        cells.append(signed_percent(delta))
+        cells.append(number(None if None in times or not times[0] else times[1] / times[0]))
         cells += [number(side.get(peak_key(peak))) for side in sides] if peak else []
         rows.append(cells)
     names = ["ID", "Scenario"] if with_scenarios else ["ID"]
-    columns = [*names, "Seed", *(f"{title}, s" for title in titles), "Delta"]
+    columns = [*names, "Seed", *(f"{title}, s" for title in titles), RATIO]
     columns += [f"{title}, {PEAKS[peak]}" for title in titles] if peak else []
     return Table(columns, rows, "l" * len(names) + "r" * (len(columns) - len(names)))
-
-
-def slowdown_figures(slowdown: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return a slowdown with formatted figures; None where there is none."""
-    if slowdown is None:
-        return None
-    ratio, seconds = slowdown.get("ratio_of_means_percent_interval"), slowdown.get("mean_difference_s_interval")
-    change = slowdown["ratio_of_means_percent"]
-    amount = f"{abs(change):.1f}%"
-    return {
-        "percent": signed_percent(change),
-        "is_slower": change > 0,
-        "compared": "as much time as" if amount == "0.0%" else f"{amount} {'more' if change > 0 else 'less'} time than",
-        "interval": Figure(f"{ratio[0]:+.1f}% to {ratio[1]:+.1f}%") if ratio else None,
-        "seconds": Figure(f"{slowdown['mean_difference_s']:+.3f} s"),
-        "seconds_interval": Figure(f"{seconds[0]:+.3f} to {seconds[1]:+.3f} s") if seconds else None,
-        "pairs": slowdown["pairs"],
-    }
 
 
 def storage_table(summary: Mapping[str, Any]) -> Table:
