@@ -19,6 +19,8 @@ def visible(text: str) -> str:
 
     Line breaks and tabs stay.
     """
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(character if _is_harmless(character) else ascii(character)[1:-1] for character in text)
 
 

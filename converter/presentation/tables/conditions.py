@@ -58,12 +58,12 @@ def sources_table(sources: Mapping[str, Any]) -> Table:
     Args:
         sources: ``sources`` in a file of measurements.
     """
-    rows = [
-        [title, sources[model]["repo_id"], sources[model].get("revision") or NOTHING]
-        + [Code(file["name"]), count(file["bytes"]), Code(file["sha256"])]
-        for model, title in zip(MODELS, MODEL_TITLES, strict=True)
-        for file in sources[model]["transformer"]
-    ]
+    rows: list[list[object]] = []
+    for model, title in zip(MODELS, MODEL_TITLES, strict=True):
+        source = sources[model]
+        for file in source["transformer"]:
+            cells = [Code(file["name"]), count(file["bytes"]), Code(file["sha256"])]
+            rows.append([title, source["repo_id"], source.get("revision") or NOTHING, *cells])
     return Table(["Model", "Repository", "Revision", "File", "Bytes", "sha256"], rows, "llllrl")
 
 

@@ -104,22 +104,17 @@ def matrix_table(matrix: Mapping[str, Any], titles: Sequence[str], *, with_scena
     rows = []
     for row in matrix["prompts"]:
         sides = [row[model] for model in MODELS]
+        times = [side.get("time_s") for side in sides]
+        delta = row.get("delta_percent", percent_change(*times) if None not in times else None)
         cells: Row = [row["id"], *([row["scenario"]] if with_scenarios else []), row["seed"]]
         cells += [number(side["time_s"]) if "time_s" in side else _failure(side["failed"]) for side in sides]
-        cells.append(signed_percent(time_change(row)))
+        cells.append(signed_percent(delta))
         cells += [number(side.get(peak_key(peak))) for side in sides] if peak else []
         rows.append(cells)
     names = ["ID", "Scenario"] if with_scenarios else ["ID"]
     columns = [*names, "Seed", *(f"{title}, s" for title in titles), "Delta"]
     columns += [f"{title}, {PEAKS[peak]}" for title in titles] if peak else []
     return Table(columns, rows, "l" * len(names) + "r" * (len(columns) - len(names)))
-
-
-def time_change(row: Mapping[str, Any]) -> float | None:
-    """Return how much more time the quantized model takes for a prompt, in percent; None where one was not measured."""
-    times = [row[model].get("time_s") for model in MODELS]
-    change: float | None = row.get("delta_percent", percent_change(*times) if None not in times else None)
-    return change
 
 
 def slowdown_figures(slowdown: Mapping[str, Any] | None) -> dict[str, Any] | None:

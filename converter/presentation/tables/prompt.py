@@ -7,8 +7,7 @@ from typing import Any
 
 from converter.measurement.evidence.names import MODEL_TITLES, MODELS, PEAKS, peak_key
 from converter.presentation.tables.fidelity import MEASURES, psnr
-from converter.presentation.tables.figures import decimal, number, signed_percent
-from converter.presentation.tables.measurements import time_change
+from converter.presentation.tables.figures import decimal, number
 from converter.presentation.tables.table import NOTHING, Table, keep_measured
 
 #: Names of the periodic pattern's own scores; the added one is among the measures of a pair.
@@ -53,9 +52,6 @@ def _measured(row: Mapping[str, Any]) -> list[list[object]]:
     """Return time and memory of both models."""
     sides = [row[model] for model in MODELS]
     rows: list[list[object]] = [["Time, seconds", *(number(side.get("time_s")) for side in sides), NOTHING]]
-    change = signed_percent(time_change(row))
-    if change != NOTHING:
-        rows.append(["Change of the time", NOTHING, change, NOTHING])
     for kind, title in PEAKS.items():
         figures = [number(side.get(peak_key(kind))) for side in sides]
         rows.append([f"{title[:1].upper()}{title[1:]}", *figures, NOTHING])
