@@ -48,11 +48,8 @@ def _of_metrics(metrics: Mapping[str, Any]) -> Iterator[Highlight]:
 def _of_images(images: Mapping[str, Any]) -> Iterator[Highlight]:
     summary, baseline = images["summary"], images["summary"]["baseline"] or {}
     key, title, digits = ("lpips", "LPIPS, mean", 4) if summary["lpips"] else ("psnr_db", "PSNR, mean, dB", 2)
-    unit = " dB" if key == "psnr_db" else ""
     value, other = (decimal((found.get(key) or {}).get("mean"), digits) for found in (summary, baseline))
-    yield Highlight(
-        title, NOTHING if value == NOTHING else f"{value}{unit}", f"original with another seed {other}{unit}"
-    )
+    yield Highlight(title, value, f"original with a second seed {other}")
     text = summary["text"]
     if text is not None:
         before, after = (percent(100 * text[f"{model}_legible"]) for model in MODELS)

@@ -16,8 +16,8 @@ from converter.presentation.grid.cells import find_cell, read_pixels
 from converter.presentation.grid.layout import SIDE_LIMIT, Size
 from converter.presentation.report.store import ImageStore
 
-#: Name and title of the image that the original draws with another seed.
-BASELINE, BASELINE_TITLE = "baseline", "Original, other seed"
+#: Name and title of the image that the original draws with a second seed.
+BASELINE, BASELINE_TITLE = "baseline", "Original, second seed"
 #: Effort of lossless WebP. For an image of 1440 x 1440 pixels, 0 takes 0.1 s and a fifth more bytes than 4, which takes
 #: 0.6 s; 6 takes longer and saves nothing.
 _METHOD = 4

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from converter.presentation.tables.table import Code, Label
+from converter.presentation.tables.table import Code, Figure, Label
 from converter.presentation.visible import visible
 from converter.rendering import template_folder
 
@@ -41,7 +41,7 @@ def render_report(context: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.tests |= {"code": _is_code, "label": _is_label}
+    environment.tests |= {"code": _is_code, "figure": _is_figure, "label": _is_label}
     page = environment.from_string(_template_text("report.html.jinja"))
     return BEGINNING + page.render({**context, "policy": policy, "style": style, "script": script})
 
@@ -61,6 +61,10 @@ def _finalize(value: Any) -> Any:
 
 def _is_code(value: object) -> bool:
     return isinstance(value, Code)
+
+
+def _is_figure(value: object) -> bool:
+    return isinstance(value, Figure)
 
 
 def _is_label(value: object) -> bool:

@@ -25,8 +25,8 @@ _METHODS = {
 #: What figures of similarity say, and what not.
 _SIMILARITY = (
     "Each image of the quantized model is compared with the original's image of the same prompt and seed. This says "
-    "how far the two drifted apart, not which one is better. The original with another seed shows how large such figures "
-    "are for images that have nothing to do with each other."
+    "how far the two drifted apart, not which one is better. The original with another seed shows how large such "
+    "figures are for images that have nothing to do with each other."
 )
 
 
@@ -112,7 +112,7 @@ def _offload(content: Content | None, anchor: str) -> Section | None:
     if content is None:
         return None
     table = Captioned("Set-up, the first image, and the images after it", measurements.offload_table(content))
-    return Section(anchor, f"Times and memory with {content['method']}", tables=[table])
+    return Section(anchor, f"Offloading: {content['method']}", tables=[table])
 
 
 def _weights(evidence: Mapping[str, Content]) -> Section | None:

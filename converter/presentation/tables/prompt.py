@@ -15,7 +15,7 @@ _PATTERN = "Periodic pattern, grey levels"
 
 
 def prompt_table(row: Mapping[str, Any], pair: Mapping[str, Any] | None) -> Table | None:
-    """Return the figures of a prompt: of the original, the quantized model, and the original with another seed.
+    """Return the figures of a prompt: of the original, the quantized model, and the original with a second seed.
 
     Args:
         row: a row of ``comparison_matrix.json``.
@@ -25,7 +25,7 @@ def prompt_table(row: Mapping[str, Any], pair: Mapping[str, Any] | None) -> Tabl
         The table; None if nothing was measured.
     """
     rows = keep_measured([*_measured(row), *(_compared(pair) if pair else ())])
-    return Table(["", *MODEL_TITLES, "Other seed"], rows) if rows else None
+    return Table(["", *MODEL_TITLES, "Second seed"], rows) if rows else None
 
 
 def required_table(pair: Mapping[str, Any] | None) -> Table | None:
@@ -59,7 +59,7 @@ def _measured(row: Mapping[str, Any]) -> list[list[object]]:
 
 
 def _compared(pair: Mapping[str, Any]) -> list[list[object]]:
-    """Return the similarity of the quantized image to the original, and of another seed's to it."""
+    """Return the similarity of the quantized image to the original, and that of a second seed to it."""
     other = pair["baseline"]
     rows: list[list[object]] = []
     for key, title, digits in MEASURES:
