@@ -165,7 +165,7 @@ def _context(
 
 
 def _draw(chart: Chart) -> DrawnChart:
-    light, dark = (data_address(render(chart, theme)["png"], "image/png") for theme in THEMES)
+    light, dark = (data_address(render(chart, theme, ["png"])["png"], "image/png") for theme in THEMES)
     return DrawnChart(chart.description, light, dark)
 
 
