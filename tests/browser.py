@@ -7,6 +7,7 @@ import fcntl
 import html
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -192,6 +193,8 @@ class Tab:
             self._browser.send("Page.handleJavaScriptDialog", {"accept": False}, self._session)
 
 
+#: Seconds after which a browser counts as hanging.
+_PATIENCE = 30.0
 #: Codes of keys without a character, by which Chromium knows what they do.
 _KEY_CODES = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Tab": 9, "Escape": 27, "Enter": 13}
 
@@ -252,6 +255,8 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._output], [], [], _PATIENCE)
+            assert ready, "the browser does not answer"
             part = os.read(self._output.fileno(), 1 << 20)
             assert part, "the browser has ended"
             self._rest += part

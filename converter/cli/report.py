@@ -51,5 +51,5 @@ def _lines(report: ReportPage) -> list[str]:
     if report.missing:
         names = ", ".join(f"{image.id} {image.model}" for image in report.missing[:_SHOWN])
         more = ", …" if len(report.missing) > _SHOWN else ""
-        lines.append(f"{len(report.missing)} images are missing or were changed: {names}{more}.")
+        lines.append(f"Images that are missing or were changed: {names}{more}.")
     return lines

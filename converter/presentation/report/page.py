@@ -28,10 +28,11 @@ def render_report(context: Mapping[str, Any]) -> str:
         context: the values that the template uses.
     """
     style, script = (_template_text(f"report.{kind}") for kind in ("css", "js"))
-    # Own images beside the page have the address of the page, as far as a browser gives one to files.
+    # Images beside the page: browsers differ in whether a file is of the page's own origin.
+    images = "data: 'self' file:" if context["folder"] else "data:"
     policy = (
-        f"default-src 'none'; img-src data: 'self' file:; style-src '{_checksum(style)}'; "
-        f"script-src '{_checksum(script)}'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src {images}; style-src '{_checksum(style)}'; script-src '{_checksum(script)}'; "
+        "base-uri 'none'; form-action 'none'"
     )
     environment = jinja2.Environment(
         autoescape=True,
