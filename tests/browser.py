@@ -130,10 +130,10 @@ class Tab:
         self.prefer("prefers-color-scheme", "dark" if dark else "light")
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=page)
-        self.ask(
-            "new Promise(done => { const wait = () => document.readyState === 'complete' &&"
-            " [...document.images].every(image => image.complete) ? done() : setTimeout(wait, 10); wait(); })"
+        there = (
+            "document.readyState === 'complete' && [...document.images].every(i => i.complete || i.loading === 'lazy')"
         )
+        self.ask(f"new Promise(done => {{ const wait = () => {there} ? done() : setTimeout(wait, 10); wait(); }})")
 
     def prefer(self, feature: str, value: str) -> None:
         """Set a preference of the reader."""
@@ -162,6 +162,8 @@ class Tab:
         """Click an element."""
         self.ask(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
         self.drag(self.middle(selector))
+        # What follows a link comes a moment later.
+        self.ask("new Promise(done => setTimeout(done, 20))")
 
     def drag(self, start: tuple[float, float], *path: tuple[float, float]) -> None:
         """Press the mouse at a point, move it, and release it."""
