@@ -206,12 +206,13 @@ def test_nothing_comes_of_hostile_texts(tab: Tab, tmp_path: Path) -> None:
             row["original"] |= row["quantized"]
     (tmp_path / "comparison_matrix.json").write_text(json.dumps(matrix))
     page = make_report(tmp_path).report
-    for width in (1280, 390):
+    for width in (390, 1280):
         tab.open(page.as_uri(), width=width)
-        tab.press(*["j", "b", "+", "s"] * len(matrix["prompts"]))
-        assert tab.ask("window.ran") is None
         assert tab.ask(_OVERFLOW) == 0
-        assert tab.ask("document.querySelector('.shown') === [...document.querySelectorAll('article')].at(-1)") is True
+    tab.press("b", "+", "s", *["j"] * len(matrix["prompts"]))
+    assert tab.ask("document.querySelector('.shown') === [...document.querySelectorAll('article')].at(-1)") is True
+    assert tab.ask("window.ran") is None
+    assert tab.ask(_OVERFLOW) == 0
     attributes = "[...document.querySelectorAll('*')].flatMap(element => [...element.attributes].map(one => one.name))"
     assert not [name for name in tab.ask(attributes) if name.startswith("on")]
     elements = set(tab.ask("[...document.querySelectorAll('body *')].map(element => element.localName)"))
