@@ -1,4 +1,4 @@
-"""What a report shows: its title, prompts with their images, and sections of tables."""
+"""What a report shows above its sections: the names of the models, and prompts with their images and figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME
+from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME, OFFLOAD_FILES
 from converter.presentation.prompt_texts import find_prompt_texts
 from converter.presentation.report.images import Pictures
 from converter.presentation.tables.measurements import labels
@@ -38,8 +38,8 @@ class ShownPrompt:
 
 def model_labels(evidence: Evidence) -> tuple[str, ...]:
     """Return what the measurements call both models; empty where they do not say."""
-    content = next((found for found in evidence.values() if "label" in str(found.get("models"))), None)
-    return tuple(labels(content)) if content else ()
+    contents = (evidence[name] for name in (METRICS_NAME, *OFFLOAD_FILES.values()) if name in evidence)
+    return next((tuple(labels(content)) for content in contents), ())
 
 
 def shown_prompts(evidence: Evidence, pictures: Sequence[Pictures], taken: Collection[str]) -> list[ShownPrompt]:

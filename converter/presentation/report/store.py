@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from converter.checkpoint.writer import folder_inside, replace_file, writing
 
-#: Most bytes of all images inside a page. Base64 makes them a third longer, so that a page has some 43 MB at most, which
-#: can still be sent and opened like a document; thirty images of 1440 pixels a side take about twice as much.
+#: Most bytes of all images inside a page. Base64 makes them a third longer, so that a page has some 43 MB at most,
+#: which can still be sent and opened like a document; thirty images of 1440 pixels a side take about twice as much.
 EMBEDDED_BYTES = 32_000_000
 #: Names of the files beside a page: parts of their sha256, so that a page that is still there keeps its images until it
 #: is replaced.
