@@ -22,7 +22,8 @@ def write_measurements(folder: Path, *, only_images: bool = False) -> Path:
 
     Args:
         folder: where to write them.
-        only_images: whether to leave out most other measurements, of which drawing the charts takes a second.
+        only_images: whether to leave out most other measurements, and to make the images small: drawing the charts and
+            encoding large images takes a second each.
     """
     contents = json.loads(Path(__file__).with_name("measured.json").read_text("utf-8"))
     del contents["summary"]
@@ -34,7 +35,9 @@ def write_measurements(folder: Path, *, only_images: bool = False) -> Path:
         row["baseline"] = {"seed": row["seed"] + 1000}
         for number, part in enumerate(("original", "quantized", "baseline")):
             if "failed" not in row[part]:
-                row[part] |= write_image(folder, f"images/{part}/{row['id']}.png", SIZES[row["id"]], number)
+                width, height = SIZES[row["id"]]
+                size = (min(width, 160), min(height, 90)) if only_images else (width, height)
+                row[part] |= write_image(folder, f"images/{part}/{row['id']}.png", size, number)
     contents["image_fidelity.json"]["pairs"][1]["text"][0] |= {
         "reader": "a reader",
         "original_read": "HELL0",

@@ -189,7 +189,7 @@ def test_images_beside_the_page_are_shown(opened: Tab, tmp_path: Path) -> None:
     done = make_report(write_measurements(tmp_path, only_images=True), embedded_bytes=0)
     opened.open(f"{done.report.as_uri()}#P02")
     width = "document.querySelector('.over').decode().then(() => document.querySelector('.over').naturalWidth)"
-    assert opened.ask(width) == 1500
+    assert opened.ask(width) == 160
     assert opened.complaints == []
 
 
