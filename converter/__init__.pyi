@@ -37,6 +37,8 @@ from .presentation.charts.draw_charts import ChartsReport as ChartsReport
 from .presentation.charts.draw_charts import draw_charts as draw_charts
 from .presentation.grid.make_grid import make_grid as make_grid
 from .presentation.grid.report import GridReport as GridReport
+from .presentation.report.make_report import ReportPage as ReportPage
+from .presentation.report.make_report import make_report as make_report
 from .publication.options import PublishOptions as PublishOptions
 from .publication.publish import publish as publish
 from .publication.receipt import Receipt as Receipt

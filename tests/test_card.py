@@ -26,7 +26,6 @@ from converter.measurement.evidence.origin import grid_text, origin_note
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.presentation.card.environment import render_card
 from converter.presentation.card.make_card import CardReport, make_card
-from converter.presentation.card.markdown import one_line, visible
 from converter.presentation.card.metadata import CardMetadata, GalleryImage
 from converter.presentation.card.metadata_rules import MetadataReport, _hub_names, check_metadata
 from converter.presentation.card.options import CardOptions
@@ -34,6 +33,7 @@ from converter.presentation.card.page import render_page
 from converter.presentation.card.preview import write_preview
 from converter.presentation.charts.chart import Chart
 from converter.presentation.charts.draw_charts import prepare_charts
+from converter.presentation.visible import one_line, visible
 from converter.publication.preflight import examine_release
 from converter.rendering import render
 from converter.verification.verify import verify

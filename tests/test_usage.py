@@ -117,7 +117,10 @@ def test_a_release_is_published_without_an_extra(
 @pytest.mark.parametrize(
     ("line", "extra"),
     [
-        *((line, "measure") for line in ("bench a b --out c", "evidence a", "grid a", "charts a", "compare a b")),
+        *(
+            (line, "measure")
+            for line in ("bench a b --out c", "evidence a", "report a", "grid a", "charts a", "compare a b")
+        ),
         *((line, "measure") for line in ("card a", "prompts import a --out b.toml")),
         *((line, "rehearsal") for line in ("publish a b/c --rehearse", "hub serve")),
     ],

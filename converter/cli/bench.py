@@ -65,7 +65,7 @@ def command(
     """Measure the pipelines in the folders ORIGINAL and QUANTIZED: times, memory, images and weights.
 
     Each model and mode runs in new processes. A failure is recorded as a failed row, and the rest is still measured. A
-    run that was stopped continues where it stopped. `grid`, `charts` and `card` read the files in DIR.
+    run that was stopped continues where it stopped. `report`, `grid`, `charts` and `card` read the files in DIR.
     """
     require_extra("measure")
     from converter.measurement.prompts.suite import read_suite
@@ -94,4 +94,4 @@ def _render(report: BenchReport) -> list[RenderableType]:
     count = f"{report.images} images in {report.elapsed_s:.0f} s"
     if report.failed:
         count += f", {len(report.failed)} failed; run the same command to try these again"
-    return [*parts, f"{count}. Measurements: {report.output}. Next: lensconv grid {report.output}"]
+    return [*parts, f"{count}. Measurements: {report.output}. Next: lensconv report {report.output}"]

@@ -44,6 +44,7 @@ COMMANDS = (
     "bench",
     "grid",
     "charts",
+    "report",
     "compare",
     "evidence",
     "card",
@@ -77,7 +78,7 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Typical workflow: lensconv plan SOURCE, lensconv convert SOURCE OUT, lensconv verify OUT --against SOURCE, "
-    "lensconv bench SOURCE OUT --out DIR, lensconv grid DIR, lensconv card OUT --evidence DIR, "
+    "lensconv bench SOURCE OUT --out DIR, lensconv report DIR, lensconv card OUT --evidence DIR, "
     "lensconv publish OUT OWNER/NAME.",
 )
 @click.version_option(__version__, prog_name="lensconv")

@@ -27,6 +27,7 @@ NAMES = (
     "prompts",
     "publish",
     "rehearsal",
+    "report",
     "sdnq_quantization_summary",
     "synth",
     "verify",

@@ -26,8 +26,8 @@ from converter.presentation.card.metadata import CardMetadata, GalleryImage
 from converter.presentation.card.metadata_rules import check_metadata
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.pictures import find_pictures
-from converter.presentation.card.prompt_texts import find_prompt_texts
 from converter.presentation.card.release import CardRelease, read_release
+from converter.presentation.prompt_texts import find_prompt_texts
 
 _TAGS = ("sdnq", "quantized", "static-quantization", "4-bit precision")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -8,16 +8,11 @@ have read the Markdown; empty comments, which readers do not see, break these up
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from urllib.parse import quote
 
-#: Invisible characters that change how others are shown: marks of direction, spaces without width, and the tags
-#: that spell letters invisibly.
-_INVISIBLE = re.compile(
-    "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
-)
-_SEPARATORS = "\n\r\t\u2028\u2029"
+from converter.presentation.visible import SEPARATORS, one_line, visible
+
 #: A backslash would not do for these: the Hub reads ``\\(`` and ``$$`` as the start of a formula.
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\\": "&#92;", "$": "&#36;"}
 #: Marks that are escaped everywhere, by an entity or a backslash.
@@ -37,19 +32,6 @@ class Markdown(str):
     __slots__ = ()
 
 
-def visible(text: str) -> str:
-    """The text with all that cannot be seen, or would hide something, as escapes such as ``\\u202e``.
-
-    Line breaks and tabs stay.
-    """
-    return "".join(character if _is_harmless(character) else ascii(character)[1:-1] for character in text)
-
-
-def one_line(text: str) -> str:
-    """The visible text in one line, with single spaces."""
-    return " ".join(re.sub(f"[{_SEPARATORS}]", " ", visible(text)).split())
-
-
 def escape(text: str) -> Markdown:
     """One line of Markdown that shows the text, white space as single spaces."""
     return Markdown(_LINK_SIGNS.sub(_COMMENT, _escape_marks(text)))
@@ -57,7 +39,7 @@ def escape(text: str) -> Markdown:
 
 def lines(text: str) -> Markdown:
     """Markdown that shows the text with its line breaks, in one line of the source."""
-    parts = re.split("\r\n|[\n\r\u2028\u2029]", text.strip(f" {_SEPARATORS}"))
+    parts = re.split("\r\n|[\n\r\u2028\u2029]", text.strip(f" {SEPARATORS}"))
     return Markdown("<br>".join(escape(part) for part in parts))
 
 
@@ -151,10 +133,3 @@ def _address(address: str) -> str:
 def _attribute(text: str) -> str:
     """A text for the double quotes of an attribute: every mark of HTML or Markdown is written as a number."""
     return re.sub(r"[!-$&'*<-@\[-`{-~]", lambda found: f"&#{ord(found[0])};", one_line(text))
-
-
-def _is_harmless(character: str) -> bool:
-    if character in _SEPARATORS:
-        return True
-    # Cc: control characters; Cs: halves of a character; Cn: no character at all.
-    return unicodedata.category(character) not in ("Cc", "Cs", "Cn") and not _INVISIBLE.match(character)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from converter.presentation.card.markdown import one_line
+from converter.presentation.visible import one_line
 
 if TYPE_CHECKING:
     import yaml

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,11 +115,11 @@ def prepare_charts(evidence: Evidence) -> list[Chart | LeftOut]:
     return [make(evidence) for make in (footprint_chart, time_chart, memory_chart, fidelity_chart)]
 
 
-def render(chart: Chart, theme: Theme) -> dict[str, bytes]:
-    """Return the files of a chart in one theme, by their formats."""
+def render(chart: Chart, theme: Theme, kinds: Sequence[str] = tuple(_METADATA)) -> dict[str, bytes]:
+    """Return the files of a chart in one theme, by their formats: ``svg`` and ``png``."""
     with fixed_settings():
         figure = chart.draw(theme)
-        return {kind: _save(figure, kind, chart.description) for kind in _METADATA}
+        return {kind: _save(figure, kind, chart.description) for kind in kinds}
 
 
 def _save(figure: Figure, kind: str, description: str) -> bytes:

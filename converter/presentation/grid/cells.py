@@ -93,7 +93,7 @@ def find_rows(folder: Path, matrix: Mapping[str, Any]) -> list[Row]:
         EvidenceError: an image is outside of the folder, is not a PNG, or is not the image that was measured.
     """
     rows = [
-        (prompt, [_find_cell(folder, prompt["id"], model, prompt[model]) for model in MODELS])
+        (prompt, [find_cell(folder, prompt["id"], model, prompt[model]) for model in MODELS])
         for prompt in matrix["prompts"]
     ]
     found = Counter(cell.size for _, cells in rows for cell in cells if cell.file is not None)
@@ -101,27 +101,21 @@ def find_rows(folder: Path, matrix: Mapping[str, Any]) -> list[Row]:
     return [Row(prompt["id"], prompt["scenario"], prompt["seed"], _fill(cells, typical)) for prompt, cells in rows]
 
 
-def read_pixels(cell: Cell) -> Image.Image:
-    """Return the image of a cell in RGB of 8 bits, with the pixels of the file.
+def find_cell(folder: Path, prompt: str, model: str, measured: Mapping[str, Any]) -> Cell:
+    """Find one image of a bench, and read its size.
+
+    Args:
+        folder: contains ``comparison_matrix.json``.
+        prompt: id of its prompt.
+        model: name of the column that it is for.
+        measured: what the matrix says of it.
+
+    Returns:
+        The cell; one of a missing image has no size.
 
     Raises:
-        EvidenceError: the file is truncated or broken, or was changed after its size was read.
+        EvidenceError: the image is outside of the folder, is not a PNG, or is not the image that was measured.
     """
-    if cell.file is None:
-        raise ValueError("a missing cell has no pixels")
-    content = _read(cell.file)
-    if content is None or hashlib.sha256(content).hexdigest() != cell.sha256:
-        raise EvidenceError(cell.file, "was changed while the grid was made", "Run the command again.")
-    with _open(cell.file, content) as image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image.load()
-        except _BROKEN as error:
-            raise _broken(cell.file, error) from error
-        return image.convert("RGB")
-
-
-def _find_cell(folder: Path, prompt: str, model: str, measured: Mapping[str, Any]) -> Cell:
     nothing = Size(0, 0)
     if "failed" in measured:
         return Cell(prompt, model, nothing, missing=f"not measured: {measured['failed']}")
@@ -140,6 +134,26 @@ def _find_cell(folder: Path, prompt: str, model: str, measured: Mapping[str, Any
         )
     with _open(file, content) as image:
         return Cell(prompt, model, Size(*image.size), file, digest)
+
+
+def read_pixels(cell: Cell) -> Image.Image:
+    """Return the image of a cell in RGB of 8 bits, with the pixels of the file.
+
+    Raises:
+        EvidenceError: the file is truncated or broken, or was changed after its size was read.
+    """
+    if cell.file is None:
+        raise ValueError("a missing cell has no pixels")
+    content = _read(cell.file)
+    if content is None or hashlib.sha256(content).hexdigest() != cell.sha256:
+        raise EvidenceError(cell.file, "was changed while it was read", "Run the command again.")
+    with _open(cell.file, content) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image.load()
+        except _BROKEN as error:
+            raise _broken(cell.file, error) from error
+        return image.convert("RGB")
 
 
 def _fill(cells: Sequence[Cell], typical: Size) -> tuple[Cell, Cell]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from converter.measurement.evidence.names import MODEL_TITLES, MODELS
+from converter.presentation.tables.figures import count
+from converter.presentation.tables.table import NOTHING, Code, Table
+
 LIBRARIES = ("diffusers", "transformers", "accelerate", "safetensors")
 _MACHINE = (
     "hardware",
@@ -57,6 +61,21 @@ def settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         values: ``settings`` in a file of measurements; what it lacks is left out.
     """
     return _listed(values, _SETTINGS)
+
+
+def sources_table(sources: Mapping[str, Any]) -> Table:
+    """Return the files of both transformers with their checksums.
+
+    Args:
+        sources: ``sources`` in a file of measurements.
+    """
+    rows: list[list[object]] = []
+    for model, title in zip(MODELS, MODEL_TITLES, strict=True):
+        source = sources[model]
+        for file in source["transformer"]:
+            cells = [Code(file["name"]), count(file["bytes"]), Code(file["sha256"])]
+            rows.append([title, source["repo_id"], source.get("revision") or NOTHING, *cells])
+    return Table(["Model", "Repository", "Revision", "File", "Bytes", "sha256"], rows, "llllrl")
 
 
 def _listed(values: Mapping[str, Any], keys: Iterable[str]) -> list[tuple[str, str]]:

@@ -10,12 +10,17 @@ from converter.presentation.tables.figures import count, decimal, percent
 from converter.presentation.tables.table import NOTHING, Code, Table
 
 #: Key, title and digits of each measure of a pair of images.
-_MEASURES = (
+MEASURES = (
     ("psnr_db", "PSNR, dB", 2),
     ("ssim", "SSIM", 4),
     ("lpips", "LPIPS", 4),
     ("periodic_grid_added", "Added periodic pattern, grey levels", 2),
 )
+
+
+def psnr(pair: Mapping[str, Any]) -> str:
+    """Return the PSNR of a pair of images; that of identical ones is infinite."""
+    return "identical" if pair["identical"] else decimal(pair["psnr_db"], 2)
 
 
 def images_summary_table(images: Mapping[str, Any]) -> Table:
@@ -31,7 +36,7 @@ def images_summary_table(images: Mapping[str, Any]) -> Table:
             *(decimal(summary[key][part], digits) for part in ("mean", "median", "min", "max")),
             decimal((baseline.get(key) or {}).get("mean"), digits),
         ]
-        for key, title, digits in _MEASURES
+        for key, title, digits in MEASURES
         if summary[key] is not None
     ]
     return Table(["Quantized against original", "mean", "median", "least", "most", "original, other seed: mean"], rows)
@@ -39,14 +44,11 @@ def images_summary_table(images: Mapping[str, Any]) -> Table:
 
 def images_table(images: Mapping[str, Any]) -> Table:
     """Return each measure of each prompt."""
-    measures = [measure for measure in _MEASURES if images["summary"][measure[0]] is not None]
+    measures = [measure for measure in MEASURES if images["summary"][measure[0]] is not None]
     rows = []
     for pair in images["pairs"]:
         values = {**pair, "periodic_grid_added": pair["periodic_grid"]["added"]}
-        shown = (
-            "identical" if pair["identical"] and key == "psnr_db" else decimal(values[key], digits)
-            for key, _, digits in measures
-        )
+        shown = (psnr(pair) if key == "psnr_db" else decimal(values[key], digits) for key, _, digits in measures)
         seed = NOTHING if pair["seed"] is None else pair["seed"]
         rows.append([pair["id"], seed, f"{pair['width']}×{pair['height']}", *shown])  # noqa: RUF001 - a cross
     return Table(["ID", "Seed", "Pixels", *(title for _, title, _ in measures)], rows)

@@ -1,0 +1,135 @@
+"""The sections of a report below its prompts: tables and sentences, as the card and the terminal show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from converter.conversion.release.manifest import SUMMARY_NAME
+from converter.measurement.evidence import names
+from converter.presentation.tables import conditions, fidelity, measurements
+from converter.presentation.tables.table import Code, Table
+
+Content = Mapping[str, Any]
+#: Titles of the measures, by their names in ``methods`` and ``not_measured``.
+_METHODS = {
+    "psnr_db": "PSNR",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "periodic_grid": "Periodic pattern",
+    "text": "Text",
+    "trajectory": "Trajectory",
+    "flat_field": "Flat field",
+}
+#: What figures of similarity say, and what not.
+_SIMILARITY = (
+    "Each image of the quantized model is compared with the original's image of the same prompt and seed. This says "
+    "how far the two drifted apart, not which one is better. The original with another seed shows how large such "
+    "figures are for images that have nothing to do with each other."
+)
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A table and what it shows."""
+
+    caption: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading."""
+
+    anchor: str
+    title: str
+    notes: Sequence[str] = ()
+    tables: Sequence[Captioned] = field(default_factory=tuple)
+
+
+def find_sections(evidence: Mapping[str, Content], titles: Sequence[str]) -> list[Section]:
+    """Return the sections for which there are measurements.
+
+    Args:
+        evidence: contents of the files of measurements, by file name.
+        titles: names of both models.
+    """
+    sections = (
+        _images(evidence.get(names.IMAGES_NAME)),
+        _times(evidence, titles),
+        *(_offload(evidence.get(name), f"offload-{mode}") for mode, name in names.OFFLOAD_FILES.items()),
+        _weights(evidence),
+    )
+    return [section for section in sections if section is not None]
+
+
+def find_provenance(evidence: Mapping[str, Content]) -> Section:
+    """Return what was measured, with what, and by which methods."""
+    tables = []
+    settings, environment, sources = (_first(evidence, key) for key in ("settings", "environment", "sources"))
+    if sources:
+        tables.append(Captioned("Weights that were measured", conditions.sources_table(sources)))
+    if settings:
+        tables.append(_pairs("Settings of generation", conditions.settings(settings)))
+    if environment:
+        tables.append(_pairs("Machine and versions", conditions.environment(environment)))
+    images = evidence.get(names.IMAGES_NAME, {})
+    for key, caption in (("methods", "Methods"), ("not_measured", "Not measured")):
+        rows = [(_METHODS.get(name, name), text) for name, text in images.get(key, {}).items()]
+        tables += [_pairs(caption, rows)] if rows else []
+    files = [(Code(name), content.get("schema", "")) for name, content in evidence.items()]
+    tables.append(Captioned("Files of the measurements", Table(["File", "Format"], files, "ll")))
+    return Section("environment", "Environment and provenance", tables=tables)
+
+
+def _images(images: Content | None) -> Section | None:
+    if images is None:
+        return None
+    notes = [_SIMILARITY]
+    if images["num_inference_steps"] is not None:
+        notes.append(f"Similarity depends on the number of steps; here it is {images['num_inference_steps']}.")
+    tables = [Captioned("All prompts", fidelity.images_summary_table(images))]
+    text = fidelity.text_table(images)
+    if text is not None:
+        tables.append(Captioned("Text in the images, as text recognition (OCR) reads it", text))
+    tables.append(Captioned("Prompt by prompt", fidelity.images_table(images)))
+    return Section("fidelity", "Image fidelity", notes, tables)
+
+
+def _times(evidence: Mapping[str, Content], titles: Sequence[str]) -> Section | None:
+    metrics, matrix = evidence.get(names.METRICS_NAME), evidence.get(names.MATRIX_NAME)
+    summary = evidence.get(SUMMARY_NAME)
+    tables = []
+    if metrics is not None:
+        tables.append(Captioned("Loading and generating", measurements.benchmark_table(metrics, summary)))
+    if matrix is not None:
+        tables.append(Captioned("Prompt by prompt", measurements.matrix_table(matrix, titles)))
+    return Section("times", "Times and memory", tables=tables) if tables else None
+
+
+def _offload(content: Content | None, anchor: str) -> Section | None:
+    if content is None:
+        return None
+    table = Captioned("Set-up, the first image, and the images after it", measurements.offload_table(content))
+    return Section(anchor, f"Offloading: {content['method']}", tables=[table])
+
+
+def _weights(evidence: Mapping[str, Content]) -> Section | None:
+    weights, summary = evidence.get(names.WEIGHTS_NAME), evidence.get(SUMMARY_NAME)
+    tables = []
+    if weights is not None:
+        tables.append(Captioned("Dequantized weights against those of the source", fidelity.weights_table(weights)))
+    if summary is not None:
+        tables.append(Captioned("Size of the transformer", measurements.storage_table(summary)))
+    return Section("weights", "Weights", tables=tables) if tables else None
+
+
+def _pairs(caption: str, rows: Sequence[tuple[object, object]]) -> Captioned:
+    return Captioned(caption, Table(["", ""], rows, "ll"))
+
+
+def _first(evidence: Mapping[str, Content], key: str) -> Content:
+    """Return the value of a key in the first file that has it."""
+    found: Iterator[Content] = (content[key] for content in evidence.values() if key in content)
+    return next(found, {})
