@@ -8,7 +8,8 @@ from typing import Any
 
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.measurement.evidence import names
-from converter.presentation.tables import conditions, fidelity, measurements
+from converter.measurement.evidence.time_comparison import TimeComparison, compare_matrix, compare_offload
+from converter.presentation.tables import conditions, fidelity, measurements, times
 from converter.presentation.tables.table import Code, Table
 
 Content = Mapping[str, Any]
@@ -100,19 +101,28 @@ def _images(images: Content | None) -> Section | None:
 def _times(evidence: Mapping[str, Content], titles: Sequence[str]) -> Section | None:
     metrics, matrix = evidence.get(names.METRICS_NAME), evidence.get(names.MATRIX_NAME)
     summary = evidence.get(SUMMARY_NAME)
-    tables = []
+    notes, tables, pairs = list[str](), [], list[Captioned]()
     if metrics is not None:
         tables.append(Captioned("Loading and generating", measurements.benchmark_table(metrics, summary)))
     if matrix is not None:
         tables.append(Captioned("Prompt by prompt", measurements.matrix_table(matrix, titles)))
-    return Section("times", "Times and memory", tables=tables) if tables else None
+        notes, pairs = _compare_times(compare_matrix(matrix), "an image")
+    return Section("times", "Times and memory", notes, [*tables, *pairs]) if tables else None
 
 
 def _offload(content: Content | None, anchor: str) -> Section | None:
     if content is None:
         return None
     table = Captioned("Set-up, the first image, and the images after it", measurements.offload_table(content))
-    return Section(anchor, f"Offloading: {content['method']}", tables=[table])
+    notes, pairs = _compare_times(compare_offload(content), "a warm image")
+    return Section(anchor, f"Offloading: {content['method']}", notes, [table, *pairs])
+
+
+def _compare_times(found: TimeComparison, image: str) -> tuple[list[str], list[Captioned]]:
+    """Return what may be said of the times of both models, and the pairs of processes that it rests on."""
+    words, pairs = times.describe_times(found, image), times.pairs_table(found)
+    notes = [str(text) for text in (words.finding, words.disturbance) if text]
+    return notes, [Captioned("Pairs of processes", pairs)] if pairs is not None else []
 
 
 def _weights(evidence: Mapping[str, Content]) -> Section | None:
