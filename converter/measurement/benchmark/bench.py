@@ -18,10 +18,11 @@ from converter.measurement.benchmark.fidelity import compare_images, compare_wei
 from converter.measurement.benchmark.journal import JOURNAL_NAME, Journal
 from converter.measurement.benchmark.measuring import IMAGE_KINDS, Bench, probe_machine
 from converter.measurement.benchmark.options import BenchOptions
-from converter.measurement.benchmark.pairing import COMPARED_PAIRS, timing_count
+from converter.measurement.benchmark.pairing import timing_count
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder, write_evidence
 from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME, WEIGHTS_NAME
+from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.settings import Settings, choose_settings
@@ -162,8 +163,8 @@ def _plan_text(options: BenchOptions) -> str:
     """How many processes a benchmark starts."""
     modes, pairs = len(options.modes), options.pairs
     text = f"{2 * pairs * modes} processes are planned: {pairs} for each model and mode"
-    if pairs < COMPARED_PAIRS:
-        return f"{text}; times are compared with at least {COMPARED_PAIRS}"
+    if pairs < FEWEST_PAIRS:
+        return f"{text}; times are compared with at least {FEWEST_PAIRS}"
     return f"{text}; a pair that something else disturbs is measured once more"
 
 

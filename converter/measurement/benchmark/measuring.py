@@ -24,9 +24,10 @@ from converter.measurement.benchmark.job import (
 )
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal, is_image_key
 from converter.measurement.benchmark.options import MODES, BenchOptions
-from converter.measurement.benchmark.pairing import COMPARED_PAIRS, find_pairs, models_of, timing_prompts
+from converter.measurement.benchmark.pairing import find_pairs, models_of, timing_prompts
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
 from converter.measurement.benchmark.worker_process import WorkerProcess
+from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.generation.settings import Settings
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 
@@ -158,7 +159,7 @@ class Bench:
 
     def _repeated(self, mode: str) -> list[Cell]:
         """The cells of the pairs of a mode that are measured once more, as far as this is known."""
-        if self.options.pairs < COMPARED_PAIRS:
+        if self.options.pairs < FEWEST_PAIRS:
             return []
         pairs = find_pairs(self.journal, self.suite, self.options, mode).to_repeat
         return [Cell(mode, pair, 1, model) for pair in pairs if pair < self.options.pairs for model in models_of(pair)]

@@ -15,9 +15,6 @@ from converter.measurement.evidence.pairs import TimedPair
 from converter.measurement.evidence.units import DIGITS
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 
-#: The least number of pairs whose times are compared; with fewer, none is measured once more.
-COMPARED_PAIRS = 3
-
 
 def timing_count(suite: PromptSuite, options: BenchOptions) -> int:
     """The number of prompts that all pairs generate."""
