@@ -1,9 +1,10 @@
-"""Trajectories of the original on disk, until the quantized model has repeated them."""
+"""Trajectories of the original on disk, until the quantized model has repeated their steps: the work of the workers."""
 
 from __future__ import annotations
 
 import re
-import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,58 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from converter.checkpoint.writer import replace_file, writing
-from converter.measurement.comparison.trajectory import BLOCK_ROWS, Step, Trace, block_steps
-from converter.measurement.generation.memory import DTYPE_BYTES
-from converter.measurement.generation.repo import PipelineRepo
+from converter.checkpoint.checksum import file_sha256
+from converter.checkpoint.writer import replace_file
+from converter.errors import DiskError, ImageError, OutputError
+from converter.measurement.benchmark.job import Task
+from converter.measurement.comparison.trajectory import Step, Trace, block_steps, recording, replay
+from converter.measurement.evidence.trajectory import significant
+from converter.measurement.generation.generate import call_arguments
 from converter.measurement.generation.settings import Settings
 
-#: Folder in that of the measurements. It is removed at the end.
-TRACES_FOLDER = ".trajectory"
-#: Most text tokens of a prompt, as in ``predict_memory``.
-_TEXT_TOKENS = 415
+
+@contextmanager
+def tracing(pipeline: Any, task: Task) -> Iterator[dict[str, Any]]:
+    """Record the trajectory of the image that is generated inside the block, if the task asks for it.
+
+    Yields:
+        Figures that are filled at the end: ``trace`` with ``sha256`` of the file and whether it has ``blocks``; or with
+        ``failed``, the reason why there is none. The image does not suffer from it.
+    """
+    figures: dict[str, Any] = {}
+    if task.trace is None:
+        yield figures
+        return
+    steps = block_steps(task.settings["steps"]) if task.blocks else ()
+    with recording(pipeline, blocks=steps) as trace:
+        yield figures
+    file = Path(task.trace)
+    try:
+        write_trace(trace, file)
+        figures["trace"] = {"sha256": file_sha256(file), "blocks": task.blocks}
+    except (DiskError, OutputError) as error:
+        figures["trace"] = {"failed": error.message}
+
+
+def replay_trace(pipeline: Any, task: Task) -> dict[str, Any]:
+    """Repeat the steps of the trajectory that a task names.
+
+    Returns:
+        ``steps``, each with ``step``, ``sigma`` and ``error``; ``blocks``, each with ``block`` and ``error``, if the
+        trace has them. Or ``failed``, the reason why an error cannot be computed.
+    """
+    options = call_arguments(Settings(**task.settings))
+    del options["generator"]
+    trace = read_trace(Path(str(task.replay)))
+    try:
+        found = replay(pipeline, trace, **options)
+    except ImageError as error:
+        return {"failed": error.message}
+    steps = [
+        {"step": step.step, "sigma": significant(step.sigma), "error": significant(step.error)} for step in found.steps
+    ]
+    blocks = [{"block": block, "error": significant(error)} for block, error in enumerate(found.blocks)]
+    return {"steps": steps, "blocks": blocks} if blocks else {"steps": steps}
 
 
 def write_trace(trace: Trace, file: Path) -> None:
@@ -32,16 +75,13 @@ def write_trace(trace: Trace, file: Path) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, value in trace.features.items():
-        tensors |= {f"{name}.{index}": part for index, part in enumerate(value)} if _is_list(name) else {name: value}
+        tensors |= {name: value} if isinstance(value, torch.Tensor) else _named(name, value)
     for number, step in enumerate(trace.steps):
-        states = {f"blocks.{index}": state for index, state in enumerate(step.blocks)}
-        for name, tensor in {"latents": step.latents, "velocity": step.velocity, **states}.items():
-            tensors[f"steps.{number}.{name}"] = tensor
+        prefix = f"steps.{number}"
+        tensors |= {f"{prefix}.latents": step.latents, f"{prefix}.velocity": step.velocity}
+        tensors |= _named(f"{prefix}.blocks", step.blocks)
     sigmas = {f"sigma.{number}": repr(step.sigma) for number, step in enumerate(trace.steps)}
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, sigmas)
-    with writing(file.parent):
-        file.parent.mkdir(exist_ok=True)
-    replace_file(file, content)
+    replace_file(file, save({name: tensor.contiguous() for name, tensor in tensors.items()}, sigmas))
 
 
 def read_trace(file: Path) -> Trace:
@@ -49,58 +89,22 @@ def read_trace(file: Path) -> Trace:
     trace = Trace()
     with safe_open(file, "pt") as stream:
         names, sigmas = list(stream.keys()), stream.metadata()
-        for name in ("prompt_mask", "negative_prompt_mask"):
-            if name in names:
-                trace.features[name] = stream.get_tensor(name)
-        for name in ("prompt_embeds", "negative_prompt_embeds"):
-            if parts := _numbered(names, name):
-                trace.features[name] = [stream.get_tensor(part) for part in parts]
+
+        def read_all(prefix: str) -> list[torch.Tensor]:
+            found = [name for name in names if re.fullmatch(rf"{re.escape(prefix)}\.\d+", name)]
+            return [stream.get_tensor(name) for name in sorted(found, key=lambda name: int(name.rpartition(".")[2]))]
+
+        for kind in ("prompt", "negative_prompt"):
+            if f"{kind}_mask" in names:
+                trace.features[f"{kind}_mask"] = stream.get_tensor(f"{kind}_mask")
+                trace.features[f"{kind}_embeds"] = read_all(f"{kind}_embeds")
         for number in range(len(sigmas)):
             prefix = f"steps.{number}"
-            blocks = tuple(stream.get_tensor(name) for name in _numbered(names, f"{prefix}.blocks"))
             latents, velocity = (stream.get_tensor(f"{prefix}.{name}") for name in ("latents", "velocity"))
+            blocks = tuple(read_all(f"{prefix}.blocks"))
             trace.steps.append(Step(float(sigmas[f"sigma.{number}"]), latents, velocity, blocks))
     return trace
 
 
-def remove_traces(output: Path) -> None:
-    """Remove all traces in a folder of measurements.
-
-    Raises:
-        OutputError: they cannot be removed.
-    """
-    folder = output / TRACES_FOLDER
-    if folder.exists():
-        with writing(folder):
-            shutil.rmtree(folder)
-
-
-def trace_bytes(repo: PipelineRepo, settings: Settings, *, blocks: bool) -> int:
-    """Return the most bytes that a trace takes.
-
-    Args:
-        repo: the original.
-        settings: of the image.
-        blocks: whether hidden states after blocks are in it.
-    """
-    config = repo.transformer.config
-    size, samples = DTYPE_BYTES[settings.dtype], 1 if settings.guidance == 1 else 2
-    tokens = settings.grid[0] * settings.grid[1]
-    numbers = 2 * settings.steps * tokens * config["in_channels"]
-    numbers += samples * _TEXT_TOKENS * config["enc_hidden_dim"] * len(config["selected_layer_index"])
-    if blocks:
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        rows = min(BLOCK_ROWS, tokens)
-        numbers += len(block_steps(settings.steps)) * config["num_layers"] * samples * rows * width
-    return int(numbers * size)
-
-
-def _is_list(name: str) -> bool:
-    """Whether a feature is a tensor for each selected layer of the encoder."""
-    return name.endswith("_embeds")
-
-
-def _numbered(names: list[str], prefix: str) -> list[str]:
-    """Names of the form ``prefix.NUMBER``, in the order of their numbers."""
-    found = [name for name in names if re.fullmatch(rf"{re.escape(prefix)}\.\d+", name)]
-    return sorted(found, key=lambda name: int(name.rpartition(".")[2]))
+def _named(prefix: str, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}.{number}": tensor for number, tensor in enumerate(tensors)}

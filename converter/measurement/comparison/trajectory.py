@@ -11,22 +11,18 @@ blocks and quantized layers work as they do for an image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers.hooks._helpers import TransformerBlockRegistry
 
 from converter.errors import ImageError
+from converter.models.lens.block_states import SHOWN_TOKENS, watching_blocks
 
 #: What ``encode_prompt`` returns, as arguments of the pipeline.
 FEATURES = ("prompt_embeds", "prompt_mask", "negative_prompt_embeds", "negative_prompt_mask")
-#: Rows of the image's hidden states that are compared after a block, evenly spaced.
-BLOCK_ROWS = 64
-#: Significant digits of an error; devices differ in the last bits.
-_DIGITS = 6
 METHOD = (
     "relative error of the velocity: the norm of the difference between both models' velocities by the norm of the "
     "original's, in float64, where the velocity is what the scheduler gets, after guidance; in every step both models "
@@ -34,7 +30,7 @@ METHOD = (
     "steps do not count; mean_error and max_error: over all steps of all prompts"
 )
 BLOCKS_METHOD = (
-    f"; blocks: the same for the image's hidden states after a block, at {BLOCK_ROWS} evenly spaced tokens, in the "
+    f"; blocks: the same for the image's hidden states after a block, at {SHOWN_TOKENS} evenly spaced tokens, in the "
     "first, the middle and the last step together"
 )
 
@@ -82,7 +78,7 @@ class Difference:
             raise ImageError("a velocity is not finite")
         if self.reference == 0:
             raise ImageError("the original's velocity is zero")
-        return significant(math.sqrt(self.error / self.reference))
+        return math.sqrt(self.error / self.reference)
 
     def __add__(self, other: Difference) -> Difference:
         return Difference(self.error + other.error, self.reference + other.reference)
@@ -123,7 +119,9 @@ def recording(pipeline: Any, *, blocks: Sequence[int] = ()) -> Iterator[Trace]:
 
     def encode_prompt(*arguments: Any, **options: Any) -> Any:
         found = encode(*arguments, **options)
-        trace.features = {name: _on_cpu(value) for name, value in zip(FEATURES, found, strict=True) if value is not None}
+        trace.features = {
+            name: _on_cpu(value) for name, value in zip(FEATURES, found, strict=True) if value is not None
+        }
         return found
 
     def step(velocity: torch.Tensor, timestep: Any, latents: torch.Tensor, **options: Any) -> Any:
@@ -135,7 +133,7 @@ def recording(pipeline: Any, *, blocks: Sequence[int] = ()) -> Iterator[Trace]:
     with (
         _replaced(pipeline, encode_prompt=encode_prompt),
         _replaced(pipeline.scheduler, step=step),
-        _watching_blocks(pipeline.transformer, states.append) if blocks else nullcontext(),
+        watching_blocks(pipeline.transformer, states.append) if blocks else nullcontext(),
     ):
         yield trace
 
@@ -168,7 +166,7 @@ def replay(pipeline: Any, trace: Trace, **options: Any) -> TrajectoryErrors:
 
     with (
         _replaced(pipeline.scheduler, step=step),
-        _watching_blocks(pipeline.transformer, states.append)
+        watching_blocks(pipeline.transformer, states.append)
         if any(known.blocks for known in trace.steps)
         else nullcontext(),
     ):
@@ -176,7 +174,7 @@ def replay(pipeline: Any, trace: Trace, **options: Any) -> TrajectoryErrors:
     if len(found) != len(trace.steps):
         raise ValueError(f"the trace has {len(trace.steps)} steps, and the pipeline took {len(found)}")
     steps = (
-        StepError(number, significant(known.sigma), error.relative)
+        StepError(number, known.sigma, error.relative)
         for number, (known, error) in enumerate(zip(trace.steps, found, strict=True))
     )
     return TrajectoryErrors(tuple(steps), tuple(error.relative for error in blocks))
@@ -210,40 +208,6 @@ def difference(candidate: torch.Tensor, reference: torch.Tensor) -> Difference:
 def block_steps(steps: int) -> tuple[int, ...]:
     """Return the steps whose blocks are compared: the first, the middle and the last."""
     return tuple(sorted({0, steps // 2, steps - 1}))
-
-
-def significant(value: float) -> float:
-    """Round a figure to the digits that evidence has."""
-    return float(f"{value:.{_DIGITS}g}")
-
-
-class _Watched(torch.nn.Module):
-    """A block whose result is shown. A hook on the block would become a part of what is compiled."""
-
-    def __init__(self, block: torch.nn.Module, show: Callable[[torch.Tensor], None]) -> None:
-        super().__init__()
-        self._block = block
-        self._show = show
-        self._index = TransformerBlockRegistry.get(type(block)).return_hidden_states_index
-
-    def forward(self, *arguments: Any, **options: Any) -> Any:
-        """Run the block, and show some rows of the image's hidden states."""
-        result = self._block(*arguments, **options)
-        image = result[self._index]
-        rows = torch.linspace(0, image.shape[1] - 1, min(BLOCK_ROWS, image.shape[1])).round().long()
-        self._show(_on_cpu(image[:, rows.to(image.device)]))
-        return result
-
-
-@contextmanager
-def _watching_blocks(transformer: Any, show: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """Show the image's hidden states after each block of a transformer."""
-    blocks = transformer.transformer_blocks
-    transformer.transformer_blocks = torch.nn.ModuleList(_Watched(block, show) for block in blocks)
-    try:
-        yield
-    finally:
-        transformer.transformer_blocks = blocks
 
 
 @contextmanager

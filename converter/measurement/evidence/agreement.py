@@ -15,6 +15,7 @@ from typing import Any
 from converter.checkpoint.dtypes import BITS, WEIGHT_DTYPES
 from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, SUMMARY_MODELS
 from converter.measurement.evidence.statistics import percent_change, spread, summarise_times
+from converter.measurement.evidence.trajectory import trajectory_disagreements
 from converter.measurement.evidence.units import DIGITS, GB, LOADED_BYTES, PERCENT_ROUNDING, ROUNDING
 
 
@@ -171,6 +172,8 @@ def _check_images(content: Mapping[str, Any]) -> Iterator[str]:
         if shown is not None:
             added = [image["periodic_grid"]["added"] for image in images]
             yield from _check_mean(f"{where}.periodic_grid_added", shown["periodic_grid_added"], added)
+    if "trajectory" in content:
+        yield from trajectory_disagreements(content["trajectory"])
 
 
 def _check_summary(content: Mapping[str, Any]) -> Iterator[str]:
