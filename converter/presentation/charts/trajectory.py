@@ -83,10 +83,11 @@ def _draw(errors: _Errors, theme: Theme) -> Figure:
     left = MARGIN + max(map(text_width, names.values())) + 2 * GAP
     axes = page.add_axes(left, WIDTH - 2 * MARGIN, page.plot_top, _HEIGHT)
     axes.set_ylim(0, ticks[-1] * (1 + GAP / _HEIGHT))
-    page.scale(axes, *((1.0, float(len(mean))) if len(mean) > 1 else (0.5, 1.5)), AXIS)
+    least, most = (1.0, float(len(mean))) if len(mean) > 1 else (0.5, 1.5)
+    page.scale(axes, least, most, AXIS, whole=True)
     for tick, name in names.items():
         axes.axhline(tick, color=theme.grid, linewidth=1.5, zorder=1)
-        draw_text(axes, axes.get_xlim()[0], tick, name, theme.muted, shift=-GAP, align="right")
+        draw_text(axes, least, tick, name, theme.muted, shift=-GAP, align="right")
     for steps in errors.prompts.values() if shows_prompts else ():
         _draw_line(axes, steps, theme.color(QUANTIZED, _PROMPT), 2)
     _draw_line(axes, mean, theme.color(QUANTIZED, _MEAN), 6)
