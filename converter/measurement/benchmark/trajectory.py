@@ -199,8 +199,9 @@ class TrajectoryStep:
 
     def _failures_of(self, key: str) -> list[str]:
         """The last reasons of what failed and was not measured later."""
-        return [
+        found = (
             reasons[-1]
             for (cell, known), reasons in self.bench.journal.failures.items()
             if known == key and (cell, key) not in self.bench.journal.measured
-        ]
+        )
+        return list(dict.fromkeys(found))
