@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from converter.checkpoint.checksum import file_sha256
+from converter.cli.compare import render_summary
 from converter.console import Progress
 from converter.errors import DiskError, ImageError
 from converter.lens import LensPipeline
@@ -32,58 +33,74 @@ from converter.measurement.comparison.trajectory import (
     replay,
     trajectory_errors,
 )
+from converter.measurement.evidence.folder_agreement import disagreements_between
+from converter.measurement.evidence.images import changed_flat_fields
+from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME
 from converter.measurement.evidence.trajectory import summarise_errors, trajectory_disagreements
 from converter.measurement.generation.settings import Settings
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
+from converter.presentation.tables.fidelity import images_summary_table
+from tests import charts as of
 from tests.reporters import Notes
 
 STEPS = 3
 CALL = {"height": 64, "width": 96, "num_inference_steps": STEPS, "guidance_scale": 5.0}
 
 
-@pytest.fixture(scope="module")
-def original(tiny_repo: Path) -> Any:
-    pipeline = LensPipeline.from_pretrained(tiny_repo, dtype=torch.float32)
+def loaded(repo: Path, dtype: torch.dtype) -> Any:
+    pipeline = LensPipeline.from_pretrained(repo, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture(scope="module")
+def original(tiny_repo: Path) -> Any:
+    return loaded(tiny_repo, torch.float32)
+
+
+@pytest.fixture(scope="module")
+def candidate(tiny_repo: Path) -> Any:
+    """The same weights, loaded once more; a copy in memory has another alignment, and other roundings."""
+    return loaded(tiny_repo, torch.float32)
 
 
 def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
-def noisy(original: Any, scale: float) -> Any:
-    """The pipeline with noise in one weight of its transformer."""
-    transformer = copy.deepcopy(original.transformer)
-    weight = transformer.transformer_blocks[1].img_mlp.w1.weight
+@contextmanager
+def noise(pipeline: Any, scale: float) -> Iterator[None]:
+    """Add noise to one weight of the second block."""
+    weight = pipeline.transformer.transformer_blocks[1].img_mlp.w1.weight
+    before = weight.detach().clone()
     with torch.no_grad():
-        weight += scale * weight.std() * torch.randn(weight.shape, generator=seeded())
-    pipeline = LensPipeline(**{**original.components, "transformer": transformer})
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+        weight += scale * before.std() * torch.randn(weight.shape, generator=seeded())
+        yield
+        weight.copy_(before)
 
 
 def calls_of(pipeline: Any, calls: list[int]) -> Any:
     return pipeline.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
 
 
-def test_the_error_is_zero_for_equal_models_and_grows_with_noise(original: Any) -> None:
+def test_the_error_is_zero_for_equal_models_and_grows_with_noise(original: Any, candidate: Any) -> None:
     """The same on a re-run, for one call of each transformer a step."""
     with recording(original) as trace:
         image = original("a red cube", generator=seeded(), **CALL).images[0]
     assert image.tobytes() == original("a red cube", generator=seeded(), **CALL).images[0].tobytes()
     means = []
     for scale in (0.0, 0.03, 0.1, 0.3):
-        candidate, calls = noisy(original, scale), list[int]()
+        calls = list[int]()
         hook = calls_of(candidate, calls)
-        found = replay(candidate, trace, **CALL)
+        with noise(candidate, scale):
+            found = replay(candidate, trace, **CALL)
+            hook.remove()
+            assert replay(candidate, trace, **CALL) == found
         assert len(calls) == STEPS
-        hook.remove()
         errors = [step.error for step in found.steps]
         means.append(sum(errors) / STEPS)
         assert [step.step for step in found.steps] == [0, 1, 2]
-        assert (min(errors) > 0) == (scale > 0)
-    assert replay(candidate, trace, **CALL) == found
+        assert (min(errors) > 0) == (max(errors) > 0) == (scale > 0)
     assert means == sorted(set(means))
     assert means[0] == 0
     assert 2 < means[3] / means[2] < 4
@@ -111,7 +128,7 @@ def test_recording_costs_no_call_and_leaves_no_trace_in_the_pipeline(original: A
     [(5.0, "", "a red cube", 2), (5.0, "blur", "a red cube", 2), (1.0, "", "a red cube", 1), (5.0, "", "", 2)],
 )
 def test_guidance_and_an_empty_prompt(
-    guidance: float, negative: str, prompt: str, branches: int, original: Any, tmp_path: Path
+    guidance: float, negative: str, prompt: str, branches: int, original: Any, candidate: Any, tmp_path: Path
 ) -> None:
     """The velocity is the guided one, of the size of the latents; a trace is read as it was written."""
     options = {**CALL, "guidance_scale": guidance}
@@ -125,8 +142,8 @@ def test_guidance_and_an_empty_prompt(
     assert torch.equal(again.steps[2].blocks[3], trace.steps[2].blocks[3])
     found = replay(original, again, **options)
     assert [step.error for step in found.steps] + [*found.blocks] == [0.0] * 7
-    damaged = replay(noisy(original, 0.3), again, **options)
-    # The noise is in the second block.
+    with noise(candidate, 0.3):
+        damaged = replay(candidate, again, **options)
     assert damaged.blocks[0] == 0
     assert min(damaged.blocks[1:]) > 0
 
@@ -136,8 +153,7 @@ def test_quantized_offloaded_and_compiled_models(way: str, original: Any, tiny_r
     """Equal to themselves, and not to the original; blocks are seen from outside of what is compiled."""
     with recording(original, blocks=block_steps(STEPS)) as expected:
         original("a red cube", generator=seeded(), **CALL, output_type="latent")
-    pipeline = LensPipeline.from_pretrained(tiny_release, dtype=torch.bfloat16)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = loaded(tiny_release, torch.bfloat16)
     if way == "sequential":
         pipeline.enable_sequential_cpu_offload(device="cpu")
     elif way == "compiled":
@@ -185,6 +201,7 @@ def test_what_cannot_be_compared_is_a_reason(original: Any, tmp_path: Path, monk
 
 PROMPTS = tuple(SuitePrompt(key, key, number, key, ()) for number, key in enumerate(("A1", "B2", "C3")))
 STAGES = {name: {"time_s": 1.0} for name in ("text_encoder", "transformer", "vae")}
+DRAWN = {"time_s": 1.0, "stages": STAGES, "pixels_sha256": "0" * 64}
 STEP_ROWS = [{"step": step, "sigma": 1 - step / 4, "error": 0.1 + step / 10} for step in range(STEPS)]
 
 
@@ -204,8 +221,7 @@ class Workers:
             chosen = BenchOptions(**{"mode": "standard", "trajectory_prompts": 2, **options})
             bench = Bench(self.folder, {}, PromptSuite("three", PROMPTS), settings, chosen, "cpu", {}, journal)
             for model in ("original", "quantized"):
-                figures = {"time_s": 1.0, "stages": STAGES, "pixels_sha256": "0" * 64}
-                journal.note(Cell("standard", 0, 0, model), "A1", figures)
+                journal.note(Cell("standard", 0, 0, model), "A1", DRAWN)
             bench._run_worker = self._work(bench)  # type: ignore[method-assign]
             step, said = TrajectoryStep(bench), Notes()
             step.measure(said)
@@ -237,7 +253,7 @@ class Workers:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64), "grey").save(file, "PNG")
         digest = file_sha256(file)
-        return {"trace": {"sha256": digest, "blocks": task.blocks}} if task.trace else {"image_sha256": digest}
+        return {"trace": {"sha256": digest, "blocks": task.blocks}} if task.trace else {**DRAWN, "image_sha256": digest}
 
 
 ALL = ["original: (trace) A1, (trace) B2, (flat field)", "quantized: (trajectory) A1, (trajectory) B2, (flat field)"]
@@ -328,3 +344,34 @@ def test_evidence_of_a_trajectory_agrees_with_itself() -> None:
         "trajectory: the blocks of A1 are not numbered from 0",
         "trajectory.mean_error is 0.21, but its steps give 0.2",
     ]
+
+
+FLAT = {"seed": 0, "periodic_grid": {"original": 1.0, "quantized": 1.5, "added": 2.0}}
+
+
+def test_what_tables_and_the_terminal_show() -> None:
+    content = of.images(P01=(0.1, 0.2, 0.6)) | {"flat_field": FLAT}
+    shown = [[str(cell) for cell in row] for row in images_summary_table(content).rows]
+    assert shown[-2:] == [
+        ["Velocity error of a step, at the original's latents", "0.3000", "0.2000", "0.1000", "0.6000", ""],
+        ["Added periodic pattern, empty prompt, grey levels", "2.00", "", "", "", ""],
+    ]
+    text = "\n".join(str(line).strip() for line in render_summary(content))
+    assert "at the original's latents: mean 0.3000, largest 0.6000, 1 prompt\n" in text
+    assert "\nempty prompt: added pattern 2.00 grey levels; own patterns 1.00 in the original's image, 1.50 in " in text
+
+
+def test_files_of_a_folder_agree_about_trajectories(tmp_path: Path) -> None:
+    rows = of.matrix({"P01": (1.0, 2.0)}) | {"settings": {"num_inference_steps": 2}}
+    files = {IMAGES_NAME: of.images(P01=(0.1, 0.2)), MATRIX_NAME: rows}
+    assert [*disagreements_between(files)] == []
+    files[IMAGES_NAME] = of.images(P01=(0.1,), P02=(0.1, 0.2))
+    assert [reason for _, reason in disagreements_between(files)] == [
+        "trajectory: P01 has 1 steps, but comparison_matrix.json has 2",
+        "trajectory: prompt P02 is not in comparison_matrix.json",
+    ]
+    image = {"image": "flat.png", "image_sha256": "0" * 64}
+    content = {"flat_field": {"original": image, "quantized": {**image, "image": "../flat.png"}}}
+    assert [*changed_flat_fields(tmp_path, content)] == ["../flat.png is outside of the folder"]
+    (tmp_path / "flat.png").touch()
+    assert next(changed_flat_fields(tmp_path, content)) == "flat.png is not the image that was measured"
