@@ -193,7 +193,7 @@ class Session:
         for task in others:
             found.setdefault(self._text_lengths(task), task)
         return [
-            replace(task, image=None, settings={**task.settings, "steps": 1})
+            replace(task, image=None, trace=None, settings={**task.settings, "steps": 1})
             for task in found.values()
             if task is not first
         ]

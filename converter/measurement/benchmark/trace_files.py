@@ -11,6 +11,7 @@ from converter.measurement.evidence.names import QUANTIZED
 from converter.measurement.generation.memory import DTYPE_BYTES
 from converter.measurement.generation.repo import PipelineRepo
 from converter.measurement.generation.settings import Settings
+from converter.models.lens.layout import LensConfig
 
 #: Folder of the traces in that of the measurements. It is removed at the end.
 TRACES_FOLDER = ".trajectory"
@@ -67,8 +68,12 @@ def trace_bytes(repo: PipelineRepo, settings: Settings) -> int:
     Args:
         repo: the original.
         settings: of the image.
+
+    Raises:
+        UnsupportedCheckpoint: the config of the transformer cannot be used.
     """
-    config, samples = repo.transformer.config, 1 if settings.guidance == 1 else 2
-    latents = settings.grid[0] * settings.grid[1] * config["in_channels"]
-    features = samples * _TEXT_TOKENS * config["enc_hidden_dim"] * len(config["selected_layer_index"])
+    config = LensConfig.from_dict(repo.transformer.config, str(repo.transformer.folder))
+    samples = 1 if settings.guidance == 1 else 2
+    latents = settings.grid[0] * settings.grid[1] * config.in_channels
+    features = samples * _TEXT_TOKENS * config.enc_hidden_dim * len(config.selected_layer_index)
     return int(DTYPE_BYTES[settings.dtype] * (2 * settings.steps * latents + features))

@@ -76,9 +76,10 @@ class TrajectoryStep:
                     try:
                         self.bench.measure_tasks(self._cell(model), partial(self._missing, model), shown)
                     except (ResourceError, OutputError) as error:
+                        missing = self._missing(model)
                         # Traces may be what fills the disk.
                         remove_traces(self.bench.output)
-                        self.bench.fail(self._cell(model), self._missing(model), error.message, shown)
+                        self.bench.fail(self._cell(model), missing, error.message, shown)
         remove_traces(self.bench.output)
         for name, reason in self._reasons().items():
             if reason != _NOT_REQUESTED:
