@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -219,7 +220,9 @@ class Workers:
         with Journal(self.folder, {}, restart=False) as journal:
             settings = [SETTINGS] * len(PROMPTS)
             chosen = BenchOptions(**{"mode": "standard", "trajectory_prompts": 2, **options})
-            bench = Bench(self.folder, {}, PromptSuite("three", PROMPTS), settings, chosen, "cpu", {}, journal)
+            subject = SimpleNamespace(repo=SimpleNamespace(folder=Path("/repo")), repo_id="repo")
+            subjects: Any = dict.fromkeys(("original", "quantized"), subject)
+            bench = Bench(self.folder, subjects, PromptSuite("three", PROMPTS), settings, chosen, "cpu", {}, journal)
             for model in ("original", "quantized"):
                 journal.note(Cell("standard", 0, 0, model), "A1", DRAWN)
             bench._run_worker = self._work(bench)  # type: ignore[method-assign]
@@ -235,7 +238,7 @@ class Workers:
             for task in missing:
                 reason = self.failing.get(task.key)
                 if reason == "disk":
-                    raise DiskError("out: No space left on device")
+                    raise DiskError(f"{self.folder}/out: No space left on device")
                 if reason == "killed":
                     raise KeyboardInterrupt
                 if reason is not None:
@@ -302,17 +305,21 @@ def test_a_trace_that_was_changed_is_recorded_anew(tmp_path: Path) -> None:
         ("(trajectory) A1", "no memory", {"trajectory": "A1: no memory"}),
         ("(trace) B2", "a velocity is not finite", {"trajectory": "B2: a velocity is not finite"}),
         ("(flat field)", "hung", {"flat_field": "hung"}),
-        ("(trace) A1", "disk", {"trajectory": "A1: out: No space left on device; B2: out: No space left on device"}),
+        (
+            "(trace) A1",
+            "disk",
+            {"trajectory": "A1: ev/out: No space left on device; B2: ev/out: No space left on device"},
+        ),
     ],
 )
 def test_what_fails_is_a_reason_and_harms_nothing_else(
     key: str, reason: str, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    workers = Workers(tmp_path, {key: reason})
+    workers = Workers(tmp_path / "ev", {key: reason})
     found, said = workers.run()
     shown = dict(found["not_measured"])
     if reason == "disk":
-        assert shown.pop("flat_field") == "out: No space left on device"
+        assert shown.pop("flat_field") == "ev/out: No space left on device"
         assert "trajectory" not in found
     elif "trajectory" in expected:
         assert [prompt["id"] for prompt in found["trajectory"]["prompts"]] == [{"A1": "B2", "B2": "A1"}[key[-2:]]]

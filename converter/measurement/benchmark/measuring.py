@@ -245,9 +245,9 @@ class Bench:
             trace = figures.pop("trace")
             found = {**found, key: trace} if is_image_key(task.key) else {key: trace}
         for key, content in found.items():
-            self.journal.note(cell, key, content)
             if "failed" in content:
-                self.failed[cell, key] = content["failed"]
+                content["failed"] = self.failed[cell, key] = self.without_paths(content["failed"], cell.model)
+            self.journal.note(cell, key, content)
 
     def _job(self, cell: Cell, missing: Sequence[Task]) -> Job:
         # In the other modes the first image is the cold one; a worker that starts with another one has to warm up.
@@ -271,7 +271,7 @@ class Bench:
     def _take_failure(
         self, cell: Cell, current: str, event: Mapping[str, Any], left: Sequence[Task], shown: Progress
     ) -> None:
-        reason = self._without_paths(event["reason"], self.subjects[cell.model])
+        reason = self.without_paths(event["reason"], cell.model)
         if current == LOAD_KEY:
             # An error of a loader would occur again; a death may be an accident, and costs one image.
             self.fail(cell, left[:1] if event.get("died") else left, f"while loading: {reason}", shown)
@@ -290,8 +290,9 @@ class Bench:
                 return {"event": FAILED, "reason": reason}
         return event
 
-    def _without_paths(self, reason: str, subject: Subject) -> str:
-        """The reason without the paths of this machine, so that it can be published."""
+    def without_paths(self, reason: str, model: str) -> str:
+        """Return a reason of a model's failure without the paths of this machine, so that it can be published."""
+        subject = self.subjects[model]
         for folder, name in ((subject.repo.folder, subject.repo_id), (self.output, self.output.name)):
             for path in (folder.resolve(), folder.absolute()):
                 reason = reason.replace(str(path), name)

@@ -79,7 +79,8 @@ class TrajectoryStep:
                         missing = self._missing(model)
                         # Traces may be what fills the disk.
                         remove_traces(self.bench.output)
-                        self.bench.fail(self._cell(model), missing, error.message, shown)
+                        reason = self.bench.without_paths(error.message, model)
+                        self.bench.fail(self._cell(model), missing, reason, shown)
         remove_traces(self.bench.output)
         for name, reason in self._reasons().items():
             if reason != _NOT_REQUESTED:
