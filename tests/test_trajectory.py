@@ -251,7 +251,7 @@ class Workers:
 
     def _figures(self, task: Task) -> dict[str, Any]:
         if task.replay is not None:
-            return {"steps": STEP_ROWS}
+            return {"steps": STEP_ROWS} | ({"blocks": [{"block": 0, "error": 0.1}]} if task.blocks else {})
         file = Path(str(task.trace or task.image))
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (64, 64), "grey").save(file, "PNG")
