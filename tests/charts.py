@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ from matplotlib.text import Text
 
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.measurement.evidence.files import write_evidence
-from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, MODELS, OFFLOAD_NAME, WEIGHTS_NAME
+from converter.measurement.evidence.names import (
+    IMAGES_NAME,
+    MATRIX_NAME,
+    METRICS_NAME,
+    MODELS,
+    OFFLOAD_NAME,
+    WEIGHTS_NAME,
+)
+from converter.measurement.evidence.trajectory import summarise_errors
 from converter.presentation.charts.chart import Chart, LeftOut
 from converter.presentation.charts.draw_charts import prepare_charts
 from converter.presentation.charts.style import DARK, LIGHT, LINE, TEXT_SIZE, Theme
@@ -25,7 +33,7 @@ from tests.expected import check_expected
 from tests.published import published_summary
 
 Evidence = dict[str, dict[str, Any]]
-NAMES = ("footprint", "time", "memory", "fidelity")
+NAMES = ("footprint", "time", "memory", "fidelity", "trajectory")
 ENVIRONMENT = {"hardware": "some GPU", "torch": "2.8.0", "date": "2026-05-24"}
 SETTINGS = {"num_inference_steps": 20, "guidance_scale": 5.0}
 #: Bytes by family and dtype, of the original and of the quantized transformer.
@@ -104,6 +112,34 @@ def weights(**families: tuple[float | None, float | None, float | None]) -> dict
     return {"schema": "lensconv.weights/1", "fidelity": fidelity}
 
 
+def images(**errors: Sequence[float]) -> dict[str, Any]:
+    """Content of ``image_fidelity.json``: the error of each step, by prompt."""
+    grid = {"original": 0.0, "quantized": 0.0, "added": 0.0}
+    figures: dict[str, Any] = {"identical": False, "psnr_db": 30.0, "ssim": 0.9, "lpips": None, "periodic_grid": grid}
+    head = {"id": "P01", "seed": 0, "width": 64, "height": 64, "num_inference_steps": None}
+    means = {"psnr_db": 30.0, "ssim": 0.9, "periodic_grid_added": 0.0}
+    summary: dict[str, Any] = {
+        name: {**dict.fromkeys(("mean", "median", "min", "max"), value), "count": 1} for name, value in means.items()
+    }
+    prompts = [
+        {
+            "id": name,
+            "seed": 1000,
+            "steps": [{"step": step, "sigma": 1.0, "error": error} for step, error in enumerate(steps)],
+        }
+        for name, steps in errors.items()
+    ]
+    return {
+        "schema": "lensconv.fidelity/1",
+        "num_inference_steps": None,
+        "pairs": [{**head, **figures, "baseline": None, "text": []}],
+        "summary": {**summary, **dict.fromkeys(("lpips", "baseline", "text"))},
+        "methods": dict.fromkeys(("psnr_db", "ssim", "periodic_grid", "trajectory"), "as defined"),
+        "not_measured": {},
+        "trajectory": {"prompts": prompts, **summarise_errors(prompts)},
+    }
+
+
 def full_evidence() -> Evidence:
     """Every file that charts read, with all fields."""
     times = some_times(10) | {"P03": (13.9, None), "P05": (None, 17.8), "P07": (None, None)}
@@ -112,6 +148,7 @@ def full_evidence() -> Evidence:
         MATRIX_NAME: matrix(times),
         OFFLOAD_NAME: offload(),
         WEIGHTS_NAME: weights(attn=(21.314, 19.412, 0.99), img_mlp=(22.1, None, None), embed=(None, None, 1.0)),
+        IMAGES_NAME: images(P01=(0.06, 0.09, 0.12, 0.1), P02=(0.05, 0.1, 0.14, 0.13)),
     }
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 import converter
 from converter.console import Progress
 from converter.measurement.benchmark.bench import _drop_earlier
-from converter.measurement.benchmark.journal import LOAD_KEY
+from converter.measurement.benchmark.journal import is_image_key
 from converter.measurement.evidence.files import read_evidence_folder
 from converter.schemas import load_schema
 from tests.benches import DRAWING, LIMIT, ONCE, SUITE, folded
@@ -94,7 +94,7 @@ def journal_rows(output: Path) -> list[dict[str, Any]]:
 
 
 def image_rows(output: Path) -> list[dict[str, Any]]:
-    return [row for row in journal_rows(output) if row["key"] != LOAD_KEY]
+    return [row for row in journal_rows(output) if is_image_key(row["key"])]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_killed_run_leaves_no_worker_and_goes_on(finished: Finished) -> None:
     assert not finished.orphans
     assert finished.result["resumed"] == finished.rows_at_kill >= 2
     rows = [(row["mode"], row["model"], row["key"]) for row in journal_rows(finished.output)]
-    assert len(rows) == len(set(rows)) == 15 + 4
+    assert len(rows) == len(set(rows)) == 15 + 4 + 8
 
 
 def shaped(content: Any) -> Any:
@@ -165,7 +165,7 @@ def test_all_that_a_benchmark_notes_and_says(finished: Finished, tiny_repo: Path
         for shape, alike in groupby(found, lambda row: shaped({key: row[key] for key in row if key != "key"})):
             lines.append(f"{cell} {[row['key'] for row in alike]} {json.dumps(shape)}")
     check_expected("bench_rows.txt", "\n".join(lines))
-    for row in rows:
+    for row in filter(lambda row: "time_s" in row, rows):
         stages = row.get("stages", {"all": row}).values()
         assert sum(stage["time_s"] for stage in stages) == pytest.approx(row["time_s"], abs=0.002)
         assert row["peak_rss_gb"] == max(stage["peak_rss_gb"] for stage in stages) > 0.1
@@ -204,6 +204,12 @@ def test_fidelity_is_measured_beside_a_baseline(finished: Finished, tiny_release
     with Image.open(finished.output / matrix["prompts"][0]["original"]["image"]) as drawn:
         pixels = hashlib.sha256(drawn.tobytes()).hexdigest()
     assert pixels == image_rows(finished.output)[0]["pixels_sha256"]
+    # The trajectories are those of the baseline images.
+    prompts = images["trajectory"]["prompts"]
+    assert [(prompt["seed"], len(prompt["steps"])) for prompt in prompts] == [(1301, 2), (1302, 2), (1303, 2)]
+    assert 0.01 < images["trajectory"]["mean_error"] < images["trajectory"]["max_error"] < 0.5
+    assert not (finished.output / ".trajectory").exists()
+    assert images["flat_field"]["original"] != images["flat_field"]["quantized"]
     families = {part["name"] for part in finished.evidence["weight_fidelity.json"]["fidelity"]["families"]}
     assert {"attn", "img_mlp", "txt_mlp"} <= families
     name = "sdnq_quantization_summary.json"
@@ -348,10 +354,11 @@ def test_what_a_benchmark_refuses(
     dtypes = json.loads((tiny_release / summary).read_text())["quant_transformer_dtypes"]
     edit_json(tmp_path / "contradictory" / summary, quant_transformer_dtypes={"UINT8": 1000})
     edit_json(tmp_path / "other" / summary, quant_transformer_dtypes=dtypes | {min(dtypes): dtypes[min(dtypes)] + 1})
-    for place in ("linked", "foreign", "pipe"):
+    for place in ("linked", "scratch", "foreign", "pipe"):
         (tmp_path / place).mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "linked" / "images").symlink_to(tmp_path)
+    (tmp_path / "scratch" / ".trajectory").symlink_to(tmp_path)
     (tmp_path / "within" / "images").mkdir(parents=True)
     (tmp_path / "within" / "images" / "baseline").symlink_to(tmp_path)
     (tmp_path / "foreign" / "weight_fidelity.json").write_text("{}")
@@ -436,7 +443,19 @@ def test_faults_become_failed_rows_and_the_rest_goes_on(
     longer = tmp_path / "longer.toml"
     longer.write_text(SUITE + '\n[[prompts]]\nid = "D4"\nscenario = "Blue"\nseed = 304\nprompt = "a blue cube"\n')
     output = tmp_path / "evidence"
-    options = ("--prompts", longer, *DRAWING, "--mode", "standard", "--no-baseline", "--timeout", 15, *ONCE)
+    options = (
+        "--prompts",
+        longer,
+        *DRAWING,
+        "--mode",
+        "standard",
+        "--no-baseline",
+        "--timeout",
+        15,
+        *ONCE,
+        "--trajectory-prompts",
+        0,
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with time_limit(LIMIT):
         outcome = bench(output, *options)

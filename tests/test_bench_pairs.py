@@ -74,7 +74,7 @@ class Machine:
                 if self.rows_left == 0:
                     raise Killed
                 if f"{name} {task.key}" in self.failing:
-                    bench._fail(cell, [task], "no memory", shown)
+                    bench.fail(cell, [task], "no memory", shown)
                     return False
                 self.rows_left -= 1
                 seconds = (2.0 if cell.model == "quantized" else 1.0) + cell.pair / 10

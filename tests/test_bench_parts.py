@@ -415,7 +415,7 @@ def test_workers_that_hang_one_after_another_are_given_up(
 
     def hang(work: Bench, cell: Cell, missing: Sequence[Task], shown: Progress) -> bool:
         tried.append(cell.model)
-        work._fail(cell, missing[:1], "hung", shown)
+        work.fail(cell, missing[:1], "hung", shown)
         return len(tried) != 2
 
     monkeypatch.setattr(Bench, "_run_worker", hang)

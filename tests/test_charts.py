@@ -14,7 +14,14 @@ from PIL import Image
 
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import EvidenceError
-from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, OFFLOAD_NAME, SEQUENTIAL_NAME, WEIGHTS_NAME
+from converter.measurement.evidence.names import (
+    IMAGES_NAME,
+    MATRIX_NAME,
+    METRICS_NAME,
+    OFFLOAD_NAME,
+    SEQUENTIAL_NAME,
+    WEIGHTS_NAME,
+)
 from converter.presentation.charts.chart import Chart
 from converter.presentation.charts.draw_charts import prepare_charts, render
 from converter.presentation.charts.figures import choose_unit, exact_size
@@ -219,12 +226,14 @@ def test_hostile_names_are_drawn_as_text() -> None:
         METRICS_NAME: bench,
         MATRIX_NAME: of.matrix(prompts) | {"mode": of.HOSTILE},
         WEIGHTS_NAME: of.weights(**{of.HOSTILE: (20.0, 10.0, 0.9), "$x$": (20.0, 10.0, 0.9)}),
+        IMAGES_NAME: of.images(**{of.HOSTILE: (0.1, 0.2), "$x$": (0.1, 0.1)}),
     }
     for made in prepare_charts(evidence):
         assert isinstance(made, Chart)
         figure = made.draw(LIGHT)
         shown = [text for text in of.written(figure) if "$" in text.get_text()]
-        assert shown
+        # Only its description names prompts.
+        assert shown or made.name == "trajectory"
         assert not any(text.get_parse_math() for text in shown)
         assert made.description.isprintable()
         assert len(made.description) < 1500
@@ -270,6 +279,7 @@ LARGEST: dict[str, Callable[[int], of.Evidence]] = {
     f"{WEIGHTS_NAME}: modules": lambda n: {
         WEIGHTS_NAME: {"fidelity": {"families": [FAMILY | {"modules": 10**9 + n - 1}]}}
     },
+    f"{IMAGES_NAME}: error": lambda n: {IMAGES_NAME: of.images(P01=(0.1, 1e6 * n))},
     f"{OFFLOAD_NAME}: peak_allocated_gb": lambda n: {OFFLOAD_NAME: of.offload(most=1e9 * n)},
 }
 
@@ -294,5 +304,8 @@ def test_tiny_and_large_figures_can_be_drawn() -> None:
         *(of.matrix({"P1": (1e-300, 1e9), "P2": (1e9, 123456.789)}), of.matrix({of.HOSTILE: (6.9e8, 6.8e8)})),
     ):
         of.check_layout(of.chart({MATRIX_NAME: matrix}, "time"))
+    many = {f"P{number}": (0.1, 0.2 + number / 1000) for number in range(30)}
+    for errors in ({"P1": (0.0,) * 3}, {"P1": (0.5,)}, {"P1": (1e-9, 2e-9), "P2": (1e-9,)}, {"P1": (0.1,) * 500}, many):
+        of.check_layout(of.chart({IMAGES_NAME: of.images(**errors)}, "trajectory"))
     weights = of.weights(attn=(0.0, -1e-300, 0.9), norm=(-250.0, -300.5, 0.9))
     of.check_layout(of.chart({WEIGHTS_NAME: weights}, "fidelity"))

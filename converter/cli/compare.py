@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +135,7 @@ def render_summary(fidelity: Mapping[str, Any]) -> list[RenderableType]:
 
     steps = fidelity["num_inference_steps"]
     counted = f"{steps} steps" if steps else "Unknown number of steps"
-    lines = _summary_lines(fidelity["summary"])
+    lines = [*_summary_lines(fidelity["summary"]), *_probe_lines(fidelity)]
     lines += [f"not measured: {name}: {printable(reason)}" for name, reason in fidelity["not_measured"].items()]
     return [
         Text(f"  {counted}. These figures measure drift at the same seed, not quality.", style="bold"),
@@ -167,6 +167,23 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
             f"{text['original_cer_mean']:.2f} and {text['quantized_cer_mean']:.2f}"
         )
     return lines
+
+
+def _probe_lines(fidelity: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what `bench` measures in addition: the error of each step, and the image of an empty prompt."""
+    trajectory, flat = fidelity.get("trajectory"), fidelity.get("flat_field")
+    if trajectory is not None:
+        count = len(trajectory["prompts"])
+        yield (
+            f"velocity error of a step, both models at the original's latents: mean {trajectory['mean_error']:.4f}, "
+            f"largest {trajectory['max_error']:.4f}, {count} prompt{'s' * (count != 1)}"
+        )
+    if flat is not None and flat["periodic_grid"]["added"] is not None:
+        grid = flat["periodic_grid"]
+        yield (
+            f"empty prompt: added pattern {grid['added']:.2f} grey levels; own patterns {grid['original']:.2f} in the "
+            f"original's image, {grid['quantized']:.2f} in the quantized model's"
+        )
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -15,11 +15,13 @@ from converter.errors import OutputError
 from converter.measurement.benchmark.assembly import Assembly
 from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.fidelity import compare_images, compare_weights
-from converter.measurement.benchmark.journal import JOURNAL_NAME, Journal
+from converter.measurement.benchmark.journal import JOURNAL_NAME, Journal, is_image_key
 from converter.measurement.benchmark.measuring import IMAGE_KINDS, Bench, probe_machine
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.pairing import timing_count
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
+from converter.measurement.benchmark.trace_files import FLAT_FIELD, TRACES_FOLDER, remove_traces
+from converter.measurement.benchmark.trajectory import TrajectoryStep
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder, write_evidence
 from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME, WEIGHTS_NAME
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
@@ -28,6 +30,8 @@ from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite
 from converter.models.int8_kernels import kernel_text
+
+_IMAGE_FOLDERS = (*IMAGE_KINDS, FLAT_FIELD)
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ def bench(
         _note_differences(subjects, reporter)
         _note_environment(environment, reporter)
         work = Bench(output, by_name, suite, settings, options, drawing.device, environment, journal)
+        last = TrajectoryStep(work)
+        last.announce(reporter)
         total = work.total
         missing = sum(len(work.missing(cell)) for cell in work.cells)
         if missing < total:
@@ -133,14 +139,16 @@ def bench(
         with reporter.progress("measuring", total, "images") as shown:
             shown.skip(total - missing)
             work.measure(shown)
+        last.measure(reporter)
         for subject in subjects:
             refuse_changed_files(subject.states)
         contents = Assembly(journal, suite, settings, by_name, environment, options).files()
         for name, content in contents.items():
             write_evidence(output, name, content)
         _copy_summary(subjects[1], output)
+        images = compare_images(output, contents[MATRIX_NAME], reporter)
         comparisons = {
-            IMAGES_NAME: compare_images(output, contents[MATRIX_NAME], reporter),
+            IMAGES_NAME: None if images is None else last.add_to(images),
             WEIGHTS_NAME: compare_weights(by_name, reporter),
         }
         for name, found in comparisons.items():
@@ -148,7 +156,12 @@ def bench(
                 write_evidence(output, name, found)
         # Reading compares the files with each other and with the images.
         evidence = read_evidence_folder(output)
-    failed = tuple({**asdict(cell), "prompt": key, "reason": reason} for (cell, key), reason in work.failed.items())
+    # What fails after the pairs is a reason in image_fidelity.json.
+    failed = tuple(
+        {**asdict(cell), "prompt": key, "reason": reason}
+        for (cell, key), reason in work.failed.items()
+        if is_image_key(key)
+    )
     return BenchReport(
         output=output,
         evidence=evidence,
@@ -178,7 +191,8 @@ def _refuse_output(output: Path, original: Path) -> None:
         raise OutputError(f"{output}: is inside the original repo", "Choose another folder with --out.")
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is not a folder", "Choose another name.")
-    for folder in (output / "images", *(output / "images" / kind for kind in IMAGE_KINDS)):
+    folders = (output / "images", *(output / "images" / kind for kind in _IMAGE_FOLDERS), output / TRACES_FOLDER)
+    for folder in folders:
         if folder.is_symlink():
             raise OutputError(f"{folder}: is a link, which may lead elsewhere", "Remove it.")
 
@@ -249,11 +263,12 @@ def _drop_earlier(output: Path, quantized: Path) -> None:
     try:
         for file in _own_files(output, quantized):
             file.unlink(missing_ok=True)
-        for kind in IMAGE_KINDS:
+        for kind in _IMAGE_FOLDERS:
             for image in (output / "images" / kind).glob("*.png"):
                 image.unlink()
     except OSError as error:
         raise write_error(output, error) from error
+    remove_traces(output)
 
 
 def _copy_summary(quantized: Subject, output: Path) -> None:

@@ -31,6 +31,12 @@ class Task:
     """Fields of ``Settings``."""
     image: str | None
     """Path of its PNG; None if it is not kept."""
+    trace: str | None = None
+    """Path of the file into which its trajectory is recorded; None if it is not."""
+    replay: str | None = None
+    """Path of the original's trajectory whose steps are repeated, in place of an image; None for an image."""
+    blocks: bool = False
+    """Whether hidden states after blocks are recorded, too."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal, is_
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.pairing import find_pairs, models_of, timing_prompts
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
+from converter.measurement.benchmark.trace_files import is_replayed, trace_file, trace_key
 from converter.measurement.benchmark.worker_process import WorkerProcess
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.generation.settings import Settings
@@ -121,11 +123,25 @@ class Bench:
                 key=image_key(kind, prompt),
                 settings=asdict(replace(settings, seed=image_seed(kind, prompt))),
                 image=str(self.output / image_name(kind, prompt)) if keeps else None,
+                trace=self._trace(prompt) if kind == BASELINE else None,
+                blocks=kind == BASELINE and self.options.trajectory_blocks,
             )
             for kind in (cell.model, *([BASELINE] if has_baseline else ()))
             for prompt, settings in zip(self.suite.prompts, self.settings, strict=True)
             if prompt in prompts
         ]
+
+    @property
+    def traced_prompts(self) -> tuple[SuitePrompt, ...]:
+        """The prompts along whose trajectories errors are measured."""
+        return self.suite.prompts[: self.options.trajectory_prompts]
+
+    def _trace(self, prompt: SuitePrompt) -> str | None:
+        """The file for the trajectory of a prompt's baseline image; None if it is not needed."""
+        blocks = self.options.trajectory_blocks
+        if prompt not in self.traced_prompts or is_replayed(self.journal, self.picture_mode, prompt.id, blocks=blocks):
+            return None
+        return str(trace_file(self.output, prompt.id))
 
     def missing(self, cell: Cell) -> list[Task]:
         """Images of a cell that are not measured and have not failed in this run."""
@@ -150,7 +166,7 @@ class Bench:
             for find_cells in (self._planned, self._repeated):
                 for cell in find_cells(mode):
                     shown.total = self.total
-                    self._measure_cell(cell, shown)
+                    self.measure_tasks(cell, partial(self.missing, cell), shown)
         shown.total = self.total
 
     def _planned(self, mode: str) -> list[Cell]:
@@ -173,12 +189,21 @@ class Bench:
         }
         return [prompt for prompt in timing_prompts(self.suite, self.options) if prompt.id not in failed]
 
-    def _measure_cell(self, cell: Cell, shown: Progress) -> None:
+    def measure_tasks(self, cell: Cell, find_missing: Callable[[], list[Task]], shown: Progress) -> None:
+        """Start workers until nothing of a cell is missing.
+
+        Args:
+            cell: what the tasks belong to.
+            find_missing: what is not measured and has not failed in this run.
+            shown: counts tasks.
+
+        Raises: as ``measure``.
+        """
         fruitless = 0
-        while missing := self.missing(cell):
+        while missing := find_missing():
             if fruitless == _FRUITLESS:
                 reason = f"not tried: {_FRUITLESS} consecutive workers hung, or died while loading"
-                self._fail(cell, missing, reason, shown)
+                self.fail(cell, missing, reason, shown)
             else:
                 fruitless = fruitless + 1 if self._run_worker(cell, missing, shown) else 0
 
@@ -203,25 +228,38 @@ class Bench:
                 elif kind == GENERATING:
                     current = event["key"]
                 elif kind == GENERATED and event["key"]:
-                    self.journal.note(cell, event.pop("key"), event)
-                    del left[current]
+                    self._take_figures(cell, left.pop(event.pop("key")), event)
                     shown.advance(1)
                 elif kind == FAILED:
                     self._take_failure(cell, current, event, list(left.values()), shown)
                     return len(left) == len(missing) and (current == LOAD_KEY or "hung" in event)
                 shown.refresh()
         if left:
-            self._fail(cell, list(left.values())[:1], "the worker ended too early", shown)
+            self.fail(cell, list(left.values())[:1], "the worker ended too early", shown)
         return False
+
+    def _take_figures(self, cell: Cell, task: Task, figures: dict[str, Any]) -> None:
+        """Note what was measured; a trajectory that was recorded with an image is a line of its own."""
+        found = {task.key: figures}
+        if task.trace is not None:
+            key = trace_key(Path(task.trace).stem)
+            trace = figures.pop("trace")
+            found = {**found, key: trace} if is_image_key(task.key) else {key: trace}
+        for key, content in found.items():
+            if "failed" in content:
+                content["failed"] = self.failed[cell, key] = self.without_paths(content["failed"], cell.model)
+            self.journal.note(cell, key, content)
 
     def _job(self, cell: Cell, missing: Sequence[Task]) -> Job:
         # In the other modes the first image is the cold one; a worker that starts with another one has to warm up.
         warms_up = cell.mode == "standard" or missing[0].key != self.suite.prompts[0].id
-        warm_up = [replace(missing[0], key="", image=None)] if warms_up else []
+        # Nothing else than images is timed.
+        warms_up = warms_up and is_image_key(missing[0].key)
+        warm_up = [replace(missing[0], key="", image=None, trace=None)] if warms_up else []
         subject = self.subjects[cell.model]
         for task in missing:
-            if task.image is not None:
-                Path(task.image).parent.mkdir(parents=True, exist_ok=True)
+            for file in filter(None, (task.image, task.trace)):
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
         return Job(
             repo=str(subject.repo.folder.absolute()),
             states=dict(subject.states),
@@ -234,14 +272,14 @@ class Bench:
     def _take_failure(
         self, cell: Cell, current: str, event: Mapping[str, Any], left: Sequence[Task], shown: Progress
     ) -> None:
-        reason = self._without_paths(event["reason"], self.subjects[cell.model])
+        reason = self.without_paths(event["reason"], cell.model)
         if current == LOAD_KEY:
             # An error of a loader would occur again; a death may be an accident, and costs one image.
-            self._fail(cell, left[:1] if event.get("died") else left, f"while loading: {reason}", shown)
+            self.fail(cell, left[:1] if event.get("died") else left, f"while loading: {reason}", shown)
         elif not current:
-            self._fail(cell, left[:1], f"while warming up: {reason}", shown)
+            self.fail(cell, left[:1], f"while warming up: {reason}", shown)
         else:
-            self._fail(cell, [task for task in left if task.key == current], reason, shown)
+            self.fail(cell, [task for task in left if task.key == current], reason, shown)
 
     def _compare_working(self, event: dict[str, Any]) -> dict[str, Any]:
         """The event of a load without what it says of quantized models, or a failure if they do not work as noted."""
@@ -253,14 +291,16 @@ class Bench:
                 return {"event": FAILED, "reason": reason}
         return event
 
-    def _without_paths(self, reason: str, subject: Subject) -> str:
-        """The reason without the paths of this machine, so that it can be published."""
+    def without_paths(self, reason: str, model: str) -> str:
+        """Return a reason of a model's failure without the paths of this machine, so that it can be published."""
+        subject = self.subjects[model]
         for folder, name in ((subject.repo.folder, subject.repo_id), (self.output, self.output.name)):
             for path in (folder.resolve(), folder.absolute()):
                 reason = reason.replace(str(path), name)
         return reason
 
-    def _fail(self, cell: Cell, tasks: Sequence[Task], reason: str, shown: Progress) -> None:
+    def fail(self, cell: Cell, tasks: Sequence[Task], reason: str, shown: Progress) -> None:
+        """Note that tasks of a cell failed, and why."""
         for task in tasks:
             self.journal.note(cell, task.key, {"failed": reason})
             self.failed[cell, task.key] = reason

@@ -17,6 +17,7 @@ from converter.measurement.benchmark.components import Allocations, component_si
 from converter.measurement.benchmark.counters import read_counters
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.meter import Meter, Stopwatch
+from converter.measurement.benchmark.traces import replay_trace, tracing
 from converter.measurement.generation.compiling import compiling
 from converter.measurement.generation.devices import choose_device, use_device
 from converter.measurement.generation.generate import (
@@ -128,7 +129,8 @@ class Session:
 
         Returns:
             ``time_s``, ``peak_…_gb`` and ``stages``; what else happened on the machine (``conditions``);
-            ``pixels_sha256``, and ``image_sha256`` of the file.
+            ``pixels_sha256``, and ``image_sha256`` of the file; ``trace``, if its trajectory is to be recorded: as
+            ``tracing`` returns it.
 
         Raises:
             UnsupportedCheckpoint: the model raises an error.
@@ -143,15 +145,33 @@ class Session:
         gc.collect()
         self.synchronize()
         before = read_counters()
-        with self._meter.watching(), blaming(self.repo.folder), compiling(settings.compile):
+        with (
+            self._meter.watching(),
+            blaming(self.repo.folder),
+            compiling(settings.compile),
+            tracing(self.pipeline, task) as traced,
+        ):
             image, figures = self._measure(settings)
         figures["conditions"] = read_counters().since(before) | self._meter.gpu_conditions()
+        figures |= traced
         figures["pixels_sha256"] = hashlib.sha256(image.tobytes()).hexdigest()
         if task.image is not None:
             output = Path(task.image)
             write_image(image, output, image_metadata(settings, self.device, self.repo, self.pipeline))
             figures["image_sha256"] = hashlib.sha256(output.read_bytes()).hexdigest()
         return figures
+
+    def replay(self, task: Task) -> dict[str, Any]:
+        """Repeat the steps of the original's trajectory in the task.
+
+        Returns:
+            As ``replay_trace``.
+
+        Raises: as ``generate``, except for errors of images.
+        """
+        settings = Settings(**task.settings)
+        with blaming(self.repo.folder), compiling(settings.compile):
+            return replay_trace(self.pipeline, task)
 
     def warm_ups(self, first: Task, others: Sequence[Task]) -> list[Task]:
         """Return what has to run before the others, so that none of them waits for a compiler.
@@ -173,7 +193,7 @@ class Session:
         for task in others:
             found.setdefault(self._text_lengths(task), task)
         return [
-            replace(task, image=None, settings={**task.settings, "steps": 1})
+            replace(task, image=None, trace=None, settings={**task.settings, "steps": 1})
             for task in found.values()
             if task is not first
         ]

@@ -29,6 +29,7 @@ from converter.measurement.benchmark.job import (
     Job,
     Task,
 )
+from converter.measurement.benchmark.journal import is_image_key
 
 _PR_SET_PDEATHSIG = 1
 #: The system should rather kill a worker than the process that writes the journal; see proc(5).
@@ -84,10 +85,10 @@ def _work(job: Job, say: Callable[..., None]) -> None:
     def draw(tasks: list[Task]) -> None:
         for task in tasks:
             say(GENERATING, key=task.key)
-            say(GENERATED, key=task.key, **session.generate(task))
+            say(GENERATED, key=task.key, **(session.generate(task) if task.replay is None else session.replay(task)))
 
     draw([first])
-    for task in session.warm_ups(first, others):
+    for task in session.warm_ups(first, [task for task in others if is_image_key(task.key)]):
         # If it fails, so would the image with this key.
         say(GENERATING, key=task.key)
         session.generate(task)

@@ -212,6 +212,16 @@ def _load_readers(wanted: bool, any_required: bool) -> Readers:
     return find_readers()
 
 
+def periodic_grid(original: Pixels, candidate: Pixels) -> PeriodicGrid:
+    """Score the periodic patterns of two images, and those that only the candidate has.
+
+    Args:
+        original: levels of shape (height, width, 3).
+        candidate: of the same shape.
+    """
+    return _periodic_grid(lattice_spectrum(original), lattice_spectrum(candidate))
+
+
 def _periodic_grid(original: LatticeSpectrum | None, candidate: LatticeSpectrum | None) -> PeriodicGrid:
     if original is None or candidate is None:
         return PeriodicGrid(None, None, None)

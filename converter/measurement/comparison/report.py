@@ -24,6 +24,10 @@ class PeriodicGrid:
     added: float | None
     """Patterns that only the candidate has."""
 
+    def to_dict(self, name: str) -> dict[str, float | None]:
+        """Return the figures as JSON values; ``name`` is that of the candidate."""
+        return {"original": self.original, name: self.candidate, "added": self.added}
+
 
 @dataclass(frozen=True)
 class ImageFidelity:
@@ -39,9 +43,7 @@ class ImageFidelity:
 
     def to_dict(self, name: str) -> dict[str, Any]:
         """Return the figures as JSON values; ``name`` is that of the candidate."""
-        grid = self.periodic_grid
-        patterns = {"original": grid.original, name: grid.candidate, "added": grid.added}
-        return {**asdict(self), "periodic_grid": patterns}
+        return {**asdict(self), "periodic_grid": self.periodic_grid.to_dict(name)}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from converter.measurement.evidence.differences import differences
 from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, SUMMARY_MODELS
 from converter.measurement.evidence.statistics import percent_change, spread, summarise_times
 from converter.measurement.evidence.time_agreement import check_method, check_seconds, check_times, has_pairs
+from converter.measurement.evidence.trajectory import trajectory_disagreements
 from converter.measurement.evidence.units import DIGITS, GB, LOADED_BYTES, PERCENT_ROUNDING, ROUNDING
 
 
@@ -160,6 +161,8 @@ def _check_images(content: Mapping[str, Any]) -> Iterator[str]:
         if shown is not None:
             added = [image["periodic_grid"]["added"] for image in images]
             yield from _check_mean(f"{where}.periodic_grid_added", shown["periodic_grid_added"], added)
+    if "trajectory" in content:
+        yield from trajectory_disagreements(content["trajectory"])
 
 
 def _check_summary(content: Mapping[str, Any]) -> Iterator[str]:

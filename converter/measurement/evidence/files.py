@@ -21,7 +21,7 @@ from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput
 from converter.measurement.evidence import names
 from converter.measurement.evidence.agreement import disagreements
 from converter.measurement.evidence.folder_agreement import disagreements_between
-from converter.measurement.evidence.images import changed_images
+from converter.measurement.evidence.images import changed_flat_fields, changed_images
 from converter.schemas import load_schema
 
 #: What to do about a folder without measurements.
@@ -100,6 +100,8 @@ def read_evidence_folder(folder: Path, *, check_images: bool = True) -> dict[str
     matrix = found.get(names.MATRIX_NAME, {"prompts": []})
     for reason in changed_images(folder, matrix) if check_images else ():
         raise EvidenceError(folder / names.MATRIX_NAME, reason)
+    for reason in changed_flat_fields(folder, found.get(names.IMAGES_NAME, {})):
+        raise EvidenceError(folder / names.IMAGES_NAME, reason)
     return found
 
 

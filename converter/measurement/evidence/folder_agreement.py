@@ -80,6 +80,11 @@ def _images(images: Mapping[str, Any], matrix: Mapping[str, Any]) -> Iterator[st
         if pair["id"] not in seeds or pair["seed"] not in (None, seeds[pair["id"]]):
             yield f"prompt {pair['id']} with seed {pair['seed']} is not in {names.MATRIX_NAME}"
     steps = matrix.get("settings", {}).get("num_inference_steps")
+    for prompt in images.get("trajectory", {}).get("prompts", ()):
+        if prompt["id"] not in seeds:
+            yield f"trajectory: prompt {prompt['id']} is not in {names.MATRIX_NAME}"
+        if steps not in (None, len(prompt["steps"])):
+            yield f"trajectory: {prompt['id']} has {len(prompt['steps'])} steps, but {names.MATRIX_NAME} has {steps}"
     if None not in (steps, images["num_inference_steps"]) and steps != images["num_inference_steps"]:
         yield f"num_inference_steps is {images['num_inference_steps']}, but {names.MATRIX_NAME} has {steps}"
 

@@ -19,10 +19,25 @@ def changed_images(folder: Path, matrix: Mapping[str, Any]) -> Iterator[str]:
     """
     for row in matrix["prompts"]:
         for part in (*(row[model] for model in MODELS), row.get("baseline", {})):
-            if "image" not in part or "image_sha256" not in part:
-                continue
-            image = folder / part["image"]
-            if not image.resolve().is_relative_to(folder.resolve()):
-                yield f"{part['image']} is outside of the folder"
-            elif file_sha256(image) not in (None, part["image_sha256"]):
-                yield f"{part['image']} is not the image that was measured"
+            yield from _changed_image(folder, part)
+
+
+def changed_flat_fields(folder: Path, images: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the images of an empty prompt; missing images are ignored.
+
+    Args:
+        folder: the folder to which the paths are relative.
+        images: content of ``image_fidelity.json``.
+    """
+    for model in MODELS:
+        yield from _changed_image(folder, images.get("flat_field", {}).get(model, {}))
+
+
+def _changed_image(folder: Path, part: Mapping[str, Any]) -> Iterator[str]:
+    if "image" not in part or "image_sha256" not in part:
+        return
+    image = folder / part["image"]
+    if not image.resolve().is_relative_to(folder.resolve()):
+        yield f"{part['image']} is outside of the folder"
+    elif file_sha256(image) not in (None, part["image_sha256"]):
+        yield f"{part['image']} is not the image that was measured"

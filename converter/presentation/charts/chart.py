@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 Evidence = Mapping[str, Mapping[str, Any]]
 #: Most rows of one chart; more would be hard to read.
 MOST_ROWS = 14
-#: Upper limits of sizes, times, ratios and numbers of modules. No measurement exceeds them, and nothing larger fits on
-#: an axis.
+#: Upper limits of sizes, times, ratios, numbers of modules and errors. No measurement exceeds them, and nothing larger
+#: fits on an axis.
 MOST_BYTES = 1e18
 MOST_SECONDS = 1e9
 MOST_DECIBELS = 1e4
 MOST_MODULES = 1e9
+MOST_ERROR = 1e6
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,9 @@ class Page:
         axes.set(xticks=[], yticks=[])
         return axes
 
-    def scale(self, axes: Axes, least: float, most: float, label: str, *, numbered: bool = True) -> None:
+    def scale(
+        self, axes: Axes, least: float, most: float, label: str, *, numbered: bool = True, whole: bool = False
+    ) -> None:
         """Give axes a horizontal scale with a few round numbers, and write below the plot what they count.
 
         Args:
@@ -126,10 +128,13 @@ class Page:
             most: value at their right edge.
             label: the quantity on the scale, with its unit.
             numbered: whether the numbers are shown; the grid is, in any case.
+            whole: whether there is nothing between whole numbers.
         """
         axes.set_xlim(least, most)
         width = float(axes.bbox.width)
         names = _numbers(least, most, width)
+        if whole:
+            names = {tick: name for tick, name in names.items() if tick.is_integer()}
         available = WIDTH - axes.bbox.x0
         for tick, name in names.items():
             # A number under the right edge could reach beyond the page.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from statistics import fmean, median
 from typing import Any
 
 from converter.measurement.evidence.names import MODEL_TITLES, MODELS
@@ -17,6 +18,9 @@ MEASURES = (
     ("periodic_grid_added", "Added periodic pattern, grey levels", 2),
 )
 
+#: Title of the relative error of the velocity.
+TRAJECTORY = "Velocity error of a step, at the original's latents"
+
 
 def psnr(pair: Mapping[str, Any]) -> str:
     """Return the PSNR of a pair of images; that of identical ones is infinite."""
@@ -30,7 +34,7 @@ def images_summary_table(images: Mapping[str, Any]) -> Table:
         images: content of ``image_fidelity.json``.
     """
     summary, baseline = images["summary"], images["summary"]["baseline"] or {}
-    rows = [
+    rows: list[list[object]] = [
         [
             title,
             *(decimal(summary[key][part], digits) for part in ("mean", "median", "min", "max")),
@@ -39,7 +43,23 @@ def images_summary_table(images: Mapping[str, Any]) -> Table:
         for key, title, digits in MEASURES
         if summary[key] is not None
     ]
+    rows += [*_trajectory_rows(images), *_flat_field_rows(images)]
     return Table(["Quantized against original", "mean", "median", "least", "most", "original, other seed: mean"], rows)
+
+
+def _trajectory_rows(images: Mapping[str, Any]) -> Iterator[list[object]]:
+    """Yield the velocity error over all steps, if it was measured."""
+    if "trajectory" in images:
+        errors = [step["error"] for prompt in images["trajectory"]["prompts"] for step in prompt["steps"]]
+        figures = (fmean(errors), median(errors), min(errors), max(errors))
+        yield [TRAJECTORY, *(decimal(figure, 4) for figure in figures), NOTHING]
+
+
+def _flat_field_rows(images: Mapping[str, Any]) -> Iterator[list[object]]:
+    """Yield the periodic pattern of an empty prompt, if it was measured."""
+    added = images.get("flat_field", {}).get("periodic_grid", {}).get("added")
+    if added is not None:
+        yield ["Added periodic pattern, empty prompt, grey levels", decimal(added, 2), *[NOTHING] * 4]
 
 
 def images_table(images: Mapping[str, Any]) -> Table:
