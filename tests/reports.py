@@ -43,12 +43,27 @@ def write_measurements(folder: Path, *, only_images: bool = False) -> Path:
         "original_read": "HELL0",
         "quantized_read": "HEL",
     }
+    _add_probes(folder, contents["image_fidelity.json"])
     for name, content in contents.items():
         if only_images and name not in (MATRIX_NAME, IMAGES_NAME):
             continue
         content |= {"sources": sources} if "fidelity" in name else {**common, "sources": sources}
         (folder / name).write_text(json.dumps(content))
     return folder
+
+
+def _add_probes(folder: Path, images: dict[str, Any]) -> None:
+    """Add an error along a trajectory, with one block, and images of an empty prompt."""
+    errors = [
+        {"step": step, "sigma": 1 - step / 4, "error": error} for step, error in enumerate((0.125, 0.25, 0.25, 0.375))
+    ]
+    prompt = {"id": "P01", "seed": 1301, "steps": errors, "blocks": [{"block": 0, "error": 0.0625}]}
+    images["trajectory"] = {"prompts": [prompt], "mean_error": 0.25, "max_error": 0.375}
+    sides = {
+        model: write_image(folder, f"images/flat-field/flat-field-0-{model}.png", (64, 64), number)
+        for number, model in enumerate(("original", "quantized"), 3)
+    }
+    images["flat_field"] = {"seed": 0, **sides, "periodic_grid": {"original": 1.0, "quantized": 3.5, "added": 2.5}}
 
 
 def write_image(folder: Path, name: str, size: tuple[int, int], seed: int) -> dict[str, Any]:

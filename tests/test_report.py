@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from converter.measurement.evidence.names import MATRIX_NAME
+from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME
 from converter.presentation.report.context import _anchors
 from converter.presentation.report.images import encode
 from converter.presentation.report.make_report import make_report
@@ -99,10 +99,12 @@ def test_the_page_as_a_whole(tmp_path: Path, lensconv: Lensconv) -> None:
 def test_images_keep_every_pixel(measured: Path, tmp_path: Path, limit: int) -> None:
     done = make_report(measured, output=tmp_path / "a b.html", embedded_bytes=limit)
     assert done.image_folder == (None if limit else tmp_path / "a b-images")
-    assert done.images == 8
+    assert done.images == 10
     page = Page(done.report)
     rows = json.loads((measured / MATRIX_NAME).read_text())["prompts"]
     parts = [row[part] for row in rows for part in ("original", "quantized", "baseline") if "image" in row[part]]
+    flat = json.loads((measured / IMAGES_NAME).read_text())["flat_field"]
+    parts += [flat[part] for part in ("original", "quantized")]
     assert ("%20" in str(page.images()[0]["src"])) is not bool(limit)
     for part, attributes in zip(parts, page.images(), strict=True):
         attributes = attributes | {"src": str(attributes["src"]).replace("%20", " ")}
@@ -213,7 +215,7 @@ def test_an_image_that_is_missing_or_was_changed_says_so(
     assert (first["id"], first["model"], second) == ("P01", "original", failed)
     assert first["reason"].startswith(reason)
     page = Page(own / "report.html")
-    assert len(page.images()) == result["images"] == 7
+    assert len(page.images()) == result["images"] == 9
     assert reason in page.text
     assert str(own) not in (own / "report.html").read_text("utf-8")
 

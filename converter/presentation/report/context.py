@@ -7,15 +7,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME, OFFLOAD_FILES
+from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME, MODELS, OFFLOAD_FILES
 from converter.presentation.prompt_texts import find_prompt_texts
 from converter.presentation.report.images import Pictures
 from converter.presentation.tables.measurements import labels
-from converter.presentation.tables.prompt import prompt_table, required_table
+from converter.presentation.tables.prompt import flat_field_table, prompt_table, required_table
 from converter.presentation.tables.table import Table
 
 #: Contents of files of measurements by file name.
 Evidence = Mapping[str, Mapping[str, Any]]
+#: How the row of the empty prompt is called, and what stands in place of its text.
+_FLAT_ID, _FLAT_TITLE = "flat-field", "Empty prompt"
+_FLAT_TEXT = "(The prompt is empty. Little content of the image can hide a periodic pattern, or look like one.)"
 #: Ids of prompts that can be the end of an address as they are.
 _ANCHOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -42,33 +45,43 @@ def model_labels(evidence: Evidence) -> tuple[str, ...]:
     return next((tuple(labels(content)) for content in contents), ())
 
 
+def rows_with_images(evidence: Evidence) -> list[Mapping[str, Any]]:
+    """Return the rows of the comparison matrix, in their order, and one of the empty prompt, if it was measured."""
+    rows = [*evidence.get(MATRIX_NAME, {"prompts": []})["prompts"]]
+    flat = _images(evidence).get("flat_field")
+    if flat is not None:
+        rows.append({"id": _FLAT_ID, "scenario": _FLAT_TITLE, "seed": flat["seed"], **{m: flat[m] for m in MODELS}})
+    return rows
+
+
 def shown_prompts(evidence: Evidence, pictures: Sequence[Pictures], taken: Collection[str]) -> list[ShownPrompt]:
-    """Return all prompts of a comparison matrix, in their order.
+    """Return all prompts of a report, in the order of ``rows_with_images``.
 
     Args:
         evidence: contents of the files of measurements.
-        pictures: the images of each row of the matrix.
+        pictures: the images of each row.
         taken: anchors that lead elsewhere in the page.
     """
-    matrix = evidence.get(MATRIX_NAME)
-    if matrix is None:
-        return []
-    rows = matrix["prompts"]
-    texts = find_prompt_texts(matrix, None)
-    pairs = {pair["id"]: pair for pair in evidence.get(IMAGES_NAME, {"pairs": []})["pairs"]}
+    rows, images = rows_with_images(evidence), _images(evidence)
+    texts = find_prompt_texts(evidence[MATRIX_NAME], None) if MATRIX_NAME in evidence else {}
+    pairs = {pair["id"]: pair for pair in images.get("pairs", ())}
+    trajectories = {found["id"]: found for found in images.get("trajectory", {}).get("prompts", ())}
+    count = len(evidence.get(MATRIX_NAME, {"prompts": []})["prompts"])
     anchors = _anchors([row["id"] for row in rows], taken)
-    return [
-        ShownPrompt(
-            anchor,
-            row["id"],
-            row["scenario"],
-            texts.get(row["id"], ""),
-            found,
-            prompt_table(row, pairs.get(row["id"])),
-            required_table(pairs.get(row["id"])),
-        )
-        for anchor, row, found in zip(anchors, rows, pictures, strict=True)
-    ]
+    shown = []
+    for number, (anchor, row, found) in enumerate(zip(anchors, rows, pictures, strict=True)):
+        key = row["id"]
+        if number < count:
+            text, required = texts.get(key, ""), required_table(pairs.get(key))
+            figures = prompt_table(row, pairs.get(key), trajectories.get(key))
+        else:
+            text, required, figures = _FLAT_TEXT, None, flat_field_table(images["flat_field"])
+        shown.append(ShownPrompt(anchor, key, row["scenario"], text, found, figures, required))
+    return shown
+
+
+def _images(evidence: Evidence) -> Mapping[str, Any]:
+    return evidence.get(IMAGES_NAME, {})
 
 
 def _anchors(ids: Sequence[str], taken: Collection[str]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.measurement.evidence.names import CHART_PEAKS, IMAGES_NAME, METRICS_NAME, MODELS, peak_key
+from converter.presentation.tables.fidelity import TRAJECTORY
 from converter.presentation.tables.figures import decimal, number, percent
 from converter.presentation.tables.table import NOTHING
 
@@ -50,6 +51,9 @@ def _of_images(images: Mapping[str, Any]) -> Iterator[Highlight]:
     key, title, digits = ("lpips", "LPIPS, mean", 4) if summary["lpips"] else ("psnr_db", "PSNR, mean, dB", 2)
     value, other = (decimal((found.get(key) or {}).get("mean"), digits) for found in (summary, baseline))
     yield Highlight(title, value, f"original with a second seed {other}")
+    if "trajectory" in images:
+        found = images["trajectory"]
+        yield Highlight(TRAJECTORY, decimal(found["mean_error"], 4), f"largest {decimal(found['max_error'], 4)}")
     text = summary["text"]
     if text is not None:
         before, after = (percent(100 * text[f"{model}_legible"]) for model in MODELS)

@@ -16,7 +16,7 @@ from converter.measurement.evidence.names import MATRIX_NAME, MODEL_TITLES
 from converter.presentation.charts.chart import Chart, LeftOut
 from converter.presentation.charts.draw_charts import prepare_charts, render
 from converter.presentation.charts.style import THEMES
-from converter.presentation.report.context import Evidence, model_labels, shown_prompts
+from converter.presentation.report.context import Evidence, model_labels, rows_with_images, shown_prompts
 from converter.presentation.report.highlights import find_highlights
 from converter.presentation.report.images import Pictures, read_pictures
 from converter.presentation.report.page import BEGINNING, render_report
@@ -97,7 +97,7 @@ def make_report(
     evidence = read_evidence_folder(folder, check_images=False)
     _refuse_other_file(output, overwrite=overwrite)
     store = ImageStore(output, embedded_bytes)
-    rows = evidence.get(MATRIX_NAME, {"prompts": []})["prompts"]
+    rows = rows_with_images(evidence)
     pictures = _read_all(folder, rows, store, reporter)
     prepared = prepare_charts(evidence)
     charts = [chart for chart in prepared if isinstance(chart, Chart)]
@@ -108,7 +108,7 @@ def make_report(
     return ReportPage(
         report=output,
         bytes=len(page),
-        prompts=len(rows),
+        prompts=len(evidence.get(MATRIX_NAME, {"prompts": []})["prompts"]),
         images=sum(len(found.found) for found in pictures) - len(missing),
         image_bytes=store.bytes,
         image_folder=store.folder if store.is_beside else None,

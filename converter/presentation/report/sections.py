@@ -95,6 +95,9 @@ def _images(images: Content | None) -> Section | None:
     if text is not None:
         tables.append(Captioned("Text in the images, as text recognition (OCR) reads it", text))
     tables.append(Captioned("Prompt by prompt", fidelity.images_table(images)))
+    blocks = fidelity.blocks_table(images)
+    if blocks is not None:
+        tables.append(Captioned("Block by block, in both models from the original's latents", blocks))
     return Section("fidelity", "Image fidelity", notes, tables)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from statistics import fmean, median
 from typing import Any
 
@@ -10,14 +11,15 @@ from converter.measurement.evidence.names import MODEL_TITLES, MODELS
 from converter.presentation.tables.figures import count, decimal, percent
 from converter.presentation.tables.table import NOTHING, Code, Table
 
+#: Title of the score of periodic patterns that only the quantized model's image has.
+ADDED_PATTERN = "Added periodic pattern, grey levels"
 #: Key, title and digits of each measure of a pair of images.
 MEASURES = (
     ("psnr_db", "PSNR, dB", 2),
     ("ssim", "SSIM", 4),
     ("lpips", "LPIPS", 4),
-    ("periodic_grid_added", "Added periodic pattern, grey levels", 2),
+    ("periodic_grid_added", ADDED_PATTERN, 2),
 )
-
 #: Title of the relative error of the velocity.
 TRAJECTORY = "Velocity error of a step, at the original's latents"
 
@@ -72,6 +74,16 @@ def images_table(images: Mapping[str, Any]) -> Table:
         seed = NOTHING if pair["seed"] is None else pair["seed"]
         rows.append([pair["id"], seed, f"{pair['width']}×{pair['height']}", *shown])  # noqa: RUF001 - a cross
     return Table(["ID", "Seed", "Pixels", *(title for _, title, _ in measures)], rows)
+
+
+def blocks_table(images: Mapping[str, Any]) -> Table | None:
+    """Return the error of the hidden states after each block, over all prompts; None where it was not measured."""
+    prompts = [prompt["blocks"] for prompt in images.get("trajectory", {}).get("prompts", ()) if "blocks" in prompt]
+    if not prompts:
+        return None
+    errors = [[row["error"] for row in column if row is not None] for column in zip_longest(*prompts)]
+    rows = [[block, decimal(fmean(found), 4), decimal(max(found), 4)] for block, found in enumerate(errors)]
+    return Table(["Block", "Error of the hidden states, mean", "largest"], rows)
 
 
 def text_table(images: Mapping[str, Any]) -> Table | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from converter.measurement.evidence.names import MODEL_TITLES, MODELS, PEAKS, peak_key
-from converter.presentation.tables.fidelity import MEASURES, psnr
+from converter.presentation.tables.fidelity import ADDED_PATTERN, MEASURES, TRAJECTORY, psnr
 from converter.presentation.tables.figures import decimal, number
 from converter.presentation.tables.table import NOTHING, Table, keep_measured
 
@@ -14,18 +15,35 @@ from converter.presentation.tables.table import NOTHING, Table, keep_measured
 _PATTERN = "Periodic pattern, grey levels"
 
 
-def prompt_table(row: Mapping[str, Any], pair: Mapping[str, Any] | None) -> Table | None:
+def prompt_table(
+    row: Mapping[str, Any], pair: Mapping[str, Any] | None, trajectory: Mapping[str, Any] | None = None
+) -> Table | None:
     """Return the figures of a prompt: of the original, the quantized model, and the original with a second seed.
 
     Args:
         row: a row of ``comparison_matrix.json``.
         pair: the entry of ``image_fidelity.json`` for this prompt; None where there is none.
+        trajectory: what that file has of the original's trajectory of this prompt; None where there is none.
 
     Returns:
         The table; None if nothing was measured.
     """
-    rows = keep_measured([*_measured(row), *(_compared(pair) if pair else ())])
+    rows = [*_measured(row), *(_compared(pair) if pair else ())]
+    if trajectory is not None:
+        error = fmean(step["error"] for step in trajectory["steps"])
+        rows.append([f"{TRAJECTORY}, mean", NOTHING, decimal(error, 4), NOTHING])
+    rows = keep_measured(rows)
     return Table(["", *MODEL_TITLES, "Second seed"], rows) if rows else None
+
+
+def flat_field_table(flat_field: Mapping[str, Any]) -> Table:
+    """Return the periodic patterns in both models' images of an empty prompt."""
+    pattern = flat_field["periodic_grid"]
+    rows = [
+        [_PATTERN, *(decimal(pattern[model], 2) for model in MODELS)],
+        [ADDED_PATTERN, NOTHING, decimal(pattern["added"], 2)],
+    ]
+    return Table(["", *MODEL_TITLES], rows)
 
 
 def required_table(pair: Mapping[str, Any] | None) -> Table | None:
