@@ -252,7 +252,7 @@ def test_images_that_are_gone_or_others_are_left_out(finished: Finished, lenscon
     second.unlink()
     shutil.rmtree(copy / "images" / "baseline")
     # Nothing of this run's own mode draws them. What keeps its threshold and what was not measured exit with 3.
-    thresholds = ("--fail-over", "psnr=0", "--fail-over", "trajectory=1")
+    thresholds = ("--fail-over", "psnr=0", "--fail-over", "slowdown=1")
     outcome = lensconv(*finished.arguments[:5], *arguments, "--mode", "offload", "--no-baseline", *thresholds)
     assert outcome.code == 3, outcome.stdout
     jsonschema.validate(outcome.result, load_schema("bench"))
@@ -283,7 +283,7 @@ def test_a_restart_deletes_what_was_measured(
     assert "earlier" not in shown
     hung = "A1:whileloading:wasstopped:noprogressfor1s(--timeout)"
     assert f"failed:original,standard,pair1,{hung}failed:original,standard,pair1,A1+1000:while" in shown
-    ending = "s,3failed;runthesamecommandtotrytheseagain.Measurements:/evidence.Next:lensconvgrid/evidence"
+    ending = "s,3failed;runthesamecommandtotrytheseagain.Measurements:/evidence.Next:lensconvreport/evidence"
     assert re.search(rf"0imagesin\d+{ending}$", shown)
     assert "Promptbyprompt" in shown
     assert [*snapshot(copy / "images")] == ["original/mine.txt"]
