@@ -36,13 +36,14 @@ def main() -> None:
     """Read all signs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the signs (default 0)")
+    seed = parser.parse_args().seed
     new = find_readers()
     if new.rapidocr is None or new.tesseract is None:
         raise SystemExit("; ".join(new.reasons.values()))
     old = Readers(None, new.tesseract, {})
     seconds = [0.0, 0.0]
     outcomes = []
-    for sign in signs(parser.parse_args().seed):
+    for sign in signs(seed):
         rates = []
         for place, readers in enumerate((old, new)):
             begin = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -20,11 +21,13 @@ from converter.measurement.comparison.perceptual import NotMeasured
 from converter.measurement.comparison.rapidocr_reader import MODELS, RapidOcrReader, load_rapidocr
 from converter.measurement.comparison.reading_order import Line, text_by_groups, text_by_rows
 from converter.measurement.comparison.substring import nearest_substring, normalize, substring_distance
+from converter.measurement.comparison.tesseract_reader import languages_of
 from converter.measurement.comparison.text_accuracy import LEGIBLE, Readers, find_readers
 from tests.cases import check_cases
 from tests.conftest import run_python
 from tests.pictures import Pixels, noise
 from tests.reading import plant_program, sign
+from tests.reporters import Notes
 
 SIGN = "WARM BREAD"
 RUSSIAN_SIGN = "ТЁПЛЫЙ ХЛЕБ"
@@ -114,6 +117,11 @@ def test_which_strings_rapidocr_can_read() -> None:
     check_cases("rapidocr_strings.jsonl", load_rapidocr().can_read)
 
 
+def test_which_data_tesseract_needs() -> None:
+    """No string is read with the data of another script, which cannot have its letters."""
+    check_cases("tesseract_languages.jsonl", lambda string: sorted(languages_of(string)))
+
+
 def test_rapidocr_changes_nothing_in_the_process_and_needs_no_network() -> None:
     """Nor does it say anything, and it gives the same text again, and in threads."""
     program = """
@@ -160,6 +168,11 @@ def test_rapidocr_without_its_parts_has_a_reason(tmp_path: Path, monkeypatch: py
     for name in ("onnxruntime", "rapidocr"):
         monkeypatch.setitem(sys.modules, name, None)
         assert reason() == f"the package {name} is not installed; the extra measure installs it"
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    monkeypatch.delitem(sys.modules, "rapidocr")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert reason() == "RapidOCR cannot be imported: libGL.so.1: cannot open shared object file"
 
 
 def line(text: str, left: float, top: float, right: float, bottom: float, direction: str = "right") -> Line:
@@ -206,7 +219,7 @@ def test_each_string_has_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_text_that_cannot_be_read_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without RapidOCR, tesseract reads everything that it has languages for."""
+    """Without RapidOCR, tesseract reads everything that it has languages for, and this is said."""
     monkeypatch.setattr(text_accuracy, "load_rapidocr", RapidOcrReader)
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     missing = "the package rapidocr is not installed; the extra measure installs it"
@@ -215,8 +228,12 @@ def test_text_that_cannot_be_read_has_a_reason(tmp_path: Path, monkeypatch: pyte
         Image.fromarray(noise(0, 20, 20)).save(tmp_path / folder / "P01-1.png")
 
     def reason(required: str) -> str:
-        content = compare(tmp_path / "a", tmp_path / "b", required={"P01": [required]}, lpips=False).to_dict()
+        notes = Notes()
+        report = compare(tmp_path / "a", tmp_path / "b", required={"P01": [required]}, lpips=False, reporter=notes)
+        content = report.to_dict()
         said: str = content["not_measured"]["text"]
+        without = f"tesseract reads all texts, and many of them worse: {missing}"
+        assert notes.texts == [without] * ("text" in content["methods"])
         texts = content["pairs"][0]["text"]
         rates = dict.fromkeys(("original_cer", "quantized_cer", "original_read", "quantized_read"))
         expected = [{"required": required, "reader": "tesseract", **rates}] if ".png" in said else []
@@ -239,5 +256,11 @@ def test_text_that_cannot_be_read_has_a_reason(tmp_path: Path, monkeypatch: pyte
     plant_program(tmp_path, monkeypatch, "eng", "exec /bin/sleep 20")
     monkeypatch.setattr(tesseract_reader, "TIME_LIMIT", 0.5)
     assert reason(SIGN) == "took longer than 0.5 s"
+    # All lines of an image together.
+    plant_program(tmp_path, monkeypatch, "eng", "exec /bin/sleep 0.2")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    strips = [Image.new("RGB", (9, 9))] * 9
+    with pytest.raises(NotMeasured, match=r"took longer than 0\.5 s"):
+        tesseract_reader.find_tesseract().read_lines(strips, frozenset({"eng"}))
     (tmp_path / "tesseract").chmod(0o644)
     assert reason(SIGN) == f"{missing}; tesseract cannot be started: Permission denied"

@@ -18,6 +18,7 @@ from converter.measurement.comparison.pairs import ImagePair, find_pairs
 from converter.measurement.comparison.perceptual import Lpips, NotMeasured
 from converter.measurement.comparison.periodic import PERIODS, LatticeSpectrum, added_score, lattice_spectrum, own_score
 from converter.measurement.comparison.pixels import pixel_methods, psnr_db, ssim
+from converter.measurement.comparison.rapidocr_reader import RapidOcrReader
 from converter.measurement.comparison.report import (
     FidelityReport,
     ImageFidelity,
@@ -112,7 +113,7 @@ class Comparison:
         )
 
     def _check(self, pairs: Sequence[ImagePair], reporter: Reporter) -> None:
-        """Refuse steps that contradict the images, and report prompts without images."""
+        """Refuse steps that contradict the images; report prompts without images, and that RapidOCR is missing."""
         for pair in pairs:
             if self._steps is not None and pair.steps not in (None, self._steps):
                 raise UsageError(
@@ -121,6 +122,10 @@ class Comparison:
         missing = self._required.keys() - {name for pair in pairs for name in (pair.id, pair.key)}
         if missing:
             reporter.note(f"no images of these prompts: {', '.join(sorted(missing))}")
+        if self._readers is not None and self._readers.rapidocr is None:
+            reporter.note(
+                f"tesseract reads all texts, and many of them worse: {self._readers.reasons[RapidOcrReader.name]}"
+            )
 
     def _measure(self, pair: ImagePair) -> PairFidelity:
         """Read the images of a pair and compute every figure."""

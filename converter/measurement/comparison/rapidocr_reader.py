@@ -88,10 +88,10 @@ class RapidOcrReader:
                 opencv = _import("cv2")
             versions = f"{', '.join(MODELS)}, onnxruntime {version('onnxruntime')}"
             self.version = f"{self.name} {version('rapidocr')} ({versions})"
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             reason = f"the package {error.name or 'rapidocr'} is not installed; the extra measure installs it"
             raise NotMeasured(printable(reason)) from error
-        except _FAILURES as error:
+        except (ImportError, *_FAILURES) as error:
             raise NotMeasured(f"RapidOCR cannot be imported: {first_line(error)}") from error
         errors = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
         self._failures = (*_FAILURES, *errors, session.ONNXRuntimeError, opencv.error)
@@ -158,8 +158,8 @@ class RapidOcrReader:
         """How the text is recognized."""
         return (
             f"{self.version}: longer side enlarged to {LEAST_SIDE} or reduced to {MOST_SIDE} pixels (Lanczos); lines "
-            f"at any angle, with a confidence of at least {_LEAST_CONFIDENCE}, joined by rows of the image, and by "
-            "rows of each group of neighbouring lines"
+            f"upright, tilted or turned to a side, with a confidence of at least {_LEAST_CONFIDENCE}, joined by rows "
+            "of the image, and by rows of each group of neighbouring lines"
         )
 
     def _detect(self, picture: Image.Image) -> list[NDArray[np.float64]]:
@@ -207,12 +207,16 @@ def _import(name: str) -> Any:
 
 
 def _dictionary(runtime: Any, path: Path) -> frozenset[str]:
-    """The characters of the network that recognizes text; without them, RapidOCR would download others."""
+    """The characters that the network recognizes; without them, RapidOCR would download others.
+
+    Its Greek letters are those of formulas: of Greek words it reads a half.
+    """
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return frozenset(session.get_modelmeta().custom_metadata_map["character"].splitlines()) | {" "}
+    characters = session.get_modelmeta().custom_metadata_map["character"].splitlines()
+    return frozenset(each for each in characters if "GREEK" not in unicodedata.name(each[:1], "")) | {" "}
 
 
 def _resized(image: Pixels) -> Image.Image:

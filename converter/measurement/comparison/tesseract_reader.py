@@ -6,6 +6,7 @@ import io
 import math
 import os
 import subprocess
+import time
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ PROGRAM = "tesseract"
 PAGE_MODES = (3, 6, 11)
 #: Mode for one line, and the height in pixels to which a line is scaled.
 _LINE_MODE, _LINE_HEIGHT = 7, 48
-#: Time limit in seconds for one image in one mode.
+#: Time limit in seconds for one image, all its modes or lines.
 TIME_LIMIT = 120.0
 #: Small images are enlarged to at least this many pixels on the longer side; tesseract needs letters of about 20
 #: pixels.
@@ -44,6 +45,8 @@ _LANGUAGES = {
     "LATIN": "eng",
     "THAI": "tha",
 }
+#: Letters of Russian, as its data has them; other Cyrillic letters need the data of the whole script.
+_RUSSIAN = frozenset("абвгдеёжзийклмнопрстуфхцчшщъыьэюя")
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,12 @@ class TesseractReader:
         """Recognize each image in its page mode."""
         if missing := languages - self.languages:
             raise NotMeasured(f"tesseract lacks the language data of {', '.join(sorted(missing))}")
+        end = time.monotonic() + TIME_LIMIT
 
         def read(image: tuple[int, bytes]) -> str:
             mode, content = image
-            return _run((PROGRAM, "stdin", "stdout", "-l", "+".join(sorted(languages)), "--psm", str(mode)), content)
+            arguments = (PROGRAM, "stdin", "stdout", "-l", "+".join(sorted(languages)), "--psm", str(mode))
+            return _run(arguments, content, end - time.monotonic())
 
         workers = max(1, min(len(images), len(os.sched_getaffinity(0))))
         return run_in_threads(read, images, workers=workers, name="tesseract", refresh=lambda: None)
@@ -122,9 +127,23 @@ def find_tesseract() -> TesseractReader:
 
 
 def languages_of(*strings: str) -> frozenset[str]:
-    """Tesseract's names of the languages of strings, by their scripts; English if none of the scripts is known."""
-    names = (unicodedata.name(character, "").split(" ")[0] for string in strings for character in string)
-    return frozenset(_LANGUAGES[name] for name in names if name in _LANGUAGES) or frozenset({"eng"})
+    """Tesseract's names of the languages of strings, by their scripts; English if there are no letters.
+
+    Letters that no language here has are looked for in the data of their script, such as Georgian or Cyrillic.
+    """
+    characters = {character for string in strings for character in unicodedata.normalize("NFC", string)}
+    return frozenset(name for name in map(_language, characters) if name) or frozenset({"eng"})
+
+
+def _language(character: str) -> str:
+    """Name of the data that can read a character; empty if any can."""
+    script = unicodedata.name(character, "").split(" ")[0]
+    if script == "CYRILLIC" and character.lower() not in _RUSSIAN:
+        return "Cyrillic"
+    # Signs such as \u00b5 and \u00aa are letters to Unicode, too.
+    is_stand_in = unicodedata.decomposition(character).startswith("<")
+    is_letter = unicodedata.category(character) in ("Lu", "Ll", "Lo") and not is_stand_in
+    return _LANGUAGES.get(script, script.title() if is_letter else "")
 
 
 def _enlarged(image: NDArray[np.uint8]) -> bytes:
@@ -150,12 +169,12 @@ def _prepared(strip: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def _run(arguments: Sequence[str], content: bytes = b"") -> str:
+def _run(arguments: Sequence[str], content: bytes = b"", seconds: float = TIME_LIMIT) -> str:
     # One thread gives the same text as several, and is faster: tesseract's threads mostly wait for each other.
     environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
     try:
         done = subprocess.run(
-            arguments, input=content, capture_output=True, check=False, timeout=TIME_LIMIT, env=environment
+            arguments, input=content, capture_output=True, check=False, timeout=max(seconds, 0), env=environment
         )
     except subprocess.TimeoutExpired as error:
         raise NotMeasured(f"tesseract took longer than {TIME_LIMIT:g} s") from error
