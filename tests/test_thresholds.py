@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from converter.cli.thresholds import render_verdicts
 from converter.errors import UsageError
 from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME
 from converter.measurement.evidence.thresholds import Threshold, exit_code, judge, parse_threshold
@@ -99,6 +100,12 @@ def test_identical_images_keep_every_psnr_and_the_matrix_has_the_interval_where_
     assert (found.measured, found.ok, found.reason) == (None, True, "all images are identical")
     (found,) = judge([Threshold("slowdown", 5)], {MATRIX_NAME: {"summary": {"slowdown": INTERVAL}}})
     assert (found.measured, found.is_worse) == (10.0, True)
+
+
+def test_a_figure_looks_worse_than_its_threshold_where_it_is() -> None:
+    close = images(summary={**images()["summary"], "psnr_db": {"mean": 24.999999}})
+    (line,) = render_verdicts(judge([Threshold("psnr", 25.0)], {IMAGES_NAME: close}))
+    assert str(line) == "  FAIL  mean PSNR of images that differ: 24.999999 dB, at least 25.0 dB allowed"
 
 
 def test_compare_exits_with_what_its_thresholds_say(tmp_path: Path, lensconv: Lensconv) -> None:

@@ -53,8 +53,15 @@ def _parse(_context: click.Context, _parameter: click.Parameter, texts: Sequence
 
 def _line(found: Verdict) -> str:
     metric = METRICS[found.metric]
-    limit = f"{'at least' if metric.is_similarity else 'at most'} {found.value:g}{metric.unit} allowed"
-    figure = "not measured" if found.measured is None and not found.ok else "infinite"
+    figure, limit = "infinite" if found.ok else "not measured", f"{found.value:g}"
     if found.measured is not None:
-        figure = f"{found.measured:g}{metric.unit}"
-    return f"{metric.title}: {figure}, {limit}" + (f" ({printable(found.reason)})" if found.reason else "")
+        figure, limit = _distinct(found.measured, found.value)
+        figure += metric.unit
+    allowed = f"{'at least' if metric.is_similarity else 'at most'} {limit}{metric.unit} allowed"
+    return f"{metric.title}: {figure}, {allowed}" + (f" ({printable(found.reason)})" if found.reason else "")
+
+
+def _distinct(measured: float, value: float) -> tuple[str, str]:
+    """Both with six digits, or with as many as tell them apart."""
+    short = f"{measured:g}", f"{value:g}"
+    return short if measured == value or len({*short}) == 2 else (f"{measured!r}", f"{value!r}")
