@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from converter.measurement.comparison.perceptual import NotMeasured
 from converter.measurement.comparison.substring import character_error_rate
 from converter.measurement.comparison.text_accuracy import Readers, find_readers
 from scripts.reading_signs import DAMAGES, TEXTS, Sign, signs
@@ -47,7 +48,10 @@ def main() -> None:
         rates = []
         for place, readers in enumerate((old, new)):
             begin = time.monotonic()
-            rates.append(_rate(readers, sign))
+            try:
+                rates.append(_rate(readers, sign))
+            except NotMeasured as reason:
+                raise SystemExit(str(reason)) from reason
             seconds[place] += time.monotonic() - begin
         outcomes.append(Outcome(sign, *rates))
     print("\n".join(table(outcomes)))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import unicodedata
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -53,6 +56,7 @@ _OPTIONS: dict[str, Any] = {
     "EngineConfig.onnxruntime.inter_op_num_threads": 1,
 }
 
+_LIBRARY_PATH = "LD_LIBRARY_PATH"
 #: What loading and reading raise; onnxruntime and OpenCV have errors of their own.
 _FAILURES = (*QUANTIZING_ERRORS, MemoryError, OSError)
 
@@ -80,7 +84,7 @@ class RapidOcrReader:
     def __init__(self) -> None:
         try:
             # One of the packages that are imported adds filters for warnings.
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _same_library_path():
                 library, runtime = _import("rapidocr"), _import("onnxruntime")
                 engine = library.RapidOCR
                 state = _import("onnxruntime.capi.onnxruntime_pybind11_state")
@@ -200,6 +204,20 @@ def load_rapidocr() -> RapidOcrReader:
         NotMeasured: as :class:`RapidOcrReader`.
     """
     return RapidOcrReader()
+
+
+@contextmanager
+def _same_library_path() -> Iterator[None]:
+    """Undo what OpenCV does to the path where programs, such as tesseract, look for libraries: it adds its own
+    folder, and the working directory.
+    """
+    before = os.environ.get(_LIBRARY_PATH)
+    try:
+        yield
+    finally:
+        os.environ.pop(_LIBRARY_PATH, None)
+        if before is not None:
+            os.environ[_LIBRARY_PATH] = before
 
 
 def _import(name: str) -> Any:
