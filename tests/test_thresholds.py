@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from converter.errors import UsageError
+from converter.measurement.benchmark.bench import BenchReport
 from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME
 from converter.measurement.evidence.thresholds import Threshold, exit_code, judge, parse_threshold
 from converter.schemas import load_schema
@@ -101,6 +102,13 @@ def test_identical_images_keep_every_psnr_and_the_matrix_has_the_interval_where_
     assert (found.measured, found.is_worse) == (10.0, True)
 
 
+def test_bench_shows_the_slowdown_that_thresholds_judge() -> None:
+    """Without standard mode, only the matrix has one."""
+    models = {METRICS_NAME: {"models": {"original": {}, "quantized": {}}}}
+    report = BenchReport(Path("out"), {**models, MATRIX_NAME: {"summary": {"slowdown": INTERVAL}}}, 0, 0, (), 0.0)
+    assert report.to_dict()["slowdown"] == INTERVAL
+
+
 def test_compare_exits_with_what_its_thresholds_say(tmp_path: Path, lensconv: Lensconv) -> None:
     for number, folder in enumerate("ab"):
         (tmp_path / folder).mkdir()
@@ -131,3 +139,15 @@ def test_compare_exits_with_what_its_thresholds_say(tmp_path: Path, lensconv: Le
         "reason": None,
     }
     assert "thresholds" not in lensconv(*line, "--json").result
+
+
+@pytest.mark.parametrize(
+    ("metric", "options", "hint"),
+    [("slowdown", ("--pairs", 2), "--pairs 3"), ("trajectory", ("--trajectory-prompts", 0), "--trajectory-prompts 1")],
+)
+def test_bench_refuses_a_threshold_for_what_it_will_not_measure(
+    metric: str, options: tuple[object, ...], hint: str, tmp_path: Path, lensconv: Lensconv
+) -> None:
+    """Before it looks at the models, which are missing here."""
+    done = lensconv("bench", "no", "folder", "--out", tmp_path / "out", "--fail-over", f"{metric}=1", *options)
+    assert (done.code, hint in done.stderr, (tmp_path / "out").exists()) == (3, True, False)
