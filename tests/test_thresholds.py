@@ -104,7 +104,7 @@ def test_identical_images_keep_every_psnr_and_the_matrix_has_the_interval_where_
 
 def test_bench_shows_the_slowdown_that_thresholds_judge() -> None:
     """Without standard mode, only the matrix has one."""
-    models = {METRICS_NAME: {"models": {"original": {}, "quantized": {}}}}
+    models: dict[str, Any] = {METRICS_NAME: {"models": {"original": {}, "quantized": {}}}}
     report = BenchReport(Path("out"), {**models, MATRIX_NAME: {"summary": {"slowdown": INTERVAL}}}, 0, 0, (), 0.0)
     assert report.to_dict()["slowdown"] == INTERVAL
 
