@@ -140,13 +140,17 @@ def require_library_memory(needed: int = LIBRARY_BYTES) -> None:
         require_free_memory(needed, "importing torch and the libraries that it works with")
 
 
-def load_library(name: str, *, compiles: bool = False, needed: int = LIBRARY_BYTES) -> ModuleType:
+def load_library(
+    name: str, *, compiles: bool = False, generates: bool = False, needed: int = LIBRARY_BYTES
+) -> ModuleType:
     """Import a module of the heavy libraries, or one that imports them, without their start-up work and log messages.
 
     Args:
         name: of the module.
         compiles: whether SDNQ may compile its functions if this imports it, which only inference on a GPU needs. The
             user's own ``SDNQ_USE_TORCH_COMPILE`` decides instead if it is set.
+        generates: whether this process generates images, for whose many small operations waiting threads should not
+            spin if this imports torch. The user's own ``OMP_WAIT_POLICY`` decides instead if it is set.
         needed: bytes of memory without which the import is not tried.
 
     Raises:
@@ -157,7 +161,7 @@ def load_library(name: str, *, compiles: bool = False, needed: int = LIBRARY_BYT
     # SDNQ warns of missing Triton and OpenVINO kernels, which only inference needs.
     logging.getLogger("sdnq").setLevel(logging.ERROR)
     try:
-        with _IMPORTING, _compile_default(compiles), _wait_default(), warnings.catch_warnings():
+        with _IMPORTING, _compile_default(compiles), _wait_default(generates), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = sys.modules.get(name) or _import(name)
             for library in ("diffusers", "transformers"):
@@ -181,9 +185,9 @@ def _compile_default(compiles: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _wait_default() -> Iterator[None]:
-    """Keep waiting threads from spinning if the block imports torch."""
-    if "torch" in sys.modules:
+def _wait_default(generates: bool) -> Iterator[None]:
+    """Keep waiting threads from spinning if the block imports torch and the process generates images."""
+    if "torch" in sys.modules or not generates:
         yield
     else:
         with _default_variable(WAIT_VARIABLE, WAIT_POLICY):

@@ -151,6 +151,16 @@ def test_a_damaged_journal_is_refused(line: bytes, tmp_path: Path) -> None:
         assert not journal.measured
 
 
+def test_integers_of_a_journal_may_have_a_point(tmp_path: Path) -> None:
+    """JSON Schema counts 1.0 as an integer."""
+    Journal(tmp_path, {"a": 1}, restart=False).__exit__(None, None, None)
+    with (tmp_path / "measurements.jsonl").open("a") as stream:
+        stream.write(json.dumps({**CELL, **ROW, "pair": 1.0, "attempt": 0.0, "worker": 3.0}) + "\n")
+    with Journal(tmp_path, {"a": 1}, restart=False) as journal:
+        ((cell, _),) = journal.measured
+        assert (repr(cell.pair), repr(cell.attempt), repr(journal.worker)) == ("1", "0", "4")
+
+
 def test_a_journal_is_of_this_format_and_written_by_one_process(tmp_path: Path) -> None:
     (tmp_path / "measurements.jsonl").write_text('{"format": "lensconv.measurements/1"}\n')
     with pytest.raises(EvidenceError, match="has the format lensconv"):

@@ -259,3 +259,11 @@ def test_counters_are_plain() -> None:
         "seconds": 0.0,
         "cpus": 1,
     }
+
+
+def test_names_and_counters_of_control_groups_may_be_any_bytes(system: Path) -> None:
+    (system / "self" / "cgroup").write_bytes(b"0::/\xff\n")
+    assert read_counters().throttled is None
+    (system / "self" / "cgroup").write_bytes(b"0::/a\n")
+    (system / "groups" / "a" / "cpu.stat").write_bytes(b"nr_throttled \xff\n")
+    assert read_counters().throttled is None

@@ -22,6 +22,7 @@ from converter.measurement.evidence.files import FORMATS, read_evidence, read_ev
 from converter.measurement.evidence.folder_agreement import disagreements_between
 from converter.measurement.evidence.names import IMAGES_NAME
 from converter.measurement.evidence.origin import grid_text, is_drawn_from
+from converter.measurement.evidence.pairs import read_pairs
 from converter.measurement.evidence.statistics import (
     combine,
     compare_prompts,
@@ -277,6 +278,15 @@ def test_pairs_with_equal_ratios_are_accepted(tmp_path: Path) -> None:
     write_evidence(tmp_path, MATRIX, matrix_over_pairs(matrix, [pair(n, 2.0, 3.0) for n in range(3)], ["P01"]))
     slowdown = read_evidence(tmp_path / MATRIX)[1]["summary"]["slowdown"]
     assert (slowdown["percent"], slowdown["percent_interval"]) == (50.0, [50.0, 50.0])
+
+
+def test_integers_with_a_point_are_accepted(tmp_path: Path) -> None:
+    """JSON Schema counts 1.0 as an integer."""
+    matrix = charts.matrix({"P01": (2.0, 3.0)})
+    content = matrix_over_pairs(matrix, [pair(n, 2.0, 3.0 + n) for n in range(3)], ["P01"])
+    content["timed_pairs"] = [{**row, "pair": float(row["pair"]), "attempt": 0.0} for row in content["timed_pairs"]]
+    (tmp_path / MATRIX).write_text(json.dumps(content))
+    assert [str(row.pair) for row in read_pairs(read_evidence(tmp_path / MATRIX)[1])] == ["0", "1", "2"]
 
 
 def test_what_only_one_file_has_is_not_compared() -> None:

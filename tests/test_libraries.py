@@ -157,20 +157,26 @@ import json, os, sys
 from converter.libraries import load_library, wait_policy
 sys.path.append(sys.argv[1])
 before = dict(os.environ)
-load_library("waits")
+load_library("waits", generates=sys.argv[2] == "images")
 print(json.dumps([dict(os.environ) == before, wait_policy()]))
 """
 
 
 @pytest.mark.parametrize(
-    ("wanted", "policy", "spins"), [({}, "PASSIVE", False), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", True)]
+    ("what", "wanted", "policy", "spins"),
+    [
+        ("images", {}, "PASSIVE", False),
+        ("images", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", True),
+        ("weights", {}, "PASSIVE", True),
+    ],
 )
-def test_waiting_threads_spin_only_where_the_user_wants_it(
-    wanted: dict[str, str], policy: str, spins: bool, tmp_path: Path
+def test_waiting_threads_of_images_spin_only_where_the_user_wants_it(
+    what: str, wanted: dict[str, str], policy: str, spins: bool, tmp_path: Path
 ) -> None:
+    """A conversion has a few large operations, and is left alone."""
     (tmp_path / "waits.py").write_text(WAITS)
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "VERBOSE", **wanted}
-    done = run_python(LOADS, tmp_path, env=variables, timeout=LIMIT)
+    done = run_python(LOADS, tmp_path, what, env=variables, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [True, policy]
     assert ("GOMP_SPINCOUNT = '0'" not in done.stderr, "GOMP_SPINCOUNT" in done.stderr) == (spins, True)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from converter.cli.thresholds import render_verdicts
 from converter.errors import UsageError
+from converter.measurement.benchmark.bench import BenchReport
 from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME
 from converter.measurement.evidence.thresholds import Threshold, exit_code, judge, parse_threshold
 from converter.schemas import load_schema
@@ -108,6 +109,13 @@ def test_a_figure_looks_worse_than_its_threshold_where_it_is() -> None:
     assert str(line) == "  FAIL  mean PSNR of images that differ: 24.999999 dB, at least 25.0 dB allowed"
 
 
+def test_bench_shows_the_slowdown_that_thresholds_judge() -> None:
+    """Without standard mode, only the matrix has one."""
+    models: dict[str, Any] = {METRICS_NAME: {"models": {"original": {}, "quantized": {}}}}
+    report = BenchReport(Path("out"), {**models, MATRIX_NAME: {"summary": {"slowdown": INTERVAL}}}, 0, 0, (), 0.0)
+    assert report.to_dict()["slowdown"] == INTERVAL
+
+
 def test_compare_exits_with_what_its_thresholds_say(tmp_path: Path, lensconv: Lensconv) -> None:
     for number, folder in enumerate("ab"):
         (tmp_path / folder).mkdir()
@@ -138,3 +146,15 @@ def test_compare_exits_with_what_its_thresholds_say(tmp_path: Path, lensconv: Le
         "reason": None,
     }
     assert "thresholds" not in lensconv(*line, "--json").result
+
+
+@pytest.mark.parametrize(
+    ("metric", "options", "hint"),
+    [("slowdown", ("--pairs", 2), "--pairs 3"), ("trajectory", ("--trajectory-prompts", 0), "--trajectory-prompts 1")],
+)
+def test_bench_refuses_a_threshold_for_what_it_will_not_measure(
+    metric: str, options: tuple[object, ...], hint: str, tmp_path: Path, lensconv: Lensconv
+) -> None:
+    """Before it looks at the models, which are missing here."""
+    done = lensconv("bench", "no", "folder", "--out", tmp_path / "out", "--fail-over", f"{metric}=1", *options)
+    assert (done.code, hint in done.stderr, (tmp_path / "out").exists()) == (3, True, False)

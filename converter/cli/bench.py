@@ -13,8 +13,10 @@ from converter.cli.evidence import render_contents
 from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, pass_console
 from converter.cli.thresholds import payload, render_verdicts, threshold_option
 from converter.console import Console
+from converter.errors import MissingFigure
 from converter.extras import require_extra
 from converter.measurement.benchmark.options import BenchOptions
+from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.evidence.thresholds import Threshold, exit_code, judge
 from converter.measurement.generation.options import GenerateOptions
 
@@ -73,6 +75,7 @@ def command(
     suite = read_suite(prompts)
     measuring = BenchOptions(**{field.name: options.pop(field.name) for field in fields(BenchOptions)})
     generating = GenerateOptions(**options)
+    _refuse_unmeasured(thresholds, measuring)
     # Imported late, since it takes seconds; errors in the command line are reported before.
     from converter.libraries import PIPELINE_BYTES, load_library
 
@@ -81,6 +84,20 @@ def command(
     verdicts = judge(thresholds, report.evidence)
     console.result({**report.to_dict(), **payload(verdicts)}, *_render(report), *render_verdicts(verdicts))
     context.exit(exit_code(verdicts, ok=report.ok))
+
+
+def _refuse_unmeasured(thresholds: Sequence[Threshold], options: BenchOptions) -> None:
+    """Refuse thresholds for what these options do not measure.
+
+    Raises:
+        MissingFigure: there is one.
+    """
+    metrics = {threshold.metric for threshold in thresholds}
+    if "slowdown" in metrics and options.pairs < FEWEST_PAIRS:
+        reason = f"--fail-over slowdown: times are not compared with --pairs {options.pairs}"
+        raise MissingFigure(reason, f"Use --pairs {FEWEST_PAIRS} or more.")
+    if "trajectory" in metrics and not options.trajectory_prompts:
+        raise MissingFigure("--fail-over trajectory: --trajectory-prompts 0 skips it", "Use --trajectory-prompts 1.")
 
 
 def _render(report: BenchReport) -> list[RenderableType]:

@@ -34,7 +34,7 @@ def command(console: Console, /, repo: Path, prompt: str, output: Path, **option
     # Imported late, since it takes seconds; errors in the command line are reported before.
     from converter.libraries import PIPELINE_BYTES, load_library
 
-    module = load_library("converter.measurement.generation.generate", needed=PIPELINE_BYTES)
+    module = load_library("converter.measurement.generation.generate", generates=True, needed=PIPELINE_BYTES)
     report = module.generate(repo, prompt, output, GenerateOptions(**options), reporter=console)
     settings = report.settings
     quantization = settings["quantization"]

@@ -72,7 +72,7 @@ class BenchReport:
             "generation_time_s": {
                 name: metrics["models"][name].get("generation_time_s") for name in (ORIGINAL, QUANTIZED)
             },
-            "slowdown": metrics.get("slowdown"),
+            "slowdown": self.evidence[MATRIX_NAME]["summary"].get("slowdown"),
             "elapsed_s": self.elapsed_s,
         }
 

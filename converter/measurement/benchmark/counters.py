@@ -137,7 +137,8 @@ def _throttled() -> int | None:
 
 
 def _cgroup_folders() -> Iterator[Path]:
-    with suppress(OSError):
+    # The name of a control group may be any bytes.
+    with suppress(OSError, ValueError):
         for line in (_PROC / "self" / "cgroup").read_text().splitlines():
             if line.startswith("0::/") and ".." not in PurePosixPath(line[4:]).parts:
                 folder = _CGROUPS / line[4:]
@@ -145,7 +146,7 @@ def _cgroup_folders() -> Iterator[Path]:
 
 
 def _pairs(file: Path) -> Iterator[tuple[str, str]]:
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         for line in file.read_text().splitlines():
             name, _, value = line.partition(" ")
             if value.isdecimal():

@@ -139,7 +139,8 @@ class Journal:
                 raise EvidenceError(self.file, reason, _RESTART)
             if not validator.is_valid(entry) or ("format" in entry) != (number == 1):
                 raise EvidenceError(self.file, f"is damaged: line {number} is not a measurement of lensconv", _RESTART)
-            entries.append(entry)
+            # In JSON, 1.0 is an integer, too.
+            entries.append(entry | {name: int(entry[name]) for name in ("pair", "attempt", "worker") if name in entry})
         return entries
 
     def _compare(self, first: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

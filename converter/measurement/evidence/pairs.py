@@ -69,8 +69,9 @@ class TimedPair:
     def from_dict(cls, content: Mapping[str, Any]) -> TimedPair:
         """Read what ``to_dict`` returned, and the schema accepts."""
         return cls(
-            pair=content["pair"],
-            attempt=content["attempt"],
+            # In JSON, 1.0 is an integer, too.
+            pair=int(content["pair"]),
+            attempt=int(content["attempt"]),
             first=content["first"],
             original_s=content.get("original_s"),
             quantized_s=content.get("quantized_s"),
