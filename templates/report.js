@@ -52,7 +52,17 @@
     if (!complete) blink(false);
     else setImages();
     if (compare.contains(focused)) focused.focus({ preventScroll: true });
-    links[index]?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    reveal(links[index]);
+  }
+
+  // The link's own scrollIntoView would scroll the page, too, and the Tab key would go on from the link.
+  function reveal(link) {
+    const item = link.getBoundingClientRect();
+    for (const list of [link.closest(".list"), link.closest("ol")]) {
+      const box = list.getBoundingClientRect();
+      list.scrollLeft += Math.min(item.left - box.left, 0) + Math.max(item.right - box.right, 0);
+      list.scrollTop += Math.min(item.top - box.top, 0) + Math.max(item.bottom - box.bottom, 0);
+    }
   }
 
   function setImages() {

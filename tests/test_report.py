@@ -241,3 +241,15 @@ def test_every_prompt_has_an_address_of_its_own() -> None:
     anchors = list(_anchors(ids, {"charts"}))
     assert anchors == ["P01", "prompt-2", "prompt-4", "prompt-4-", *(f"prompt-{n}" for n in range(5, 10))]
     assert max(Counter(anchors).values()) == 1
+
+
+def test_nothing_is_said_of_a_second_seed_that_was_not_drawn(own: Path) -> None:
+    content = json.loads((own / IMAGES_NAME).read_text())
+    content["summary"]["baseline"] = None
+    for pair in content["pairs"]:
+        pair["baseline"] = None
+    (own / IMAGES_NAME).write_text(json.dumps(content))
+    text = Page(make_report(own).report).text
+    assert "seed" in text
+    assert "another seed" not in text
+    assert "with a second seed" not in text

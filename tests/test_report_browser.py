@@ -103,6 +103,20 @@ def test_prompts_are_reached_by_keys_links_and_addresses(tab: Tab, page: str) ->
     assert tab.ask("document.querySelectorAll('.list [aria-current]').length") == 1
 
 
+def test_the_list_follows_the_prompt_and_the_page_stays(tab: Tab, page: str) -> None:
+    seen = "(() => { const [list, link] = ['.list', '.list [aria-current]'].map(name => document.querySelector(name)"
+    seen += ".getBoundingClientRect()); return link.top >= list.top && link.bottom <= list.bottom"
+    seen += " && link.left >= list.left && link.right <= list.right; })()"
+    for width, size in ((1280, "height"), (390, "width")):
+        tab.open(page, width=width)
+        tab.ask(f"document.querySelector('.list').style.{size} = '120px'")
+        tab.ask("document.querySelector('.list').scrollIntoView()")
+        before = tab.ask("scrollY")
+        tab.press("j", "j", "j")
+        assert tab.ask(seen) is True
+        assert tab.ask("scrollY") == before
+
+
 def test_images_blink(tab: Tab, page: str) -> None:
     tab.open(page)
     both = "(() => { const cuts = new Set(); const end = performance.now() + 1400; return new Promise(done => {"
@@ -167,8 +181,9 @@ def test_the_page_fits_screens_and_follows_the_theme(tab: Tab, page: str, width:
         colors.append(tab.ask("getComputedStyle(document.body).backgroundColor"))
         assert tab.ask("[...document.images].every(image => image.naturalWidth)") is True
     assert colors == ["rgb(255, 255, 255)", "rgb(13, 17, 23)"]
-    # What the keyboard has reached is seen.
+    # The keyboard begins at the top, and what it has reached is seen.
     tab.press("Tab")
+    assert tab.ask("document.activeElement.className") == "skip"
     assert tab.ask("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     tab.call("Emulation.setEmulatedMedia", media="print")
     visible = "[...document.querySelectorAll('article figure')].filter(figure => figure.checkVisibility()).length"

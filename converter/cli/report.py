@@ -46,7 +46,8 @@ def command(console: Console, folder: Path, output: Path | None, overwrite: bool
 def _lines(report: ReportPage) -> list[str]:
     """Return the report as text."""
     place = "in it" if report.image_folder is None else f"in {report.image_folder}"
-    images = f"{report.images} images of {report.prompts} prompts, {readable_size(report.image_bytes)}, {place}"
+    # Images of the empty prompt are among them.
+    images = f"{report.prompts} prompts, {report.images} images, {readable_size(report.image_bytes)}, {place}"
     lines = [f"{report.report}: {readable_size(report.bytes)}; {images}."]
     if report.missing:
         names = ", ".join(f"{image.id} {image.model}" for image in report.missing[:_SHOWN])

@@ -50,10 +50,10 @@ def _of_images(images: Mapping[str, Any]) -> Iterator[Highlight]:
     summary, baseline = images["summary"], images["summary"]["baseline"] or {}
     key, title, digits = ("lpips", "LPIPS, mean", 4) if summary["lpips"] else ("psnr_db", "PSNR, mean, dB", 2)
     value, other = (decimal((found.get(key) or {}).get("mean"), digits) for found in (summary, baseline))
-    yield Highlight(title, value, f"original with a second seed {other}")
+    yield Highlight(title, value, f"original with a second seed {other}" if images["summary"]["baseline"] else "")
     if "trajectory" in images:
-        found = images["trajectory"]
-        yield Highlight(TRAJECTORY, decimal(found["mean_error"], 4), f"largest {decimal(found['max_error'], 4)}")
+        mean, largest = (decimal(images["trajectory"][f"{kind}_error"], 4) for kind in ("mean", "max"))
+        yield Highlight(f"{TRAJECTORY}, mean", mean, f"largest {largest}")
     text = summary["text"]
     if text is not None:
         before, after = (percent(100 * text[f"{model}_legible"]) for model in MODELS)

@@ -26,9 +26,9 @@ _METHODS = {
 #: What figures of similarity say, and what not.
 _SIMILARITY = (
     "Each image of the quantized model is compared with the original's image of the same prompt and seed. This says "
-    "how far the two drifted apart, not which one is better. The original with another seed shows how large such "
-    "figures are for images that have nothing to do with each other."
+    "how far the two drifted apart, not which one is better."
 )
+_BASELINE = "The original with another seed shows how large such figures are for images that share only the prompt."
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def find_provenance(evidence: Mapping[str, Content]) -> Section:
 def _images(images: Content | None) -> Section | None:
     if images is None:
         return None
-    notes = [_SIMILARITY]
+    notes = [f"{_SIMILARITY} {_BASELINE}" if images["summary"]["baseline"] else _SIMILARITY]
     if images["num_inference_steps"] is not None:
         notes.append(f"Similarity depends on the number of steps; here it is {images['num_inference_steps']}.")
     tables = [Captioned("All prompts", fidelity.images_summary_table(images))]
