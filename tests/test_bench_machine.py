@@ -19,7 +19,7 @@ from converter.errors import DependencyError, DeviceError
 from converter.measurement.benchmark import machine
 from converter.measurement.benchmark.bench import _note_environment
 from converter.measurement.benchmark.machine import describe_machine
-from converter.measurement.benchmark.measuring import probe_machine
+from converter.measurement.benchmark.machine_probe import probe_machine
 from converter.measurement.benchmark.meter import Meter, Stopwatch
 from converter.measurement.generation.memory import predict_memory
 from converter.measurement.generation.options import OFFLOADS, GenerateOptions

@@ -33,10 +33,11 @@ from converter.measurement.benchmark import measuring
 from converter.measurement.benchmark.assembly import Assembly
 from converter.measurement.benchmark.changes import file_states, refuse_changed_files
 from converter.measurement.benchmark.fidelity import compare_images, compare_weights
+from converter.measurement.benchmark.image_files import image_name
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
 from converter.measurement.benchmark.machine import describe_machine
-from converter.measurement.benchmark.measuring import Bench, image_name
+from converter.measurement.benchmark.measuring import Bench
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.session import Session
 from converter.measurement.benchmark.subjects import Subject, open_subjects

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from converter.libraries import COMPILE_VARIABLE, load_library
-from converter.measurement.benchmark.measuring import probe_machine
+from converter.measurement.benchmark.machine_probe import probe_machine
 from converter.measurement.generation.loading import import_sdnq
 from converter.measurement.generation.repo import open_pipeline
 from tests.benches import LIMIT

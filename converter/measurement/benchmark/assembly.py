@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from converter.measurement.benchmark.image_files import BASELINE, has_image, image_key, image_name, image_seed
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal, is_image_key
-from converter.measurement.benchmark.measuring import BASELINE, has_image, image_key, image_name, image_seed
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.pairing import find_pairs, timing_count
 from converter.measurement.benchmark.subjects import ORIGINAL, Subject

@@ -15,8 +15,10 @@ from converter.errors import OutputError
 from converter.measurement.benchmark.assembly import Assembly
 from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.fidelity import compare_images, compare_weights
+from converter.measurement.benchmark.image_files import IMAGE_KINDS
 from converter.measurement.benchmark.journal import JOURNAL_NAME, Journal, is_image_key
-from converter.measurement.benchmark.measuring import IMAGE_KINDS, Bench, probe_machine
+from converter.measurement.benchmark.machine_probe import probe_machine
+from converter.measurement.benchmark.measuring import Bench
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.pairing import timing_count
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects

@@ -9,67 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.checksum import file_sha256
 from converter.console import Progress
-from converter.errors import DependencyError, LensconvError
-from converter.measurement.benchmark.job import (
-    ABORTED,
-    BASELINE_SEED_OFFSET,
-    FAILED,
-    GENERATED,
-    GENERATING,
-    LOADED,
-    PROBED,
-    Job,
-    Task,
-)
+from converter.measurement.benchmark.image_files import BASELINE, has_image, image_key, image_name, image_seed
+from converter.measurement.benchmark.job import FAILED, GENERATED, GENERATING, LOADED, Job, Task
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal, is_image_key
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.pairing import find_pairs, models_of, timing_prompts
-from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
+from converter.measurement.benchmark.subjects import ORIGINAL, Subject
 from converter.measurement.benchmark.trace_files import is_replayed, trace_file, trace_key
-from converter.measurement.benchmark.worker_process import WorkerProcess
+from converter.measurement.benchmark.worker_process import WorkerProcess, raise_if_aborted
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.generation.settings import Settings
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 
-#: The original's images with a second seed.
-BASELINE = "baseline"
-#: Kinds of images: those of both models, and the baseline.
-IMAGE_KINDS = (ORIGINAL, QUANTIZED, BASELINE)
 #: Consecutive workers that hang, or die while loading, after which the rest of a cell is given up.
 _FRUITLESS = 3
-#: Seconds in which a worker has to describe the machine; it imports SDNQ, which may compile its first function.
-_PROBING = 900.0
 #: How quantized models work: in the events of workers, and in descriptions of machines.
 _WORKING = ("int8_kernel", "sdnq_compiles", "mxfp4")
-
-
-def probe_machine(device: str, tick: Callable[[], None], timeout: float = _PROBING) -> dict[str, Any]:
-    """Describe the machine and the versions that figures depend on, as a worker sees them.
-
-    This process imports neither SDNQ nor diffusers for it, and takes no memory of an accelerator.
-
-    Args:
-        device: as in ``GenerateOptions``.
-        tick: called while waiting.
-        timeout: maximum seconds of the worker.
-
-    Raises:
-        UsageError: the name is not that of a device.
-        DeviceError: this machine does not have it, or it cannot be used.
-        DependencyError: a worker cannot start.
-    """
-    job = Job(repo="", states={}, offload="none", device=device, dtype="bfloat16", tasks=[], probe=True)
-    reason = "it reported nothing"
-    with WorkerProcess(job, timeout, tick) as worker:
-        for event in worker.events():
-            if event["event"] == PROBED:
-                environment: dict[str, Any] = event["environment"]
-                return environment
-            _raise_if_aborted(event)
-            reason = event.get("reason", reason)
-    raise DependencyError(f"a worker process cannot start: {reason}", "Check the installation of torch and diffusers.")
 
 
 @dataclass
@@ -219,7 +175,7 @@ class Bench:
         self.journal.worker += 1
         with WorkerProcess(self._job(cell, missing), self.options.timeout, shown.refresh) as worker:
             for event in worker.events():
-                _raise_if_aborted(event)
+                raise_if_aborted(event)
                 if event["event"] == LOADED:
                     event = self._compare_working(event)
                 kind = event.pop("event")
@@ -309,40 +265,3 @@ class Bench:
     def _is_measured(self, cell: Cell, task: Task) -> bool:
         figures = self.journal.measured.get((cell, task.key))
         return figures is not None and (task.image is None or has_image(figures, Path(task.image)))
-
-
-def image_seed(kind: str, prompt: SuitePrompt) -> int:
-    """The seed of an image.
-
-    Args:
-        kind: one of ``IMAGE_KINDS``.
-        prompt: the prompt of the image.
-    """
-    return prompt.seed + (BASELINE_SEED_OFFSET if kind == BASELINE else 0)
-
-
-def image_name(kind: str, prompt: SuitePrompt) -> str:
-    """The path of an image in the folder of measurements; arguments as for ``image_seed``."""
-    model = ORIGINAL if kind == BASELINE else kind
-    return f"images/{kind}/{prompt.id}-{image_seed(kind, prompt)}-{model}.png"
-
-
-def image_key(kind: str, prompt: SuitePrompt) -> str:
-    """The key of an image in the journal; arguments as for ``image_seed``. Ids of prompts have no plus sign."""
-    return f"{prompt.id}+{BASELINE_SEED_OFFSET}" if kind == BASELINE else prompt.id
-
-
-def has_image(figures: Mapping[str, Any], image: Path) -> bool:
-    """Whether a file is the image that was measured.
-
-    Args:
-        figures: of the image, from the journal.
-        image: the file.
-    """
-    digest = figures.get("image_sha256")
-    return digest is not None and digest == file_sha256(image)
-
-
-def _raise_if_aborted(event: Mapping[str, Any]) -> None:
-    if event["event"] == ABORTED:
-        raise LensconvError.from_dict(event)

@@ -15,9 +15,10 @@ from typing import Any
 from converter.checkpoint.checksum import file_sha256
 from converter.console import Reporter, readable_size
 from converter.errors import OutputError, ResourceError
+from converter.measurement.benchmark.image_files import BASELINE, has_image, image_seed
 from converter.measurement.benchmark.job import Task
 from converter.measurement.benchmark.journal import Cell
-from converter.measurement.benchmark.measuring import BASELINE, Bench, has_image, image_seed
+from converter.measurement.benchmark.measuring import Bench
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED
 from converter.measurement.benchmark.trace_files import (
     FLAT_KEY,

@@ -9,15 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from converter.errors import printable
+from converter.errors import LensconvError, printable
 from converter.libraries import WAIT_VARIABLE, wait_policy
-from converter.measurement.benchmark.job import FAILED, Job
+from converter.measurement.benchmark.job import ABORTED, FAILED, Job
 from converter.threads import HeldSignals
 
 #: Seconds between two refreshes of the progress.
@@ -121,3 +121,13 @@ class WorkerProcess:
             os.close(self._pipe)
             self._log.close()
             self._input.close()
+
+
+def raise_if_aborted(event: Mapping[str, Any]) -> None:
+    """Raise the error that ended the work of a worker, if the event is about one.
+
+    Raises:
+        LensconvError: as the worker raised it; it has nothing to do with the model.
+    """
+    if event["event"] == ABORTED:
+        raise LensconvError.from_dict(event)
