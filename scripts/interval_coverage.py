@@ -33,7 +33,7 @@ class Machine:
     process: float = 0.05
     image: float = 0.02
     walk: float = 0.0
-    """Of the steps of a random walk."""
+    """Standard deviation of the steps of a random walk."""
     slope: float = 0.0
     """Growth from one process to the next."""
 
@@ -77,7 +77,7 @@ def main() -> None:
 def coverage(machine: Machine, pairs: int, trials: int, generator: np.random.Generator) -> dict[str, float]:
     """Return the share of simulated benchmarks of equal models whose interval contains 0 %, by method.
 
-    Of fewer than three pairs, the first method gives no interval.
+    With fewer than three pairs, the first method does not give an interval.
     """
     methods = METHODS if pairs >= FEWEST_PAIRS else dict(list(METHODS.items())[1:])
     held = dict.fromkeys(methods, 0)

@@ -42,7 +42,7 @@ PROMPTS = 6
 RESAMPLES = 10_000
 #: Seconds of a phase of the pattern.
 PHASE = (10.0, 40.0)
-#: A program that only computes, until the script ends.
+#: A program that does nothing but compute, until the script ends.
 BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: sum(range(10**5))"
 
 
@@ -137,7 +137,7 @@ class Schedule:
 
 
 def _make_models(arguments: argparse.Namespace) -> list[Path]:
-    """Return the two pipelines, of which the second is made of the first unless both were named."""
+    """Return the two pipelines; unless both were named, the second is a copy of the first."""
     folder = arguments.out / "models"
     first, second = arguments.models or (folder / "original", folder / "equal")
     if not first.is_dir():

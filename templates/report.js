@@ -141,7 +141,7 @@
     timer = 0;
     if (on) {
       flip();
-      // Who asked for less motion changes the images by hand.
+      // Readers who asked for less motion change the images by hand.
       if (!calm.matches) timer = setInterval(flip, BLINK_MS);
     } else alone = "";
     button("blink").setAttribute("aria-pressed", String(on));
@@ -188,7 +188,7 @@
   document.addEventListener("keydown", (event) => {
     const action = KEYS.get(event.key.length === 1 ? event.key.toLowerCase() : event.key);
     if (!action || event.ctrlKey || event.metaKey || event.altKey) return;
-    // There the arrows have a meaning of their own.
+    // In these elements, the arrows have a meaning of their own.
     if (event.key.startsWith("Arrow") && event.target.closest("input, .scroll, blockquote, .pans .view")) return;
     const own = button(action);
     if (own ? own.disabled : stage.hidden && action !== "keys") return;

@@ -252,7 +252,7 @@ def test_the_meter_samples_a_gpu_while_work_runs(monkeypatch: pytest.MonkeyPatch
     assert meter.Meter(torch.device("cpu")).gpu_conditions() == {}
 
 
-def test_counters_are_plain() -> None:
+def test_what_no_counter_says_is_unknown() -> None:
     zero = Counters(0.0, frozenset({0}), None, None, None, None, None)
     assert zero.since(zero) == {
         **dict.fromkeys(("other_cpu_s", "steal_s", "swapped_mb", "throttled")),

@@ -25,7 +25,7 @@ from converter.measurement.benchmark.measuring import Bench
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.trace_files import TRACES_FOLDER, trace_file
 from converter.measurement.benchmark.traces import read_trace, replay_trace, tracing, write_trace
-from converter.measurement.benchmark.trajectory import TrajectoryStep
+from converter.measurement.benchmark.trajectory import TrajectoryMeasurement
 from converter.measurement.comparison.trajectory import (
     Step,
     Trace,
@@ -227,10 +227,10 @@ class Workers:
             for model in ("original", "quantized"):
                 journal.note(Cell("standard", 0, 0, model), "A1", DRAWN)
             bench._run_worker = self._work(bench)  # type: ignore[method-assign]
-            step, said = TrajectoryStep(bench), Notes()
-            step.measure(said)
+            measurement, said = TrajectoryMeasurement(bench), Notes()
+            measurement.measure(said)
             assert not (self.folder / TRACES_FOLDER).exists()
-            return step.add_to({"methods": {}, "not_measured": {}}), said
+            return measurement.add_to({"methods": {}, "not_measured": {}}), said
 
     def _work(self, bench: Bench) -> Any:
         def work(cell: Cell, missing: Sequence[Task], shown: Progress) -> bool:

@@ -1,4 +1,4 @@
-"""The prompts of a card in full, from the measurements or from the suite that was measured."""
+"""The prompts of a benchmark in full, from the measurements or from the suite that was measured."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from converter.measurement.evidence.statistics import (
     spread,
     summarise_times,
 )
-from converter.measurement.evidence.units import DIGITS
+from converter.measurement.evidence.units import DIGITS, LOADED_BYTES
 from converter.measurement.generation.settings import Settings
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.models.lens.resolutions import RESOLUTIONS
@@ -31,8 +31,6 @@ _OFFLOADING = {
     "offload": (OFFLOAD_NAME, "enable_model_cpu_offload"),
     "sequential": (SEQUENTIAL_NAME, "enable_sequential_cpu_offload"),
 }
-#: Bytes of a weight in bfloat16, in which models are usually loaded.
-_LOADED_BYTES = 2
 
 
 class Assembly:
@@ -182,7 +180,7 @@ class Assembly:
     def _metrics(self, matrix: Mapping[str, Any]) -> dict[str, Any]:
         models = {model: self._model(model, matrix) for model in MODELS}
         before, after = (models[model]["transformer"]["bytes"] for model in MODELS)
-        loaded = _LOADED_BYTES * models[ORIGINAL]["transformer"]["parameters"]
+        loaded = LOADED_BYTES * models[ORIGINAL]["transformer"]["parameters"]
         metrics = {
             "schema": "lensconv.benchmark/2",
             **self._shared,

@@ -23,7 +23,7 @@ from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.pairing import timing_count
 from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
 from converter.measurement.benchmark.trace_files import FLAT_FIELD, TRACES_FOLDER, remove_traces
-from converter.measurement.benchmark.trajectory import TrajectoryStep
+from converter.measurement.benchmark.trajectory import TrajectoryMeasurement
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder, write_evidence
 from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME, WEIGHTS_NAME
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
@@ -130,8 +130,8 @@ def bench(
         _note_differences(subjects, reporter)
         _note_environment(environment, reporter)
         work = Bench(output, by_name, suite, settings, options, drawing.device, environment, journal)
-        last = TrajectoryStep(work)
-        last.announce(reporter)
+        trajectories = TrajectoryMeasurement(work)
+        trajectories.announce(reporter)
         total = work.total
         missing = sum(len(work.missing(cell)) for cell in work.cells)
         if missing < total:
@@ -141,23 +141,11 @@ def bench(
         with reporter.progress("measuring", total, "images") as shown:
             shown.skip(total - missing)
             work.measure(shown)
-        last.measure(reporter)
+        trajectories.measure(reporter)
         for subject in subjects:
             refuse_changed_files(subject.states)
         contents = Assembly(journal, suite, settings, by_name, environment, options).files()
-        for name, content in contents.items():
-            write_evidence(output, name, content)
-        _copy_summary(subjects[1], output)
-        images = compare_images(output, contents[MATRIX_NAME], reporter)
-        comparisons = {
-            IMAGES_NAME: None if images is None else last.add_to(images),
-            WEIGHTS_NAME: compare_weights(by_name, reporter),
-        }
-        for name, found in comparisons.items():
-            if found is not None:
-                write_evidence(output, name, found)
-        # Reading compares the files with each other and with the images.
-        evidence = read_evidence_folder(output)
+        evidence = _write_files(output, contents, by_name, trajectories, reporter)
     # What fails after the pairs is a reason in image_fidelity.json.
     failed = tuple(
         {**asdict(cell), "prompt": key, "reason": reason}
@@ -172,6 +160,37 @@ def bench(
         failed=failed,
         elapsed_s=time.monotonic() - started,
     )
+
+
+def _write_files(
+    output: Path,
+    contents: Mapping[str, Mapping[str, Any]],
+    subjects: Mapping[str, Subject],
+    trajectories: TrajectoryMeasurement,
+    reporter: Reporter,
+) -> dict[str, dict[str, Any]]:
+    """Write all files of measurements, after comparing images and weights, and read them again.
+
+    Args:
+        output: the folder of measurements.
+        contents: what ``Assembly`` made, by file name.
+        subjects: the models, by name.
+        trajectories: adds its figures to those of the images.
+        reporter: shows progress and notes.
+    """
+    for name, content in contents.items():
+        write_evidence(output, name, content)
+    _copy_summary(subjects[QUANTIZED], output)
+    images = compare_images(output, contents[MATRIX_NAME], reporter)
+    comparisons = {
+        IMAGES_NAME: None if images is None else trajectories.add_to(images),
+        WEIGHTS_NAME: compare_weights(subjects, reporter),
+    }
+    for name, found in comparisons.items():
+        if found is not None:
+            write_evidence(output, name, found)
+    # Reading compares the files with each other and with the images.
+    return read_evidence_folder(output)
 
 
 def _plan_text(options: BenchOptions) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 
 from converter.measurement.evidence.units import DIGITS
 
-#: The system counts CPU time in hundredths of a second, so in a shorter session it says little, in seconds.
+#: Seconds of the shortest session whose CPU time is judged: the system counts it in hundredths of a second.
 _SHORTEST = 0.5
-#: CPU time of other programs that no machine is without, in CPUs: so many, and so many more for each CPU. An idle
+#: CPU time of other programs that does not count, in CPUs: the first, and the second more for each CPU. An idle
 #: desktop takes about half of that.
 _OTHER_CPU, _OTHER_CPU_EACH = 0.1, 0.02
 #: CPU time that the host may take, in CPUs.
@@ -113,7 +113,7 @@ def disturbances(session: Conditions | None, clocks: Sequence[float | None]) -> 
         reasons.append(f"{session.swapped_mb:.0f} MB of memory were swapped in {session.seconds:.0f} s")
     reasons += [text for name, text in _DISTURBING.items() if name in (session.gpu_throttle_reasons or ())]
     known = [clock for clock in clocks if clock is not None]
-    if session.gpu_clock_mhz is not None and known and session.gpu_clock_mhz < _CLOCK_SHARE * statistics.median(known):
-        usual = statistics.median(known)
+    usual = statistics.median(known) if known else 0.0
+    if session.gpu_clock_mhz is not None and session.gpu_clock_mhz < _CLOCK_SHARE * usual:
         reasons.append(f"the GPU's clock was {session.gpu_clock_mhz:.0f} MHz, and usually {usual:.0f} MHz")
     return reasons

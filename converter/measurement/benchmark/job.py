@@ -23,7 +23,7 @@ PROBED = "probed"
 
 @dataclass(frozen=True)
 class Task:
-    """One image."""
+    """One image, or the steps of a trajectory that are repeated."""
 
     key: str
     """Its key in the journal; empty for a first image that only warms up."""
@@ -32,9 +32,9 @@ class Task:
     image: str | None
     """Path of its PNG; None if it is not kept."""
     trace: str | None = None
-    """Path of the file into which its trajectory is recorded; None if it is not."""
+    """Path of the file for its trajectory; None if it is not recorded."""
     replay: str | None = None
-    """Path of the original's trajectory whose steps are repeated, in place of an image; None for an image."""
+    """Path of the original's trajectory whose steps are repeated; None if an image is generated."""
     blocks: bool = False
     """Whether hidden states after blocks are recorded, too."""
 

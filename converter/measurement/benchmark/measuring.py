@@ -209,7 +209,7 @@ class Bench:
     def _job(self, cell: Cell, missing: Sequence[Task]) -> Job:
         # In the other modes the first image is the cold one; a worker that starts with another one has to warm up.
         warms_up = cell.mode == "standard" or missing[0].key != self.suite.prompts[0].id
-        # Nothing else than images is timed.
+        # Only images are timed.
         warms_up = warms_up and is_image_key(missing[0].key)
         warm_up = [replace(missing[0], key="", image=None, trace=None)] if warms_up else []
         subject = self.subjects[cell.model]

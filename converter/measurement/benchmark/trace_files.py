@@ -19,6 +19,7 @@ TRACES_FOLDER = ".trajectory"
 FLAT_FIELD = "flat-field"
 #: Key of a flat field in the journal; prompts do not have such an id.
 FLAT_KEY = "(flat field)"
+#: Seed of both images of an empty prompt.
 FLAT_SEED = 0
 #: Most text tokens of a prompt, as in ``predict_memory``.
 _TEXT_TOKENS = 415

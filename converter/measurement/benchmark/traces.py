@@ -28,7 +28,7 @@ def tracing(pipeline: Any, task: Task) -> Iterator[dict[str, Any]]:
 
     Yields:
         Figures that are filled at the end: ``trace`` with ``sha256`` of the file and whether it has ``blocks``; or with
-        ``failed``, the reason why there is none. The image does not suffer from it.
+        ``failed``, the reason why it was not written; the image is still generated.
     """
     figures: dict[str, Any] = {}
     if task.trace is None:

@@ -1,7 +1,7 @@
 """What is measured after all pairs: velocity errors along the original's trajectories, and the flat field.
 
 A trajectory of the original is recorded while its baseline image is generated. One that is missing, for example after
-a run that was killed, is recorded anew. Each is known by its sha256 in the journal, and removed after its use.
+a run that was killed, is recorded again. The journal has the sha256 of each; all are removed at the end.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _NOT_REQUESTED = "not requested"
 
 
 @dataclass(frozen=True)
-class TrajectoryStep:
-    """The last step of a benchmark.
+class TrajectoryMeasurement:
+    """The last part of a benchmark.
 
     Args:
         bench: whose pairs are measured.
@@ -122,7 +122,7 @@ class TrajectoryStep:
         return [task for task in tasks if (cell, task.key) not in bench.failed]
 
     def _task(self, model: str, prompt: SuitePrompt) -> Task | None:
-        """What a model has to do for the trajectory of a prompt; None if it is nothing."""
+        """What a model has to do for the trajectory of a prompt; None if there is nothing to do."""
         bench, file = self.bench, trace_file(self.bench.output, prompt.id)
         has_trace = self._has_trace(prompt, file)
         if self._is_replayed(prompt) or has_trace != (model == QUANTIZED):
@@ -151,7 +151,7 @@ class TrajectoryStep:
 
     @property
     def _has_images(self) -> bool:
-        """Whether both models generated something, and so can probably do this, too."""
+        """Whether both models generated an image; otherwise they would probably fail here, too."""
         ids = {prompt.id for prompt in self.bench.suite.prompts}
         found = {cell.model for cell, key in self.bench.journal.measured if key in ids}
         return found == set(MODELS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -186,21 +187,22 @@ class Comparison:
         required = self._required.get(pair.id) or self._required.get(pair.key) or []
         if self._readers is None or not required:
             return ()
-        readers = self._readers
         images = (pair.original, first), (pair.quantized, second)
         measured: dict[str, TextAccuracy] = {}
-        for name, strings in readers.assign(required):
-
-            def read(image: tuple[Path, Pixels], name: str = name, strings: Sequence[str] = strings) -> list[Reading]:
-                path, pixels = image
-                found = self._attempt("text", readers.read, name, pixels, strings, prefix=f"{path.name}: ")
-                return found or [Reading()] * len(strings)
-
+        for name, strings in self._readers.assign(required):
+            read = partial(self._read_image, self._readers, name, strings)
             both = run_in_threads(read, images, workers=len(images), name="reader", refresh=lambda: None)
             for string, one, other in zip(strings, *both, strict=True):
                 rates = one.error_rate, other.error_rate
                 measured[string] = TextAccuracy(string, *rates, name, one.text, other.text)
         return tuple(measured[string] for string in required)
+
+    def _read_image(
+        self, readers: Readers, name: str, strings: Sequence[str], image: tuple[Path, Pixels]
+    ) -> list[Reading]:
+        path, pixels = image
+        found = self._attempt("text", readers.read, name, pixels, strings, prefix=f"{path.name}: ")
+        return found or [Reading()] * len(strings)
 
 
 def _load_lpips(wanted: bool) -> Lpips:

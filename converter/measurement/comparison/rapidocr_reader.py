@@ -85,11 +85,11 @@ class RapidOcrReader:
         try:
             # One of the packages that are imported adds filters for warnings.
             with warnings.catch_warnings(), _same_library_path():
-                library, runtime = _import("rapidocr"), _import("onnxruntime")
+                library, runtime = import_module("rapidocr"), import_module("onnxruntime")
                 engine = library.RapidOCR
-                state = _import("onnxruntime.capi.onnxruntime_pybind11_state")
-                session = _import("rapidocr.inference_engine.onnxruntime.main")
-                opencv = _import("cv2")
+                state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+                session = import_module("rapidocr.inference_engine.onnxruntime.main")
+                opencv = import_module("cv2")
             versions = f"{', '.join(MODELS)}, onnxruntime {version('onnxruntime')}"
             self.version = f"{self.name} {version('rapidocr')} ({versions})"
         except ModuleNotFoundError as error:
@@ -99,7 +99,7 @@ class RapidOcrReader:
             raise NotMeasured(f"RapidOCR cannot be imported: {first_line(error)}") from error
         errors = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
         self._failures = (*_FAILURES, *errors, session.ONNXRuntimeError, opencv.error)
-        paths = [Path(library.__file__).parent / "models" / f"{name}.onnx" for name in MODELS]
+        paths = [Path(str(library.__file__)).parent / "models" / f"{name}.onnx" for name in MODELS]
         for path in paths:
             # RapidOCR would download it.
             if not path.is_file():
@@ -218,10 +218,6 @@ def _same_library_path() -> Iterator[None]:
         os.environ.pop(_LIBRARY_PATH, None)
         if before is not None:
             os.environ[_LIBRARY_PATH] = before
-
-
-def _import(name: str) -> Any:
-    return import_module(name)
 
 
 def _dictionary(runtime: Any, path: Path) -> frozenset[str]:

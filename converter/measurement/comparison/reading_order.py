@@ -23,7 +23,7 @@ class Line:
     corners: NDArray[np.float64]
     """Of shape (4, 2): x and y in pixels, clockwise from the upper left."""
     direction: NDArray[np.float64]
-    """Of shape (2,) and length 1: where the text runs to; (1, 0) for an upright line."""
+    """Of shape (2,) and length 1: the direction in which the text runs; (1, 0) for an upright line."""
 
     @property
     def centre(self) -> NDArray[np.float64]:

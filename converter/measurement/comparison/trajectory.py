@@ -187,8 +187,8 @@ def trajectory_errors(original: Any, quantized: Any, prompt: str, **options: Any
         original: a pipeline.
         quantized: another one, with a transformer of the same architecture.
         prompt: what the original draws.
-        options: of the original's call, such as ``generator``; all but the prompts, the generator and the latents are
-            given to the quantized pipeline, too.
+        options: of the original's call, such as ``generator``; the quantized pipeline gets all of
+            them but the prompts, the generator and the latents.
 
     Raises: as ``replay``.
     """

@@ -17,7 +17,7 @@ from converter.measurement.evidence.names import MODELS
 from converter.measurement.evidence.units import DIGITS
 
 CONFIDENCE = 0.95
-#: Pairs that an interval needs at least: of two, Student's t with one degree of freedom is as wide as 12.7 deviations.
+#: The fewest pairs for an interval: with two, Student's t reaches 12.7 standard errors to each side.
 FEWEST_PAIRS = 3
 METHOD = "Student's t over pairs of adjacent processes"
 

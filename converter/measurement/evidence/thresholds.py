@@ -72,7 +72,7 @@ def parse_threshold(text: str) -> Threshold:
     """Parse ``METRIC=VALUE``.
 
     Raises:
-        UsageError: the metric is unknown, or the value is no number in its range.
+        UsageError: the metric is unknown, or the value is not a number in its range.
     """
     name, equals, number = text.partition("=")
     if not equals or name not in METRICS:
@@ -88,7 +88,7 @@ def parse_threshold(text: str) -> Threshold:
 def judge(thresholds: Sequence[Threshold], contents: Mapping[str, Mapping[str, Any]]) -> list[Verdict]:
     """Compare figures with thresholds.
 
-    A figure that is missing for some images or texts keeps no threshold, but it can be worse than one.
+    A figure that is missing for some images or texts never keeps a threshold, but it can be worse than one.
 
     Args:
         thresholds: the limits.
@@ -168,7 +168,7 @@ def _trajectory(contents: Mapping[str, Mapping[str, Any]]) -> tuple[float, str]:
 
 
 def _slowdown(contents: Mapping[str, Mapping[str, Any]]) -> tuple[float, str]:
-    """The lower end of the interval over pairs of processes. An interval over prompts of one run is no measurement."""
+    """The lower end of the interval over pairs of processes. An interval over the prompts of one run does not count."""
     summary = contents.get(MATRIX_NAME, {}).get("summary", {})
     found = contents.get(METRICS_NAME, {}).get("slowdown") or summary.get("slowdown")
     if not found or "percent_interval" not in found:

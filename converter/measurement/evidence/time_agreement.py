@@ -16,8 +16,9 @@ from converter.measurement.evidence.units import ROUNDING
 _LEAST, _MOST = 1e-6, 1e9
 #: Half a unit of the last digit of a ratio, and a little for binary fractions.
 _RATIO_ROUNDING = 0.000051
-#: Of a slowdown of the first version, what is not computed again: its intervals came from random numbers.
+#: Figures of a slowdown of the first version that are not computed again: its intervals came from random numbers.
 _DRAWN = ("ratio_of_means_percent_interval", "mean_difference_s_interval", "method", "confidence", "resamples", "seed")
+#: Fields that only the second version has.
 _PAIR_KEYS = ("timed_prompts", "timed_pairs")
 
 
@@ -27,13 +28,13 @@ def has_pairs(content: Mapping[str, Any]) -> bool:
 
 
 def check_seconds(where: str, seconds: float | None) -> Iterator[str]:
-    """Yield what is wrong with a time that is to be compared; None is no time."""
+    """Yield what is wrong with a time that is to be compared; None is a missing time."""
     if seconds is not None and not _LEAST <= seconds <= _MOST:
         yield f"{where} is not between {_LEAST:g} and {_MOST:g} seconds"
 
 
 def check_method(content: Mapping[str, Any], where: str, slowdown: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield whether a slowdown is one of another version of the format."""
+    """Yield a contradiction if a slowdown belongs to another version of the format than its file."""
     if slowdown is not None and (slowdown.get("method") == METHOD) != has_pairs(content):
         yield f"{where} is not one of a file with schema {content['schema']}"
 
@@ -57,9 +58,7 @@ def check_times(
     """
     yield from check_method(content, where, slowdown)
     if not has_pairs(content):
-        yield from (
-            f"{key} is not part of {content['schema']}" for key in ("timed_prompts", "timed_pairs") if key in content
-        )
+        yield from (f"{key} is not part of {content['schema']}" for key in _PAIR_KEYS if key in content)
         if slowdown is not None and all(times):
             shown = {key: value for key, value in slowdown.items() if key not in _DRAWN}
             yield from differences(where, shown, compare_prompts(*(found or {} for found in times)))

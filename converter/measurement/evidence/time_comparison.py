@@ -21,7 +21,7 @@ class PromptRatio:
     ratio: float
     """Quantized over original, of the sums over the prompts."""
     interval: Sequence[float] | None
-    """Of draws of the prompts, so that differences between runs are not in it; None if the file has none."""
+    """From draws of the prompts, so differences between runs are not in it; None if the file has no interval."""
     prompts: int
     runs: int
 

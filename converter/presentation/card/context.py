@@ -189,15 +189,10 @@ def _describe_fidelity(evidence: CardEvidence) -> dict[str, Any]:
         "images": _table(fidelity.images_summary_table, images),
         "image_pairs": _table(fidelity.images_table, images),
         "image_steps": images["num_inference_steps"] if images else None,
-        "image_trajectory": _trajectory(images),
+        "trajectory_prompts": len(images.get("trajectory", {}).get("prompts", ())) if images else 0,
         "image_text": _table(fidelity.text_table, images),
         "weights": _table(fidelity.weights_table, weights),
     }
-
-
-def _trajectory(images: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    found = (images or {}).get("trajectory")
-    return None if found is None else {"prompts": len(found["prompts"])}
 
 
 def _table(make: Callable[[Mapping[str, Any]], Table | None], content: Mapping[str, Any] | None) -> Markdown | None:

@@ -16,7 +16,7 @@ from converter.presentation.tables.table import Table
 
 #: Contents of files of measurements by file name.
 Evidence = Mapping[str, Mapping[str, Any]]
-#: How the row of the empty prompt is called, and what stands in place of its text.
+#: The id and the title of the row of the empty prompt, and what is shown as its text.
 _FLAT_ID, _FLAT_TITLE = "flat-field", "Empty prompt"
 _FLAT_TEXT = "(The prompt is empty. Little content of the image can hide a periodic pattern, or look like one.)"
 #: Ids of prompts that can be the end of an address as they are.
@@ -50,7 +50,9 @@ def rows_with_images(evidence: Evidence) -> list[Mapping[str, Any]]:
     rows = [*evidence.get(MATRIX_NAME, {"prompts": []})["prompts"]]
     flat = _images(evidence).get("flat_field")
     if flat is not None:
-        rows.append({"id": _FLAT_ID, "scenario": _FLAT_TITLE, "seed": flat["seed"], **{m: flat[m] for m in MODELS}})
+        rows.append(
+            {"id": _FLAT_ID, "scenario": _FLAT_TITLE, "seed": flat["seed"], **{model: flat[model] for model in MODELS}}
+        )
     return rows
 
 

@@ -17,7 +17,7 @@ from converter.presentation.grid.layout import SIDE_LIMIT, Size
 from converter.presentation.report.store import ImageStore
 
 #: Name and title of the image that the original draws with a second seed.
-BASELINE, BASELINE_TITLE = "baseline", "Original, second seed"
+_BASELINE, _BASELINE_TITLE = "baseline", "Original, second seed"
 #: Effort of lossless WebP. For an image of 1440 x 1440 pixels, 0 takes 0.1 s and a fifth more bytes than 4, which takes
 #: 0.6 s; 6 takes longer and saves nothing.
 _METHOD = 4
@@ -56,7 +56,7 @@ class Pictures:
 
 
 def read_pictures(folder: Path, row: Mapping[str, Any], store: ImageStore) -> Pictures:
-    """Read the images of a prompt, and keep them in a store. What is missing or was changed says so.
+    """Read the images of a prompt, and keep them in a store; one that is missing or was changed has a reason instead.
 
     Args:
         folder: contains ``comparison_matrix.json``.
@@ -96,8 +96,8 @@ def _entries(row: Mapping[str, Any]) -> Iterator[tuple[str, str, int | None, Map
     """Yield what a row says of each image: model, title, seed and measurement."""
     for model, title in zip(MODELS, MODEL_TITLES, strict=True):
         yield model, title, row["seed"], row[model]
-    if "baseline" in row:
-        yield BASELINE, BASELINE_TITLE, row["baseline"]["seed"], row["baseline"]
+    if _BASELINE in row:
+        yield _BASELINE, _BASELINE_TITLE, row[_BASELINE]["seed"], row[_BASELINE]
 
 
 def _read(folder: Path, prompt: str, model: str, measured: Mapping[str, Any]) -> tuple[Image.Image | None, str]:
