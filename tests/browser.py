@@ -40,7 +40,7 @@ class Site:
     pages: Mapping[str, str]
     port: int = 0
     asked: list[str] = field(default_factory=list)
-    """Hosts and paths of requests, and ``not HTTP`` for what is none, such as the beginning of TLS."""
+    """Hosts and paths of requests, and ``not HTTP`` for anything else, such as the beginning of TLS."""
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def opened() -> Iterator[Tab]:
 
 @pytest.fixture
 def tab(opened: Tab) -> Iterator[Tab]:
-    """A tab whose page asks for nothing else and of which the console is empty."""
+    """A tab whose page asks for nothing else, and whose console is empty."""
     opened.requests.clear()
     yield opened
     assert {address.partition("#")[0].rpartition("/")[2] for address in opened.requests} <= {"report.html"}

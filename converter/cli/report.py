@@ -32,8 +32,8 @@ def command(console: Console, folder: Path, output: Path | None, overwrite: bool
     """Make an HTML page of the measurements in the folder DIR, which any browser opens without a network.
 
     The page shows the images of both models over each other, with a slider, blinking and zoom, next to the figures of
-    their prompt; below are tables, charts, and what was measured with. The images keep every pixel. They are inside the
-    page up to 32 MB; otherwise they are written into a folder beside it. A missing or changed image is named.
+    their prompt; below are tables, charts, and the machine and versions. The images keep every pixel. They are inside
+    the page up to 32 MB; otherwise they are written into a folder beside it. A missing or changed image is named.
     """
     # Importing this takes a moment, and the help does not need it.
     require_extra("measure")
