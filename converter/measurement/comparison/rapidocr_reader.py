@@ -99,14 +99,10 @@ class RapidOcrReader:
             raise NotMeasured(f"RapidOCR cannot be imported: {first_line(error)}") from error
         errors = [kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)]
         self._failures = (*_FAILURES, *errors, session.ONNXRuntimeError, opencv.error)
-        paths = [Path(str(library.__file__)).parent / "models" / f"{name}.onnx" for name in MODELS]
-        for path in paths:
-            # RapidOCR would download it.
-            if not path.is_file():
-                raise NotMeasured(f"RapidOCR lacks its network {path.name}; install the package rapidocr again")
+        detecting, recognizing = _network_files(Path(str(library.__file__)).parent)
         try:
-            self._characters = _dictionary(runtime, paths[1])
-            options = {**_OPTIONS, "Det.model_path": str(paths[0]), "Rec.model_path": str(paths[1])}
+            self._characters = _dictionary(runtime, recognizing)
+            options = {**_OPTIONS, "Det.model_path": str(detecting), "Rec.model_path": str(recognizing)}
             self._detector = engine(params={**options, "Global.use_rec": False})
             self._recognizer = engine(params={**options, "Global.use_det": False})
             # The networks are loaded by the first call.
@@ -218,6 +214,19 @@ def _same_library_path() -> Iterator[None]:
         os.environ.pop(_LIBRARY_PATH, None)
         if before is not None:
             os.environ[_LIBRARY_PATH] = before
+
+
+def _network_files(package: Path) -> list[Path]:
+    """The files of ``MODELS`` in the package; RapidOCR would download one that is missing.
+
+    Raises:
+        NotMeasured: one is missing.
+    """
+    files = [package / "models" / f"{name}.onnx" for name in MODELS]
+    for file in files:
+        if not file.is_file():
+            raise NotMeasured(f"RapidOCR lacks its network {file.name}; install the package rapidocr again")
+    return files
 
 
 def _dictionary(runtime: Any, path: Path) -> frozenset[str]:

@@ -58,10 +58,7 @@ def check_times(
     """
     yield from check_method(content, where, slowdown)
     if not has_pairs(content):
-        yield from (f"{key} is not part of {content['schema']}" for key in _PAIR_KEYS if key in content)
-        if slowdown is not None and all(times):
-            shown = {key: value for key, value in slowdown.items() if key not in _DRAWN}
-            yield from differences(where, shown, compare_prompts(*(found or {} for found in times)))
+        yield from _check_first_version(content, where, slowdown, times)
         return
     missing = [key for key in _PAIR_KEYS if key not in content]
     yield from (f"{key} is missing" for key in missing)
@@ -75,6 +72,18 @@ def check_times(
         yield f"{where} is {'missing' if slowdown is None else 'present'}, but {count} were compared"
     elif computed is not None:
         yield from differences(where, slowdown, computed.to_dict())
+
+
+def _check_first_version(
+    content: Mapping[str, Any],
+    where: str,
+    slowdown: Mapping[str, Any] | None,
+    times: Sequence[Mapping[str, float] | None],
+) -> Iterator[str]:
+    yield from (f"{key} is not part of {content['schema']}" for key in _PAIR_KEYS if key in content)
+    if slowdown is not None and all(times):
+        shown = {key: value for key, value in slowdown.items() if key not in _DRAWN}
+        yield from differences(where, shown, compare_prompts(*(found or {} for found in times)))
 
 
 def _check_pairs(content: Mapping[str, Any], all_times: Sequence[Mapping[str, Sequence[float]]]) -> Iterator[str]:
