@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,14 @@ PIECE_ELEMENTS = 1 << 20
 SPREAD = 0.02
 
 
-def write_weights(folder: Path, specs: tuple[TensorSpec, ...], layout: Layout, seed: int, progress: Progress) -> None:
+def write_weights(
+    folder: Path,
+    specs: tuple[TensorSpec, ...],
+    layout: Layout,
+    seed: int,
+    progress: Progress,
+    trained: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Generate tensors and write them into their slots.
 
     Args:
@@ -35,27 +43,39 @@ def write_weights(folder: Path, specs: tuple[TensorSpec, ...], layout: Layout, s
         layout: where each goes.
         seed: of the numbers.
         progress: counts bytes.
+        trained: float32 arrays in place of random numbers.
 
     Raises:
         OSError: a file cannot be written.
     """
     workers = len(os.sched_getaffinity(0))
     with SlotWriter(folder, layout) as writer:
-        write = partial(_write_tensor, writer, layout, seed=seed, progress=progress)
+        write = partial(_write_tensor, writer, layout, seed=seed, progress=progress, trained=trained or {})
         run_in_threads(write, specs, workers=workers, name="synth", refresh=progress.refresh)
         writer.sync()
 
 
-def _write_tensor(writer: SlotWriter, layout: Layout, spec: TensorSpec, seed: int, progress: Progress) -> None:
+def _write_tensor(
+    writer: SlotWriter,
+    layout: Layout,
+    spec: TensorSpec,
+    seed: int,
+    progress: Progress,
+    trained: Mapping[str, np.ndarray],
+) -> None:
     key = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
     generator = np.random.Generator(np.random.SFC64([seed, key]))
     slot = layout.slots[spec.name]
     scale, centre = _distribution(spec)
+    known = trained.get(spec.name)
     for start, stop in ranges(math.prod(spec.shape), PIECE_ELEMENTS):
-        numbers = generator.standard_normal(stop - start, dtype=np.float32)
-        numbers *= np.float32(scale)
-        if centre:
-            numbers += np.float32(centre)
+        if known is not None:
+            numbers = known.reshape(-1)[start:stop]
+        else:
+            numbers = generator.standard_normal(stop - start, dtype=np.float32)
+            numbers *= np.float32(scale)
+            if centre:
+                numbers += np.float32(centre)
         data = _encode(numbers, spec.dtype)
         writer.write(slot.file, slot.offset + start * data.itemsize, data.data)
         progress.advance(data.nbytes)

@@ -1,0 +1,107 @@
+"""Signs: what they say, their colours and scenes, and the prompts that describe them.
+
+``vocabulary.toml`` lists the parts. Training and evaluation draw from it by a seed.
+"""
+
+from __future__ import annotations
+
+import random
+import tomllib
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+_VOCABULARY: dict[str, Any] = tomllib.loads(Path(__file__).with_name("vocabulary.toml").read_text("utf-8"))
+COLORS: dict[str, tuple[int, int, int]] = {name: tuple(levels) for name, levels in _VOCABULARY["colors"].items()}
+SCENES: tuple[str, ...] = tuple(_VOCABULARY["scenes"])
+TRAINING_WORDS: tuple[str, ...] = tuple(_VOCABULARY["training_words"])
+HELD_OUT_WORDS: tuple[str, ...] = tuple(_VOCABULARY["held_out_words"])
+#: Shares of signs with two lines, of second lines that are a digit, of lines that are a random string, and of random
+#: strings with a digit.
+_TWO_LINES, _DIGIT, _RANDOM, _MIXED = 0.6, 0.4, 0.6, 0.6
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a picture shows."""
+
+    lines: tuple[str, ...]
+    plate: str
+    ink: str
+    scene: str
+    template: str
+
+    @property
+    def text(self) -> str:
+        """The lines, with spaces between them."""
+        return " ".join(self.lines)
+
+    @property
+    def prompt(self) -> str:
+        """The sentence that describes the picture."""
+        return self.template.format(text=self.text, plate=self.plate, ink=self.ink, scene=self.scene)
+
+
+def training_sign(rng: random.Random) -> Sign:
+    """Draw a sign for training: words of the training list, random strings and digits."""
+    lines = [_training_line(rng)]
+    if rng.random() < _TWO_LINES:
+        lines.append(rng.choice(_VOCABULARY["digits"]) if rng.random() < _DIGIT else _training_line(rng))
+    return _sign(lines, rng)
+
+
+def held_out_signs(count: int, seed: int = 0) -> list[Sign]:
+    """Draw signs for the evaluation: every held-out word in turn, alone, with a digit or with any other word.
+
+    Args:
+        count: how many.
+        seed: of the choice.
+
+    Returns:
+        Signs with different texts, none of which training can draw.
+    """
+    rng = random.Random(f"held out {seed}")  # noqa: S311 - words, not secrets
+    signs: dict[str, Sign] = {}
+    while len(signs) < count:
+        lines = [HELD_OUT_WORDS[len(signs) % len(HELD_OUT_WORDS)]]
+        if rng.random() < _TWO_LINES:
+            others = TRAINING_WORDS + HELD_OUT_WORDS
+            lines.append(rng.choice(_VOCABULARY["digits"] if rng.random() < _DIGIT else others))
+            if len(lines[1]) > 1:
+                rng.shuffle(lines)
+        sign = _sign(lines, rng)
+        signs.setdefault(sign.text, sign)
+    return list(signs.values())
+
+
+def parse_prompt(prompt: str) -> Sign:
+    """The sign that a prompt describes.
+
+    Raises:
+        ValueError: the prompt is not one that the vocabulary can make.
+    """
+    for template, (plate, ink), scene in product(_VOCABULARY["templates"], _VOCABULARY["pairs"], SCENES):
+        before, after = template.format(text="|", plate=plate, ink=ink, scene=scene).split("|")
+        if prompt.startswith(before) and prompt.endswith(after):
+            return Sign(tuple(prompt.removeprefix(before).removesuffix(after).split()), plate, ink, scene, template)
+    raise ValueError(f"no sign is described by {prompt!r}")
+
+
+def _training_line(rng: random.Random) -> str:
+    if rng.random() >= _RANDOM:
+        return rng.choice(TRAINING_WORDS)
+    while True:
+        length = rng.randint(2, _VOCABULARY["longest_line"])
+        line = "".join(rng.choice(_VOCABULARY["letters"]) for _ in range(length))
+        # No more than one digit: the tokenizer makes one token of two or three digits in a row.
+        if rng.random() < _MIXED:
+            place = rng.randrange(length)
+            line = line[:place] + rng.choice(_VOCABULARY["digits"]) + line[place + 1 :]
+        if line not in HELD_OUT_WORDS:
+            return line
+
+
+def _sign(lines: list[str], rng: random.Random) -> Sign:
+    plate, ink = rng.choice(_VOCABULARY["pairs"])
+    return Sign(tuple(lines), plate, ink, rng.choice(SCENES), rng.choice(_VOCABULARY["templates"]))
