@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="Seed of weights, pictures and noise.")
     parser.add_argument("--autoencoder-steps", type=int, default=3000, help="Batches of 8 for the autoencoder.")
     parser.add_argument("--steps", type=int, default=12000, help="Batches of 32 for the transformer.")
-    parser.add_argument("--examples", type=int, default=12000, help="Signs for the training of the transformer.")
+    parser.add_argument("--examples", type=int, default=6000, help="Signs for the training of the transformer.")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     train(arguments)

@@ -97,24 +97,10 @@ def synthesize(
         MemoryLimitError: there is too little memory for the libraries that build the tiny pipeline.
     """
     started = time.monotonic()
-    if preset not in PRESETS:
-        raise UsageError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
-    if component not in (None, COMPONENT):
-        raise UsageError(f"--component {component}: only the {COMPONENT} can be written alone")
-    if layers is not None and not 1 <= layers <= MAXIMUM_LAYERS:
-        raise UsageError(f"--layers {layers}: must be between 1 and {MAXIMUM_LAYERS}")
-    if preset == "signs" and (seed != signs.TEXT_ENCODER_SEED or layers not in (None, signs.TRANSFORMER.num_layers)):
-        raise UsageError("--preset signs: its weights are trained; leave out --seed and --layers")
+    _check_options(preset, component, layers, seed)
     identity = {"synth": [preset, component, layers, seed, shard_bytes]}
     staging = Staging(output, identity, REPLACING_CHECKPOINTS if overwrite else None)
-    config = {"lens": LensConfig(), "tiny": TRANSFORMER, "signs": signs.TRANSFORMER}[preset]
-    config = replace(config, num_layers=layers or config.num_layers)
-    if preset == "lens" or component is not None:
-        components, files = [_transformer("", config, shard_bytes)], {}
-    else:
-        components, files = _tiny_pipeline(config, signs.vae_config() if preset == "signs" else None, shard_bytes)
-    if preset == "signs":
-        components = [_with_trained(part, "transformer/" if component else part.folder) for part in components]
+    components, files = _components(preset, component, layers, shard_bytes)
     specs = [spec for part in components for spec in part.specs]
     total = sum(spec.bytes for spec in specs)
     with staging, reporter.progress("generating", total) as shown:
@@ -128,6 +114,33 @@ def synthesize(
         seed=seed,
         elapsed_s=time.monotonic() - started,
     )
+
+
+def _check_options(preset: str, component: str | None, layers: int | None, seed: int) -> None:
+    if preset not in PRESETS:
+        raise UsageError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
+    if component not in (None, COMPONENT):
+        raise UsageError(f"--component {component}: only the {COMPONENT} can be written alone")
+    if layers is not None and not 1 <= layers <= MAXIMUM_LAYERS:
+        raise UsageError(f"--layers {layers}: must be between 1 and {MAXIMUM_LAYERS}")
+    if preset == "signs" and (seed != signs.TEXT_ENCODER_SEED or layers not in (None, signs.TRANSFORMER.num_layers)):
+        raise UsageError("--preset signs: its weights are trained; leave out --seed and --layers")
+
+
+def _components(
+    preset: str, component: str | None, layers: int | None, shard_bytes: int
+) -> tuple[list[_Component], dict[str, bytes]]:
+    """The components of a preset, and the small files of a pipeline by their path."""
+    config = {"lens": LensConfig(), "tiny": TRANSFORMER, "signs": signs.TRANSFORMER}[preset]
+    config = replace(config, num_layers=layers or config.num_layers)
+    if preset == "lens" or component is not None:
+        components = [_transformer("", config, shard_bytes)]
+        files: dict[str, bytes] = {}
+    else:
+        components, files = _tiny_pipeline(config, signs.vae_config() if preset == "signs" else None, shard_bytes)
+    if preset == "signs":
+        components = [_with_trained(part, part.folder or "transformer/") for part in components]
+    return components, files
 
 
 def _tiny_pipeline(

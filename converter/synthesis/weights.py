@@ -1,4 +1,4 @@
-"""Random weights that look like a model's: linears scaled by their fan-in, norms near one.
+"""Random weights that look like a model's: linears scaled by their fan-in, norms near one; or trained ones.
 
 The numbers of a tensor depend only on the seed and its name, so that a model with fewer layers begins like a deeper
 one, and the number of threads does not matter.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -63,22 +63,31 @@ def _write_tensor(
     progress: Progress,
     trained: Mapping[str, np.ndarray],
 ) -> None:
+    slot = layout.slots[spec.name]
+    pieces = _pieces_of(trained[spec.name]) if spec.name in trained else _random_pieces(spec, seed)
+    position = slot.offset
+    for numbers in pieces:
+        data = _encode(numbers, spec.dtype)
+        writer.write(slot.file, position, data.data)
+        position += data.nbytes
+        progress.advance(data.nbytes)
+
+
+def _pieces_of(numbers: np.ndarray) -> Iterator[np.ndarray]:
+    for start, stop in ranges(numbers.size, PIECE_ELEMENTS):
+        yield numbers.reshape(-1)[start:stop]
+
+
+def _random_pieces(spec: TensorSpec, seed: int) -> Iterator[np.ndarray]:
     key = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
     generator = np.random.Generator(np.random.SFC64([seed, key]))
-    slot = layout.slots[spec.name]
     scale, centre = _distribution(spec)
-    known = trained.get(spec.name)
     for start, stop in ranges(math.prod(spec.shape), PIECE_ELEMENTS):
-        if known is not None:
-            numbers = known.reshape(-1)[start:stop]
-        else:
-            numbers = generator.standard_normal(stop - start, dtype=np.float32)
-            numbers *= np.float32(scale)
-            if centre:
-                numbers += np.float32(centre)
-        data = _encode(numbers, spec.dtype)
-        writer.write(slot.file, slot.offset + start * data.itemsize, data.data)
-        progress.advance(data.nbytes)
+        numbers = generator.standard_normal(stop - start, dtype=np.float32)
+        numbers *= np.float32(scale)
+        if centre:
+            numbers += np.float32(centre)
+        yield numbers
 
 
 def _distribution(spec: TensorSpec) -> tuple[float, float]:

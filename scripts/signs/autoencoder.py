@@ -17,7 +17,7 @@ from torch.nn import functional
 from converter.models.lens.sampling import denormalize, unpatchify
 from converter.synthesis.signs import vae_config
 from scripts.signs.pictures import picture_batch
-from scripts.signs.vocabulary import training_sign
+from scripts.signs.vocabulary import varied_sign
 
 BATCH = 8
 _LEARNING_RATE = 2e-3
@@ -45,7 +45,7 @@ def train_autoencoder(
     for step in range(steps):
         rng = random.Random(f"{seed} autoencoder {step}")  # noqa: S311 - pictures, not secrets
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
-        pictures = picture_batch([training_sign(rng) for _ in range(BATCH)], device)
+        pictures = picture_batch([varied_sign(rng) for _ in range(BATCH)], device)
         for group in optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * learning_rate_factor(step, steps, _WARMUP)
         with torch.autocast(device.type, torch.bfloat16):
@@ -70,11 +70,12 @@ def train_autoencoder(
     return model.eval()
 
 
-@torch.no_grad()
 def encode_signs(model: AutoencoderKLFlux2, pictures: torch.Tensor) -> torch.Tensor:
     """The normalised latents of pictures as tokens, float32 ``[pictures, 64, 128]``."""
-    tokens = patchify(model.encode(pictures).latent_dist.mode())
-    return model.bn(tokens).flatten(2).transpose(1, 2)
+    with torch.no_grad():
+        tokens = patchify(model.encode(pictures).latent_dist.mode())
+        normalised: torch.Tensor = model.bn(tokens).flatten(2).transpose(1, 2)
+    return normalised
 
 
 def patchify(latents: torch.Tensor) -> torch.Tensor:
@@ -90,14 +91,12 @@ def learning_rate_factor(step: int, steps: int, warmup: int, floor: float = 0.0)
     return min(1.0, (step + 1) / warmup) * (floor + (1 - floor) * cosine)
 
 
-@torch.no_grad()
 def _measure(model: AutoencoderKLFlux2, seed: int, device: torch.device) -> None:
     """Set mean and variance of the batch norm, by which the pipeline scales latents."""
     rng = random.Random(f"{seed} measured")  # noqa: S311 - pictures, not secrets
-    parts = [
-        patchify(model.encode(picture_batch([training_sign(rng) for _ in range(BATCH)], device)).latent_dist.mode())
-        for _ in range(_MEASURED // BATCH)
-    ]
+    batches = [[varied_sign(rng) for _ in range(BATCH)] for _ in range(_MEASURED // BATCH)]
+    with torch.no_grad():
+        parts = [patchify(model.encode(picture_batch(signs, device)).latent_dist.mode()) for signs in batches]
     variance, mean = torch.var_mean(torch.cat(parts), (0, 2, 3))
     model.bn.running_mean.copy_(mean)
     model.bn.running_var.copy_(variance)

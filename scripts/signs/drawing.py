@@ -41,28 +41,32 @@ def draw_sign(sign: Sign) -> Image.Image:
     image = Image.new("RGB", (SIDE, SIDE), _WALLS.get(sign.scene, (0, 0, 0)))
     draw = ImageDraw.Draw(image)
     widest = max(map(len, sign.lines))
-    left = SLOT_WIDTH * _first_slot(widest)
+    left = SLOT_WIDTH * _first_slot(widest, sign)
     top = (SIDE - SLOT_HEIGHT * len(sign.lines)) // 2
     bottom = top + SLOT_HEIGHT * len(sign.lines)
     if sign.scene in _VIEWS:
         above, below = _VIEWS[sign.scene]
         draw.rectangle((0, 0, SIDE, _HORIZON - 1), above)
         draw.rectangle((0, _HORIZON, SIDE, SIDE), below)
-        draw.rectangle((SIDE // 2 - 4, bottom, SIDE // 2 + 3, SIDE - 8), _POST)
+        post = SIDE // 2 if sign.is_centred else left + SLOT_WIDTH
+        draw.rectangle((post - 4, bottom, post + 3, SIDE - 8), _POST)
     if sign.scene == "night":
         draw.ellipse(_MOON, _MOONLIGHT)
     plate = (left - _MARGIN_X, top - _MARGIN_Y, left + SLOT_WIDTH * widest + _MARGIN_X - 1, bottom + _MARGIN_Y - 1)
     draw.rounded_rectangle(plate, 5, COLORS[sign.plate], COLORS[sign.ink], 2)
     for row, line in enumerate(sign.lines):
-        for column, letter in enumerate(line, _first_slot(len(line))):
+        for column, letter in enumerate(line, _first_slot(len(line), sign)):
             middle = SLOT_WIDTH * column + SLOT_WIDTH // 2
             draw.text((middle, top + SLOT_HEIGHT * row + _BASE_LINE), letter, COLORS[sign.ink], _font(), "ms")
     return image
 
 
-def _first_slot(letters: int) -> int:
-    """The column of the first letter of a centred line; half a slot to the left where the number is odd."""
-    return (SIDE // SLOT_WIDTH - letters) // 2
+def _first_slot(letters: int, sign: Sign) -> int:
+    """The column of the first letter of a line; in a centred one of odd length, half a slot left of the middle.
+
+    Where lines begin at the left, a letter of the prompt has its column: that is far easier to learn.
+    """
+    return (SIDE // SLOT_WIDTH - letters) // 2 if sign.is_centred else 1
 
 
 @cache

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ COLORS: dict[str, tuple[int, int, int]] = {name: tuple(levels) for name, levels 
 SCENES: tuple[str, ...] = tuple(_VOCABULARY["scenes"])
 TRAINING_WORDS: tuple[str, ...] = tuple(_VOCABULARY["training_words"])
 HELD_OUT_WORDS: tuple[str, ...] = tuple(_VOCABULARY["held_out_words"])
-#: Shares of signs with two lines, of second lines that are a digit, of lines that are a random string, and of random
-#: strings with a digit.
+_LONGEST: int = _VOCABULARY["longest_line"]
+#: Shares of signs with two lines, of lines with a digit behind them or below, of lines that are a random string, and of
+#: random strings with a digit.
 _TWO_LINES, _DIGIT, _RANDOM, _MIXED = 0.6, 0.4, 0.6, 0.6
 
 
@@ -31,6 +32,8 @@ class Sign:
     ink: str
     scene: str
     template: str
+    is_centred: bool = False
+    """Whether the lines are in the middle of the picture, and do not begin at its left."""
 
     @property
     def text(self) -> str:
@@ -44,15 +47,23 @@ class Sign:
 
 
 def training_sign(rng: random.Random) -> Sign:
-    """Draw a sign for training: words of the training list, random strings and digits."""
-    lines = [_training_line(rng)]
+    """Draw a sign for the training of the transformer: a word, a random string, or either with a digit behind it."""
+    line = _random_string(rng) if rng.random() < _RANDOM else rng.choice(TRAINING_WORDS)
+    if rng.random() < _DIGIT and len(line) <= _LONGEST - 2:
+        line = f"{line} {rng.choice(_VOCABULARY['digits'])}"
+    return _sign((line,), rng)
+
+
+def varied_sign(rng: random.Random) -> Sign:
+    """Draw a sign for the training of the autoencoder: one or two lines in the middle."""
+    lines = [_varied_line(rng)]
     if rng.random() < _TWO_LINES:
-        lines.append(rng.choice(_VOCABULARY["digits"]) if rng.random() < _DIGIT else _training_line(rng))
-    return _sign(lines, rng)
+        lines.append(rng.choice(_VOCABULARY["digits"]) if rng.random() < _DIGIT else _varied_line(rng))
+    return replace(_sign(tuple(lines), rng), is_centred=True)
 
 
 def held_out_signs(count: int, seed: int = 0) -> list[Sign]:
-    """Draw signs for the evaluation: every held-out word in turn, alone, with a digit or with any other word.
+    """Draw signs for the evaluation: every held-out word, then short ones with a digit.
 
     Args:
         count: how many.
@@ -62,17 +73,11 @@ def held_out_signs(count: int, seed: int = 0) -> list[Sign]:
         Signs with different texts, none of which training can draw.
     """
     rng = random.Random(f"held out {seed}")  # noqa: S311 - words, not secrets
-    signs: dict[str, Sign] = {}
-    while len(signs) < count:
-        lines = [HELD_OUT_WORDS[len(signs) % len(HELD_OUT_WORDS)]]
-        if rng.random() < _TWO_LINES:
-            others = TRAINING_WORDS + HELD_OUT_WORDS
-            lines.append(rng.choice(_VOCABULARY["digits"] if rng.random() < _DIGIT else others))
-            if len(lines[1]) > 1:
-                rng.shuffle(lines)
-        sign = _sign(lines, rng)
-        signs.setdefault(sign.text, sign)
-    return list(signs.values())
+    texts = dict.fromkeys(HELD_OUT_WORDS)
+    short = [word for word in HELD_OUT_WORDS if len(word) <= _LONGEST - 2]
+    while len(texts) < count:
+        texts[f"{rng.choice(short)} {rng.choice(_VOCABULARY['digits'])}"] = None
+    return [_sign((text,), rng) for text in list(texts)[:count]]
 
 
 def parse_prompt(prompt: str) -> Sign:
@@ -84,15 +89,17 @@ def parse_prompt(prompt: str) -> Sign:
     for template, (plate, ink), scene in product(_VOCABULARY["templates"], _VOCABULARY["pairs"], SCENES):
         before, after = template.format(text="|", plate=plate, ink=ink, scene=scene).split("|")
         if prompt.startswith(before) and prompt.endswith(after):
-            return Sign(tuple(prompt.removeprefix(before).removesuffix(after).split()), plate, ink, scene, template)
+            return Sign((prompt.removeprefix(before).removesuffix(after),), plate, ink, scene, template)
     raise ValueError(f"no sign is described by {prompt!r}")
 
 
-def _training_line(rng: random.Random) -> str:
-    if rng.random() >= _RANDOM:
-        return rng.choice(TRAINING_WORDS)
+def _varied_line(rng: random.Random) -> str:
+    return rng.choice(TRAINING_WORDS) if rng.random() >= _RANDOM else _random_string(rng)
+
+
+def _random_string(rng: random.Random) -> str:
     while True:
-        length = rng.randint(2, _VOCABULARY["longest_line"])
+        length = rng.randint(2, _LONGEST)
         line = "".join(rng.choice(_VOCABULARY["letters"]) for _ in range(length))
         # No more than one digit: the tokenizer makes one token of two or three digits in a row.
         if rng.random() < _MIXED:
@@ -102,6 +109,6 @@ def _training_line(rng: random.Random) -> str:
             return line
 
 
-def _sign(lines: list[str], rng: random.Random) -> Sign:
+def _sign(lines: tuple[str, ...], rng: random.Random) -> Sign:
     plate, ink = rng.choice(_VOCABULARY["pairs"])
-    return Sign(tuple(lines), plate, ink, rng.choice(SCENES), rng.choice(_VOCABULARY["templates"]))
+    return Sign(lines, plate, ink, rng.choice(SCENES), rng.choice(_VOCABULARY["templates"]))
