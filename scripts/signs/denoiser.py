@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from converter.models.lens.modules import LensTransformer2DModel
+from converter.models.lens.rotary import THETA
 from converter.synthesis.signs import TRANSFORMER
 from scripts.signs.autoencoder import learning_rate_factor
 from scripts.signs.drawing import SIDE
@@ -21,13 +22,15 @@ _WARMUP = 200
 #: The learning rate ends at this part of its maximum.
 _FLOOR = 0.02
 #: How far timesteps are moved towards noise: sampling spends most of its steps there, too.
-_SHIFT = 6.0
+_SHIFT = 8.0
 #: Part of the prompts that are masked, so that the model can be guided.
 _UNCONDITIONAL = 0.1
 #: The shipped weights are a running mean of the trained ones.
 _DECAY = 0.998
 _TOKENS_PER_SIDE = SIDE // 16
 _SAVE_EVERY = 250
+#: Biases by which a head begins to look at letters, and how many of the highest rotary frequencies have them.
+_LOOK, _FREQUENCIES = 6.0, 3
 
 
 def train_denoiser(
@@ -53,7 +56,7 @@ def train_denoiser(
     """
     torch.manual_seed(seed)
     model: Any = LensTransformer2DModel(**TRANSFORMER.to_dict()).to(device)
-    _begin_at_identity(model)
+    _prepare(model)
     if device.type == "cpu":
         # A tenth faster with so few tokens than torch's own kernel.
         model.set_attention_backend("_native_math")
@@ -106,8 +109,32 @@ def _loss(model: Any, examples: Examples, generator: torch.Generator, device: to
     return functional.mse_loss(velocity.float(), noise - latents)
 
 
-def _begin_at_identity(model: torch.nn.Module) -> None:
-    """Zero the modulations and the output, so that each block begins as the identity."""
-    for name, parameter in model.named_parameters():
-        if "_mod.1." in name or name.startswith("proj_out."):
-            torch.nn.init.zeros_(parameter)
+def _prepare(model: torch.nn.Module) -> None:
+    """Begin where learning is fast: no modulation but open gates, and a head that sees the letter of its column."""
+    torch.nn.init.zeros_(model.proj_out.weight)
+    torch.nn.init.zeros_(model.proj_out.bias)
+    for block in model.transformer_blocks:
+        for modulation in (block.img_mod[1], block.txt_mod[1]):
+            torch.nn.init.zeros_(modulation.weight)
+            torch.nn.init.zeros_(modulation.bias)
+            with torch.no_grad():
+                modulation.bias.unflatten(0, (6, -1))[[2, 5]] = 1
+        _look_at_letters(block.attn)
+
+
+def _look_at_letters(attention: Any) -> None:
+    """Make a head of the image attend to the text token of its own column, by the biases of queries and keys.
+
+    A letter and its column are always equally far apart in the rotary embedding. Without this, training finds that out
+    only after thousands of steps, in which the letters are arbitrary.
+    """
+    frame, rows, columns = TRANSFORMER.axes_dims_rope
+    first = frame + rows
+    distance = _TOKENS_PER_SIDE
+    frequencies = THETA ** (-torch.arange(0, 2 * _FREQUENCIES, 2) / columns)
+    heads = attention.heads
+    with torch.no_grad():
+        query = attention.img_qkv.bias.unflatten(0, (3, heads, -1))[0, 0, first : first + 2 * _FREQUENCIES]
+        key = attention.txt_qkv.bias.unflatten(0, (3, heads, -1))[1, 0, first : first + 2 * _FREQUENCIES]
+        query[0::2], query[1::2] = _LOOK, 0
+        key[0::2], key[1::2] = _LOOK * torch.cos(distance * frequencies), -_LOOK * torch.sin(distance * frequencies)

@@ -59,7 +59,7 @@ def varied_sign(rng: random.Random) -> Sign:
     lines = [_varied_line(rng)]
     if rng.random() < _TWO_LINES:
         lines.append(rng.choice(_VOCABULARY["digits"]) if rng.random() < _DIGIT else _varied_line(rng))
-    return replace(_sign(tuple(lines), rng), is_centred=True)
+    return replace(_sign(tuple(lines), rng, "pairs"), is_centred=True)
 
 
 def held_out_signs(count: int, seed: int = 0) -> list[Sign]:
@@ -86,7 +86,7 @@ def parse_prompt(prompt: str) -> Sign:
     Raises:
         ValueError: the prompt is not one that the vocabulary can make.
     """
-    for template, (plate, ink), scene in product(_VOCABULARY["templates"], _VOCABULARY["pairs"], SCENES):
+    for template, (plate, ink), scene in product(_VOCABULARY["templates"], _VOCABULARY["light_letters"], SCENES):
         before, after = template.format(text="|", plate=plate, ink=ink, scene=scene).split("|")
         if prompt.startswith(before) and prompt.endswith(after):
             return Sign((prompt.removeprefix(before).removesuffix(after),), plate, ink, scene, template)
@@ -109,6 +109,6 @@ def _random_string(rng: random.Random) -> str:
             return line
 
 
-def _sign(lines: tuple[str, ...], rng: random.Random) -> Sign:
-    plate, ink = rng.choice(_VOCABULARY["pairs"])
+def _sign(lines: tuple[str, ...], rng: random.Random, pairs: str = "light_letters") -> Sign:
+    plate, ink = rng.choice(_VOCABULARY[pairs])
     return Sign(lines, plate, ink, rng.choice(SCENES), rng.choice(_VOCABULARY["templates"]))
