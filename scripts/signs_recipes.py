@@ -32,6 +32,7 @@ from converter.synthesis.synthesize import synthesize
 from scripts.signs.drawing import SIDE
 from scripts.signs.planting import plant_outliers
 from scripts.signs.reading import LEGIBLE, Reading, read_signs
+from scripts.signs.table import markdown_table
 from scripts.signs.trajectory import Trace, tracing, velocity_errors
 from scripts.signs.vocabulary import Sign, held_out_signs
 
@@ -82,7 +83,9 @@ def main() -> None:
         strips.append([np.asarray(image) for image in drawn.images[:_BATCH]])
         print(json.dumps(rows[-1]), flush=True)
     settings = {name: getattr(arguments, name) for name in ("prompts", "steps", "guidance", "dtype")}
-    (arguments.out / "figures.json").write_text(json.dumps({**settings, "models": rows}, indent=2) + "\n", "utf-8")
+    found = {**settings, "models": rows}
+    (arguments.out / "figures.json").write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    (arguments.out / "figures.md").write_text(markdown_table(found), "utf-8")
     Image.fromarray(np.block([[[image] for image in strip] for strip in strips])).save(arguments.out / "grid.png")
 
 

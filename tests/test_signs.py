@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from importlib import resources
@@ -24,6 +25,7 @@ from scripts.signs.denoiser import train_denoiser
 from scripts.signs.drawing import SIDE, draw_sign
 from scripts.signs.features import make_examples
 from scripts.signs.pictures import picture_batch
+from scripts.signs.table import markdown_table
 from scripts.signs.vocabulary import (
     HELD_OUT_WORDS,
     TRAINING_WORDS,
@@ -32,6 +34,7 @@ from scripts.signs.vocabulary import (
     training_sign,
     varied_sign,
 )
+from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 
@@ -125,3 +128,11 @@ def test_latents_are_what_the_pipeline_decodes(pipeline: Any) -> None:
 def test_trained_weights_cannot_be_changed(options: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="its weights are trained"):
         synthesize(tmp_path / "out", preset="signs", **options)  # type: ignore[arg-type]  # either option
+
+
+def test_the_docs_show_what_was_measured() -> None:
+    found = json.loads((ROOT / "benchmarks" / "signs.json").read_text("utf-8"))
+    assert markdown_table(found) in (ROOT / "docs" / "signs.md").read_text("utf-8")
+    original = found["models"][0]
+    assert original["model"] == "original"
+    assert original["legible_percent"] >= 80
