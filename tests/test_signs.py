@@ -20,6 +20,7 @@ from converter.measurement.prompts.suite import read_suite
 from converter.models.lens.layout import LensConfig, lens_tensors
 from converter.synthesis import signs
 from converter.synthesis.synthesize import synthesize
+from scripts.signs import autoencoder as autoencoder_module
 from scripts.signs.autoencoder import encode_signs, patchify, train_autoencoder
 from scripts.signs.denoiser import train_denoiser
 from scripts.signs.drawing import SIDE, draw_sign
@@ -97,7 +98,9 @@ def test_training_never_draws_what_the_evaluation_asks_for() -> None:
     assert [prompt.required_text for prompt in read_suite("signs").prompts] == [(sign.text,) for sign in suite]
 
 
-def test_training_is_reproducible(pipeline: Any, tmp_path: Path) -> None:
+def test_training_is_reproducible(pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoencoder_module, "_MEASURED", 8)
+
     def train(folder: Path, steps: int) -> dict[str, torch.Tensor]:
         losses: list[float] = []
         autoencoder = train_autoencoder(1, 3, CPU, lambda _stage, _step, loss: losses.append(loss))

@@ -16,5 +16,5 @@ def markdown_table(found: dict[str, Any]) -> str:
         figures.append(f"{row['character_error_rate']:.3f}")
         for name, digits in (("levels_difference", 2), ("periodic_score", 2), ("velocity_error", 4)):
             figures.append(f"{row[name]:.{digits}f}" if name in row else "")
-        lines.append(f"| {row['model']} | {' | '.join(figures)} |".replace("|  |", "| |"))
+        lines.append(f"| {row['model']} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
