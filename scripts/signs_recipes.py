@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder for models, pictures, figures.")
     parser.add_argument("--prompts", type=int, default=50, help="How many held-out signs are drawn.")
     parser.add_argument("--steps", type=int, default=20, help="Denoising steps.")
-    parser.add_argument("--guidance", type=float, default=5.0, help="Guidance scale.")
+    parser.add_argument("--guidance", type=float, default=1.0, help="Guidance scale.")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="float32", help="Dtype of the computation.")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
