@@ -39,7 +39,7 @@ def edited(**changes: Any) -> str:
 
 
 def test_the_suite_that_ships() -> None:
-    assert [suite.name for suite in builtin_suites()] == ["ten-signs"]
+    assert [suite.name for suite in builtin_suites()] == ["signs", "ten-signs"]
     suite = read_suite("ten-signs")
     assert [prompt.id for prompt in suite.prompts] == [f"P{number:02}" for number in range(1, 11)]
     assert [prompt.seed for prompt in suite.prompts] == list(range(301, 311))

@@ -94,7 +94,7 @@ def test_a_failure_leaves_nothing_behind(
 def test_what_cannot_be_made(tmp_path: Path) -> None:
     wrong: list[dict[str, Any]] = [{"layers": 0}, {"layers": 1025}, {"preset": "big"}, {"component": "vae"}]
     for options in wrong:
-        with pytest.raises(UsageError, match=r"between 1 and|is not one of lens, tiny|only the transformer"):
+        with pytest.raises(UsageError, match=r"between 1 and|is not one of lens, tiny, signs|only the transformer"):
             synthesize(tmp_path / "out", **options)
     (tmp_path / "out").mkdir()
     for layers in (1, 1024):

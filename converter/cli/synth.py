@@ -19,17 +19,20 @@ from converter.console import Console, readable_size
 @click.argument("output", metavar="OUT", type=PATH)
 @click.option(
     "--preset",
-    type=click.Choice(["lens", "tiny"]),
+    type=click.Choice(["lens", "tiny", "signs"]),
     default="lens",
     show_default=True,
-    help="lens: the transformer of microsoft/Lens; tiny: a complete pipeline that generates on a CPU in seconds.",
+    help="lens: the transformer of microsoft/Lens; tiny: a complete pipeline that generates on a CPU in seconds; "
+    "signs: one with trained weights, which draws signs that can be read.",
 )
 @click.option(
     "--component",
     type=click.Choice(["transformer"]),
     help="Write only this component; the preset lens contains no other.",
 )
-@click.option("--layers", type=click.IntRange(min=1), help="Number of transformer blocks.  [default: 48; 4 for tiny]")
+@click.option(
+    "--layers", type=click.IntRange(min=1), help="Number of transformer blocks.  [default: 48; 4 for tiny and signs]"
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random numbers.")
 @click.option(
     "--max-shard-size",
@@ -54,7 +57,8 @@ def command(
     """Write a model with random weights into the folder OUT.
 
     The preset lens has the exact layout of microsoft/Lens in F32; at full depth it takes 16.4 GB. The preset tiny
-    has the same structure with smaller sizes, and takes 26 MB; `lensconv generate` works with it.
+    has the same structure with smaller sizes, and takes 26 MB; `lensconv generate` works with it. The preset signs is
+    as small, and its weights are trained: it draws coloured signs with short words, 128 pixels wide.
     """
     from converter.synthesis.synthesize import synthesize
 

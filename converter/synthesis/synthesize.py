@@ -1,7 +1,7 @@
 """Checkpoints with random weights and the exact layout of real ones, for tests, demos and benchmarks.
 
 ``lens`` is the transformer of microsoft/Lens at any depth, ``tiny`` a complete pipeline that generates on a CPU in
-seconds.
+seconds, and ``signs`` one with trained weights, which draws signs that can be read.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from converter.conversion.release.replacing import REPLACING_CHECKPOINTS
 from converter.errors import OutputError, UsageError
 from converter.libraries import require_library_memory
 from converter.models.lens.layout import CLASS_NAME, MAXIMUM_LAYERS, LensConfig, lens_tensors
+from converter.synthesis import signs
 from converter.synthesis.tiny import DIFFUSERS_VERSION, TRANSFORMER, small_files, text_encoder_weights, vae_weights
 from converter.synthesis.weights import write_weights
 
-PRESETS = ("lens", "tiny")
+PRESETS = ("lens", "tiny", "signs")
 COMPONENT = "transformer"
 
 
@@ -61,6 +62,8 @@ class _Component:
     specs: tuple[TensorSpec, ...]
     config: Mapping[str, Any]
     layout: Layout
+    trained: Mapping[str, Any] | None = None
+    """Its tensors, float32 arrays by name, where they are not random."""
 
 
 def synthesize(
@@ -78,10 +81,11 @@ def synthesize(
 
     Args:
         output: the folder to make; it appears as a whole or not at all.
-        preset: ``lens`` or ``tiny``.
+        preset: ``lens``, ``tiny`` or ``signs``.
         component: ``transformer``, for the transformer alone; ``lens`` has nothing else.
-        layers: blocks of the transformer; by default 48, as the real one has, and 4 for ``tiny``.
-        seed: of the numbers.
+        layers: blocks of the transformer; by default 48, as the real one has, and 4 for ``tiny``; those of
+            ``signs`` are trained, all 4.
+        seed: of the numbers; with ``signs`` only 0.
         shard_bytes: the most bytes of tensors in a file.
         overwrite: whether an existing checkpoint at the output may be replaced.
         reporter: shows progress.
@@ -93,20 +97,10 @@ def synthesize(
         MemoryLimitError: there is too little memory for the libraries that build the tiny pipeline.
     """
     started = time.monotonic()
-    if preset not in PRESETS:
-        raise UsageError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
-    if component not in (None, COMPONENT):
-        raise UsageError(f"--component {component}: only the {COMPONENT} can be written alone")
-    if layers is not None and not 1 <= layers <= MAXIMUM_LAYERS:
-        raise UsageError(f"--layers {layers}: must be between 1 and {MAXIMUM_LAYERS}")
+    _check_options(preset, component, layers, seed)
     identity = {"synth": [preset, component, layers, seed, shard_bytes]}
     staging = Staging(output, identity, REPLACING_CHECKPOINTS if overwrite else None)
-    config = TRANSFORMER if preset == "tiny" else LensConfig()
-    config = replace(config, num_layers=layers or config.num_layers)
-    if preset == "tiny" and component is None:
-        components, files = _tiny_pipeline(config, shard_bytes)
-    else:
-        components, files = [_transformer("", config, shard_bytes)], {}
+    components, files = _components(preset, component, layers, shard_bytes)
     specs = [spec for part in components for spec in part.specs]
     total = sum(spec.bytes for spec in specs)
     with staging, reporter.progress("generating", total) as shown:
@@ -122,8 +116,37 @@ def synthesize(
     )
 
 
-def _tiny_pipeline(config: LensConfig, shard_bytes: int) -> tuple[list[_Component], dict[str, bytes]]:
-    """The components of the tiny pipeline, and its small files by their path."""
+def _check_options(preset: str, component: str | None, layers: int | None, seed: int) -> None:
+    if preset not in PRESETS:
+        raise UsageError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
+    if component not in (None, COMPONENT):
+        raise UsageError(f"--component {component}: only the {COMPONENT} can be written alone")
+    if layers is not None and not 1 <= layers <= MAXIMUM_LAYERS:
+        raise UsageError(f"--layers {layers}: must be between 1 and {MAXIMUM_LAYERS}")
+    if preset == "signs" and (seed != signs.TEXT_ENCODER_SEED or layers not in (None, signs.TRANSFORMER.num_layers)):
+        raise UsageError("--preset signs: its weights are trained; leave out --seed and --layers")
+
+
+def _components(
+    preset: str, component: str | None, layers: int | None, shard_bytes: int
+) -> tuple[list[_Component], dict[str, bytes]]:
+    """The components of a preset, and the small files of a pipeline by their path."""
+    config = {"lens": LensConfig(), "tiny": TRANSFORMER, "signs": signs.TRANSFORMER}[preset]
+    config = replace(config, num_layers=layers or config.num_layers)
+    if preset == "lens" or component is not None:
+        components = [_transformer("", config, shard_bytes)]
+        files: dict[str, bytes] = {}
+    else:
+        components, files = _tiny_pipeline(config, signs.vae_config() if preset == "signs" else None, shard_bytes)
+    if preset == "signs":
+        components = [_with_trained(part, part.folder or "transformer/") for part in components]
+    return components, files
+
+
+def _tiny_pipeline(
+    config: LensConfig, vae_config: dict[str, Any] | None, shard_bytes: int
+) -> tuple[list[_Component], dict[str, bytes]]:
+    """The components of a tiny pipeline, and its small files by their path."""
     require_library_memory()
     # This import takes seconds, and a transformer alone does not need it.
     from converter.synthesis.tokenizer import build_tokenizer
@@ -132,9 +155,14 @@ def _tiny_pipeline(config: LensConfig, shard_bytes: int) -> tuple[list[_Componen
     components = [
         _component("text_encoder/", *text_encoder_weights(tokenizer), shard_bytes, "model"),
         _transformer("transformer/", config, shard_bytes),
-        _component("vae/", *vae_weights(), shard_bytes),
+        _component("vae/", *vae_weights(vae_config), shard_bytes),
     ]
     return components, small_files(tokenizer)
+
+
+def _with_trained(part: _Component, folder: str) -> _Component:
+    """The component of the pipeline ``signs`` in a folder, with its trained weights if it has any."""
+    return replace(part, trained=signs.read_weights(folder)) if folder in signs.PREFIXES else part
 
 
 def _transformer(folder: str, config: LensConfig, shard_bytes: int) -> _Component:
@@ -167,7 +195,7 @@ def _write_staged(
             for component in components:
                 folder = staging.release / component.folder
                 folder.mkdir(exist_ok=True)
-                write_weights(folder, component.specs, component.layout, seed, progress)
+                write_weights(folder, component.specs, component.layout, seed, progress, component.trained)
                 write_file(folder, CONFIG_NAME, encode_json(component.config))
                 if component.layout.index:
                     write_file(folder, component.layout.index_name, component.layout.index)

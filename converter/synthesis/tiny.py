@@ -24,16 +24,20 @@ DIFFUSERS_VERSION = "0.37.1"
 TRANSFORMER = LensConfig(num_layers=4, num_attention_heads=3, inner_dim=192, enc_hidden_dim=64)
 
 
-def _read_config(name: str) -> dict[str, Any]:
-    """One of the configs that ship with lensconv, by the name of its file without the suffix."""
+def read_config(name: str) -> dict[str, Any]:
+    """Read one of the configs that ship with lensconv, by the name of its file without the suffix."""
     file = resources.files(__package__).joinpath("configs", f"{name}.json")
     config: dict[str, Any] = json.loads(file.read_text("utf-8"))
     return config
 
 
-def vae_weights() -> tuple[tuple[TensorSpec, ...], dict[str, Any]]:
-    """Tensors of the autoencoder in F32, and its config."""
-    config = _read_config("vae_config")
+def vae_weights(config: dict[str, Any] | None = None) -> tuple[tuple[TensorSpec, ...], dict[str, Any]]:
+    """Tensors of the autoencoder in F32, and its config.
+
+    Args:
+        config: that of the tiny pipeline by default.
+    """
+    config = config or read_config("vae_config")
     with load_library("accelerate").init_empty_weights():
         model = load_library("diffusers").AutoencoderKLFlux2.from_config(config)
     return tuple(
@@ -50,7 +54,7 @@ def text_encoder_weights(tokenizer: Any) -> tuple[tuple[TensorSpec, ...], dict[s
     """
     transformers = load_library("transformers")
     config = {
-        **_read_config("text_encoder_config"),
+        **read_config("text_encoder_config"),
         "hidden_size": TRANSFORMER.enc_hidden_dim,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -75,8 +79,8 @@ def small_files(tokenizer: Any) -> dict[str, bytes]:
         "pad_token_id": tokenizer.pad_token_id,
     }
     files = {
-        PIPELINE_INDEX: _read_config("model_index"),
-        "scheduler/scheduler_config.json": _read_config("scheduler_config"),
+        PIPELINE_INDEX: read_config("model_index"),
+        "scheduler/scheduler_config.json": read_config("scheduler_config"),
         "text_encoder/generation_config.json": generation,
     }
     found = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in files.items()}

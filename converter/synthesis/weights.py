@@ -1,4 +1,4 @@
-"""Random weights that look like a model's: linears scaled by their fan-in, norms near one.
+"""Random weights that look like a model's: linears scaled by their fan-in, norms near one; or trained ones.
 
 The numbers of a tensor depend only on the seed and its name, so that a model with fewer layers begins like a deeper
 one, and the number of threads does not matter.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +27,14 @@ PIECE_ELEMENTS = 1 << 20
 SPREAD = 0.02
 
 
-def write_weights(folder: Path, specs: tuple[TensorSpec, ...], layout: Layout, seed: int, progress: Progress) -> None:
+def write_weights(
+    folder: Path,
+    specs: tuple[TensorSpec, ...],
+    layout: Layout,
+    seed: int,
+    progress: Progress,
+    trained: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Generate tensors and write them into their slots.
 
     Args:
@@ -35,30 +43,51 @@ def write_weights(folder: Path, specs: tuple[TensorSpec, ...], layout: Layout, s
         layout: where each goes.
         seed: of the numbers.
         progress: counts bytes.
+        trained: float32 arrays in place of random numbers.
 
     Raises:
         OSError: a file cannot be written.
     """
     workers = len(os.sched_getaffinity(0))
     with SlotWriter(folder, layout) as writer:
-        write = partial(_write_tensor, writer, layout, seed=seed, progress=progress)
+        write = partial(_write_tensor, writer, layout, seed=seed, progress=progress, trained=trained or {})
         run_in_threads(write, specs, workers=workers, name="synth", refresh=progress.refresh)
         writer.sync()
 
 
-def _write_tensor(writer: SlotWriter, layout: Layout, spec: TensorSpec, seed: int, progress: Progress) -> None:
+def _write_tensor(
+    writer: SlotWriter,
+    layout: Layout,
+    spec: TensorSpec,
+    seed: int,
+    progress: Progress,
+    trained: Mapping[str, np.ndarray],
+) -> None:
+    slot = layout.slots[spec.name]
+    pieces = _pieces_of(trained[spec.name]) if spec.name in trained else _random_pieces(spec, seed)
+    position = slot.offset
+    for numbers in pieces:
+        data = _encode(numbers, spec.dtype)
+        writer.write(slot.file, position, data.data)
+        position += data.nbytes
+        progress.advance(data.nbytes)
+
+
+def _pieces_of(numbers: np.ndarray) -> Iterator[np.ndarray]:
+    for start, stop in ranges(numbers.size, PIECE_ELEMENTS):
+        yield numbers.reshape(-1)[start:stop]
+
+
+def _random_pieces(spec: TensorSpec, seed: int) -> Iterator[np.ndarray]:
     key = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
     generator = np.random.Generator(np.random.SFC64([seed, key]))
-    slot = layout.slots[spec.name]
     scale, centre = _distribution(spec)
     for start, stop in ranges(math.prod(spec.shape), PIECE_ELEMENTS):
         numbers = generator.standard_normal(stop - start, dtype=np.float32)
         numbers *= np.float32(scale)
         if centre:
             numbers += np.float32(centre)
-        data = _encode(numbers, spec.dtype)
-        writer.write(slot.file, slot.offset + start * data.itemsize, data.data)
-        progress.advance(data.nbytes)
+        yield numbers
 
 
 def _distribution(spec: TensorSpec) -> tuple[float, float]:

@@ -1,0 +1,1 @@
+"""Training and evaluation of the model that ``lensconv synth --preset signs`` writes."""
