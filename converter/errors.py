@@ -18,8 +18,9 @@ LensconvError               exit 1: what was examined or made is not what it sho
 │   ├── DiskError                free space
 │   ├── MemoryLimitError         memory
 │   ├── DeviceError              an accelerator
-│   └── DependencyError          a package
-│       └── CompilerError            torch's compiler, or a compiler that it calls
+│   ├── DependencyError          a package
+│   │   └── CompilerError            torch's compiler, or a compiler that it calls
+│   └── MissingFigure            a figure that has a threshold, which this command cannot measure
 ├── HubError                 exit 4: the Hub refuses, lacks something, differs, or cannot be reached
 │   └── MissingObject            it no longer has a file that was uploaded
 ├── ReleaseError             exit 1: a release contains what must not be published, or differs from its manifest

@@ -26,14 +26,15 @@ from PIL import Image
 from converter import ConvertOptions, Rule, convert, find_recipe
 from converter.lens import LensPipeline
 from converter.measurement.comparison.periodic import added_score, lattice_spectrum
+from converter.measurement.comparison.rapidocr_reader import RapidOcrReader
+from converter.measurement.comparison.text_accuracy import LEGIBLE, find_readers
+from converter.measurement.comparison.trajectory import Trace, recording, replay
 from converter.measurement.generation.options import PROMPT_DATE
 from converter.models.lens.layout import CLASS_NAME
 from converter.synthesis.synthesize import synthesize
 from scripts.signs.drawing import SIDE
 from scripts.signs.planting import plant_outliers
-from scripts.signs.reading import LEGIBLE, Reading, read_signs
 from scripts.signs.table import markdown_table
-from scripts.signs.trajectory import Trace, tracing, velocity_errors
 from scripts.signs.vocabulary import Sign, held_out_signs
 
 _BATCH = 10
@@ -57,7 +58,8 @@ class Drawn:
     """What a model drew."""
 
     images: list[Image.Image]
-    readings: list[Reading]
+    error_rates: list[float]
+    """Of the text on each sign, as RapidOCR reads it."""
     traces: list[Trace]
     """One for each batch of prompts; only of an original."""
 
@@ -126,33 +128,42 @@ def draw(
     pipeline = LensPipeline.from_pretrained(case.folder, dtype=getattr(torch, arguments.dtype))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.prompt_date = date.fromisoformat(PROMPT_DATE)
+    options = {
+        "height": SIDE,
+        "width": SIDE,
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance,
+    }
     images, traces = [], []
     for first in range(0, len(signs), _BATCH):
         part = range(first, min(first + _BATCH, len(signs)))
         generators = [torch.Generator().manual_seed(case.seed + index) for index in part]
-        with tracing(pipeline.transformer) as trace:
-            images += pipeline(
-                [signs[index].prompt for index in part],
-                height=SIDE,
-                width=SIDE,
-                num_inference_steps=arguments.steps,
-                guidance_scale=arguments.guidance,
-                generator=generators,
-            ).images
+        with recording(pipeline) as trace:
+            images += pipeline([signs[index].prompt for index in part], **options, generator=generators).images
         if not case.source:
             traces.append(trace)
-    follows = original is not None and case.seed == _SEED
-    errors = [velocity_errors(pipeline.transformer, trace) for trace in original.traces] if original and follows else []
-    return Drawn(images, read_signs(signs, images), traces), [mean(step) for step in zip(*errors, strict=True)]
+    follows = original.traces if original is not None and case.seed == _SEED else []
+    errors = [[step.error for step in replay(pipeline, trace, **options).steps] for trace in follows]
+    return Drawn(images, _read(signs, images), traces), [mean(step) for step in zip(*errors, strict=True)]
+
+
+def _read(signs: Sequence[Sign], images: Sequence[Image.Image]) -> list[float]:
+    """The character error rate of each sign's text."""
+    readers = find_readers()
+    readings = (
+        readers.read(RapidOcrReader.name, np.asarray(image), [sign.text])[0]
+        for sign, image in zip(signs, images, strict=True)
+    )
+    return [reading.error_rate for reading in readings if reading.error_rate is not None]
 
 
 def figures(case: Case, drawn: Drawn, original: Drawn | None, errors: Sequence[float]) -> dict[str, Any]:
     """The row of a model."""
     row: dict[str, Any] = {
         "model": case.name,
-        "legible_percent": 100 * mean(reading.error_rate <= LEGIBLE for reading in drawn.readings),
-        "exact_percent": 100 * mean(reading.is_exact for reading in drawn.readings),
-        "character_error_rate": mean(reading.error_rate for reading in drawn.readings),
+        "legible_percent": 100 * mean(rate <= LEGIBLE for rate in drawn.error_rates),
+        "exact_percent": 100 * mean(rate == 0 for rate in drawn.error_rates),
+        "character_error_rate": mean(drawn.error_rates),
     }
     if original is not None:
         pairs = list(zip(original.images, drawn.images, strict=True))

@@ -252,7 +252,7 @@ def test_images_that_are_gone_or_others_are_left_out(finished: Finished, lenscon
     second.unlink()
     shutil.rmtree(copy / "images" / "baseline")
     # Nothing of this run's own mode draws them. What keeps its threshold and what was not measured exit with 3.
-    thresholds = ("--fail-over", "psnr=0", "--fail-over", "slowdown=1")
+    thresholds = ("--fail-over", "psnr=0", "--fail-over", "lpips=1")
     outcome = lensconv(*finished.arguments[:5], *arguments, "--mode", "offload", "--no-baseline", *thresholds)
     assert outcome.code == 3, outcome.stdout
     jsonschema.validate(outcome.result, load_schema("bench"))

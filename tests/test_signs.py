@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ import torch
 from converter.checkpoint.source import open_checkpoint
 from converter.errors import UsageError
 from converter.lens import LensPipeline
+from converter.measurement.comparison.text_accuracy import LEGIBLE, find_readers
 from converter.measurement.prompts.suite import read_suite
 from converter.models.lens.layout import LensConfig, lens_tensors
+from converter.models.lens.sampling import latent_pixels, unpatchify
 from converter.synthesis import signs
 from converter.synthesis.synthesize import synthesize
 from scripts.signs import autoencoder as autoencoder_module
@@ -43,9 +44,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("signs") / "Lens"
-    started = time.monotonic()
     synthesize(folder, preset="signs")
-    assert time.monotonic() - started < 30
     return folder
 
 
@@ -84,6 +83,10 @@ def test_pictures_show_what_the_prompts_say(pipeline: Any) -> None:
     distances = np.array([[np.abs(image - truth).mean() for truth in truths] for image in drawn])
     assert list(distances.argmin(axis=1)) == [0, 1, 2, 3]
     assert distances.diagonal().max() < 0.04
+    readers = find_readers()
+    pages = [(np.round(255 * image)).astype(np.uint8) for image in drawn]
+    read = [readers.read("RapidOCR", page, [sign.text])[0] for sign, page in zip(wanted, pages, strict=True)]
+    assert all(reading.error_rate is not None and reading.error_rate <= LEGIBLE for reading in read)
 
 
 def test_training_never_draws_what_the_evaluation_asks_for() -> None:
@@ -117,8 +120,6 @@ def test_training_is_reproducible(pipeline: Any, tmp_path: Path, monkeypatch: py
 
 def test_latents_are_what_the_pipeline_decodes(pipeline: Any) -> None:
     latents = torch.arange(2 * 32 * 4 * 6.0).reshape(2, 32, 4, 6)
-    from converter.models.lens.sampling import latent_pixels, unpatchify
-
     assert torch.equal(unpatchify(patchify(latents)), latents)
     pictures = picture_batch(held_out_signs(4), CPU)
     tokens = encode_signs(pipeline.vae, pictures)
