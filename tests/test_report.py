@@ -91,7 +91,7 @@ def test_the_page_as_a_whole(tmp_path: Path, lensconv: Lensconv) -> None:
         assert f"{directive} &#39;sha256-{digest}&#39;" in page
         page = page.replace(text, "").replace(digest, "")
     shortened = re.sub("base64,[A-Za-z0-9+/=]+", "base64,", page)
-    said = re.sub(r"[0-9.]+ [kM]B", "SIZE", outcome.stderr.replace(str(tmp_path), "FOLDER").replace("\n", " "))
+    said = re.sub(r"[0-9.]+ [kM]B", "SIZE", " ".join(outcome.stderr.replace(str(tmp_path), "FOLDER").split()))
     check_expected("report/page.html", f"{said}\n{shortened}")
 
 
