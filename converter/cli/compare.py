@@ -171,12 +171,13 @@ def _summary_lines(summary: dict[str, Any]) -> list[str]:
 
 def _probe_lines(fidelity: Mapping[str, Any]) -> Iterator[str]:
     """Yield what `bench` measures in addition: the error of each step, and the image of an empty prompt."""
+    from converter.presentation.tables.figures import counted
+
     trajectory, flat = fidelity.get("trajectory"), fidelity.get("flat_field")
     if trajectory is not None:
-        count = len(trajectory["prompts"])
         yield (
             f"velocity error of a step, both models at the original's latents: mean {trajectory['mean_error']:.4f}, "
-            f"largest {trajectory['max_error']:.4f}, {count} prompt{'s' * (count != 1)}"
+            f"largest {trajectory['max_error']:.4f}, {counted(len(trajectory['prompts']), 'prompt')}"
         )
     if flat is not None and flat["periodic_grid"]["added"] is not None:
         grid = flat["periodic_grid"]

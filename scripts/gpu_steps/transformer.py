@@ -99,7 +99,7 @@ def measure_step(run: StepRun) -> None:
 
 
 def _reason_against(run: StepRun, compile_kind: str, slowest: float) -> str | None:
-    """Return why there is no time for a variant, or nothing.
+    """Return why a variant is not measured; None if it is.
 
     Args:
         run: the step.

@@ -19,7 +19,7 @@ SLOT_WIDTH, SLOT_HEIGHT = 16, 32
 _FONT_SIZE = 26
 #: Pixels from the top of a slot to the base line of its letter, so that capitals stand in its middle.
 _BASE_LINE = 26
-#: Pixels of the plate around its slots; above and below, letters leave room inside them.
+#: Pixels of the plate to the sides of its slots, and above and below them, where letters are lower than their slots.
 _MARGIN_X, _MARGIN_Y = 8, 1
 _HORIZON = 84
 _POST = (96, 84, 72)

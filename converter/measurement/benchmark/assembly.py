@@ -10,9 +10,16 @@ from converter.measurement.benchmark.image_files import BASELINE, has_image, ima
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal, is_image_key
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.pairing import find_pairs, timing_count
-from converter.measurement.benchmark.subjects import ORIGINAL, Subject
+from converter.measurement.benchmark.subjects import Subject
 from converter.measurement.evidence.agreement import measured_times
-from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, MODELS, OFFLOAD_NAME, SEQUENTIAL_NAME
+from converter.measurement.evidence.names import (
+    MATRIX_NAME,
+    METRICS_NAME,
+    MODELS,
+    OFFLOAD_NAME,
+    ORIGINAL,
+    SEQUENTIAL_NAME,
+)
 from converter.measurement.evidence.pairs import used_log_ratios
 from converter.measurement.evidence.statistics import (
     combine,

@@ -21,11 +21,18 @@ from converter.measurement.benchmark.machine_probe import probe_machine
 from converter.measurement.benchmark.measuring import Bench
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.pairing import timing_count
-from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject, open_subjects
+from converter.measurement.benchmark.subjects import Subject, open_subjects
 from converter.measurement.benchmark.trace_files import FLAT_FIELD, TRACES_FOLDER, remove_traces
 from converter.measurement.benchmark.trajectory import TrajectoryMeasurement
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder, write_evidence
-from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME, WEIGHTS_NAME
+from converter.measurement.evidence.names import (
+    IMAGES_NAME,
+    MATRIX_NAME,
+    METRICS_NAME,
+    ORIGINAL,
+    QUANTIZED,
+    WEIGHTS_NAME,
+)
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.options import GenerateOptions

@@ -8,9 +8,10 @@ from typing import Any
 
 from converter.console import Reporter
 from converter.errors import LensconvError
-from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED, Subject
+from converter.measurement.benchmark.subjects import Subject
 from converter.measurement.comparison.compare import Comparison
 from converter.measurement.comparison.pairs import ImagePair
+from converter.measurement.evidence.names import ORIGINAL, QUANTIZED
 from converter.verification.verify import verify
 
 

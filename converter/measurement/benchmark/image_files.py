@@ -8,7 +8,7 @@ from typing import Any
 
 from converter.checkpoint.checksum import file_sha256
 from converter.measurement.benchmark.job import BASELINE_SEED_OFFSET
-from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED
+from converter.measurement.evidence.names import ORIGINAL, QUANTIZED
 from converter.measurement.prompts.suite import SuitePrompt
 
 #: The original's images with a second seed.

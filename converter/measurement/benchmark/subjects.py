@@ -18,10 +18,10 @@ from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
 from converter.errors import MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable
 from converter.measurement.benchmark.changes import file_states
 from converter.measurement.evidence.files import SUMMARY_HINT, read_evidence
+from converter.measurement.evidence.names import ORIGINAL, QUANTIZED
 from converter.measurement.generation.repo import COMPONENT_CLASSES, WEIGHTS, PipelineRepo, open_pipeline
 from converter.verification.audit import Audit
 
-ORIGINAL, QUANTIZED = "original", "quantized"
 #: The Hub's cache stores a repo as models--OWNER--NAME/snapshots/REVISION.
 _CACHED_REPO = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})$")
 #: Written by `hf download --local-dir` for each file: the commit, the etag and the time, one per line.

@@ -19,7 +19,6 @@ from converter.measurement.benchmark.image_files import BASELINE, has_image, ima
 from converter.measurement.benchmark.job import Task
 from converter.measurement.benchmark.journal import Cell
 from converter.measurement.benchmark.measuring import Bench
-from converter.measurement.benchmark.subjects import ORIGINAL, QUANTIZED
 from converter.measurement.benchmark.trace_files import (
     FLAT_KEY,
     FLAT_SEED,
@@ -35,7 +34,7 @@ from converter.measurement.benchmark.trace_files import (
 from converter.measurement.comparison.compare import periodic_grid
 from converter.measurement.comparison.images import read_pixels
 from converter.measurement.comparison.trajectory import BLOCKS_METHOD, METHOD
-from converter.measurement.evidence.names import MODELS
+from converter.measurement.evidence.names import MODELS, ORIGINAL, QUANTIZED
 from converter.measurement.evidence.trajectory import significant, summarise_errors
 from converter.measurement.prompts.suite import SuitePrompt
 

@@ -127,7 +127,7 @@ def find_tesseract() -> TesseractReader:
 
 
 def languages_of(*strings: str) -> frozenset[str]:
-    """Tesseract's names of the languages of strings, by their scripts; English if there are no letters.
+    """Return the languages of strings, as tesseract calls them. Their scripts decide; without letters it is English.
 
     Letters that no language here has are looked for in the data of their script, such as Georgian or Cyrillic.
     """

@@ -56,7 +56,7 @@ class Verdict:
     """None where it was not measured, and for the infinite PSNR of identical images."""
     ok: bool
     reason: str | None
-    """Why there is no figure, or why it is incomplete."""
+    """Why the figure is missing or incomplete; None if it is complete."""
 
     @property
     def is_worse(self) -> bool:

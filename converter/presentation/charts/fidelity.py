@@ -23,11 +23,12 @@ from converter.presentation.charts.chart import (
     LeftOut,
     check_drawable,
 )
-from converter.presentation.charts.figures import count, exact_number, short_name, short_number
+from converter.presentation.charts.figures import exact_number, short_name, short_number
 from converter.presentation.charts.footprint import FAMILIES
 from converter.presentation.charts.page import Heading, Page, draw_text, round_steps
 from converter.presentation.charts.style import GAP, MARGIN, WIDTH, Theme
 from converter.presentation.charts.text import shorten, text_width
+from converter.presentation.tables.figures import counted
 
 NAME = "fidelity"
 TITLE = "Fidelity of the quantized weights"
@@ -105,7 +106,7 @@ def _draw(families: Sequence[_Family], theme: Theme) -> Figure:
     shown = _shown(families)
     page = Page(theme, Heading(TITLE, _explain(families, shown)), _PITCH * len(shown))
     names = [shorten(family.name, _NAMES_WIDTH) for family in shown]
-    counts = [count(family.modules, "module") for family in shown]
+    counts = [counted(family.modules, "module") for family in shown]
     left = MARGIN + max(map(text_width, names)) + 3 * GAP
     right = WIDTH - MARGIN - max(map(text_width, counts)) - 2 * GAP
     axes = page.add_axes(left, right, page.plot_top, page.plot_height)
@@ -152,7 +153,7 @@ def _explain(families: Sequence[_Family], shown: Sequence[_Family]) -> str:
 def _describe(families: Sequence[_Family]) -> str:
     rows = []
     for family in _shown(families):
-        text = f"{short_name(family.name)} ({count(family.modules, 'module')}) "
+        text = f"{short_name(family.name)} ({counted(family.modules, 'module')}) "
         if family.whole is None:
             text += family.words
         else:
@@ -160,5 +161,5 @@ def _describe(families: Sequence[_Family]) -> str:
             text += f"{exact_number(family.whole)} dB, lowest module {lowest}"
         rows.append(text)
     rest = len(families) - len(rows)
-    more = f" {count(rest, 'more family').replace('familys', 'families')} not shown." if rest else ""
+    more = f" {counted(rest, 'more family').replace('familys', 'families')} not shown." if rest else ""
     return f"{TITLE}, signal to quantization noise by family: {'; '.join(rows)}.{more}"

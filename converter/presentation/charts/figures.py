@@ -51,11 +51,6 @@ def exact_number(value: float) -> str:
     return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
-def count(number: int, noun: str) -> str:
-    """Return a number of things in words."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def describe_rows(rows: Mapping[str, Iterable[str]]) -> str:
     """Return rows as one sentence.
 

@@ -15,10 +15,11 @@ from converter.measurement.evidence.names import MATRIX_NAME, MODEL_TITLES, MODE
 from converter.measurement.evidence.time_comparison import compare_matrix
 from converter.presentation.charts.bars import COMPACT, LABELLED, Bar, Group, draw_groups
 from converter.presentation.charts.chart import MOST_SECONDS, Chart, Evidence, LeftOut, check_drawable
-from converter.presentation.charts.figures import count, describe_rows, exact_number, short_number
+from converter.presentation.charts.figures import describe_rows, exact_number, short_number
 from converter.presentation.charts.page import Heading, Key, Page, draw_text, round_steps
 from converter.presentation.charts.style import GAP, MARGIN, WIDTH, Theme
 from converter.presentation.charts.text import shorten, text_width
+from converter.presentation.tables.figures import counted
 from converter.presentation.tables.times import describe_times
 
 NAME = "time"
@@ -123,7 +124,7 @@ def _draw_distributions(theme: Theme, heading: Heading, models: Sequence[_Model]
     edges = round_steps(least, most, _BINS)
     counts = [np.histogram(model.measured, edges)[0] for model in models]
     highest = int(np.max(counts))
-    highest_text = count(highest, "prompt")
+    highest_text = counted(highest, "prompt")
     left = MARGIN + text_width(highest_text) + GAP
     for index, model in enumerate(models):
         top = page.plot_top + index * (_PANEL + _PANEL_GAP)

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from converter.measurement.evidence.names import IMAGES_NAME, QUANTIZED
 from converter.presentation.charts.chart import MOST_ERROR, MOST_ROWS, Chart, Evidence, LeftOut, check_drawable
-from converter.presentation.charts.figures import count, short_name
+from converter.presentation.charts.figures import short_name
 from converter.presentation.charts.page import Heading, Key, Page, draw_text, round_steps
 from converter.presentation.charts.style import GAP, MARGIN, WIDTH, Theme
 from converter.presentation.charts.text import text_width
+from converter.presentation.tables.figures import counted
 
 NAME = "trajectory"
 TITLE = "Error of each step"
@@ -74,7 +75,7 @@ def _steps(prompt: Mapping[str, Any]) -> list[float]:
 def _draw(errors: _Errors, theme: Theme) -> Figure:
     mean = errors.mean
     shows_prompts = 1 < len(errors.prompts) <= MOST_ROWS
-    keys = [Key(f"Mean of {count(len(errors.prompts), 'prompt')}", QUANTIZED, _MEAN)]
+    keys = [Key(f"Mean of {counted(len(errors.prompts), 'prompt')}", QUANTIZED, _MEAN)]
     keys += [Key("Each prompt", QUANTIZED, _PROMPT)] if shows_prompts else []
     heading = Heading(TITLE, _explain(errors), tuple(keys))
     page = Page(theme, heading, _HEIGHT)
@@ -117,7 +118,7 @@ def _describe(errors: _Errors) -> str:
     listed = ", ".join(f"step {step + 1} {_number(mean[step])}" for step in steps)
     largest = max(errors.prompts, key=lambda name: max(errors.prompts[name]))
     where = f"largest in {short_name(largest)}" if len(errors.prompts) > 1 else short_name(largest)
-    return f"{TITLE} ({count(len(errors.prompts), 'prompt')}, {where}). {_explain(errors)} Mean by step: {listed}."
+    return f"{TITLE} ({counted(len(errors.prompts), 'prompt')}, {where}). {_explain(errors)} Mean by step: {listed}."
 
 
 def _number(value: float) -> str:

@@ -31,6 +31,11 @@ def count(value: int | None) -> Figure:
     return NOTHING if value is None else Figure(f"{value:,}")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things in words."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def size(value: int | None) -> Figure:
     """Return bytes in GB with three digits, or in a smaller unit where GB would round to almost nothing."""
     if value is None:

@@ -13,7 +13,7 @@ from converter.measurement.evidence.names import MODELS
 from converter.measurement.evidence.pairs import TimedPair
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.evidence.time_comparison import PromptRatio, TimeComparison
-from converter.presentation.tables.figures import number
+from converter.presentation.tables.figures import counted, number
 from converter.presentation.tables.table import NOTHING, Figure, Table
 
 #: The title of a column of ratios.
@@ -64,7 +64,7 @@ def _finding(found: TimeComparison, image: str) -> str:
     subject = f"Time of {image}, quantized / original"
     if found.over_prompts is not None:
         return f"{subject}: {_over_prompts(found.over_prompts)}"
-    over = f"over {_count(len(found.used), 'pair')} of processes and {_count(len(found.prompts), 'prompt')}"
+    over = f"over {counted(len(found.used), 'pair')} of processes and {counted(len(found.prompts), 'prompt')}"
     if found.slowdown is not None:
         return _claim(found.slowdown["percent_interval"], f"95% interval {over}", image)
     if not found.used:
@@ -75,7 +75,7 @@ def _finding(found: TimeComparison, image: str) -> str:
 
 def _over_prompts(found: PromptRatio) -> str:
     runs = "one run" if found.runs == 1 else f"{found.runs} runs"
-    said = f"{number(found.ratio)}, over {_count(found.prompts, 'prompt')} of {runs} of each model"
+    said = f"{number(found.ratio)}, over {counted(found.prompts, 'prompt')} of {runs} of each model"
     if found.interval is None:
         return f"{said}. No interval was measured."
     ends = " to ".join(map(number, found.interval))
@@ -98,15 +98,11 @@ def _disturbance(found: TimeComparison) -> str:
     again, disturbed = found.measured_again, found.disturbed
     said = []
     if again:
-        said.append(f"{_count(again, 'pair')} {'was' if again == 1 else 'were'} measured once more")
+        said.append(f"{counted(again, 'pair')} {'was' if again == 1 else 'were'} measured once more")
     if disturbed:
         be = "stayed" if again else "was" if disturbed == 1 else "were"
-        said.append(f"{disturbed} of {_count(len(found.used), 'pair')} {be} disturbed")
+        said.append(f"{disturbed} of {counted(len(found.used), 'pair')} {be} disturbed")
     return f"{'; '.join(said)}." if said else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _remarks(pair: TimedPair) -> Iterator[str]:
