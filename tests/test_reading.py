@@ -85,10 +85,13 @@ def test_rapidocr_reads_what_is_there(required: str, shown: str, image: Pixels) 
     assert (text, rate) == (shown, 0.25 if shown == "OPFN" else 0)
 
 
-def test_two_signs_side_by_side_are_read_one_by_one() -> None:
+def test_two_signs_side_by_side_are_read_one_by_one(readers: Readers) -> None:
     image = np.hstack([sign("WARM\nBREAD", shape=(160, 120)), sign("FRESH\nFISH", shape=(160, 120))])
     by_rows, by_groups = load_rapidocr().read(image)
     assert (by_rows, by_groups) == ("WARM FRESH\nBREAD FISH", "WARM\nBREAD\nFRESH\nFISH")
+    # A text that is in one of the orders only is found.
+    found = readers.read(RapidOcrReader.name, image, ["WARM BREAD", "BREAD FISH"])
+    assert [reading.error_rate for reading in found] == [0, 0]
 
 
 def test_what_is_blurred_or_noisy_reads_worse(readers: Readers) -> None:
