@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 
 from converter.errors import DependencyError
@@ -34,10 +34,11 @@ COMPARING_BYTES = 290_000_000
 #: Whether SDNQ compiles its functions. SDNQ reads it once, when it is imported; if it is not set, SDNQ compiles a test
 #: function then. lensconv quantizes eagerly, since compiled functions were slower and not identical.
 COMPILE_VARIABLE = "SDNQ_USE_TORCH_COMPILE"
-#: Whether threads of OpenMP that wait keep a CPU busy; the library reads it once, when torch is imported. By default
-#: they do for a while, so beside busy programs every operation of torch waits for its turn: 4 small ones a second were
-#: measured without this policy, and 93 with it.
-WAIT_VARIABLE, WAIT_POLICY = "OMP_WAIT_POLICY", "PASSIVE"
+#: How threads of OpenMP wait for each other; the library reads it once, when torch is imported. By default they spin
+#: for milliseconds, so beside busy programs every operation of torch waits for its turn. If they sleep at once, they
+#: have to be woken for every operation. GNU's library, which torch has on Linux, takes the second variable before the
+#: first: turns of about 10 ns. 1000 were the fastest beside two busy programs, of 0 to 100,000; see docs/measuring.md.
+_WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 #: Threads that convert import SDNQ, too; the variable must not change while one of them does.
 _IMPORTING = threading.RLock()
 
@@ -103,9 +104,13 @@ def user_environment() -> dict[str, str]:
     return {name: value for name, value in sorted(os.environ.items()) if name.startswith("SDNQ_")}
 
 
-def wait_policy() -> str:
-    """How threads of OpenMP wait, by the environment: as the user wants, or lensconv."""
-    return os.environ.get(WAIT_VARIABLE, WAIT_POLICY)
+def waiting_environment() -> dict[str, str]:
+    """The environment variables by which threads of OpenMP wait while images are generated.
+
+    Returns:
+        Those that the user has set; if there are none, lensconv's own.
+    """
+    return {name: os.environ[name] for name in _WAITING if name in os.environ} or dict(_WAITING)
 
 
 def sdnq_compiles() -> bool | None:
@@ -150,7 +155,8 @@ def load_library(
         compiles: whether SDNQ may compile its functions if this imports it, which only inference on a GPU needs. The
             user's own ``SDNQ_USE_TORCH_COMPILE`` decides instead if it is set.
         generates: whether this process generates images, for whose many small operations waiting threads should not
-            spin if this imports torch. The user's own ``OMP_WAIT_POLICY`` decides instead if it is set.
+            spin for long if this imports torch. The user's own ``OMP_WAIT_POLICY`` or ``GOMP_SPINCOUNT`` decides
+            instead if it is set.
         needed: bytes of memory without which the import is not tried.
 
     Raises:
@@ -186,12 +192,12 @@ def _compile_default(compiles: bool) -> Iterator[None]:
 
 @contextmanager
 def _wait_default(generates: bool) -> Iterator[None]:
-    """Keep waiting threads from spinning if the block imports torch and the process generates images."""
-    if "torch" in sys.modules or not generates:
+    """Keep waiting threads from spinning for long if the block imports torch and the process generates images."""
+    with ExitStack() as stack:
+        if generates and "torch" not in sys.modules:
+            for name, value in waiting_environment().items():
+                stack.enter_context(_default_variable(name, value))
         yield
-    else:
-        with _default_variable(WAIT_VARIABLE, WAIT_POLICY):
-            yield
 
 
 @contextmanager

@@ -12,9 +12,11 @@ import os
 import time
 from pathlib import Path
 
+from converter.libraries import waiting_environment
+
 os.environ["SDNQ_USE_TORCH_COMPILE"] = "0"
-# Threads that spin while they wait would take the CPU from those that they wait for, on a machine with other programs.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Threads that spin for long while they wait would take the CPU from those that they wait for, beside other programs.
+os.environ.update(waiting_environment())
 
 import torch
 from diffusers import AutoencoderKLFlux2

@@ -44,7 +44,7 @@ def test_a_worker_describes_the_machine(tmp_path: Path, monkeypatch: pytest.Monk
     system = {"platform": f"{os.uname().sysname} {os.uname().machine}", "python": platform.python_version()}
     device = {"hardware": here["hardware"], "device": "cpu", **dict.fromkeys(GPU_ONLY)}
     device |= {"int8_kernel": "torch", "sdnq_compiles": False, "sdnq_environment": {"SDNQ_USE_TORCH_COMPILE": "0"}}
-    device |= {"mxfp4": "unpacked", "waiting_threads": "PASSIVE"}
+    device |= {"mxfp4": "unpacked", "waiting_threads": "OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000"}
     assert here == {**device, **size, **system, "lensconv": __version__, **{name: version(name) for name in names}}
     # The cores that this process may use count, as in a container.
     allowed = os.sched_getaffinity(0)

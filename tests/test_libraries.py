@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -154,29 +155,32 @@ ctypes.CDLL(str(next(file for place in (folder, folder.parent / "torch.libs") fo
 """
 LOADS = """
 import json, os, sys
-from converter.libraries import load_library, wait_policy
+from converter.libraries import load_library, waiting_environment
 sys.path.append(sys.argv[1])
 before = dict(os.environ)
 load_library("waits", generates=sys.argv[2] == "images")
-print(json.dumps([dict(os.environ) == before, wait_policy()]))
+print(json.dumps([dict(os.environ) == before, waiting_environment()]))
 """
 
 
 @pytest.mark.parametrize(
-    ("what", "wanted", "policy", "spins"),
+    ("what", "wanted", "turns"),
     [
-        ("images", {}, "PASSIVE", False),
-        ("images", {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", True),
-        ("weights", {}, "PASSIVE", True),
+        ("images", {}, 1000),
+        ("images", {"OMP_WAIT_POLICY": "PASSIVE"}, 0),
+        ("images", {"OMP_WAIT_POLICY": "ACTIVE"}, None),
+        ("images", {"GOMP_SPINCOUNT": "7"}, 7),
+        ("weights", {}, None),
     ],
 )
-def test_waiting_threads_of_images_spin_only_where_the_user_wants_it(
-    what: str, wanted: dict[str, str], policy: str, spins: bool, tmp_path: Path
+def test_waiting_threads_of_images_spin_for_long_only_where_the_user_wants_it(
+    what: str, wanted: dict[str, str], turns: int | None, tmp_path: Path
 ) -> None:
     """A conversion has a few large operations, and is left alone."""
     (tmp_path / "waits.py").write_text(WAITS)
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "VERBOSE", **wanted}
     done = run_python(LOADS, tmp_path, what, env=variables, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [True, policy]
-    assert ("GOMP_SPINCOUNT = '0'" not in done.stderr, "GOMP_SPINCOUNT" in done.stderr) == (spins, True)
+    assert json.loads(done.stdout) == [True, wanted or {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}]
+    (found,) = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    assert int(found) == turns if turns is not None else int(found) > 100_000

@@ -14,7 +14,7 @@ import torch
 
 from converter._version import __version__
 from converter.errors import printable
-from converter.libraries import load_library, sdnq_compiles, user_environment, wait_policy
+from converter.libraries import load_library, sdnq_compiles, user_environment, waiting_environment
 from converter.measurement.benchmark.meter import load_nvml
 from converter.measurement.generation.devices import blaming_device, choose_device, use_device
 from converter.models.int8_kernels import find_int8_kernel
@@ -59,7 +59,7 @@ def describe_machine(device_name: str) -> dict[str, Any]:
         "cpu_cores": len(os.sched_getaffinity(0)),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "threads": torch.get_num_threads(),
-        "waiting_threads": printable(wait_policy()),
+        "waiting_threads": printable(" ".join(f"{name}={value}" for name, value in waiting_environment().items())),
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "lensconv": __version__,

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from converter.errors import LensconvError, printable
-from converter.libraries import WAIT_VARIABLE, wait_policy
+from converter.libraries import waiting_environment
 from converter.measurement.benchmark.job import ABORTED, FAILED, Job
 from converter.threads import HeldSignals
 
@@ -58,7 +58,7 @@ class WorkerProcess:
                     stderr=self._log,
                     pass_fds=(writer,),
                     start_new_session=True,
-                    env={**os.environ, WAIT_VARIABLE: wait_policy()},
+                    env={**os.environ, **waiting_environment()},
                 )
                 os.close(writer)
         except KeyboardInterrupt:
