@@ -20,7 +20,7 @@ HELD_OUT_WORDS: tuple[str, ...] = tuple(_VOCABULARY["held_out_words"])
 _LONGEST: int = _VOCABULARY["longest_line"]
 #: Shares of signs with two lines, of lines with a digit behind them or below, of lines that are a random string, and of
 #: random strings with a digit.
-_TWO_LINES, _DIGIT, _RANDOM, _MIXED = 0.6, 0.4, 0.6, 0.6
+_TWO_LINES, _DIGIT, _RANDOM, _MIXED = 0.6, 0.6, 0.6, 0.6
 
 
 @dataclass(frozen=True)
