@@ -178,6 +178,7 @@ def test_all_that_a_benchmark_notes_and_says(finished: Finished, tiny_repo: Path
         if "conditions" in row:
             assert -0.01 < row["conditions"]["seconds"] - row["time_s"] < 10
             assert row["conditions"]["cpus"] == len(os.sched_getaffinity(0))
+            assert row["conditions"]["cpu_probe_ms"] > 0
     assert 0 < finished.result["elapsed_s"] < LIMIT
     folder = tiny_release / "transformer"
     hashed = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())}
@@ -333,7 +334,7 @@ def test_ctrl_c_ends_the_worker_and_keeps_what_was_measured(
     environments = [worker.joinpath("environ").read_bytes() for worker in workers]
     # The system should rather kill a worker than the process with the journal.
     assert scores == ["1000\n"]
-    assert [b"\0OMP_WAIT_POLICY=PASSIVE\0" in text for text in environments] == [True]
+    assert [b"\0OMP_WAIT_POLICY=PASSIVE\0GOMP_SPINCOUNT=1000\0" in text for text in environments] == [True]
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, json.loads(stdout)["error"]["type"]) == (130, "Interrupted")

@@ -151,6 +151,8 @@ def test_a_busy_program_is_seen_and_our_own_processes_are_not() -> None:
             {"swapped_mb": 3.5, "throttled": 3},
         ),
         ([{"gpu_clock_mhz": 1500}, {"seconds": 3.0, "gpu_clock_mhz": 1900}], {"gpu_clock_mhz": 1800.0}),
+        ([{"cpu_probe_ms": 20.0}, {"seconds": 3.0, "cpu_probe_ms": 22.0}], {"cpu_probe_ms": 21.0}),
+        ([{"cpu_probe_ms": 20.0}, {"cpu_probe_ms": None}], {}),
         # A short image may have no sample.
         ([{"gpu_clock_mhz": 1500}, {"gpu_clock_mhz": None}], {"gpu_clock_mhz": 1500.0}),
         (
@@ -170,11 +172,18 @@ def test_conditions_of_images_are_added_up(parts: list[dict[str, Any]], expected
     assert set(found.to_dict()) == set(Conditions.__dataclass_fields__)
 
 
+#: Sessions with a clock, a time of the fixed computation, both or neither; the usual ones are 1500 MHz and 20 ms.
+OTHERS = [
+    Conditions(10.0, 2, gpu_clock_mhz=clock, cpu_probe_ms=probe)
+    for clock, probe in ((1500.0, 20.0), (None, 29.0), (1500.0, None), (1400.0, 19.0))
+]
+
+
 @pytest.mark.parametrize(
     ("changes", "reasons"),
     [
         ({}, []),
-        ({"other_cpu": 0.14, "steal": 0.05, "swapped_mb": 10.0, "gpu_clock_mhz": 1425.0}, []),
+        ({"other_cpu": 0.14, "steal": 0.05, "swapped_mb": 10.0, "gpu_clock_mhz": 1425.0, "cpu_probe_ms": 21.0}, []),
         ({"other_cpu": 0.15}, ["other programs used 0.15 of 2 CPUs"]),
         ({"other_cpu": 1.3, "cpus": 64}, []),
         ({"other_cpu": 1.4, "cpus": 64}, ["other programs used 1.40 of 64 CPUs"]),
@@ -184,15 +193,16 @@ def test_conditions_of_images_are_added_up(parts: list[dict[str, Any]], expected
         ({"throttled": 50, "gpu_throttle_reasons": ["gpu_idle", "sw_power_cap", "applications_clocks_setting"]}, []),
         ({"gpu_throttle_reasons": ["hw_thermal_slowdown"]}, ["heat slowed the GPU down (hardware)"]),
         ({"gpu_clock_mhz": 1424.0}, ["the GPU's clock was 1424 MHz, and usually 1500 MHz"]),
+        ({"cpu_probe_ms": 21.1}, ["the CPU was slow: a fixed computation took 21.1 ms, and usually 20.0 ms"]),
     ],
 )
 def test_what_disturbs_a_session(changes: dict[str, Any], reasons: list[str]) -> None:
-    assert disturbances(replace(Conditions(10.0, 2), **changes), [1500.0, None, 1500.0, 1400.0]) == reasons
+    assert disturbances(replace(Conditions(10.0, 2), **changes), OTHERS) == reasons
 
 
 def test_a_long_time_alone_disturbs_nothing() -> None:
     assert disturbances(Conditions(1e6, 2), []) == []
-    assert disturbances(None, [1500.0]) == []
+    assert disturbances(None, OTHERS) == []
 
 
 class Failing(Exception):

@@ -93,9 +93,9 @@ def find_pairs(journal: Journal, suite: PromptSuite, options: BenchOptions, mode
     cells = {cell for cell, key in (*journal.measured, *journal.failures) if cell.mode == mode and is_image_key(key)}
     numbers = sorted({(cell.pair, cell.attempt) for cell in cells})
     attempts = [_attempt(journal, mode, pair, attempt, keys) for pair, attempt in numbers]
-    clocks = {model: _clocks(attempts, model) for model in MODELS}
+    first = {model: _first_sessions(attempts, model) for model in MODELS}
     disturbed = [
-        {model: disturbances(found.conditions.get(model), clocks[model]) for model in MODELS} for found in attempts
+        {model: disturbances(found.conditions.get(model), first[model]) for model in MODELS} for found in attempts
     ]
     used = _choose(attempts, disturbed)
     prompts = [key for key in keys if used and all(key in found.prompts for found in used)]
@@ -111,10 +111,9 @@ def find_pairs(journal: Journal, suite: PromptSuite, options: BenchOptions, mode
     return ModePairs(tuple(prompts), tuple(pairs), tuple(to_repeat))
 
 
-def _clocks(attempts: Sequence[_Attempt], model: str) -> list[float | None]:
-    """The clocks of the GPU in a model's sessions; those that were measured once more do not change what is usual."""
-    sessions = [found.conditions[model] for found in attempts if found.attempt == 0 and model in found.conditions]
-    return [session.gpu_clock_mhz for session in sessions]
+def _first_sessions(attempts: Sequence[_Attempt], model: str) -> list[Conditions]:
+    """A model's sessions; those that were measured once more do not change what is usual."""
+    return [found.conditions[model] for found in attempts if found.attempt == 0 and model in found.conditions]
 
 
 def _timed_pair(

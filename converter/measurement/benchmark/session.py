@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
@@ -15,9 +16,11 @@ import torch
 from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.components import Allocations, component_sizes
 from converter.measurement.benchmark.counters import read_counters
+from converter.measurement.benchmark.cpu_probe import probe_ms
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.meter import Meter, Stopwatch
 from converter.measurement.benchmark.traces import replay_trace, tracing
+from converter.measurement.evidence.units import DIGITS
 from converter.measurement.generation.compiling import compiling
 from converter.measurement.generation.devices import choose_device, use_device
 from converter.measurement.generation.generate import (
@@ -144,6 +147,7 @@ class Session:
         # Garbage of the last image would count as memory of this one, and its collection as time.
         gc.collect()
         self.synchronize()
+        probes = self._probe()
         before = read_counters()
         with (
             self._meter.watching(),
@@ -153,6 +157,8 @@ class Session:
         ):
             image, figures = self._measure(settings)
         figures["conditions"] = read_counters().since(before) | self._meter.gpu_conditions()
+        probes += self._probe()
+        figures["conditions"]["cpu_probe_ms"] = round(statistics.fmean(probes), DIGITS) if probes else None
         figures |= traced
         figures["pixels_sha256"] = hashlib.sha256(image.tobytes()).hexdigest()
         if task.image is not None:
@@ -201,6 +207,10 @@ class Session:
     def synchronize(self) -> None:
         """Wait until the device has done its work."""
         self._meter.synchronize()
+
+    def _probe(self) -> list[float]:
+        """The time of a fixed computation, if this generates images on the CPU."""
+        return [probe_ms()] if self.device.type == "cpu" else []
 
     def _measure(self, settings: Settings) -> tuple[Any, dict[str, Any]]:
         """Call the pipeline as users do; its stages are recognised by the components that it calls."""
