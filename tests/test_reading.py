@@ -23,6 +23,8 @@ from converter.measurement.comparison.reading_order import Line, text_by_groups,
 from converter.measurement.comparison.substring import nearest_substring, normalize, substring_distance
 from converter.measurement.comparison.tesseract_reader import languages_of
 from converter.measurement.comparison.text_accuracy import LEGIBLE, Readers, find_readers
+from scripts.signs.drawing import draw_sign
+from scripts.signs.vocabulary import Sign
 from tests.cases import check_cases
 from tests.conftest import run_python
 from tests.pictures import Pixels, noise
@@ -83,6 +85,12 @@ def test_rapidocr_reads_what_is_there(required: str, shown: str, image: Pixels) 
     assert found.assign([required]) == [("RapidOCR", [required])]
     rate, text = read(found, image, required)
     assert (text, rate) == (shown, 0.25 if shown == "OPFN" else 0)
+
+
+@pytest.mark.parametrize("text", ["LAKE 7", "CAFE 1", "FARM 9"])
+def test_a_digit_that_stands_apart_in_a_small_image_is_read(text: str) -> None:
+    picture = draw_sign(Sign((text,), "red", "white", "snow", ""))
+    assert load_rapidocr().read(np.asarray(picture.convert("RGB"))) == (text, text)
 
 
 def test_two_signs_side_by_side_are_read_one_by_one(readers: Readers) -> None:

@@ -33,6 +33,8 @@ MODELS = ("PP-OCRv6_det_small", "PP-OCRv6_rec_small")
 #: The longer side in pixels to which smaller images are enlarged and larger ones are reduced. Of 640, 736, 960 and
 #: 1440, small letters were read best with 960; large letters are lost with 1440.
 LEAST_SIDE, MOST_SIDE = 960, 2048
+#: Nothing is enlarged more than this: a single digit beside a word was lost in images of 128 pixels that were.
+_MOST_TIMES = 4
 #: The shorter side is padded to this many pixels, twice the grid of the network.
 _LEAST_SHORT_SIDE = 64
 #: Lines that are recognized in one image, the largest first; a full page of print has about 60.
@@ -157,9 +159,9 @@ class RapidOcrReader:
     def method(self) -> str:
         """How the text is recognized."""
         return (
-            f"{self.version}: longer side enlarged to {LEAST_SIDE} or reduced to {MOST_SIDE} pixels (Lanczos); lines "
-            f"upright, tilted or turned to a side, with a confidence of at least {_LEAST_CONFIDENCE}, joined by rows "
-            "of the image, and by rows of each group of neighbouring lines"
+            f"{self.version}: longer side enlarged to {LEAST_SIDE} pixels, at most {_MOST_TIMES} times, or reduced to "
+            f"{MOST_SIDE} (Lanczos); lines upright, tilted or turned to a side, with a confidence of at least "
+            f"{_LEAST_CONFIDENCE}, joined by rows of the image, and by rows of each group of neighbouring lines"
         )
 
     def _detect(self, picture: Image.Image) -> list[NDArray[np.float64]]:
@@ -246,7 +248,7 @@ def _resized(image: Pixels) -> Image.Image:
     """Enlarge or reduce an image, and pad its shorter side with its edge."""
     picture = Image.fromarray(image)
     longer = max(picture.size)
-    side = min(max(longer, LEAST_SIDE), MOST_SIDE)
+    side = min(max(longer, min(LEAST_SIDE, _MOST_TIMES * longer)), MOST_SIDE)
     if side != longer:
         size = [max(1, round(length * side / longer)) for length in picture.size]
         picture = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
