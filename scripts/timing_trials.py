@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 #: The tiny pipeline's depth, and images that take about a second on two cores.
 LAYERS = 8
-IMAGE = {"steps": 20, "width": 128, "height": 128}
-PROMPTS = 6
+IMAGE = {"steps": 60, "width": 128, "height": 128}
+PROMPTS = 3
 #: Draws of the bootstrap that lensconv used before.
 RESAMPLES = 10_000
 #: Seconds of a phase of the pattern.
@@ -65,7 +65,7 @@ def main() -> None:
     truth = folder / "truth" / "trial.json"
     content = summarise(runs, json.loads(truth.read_text()) if truth.is_file() else None)
     print(json.dumps(content, indent=1))
-    settings = {key: getattr(arguments, key) for key in ("load", "planted", "pairs", "busy", "seed")}
+    settings = {key: getattr(arguments, key) for key in ("load", "planted", "pairs", "busy", "seed", "options")}
     file = folder / "timing-trials.json"
     file.write_text(json.dumps({**settings, "image": IMAGE, **content, "runs": runs}, indent=1) + "\n")
     print(f"written to {file}")
@@ -208,7 +208,8 @@ def _run(
         return content
     drawing = [word for key, value in IMAGE.items() for word in (f"--{key}", str(value))]
     line = ["bench", *map(str, models), "--out", str(place), "--prompts", str(suite), "--mode", "standard"]
-    line += ["--no-baseline", "--device", "cpu", *drawing, *options, "--json", "--quiet"]
+    line += ["--no-baseline", "--trajectory-prompts", "0", "--device", "cpu"]
+    line += [*drawing, *options, "--json", "--quiet"]
     schedule = schedule or Schedule()
     started = time.monotonic()
     with schedule.running():
