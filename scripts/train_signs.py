@@ -68,6 +68,8 @@ def train(arguments: argparse.Namespace) -> None:
         "examples": arguments.examples,
         "parameters": {part: sum(item.numel() for item in model.parameters()) for part, model in models.items()},
         "bytes": (out / WEIGHTS).stat().st_size,
+        "torch": torch.__version__.split("+")[0],
+        "threads": torch.get_num_threads(),
         "elapsed_s": round(time.monotonic() - started),
         "cpu_s": round(time.process_time()),
     }
