@@ -34,9 +34,10 @@ from scripts.interval_coverage import bootstrap_over_prompts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: The tiny pipeline's depth, and images that take about a second on two cores.
+#: The tiny pipeline's depth, and images that take about a second on two cores. Smaller ones with more steps have
+#: shorter operations, whose times vary more.
 LAYERS = 8
-IMAGE = {"steps": 60, "width": 128, "height": 128}
+IMAGE = {"steps": 12, "width": 384, "height": 384}
 PROMPTS = 3
 #: Draws of the bootstrap that lensconv used before.
 RESAMPLES = 10_000

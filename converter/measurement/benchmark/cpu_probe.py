@@ -1,8 +1,9 @@
 """A fixed computation, whose time says how fast the CPUs are at the moment.
 
-Other virtual machines on the same host share its caches and its clock. They made images take up to 60 % longer for
-half a minute, and no counter of the system showed that. This computation did: its time and that of images, averaged
-over 12 s, had a correlation of 0.97, since both consist of many small operations of torch.
+In a virtual machine, the host may let one CPU wait while another one works, and other machines share its caches and
+its clock. Images then took up to 60 % longer for half a minute, and no counter of the system showed that. This
+computation shows a part of it: over a few seconds, its time and that of images had a correlation of 0.7 to 0.9 in
+three series of a minute or two. It has to be of several threads: the work of one had 0.2 to 0.9.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import time
 
 import torch
 
-#: Additions of a few numbers; these take about 20 ms, which averages out what happens within milliseconds.
-_OPERATIONS = 20_000
+#: Products of a few tokens with a small weight; together they take about 25 ms, which averages out what happens within
+#: milliseconds.
+_PRODUCTS = 100
+_TOKENS, _CHANNELS, _OUTPUTS = 64, 256, 1024
 
 
 def probe_ms() -> float:
     """Return the milliseconds that the computation takes."""
-    numbers = torch.ones(64)
+    tokens, weight = torch.ones(_TOKENS, _CHANNELS), torch.ones(_CHANNELS, _OUTPUTS)
     started = time.perf_counter()
-    for _ in range(_OPERATIONS):
-        torch.add(numbers, numbers)
+    for _ in range(_PRODUCTS):
+        torch.matmul(tokens, weight)
     return 1e3 * (time.perf_counter() - started)
