@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,8 @@ class Machine:
     folder: Path
     busy: frozenset[str] = frozenset()
     """Sessions beside another program, such as ``1.0 quantized``: pair, attempt and model."""
-    slow: frozenset[str] = frozenset()
-    """Sessions in which the CPU is slow."""
+    slow: Mapping[str, float] = field(default_factory=dict)
+    """Milliseconds of the fixed computation in the sessions in which the CPU is slow; elsewhere it takes 20."""
     failing: frozenset[str] = frozenset()
     """Images that fail, such as ``0.0 quantized B2``; the worker ends."""
     rows_left: float = math.inf
@@ -81,7 +81,7 @@ class Machine:
                 self.rows_left -= 1
                 seconds = (2.0 if cell.model == "quantized" else 1.0) + cell.pair / 10
                 conditions = {"seconds": seconds, "cpus": 2, "other_cpu_s": seconds * (name in self.busy)}
-                conditions["cpu_probe_ms"] = 22.0 if name in self.slow else 20.0
+                conditions["cpu_probe_ms"] = self.slow.get(name, 20.0)
                 figures = {"time_s": seconds, "stages": STAGES, "pixels_sha256": "0" * 64, "conditions": conditions}
                 bench.journal.note(cell, task.key, figures)
                 shown.advance(1)
@@ -106,8 +106,9 @@ SCENARIOS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "one pair costs what it has to": ({"busy": {"0.0 original"}}, [{"pairs": 1}]),
     "two pairs claim nothing": ({"busy": {"0.0 original"}}, [{"pairs": 2}]),
     "a busy session": ({"busy": {"1.0 quantized"}}, [{"pairs": 3}]),
-    "a slow CPU": ({"slow": {"1.0 quantized", "1.1 quantized", "2.0 original"}}, [{"pairs": 4}]),
-    "a CPU that is always slow": ({"slow": {f"{pair}.0 quantized" for pair in range(3)}}, [{"pairs": 3}]),
+    # Neither the second attempt nor the other model changes what is usual.
+    "a slow CPU": ({"slow": {"1.0 quantized": 22.0, "1.1 quantized": 22.0}}, [{"pairs": 3}]),
+    "a CPU that is always slow": ({"slow": {f"{pair}.0 quantized": 30.0 for pair in range(3)}}, [{"pairs": 3}]),
     "busy both times": ({"busy": {"1.0 quantized", "1.1 quantized"}}, [{"pairs": 3}]),
     "more disturbed than before": ({"busy": {"1.0 quantized", "1.1 quantized", "1.1 original"}}, [{"pairs": 3}]),
     "the first pair is busy": ({"busy": {"0.0 original"}}, [{"pairs": 3}]),

@@ -67,7 +67,7 @@ def find_weights(
         stems: the stems to look for, in this order.
 
     Returns:
-        None if there are no weights, or if it is not clear which of several files is meant.
+        Their names. None without weights, and None if several files could be meant.
     """
     wanted = [variant, ""] if variant else [""]
     variants = variants_in(names)
