@@ -28,6 +28,7 @@ import numpy as np
 from converter import synthesize
 from converter.libraries import load_library
 from converter.measurement.evidence.pairs import read_pairs
+from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.prompts.suite import PromptSuite, builtin_suites
 from scripts.interval_coverage import bootstrap_over_prompts
 
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 #: shorter operations, whose times vary more.
 LAYERS = 8
 IMAGE = {"steps": 12, "width": 384, "height": 384}
-PROMPTS = 3
+#: Layers a block that are added to an autoencoder to see what one takes.
+TRIED_LAYERS = 12
 #: Draws of the bootstrap that lensconv used before.
 RESAMPLES = 10_000
 #: Seconds of a phase of the pattern.
@@ -54,7 +56,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     models = _make_models(arguments)
     suite = arguments.out / "suite.toml"
-    suite.write_text(PromptSuite("trials", builtin_suites()[0].prompts[:PROMPTS]).to_toml())
+    suite.write_text(PromptSuite("trials", builtin_suites()[0].prompts[: arguments.prompts]).to_toml())
     if arguments.planted and arguments.truth_pairs:
         _run(folder / "truth", models, suite, ["--pairs", str(arguments.truth_pairs), *arguments.options])
     runs = []
@@ -66,7 +68,8 @@ def main() -> None:
     truth = folder / "truth" / "trial.json"
     content = summarise(runs, json.loads(truth.read_text()) if truth.is_file() else None)
     print(json.dumps(content, indent=1))
-    settings = {key: getattr(arguments, key) for key in ("load", "planted", "pairs", "busy", "seed", "options")}
+    kept = ("load", "planted", "pairs", "prompts", "busy", "seed", "options")
+    settings = {key: getattr(arguments, key) for key in kept} | {"threads": load_library("torch").get_num_threads()}
     file = folder / "timing-trials.json"
     file.write_text(json.dumps({**settings, "image": IMAGE, **content, "runs": runs}, indent=1) + "\n")
     print(f"written to {file}")
@@ -80,6 +83,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=int, default=20, help="number of benchmarks (default 20)")
     parser.add_argument("--pairs", type=int, default=4, help="as for `lensconv bench` (default 4)")
+    parser.add_argument("--prompts", type=int, default=8, help="images of a process (default 8)")
     parser.add_argument("--load", choices=("pattern", "none", "constant"), default="pattern", help="default: pattern")
     parser.add_argument("--busy", type=int, default=2, help="processes of the load (default 2)")
     parser.add_argument("--planted", type=float, default=0.0, help="percent by which the second model takes longer")
@@ -88,7 +92,10 @@ def _parse() -> argparse.Namespace:
     # argparse does not take what follows two dashes as the rest.
     words = [*sys.argv[1:], "--"]
     end = words.index("--")
-    return parser.parse_args(words[:end], argparse.Namespace(options=words[end + 1 : -1]))
+    arguments = parser.parse_args(words[:end], argparse.Namespace(options=words[end + 1 : -1]))
+    if arguments.runs < 1 or arguments.pairs < FEWEST_PAIRS:
+        parser.error(f"at least one run and {FEWEST_PAIRS} pairs are needed, as fewer pairs have no interval")
+    return arguments
 
 
 def _name(arguments: argparse.Namespace) -> str:
@@ -155,34 +162,26 @@ def _make_models(arguments: argparse.Namespace) -> list[Path]:
 
 def _plant(source: Path, target: Path, percent: float) -> None:
     """Copy a pipeline, with an autoencoder so deep that an image takes longer by about this many percent."""
-    diffusers, torch = load_library("diffusers"), load_library("torch")
-    config = json.loads((source / "vae" / "config.json").read_text())
-    kind = getattr(diffusers, config["_class_name"])
-    channels, side = config["latent_channels"], IMAGE["width"] // 8
-
-    def make(layers: int) -> Any:
-        torch.manual_seed(0)
-        return kind.from_config({**config, "layers_per_block": layers}).to(torch.bfloat16).eval()
-
-    def seconds(model: Any) -> float:
-        latents = torch.zeros(1, channels, side, side, dtype=torch.bfloat16)
-        times = []
-        with torch.no_grad():
-            for _ in range(7):
-                started = time.perf_counter()
-                model.decode(latents)
-                times.append(time.perf_counter() - started)
-        return statistics.median(times)
-
-    shallow, deep = config["layers_per_block"], config["layers_per_block"] + 8
-    of_a_layer = (seconds(make(deep)) - seconds(make(shallow))) / (deep - shallow)
-    layers = shallow + round(percent / 100 * _image_seconds(source) / of_a_layer)
+    shallow = json.loads((source / "vae" / "config.json").read_text())["layers_per_block"]
     scratch = target.with_name(f"{target.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     shutil.copytree(source, scratch)
-    make(layers).to(torch.float32).save_pretrained(scratch / "vae")
+    _deepen(scratch, shallow + TRIED_LAYERS)
+    seconds = _image_seconds(source)
+    of_a_layer = (_image_seconds(scratch) - seconds) / TRIED_LAYERS
+    layers = shallow + round(percent / 100 * seconds / of_a_layer)
+    _deepen(scratch, layers)
     scratch.rename(target)
-    print(f"{target}: the autoencoder has {layers} layers a block, not {shallow}")
+    print(f"{target}: the autoencoder has {layers} layers a block, not {shallow}", flush=True)
+
+
+def _deepen(repo: Path, layers: int) -> None:
+    """Replace a pipeline's autoencoder with one of this many layers a block and random weights."""
+    diffusers, torch = load_library("diffusers"), load_library("torch")
+    config = json.loads((repo / "vae" / "config.json").read_text())
+    torch.manual_seed(0)
+    model = getattr(diffusers, config["_class_name"]).from_config({**config, "layers_per_block": layers})
+    model.save_pretrained(repo / "vae")
 
 
 def _image_seconds(repo: Path) -> float:
@@ -209,7 +208,7 @@ def _run(
         return content
     drawing = [word for key, value in IMAGE.items() for word in (f"--{key}", str(value))]
     line = ["bench", *map(str, models), "--out", str(place), "--prompts", str(suite), "--mode", "standard"]
-    line += ["--no-baseline", "--trajectory-prompts", "0", "--device", "cpu"]
+    line += ["--no-baseline", "--trajectory-prompts", "0", "--timing-prompts", "0", "--device", "cpu"]
     line += [*drawing, *options, "--json", "--quiet"]
     schedule = schedule or Schedule()
     started = time.monotonic()
