@@ -68,8 +68,8 @@ def main() -> None:
     truth = folder / "truth" / "trial.json"
     content = summarise(runs, json.loads(truth.read_text()) if truth.is_file() else None)
     print(json.dumps(content, indent=1))
-    kept = ("load", "planted", "pairs", "prompts", "busy", "seed", "options")
-    settings = {key: getattr(arguments, key) for key in kept} | {"threads": load_library("torch").get_num_threads()}
+    names = ("load", "planted", "pairs", "prompts", "busy", "seed", "options")
+    settings = {key: getattr(arguments, key) for key in names} | {"threads": load_library("torch").get_num_threads()}
     file = folder / "timing-trials.json"
     file.write_text(json.dumps({**settings, "image": IMAGE, **content, "runs": runs}, indent=1) + "\n")
     print(f"written to {file}")
