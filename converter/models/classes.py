@@ -47,10 +47,10 @@ def find_class(name: str, where: str) -> Any:
     libraries = load_library("diffusers"), load_library("transformers")
     bases = libraries[0].ModelMixin, libraries[1].PreTrainedModel
     for library in libraries:
-        if name.isidentifier() and name in dir(library):
-            found = getattr(library, name)
-            if isinstance(found, type) and issubclass(found, bases):
-                return found
+        # The names of a library are its classes and functions, which it imports when they are asked for.
+        found = getattr(library, name, None)
+        if isinstance(found, type) and issubclass(found, bases):
+            return found
     known = {LENS, *(candidate for library in libraries for candidate in dir(library))} - {name}
     models = [candidate for candidate in known if not candidate.endswith(_NOT_MODELS)]
     near = difflib.get_close_matches(name, models, n=3)
