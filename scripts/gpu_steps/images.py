@@ -59,7 +59,11 @@ def run_benchmark(run: StepRun) -> None:
     count = _PROMPTS[run.is_small]
     prompts = tuple(SuitePrompt(f"P{number}", "A Kettle", number, PROMPT, ("TEA",)) for number in range(count))
     options = BenchOptions(
-        mode="standard" if run.is_small else ",".join(MODES), pairs=1, skip_baseline=True, timeout=_IMAGE_TIMEOUT
+        mode="standard" if run.is_small else ",".join(MODES),
+        pairs=1,
+        skip_baseline=True,
+        timeout=_IMAGE_TIMEOUT,
+        trajectory_prompts=0 if run.is_small else BenchOptions.trajectory_prompts,
     )
     output = run.work / "evidence"
     report = bench(
