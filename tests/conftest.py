@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -14,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -44,6 +47,31 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes is the machine's affair.
 settings.register_profile("lensconv", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("lensconv")
+
+
+# Nothing that imports make is garbage.
+gc.disable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _lasting_objects() -> None:
+    """Set aside what lasts, so that garbage is not looked for among hundreds of thousands of objects of libraries."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def log() -> Iterator[BufferingHandler]:
+    """What libraries and this project log.
+
+    pytest's own plugin for this is turned off: for each test it sets levels, which takes milliseconds, since torch and
+    its libraries have about a thousand loggers.
+    """
+    handler = BufferingHandler(capacity=1000)
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)
 
 
 def all_commands() -> dict[str, click.Command]:

@@ -53,7 +53,6 @@ def test_a_worker_describes_the_machine(tmp_path: Path, monkeypatch: pytest.Monk
     os.sched_setaffinity(0, allowed)
     assert cores == 1
     with time_limit(LIMIT):
-        assert probe_machine("cpu", lambda: None) == here
         # What a worker lacks is said as it is, with its hint.
         (tmp_path / "sdnq.py").write_text("import absent")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))

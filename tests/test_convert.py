@@ -60,26 +60,29 @@ def test_files_have_the_mode_of_the_umask(lens_source: Path, tmp_path: Path) -> 
         assert file.stat().st_mode & 0o777 == 0o640, file.name
 
 
-#: Converts with the default recipe and with another one.
+#: Converts with the default recipe and with another one. If SDNQ is imported before, no other process plans.
 _CONVERT_TWICE = """
 import sys
 from converter.cli.main import run
 from converter.console import Console
-source, place, *options = sys.argv[1:]
+from converter.libraries import load_library
+source, place, library, *options = sys.argv[1:]
+load_library(library)
 for recipe in ("lens-uint4-static", "sdnq-int8"):
     assert run(["convert", source, f"{place}/{recipe}", "--recipe", recipe, *options], Console()) == 0
 """
 
 
 def test_two_runs_write_the_same_bytes(lens_source: Path, tmp_path: Path) -> None:
-    """In other folders, with other hash seeds, threads and memory."""
+    """In other folders, with other hash seeds, threads and memory, and planned by another process or the same."""
     folders = []
-    for number, (seed, jobs, memory) in enumerate([("1", "1", "9MB"), ("2", "5", "64MB")]):
+    ways = [("1", "json", "1", "9MB"), ("2", "sdnq", "5", "64MB")]
+    for number, (seed, library, jobs, memory) in enumerate(ways):
         folder = tmp_path / f"place {number}"
         folder.mkdir()
         options = ("--jobs", jobs, "--memory", memory)
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        done = run_python(_CONVERT_TWICE, lens_source, folder, *options, env=environment)
+        done = run_python(_CONVERT_TWICE, lens_source, folder, library, *options, env=environment)
         assert done.returncode == 0, done.stderr
         folders.append(snapshot(folder))
     assert folders[0] == folders[1]

@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 import warnings
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +149,7 @@ def test_tokens_of_all_kinds_are_hidden(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert redact("older") == "…"
 
 
-def test_a_quiet_client_is_as_before_afterwards(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_quiet_client_is_as_before_afterwards(log: BufferingHandler, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, progress_bar_states
 
@@ -174,9 +173,9 @@ def test_a_quiet_client_is_as_before_afterwards(
         speak()
     assert [*logs, os.environ["HF_XET_LOG_DEST"]] == [os.devnull, "my.log", "my.log"]
     assert progress_bar_states == before
-    assert caplog.messages == []
+    assert log.buffer == []
     logger.warning("be careful")
-    assert caplog.messages == ["be careful"]
+    assert [record.getMessage() for record in log.buffer] == ["be careful"]
 
 
 def retried(*errors: BaseException, seconds: float = 300, **options: Any) -> tuple[str, list[float], list[str]]:

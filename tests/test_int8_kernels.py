@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -178,7 +179,7 @@ def test_what_is_no_fault_of_the_kernel(sdnq: Any, monkeypatch: pytest.MonkeyPat
     assert sdnq.sdnq_scaled_mm is not None
 
 
-def test_kernels_are_tried_once_on_each_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_kernels_are_tried_once_on_each_gpu(monkeypatch: pytest.MonkeyPatch, log: BufferingHandler) -> None:
     """Also when threads ask at the same time; what is not the best one is said once."""
     tried = []
 
@@ -197,7 +198,7 @@ def test_kernels_are_tried_once_on_each_gpu(monkeypatch: pytest.MonkeyPatch, cap
     assert find_int8_kernel(GPU) == Int8Kernel("torch", "the other failed")
     assert find_int8_kernel(torch.device("cuda:1")) == Int8Kernel("triton")
     assert tried == [GPU, torch.device("cuda:1")]
-    assert notices(caplog) == ["cuda:0: quantized layers multiply with torch: the other failed"]
+    assert notices(log) == ["cuda:0: quantized layers multiply with torch: the other failed"]
 
 
 def test_on_a_cpu_nothing_is_tried(sdnq: Any, monkeypatch: pytest.MonkeyPatch) -> None:

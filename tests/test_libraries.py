@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from converter.libraries import COMPILE_VARIABLE, load_library
+from converter.measurement.benchmark.machine import describe_machine
 from converter.measurement.benchmark.machine_probe import probe_machine
 from converter.measurement.generation.loading import import_sdnq
 from converter.measurement.generation.repo import open_pipeline
@@ -110,7 +111,7 @@ def test_nothing_is_quantized_by_compiled_functions(lens_source: Path, tmp_path:
 
 
 def test_workers_have_the_variables_of_the_user_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read back from workers; the libraries of this process have been imported without leave to compile."""
+    """And describe the same machine; the libraries of this process have been imported without leave to compile."""
     load_library("sdnq.common")
     monkeypatch.delenv(COMPILE_VARIABLE)
     monkeypatch.setenv("SDNQ_LOGGER_NAME", "/home/me/x")
@@ -120,6 +121,7 @@ def test_workers_have_the_variables_of_the_user_alone(monkeypatch: pytest.Monkey
     shown = f"\\x1b{'1' * 96}…{'1' * 99}"
     assert found["sdnq_environment"] == {"SDNQ_LOGGER_NAME": "(a path)", "SDNQ_SOMETHING": shown}
     assert found["sdnq_compiles"] is False
+    assert found == describe_machine("cpu")
     assert COMPILE_VARIABLE not in os.environ
     monkeypatch.setenv(COMPILE_VARIABLE, "1")
     with time_limit(LIMIT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date, datetime
+from logging.handlers import BufferingHandler
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,6 +71,6 @@ def pack_experts(state: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
     return packed, dense
 
 
-def notices(caplog: pytest.LogCaptureFixture) -> list[str]:
+def notices(log: BufferingHandler) -> list[str]:
     """What this project logged."""
-    return [record.getMessage() for record in caplog.records if record.name.startswith("converter.")]
+    return [record.getMessage() for record in log.buffer if record.name.startswith("converter.")]

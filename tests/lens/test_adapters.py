@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import shutil
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -302,13 +303,13 @@ def test_an_adapter_is_of_the_models_dtype(lens_output: Path) -> None:
 
 @pytest.mark.parametrize(("asks", "works"), [(True, True), (True, False), (False, True)])
 def test_quantized_matmul_that_a_loader_left_off(
-    asks: bool, works: bool, lens_output: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    asks: bool, works: bool, lens_output: Path, log: BufferingHandler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is applied where the checkpoint asks for it and SDNQ can; what is not in effect is not said to be."""
     model, inputs = LensTransformer2DModel.from_pretrained(lens_output), tiny_inputs()
     assert uses_matmul(model) == {True}
     assert not apply_serialized_matmul(model)
-    assert notices(caplog) == []
+    assert notices(log) == []
     expected = run(model, inputs)
     set_matmul(model, False)
     model.quantization_config.use_quantized_matmul = asks
@@ -324,15 +325,15 @@ def test_quantized_matmul_that_a_loader_left_off(
         "LensTransformer2DModel: use_quantized_matmul of the checkpoint's quantization config was not in effect after "
         f"loading; {'it is now' if works else 'this machine cannot do it'} (int8)"
     )
-    assert notices(caplog) == ([warning] if asks else [])
+    assert notices(log) == ([warning] if asks else [])
 
 
-def test_quantized_matmul_is_not_for_weights_that_are_not_quantized(caplog: pytest.LogCaptureFixture) -> None:
+def test_quantized_matmul_is_not_for_weights_that_are_not_quantized(log: BufferingHandler) -> None:
     model = golden()
     assert not apply_serialized_matmul(model)
     model.quantization_config = SimpleNamespace(use_quantized_matmul=True)
     assert not apply_serialized_matmul(model)
-    assert notices(caplog) == []
+    assert notices(log) == []
 
 
 @pytest.mark.parametrize("with_information", [False, True])

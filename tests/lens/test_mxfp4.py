@@ -7,6 +7,7 @@ import logging
 import sys
 import weakref
 from http.server import BaseHTTPRequestHandler
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,7 +111,7 @@ def test_the_kernel_is_only_taken_from_the_cache(
     is_cached: bool,
     tiny_repo: Path,
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    log: BufferingHandler,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without it the encoder is unpacked; with it, packed experts count as memory of the encoder."""
@@ -132,7 +133,7 @@ def test_the_kernel_is_only_taken_from_the_cache(
     assert not any(tensor() is not None for tensor in held)
     assert asked == []
     assert isinstance(encoder.model.layers[0].mlp, Mxfp4GptOssMLP) == is_cached
-    said = " ".join(notices(caplog))
+    said = " ".join(notices(log))
     assert ("its kernel is not in the local cache; to get it, run `hf download " in said) != is_cached
     assert huggingface_hub.constants.HF_HUB_OFFLINE is False
     assert logging.getLogger("kernels").level == logging.NOTSET

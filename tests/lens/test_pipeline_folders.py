@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from functools import partial
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def test_the_pipeline_looks_like_upstreams(pipe: Any) -> None:
 
 
 def test_a_packed_text_encoder_is_announced_by_the_pipeline(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, tmp_path: Path, log: BufferingHandler
 ) -> None:
     source = tmp_path / "packed"
     shutil.copytree(folder, source)
@@ -183,7 +184,7 @@ def test_a_packed_text_encoder_is_announced_by_the_pipeline(
     save_file(packed, weights, metadata={"format": "pt"})
     edit_json(config, quantization_config=MXFP4)
     pipe = pipelines.load(source)
-    (notice,) = notices(caplog)
+    (notice,) = notices(log)
     assert "it is unpacked" in notice
     found = pipe.text_encoder.state_dict()
     assert found.keys() == dense.keys()

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from datetime import date
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +253,7 @@ def test_it_is_saved_as_the_model_that_it_is(encoder: Any, plain_model: Any, tmp
 
 
 @pytest.mark.parametrize("asked_for", [False, True])
-def test_a_packed_checkpoint_loads_on_a_cpu(packed: Packed, asked_for: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_packed_checkpoint_loads_on_a_cpu(packed: Packed, asked_for: bool, log: BufferingHandler) -> None:
     folder, dense = packed
     state = load_file(folder / "model.safetensors")
     assert tuple(state["model.layers.0.mlp.experts.gate_up_proj_blocks"].shape) == (4, 128, 2, 16)
@@ -267,21 +268,21 @@ def test_a_packed_checkpoint_loads_on_a_cpu(packed: Packed, asked_for: bool, cap
     loaded.set_selected_layers([1])
     assert loaded(torch.tensor([[1, 2, 3]]), torch.ones(1, 3))[0].isfinite().all()
     # Nothing is said to who asks for it.
-    assert notices(caplog) == ([] if asked_for else [NOTICE.format(size_of(dense))])
+    assert notices(log) == ([] if asked_for else [NOTICE.format(size_of(dense))])
 
 
 def size_of(dense: dict[str, torch.Tensor]) -> str:
     return f"{2 * sum(tensor.numel() for tensor in dense.values()) / 1000:.1f} kB"
 
 
-def test_the_size_is_named_before_the_load(packed: Packed, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_size_is_named_before_the_load(packed: Packed, tmp_path: Path, log: BufferingHandler) -> None:
     """Whoever has not that much memory sees no line that comes after."""
     folder, dense = packed
     (tmp_path / "text_encoder").mkdir()
     shutil.copy(folder / "config.json", tmp_path / "text_encoder")
     with pytest.raises(OSError, match="safetensors"):
         LensGptOssEncoder.from_pretrained(tmp_path, subfolder="text_encoder")
-    assert notices(caplog) == [NOTICE.format(size_of(dense))]
+    assert notices(log) == [NOTICE.format(size_of(dense))]
 
 
 def test_what_is_unpacked_is_announced(
