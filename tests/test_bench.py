@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import hashlib
 import json
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,8 +26,10 @@ from PIL import Image
 
 import converter
 from converter.console import Progress
+from converter.libraries import user_environment
 from converter.measurement.benchmark.bench import _drop_earlier
 from converter.measurement.benchmark.journal import is_image_key
+from converter.measurement.benchmark.machine_probe import probe_machine
 from converter.measurement.evidence.files import read_evidence_folder
 from converter.schemas import load_schema
 from tests.benches import DRAWING, LIMIT, ONCE, SUITE, folded
@@ -48,6 +52,22 @@ class Finished:
     orphans: list[int]
     result: dict[str, Any]
     evidence: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _described_once() -> Iterator[None]:
+    """A worker describes the machine for the first benchmark in this process with an environment, not for each."""
+    described: dict[object, dict[str, Any]] = {}
+
+    def probe(device: str, tick: Callable[[], None]) -> dict[str, Any]:
+        key = device, *user_environment().items()
+        if key not in described:
+            described[key] = probe_machine(device, tick)
+        return copy.deepcopy(described[key])
+
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr("converter.measurement.benchmark.bench.probe_machine", probe)
+        yield
 
 
 @pytest.fixture(scope="module")
