@@ -67,21 +67,29 @@ def latents(pipe: Any, **options: Any) -> torch.Tensor:
     return drawn
 
 
+def test_the_command_compiles_blocks(
+    tiny_repo: Path, tmp_path: Path, lensconv: Lensconv, backend: Callable[[Any], None]
+) -> None:
+    backend("eager")
+    for kind in ("none", "blocks"):
+        file = tmp_path / f"{kind}.png"
+        counters.clear()
+        outcome = draw(lensconv, tiny_repo, file, "--dtype", "float32", "--compile", kind)
+        assert (outcome.code, accepted(outcome.result, "generate")) == (0, []), outcome.stderr
+        assert ("compiling the transformer's block" in outcome.stderr) == (kind == "blocks")
+        assert outcome.result["settings"]["compile"] == kind
+        assert bool(counters["stats"]["unique_graphs"]) == (kind == "blocks")
+        with Image.open(file) as image:
+            assert json.loads(image.text["lensconv"])["compile"] == kind  # type: ignore[attr-defined]
+    assert np.abs(pixels(tmp_path / "blocks.png") - pixels(tmp_path / "none.png")).max() <= 1
+
+
 # torch's own, from a module that its compiler imports.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_compiled_blocks_draw_the_same_image(tiny_repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
+def test_compiled_blocks_draw_the_same_image(tiny_repo: Path) -> None:
     """By torch's own compiler; all that can differ is the order of sums."""
     torch.compiler.reset()
     try:
-        for kind in ("none", "blocks"):
-            file = tmp_path / f"{kind}.png"
-            outcome = draw(lensconv, tiny_repo, file, "--dtype", "float32", "--compile", kind)
-            assert (outcome.code, accepted(outcome.result, "generate")) == (0, []), outcome.stderr
-            assert ("compiling the transformer's block" in outcome.stderr) == (kind == "blocks")
-            assert outcome.result["settings"]["compile"] == kind
-            with Image.open(file) as image:
-                assert json.loads(image.text["lensconv"])["compile"] == kind  # type: ignore[attr-defined]
-        assert np.abs(pixels(tmp_path / "blocks.png") - pixels(tmp_path / "none.png")).max() <= 1
         expected, found = (
             latents(load(tiny_repo, compiles=compiles), prompt="a red cube", height=64, width=96, guidance_scale=5.0)
             for compiles in (False, True)

@@ -303,8 +303,8 @@ def test_gradient_checkpointing() -> None:
 def test_compiled() -> None:
     try:
         model = golden()
-        # Code would be made for the second block again, which is like the first; in the last one, text ends early.
-        del model.transformer_blocks[1]
+        # Inductor takes long for each block, and those of test_compiling are the same.
+        del model.transformer_blocks[:2]
         expected = run(model)
         assert distance(run(torch.compile(model, fullgraph=True)), expected) <= TOLERANCE
         # The code for blocks is that of before; what may differ is what a graph takes in.
