@@ -324,12 +324,14 @@ def test_another_benchmark_in_the_same_folder_is_refused(
     finished: Finished, lensconv: Lensconv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One with other settings, or with another environment of SDNQ."""
-    # The first difference is named, by the alphabet.
-    outcome = lensconv(*finished.arguments, "--steps", 3, "--compile", "blocks")
-    assert outcome.code == 2
-    said = 'contains another benchmark: settings.compile was "none", and is now "blocks"'
-    assert said in outcome.result["error"]["message"]
-    assert "--restart" in outcome.result["error"]["hint"]
+    for option, value, said in (
+        ("--steps", 3, "steps was 2, and is now 3"),
+        ("--compile", "blocks", 'compile was "none", and is now "blocks"'),
+    ):
+        outcome = lensconv(*finished.arguments, option, value)
+        assert outcome.code == 2
+        assert f"contains another benchmark: settings.{said}" in outcome.result["error"]["message"]
+        assert "--restart" in outcome.result["error"]["hint"]
     monkeypatch.setenv("SDNQ_INCLUDE_MM_KERNEL_IN_COMPILE", "0")
     with time_limit(LIMIT):
         outcome = lensconv(*finished.arguments)

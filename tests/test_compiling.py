@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,10 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch._dynamo import config
 from torch._dynamo.backends.registry import get_default_backend, set_default_backend
 from torch._dynamo.utils import counters
@@ -29,10 +26,9 @@ from converter.measurement.generation.loading import blaming, load_pipeline, loa
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import open_pipeline
 from converter.measurement.generation.settings import choose_settings
-from tests.conftest import Lensconv, run_process
+from tests.conftest import run_process
 from tests.faults import raising
-from tests.forms import accepted
-from tests.generations import SMALL, draw, pixels
+from tests.generations import SMALL
 from tests.lens import pipelines
 
 CPU = torch.device("cpu")
@@ -65,38 +61,6 @@ def latents(pipe: Any, **options: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     drawn: torch.Tensor = pipelines.draw(pipe, generator=generator, num_inference_steps=2, **options)
     return drawn
-
-
-def test_the_command_compiles_blocks(
-    tiny_repo: Path, tmp_path: Path, lensconv: Lensconv, backend: Callable[[Any], None]
-) -> None:
-    backend("eager")
-    for kind in ("none", "blocks"):
-        file = tmp_path / f"{kind}.png"
-        counters.clear()
-        outcome = draw(lensconv, tiny_repo, file, "--dtype", "float32", "--compile", kind)
-        assert (outcome.code, accepted(outcome.result, "generate")) == (0, []), outcome.stderr
-        assert ("compiling the transformer's block" in outcome.stderr) == (kind == "blocks")
-        assert outcome.result["settings"]["compile"] == kind
-        assert bool(counters["stats"]["unique_graphs"]) == (kind == "blocks")
-        with Image.open(file) as image:
-            assert json.loads(image.text["lensconv"])["compile"] == kind  # type: ignore[attr-defined]
-    assert np.abs(pixels(tmp_path / "blocks.png") - pixels(tmp_path / "none.png")).max() <= 1
-
-
-# torch's own, from a module that its compiler imports.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_compiled_blocks_draw_the_same_image(tiny_repo: Path) -> None:
-    """By torch's own compiler; all that can differ is the order of sums."""
-    torch.compiler.reset()
-    try:
-        expected, found = (
-            latents(load(tiny_repo, compiles=compiles), prompt="a red cube", height=64, width=96, guidance_scale=5.0)
-            for compiles in (False, True)
-        )
-        assert 0 < (found - expected).norm() <= 1e-5 * expected.norm()
-    finally:
-        torch.compiler.reset()
 
 
 @pytest.mark.parametrize("offload", ["model", "sequential"])

@@ -39,10 +39,10 @@ from converter.models.lens import int8_chain, transformer
 from converter.models.lens.int8_chain import enable_int8_chain
 from converter.models.sdnq_layers import multiplies_quantized, quantized_layers
 from tests.faults import raising
+from tests.lens.int8_chains import SMALL, make, quantize
 from tests.lens.models import run
 from tests.lens.prompts import notices
 from tests.lens.test_adapters import set_matmul, tiny_inputs, unquantized
-from tests.lens.test_int8_chain import SMALL, make, quantize
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 #: As Triton says it.

@@ -1,4 +1,4 @@
-"""Tiny pipelines for tests."""
+"""Tiny pipelines, and models for the int8 chain."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converter import convert
+from converter.models.lens.int8_chain import Int8Chain
+from converter.models.lens.int8_rows import Int8Rows
+from tests.lens.int8_chains import SMALL, make, quantize
 from tests.lens.pipelines import CHANNELS, load
 
 
@@ -41,3 +44,35 @@ def quantized_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def pipe(folder: Path) -> Any:
     """A pipeline for tests that do not change it."""
     return load(folder)
+
+
+@pytest.fixture(scope="module")
+def wide() -> Any:
+    """Two blocks of real width in float32."""
+    return make(num_layers=2)
+
+
+@pytest.fixture(scope="module")
+def wide_quantized(wide: Any) -> Any:
+    """The same, quantized by SDNQ."""
+    return quantize(wide)
+
+
+@pytest.fixture
+def small() -> Any:
+    """A small quantized model of its own."""
+    return quantize(make(**SMALL))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Int8Rows]:
+    """What the chain makes of activations."""
+    rows: list[Int8Rows] = []
+    modulate = Int8Chain.modulate
+
+    def spy(*given: Any, **named: Any) -> Int8Rows:
+        rows.append(modulate(*given, **named))
+        return rows[-1]
+
+    monkeypatch.setattr(Int8Chain, "modulate", spy)
+    return rows

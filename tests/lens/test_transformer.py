@@ -298,24 +298,6 @@ def test_gradient_checkpointing() -> None:
     assert plain.state_dict().keys() - gradients[0].keys() == {f"transformer_blocks.2.{name}" for name in unread}
 
 
-# torch's own, from a module that its compiler imports.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_compiled() -> None:
-    try:
-        model = golden()
-        # Inductor takes long for each block, and those of test_compiling are the same.
-        del model.transformer_blocks[:2]
-        expected = run(model)
-        assert distance(run(torch.compile(model, fullgraph=True)), expected) <= TOLERANCE
-        # The code for blocks is that of before; what may differ is what a graph takes in.
-        expected, model = run(golden()), golden()
-        model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
-        assert all(block._compiled_call_impl is not None for block in model.transformer_blocks)
-        assert distance(run(model), expected) <= TOLERANCE
-    finally:
-        torch.compiler.reset()
-
-
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 def test_group_offloading(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights lie on disk until a module is called; what is left of them in between is poisoned here."""
