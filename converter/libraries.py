@@ -5,6 +5,7 @@ Importing SDNQ imports torch, diffusers and transformers too, which takes second
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import logging
@@ -41,6 +42,9 @@ COMPILE_VARIABLE = "SDNQ_USE_TORCH_COMPILE"
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 #: Threads that convert import SDNQ, too; the variable must not change while one of them does.
 _IMPORTING = threading.RLock()
+#: Names of modules that are imported, with quiet libraries. Many are asked for with every module or weight of a model,
+#: and setting a log level takes longer than all else, as torch and its libraries have hundreds of loggers.
+_loaded: set[str] = set()
 
 #: What SDNQ's functions raise for options or sizes that they cannot work with.
 QUANTIZING_ERRORS = (
@@ -83,15 +87,22 @@ def package_versions() -> dict[str, str]:
         DependencyError: one is not installed.
     """
     # Imported here: it takes a fifth of the start of a command.
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError
 
     found = {}
     for name in DECISIVE_PACKAGES:
         try:
-            found[name] = version(name)
+            found[name] = _installed_version(name)
         except PackageNotFoundError as error:
             raise DependencyError(f"the package {name} is not installed", f"pip install {name}") from error
     return found
+
+
+@functools.cache
+def _installed_version(name: str) -> str:
+    from importlib.metadata import version
+
+    return version(name)
 
 
 def quantization_environment() -> dict[str, str]:
@@ -163,6 +174,8 @@ def load_library(
         DependencyError: it cannot be imported.
         MemoryLimitError: there is too little memory for it.
     """
+    if name in _loaded and name in sys.modules:
+        return sys.modules[name]
     require_library_memory(needed)
     # SDNQ warns of missing Triton and OpenVINO kernels, which only inference needs.
     logging.getLogger("sdnq").setLevel(logging.ERROR)
@@ -175,6 +188,7 @@ def load_library(
                     log = importlib.import_module(f"{library}.utils.logging")
                     log.set_verbosity_error()
                     log.disable_progress_bar()
+            _loaded.add(name)
             return module
     except ImportError as error:
         raise missing_package(f"{name} cannot be imported", error) from error

@@ -44,7 +44,7 @@ from converter.errors import (
 from converter.libraries import load_library
 from converter.memory import peak_rss_bytes
 from converter.schemas import load_schema
-from tests.conftest import names_in, run_python, snapshot
+from tests.conftest import call, names_in, run_python, snapshot
 from tests.reference import LENS_OPTIONS, RECIPES, convert_with_sdnq, weight_files
 from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS, convert_default, make_pipeline, save_model
@@ -60,33 +60,33 @@ def test_files_have_the_mode_of_the_umask(lens_source: Path, tmp_path: Path) -> 
         assert file.stat().st_mode & 0o777 == 0o640, file.name
 
 
-#: Converts with the default recipe and with another one. If SDNQ is imported before, no other process plans.
-_CONVERT_TWICE = """
+#: Converts in a process in which SDNQ is not imported, so that another one plans at first.
+_CONVERT = """
 import sys
 from converter.cli.main import run
 from converter.console import Console
-from converter.libraries import load_library
-source, place, library, *options = sys.argv[1:]
-load_library(library)
-for recipe in ("lens-uint4-static", "sdnq-int8"):
-    assert run(["convert", source, f"{place}/{recipe}", "--recipe", recipe, *options], Console()) == 0
+source, place, *recipes = sys.argv[1:]
+for recipe in recipes:
+    line = ["convert", source, f"{place}/{recipe}", "--recipe", recipe, "--jobs", "1", "--memory", "9MB"]
+    assert run(line, Console()) == 0
 """
 
 
 def test_two_runs_write_the_same_bytes(lens_source: Path, tmp_path: Path) -> None:
     """In other folders, with other hash seeds, threads and memory, and planned by another process or the same."""
-    folders = []
-    ways = [("1", "json", "1", "9MB"), ("2", "sdnq", "5", "64MB")]
-    for number, (seed, library, jobs, memory) in enumerate(ways):
-        folder = tmp_path / f"place {number}"
-        folder.mkdir()
-        options = ("--jobs", jobs, "--memory", memory)
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        done = run_python(_CONVERT_TWICE, lens_source, folder, library, *options, env=environment)
-        assert done.returncode == 0, done.stderr
-        folders.append(snapshot(folder))
-    assert folders[0] == folders[1]
-    assert {name.partition("/")[0] for name in folders[0]} == {"lens-uint4-static", "sdnq-int8"}
+    recipes = ("lens-uint4-static", "sdnq-int8")
+    places = [tmp_path / name for name in ("another process", "this process")]
+    for place in places:
+        place.mkdir()
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    done = run_python(_CONVERT, lens_source, places[0], *recipes, env=environment)
+    assert done.returncode == 0, done.stderr
+    load_library("sdnq")
+    for recipe in recipes:
+        options = ("--recipe", recipe, "--jobs", 5, "--memory", "64MB")
+        assert call("convert", lens_source, places[1] / recipe, *options).code == 0
+    assert snapshot(places[0]) == snapshot(places[1])
+    assert {name.partition("/")[0] for name in snapshot(places[0])} == set(recipes)
 
 
 def test_weights_can_be_quantized_from_float32(lens_source: Path, tmp_path: Path) -> None:

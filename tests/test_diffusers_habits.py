@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,13 @@ def draw_cached(pipe: Any, **options: Any) -> Any:
     return draw(pipe, None, num_inference_steps=CACHED_STEPS, **options)
 
 
+def turn_guidance_off(pipe: Any, *_: Any) -> None:
+    pipe._guidance_scale = 1.0
+
+
+TURNS_GUIDANCE_OFF = {"callback_on_step_end": turn_guidance_off}
+
+
 def caches(pipe: Any, *, skips: bool) -> dict[str, Any]:
     """Every cache of diffusers that works with Lens, set to skip much or nothing."""
     now = {"current_timestep_callback": lambda: pipe.current_timestep}
@@ -114,16 +122,31 @@ def caches(pipe: Any, *, skips: bool) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("cache", caches(None, skips=True))
-def test_a_cache_skips_what_it_is_told_to(source: Path, shared: Any, cache: str) -> None:
-    """Alike in every run, also after one that failed, and with a guidance that a callback turns off.
+@dataclass(frozen=True)
+class Uncached:
+    """A pipeline that only denoises, and what it draws without a cache."""
 
-    With a negative prompt, or with a blank one, whose sample has no text.
-    """
+    pipe: Any
+    texts: dict[str, Any]
+    image: Any
+    unguided: Any
+    """An image whose guidance a callback turns off after the first step."""
+
+
+@pytest.fixture(scope="module")
+def uncached(source: Path, shared: Any) -> Uncached:
+    """With a negative prompt, or with a blank one, whose sample has no text."""
     pipe = pipelines.load(source, **DENOISER)
+    texts = embeddings(shared, negative="" if quantized_layers(pipe.transformer) else "dog")
+    image, unguided = (draw_cached(pipe, **texts, **options) for options in ({}, TURNS_GUIDANCE_OFF))
+    return Uncached(pipe, texts, image, unguided)
+
+
+@pytest.mark.parametrize("cache", caches(None, skips=True))
+def test_a_cache_skips_what_it_is_told_to(uncached: Uncached, cache: str) -> None:
+    """Alike in every run, also after one that failed, and with a guidance that a callback turns off."""
+    pipe, whole, expected = uncached.pipe, uncached.texts, uncached.image
     model = pipe.transformer
-    whole = embeddings(shared, negative="" if quantized_layers(model) else "dog")
-    expected = draw_cached(pipe, **whole)
     with runs_of(model.transformer_blocks[1].attn.to_out[0]) as runs:
         model.enable_cache(caches(pipe, skips=True)[cache])
         with pytest.raises(ValueError, match="already been enabled"):
@@ -137,23 +160,19 @@ def test_a_cache_skips_what_it_is_told_to(source: Path, shared: Any, cache: str)
         with pytest.raises(InterruptedError):
             draw_cached(pipe, **whole, callback_on_step_end=raising(InterruptedError()))
         assert torch.equal(draw_cached(pipe, **whole), found)
-        turned_off = draw_cached(pipe, **whole, callback_on_step_end=turn_guidance_off)
+        turned_off = draw_cached(pipe, **whole, **TURNS_GUIDANCE_OFF)
         assert (turned_off.shape, turned_off.isfinite().all()) == (expected.shape, True)
         model.disable_cache()
         model.enable_cache(caches(pipe, skips=False)[cache])
         runs.clear()
         assert torch.equal(draw_cached(pipe, **whole), expected)
         assert len(runs) == CACHED_STEPS
-        turned_off = draw_cached(pipe, **whole, callback_on_step_end=turn_guidance_off)
+        turned_off = draw_cached(pipe, **whole, **TURNS_GUIDANCE_OFF)
         model.disable_cache()
     assert not model.is_cache_enabled
     assert torch.equal(draw_cached(pipe, **whole), expected)
-    unguided = draw_cached(pipe, **whole, callback_on_step_end=turn_guidance_off)
-    torch.testing.assert_close(turned_off, unguided, rtol=0, atol=2e-4 if not quantized_layers(model) else 0.3)
-
-
-def turn_guidance_off(pipe: Any, *_: Any) -> None:
-    pipe._guidance_scale = 1.0
+    tolerance = 2e-4 if not quantized_layers(model) else 0.3
+    torch.testing.assert_close(turned_off, uncached.unguided, rtol=0, atol=tolerance)
 
 
 def test_caches_that_cannot_work_are_refused(tiny_repo: Path) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-import sys
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,10 +45,6 @@ from tests.conftest import edit_json, forget_file, list_file
 from tests.releases import FRONT_MATTER, MANIFEST, WEIGHTS, flip_a_weight, write_card
 
 TOKEN = "hf_" + "a1" * 17
-
-#: Addresses that this process asked to connect to.
-_connections: list[Any] = []
-sys.addaudithook(lambda event, arguments: _connections.append(arguments) if event == "socket.connect" else None)
 
 
 @pytest.fixture
@@ -107,14 +103,17 @@ CONFIG = "transformer/config.json"
         (lambda release: forget_file(release, "README.md"), "the release has no card.*Make a card with"),
     ],
 )
-def test_what_must_not_be_published_reaches_no_network(release: Path, spoil: Spoil, message: str) -> None:
+def test_what_must_not_be_published_reaches_no_network(
+    release: Path, spoil: Spoil, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spoil(release)
-    _connections.clear()
+    connections: list[Any] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: connections.append(address))
     with pytest.raises(ReleaseError) as caught:
         publish(release, "owner/tiny")
     assert re.search(message, f"{caught.value.message} {caught.value.hint}")
     assert TOKEN not in caught.value.message
-    assert _connections == []
+    assert connections == []
 
 
 def test_requests_that_are_refused(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import json
 import os
 import re
 import sqlite3
-import sys
+import subprocess
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -28,9 +29,6 @@ from tests.faulty_hub import faulty_hub
 from tests.forms import accepted
 from tests.hubs import without_progress
 
-#: Command lines that this process has started.
-_started: list[list[str]] = []
-sys.addaudithook(lambda event, arguments: _started.append(arguments[1]) if event == "subprocess.Popen" else None)
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CARD = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n# Tiny\n\n"
 CARD += "<picture><source srcset=sign.png>![A sign](sign.png)</picture> ![Another](https://127.0.0.1:9/x.png)\n"
@@ -79,15 +77,24 @@ def test_a_release_goes_through_all_of_it(release: Path, tmp_path: Path) -> None
     assert rows == [(1, "refs/heads/main"), (1, "refs/tags/v1")]
 
 
-def test_the_first_step_that_fails_ends_it(release: Path, tmp_path: Path, lensconv: Lensconv) -> None:
+def test_the_first_step_that_fails_ends_it(
+    release: Path, tmp_path: Path, lensconv: Lensconv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forget_file(release, "sign.png")
     (release / "sign.png").unlink()
-    _started.clear()
+    started: list[list[str]] = []
+    begin = subprocess.Popen.__init__
+
+    def noting(self: Any, line: list[str], *arguments: Any, **options: Any) -> None:
+        started.append(line)
+        begin(self, line, *arguments, **options)
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", noting)
     words = ("message=Two words", "revision=main", "patience=77", "private", "create-pr", "read-back", "json", "quiet")
     options = [f"--{word}" for word in words]
     outcome = lensconv("publish", release, "alice/tiny", "--rehearse", "--keep", tmp_path / "kept", *options)
     assert outcome.code == 4
-    (line,) = [line for line in _started if "publish" in line]
+    (line,) = [line for line in started if "publish" in line]
     assert [word for word in line if re.match("--(?!receipt=)", word)] == options
     report = outcome.result
     assert accepted(report | {"receipt": {}}, "rehearsal") == [".receipt more"]

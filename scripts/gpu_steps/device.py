@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from converter.errors import DeviceError
-from converter.measurement.benchmark.machine import describe_machine
 from converter.measurement.benchmark.meter import Meter
 from converter.measurement.generation.devices import choose_device, use_device
 from converter.models.int8_kernels import find_int8_kernel
@@ -25,6 +24,9 @@ _PASSES = 5
 def describe(run: StepRun) -> None:
     """Step 0; SDNQ's kernel is tried last, because that may end the process."""
     device = open_device(run)
+    # Imported here: it imports more than torch, which takes seconds, and without a GPU is not needed.
+    from converter.measurement.benchmark.machine import describe_machine
+
     run.record(card=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", compiler=_compiler())
     if device.type == "cuda":
         run.record(free_device_gb=round(torch.cuda.mem_get_info(device)[0] / 1e9, 2))

@@ -35,6 +35,8 @@ from converter.models.unsuitable import refuse_adapter, refuse_quantized
 #: Names that safetensors gives torch's dtypes.
 SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
+#: What SDNQ made of weights without numbers, by their shape and its options.
+_answers: dict[str, Any] = {}
 #: Lists of the configuration that SDNQ passes through a set; sorted here, so that two runs write the same file.
 _UNORDERED = ("modules_to_not_convert", "modules_to_not_use_matmul")
 
@@ -230,18 +232,18 @@ def _run(model: nn.Module, modules: Sequence[NamedModule], config: Any) -> dict[
 def _remembering(quantizer: ModuleType) -> Iterator[None]:
     """Let SDNQ compute once for all weights of one shape and one set of options; without numbers the results are equal.
 
-    A model has hundreds of layers of a few shapes, and torch takes milliseconds for each on the meta device.
+    A model has hundreds of layers of a few shapes, and torch takes milliseconds for each on the meta device. A later
+    plan in the same process needs them again: that of the model once its dtypes are decided, or of one like it.
     """
     quantize = quantizer.sdnq_quantize_layer_weight
-    answers: dict[str, Any] = {}
 
     def remembered(weight: torch.Tensor, param_name: str | None = None, **arguments: Any) -> Any:
         if not weight.is_meta:
             return quantize(weight, param_name=param_name, **arguments)
         key = repr((weight.shape, weight.stride(), weight.dtype, sorted(arguments.items())))
-        if key not in answers:
-            answers[key] = quantize(weight, param_name=param_name, **arguments)
-        dequantizer, parts = answers[key]
+        if key not in _answers:
+            _answers[key] = quantize(weight, param_name=param_name, **arguments)
+        dequantizer, parts = _answers[key]
         return copy(dequantizer), dict(parts)
 
     quantizer.sdnq_quantize_layer_weight = remembered  # type: ignore[attr-defined]
