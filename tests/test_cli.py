@@ -17,6 +17,7 @@ import sys
 import types
 from contextlib import suppress
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -31,7 +32,13 @@ from converter.cli.options import SIZE
 from converter.console import Console
 from converter.conversion.preview import CUDA_LIBRARY_BYTES
 from converter.errors import DependencyError, DiskError, InputError, MemoryLimitError, OutputError, ResourceError
-from converter.libraries import library_threads, load_library, package_versions, quantization_environment
+from converter.libraries import (
+    DECISIVE_PACKAGES,
+    library_threads,
+    load_library,
+    package_versions,
+    quantization_environment,
+)
 from converter.memory import free_memory_bytes, require_free_memory
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.schemas import load_schema
@@ -316,6 +323,13 @@ def test_libraries_that_are_missing_and_their_environment(tmp_path: Path, monkey
     load_library("noisy")
     assert [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs] == [(logging.ERROR, False)] * 2
     assert logging.getLogger("sdnq").level == logging.ERROR
+    # What a program has imported is quiet from its first use on; what the program wants later stays.
+    monkeypatch.setattr("converter.libraries._loaded", set())
+    for level in (logging.ERROR, logging.INFO):
+        logs[0].set_verbosity_info()
+        load_library("diffusers")
+        assert logs[0].get_verbosity() == level
+    logs[0].set_verbosity_error()
     (tmp_path / "broken.py").write_text("import missing.part")
     for name, package in (("nothing.at.all", "nothing"), ("broken", "missing")):
         with pytest.raises(DependencyError, match=name) as caught:
@@ -323,6 +337,7 @@ def test_libraries_that_are_missing_and_their_environment(tmp_path: Path, monkey
         assert caught.value.hint == f"pip install --upgrade {package}"
     with pytest.raises(ModuleNotFoundError):
         load_library("converter.nothing")
+    assert package_versions() == {name: version(name) for name in DECISIVE_PACKAGES}
     monkeypatch.setattr("converter.libraries.DECISIVE_PACKAGES", ("no-such-thing",))
     with pytest.raises(DependencyError, match="no-such-thing is not installed"):
         package_versions()
