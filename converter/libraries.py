@@ -5,7 +5,6 @@ Importing SDNQ imports torch, diffusers and transformers too, which takes second
 
 from __future__ import annotations
 
-import functools
 import gc
 import importlib
 import logging
@@ -87,22 +86,15 @@ def package_versions() -> dict[str, str]:
         DependencyError: one is not installed.
     """
     # Imported here: it takes a fifth of the start of a command.
-    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import PackageNotFoundError, version
 
     found = {}
     for name in DECISIVE_PACKAGES:
         try:
-            found[name] = _installed_version(name)
+            found[name] = version(name)
         except PackageNotFoundError as error:
             raise DependencyError(f"the package {name} is not installed", f"pip install {name}") from error
     return found
-
-
-@functools.cache
-def _installed_version(name: str) -> str:
-    from importlib.metadata import version
-
-    return version(name)
 
 
 def quantization_environment() -> dict[str, str]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from converter._version import __version__
-from converter.errors import DependencyError
+from converter.errors import DependencyError, DeviceError
 from converter.measurement.benchmark import machine
 from converter.measurement.benchmark.bench import _note_environment
 from converter.measurement.benchmark.machine import describe_machine
@@ -62,6 +62,9 @@ def test_a_worker_describes_the_machine(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.delenv("PYTHONPATH")
         with pytest.raises(DependencyError, match=r"cannot start: was stopped: no progress for 0\.01 s"):
             probe_machine("cpu", lambda: None, 0.01)
+        if not torch.cuda.is_available():
+            with pytest.raises(DeviceError, match="sees no CUDA GPU"):
+                probe_machine("cuda", lambda: None)
 
 
 def test_what_the_machine_calls_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,12 +134,19 @@ class Uncached:
 
 
 @pytest.fixture(scope="module")
-def uncached(source: Path, shared: Any) -> Uncached:
+def denoiser(source: Path, shared: Any) -> Uncached:
     """With a negative prompt, or with a blank one, whose sample has no text."""
     pipe = pipelines.load(source, **DENOISER)
     texts = embeddings(shared, negative="" if quantized_layers(pipe.transformer) else "dog")
     image, unguided = (draw_cached(pipe, **texts, **options) for options in ({}, TURNS_GUIDANCE_OFF))
     return Uncached(pipe, texts, image, unguided)
+
+
+@pytest.fixture
+def uncached(denoiser: Uncached) -> Iterator[Uncached]:
+    """The same; a test that fails leaves no cache to the next one."""
+    yield denoiser
+    denoiser.pipe.transformer.disable_cache()
 
 
 @pytest.mark.parametrize("cache", caches(None, skips=True))

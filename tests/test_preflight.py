@@ -108,7 +108,8 @@ def test_what_must_not_be_published_reaches_no_network(
 ) -> None:
     spoil(release)
     connections: list[Any] = []
-    monkeypatch.setattr(socket.socket, "connect", lambda _, address: connections.append(address))
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, lambda _, address: connections.append(address))
     with pytest.raises(ReleaseError) as caught:
         publish(release, "owner/tiny")
     assert re.search(message, f"{caught.value.message} {caught.value.hint}")
