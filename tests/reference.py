@@ -42,7 +42,7 @@ FURTHER_RECIPES: dict[str, dict[str, Any]] = {
     "float4": {"weights_dtype": "float4_e2m1fn"},
     **{name: {"weights_dtype": name} for name in ("int11", "uint16")},
     "stochastic": {"weights_dtype": "int8", "use_stochastic_rounding": True},
-    "codebook": {"weights_dtype": "uint4", "use_codebook": True},
+    "codebook": {"weights_dtype": "uint4", "use_codebook": True, "codebook_steps": 4},
     "double": {"weights_dtype": "uint4", "scale_dtype": "uint8"},
     "dynamic": {
         "weights_dtype": "uint4",
