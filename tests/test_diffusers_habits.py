@@ -43,9 +43,12 @@ from tests.lens.pipelines import OTHER_PROMPT, PROMPT, SIZE, embeddings, noise, 
 from tests.lens.test_adapters import tiny_inputs, unquantized
 
 # Advice that diffusers and torch give in passing.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.script_method`:DeprecationWarning", "ignore:Already found a `peft_config`:UserWarning"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings(
+        "ignore:`torch.jit.script_method`:DeprecationWarning", "ignore:Already found a `peft_config`:UserWarning"
+    ),
+]
 #: Steps of a run, and of one in which every cache skips some.
 STEPS, CACHED_STEPS = 2, 6
 #: Components that a pipeline lacks which only encodes, and one which only denoises.

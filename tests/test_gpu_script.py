@@ -155,6 +155,7 @@ def test_a_hidden_gpu_is_one_line(tmp_path: Path) -> None:
     assert names_in(tmp_path / "work") == []
 
 
+@pytest.mark.long
 def test_steps_on_a_cpu(tmp_path: Path) -> None:
     line = (ROOT / "scripts" / "gpu", "--device", "cpu", "--work", "work", "--only", "1a")
     done = run_program(*line, cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable})
@@ -174,6 +175,7 @@ def carry_out(folder: Path, *steps: Callable[[StepRun], None], part: str = "", *
     return run
 
 
+@pytest.mark.long
 def test_steps_with_a_transformer(tmp_path: Path) -> None:
     assert carry_out(tmp_path, measure_speed).figures["differing_bytes"] == 0
     products = carry_out(tmp_path, check_products, part="eager").figures
@@ -185,6 +187,7 @@ def test_steps_with_a_transformer(tmp_path: Path) -> None:
         assert 0 < quantized[kind]["difference_from_original"] < 0.5
 
 
+@pytest.mark.long
 def test_steps_with_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = carry_out(tmp_path, compare_images, run_benchmark, run_workers)
     assert list(run.figures["equal"].values()) == 6 * [True]

@@ -26,7 +26,10 @@ from tests.lens.models import TOLERANCE, distance, golden, run
 from tests.test_compiling import latents, load
 
 # torch's own, from a module that its compiler imports.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
 
 
 def test_the_whole_model() -> None:
