@@ -31,6 +31,7 @@ from tests.faults import raising
 from tests.generations import SMALL
 from tests.lens import pipelines
 
+pytestmark = pytest.mark.long
 CPU = torch.device("cpu")
 
 

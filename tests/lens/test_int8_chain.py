@@ -31,6 +31,7 @@ def test_the_chain_computes_what_sdnq_computes(wide: Any, wide_quantized: Any, m
     check_nearness(wide, wide_quantized, made, compiles=False)
 
 
+@pytest.mark.long
 def test_blocks_are_compiled_with_the_chain_inside(small: Any) -> None:
     products: list[int] = []
 

@@ -107,6 +107,7 @@ def test_lengths_of_a_model_that_is_trained() -> None:
     torch.testing.assert_close(*zip(outputs, gradients, strict=True), rtol=0, atol=0)
 
 
+@pytest.mark.long
 def test_lengths_are_exported() -> None:
     model, inputs = golden(), inputs_for([4, 0])
     arguments = arguments_of(inputs, [4, 0])
@@ -115,6 +116,7 @@ def test_lengths_are_exported() -> None:
         assert distance(exported(**arguments).sample, run(model, inputs, [4, 0])) <= TOLERANCE
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("method", ["compile", "compile_repeated_blocks"])
 def test_lengths_are_compiled_for_any_length(method: str) -> None:
