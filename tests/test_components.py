@@ -241,8 +241,8 @@ def test_plan_refuses_a_memory_limit_as_convert_does(lensconv: Lensconv, lens_so
 def test_another_component_that_changes_while_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, note = make_pipeline(tmp_path / "source"), Staging.note
 
-    def changing(self: Staging, tensor: str, **facts: Any) -> None:
-        note(self, tensor, **facts)
+    def changing(self: Staging, component: str, tensor: str, facts: Any) -> None:
+        note(self, component, tensor, facts)
         os.utime(source / "vae" / WEIGHTS, ns=(1, 1))
 
     monkeypatch.setattr(Staging, "note", changing)
@@ -302,7 +302,7 @@ def test_what_was_wrong_in_the_source_is_found_in_a_release_and_said_of_the_sour
     found = failed(verify(release))
     assert list(found) == ["components"]
     assert message in found["components"]
-    assert verify(release, component="transformer").ok
+    assert verify(release, components=["transformer"]).ok
     with pytest.raises(ReleaseError, match=message) as caught:
         examine_release(release, "maker/tiny")
     assert caught.value.hint == "Download the source again, then convert it again."
@@ -360,7 +360,7 @@ def test_what_stays_as_it_is_is_said_with_its_bytes(lensconv: Lensconv, tmp_path
     assert [verified[key] for key in ("other_components", "whole_bytes")] == [others, whole["bytes"]]
     assert lensconv("verify", tmp_path / "out", "--component", "transformer", "--json").result["other_components"] == []
     # The note says how to convert both; then there is nothing more to convert.
-    second = ConvertOptions(component="transformer_2")
+    second = ConvertOptions(components=("transformer_2",))
     assert plan(tmp_path / "out", options=second).notes == (
         "transformer (LensTransformer2DModel) stays as it is; it is quantized already (sdnq)",
     )
@@ -370,7 +370,7 @@ def test_what_stays_as_it_is_is_said_with_its_bytes(lensconv: Lensconv, tmp_path
     assert "That source already contained `transformer` quantized by SDNQ." in card
     assert "| `transformer` | LensTransformer2DModel | as in the source (sdnq) |" in card
     assert "| `transformer` | as in the source (LensTransformer2DModel, sdnq) |" in card
-    report = verify(tmp_path / "both", component="transformer_2", against=source)
+    report = verify(tmp_path / "both", components=["transformer_2"], against=source)
     assert report.ok
     assert verify(tmp_path / "both").whole_bytes == 2 * (whole["bytes"] - size - 20) + 20
 
@@ -381,7 +381,7 @@ def test_a_release_without_a_denoiser_is_examined_by_its_manifest(tmp_path: Path
     index = (source / "model_index.json").read_text()
     (source / "model_index.json").write_text(index.replace('"transformer"', '"prior"'))
     release = tmp_path / "release"
-    convert(source, release, options=ConvertOptions(component="prior"))
+    convert(source, release, options=ConvertOptions(components=("prior",)))
     write_card(release, "tiny")
     examine_release(release, "maker/tiny")
     list_file(release, f"vae/{WEIGHTS}", POINTER)

@@ -104,7 +104,8 @@ def test_weights_can_be_quantized_from_float32(lens_source: Path, tmp_path: Path
             assert torch.equal(written[f"{path}.{part}"], parts[part]), part
     assert torch.equal(written["proj_out.weight"], source["proj_out.weight"].bfloat16())
     assert weight_files(tmp_path / "out") != weight_files(convert_default(lens_source, tmp_path / "other"))
-    assert json.loads((tmp_path / "out" / "lensconv_manifest.json").read_text())["recipe"]["quantize_from"] == "float32"
+    (described,) = json.loads((tmp_path / "out" / "lensconv_manifest.json").read_text())["components"]
+    assert described["recipe"]["quantize_from"] == "float32"
     # Where the weights decide, and every loss is small enough, the first dtype is taken.
     tried = {**recipe.options, "use_dynamic_quantization": True, "dynamic_loss_threshold": 1e9}
     convert(lens_source, tmp_path / "tried", replace(recipe, options=tried), from_float32)
@@ -154,8 +155,8 @@ def test_no_run_of_rows_is_too_short_for_the_decision_of_sdnq(rows: int) -> None
 
 
 def test_neither_an_interrupted_run_of_another_kernel_counts_nor_a_plan_on_other_assumptions(lens_source: Path) -> None:
-    request = open_request(lens_source, None, ConvertOptions())
-    predicted = predict_plan(request.checkpoint, request.recipe)
+    target = open_request(lens_source, None, ConvertOptions()).main
+    predicted = predict_plan(target.checkpoint, target.recipe)
     assert predicted is not None
     assert plans_agree(predicted, replace(predicted, config={"x": 1}))
     weight, module = next(iter(predicted.modules.items()))
@@ -166,7 +167,7 @@ def test_neither_an_interrupted_run_of_another_kernel_counts_nor_a_plan_on_other
         assert not plans_agree(predicted, replace(predicted, **{name: value})), name
     first = predicted.tensors[0]
     wider = replace(predicted, tensors=(replace(first, spec=replace(first.spec, dtype="F32")), *predicted.tensors[1:]))
-    works = [make_work(request, predicted), make_work(request, predicted, use_fused=False), make_work(request, wider)]
+    works = [make_work(target, predicted), make_work(target, predicted, use_fused=False), make_work(target, wider)]
     assert len({work.content for work in works}) == 3
 
 
@@ -256,7 +257,7 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
 
         def answer(self: PlannerProcess) -> PlanAnswer:
             stopped.append(self._process)
-            planned = plan_here(open_request(lens_source, None, options))
+            planned = plan_here(open_request(lens_source, None, options).main)
             return replace(planned, kernel_agrees=False, peak_rss_bytes=10**15)
 
         monkeypatch.setattr(PlannerProcess, "answer", answer)
@@ -328,7 +329,7 @@ def test_nonfinite_numbers_are_converted_and_counted_if_allowed(lens_source: Pat
     counted = {"transformer_blocks.0.attn.img_qkv.weight": 2, "transformer_blocks.1.img_mod.1.weight": 1}
     assert report.nonfinite == counted
     manifest = json.loads((tmp_path / "out" / "lensconv_manifest.json").read_text())
-    assert manifest["source"]["nonfinite"] == counted
+    assert manifest["components"][0]["source"]["nonfinite"] == counted
     with pytest.raises(UnsupportedCheckpoint, match=r"other parts than planned \(weight, scale, zero_point\)"):
         convert(source, tmp_path / "svd", Recipe("svd", RECIPES["svd"]), ConvertOptions(allow_nonfinite=True))
     assert names_in(tmp_path) == ["out", "source"]

@@ -141,13 +141,14 @@ def test_a_release_names_the_device_on_which_sdnq_worked(
     weights = [(tmp_path / device / WEIGHTS).read_bytes() for device in ("cpu", "cpu:0")]
     assert weights[0] != weights[1]
     manifests = [json.loads((tmp_path / x / "lensconv_manifest.json").read_text()) for x in ("cpu", "cpu:0")]
-    assert [manifest.get("device") for manifest in manifests] == [None, "cpu:0"]
+    assert [manifest["components"][0].get("device") for manifest in manifests] == [None, "cpu:0"]
     for manifest in manifests:
         jsonschema.validate(manifest, load_schema("manifest"))
     assert lensconv("verify", tmp_path / "cpu:0").code == 0
     cards = [make_card(tmp_path / device).card.read_text() for device in ("cpu", "cpu:0")]
     assert ["| Quantized on | cpu:0 |" in card for card in cards] == [False, True]
-    (tmp_path / "cpu:0/lensconv_manifest.json").write_text(json.dumps({**manifests[1], "device": 3}))
+    manifests[1]["components"][0]["device"] = 3
+    (tmp_path / "cpu:0/lensconv_manifest.json").write_text(json.dumps(manifests[1]))
     checks = lensconv("verify", tmp_path / "cpu:0", "--json").result["checks"]
     assert ["device" in check["detail"] for check in checks if not check["ok"]] == [True]
 
@@ -156,7 +157,7 @@ def test_a_device_that_decided_is_named_although_it_kept_everything(lens_source:
     kept = {**FURTHER_RECIPES["dynamic"], "weights_dtype": "float16_e5m11fnu", "dynamic_loss_threshold": 1e-30}
     convert(lens_source, tmp_path / "out", Recipe("x", kept), ON_DEVICE)
     manifest = json.loads((tmp_path / "out/lensconv_manifest.json").read_text())
-    assert (manifest["recipe"]["quantized"], manifest["device"]) == ({}, "cpu:0")
+    assert (manifest["components"][0]["recipe"]["quantized"], manifest["components"][0]["device"]) == ({}, "cpu:0")
 
 
 def test_a_kernel_that_differs_on_the_device_is_not_used(
@@ -185,11 +186,12 @@ def test_a_kernel_that_differs_on_the_device_is_not_used(
     monkeypatch.setattr(on_device, "quantize_uint4", wrong_for_float32)
     assert [device_agrees(device, round_weights=round_weights) for round_weights in (True, False)] == [True, False]
     convert(lens_source, tmp_path / "float32", options=replace(ON_DEVICE, quantize_from="float32"))
-    assert json.loads((tmp_path / "float32/lensconv_manifest.json").read_text())["device"] == "cpu:0"
+    manifest = json.loads((tmp_path / "float32/lensconv_manifest.json").read_text())
+    assert manifest["components"][0]["device"] == "cpu:0"
     monkeypatch.setattr(on_device, "quantize_uint4", sdnqs_own)
     assert not any(device_agrees(device, round_weights=round_weights) for round_weights in (True, False))
     convert(lens_source, tmp_path / "out", options=ON_DEVICE)
-    assert json.loads((tmp_path / "out/lensconv_manifest.json").read_text())["device"] == "cpu:0"
+    assert json.loads((tmp_path / "out/lensconv_manifest.json").read_text())["components"][0]["device"] == "cpu:0"
 
 
 def test_the_sample_shows_a_division_by_a_reciprocal_in_both_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ def test_a_kernel_that_differs_in_one_part_is_noticed(
     part: str, round_weights: bool, lens_source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = open_request(lens_source, None, ConvertOptions())
-    assert plan_here(request).kernel_agrees
+    assert plan_here(request.main).kernel_agrees
     quantize = fused.quantize_uint4
 
     def differing(*arguments: Any, **choices: Any) -> Any:
@@ -182,7 +182,7 @@ def test_a_kernel_that_differs_in_one_part_is_noticed(
         return parts, largest
 
     monkeypatch.setattr(fused, "quantize_uint4", differing)
-    assert not plan_here(request).kernel_agrees
+    assert not plan_here(request.main).kernel_agrees
 
 
 def test_how_modules_are_quantized() -> None:
@@ -230,7 +230,7 @@ def test_random_numbers_continue_and_the_generator_is_restored(
     monkeypatch.setattr(torch.cuda, "default_generators", generators)
     recipe = Recipe("x", FURTHER_RECIPES["stochastic"])
     request = open_request(lens_source, recipe, ConvertOptions())
-    with seeded_randomness(request, {}, Device(torch.device("cuda:1"), "Card")):
+    with seeded_randomness(request.main, {}, Device(torch.device("cuda:1"), "Card")):
         assert [generator.initial_seed() == recipe.seed for generator in generators] == [False, True]
     assert torch.equal(torch.get_rng_state(), before)
 

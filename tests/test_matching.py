@@ -230,7 +230,7 @@ def test_prefixes_of_all_names(prefix: str, shards: bool, tmp_path: Path, lensco
     for file in expected.iterdir():
         if file.name != MANIFEST_NAME and not (shards and file.name == SUMMARY_NAME):
             assert (output / file.name).read_bytes() == file.read_bytes(), file.name
-    recorded = json.loads((output / MANIFEST_NAME).read_text())["source"]
+    recorded = json.loads((output / MANIFEST_NAME).read_text())["components"][0]["source"]
     assert (recorded["removed_prefix"], recorded["tensors"]) == (prefix, len(open_checkpoint(plain).tensors))
     report = lensconv("verify", "--json", output, "--against", source, "--checksums").result
     assert (report["ok"], report["fidelity"]["max_abs_error"] > 0) == (True, True)
@@ -339,7 +339,7 @@ def test_what_is_left_out_and_which_loader_can(
     foreseen = [note for note in planned["notes"] if note.startswith("load_sdnq_model")]
     assert [refused in note and name in note for note in foreseen] == [True] * bool(refused)
     output = convert_default(source, tmp_path / "output")
-    assert json.loads((output / MANIFEST_NAME).read_text())["source"]["left_out"] == [buffer]
+    assert json.loads((output / MANIFEST_NAME).read_text())["components"][0]["source"]["left_out"] == [buffer]
     report = lensconv("verify", "--json", output, "--against", source, "--checksums", "--load").result
     assert report["ok"], report["checks"]
     checks = [check["name"] for check in report["checks"]]

@@ -101,7 +101,11 @@ def test_a_conversion_and_all_that_it_writes(folder: Path) -> None:
     sums = {name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in written.items()}
     assert {file["name"]: (file["bytes"], file["sha256"]) for file in manifest["files"]} == sums
     config = json.loads(written["transformer/quantization_config.json"])
-    assert config == json.loads(written["transformer/config.json"])["quantization_config"] == manifest["recipe"]["sdnq"]
+    assert (
+        config
+        == json.loads(written["transformer/config.json"])["quantization_config"]
+        == manifest["components"][0]["recipe"]["sdnq"]
+    )
     text += stable(compact(manifest) + compact(json.loads(written["sdnq_quantization_summary.json"])), folder)
     check_expected("convert.txt", text)
 

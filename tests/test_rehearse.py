@@ -23,7 +23,7 @@ from converter.publication.options import PublishOptions
 from converter.rehearsal.course import Course, Step
 from converter.rehearsal.rehearse import Rehearsal, rehearse
 from converter.rehearsal.settings import HubSettings
-from tests.conftest import Lensconv, edit_json, forget_file, list_file, names_in, run_process, snapshot
+from tests.conftest import Lensconv, forget_file, list_file, names_in, run_process, snapshot
 from tests.expected import check_expected
 from tests.faulty_hub import faulty_hub
 from tests.forms import accepted
@@ -126,14 +126,9 @@ def test_the_download_is_compared_with_the_manifest(
         with pytest.raises(LensconvError, match=r"^snapshot_download: .*Invalid rev id: 0{40}"):
             course.download()
         assert course.can_generate()
-        assert course.component_option() == ()
         for content in ('{"_class_name": "FluxPipeline"}', "{"):
             (release / "model_index.json").write_text(content)
             assert not course.can_generate()
-        # Without a denoiser in the pipeline, its manifest tells what to verify.
-        (release / "model_index.json").write_text('{"prior": ["diffusers", "PriorTransformer"]}')
-        edit_json(release / "lensconv_manifest.json", component="prior")
-        assert course.component_option() == ("--component", "prior")
 
 
 def test_a_release_that_is_not_fit_is_refused_as_publish_does(release: Path) -> None:

@@ -41,7 +41,7 @@ def test_the_other_components_of_a_pipeline_come_along(tmp_path: Path) -> None:
     assert weight_files(tmp_path / "out" / "transformer") == component
     # safetensors leaves 0600, which a second name of the same file would keep.
     assert (tmp_path / "out" / "vae" / WEIGHTS).stat().st_mode & 0o777 == 0o644
-    selection = select_files(open_checkpoint(source))
+    selection = select_files([open_checkpoint(source)])
     assert not any(companion.can_share for companion in find_companions(selection, Path("/proc")))
 
 
@@ -254,7 +254,7 @@ def test_a_single_file_comes_alone(lens_source: Path, tmp_path: Path) -> None:
     assert "passwords.txt" not in snapshot(tmp_path / "downloads" / "out")
     # Nor does a folder that no config makes a component.
     (tmp_path / "downloads" / "config.json").unlink()
-    assert not select_files(open_checkpoint(tmp_path / "downloads")).files
+    assert not select_files([open_checkpoint(tmp_path / "downloads")]).files
     expected = weight_files(convert_default(lens_source, tmp_path / "expected"))
     assert weight_files(tmp_path / "downloads" / "out") == expected
 

@@ -174,8 +174,9 @@ def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Le
     added = {"hub", "against"}
     # Of other components, only names and sizes are known.
     detail = "text_encoder, vae: weights complete by "
-    assert {"name": "components", "ok": True, "detail": f"{detail}name and size"} in result["checks"]
-    local["checks"].remove({"name": "components", "ok": True, "detail": f"{detail}their headers"})
+    check = {"name": "components", "ok": True, "component": ""}
+    assert {**check, "detail": f"{detail}name and size"} in result["checks"]
+    local["checks"].remove({**check, "detail": f"{detail}their headers"})
     assert [check for check in result["checks"] if check["name"] not in {"components", *added}] == local["checks"]
     for key in local.keys() - {"checks", "other_components", "whole_bytes"}:
         assert result[key] == local[key]
@@ -198,9 +199,9 @@ def test_a_release_on_the_hub_is_sound(release: Path, serve: Serve, lensconv: Le
 
 def test_other_components(release: Path, serve: Serve) -> None:
     hub = serve(release)
-    assert verify(PLACE, component="vae").class_name == "AutoencoderKLFlux2"
+    assert verify(PLACE, components=["vae"]).class_name == "AutoencoderKLFlux2"
     assert "transformer/" not in "".join(path for _, path, _ in hub.seen if WEIGHTS in path)
-    text = refusal(lambda: verify(PLACE, component="unet"), errors.UsageError)
+    text = refusal(lambda: verify(PLACE, components=["unet"]), errors.UsageError)
     assert f"unet is not a component of {PINNED}" in text
 
 
@@ -213,7 +214,9 @@ def test_plans(tiny_repo: Path, serve: Serve, lensconv: Lensconv) -> None:
     assert outcome.result == plan(PLACE).to_dict()
     assert outcome.result["whole"]["bytes"] > expected["whole"]["bytes"]
     by_size = {"other_components", "whole"}
-    assert [expected[key] == outcome.result[key] for key in expected if key not in by_size] == [True] * 13
+    assert [expected[key] == outcome.result[key] for key in expected if key not in {"components", *by_size}] == [
+        True
+    ] * 13
     assert f"Source: {PINNED}." in " ".join(lensconv("plan", PLACE).stderr.split())
 
 
@@ -267,7 +270,7 @@ def test_incomplete_pipelines(
     hub = serve(release)
     assert failed(verify(PLACE)) == {"components": f"{PINNED}/{message}"}
     hub.seen.clear()
-    assert verify(PLACE, component="transformer").ok
+    assert verify(PLACE, components=["transformer"]).ok
     assert not any("/vae/" in path for _, path, _ in hub.seen)
 
 

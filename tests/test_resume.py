@@ -36,12 +36,12 @@ def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     notes = 0
     note = Staging.note
 
-    def counting(self: Staging, tensor: str, **facts: Any) -> None:
+    def counting(self: Staging, component: str, tensor: str, facts: Any) -> None:
         nonlocal notes
         notes += 1
         if notes > count:
             raise Interruption
-        note(self, tensor, **facts)
+        note(self, component, tensor, facts)
 
     monkeypatch.setattr(Staging, "note", counting)
 
@@ -180,8 +180,8 @@ def test_a_source_that_changes_while_it_is_read(
     source = shutil.copytree(lens_source, tmp_path / "source")
     note = Staging.note
 
-    def changing(self: Staging, tensor: str, **facts: Any) -> None:
-        note(self, tensor, **facts)
+    def changing(self: Staging, component: str, tensor: str, facts: Any) -> None:
+        note(self, component, tensor, facts)
         with (source / WEIGHTS).open("r+b") as stream:
             stream.seek(-8, os.SEEK_END)
             stream.write(b"changed!")
@@ -210,7 +210,7 @@ def test_a_passing_failure_keeps_what_is_finished(
     assert "the same command continues" in notes.texts[-1]
     (tmp_path / "out").rmdir()
     with monkeypatch.context() as patches:
-        patches.setattr("converter.conversion.convert._write_release", raising(DiskError("full")))
+        patches.setattr("converter.conversion.convert._Conversion._write_release", raising(DiskError("full")))
         with pytest.raises(DiskError):
             convert(lens_source, tmp_path / "out")
     report = convert(lens_source, tmp_path / "out")

@@ -38,13 +38,13 @@ def test_entries_after_a_line_that_was_cut_off_are_read(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes() + b'{"tensor": "b", "outp')
     found = journal.read()
     assert found is not None
-    assert found.finished.keys() == {"a"}
+    assert found.finished[""].keys() == {"a"}
     journal.resume(found)
     journal.note({"tensor": "c", "outputs": 2})
     journal.close()
     again = journal.read()
     assert again is not None
-    assert again.finished == {"a": {"tensor": "a", "outputs": 1}, "c": {"tensor": "c", "outputs": 2}}
+    assert again.finished == {"": {"a": {"tensor": "a", "outputs": 1}, "c": {"tensor": "c", "outputs": 2}}}
     assert (again.identity, again.release, again.content) == ({"recipe": "a"}, (1, 2), "c")
 
 
@@ -62,13 +62,15 @@ def test_nothing_is_noted_before_the_journal_is_open(tmp_path: Path) -> None:
 
 
 def interrupted(output: Path) -> None:
-    """Leave what a run leaves that is killed after three tensors, one of them spooled."""
+    """Leave what a run leaves that is killed after three tensors of two components each, one of them spooled."""
     with Staging(output, {"recipe": "a"}, None) as staging:
         staging.open()
         staging.begin("content")
-        staging.note("x", outputs=1)
-        staging.note("y", outputs=1, nonfinite=3)
-        staging.note(SPOOLED + "z", outputs=1, nonfinite=2)
+        for component in ("a", "b"):
+            part = staging.component(component)
+            part.note("x", outputs=1)
+            part.note("y", outputs=1, nonfinite=3)
+            part.note(SPOOLED + "z", outputs=1, nonfinite=2)
 
 
 def test_numbers_that_are_not_finite_are_remembered(tmp_path: Path) -> None:
@@ -76,11 +78,17 @@ def test_numbers_that_are_not_finite_are_remembered(tmp_path: Path) -> None:
     opened = names_in(Path("/proc/self/fd"))
     with Staging(tmp_path / "out", {"recipe": "a"}, None) as staging:
         staging.open()
-        finished = staging.resume("content", restart=False)
-        assert finished.keys() == {"x", "y", SPOOLED + "z"}
-        assert staging.nonfinite == {"y": 3, "z": 2}
-        assert staging.forget_slots("content", finished).keys() == {SPOOLED + "z"}
-        assert staging.nonfinite == {"z": 2}
+        staging.resume("content", restart=False)
+        first, second = staging.component("a"), staging.component("b")
+        assert first.finished.keys() == second.finished.keys() == {"x", "y", SPOOLED + "z"}
+        assert first.nonfinite == {"y": 3, "z": 2}
+        assert first.forget(keeps_spooled=True).keys() == {SPOOLED + "z"}
+        assert (first.nonfinite, second.nonfinite) == ({"z": 2}, {"y": 3, "z": 2})
+        assert second.forget(keeps_spooled=False) == {}
+    with Staging(tmp_path / "out", {"recipe": "a"}, None) as staging:
+        staging.open()
+        staging.resume("content", restart=False)
+        assert [*staging.finished("a"), *staging.finished("b")] == [SPOOLED + "z"]
     assert names_in(Path("/proc/self/fd")) == opened
 
 
@@ -93,8 +101,8 @@ def test_another_content_and_a_restart_begin_again(content: str, restart: bool, 
         for name in ("replaced", "journal.new"):
             (staging.folder / name).mkdir()
         (staging.folder / "spool").symlink_to(tmp_path)
-        assert staging.resume(content, restart=restart) == {}
-        assert staging.nonfinite == {}
+        staging.resume(content, restart=restart)
+        assert (staging.component("a").nonfinite, staging.finished("a")) == ({}, {})
         assert names_in(staging.folder) == ["journal", "release"]
 
 
@@ -111,7 +119,8 @@ def test_only_the_same_conversion_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
             staging.resume("content", restart=False)
     with Staging(output, {"recipe": "a"}, None) as staging:
         staging.open()
-        assert staging.resume("content", restart=False) == {}
+        staging.resume("content", restart=False)
+        assert staging.finished("a") == {}
     staging.release.rename(output)
     assert Staging(output, {"recipe": "a"}, None).was_published
     with pytest.raises(OutputError, match="exists already"):
@@ -168,9 +177,10 @@ def test_a_kill_while_the_old_folder_is_removed_loses_nothing(
             if staging.was_published:
                 staging.discard()
                 return
-            if not staging.resume("content", restart=False):
+            staging.resume("content", restart=False)
+            if not staging.finished(""):
                 (staging.release / NEW).touch()
-                staging.note("x", outputs=1)
+                staging.component("").note("x", outputs=1)
             with monkeypatch.context() as patches:
                 for name in ("unlink", "rmdir"):
                     patches.setattr(os, name, stop_after(limit, getattr(os, name)))

@@ -328,7 +328,7 @@ def test_source_and_output_may_be_pipelines_or_not(
     (source / "transformer").mkdir()
     (source / "transformer" / "config.json").write_text('{"_class_name": "Flux"}')
     reports = [verify(lens_output, against=x, recipe="lens-uint4-static") for x in (source, lens_source / WEIGHTS)]
-    reports += [verify(output, component="dit", against=x) for x in (lens_source, source)]
+    reports += [verify(output, components=["dit"], against=x) for x in (lens_source, source)]
     # Of several components of the class, that of the folder's name is meant; without one, the denoiser.
     for name in ("vae", "unet"):
         shutil.copytree(lens_source, source / name)
@@ -440,8 +440,8 @@ def test_options_that_are_not_those_of_the_weights(lens_source: Path, folder: Pa
 def test_two_reports_of_an_audit_are_the_same(folder: Path) -> None:
     (folder / "lensconv_manifest.json").unlink()
     audit = Audit(folder)
-    assert make_report(audit) == make_report(audit)
-    assert (len(make_report(audit).notes), make_report(audit).fidelity) == (1, {})
+    assert make_report([audit]) == make_report([audit])
+    assert (len(make_report([audit]).notes), make_report([audit]).fidelity) == (1, {})
     # A name that loaders do not look for is noted.
     save_file(load_file(folder / WEIGHTS), folder / "lens.safetensors")
     (folder / WEIGHTS).unlink()

@@ -30,7 +30,14 @@ def drop(name: str) -> Callable[[dict[str, Any]], object]:
 
 
 def change_modules(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
-    return lambda m: change(m["recipe"]["quantized"])
+    return lambda m: change(only(m)["recipe"]["quantized"])
+
+
+def only(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The only component of a manifest."""
+    (component,) = manifest["components"]
+    assert isinstance(component, dict)
+    return component
 
 
 def rename(name: str) -> Callable[[dict[str, Any]], object]:
@@ -39,40 +46,50 @@ def rename(name: str) -> Callable[[dict[str, Any]], object]:
 
 #: Manifests that are not those of the release.
 MANIFESTS: dict[str, Callable[[dict[str, Any]], object]] = (
-    {"another format": lambda m: m.update(format="x\x1b[2J"), "another version": lambda m: m.update(format_version=2)}
+    {"another format": lambda m: m.update(format="x\x1b[2J"), "another version": lambda m: m.update(format_version=3)}
     | {"a version that is true": lambda m: m.update(format_version=True), "no weights listed": drop(WEIGHTS)}
     | {"no config listed": drop("config.json"), "no quantization config listed": drop("quantization_config.json")}
     | {"a path out of the folder": rename("../secret"), "a folder": rename("."), "no name": rename("\ud800")}
     | {"nothing listed": lambda m: m.update(files=[]), "a name that is too long": rename("x" * 300)}
     | {"a file listed twice": lambda m: m["files"].append(m["files"][0])}
     | {"another size": lambda m: m["files"][0].update(bytes=5)}
-    | {"another header": lambda m: m["output"]["headers"].update({WEIGHTS: "0" * 64})}
-    | {"one header too many": lambda m: m["output"]["headers"].update(old="0" * 64)}
-    | {"headers that are numbers": lambda m: m["output"].update(headers={WEIGHTS: 5})}
-    | {"another recipe": lambda m: m["recipe"]["sdnq"].update(weights_dtype="int8")}
-    | {"other tensors": lambda m: m["output"].update(tensors=5)}
-    | {"other bytes": lambda m: m["output"].update(bytes_by_dtype={"BF16": 5})}
-    | {"other parameters": lambda m: m["output"].update(parameters=5)}
-    | {"another source": lambda m: m["source"].update(parameters=10**12)}
-    | {"a source of more tensors": lambda m: m["source"].update(parameters=10**12, tensors=69)}
-    | {"more tensors of fewer parameters": lambda m: m["source"].update(parameters=5, tensors=69)}
+    | {"another header": lambda m: only(m)["output"]["headers"].update({WEIGHTS: "0" * 64})}
+    | {"one header too many": lambda m: only(m)["output"]["headers"].update(old="0" * 64)}
+    | {"headers that are numbers": lambda m: only(m)["output"].update(headers={WEIGHTS: 5})}
+    | {"another recipe": lambda m: only(m)["recipe"]["sdnq"].update(weights_dtype="int8")}
+    | {"other tensors": lambda m: only(m)["output"].update(tensors=5)}
+    | {"other bytes": lambda m: only(m)["output"].update(bytes_by_dtype={"BF16": 5})}
+    | {"other parameters": lambda m: only(m)["output"].update(parameters=5)}
+    | {"another source": lambda m: only(m)["source"].update(parameters=10**12)}
+    | {"a source of more tensors": lambda m: only(m)["source"].update(parameters=10**12, tensors=69)}
+    | {"more tensors of fewer parameters": lambda m: only(m)["source"].update(parameters=5, tensors=69)}
     | {"another shape": change_modules(lambda q: q[QKV].update(shape=[5, 5]))}
     | {"a shape of nothing": change_modules(lambda q: q[QKV].update(shape=[0]))}
     | {"a shape beyond 63 bits": change_modules(lambda q: q[QKV].update(shape=[2**63]))}
     | {"a new module": change_modules(lambda q: q.update(x={"shape": [4]}))}
-    | {"another name": change_modules(lambda q: q.update(x=q.pop(QKV))), "no recipe": lambda m: m.pop("recipe")}
-    | {"a recipe that is a list": lambda m: m.update(recipe=[1]), "no component": lambda m: m.pop("component")}
-    | {"tensors that are true": lambda m: m["output"].update(tensors=True)}
+    | {"another name": change_modules(lambda q: q.update(x=q.pop(QKV))), "no recipe": lambda m: only(m).pop("recipe")}
+    | {
+        "a recipe that is a list": lambda m: only(m).update(recipe=[1]),
+        "no component": lambda m: only(m).pop("component"),
+    }
+    | {"tensors that are true": lambda m: only(m)["output"].update(tensors=True)}
     | {"files in a table": lambda m: m.update(files={"x": 1})}
     | {"a file that is a name": lambda m: m["files"].append("x")}
     | {"a file without sha256": lambda m: m["files"][0].pop("sha256")}
     | {"a file of half a byte": lambda m: m["files"][0].update(bytes=0.5)}
     | {"a shape in words": change_modules(lambda q: q[QKV].update(shape=["5"]))}
-    | {"nested deeply": lambda m: m.update(recipe=json.loads("[" * 900 + "]" * 900))}
+    | {"nested deeply": lambda m: only(m).update(recipe=json.loads("[" * 900 + "]" * 900))}
     | {"no versions": lambda m: m.update(versions=3), "no version": lambda m: m["versions"].update(sdnq=3)}
-    | {"a source's file": lambda m: m["source"].update(files=[3])}
-    | {"sizes in words": lambda m: m["source"].update(bytes_by_dtype={"F32": "x"})}
-    | {"no sizes": lambda m: m["output"].update(bytes_by_dtype=None)}
+    | {"a source's file": lambda m: only(m)["source"].update(files=[3])}
+    | {"sizes in words": lambda m: only(m)["source"].update(bytes_by_dtype={"F32": "x"})}
+    | {
+        "no components": lambda m: m.update(components=[]),
+        "a component twice": lambda m: m["components"].append(only(m)),
+    }
+    | {"a component that is a name": lambda m: m.update(components=["transformer"])}
+    | {"a component outside": lambda m: only(m).update(component="../x", output={**only(m)["output"], "headers": {}})}
+    | {"a component with files of another": lambda m: only(m).update(component="vae")}
+    | {"no sizes": lambda m: only(m)["output"].update(bytes_by_dtype=None)}
 )
 
 
@@ -106,16 +123,17 @@ def test_a_component_that_was_brought_along(lens_output: Path, tmp_path: Path) -
     (folder / "model_index.json").write_text('{"vae": ["x", "y"]}')
 
     def describe_another(content: dict[str, Any]) -> None:
-        content["component"] = "transformer"
+        only(content)["component"] = "transformer"
+        only(content)["output"]["headers"] = {}
         for entry in content["files"]:
             entry["name"] = "vae/" + entry["name"]
 
     edit_manifest(folder, describe_another)
-    report = verify(folder, component="vae", checksums=True)
+    report = verify(folder, components=["vae"], checksums=True)
     assert report.ok, failed(report)
     assert any("describes the component transformer" in note for note in report.notes)
     edit_manifest(folder, drop("vae/quantization_config.json"))
-    assert failed(verify(folder, component="vae")) == {"manifest": "vae/quantization_config.json is not listed"}
+    assert failed(verify(folder, components=["vae"])) == {"manifest": "vae/quantization_config.json is not listed"}
 
 
 def test_other_classes_are_judged_by_the_shapes_in_the_manifest(tmp_path: Path) -> None:
@@ -126,7 +144,7 @@ def test_other_classes_are_judged_by_the_shapes_in_the_manifest(tmp_path: Path) 
     assert report.notes == ("scales are F32 (dequantize_fp32), twice the size of BF16",)
 
     def rename_one(content: dict[str, Any]) -> None:
-        modules = content["recipe"]["quantized"]
+        modules = only(content)["recipe"]["quantized"]
         modules["model.other"] = modules.pop(max(modules))
 
     edit_manifest(tmp_path / "out", rename_one)
@@ -139,7 +157,7 @@ def test_other_classes_are_judged_by_the_shapes_in_the_manifest(tmp_path: Path) 
     # Of a class whose tensors have other names, headers do not show the parameters.
     named = {"weights_dtype": "int8", "modules_dtype_dict": {"uint4": ["gone.weight"]}}
     convert(source, tmp_path / "renamed", Recipe("x", named))
-    edit_manifest(tmp_path / "renamed", lambda m: m["output"].update(parameters=5))
+    edit_manifest(tmp_path / "renamed", lambda m: only(m)["output"].update(parameters=5))
     assert verify(tmp_path / "renamed").ok
     (tmp_path / "out" / "lensconv_manifest.json").unlink()
     report = verify(tmp_path / "out")

@@ -5,7 +5,7 @@ Headers are read, weights are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 from pathlib import Path
@@ -82,14 +82,14 @@ class PipelineComponent:
 
 
 def examine_components(
-    pipeline: Path, variant: str | None = None, *, besides: str = "", reads_headers: bool = True
+    pipeline: Path, variant: str | None = None, *, besides: Collection[str] = (), reads_headers: bool = True
 ) -> tuple[PipelineComponent, ...]:
     """Examine the components of a pipeline repo. Their problems are collected, not raised.
 
     Args:
         pipeline: the repo.
         variant: the variant of the weights to prefer to the plain files, which are preferred to another variant.
-        besides: a component to leave out.
+        besides: components to leave out.
         reads_headers: whether to read headers. Of a repo on the Hub, only names and sizes of weight files are known.
 
     Raises:
@@ -99,7 +99,7 @@ def examine_components(
     return tuple(
         _Examination(folder, library, class_name, variant, reads_headers).result()
         for folder, library, class_name in component_folders(pipeline)
-        if folder.name != besides
+        if folder.name not in besides
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -46,3 +47,11 @@ def whole_footprint(output: int, source: int, others: Iterable[ComponentFootprin
     """
     besides = sum(other.bytes for other in others)
     return WholeFootprint(output + besides, source + besides)
+
+
+def add_bytes(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add bytes by dtype; the largest sum comes first."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(total.most_common())

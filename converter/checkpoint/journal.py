@@ -1,7 +1,7 @@
 """The journal of an output that is being made: what it is, and which tensors are finished.
 
-The first line says what is made; each further line is one finished tensor. A line that was cut off by a kill does not
-count.
+The first line says what is made; each further line is one finished tensor of one component, since two components may
+have tensors of the same names. A line that was cut off by a kill does not count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Entries of the journal, by tensor of the source.
+#: Entries of one component in the journal, by tensor of the source.
 Finished = Mapping[str, Mapping[str, Any]]
 
 
@@ -27,7 +27,8 @@ class Journal:
     """Device and inode of the folder that it filled."""
     content: str
     """What the slots are filled with, as ``Staging.resume`` was told."""
-    finished: Finished
+    finished: Mapping[str, Finished]
+    """What is finished, by component."""
     complete_bytes: int
     """Length of the journal without a last line that was cut off."""
 
@@ -53,9 +54,11 @@ class JournalFile:
         try:
             first, *lines = [json.loads(line) for line in complete.splitlines()]
             device, inode = first["release"]
-            finished = {line["tensor"]: line for line in lines}
+            finished: dict[str, dict[str, Any]] = {}
+            for line in lines:
+                finished.setdefault(line.get("component", ""), {})[line["tensor"]] = line
             return Journal(first["identity"], (device, inode), first["content"], finished, len(complete))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def begin(self, first: Mapping[str, Any], finished: Iterable[Mapping[str, Any]] = ()) -> None:

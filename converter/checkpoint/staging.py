@@ -2,6 +2,7 @@
 
     .NAME.lensconv/journal    a line that says what is being made, then one for each finished tensor
     .NAME.lensconv/release/   the files, at their final sizes from the start
+    .NAME.lensconv/spool/     parts of weights whose place in a file is not known yet
 
 A process that is killed leaves both; the next run with the same input continues after the last finished tensor. One
 rename puts the finished folder in place, so that the output appears as a whole or not at all. (Where a file system
@@ -83,12 +84,15 @@ class Staging:
         self.folder = self.output.parent / f".{output.name}.lensconv"
         self.release = self.folder / "release"
         self._journal = JournalFile(self.folder / "journal")
+        self._content = ""
         self._lock: int | None = None
         self._created_parents: list[Path] = []
         #: Whether the new folder is all that there is, because the old one is being removed.
         self._is_needed = False
-        #: Numbers that are not finite, by the tensor of the source that contains them.
-        self.nonfinite: dict[str, int] = {}
+        #: What is finished, by component.
+        self._finished: dict[str, dict[str, Mapping[str, Any]]] = {}
+        #: The tensor whose entry has the state of the random generator, by component.
+        self._states: dict[str, str] = {}
         if output.name in ("", ".."):
             raise OutputError(f"{output}: OUT must end with a folder name")
         journal = self._journal.read()
@@ -157,15 +161,12 @@ class Staging:
             rename_folder(replaced, self.output, RENAME_NOREPLACE)
         self._refuse_taken()
 
-    def resume(self, content: str, *, restart: bool) -> Finished:
+    def resume(self, content: str, *, restart: bool) -> None:
         """Continue an interrupted run of the same conversion, or begin.
 
         Args:
             content: says what the slots are filled with; finished tensors count only where it is the same.
             restart: whether to drop what an earlier run left.
-
-        Returns:
-            The finished tensors of the earlier run.
 
         Raises:
             OutputError: an interrupted run of another conversion is in the way.
@@ -180,8 +181,12 @@ class Staging:
             )
             if not different and journal.content == content:
                 self._journal.resume(journal)
-                self._count_nonfinite(journal.finished)
-                return journal.finished
+                self._content = content
+                self._finished, self._states = {}, {}
+                for component, finished in journal.finished.items():
+                    for tensor, line in finished.items():
+                        self._remember(component, tensor, line)
+                return
             if different not in ([], ["boot"]):
                 words = ", ".join(_WORDS.get(key, key) for key in different if key != "boot")
                 raise OutputError(
@@ -189,7 +194,6 @@ class Staging:
                     "Run the earlier command again, start over with --restart, or choose another folder.",
                 )
         self.begin(content)
-        return {}
 
     def begin(self, content: str) -> None:
         """Empty the folder and begin a new journal; leave nothing when that fails.
@@ -209,49 +213,69 @@ class Staging:
             self._journal.remove()
             self._clear()
             self.release.mkdir()
-            self._write_journal(content, {})
+            self._content = content
+            self._finished, self._states = {}, {}
+            self._write_journal()
         except OSError as error:
             self.discard()
             raise write_error(self.output, error) from error
 
-    def forget_slots(self, content: str, finished: Finished) -> Finished:
-        """Note that the content of the slots is lost; what is spooled stays.
+    def component(self, name: str) -> StagedComponent:
+        """The part of the folder and of the journal that belongs to one component.
 
         Args:
-            content: as for ``resume``.
-            finished: what ``resume`` returned.
+            name: of the component; empty outside of a pipeline.
+        """
+        return StagedComponent(self, name)
 
-        Returns:
-            What is still finished.
+    def finished(self, component: str) -> Finished:
+        """What is finished of a component; it changes while the work goes on."""
+        return self._finished.setdefault(component, {})
+
+    def forget(self, component: str, *, keeps_spooled: bool) -> None:
+        """Note that content of a component is lost; the other components stay finished.
+
+        Args:
+            component: its name.
+            keeps_spooled: whether what is spooled is intact.
 
         Raises:
             OutputError: the journal cannot be written.
             DiskError: the disk is full.
         """
-        kept = {name: facts for name, facts in finished.items() if name.startswith(SPOOLED)}
+        finished = self._finished.get(component, {})
+        self._finished[component] = {
+            name: facts for name, facts in finished.items() if keeps_spooled and name.startswith(SPOOLED)
+        }
+        if self._states.get(component) not in self._finished[component]:
+            self._states.pop(component, None)
         with writing(self.output):
-            self._write_journal(content, kept)
-        return kept
+            self._write_journal()
 
-    def _write_journal(self, content: str, finished: Finished) -> None:
-        self.nonfinite.clear()
-        self._count_nonfinite(finished)
-        first = {"identity": self.identity, "release": inode_of(self.release), "content": content}
-        self._journal.begin(first, finished.values())
+    def _write_journal(self) -> None:
+        first = {"identity": self.identity, "release": inode_of(self.release), "content": self._content}
+        self._journal.begin(first, [line for finished in self._finished.values() for line in finished.values()])
 
-    def note(self, tensor: str, **facts: Any) -> None:
+    def note(self, component: str, tensor: str, facts: Mapping[str, Any]) -> None:
         """Note in the journal that all parts of a source tensor are in their slots. Any thread may call this.
 
         Raises:
             OSError: the journal cannot be written.
         """
-        self._count_nonfinite({tensor: facts})
-        self._journal.note({"tensor": tensor, **facts})
+        line = {"component": component, "tensor": tensor, **facts}
+        self._remember(component, tensor, line)
+        self._journal.note(line)
 
-    def _count_nonfinite(self, finished: Finished) -> None:
-        for name, facts in finished.items():
-            if "nonfinite" in facts:
-                self.nonfinite[name.removeprefix(SPOOLED)] = facts["nonfinite"]
+    def _remember(self, component: str, tensor: str, line: Mapping[str, Any]) -> None:
+        # Only the last state of a random generator counts, and each has thousands of characters.
+        if "random_state" in line:
+            kept = self._states.pop(component, None)
+            if kept is not None:
+                self._finished[component][kept] = {
+                    key: value for key, value in self._finished[component][kept].items() if key != "random_state"
+                }
+            self._states[component] = tensor
+        self._finished.setdefault(component, {})[tensor] = line
 
     def publish(self) -> None:
         """Put the finished folder in place, durably; by one rename, if the file system can.
@@ -316,3 +340,48 @@ class Staging:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+class StagedComponent:
+    """The part of a ``Staging`` that belongs to one component.
+
+    Args:
+        staging: of the whole output.
+        name: of the component; empty outside of a pipeline.
+    """
+
+    def __init__(self, staging: Staging, name: str) -> None:
+        self._staging = staging
+        self.name = name
+        #: Where its files are.
+        self.folder = staging.release / name
+        #: Where parts of its weights are until their place in a file is known.
+        self.spool = staging.folder / "spool" / name
+
+    @property
+    def finished(self) -> Finished:
+        """What is finished, by tensor of the source."""
+        return dict(self._staging.finished(self.name))
+
+    @property
+    def nonfinite(self) -> dict[str, int]:
+        """Numbers that are not finite, by the tensor of the source that contains them."""
+        found = {
+            tensor.removeprefix(SPOOLED): facts["nonfinite"]
+            for tensor, facts in self._staging.finished(self.name).items()
+            if "nonfinite" in facts
+        }
+        return dict(sorted(found.items()))
+
+    def note(self, tensor: str, **facts: Any) -> None:
+        """Note that a tensor of the source is finished; see ``Staging.note``."""
+        self._staging.note(self.name, tensor, facts)
+
+    def forget(self, *, keeps_spooled: bool) -> Finished:
+        """Note that content is lost; see ``Staging.forget``.
+
+        Returns:
+            What is still finished.
+        """
+        self._staging.forget(self.name, keeps_spooled=keeps_spooled)
+        return self.finished

@@ -44,7 +44,7 @@ def command(
     output: Path,
     recipe: str | None,
     settings: tuple[str, ...],
-    component: str | None,
+    components: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Quantize SOURCE into the folder OUT, byte for byte as SDNQ itself would.
@@ -59,15 +59,16 @@ def command(
             source,
             output,
             recipe,
-            ConvertOptions(component=component, settings=settings, **options),
+            ConvertOptions(components=components, settings=settings, **options),
             reporter=console,
         )
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted", "Run the same command again to continue.") from error
     rows = [[file.name, readable_size(file.bytes), file.sha256[:16]] for file in report.files]
     dtypes = ", ".join(f"{dtype} {readable_size(size)}" for dtype, size in report.bytes_by_dtype.items())
+    recipes = ", ".join(dict.fromkeys(component.recipe for component in report.components))
     summary = (
-        f"{report.output}: {report.tensors} tensors, {dtypes}. Recipe {report.recipe}. "
+        f"{report.output}: {report.tensors} tensors, {dtypes}. Recipe {recipes}. "
         f"{report.elapsed_s:.1f} s, {readable_size(int(report.bytes_read_per_s))}/s, "
         f"peak memory {readable_size(report.peak_rss_bytes)}."
     )

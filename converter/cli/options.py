@@ -101,8 +101,11 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that choose a recipe and a component."""
     command = click.option(
         "--component",
+        "components",
         metavar="NAME",
-        help="Component to use, if the path is a pipeline repo.  [default: transformer, else unet]",
+        multiple=True,
+        help="Component to convert, if the path is a pipeline repo. Repeatable; `all` stands for the denoisers and for "
+        "text encoders above 500 MB.  [default: transformer, else unet]",
     )(command)
     command = click.option(
         "--set",
@@ -110,7 +113,7 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="GLOB=DTYPE",
         multiple=True,
         help="Quantize matching modules to another dtype, or keep them: '*.attn.*=int8', '*.to_out.0=keep'. "
-        "Repeatable; the last match wins.",
+        "Repeatable; the last match wins. After NAME/, only for that component.",
     )(command)
     return click.option(
         "--recipe",

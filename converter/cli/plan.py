@@ -29,7 +29,7 @@ def command(
     source: Path | str,
     recipe: str | None,
     settings: tuple[str, ...],
-    component: str | None,
+    components: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Show what a conversion of SOURCE would produce: sizes to the byte, dtypes, memory.
@@ -40,7 +40,7 @@ def command(
     """
     from converter.conversion.preview import plan
 
-    report = plan(source, recipe, ConvertOptions(component=component, settings=settings, **options))
+    report = plan(source, recipe, ConvertOptions(components=components, settings=settings, **options))
     rows = [
         [
             totals.name,
@@ -51,12 +51,18 @@ def command(
         for totals in report.families
     ]
     rows.append(["all", readable_size(report.source_bytes), readable_size(report.output_bytes), ""])
-    title = f"{report.plan.class_name}, {report.parameters:,} parameters, recipe {report.recipe}"
+    classes = ", ".join(part.plan.class_name for part in report.components)
+    recipes = ", ".join(dict.fromkeys(part.target.recipe.name for part in report.components))
+    title = f"{classes}, {report.parameters:,} parameters, recipe {recipes}"
+    quantized = sum(len(part.plan.modules) for part in report.components)
+    kept = sum(len(part.plan.kept_modules) for part in report.components)
     vs_source, vs_bf16 = (100 * report.reduction(size) for size in (report.source_bytes, 2 * report.parameters))
-    converted = "Converted component: " if report.other_components else ""
+    several = len(report.components) > 1
+    what = f"component{'s' if several else ''}"
+    converted = f"Converted {what}: " if report.other_components or several else ""
     lines = [
         *([f"Source: {report.place}."] if report.place else []),
-        f"{len(report.plan.modules)} modules quantized, {len(report.plan.kept_modules)} kept.",
+        f"{quantized} modules quantized, {kept} kept.",
         f"{converted}{vs_source:.1f} % smaller than the source, {vs_bf16:.1f} % smaller than the source in bfloat16.",
         *unconverted_lines(report.other_components, report.whole),
         "Files: " + ", ".join(f"{name} ({size:,} bytes)" for name, size in report.files),

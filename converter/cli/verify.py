@@ -53,8 +53,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--component",
+    "components",
     metavar="NAME",
-    help="Component to use, if the path is a pipeline repo.  [default: transformer, else unet]",
+    multiple=True,
+    help="Component to check, if the path is a pipeline repo; repeatable.  [default: all that are quantized]",
 )
 @click.option(
     "--variant",
@@ -73,7 +75,7 @@ def command(
     checksums: bool,
     load: bool,
     fail_under_sqnr: float | None,
-    component: str | None,
+    components: tuple[str, ...],
     variant: str | None,
 ) -> None:
     """Check whether CHECKPOINT is a sound SDNQ checkpoint, made by lensconv or by another tool.
@@ -88,7 +90,7 @@ def command(
 
     report = verify(
         checkpoint,
-        component=component,
+        components=components,
         against=against,
         variant=variant,
         recipe=recipe,
@@ -120,7 +122,8 @@ def _render(report: VerifyReport) -> list[RenderableType]:
     ]
     totals = [readable_size(report.bytes_by_dtype[dtype]) for dtype in dtypes]
     rows.append(["all", str(report.tensors), str(report.quantized_modules), *totals, readable_size(report.total_bytes)])
-    title = f"{printable(report.class_name) or 'unknown class'}, {report.parameters:,} parameters"
+    classes = ", ".join(printable(component.class_name) or "unknown class" for component in report.components)
+    title = f"{classes}, {report.parameters:,} parameters"
     parts: list[RenderableType] = [table(["family", "tensors", "quantized", *dtypes, "total"], rows, title=title)]
     if report.hub:
         read = f"{readable_size(report.hub['received_bytes'])} of {readable_size(report.hub['bytes'])} read"

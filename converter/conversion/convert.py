@@ -1,7 +1,8 @@
 """A conversion from beginning to end, one plain value a step.
 
-request -> plan, predicted or SDNQ's own -> work -> staging -> outcome of the workers, while SDNQ plans
--> comparison of the plans -> companions, configs, manifest -> one rename
+request -> for each component, its plan, predicted or SDNQ's own -> work -> staging
+-> for each component, outcome of the workers, while SDNQ plans -> comparison of the plans
+-> companions, configs, manifest -> one rename
 """
 
 from __future__ import annotations
@@ -9,28 +10,29 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converter.checkpoint.components import footprints
 from converter.checkpoint.folders import remove_all_but
 from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
-from converter.conversion.execution.execute import Outcome, execute
+from converter.conversion.execution.execute import execute
 from converter.conversion.execution.jobs import Work, kinds_of, make_work, memory_budget
 from converter.conversion.kernels.host import HOST, Host
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
 from converter.conversion.planning.methods import OWN_KINDS
+from converter.conversion.planning.plan import refuse_unmatched
 from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.preflight import check_space, existing_parent, refuse_overlap
 from converter.conversion.preview import foresee, pieces_bytes
 from converter.conversion.recipe.recipe import Recipe
+from converter.conversion.record import Converted, conversion_manifest, quantization_summary
 from converter.conversion.release.companions import Companion, bring_companion, find_companions, plain_index
 from converter.conversion.release.manifest import (
     CONFIG_NAME,
@@ -41,11 +43,10 @@ from converter.conversion.release.manifest import (
     encode_json,
     write_file,
 )
-from converter.conversion.release.record import conversion_manifest, quantization_summary
 from converter.conversion.release.replacing import REPLACING_CHECKPOINTS
 from converter.conversion.release.selection import Selection, select_files
-from converter.conversion.report import ConvertReport, published_report
-from converter.conversion.request import Request, open_request
+from converter.conversion.report import ConvertReport, finished_report, published_report
+from converter.conversion.request import Request, Target, open_request
 from converter.errors import (
     DeviceError,
     InputError,
@@ -91,32 +92,15 @@ def convert(
     """
     started = time.monotonic()
     request = open_request(source, recipe, options or ConvertOptions())
-    refuse_overlap(request.checkpoint, output)
+    refuse_overlap(request.checkpoints, output)
     replacing = REPLACING_CHECKPOINTS if request.options.overwrite else None
     with _device(request.options) as device, Staging(output, request.identity(device.name), replacing) as staging:
         if staging.was_published:
             staging.open()
             staging.discard()
             return published_report(output, request, time.monotonic() - started)
-        with _planning(request) as (answer, planner):
-            released = _release(request, staging, answer, planner, reporter, device)
-    elapsed = time.monotonic() - started
-    plan, outcome = released.answer.plan, released.outcome
-    return ConvertReport(
-        output=output,
-        files=released.files,
-        bytes_by_dtype=plan.bytes_by_dtype,
-        tensors=len(plan.tensors),
-        recipe=request.recipe.name,
-        elapsed_s=elapsed,
-        bytes_read_per_s=outcome.bytes_read / elapsed,
-        peak_rss_bytes=peak_rss_bytes() + released.answer.peak_rss_bytes,
-        assumed_config=plan.assumed_config,
-        resumed_tensors=outcome.resumed_tensors,
-        nonfinite=outcome.nonfinite,
-        source_bytes=request.checkpoint.total_bytes,
-        other_components=footprints(request.others),
-    )
+        with _planning(request) as (answers, planner):
+            return _Conversion(request, staging, answers, planner, reporter, device).run(started)
 
 
 def _device(options: ConvertOptions) -> AbstractContextManager[Host | Device]:
@@ -129,114 +113,163 @@ def _device(options: ConvertOptions) -> AbstractContextManager[Host | Device]:
     return opened_device(options.device)
 
 
-@dataclass(frozen=True)
-class _Released:
-    """A finished release, with its plan and the outcome of the work."""
-
-    answer: PlanAnswer
-    outcome: Outcome
-    files: tuple[ReleaseFile, ...]
-
-
 @contextmanager
-def _planning(request: Request) -> Iterator[tuple[PlanAnswer, PlannerProcess | None]]:
-    """The plan to begin with; if it is predicted, also the process in which SDNQ plans during the block."""
+def _planning(request: Request) -> Iterator[tuple[list[PlanAnswer], PlannerProcess | None]]:
+    """The plans to begin with; if the only one is predicted, also the process in which SDNQ plans during the block."""
+    target = request.main
     # A prediction saves the wait for SDNQ's import, unless SDNQ is imported already.
-    predicted = None if is_loaded() else predict_plan(request.checkpoint, request.recipe)
+    predictable = len(request.targets) == 1 and not is_loaded()
+    predicted = predict_plan(target.checkpoint, target.recipe) if predictable else None
     if predicted is None:
-        yield plan_here(request), None
+        answers = [plan_here(target) for target in request.targets]
+        refuse_unmatched([target.recipe for target in request.targets], [answer.plan for answer in answers])
+        yield answers, None
         return
-    planner = PlannerProcess(request)
+    planner = PlannerProcess(target)
     try:
-        yield PlanAnswer(predicted, kernel_agrees=True), planner
+        yield [PlanAnswer(predicted, kernel_agrees=True)], planner
     finally:
         planner.stop()
 
 
-def _release(
-    request: Request,
-    staging: Staging,
-    answer: PlanAnswer,
-    planner: PlannerProcess | None,
-    reporter: Reporter,
-    device: Host | Device,
-) -> _Released:
-    work = _work(request, answer, device)
-    # Everything that can fail before a byte is written fails here.
-    _refuse_misread(request, answer)
-    budget = memory_budget(work, request.options.memory)
-    if not is_loaded():
-        require_free_memory(LEAST_BYTES + pieces_bytes(work, request.options), "this conversion")
-    parent = existing_parent(staging.output)
-    selection = select_files(request.checkpoint, request.others)
-    companions = find_companions(selection, parent)
-    check_space(staging, parent, work.layout, companions, times=2 if request.recipe.is_data_dependent else 1)
-    staging.open()
-    content = work.content
-    finished = staging.resume(content, restart=request.options.restart)
-    for note in foresee(request, answer.plan, selection):
-        reporter.note(f"Note: {note}.")
-    with _discarding(staging, reporter, resumed=bool(finished)):
+@dataclass
+class _Conversion:
+    """The work after planning, in an output folder that nobody else uses."""
+
+    request: Request
+    staging: Staging
+    answers: list[PlanAnswer]
+    """The plan of each target."""
+    planner: PlannerProcess | None
+    """What will say whether the only plan was right, if it was predicted."""
+    reporter: Reporter
+    device: Host | Device
+
+    def run(self, started: float) -> ConvertReport:
+        """Convert all targets, one after the other, and put the release in place.
+
+        Args:
+            started: when the conversion began, by the monotonic clock.
+        """
+        request, staging, options = self.request, self.staging, self.request.options
+        works = [self._work(target, answer) for target, answer in zip(request.targets, self.answers, strict=True)]
+        # Everything that can fail before a byte is written fails here.
+        for target, answer in zip(request.targets, self.answers, strict=True):
+            _refuse_misread(target, answer)
+        budgets = [memory_budget(work, options.memory) for work in works]
+        if not is_loaded():
+            pieces = max(pieces_bytes(work, options) for work in works)
+            require_free_memory(LEAST_BYTES + pieces, "this conversion")
+        parent = existing_parent(staging.output)
+        selection = select_files(request.checkpoints, request.others)
+        companions = find_companions(selection, parent)
+        spooled = [
+            work.layout for target, work in zip(request.targets, works, strict=True) if target.recipe.is_data_dependent
+        ]
+        check_space(staging, parent, [*(work.layout for work in works), *spooled], companions)
+        staging.open()
+        staging.resume(_content(works), restart=options.restart)
+        is_resumed = any(staging.finished(target.name) for target in request.targets)
+        for note in foresee(request, [answer.plan for answer in self.answers], selection):
+            self.reporter.note(f"Note: {note}.")
+        converted: list[Converted] = []
+
+        def is_worth_keeping() -> bool:
+            # The first of several components may have taken hours.
+            return is_resumed or 0 < len(converted) < len(works)
+
+        with _discarding(staging, self.reporter, keeps=is_worth_keeping):
+            for number, (work, budget) in enumerate(zip(works, budgets, strict=True)):
+                converted.append(self._convert(number, work, budget))
+                request.refuse_changed()
+            files = self._write_release(converted, selection, companions)
+            # The other components have been copied since.
+            request.refuse_changed()
+            staging.publish()
+        peak = peak_rss_bytes() + sum(answer.peak_rss_bytes for answer in self.answers)
+        return finished_report(staging.output, request, converted, files, time.monotonic() - started, peak)
+
+    def _work(self, target: Target, answer: PlanAnswer, spooled: Mapping[str, Path] | None = None) -> Work:
+        use_fused = answer.kernel_agrees
+        if use_fused and not isinstance(self.device, Host):
+            # Imported here: it imports torch.
+            from converter.conversion.kernels.selfcheck import device_agrees
+
+            use_fused = device_agrees(self.device, round_weights=not target.options.from_float32)
+        return make_work(target, answer.plan, use_fused=use_fused, spooled=spooled)
+
+    def _convert(self, number: int, work: Work, budget: int) -> Converted:
+        """Fill the files of one target."""
+        target, answer = self.request.targets[number], self.answers[number]
+        staged = self.staging.component(target.name)
+        finished = staged.finished
         bytes_read = 0
-        if request.recipe.is_data_dependent:
+        if target.recipe.is_data_dependent:
             # Imported here: it imports torch, which a predicted conversion does without.
             from converter.conversion.execution.deciding import decide
 
-            decision = decide(request, work, staging, finished, reporter, device)
+            decision = decide(target, work, staged, finished, self.reporter, self.device)
             finished, bytes_read = decision.finished, decision.bytes_read
             answer = replace(answer, plan=decision.plan)
-            work = _work(request, answer, device, decision.spooled)
-        if finished and not _are_complete(staging.release / request.checkpoint.component, work):
-            finished = staging.forget_slots(content, finished)
-        outcome = execute(request, work, staging, finished, budget, reporter, device)
+            work = self._work(target, answer, decision.spooled)
+        if finished and not _are_complete(staged.folder, work):
+            finished = staged.forget(keeps_spooled=True)
+        outcome = execute(target, work, staged, finished, budget, self.reporter, self.device)
         bytes_read += outcome.bytes_read
-        if planner is not None:
-            actual = planner.answer() or plan_here(request)
+        if self.planner is not None:
+            actual = self.planner.answer() or plan_here(target)
             if not (actual.kernel_agrees and plans_agree(answer.plan, actual.plan)):
-                reporter.note("SDNQ's plan differs from the prediction; the conversion starts over with SDNQ's plan")
-                work = _work(request, actual, device)
-                staging.begin(work.content)
-                budget = memory_budget(work, request.options.memory)
-                outcome = execute(request, work, staging, {}, budget, reporter, device)
+                self.reporter.note(
+                    "SDNQ's plan differs from the prediction; the conversion starts over with SDNQ's plan"
+                )
+                work = self._work(target, actual)
+                self.staging.begin(_content([work]))
+                budget = memory_budget(work, target.options.memory)
+                outcome = execute(target, work, staged, {}, budget, self.reporter, self.device)
                 bytes_read += outcome.bytes_read
             answer = actual
-        request.refuse_changed()
-        files = _write_release(
-            request, staging, replace(work, plan=answer.plan), selection, companions, outcome, reporter, device
-        )
-        # The other components have been copied since.
-        request.refuse_changed()
-        staging.publish()
-    return _Released(answer, replace(outcome, bytes_read=bytes_read), files)
+        self.answers[number] = answer
+        device = "" if isinstance(self.device, Host) else self._decisive_device(target, work)
+        return Converted(target, answer.plan, work.layout, replace(outcome, bytes_read=bytes_read), device)
+
+    def _decisive_device(self, target: Target, work: Work) -> str:
+        """The device's name if SDNQ's functions ran there; the bytes of lensconv's kernel do not depend on it."""
+        uses_sdnq = target.recipe.is_data_dependent or kinds_of(work.jobs) - OWN_KINDS
+        return self.device.name if uses_sdnq else ""
+
+    def _write_release(
+        self, converted: Sequence[Converted], selection: Selection, companions: Sequence[Companion]
+    ) -> tuple[ReleaseFile, ...]:
+        """Write everything except the weights; returns all files of the release."""
+        folder = self.staging.release
+        weights = [file for component in converted for file in component.weights]
+        remove_all_but(folder, {folder / file.name for file in weights})
+        with writing(folder):
+            written = [file for component in converted for file in _write_component(folder, component)]
+            total = sum(companion.bytes for companion in companions)
+            with self.reporter.progress("other components", total) as progress:
+                others = [bring_companion(companion, folder, progress) for companion in companions]
+            others += [write_file(folder, name, plain_index(index)) for name, index in selection.indexes.items()]
+            summary = json.dumps(quantization_summary(converted[0], written), indent=2) + "\n"
+            files = [*written, *others, write_file(folder, SUMMARY_NAME, summary.encode())]
+            manifest = conversion_manifest(converted, files)
+            return *files, write_file(folder, MANIFEST_NAME, manifest.encode())
 
 
-def _work(
-    request: Request, answer: PlanAnswer, device: Host | Device, spooled: Mapping[str, Path] | None = None
-) -> Work:
-    use_fused = answer.kernel_agrees
-    if use_fused and not isinstance(device, Host):
-        # Imported here: it imports torch.
-        from converter.conversion.kernels.selfcheck import device_agrees
-
-        use_fused = device_agrees(device, round_weights=not request.options.from_float32)
-    return make_work(request, answer.plan, use_fused=use_fused, spooled=spooled)
+def _content(works: Iterable[Work]) -> str:
+    """What the files are filled with, as a digest for the journal."""
+    return hashlib.sha256(" ".join(work.content for work in works).encode()).hexdigest()
 
 
-def _decisive_device(request: Request, work: Work, device: Host | Device) -> str:
-    """The name of the device if SDNQ's functions ran there; the bytes of lensconv's kernel do not depend on it."""
-    uses_sdnq = request.recipe.is_data_dependent or kinds_of(work.jobs) - OWN_KINDS
-    return device.name if uses_sdnq and not request.options.is_on_cpu else ""
-
-
-def _refuse_misread(request: Request, answer: PlanAnswer) -> None:
+def _refuse_misread(target: Target, answer: PlanAnswer) -> None:
     """Refuse a result that no loader would read correctly, unless the user wants it.
 
     Raises:
         RecipeError: it is refused.
     """
-    if answer.plan.has_misread_scales and not request.options.force:
+    if answer.plan.has_misread_scales and not target.options.force:
         raise RecipeError(
-            f"recipe {request.recipe.name}",
+            f"recipe {target.recipe.name}",
             MISREAD_SCALES,
             "Set these options in [[rules]], which loaders read; or convert with --force.",
         )
@@ -249,11 +282,16 @@ def _are_complete(folder: Path, work: Work) -> bool:
 
 
 @contextmanager
-def _discarding(staging: Staging, reporter: Reporter, *, resumed: bool) -> Iterator[None]:
+def _discarding(staging: Staging, reporter: Reporter, *, keeps: Callable[[], bool]) -> Iterator[None]:
     """Remove all output when the work fails, unless the next run can continue it.
 
     A bad source stays bad, so what was made from it is useless. An unreadable disk, a taken output or a shortage
     may pass: then what is finished is kept. But if the first run lacks disk space or memory, it frees what it has used.
+
+    Args:
+        staging: where the output grows.
+        reporter: is told what is kept.
+        keeps: whether there is enough to keep it even then.
     """
     try:
         yield
@@ -261,51 +299,18 @@ def _discarding(staging: Staging, reporter: Reporter, *, resumed: bool) -> Itera
         staging.discard()
         raise
     except (InputError, ResourceError) as error:
-        if isinstance(error, ResourceError) and not (resumed or isinstance(error, DeviceError)):
+        if isinstance(error, ResourceError) and not (keeps() or isinstance(error, DeviceError)):
             staging.discard()
         else:
             reporter.note(f"What is finished is kept in {staging.folder.name}; the same command continues from there.")
         raise
 
 
-def _write_release(
-    request: Request,
-    staging: Staging,
-    work: Work,
-    selection: Selection,
-    companions: list[Companion],
-    outcome: Outcome,
-    reporter: Reporter,
-    device: Host | Device,
-) -> tuple[ReleaseFile, ...]:
-    """Write everything except the weights; returns all files of the release."""
-    checkpoint, plan, layout, folder = request.checkpoint, work.plan, work.layout, staging.release
-    remove_all_but(folder, {folder / checkpoint.component / file.name for file in layout.files})
-    prefix = checkpoint.prefix
-    with writing(folder):
-        component = [
-            ReleaseFile(prefix + file.name, file.total_bytes, outcome.digests[file.name]) for file in layout.files
-        ]
-        component.append(write_file(folder, prefix + CONFIG_NAME, encode_json(plan.config)))
-        component.append(write_file(folder, prefix + QUANTIZATION_CONFIG_NAME, encode_json(plan.quantization_config)))
-        if layout.index:
-            component.append(write_file(folder, prefix + layout.index_name, layout.index))
-        total = sum(companion.bytes for companion in companions)
-        with reporter.progress("other components", total) as progress:
-            others = [bring_companion(companion, folder, progress) for companion in companions]
-        others += [write_file(folder, name, plain_index(index)) for name, index in selection.indexes.items()]
-        summary = quantization_summary(plan, checkpoint, component)
-        summary_content = (json.dumps(summary, indent=2) + "\n").encode()
-        files = [*component, *others, write_file(folder, SUMMARY_NAME, summary_content)]
-        manifest = conversion_manifest(
-            plan,
-            checkpoint,
-            request.recipe,
-            files,
-            quantize_from=request.options.quantize_from,
-            shard_bytes=request.options.shard_bytes,
-            nonfinite=outcome.nonfinite,
-            device=_decisive_device(request, work, device),
-            headers={prefix + file.name: hashlib.sha256(file.header).hexdigest() for file in layout.files},
-        )
-        return *files, write_file(folder, MANIFEST_NAME, manifest.encode())
+def _write_component(folder: Path, converted: Converted) -> list[ReleaseFile]:
+    """Write the files beside the weights of a component; returns all its files."""
+    plan, layout, prefix = converted.plan, converted.layout, converted.target.checkpoint.prefix
+    small = {CONFIG_NAME: encode_json(plan.config), QUANTIZATION_CONFIG_NAME: encode_json(plan.quantization_config)}
+    if layout.index:
+        small[layout.index_name] = layout.index
+    written = [write_file(folder, prefix + name, content) for name, content in small.items()]
+    return [*converted.weights, *written]

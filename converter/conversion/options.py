@@ -17,8 +17,8 @@ MAXIMUM_DEVICE_JOBS = 4
 class ConvertOptions:
     """How to convert; source and output are not part of it."""
 
-    component: str | None = None
-    """Which component of a pipeline repo; its denoiser by default."""
+    components: tuple[str, ...] = ()
+    """Which components of a pipeline repo; ``all`` stands for those that are worth it. By default its denoiser."""
     variant: str | None = field(
         default=None,
         metadata={

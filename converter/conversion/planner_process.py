@@ -1,6 +1,6 @@
 """SDNQ's plan from a second process, while the first one converts already.
 
-The process reads a pickled request from stdin and writes a pickled answer to stdout. Both ends are this module;
+The process reads a pickled target from stdin and writes a pickled answer to stdout. Both ends are this module;
 nothing else is ever unpickled.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converter.conversion.planning.plan import Plan
-from converter.conversion.request import Request
+from converter.conversion.request import Target
 from converter.libraries import require_library_memory
 from converter.memory import peak_rss_bytes
 from converter.threads import HeldSignals, wait_for
@@ -40,10 +40,10 @@ class PlannerProcess:
     """A second process that plans.
 
     Args:
-        request: what to plan.
+        target: what to plan.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, target: Target) -> None:
         package = str(Path(__file__).resolve().parents[2])
         # -P keeps the current folder off the module path; the package is added last, so that it shadows nothing.
         start = (
@@ -57,10 +57,9 @@ class PlannerProcess:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-            # The other components play no part in the plan.
             # Read by a thread, so that the process can end, and free its memory, as soon as it has answered.
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="planner")
-            self._content = self._pool.submit(self._process.communicate, pickle.dumps(replace(request, others=())))
+            self._content = self._pool.submit(self._process.communicate, pickle.dumps(target))
 
     def answer(self) -> PlanAnswer | None:
         """Wait for the plan; None when the process failed, for any reason."""
@@ -76,7 +75,7 @@ class PlannerProcess:
         self._pool.shutdown()
 
 
-def plan_here(request: Request) -> PlanAnswer:
+def plan_here(target: Target) -> PlanAnswer:
     """Plan with SDNQ in this process.
 
     Raises: what ``plan_with_sdnq`` raises.
@@ -86,21 +85,21 @@ def plan_here(request: Request) -> PlanAnswer:
     from converter.conversion.kernels.selfcheck import kernel_agrees
     from converter.conversion.planning.planner import plan_with_sdnq
 
-    plan = plan_with_sdnq(request.checkpoint, request.recipe)
+    plan = plan_with_sdnq(target.checkpoint, target.recipe)
     return PlanAnswer(plan, kernel_agrees(plan))
 
 
 def main() -> None:
-    """Answer one request."""
+    """Answer once."""
     # Everything that is allocated here lives to the end; the garbage collector would take a tenth of the time.
     gc.disable()
     # When the parent is killed, this process ends too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    request = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from our own process
+    target = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from our own process
     # The output of libraries must not mix with the answer.
     answer_stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    answer = plan_here(request)
+    answer = plan_here(target)
     with answer_stream:
         answer_stream.write(pickle.dumps(replace(answer, peak_rss_bytes=peak_rss_bytes())))
     # Unloading the libraries properly would take a tenth of the conversion's time.

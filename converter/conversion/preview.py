@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.components import footprints
-from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, whole_footprint
+from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, add_bytes, whole_footprint
 from converter.checkpoint.layout import Layout
-from converter.checkpoint.source import DENOISERS, Checkpoint
+from converter.checkpoint.source import Checkpoint
+from converter.conversion.choosing import ALL, QUANTIZED_ROLES, choose_components, reason_left
 from converter.conversion.execution.jobs import Work, element_bytes, largest_piece, make_work, memory_budget
 from converter.conversion.options import ConvertOptions
-from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count
+from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count, refuse_unmatched
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.release.selection import Selection, select_files
-from converter.conversion.request import Request, open_request
+from converter.conversion.request import Request, Target, open_request
 from converter.errors import first_few, printable
 from converter.hub.addresses import is_address, parse_address
 from converter.libraries import require_library_memory
+from converter.models.roles import role
 
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
 #: Measured with the versions in constraints.txt, rounded up.
@@ -36,19 +38,72 @@ CUDA_LIBRARY_BYTES = 380_000_000
 
 
 @dataclass(frozen=True)
-class PlanReport:
-    """The result that a conversion would have."""
+class ComponentPlan:
+    """The result that the conversion of one component would have."""
 
+    target: Target
     plan: Plan
-    recipe: str
-    is_exact: bool
-    """False when the weights decide dtypes; the sizes are then the smallest possible."""
-    source_tensors: int
-    source_bytes_by_dtype: Mapping[str, int]
-    parameters: int
     files: tuple[tuple[str, int], ...]
     """Weight files and their index: paths inside the release, sizes in bytes."""
-    families: tuple[FamilyTotals, ...]
+
+    @property
+    def name(self) -> str:
+        """The component's name; empty outside of a pipeline repo."""
+        return self.target.name
+
+    @property
+    def is_exact(self) -> bool:
+        """False when the weights decide dtypes; the sizes are then the smallest possible."""
+        return not self.target.recipe.is_data_dependent
+
+    @property
+    def source_bytes_by_dtype(self) -> dict[str, int]:
+        """Footprint of the source by dtype, the largest first."""
+        return self.target.checkpoint.bytes_by_dtype
+
+    @cached_property
+    def parameters(self) -> int:
+        """Logical parameters."""
+        return parameter_count(self.plan, self.target.checkpoint)
+
+    @cached_property
+    def families(self) -> tuple[FamilyTotals, ...]:
+        """Bytes of each family before and after."""
+        return family_totals(self.plan, self.target.checkpoint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the component as ``lensconv plan --json`` prints it."""
+        return {
+            "name": self.name,
+            "class_name": self.plan.class_name,
+            "recipe": self.target.recipe.name,
+            "exact": self.is_exact,
+            "assumed_config": dict(self.plan.assumed_config),
+            "source": _figures(len(self.target.checkpoint.tensors), self.source_bytes_by_dtype, self.parameters),
+            "output": _figures(len(self.plan.tensors), self.plan.bytes_by_dtype, self.parameters),
+            "families": [totals.to_dict() for totals in self.families],
+            "modules": {
+                "quantized": [module.name for module in self.plan.modules.values()],
+                "kept": list(self.plan.kept_modules),
+            },
+        }
+
+
+def _figures(tensors: int, bytes_by_dtype: Mapping[str, int], parameters: int) -> dict[str, Any]:
+    return {
+        "tensors": tensors,
+        "bytes_by_dtype": dict(bytes_by_dtype),
+        "total_bytes": sum(bytes_by_dtype.values()),
+        "parameters": parameters,
+    }
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """The result that a conversion would have. Figures without a component are sums over those that are converted."""
+
+    components: tuple[ComponentPlan, ...]
+    """What would be converted, the main component first."""
     peak_memory_bytes: int
     """Estimated peak memory of all processes of a conversion together."""
     notes: tuple[str, ...] = ()
@@ -58,6 +113,41 @@ class PlanReport:
     """The repo on the Hub at the commit that was read; empty when the source is on disk."""
 
     @property
+    def main(self) -> ComponentPlan:
+        """The main component."""
+        return self.components[0]
+
+    @property
+    def plan(self) -> Plan:
+        """The main component's plan."""
+        return self.main.plan
+
+    @property
+    def recipe(self) -> str:
+        """Name of the main component's recipe."""
+        return self.main.target.recipe.name
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether no dtypes depend on the weights; if some do, the sizes are the smallest possible."""
+        return all(component.is_exact for component in self.components)
+
+    @property
+    def parameters(self) -> int:
+        """Logical parameters."""
+        return sum(component.parameters for component in self.components)
+
+    @property
+    def files(self) -> tuple[tuple[str, int], ...]:
+        """Weight files and their indexes: paths inside the release, sizes in bytes."""
+        return tuple(file for component in self.components for file in component.files)
+
+    @property
+    def source_bytes_by_dtype(self) -> dict[str, int]:
+        """Footprint of the source by dtype, the largest first."""
+        return add_bytes(component.source_bytes_by_dtype for component in self.components)
+
+    @property
     def source_bytes(self) -> int:
         """Footprint of the source."""
         return sum(self.source_bytes_by_dtype.values())
@@ -65,7 +155,7 @@ class PlanReport:
     @property
     def output_bytes_by_dtype(self) -> dict[str, int]:
         """Footprint of the output by dtype, the largest first."""
-        return self.plan.bytes_by_dtype
+        return add_bytes(component.plan.bytes_by_dtype for component in self.components)
 
     @property
     def output_bytes(self) -> int:
@@ -77,36 +167,53 @@ class PlanReport:
         """Footprint of the release with its other components."""
         return whole_footprint(self.output_bytes, self.source_bytes, self.other_components)
 
+    @property
+    def families(self) -> tuple[FamilyTotals, ...]:
+        """Bytes of each family before and after; of several components, names begin with the component's."""
+        return tuple(
+            replace(totals, name=self._full(component, totals.name))
+            for component in self.components
+            for totals in component.families
+        )
+
+    def _full(self, component: ComponentPlan, name: str) -> str:
+        return f"{component.name}/{name}" if len(self.components) > 1 else name
+
     def reduction(self, original: int) -> float:
         """The fraction by which the output is smaller than so many bytes."""
         return 1 - self.output_bytes / original if original else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``lensconv plan --json`` prints; sizes in bytes, reductions as fractions of one."""
+        """Return what ``lensconv plan --json`` prints; sizes in bytes, reductions as fractions of one.
+
+        Class, recipe and assumed config are the main component's.
+        """
+        components = [component.to_dict() for component in self.components]
+        main = {key: components[0][key] for key in ("class_name", "recipe", "assumed_config")}
+        source_tensors, tensors = (
+            sum(component[key]["tensors"] for component in components) for key in ("source", "output")
+        )
         return {
-            "class_name": self.plan.class_name,
-            "recipe": self.recipe,
+            **main,
             "exact": self.is_exact,
-            "assumed_config": dict(self.plan.assumed_config),
+            "components": components,
             "source": {
                 **({"place": self.place} if self.place else {}),
-                "tensors": self.source_tensors,
-                "bytes_by_dtype": dict(self.source_bytes_by_dtype),
-                "total_bytes": self.source_bytes,
-                "parameters": self.parameters,
+                **_figures(source_tensors, self.source_bytes_by_dtype, self.parameters),
             },
             "output": {
-                "tensors": len(self.plan.tensors),
-                "bytes_by_dtype": self.output_bytes_by_dtype,
-                "total_bytes": self.output_bytes,
-                "parameters": self.parameters,
+                **_figures(tensors, self.output_bytes_by_dtype, self.parameters),
                 "files": [{"name": name, "bytes": size} for name, size in self.files],
             },
-            "quantized_modules": len(self.plan.modules),
-            "kept_modules": len(self.plan.kept_modules),
+            "quantized_modules": sum(len(component.plan.modules) for component in self.components),
+            "kept_modules": sum(len(component.plan.kept_modules) for component in self.components),
             "modules": {
-                "quantized": [module.name for module in self.plan.modules.values()],
-                "kept": list(self.plan.kept_modules),
+                kind: [
+                    self._full(component, name)
+                    for component, shown in zip(self.components, components, strict=True)
+                    for name in shown["modules"][kind]
+                ]
+                for kind in ("quantized", "kept")
             },
             "families": [totals.to_dict() for totals in self.families],
             "reduction": {
@@ -141,7 +248,10 @@ def plan(source: Path | str, recipe: str | Recipe | None = None, options: Conver
     if isinstance(source, str) and is_address(source):
         from converter.hub.shadow import shadowed
 
-        with shadowed(parse_address(source), options.component, options.variant) as shadow:
+        def choose(folder: Path) -> tuple[str | None, ...]:
+            return choose_components(folder, options.components, options.variant, reads_headers=False)
+
+        with shadowed(parse_address(source), choose, options.variant) as shadow:
             report = _plan(shadow.folder, recipe, options, reads_headers=False)
         return replace(report, place=str(shadow.repo.address))
     return _plan(Path(source), recipe, options)
@@ -154,25 +264,19 @@ def _plan(
     from converter.conversion.planning.planner import plan_with_sdnq
 
     request = open_request(source, recipe, options, reads_headers=reads_headers)
-    checkpoint = request.checkpoint
-    selection = select_files(checkpoint, request.others)
-    made = plan_with_sdnq(checkpoint, request.recipe)
-    work = make_work(request, made)
+    selection = select_files(request.checkpoints, request.others)
+    plans = [plan_with_sdnq(target.checkpoint, target.recipe) for target in request.targets]
+    refuse_unmatched([target.recipe for target in request.targets], plans)
+    works = [make_work(target, made) for target, made in zip(request.targets, plans, strict=True)]
+    main = request.main
+    has_planner = len(works) == 1 and predict_plan(main.checkpoint, main.recipe) is not None
     return PlanReport(
-        plan=made,
-        recipe=request.recipe.name,
-        is_exact=not request.recipe.is_data_dependent,
-        source_tensors=len(checkpoint.tensors),
-        source_bytes_by_dtype=checkpoint.bytes_by_dtype,
-        parameters=parameter_count(made, checkpoint),
-        files=_listed(work.layout, checkpoint),
-        families=family_totals(made, checkpoint),
-        peak_memory_bytes=predict_peak(
-            work,
-            options,
-            has_planner=predict_plan(checkpoint, request.recipe) is not None,
+        components=tuple(
+            ComponentPlan(target, work.plan, _listed(work.layout, target.checkpoint))
+            for target, work in zip(request.targets, works, strict=True)
         ),
-        notes=foresee(request, made, selection),
+        peak_memory_bytes=max(predict_peak(work, options, has_planner=has_planner) for work in works),
+        notes=foresee(request, plans, selection),
         other_components=footprints(request.others),
     )
 
@@ -218,60 +322,59 @@ def _listed(layout: Layout, checkpoint: Checkpoint) -> tuple[tuple[str, int], ..
     return tuple(files)
 
 
-def foresee(request: Request, plan: Plan, selection: Selection) -> tuple[str, ...]:
+def foresee(request: Request, plans: Sequence[Plan], selection: Selection) -> tuple[str, ...]:
     """What a user should know before a conversion, besides sizes.
 
     Args:
         request: what to convert.
-        plan: what it becomes.
+        plans: what each target becomes.
         selection: the files of the source that are copied.
     """
-    recipe, checkpoint = request.recipe, request.checkpoint
     notes = []
+    for target, plan in zip(request.targets, plans, strict=True):
+        # Where several components are converted, a note names its own.
+        where = f"{target.name}: " if len(plans) > 1 else ""
+        notes += [where + note for note in _about_target(target, plan)]
+    return (*notes, *_about_others(request), *selection.notes)
+
+
+def _about_target(target: Target, plan: Plan) -> Iterator[str]:
+    """What a user should know about a component that is converted."""
+    recipe, checkpoint = target.recipe, target.checkpoint
     if plan.assumed_config:
         values = ", ".join(f"{name} {value}" for name, value in plan.assumed_config.items())
-        notes.append(f"no config.json names the model's class; assumed from microsoft/Lens: {values}")
+        yield f"no config.json names the model's class; assumed from microsoft/Lens: {values}"
     if checkpoint.removed_prefix:
-        notes.append(
-            f"the names of all tensors of the source begin with {checkpoint.removed_prefix}; this prefix is removed"
-        )
+        yield f"the names of all tensors of the source begin with {checkpoint.removed_prefix}; this prefix is removed"
     if plan.ignored:
-        listed = first_few(plan.ignored)
-        notes.append(f"tensors are left out, because {plan.class_name} does not save them: {listed}")
+        yield f"tensors are left out, because {plan.class_name} does not save them: {first_few(plan.ignored)}"
     if plan.unloadable:
-        notes.append(plan.unloadable)
+        yield plan.unloadable
     narrow = checkpoint.bytes_by_dtype.keys() & {"F16", "BF16"}
     if narrow:
         dtypes = " and ".join(sorted(narrow))
-        notes.append(f"the source contains rounded weights ({dtypes}); convert the F32 original if you have it")
+        yield f"the source contains rounded weights ({dtypes}); convert the F32 original if you have it"
     if recipe.is_data_dependent:
-        notes.append(
+        yield (
             "SDNQ chooses each dtype after it has read the weight (use_dynamic_quantization); "
             "the output may be larger than planned"
         )
     if recipe.is_random:
-        notes.append(f"SDNQ uses random numbers for this recipe; their seed is {recipe.seed}")
+        yield f"SDNQ uses random numbers for this recipe; their seed is {recipe.seed}"
     if recipe.depends_on_threads:
-        notes.append("the last bits of an SVD depend on the number of threads, which OMP_NUM_THREADS sets")
+        yield "the last bits of an SVD depend on the number of threads, which OMP_NUM_THREADS sets"
     if plan.has_misread_scales:
-        notes.append(MISREAD_SCALES + ("" if request.options.force else "; convert refuses this without --force"))
-    return (*notes, *_about_others(request), *selection.notes)
+        yield MISREAD_SCALES + ("" if target.options.force else "; convert refuses this without --force")
 
 
 def _about_others(request: Request) -> Iterator[str]:
     """What a user should know about the components that stay as they are."""
-    converted = request.checkpoint
     for other in request.others:
         name = printable(other.name)
         yield from (f"{name}: {printable(note)}" for note in other.notes)
-        is_numbered = re.fullmatch(rf"(?:{'|'.join(DENOISERS)})_\d+", other.name)
-        if not (other.is_model and (is_numbered or other.class_name == converted.class_name)):
-            continue
-        if other.quantization:
-            method = printable(other.quantization, 40)
-            yield f"{name} ({printable(other.class_name)}) stays as it is; it is quantized already ({method})"
-        else:
-            yield (
-                f"{name} ({printable(other.class_name)}) stays as it is; to convert it as well, convert the result "
-                f"with --component {name}"
-            )
+        found = role(other.name, other.class_name)
+        reason = reason_left(other)
+        is_asked_for = ALL in request.options.components and found in QUANTIZED_ROLES
+        if other.is_model and (found == "denoiser" or is_asked_for):
+            why = reason or f"to convert it as well, add --component {name}"
+            yield f"{name} ({printable(other.class_name)}) stays as it is; {why}"

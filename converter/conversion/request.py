@@ -1,9 +1,9 @@
-"""The first value of a conversion and of its plan: a source, the recipe for it, and options."""
+"""The first value of a conversion and of its plan: components of a source, the recipe for each, and options."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,53 @@ from converter._version import __version__
 from converter.checkpoint.components import PipelineComponent, examine_components
 from converter.checkpoint.files import list_folder
 from converter.checkpoint.header import changed_since
-from converter.checkpoint.source import Checkpoint, open_checkpoint
+from converter.checkpoint.source import Checkpoint, open_checkpoint, pipeline_components
 from converter.checkpoint.weights import variant_of
+from converter.conversion.choosing import choose_components
 from converter.conversion.options import ConvertOptions
-from converter.conversion.recipe.recipe import Recipe, choose_recipe
-from converter.errors import MalformedCheckpoint, UsageError
+from converter.conversion.recipe.recipe import Recipe, Rule, choose_recipe, parse_setting
+from converter.errors import MalformedCheckpoint, RecipeError, UsageError, printable
 from converter.libraries import library_threads, package_versions, quantization_environment
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to convert, by which recipe, and how."""
+class Target:
+    """One component to convert, by which recipe, and how."""
 
     checkpoint: Checkpoint
     recipe: Recipe
     options: ConvertOptions
+
+    @property
+    def name(self) -> str:
+        """The component's name; empty outside of a pipeline repo."""
+        return self.checkpoint.component
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to convert, and how."""
+
+    targets: tuple[Target, ...]
+    """The components to convert, the main one first; at least one."""
+    options: ConvertOptions
     others: tuple[PipelineComponent, ...] = ()
     """The components of the pipeline that stay as they are; their loaders would not fail."""
+
+    @property
+    def main(self) -> Target:
+        """The component that a release is named after: its denoiser, if that is converted."""
+        return self.targets[0]
+
+    @property
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """The components to convert."""
+        return tuple(target.checkpoint for target in self.targets)
+
+    @property
+    def source_bytes(self) -> int:
+        """Footprint of what is converted."""
+        return sum(checkpoint.total_bytes for checkpoint in self.checkpoints)
 
     def identity(self, device: str) -> dict[str, Any]:
         """Everything that decides the output; an interrupted run can continue only if all of it is the same.
@@ -37,17 +67,21 @@ class Request:
         """
         options = self.options
         return {
-            "source": [[header.file.name, header.sha256, *header.stamp] for header in self.checkpoint.headers],
+            "source": [
+                [target.name, header.file.name, header.sha256, *header.stamp]
+                for target in self.targets
+                for header in target.checkpoint.headers
+            ],
             "components": [[other.name, list(map(list, other.stamps))] for other in self.others],
-            "config": self.checkpoint.config,
-            "recipe": repr(self.recipe),
-            "options": [options.component, options.variant, options.quantize_from, options.shard_bytes],
+            "config": [target.checkpoint.config for target in self.targets],
+            "recipe": [repr(target.recipe) for target in self.targets],
+            "options": [options.variant, options.quantize_from, options.shard_bytes],
             "device": device,
             "nonfinite": options.allow_nonfinite,
             "versions": {"lensconv": __version__, **package_versions()},
             "environment": quantization_environment(),
             # A factorisation gives other bits on another number of threads.
-            "threads": library_threads() if self.recipe.depends_on_threads else 0,
+            "threads": library_threads() if any(target.recipe.depends_on_threads for target in self.targets) else 0,
         }
 
     def refuse_changed(self) -> None:
@@ -56,7 +90,8 @@ class Request:
         Raises:
             MalformedCheckpoint: it has changed.
         """
-        changed = [header.file for header in self.checkpoint.headers if changed_since(header)]
+        headers = (header for checkpoint in self.checkpoints for header in checkpoint.headers)
+        changed = [header.file for header in headers if changed_since(header)]
         changed += [file for other in self.others for file in other.changed_files]
         if changed:
             hint = "Wait until no program writes to it, then run the command again."
@@ -66,39 +101,94 @@ class Request:
 def open_request(
     source: Path, recipe: str | Recipe | None, options: ConvertOptions, *, reads_headers: bool = True
 ) -> Request:
-    """Open a source, which must contain everything that a loader opens, and choose its recipe.
+    """Open a source, which must contain everything that a loader opens, and choose its recipes.
 
     Args:
         source: a component folder, a pipeline repo or a ``.safetensors`` file.
-        recipe: a recipe, its name or its file; the default for the model's class when None.
-        options: how to convert; its component, variant and settings count here.
+        recipe: a recipe, its name or its file; the default for each model's class when None.
+        options: how to convert; its components, variant and settings count here.
         reads_headers: whether to read headers of the weight files of components that stay as they are.
 
     Raises:
         InputError: the source cannot be opened, a loader would fail on another component, or the recipe does not exist.
     """
-    checkpoint = open_checkpoint(source, component=options.component, variant=options.variant)
+    names = choose_components(source, options.components, options.variant, reads_headers=reads_headers)
+    checkpoints = [open_checkpoint(source, component=name, variant=options.variant) for name in names]
     others: tuple[PipelineComponent, ...] = ()
-    if checkpoint.pipeline is not None:
-        others = examine_components(
-            checkpoint.pipeline, options.variant, besides=checkpoint.component, reads_headers=reads_headers
-        )
+    pipeline = checkpoints[0].pipeline
+    if pipeline is not None:
+        converted = {checkpoint.component for checkpoint in checkpoints}
+        others = examine_components(pipeline, options.variant, besides=converted, reads_headers=reads_headers)
     for other in others:
         if other.problems:
             raise other.problems[0]
     if options.variant:
-        _refuse_unknown_variant(options.variant, checkpoint, others)
-    return Request(checkpoint, choose_recipe(recipe, checkpoint, options.settings), options, others)
+        _refuse_unknown_variant(options.variant, checkpoints, others)
+    recipes = choose_recipes(recipe, checkpoints, options.settings)
+    targets = (Target(checkpoint, chosen, options) for checkpoint, chosen in zip(checkpoints, recipes, strict=True))
+    return Request(tuple(targets), options, others)
 
 
-def _refuse_unknown_variant(variant: str, checkpoint: Checkpoint, others: Sequence[PipelineComponent]) -> None:
-    if checkpoint.is_single_file:
-        raise UsageError("--variant chooses among the weights of a folder, but SOURCE is a file", "Omit --variant.")
-    if variant in (checkpoint.variant, *(other.variant for other in others)):
+def choose_recipes(
+    recipe: str | Recipe | None, checkpoints: Sequence[Checkpoint], settings: Sequence[str] = ()
+) -> list[Recipe]:
+    """The recipe of each component, with the rules of the command line.
+
+    A rule that is meant for several components may select nothing in some of them; ``refuse_unmatched`` refuses it if
+    it selects nothing in any.
+
+    Args:
+        recipe: a recipe, its name or its file; the default for each model's class when None.
+        checkpoints: components of one source.
+        settings: as in ``ConvertOptions``.
+
+    Raises:
+        RecipeError: the recipe does not exist, or a rule or a part of the recipe names another component.
+    """
+    rules = [parse_setting(text) for text in settings]
+    names = {checkpoint.component for checkpoint in checkpoints}
+    for rule in rules:
+        if rule.component and rule.component not in names:
+            hint = f"Convert it with --component {rule.component}, or leave the rule out."
+            raise RecipeError(f"--set {rule.component}/{rule.match}", f"{rule.component} is not converted", hint)
+    chosen = []
+    for checkpoint in checkpoints:
+        found = choose_recipe(recipe, checkpoint)
+        _refuse_unknown_components(found, checkpoint)
+        own = [rule for rule in rules if rule.component in ("", checkpoint.component)]
+        chosen.append(found.for_component(checkpoint.component).with_rules(own))
+    return [replace(made, rules=tuple(_with_purpose(rule, chosen) for rule in made.rules)) for made in chosen]
+
+
+def _with_purpose(rule: Rule, recipes: Sequence[Recipe]) -> Rule:
+    """The rule, optional if several components have it."""
+    return replace(rule, optional=sum(rule in recipe.rules for recipe in recipes) > 1)
+
+
+def _refuse_unknown_components(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    if checkpoint.pipeline is None:
         return
-    folders = [checkpoint.folder, *(other.folder for other in others if other.is_model)]
+    known = pipeline_components(checkpoint.pipeline)
+    for name in recipe.components.keys() - known.keys():
+        raise RecipeError(
+            f"recipe {recipe.name}",
+            f"[components.{printable(name)}] is not about a component of {checkpoint.pipeline}",
+            f"Components: {', '.join(map(printable, known))}.",
+        )
+
+
+def _refuse_unknown_variant(
+    variant: str, checkpoints: Sequence[Checkpoint], others: Sequence[PipelineComponent]
+) -> None:
+    main = checkpoints[0]
+    if main.is_single_file:
+        raise UsageError("--variant chooses among the weights of a folder, but SOURCE is a file", "Omit --variant.")
+    if variant in (*(checkpoint.variant for checkpoint in checkpoints), *(other.variant for other in others)):
+        return
+    folders = [checkpoint.folder for checkpoint in checkpoints]
+    folders += [other.folder for other in others if other.is_model]
     found = {variant_of(file.name) for folder in folders for file in list_folder(folder)} - {""}
     raise UsageError(
-        f"{checkpoint.pipeline or checkpoint.folder}: has no weights of the variant {variant}",
+        f"{main.pipeline or main.folder}: has no weights of the variant {variant}",
         f"Its variants are: {', '.join(sorted(found))}." if found else "Omit --variant; it has no variants.",
     )

@@ -38,6 +38,8 @@ LEAST_FIRST_BYTES = 32 * 1024
 CONNECTIONS = 8
 
 T = TypeVar("T")
+#: Chooses components in the folder of a repo; None stands for its denoiser, or for the folder itself.
+Choose = Callable[[Path], Sequence[str | None]]
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,16 @@ class Shadow:
 
 @contextmanager
 def shadowed(
-    address: HubAddress, component: str | None = None, variant: str | None = None, *, has_others: bool = True
+    address: HubAddress, choose: Choose, variant: str | None = None, *, has_others: bool = True
 ) -> Iterator[Shadow]:
     """Open a repo as a temporary folder, which is deleted afterwards.
 
     Args:
         address: the repo.
-        component: which component of a pipeline repo; its denoiser by default.
+        choose: chooses the components that are examined.
         variant: the variant of the weights to prefer to the plain files.
-        has_others: whether configs and indexes of the other components are needed.
+        has_others: whether configs and indexes of the other components are needed; they are there before ``choose`` is
+            called.
 
     Raises:
         HubError: the repo cannot be read, or its records are impossible.
@@ -104,7 +107,7 @@ def shadowed(
         shadow = Shadow(repo, Path(name))
         try:
             with quiet_hub():
-                fill(shadow, component, variant, has_others=has_others)
+                fill(shadow, choose, variant, has_others=has_others)
             yield shadow
         except LensconvError as error:
             error.message, error.hint = shadow.named(error.message), shadow.named(error.hint)
@@ -112,8 +115,8 @@ def shadowed(
             raise
 
 
-def fill(shadow: Shadow, component: str | None = None, variant: str | None = None, *, has_others: bool = True) -> None:
-    """Write a repo's files into its folder, with the content that the checks of a component need.
+def fill(shadow: Shadow, choose: Choose, variant: str | None = None, *, has_others: bool = True) -> None:
+    """Write a repo's files into its folder, with the content that the checks of some components need.
 
     Args: those of ``shadowed``.
 
@@ -126,24 +129,30 @@ def fill(shadow: Shadow, component: str | None = None, variant: str | None = Non
     for file in files.values():
         _make_hole(shadow.folder / file.path, file.bytes)
     shadow.fetch([path for path in ROOT_NAMES if path in files])
-    prefix = _component_prefix(shadow, component)
-    if prefix is None:
-        # Opening the folder raises the reason.
-        return
-    names = [path.removeprefix(prefix) for path in files if path.startswith(prefix)]
-    names = [name for name in names if "/" not in name]
-    indexes = [name for name in names if plain_name(name).endswith(INDEX_SUFFIX)]
-    needed = [prefix + name for name in names if name in COMPONENT_NAMES or name in indexes]
-    if has_others and prefix:
-        needed += _files_of_others(shadow, prefix)
-    shadow.fetch(needed)
     try:
-        weights = [prefix + name for name in weight_files(shadow.folder / prefix, variant) if name in names]
+        if has_others:
+            shadow.fetch(_files_of_components(shadow))
+        prefixes = [_component_prefix(shadow, component) for component in choose(shadow.folder)]
     except InputError:
         # Opening the folder raises the reason.
         return
+    weights = [path for prefix in prefixes if prefix is not None for path in _fetch_small(shadow, prefix, variant)]
     first = max(LEAST_FIRST_BYTES, FIRST_BYTES // max(len(weights), 1))
     shadow.at_once(lambda path: _write_header(shadow, path, first), weights)
+
+
+def _fetch_small(shadow: Shadow, prefix: str, variant: str | None) -> list[str]:
+    """Read the small files of a component; returns the paths of its weight files."""
+    files = shadow.repo.files
+    names = [path.removeprefix(prefix) for path in files if path.startswith(prefix)]
+    names = [name for name in names if "/" not in name]
+    needed = [name for name in names if name in COMPONENT_NAMES or plain_name(name).endswith(INDEX_SUFFIX)]
+    shadow.fetch([prefix + name for name in needed])
+    try:
+        return [prefix + name for name in weight_files(shadow.folder / prefix, variant) if name in names]
+    except InputError:
+        # Opening the folder raises the reason.
+        return []
 
 
 def _make_hole(file: Path, size: int) -> None:
@@ -159,23 +168,22 @@ def _component_prefix(shadow: Shadow, component: str | None) -> str | None:
     """The component's folder in the repo, with the slash; None if the component does not exist."""
     if PIPELINE_INDEX not in shadow.repo.files:
         return "" if component is None else None
-    try:
-        components = pipeline_components(shadow.folder)
-    except InputError:
-        return None
+    components = pipeline_components(shadow.folder)
     if component is None:
         component = next((name for name in DENOISERS if name in components), None)
     return f"{component}/" if component in components else None
 
 
-def _files_of_others(shadow: Shadow, prefix: str) -> list[str]:
-    """Configs and indexes of the other components, which show what their loaders open."""
-    folders = {folder.name for folder, *_ in component_folders(shadow.folder)} - {prefix.rstrip("/")}
+def _files_of_components(shadow: Shadow) -> list[str]:
+    """Configs and indexes of all components, which show what their loaders open; none outside of a pipeline."""
+    if PIPELINE_INDEX not in shadow.repo.files:
+        return []
+    folders = {folder.name for folder, *_ in component_folders(shadow.folder)}
     paths = ((path, *path.rpartition("/")[::2]) for path in shadow.repo.files)
     return [
         path
         for path, folder, name in paths
-        if folder in folders and (name == "config.json" or (is_weight_name(name) and name.endswith(".json")))
+        if folder in folders and (name in COMPONENT_NAMES or (is_weight_name(name) and name.endswith(".json")))
     ]
 
 

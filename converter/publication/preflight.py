@@ -16,8 +16,8 @@ from converter.errors import FileError, MissingInput, ReleaseError, first_few, u
 from converter.publication.files import PublishedFile, file_stamp, hash_files, noted_files
 from converter.publication.folder import advice, find_faults, replace_hint
 from converter.publication.secrets import find_secrets
-from converter.verification.audit import Audit
-from converter.verification.checks import check_headers
+from converter.verification.audited import open_audits
+from converter.verification.checks import check_repo
 from converter.verification.components import other_components
 
 #: Bytes of a file that are searched for secrets; tokenizers are the longest texts, with about 30 MB.
@@ -153,11 +153,11 @@ def _check_card(root: Path, manifest: Manifest, repository: str) -> list[str]:
 
 def _weight_faults(root: Path, manifest: Manifest) -> Iterator[tuple[str, bool]]:
     """Yield what is wrong with weights, and whether the source had the same fault."""
-    audit = Audit(root, component=manifest.component or None, manifest=manifest)
-    others = other_components(audit)
+    audits = open_audits(root)
+    others = other_components(audits)
     for problem in (problem for other in others for problem in other.problems):
         yield problem.message.removeprefix(f"{root}/"), _is_as_written(root, manifest, problem)
-    examined = {header.file for header in audit.checkpoint.headers}
+    examined = {header.file for audit in audits for header in audit.checkpoint.headers}
     examined |= {file for other in others for file in other.weights}
     for name in manifest.files:
         if name.endswith(WEIGHTS_SUFFIX) and root / name not in examined:
@@ -165,7 +165,7 @@ def _weight_faults(root: Path, manifest: Manifest) -> Iterator[tuple[str, bool]]
                 read_header(root / name)
             except FileError as problem:
                 yield problem.message.removeprefix(f"{root}/"), _is_as_written(root, manifest, problem)
-    yield from ((f"{check.name}: {check.detail}", False) for check in check_headers(audit) if not check.ok)
+    yield from ((f"{check.title}: {check.detail}", False) for check in check_repo(audits) if not check.ok)
 
 
 def _is_as_written(root: Path, manifest: Manifest, problem: FileError) -> bool:

@@ -17,9 +17,8 @@ from typing import Any
 from urllib.parse import quote, urljoin
 
 from converter.checkpoint.files import read_json
-from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, pipeline_components
+from converter.checkpoint.source import PIPELINE_INDEX
 from converter.console import Reporter, readable_size
-from converter.conversion.release.manifest import read_manifest
 from converter.errors import HubError, InputError, LensconvError, ReleaseError, ResourceError
 from converter.models.lens.layout import PIPELINE_CLASS_NAME
 from converter.publication.options import PublishOptions
@@ -180,18 +179,11 @@ class Course:
         return f"{report['parameters']:,} parameters"
 
     def _verify(self, *arguments: str, offline: bool = False) -> dict[str, Any]:
-        report = self._lensconv("verify", *arguments, *self.component_option(), offline=offline)
+        report = self._lensconv("verify", *arguments, offline=offline)
         failed = [f"{check['name']}: {check['detail']}" for check in report["checks"] if not check["ok"]]
         if failed:
             raise ReleaseError("; ".join(failed))
         return report
-
-    def component_option(self) -> tuple[str, ...]:
-        """The option with the converted component, where the pipeline has no denoiser that is found by its name."""
-        manifest = read_manifest(self.root)
-        if manifest is None or not manifest.component or set(DENOISERS) & pipeline_components(self.root).keys():
-            return ()
-        return ("--component", manifest.component)
 
     def _lensconv(self, *arguments: str, offline: bool = False) -> dict[str, Any]:
         """Run a command, and return the object that it prints.

@@ -17,7 +17,7 @@ from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import count_bytes_by_dtype, examine_checkpoint
 from converter.conversion.planning.patterns import matching_pattern
-from converter.conversion.release.manifest import Manifest, read_manifest
+from converter.conversion.release.manifest import Manifest, ManifestComponent, read_manifest
 from converter.errors import InputError, UnsupportedCheckpoint
 from converter.models.families import family
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_family, lens_tensors
@@ -54,6 +54,16 @@ class Audit:
             self.manifest = manifest or read_manifest(self.root)
         except InputError as error:
             self.manifest_problem = error.message
+
+    @property
+    def name(self) -> str:
+        """The component's name; empty outside of a pipeline repo."""
+        return self.checkpoint.component
+
+    @property
+    def described(self) -> ManifestComponent | None:
+        """What the manifest says about this component; None if it does not describe it."""
+        return self.manifest.components.get(self.name) if self.manifest is not None else None
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -116,8 +126,8 @@ class Audit:
     def weight_shape(self, module: str) -> tuple[int, ...] | None:
         """Shape of a module's unquantized weight, by its class or the manifest; None if neither has it."""
         shape = self.lens_shapes.get(f"{module}.weight")
-        if shape is None and self.manifest is not None and self.manifest.component == self.checkpoint.component:
-            shape = self.manifest.shapes.get(module)
+        if shape is None and self.described is not None:
+            shape = self.described.shapes.get(module)
         return shape
 
     def footprints(self) -> tuple[FamilyFootprint, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.prefixes import unloadable_names
@@ -13,11 +13,23 @@ from converter.verification.audit import Audit
 from converter.verification.configuration import shown
 from converter.verification.manifest import check_manifest
 from converter.verification.parts import check_parts
-from converter.verification.report import Check, list_problems
+from converter.verification.report import Check, about, list_problems
+
+
+def check_repo(audits: Sequence[Audit]) -> list[Check]:
+    """Make all checks that need headers and small files only: of each component, and of the manifest.
+
+    Args:
+        audits: of components of one repo.
+    """
+    named = len(audits) > 1
+    checks = [check for audit in audits for check in about(audit.name if named else "", check_headers(audit))]
+    manifest = check_manifest(audits)
+    return [*checks, *([manifest] if manifest is not None else [])]
 
 
 def check_headers(audit: Audit) -> Iterator[Check]:
-    """Make all checks that need headers and small files only."""
+    """Make the checks of one component that need headers and small files only."""
     yield _check_index(audit)
     yield _check_stray_files(audit)
     yield _check_config(audit)
@@ -32,9 +44,6 @@ def check_headers(audit: Audit) -> Iterator[Check]:
     # Without a config, the size of the model is unknown.
     elif audit.class_name == CLASS_NAME and audit.checkpoint.config:
         yield _check_lens_names(audit)
-    manifest = check_manifest(audit)
-    if manifest is not None:
-        yield manifest
 
 
 def _check_index(audit: Audit) -> Check:

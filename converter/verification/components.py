@@ -11,28 +11,28 @@ from converter.verification.manifest import file_size
 from converter.verification.report import Check, list_problems
 
 
-def other_components(audit: Audit, *, reads_headers: bool = True) -> tuple[PipelineComponent, ...]:
-    """The components beside the audited one; none outside of a pipeline.
+def other_components(audits: Sequence[Audit], *, reads_headers: bool = True) -> tuple[PipelineComponent, ...]:
+    """The components beside the audited ones; none outside of a pipeline.
 
     Args:
-        audit: of the pipeline.
+        audits: of components of one repo.
         reads_headers: whether to read headers. Of a repo on the Hub, only names and sizes of weight files are known.
 
     Raises:
         FileError: ``model_index.json`` cannot be read.
     """
-    checkpoint = audit.checkpoint
-    if checkpoint.pipeline is None:
+    pipeline = audits[0].checkpoint.pipeline
+    if pipeline is None:
         return ()
-    return examine_components(checkpoint.pipeline, besides=checkpoint.component, reads_headers=reads_headers)
+    return examine_components(pipeline, besides={audit.name for audit in audits}, reads_headers=reads_headers)
 
 
 def check_components(audit: Audit, components: Sequence[PipelineComponent]) -> Check:
     """Check that every weight file that a loader opens exists and is complete, as far as headers show.
 
     Args:
-        audit: of the pipeline; what its manifest shows to be missing or of another size is not repeated.
-        components: those beside the audited one.
+        audit: of a component of the pipeline; what its manifest shows to be missing or of another size is not repeated.
+        components: those beside the audited ones.
     """
     problems = [
         problem.message

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 
@@ -10,31 +10,43 @@ from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.ignored import is_ignored
 from converter.console import Progress
 from converter.conversion.release.code import CODE_SUFFIX
-from converter.conversion.release.manifest import CONFIG_NAME, MANIFEST_NAME, QUANTIZATION_CONFIG_NAME, Manifest
+from converter.conversion.release.manifest import (
+    CONFIG_NAME,
+    MANIFEST_NAME,
+    QUANTIZATION_CONFIG_NAME,
+    ManifestComponent,
+)
 from converter.models.lens.layout import CLASS_NAME
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_options
 from converter.verification.report import Check, list_problems
 
 
-def check_manifest(audit: Audit) -> Check | None:
-    """Compare the manifest with the folder and the headers; None if the manifest is missing."""
-    if audit.manifest_problem:
-        return Check("manifest", False, audit.manifest_problem)
-    manifest = audit.manifest
+def check_manifest(audits: Sequence[Audit]) -> Check | None:
+    """Compare the manifest with the folder and the headers; None if the manifest is missing.
+
+    Args:
+        audits: of components of one repo.
+    """
+    first = audits[0]
+    if first.manifest_problem:
+        return Check("manifest", False, first.manifest_problem)
+    manifest = first.manifest
     if manifest is None:
         return None
-    problems = [f"{name} is not listed" for name in _audited_files(audit) if name not in manifest.files]
+    audited = [name for audit in audits for name in _audited_files(audit)]
+    problems = [f"{name} is not listed" for name in audited if name not in manifest.files]
     for name, listed in manifest.files.items():
-        size = file_size(audit.root / name)
+        size = file_size(first.root / name)
         if size is None:
             problems.append(f"{name} is missing")
         elif size != listed.bytes:
             problems.append(f"{name} has {size} bytes, should have {listed.bytes}")
-    # The manifest contains only sizes and sha256 of other components.
-    if _is_described(audit):
-        problems += _header_problems(audit, manifest)
-        problems += _figure_problems(audit, manifest)
+    for audit in audits:
+        # Of a component that was not converted, the manifest contains only sizes and sha256 of its files.
+        if (described := audit.described) is not None:
+            problems += _header_problems(audit, described)
+            problems += _figure_problems(audit, described)
     return list_problems("manifest", problems, f"{len(manifest.files)} files exist and have the listed sizes")
 
 
@@ -45,14 +57,9 @@ def _audited_files(audit: Audit) -> list[str]:
     names += [checkpoint.index.name] if checkpoint.index else []
     names += [CONFIG_NAME]
     # Another component need not have been quantized by lensconv, which writes this file.
-    if _is_described(audit) or (checkpoint.folder / QUANTIZATION_CONFIG_NAME).exists():
+    if audit.described is not None or (checkpoint.folder / QUANTIZATION_CONFIG_NAME).exists():
         names.append(QUANTIZATION_CONFIG_NAME)
     return [checkpoint.prefix + name for name in names]
-
-
-def _is_described(audit: Audit) -> bool:
-    """Whether the checkpoint is the component that the manifest describes."""
-    return audit.manifest is not None and audit.manifest.component == audit.checkpoint.component
 
 
 def files_below(root: Path) -> dict[str, int]:
@@ -82,48 +89,48 @@ def file_size(file: Path) -> int | None:
         return None
 
 
-def _header_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
+def _header_problems(audit: Audit, described: ManifestComponent) -> Iterator[str]:
     found = {header.file.relative_to(audit.root).as_posix(): header.sha256 for header in audit.checkpoint.headers}
-    for name in sorted(found.keys() | manifest.headers.keys()):
+    for name in sorted(found.keys() | described.headers.keys()):
         if name not in found:
             yield f"{name} has a header in the manifest, but is not a weight file of the checkpoint"
-        elif manifest.headers.get(name) != found[name]:
+        elif described.headers.get(name) != found[name]:
             yield f"the header of {name} is not the one that was written"
 
 
-def _figure_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
+def _figure_problems(audit: Audit, described: ManifestComponent) -> Iterator[str]:
     """Compare the figures of the manifest with those of the headers."""
-    different = differing_options(manifest.sdnq, audit.config)
+    different = differing_options(described.sdnq, audit.config)
     if different:
         yield f"the manifest's recipe and the quantization config disagree on {different}"
     tensors = len(audit.checkpoint.tensors)
-    if manifest.tensors != tensors:
-        yield f"the manifest lists {manifest.tensors} tensors, the headers {tensors}"
-    if manifest.bytes_by_dtype != audit.checkpoint.bytes_by_dtype:
+    if described.tensors != tensors:
+        yield f"the manifest lists {described.tensors} tensors, the headers {tensors}"
+    if described.bytes_by_dtype != audit.checkpoint.bytes_by_dtype:
         yield "the manifest's bytes_by_dtype differ from those in the headers"
     if not audit.is_renamed:
-        yield from _parameter_problems(audit, manifest)
-    yield from _module_problems(audit, manifest)
+        yield from _parameter_problems(audit, described)
+    yield from _module_problems(audit, described)
 
 
-def _parameter_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
+def _parameter_problems(audit: Audit, described: ManifestComponent) -> Iterator[str]:
     # The source may contain tensors that its class does not load, and count them.
-    parameters, has_more = audit.parameters, manifest.source_tensors > audit.unquantized_tensors
-    for name, value in (("output", manifest.parameters), ("source", manifest.source_parameters)):
+    parameters, has_more = audit.parameters, described.source_tensors > audit.unquantized_tensors
+    for name, value in (("output", described.parameters), ("source", described.source_parameters)):
         if value != parameters and not (has_more and value > parameters):
             yield f"the {name} has {value} parameters according to the manifest, {parameters} according to the headers"
 
 
-def _module_problems(audit: Audit, manifest: Manifest) -> Iterator[str]:
-    unknown = sorted(manifest.shapes.keys() - audit.modules.keys())
-    others = sorted(audit.modules.keys() - manifest.shapes.keys())
+def _module_problems(audit: Audit, described: ManifestComponent) -> Iterator[str]:
+    unknown = sorted(described.shapes.keys() - audit.modules.keys())
+    others = sorted(audit.modules.keys() - described.shapes.keys())
     # transformers gives the tensors of some classes other names than their modules have; no other class does.
     if len(unknown) != len(others) or audit.class_name == CLASS_NAME:
         reason = "{} is quantized according to {}, but not according to {}"
         yield from (reason.format(name, "the manifest", "its tensors") for name in unknown)
         yield from (reason.format(name, "its tensors", "the manifest") for name in others)
-    for name in manifest.shapes.keys() & audit.modules.keys():
-        shape = manifest.shapes[name]
+    for name in described.shapes.keys() & audit.modules.keys():
+        shape = described.shapes[name]
         if audit.modules[name].elements not in (None, prod(shape)):
             yield f"{name} has shape {list(shape)} according to the manifest, which does not fit its tensors"
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -65,6 +65,22 @@ class Fidelity:
             "families": [_family_totals(name, modules) for name in families],
             "worst": [module.to_dict() for module in sorted(modules, key=by_ratio)[:WORST]],
         }
+
+
+def join_fidelities(parts: Mapping[str, Fidelity]) -> Fidelity:
+    """The comparisons of several components as one, in which names begin with the component's.
+
+    Args:
+        parts: by component.
+    """
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    modules = (
+        replace(module, name=f"{name}/{module.name}", family=f"{name}/{module.family}")
+        for name, part in parts.items()
+        for module in part.modules
+    )
+    return Fidelity((), tuple(modules))
 
 
 def by_ratio(module: ModuleFidelity) -> tuple[float, str]:

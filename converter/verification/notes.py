@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.files import read_json
@@ -18,37 +18,51 @@ from converter.verification.configuration import shown
 from converter.verification.manifest import code_files, unlisted_files
 
 
-def unusual(audit: Audit, *, is_compared: bool) -> Iterator[str]:
-    """What users of the checkpoint may want to know, one sentence each.
+def unusual(audits: Sequence[Audit], *, is_compared: bool) -> Iterator[str]:
+    """What users of a checkpoint may want to know, one sentence each.
 
     Args:
-        audit: of the checkpoint.
-        is_compared: whether it was compared with its source.
+        audits: of components of one repo.
+        is_compared: whether they were compared with their source.
     """
-    yield from audit.quantization.notes
-    yield from _about_evidence(audit, is_compared)
-    yield from _about_options(audit)
-    if audit.class_name == CLASS_NAME:
-        yield from _about_modulation(audit)
-    yield from _about_files(audit)
+    for audit in audits:
+        # Where there are several components, a note names its own.
+        where = f"{audit.name}: " if len(audits) > 1 else ""
+        yield from (where + note for note in audit.quantization.notes)
+        if audit is audits[0]:
+            yield from _about_manifest(audits, is_compared)
+        yield from (where + note for note in _about_component(audit))
+    if code := code_files(audits[0]):
+        yield f"contains code, which was not run: {first_few(code)}; loaders run it with trust_remote_code=True"
 
 
-def _about_evidence(audit: Audit, is_compared: bool) -> Iterator[str]:
-    if audit.manifest is None and not audit.manifest_problem:
+def _about_manifest(audits: Sequence[Audit], is_compared: bool) -> Iterator[str]:
+    first = audits[0]
+    if first.manifest is None and not first.manifest_problem:
         yield "no manifest: files cannot be compared with what was written"
-        if audit.class_name != CLASS_NAME and not is_compared:
+        if any(audit.class_name != CLASS_NAME for audit in audits) and not is_compared:
             yield "headers alone do not show whether tensors are missing; --against does"
-    elif audit.manifest is not None and audit.manifest.component != audit.checkpoint.component:
-        yield f"the manifest describes the component {shown(audit.manifest.component)}, not this one"
-    if audit.is_renamed:
-        yield "config and weights name tensors differently, so dtypes cannot be checked from headers; use --load"
-    unlisted = unlisted_files(audit)
+    if first.manifest is not None:
+        names = ", ".join(map(shown, first.manifest.components))
+        for audit in audits:
+            if audit.described is None:
+                yield f"the manifest describes the component {names}, not {audit.name or 'this one'}"
+    unlisted = unlisted_files(first)
     if unlisted:
         yield f"the manifest does not list {first_few(unlisted)}"
+
+
+def _about_component(audit: Audit) -> Iterator[str]:
+    if audit.is_renamed:
+        yield "config and weights name tensors differently, so dtypes cannot be checked from headers; use --load"
     longest = max(map(len, audit.checkpoint.tensors), default=0)
     complicated = [f"{pattern:.80}" for pattern in _patterns(audit) if not is_judged(pattern, longest)]
     if complicated:
         yield f"patterns that are too complex to check, assumed to match nothing: {first_few(complicated)}"
+    yield from _about_options(audit)
+    if audit.class_name == CLASS_NAME:
+        yield from _about_modulation(audit)
+    yield from _about_files(audit)
 
 
 def _patterns(audit: Audit) -> list[str]:
@@ -101,8 +115,6 @@ def _about_files(audit: Audit) -> Iterator[str]:
         total = metadata.get("total_size") if isinstance(metadata, dict) else None
         if total != checkpoint.total_bytes:
             yield f"the index says {shown(total)} bytes, the tensors take {checkpoint.total_bytes}"
-    if code := code_files(audit):
-        yield f"contains code, which was not run: {first_few(code)}; loaders run it with trust_remote_code=True"
     if not checkpoint.config:
         yield "no config.json next to the weights"
     elif checkpoint.stem not in WEIGHT_STEMS:

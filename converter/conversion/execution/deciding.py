@@ -16,7 +16,7 @@ from converter.checkpoint.header import TensorEntry, encode_header, read_header
 from converter.checkpoint.journal import Finished
 from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.source import SourceTensor
-from converter.checkpoint.staging import SPOOLED, Staging
+from converter.checkpoint.staging import SPOOLED, StagedComponent
 from converter.checkpoint.writer import writing
 from converter.console import Reporter
 from converter.conversion.execution.converting import refuse_nonfinite
@@ -27,7 +27,7 @@ from converter.conversion.kernels.host import Host
 from converter.conversion.kernels.sdnq import QuantizedParts, count_nonfinite, quantize_with_sdnq
 from converter.conversion.planning.plan import Plan, PlannedModule
 from converter.conversion.planning.planner import SAFETENSORS_NAMES, plan_with_sdnq
-from converter.conversion.request import Request
+from converter.conversion.request import Target
 from converter.errors import InputError
 
 
@@ -44,32 +44,32 @@ class Decision:
     """Bytes of the source that this run has quantized."""
 
 
-def _spool_is_complete(plan: Plan, staging: Staging, finished: Finished) -> bool:
+def _spool_is_complete(plan: Plan, staged: StagedComponent, finished: Finished) -> bool:
     """Whether the spool still has every file that an interrupted run noted."""
     for number, module in enumerate(plan.modules.values()):
         noted = finished.get(SPOOLED + module.source)
         if noted is None or not noted["spooled"]:
             continue
         try:
-            read_header(_spool_file(staging, number))
+            read_header(_spool_file(staged, number))
         except InputError:
             return False
     return True
 
 
-def _spool_file(staging: Staging, number: int) -> Path:
-    return staging.folder / "spool" / f"{number}.safetensors"
+def _spool_file(staged: StagedComponent, number: int) -> Path:
+    return staged.spool / f"{number}.safetensors"
 
 
 def decide(
-    request: Request, work: Work, staging: Staging, finished: Finished, reporter: Reporter, device: Host | Device
+    target: Target, work: Work, staged: StagedComponent, finished: Finished, reporter: Reporter, device: Host | Device
 ) -> Decision:
     """Quantize every module into a spool, as SDNQ decides, and plan again with what it decided.
 
     Args:
-        request: source, recipe and options.
+        target: source, recipe and options.
         work: planned with the smallest dtype for every module.
-        staging: where the spool is; its journal notes every finished tensor.
+        staged: where the spool is; its journal notes every finished tensor.
         finished: what an interrupted run had finished.
         reporter: shows progress.
         device: where weights are quantized.
@@ -79,30 +79,29 @@ def decide(
         OutputError: the spool cannot be written.
         DiskError: the disk is full.
     """
-    plan, tensors = work.plan, request.checkpoint.tensors
-    if not _spool_is_complete(plan, staging, finished):
-        staging.begin(work.content)
-        finished = {}
+    plan, tensors = work.plan, target.checkpoint.tensors
+    if finished and not _spool_is_complete(plan, staged, finished):
+        finished = staged.forget(keeps_spooled=False)
     total = sum(tensors[source].entry.bytes for source in plan.modules)
     config = dict(plan.quantization_config)
     files: dict[str, Path] = {}
     bytes_read = 0
     with (
-        writing(staging.folder),
+        writing(staged.folder),
         reporter.progress("deciding", total) as progress,
-        seeded_randomness(request, finished, device) as random_state,
+        seeded_randomness(target, finished, device) as random_state,
         TensorReader() as reader,
     ):
-        (staging.folder / "spool").mkdir(exist_ok=True)
+        staged.spool.mkdir(parents=True, exist_ok=True)
         for number, module in enumerate(plan.modules.values()):
-            file = _spool_file(staging, number)
+            file = _spool_file(staged, number)
             tensor = tensors[module.source]
             noted = finished.get(SPOOLED + module.source)
             if noted is None:
-                noted = _spool(request, module, tensor, reader, file, device)
+                noted = _spool(target, module, tensor, reader, file, device)
                 if random_state is not None:
                     noted["random_state"] = random_state()
-                staging.note(SPOOLED + module.source, **noted)
+                staged.note(SPOOLED + module.source, **noted)
                 progress.advance(tensor.entry.bytes)
                 bytes_read += tensor.entry.bytes
             else:
@@ -111,11 +110,11 @@ def decide(
             if noted["spooled"]:
                 files[module.source] = file
             config = _merge(config, noted["decisions"])
-    return Decision(plan_with_sdnq(request.checkpoint, request.recipe, config), files, finished, bytes_read)
+    return Decision(plan_with_sdnq(target.checkpoint, target.recipe, config), files, finished, bytes_read)
 
 
 def _spool(
-    request: Request,
+    target: Target,
     module: PlannedModule,
     tensor: SourceTensor,
     reader: TensorReader,
@@ -123,7 +122,7 @@ def _spool(
     device: Host | Device,
 ) -> dict[str, Any]:
     """Quantize one weight and write its parts to a file, if there are any; returns what to note of it."""
-    options = request.options
+    options = target.options
     data = reader.read_all(tensor)
     nonfinite = count_nonfinite(data, tensor.entry.dtype, as_bfloat16=not options.from_float32)
     refuse_nonfinite(tensor, nonfinite, options)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from converter.checkpoint.journal import Finished
-from converter.checkpoint.staging import SPOOLED, Staging
+from converter.checkpoint.staging import SPOOLED, StagedComponent
 from converter.checkpoint.writer import SlotWriter, writing
 from converter.console import Reporter
 from converter.conversion.execution.hashing import FollowingHasher
@@ -18,7 +18,7 @@ from converter.conversion.execution.workers import WorkerPool
 from converter.conversion.kernels import fused
 from converter.conversion.kernels.host import Host
 from converter.conversion.planning.methods import Kind
-from converter.conversion.request import Request
+from converter.conversion.request import Target
 
 if TYPE_CHECKING:
     from converter.conversion.kernels.devices import Device
@@ -39,9 +39,9 @@ class Outcome:
 
 
 def execute(
-    request: Request,
+    target: Target,
     work: Work,
-    staging: Staging,
+    staged: StagedComponent,
     finished: Finished,
     budget: int,
     reporter: Reporter,
@@ -50,9 +50,9 @@ def execute(
     """Fill all slots, and hash the files behind the workers.
 
     Args:
-        request: source, recipe and options.
+        target: source, recipe and options.
         work: what to do.
-        staging: where the files are; its journal notes every finished tensor.
+        staged: where the files are; its journal notes every finished tensor.
         finished: what an interrupted run had finished.
         budget: the most bytes of weights and results in memory at a time.
         reporter: shows progress.
@@ -63,12 +63,12 @@ def execute(
         KeyboardInterrupt: the user stopped it.
     """
     # Where the weights decide, all random numbers have been used before.
-    is_random = request.recipe.is_random and not request.recipe.is_data_dependent
+    is_random = target.recipe.is_random and not target.recipe.is_data_dependent
     jobs = _in_random_order(work) if is_random else work.jobs
     todo = [job for job in jobs if job.tensor.entry.name not in finished]
-    folder = staging.release / request.checkpoint.component
+    folder = staged.folder
     if Kind.FUSED in kinds_of(todo):
-        fused.compile_kernels(round_weights=not request.options.from_float32)
+        fused.compile_kernels(round_weights=not target.options.from_float32)
     total = sum(job.tensor.entry.bytes for job in jobs)
     with (
         writing(folder),
@@ -80,10 +80,10 @@ def execute(
             if job.tensor.entry.name in finished:
                 hasher.finish_slot(*job.outputs)
                 progress.skip(job.tensor.entry.bytes)
-        randomness = seeded_randomness(request, finished, device) if is_random else nullcontext()
+        randomness = seeded_randomness(target, finished, device) if is_random else nullcontext()
         with randomness as random_state, _one_torch_thread(todo):
-            pool = WorkerPool(staging, hasher, writer, progress, request.options, device, random_state)
-            pool.run(todo, workers=1 if is_random else request.options.workers, budget=budget)
+            pool = WorkerPool(staged, hasher, writer, progress, target.options, device, random_state)
+            pool.run(todo, workers=1 if is_random else target.options.workers, budget=budget)
         # The disk works while the hasher catches up.
         writer.sync()
         digests = hasher.digests()
@@ -91,7 +91,7 @@ def execute(
     return Outcome(
         digests=digests,
         resumed_tensors=sum(len(job.outputs) for job in resumed),
-        nonfinite=dict(sorted(staging.nonfinite.items())),
+        nonfinite=staged.nonfinite,
         bytes_read=sum(job.tensor.entry.bytes for job in todo if isinstance(job, KeepJob) or job.spooled is None),
     )
 

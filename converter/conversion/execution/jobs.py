@@ -22,7 +22,7 @@ from converter.conversion.planning.methods import (
     choose_method,
 )
 from converter.conversion.planning.plan import Plan, PlannedModule
-from converter.conversion.request import Request
+from converter.conversion.request import Target
 from converter.errors import MemoryLimitError
 
 #: Bytes of the source that a worker takes at a time: large enough to hide the cost of a call, small enough for a cache.
@@ -196,21 +196,19 @@ def element_bytes(tensor: SourceTensor) -> int:
     return max(1, BITS[tensor.entry.dtype] // 8)
 
 
-def make_work(
-    request: Request, plan: Plan, *, use_fused: bool = True, spooled: Mapping[str, Path] | None = None
-) -> Work:
+def make_work(target: Target, plan: Plan, *, use_fused: bool = True, spooled: Mapping[str, Path] | None = None) -> Work:
     """Lay the tensors of a plan out, and make the jobs that fill their slots.
 
     Args:
-        request: source and options.
+        target: source and options.
         plan: what to make.
         use_fused: whether lensconv's own kernel may be used.
         spooled: files that contain parts already, by the source name of their weight.
     """
     layout = lay_out(
-        plan.specs, stem=plan.stem, shard_bytes=request.options.shard_bytes, index_metadata=plan.index_metadata
+        plan.specs, stem=plan.stem, shard_bytes=target.options.shard_bytes, index_metadata=plan.index_metadata
     )
-    tensors = request.checkpoint.tensors
+    tensors = target.checkpoint.tensors
     files = {file.name: number for number, file in enumerate(layout.files)}
     slots = layout.slots
     jobs: list[Job] = [KeepJob(tensors[kept.source], Output(kept.spec, slots[kept.spec.name])) for kept in plan.kept]
@@ -218,7 +216,7 @@ def make_work(
         module = plan.modules[source]
         outputs = {part: Output(spec, slots[spec.name]) for part, spec in specs.items()}
         method = choose_method(module, specs, use_fused=use_fused)
-        if method.kind is Kind.FUSED and not request.options.is_on_cpu:
+        if method.kind is Kind.FUSED and not target.options.is_on_cpu:
             method = replace(method, kind=Kind.DEVICE)
         jobs.append(QuantizeJob(tensors[source], outputs, module, method, (spooled or {}).get(source)))
 

@@ -8,27 +8,25 @@ from typing import TYPE_CHECKING
 
 from converter.checkpoint.journal import Finished
 from converter.conversion.kernels.host import Host
-from converter.conversion.request import Request
+from converter.conversion.request import Target
 
 if TYPE_CHECKING:
     from converter.conversion.kernels.devices import Device
 
 
 @contextmanager
-def seeded_randomness(
-    request: Request, finished: Finished, device: Host | Device
-) -> Iterator[Callable[[], str] | None]:
+def seeded_randomness(target: Target, finished: Finished, device: Host | Device) -> Iterator[Callable[[], str] | None]:
     """Seed torch's generator for the block, or set it to the state after an interrupted run.
 
     Args:
-        request: the recipe.
+        target: its recipe counts.
         finished: what the interrupted run had finished.
         device: where SDNQ computes.
 
     Yields:
         What returns the state of the generator, for the journal; None where SDNQ uses no random numbers.
     """
-    if not request.recipe.is_random:
+    if not target.recipe.is_random:
         yield None
         return
     # Imported here: it imports torch.
@@ -36,5 +34,5 @@ def seeded_randomness(
 
     states = [noted["random_state"] for noted in finished.values() if "random_state" in noted]
     state = states[-1] if states else None
-    with seeded_generator(request.recipe.seed, device.torch_device, state) as encode_state:
+    with seeded_generator(target.recipe.seed, device.torch_device, state) as encode_state:
         yield encode_state

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.reader import TensorReader
-from converter.checkpoint.staging import Staging
+from converter.checkpoint.staging import StagedComponent
 from converter.checkpoint.writer import SlotWriter, writing
 from converter.console import Progress
 from converter.conversion.execution.budget import MemoryBudget
@@ -36,7 +36,7 @@ class WorkerPool:
     """Threads that work through a list of jobs.
 
     Args:
-        staging: notes every finished tensor in its journal.
+        staged: notes every finished tensor in its journal.
         hasher: is notified of every filled slot.
         writer: writes the slots.
         progress: shows the user what is done.
@@ -45,7 +45,7 @@ class WorkerPool:
         random_state: where SDNQ uses random numbers, what to note after each tensor so that the next run can continue.
     """
 
-    staging: Staging
+    staged: StagedComponent
     hasher: FollowingHasher
     writer: SlotWriter
     progress: Progress
@@ -103,5 +103,5 @@ class WorkerPool:
                 facts["nonfinite"] = nonfinite
             if self.random_state is not None and isinstance(job, QuantizeJob):
                 facts["random_state"] = self.random_state()
-            self.staging.note(job.tensor.entry.name, **facts)
+            self.staged.note(job.tensor.entry.name, **facts)
             self.hasher.finish_slot(*job.outputs)

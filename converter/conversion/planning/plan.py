@@ -7,7 +7,7 @@ derives the same plan without torch, for Lens.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 from converter.checkpoint.layout import TensorSpec
 from converter.checkpoint.source import Checkpoint, count_bytes_by_dtype
 from converter.conversion.planning.rules import has_misread_scales
+from converter.conversion.recipe.recipe import Recipe, Rule
+from converter.errors import RecipeError
 from converter.models.families import family
 
 
@@ -67,6 +69,8 @@ class Plan:
     """Content of ``quantization_config.json``."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the packages that decide the bytes."""
+    unmatched_rules: tuple[Rule, ...] = ()
+    """Optional rules of the recipe that select nothing."""
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -144,3 +148,20 @@ def family_totals(plan: Plan, checkpoint: Checkpoint) -> tuple[FamilyTotals, ...
 def parameter_count(plan: Plan, checkpoint: Checkpoint) -> int:
     """Logical parameters: the elements of the unquantized model, without what its class does not load."""
     return sum(prod(shape) for name, shape in checkpoint.shapes.items() if name not in plan.ignored)
+
+
+def refuse_unmatched(recipes: Sequence[Recipe], plans: Sequence[Plan]) -> None:
+    """Refuse a rule for several components that selects nothing in any of them.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    for recipe in recipes:
+        for rule in recipe.rules:
+            users = [plan for other, plan in zip(recipes, plans, strict=True) if rule in other.rules]
+            if rule.optional and all(rule in plan.unmatched_rules for plan in users):
+                raise RecipeError(
+                    f"recipe {recipe.name}, rule for {rule}",
+                    "selects nothing that SDNQ can quantize, in any of the components",
+                    "`lensconv plan SOURCE --json` lists the names.",
+                )

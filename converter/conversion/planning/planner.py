@@ -24,7 +24,7 @@ from converter.checkpoint.layout import TensorSpec
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.planning.plan import Plan, PlannedModule, PlannedTensor
 from converter.conversion.planning.rules import PLACEMENT, named_dtype
-from converter.conversion.recipe.recipe import Recipe, Rule, resolve_rules, rule_matches
+from converter.conversion.recipe.recipe import Recipe, Rule, resolve_rules, rule_matches, unmatched_rules
 from converter.errors import RecipeError, UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS, load_library, package_versions
 from converter.models.classes import TORCH_DTYPES
@@ -68,8 +68,9 @@ def plan_with_sdnq(checkpoint: Checkpoint, recipe: Recipe, decided: Mapping[str,
     empty = build_empty_model(checkpoint)
     model = empty.model
     modules = tuple(walk_modules(model))
+    unmatched: tuple[Rule, ...] = ()
     if decided is None:
-        config = resolve_config(recipe, model, modules)
+        config, unmatched = resolve_config(recipe, model, modules)
     else:
         config = load_library("sdnq.quantizer").SDNQConfig.from_dict(dict(decided))
     # Only the weights can choose a dtype; without them the smallest one is planned.
@@ -100,6 +101,7 @@ def plan_with_sdnq(checkpoint: Checkpoint, recipe: Recipe, decided: Mapping[str,
         assumed_config=empty.config.assumed,
         quantization_config=quantization_config,
         versions=package_versions(),
+        unmatched_rules=unmatched,
     )
 
 
@@ -114,12 +116,15 @@ def walk_modules(model: nn.Module, path: str = "", parameter: str = "") -> Itera
         yield from walk_modules(module, child, looked_up)
 
 
-def resolve_config(recipe: Recipe, model: nn.Module, modules: Sequence[NamedModule]) -> Any:
+def resolve_config(recipe: Recipe, model: nn.Module, modules: Sequence[NamedModule]) -> tuple[Any, tuple[Rule, ...]]:
     """Turn a recipe into an ``SDNQConfig`` that names modules exactly.
 
     A glob that means the same as a pattern of SDNQ stays as it is, so that the saved lists are those of a run of SDNQ
     with that pattern. A rule that quantizes a module which SDNQ would skip wins: SDNQ's patterns are then replaced by
     the exact names of the other modules that they matched.
+
+    Returns:
+        The configuration, and the optional rules that match nothing.
 
     Raises:
         RecipeError: an option has a value that SDNQ does not know, or a rule matches nothing.
@@ -137,7 +142,10 @@ def resolve_config(recipe: Recipe, model: nn.Module, modules: Sequence[NamedModu
         for named in modules
         if utilities.check_quant_is_allowed(type(named.module).__name__, named.module.weight, config)
     }
-    decided = resolve_rules(recipe, tuple(quantizable), model.state_dict(), type(model).__name__)
+    class_name, names = type(model).__name__, tuple(model.state_dict())
+    decided = resolve_rules(recipe, tuple(quantizable), names, class_name)
+    unmatched = unmatched_rules(recipe, tuple(quantizable), names, class_name)
+    rules = [rule for rule in recipe.rules if rule not in unmatched]
 
     def matched_by(pattern: str) -> set[str]:
         # SDNQ takes a pattern for a regular expression, which not every glob is.
@@ -158,13 +166,13 @@ def resolve_config(recipe: Recipe, model: nn.Module, modules: Sequence[NamedModu
                 *(pattern for pattern in config.modules_to_not_convert if pattern not in overridden),
                 *(quantizable[path] for path in others),
             ]
-    config.modules_to_not_convert += _keep_patterns(recipe.rules, decided, quantizable, matched_by)
+    config.modules_to_not_convert += _keep_patterns(rules, decided, quantizable, matched_by)
     for path, options in changed.items():
         if options.keys() == {"weights_dtype"}:
             config.modules_dtype_dict.setdefault(options["weights_dtype"], []).append(quantizable[path])
         else:
             config.modules_quant_config[quantizable[path]] = dict(options)
-    return config
+    return config, unmatched
 
 
 def _check_dtypes(options: Mapping[str, Any], where: str) -> None:

@@ -17,6 +17,12 @@ resolved to exact names before SDNQ sees them.
     [[rules]]
     family = "attn"
     weights_dtype = "int8"
+
+    [components.text_encoder.sdnq]
+    weights_dtype = "int8"
+
+The table of a component has options, which are laid over those of the recipe. If it has rules, they replace the
+recipe's.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ from typing import Any
 
 from converter.checkpoint.files import read_bounded
 from converter.checkpoint.source import Checkpoint
-from converter.errors import RecipeError
+from converter.errors import RecipeError, printable
 from converter.fields import Fields, parse_toml
 from converter.models.config import model_config
 from converter.models.families import family
@@ -84,6 +90,10 @@ class Rule:
     """Whether the modules stay in bfloat16."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of SDNQ for these modules; empty when they are kept."""
+    component: str = ""
+    """The only component that it is for; empty if it is for all."""
+    optional: bool = False
+    """Whether it may select nothing, since it is meant for other components as well."""
 
     def __str__(self) -> str:
         return f"family {self.family}" if self.family else self.match
@@ -101,6 +111,16 @@ class Recipe:
     """Classes of models that this recipe is the default for."""
     seed: int = 0
     """Seed of torch's generator, for options of SDNQ that use random numbers."""
+    components: Mapping[str, Recipe] = field(default_factory=dict)
+    """Recipes of components that have their own options and rules, by name."""
+
+    def for_component(self, name: str) -> Recipe:
+        """The recipe for one component of a pipeline.
+
+        Args:
+            name: of the component.
+        """
+        return self.components.get(name) or replace(self, components={})
 
     def with_rules(self, rules: Iterable[Rule]) -> Recipe:
         """The same recipe with more rules, which win over its own."""
@@ -159,15 +179,15 @@ def find_recipe(name: str | None, class_name: str) -> Recipe:
     return parse_recipe(text, where=name)
 
 
-def choose_recipe(recipe: str | Recipe | None, checkpoint: Checkpoint, settings: tuple[str, ...]) -> Recipe:
-    """The recipe to use for a checkpoint, with the rules of the command line.
+def choose_recipe(recipe: str | Recipe | None, checkpoint: Checkpoint) -> Recipe:
+    """The recipe to use for a checkpoint.
 
     Raises:
-        RecipeError: the recipe does not exist, or a rule is malformed.
+        RecipeError: the recipe does not exist.
     """
     if not isinstance(recipe, Recipe):
         recipe = find_recipe(recipe, model_config(checkpoint).class_name)
-    return recipe.with_rules(map(parse_setting, settings))
+    return recipe
 
 
 def parse_recipe(text: str, *, where: str) -> Recipe:
@@ -181,31 +201,56 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         RecipeError: it is not TOML, or has an unknown key, or a value of the wrong type.
     """
     content = parse_toml(text, where, RecipeError)
-    content.refuse_unknown(("name", "description", "classes", "seed", "sdnq", "rules"), "a recipe")
-    options = Fields(content.take("sdnq", dict, {}), where, RecipeError)
+    content.refuse_unknown(("name", "description", "classes", "seed", "sdnq", "rules", "components"), "a recipe")
     seed = content.take("seed", int, 0)
     if not 0 <= seed < 1 << 63:
         raise RecipeError(where, "seed must be a number from 0 to 2**63 - 1")
-    return Recipe(
+    recipe = Recipe(
         name=content.take("name", str, Path(where).stem),
-        options=_take_options(options, OPTION_TYPES, "[sdnq]"),
+        options=_sdnq_options(content),
         rules=tuple(map(_parse_rule, content.take_tables("rules", "rule"))),
         description=content.take("description", str, ""),
         classes=content.take_strings("classes"),
         seed=seed,
     )
+    components = Fields(content.take("components", dict, {}), where, RecipeError)
+    return replace(recipe, components={name: _parse_component(recipe, components, name) for name in components.content})
+
+
+def _parse_component(recipe: Recipe, components: Fields, name: str) -> Recipe:
+    """The recipe of a component that has a table of its own."""
+    where = f"{components.where}: [components.{printable(name)}]"
+    content = Fields(components.take(name, dict), where, RecipeError)
+    content.refuse_unknown(("sdnq", "rules"), "a component")
+    own = tuple(map(_parse_rule, content.take_tables("rules", "rule")))
+    return replace(
+        recipe,
+        options={**recipe.options, **_sdnq_options(content)},
+        rules=own if "rules" in content.content else recipe.rules,
+    )
+
+
+def _sdnq_options(content: Fields) -> dict[str, Any]:
+    return _take_options(Fields(content.take("sdnq", dict, {}), content.where, RecipeError), OPTION_TYPES, "[sdnq]")
 
 
 def parse_setting(text: str) -> Rule:
-    """Parse a rule from the command line: ``GLOB=keep`` or ``GLOB=DTYPE``.
+    """Parse a rule from the command line: ``GLOB=keep`` or ``GLOB=DTYPE``, the glob after ``COMPONENT/`` or alone.
 
     Raises:
         RecipeError: it is neither.
     """
     glob, separator, value = text.rpartition("=")
-    if not (separator and glob and value):
-        raise RecipeError(f"--set {text}", "must be GLOB=keep or GLOB=DTYPE", "For example '*.attn.*=int8'.")
-    return Rule(match=glob, keep=True) if value == "keep" else Rule(match=glob, options={"weights_dtype": value})
+    # Names of modules contain no slash.
+    component, slash, glob = glob.rpartition("/")
+    if not (separator and glob and value) or (slash and not component):
+        raise RecipeError(
+            f"--set {text}",
+            "must be GLOB=keep or GLOB=DTYPE",
+            "For example '*.attn.*=int8'.",
+        )
+    options = {} if value == "keep" else {"weights_dtype": value}
+    return Rule(match=glob, keep=not options, options=options, component=component)
 
 
 def resolve_rules(
@@ -226,18 +271,42 @@ def resolve_rules(
         The rule of every module that any rule matches.
 
     Raises:
-        RecipeError: a rule matches nothing.
+        RecipeError: a rule that is not optional matches nothing.
     """
-    names = set(tensors)
-    names |= {name.rpartition(".")[0] for name in names} - {""}
+    names = _all_names(tensors)
     decided: dict[str, Rule] = {}
     for rule in recipe.rules:
         matched = [module for module in modules if rule_matches(rule, module, class_name)]
-        if not matched and not (rule.keep and any(rule_matches(rule, name, class_name) for name in names)):
+        if not (matched or rule.optional or _keeps_any(rule, names, class_name)):
             raise _no_match(recipe, rule, modules, names, class_name)
         for module in matched:
             decided[module] = rule
     return decided
+
+
+def unmatched_rules(
+    recipe: Recipe, modules: Sequence[str], tensors: Iterable[str], class_name: str
+) -> tuple[Rule, ...]:
+    """The optional rules that match nothing; arguments as for ``resolve_rules``."""
+    names = _all_names(tensors)
+    return tuple(
+        rule
+        for rule in recipe.rules
+        if rule.optional
+        and not any(rule_matches(rule, module, class_name) for module in modules)
+        and not _keeps_any(rule, names, class_name)
+    )
+
+
+def _all_names(tensors: Iterable[str]) -> set[str]:
+    """Names of tensors, and of the modules that own them."""
+    names = set(tensors)
+    return names | ({name.rpartition(".")[0] for name in names} - {""})
+
+
+def _keeps_any(rule: Rule, names: Iterable[str], class_name: str) -> bool:
+    """Whether a rule keeps something that SDNQ would not quantize in any case."""
+    return rule.keep and any(rule_matches(rule, name, class_name) for name in names)
 
 
 def rule_matches(rule: Rule, module: str, class_name: str) -> bool:

@@ -26,9 +26,10 @@ CONFIG_NAME = "config.json"
 CARD_NAME = "README.md"
 #: Folder in a release for what lensconv notes about it on this machine; it is never published.
 STATE_FOLDER = ".lensconv"
-#: What the manifest says of its own format.
+#: What the manifest says of its own format. Version 1 described one component, by the same keys at its top.
 MANIFEST_FORMAT = "lensconv-manifest"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
+_READ_VERSIONS = (1, MANIFEST_VERSION)
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,16 @@ def encode_json(content: Mapping[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """Where a release comes from, what was decided, and the sha256 of every other file."""
+class ManifestComponent:
+    """What a manifest says about one component that was converted."""
 
-    content: Mapping[str, Any]
-    """The JSON object of the file. All other fields are made from it, and keys that have none are kept."""
-    files: Mapping[str, ReleaseFile]
-    """The files by their paths inside the release."""
-    component: str
-    """The one that was converted; empty outside of a pipeline repo."""
+    name: str
+    """Its folder in the pipeline repo; empty outside of one."""
+    source: Mapping[str, Any]
+    """The JSON object about what it was made from."""
+    recipe: Mapping[str, Any]
+    """The JSON object about how it was quantized."""
+    class_name: str
     headers: Mapping[str, str]
     """sha256 of the headers of its weight files, by path inside the release."""
     sdnq: Mapping[str, Any]
@@ -93,10 +95,57 @@ class Manifest:
     source_tensors: int
     source_parameters: int
     source_bytes_by_dtype: Mapping[str, int]
+    nonfinite: Mapping[str, int]
+    """Numbers that are not finite, by tensor of the source."""
     device: str
     """The device on which SDNQ's functions ran, where its bytes differ from the CPU's; else empty."""
     assumed_config: Mapping[str, Any]
     """Config values that were assumed, as the source has no config."""
+
+    @classmethod
+    def parse(cls, fields: Fields) -> ManifestComponent:
+        """Check the values of a component's JSON object.
+
+        Raises: the error of the fields.
+        """
+        source, recipe, output = (_table(fields, key) for key in ("source", "recipe", "output"))
+        headers = output.take("headers", dict)
+        if not all(isinstance(digest, str) for digest in headers.values()):
+            raise fields.error(fields.where, "the sha256 of a header is not a string")
+        if not all(isinstance(file, dict) for file in source.take("files", list)):
+            raise fields.error(fields.where, "lists a file of the source that is not an object")
+        return cls(
+            name=fields.take("component", str),
+            source=source.content,
+            recipe=recipe.content,
+            class_name=source.take("class_name", str, ""),
+            headers=headers,
+            sdnq=recipe.take("sdnq", dict),
+            shapes=dict(_shapes(recipe)),
+            tensors=output.take("tensors", int),
+            parameters=output.take("parameters", int),
+            bytes_by_dtype=_bytes_by_dtype(output),
+            source_tensors=source.take("tensors", int),
+            source_parameters=source.take("parameters", int),
+            source_bytes_by_dtype=_bytes_by_dtype(source),
+            nonfinite=_counts(source, "nonfinite"),
+            device=fields.take("device", str, ""),
+            assumed_config=source.take("assumed_config", dict, {}),
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Where a release comes from, what was decided, and the sha256 of every other file."""
+
+    content: Mapping[str, Any]
+    """The JSON object of the file. All other fields are made from it, and keys that have none are kept."""
+    files: Mapping[str, ReleaseFile]
+    """The files by their paths inside the release."""
+    components: Mapping[str, ManifestComponent]
+    """What was converted, by name; the main component, which is the denoiser if there is one, comes first."""
+    versions: Mapping[str, str]
+    """Versions of the packages that decide the bytes."""
     card_files: tuple[str, ...]
     """Paths of the card and of the files that came with it; none before ``card`` has run."""
     card_repository: str | None
@@ -113,24 +162,29 @@ class Manifest:
             where: the file, for messages.
 
         Raises:
-            MalformedCheckpoint: it is not a manifest of this version, or a value is missing, of another type, or
+            MalformedCheckpoint: it is not a manifest of a known version, or a value is missing, of another type, or
                 impossible.
         """
         kind, version = content.get("format"), content.get("format_version")
-        if kind != MANIFEST_FORMAT or type(version) is not int or version != MANIFEST_VERSION:
+        if kind != MANIFEST_FORMAT or type(version) is not int or version not in _READ_VERSIONS:
             found = f"format {kind!s:.80}, version {version!s:.80}"
             raise MalformedCheckpoint(where, f"is not a lensconv manifest of version {MANIFEST_VERSION} ({found})")
         fields = Fields(content, where, MalformedCheckpoint)
-        source, recipe, output = (_table(fields, key) for key in ("source", "recipe", "output"))
-        headers = output.take("headers", dict)
-        if not all(isinstance(digest, str) for digest in headers.values()):
-            raise MalformedCheckpoint(where, "the sha256 of a header is not a string")
+        parts = fields.take("components", list) if version > 1 else [content]
+        if not all(isinstance(part, dict) for part in parts):
+            raise MalformedCheckpoint(where, "describes a component that is not an object")
+        components = [ManifestComponent.parse(Fields(part, where, MalformedCheckpoint)) for part in parts]
+        by_name = {component.name: component for component in components}
+        if not by_name or len(by_name) < len(components) or ("" in by_name and len(by_name) > 1):
+            raise MalformedCheckpoint(where, "must describe one component without a name, or several by their names")
+        for name, component in by_name.items():
+            if foreign := next((file for file in component.headers if name and not file.startswith(f"{name}/")), None):
+                raise MalformedCheckpoint(where, f"describes {foreign} as a file of {name}")
         files = _files(fields)
-        for package, version in fields.take("versions", dict).items():
-            if not isinstance(version, str):
+        versions = fields.take("versions", dict)
+        for package, number in versions.items():
+            if not isinstance(number, str):
                 raise MalformedCheckpoint(where, f"the version of {package} is not a string")
-        if not all(isinstance(file, dict) for file in source.take("files", list)):
-            raise MalformedCheckpoint(where, "lists a file of the source that is not an object")
         card = content.get("card")
         # The next card replaces the note of the last one, so that a bad one does no harm.
         note = card if isinstance(card, dict) else {}
@@ -139,22 +193,17 @@ class Manifest:
         return cls(
             content=content,
             files=files,
-            component=fields.take("component", str),
-            headers=headers,
-            sdnq=recipe.take("sdnq", dict),
-            shapes=dict(_shapes(recipe)),
-            tensors=output.take("tensors", int),
-            parameters=output.take("parameters", int),
-            bytes_by_dtype=_bytes_by_dtype(output),
-            source_tensors=source.take("tensors", int),
-            source_parameters=source.take("parameters", int),
-            source_bytes_by_dtype=_bytes_by_dtype(source),
-            device=fields.take("device", str, ""),
-            assumed_config=source.take("assumed_config", dict, {}),
+            components=by_name,
+            versions=versions,
             card_files=tuple(name for name in names if isinstance(name, str) and name in files),
             card_repository=repository if isinstance(repository, str) else None,
             is_card_verified=note.get("verified") is not False,
         )
+
+    @property
+    def main(self) -> ManifestComponent:
+        """The main component."""
+        return next(iter(self.components.values()))
 
     def with_card(self, files: Iterable[ReleaseFile], *, repository: str | None, verified: bool) -> Manifest:
         """The manifest of the release with a card, in place of an earlier one.
@@ -193,6 +242,9 @@ def read_manifest(root: Path) -> Manifest | None:
     for name in manifest.files:
         if not all(is_plain_name(part) for part in name.split("/")):
             raise MalformedCheckpoint(file, f"lists {name}, which is not a path inside the release")
+    for name in manifest.components:
+        if name and not is_plain_name(name):
+            raise MalformedCheckpoint(file, f"describes {name}, which is not a component's folder")
     return manifest
 
 
@@ -220,10 +272,14 @@ def _table(fields: Fields, key: str) -> Fields:
 
 
 def _bytes_by_dtype(fields: Fields) -> dict[str, int]:
-    sizes: dict[str, int] = fields.take("bytes_by_dtype", dict)
-    if not all(type(size) is int for size in sizes.values()):
-        raise fields.error(fields.where, "the bytes of a dtype are not an integer")
-    return sizes
+    return _counts(fields, "bytes_by_dtype")
+
+
+def _counts(fields: Fields, key: str) -> dict[str, int]:
+    counts: dict[str, int] = fields.take(key, dict)
+    if not all(type(count) is int for count in counts.values()):
+        raise fields.error(fields.where, f"a value of {key} is not an integer")
+    return counts
 
 
 def _files(fields: Fields) -> dict[str, ReleaseFile]:

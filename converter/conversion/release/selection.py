@@ -63,29 +63,32 @@ class Selection:
             yield f"weights that are not used are left out: {first_few(self.unused)}"
 
 
-def select_files(checkpoint: Checkpoint, components: Sequence[PipelineComponent] = ()) -> Selection:
+def select_files(checkpoints: Sequence[Checkpoint], others: Sequence[PipelineComponent] = ()) -> Selection:
     """Choose the files of a source to copy.
 
     Args:
-        checkpoint: the component to convert.
-        components: the others of its pipeline, without problems.
+        checkpoints: the components to convert.
+        others: the other components of their pipeline, without problems.
 
     Raises:
         MissingInput: a file cannot be read.
         MalformedCheckpoint: a link leads out of the source, or a component has an impossible name.
     """
-    if checkpoint.is_single_file or not (checkpoint.pipeline is not None or checkpoint.config):
+    first = checkpoints[0]
+    if first.is_single_file or not (first.pipeline is not None or first.config):
         return Selection()
-    root = checkpoint.pipeline or checkpoint.folder
-    selection = Selection(missing_code=missing_code(checkpoint))
-    _add_converted(selection, checkpoint)
-    if checkpoint.pipeline is not None:
+    root = first.pipeline or first.folder
+    selection = Selection(missing_code=missing_code(first))
+    for checkpoint in checkpoints:
+        _refuse_name(checkpoint.component, root)
+        _add_converted(selection, checkpoint)
+    if first.pipeline is not None:
         selection.files[PIPELINE_INDEX] = root / PIPELINE_INDEX
-        folders = {checkpoint.component}
-        for component in components:
+        for component in others:
+            _refuse_name(component.name, root)
             _add_component(selection, component)
-            folders.add(component.name)
-        _add_root(selection, root, folders)
+        converted = {checkpoint.component for checkpoint in checkpoints}
+        _add_root(selection, root, converted | {component.name for component in others})
     for name, file in selection.files.items():
         selection.files[name] = _resolve_inside(file, root)
     return selection
@@ -105,10 +108,6 @@ def _add_converted(selection: Selection, checkpoint: Checkpoint) -> None:
 
 def _add_component(selection: Selection, component: PipelineComponent) -> None:
     """Add a component. Of the weights of a model, only those that its loader opens count, and they get plain names."""
-    if component.name in (SUMMARY_NAME, MANIFEST_NAME, PIPELINE_INDEX) or _is_left(component.name):
-        action = "writes" if component.name.endswith(".json") else "leaves out"
-        reason = f"a component has the name of a file that lensconv {action}: {component.name}"
-        raise MalformedCheckpoint(component.folder.parent / PIPELINE_INDEX, reason, "Rename the component.")
     for path, file in _files_below(component.folder):
         name = f"{component.name}/{path}"
         if file in component.weights:
@@ -119,6 +118,14 @@ def _add_component(selection: Selection, component: PipelineComponent) -> None:
             selection.unused.append(name)
         else:
             selection.files[name] = file
+
+
+def _refuse_name(component: str, pipeline: Path) -> None:
+    """Refuse a component whose folder could not be in a release."""
+    if component in (SUMMARY_NAME, MANIFEST_NAME, PIPELINE_INDEX) or (component and _is_left(component)):
+        action = "writes" if component.endswith(".json") else "leaves out"
+        reason = f"a component has the name of a file that lensconv {action}: {component}"
+        raise MalformedCheckpoint(pipeline / PIPELINE_INDEX, reason, "Rename the component.")
 
 
 def _add_root(selection: Selection, pipeline: Path, components: set[str]) -> None:

@@ -101,7 +101,7 @@ class CardRelease:
     @property
     def source_bytes(self) -> int:
         """Footprint of the source."""
-        return sum(self.manifest.source_bytes_by_dtype.values())
+        return sum(self.manifest.main.source_bytes_by_dtype.values())
 
     @property
     def whole(self) -> WholeFootprint:
@@ -141,7 +141,7 @@ class CardRelease:
     @property
     def source_dtypes(self) -> list[str]:
         """Dtypes of the source."""
-        return sorted(self.manifest.source_bytes_by_dtype)
+        return sorted(self.manifest.main.source_bytes_by_dtype)
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:
@@ -162,7 +162,7 @@ class CardRelease:
             "parameters": self.audit.parameters,
             "stored_elements": self.stored_elements,
             "tensors": len(self.audit.checkpoint.tensors),
-            "source_tensors": self.manifest.source_tensors,
+            "source_tensors": self.manifest.main.source_tensors,
             "quantized_modules": len(self.audit.modules),
             "quantized_bytes": sum(e.bytes for m in self.audit.modules.values() for e in m.parts.values()),
             "kept_bytes": sum(entry.bytes for entry in self.audit.kept.values()),
@@ -184,11 +184,11 @@ def read_release(root: Path) -> CardRelease:
     manifest = read_manifest(root)
     if manifest is None:
         raise MissingInput(where, f"has no {MANIFEST_NAME}", "Make the release with `lensconv convert`.")
-    audit = Audit(root, component=manifest.component or None, manifest=manifest)
+    audit = Audit(root, component=manifest.main.name or None, manifest=manifest)
     if not audit.modules:
         raise UnsupportedCheckpoint(f"{where}: no module in it is quantized", "Make it with `lensconv convert`.")
     _check(audit, manifest)
-    others = other_components(audit)
+    others = other_components([audit])
     quantizations = {other.name: other.quantization for other in others if other.quantization}
     return CardRelease(root, manifest, audit, _classes(root), quantizations, footprints(others))
 
@@ -201,7 +201,7 @@ def _check(audit: Audit, manifest: Manifest) -> None:
     for header in audit.checkpoint.headers:
         name = audit.checkpoint.prefix + header.file.name
         listed = manifest.files.get(name)
-        if listed is None or listed.bytes != header.file_bytes or manifest.headers.get(name) != header.sha256:
+        if listed is None or listed.bytes != header.file_bytes or manifest.main.headers.get(name) != header.sha256:
             raise MalformedCheckpoint(header.file, f"differs from the file in {MANIFEST_NAME}")
     for check in check_headers(audit):
         if not check.ok and check.name != "manifest":

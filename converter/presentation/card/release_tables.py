@@ -55,11 +55,11 @@ def components_table(release: CardRelease) -> Table:
 
 def recipe_table(release: CardRelease, metadata: CardMetadata) -> Table:
     """Return how the release was quantized, and which components were kept."""
-    config, component = release.audit.config, release.manifest.component
+    config, component = release.audit.config, release.manifest.main.name
     kind = "dynamic" if config.get("use_dynamic_quantization") else "static"
     rows: list[list[object]] = [
         ["Method", f"SDNQ {config.get('weights_dtype', '')} {kind}"],
-        ["Recipe", Code(release.content["recipe"].get("name", ""))],
+        ["Recipe", Code(release.manifest.main.recipe.get("name", ""))],
         ["Source model", metadata.base_model or "not named"],
         ["Quantized component", f"{component or 'the model'} ({release.audit.class_name})"],
     ]
@@ -77,7 +77,7 @@ def recipe_table(release: CardRelease, metadata: CardMetadata) -> Table:
 
 def provenance_table(release: CardRelease, metadata: CardMetadata) -> Table:
     """Return what the release was made from, and with which versions."""
-    recipe = release.content["recipe"]
+    recipe = release.manifest.main.recipe
     rows: list[list[object]] = [
         ["Source model", metadata.base_model or "not named"],
         ["Revision of the source", Code(metadata.base_revision) if metadata.base_revision else "not named"],
@@ -85,8 +85,8 @@ def provenance_table(release: CardRelease, metadata: CardMetadata) -> Table:
         ["Seed", recipe.get("seed", "")],
         ["Quantized from", recipe.get("quantize_from", "")],
     ]
-    if release.manifest.device:
-        rows.append(["Quantized on", release.manifest.device])
+    if release.manifest.main.device:
+        rows.append(["Quantized on", release.manifest.main.device])
     rows += [[f"Made with {name}", version] for name, version in sorted(release.content["versions"].items())]
     return Table(["Field", "Value"], rows, "ll")
 
@@ -95,7 +95,7 @@ def source_table(release: CardRelease) -> Table:
     """Return the files of the source."""
     rows = [
         [Code(file["name"]), count(file["bytes"]), Code(file["header_sha256"])]
-        for file in release.content["source"].get("files", ())
+        for file in release.manifest.main.source.get("files", ())
     ]
     return Table(["Source file", "Bytes", "sha256 of its header"], rows, "lrl")
 
