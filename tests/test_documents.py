@@ -78,9 +78,8 @@ def test_the_readme_is_short_and_leads_to_every_page() -> None:
 def test_commands_and_python_work(tmp_path: Path) -> None:
     runs = [words for name in RUN for words in lensconv_commands(name) if "hf://" not in " ".join(words)]
     assert {words[0] for words in runs} == {"synth", "plan", "convert", "verify", "generate"}
-    # The second block is another rule for the first.
-    recipe, rule = blocks("recipes.md", "toml")
-    (tmp_path / "mine.toml").write_text(f"{recipe}\n{rule}")
+    # The blocks after the first are further rules for it.
+    (tmp_path / "mine.toml").write_text("\n".join(blocks("recipes.md", "toml")))
     python = [program for name in RUN for program in blocks(name, "python")]
     assert len(python) == 2
     # All of it in one process, because each process would spend its time on imports; and with a smaller model.

@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 
-from converter import Recipe, Rule, find_recipe
-from converter.conversion.recipe.recipe import builtin_recipes, parse_recipe, parse_setting, resolve_rules
+from converter import Recipe, Rule, find_recipe, plan
+from converter.conversion.recipe.recipe import (
+    builtin_recipes,
+    parse_recipe,
+    parse_setting,
+    resolve_rules,
+    rule_matches,
+)
 from converter.errors import RecipeError
 from tests.cases import check_cases
+from tests.tiny_models import save_model
 
 MODULES = [
     f"transformer_blocks.{number}.{name}"
@@ -26,7 +33,10 @@ def resolve(*rules: Rule) -> dict[str, Rule]:
 
 
 def test_what_ships() -> None:
-    assert [recipe.name for recipe in builtin_recipes()] == ["lens-uint4-static", "sdnq-int8", "sdnq-uint4"]
+    assert [recipe.name for recipe in builtin_recipes()] == [
+        *("flux2-uint4", "lens-uint4-static", "qwen-image-uint4", "sdnq-int8", "sdnq-uint4", "sdxl-uint4"),
+        *("wan-uint4", "z-image-uint4"),
+    ]
     lens = find_recipe(None, LENS)
     assert lens.name == "lens-uint4-static"
     assert lens.options == (
@@ -92,7 +102,7 @@ def test_what_is_wrong_is_said() -> None:
     check_cases("recipe_refusals.jsonl", said)
     with pytest.raises(RecipeError) as caught:
         find_recipe("x", LENS)
-    shipped = "lens-uint4-static, sdnq-int8, sdnq-uint4"
+    shipped = ", ".join(recipe.name for recipe in builtin_recipes())
     assert caught.value.with_hint == f"x: no such recipe and no such file. Built in: {shipped}."
 
 
@@ -118,3 +128,29 @@ def test_settings() -> None:
     # They come after the recipe's own rules.
     recipe = Recipe("r", {}, (Rule(match="*", keep=True),)).with_rules([parse_setting("*.w1=int8")])
     assert resolve(*recipe.rules)["transformer_blocks.0.img_mlp.w1"].options == {"weights_dtype": "int8"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "class_name", "changes", "kept", "int8"),
+    [
+        ("qwen-image-uint4", "QwenImageTransformer2DModel", {"num_layers": 2}, 0, 2),
+        ("z-image-uint4", "ZImageTransformer2DModel", {}, 1, 0),
+        ("flux2-uint4", "Flux2Transformer2DModel", {}, 8, 0),
+        ("wan-uint4", "WanTransformer3DModel", {"num_layers": 40}, 60, 0),
+        ("sdxl-uint4", "UNet2DConditionModel", {"addition_embed_type": "text_time"}, 1, 0),
+    ],
+)
+def test_recipes_of_families_fit_their_class(
+    recipe: str, class_name: str, changes: dict[str, Any], kept: int, int8: int, tmp_path: Path
+) -> None:
+    """Each rule matches modules that SDNQ would quantize; a rule that matches nothing is refused."""
+    if class_name == "UNet2DConditionModel":
+        changes |= {"addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 128}
+    source = save_model(tmp_path / "source", class_name, **changes)
+    by_default, planned = plan(source, "sdnq-uint4").plan.modules, plan(source, recipe).plan.modules
+    assert len(by_default.keys() - planned.keys()) >= kept
+    assert sum(module.options["weights_dtype"] == "int8" for module in planned.values()) >= int8
+    (shipped,) = (found for found in builtin_recipes() if found.name == recipe)
+    assert "github.com" in shipped.description
+    for rule in shipped.rules:
+        assert any(rule_matches(rule, module.name, class_name) for module in by_default.values()), rule
