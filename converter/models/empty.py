@@ -174,10 +174,16 @@ def saved_names(empty: EmptyModel) -> dict[str, torch.Tensor]:
     Returns:
         By name in the file, the tensor of the model, in the order in which it decides the shards.
     """
-    model = empty.model
+    return saved_by_transformers(empty.model) if empty.is_transformers else dict(empty.model.state_dict(keep_vars=True))
+
+
+def saved_by_transformers(model: Any) -> dict[str, torch.Tensor]:
+    """The same for a model of transformers, whose files may use other names than the model.
+
+    Args:
+        model: a ``PreTrainedModel``; its tensors may be without storage.
+    """
     state = dict(model.state_dict(keep_vars=True))
-    if not empty.is_transformers:
-        return state
     utilities = load_library("transformers.modeling_utils")
     for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
         state.pop(name, None)

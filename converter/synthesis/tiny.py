@@ -14,14 +14,16 @@ from typing import Any
 
 from converter.checkpoint.layout import TensorSpec
 from converter.checkpoint.source import PIPELINE_INDEX
-from converter.libraries import load_library
 from converter.models.lens.layout import LensConfig
+from converter.synthesis.models import ModelKind, model_tensors
 
 #: The version of diffusers that microsoft/Lens was saved with; part of its configs.
 DIFFUSERS_VERSION = "0.37.1"
 #: Wide enough for SDNQ to quantize what it quantizes in the real model; widths and hidden widths are multiples of a
 #: group.
 TRANSFORMER = LensConfig(num_layers=4, num_attention_heads=3, inner_dim=192, enc_hidden_dim=64)
+TEXT_ENCODER = ModelKind("transformers", "GptOssForCausalLM")
+AUTOENCODER = ModelKind("diffusers", "AutoencoderKLFlux2")
 
 
 def read_config(name: str) -> dict[str, Any]:
@@ -38,12 +40,7 @@ def vae_weights(config: dict[str, Any] | None = None) -> tuple[tuple[TensorSpec,
         config: that of the tiny pipeline by default.
     """
     config = config or read_config("vae_config")
-    with load_library("accelerate").init_empty_weights():
-        model = load_library("diffusers").AutoencoderKLFlux2.from_config(config)
-    return tuple(
-        TensorSpec(name, "F32" if tensor.is_floating_point() else "I64", tuple(tensor.shape))
-        for name, tensor in model.state_dict().items()
-    ), config
+    return model_tensors(AUTOENCODER, config, "F32"), config
 
 
 def text_encoder_weights(tokenizer: Any) -> tuple[tuple[TensorSpec, ...], dict[str, Any]]:
@@ -52,7 +49,6 @@ def text_encoder_weights(tokenizer: Any) -> tuple[tuple[TensorSpec, ...], dict[s
     Args:
         tokenizer: whose vocabulary it has.
     """
-    transformers = load_library("transformers")
     config = {
         **read_config("text_encoder_config"),
         "hidden_size": TRANSFORMER.enc_hidden_dim,
@@ -60,10 +56,7 @@ def text_encoder_weights(tokenizer: Any) -> tuple[tuple[TensorSpec, ...], dict[s
         "pad_token_id": tokenizer.pad_token_id,
         "vocab_size": len(tokenizer),
     }
-    with load_library("accelerate").init_empty_weights():
-        model = transformers.GptOssForCausalLM(transformers.GptOssConfig.from_dict(config))
-    state = model.state_dict()
-    return tuple(TensorSpec(name, "BF16", tuple(tensor.shape)) for name, tensor in state.items()), config
+    return model_tensors(TEXT_ENCODER, config, "BF16"), config
 
 
 def small_files(tokenizer: Any) -> dict[str, bytes]:
@@ -84,7 +77,16 @@ def small_files(tokenizer: Any) -> dict[str, bytes]:
         "text_encoder/generation_config.json": generation,
     }
     found = {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in files.items()}
+    return found | tokenizer_files(tokenizer, "tokenizer")
+
+
+def tokenizer_files(tokenizer: Any, folder: str) -> dict[str, bytes]:
+    """The files of a tokenizer by their paths.
+
+    Args:
+        tokenizer: to be saved.
+        folder: of the component.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save_pretrained(scratch)
-        found |= {f"tokenizer/{file.name}": file.read_bytes() for file in sorted(Path(scratch).iterdir())}
-    return found
+        return {f"{folder}/{file.name}": file.read_bytes() for file in sorted(Path(scratch).iterdir())}

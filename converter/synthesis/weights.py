@@ -1,7 +1,8 @@
 """Random weights that look like a model's: linears scaled by their fan-in, norms near one; or trained ones.
 
 The numbers of a tensor depend only on the seed and its name, so that a model with fewer layers begins like a deeper
-one, and the number of threads does not matter.
+one, and the number of threads does not matter. Where components of a pipeline have tensors of the same names, the
+component is a part of the name.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def write_weights(
     seed: int,
     progress: Progress,
     trained: Mapping[str, np.ndarray] | None = None,
+    prefix: str = "",
 ) -> None:
     """Generate tensors and write them into their slots.
 
@@ -44,13 +46,16 @@ def write_weights(
         seed: of the numbers.
         progress: counts bytes.
         trained: float32 arrays in place of random numbers.
+        prefix: put before the names that the numbers follow from.
 
     Raises:
         OSError: a file cannot be written.
     """
     workers = len(os.sched_getaffinity(0))
     with SlotWriter(folder, layout) as writer:
-        write = partial(_write_tensor, writer, layout, seed=seed, progress=progress, trained=trained or {})
+        write = partial(
+            _write_tensor, writer, layout, seed=seed, progress=progress, trained=trained or {}, prefix=prefix
+        )
         run_in_threads(write, specs, workers=workers, name="synth", refresh=progress.refresh)
         writer.sync()
 
@@ -62,9 +67,10 @@ def _write_tensor(
     seed: int,
     progress: Progress,
     trained: Mapping[str, np.ndarray],
+    prefix: str,
 ) -> None:
     slot = layout.slots[spec.name]
-    pieces = _pieces_of(trained[spec.name]) if spec.name in trained else _random_pieces(spec, seed)
+    pieces = _pieces_of(trained[spec.name]) if spec.name in trained else _random_pieces(spec, seed, prefix)
     position = slot.offset
     for numbers in pieces:
         data = _encode(numbers, spec.dtype)
@@ -78,8 +84,8 @@ def _pieces_of(numbers: np.ndarray) -> Iterator[np.ndarray]:
         yield numbers.reshape(-1)[start:stop]
 
 
-def _random_pieces(spec: TensorSpec, seed: int) -> Iterator[np.ndarray]:
-    key = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
+def _random_pieces(spec: TensorSpec, seed: int, prefix: str) -> Iterator[np.ndarray]:
+    key = int.from_bytes(hashlib.sha256((prefix + spec.name).encode()).digest()[:8], "little")
     generator = np.random.Generator(np.random.SFC64([seed, key]))
     scale, centre = _distribution(spec)
     for start, stop in ranges(math.prod(spec.shape), PIECE_ELEMENTS):
@@ -92,13 +98,15 @@ def _random_pieces(spec: TensorSpec, seed: int) -> Iterator[np.ndarray]:
 
 def _distribution(spec: TensorSpec) -> tuple[float, float]:
     """Standard deviation and mean of a tensor's numbers, by its name and shape."""
+    parameter = spec.name.rpartition(".")[2]
+    # Only norms have weights of one dimension; some of convolutions have more, all but the first of size one.
+    if parameter in ("gamma", "running_var") or (parameter == "weight" and len(spec.shape) == 1):
+        return SPREAD, 1
     if len(spec.shape) > 1:
         # The dimensions of an expert begin with the inputs, those of a convolution's kernel with the outputs.
         inputs = spec.shape[1] if len(spec.shape) == 3 else math.prod(spec.shape[1:])
         return 1 / math.sqrt(inputs), 0
-    module, _, parameter = spec.name.rpartition(".")
-    near_one = parameter == "running_var" or (parameter == "weight" and "norm" in module)
-    return SPREAD, float(near_one)
+    return SPREAD, 0
 
 
 def _encode(numbers: np.ndarray, dtype: str) -> np.ndarray:
