@@ -10,6 +10,21 @@ from converter.checkpoint.layout import DEFAULT_SHARD_BYTES
 from converter.cli.options import PATH, SIZE, output_options, pass_console
 from converter.console import Console, readable_size
 
+#: As in ``converter.synthesis``, which is imported only where it is needed.
+PRESETS = (
+    "lens",
+    "tiny",
+    "signs",
+    "tiny-sdxl",
+    "tiny-sd3",
+    "tiny-flux",
+    "tiny-flux2",
+    "tiny-qwen-image",
+    "tiny-z-image",
+    "tiny-sana",
+    "tiny-wan",
+)
+
 
 @click.command(
     "synth",
@@ -19,19 +34,22 @@ from converter.console import Console, readable_size
 @click.argument("output", metavar="OUT", type=PATH)
 @click.option(
     "--preset",
-    type=click.Choice(["lens", "tiny", "signs"]),
+    type=click.Choice(PRESETS),
     default="lens",
     show_default=True,
     help="lens: the transformer of microsoft/Lens; tiny: a complete pipeline that generates on a CPU in seconds; "
-    "signs: one with trained weights, which draws signs that can be read.",
+    "signs: one with trained weights, which draws signs that can be read; the others: complete pipelines of other "
+    "models, as small as tiny.",
 )
 @click.option(
     "--component",
     type=click.Choice(["transformer"]),
-    help="Write only this component; the preset lens contains no other.",
+    help="Write only this component; the preset lens contains no other. Only with lens, tiny and signs.",
 )
 @click.option(
-    "--layers", type=click.IntRange(min=1), help="Number of transformer blocks.  [default: 48; 4 for tiny and signs]"
+    "--layers",
+    type=click.IntRange(min=1),
+    help="Number of transformer blocks; with lens and tiny.  [default: 48; 4 for tiny and signs]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the random numbers.")
 @click.option(
@@ -58,7 +76,9 @@ def command(
 
     The preset lens has the exact layout of microsoft/Lens in F32; at full depth it takes 16.4 GB. The preset tiny
     has the same structure with smaller sizes, and takes 26 MB; `lensconv generate` works with it. The preset signs is
-    as small, and its weights are trained: it draws coloured signs with short words, 128 pixels wide.
+    as small, and its weights are trained: it draws coloured signs with short words, 128 pixels wide. The other
+    presets are pipelines of other models, with the real components and classes of diffusers in small sizes, F32
+    denoisers and random weights; tiny-wan draws videos.
     """
     from converter.synthesis.synthesize import synthesize
 

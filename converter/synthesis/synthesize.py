@@ -1,7 +1,8 @@
 """Checkpoints with random weights and the exact layout of real ones, for tests, demos and benchmarks.
 
 ``lens`` is the transformer of microsoft/Lens at any depth, ``tiny`` a complete pipeline that generates on a CPU in
-seconds, and ``signs`` one with trained weights, which draws signs that can be read.
+seconds, and ``signs`` one with trained weights, which draws signs that can be read. The others are as small as
+``tiny``, and are pipelines of other models.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from converter.errors import OutputError, UsageError
 from converter.libraries import require_library_memory
 from converter.models.lens.layout import CLASS_NAME, MAXIMUM_LAYERS, LensConfig, lens_tensors
 from converter.synthesis import signs
+from converter.synthesis.models import model_tensors
+from converter.synthesis.pipelines.description import Pipeline
+from converter.synthesis.pipelines.files import model_config, pipeline_files
+from converter.synthesis.pipelines.presets import PIPELINES
 from converter.synthesis.tiny import DIFFUSERS_VERSION, TRANSFORMER, small_files, text_encoder_weights, vae_weights
 from converter.synthesis.weights import write_weights
 
-PRESETS = ("lens", "tiny", "signs")
+LENS_PRESETS = ("lens", "tiny", "signs")
+PRESETS = (*LENS_PRESETS, *PIPELINES)
 COMPONENT = "transformer"
 
 
@@ -64,6 +70,8 @@ class _Component:
     layout: Layout
     trained: Mapping[str, Any] | None = None
     """Its tensors, float32 arrays by name, where they are not random."""
+    prefix: str = ""
+    """Put before the names that random numbers follow from."""
 
 
 def synthesize(
@@ -77,14 +85,14 @@ def synthesize(
     overwrite: bool = False,
     reporter: Reporter = SILENT,
 ) -> SynthReport:
-    """Write a Lens transformer in float32 with random weights, or a tiny pipeline around one.
+    """Write a Lens transformer in float32 with random weights, a tiny pipeline around one, or another tiny pipeline.
 
     Args:
         output: the folder to make; it appears as a whole or not at all.
-        preset: ``lens``, ``tiny`` or ``signs``.
-        component: ``transformer``, for the transformer alone; ``lens`` has nothing else.
+        preset: one of ``PRESETS``.
+        component: ``transformer``, for the transformer alone; ``lens`` has nothing else. Only with the presets of Lens.
         layers: blocks of the transformer; by default 48, as the real one has, and 4 for ``tiny``; those of
-            ``signs`` are trained, all 4.
+            ``signs`` are trained, all 4. Only with the presets of Lens.
         seed: of the numbers; with ``signs`` only 0.
         shard_bytes: the most bytes of tensors in a file.
         overwrite: whether an existing checkpoint at the output may be replaced.
@@ -94,7 +102,7 @@ def synthesize(
         UsageError: an argument is out of range.
         OutputError: the output exists or cannot be written.
         DiskError: the disk is full.
-        MemoryLimitError: there is too little memory for the libraries that build the tiny pipeline.
+        MemoryLimitError: there is too little memory for the libraries that build a tiny pipeline.
     """
     started = time.monotonic()
     _check_options(preset, component, layers, seed)
@@ -119,6 +127,11 @@ def synthesize(
 def _check_options(preset: str, component: str | None, layers: int | None, seed: int) -> None:
     if preset not in PRESETS:
         raise UsageError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
+    if preset in PIPELINES and (component or layers):
+        option = "--component" if component else "--layers"
+        raise UsageError(
+            f"{option}: the preset {preset} is a whole pipeline of one size; only those of Lens have parts"
+        )
     if component not in (None, COMPONENT):
         raise UsageError(f"--component {component}: only the {COMPONENT} can be written alone")
     if layers is not None and not 1 <= layers <= MAXIMUM_LAYERS:
@@ -131,6 +144,8 @@ def _components(
     preset: str, component: str | None, layers: int | None, shard_bytes: int
 ) -> tuple[list[_Component], dict[str, bytes]]:
     """The components of a preset, and the small files of a pipeline by their path."""
+    if preset in PIPELINES:
+        return _other_pipeline(PIPELINES[preset], shard_bytes)
     config = {"lens": LensConfig(), "tiny": TRANSFORMER, "signs": signs.TRANSFORMER}[preset]
     config = replace(config, num_layers=layers or config.num_layers)
     if preset == "lens" or component is not None:
@@ -158,6 +173,18 @@ def _tiny_pipeline(
         _component("vae/", *vae_weights(vae_config), shard_bytes),
     ]
     return components, small_files(tokenizer)
+
+
+def _other_pipeline(pipeline: Pipeline, shard_bytes: int) -> tuple[list[_Component], dict[str, bytes]]:
+    """The components of a pipeline that is not Lens, and its small files by their path."""
+    require_library_memory()
+    components = []
+    for model in pipeline.models:
+        config, folder = model_config(model), f"{model.name}/"
+        specs = model_tensors(model.kind, config, model.dtype)
+        # Two components may have the same tensors, with other numbers.
+        components.append(replace(_component(folder, specs, config, shard_bytes, model.kind.stem), prefix=folder))
+    return components, pipeline_files(pipeline)
 
 
 def _with_trained(part: _Component, folder: str) -> _Component:
@@ -195,7 +222,9 @@ def _write_staged(
             for component in components:
                 folder = staging.release / component.folder
                 folder.mkdir(exist_ok=True)
-                write_weights(folder, component.specs, component.layout, seed, progress, component.trained)
+                write_weights(
+                    folder, component.specs, component.layout, seed, progress, component.trained, component.prefix
+                )
                 write_file(folder, CONFIG_NAME, encode_json(component.config))
                 if component.layout.index:
                     write_file(folder, component.layout.index_name, component.layout.index)
