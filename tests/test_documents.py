@@ -83,7 +83,7 @@ def test_commands_and_python_work(tmp_path: Path) -> None:
     python = [program for name in RUN for program in blocks(name, "python")]
     assert len(python) == 2
     # All of it in one process, because each process would spend its time on imports; and with a smaller model.
-    runs = [[*words, *(["--layers", "1"] if words[0] == "synth" else [])] for words in runs]
+    runs = [[*words, *(["--layers", "1"] if "tiny" in words else [])] for words in runs]
     program = (
         "from converter.cli.main import run\nfrom converter.console import Console\n"
         f"for line in {runs!r}:\n    assert run(line, Console()) == 0, line\n"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from converter import verify
+from converter import ConvertOptions, Recipe, Rule, convert, plan, verify
 from converter.checkpoint.prefixes import shared_prefix
 from converter.checkpoint.source import Checkpoint, examine_checkpoint, open_checkpoint, pipeline_components
 from converter.conversion.release.manifest import MANIFEST_NAME, SUMMARY_NAME
@@ -23,6 +23,7 @@ from converter.models.matching import are_equal, match_tensors
 from converter.models.unsuitable import refuse_adapter, refuse_quantized
 from tests.checkpoints import failed, write_holes
 from tests.conftest import Lensconv, edit_json
+from tests.reference import convert_with_sdnq, weight_files
 from tests.tiny_models import WEIGHTS, convert_default, save_model
 
 
@@ -356,3 +357,23 @@ def test_a_file_that_lacks_a_tensor_is_to_blame(tmp_path: Path, lensconv: Lensco
     save_file(tensors, output / "model.safetensors", metadata={"format": "pt"})
     checks = lensconv("verify", "--json", output, "--load").result["checks"]
     assert "load with sdnq" in [check["name"] for check in checks if not check["ok"]]
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [("Qwen3ForCausalLM", "Qwen3Model"), ("LlamaForCausalLM", "LlamaModel")])
+def test_a_pipeline_decides_as_which_class_its_text_encoder_is_loaded(saved: str, loaded: str, tmp_path: Path) -> None:
+    """The index of Z-Image names Qwen3Model, and the config Qwen3ForCausalLM, whose tensors have other names."""
+    source, output = tmp_path / "source", tmp_path / "out"
+    save_model(source / "text_encoder", saved, num_key_value_heads=2)
+    source.joinpath("model_index.json").write_text(json.dumps({"text_encoder": ["transformers", loaded]}))
+    options, recipe = ConvertOptions(components=("text_encoder",)), Recipe("x", {"weights_dtype": "uint4"})
+    convert(source, output, recipe.with_rules([Rule(match="*.k_proj", keep=True)]), options)
+    wanted = {"weights_dtype": "uint4", "modules_to_not_convert": ["*.k_proj"]}
+    expected = convert_with_sdnq(source / "text_encoder", tmp_path / "expected", loaded, wanted)
+    assert weight_files(output / "text_encoder") == weight_files(expected)
+    assert open_checkpoint(output / "text_encoder").config["architectures"] == [loaded]
+    report = verify(output, against=source, load=True)
+    assert report.ok, failed(report)
+    left_out = plan(source, recipe, options).plan.ignored
+    assert left_out == (("lm_head.weight",) if saved == "LlamaForCausalLM" else ())
+    # Alone, the component is what its config says.
+    assert open_checkpoint(source / "text_encoder").class_name == saved

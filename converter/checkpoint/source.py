@@ -80,10 +80,14 @@ class Checkpoint:
     """Whether a file was given, so that of the other files only its config counts."""
     removed_prefix: str = ""
     """The prefix that was removed from the names of all tensors, if it is a source; the headers still have it."""
+    loaded_class: str = ""
+    """The class of transformers as which the pipeline loads it, whatever its config says; empty if that decides."""
 
     @property
     def class_name(self) -> str:
-        """Class of the model as ``config.json`` names it; empty when it names none."""
+        """Class of the model, as the pipeline or ``config.json`` names it; empty when neither does."""
+        if self.loaded_class:
+            return self.loaded_class
         name = self.config.get("_class_name")
         if name is None:
             architectures = self.config.get("architectures")
@@ -170,11 +174,20 @@ def examine_checkpoint(path: Path, *, component: str | None = None, variant: str
 def _examine(path: Path, component: str | None, variant: str | None) -> Checkpoint:
     if path.is_dir() and (path / PIPELINE_INDEX).is_file():
         name = _choose_component(path, component)
-        return _examine_folder(path / name, variant, component=name, pipeline=path)
+        loaded_class = _loaded_class(*pipeline_components(path)[name])
+        return replace(_examine_folder(path / name, variant, component=name, pipeline=path), loaded_class=loaded_class)
     if component is not None:
         what = "is a file" if path.is_file() else f"has no {PIPELINE_INDEX}"
         raise UsageError(f"{path} {what}; only a pipeline repo has components")
     return _examine_file(path) if path.is_file() else _examine_folder(path, variant)
+
+
+def _loaded_class(library: str, class_name: str) -> str:
+    """The class that decides instead of the config's: pipelines load text encoders without the head that they had.
+
+    Automatic classes of transformers do as the config says, and other libraries have a class for each config.
+    """
+    return class_name if library == "transformers" and not class_name.startswith("Auto") else ""
 
 
 def _choose_component(pipeline: Path, component: str | None) -> str:

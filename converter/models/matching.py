@@ -45,7 +45,8 @@ def match_tensors(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Match tensors of the checkpoint to those of the model, in both directions.
 
-    Tensors that the class computes itself, or expects not to load, are left out.
+    Tensors that the class computes itself, or expects not to load, are left out; and where a pipeline loads a class
+    other than the config's, such as a model without its head, so is what that class does not have.
 
     Args:
         model: the model on the meta device.
@@ -83,10 +84,13 @@ def match_tensors(
             raise UnsupportedCheckpoint(f"{where} {source} {reason}", "Convert the original, unquantized checkpoint.")
     buffers = {name for name, _ in model.named_buffers()}
     extra = {name: source for name, source in names.items() if name not in state}
+    named = checkpoint.config.get("architectures")
+    is_other_class = checkpoint.loaded_class and isinstance(named, list) and checkpoint.loaded_class not in named
     unexpected = [
         source
         for name, source in extra.items()
-        if name not in buffers
+        if not is_other_class
+        and name not in buffers
         and name.rpartition(".")[2] not in FORMER_BUFFERS
         and not any(re.search(pattern, source) for pattern in ignored_patterns)
     ]

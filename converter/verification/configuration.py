@@ -17,8 +17,8 @@ from converter.fields import Fields
 _UNORDERED = ("modules_to_not_convert", "modules_to_not_use_matmul")
 #: Options that SDNQ cannot use without a value.
 _NEVER_NULL = ("weights_dtype", "group_size")
-#: Entries of ``config.json`` that change with who writes it, not with what the model is.
-_INCIDENTAL = ("quantization_config", "torch_dtype", "dtype", "transformers_version")
+#: Entries of ``config.json`` that change with who writes it, not with what the model is. Classes are compared apart.
+_INCIDENTAL = ("architectures", "quantization_config", "torch_dtype", "dtype", "transformers_version")
 
 
 @dataclass(frozen=True)
