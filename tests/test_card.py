@@ -134,7 +134,8 @@ def compact(release: Path, report: CardReport, repo: str, *settings: object) -> 
     """A card and the report of it, each section in a line, without what checksums and programs say."""
     text = (release / "README.md").read_text()
     manifest = json.loads((release / MANIFEST).read_text())
-    for key, files in (("sha256", manifest["files"]), ("header_sha256", manifest["source"]["files"])):
+    sources = [file for component in manifest["components"] for file in component["source"]["files"]]
+    for key, files in (("sha256", manifest["files"]), ("header_sha256", sources)):
         for file in files:
             start = f"`{file['name']}` | {file['bytes']:,} |"
             text = text.replace(f"{start} `{file[key]}` |", f"{start} its {key} |")
@@ -307,7 +308,6 @@ def test_what_is_elsewhere_is_not_taken_along(release: Path, tmp_path: Path) -> 
     image.symlink_to(tmp_path / "elsewhere.png")
     reason = "is a link to a file outside of the folder"
     refuse(errors.EvidenceError, "/evidence/images/quantized/P01.png: " + reason, release, folder)
-    edit_json(release / MANIFEST, component="transformer")
     listed = json.loads((release / MANIFEST).read_text())["files"]
     entry = {"name": "comparison_matrix.json", "bytes": 1, "sha256": "0" * 64}
     edit_json(release / MANIFEST, files=[*listed, entry])
@@ -569,7 +569,7 @@ DISAGREE = "config.json and quantization_config.json disagree on weights_dtype"
         (spoil(WEIGHTS_FILE, b"pt", b"px"), errors.MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
         (spoil("transformer/config.json", b'"uint4"', b'"int4"'), errors.MalformedCheckpoint, f": config: {DISAGREE}"),
         (spoil(MANIFEST, b" 6109056", b" 6109057"), errors.MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
-        (spoil(MANIFEST, WEIGHTS_FILE.encode(), b"x"), errors.MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
+        (spoil(MANIFEST, WEIGHTS_FILE.encode(), b"transformer/x"), errors.MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
         (lambda release: write_holes(release / WEIGHTS_FILE, ONE), errors.UnsupportedCheckpoint, PLAIN),
     ],
 )

@@ -12,6 +12,7 @@ from converter.measurement.evidence import names
 from converter.measurement.evidence.time_comparison import TimeComparison, compare_matrix, compare_offload
 from converter.presentation.card import release_tables
 from converter.presentation.card.additions import quantized_images
+from converter.presentation.card.component import TRANSFORMER, CardComponent
 from converter.presentation.card.evidence import CardEvidence
 from converter.presentation.card.markdown import Markdown
 from converter.presentation.card.metadata import CardMetadata, GalleryImage
@@ -94,7 +95,7 @@ def build_context(
     environment = _first(evidence, measured, "environment")
     settings = _first(evidence, (names.METRICS_NAME, names.MATRIX_NAME), "settings")
     evidence_files = [file.name for file in additions if "/" not in file.name]
-    if SUMMARY_NAME in release.written and evidence.foreign_summary is None:
+    if release.summary is not None and evidence.foreign_summary is None:
         evidence_files.insert(0, SUMMARY_NAME)
     return {
         "title": repository.rpartition("/")[2],
@@ -105,9 +106,10 @@ def build_context(
         "license": metadata.license,
         "verified": evidence.is_verified,
         "unverified": list(evidence.unverified),
+        "unrecorded": list(evidence.unrecorded),
         "contradictions": list(evidence.contradictions),
         "foreign_summary": evidence.foreign_summary is not None,
-        "usage": _usage(repository, settings) if release.is_lens and release.components else None,
+        "usage": _usage(repository, settings) if release.main.is_lens and release.components else None,
         "pins": _pins(environment if "sdnq" in environment else release.content["versions"]),
         "pins_drew": "sdnq" in environment,
         "comparison": pictures.preview,
@@ -127,21 +129,35 @@ def build_context(
 
 
 def _describe_release(release: CardRelease) -> dict[str, Any]:
+    main = release.main
+    is_pipeline = bool(release.others) or len(release.converted) > 1
     return {
-        "is_lens": release.is_lens,
-        "class_name": release.audit.class_name or "transformer",
+        **_describe_component(main),
         "figures": release.figures(),
-        "source_dtypes": release.source_dtypes,
-        "kept_dtypes": release.kept_dtypes,
-        "skip_patterns": release.skip_patterns,
+        "converted": [_describe_component(component) for component in release.converted],
         "terms": release.terms,
         "code": release.code,
-        "quantized": to_markdown(release_tables.families_table(release)),
-        "components": to_markdown(release_tables.components_table(release)) if release.others else None,
-        "matmul": bool(release.audit.config.get("use_quantized_matmul")),
+        "components": to_markdown(release_tables.components_table(release)) if is_pipeline else None,
+        "has_others": bool(release.others),
+        "kept": release.kept,
+        "matmul": [component.name or TRANSFORMER for component in release.converted if component.uses_matmul],
         "encoder_quantization": release.quantizations.get("text_encoder", ""),
         "converted_before": [name for name, method in release.quantizations.items() if method == "sdnq"],
         "source_files": to_markdown(release_tables.source_table(release)),
+    }
+
+
+def _describe_component(component: CardComponent) -> dict[str, Any]:
+    return {
+        "name": component.name,
+        "noun": component.noun,
+        "is_lens": component.is_lens,
+        "class_name": component.class_name or "transformer",
+        "figures": component.figures(),
+        "source_dtypes": component.source_dtypes,
+        "kept_dtypes": component.kept_dtypes,
+        "skip_patterns": component.skip_patterns,
+        "quantized": to_markdown(release_tables.families_table(component)),
     }
 
 

@@ -13,6 +13,8 @@ from converter.errors import EvidenceError, unreadable
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder
 from converter.measurement.evidence.names import METRICS_NAME, QUANTIZED
 from converter.measurement.evidence.units import GB, ROUNDING
+from converter.measurement.evidence.weights import measured_weights
+from converter.presentation.card.component import TRANSFORMER
 from converter.presentation.card.release import CardRelease
 
 _UNVERIFIED_HINT = "Measure again with `lensconv bench`, or accept unverified figures with --unverified."
@@ -25,7 +27,9 @@ class CardEvidence:
     folder: Path
     files: Mapping[str, Mapping[str, Any]]
     unverified: tuple[str, ...]
-    """Names of those that contain no sha256 of the weights."""
+    """Names of those that lack the sha256 of weights that were quantized."""
+    unrecorded: tuple[str, ...]
+    """Components whose sha256 they lack, where they have those of others."""
     contradictions: tuple[str, ...]
     """What unverified ones say that the release's headers do not."""
     foreign_summary: Mapping[str, Any] | None
@@ -58,7 +62,7 @@ def read_card_evidence(release: CardRelease, folder: Path | None, *, unverified:
     """
     source = folder or release.root
     if folder is None and not any((source / name).exists() for name in FORMATS):
-        return CardEvidence(source, {}, (), (), None, {})
+        return CardEvidence(source, {}, (), (), (), None, {})
     as_found = read_evidence_folder(source)
     found = dict(as_found)
     own, foreign = release.summary, found.pop(SUMMARY_NAME, None)
@@ -72,19 +76,24 @@ def read_card_evidence(release: CardRelease, folder: Path | None, *, unverified:
             "differs from the summary in the release, so it was made from other weights",
             "Remove it; the summary of the release is used.",
         )
-    doubtful = [name for name, content in found.items() if name != SUMMARY_NAME and "sources" not in content]
+    missing: dict[str, tuple[str, ...]] = {}
     for name, content in found.items():
         if "sources" in content:
-            _check_sources(source / name, content["sources"], release)
+            if lacking := _check_sources(source / name, content["sources"][QUANTIZED], release):
+                missing[name] = lacking
+        elif name != SUMMARY_NAME:
+            missing[name] = ()
     if foreign is not None:
-        doubtful.append(SUMMARY_NAME)
-    if doubtful and not unverified:
-        raise EvidenceError(
-            source / doubtful[0], "contains no sha256 of the weights that it was made from", _UNVERIFIED_HINT
-        )
+        missing[SUMMARY_NAME] = ()
+    if missing and not unverified:
+        name, lacking = next(iter(missing.items()))
+        of_them = f"of {', '.join(lacking)}, which was quantized as well" if lacking else "that it was made from"
+        reason = f"contains no sha256 of the weights {of_them}"
+        raise EvidenceError(source / name, reason, _UNVERIFIED_HINT)
     contradictions = tuple(_contradictions(found, foreign, release))
     ordered = {name: found[name] for name in FORMATS if name in found}
-    return CardEvidence(source, ordered, tuple(doubtful), contradictions, foreign, as_found)
+    unrecorded = tuple(dict.fromkeys(component for lacking in missing.values() for component in lacking))
+    return CardEvidence(source, ordered, tuple(missing), unrecorded, contradictions, foreign, as_found)
 
 
 def read_beside(folder: Path, name: str) -> bytes:
@@ -103,29 +112,41 @@ def read_beside(folder: Path, name: str) -> bytes:
         raise unreadable(file, error, "Check the file.") from error
 
 
-def _check_sources(file: Path, sources: Mapping[str, Any], release: CardRelease) -> None:
-    """Refuse measurements of other weights."""
-    measured = {entry["name"]: entry["sha256"] for entry in sources[QUANTIZED]["transformer"]}
-    if measured != release.component_files:
-        raise EvidenceError(
-            file,
-            "is stale: the sha256 of the weights that were measured is not that of the release's weights",
-            "Measure this release with `lensconv bench`.",
-        )
+def _check_sources(file: Path, source: Mapping[str, Any], release: CardRelease) -> tuple[str, ...]:
+    """Refuse measurements of other weights; return the quantized components whose weights are not named."""
+    measured = {
+        name: {entry["name"]: entry["sha256"] for entry in entries} for name, entries in measured_weights(source).items()
+    }
+    if TRANSFORMER not in release.components:
+        # The denoiser has another name, or none outside of a pipeline; measurements call it the transformer.
+        measured = {release.main.name: measured.pop(TRANSFORMER), **(measured if release.components else {})}
+    quantized = {component.name: component for component in release.converted}
+    for name, files in measured.items():
+        prefix = f"{name}/" if name else ""
+        listed = {file: release.manifest.files.get(prefix + file) for file in files}
+        found = {file: entry.sha256 for file, entry in listed.items() if entry is not None}
+        if found != files or (name in quantized and {prefix + file for file in files} != {*quantized[name].weights}):
+            raise EvidenceError(
+                file,
+                "is stale: the sha256 of the weights that were measured is not that of the release's weights",
+                "Measure this release with `lensconv bench`.",
+            )
+    return tuple(name for name in quantized if name not in measured)
 
 
 def _contradictions(
     files: Mapping[str, Mapping[str, Any]], foreign: Mapping[str, Any] | None, release: CardRelease
 ) -> Iterator[str]:
     """Yield what figures without a sha256 say of the weights that the headers of the release do not."""
-    held = release.total_bytes / GB
+    held = release.transformer.bytes / GB
     metrics = files.get(METRICS_NAME)
     if metrics is not None and "sources" not in metrics:
         said = metrics["models"][QUANTIZED]["transformer_storage_gb"]
         if abs(said - held) > ROUNDING:
             yield f"{METRICS_NAME} was measured on a transformer of {said:.3f} GB, but this one has {held:.3f}"
-    if foreign is not None:
-        dtypes = {LONG_NAMES.get(key, key): size for key, size in release.audit.checkpoint.bytes_by_dtype.items()}
+    own = release.main.audit.checkpoint
+    if foreign is not None and release.main.is_denoiser:
+        dtypes = {LONG_NAMES.get(key, key): size for key, size in own.bytes_by_dtype.items()}
         if foreign["quant_transformer_dtypes"] != dtypes:
             said = sum(foreign["quant_transformer_dtypes"].values())
-            yield f"{SUMMARY_NAME} describes a transformer of {said:,} bytes, but this one has {release.total_bytes:,}"
+            yield f"{SUMMARY_NAME} describes a transformer of {said:,} bytes, but this one has {own.total_bytes:,}"

@@ -150,13 +150,12 @@ def _metadata(
     revision = options.base_revision or original.get("revision")
     if options.base_revision is not None and not _COMMIT.fullmatch(options.base_revision):
         raise UsageError(f"--base-revision {options.base_revision}: is not a commit of 40 hexadecimal digits")
-    dtype = str(release.audit.config.get("weights_dtype", ""))
     optional_tags = {
-        dtype: dtype,
+        **{component.weights_dtype: component.weights_dtype for component in release.converted},
         "ablation": find_ablation(evidence),
         "model-cpu-offload": OFFLOAD_NAME in evidence.files,
     }
-    tags = [*(["lens"] if release.is_lens else []), "text-to-image", *_TAGS]
+    tags = [*(["lens"] if release.main.is_lens else []), "text-to-image", *_TAGS]
     tags += [tag for tag, applies in optional_tags.items() if applies]
     return CardMetadata(
         license=options.license,

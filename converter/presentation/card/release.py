@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,11 @@ from converter.conversion.release.code import CODE_SUFFIX
 from converter.conversion.release.manifest import MANIFEST_NAME, SUMMARY_NAME, Manifest, read_manifest
 from converter.conversion.release.selection import TERMS
 from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
-from converter.measurement.evidence.units import LOADED_BYTES
-from converter.models.lens.layout import CLASS_NAME
+from converter.presentation.card.component import TRANSFORMER, CardComponent
 from converter.presentation.tables.figures import reduction
 from converter.verification.audit import Audit
-from converter.verification.checks import check_headers
+from converter.verification.checks import check_repo
 from converter.verification.components import other_components
-from converter.verification.report import FamilyFootprint
-
-#: Contents of Lens' families.
-_LENS_ROLES = {
-    "img_mod": "modulation of the image stream",
-    "txt_mod": "modulation of the text stream",
-    "attn": "attention",
-    "img_mlp": "feed-forward of the image stream",
-    "txt_mlp": "feed-forward of the text stream",
-    "embed": "embeddings and projections",
-    "norm": "norms",
-}
 
 
 @dataclass(frozen=True)
@@ -43,7 +29,8 @@ class CardRelease:
 
     root: Path
     manifest: Manifest
-    audit: Audit
+    converted: tuple[CardComponent, ...]
+    """The components that were quantized, the main one first."""
     components: Mapping[str, str]
     """Class of each component of the pipeline; empty if the release is not a pipeline."""
     quantizations: Mapping[str, str] = field(default_factory=dict)
@@ -57,16 +44,9 @@ class CardRelease:
         return self.manifest.content
 
     @property
-    def is_lens(self) -> bool:
-        """Whether the release is a Lens transformer."""
-        return self.audit.class_name == CLASS_NAME
-
-    @cached_property
-    def component_files(self) -> dict[str, str]:
-        """sha256 of the transformer's weight files, by name."""
-        prefix = self.audit.checkpoint.prefix
-        names = [header.file.name for header in self.audit.checkpoint.headers]
-        return {name: self.manifest.files[prefix + name].sha256 for name in names}
+    def main(self) -> CardComponent:
+        """The main component."""
+        return self.converted[0]
 
     @property
     def written(self) -> dict[str, str]:
@@ -89,84 +69,47 @@ class CardRelease:
         return self.manifest.card_files
 
     @property
-    def stored_elements(self) -> int:
-        """Stored elements, which the Hub counts as parameters: a byte of packed codes is one."""
-        return sum(prod(tensor.entry.shape) for tensor in self.audit.checkpoint.tensors.values())
-
-    @property
-    def total_bytes(self) -> int:
-        """Footprint of the transformer."""
-        return self.audit.checkpoint.total_bytes
-
-    @property
-    def source_bytes(self) -> int:
-        """Footprint of the source."""
-        return sum(self.manifest.main.source_bytes_by_dtype.values())
+    def kept(self) -> dict[str, str]:
+        """Class, and method of quantization if it has one, of every component that is as in the source, by name."""
+        quantized = {component.name for component in self.converted}
+        return {
+            name: ", ".join(filter(None, (class_name, self.quantizations.get(name))))
+            for name, class_name in sorted(self.components.items())
+            if name not in quantized
+        }
 
     @property
     def whole(self) -> WholeFootprint:
         """Footprint of the release with its other components."""
-        return whole_footprint(self.total_bytes, self.source_bytes, self.others)
+        output, source = (sum(sizes) for sizes in zip(*((c.bytes, c.source_bytes) for c in self.converted), strict=True))
+        return whole_footprint(output, source, self.others)
 
     @property
-    def families(self) -> tuple[FamilyFootprint, ...]:
-        """Footprint of each family, the largest first."""
-        return self.audit.footprints()
-
-    def role(self, family: str) -> str:
-        """Return the contents of a family in words."""
-        return _LENS_ROLES.get(family, family) if self.is_lens else family
-
-    @property
-    def group_sizes(self) -> list[int]:
-        """Numbers of weights that share a scale, from the shapes of weights and scales."""
-        found = set()
-        for module in self.audit.modules.values():
-            scale, elements = module.parts.get("scale"), module.elements
-            if scale is not None and elements and prod(scale.shape):
-                found.add(elements // prod(scale.shape))
-        return sorted(found)
-
-    @property
-    def skip_patterns(self) -> list[str]:
-        """Patterns of modules that the recipe keeps: those with a star in SDNQ's list."""
-        names = self.audit.config.get("modules_to_not_convert") or ()
-        return sorted(name for name in names if "*" in name)
-
-    @property
-    def kept_dtypes(self) -> list[str]:
-        """Dtypes of the tensors that are not quantized."""
-        return sorted({entry.dtype for entry in self.audit.kept.values()})
-
-    @property
-    def source_dtypes(self) -> list[str]:
-        """Dtypes of the source."""
-        return sorted(self.manifest.main.source_bytes_by_dtype)
+    def transformer(self) -> ComponentFootprint:
+        """The component that measurements call the transformer: the one of that name, or else the main one."""
+        models = (*(component.footprint for component in self.converted), *self.others)
+        return next((model for model in models if model.name == TRANSFORMER), models[0])
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:
-        """Content of the summary that ``convert`` wrote; None if there is none."""
-        return read_json(self.root / SUMMARY_NAME) if SUMMARY_NAME in self.written else None
+        """Content of the summary that ``convert`` wrote; None if there is none, or it is not about a denoiser.
+
+        Its keys call every component the transformer; earlier versions wrote one for others, too.
+        """
+        return read_json(self.root / SUMMARY_NAME) if self.has_summary and self.main.is_denoiser else None
+
+    @property
+    def has_summary(self) -> bool:
+        """Whether ``convert`` wrote a summary."""
+        return SUMMARY_NAME in self.written
 
     def figures(self) -> dict[str, Any]:
-        """Return sizes and numbers for templates."""
-        loaded = LOADED_BYTES * self.audit.parameters
+        """Return sizes and numbers of the main component, and the size of the whole pipeline, for templates."""
+        whole = self.whole
         return {
-            "bytes": self.total_bytes,
-            "source_bytes": self.source_bytes,
-            "loaded_bytes": loaded,
-            "vs_source": reduction(self.source_bytes, self.total_bytes),
-            "vs_bf16": reduction(loaded, self.total_bytes),
-            "whole_bytes": self.whole.bytes,
-            "whole_vs_source": reduction(self.whole.source_bytes, self.whole.bytes),
-            "parameters": self.audit.parameters,
-            "stored_elements": self.stored_elements,
-            "tensors": len(self.audit.checkpoint.tensors),
-            "source_tensors": self.manifest.main.source_tensors,
-            "quantized_modules": len(self.audit.modules),
-            "quantized_bytes": sum(e.bytes for m in self.audit.modules.values() for e in m.parts.values()),
-            "kept_bytes": sum(entry.bytes for entry in self.audit.kept.values()),
-            "bytes_by_dtype": self.audit.checkpoint.bytes_by_dtype,
+            **self.main.figures(),
+            "whole_bytes": whole.bytes,
+            "whole_vs_source": reduction(whole.source_bytes, whole.bytes),
         }
 
 
@@ -176,7 +119,7 @@ def read_release(root: Path) -> CardRelease:
     Raises:
         MissingInput: the folder does not exist, or has no manifest.
         MalformedCheckpoint: a file breaks its format, or a check of its headers failed.
-        UnsupportedCheckpoint: the release is not quantized.
+        UnsupportedCheckpoint: a component that the manifest describes is not quantized.
     """
     where = printable(str(root))
     if not root.is_dir():
@@ -184,28 +127,34 @@ def read_release(root: Path) -> CardRelease:
     manifest = read_manifest(root)
     if manifest is None:
         raise MissingInput(where, f"has no {MANIFEST_NAME}", "Make the release with `lensconv convert`.")
-    audit = Audit(root, component=manifest.main.name or None, manifest=manifest)
-    if not audit.modules:
-        raise UnsupportedCheckpoint(f"{where}: no module in it is quantized", "Make it with `lensconv convert`.")
-    _check(audit, manifest)
-    others = other_components([audit])
+    audits = [Audit(root, component=name or None, manifest=manifest) for name in manifest.components]
+    for audit in audits:
+        if not audit.modules:
+            part = printable(f"{where}/{audit.name}") if len(audits) > 1 else where
+            raise UnsupportedCheckpoint(f"{part}: no module in it is quantized", "Make it with `lensconv convert`.")
+    converted = tuple(map(CardComponent, audits, manifest.components.values()))
+    _check(converted, manifest)
+    others = other_components(audits)
     quantizations = {other.name: other.quantization for other in others if other.quantization}
-    return CardRelease(root, manifest, audit, _classes(root), quantizations, footprints(others))
+    return CardRelease(root, manifest, converted, _classes(root), quantizations, footprints(others))
 
 
-def _check(audit: Audit, manifest: Manifest) -> None:
+def _check(converted: tuple[CardComponent, ...], manifest: Manifest) -> None:
     """Compare the weights with the manifest, and run the checks of ``verify``.
 
     Other files in the manifest are not compared: the card may replace them.
     """
-    for header in audit.checkpoint.headers:
-        name = audit.checkpoint.prefix + header.file.name
-        listed = manifest.files.get(name)
-        if listed is None or listed.bytes != header.file_bytes or manifest.main.headers.get(name) != header.sha256:
-            raise MalformedCheckpoint(header.file, f"differs from the file in {MANIFEST_NAME}")
-    for check in check_headers(audit):
+    for component in converted:
+        headers = component.audit.checkpoint.headers
+        for name, header in zip(component.weights, headers, strict=True):
+            listed = manifest.files.get(name)
+            is_listed = listed is not None and listed.bytes == header.file_bytes
+            if not is_listed or component.described.headers.get(name) != header.sha256:
+                raise MalformedCheckpoint(header.file, f"differs from the file in {MANIFEST_NAME}")
+    audits = [component.audit for component in converted]
+    for check in check_repo(audits):
         if not check.ok and check.name != "manifest":
-            raise MalformedCheckpoint(audit.root, f"{check.name}: {check.detail}", hint="See `lensconv verify`.")
+            raise MalformedCheckpoint(audits[0].root, f"{check.title}: {check.detail}", hint="See `lensconv verify`.")
 
 
 def _classes(root: Path) -> dict[str, str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from converter.checkpoint.footprint import ComponentFootprint
 from converter.conversion.release.manifest import ReleaseFile
+from converter.presentation.card.component import CardComponent
 from converter.presentation.card.markdown import Markdown, code
 from converter.presentation.card.metadata import CardMetadata
 from converter.presentation.card.release import CardRelease
 from converter.presentation.tables.figures import count, percent
-from converter.presentation.tables.table import NOTHING, Code, Table
+from converter.presentation.tables.table import NOTHING, Code, Table, keep_measured
 
 _RECIPE_KEYS = (
     "weights_dtype",
@@ -24,15 +25,15 @@ _RECIPE_KEYS = (
 )
 
 
-def families_table(release: CardRelease) -> Table:
-    """Return what was done to each family, and its bytes."""
-    total = release.total_bytes
+def families_table(component: CardComponent) -> Table:
+    """Return what was done to each family of a component, and its bytes."""
+    total = component.bytes
     rows = []
-    for entry in release.families:
+    for entry in component.families:
         done = f"{entry.quantized_modules:,} modules quantized" if entry.quantized_modules else "kept"
         dtypes = ", ".join(sorted(entry.bytes_by_dtype))
         share = percent(100 * entry.bytes / total if total else None)
-        rows.append([Code(entry.name), release.role(entry.name), done, dtypes, count(entry.bytes), share])
+        rows.append([Code(entry.name), component.contents(entry.name), done, dtypes, count(entry.bytes), share])
     return Table(["Family", "Contents", "What was done", "Stored as", "Bytes", "Share"], rows, "llllrr")
 
 
@@ -43,9 +44,7 @@ def components_table(release: CardRelease) -> Table:
         dtypes = ", ".join(sorted(footprint.bytes_by_dtype)) or NOTHING
         return [Code(footprint.name), footprint.class_name, done, dtypes, count(footprint.bytes), count(source)]
 
-    own = release.audit.checkpoint
-    quantized = ComponentFootprint(own.component, release.audit.class_name, own.total_bytes, own.bytes_by_dtype)
-    rows = [row(quantized, "quantized", release.source_bytes)]
+    rows = [row(component.footprint, "quantized", component.source_bytes) for component in release.converted]
     for other in release.others:
         method = release.quantizations.get(other.name)
         rows.append(row(other, f"as in the source{f' ({method})' if method else ''}", other.bytes))
@@ -54,48 +53,75 @@ def components_table(release: CardRelease) -> Table:
 
 
 def recipe_table(release: CardRelease, metadata: CardMetadata) -> Table:
-    """Return how the release was quantized, and which components were kept."""
-    config, component = release.audit.config, release.manifest.main.name
-    kind = "dynamic" if config.get("use_dynamic_quantization") else "static"
+    """Return how components were quantized, a column for each; of a single one, also what else the release has."""
+    converted = release.converted
     rows: list[list[object]] = [
-        ["Method", f"SDNQ {config.get('weights_dtype', '')} {kind}"],
-        ["Recipe", Code(release.manifest.main.recipe.get("name", ""))],
-        ["Source model", metadata.base_model or "not named"],
-        ["Quantized component", f"{component or 'the model'} ({release.audit.class_name})"],
+        ["Method", *(_method(component) for component in converted)],
+        ["Recipe", *(Code(component.described.recipe.get("name", "")) for component in converted)],
     ]
-    for name, class_name in sorted(release.components.items()):
-        if name != component:
-            stored = release.quantizations.get(name, "")
-            rows.append([Code(name), f"as in the source ({class_name}{', ' if stored else ''}{stored})"])
-    rows += [[Code(key), Code(json.dumps(config[key]))] for key in _RECIPE_KEYS if key in config]
-    if release.group_sizes:
-        rows.append(["Weights that share a scale", ", ".join(map(str, release.group_sizes))])
-    if release.skip_patterns:
-        rows.append(["Kept by the recipe", Markdown(", ".join(map(code, release.skip_patterns)))])
-    return Table(["Field", "Value"], rows, "ll")
+    titles = ["Field", *(code(component.name) for component in converted)]
+    if len(converted) == 1:
+        titles = ["Field", "Value"]
+        named = f"{release.main.name or 'the model'} ({release.main.class_name})"
+        rows += [["Source model", metadata.base_model or "not named"], ["Quantized component", named]]
+        rows += [[Code(name), f"as in the source ({words})"] for name, words in release.kept.items()]
+    else:
+        rows.append(["Class", *(component.class_name for component in converted)])
+    for key in _RECIPE_KEYS:
+        rows.append([Code(key), *(_option(component, key) for component in converted)])
+    rows.append(["Weights that share a scale", *(_listed(component.group_sizes) for component in converted)])
+    patterns = (", ".join(map(code, component.skip_patterns)) for component in converted)
+    rows.append(["Kept by the recipe", *(Markdown(names) if names else NOTHING for names in patterns)])
+    return Table(titles, keep_measured(rows), "l" * len(titles))
+
+
+def _method(component: CardComponent) -> str:
+    kind = "dynamic" if component.audit.config.get("use_dynamic_quantization") else "static"
+    return f"SDNQ {component.weights_dtype} {kind}"
+
+
+def _option(component: CardComponent, key: str) -> str:
+    config = component.audit.config
+    return Code(json.dumps(config[key])) if key in config else NOTHING
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values)) or NOTHING
 
 
 def provenance_table(release: CardRelease, metadata: CardMetadata) -> Table:
     """Return what the release was made from, and with which versions."""
-    recipe = release.manifest.main.recipe
+    recipes = {component.name: component.described.recipe for component in release.converted}
+    devices = {component.name: component.described.device for component in release.converted}
     rows: list[list[object]] = [
         ["Source model", metadata.base_model or "not named"],
         ["Revision of the source", Code(metadata.base_revision) if metadata.base_revision else "not named"],
-        ["Recipe", Code(recipe.get("name", ""))],
-        ["Seed", recipe.get("seed", "")],
-        ["Quantized from", recipe.get("quantize_from", "")],
+        *_by_component("Recipe", {name: Code(recipe.get("name", "")) for name, recipe in recipes.items()}),
+        *_by_component("Seed", {name: recipe.get("seed", "") for name, recipe in recipes.items()}),
+        *_by_component("Quantized from", {name: recipe.get("quantize_from", "") for name, recipe in recipes.items()}),
     ]
-    if release.manifest.main.device:
-        rows.append(["Quantized on", release.manifest.main.device])
+    if any(devices.values()):
+        rows += _by_component("Quantized on", {name: device or "CPU" for name, device in devices.items()})
     rows += [[f"Made with {name}", version] for name, version in sorted(release.content["versions"].items())]
     return Table(["Field", "Value"], rows, "ll")
 
 
+def _by_component(label: str, values: Mapping[str, object]) -> list[list[object]]:
+    """One row if the value is the same for all components, else a row for each."""
+    first, *others = values.values()
+    if all(value == first for value in others):
+        return [[label, first]]
+    return [[f"{label}, {name}", value] for name, value in values.items()]
+
+
 def source_table(release: CardRelease) -> Table:
     """Return the files of the source."""
+    is_one = len(release.converted) == 1
     rows = [
-        [Code(file["name"]), count(file["bytes"]), Code(file["header_sha256"])]
-        for file in release.manifest.main.source.get("files", ())
+        [Code(file["name"] if is_one else f"{component.name}/{file['name']}")]
+        + [count(file["bytes"]), Code(file["header_sha256"])]
+        for component in release.converted
+        for file in component.described.source.get("files", ())
     ]
     return Table(["Source file", "Bytes", "sha256 of its header"], rows, "lrl")
 
