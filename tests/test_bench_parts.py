@@ -351,7 +351,7 @@ def test_equal_models_may_be_compared(tiny_repo: Path, tmp_path: Path) -> None:
     notes = Notes()
     first, second = open_subjects(tiny_repo, shutil.copytree(tiny_repo, tmp_path / "copy"), notes)
     assert first.components == second.components
-    assert [text.partition(",")[0] for text in notes.texts] == ["the transformers are the same"]
+    assert [text.partition(",")[0] for text in notes.texts] == ["the weights are the same"]
     (tmp_path / "link").symlink_to(tiny_repo)
     with pytest.raises(UsageError, match="are the same folder"):
         open_subjects(tiny_repo, tmp_path / "link", notes)

@@ -569,7 +569,11 @@ DISAGREE = "config.json and quantization_config.json disagree on weights_dtype"
         (spoil(WEIGHTS_FILE, b"pt", b"px"), errors.MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
         (spoil("transformer/config.json", b'"uint4"', b'"int4"'), errors.MalformedCheckpoint, f": config: {DISAGREE}"),
         (spoil(MANIFEST, b" 6109056", b" 6109057"), errors.MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
-        (spoil(MANIFEST, WEIGHTS_FILE.encode(), b"transformer/x"), errors.MalformedCheckpoint, f"/{WEIGHTS_FILE}: {DIFFERS}"),
+        (
+            spoil(MANIFEST, WEIGHTS_FILE.encode(), b"transformer/x"),
+            errors.MalformedCheckpoint,
+            f"/{WEIGHTS_FILE}: {DIFFERS}",
+        ),
         (lambda release: write_holes(release / WEIGHTS_FILE, ONE), errors.UnsupportedCheckpoint, PLAIN),
     ],
 )

@@ -180,7 +180,8 @@ class Course:
 
     def _verify(self, *arguments: str, offline: bool = False) -> dict[str, Any]:
         report = self._lensconv("verify", *arguments, offline=offline)
-        failed = [f"{check['name']}: {check['detail']}" for check in report["checks"] if not check["ok"]]
+        checks = [check for check in report["checks"] if not check["ok"]]
+        failed = [": ".join(filter(None, (check["component"], check["name"], check["detail"]))) for check in checks]
         if failed:
             raise ReleaseError("; ".join(failed))
         return report

@@ -21,7 +21,7 @@ from converter.measurement.benchmark.machine_probe import probe_machine
 from converter.measurement.benchmark.measuring import Bench
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.pairing import timing_count
-from converter.measurement.benchmark.subjects import Subject, open_subjects
+from converter.measurement.benchmark.subjects import Subject, find_summary, open_subjects
 from converter.measurement.benchmark.trace_files import FLAT_FIELD, TRACES_FOLDER, remove_traces
 from converter.measurement.benchmark.trajectory import TrajectoryMeasurement
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder, write_evidence
@@ -277,12 +277,14 @@ def _note_environment(environment: Mapping[str, Any], reporter: Reporter) -> Non
 
 
 def _note_differences(subjects: Sequence[Subject], reporter: Reporter) -> None:
-    """Say when more than the transformer differs, since quantization is not the cause of that."""
+    """Say when more differs than what was quantized, since quantization is not the cause of that."""
     first, second = (subject.components for subject in subjects)
-    others = [name for name in first if name != "transformer" and first[name] != second[name]]
+    quantized = [*subjects[1].repo.quantizations] or ["transformer"]
+    others = [name for name in first if name not in quantized and first[name] != second[name]]
     if others:
         reporter.note(
-            f"the repos differ in more than the transformer: {', '.join(others)}; figures include these differences"
+            f"the repos differ in more than the {' and the '.join(quantized)}: {', '.join(others)}; figures include "
+            "these differences"
         )
 
 
@@ -301,6 +303,6 @@ def _drop_earlier(output: Path, quantized: Path) -> None:
 
 def _copy_summary(quantized: Subject, output: Path) -> None:
     """Copy the quantization summary of the release to the measurements."""
-    file, copy = quantized.repo.folder / SUMMARY_NAME, output / SUMMARY_NAME
-    if file.is_file() and not (copy.exists() and copy.samefile(file)):
+    file, copy = find_summary(quantized.repo), output / SUMMARY_NAME
+    if file is not None and not (copy.exists() and copy.samefile(file)):
         replace_file(copy, file.read_bytes())

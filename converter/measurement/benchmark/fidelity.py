@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from converter.console import Reporter
-from converter.errors import LensconvError
+from converter.errors import LensconvError, UnsupportedCheckpoint
+from converter.libraries import COMPARING_BYTES, require_library_memory
 from converter.measurement.benchmark.subjects import Subject
 from converter.measurement.comparison.compare import Comparison
 from converter.measurement.comparison.pairs import ImagePair
 from converter.measurement.evidence.names import ORIGINAL, QUANTIZED
-from converter.verification.verify import verify
+from converter.verification.audit import Audit
+from converter.verification.audited import open_audits
+from converter.verification.checks import check_repo
+from converter.verification.copied import is_quantized
+from converter.verification.measures import Fidelity, join_fidelities
+from converter.verification.report import about
+from converter.verification.sources import open_sources
 
 
 def compare_images(output: Path, matrix: Mapping[str, Any], reporter: Reporter) -> dict[str, Any] | None:
@@ -59,30 +67,62 @@ def compare_images(output: Path, matrix: Mapping[str, Any], reporter: Reporter) 
 
 
 def compare_weights(subjects: Mapping[str, Subject], reporter: Reporter) -> dict[str, Any] | None:
-    """Compare the transformers' weights, by family.
+    """Compare the weights of every component that was quantized, by family.
 
     Args:
         subjects: the models, by name.
         reporter: shows progress and notes.
 
     Returns:
-        Content of ``weight_fidelity.json``; None if they cannot be compared.
+        Content of ``weight_fidelity.json``; None if no component can be compared.
     """
     original, quantized = subjects[ORIGINAL].repo, subjects[QUANTIZED].repo
-    if quantized.quantization is None:
+    if not quantized.uses_sdnq:
         reporter.note("the second model is not quantized; weights were not compared")
         return None
-    try:
-        report = verify(quantized.folder, components=["transformer"], against=original.folder, reporter=reporter)
-    except (LensconvError, MemoryError) as error:
-        # Everything else is measured by now, and stays.
-        reporter.note(f"weights were not compared: {str(error) or 'there is not enough memory'}")
+    audits: Sequence[Audit] = ()
+    with _noting("weights", reporter):
+        audits = open_audits(quantized.folder)
+        # What the manifest does not describe was quantized in the source already.
+        audits = [audit for audit in audits if audit.described is not None] or audits
+    found: dict[str, Fidelity] = {}
+    for audit in audits:
+        with _noting(f"weights of {audit.name}" if len(audits) > 1 else "weights", reporter):
+            found[audit.name] = _compare(audit, original.folder, reporter)
+    if not found:
         return None
-    for check in report.checks:
+    checks = check_repo(audits)
+    for name, part in found.items():
+        checks += about(name if len(audits) > 1 else "", part.checks)
+    for check in checks:
         if not check.ok:
             reporter.note(f"weights: the check '{check.title}' failed: {check.detail}")
+    # Names of families begin with the component's if there are several, even if only one could be compared.
+    nothing = Fidelity((), ())
+    joined = join_fidelities({audit.name: found.get(audit.name, nothing) for audit in audits})
     return {
         "schema": "lensconv.weights/1",
         "sources": {name: subject.source() for name, subject in subjects.items()},
-        "fidelity": dict(report.fidelity),
+        "fidelity": joined.to_dict(),
     }
+
+
+def _compare(audit: Audit, original: Path, reporter: Reporter) -> Fidelity:
+    """Compare one component with its namesake."""
+    require_library_memory(COMPARING_BYTES)
+    (source,) = open_sources(original, [audit], None)
+    if is_quantized(source):
+        raise UnsupportedCheckpoint(f"{source.folder}: is quantized as well")
+    # Imported here: it imports torch.
+    from converter.verification.fidelity import measure_fidelity
+
+    return measure_fidelity(audit, source, reporter=reporter)
+
+
+@contextmanager
+def _noting(what: str, reporter: Reporter) -> Iterator[None]:
+    """Say why something could not be compared; everything else is measured by now, and stays."""
+    try:
+        yield
+    except (LensconvError, MemoryError) as error:
+        reporter.note(f"{what} were not compared: {str(error) or 'there is not enough memory'}")

@@ -14,13 +14,14 @@ from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.files import list_folder
 from converter.checkpoint.header import Header
 from converter.console import Progress, Reporter
-from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
-from converter.errors import MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable
+from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile, read_manifest
+from converter.errors import InputError, MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable
 from converter.measurement.benchmark.changes import file_states
 from converter.measurement.evidence.files import SUMMARY_HINT, read_evidence
 from converter.measurement.evidence.names import ORIGINAL, QUANTIZED
 from converter.measurement.generation.repo import COMPONENT_CLASSES, WEIGHTS, PipelineRepo, open_pipeline
 from converter.verification.audit import Audit
+from converter.verification.audited import open_audits
 
 #: The Hub's cache stores a repo as models--OWNER--NAME/snapshots/REVISION.
 _CACHED_REPO = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})$")
@@ -43,12 +44,12 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """What tables call the model."""
-        quantization = self.repo.quantization
-        if quantization is None:
-            return f"Original {self.repo_id.rpartition('/')[2]}" if self.name == ORIGINAL else "Not quantized"
-        kind = "dynamic" if quantization.get("use_dynamic_quantization") else "static"
-        return f"SDNQ {printable(str(quantization.get('weights_dtype')))} {kind}"
+        """What tables call the model; components other than the transformer are named."""
+        if self.name == ORIGINAL and self.repo.quantization is None:
+            return f"Original {self.repo_id.rpartition('/')[2]}"
+        found = self.repo.quantizations.items()
+        methods = [f"{'' if name == 'transformer' else f'{name} '}{_method(config)}" for name, config in found]
+        return f"SDNQ {', '.join(methods)}" if methods else "Not quantized"
 
     @property
     def repo_id(self) -> str:
@@ -86,11 +87,14 @@ class Subject:
         return found
 
     def source(self) -> dict[str, Any]:
-        """Return the transformer's files, as evidence names them."""
+        """Return the weight files, as evidence names them."""
+        files = {name: [file.to_dict() for file in found] for name, found in self.weights.items()}
+        transformer = files.pop("transformer")
         return {
             "repo_id": self.repo_id,
             "revision": self.revision,
-            "transformer": [file.to_dict() for file in self.weights["transformer"]],
+            "transformer": transformer,
+            "components": files,
         }
 
     def footprint(self) -> dict[str, Any]:
@@ -124,27 +128,41 @@ def open_subjects(original: Path, quantized: Path, reporter: Reporter) -> tuple[
     repos = [open_pipeline(folder) for folder in (original, quantized)]
     if original.samefile(quantized):
         raise UsageError(f"{original} and {quantized} are the same folder", "Give the original and a quantized repo.")
-    if repos[0].quantization is not None and repos[1].quantization is None:
+    if repos[0].uses_sdnq and not repos[1].uses_sdnq:
         raise UsageError(f"{original} is quantized, and {quantized} is not", "Give the original first.")
     for repo in repos:
         _check_summary(repo)
         # It is read again after the measurements, which must not be lost to a malformed config.
-        Audit(repo.folder)
+        open_audits(repo.folder)
     states = [file_states(repo.weight_files) for repo in repos]
     # A file that both repos have, even under different names, is read once.
     sizes = {(device, inode): size for state in states for device, inode, size, _ in state.values()}
     with reporter.progress("checksums", sum(sizes.values())) as shown:
         digests: dict[tuple[int, int], str] = {}
         weights = [_hash_weights(repo, state, digests, shown) for repo, state in zip(repos, states, strict=True)]
-    first, second = ({file.sha256 for file in files["transformer"]} for files in weights)
+    first, second = ({name: {file.sha256 for file in found} for name, found in files.items()} for files in weights)
     if first == second:
-        reporter.note(
-            "the transformers are the same, file by file; differences in time show how exact the measurement is"
-        )
+        reporter.note("the weights are the same, file by file; differences in time show how exact the measurement is")
     return (
         Subject(ORIGINAL, repos[0], weights[0], states[0]),
         Subject(QUANTIZED, repos[1], weights[1], states[1]),
     )
+
+
+def find_summary(repo: PipelineRepo) -> Path | None:
+    """Return the summary of the transformer's quantization; None if there is none.
+
+    The keys of a summary call every component the transformer. Earlier versions wrote one for others, too, which only
+    the manifest shows.
+    """
+    file = repo.folder / SUMMARY_NAME
+    try:
+        manifest = read_manifest(repo.folder)
+    except InputError:
+        # The summary itself is compared with the headers.
+        manifest = None
+    is_about_it = manifest is None or manifest.main.name in ("", "transformer")
+    return file if is_about_it and file.is_file() else None
 
 
 def _check_summary(repo: PipelineRepo) -> None:
@@ -154,8 +172,8 @@ def _check_summary(repo: PipelineRepo) -> None:
         EvidenceError: it contradicts itself.
         UnsupportedCheckpoint: it contradicts the headers.
     """
-    file = repo.folder / SUMMARY_NAME
-    if not file.is_file():
+    file = find_summary(repo)
+    if file is None:
         return
     _, content = read_evidence(file)
     shown = sum(content["quant_transformer_dtypes"].values())
@@ -179,6 +197,11 @@ def _hash_weights(
         return ReleaseFile(header.file.name, header.file_bytes, known[device, inode])
 
     return {name: tuple(map(hashed, checkpoint.headers)) for name, checkpoint in repo.weights.items()}
+
+
+def _method(quantization: Mapping[str, Any]) -> str:
+    kind = "dynamic" if quantization.get("use_dynamic_quantization") else "static"
+    return f"{printable(str(quantization.get('weights_dtype')))} {kind}"
 
 
 def _digest(file: Path, progress: Progress) -> str:

@@ -70,9 +70,16 @@ class PipelineRepo:
         return _quantization(self.transformer, "sdnq")
 
     @property
+    def quantizations(self) -> dict[str, dict[str, Any]]:
+        """SDNQ's configuration of each component that it has quantized, by name; the transformer comes first."""
+        names = sorted(self.weights, key=lambda name: name != "transformer")
+        found = {name: _quantization(self.weights[name], "sdnq") for name in names}
+        return {name: config for name, config in found.items() if config is not None}
+
+    @property
     def uses_sdnq(self) -> bool:
         """Whether SDNQ has quantized a component."""
-        return any(_quantization(checkpoint, "sdnq") is not None for checkpoint in self.weights.values())
+        return bool(self.quantizations)
 
     @property
     def has_packed_text_encoder(self) -> bool:

@@ -115,7 +115,8 @@ def read_beside(folder: Path, name: str) -> bytes:
 def _check_sources(file: Path, source: Mapping[str, Any], release: CardRelease) -> tuple[str, ...]:
     """Refuse measurements of other weights; return the quantized components whose weights are not named."""
     measured = {
-        name: {entry["name"]: entry["sha256"] for entry in entries} for name, entries in measured_weights(source).items()
+        name: {entry["name"]: entry["sha256"] for entry in entries}
+        for name, entries in measured_weights(source).items()
     }
     if TRANSFORMER not in release.components:
         # The denoiser has another name, or none outside of a pipeline; measurements call it the transformer.

@@ -81,7 +81,9 @@ class CardRelease:
     @property
     def whole(self) -> WholeFootprint:
         """Footprint of the release with its other components."""
-        output, source = (sum(sizes) for sizes in zip(*((c.bytes, c.source_bytes) for c in self.converted), strict=True))
+        output, source = (
+            sum(sizes) for sizes in zip(*((c.bytes, c.source_bytes) for c in self.converted), strict=True)
+        )
         return whole_footprint(output, source, self.others)
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from converter.measurement.evidence.names import MODEL_TITLES, MODELS
+from converter.measurement.evidence.weights import measured_weights
 from converter.presentation.tables.figures import count
 from converter.presentation.tables.table import NOTHING, Code, Table
 
@@ -64,7 +65,7 @@ def settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def sources_table(sources: Mapping[str, Any]) -> Table:
-    """Return the files of both transformers with their checksums.
+    """Return the weight files of both models with their checksums.
 
     Args:
         sources: ``sources`` in a file of measurements.
@@ -72,8 +73,10 @@ def sources_table(sources: Mapping[str, Any]) -> Table:
     rows: list[list[object]] = []
     for model, title in zip(MODELS, MODEL_TITLES, strict=True):
         source = sources[model]
-        for file in source["transformer"]:
-            cells = [Code(file["name"]), count(file["bytes"]), Code(file["sha256"])]
+        weights = measured_weights(source)
+        for name, file in ((name, file) for name, files in weights.items() for file in files):
+            path = f"{name}/{file['name']}" if len(weights) > 1 else file["name"]
+            cells = [Code(path), count(file["bytes"]), Code(file["sha256"])]
             rows.append([title, source["repo_id"], source.get("revision") or NOTHING, *cells])
     return Table(["Model", "Repository", "Revision", "File", "Bytes", "sha256"], rows, "llllrl")
 
