@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
@@ -140,11 +140,20 @@ def _describe_release(release: CardRelease) -> dict[str, Any]:
         "components": to_markdown(release_tables.components_table(release)) if is_pipeline else None,
         "has_others": bool(release.others),
         "kept": release.kept,
-        "matmul": [component.name or TRANSFORMER for component in release.converted if component.uses_matmul],
+        "matmul": [Markdown(name) for name in _with_matmul(release)],
         "encoder_quantization": release.quantizations.get("text_encoder", ""),
         "converted_before": [name for name, method in release.quantizations.items() if method == "sdnq"],
         "source_files": to_markdown(release_tables.source_table(release)),
     }
+
+
+def _with_matmul(release: CardRelease) -> Iterator[str]:
+    """Yield the attributes of a pipeline whose configurations ask for quantized matrix products."""
+    for component in release.converted:
+        name = component.name or TRANSFORMER
+        # Any folder can be called a component; programs can name few.
+        if component.uses_matmul and name.isidentifier():
+            yield name
 
 
 def _describe_component(component: CardComponent) -> dict[str, Any]:

@@ -81,9 +81,8 @@ class CardRelease:
     @property
     def whole(self) -> WholeFootprint:
         """Footprint of the release with its other components."""
-        output, source = (
-            sum(sizes) for sizes in zip(*((c.bytes, c.source_bytes) for c in self.converted), strict=True)
-        )
+        output = sum(component.bytes for component in self.converted)
+        source = sum(component.source_bytes for component in self.converted)
         return whole_footprint(output, source, self.others)
 
     @property

@@ -116,13 +116,12 @@ def _by_component(label: str, values: Mapping[str, object]) -> list[list[object]
 
 def source_table(release: CardRelease) -> Table:
     """Return the files of the source."""
-    is_one = len(release.converted) == 1
-    rows = [
-        [Code(file["name"] if is_one else f"{component.name}/{file['name']}")]
-        + [count(file["bytes"]), Code(file["header_sha256"])]
+    files = [
+        (f"{component.name}/" if len(release.converted) > 1 else "", file)
         for component in release.converted
         for file in component.described.source.get("files", ())
     ]
+    rows = [[Code(place + file["name"]), count(file["bytes"]), Code(file["header_sha256"])] for place, file in files]
     return Table(["Source file", "Bytes", "sha256 of its header"], rows, "lrl")
 
 
