@@ -208,6 +208,17 @@ def test_measurements_with_other_files_are_stale(change: str, release: Path, tmp
         card_of(release, measured(tmp_path / "evidence", weights))
 
 
+def test_measurements_without_one_of_the_shards_are_stale(pipeline: Path, tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    convert(pipeline, release, options=ConvertOptions(components=(ENCODER,), shard_bytes=300_000))
+    weights = weights_of(release, "transformer", ENCODER)
+    assert len(weights[ENCODER]) > 1
+    card_of(release, measured(tmp_path / "evidence", weights))
+    weights[ENCODER].pop()
+    with pytest.raises(EvidenceError, match="is stale: the sha256 of the weights"):
+        card_of(release, measured(tmp_path / "evidence", weights))
+
+
 def test_damage_in_the_second_component_is_found(release: Path) -> None:
     write_card(release, "Tiny")
     assert (

@@ -97,12 +97,8 @@ class CardRelease:
 
         Its keys call every component the transformer; earlier versions wrote one for others, too.
         """
-        return read_json(self.root / SUMMARY_NAME) if self.has_summary and self.main.is_denoiser else None
-
-    @property
-    def has_summary(self) -> bool:
-        """Whether ``convert`` wrote a summary."""
-        return SUMMARY_NAME in self.written
+        is_about_it = SUMMARY_NAME in self.written and self.main.is_denoiser
+        return read_json(self.root / SUMMARY_NAME) if is_about_it else None
 
     def figures(self) -> dict[str, Any]:
         """Return sizes and numbers of the main component, and the size of the whole pipeline, for templates."""
