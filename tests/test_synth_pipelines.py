@@ -105,7 +105,7 @@ def test_a_component_fits_its_class(repos: Path, preset: str, model: Model, tmp_
     ids=[f"{preset}-{model.name}" for preset, model in MODELS if model.name != "vae"],
 )
 def test_a_conversion_quantizes_denoisers_and_text_encoders(repos: Path, preset: str, model: Model) -> None:
-    planned = plan(repos / preset, options=ConvertOptions(component=model.name))
+    planned = plan(repos / preset, options=ConvertOptions(components=(model.name,)))
     assert len(planned.plan.modules) >= 10
 
 
