@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from converter.measurement.benchmark.bench import BenchReport
 
-#: Options of `generate` that a benchmark chooses itself.
-_CHOSEN = ("seed", "offload", "features", "overwrite")
+#: Options of `generate` that a benchmark chooses itself, or that Lens, which alone is measured, does not take.
+_CHOSEN = ("seed", "offload", "features", "overwrite", "max_sequence_length")
 
 
 @click.command(

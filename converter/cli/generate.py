@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from converter.measurement.generation.options import GenerateOptions
 @output_options
 @pass_console
 def command(console: Console, /, repo: Path, prompt: str, output: Path, **options: Any) -> None:
-    """Generate an image with the Lens pipeline in the folder REPO.
+    """Generate an image with the pipeline in the folder REPO.
 
-    The transformer in REPO may be the original or a quantized one. To save memory, the text encoder is freed before
-    the transformer is loaded. If the machine does not have enough memory, the command stops before it loads anything.
+    REPO may be an original or a quantized one, of Lens or of any pipeline of the installed diffusers that makes an
+    image of a prompt. Code in a repo is never run. For Lens, the text encoder is freed before the transformer is
+    loaded, to save memory. If the machine does not have enough memory, the command stops before it loads anything.
     The PNG contains the settings.
     """
     # Imported late, since it takes seconds; errors in the command line are reported before.
@@ -37,15 +39,29 @@ def command(console: Console, /, repo: Path, prompt: str, output: Path, **option
     module = load_library("converter.measurement.generation.generate", generates=True, needed=PIPELINE_BYTES)
     report = module.generate(repo, prompt, output, GenerateOptions(**options), reporter=console)
     settings = report.settings
-    quantization = settings["quantization"]
-    kind = f"SDNQ {quantization['weights_dtype']}" if quantization else "not quantized"
+    kind = _quantization_text(settings["quantization"])
     memory = f"peak memory {readable_size(report.peak_rss_bytes)}"
     if report.peak_device_bytes is not None:
         predicted = readable_size(report.predicted_device_memory_bytes)
         memory += f", peak GPU memory {readable_size(report.peak_device_bytes)} ({predicted} predicted)"
     console.result(
         report.to_dict(),
-        f"{report.image}: {settings['width']}x{settings['height']}, {settings['steps']} steps, guidance "
-        f"{settings['guidance']:g}, seed {settings['seed']}, {settings['dtype']} on {settings['device']}, {kind}, "
+        f"{report.image}: {settings['width']}x{settings['height']}, {_schedule_text(settings)}"
+        f"seed {settings['seed']}, {settings['dtype']} on {settings['device']}, {kind}, "
         f"{report.elapsed_s:.1f} s, {memory}.",
     )
+
+
+def _schedule_text(settings: Mapping[str, Any]) -> str:
+    """Steps and guidance, as far as the pipeline takes them."""
+    steps, guidance = settings["steps"], settings["guidance"]
+    return f"{steps} steps, " * (steps is not None) + (f"guidance {guidance:g}, " if guidance is not None else "")
+
+
+def _quantization_text(quantization: Mapping[str, Any] | None) -> str:
+    """How the model of Lens is quantized, or the components of another pipeline."""
+    if not quantization:
+        return "not quantized"
+    if "weights_dtype" in quantization:
+        return f"SDNQ {quantization['weights_dtype']}"
+    return "SDNQ " + ", ".join(f"{value['weights_dtype']} ({name})" for name, value in quantization.items())

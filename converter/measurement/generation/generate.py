@@ -1,8 +1,8 @@
-"""Generate an image with a Lens repo, original or quantized.
+"""Generate an image with a repo, original or quantized.
 
-The text encoder needs the most memory, and only once: it is loaded first, encodes the prompts, and is released before
-the transformer and the autoencoder are loaded. The memory is predicted from headers, and compared with what is free
-before anything is loaded.
+Lens has a path of its own. Its text encoder needs the most memory, and only once: it is loaded first, encodes the
+prompts, and is released before the transformer and the autoencoder are loaded. The memory is predicted from headers,
+and compared with what is free before anything is loaded.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import torch
 
 from converter._version import __version__
 from converter.console import SILENT, Reporter, readable_size
-from converter.errors import ImageError
-from converter.libraries import package_versions, sdnq_compiles
+from converter.libraries import package_versions
 from converter.measurement.generation.compiling import compiling
 from converter.measurement.generation.devices import choose_device, use_device
 from converter.measurement.generation.encoding import PromptStage
@@ -26,14 +25,14 @@ from converter.measurement.generation.image_file import refuse_output, write_ima
 from converter.measurement.generation.loading import blaming, choose_int8, forwarding_logs, import_sdnq, load_pipeline
 from converter.measurement.generation.memory import DTYPE_BYTES, loaded_bytes, predict_memory, require_memory
 from converter.measurement.generation.options import GenerateOptions
-from converter.measurement.generation.repo import PipelineRepo, open_pipeline
+from converter.measurement.generation.pipeline_drawing import Drawn, draw_with_pipeline, not_finite
+from converter.measurement.generation.quantization import describe_layers
+from converter.measurement.generation.repo import PipelineRepo, names_another_pipeline, open_pipeline
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.memory import peak_rss_bytes
-from converter.models.int8_kernels import find_int8_kernel
 from converter.models.lens.features import PromptFeatures
 from converter.models.lens.int8_chain import uses_int8_chain
 from converter.models.lens.mxfp4 import unpacking_text
-from converter.models.sdnq_layers import multiplies_quantized, quantized_layers
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,10 @@ def generate(
     """Generate an image and write it as a PNG.
 
     Args:
-        repo: folder of a Lens pipeline, original or quantized.
+        repo: folder of a pipeline of Lens or diffusers, original or quantized.
         prompt: what the image shows.
         output: the PNG to write.
-        options: how to generate it; the defaults suit the repo's variant.
+        options: how to generate it; the defaults are the pipeline's own, for Lens those of the repo's variant.
         reporter: shows progress and notes.
 
     Raises:
@@ -91,17 +90,33 @@ def generate(
         MemoryLimitError: there is not enough memory.
         CompilerError: the blocks cannot be compiled.
         OutputError: the image cannot be written there.
-        ImageError: the model computed values that are not finite.
+        ImageError: the model computed values that are not finite, or its safety checker blacked the image out.
     """
     options = options or GenerateOptions()
     started = time.monotonic()
+    draw = draw_with_pipeline if names_another_pipeline(repo) else _draw_with_lens
+    drawn = draw(repo, prompt, output, options, reporter)
+    is_cuda = drawn.device.type == "cuda"
+    return GenerateReport(
+        image=output,
+        settings=drawn.settings,
+        offload=options.offload,
+        predicted_memory_bytes=drawn.need.host,
+        predicted_device_memory_bytes=drawn.need.device if is_cuda else None,
+        peak_rss_bytes=peak_rss_bytes(),
+        peak_device_bytes=torch.cuda.max_memory_allocated(drawn.device) if is_cuda else None,
+        elapsed_s=time.monotonic() - started,
+    )
+
+
+def _draw_with_lens(repo: Path, prompt: str, output: Path, options: GenerateOptions, reporter: Reporter) -> Drawn:
+    """Generate an image with a Lens repo, and write it; see ``generate``."""
     opened = open_pipeline(repo)
     settings = choose_settings(opened, prompt, options)
     refuse_output(output, overwrite=options.overwrite)
     device = choose_device(options.device)
     use_device(device)
-    is_cuda = device.type == "cuda"
-    if is_cuda:
+    if device.type == "cuda":
         # Earlier work of this process does not count.
         torch.cuda.reset_peak_memory_stats(device)
     stage = PromptStage(opened, settings, device, options.offload, options.features)
@@ -131,16 +146,7 @@ def generate(
     image = _run(pipeline, opened, settings, features, reporter)
     metadata = image_metadata(settings, device, opened, pipeline)
     write_image(image, output, metadata)
-    return GenerateReport(
-        image=output,
-        settings=metadata,
-        offload=options.offload,
-        predicted_memory_bytes=need.host,
-        predicted_device_memory_bytes=need.device if is_cuda else None,
-        peak_rss_bytes=peak_rss_bytes(),
-        peak_device_bytes=torch.cuda.max_memory_allocated(device) if is_cuda else None,
-        elapsed_s=time.monotonic() - started,
-    )
+    return Drawn(metadata, need, device)
 
 
 def image_metadata(settings: Settings, device: torch.device, repo: PipelineRepo, pipeline: Any) -> dict[str, Any]:
@@ -166,16 +172,8 @@ def describe_quantization(repo: PipelineRepo, transformer: Any, device: torch.de
     """
     if repo.quantization is None:
         return None
-    layers = quantized_layers(transformer)
-    in_use = {layer.sdnq_dequantizer.quantized_matmul_dtype for layer in layers if multiplies_quantized(layer)}
-    return {
-        "weights_dtype": repo.quantization.get("weights_dtype"),
-        "layers": len(layers),
-        "quantized_matmul": ", ".join(sorted(in_use)) or None,
-        "int8_kernel": find_int8_kernel(device).name if "int8" in in_use else None,
-        "int8_chain": uses_int8_chain(transformer),
-        "sdnq_compiles": sdnq_compiles(),
-    }
+    described = describe_layers(transformer, repo.quantization, device)
+    return {**described, "int8_chain": uses_int8_chain(transformer)}
 
 
 def call_arguments(settings: Settings) -> dict[str, Any]:
@@ -197,10 +195,7 @@ def refuse_not_finite(latents: torch.Tensor) -> None:
         ImageError: there are such values.
     """
     if not latents.isfinite().all():
-        raise ImageError(
-            "the model computed numbers that are not finite",
-            "Check the weights with `lensconv verify`, or compute in another --dtype.",
-        )
+        raise not_finite()
 
 
 def _load(repo: PipelineRepo, settings: Settings, device: torch.device, offload: str, reporter: Reporter) -> Any:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 import torch
@@ -44,7 +44,15 @@ _UNCOMPILED = {
 }
 
 
-def import_sdnq(repo: PipelineRepo, device: torch.device, reporter: Reporter = SILENT) -> None:
+class QuantizedRepo(Protocol):
+    """A repo that says whether it needs SDNQ."""
+
+    @property
+    def uses_sdnq(self) -> bool:
+        """Whether SDNQ has quantized a component."""
+
+
+def import_sdnq(repo: QuantizedRepo, device: torch.device, reporter: Reporter = SILENT) -> None:
     """Import SDNQ if the repo needs it; on an accelerator, it may compile its functions.
 
     Otherwise diffusers would import it, and it would compile on a CPU, too.

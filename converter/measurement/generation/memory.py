@@ -28,7 +28,7 @@ _DECODING_CHANNELS = 128
 #: int32 sums need more, and so does float32.
 _LIVE_WIDTHS = 24
 #: Memory of libraries and buffers, in addition to the weights.
-_OVERHEAD_BYTES = 300_000_000
+OVERHEAD_BYTES = 300_000_000
 #: The part of it that the libraries have taken when ``require_memory`` is called. A tiny repo, of which 310 MB are
 #: predicted, then needs 100 MB more on a CPU, by control groups of falling limits.
 _LOADED_BYTES = 200_000_000
@@ -45,6 +45,8 @@ class MemoryNeed:
     host: int
     device: int
     """Memory on the accelerator; 0 without one."""
+    weights_only: bool = False
+    """Whether only the weights were counted, so that it is more."""
 
 
 def predict_memory(
@@ -80,7 +82,7 @@ def predict_memory(
     kept, stays = (encoder, packed) if keeps_encoder else (0, 0)
     together = kept + transformer + vae + max(denoising, decoding)
     if on_cpu:
-        return MemoryNeed(max(encoder, together) + _OVERHEAD_BYTES, 0)
+        return MemoryNeed(max(encoder, together) + OVERHEAD_BYTES, 0)
     off_device = max(encoder, kept - stays + transformer + vae)
     host, device = {
         "none": (max(encoder, transformer, vae), max(encoder, together)),
@@ -95,7 +97,7 @@ def predict_memory(
             ),
         ),
     }[offload]
-    return MemoryNeed(host + _OVERHEAD_BYTES, device + _OVERHEAD_BYTES)
+    return MemoryNeed(host + OVERHEAD_BYTES, device + OVERHEAD_BYTES)
 
 
 def loaded_bytes(checkpoint: Checkpoint, size: int, *, unpacks: bool = False) -> int:
@@ -126,9 +128,8 @@ def require_memory(need: MemoryNeed, device: torch.device) -> None:
         ("GPU memory", need.device, device_free, ""),
     ):
         if wanted > free:
-            reason = (
-                f"generating takes about {readable_size(wanted)} more {where}, but only {readable_size(free)} are free"
-            )
+            size = f"{'at least' if need.weights_only else 'about'} {readable_size(wanted)}"
+            reason = f"generating takes {size} more {where}, but only {readable_size(free)} are free"
             raise MemoryLimitError(reason + limit, f"Close other programs. {LESS_MEMORY}")
 
 

@@ -38,27 +38,40 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
 class GenerateOptions:
     """How to generate an image; the repo, the prompt and the output file come in addition."""
 
-    negative_prompt: str = option("", "What to avoid in the image.")
+    negative_prompt: str = option("", "What to avoid in the image; refused where the pipeline does not use it.")
     seed: int = option(0, "Seed of the noise, which is the same on every device.", range=(0, MAXIMUM_SEED))
     steps: int | None = option(
-        None, "Denoising steps.  [default, by folder name: 20; Lens-Turbo 4, Lens-Base 50]", range=(1, MAXIMUM_STEPS)
+        None,
+        "Denoising steps.  [default: the pipeline's own; for Lens, by folder name: 20; Lens-Turbo 4, Lens-Base 50]",
+        range=(1, MAXIMUM_STEPS),
     )
     guidance: float | None = option(
-        None, "Guidance scale; 1 turns it off.  [default, by folder name: 5; Lens-Turbo 1]", range=(0.0, 1000.0)
+        None,
+        "Guidance scale; 1 turns it off. It is guidance_scale of the pipeline's call; for Qwen-Image, true_cfg_scale.  "
+        "[default: the pipeline's own; for Lens, by folder name: 5; Lens-Turbo 1]",
+        range=(0.0, 1000.0),
     )
     base_resolution: int | None = option(
         None,
-        "Side of a square image in pixels; images of other aspect ratios have about the same area.  "
+        "Lens only: side of a square image in pixels; images of other aspect ratios have about the same area.  "
         "[default: 1440; for a model of `synth --preset tiny`, its own size]",
         choices=tuple(RESOLUTIONS),
     )
-    aspect_ratio: str | None = option(None, "Ratio of width to height.  [default: 1:1]", choices=ASPECT_RATIOS)
+    aspect_ratio: str | None = option(
+        None, "Lens only: ratio of width to height.  [default: 1:1]", choices=ASPECT_RATIOS
+    )
     height: int | None = option(
         None,
-        "Height in pixels, a multiple of 16; use it with --width, instead of --base-resolution and --aspect-ratio.",
+        "Height in pixels, for Lens a multiple of 16; use it with --width, instead of --base-resolution and "
+        "--aspect-ratio.  [default: the pipeline's own]",
         kind="count",
     )
-    width: int | None = option(None, "Width in pixels, a multiple of 16; use it with --height.", kind="count")
+    width: int | None = option(None, "Width in pixels, for Lens a multiple of 16; use it with --height.", kind="count")
+    max_sequence_length: int | None = option(
+        None,
+        "Most tokens of a prompt that are encoded, if the pipeline lets one choose.  [default: the pipeline's own]",
+        kind="count",
+    )
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N.")
     dtype: str = option("bfloat16", "Dtype of the computation.", choices=("bfloat16", "float32"))
     offload: str = option(
@@ -68,25 +81,27 @@ class GenerateOptions:
     )
     compile: str = option(
         "none",
-        "What torch compiles: none (nothing), blocks (the repeated block of the transformer, once for all blocks and "
+        "What torch compiles: none (nothing), blocks (the repeated block of the denoiser, once for all blocks and "
         "steps, when it first runs).",
         choices=COMPILES,
     )
     int8: str = option(
         "sdnq",
-        "How quantized layers multiply in int8: sdnq (each by itself), chain (together with the operations before "
-        "them, if the results agree; not yet measured on a GPU).",
+        "Lens only: how quantized layers multiply in int8: sdnq (each by itself), chain (together with the operations "
+        "before them, if the results agree; not yet measured on a GPU).",
         choices=INT8_METHODS,
     )
     features: Path | None = field(
         default=None,
         metadata={
-            "help": "Folder to keep encoded prompts in; for prompts that are in it, the text encoder is not loaded.",
+            "help": "Lens only: folder to keep encoded prompts in; for prompts that are in it, the text encoder is not "
+            "loaded.",
             "kind": "path",
         },
     )
     date: str = option(
-        PROMPT_DATE, "Date, as YYYY-MM-DD, that is passed to the text encoder with the prompt; images depend on it."
+        PROMPT_DATE,
+        "Lens only: date, as YYYY-MM-DD, that is passed to the text encoder with the prompt; images depend on it.",
     )
     overwrite: bool = option(False, "Replace an existing file.")
 

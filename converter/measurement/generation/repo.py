@@ -15,6 +15,7 @@ from converter.checkpoint.files import read_json
 from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, open_checkpoint
 from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint
 from converter.models.lens.layout import CLASS_NAME, PIPELINE_CLASS_NAME, LensConfig, lens_tensors
+from converter.models.pipelines import MODULAR_INDEX
 
 #: Class names of each component, in repos of microsoft/Lens and in copies saved by newer libraries.
 COMPONENT_CLASSES: dict[str, tuple[str, ...]] = {
@@ -111,6 +112,18 @@ def _quantization(checkpoint: Checkpoint, method: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("quant_method") == method else None
 
 
+def names_another_pipeline(path: Path) -> bool:
+    """Whether a folder is a pipeline repo, and not one of Lens.
+
+    Raises:
+        MissingInput: its index cannot be read.
+        MalformedCheckpoint: its index is not a JSON object.
+    """
+    if not (path / PIPELINE_INDEX).is_file():
+        return (path / MODULAR_INDEX).is_file()
+    return read_json(path / PIPELINE_INDEX).get("_class_name") != PIPELINE_CLASS_NAME
+
+
 def open_pipeline(path: Path) -> PipelineRepo:
     """Open a pipeline repo: read its small files and headers, and compare them.
 
@@ -139,7 +152,7 @@ def open_pipeline(path: Path) -> PipelineRepo:
 def _check_index(file: Path, index: dict[str, Any]) -> None:
     name = index.get("_class_name")
     if name != PIPELINE_CLASS_NAME:
-        raise UnsupportedCheckpoint(f"{file}: is for {name}; lensconv generates images with {PIPELINE_CLASS_NAME}")
+        raise UnsupportedCheckpoint(f"{file}: is for {name}; only {PIPELINE_CLASS_NAME} can be measured")
     for component, classes in COMPONENT_CLASSES.items():
         entry = index.get(component)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else f"{entry!r:.80}"

@@ -60,11 +60,9 @@ def choose_settings(repo: PipelineRepo, prompt: str, options: GenerateOptions) -
     Raises:
         UsageError: a value is out of range, or two contradict each other.
     """
-    for name, text in (("prompt", prompt), ("negative-prompt", options.negative_prompt)):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UsageError(f"--{name}: is not text in UTF-8") from error
+    refuse_undecodable(prompt, options.negative_prompt)
+    if options.max_sequence_length is not None:
+        raise UsageError("--max-sequence-length: Lens does not take it")
     try:
         day = date.fromisoformat(options.date).isoformat()
     except ValueError as error:
@@ -83,6 +81,19 @@ def choose_settings(repo: PipelineRepo, prompt: str, options: GenerateOptions) -
         int8=options.int8,
         compile=options.compile,
     )
+
+
+def refuse_undecodable(prompt: str, negative_prompt: str) -> None:
+    """Refuse prompts that contain halves of surrogate pairs, as a command line that is not UTF-8 does.
+
+    Raises:
+        UsageError: one does.
+    """
+    for name, text in (("prompt", prompt), ("negative-prompt", negative_prompt)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"--{name}: is not text in UTF-8") from error
 
 
 def _choose_size(repo: PipelineRepo, options: GenerateOptions) -> tuple[int, int]:

@@ -1,0 +1,216 @@
+"""Open a pipeline repo of diffusers, and load each component with its own class; faults that loaders ignore are errors.
+
+Nothing of the repo is run: classes are those of the installed libraries, and weights are safetensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from converter.checkpoint.absent import pickle_error
+from converter.checkpoint.components import PipelineComponent, examine_components
+from converter.checkpoint.files import read_json
+from converter.console import Reporter, readable_size
+from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint
+from converter.libraries import load_library
+from converter.measurement.generation.compiling import compile_blocks
+from converter.measurement.generation.loading import blaming
+from converter.models.classes import refuse_absurd
+from converter.models.int8_kernels import find_int8_kernel, use_int8_kernel
+from converter.models.lens.layout import MAXIMUM_LAYERS
+from converter.models.pipelines import Component, Pipeline, describe_pipeline, refuse_other_output
+from converter.models.sdnq_layers import has_integer_products
+
+#: The method by which SDNQ's models are quantized, as their configs name it.
+_SDNQ = "sdnq"
+
+
+@dataclass(frozen=True)
+class OpenPipeline:
+    """A pipeline repo that makes images of prompts."""
+
+    pipeline: Pipeline
+    examined: tuple[PipelineComponent, ...]
+    """Its components, with the headers of their weights."""
+
+    @property
+    def uses_sdnq(self) -> bool:
+        """Whether SDNQ has quantized a component."""
+        return bool(self.quantizations)
+
+    @cached_property
+    def quantizations(self) -> dict[str, dict[str, Any]]:
+        """SDNQ's configurations of the components that it has quantized, by name."""
+        quantized = [item for item in self.examined if item.quantization == _SDNQ]
+        return {item.name: read_json(item.folder / "config.json")["quantization_config"] for item in quantized}
+
+    @cached_property
+    def models(self) -> dict[str, PipelineComponent]:
+        """The components that have weights, by name."""
+        return {component.name: component for component in self.examined if component.is_model}
+
+
+def open_other_pipeline(folder: Path) -> OpenPipeline:
+    """Open a repo, and compare its files.
+
+    Raises:
+        UnsupportedCheckpoint: it does not make images of prompts, or a component has weights in another format only.
+
+    For the other errors, see ``describe_pipeline``.
+    """
+    pipeline = describe_pipeline(folder)
+    refuse_other_output(pipeline)
+    examined = examine_components(folder)
+    for component in examined:
+        for problem in component.problems:
+            raise problem
+        for file in component.weights:
+            if file.suffix not in (".safetensors", ".json"):
+                raise pickle_error(file)
+    for entry in pipeline.components:
+        # Found before weights are loaded, which may take minutes.
+        _ = entry.loaded_class
+    return OpenPipeline(pipeline, examined)
+
+
+def load_tokenizers(repo: OpenPipeline) -> dict[str, Any]:
+    """Load the tokenizers, by name; they are small.
+
+    Raises: as ``load_components``.
+    """
+    return {component.name: _load_small(component) for component in repo.pipeline.tokenizers}
+
+
+def load_components(
+    repo: OpenPipeline, loaded: dict[str, Any], dtype: torch.dtype, device: torch.device | None, reporter: Reporter
+) -> Any:
+    """Load what is not loaded yet, and make the pipeline of it.
+
+    Args:
+        repo: what to load.
+        loaded: components that are loaded already, by name.
+        dtype: of the numbers.
+        device: where each model is moved once it is loaded; None to leave it on the CPU.
+        reporter: is told what is loaded.
+
+    Raises:
+        UnsupportedCheckpoint: a component cannot be loaded.
+        MalformedCheckpoint: tensors are missing.
+        MemoryLimitError: there is not enough memory.
+        DependencyError: a package is missing.
+    """
+    components = dict(loaded)
+    for component in repo.pipeline.components:
+        if component.name in components:
+            continue
+        if examined := repo.models.get(component.name):
+            reporter.note(f"loading {component.name}, {readable_size(examined.footprint.bytes)}")
+            model = _load_model(component, examined, dtype)
+            with blaming(component.folder):
+                components[component.name] = model if device is None else model.to(device)
+        else:
+            components[component.name] = _load_small(component)
+    with blaming(repo.pipeline.folder):
+        made = _construct(repo.pipeline, components)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def place(pipeline: Any, device: torch.device, offload: str) -> None:
+    """Prepare a loaded pipeline to run on a device; on a CPU, offloading does nothing.
+
+    Args:
+        pipeline: as ``load_components`` returns it.
+        device: where it runs.
+        offload: as in ``GenerateOptions``.
+    """
+    for model in models_of(pipeline).values():
+        if has_integer_products(model):
+            use_int8_kernel(model, find_int8_kernel(device))
+    if device.type == "cpu":
+        return
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        pipeline.to(device)
+
+
+def compile_denoisers(pipeline: Any, described: Pipeline) -> None:
+    """Make the repeated blocks of what denoises compile when they first run.
+
+    Raises:
+        CompilerError: torch's compiler does not work here.
+    """
+    for component in described.having("denoiser"):
+        compile_blocks(getattr(pipeline, component.name))
+
+
+def models_of(pipeline: Any) -> dict[str, torch.nn.Module]:
+    """The components of a loaded pipeline that have weights, by name."""
+    return {name: item for name, item in pipeline.components.items() if isinstance(item, torch.nn.Module)}
+
+
+def _construct(pipeline: Pipeline, components: dict[str, Any]) -> Any:
+    """Call the constructor with the components, and with the settings of the index; the rest is null or has defaults.
+
+    ``from_pretrained`` would do the same, but also load further repos that a README names.
+    """
+    arguments: dict[str, Any] = {}
+    for parameter in list(inspect.signature(pipeline.pipeline_class.__init__).parameters.values())[1:]:
+        name = parameter.name
+        if name in components:
+            arguments[name] = components[name]
+        elif name in pipeline.settings:
+            value = pipeline.settings[name]
+            # A component that is null is [null, null] in the index.
+            arguments[name] = None if value == [None, None] else value
+        elif parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            arguments[name] = None
+    with warnings.catch_warnings():
+        # Constructors warn of what they change in old configs, and of their own age.
+        warnings.simplefilter("ignore")
+        return pipeline.pipeline_class(**arguments)
+
+
+def _load_small(component: Component) -> Any:
+    """Load a component without weights."""
+    with blaming(component.folder):
+        # A class that chooses another one by the config would ask whether to run code in the repo.
+        options = {"trust_remote_code": False} if component.class_name.startswith("Auto") else {}
+        try:
+            return component.loaded_class.from_pretrained(component.folder, local_files_only=True, **options)
+        except Exception as error:
+            # The tokenizers library raises nothing more specific for a file that it cannot use.
+            if type(error) is not Exception:
+                raise
+            raise ValueError(str(error)) from error
+
+
+def _load_model(component: Component, examined: PipelineComponent, dtype: torch.dtype) -> Any:
+    """Load a component with weights, and refuse missing tensors, which loaders fill with random numbers."""
+    where, model_class = component.folder, component.loaded_class
+    config = where / "config.json"
+    tensors = sum(len(header.tensors) for header in examined.headers)
+    refuse_absurd(read_json(config), max(MAXIMUM_LAYERS, tensors), str(config))
+    if not issubclass(model_class, torch.nn.Module):
+        raise UnsupportedCheckpoint(f"{where}: {component.class_name} is not a class with weights")
+    options: dict[str, Any] = {"variant": examined.variant} if examined.variant else {}
+    is_of_diffusers = issubclass(model_class, load_library("diffusers").ModelMixin)
+    options["torch_dtype" if is_of_diffusers else "dtype"] = dtype
+    with blaming(where):
+        model, found = model_class.from_pretrained(
+            where, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
+    lacking = sorted(found["missing_keys"])
+    if lacking:
+        raise MalformedCheckpoint(where, f"is missing, and {component.class_name} needs it", tensor=lacking[0])
+    return model.eval()
