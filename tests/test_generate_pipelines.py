@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from converter import __version__, convert
 from converter.libraries import package_versions
 from converter.measurement.generation import memory
+from converter.synthesis.pipelines.presets import PIPELINES
+from converter.synthesis.synthesize import synthesize
 from tests.conftest import Lensconv, Outcome, edit_json, names_in, run_python
 from tests.forms import accepted
 from tests.generations import change_tensors, pixels
@@ -91,6 +94,50 @@ def test_the_image_is_that_of_diffusers(repo: Path, tmp_path: Path, lensconv: Le
     assert (list(layers), layers["unet"]["weights_dtype"], layers["unet"]["layers"] > 0) == (["unet"], "uint4", True)
 
 
+@pytest.mark.long
+def test_every_tiny_pipeline_draws_as_diffusers_does(tmp_path: Path, lensconv: Lensconv) -> None:
+    """Originals and quantized ones; Qwen-Image is guided with an empty negative prompt, which diffusers leaves out."""
+    calls: list[tuple[Path, dict[str, Any]]] = []
+    drawn: list[Path] = []
+    for preset in PIPELINES:
+        repo = tmp_path / preset
+        synthesize(repo, preset=preset)
+        if preset == "tiny-wan":
+            outcome = draw(lensconv, repo, tmp_path / "x.png")
+            assert outcome.code == 2
+            assert "WanPipeline makes videos; lensconv draws images only" in outcome.result["error"]["message"]
+            continue
+        quantized = tmp_path / f"{preset}-uint4"
+        convert(repo, quantized)
+        for source in (repo, quantized):
+            drawn.append(source.with_suffix(".png"))
+            outcome = draw(lensconv, source, drawn[-1], "--height", 64, "--width", 96)
+            assert outcome.code == 0, outcome.stderr
+            assert accepted(outcome.result, "generate") == []
+            assert (outcome.result["settings"]["quantization"] is None) == (source == repo)
+            more = {"negative_prompt": ""} if preset == "tiny-qwen-image" else {}
+            sizes = {"height": 64, "width": 96, "num_inference_steps": 2}
+            calls.append((source, {"prompt": "a red cube", "seed": 0, **sizes, **more}))
+    for file, image in zip(drawn, drawn_by_diffusers(tmp_path, *calls), strict=True):
+        assert (pixels(file) == image).all(), file
+
+
+@pytest.mark.long
+def test_a_size_that_is_rounded_and_each_text_encoder_that_sees_less(tmp_path: Path, lensconv: Lensconv) -> None:
+    synthesize(tmp_path / "flux", preset="tiny-flux")
+    options = ("--height", 100, "--width", 90, "--max-sequence-length", 128)
+    outcome = draw(lensconv, tmp_path / "flux", tmp_path / "x.png", *options, prompt="a red cube " * 20)
+    settings = outcome.result["settings"]
+    assert (settings["height"], settings["width"], settings["max_sequence_length"]) == (96, 80, 128)
+    assert "FluxPipeline rounds sizes: asked for 90x100, drawn 80x96" in outcome.stderr
+    for name, room in (("tokenizer", 75), ("tokenizer_2", 127)):
+        assert re.search(rf"the prompt has \d+ tokens for {name}, which takes {room}; ", outcome.stderr)
+    outcome = draw(lensconv, tmp_path / "flux", tmp_path / "y.png", "--negative-prompt", "blur")
+    assert outcome.result["error"]["message"].endswith("FluxPipeline ignores it, as its true_cfg_scale is 1")
+    outcome = draw(lensconv, tmp_path / "flux", tmp_path / "y.png", "--max-sequence-length", 513)
+    assert (outcome.code, outcome.result["error"]["type"]) == (2, "UsageError")
+
+
 def test_defaults_are_those_of_the_pipeline(repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
     for offload in ("none", "model", "sequential"):
         outcome = draw(lensconv, repo, tmp_path / f"{offload}.png", "--offload", offload)
@@ -105,7 +152,7 @@ def test_defaults_are_those_of_the_pipeline(repo: Path, tmp_path: Path, lensconv
 def test_a_prompt_that_is_cut_is_said(repo: Path, tmp_path: Path, lensconv: Lensconv) -> None:
     for length, cut in ((75, None), (78, "'c c c'")):
         outcome = draw(lensconv, repo, tmp_path / f"{length}.png", prompt="c " * length)
-        said = f"the prompt has {length} tokens for tokenizer, which takes 75; cut off"
+        said = f"the prompt has {length} tokens for tokenizer, which takes 75; its text encoder"
         assert (said in outcome.stderr) == (cut is not None)
         assert cut is None or cut in outcome.stderr
     assert (pixels(tmp_path / "75.png") == pixels(tmp_path / "78.png")).all()

@@ -10,24 +10,27 @@ import sqlite3
 import subprocess
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from huggingface_hub import constants
 from PIL import Image
 
+from converter import convert
 from converter.cli.publish import _render_rehearsal
 from converter.console import SILENT
 from converter.errors import DiskError, EvidenceError, LensconvError, MissingInput, ReleaseError, UsageError
 from converter.publication.options import PublishOptions
 from converter.rehearsal.course import Course, Step
+from converter.rehearsal.process import RunningHub
 from converter.rehearsal.rehearse import Rehearsal, rehearse
 from converter.rehearsal.settings import HubSettings
-from tests.conftest import Lensconv, forget_file, list_file, names_in, run_process, snapshot
+from tests.conftest import Lensconv, edit_json, forget_file, list_file, names_in, run_process, snapshot
 from tests.expected import check_expected
 from tests.faulty_hub import faulty_hub
 from tests.forms import accepted
 from tests.hubs import without_progress
+from tests.tiny_pipelines import save_stable_diffusion
 
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 CARD = "---\nlicense: mit\nlibrary_name: diffusers\npipeline_tag: text-to-image\n---\n\n# Tiny\n\n"
@@ -129,6 +132,25 @@ def test_the_download_is_compared_with_the_manifest(
         for content in ('{"_class_name": "FluxPipeline"}', "{"):
             (release / "model_index.json").write_text(content)
             assert not course.can_generate()
+
+
+@pytest.mark.long
+def test_other_pipelines_are_drawn_too(tmp_path: Path) -> None:
+    """With the steps that their calls take, in their own size; and what makes no image of a prompt is loaded."""
+    source = save_stable_diffusion(tmp_path / "source", checks=False)
+    release = tmp_path / "release"
+    convert(source, release)
+    list_file(release, "README.md", b"---\nlicense: mit\nlibrary_name: diffusers\n---\n\n# Tiny\n")
+    arguments = ("publish", release, "alice/tiny", "--rehearse", "--json", "--quiet")
+    done = run_process(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    step = json.loads(done.stdout)["steps"][-1]
+    assert (step["name"], step["detail"]) == ("generate", "64x64, 4 steps, on cpu")
+    edit_json(release / "model_index.json", _class_name="StableDiffusionImg2ImgPipeline")
+    course = Course(
+        cast(RunningHub, None), release, "a/b", PublishOptions(), tmp_path, tmp_path / "x.png", SILENT, True
+    )
+    assert not course.can_generate()
 
 
 def test_a_release_that_is_not_fit_is_refused_as_publish_does(release: Path) -> None:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 @click.option(
     "--rehearse",
     is_flag=True,
-    help="Publish to a local Hub instead, check the repo there, download it and generate an image with it; pipelines "
-    "other than Lens are only loaded.",
+    help="Publish to a local Hub instead, check the repo there, download it and generate an image with it; a pipeline "
+    "that makes no image of a prompt is only loaded.",
 )
 @click.option(
     "--keep",

@@ -169,6 +169,8 @@ def find_pipeline_class(index: Mapping[str, Any], file: Path) -> Any:
         raise MalformedCheckpoint(file, f"_class_name is {name!r:.80}, not the name of a class")
     if name == PIPELINE_CLASS_NAME:
         return load_library("converter.models.lens.pipeline").LensPipeline
+    # Loaded first, so that it is quiet when diffusers imports it for a pipeline.
+    load_library("transformers")
     diffusers = load_library("diffusers")
     found = getattr(diffusers, name, None)
     if isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline):

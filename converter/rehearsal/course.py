@@ -19,14 +19,16 @@ from urllib.parse import quote, urljoin
 from converter.checkpoint.files import read_json
 from converter.checkpoint.source import PIPELINE_INDEX
 from converter.console import Reporter, readable_size
-from converter.errors import HubError, InputError, LensconvError, ReleaseError, ResourceError
+from converter.errors import DependencyError, HubError, InputError, LensconvError, ReleaseError, ResourceError
 from converter.models.lens.layout import PIPELINE_CLASS_NAME
+from converter.models.pipelines import describe_pipeline
 from converter.publication.options import PublishOptions
 from converter.rehearsal.process import RunningHub
 
-#: The image shows that the download works, not how well: it is small and has few steps, so that it takes seconds on a
-#: GPU.
-_IMAGE_OPTIONS = ("--height", "256", "--width", "256", "--steps", "4")
+#: The image shows that the download works, not how well: it has few steps, so that it takes seconds on a GPU.
+_STEPS = ("--steps", "4")
+#: Lens can draw small images. Other pipelines may be unable to, and draw images of their own size.
+_SIZE = ("--height", "256", "--width", "256")
 _PROMPT = "A cat holding a sign that says hello world"
 #: Seconds that the Hub may take to answer a request for its page.
 _PAGE_SECONDS = 60.0
@@ -44,7 +46,7 @@ class Step:
     """A step of a rehearsal."""
 
     name: str
-    """``publish``, ``page``, ``audit``, ``download``, and ``generate`` or ``load``, if it is not a Lens pipeline."""
+    """``publish``, ``page``, ``audit``, ``download``, and ``generate``, or ``load`` if no image can be generated."""
     elapsed_s: float
     detail: str
     """What was found, or what went wrong."""
@@ -116,11 +118,20 @@ class Course:
                 return
 
     def can_generate(self) -> bool:
-        """Whether the release is a pipeline that `generate` supports."""
+        """Whether the release is a pipeline that `generate` supports, with the libraries of this machine."""
+        return self._image_options() is not None
+
+    def _image_options(self) -> tuple[str, ...] | None:
+        """The options of a quick image; None if the release does not make an image of a prompt."""
         try:
-            return read_json(self.root / PIPELINE_INDEX).get("_class_name") == PIPELINE_CLASS_NAME
-        except InputError:
-            return False
+            if read_json(self.root / PIPELINE_INDEX).get("_class_name") == PIPELINE_CLASS_NAME:
+                return (*_STEPS, *_SIZE)
+            pipeline = describe_pipeline(self.root)
+        except (InputError, DependencyError):
+            return None
+        if not pipeline.makes_images_of_prompts:
+            return None
+        return _STEPS if pipeline.call.takes("num_inference_steps") else ()
 
     def publish(self) -> str:
         """Publish with the command itself."""
@@ -168,7 +179,7 @@ class Course:
 
     def generate(self) -> str:
         """Generate an image with the download, without the Hub."""
-        arguments = ["--prompt", _PROMPT, "--out", str(self.image), "--overwrite", *_IMAGE_OPTIONS]
+        arguments = ["--prompt", _PROMPT, "--out", str(self.image), "--overwrite", *(self._image_options() or ())]
         made = self._lensconv("generate", str(self.downloaded), *arguments, offline=True)
         settings = made["settings"]
         return f"{settings['width']}x{settings['height']}, {settings['steps']} steps, on {settings['device']}"

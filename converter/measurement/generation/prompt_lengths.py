@@ -31,8 +31,8 @@ def cut_prompts(tokenizers: Mapping[str, Any], settings: PipelineSettings) -> It
             if len(tokens) > room:
                 rest = printable(tokenizer.decode(tokens[room:]), _SHOWN)
                 yield (
-                    f"the {option} has {len(tokens)} tokens for {name}, which takes {room}; cut off, so that the image "
-                    f"does not depend on it: {rest!r}"
+                    f"the {option} has {len(tokens)} tokens for {name}, which takes {room}; its text encoder does not "
+                    f"see the rest: {rest!r}"
                 )
 
 
