@@ -1,0 +1,39 @@
+"""Tiny pipelines with several components that can be quantized."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from tests.tiny_models import DIFFUSERS, WEIGHTS, save_model
+
+#: The components of ``make_several`` that are converted, and their classes.
+CONVERTED = {
+    "transformer": "FluxTransformer2DModel",
+    "transformer_2": "FluxTransformer2DModel",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "T5EncoderModel",
+}
+NAMES = tuple(CONVERTED)
+#: Arguments that make its models smaller still.
+SMALL: dict[str, dict[str, Any]] = {
+    "FluxTransformer2DModel": {"num_layers": 1, "num_single_layers": 1},
+    "CLIPTextModel": {"num_hidden_layers": 1},
+    "T5EncoderModel": {"num_layers": 1},
+}
+
+
+def make_several(folder: Path) -> Path:
+    """A pipeline with two denoisers of one class, two text encoders, and an autoencoder; encoders come first."""
+    index: dict[str, Any] = {"_class_name": "FluxPipeline"}
+    for name, class_name in (*reversed(CONVERTED.items()), ("vae", "AutoencoderKL")):
+        save_model(folder / name, class_name, **SMALL.get(class_name, {}))
+        index[name] = ["diffusers" if class_name in DIFFUSERS else "transformers", class_name]
+    # The same names as in the first denoiser, and other numbers.
+    other = {name: 3 * tensor.flip(0) for name, tensor in load_file(folder / "transformer" / WEIGHTS).items()}
+    save_file(other, folder / "transformer_2" / WEIGHTS, metadata={"format": "pt"})
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
