@@ -29,11 +29,14 @@ SMALL: dict[str, dict[str, Any]] = {
 def make_several(folder: Path) -> Path:
     """A pipeline with two denoisers of one class, two text encoders, and an autoencoder; encoders come first."""
     index: dict[str, Any] = {"_class_name": "FluxPipeline"}
-    for name, class_name in (*reversed(CONVERTED.items()), ("vae", "AutoencoderKL")):
+    for name, class_name in sorted([*CONVERTED.items(), ("vae", "AutoencoderKL")]):
         save_model(folder / name, class_name, **SMALL.get(class_name, {}))
         index[name] = ["diffusers" if class_name in DIFFUSERS else "transformers", class_name]
     # The same names as in the first denoiser, and other numbers.
     other = {name: 3 * tensor.flip(0) for name, tensor in load_file(folder / "transformer" / WEIGHTS).items()}
     save_file(other, folder / "transformer_2" / WEIGHTS, metadata={"format": "pt"})
     (folder / "model_index.json").write_text(json.dumps(index))
+    for file in folder.rglob("*.*"):
+        # safetensors leaves 0600, which a release could not share.
+        file.chmod(0o644)
     return folder

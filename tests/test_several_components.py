@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
-from converter import ConvertOptions, Recipe, convert
+from converter import ConvertOptions, Recipe, VerifyReport, convert, read_header, verify
+from converter.errors import MissingInput, UsageError
+from converter.schemas import load_schema
 from tests import reference
-from tests.conftest import snapshot
+from tests.conftest import Lensconv, call, edit_json, snapshot
+from tests.forms import accepted
 from tests.pipelines import CONVERTED, NAMES, make_several
+from tests.tiny_models import WEIGHTS, save_model
+
+#: The title of the check of numbers.
+NEAR = "quantized weights are near the source"
+CLIP_NORM = "final_layer_norm.bias"
+
+
+def spoil(file: Path, name: str) -> None:
+    """Make a number of a tensor NaN."""
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +69,343 @@ def test_each_component_is_what_sdnq_writes_and_what_it_is_alone(name: str, sour
         alone = ConvertOptions(components=(component,), shard_bytes=reference.SHARDS[shard], jobs=1)
         convert(source, tmp_path / component, recipe, alone)
         assert snapshot(tmp_path / component / component) == snapshot(tmp_path / "out" / component)
+
+
+def test_what_the_commands_print_fits_their_schemas_and_adds_up(
+    source: Path, lensconv: Lensconv, tmp_path: Path
+) -> None:
+    named = [word for name in NAMES for word in ("--component", name)]
+    planned = lensconv("plan", source, *named, "--max-shard-size", "200KB", "--json").result
+    made = lensconv("convert", source, tmp_path / "out", *named, "--max-shard-size", "200KB", "--json").result
+    verified = lensconv("verify", tmp_path / "out", "--against", source, "--json").result
+    for command, result in (("plan", planned), ("convert", made), ("verify", verified)):
+        jsonschema.validate(result, load_schema(command))
+        assert [component["name"] for component in result["components"]] == [*NAMES]
+        assert [component["class_name"] for component in result["components"]] == [*CONVERTED.values()]
+        assert [other["name"] for other in result["other_components"]] == ["vae"]
+    written = {file["name"]: file["bytes"] for file in made["files"]}
+    assert {file["name"]: file["bytes"] for file in planned["output"]["files"]}.items() <= written.items()
+    assert len(planned["output"]["files"]) > 2 * len(NAMES)
+    parts = planned["components"], made["components"], verified["components"]
+    for number, name in enumerate(NAMES):
+        alone = lensconv("plan", source, "--component", name, "--json").result
+        (expected,) = alone["components"]
+        assert parts[0][number] == expected
+        sizes = [parts[0][number]["output"]["bytes_by_dtype"], *(part[number]["bytes_by_dtype"] for part in parts[1:])]
+        assert sizes == [expected["output"]["bytes_by_dtype"]] * 3
+    for kind in ("source", "output"):
+        for figure in ("tensors", "total_bytes", "parameters"):
+            assert planned[kind][figure] == sum(part[kind][figure] for part in parts[0])
+        assert sum(planned[kind]["bytes_by_dtype"].values()) == planned[kind]["total_bytes"]
+    total = planned["output"]["total_bytes"]
+    assert sum(made["bytes_by_dtype"].values()) == verified["total_bytes"] == total
+    assert made["source_bytes"] == planned["source"]["total_bytes"] == sum(part["source_bytes"] for part in parts[1])
+    assert made["tensors"] == verified["tensors"] == planned["output"]["tensors"]
+    assert made["whole"] == planned["whole"]
+    assert verified["whole_bytes"] == made["whole"]["bytes"]
+    assert verified["parameters"] == planned["output"]["parameters"] == sum(part["parameters"] for part in parts[2])
+    assert verified["quantized_modules"] == planned["quantized_modules"] == len(planned["modules"]["quantized"])
+    families = {family["name"]: family["output_bytes"] for family in planned["families"]}
+    assert families == {family["name"]: family["bytes"] for family in verified["families"]}
+    assert sum(families.values()) == total
+    assert {name.partition("/")[0] for name in families} == set(NAMES)
+    modules = planned["modules"]["quantized"]
+    assert len(set(modules)) == len(modules)
+    assert {name.partition("/")[2] for name in modules if name.startswith("transformer_2/")} == {
+        name.partition("/")[2] for name in modules if name.startswith("transformer/")
+    }
+
+
+def test_the_manifest_describes_all_and_the_summary_the_main_component(source: Path, release: Path) -> None:
+    manifest = json.loads((release / "lensconv_manifest.json").read_text())
+    assert accepted(manifest, "manifest") == accepted_of_one_component(source, release.with_name("alone"))
+    assert manifest["format_version"] == 2
+    assert [component["component"] for component in manifest["components"]] == [*NAMES]
+    for component in manifest["components"]:
+        (header,) = component["output"]["headers"]
+        assert header.startswith(f"{component['component']}/")
+    assert {file["name"]: file["sha256"] for file in manifest["files"]} == {
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in snapshot(release).items()
+        if name != "lensconv_manifest.json"
+    }
+    summary = "sdnq_quantization_summary.json"
+    assert (release / summary).read_bytes() == (release.with_name("alone") / summary).read_bytes()
+
+
+def accepted_of_one_component(source: Path, output: Path) -> list[str]:
+    """What the schema of manifests accepts for a conversion of the denoiser alone."""
+    convert(source, output)
+    return accepted(json.loads((output / "lensconv_manifest.json").read_text()), "manifest")
+
+
+def test_numbers_that_are_not_finite_are_counted_by_component(source: Path, tmp_path: Path) -> None:
+    spoiled = shutil.copytree(source, tmp_path / "source")
+    spoil(spoiled / "transformer" / WEIGHTS, "proj_out.bias")
+    spoil(spoiled / "text_encoder" / "model.safetensors", CLIP_NORM)
+    options = ConvertOptions(components=("transformer", "text_encoder"), allow_nonfinite=True)
+    report = convert(spoiled, tmp_path / "out", options=options)
+    assert report.nonfinite == {"transformer/proj_out.bias": 1, f"text_encoder/{CLIP_NORM}": 1}
+    shown = call("convert", spoiled, tmp_path / "again", "--component", "text_encoder", "--allow-nonfinite", "--json")
+    assert shown.result["nonfinite"] == {CLIP_NORM: 1}
+    # The manifest counts them too, for a run that was killed at the end.
+    manifest = json.loads((tmp_path / "out" / "lensconv_manifest.json").read_text())
+    counted = {part["component"]: part["source"]["nonfinite"] for part in manifest["components"]}
+    assert counted == {"transformer": {"proj_out.bias": 1}, "text_encoder": {CLIP_NORM: 1}}
+
+
+@pytest.fixture
+def copy(release: Path, tmp_path: Path) -> Path:
+    """The release, which may be changed."""
+    return shutil.copytree(release, tmp_path / "copy")
+
+
+def titles(report: VerifyReport) -> dict[str, str]:
+    """Failed checks: what people see of them."""
+    return {check.title: check.detail for check in report.checks if not check.ok}
+
+
+def test_all_that_was_converted_is_examined_with_every_option(
+    source: Path, release: Path, lensconv: Lensconv, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "sdnq-uint4.toml"
+    recipe.write_text('[sdnq]\nweights_dtype = "uint4"\n')
+    options = ("--against", source, "--checksums", "--load", "--recipe", recipe, "--fail-under-sqnr", "15")
+    outcome = lensconv("verify", release, *options, "--json")
+    result = outcome.result
+    assert outcome.code == 0, [check for check in result["checks"] if not check["ok"]]
+    jsonschema.validate(result, load_schema("verify"))
+    once = [check["name"] for check in result["checks"] if not check["component"]]
+    assert sorted(once) == ["checksums", "components", "manifest"]
+    for name, class_name in CONVERTED.items():
+        alone = lensconv("verify", release, *options, "--component", name, "--json").result
+        of_it = [{**check, "component": name} for check in alone["checks"] if check["name"] not in once]
+        assert [check for check in result["checks"] if check["component"] == name] == of_it
+        assert {"recipe", "load with sdnq", "near source"} <= {check["name"] for check in of_it}
+        (part,) = (part for part in result["components"] if part["name"] == name)
+        assert [part] == alone["components"]
+        assert part["class_name"] == class_name
+        assert {family["name"] for family in part["fidelity"]["families"]} == {
+            family["name"].partition("/")[2]
+            for family in result["fidelity"]["families"]
+            if family["name"].startswith(f"{name}/")
+        }
+    ratios = [part["fidelity"]["sqnr_db"]["min"] for part in result["components"]]
+    assert result["fidelity"]["sqnr_db"]["min"] == min(ratios)
+    shown = lensconv("verify", release, *options)
+    text = " ".join(shown.stderr.split())
+    assert (shown.code, text.count("Sound: all"), text.count("against the source")) == (0, 1, 1)
+    assert "text_encoder_2: load with sdnq: T5EncoderModel" in text
+    assert lensconv("verify", release, *options[:2], "--fail-under-sqnr", str(min(ratios) + 0.001)).code == 1
+
+
+def flip_a_scale(folder: Path) -> None:
+    """Flip the lowest bit of the exponent of a scale: it is doubled or halved."""
+    (file,) = folder.glob("*.safetensors")
+    header = read_header(file)
+    entry = next(entry for name, entry in header.tensors.items() if name.endswith(".scale"))
+    assert entry.dtype == "F32"
+    with file.open("r+b") as stream:
+        stream.seek(header.data_start + entry.start + 2)
+        (byte,) = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte ^ 0x80]))
+
+
+def lose_a_tensor(folder: Path) -> None:
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors.pop(min(name for name in tensors if name.endswith(".scale")))
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def change_a_config(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["weights_dtype"] = "int8"
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def take_the_config_of_the_source(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "quantization_config.json").unlink()
+
+
+def lose_the_quantization_config(folder: Path) -> None:
+    (folder / "quantization_config.json").unlink()
+
+
+@pytest.mark.parametrize("name", ["transformer_2", "text_encoder_2"])
+@pytest.mark.parametrize(
+    ("damage", "by_headers", "by_numbers"),
+    [
+        (flip_a_scale, [], ["near source"]),
+        (lose_a_tensor, ["packed weights", "kept tensors"], ["plan"]),
+        (change_a_config, ["config"], []),
+        (take_the_config_of_the_source, ["config"], ["plan"]),
+        (lose_the_quantization_config, [], []),
+    ],
+)
+def test_damage_of_any_component_is_found_and_named(
+    damage: Callable[[Path], None], by_headers: list[str], by_numbers: list[str], name: str, source: Path, copy: Path
+) -> None:
+    damage(copy / name)
+    found = titles(verify(copy))
+    manifest = found.pop("manifest", "")
+    assert [*found] == [f"{name}: {check}" for check in by_headers]
+    # Of a flipped bit, sizes and headers show nothing.
+    assert manifest.startswith(f"{name}/") == (damage is not flip_a_scale)
+    found = titles(verify(copy, against=source, checksums=True))
+    found.pop("manifest", None)
+    assert found.pop("checksums").startswith(f"{name}/")
+    assert {title.rpartition(": ")[2].replace(NEAR, "near source") for title in found} == {*by_headers, *by_numbers}
+    assert {title.partition(": ")[0] for title in found} <= {name}
+
+
+def test_a_component_that_was_converted_and_is_gone_is_no_smaller_release(copy: Path) -> None:
+    (copy / "text_encoder_2" / "model.safetensors").unlink()
+    with pytest.raises(MissingInput, match="text_encoder_2: contains no safetensors weights"):
+        verify(copy)
+    assert titles(verify(copy, components=["transformer"])) == {
+        "manifest": "text_encoder_2/model.safetensors is missing"
+    }
+
+
+def test_one_component_cannot_be_the_source_of_several(source: Path, release: Path, lensconv: Lensconv) -> None:
+    outcome = lensconv("verify", release, "--against", source / "transformer", "--json")
+    assert outcome.code == 2
+    assert outcome.result["error"]["message"].endswith(
+        f"is one component, but several are compared: {', '.join(NAMES)}"
+    )
+    assert outcome.result["error"]["hint"] == "Give the pipeline repo, or choose one with --component."
+    assert verify(release, against=source / "transformer", components=["transformer"]).ok
+    # The same class, tensors and shapes, and other numbers.
+    found = titles(verify(release, against=source / "transformer_2", components=["transformer"]))
+    assert "quantized weights are near the source" in found
+    for name in ("all", "unet"):
+        shown = lensconv("verify", release, "--component", name, "--json")
+        assert shown.result["error"]["message"].startswith(f"{name} is not a component of {release}: ")
+
+
+@pytest.fixture(scope="module")
+def steps(source: Path) -> tuple[Path, Path]:
+    """A release of the denoiser alone, and one that was made from it, in which a text encoder is quantized as well."""
+    first, second = (source.with_name(name) for name in ("first", "second"))
+    convert(source, first)
+    convert(first, second, "sdnq-int8", ConvertOptions(components=("text_encoder",)))
+    return first, second
+
+
+def test_a_release_that_was_made_in_two_steps(source: Path, steps: tuple[Path, Path], tmp_path: Path) -> None:
+    """What the second step found quantized is examined too, and compared with either source."""
+    first, second = steps
+    report = verify(second, against=first, checksums=True, load=True)
+    assert report.ok, titles(report)
+    assert [component.name for component in report.components] == ["transformer", "text_encoder"]
+    copied = {check.title: check.detail for check in report.checks if check.name == "copied"}
+    size = report.components[0].tensors
+    assert copied == {"transformer: copied": f"{size} tensors are those of the source, which is quantized already"}
+    assert {family["name"].partition("/")[0] for family in report.fidelity["families"]} == {"text_encoder"}
+    report = verify(second, against=source)
+    assert report.ok, titles(report)
+    assert {family["name"].partition("/")[0] for family in report.fidelity["families"]} == {
+        "transformer",
+        "text_encoder",
+    }
+    assert any(note.endswith("describes the component text_encoder, not transformer") for note in report.notes)
+    # A recipe made one of them in this step.
+    report = verify(second, against=first, recipe="sdnq-int8")
+    assert report.ok, titles(report)
+    assert [check.title for check in report.checks if check.name == "recipe"] == ["text_encoder: recipe"]
+    assert [*titles(verify(second, against=source, recipe="sdnq-int8"))] == ["transformer: recipe"]
+    with pytest.raises(UsageError, match="is quantized already"):
+        verify(second, against=first, recipe="sdnq-int8", components=["transformer"])
+    spoiled = shutil.copytree(second, tmp_path / "spoiled")
+    flip_a_scale(spoiled / "transformer")
+    (found,) = titles(verify(spoiled, against=first)).items()
+    assert found[0] == "transformer: copied"
+    assert found[1].endswith(".scale differs from the source")
+
+
+def test_what_sdnq_quantized_in_a_repo_without_a_manifest_is_examined(source: Path, tmp_path: Path) -> None:
+    repo = shutil.copytree(source, tmp_path / "repo")
+    for name in ("transformer_2", "text_encoder_2"):
+        shutil.rmtree(repo / name)
+        reference.convert_with_sdnq(source / name, repo / name, CONVERTED[name], {"weights_dtype": "int8"})
+    report = verify(repo, against=source)
+    assert report.ok, titles(report)
+    assert [component.name for component in report.components] == ["transformer_2", "text_encoder_2"]
+    assert {other.name for other in report.other_components} == {"transformer", "text_encoder", "vae"}
+    assert report.notes[0] == "no manifest: files cannot be compared with what was written"
+    flip_a_scale(repo / "text_encoder_2")
+    assert [*titles(verify(repo, against=source))] == [f"text_encoder_2: {NEAR}"]
+
+
+def test_packed_weights_of_a_denoiser_are_examined_although_no_config_says_so(copy: Path) -> None:
+    """A config of the original in place of the right one makes images of noise, and must not hide the denoiser."""
+    take_the_config_of_the_source(copy / "transformer")
+    assert "transformer: config" in titles(verify(copy))
+    (copy / "lensconv_manifest.json").unlink()
+    report = verify(copy)
+    assert [component.name for component in report.components] == [*NAMES]
+    assert "transformer: config" in titles(report)
+
+
+def test_a_release_in_which_only_a_text_encoder_is_quantized(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    convert(source, output, options=ConvertOptions(components=("text_encoder_2",)))
+    for _ in range(2):
+        report = verify(output, against=source)
+        assert report.ok, titles(report)
+        assert [component.name for component in report.components] == ["text_encoder_2"]
+        assert {check.component for check in report.checks} == {""}
+        assert len(report.other_components) == 4
+        (output / "lensconv_manifest.json").unlink(missing_ok=True)
+    assert not verify(output, components=["transformer"]).ok
+    summary = json.loads((output / "sdnq_quantization_summary.json").read_text())
+    assert summary["base_transformer_tensors"] == len(load_file(source / "text_encoder_2" / "model.safetensors"))
+
+
+def test_tied_weights_are_one_beside_other_components(source: Path, tmp_path: Path) -> None:
+    """In one encoder the file has a tied weight twice, in another under the name that is not saved."""
+    repo = shutil.copytree(source, tmp_path / "repo")
+    shutil.rmtree(repo / "text_encoder")
+    classes = {"text_encoder": "Qwen3ForCausalLM", "text_encoder_2": "T5EncoderModel"}
+    save_model(repo / "text_encoder", "Qwen3ForCausalLM", num_hidden_layers=1)
+    edit_json(repo / "model_index.json", text_encoder=["transformers", "Qwen3ForCausalLM"])
+    tied = {"model.embed_tokens.weight": "lm_head.weight", "shared.weight": "encoder.embed_tokens.weight"}
+    for name, (kept, alias) in zip(classes, tied.items(), strict=True):
+        file = repo / name / "model.safetensors"
+        tensors = load_file(file)
+        tensors[alias] = tensors[kept].clone()
+        if name == "text_encoder_2":
+            del tensors[kept]
+        save_file(tensors, file, metadata={"format": "pt"})
+    recipe = Recipe("mine", {"weights_dtype": "int8"})
+    convert(repo, tmp_path / "out", recipe, ConvertOptions(components=tuple(classes)))
+    for name, class_name in classes.items():
+        expected = reference.convert_with_sdnq(repo / name, tmp_path / name, class_name, dict(recipe.options))
+        assert reference.weight_files(tmp_path / "out" / name) == reference.weight_files(expected)
+        assert reference.read_configs(tmp_path / "out" / name) == reference.read_configs(expected)
+    assert verify(tmp_path / "out", against=repo, load=True).ok
+
+
+def test_a_mixture_of_experts_is_refused_by_its_folder_with_what_to_do(
+    source: Path, lensconv: Lensconv, tmp_path: Path
+) -> None:
+    repo = shutil.copytree(source, tmp_path / "repo")
+    shutil.rmtree(repo / "text_encoder")
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, num_local_experts=2)
+    MixtralForCausalLM(config).save_pretrained(repo / "text_encoder")
+    edit_json(repo / "model_index.json", text_encoder=["transformers", "MixtralForCausalLM"])
+    named = ("--component", "transformer", "--component", "text_encoder", "--json")
+    for words in (("plan", repo), ("convert", repo, tmp_path / "out")):
+        outcome = lensconv(*words, *named)
+        error = outcome.result["error"]
+        assert (outcome.code, error["type"]) == (2, "UnsupportedCheckpoint")
+        assert error["message"].startswith(f"{repo / 'text_encoder'}: transformers merges or splits ")
+        assert "MixtralForCausalLM" in error["message"]
+        assert error["hint"] == "Leave this component out; it stays as it is."
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["repo"]

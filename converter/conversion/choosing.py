@@ -43,18 +43,47 @@ def choose_components(
         UsageError: ``all`` stands for nothing, or the source has no components.
         InputError: ``model_index.json`` cannot be read.
     """
-    if not wanted or not (source / PIPELINE_INDEX).is_file():
-        # Opening the source says what is wrong with a name.
-        return tuple(dict.fromkeys(wanted)) or (None,)
-    components = pipeline_components(source)
+    if not stands_for_several(source, wanted):
+        return order_components(source, wanted)
     names = [name for name in wanted if name != ALL]
-    if ALL in wanted and ALL not in components:
-        names += _worth_it(source, variant, reads_headers=reads_headers)
-        if not names:
-            raise UsageError(
-                f"{source}: --component {ALL} finds neither a denoiser nor a large text encoder to quantize",
-                f"Name a component: {', '.join(components)}.",
-            )
+    names += _worth_it(source, variant, reads_headers=reads_headers)
+    if not names:
+        raise UsageError(
+            f"{source}: --component {ALL} finds neither a denoiser nor a large text encoder to quantize",
+            f"Name a component: {', '.join(pipeline_components(source))}.",
+        )
+    return order_components(source, names)
+
+
+def stands_for_several(source: Path | None, wanted: Sequence[str]) -> bool:
+    """Whether ``all`` is among the names, and no component is called so.
+
+    Args:
+        source: a pipeline repo, or something else that can be converted.
+        wanted: names.
+
+    Raises:
+        InputError: ``model_index.json`` cannot be read.
+    """
+    if ALL not in wanted or source is None or not (source / PIPELINE_INDEX).is_file():
+        return False
+    return ALL not in pipeline_components(source)
+
+
+def order_components(source: Path, names: Sequence[str]) -> tuple[str | None, ...]:
+    """Put names of components in the order in which they are converted and shown, each once.
+
+    Args:
+        source: as for ``choose_components``.
+        names: of its components; nothing stands for the first denoiser.
+
+    Raises:
+        InputError: ``model_index.json`` cannot be read.
+    """
+    if not names or not (source / PIPELINE_INDEX).is_file():
+        # Opening the source says what is wrong with a name.
+        return tuple(dict.fromkeys(names)) or (None,)
+    components = pipeline_components(source)
 
     def position(name: str) -> tuple[int, bool, int]:
         _, class_name = components.get(name, ("", ""))
@@ -66,7 +95,8 @@ def choose_components(
 
 def _worth_it(pipeline: Path, variant: str | None, *, reads_headers: bool) -> Iterator[str]:
     for component in examine_components(pipeline, variant, reads_headers=reads_headers):
-        if role(component.name, component.class_name) in QUANTIZED_ROLES and not reason_left(component):
+        is_asked_for = component.is_model and role(component.name, component.class_name) in QUANTIZED_ROLES
+        if is_asked_for and not reason_left(component):
             yield component.name
 
 

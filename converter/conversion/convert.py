@@ -176,7 +176,7 @@ class _Conversion:
 
         def is_worth_keeping() -> bool:
             # The first of several components may have taken hours.
-            return is_resumed or 0 < len(converted) < len(works)
+            return is_resumed or (len(works) > 1 and bool(converted))
 
         with _discarding(staging, self.reporter, keeps=is_worth_keeping):
             for number, (work, budget) in enumerate(zip(works, budgets, strict=True)):

@@ -12,7 +12,7 @@ from converter.checkpoint.components import footprints
 from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, add_bytes, whole_footprint
 from converter.checkpoint.layout import Layout
 from converter.checkpoint.source import Checkpoint
-from converter.conversion.choosing import ALL, QUANTIZED_ROLES, choose_components, reason_left
+from converter.conversion.choosing import QUANTIZED_ROLES, choose_components, reason_left, stands_for_several
 from converter.conversion.execution.jobs import Work, element_bytes, largest_piece, make_work, memory_budget
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count, refuse_unmatched
@@ -369,12 +369,13 @@ def _about_target(target: Target, plan: Plan) -> Iterator[str]:
 
 def _about_others(request: Request) -> Iterator[str]:
     """What a user should know about the components that stay as they are."""
+    wants_all = stands_for_several(request.main.checkpoint.pipeline, request.options.components)
     for other in request.others:
         name = printable(other.name)
         yield from (f"{name}: {printable(note)}" for note in other.notes)
         found = role(other.name, other.class_name)
         reason = reason_left(other)
-        is_asked_for = ALL in request.options.components and found in QUANTIZED_ROLES
+        is_asked_for = wants_all and found in QUANTIZED_ROLES
         if other.is_model and (found == "denoiser" or is_asked_for):
             why = reason or f"to convert it as well, add --component {name}"
             yield f"{name} ({printable(other.class_name)}) stays as it is; {why}"

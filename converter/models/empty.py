@@ -161,8 +161,9 @@ def _load_transformers(
             renamed, converted = loading.rename_source_key(name, [], [], model.base_model_prefix, wanted)
         if converted is not None:
             raise UnsupportedCheckpoint(
-                f"{model_class.__name__}: transformers merges or splits {name} and others when it loads "
-                "them, so that they cannot be converted tensor by tensor"
+                f"{checkpoint.folder}: transformers merges or splits {name} and others of {model_class.__name__} when "
+                "it loads them, so that they cannot be converted tensor by tensor",
+                "Leave this component out; it stays as it is." if checkpoint.component else "",
             )
         names[renamed] = names.pop(name)
     return model

@@ -8,7 +8,7 @@ from pathlib import Path
 from converter.checkpoint.components import PipelineComponent, examine_components
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, pipeline_components
-from converter.conversion.choosing import choose_components
+from converter.conversion.choosing import order_components
 from converter.conversion.release.manifest import QUANTIZATION_CONFIG_NAME, Manifest, read_manifest
 from converter.errors import InputError
 from converter.verification.audit import Audit
@@ -42,7 +42,7 @@ def choose_audited(path: Path, wanted: Sequence[str], *, reads_headers: bool = T
         What ``Audit`` takes for each.
     """
     if wanted or not (path / PIPELINE_INDEX).is_file():
-        return choose_components(path, wanted)
+        return order_components(path, wanted)
     try:
         components = pipeline_components(path)
         examined = examine_components(path, reads_headers=reads_headers)
@@ -55,7 +55,7 @@ def choose_audited(path: Path, wanted: Sequence[str], *, reads_headers: bool = T
     denoiser = next((component for name in DENOISERS for component in examined if component.name == name), None)
     if denoiser is not None and not (found and _is_plain(denoiser)):
         found.append(denoiser.name)
-    return choose_components(path, found) if found else (None,)
+    return order_components(path, found)
 
 
 def _described(root: Path) -> Sequence[str]:

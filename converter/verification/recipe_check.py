@@ -15,6 +15,7 @@ from converter.errors import UsageError
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_options
+from converter.verification.copied import is_quantized
 from converter.verification.report import Check, about, list_problems
 
 
@@ -23,7 +24,8 @@ def check_recipe(audits: Sequence[Audit], sources: Sequence[Checkpoint], recipe:
 
     Args:
         audits: of the components.
-        sources: what they were made from; empty if that is not at hand, and only Lens can be checked.
+        sources: what they were made from; empty if that is not at hand, and only Lens can be checked. A component that
+            was quantized already is not checked, as no recipe made it.
         recipe: a recipe, its name or its file.
 
     Raises:
@@ -31,7 +33,14 @@ def check_recipe(audits: Sequence[Audit], sources: Sequence[Checkpoint], recipe:
         RecipeError: the recipe does not exist or does not fit.
     """
     models = [*sources] if sources else [_unquantized_lens(audit) for audit in audits]
-    pairs = [(audit, model) for audit, model in zip(audits, models, strict=True) if model is not None]
+    pairs = [
+        # The recipe's table for a component counts by its name in the release; the source may be its folder alone.
+        (audit, replace(model, component=audit.name))
+        for audit, model in zip(audits, models, strict=True)
+        if model is not None and not is_quantized(model)
+    ]
+    if sources and not pairs:
+        raise UsageError(f"--recipe checks what a conversion made, but {sources[0].folder} is quantized already")
     if not pairs:
         is_lens = any(audit.class_name == CLASS_NAME for audit in audits)
         what = "weights without a config.json" if is_lens else "a class other than Lens"
