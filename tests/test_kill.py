@@ -9,12 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from converter import open_checkpoint
 from converter.synthesis.synthesize import synthesize
-from tests.conftest import ROOT, TIME_LIMIT, command, names_in, run_process, run_program, run_python, snapshot
+from tests.conftest import ROOT, TIME_LIMIT, call, command, names_in, run_process, run_program, run_python, snapshot
+from tests.tiny_models import save_model
 
 
 @pytest.fixture(scope="module")
@@ -54,25 +58,28 @@ def listen() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def finished_tensors(output: Path) -> int:
-    """Tensors that the journal of a conversion says are finished; -1 before there is a journal."""
+def finished_tensors(output: Path, component: str = "") -> int:
+    """Tensors of a component that the journal of a conversion says are finished; -1 before there is a journal."""
     try:
-        return (output.parent / f".{output.name}.lensconv" / "journal").read_bytes().count(b"\n") - 1
+        journal = (output.parent / f".{output.name}.lensconv" / "journal").read_bytes()
     except FileNotFoundError:
         return -1
+    return journal.count(f'\n{{"component": "{component}", '.encode())
 
 
-def stop_conversion(source: Path, output: Path, sent: signal.Signals, lines: int) -> tuple[int, str, str, int]:
-    """Send a signal to a conversion once so many tensors are finished.
+def stop_conversion(
+    source: Path, output: Path, sent: signal.Signals, lines: int, options: Sequence[str] = (), component: str = ""
+) -> tuple[int, str, str, int]:
+    """Send a signal to a conversion once so many tensors of a component are finished.
 
     Returns:
         Its exit code, what it printed on stdout and on stderr, and how many tensors were finished.
     """
     for _ in range(5):
-        process = start("convert", source, output, "--json")
+        process = start("convert", source, output, *options, "--json")
         finished = -1
         while finished < lines and process.poll() is None:
-            finished = max(finished, finished_tensors(output))
+            finished = max(finished, finished_tensors(output, component))
             time.sleep(0.002)
         process.send_signal(sent)
         stdout, stderr = process.communicate(timeout=TIME_LIMIT)
@@ -98,6 +105,34 @@ def test_a_killed_run_goes_on(lines: int, source: Path, undisturbed: dict[str, s
     assert json.loads(done.stdout)["resumed_tensors"] >= finished
     assert names_in(tmp_path) == ["out"]
     assert set(snapshot(output)) == undisturbed.keys()
+
+
+def test_a_killed_run_goes_on_inside_its_second_component(source: Path, tmp_path: Path) -> None:
+    """Both have tensors of the same names; the first is finished at once, the second is large."""
+    repo = tmp_path / "repo"
+    save_model(repo / "transformer", "LensTransformer2DModel")
+    # Hard links, which are files of the repo and take no space.
+    shutil.copytree(source, repo / "transformer_2", copy_function=os.link)
+    kind = ["diffusers", "LensTransformer2DModel"]
+    (repo / "model_index.json").write_text(json.dumps({"transformer": kind, "transformer_2": kind}))
+    names = ("--component", "transformer_2", "--component", "transformer")
+    code, _, stderr, _ = stop_conversion(repo, tmp_path / "out", signal.SIGKILL, 9, names, component="transformer_2")
+    assert code == -signal.SIGKILL, stderr
+    finished = Counter(
+        json.loads(line)["component"] for line in (tmp_path / ".out.lensconv/journal").read_text().splitlines()[1:-1]
+    )
+    counts = [len(open_checkpoint(repo, component=name).tensors) for name in finished]
+    assert [*finished] == ["transformer", "transformer_2"]
+    assert finished["transformer"] == counts[0]
+    assert 8 <= finished["transformer_2"] < counts[1]
+    assert not (tmp_path / "out").exists()
+    done = run_process("convert", repo, tmp_path / "out", *names, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["components"][0]["tensors"] < report["resumed_tensors"] < report["tensors"]
+    assert call("convert", repo, tmp_path / "undisturbed", *names).code == 0
+    assert run_program("diff", "-r", tmp_path / "out", tmp_path / "undisturbed").returncode == 0
+    assert names_in(tmp_path) == ["out", "repo", "undisturbed"]
 
 
 def test_a_run_that_is_told_to_stop(source: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:

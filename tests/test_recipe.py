@@ -14,6 +14,7 @@ from converter.conversion.recipe.recipe import (
     parse_setting,
     resolve_rules,
     rule_matches,
+    unmatched_rules,
 )
 from converter.errors import RecipeError
 from tests.cases import check_cases
@@ -125,6 +126,10 @@ def test_settings() -> None:
     for text in ("a", "=int8", "a=", ""):
         with pytest.raises(RecipeError, match="GLOB=keep or GLOB=DTYPE"):
             parse_setting(text)
+    assert parse_setting("vae/*.conv=int8") == Rule(match="*.conv", options={"weights_dtype": "int8"}, component="vae")
+    for text in ("/*=keep", "vae/=keep"):
+        with pytest.raises(RecipeError, match="GLOB=keep or GLOB=DTYPE"):
+            parse_setting(text)
     # They come after the recipe's own rules.
     recipe = Recipe("r", {}, (Rule(match="*", keep=True),)).with_rules([parse_setting("*.w1=int8")])
     assert resolve(*recipe.rules)["transformer_blocks.0.img_mlp.w1"].options == {"weights_dtype": "int8"}
@@ -154,3 +159,34 @@ def test_recipes_of_families_fit_their_class(
     assert "github.com" in shipped.description
     for rule in shipped.rules:
         assert any(rule_matches(rule, module.name, class_name) for module in by_default.values()), rule
+
+
+def test_tables_for_components() -> None:
+    text = (
+        'name = "mine"\nseed = 3\n[sdnq]\nweights_dtype = "uint4"\ngroup_size = 32\n'
+        '[[rules]]\nmatch = "a"\nkeep = true\n'
+        '[components.text_encoder.sdnq]\nweights_dtype = "int8"\n'
+        '[[components.vae.rules]]\nmatch = "b"\nkeep = true\n[components.unet]\nrules = []\n'
+    )
+    recipe = parse_recipe(text, where="my.toml")
+    assert set(recipe.components) == {"text_encoder", "vae", "unet"}
+    plain, rules = {"weights_dtype": "uint4", "group_size": 32}, (Rule(match="a", keep=True),)
+    expected = {
+        "transformer": (plain, rules),
+        "": (plain, rules),
+        "text_encoder": (plain | {"weights_dtype": "int8"}, rules),
+        "vae": (plain, (Rule(match="b", keep=True),)),
+        "unet": (plain, ()),
+    }
+    for name, (options, own) in expected.items():
+        assert recipe.for_component(name) == Recipe("mine", options, own, seed=3)
+
+
+def test_a_rule_for_several_components_may_select_nothing_in_one() -> None:
+    """``unmatched_rules`` says which do; one that keeps what is kept in any case selects something."""
+    rules = [Rule(match=glob, keep=glob != "*.w9") for glob in ("*.w1", "*.w9", "txt_norm.*", "*.w8")]
+    recipe = Recipe("mine", {}, tuple(rules)).with_optional_rules()
+    assert set(resolve_rules(recipe, MODULES, TENSORS, LENS)) == {MODULES[4], MODULES[9]}
+    unmatched = unmatched_rules(recipe, MODULES, TENSORS, LENS)
+    assert [rule.match for rule in unmatched] == ["*.w9", "*.w8"]
+    assert unmatched_rules(Recipe("mine", {}, tuple(rules)), MODULES, TENSORS, LENS) == ()

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 from safetensors.torch import load_file, save_file
 
-from converter import errors, plan, verify
+from converter import convert, errors, plan, verify
 from converter.checkpoint.header import TensorEntry, encode_header
 from converter.conversion.options import ConvertOptions
 from converter.hub.addresses import HubAddress
@@ -34,6 +34,7 @@ from tests.cases import check_cases
 from tests.checkpoints import WEIGHTS, failed, write_holes
 from tests.conftest import Lensconv, edit_json, list_file
 from tests.loopback import COMMIT, GIT_BYTES, PINNED, PLACE, TOKEN, Handler, LoopbackHub, client_module, record_files
+from tests.pipelines import CONVERTED, NAMES, make_several
 from tests.reporters import Notes
 from tests.serving import serving
 
@@ -614,3 +615,55 @@ def test_a_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the Hub cannot be reached: it refuses the connection" in refusal(lambda: RemoteRepo.open(HubAddress("a/b")))
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://host:port")
     assert "its address is malformed" in refusal(lambda: RemoteRepo.open(HubAddress("a/b")))
+
+
+def test_a_release_with_several_quantized_components(tmp_path: Path, serve: Serve, lensconv: Lensconv) -> None:
+    source, release = make_several(tmp_path / "source"), tmp_path / "release"
+    convert(source, release, options=ConvertOptions(components=NAMES))
+    hub = serve(release)
+    outcome = lensconv("verify", PLACE, "--against", release, "--json")
+    result = outcome.result
+    assert outcome.code == 0, [check for check in result["checks"] if not check["ok"]]
+    jsonschema.validate(result, load_schema("verify"))
+    local = lensconv("verify", release, "--json").result
+    assert [result[key] for key in ("components", "families", "notes")] == [
+        local[key] for key in ("components", "families", "notes")
+    ]
+    assert [component["name"] for component in result["components"]] == [*NAMES]
+    shown = [check for check in result["checks"] if check["name"] not in ("components", "hub", "against")]
+    assert shown == [check for check in local["checks"] if check["name"] != "components"]
+    assert [check["component"] for check in result["checks"] if check["name"] == "config"] == [*NAMES]
+    # Damage of the last one, which the manifest does not list so.
+    weights = release / "text_encoder_2" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    hub = serve(release)
+    assert failed(verify(PLACE)) == {
+        "hub": "text_encoder_2/model.safetensors has another sha256 than the manifest says"
+    }
+    # Of components that were chosen, no others are read.
+    report = verify(PLACE, components=["text_encoder", "transformer_2"])
+    assert [component.name for component in report.components] == ["transformer_2", "text_encoder"]
+    hub = serve(release)
+    verify(PLACE, components=["text_encoder"])
+    read = {path.partition(f"/{COMMIT}/")[2] for _, path, _ in hub.seen if "/resolve/" in path}
+    assert {path for path in read if path.endswith(".safetensors")} == {"text_encoder/model.safetensors"}
+
+
+def test_plans_of_several_components(
+    tmp_path: Path, serve: Serve, lensconv: Lensconv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_several(tmp_path / "source")
+    serve(source)
+    sizes = {name: (source / name / "model.safetensors").stat().st_size for name in NAMES[2:]}
+    small, large = sorted(sizes, key=sizes.__getitem__)
+    monkeypatch.setattr("converter.conversion.choosing.LEAST_TEXT_ENCODER_BYTES", sizes[small])
+    outcome = lensconv("plan", PLACE, "--component", "all", "--component", "vae", "--json")
+    assert outcome.code == 0, outcome
+    jsonschema.validate(outcome.result, load_schema("plan"))
+    local = lensconv("plan", source, "--component", "vae", "--component", "all", "--json").result
+    assert outcome.result["components"] == local["components"]
+    names = [component["name"] for component in outcome.result["components"]]
+    assert names == ["transformer", "transformer_2", large, "vae"]
+    assert outcome.result["notes"] == local["notes"]
+    assert f"{small} ({CONVERTED[small]}) stays as it is; it is small" in outcome.result["notes"]

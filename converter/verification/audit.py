@@ -66,6 +66,11 @@ class Audit:
         return self.manifest.components.get(self.name) if self.manifest is not None else None
 
     @property
+    def converted(self) -> frozenset[str]:
+        """Names of the components that were converted, by the manifest; none without one."""
+        return frozenset(self.manifest.components) if self.manifest is not None else frozenset()
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """Content of the quantization config; empty if there is none."""
         return self.quantization.content

@@ -46,8 +46,13 @@ def check_recipe(audits: Sequence[Audit], sources: Sequence[Checkpoint], recipe:
         what = "weights without a config.json" if is_lens else "a class other than Lens"
         raise UsageError(f"--recipe needs --against SOURCE for {what}")
     recipes = choose_recipes(recipe, [model for _, model in pairs])
+    # A rule may be for components that were converted and are not checked here.
+    is_part = bool(audits[0].converted - {audit.name for audit, _ in pairs})
+    if is_part:
+        recipes = [chosen.with_optional_rules() for chosen in recipes]
     plans = [_plan(model, chosen) for (_, model), chosen in zip(pairs, recipes, strict=True)]
-    refuse_unmatched(recipes, plans)
+    if not is_part:
+        refuse_unmatched(recipes, plans)
     named = len(audits) > 1
     return [
         check

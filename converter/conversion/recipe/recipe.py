@@ -126,6 +126,10 @@ class Recipe:
         """The same recipe with more rules, which win over its own."""
         return replace(self, rules=(*self.rules, *rules))
 
+    def with_optional_rules(self) -> Recipe:
+        """The same recipe, of which every rule may select nothing."""
+        return replace(self, rules=tuple(replace(rule, optional=True) for rule in self.rules))
+
     @property
     def is_random(self) -> bool:
         """Whether SDNQ uses random numbers for it."""
