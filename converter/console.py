@@ -19,7 +19,7 @@ from converter.errors import LensconvError, OutputError, printable, reason_of
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
-    from rich.console import RenderableType
+    from rich.console import OverflowMethod, RenderableType
 
 #: Seconds between two lines of progress, if stderr is not a terminal.
 LINE_INTERVAL = 5.0
@@ -294,15 +294,25 @@ def verdict(text: str, *, ok: bool) -> RenderableType:
     return mark + Text(printable(text, LINE_LIMIT), style="default")
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> RenderableType:
-    """Return a table for people; every column except the first is aligned right."""
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "", folds: bool = False
+) -> RenderableType:
+    """Return a table for people; every column except the first is aligned right.
+
+    Args:
+        columns: what they are called.
+        rows: their cells.
+        title: what stands above.
+        folds: whether names that are too long for the first column take another line, and are not cut.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     result = Table(title=printable(title) or None, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        result.add_column(Text(printable(column)), justify="right" if number else "left")
+        overflow: OverflowMethod = "fold" if folds and not number else "ellipsis"
+        result.add_column(Text(printable(column)), justify="right" if number else "left", overflow=overflow)
     for row in rows:
         result.add_row(*(Text(printable(cell)) for cell in row))
     return result

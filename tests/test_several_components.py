@@ -33,8 +33,8 @@ from converter import (
 )
 from converter.checkpoint.dtypes import BITS
 from converter.checkpoint.staging import SPOOLED, Staging
-from converter.conversion import convert as convert_module
 from converter.conversion.choosing import LEAST_TEXT_ENCODER_BYTES, choose_components
+from converter.conversion.execution.execute import execute
 from converter.errors import DiskError, MissingInput, NonFiniteWeight, OutputError, RecipeError, UsageError
 from converter.schemas import load_schema
 from tests import reference
@@ -219,6 +219,9 @@ def test_all_that_was_converted_is_examined_with_every_option(
     text = " ".join(shown.stderr.split())
     assert (shown.code, text.count("Sound: all"), text.count("against the source")) == (0, 1, 1)
     assert "text_encoder_2: load with sdnq: T5EncoderModel" in text
+    # On a screen of 80 columns, names of components take several lines, and are whole.
+    column = "".join(line[2:13].strip() for line in shown.stderr.split("against the source")[0].splitlines()[3:])
+    assert [name in column for name in NAMES] == [True] * len(NAMES)
     assert lensconv("verify", release, *options[:2], "--fail-under-sqnr", str(min(ratios) + 0.001)).code == 1
 
 
@@ -344,6 +347,11 @@ def test_a_release_that_was_made_in_two_steps(source: Path, steps: tuple[Path, P
     assert [*titles(verify(second, against=source, recipe="sdnq-int8"))] == ["transformer: recipe"]
     with pytest.raises(UsageError, match="is quantized already"):
         verify(second, against=first, recipe="sdnq-int8", components=["transformer"])
+    with pytest.raises(UsageError, match="needs an unquantized source"):
+        verify(second, against=first, fail_under_sqnr=1, components=["transformer"])
+    assert verify(second, against=first, fail_under_sqnr=1).ok
+    shown = call("verify", second, "--against", first, "--component", "transformer").stderr
+    assert "SQNR" not in shown
     spoiled = shutil.copytree(second, tmp_path / "spoiled")
     flip_a_scale(spoiled / "transformer")
     (found,) = titles(verify(spoiled, against=first)).items()
@@ -633,7 +641,7 @@ def test_a_shortage_keeps_components_that_are_complete(
     converted: int, kept: bool, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the first one, and of the files beside the weights once all are complete."""
-    runs, work = 0, convert_module.execute
+    runs, work = 0, execute
 
     def full(*arguments: Any) -> Any:
         nonlocal runs
@@ -644,9 +652,9 @@ def test_a_shortage_keeps_components_that_are_complete(
 
     options, notes = ConvertOptions(components=PAIR), Notes()
     with monkeypatch.context() as patches:
-        patches.setattr(convert_module, "execute", full)
+        patches.setattr("converter.conversion.convert.execute", full)
         if converted == len(PAIR):
-            patches.setattr(convert_module._Conversion, "_write_release", raising(DiskError("full")))
+            patches.setattr("converter.conversion.convert._Conversion._write_release", raising(DiskError("full")))
         with pytest.raises(DiskError):
             convert(source, tmp_path / "out", options=options, reporter=notes)
     assert names_in(tmp_path) == ([".out.lensconv"] if kept else [])
@@ -882,8 +890,7 @@ def test_what_all_leaves_is_said_with_its_reason(
     source: Path, steps: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ConvertOptions(components=("all",))
-    small = ("text_encoder (CLIPTextModel) stays as it is; it is small",)
-    small += ("text_encoder_2 (T5EncoderModel) stays as it is; it is small",)
+    small = tuple(f"{name} ({CONVERTED[name]}) stays as it is; it is small" for name in NAMES[2:])
     report = plan(source, options=options)
     assert [component.name for component in report.components] == [*PAIR]
     assert report.notes == small
@@ -901,10 +908,24 @@ def test_what_all_leaves_is_said_with_its_reason(
         "Note: text_encoder (CLIPTextModel) stays as it is; its weights may contain pickles.",
         "Note: transformer (FluxTransformer2DModel) stays as it is; it is quantized already (sdnq).",
     ]
-    report = verify(tmp_path / "out")
-    assert report.ok, titles(report)
-    assert [component.name for component in report.components] == ["transformer", "transformer_2", "text_encoder_2"]
+    found = verify(tmp_path / "out")
+    assert found.ok, titles(found)
+    assert [component.name for component in found.components] == ["transformer", "transformer_2", "text_encoder_2"]
     named = ConvertOptions(components=NAMES)
     expected = convert(source, tmp_path / "expected", options=named)
     assert convert(source, tmp_path / "all", options=options).components == expected.components
     assert snapshot(tmp_path / "all") == snapshot(tmp_path / "expected")
+
+
+def test_names_of_components_are_safe_to_show(source: Path, lensconv: Lensconv, tmp_path: Path) -> None:
+    name, repo = "\x1b[31m", tmp_path / "repo"
+    for place in ("text_encoder", name):
+        shutil.copytree(source / "text_encoder", repo / place)
+    kind = ["transformers", "CLIPTextModel"]
+    (repo / "model_index.json").write_text(json.dumps({"text_encoder": kind, name: kind}))
+    named = ("--component", name, "--component", "text_encoder")
+    for words in (("plan", repo, *named), ("convert", repo, tmp_path / "out", *named), ("verify", tmp_path / "out")):
+        outcome = lensconv(*words)
+        assert outcome.code == 0
+        assert name not in outcome.stderr
+        assert "\\x1b[31m" in outcome.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from converter.errors import printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from converter.verification.report import VerifyReport
+    from converter.verification.report import FamilyFootprint, VerifiedComponent, VerifyReport
 
 
 @click.command(
@@ -107,31 +107,27 @@ def _render(report: VerifyReport) -> list[RenderableType]:
     from rich.text import Text
 
     dtypes = sorted(report.bytes_by_dtype)
-    rows = [
-        [
-            footprint.name,
-            str(footprint.tensors),
-            str(footprint.quantized_modules or ""),
-            *(
-                readable_size(footprint.bytes_by_dtype[dtype]) if dtype in footprint.bytes_by_dtype else ""
-                for dtype in dtypes
-            ),
-            readable_size(footprint.bytes),
-        ]
-        for footprint in report.families
-    ]
-    totals = [readable_size(report.bytes_by_dtype[dtype]) for dtype in dtypes]
-    rows.append(["all", str(report.tensors), str(report.quantized_modules), *totals, readable_size(report.total_bytes)])
+    rows = []
+    several = len(report.components) > 1
+    for component in report.components:
+        if several:
+            rows.append(_row(component.name, component, component.total_bytes, dtypes))
+        for family in component.families:
+            rows.append(_row(f"  {family.name}" if several else family.name, family, family.bytes, dtypes))
+    rows.append(_row("all", report, report.total_bytes, dtypes))
     classes = ", ".join(printable(component.class_name) or "unknown class" for component in report.components)
     title = f"{classes}, {report.parameters:,} parameters"
-    parts: list[RenderableType] = [table(["family", "tensors", "quantized", *dtypes, "total"], rows, title=title)]
+    parts: list[RenderableType] = [
+        table(["family", "tensors", "quantized", *dtypes, "total"], rows, title=title, folds=several)
+    ]
     if report.hub:
         read = f"{readable_size(report.hub['received_bytes'])} of {readable_size(report.hub['bytes'])} read"
         parts.append(Text(f"{report.hub['place']}: {read}"))
     if report.other_components:
         listed = f"Other components: {list_components(report.other_components)}."
         parts += [Text(listed), Text(f"Whole pipeline: {readable_size(report.whole_bytes)}.")]
-    if report.fidelity:
+    # Of copies alone, there is nothing to show.
+    if report.fidelity.get("families"):
         parts += render_fidelity(report.fidelity)
     for check in report.checks:
         parts.append(verdict(f"{check.title}: {check.detail}", ok=check.ok))
@@ -142,6 +138,15 @@ def _render(report: VerifyReport) -> list[RenderableType]:
     else:
         parts.append(Text(f"Sound: all {len(report.checks)} checks passed.", style="bold green"))
     return parts
+
+
+def _row(
+    name: str, figures: FamilyFootprint | VerifiedComponent | VerifyReport, size: int, dtypes: Sequence[str]
+) -> list[str]:
+    """The row of a family, of a component or of everything."""
+    by_dtype = figures.bytes_by_dtype
+    sizes = [readable_size(by_dtype[dtype]) if dtype in by_dtype else "" for dtype in dtypes]
+    return [name, str(figures.tensors), str(figures.quantized_modules or ""), *sizes, readable_size(size)]
 
 
 def render_fidelity(fidelity: Mapping[str, Any]) -> list[RenderableType]:

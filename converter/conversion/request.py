@@ -169,7 +169,7 @@ def _refuse_unknown_components(recipe: Recipe, checkpoint: Checkpoint) -> None:
     if checkpoint.pipeline is None:
         return
     known = pipeline_components(checkpoint.pipeline)
-    for name in recipe.components.keys() - known.keys():
+    for name in sorted(recipe.components.keys() - known.keys()):
         raise RecipeError(
             f"recipe {recipe.name}",
             f"[components.{printable(name)}] is not about a component of {checkpoint.pipeline}",

@@ -77,6 +77,11 @@ def verify(
         )
     audits = open_audits(path, components)
     sources = open_sources(against, audits, variant) if against is not None else []
+    if fail_under_sqnr is not None and all(map(is_quantized, sources)):
+        raise UsageError(
+            f"--fail-under-sqnr needs an unquantized source, but {sources[0].folder} is quantized already",
+            "Give the original with --against.",
+        )
     names = [audit.name if len(audits) > 1 else "" for audit in audits]
     extra: list[Check] = []
     notes: list[str] = []

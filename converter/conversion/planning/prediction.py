@@ -16,7 +16,7 @@ from converter.checkpoint.source import Checkpoint
 from converter.conversion.planning.methods import FUSED_GROUP, plan_methods
 from converter.conversion.planning.plan import Plan, PlannedModule, PlannedTensor
 from converter.conversion.planning.rules import linear_parts
-from converter.conversion.recipe.recipe import Recipe, resolve_rules
+from converter.conversion.recipe.recipe import Recipe, resolve_rules, unmatched_rules
 from converter.errors import UnsupportedCheckpoint
 from converter.models.config import model_config
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
@@ -84,6 +84,7 @@ def predict_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan | None:
         (*tensors, *delayed),
         modules,
         assumed_config=config.assumed,
+        unmatched_rules=unmatched_rules(recipe, quantizable, shapes, CLASS_NAME),
     )
 
 
