@@ -140,12 +140,17 @@ def write_release(source: Path, release: Path, text: Text) -> str:
     manifest = json.loads((release / "lensconv_manifest.json").read_text())
     manifest["versions"] |= {text("versionname", n): text("version", n) for n in range(_COUNT)}
     manifest["versions"] |= {"sdnq": text("sdnq", 0), "torch": text("torch", 0), "lensconv": text("lensconv", 0)}
-    manifest["recipe"] |= {"name": text("recipe", 0), "seed": text("seed", 0), "quantize_from": text("quantizefrom", 0)}
-    manifest["source"]["files"] = [
+    (component,) = manifest["components"]
+    component["recipe"] |= {
+        "name": text("recipe", 0),
+        "seed": text("seed", 0),
+        "quantize_from": text("quantizefrom", 0),
+    }
+    component["source"]["files"] = [
         {"name": name, "bytes": 1, "header_sha256": text("header", number)}
         for number, name in enumerate(each(text, "source"))
     ]
-    manifest["source"]["bytes_by_dtype"][f"Z{text('dtype', 0)}"] = 0
+    component["source"]["bytes_by_dtype"][f"Z{text('dtype', 0)}"] = 0
     (release / "lensconv_manifest.json").write_text(json.dumps(manifest))
     index = json.loads((release / "model_index.json").read_text())
     index |= {text("filecomponent", n): ["diffusers", text("class", n)] for n in range(_COUNT)}

@@ -66,6 +66,12 @@ def add_component(source: Path, name: str, library: str, class_name: str, **file
     return source / name
 
 
+def save_text_encoder(source: Path, name: str, *, loaded_as: str) -> Path:
+    """Add a text encoder of one class, which the index names as another."""
+    edit_json(source / "model_index.json", text_encoder=["transformers", loaded_as])
+    return save_model(source / "text_encoder", name)
+
+
 def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     """Change the tensors of a folder."""
     found = load_file(folder / WEIGHTS)
@@ -348,6 +354,12 @@ CASES: dict[str, Build] = {
         lambda source: add_component(source, "prior", "diffusers", "DiffusionPipeline", model_index__json="{}", a="x"),
         "prior: is copied and not examined",
         brings=("prior/model_index.json", "prior/a"),
+    ),
+    "a text encoder for which `model_index.json` names another class than its config": build(
+        lambda source: save_text_encoder(source, "LlamaForCausalLM", loaded_as="LlamaModel"),
+        "because LlamaModel does not save them: lm_head.weight",
+        *("--component", "transformer", "--component", "text_encoder"),
+        brings=("text_encoder/model.safetensors",),
     ),
     "an ONNX component": build(
         lambda source: add_component(source, "unet_2", "diffusers", "OnnxRuntimeModel", model__onnx="x"),
