@@ -45,6 +45,23 @@ assert not any(name.partition(".")[0] in ("converter", "lensconv") for name in s
 arguments = dict(prompt=prompt, height=64, width=64, num_inference_steps=2, generator=torch.Generator().manual_seed(3))
 pipe(**arguments, **eval(extra)).images[0].save(output)
 """
+#: Two prompts, one of them with a text to read.
+_SUITE = f"""
+name = "two"
+
+[[prompts]]
+id = "P01"
+scenario = "A cube"
+seed = 1
+prompt = "{PROMPT}"
+
+[[prompts]]
+id = "P02"
+scenario = "A sign"
+seed = 2
+prompt = "a sign that says OPEN"
+required_text = ["OPEN"]
+"""
 #: What a call needs beside them; Sana otherwise draws the nearest of the sizes that the real model has learned.
 _EXTRA = {"tiny-sana": "dict(use_resolution_binning=False)"}
 
@@ -144,8 +161,9 @@ class Course:
                 self._draw_without_lensconv(image)
         evidence = self.work / "evidence"
         with self._step("bench"):
-            (self.work / "prompts.txt").write_text(f"{PROMPT}\na sign that says OPEN\n")
-            options = ("--prompts", self.work / "prompts.txt", "--mode", "standard", "--pairs", "2", "--restart")
+            suite = self.work / "two.toml"
+            suite.write_text(_SUITE)
+            options = ("--prompts", suite, "--mode", "standard", "--pairs", "2", "--restart")
             lensconv("bench", self.source, self.release, *options, *DRAWING[:-2], "--out", evidence)
         with self._step("grid"):
             lensconv("grid", evidence)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, convert, verify
+from converter.checkpoint.files import read_json
 from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint, UsageError
 from converter.libraries import load_library
 from converter.schemas import load_schema
@@ -37,7 +38,7 @@ from tests.checkpoints import (
     failed,
     write_checkpoint,
 )
-from tests.conftest import Lensconv, forget_file
+from tests.conftest import Lensconv, edit_json, forget_file
 from tests.expected import check_expected
 from tests.reference import FURTHER_RECIPES, LENS_OPTIONS, RECIPES, convert_with_sdnq
 from tests.reporters import Notes
@@ -488,3 +489,16 @@ def test_loading_compares_every_parameter(folder: Path, monkeypatch: pytest.Monk
     found = failed(verify(folder, load=True))
     assert found["load with diffusers"] == f"{KEPT} was not loaded; extra is not in the loaded model"
     assert found["load with sdnq"].startswith("RuntimeError: Error(s) in loading state_dict for Lens")
+
+
+def test_what_the_library_changes_in_a_config_when_it_saves_it_may_differ(tmp_path: Path) -> None:
+    """transformers ties the embeddings of T5's encoder, though the published config says that they are not tied."""
+    source = save_model(tmp_path / "source", "T5EncoderModel")
+    edit_json(source / "config.json", tie_word_embeddings=False)
+    convert(source, tmp_path / "out", "sdnq-uint4")
+    assert read_json(tmp_path / "out" / "config.json")["tie_word_embeddings"] is True
+    report = verify(tmp_path / "out", against=source)
+    assert report.ok, failed(report)
+    edit_json(tmp_path / "out" / "config.json", relative_attention_num_buckets=16)
+    said = failed(verify(tmp_path / "out", against=source))["config of the source"]
+    assert said == "config.json and the source's disagree on relative_attention_num_buckets"

@@ -6,6 +6,7 @@ its files. diffusers and transformers decide differently; this module asks each 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,3 +197,16 @@ def saved_by_transformers(model: Any) -> dict[str, torch.Tensor]:
         reason = f"transformers renames tensors of {type(model).__name__} in a way that lensconv does not know"
         raise DependencyError(reason, "Use the version of transformers in constraints.txt.")
     return saved
+
+
+def written_config(empty: EmptyModel) -> dict[str, Any]:
+    """``config.json`` as ``save_pretrained`` would write it, without the path that the model was loaded from."""
+    model: Any = empty.model
+    if empty.is_transformers:
+        model.config.dtype = str(model.dtype).removeprefix("torch.")
+        model.config.architectures = [type(model).__name__]
+        content: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=True))
+    else:
+        content = json.loads(model.to_json_string())
+    content.pop("_name_or_path", None)
+    return content

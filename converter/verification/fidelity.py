@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from converter.conversion.planning.rules import PARTS
 from converter.errors import UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS
 from converter.models.classes import TORCH_DTYPES
-from converter.models.empty import build_empty_model, saved_names
+from converter.models.empty import build_empty_model, saved_names, written_config
 from converter.models.families import family
 from converter.threads import run_in_threads
 from converter.verification.audit import Audit
@@ -58,7 +59,7 @@ def measure_fidelity(
         UnsupportedCheckpoint: the source is not of the class that the checkpoint names, or SDNQ cannot prepare it.
     """
     pair = _Pair(audit, source)
-    checks = [*_check_config(audit, source), pair.check_plan()]
+    checks = [*_check_config(audit, source, pair.written_config), pair.check_plan()]
     total = sum(source.tensors[name].entry.bytes for name in pair.work)
     workers = len(os.sched_getaffinity(0))
     with reporter.progress("comparing", total) as shown, TensorReader() as reader:
@@ -73,10 +74,15 @@ def measure_fidelity(
     return Fidelity(tuple(checks), modules)
 
 
-def _check_config(audit: Audit, source: Checkpoint) -> Iterable[Check]:
-    """Compare the configs: loaders use that of the quantized checkpoint, this comparison uses that of the source."""
-    if audit.checkpoint.config and source.config:
-        different = differing_entries(audit.checkpoint.config, source.config)
+def _check_config(audit: Audit, source: Checkpoint, written: Mapping[str, Any]) -> Iterable[Check]:
+    """Compare the configs: loaders use that of the quantized checkpoint, this comparison uses that of the source.
+
+    What the library itself changes when it saves the model, such as ``tie_word_embeddings`` of T5, may differ.
+    """
+    config = audit.checkpoint.config
+    if config and source.config:
+        unlike_written = differing_entries(config, written)
+        different = [name for name in differing_entries(config, source.config) if name in unlike_written]
         problems = [f"config.json and the source's disagree on {', '.join(different)}"] if different else []
         yield list_problems("config of the source", problems, "config.json agrees with that of the source")
 
@@ -116,6 +122,11 @@ class _Pair:
         self._planned: dict[str, torch.Tensor] = {}
         self._files: dict[str, dict[str, str]] = {}
         self.work = self._match()
+
+    @property
+    def written_config(self) -> dict[str, Any]:
+        """``config.json`` as the library would save it with the model."""
+        return written_config(self._empty)
 
     def _match(self) -> dict[str, tuple[str, str]]:
         """The kind (``kept`` or ``quantized``) and the name in the quantized file, by tensor of the source."""

@@ -28,7 +28,7 @@ from converter.conversion.recipe.recipe import Recipe, Rule, resolve_rules, rule
 from converter.errors import RecipeError, UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS, load_library, package_versions
 from converter.models.classes import TORCH_DTYPES
-from converter.models.empty import EmptyModel, build_empty_model, saved_names
+from converter.models.empty import EmptyModel, build_empty_model, saved_names, written_config
 from converter.models.sdnq_loader import refused_names
 from converter.models.unsuitable import refuse_adapter, refuse_quantized
 
@@ -97,7 +97,7 @@ def plan_with_sdnq(checkpoint: Checkpoint, recipe: Recipe, decided: Mapping[str,
         ignored=empty.ignored,
         unloadable=refused_names(model, saved_names(empty)) if empty.is_transformers else "",
         index_metadata={"total_parameters": model.num_parameters()} if empty.is_transformers else {},
-        config=_component_config(empty, quantization_config),
+        config={**written_config(empty), "quantization_config": quantization_config},
         assumed_config=empty.config.assumed,
         quantization_config=quantization_config,
         versions=package_versions(),
@@ -295,18 +295,4 @@ def _as_json(config: Any) -> dict[str, Any]:
         content[name] = sorted(set(content[name]))
     for dtype, names in content["modules_dtype_dict"].items():
         content["modules_dtype_dict"][dtype] = sorted(set(names))
-    return content
-
-
-def _component_config(empty: EmptyModel, quantization_config: Mapping[str, Any]) -> dict[str, Any]:
-    """``config.json`` as ``save_pretrained`` would write it, without the path that the model was loaded from."""
-    model: Any = empty.model
-    if empty.is_transformers:
-        model.config.dtype = str(model.dtype).removeprefix("torch.")
-        model.config.architectures = [type(model).__name__]
-        content: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=True))
-    else:
-        content = json.loads(model.to_json_string())
-    content.pop("_name_or_path", None)
-    content["quantization_config"] = dict(quantization_config)
     return content
