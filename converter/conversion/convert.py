@@ -55,6 +55,7 @@ from converter.errors import (
     RecipeError,
     ResourceError,
     UnsupportedCheckpoint,
+    printable,
 )
 from converter.libraries import is_loaded, require_library_memory
 from converter.memory import peak_rss_bytes, require_free_memory
@@ -180,6 +181,9 @@ class _Conversion:
 
         with _discarding(staging, self.reporter, keeps=is_worth_keeping):
             for number, (work, budget) in enumerate(zip(works, budgets, strict=True)):
+                if len(works) > 1:
+                    place = f"component {number + 1} of {len(works)}"
+                    self.reporter.note(f"converting {printable(request.targets[number].name)}, {place}")
                 converted.append(self._convert(number, work, budget))
                 request.refuse_changed()
             files = self._write_release(converted, selection, companions)
@@ -250,8 +254,10 @@ class _Conversion:
             with self.reporter.progress("other components", total) as progress:
                 others = [bring_companion(companion, folder, progress) for companion in companions]
             others += [write_file(folder, name, plain_index(index)) for name, index in selection.indexes.items()]
-            summary = json.dumps(quantization_summary(converted[0], written), indent=2) + "\n"
-            files = [*written, *others, write_file(folder, SUMMARY_NAME, summary.encode())]
+            files = [*written, *others]
+            if converted[0].is_denoiser:
+                summary = json.dumps(quantization_summary(converted[0], written), indent=2) + "\n"
+                files.append(write_file(folder, SUMMARY_NAME, summary.encode()))
             manifest = conversion_manifest(converted, files)
             return *files, write_file(folder, MANIFEST_NAME, manifest.encode())
 

@@ -350,6 +350,8 @@ def _about_target(target: Target, plan: Plan) -> Iterator[str]:
         yield f"tensors are left out, because {plan.class_name} does not save them: {first_few(plan.ignored)}"
     if plan.unloadable:
         yield plan.unloadable
+    if not plan.modules:
+        yield f"SDNQ quantizes nothing in {plan.class_name} with recipe {recipe.name}"
     narrow = checkpoint.bytes_by_dtype.keys() & {"F16", "BF16"}
     if narrow:
         dtypes = " and ".join(sorted(narrow))

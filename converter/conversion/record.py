@@ -14,6 +14,7 @@ from converter.conversion.execution.execute import Outcome
 from converter.conversion.planning.plan import Plan, parameter_count
 from converter.conversion.release.manifest import MANIFEST_FORMAT, MANIFEST_VERSION, Manifest, ReleaseFile
 from converter.conversion.request import Target
+from converter.models.roles import role
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Converted:
     outcome: Outcome
     device: str
     """The device on which SDNQ's own functions ran; empty if it was the CPU, or none ran."""
+
+    @property
+    def is_denoiser(self) -> bool:
+        """Whether it denoises, as far as names tell; a component alone has none."""
+        return not self.target.name or role(self.target.name, self.plan.class_name) == "denoiser"
 
     @property
     def weights(self) -> list[ReleaseFile]:
@@ -84,7 +90,7 @@ def quantization_summary(converted: Converted, files: Iterable[ReleaseFile]) -> 
     the commands that measure or know them.
 
     Args:
-        converted: the main component; the published keys have no place for others.
+        converted: the main component, which denoises; the published keys have no place for others.
         files: that were written for the converted components.
     """
     plan, checkpoint = converted.plan, converted.target.checkpoint
