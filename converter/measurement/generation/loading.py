@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
 from transformers import Mxfp4Config, PreTrainedTokenizerFast
 
+from converter.checkpoint.source import Checkpoint
 from converter.console import SILENT, Reporter
 from converter.errors import MalformedCheckpoint, MemoryLimitError, UnsupportedCheckpoint
 from converter.lens import LensGptOssEncoder, LensPipeline, LensTransformer2DModel
@@ -79,10 +80,24 @@ def load_tokenizer(repo: PipelineRepo) -> Any:
     Raises:
         UnsupportedCheckpoint: it cannot be loaded.
     """
-    folder = repo.folder / "tokenizer"
+    return load_small(PreTrainedTokenizerFast, repo.folder / "tokenizer")
+
+
+def load_small(loaded_class: Any, folder: Path, **options: Any) -> Any:
+    """Load a component without weights.
+
+    Args:
+        loaded_class: its class.
+        folder: where it is.
+        options: of ``from_pretrained``.
+
+    Raises:
+        UnsupportedCheckpoint: it cannot be loaded.
+        DependencyError: a package is missing.
+    """
     with blaming(folder):
         try:
-            return PreTrainedTokenizerFast.from_pretrained(folder)
+            return loaded_class.from_pretrained(folder, local_files_only=True, **options)
         except Exception as error:
             # The tokenizers library raises nothing more specific for a file that it cannot use.
             if type(error) is not Exception:
@@ -204,10 +219,27 @@ def choose_int8(pipeline: Any, repo: PipelineRepo, device: torch.device, method:
         return enable_int8_chain(pipeline.transformer, device)
 
 
-def _load(model_class: Any, checkpoint: Any, **options: Any) -> Any:
-    """Load a component, and refuse missing tensors, which loaders fill with random numbers."""
-    where = checkpoint.folder
-    refuse_absurd(checkpoint.config, max(MAXIMUM_LAYERS, len(checkpoint.tensors)), str(where / "config.json"))
+def _load(model_class: Any, checkpoint: Checkpoint, **options: Any) -> Any:
+    return load_model(model_class, checkpoint.folder, checkpoint.config, len(checkpoint.tensors), **options)
+
+
+def load_model(model_class: Any, where: Path, config: Mapping[str, Any], tensors: int, **options: Any) -> Any:
+    """Load a component with weights, and refuse missing tensors, which loaders fill with random numbers.
+
+    Args:
+        model_class: its class.
+        where: its folder.
+        config: content of its ``config.json``.
+        tensors: how many its files have.
+        options: of ``from_pretrained``.
+
+    Raises:
+        UnsupportedCheckpoint: it cannot be loaded.
+        MalformedCheckpoint: tensors are missing.
+        MemoryLimitError: there is not enough memory.
+        DependencyError: a package is missing.
+    """
+    refuse_absurd(config, max(MAXIMUM_LAYERS, tensors), str(where / "config.json"))
     with blaming(where):
         model, found = model_class.from_pretrained(
             where, use_safetensors=True, local_files_only=True, output_loading_info=True, **options

@@ -18,13 +18,11 @@ from converter.checkpoint.absent import pickle_error
 from converter.checkpoint.components import PipelineComponent, examine_components
 from converter.checkpoint.files import read_json
 from converter.console import Reporter, readable_size
-from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint
+from converter.errors import UnsupportedCheckpoint
 from converter.libraries import load_library
 from converter.measurement.generation.compiling import compile_blocks
-from converter.measurement.generation.loading import blaming
-from converter.models.classes import refuse_absurd
+from converter.measurement.generation.loading import blaming, load_model, load_small
 from converter.models.int8_kernels import find_int8_kernel, use_int8_kernel
-from converter.models.lens.layout import MAXIMUM_LAYERS
 from converter.models.pipelines import Component, Pipeline, describe_pipeline, refuse_other_output
 from converter.models.sdnq_layers import has_integer_products
 
@@ -182,35 +180,18 @@ def _construct(pipeline: Pipeline, components: dict[str, Any]) -> Any:
 
 
 def _load_small(component: Component) -> Any:
-    """Load a component without weights."""
-    with blaming(component.folder):
-        # A class that chooses another one by the config would ask whether to run code in the repo.
-        options = {"trust_remote_code": False} if component.class_name.startswith("Auto") else {}
-        try:
-            return component.loaded_class.from_pretrained(component.folder, local_files_only=True, **options)
-        except Exception as error:
-            # The tokenizers library raises nothing more specific for a file that it cannot use.
-            if type(error) is not Exception:
-                raise
-            raise ValueError(str(error)) from error
+    # A class that chooses another one by the config would ask whether to run code in the repo.
+    options = {"trust_remote_code": False} if component.class_name.startswith("Auto") else {}
+    return load_small(component.loaded_class, component.folder, **options)
 
 
 def _load_model(component: Component, examined: PipelineComponent, dtype: torch.dtype) -> Any:
-    """Load a component with weights, and refuse missing tensors, which loaders fill with random numbers."""
+    """Load a component with weights."""
     where, model_class = component.folder, component.loaded_class
-    config = where / "config.json"
-    tensors = sum(len(header.tensors) for header in examined.headers)
-    refuse_absurd(read_json(config), max(MAXIMUM_LAYERS, tensors), str(config))
     if not issubclass(model_class, torch.nn.Module):
         raise UnsupportedCheckpoint(f"{where}: {component.class_name} is not a class with weights")
     options: dict[str, Any] = {"variant": examined.variant} if examined.variant else {}
     is_of_diffusers = issubclass(model_class, load_library("diffusers").ModelMixin)
     options["torch_dtype" if is_of_diffusers else "dtype"] = dtype
-    with blaming(where):
-        model, found = model_class.from_pretrained(
-            where, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
-        )
-    lacking = sorted(found["missing_keys"])
-    if lacking:
-        raise MalformedCheckpoint(where, f"is missing, and {component.class_name} needs it", tensor=lacking[0])
-    return model.eval()
+    tensors = sum(len(header.tensors) for header in examined.headers)
+    return load_model(model_class, where, read_json(where / "config.json"), tensors, **options)
