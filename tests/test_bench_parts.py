@@ -81,7 +81,7 @@ class Inputs:
     def open(cls, original: Path, quantized: Path, suite: Path, count: int | None = None) -> Inputs:
         subjects = {subject.name: subject for subject in open_subjects(original, quantized, SILENT)}
         prompts = read_suite(suite).prompts[:count]
-        repo = subjects["original"].repo
+        repo = open_pipeline(original)
         options = {prompt.prompt: GenerateOptions(seed=prompt.seed, aspect_ratio="16:9") for prompt in prompts}
         settings = [choose_settings(repo, prompt, chosen) for prompt, chosen in options.items()]
         return cls(subjects, PromptSuite("some", prompts), settings)

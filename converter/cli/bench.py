@@ -19,14 +19,15 @@ from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.evidence.thresholds import Threshold, exit_code, judge
 from converter.measurement.generation.options import GenerateOptions
+from converter.measurement.generation.repo import names_another_pipeline
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from converter.measurement.benchmark.bench import BenchReport
 
-#: Options of `generate` that a benchmark chooses itself, or that Lens, which alone is measured, does not take.
-_CHOSEN = ("seed", "offload", "features", "overwrite", "max_sequence_length")
+#: Options of `generate` that a benchmark chooses itself.
+_CHOSEN = ("seed", "offload", "features", "overwrite")
 
 
 @click.command(
@@ -75,7 +76,7 @@ def command(
     suite = read_suite(prompts)
     measuring = BenchOptions(**{field.name: options.pop(field.name) for field in fields(BenchOptions)})
     generating = GenerateOptions(**options)
-    _refuse_unmeasured(thresholds, measuring)
+    _refuse_unmeasured(thresholds, measuring, original)
     # Imported late, since it takes seconds; errors in the command line are reported before.
     from converter.libraries import PIPELINE_BYTES, load_library
 
@@ -86,8 +87,8 @@ def command(
     context.exit(exit_code(verdicts, ok=report.ok))
 
 
-def _refuse_unmeasured(thresholds: Sequence[Threshold], options: BenchOptions) -> None:
-    """Refuse thresholds for what these options do not measure.
+def _refuse_unmeasured(thresholds: Sequence[Threshold], options: BenchOptions, original: Path) -> None:
+    """Refuse thresholds for what is not measured with these options, or of this pipeline.
 
     Raises:
         MissingFigure: there is one.
@@ -98,6 +99,8 @@ def _refuse_unmeasured(thresholds: Sequence[Threshold], options: BenchOptions) -
         raise MissingFigure(reason, f"Use --pairs {FEWEST_PAIRS} or more.")
     if "trajectory" in metrics and not options.trajectory_prompts:
         raise MissingFigure("--fail-over trajectory: --trajectory-prompts 0 skips it", "Use --trajectory-prompts 1.")
+    if "trajectory" in metrics and names_another_pipeline(original):
+        raise MissingFigure("--fail-over trajectory: it is measured for Lens only")
 
 
 def _render(report: BenchReport) -> list[RenderableType]:

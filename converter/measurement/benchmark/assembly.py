@@ -10,6 +10,7 @@ from converter.measurement.benchmark.image_files import BASELINE, has_image, ima
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal, is_image_key
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.pairing import find_pairs, timing_count
+from converter.measurement.benchmark.repos import ImageSettings, describe_settings
 from converter.measurement.benchmark.subjects import Subject
 from converter.measurement.evidence.agreement import measured_times
 from converter.measurement.evidence.names import (
@@ -30,9 +31,7 @@ from converter.measurement.evidence.statistics import (
     summarise_times,
 )
 from converter.measurement.evidence.units import DIGITS, LOADED_BYTES
-from converter.measurement.generation.settings import Settings
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
-from converter.models.lens.resolutions import RESOLUTIONS
 
 _OFFLOADING = {
     "offload": (OFFLOAD_NAME, "enable_model_cpu_offload"),
@@ -56,7 +55,7 @@ class Assembly:
         self,
         journal: Journal,
         suite: PromptSuite,
-        settings: Sequence[Settings],
+        settings: Sequence[ImageSettings],
         subjects: Mapping[str, Subject],
         environment: Mapping[str, Any],
         options: BenchOptions,
@@ -86,26 +85,10 @@ class Assembly:
                 found[name] = self._offload(mode, method)
         return found
 
-    def _settings(self, settings: Settings) -> dict[str, Any]:
-        sizes = [
-            (base, ratio)
-            for base, table in RESOLUTIONS.items()
-            for ratio, size in table.items()
-            if size == (settings.height, settings.width)
-        ]
-        base, ratio = sizes[0] if sizes else (None, None)
+    def _settings(self, settings: ImageSettings) -> dict[str, Any]:
         return {
-            "base_resolution": base,
-            "aspect_ratio": ratio,
-            "num_inference_steps": settings.steps,
-            "guidance_scale": settings.guidance,
-            "height": settings.height,
-            "width": settings.width,
-            "dtype": settings.dtype,
-            "date": settings.date,
-            "int8": settings.int8,
-            "compile": settings.compile,
-            "negative_prompt": settings.negative_prompt,
+            **describe_settings(self._subjects[ORIGINAL].repo, settings),
+            **self._drawn_size(),
             "pairs": max(len({pair.pair for pair in found.pairs}) for found in self._pairs.values()),
             "timing_prompts": self._timing_count,
             "modes": self._modes,
@@ -115,6 +98,11 @@ class Assembly:
                 "prompts": len(self._suite.prompts),
             },
         }
+
+    def _drawn_size(self) -> dict[str, int]:
+        """The size of the images, where the settings leave it to the pipeline."""
+        drawn = (found for found in self._journal.measured.values() if "width" in found)
+        return next(({key: found[key] for key in ("height", "width")} for found in drawn), {})
 
     def _matrix(self) -> dict[str, Any]:
         mode = self._matrix_mode
@@ -165,7 +153,7 @@ class Assembly:
         side = {
             **combine(figures),
             "times_s": [part["time_s"] for part in figures],
-            "stages": combine_stages(figures),
+            **_stages(figures),
         }
         if image := self._image(model, model, prompt):
             pixels = {
@@ -220,7 +208,7 @@ class Assembly:
         if matrix["mode"] == "standard" and sides:
             for key in shared_figures(sides):
                 model[f"generation_{key}"] = spread([side[key] for side in sides]).to_dict()
-            model["stages"] = combine_stages(sides)
+            model |= _stages(sides)
         failed = self._failures("standard", name)
         return {**model, "failed": failed} if failed else model
 
@@ -269,6 +257,11 @@ class Assembly:
             if (cell.mode, cell.model) == (mode, model) and is_image_key(key)
             if (cell, key) not in self._journal.measured
         ]
+
+
+def _stages(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The stages of several images; empty if the stages of one are not known."""
+    return {"stages": combine_stages(rows)} if all("stages" in row for row in rows) else {}
 
 
 def _int8(loads: Sequence[Mapping[str, Any]]) -> dict[str, str]:

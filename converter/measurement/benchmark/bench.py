@@ -21,9 +21,10 @@ from converter.measurement.benchmark.machine_probe import probe_machine
 from converter.measurement.benchmark.measuring import Bench
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.pairing import timing_count
+from converter.measurement.benchmark.repos import ImageSettings, choose_image_settings, cut_texts
 from converter.measurement.benchmark.subjects import Subject, find_summary, open_subjects
 from converter.measurement.benchmark.trace_files import FLAT_FIELD, TRACES_FOLDER, remove_traces
-from converter.measurement.benchmark.trajectory import TrajectoryMeasurement
+from converter.measurement.benchmark.trajectory import TrajectoryMeasurement, measured_options
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder, write_evidence
 from converter.measurement.evidence.names import (
     IMAGES_NAME,
@@ -36,7 +37,6 @@ from converter.measurement.evidence.names import (
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.options import GenerateOptions
-from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite
 from converter.models.int8_kernels import kernel_text
 
@@ -101,12 +101,12 @@ def bench(
     A run that was killed continues where it stopped, and tries failed images again.
 
     Args:
-        original: a pipeline repo.
+        original: a pipeline repo of Lens, or of diffusers that makes an image of a prompt.
         quantized: another one, of the same class.
         output: folder for measurements and images; created if it does not exist.
         suite: the prompts.
         options: how to measure.
-        drawing: how to generate images; the defaults suit the original's variant. The seed is that of each prompt.
+        drawing: how to generate images; the defaults are those of `generate`. The seed is that of each prompt.
         reporter: shows progress and notes.
 
     Raises:
@@ -120,8 +120,10 @@ def bench(
     _refuse_output(output, original)
     choose_device(drawing.device)
     subjects = open_subjects(original, quantized, reporter)
+    options = measured_options(options, subjects[0].repo)
     settings = [
-        choose_settings(subjects[0].repo, prompt.prompt, replace(drawing, seed=prompt.seed)) for prompt in suite.prompts
+        choose_image_settings(subjects[0].repo, prompt.prompt, replace(drawing, seed=prompt.seed))
+        for prompt in suite.prompts
     ]
     with reporter.progress("describing the device", 1, "devices") as shown:
         environment = probe_machine(drawing.device, shown.refresh)
@@ -136,6 +138,8 @@ def bench(
             _refuse_foreign(output, quantized)
         _note_differences(subjects, reporter)
         _note_environment(environment, reporter)
+        for text in dict.fromkeys(cut_texts(subjects[0].repo, settings)):
+            reporter.note(text)
         work = Bench(output, by_name, suite, settings, options, drawing.device, environment, journal)
         trajectories = TrajectoryMeasurement(work)
         trajectories.announce(reporter)
@@ -248,7 +252,7 @@ def _own_files(output: Path, quantized: Path) -> list[Path]:
 def _identity(
     subjects: Sequence[Subject],
     suite: PromptSuite,
-    settings: Settings,
+    settings: ImageSettings,
     environment: Mapping[str, Any],
     options: BenchOptions,
 ) -> dict[str, Any]:
@@ -279,7 +283,7 @@ def _note_environment(environment: Mapping[str, Any], reporter: Reporter) -> Non
 def _note_differences(subjects: Sequence[Subject], reporter: Reporter) -> None:
     """Say when more differs than what was quantized, since quantization is not the cause of that."""
     first, second = (subject.components for subject in subjects)
-    quantized = [*subjects[1].repo.quantizations] or ["transformer"]
+    quantized = [*subjects[1].repo.quantizations] or [subjects[1].repo.denoiser]
     others = [name for name in first if name not in quantized and first[name] != second[name]]
     if others:
         reporter.note(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ class Allocations:
         return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
 
 
-def component_sizes(pipeline: Any, offload: str, allocations: Allocations) -> dict[str, dict[str, float]]:
+def component_sizes(
+    pipeline: Any, offload: str, allocations: Allocations, names: Iterable[str] = WEIGHTS
+) -> dict[str, dict[str, float]]:
     """Return the memory of each component in GB, and how much of it is on an accelerator.
 
     Where everything is on a GPU, that is what torch's allocator gave. Elsewhere it is the size of the tensors.
@@ -43,10 +46,11 @@ def component_sizes(pipeline: Any, offload: str, allocations: Allocations) -> di
         pipeline: loaded.
         offload: as in ``GenerateOptions``.
         allocations: of its loading.
+        names: of its components with weights.
     """
     if offload == "none" and any(allocations.sizes.values()):
         return {name: _in_gb(size, size) for name, size in allocations.sizes.items()}
-    components = {name: getattr(pipeline, name) for name in WEIGHTS}
+    components = {name: getattr(pipeline, name) for name in names}
     # With sequential offloading, the weights of the models are on the meta device.
     return {name: _in_gb(*_tensor_bytes(model)) for name, model in components.items() if model.device.type != "meta"}
 

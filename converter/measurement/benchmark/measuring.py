@@ -15,12 +15,12 @@ from converter.measurement.benchmark.job import FAILED, GENERATED, GENERATING, L
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal, is_image_key
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.pairing import find_pairs, models_of, timing_prompts
+from converter.measurement.benchmark.repos import ImageSettings
 from converter.measurement.benchmark.subjects import Subject
 from converter.measurement.benchmark.trace_files import is_replayed, trace_file, trace_key
 from converter.measurement.benchmark.worker_process import WorkerProcess, raise_if_aborted
 from converter.measurement.evidence.names import ORIGINAL
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
-from converter.measurement.generation.settings import Settings
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 
 #: Consecutive workers that hang, or die while loading, after which the rest of a cell is given up.
@@ -36,7 +36,7 @@ class Bench:
     output: Path
     subjects: Mapping[str, Subject]
     suite: PromptSuite
-    settings: Sequence[Settings]
+    settings: Sequence[ImageSettings]
     """Settings of each prompt."""
     options: BenchOptions
     device: str

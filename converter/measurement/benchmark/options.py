@@ -36,12 +36,15 @@ class BenchOptions:
     timeout: float = option(3600.0, "Seconds after which loading, or one image, counts as hanging.", range=(1.0, 1e6))
     trajectory_prompts: int = option(
         3,
-        "Number of prompts, the first ones of the suite, along whose trajectories the velocity error of the quantized "
-        "model is measured, after all pairs; and both models generate an image of an empty prompt. 0 skips both.",
+        "Lens only: number of prompts, the first ones of the suite, along whose trajectories the velocity error of the "
+        "quantized model is measured, after all pairs; and both models generate an image of an empty prompt. 0 skips "
+        "both.",
         range=(0, 10_000),
     )
     trajectory_blocks: bool = option(
-        False, "Also measure the error after each block of the transformer, in the first, the middle and the last step."
+        False,
+        "Lens only: also measure the error after each block of the transformer, in the first, the middle and the last "
+        "step.",
     )
     skip_baseline: bool = option(
         False,

@@ -17,9 +17,10 @@ from converter.console import Progress, Reporter
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile, read_manifest
 from converter.errors import InputError, MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable
 from converter.measurement.benchmark.changes import file_states
+from converter.measurement.benchmark.repos import MeasuredRepo, open_both
 from converter.measurement.evidence.files import SUMMARY_HINT, read_evidence
 from converter.measurement.evidence.names import ORIGINAL, QUANTIZED
-from converter.measurement.generation.repo import COMPONENT_CLASSES, WEIGHTS, PipelineRepo, open_pipeline
+from converter.measurement.evidence.weights import TRANSFORMER
 from converter.verification.audit import Audit
 from converter.verification.audited import open_audits
 
@@ -36,7 +37,7 @@ class Subject:
 
     name: str
     """``original`` or ``quantized``."""
-    repo: PipelineRepo
+    repo: MeasuredRepo
     weights: Mapping[str, tuple[ReleaseFile, ...]]
     """Weight files by component."""
     states: Mapping[str, list[int]]
@@ -44,11 +45,12 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """What tables call the model; components other than the transformer are named."""
-        if self.name == ORIGINAL and self.repo.quantization is None:
+        """What tables call the model; components other than the denoiser are named."""
+        denoiser = self.repo.denoiser
+        if self.name == ORIGINAL and denoiser not in self.repo.quantizations:
             return f"Original {self.repo_id.rpartition('/')[2]}"
         found = self.repo.quantizations.items()
-        methods = [f"{'' if name == 'transformer' else f'{name} '}{_method(config)}" for name, config in found]
+        methods = [f"{'' if name == denoiser else f'{name} '}{_method(config)}" for name, config in found]
         return f"SDNQ {', '.join(methods)}" if methods else "Not quantized"
 
     @property
@@ -77,10 +79,10 @@ class Subject:
     def components(self) -> dict[str, dict[str, str]]:
         """sha256 of every file that a figure may depend on, by component and name."""
         found = {}
-        for name in COMPONENT_CLASSES:
+        for name in self.repo.component_names:
             files = {file.name: file.sha256 for file in self.weights.get(name, ())}
             for file in list_folder(self.repo.folder / name):
-                if name not in WEIGHTS or file.suffix == ".json":
+                if name not in self.repo.headers or file.suffix == ".json":
                     digest = file_sha256(file)
                     files |= {file.name: digest} if digest is not None else {}
             found[name] = files
@@ -89,18 +91,20 @@ class Subject:
     def source(self) -> dict[str, Any]:
         """Return the weight files, as evidence names them."""
         files = {name: [file.to_dict() for file in found] for name, found in self.weights.items()}
-        transformer = files.pop("transformer")
+        denoiser = files.pop(self.repo.denoiser)
+        named = {} if self.repo.denoiser == TRANSFORMER else {"denoiser": self.repo.denoiser}
         return {
             "repo_id": self.repo_id,
             "revision": self.revision,
-            "transformer": transformer,
+            **named,
+            TRANSFORMER: denoiser,
             "components": files,
         }
 
     def footprint(self) -> dict[str, Any]:
-        """Return the bytes of the transformer's tensors by dtype and family, from its headers."""
-        checkpoint = self.repo.transformer
-        audit = Audit(self.repo.folder)
+        """Return the bytes of the denoiser's tensors by dtype and family, from its headers."""
+        audit = Audit(self.repo.folder, component=self.repo.denoiser)
+        checkpoint = audit.checkpoint
         return {
             "class_name": checkpoint.class_name,
             "tensors": len(checkpoint.tensors),
@@ -125,7 +129,7 @@ def open_subjects(original: Path, quantized: Path, reporter: Reporter) -> tuple[
     Raises:
         InputError: a repo cannot be used, both are the same folder, or they are in the wrong order.
     """
-    repos = [open_pipeline(folder) for folder in (original, quantized)]
+    repos = open_both(original, quantized)
     if original.samefile(quantized):
         raise UsageError(f"{original} and {quantized} are the same folder", "Give the original and a quantized repo.")
     if repos[0].uses_sdnq and not repos[1].uses_sdnq:
@@ -149,8 +153,8 @@ def open_subjects(original: Path, quantized: Path, reporter: Reporter) -> tuple[
     )
 
 
-def find_summary(repo: PipelineRepo) -> Path | None:
-    """Return the summary of the transformer's quantization; None if there is none.
+def find_summary(repo: MeasuredRepo) -> Path | None:
+    """Return the summary of the denoiser's quantization; None if there is none.
 
     The keys of a summary call every component the transformer. Earlier versions wrote one for others, too, which only
     the manifest shows.
@@ -161,11 +165,11 @@ def find_summary(repo: PipelineRepo) -> Path | None:
     except InputError:
         # The summary itself is compared with the headers.
         manifest = None
-    is_about_it = manifest is None or manifest.main.name in ("", "transformer")
+    is_about_it = manifest is None or manifest.main.name in ("", repo.denoiser)
     return file if is_about_it and file.is_file() else None
 
 
-def _check_summary(repo: PipelineRepo) -> None:
+def _check_summary(repo: MeasuredRepo) -> None:
     """Refuse a release whose summary, which is published next to the measurements, is about other weights.
 
     Raises:
@@ -177,16 +181,17 @@ def _check_summary(repo: PipelineRepo) -> None:
         return
     _, content = read_evidence(file)
     shown = sum(content["quant_transformer_dtypes"].values())
-    if shown != repo.transformer.total_bytes:
+    held = sum(entry.bytes for header in repo.headers[repo.denoiser] for entry in header.tensors.values())
+    if shown != held:
         raise UnsupportedCheckpoint(
             f"{file}: quant_transformer_dtypes add up to {shown} bytes, and the headers of the "
-            f"transformer to {repo.transformer.total_bytes}",
+            f"{repo.denoiser} to {held}",
             SUMMARY_HINT,
         )
 
 
 def _hash_weights(
-    repo: PipelineRepo, states: Mapping[str, list[int]], known: dict[tuple[int, int], str], progress: Progress
+    repo: MeasuredRepo, states: Mapping[str, list[int]], known: dict[tuple[int, int], str], progress: Progress
 ) -> dict[str, tuple[ReleaseFile, ...]]:
     """Weight files by component; ``known`` collects the checksums of files that were read, by device and inode."""
 
@@ -196,7 +201,7 @@ def _hash_weights(
             known[device, inode] = _digest(header.file, progress)
         return ReleaseFile(header.file.name, header.file_bytes, known[device, inode])
 
-    return {name: tuple(map(hashed, checkpoint.headers)) for name, checkpoint in repo.weights.items()}
+    return {name: tuple(map(hashed, headers)) for name, headers in repo.headers.items()}
 
 
 def _method(quantization: Mapping[str, Any]) -> str:

@@ -14,11 +14,13 @@ from typing import Any
 
 from converter.checkpoint.checksum import file_sha256
 from converter.console import Reporter, readable_size
-from converter.errors import OutputError, ResourceError
+from converter.errors import OutputError, ResourceError, UsageError
 from converter.measurement.benchmark.image_files import BASELINE, has_image, image_seed
 from converter.measurement.benchmark.job import Task
 from converter.measurement.benchmark.journal import Cell
 from converter.measurement.benchmark.measuring import Bench
+from converter.measurement.benchmark.options import BenchOptions
+from converter.measurement.benchmark.repos import MeasuredRepo, lens_only
 from converter.measurement.benchmark.trace_files import (
     FLAT_KEY,
     FLAT_SEED,
@@ -36,6 +38,8 @@ from converter.measurement.comparison.images import read_pixels
 from converter.measurement.comparison.trajectory import BLOCKS_METHOD, METHOD
 from converter.measurement.evidence.names import MODELS, ORIGINAL, QUANTIZED
 from converter.measurement.evidence.trajectory import significant, summarise_errors
+from converter.measurement.generation.repo import PipelineRepo
+from converter.measurement.generation.settings import Settings
 from converter.measurement.prompts.suite import SuitePrompt
 
 _FLAT_METHOD = (
@@ -43,6 +47,18 @@ _FLAT_METHOD = (
     "image has little content of its own that could hide a periodic pattern, or look like one"
 )
 _NOT_REQUESTED = "not requested"
+
+
+def measured_options(options: BenchOptions, repo: MeasuredRepo) -> BenchOptions:
+    """The options, without trajectories where they are not measured.
+
+    Raises:
+        UsageError: parts of them were asked for.
+    """
+    reason = lens_only(repo)
+    if reason and options.trajectory_blocks:
+        raise UsageError(f"--trajectory-blocks: is {reason}")
+    return replace(options, trajectory_prompts=0) if reason else options
 
 
 @dataclass(frozen=True)
@@ -58,9 +74,9 @@ class TrajectoryMeasurement:
     def announce(self, reporter: Reporter) -> None:
         """Say how much space trajectories take until the quantized model has repeated them."""
         prompts = [prompt for prompt in self._prompts if not self._is_replayed(prompt)]
-        if prompts:
-            repo = self.bench.subjects[ORIGINAL].repo
-            size = readable_size(len(prompts) * trace_bytes(repo, self.bench.settings[0]))
+        repo, settings = self.bench.subjects[ORIGINAL].repo, self.bench.settings[0]
+        if prompts and isinstance(repo, PipelineRepo) and isinstance(settings, Settings):
+            size = readable_size(len(prompts) * trace_bytes(repo, settings))
             reporter.note(f"the original's trajectories take up to {size} in {TRACES_FOLDER}, until they are compared")
 
     def measure(self, reporter: Reporter) -> None:
@@ -190,7 +206,7 @@ class TrajectoryMeasurement:
     @property
     def _default_reason(self) -> str:
         if not self.bench.options.trajectory_prompts:
-            return _NOT_REQUESTED
+            return lens_only(self.bench.subjects[ORIGINAL].repo) or _NOT_REQUESTED
         return "images are missing" if not self._has_images else f"measured with --mode {self.bench.picture_mode} only"
 
     def _failures(self) -> Iterator[str]:

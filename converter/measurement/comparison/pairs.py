@@ -19,7 +19,7 @@ _ID_AND_SEED = re.compile(r"(?P<id>.+)-(?P<seed>[0-9]{1,20})")
 #: Suffixes of images that are not compared, which the user is told.
 _OTHER_IMAGES = (".avif", ".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".jxl", ".tif", ".tiff")
 #: Settings that all images of one prompt must share. Seeds are compared separately, since a baseline has another one.
-_SHARED_SETTINGS = ("prompt", "steps", "guidance", "date")
+_SHARED_SETTINGS = ("pipeline", "prompt", "steps", "guidance", "max_sequence_length", "date")
 #: Pixels of SSIM's window: 3.5 sigma of 1.5 to each side, where scikit-image cuts the gaussian.
 SMALLEST_SIDE = 11
 #: Maximum number of file names in one message.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import torch
 from PIL.Image import Image
 
 from converter._version import __version__
-from converter.console import Progress, Reporter
+from converter.console import Reporter
 from converter.errors import ImageError, UnsupportedCheckpoint, UsageError, first_line
 from converter.libraries import package_versions
 from converter.measurement.generation.compiling import compiling
@@ -85,7 +86,16 @@ def draw_with_pipeline(folder: Path, prompt: str, output: Path, options: Generat
         for note in cut_prompts(tokenizers, settings):
             reporter.note(note)
         pipeline = load_pipeline_of_diffusers(repo, tokenizers, settings, device, options.offload, reporter)
-    image = run_pipeline(pipeline, repo, settings, device, reporter)
+    with reporter.progress("generating", settings.steps or 0, "steps") as shown:
+        shown.refresh()
+
+        def step_done(latents: Any, is_last: bool) -> None:
+            shown.advance(1)
+            shown.refresh()
+            if is_last:
+                refuse_latents(latents)
+
+        image = run_pipeline(pipeline, repo, settings, device, step_done)
     drawn = replace(settings, height=image.height, width=image.width)
     if settings.height and (settings.height, settings.width) != (drawn.height, drawn.width):
         asked = f"{settings.width}x{settings.height}"
@@ -110,16 +120,29 @@ def load_pipeline_of_diffusers(
     device: torch.device,
     offload: str,
     reporter: Reporter,
+    *,
+    offloads_on_cpu: bool = False,
+    placed: Callable[[str], object] | None = None,
 ) -> Any:
     """Load a pipeline where it runs.
+
+    Args:
+        repo: its repo.
+        tokenizers: loaded ones.
+        settings: of the image.
+        device: where it runs.
+        offload: as in ``GenerateOptions``.
+        reporter: is told what is loaded.
+        offloads_on_cpu: as for ``place``.
+        placed: as for ``load_components``.
 
     Raises: as ``load_components`` and ``find_int8_kernel``.
     """
     dtype: torch.dtype = getattr(torch, settings.dtype)
     moves_at_once = offload == "none" and device.type != "cpu"
-    pipeline = load_components(repo, tokenizers, dtype, device if moves_at_once else None, reporter)
+    pipeline = load_components(repo, tokenizers, dtype, device if moves_at_once else None, reporter, placed=placed)
     with blaming(repo.pipeline.folder):
-        place(pipeline, device, offload)
+        place(pipeline, device, offload, offloads_on_cpu=offloads_on_cpu)
     if settings.compiles:
         reporter.note("compiling the denoiser's block: the first step takes longer than the others")
         compile_denoisers(pipeline, repo.pipeline)
@@ -127,9 +150,20 @@ def load_pipeline_of_diffusers(
 
 
 def run_pipeline(
-    pipeline: Any, repo: OpenPipeline, settings: PipelineSettings, device: torch.device, reporter: Reporter
+    pipeline: Any,
+    repo: OpenPipeline,
+    settings: PipelineSettings,
+    device: torch.device,
+    step_done: Callable[[Any, bool], None],
 ) -> Image:
     """Call a loaded pipeline.
+
+    Args:
+        pipeline: loaded.
+        repo: its repo.
+        settings: of the image.
+        device: where it runs.
+        step_done: called after each step, where the pipeline calls back, with its latents and whether it is the last.
 
     Returns:
         The image.
@@ -145,14 +179,12 @@ def run_pipeline(
     for model in models_of(pipeline).values():
         prepare_int8_kernel(model, device)
     with (
-        reporter.progress("generating", settings.steps or 0, "steps") as shown,
         blaming(repo.pipeline.folder),
         _blaming_options(settings.pipeline),
         compiling(settings.compile),
         _refusing_not_finite(),
     ):
-        shown.refresh()
-        output = pipeline(**settings.call_arguments(call), **_callbacks(call.takes, pipeline, shown))
+        output = pipeline(**settings.call_arguments(call), **_callbacks(call.takes, pipeline, step_done))
     if any(any(getattr(output, name, None) or ()) for name in _BLACKED_OUT):
         raise ImageError(
             f"{repo.pipeline.folder}: its safety checker blacked the image out", "Use another prompt or --seed."
@@ -179,26 +211,34 @@ def pipeline_metadata(
     }
 
 
-def _callbacks(takes: Callable[[str], bool], pipeline: Any, shown: Progress) -> dict[str, Any]:
-    """Arguments that show each step and look at its latents, in either of two ways in which pipelines take them."""
+def _callbacks(takes: Callable[[str], bool], pipeline: Any, step_done: Callable[[Any, bool], None]) -> dict[str, Any]:
+    """Arguments that call back after each step, in either of two ways in which pipelines take them."""
+    numbers = itertools.count(1)
 
-    def step_done(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def at_end(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         advance(tensors.get("latents"))
         return {}
 
     def advance(latents: Any) -> None:
-        shown.advance(1)
-        shown.refresh()
         # The last latents are those that are decoded; the number of steps is known once the schedule is.
-        is_last = shown.done >= len(getattr(getattr(pipeline, "scheduler", None), "timesteps", ()))
-        if is_last and isinstance(latents, torch.Tensor) and not latents.isfinite().all():
-            raise not_finite()
+        is_last = next(numbers) >= len(getattr(getattr(pipeline, "scheduler", None), "timesteps", ()))
+        step_done(latents, is_last)
 
     if takes("callback_on_step_end"):
-        return {"callback_on_step_end": step_done}
+        return {"callback_on_step_end": at_end}
     if takes("callback") and takes("callback_steps"):
         return {"callback": lambda _, __, latents: advance(latents), "callback_steps": 1}
     return {}
+
+
+def refuse_latents(latents: Any) -> None:
+    """Refuse latents with NaN or infinity, which do not make an image; what is no tensor is not looked at.
+
+    Raises:
+        ImageError: there are such values.
+    """
+    if isinstance(latents, torch.Tensor) and not latents.isfinite().all():
+        raise not_finite()
 
 
 def not_finite() -> ImageError:

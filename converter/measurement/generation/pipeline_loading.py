@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload
 
 from converter.checkpoint.absent import pickle_error
 from converter.checkpoint.components import PipelineComponent, examine_components
 from converter.checkpoint.files import read_json
+from converter.checkpoint.header import Header
+from converter.checkpoint.source import DENOISERS
 from converter.console import Reporter, readable_size
 from converter.errors import UnsupportedCheckpoint
 from converter.libraries import load_library
@@ -39,14 +43,51 @@ class OpenPipeline:
     """Its components, with the headers of their weights."""
 
     @property
+    def folder(self) -> Path:
+        """The repo."""
+        return self.pipeline.folder
+
+    @property
+    def class_name(self) -> str:
+        """Name of the pipeline's class."""
+        return self.pipeline.class_name
+
+    @property
+    def denoiser(self) -> str:
+        """Name of the component that denoises; of several, that of the last stage."""
+        names = [component.name for component in self.pipeline.having("denoiser")]
+        return next((name for name in DENOISERS if name in names), names[-1])
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """Names of all components."""
+        return tuple(component.name for component in self.pipeline.components)
+
+    @property
+    def headers(self) -> dict[str, tuple[Header, ...]]:
+        """Headers of the weight files, by component."""
+        return {name: component.headers for name, component in self.models.items()}
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The safetensors files of all components."""
+        return [header.file for headers in self.headers.values() for header in headers]
+
+    @property
+    def has_packed_text_encoder(self) -> bool:
+        """Whether experts of the text encoder are in MXFP4, which is supported in Lens only."""
+        return False
+
+    @property
     def uses_sdnq(self) -> bool:
         """Whether SDNQ has quantized a component."""
         return bool(self.quantizations)
 
     @cached_property
     def quantizations(self) -> dict[str, dict[str, Any]]:
-        """SDNQ's configurations of the components that it has quantized, by name."""
+        """SDNQ's configurations of the components that it has quantized, by name; the denoiser comes first."""
         quantized = [item for item in self.examined if item.quantization == _SDNQ]
+        quantized.sort(key=lambda item: item.name != self.denoiser)
         return {item.name: read_json(item.folder / "config.json")["quantization_config"] for item in quantized}
 
     @cached_property
@@ -87,7 +128,13 @@ def load_tokenizers(repo: OpenPipeline) -> dict[str, Any]:
 
 
 def load_components(
-    repo: OpenPipeline, loaded: dict[str, Any], dtype: torch.dtype, device: torch.device | None, reporter: Reporter
+    repo: OpenPipeline,
+    loaded: dict[str, Any],
+    dtype: torch.dtype,
+    device: torch.device | None,
+    reporter: Reporter,
+    *,
+    placed: Callable[[str], object] | None = None,
 ) -> Any:
     """Load what is not loaded yet, and make the pipeline of it.
 
@@ -97,6 +144,7 @@ def load_components(
         dtype: of the numbers.
         device: where each model is moved once it is loaded; None to leave it on the CPU.
         reporter: is told what is loaded.
+        placed: called with the name of each model that was moved to the device.
 
     Raises:
         UnsupportedCheckpoint: a component cannot be loaded.
@@ -113,6 +161,8 @@ def load_components(
             model = _load_model(component, examined, dtype)
             with blaming(component.folder):
                 components[component.name] = model if device is None else model.to(device)
+            if placed is not None and device is not None:
+                placed(component.name)
         else:
             components[component.name] = _load_small(component)
     with blaming(repo.pipeline.folder):
@@ -121,25 +171,36 @@ def load_components(
     return made
 
 
-def place(pipeline: Any, device: torch.device, offload: str) -> None:
-    """Prepare a loaded pipeline to run on a device; on a CPU, offloading does nothing.
+def place(pipeline: Any, device: torch.device, offload: str, *, offloads_on_cpu: bool = False) -> None:
+    """Prepare a loaded pipeline to run on a device.
 
     Args:
         pipeline: as ``load_components`` returns it.
         device: where it runs.
         offload: as in ``GenerateOptions``.
+        offloads_on_cpu: whether to offload on a CPU, too, where it saves nothing.
     """
     for model in models_of(pipeline).values():
         if has_integer_products(model):
             use_int8_kernel(model, find_int8_kernel(device))
-    if device.type == "cpu":
+    if device.type == "cpu" and not offloads_on_cpu:
         return
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
+    elif offload == "sequential" and device.type == "cpu":
+        _offload_layers_on_cpu(pipeline)
     elif offload == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
     else:
         pipeline.to(device)
+
+
+def _offload_layers_on_cpu(pipeline: Any) -> None:
+    """Do what sequential offloading does, where diffusers would ask for ``cpu:0``, which accelerate takes for a GPU."""
+    pipeline.remove_all_hooks()
+    for name, model in models_of(pipeline).items():
+        if name not in pipeline._exclude_from_cpu_offload:
+            cpu_offload(model, torch.device("cpu"), offload_buffers=bool(model._parameters))
 
 
 def compile_denoisers(pipeline: Any, described: Pipeline) -> None:

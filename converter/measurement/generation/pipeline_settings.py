@@ -64,6 +64,22 @@ class PipelineSettings:
         """Return it as JSON values."""
         return asdict(self)
 
+    def to_evidence(self) -> dict[str, Any]:
+        """Return what files of measurements say of the settings that all prompts share."""
+        found = {
+            "pipeline": self.pipeline,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "max_sequence_length": self.max_sequence_length,
+            "height": self.height,
+            "width": self.width,
+            "dtype": self.dtype,
+            "compile": self.compile,
+            "negative_prompt": self.negative_prompt,
+        }
+        # The size is that of the images, if it was not chosen.
+        return {name: value for name, value in found.items() if value is not None or name not in ("height", "width")}
+
 
 def choose_pipeline_settings(pipeline: Pipeline, prompt: str, options: GenerateOptions) -> PipelineSettings:
     """Fill in what the caller did not choose with the defaults of the pipeline's call.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.files import read_json
+from converter.checkpoint.header import Header
 from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, open_checkpoint
 from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint
 from converter.models.lens.layout import CLASS_NAME, PIPELINE_CLASS_NAME, LensConfig, lens_tensors
@@ -59,6 +60,26 @@ class PipelineRepo:
     def vae(self) -> Checkpoint:
         """The autoencoder."""
         return self.weights["vae"]
+
+    @property
+    def class_name(self) -> str:
+        """Name of the pipeline's class."""
+        return PIPELINE_CLASS_NAME
+
+    @property
+    def denoiser(self) -> str:
+        """Name of the component that denoises."""
+        return "transformer"
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """Names of all components."""
+        return tuple(COMPONENT_CLASSES)
+
+    @property
+    def headers(self) -> dict[str, tuple[Header, ...]]:
+        """Headers of the weight files, by component."""
+        return {name: checkpoint.headers for name, checkpoint in self.weights.items()}
 
     @property
     def weight_files(self) -> list[Path]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 from converter.errors import UsageError
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import PipelineRepo
-from converter.models.lens.resolutions import PIXELS_PER_TOKEN, choose_size, resolution
+from converter.models.lens.resolutions import PIXELS_PER_TOKEN, RESOLUTIONS, choose_size, resolution
 
 #: Size class of the published images.
 DEFAULT_RESOLUTION = 1440
@@ -52,6 +53,29 @@ class Settings:
         """The prompts to encode; the negative one is not needed without guidance, or if it is blank."""
         needs_negative = self.guidance != 1 and self.negative_prompt.strip()
         return (self.prompt, self.negative_prompt) if needs_negative else (self.prompt,)
+
+    def to_evidence(self) -> dict[str, Any]:
+        """Return what files of measurements say of the settings that all prompts share."""
+        named = (
+            (base, ratio)
+            for base, table in RESOLUTIONS.items()
+            for ratio, size in table.items()
+            if size == (self.height, self.width)
+        )
+        base, ratio = next(named, (None, None))
+        return {
+            "base_resolution": base,
+            "aspect_ratio": ratio,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "height": self.height,
+            "width": self.width,
+            "dtype": self.dtype,
+            "date": self.date,
+            "int8": self.int8,
+            "compile": self.compile,
+            "negative_prompt": self.negative_prompt,
+        }
 
 
 def choose_settings(repo: PipelineRepo, prompt: str, options: GenerateOptions) -> Settings:

@@ -9,14 +9,13 @@ from typing import Any
 from converter.checkpoint.footprint import ComponentFootprint
 from converter.conversion.release.manifest import ManifestComponent
 from converter.measurement.evidence.units import LOADED_BYTES
+from converter.measurement.evidence.weights import TRANSFORMER, component_noun
 from converter.models.lens.layout import CLASS_NAME
 from converter.models.roles import role
 from converter.presentation.tables.figures import reduction
 from converter.verification.audit import Audit
 from converter.verification.report import FamilyFootprint
 
-#: The name of the component that measurements are about, and what summaries call the one that they describe.
-TRANSFORMER = "transformer"
 #: Contents of Lens' families.
 _LENS_ROLES = {
     "img_mod": "modulation of the image stream",
@@ -46,7 +45,7 @@ class CardComponent:
     def noun(self) -> str:
         """What sentences call it, such as ``text encoder``."""
         if self.name:
-            return self.name.replace("_", " ")
+            return component_noun(self.name)
         return TRANSFORMER if TRANSFORMER.title() in self.class_name or not self.class_name else "model"
 
     @property

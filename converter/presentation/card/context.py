@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
 from converter.measurement.evidence import names
 from converter.measurement.evidence.time_comparison import TimeComparison, compare_matrix, compare_offload
+from converter.measurement.evidence.weights import TRANSFORMER, denoiser_noun
+from converter.models.lens.layout import PIPELINE_CLASS_NAME
 from converter.presentation.card import release_tables
 from converter.presentation.card.additions import quantized_images
-from converter.presentation.card.component import TRANSFORMER, CardComponent
+from converter.presentation.card.component import CardComponent
 from converter.presentation.card.evidence import CardEvidence
 from converter.presentation.card.markdown import Markdown
 from converter.presentation.card.metadata import CardMetadata, GalleryImage
@@ -36,7 +39,7 @@ _PINNED = ("lensconv", "sdnq", "torch", *conditions.LIBRARIES)
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!-]*")
 #: Sections that need something, in the order of the card, and the reason why one is missing.
 _REASONS = {
-    "usage": "example programs exist only for complete Lens pipelines",
+    "usage": "example programs exist only for complete pipelines without code of their own",
     "comparison": "the comparison grid is missing; make it with `lensconv grid`",
     "charts": "the charts are missing; make them with `lensconv charts`",
     "benchmark": f"{names.METRICS_NAME} is missing",
@@ -109,7 +112,7 @@ def build_context(
         "unrecorded": list(evidence.unrecorded),
         "contradictions": list(evidence.contradictions),
         "foreign_summary": evidence.foreign_summary is not None,
-        "usage": _usage(repository, settings) if release.main.is_lens and release.components else None,
+        "usage": _usage(release, repository, settings),
         "pins": _pins(environment if "sdnq" in environment else release.content["versions"]),
         "pins_drew": "sdnq" in environment,
         "comparison": pictures.preview,
@@ -123,7 +126,7 @@ def build_context(
         "provenance": to_markdown(release_tables.provenance_table(release, metadata)),
         "files": to_markdown(release_tables.files_table(release, additions)),
         **_describe_release(release),
-        **_describe_times(evidence, prompt_texts),
+        **_describe_times(evidence, prompt_texts, _measured_noun(release, evidence)),
         **_describe_fidelity(evidence),
     }
 
@@ -170,12 +173,19 @@ def _describe_component(component: CardComponent) -> dict[str, Any]:
     }
 
 
-def _describe_times(evidence: CardEvidence, prompt_texts: Mapping[str, str]) -> dict[str, Any]:
+def _measured_noun(release: CardRelease, evidence: CardEvidence) -> str:
+    """What to call the component that measurements and summaries are about."""
+    sources = _first(evidence, evidence.files, "sources")
+    return denoiser_noun({"sources": sources}) if sources or not release.main.is_denoiser else release.main.noun
+
+
+def _describe_times(evidence: CardEvidence, prompt_texts: Mapping[str, str], noun: str) -> dict[str, Any]:
     metrics, matrix = (evidence.files.get(name) for name in (names.METRICS_NAME, names.MATRIX_NAME))
     titles = measurements.labels(metrics) if metrics else names.MODEL_TITLES
     offloads = (evidence.files[name] for name in names.OFFLOAD_FILES.values() if name in evidence.files)
     return {
-        "storage": _table(measurements.storage_table, evidence.summary),
+        "storage": _table(partial(measurements.storage_table, noun=noun), evidence.summary),
+        "measured_noun": noun,
         "benchmark": to_markdown(measurements.benchmark_table(metrics, evidence.summary)) if metrics else None,
         "times": _times(compare_matrix(matrix)) if matrix else None,
         "offload": [_offload(content) for content in offloads],
@@ -232,7 +242,29 @@ def _first(evidence: CardEvidence, files: Iterable[str], key: str) -> Mapping[st
     return next((content[key] for content in contents if key in content), {})
 
 
-def _usage(repository: str, settings: Mapping[str, Any]) -> Markdown:
+def _usage(release: CardRelease, repository: str, settings: Mapping[str, Any]) -> Markdown | None:
+    """Return programs that load the release and, as far as its pipeline is known, draw with it."""
+    if release.main.is_lens and release.components:
+        return _usage_of_lens(repository, settings)
+    # A pipeline that was measured drew images.
+    is_measured = bool(release.pipeline_class) and settings.get("pipeline") == release.pipeline_class
+    if release.pipeline_class in ("", PIPELINE_CLASS_NAME) or (release.code and not is_measured):
+        return None
+    arguments = {
+        "num_inference_steps": settings.get("num_inference_steps"),
+        settings.get("guidance_argument"): settings.get("guidance_scale"),
+    }
+    text = render(
+        "usage_diffusers.md.jinja",
+        repository=_in_quotes(repository),
+        pipeline=release.pipeline_class,
+        draws=is_measured,
+        arguments={name: value for name, value in arguments.items() if name and value is not None},
+    )
+    return Markdown(text)
+
+
+def _usage_of_lens(repository: str, settings: Mapping[str, Any]) -> Markdown:
     shown = {key: default if settings.get(key) is None else settings[key] for key, default in _DEFAULT_SETTINGS.items()}
     text = render(
         "usage.md.jinja",

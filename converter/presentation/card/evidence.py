@@ -13,8 +13,7 @@ from converter.errors import EvidenceError, unreadable
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder
 from converter.measurement.evidence.names import METRICS_NAME, QUANTIZED
 from converter.measurement.evidence.units import GB, ROUNDING
-from converter.measurement.evidence.weights import measured_weights
-from converter.presentation.card.component import TRANSFORMER
+from converter.measurement.evidence.weights import TRANSFORMER, measured_weights
 from converter.presentation.card.release import CardRelease
 
 _UNVERIFIED_HINT = "Measure again with `lensconv bench`, or accept unverified figures with --unverified."
@@ -118,8 +117,8 @@ def _check_sources(file: Path, source: Mapping[str, Any], release: CardRelease) 
         name: {entry["name"]: entry["sha256"] for entry in entries}
         for name, entries in measured_weights(source).items()
     }
-    if TRANSFORMER not in release.components:
-        # The denoiser has another name, or none outside of a pipeline; measurements call it the transformer.
+    if TRANSFORMER in measured and TRANSFORMER not in release.components:
+        # The denoiser has no name outside of a pipeline, and measurements call it the transformer.
         measured = {release.main.name: measured.pop(TRANSFORMER), **(measured if release.components else {})}
     quantized = {component.name: component for component in release.converted}
     for name, files in measured.items():

@@ -11,12 +11,12 @@ from typing import Any
 from converter.checkpoint.components import footprints
 from converter.checkpoint.files import read_json
 from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, whole_footprint
-from converter.checkpoint.source import PIPELINE_INDEX, pipeline_components
+from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, pipeline_components
 from converter.conversion.release.code import CODE_SUFFIX
 from converter.conversion.release.manifest import MANIFEST_NAME, SUMMARY_NAME, Manifest, read_manifest
 from converter.conversion.release.selection import TERMS
 from converter.errors import MalformedCheckpoint, MissingInput, UnsupportedCheckpoint, printable
-from converter.presentation.card.component import TRANSFORMER, CardComponent
+from converter.presentation.card.component import CardComponent
 from converter.presentation.tables.figures import reduction
 from converter.verification.audit import Audit
 from converter.verification.checks import check_repo
@@ -87,9 +87,15 @@ class CardRelease:
 
     @property
     def transformer(self) -> ComponentFootprint:
-        """The component that measurements call the transformer: the one of that name, or else the main one."""
+        """The component that measurements call the transformer: the denoiser, or else the main one."""
         models = (*(component.footprint for component in self.converted), *self.others)
-        return next((model for model in models if model.name == TRANSFORMER), models[0])
+        return next((model for name in DENOISERS for model in models if model.name == name), models[0])
+
+    @property
+    def pipeline_class(self) -> str:
+        """Class of the pipeline; empty if the release is not a pipeline, or its class is code of its own."""
+        name = read_json(self.root / PIPELINE_INDEX).get("_class_name") if self.components else None
+        return name if isinstance(name, str) and name.isidentifier() else ""
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:

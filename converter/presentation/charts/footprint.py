@@ -1,4 +1,4 @@
-"""The chart of the footprint: how many bytes the transformer takes, by family and dtype."""
+"""The chart of the footprint: how many bytes the denoiser takes, by family and dtype."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from converter.errors import printable
 from converter.measurement.evidence.names import METRICS_NAME, MODEL_TITLES, MODELS, SUMMARY_MODELS
 from converter.measurement.evidence.statistics import percent_change
 from converter.measurement.evidence.units import GB
+from converter.measurement.evidence.weights import denoiser_noun, denoiser_title
 from converter.presentation.charts.bars import Bar, Group, draw_groups
 from converter.presentation.charts.chart import MOST_BYTES, MOST_ROWS, Chart, Evidence, LeftOut, check_drawable
 from converter.presentation.charts.figures import Unit, choose_unit, describe_rows, exact_size
@@ -21,13 +22,12 @@ from converter.presentation.charts.page import Heading, Key
 from converter.presentation.charts.text import drawable
 
 NAME = "footprint"
-TITLE = "Stored size of the transformer"
+_TITLE = "Stored size of the {}"
 #: Order of Lens' families; those of other models follow in the order of the file.
 FAMILIES = ("img_mod", "txt_mod", "attn", "img_mlp", "txt_mlp", "embed", "norm")
 #: Dtypes of a model that get a shade of their own.
 _SHADES = 3
 _OTHER = "other"
-_WHOLE = "Transformer"
 
 #: Bytes by dtype.
 Sizes = Mapping[str, int]
@@ -50,7 +50,7 @@ class _Model:
 
 
 def footprint_chart(evidence: Evidence) -> Chart | LeftOut:
-    """Return the stored sizes of both transformers.
+    """Return the stored sizes of both denoisers.
 
     Args:
         evidence: contents by file name.
@@ -64,34 +64,36 @@ def footprint_chart(evidence: Evidence) -> Chart | LeftOut:
     file, found = read
     for name, pair in found.items():
         check_drawable(file, name, [size for sizes in pair for size in sizes.values()], MOST_BYTES)
+    noun = denoiser_noun(evidence.get(METRICS_NAME, {}))
     models = [
         _by_dtype(name, dict(zip(found, column, strict=True)))
         for name, column in zip(MODELS, zip(*found.values(), strict=True), strict=True)
     ]
     if not any(model.total for model in models):
-        return LeftOut(NAME, "the sizes of both transformers are missing")
-    return _chart(models)
+        return LeftOut(NAME, f"the sizes of both {noun}s are missing")
+    return _chart(models, _TITLE.format(noun))
 
 
 def _read(evidence: Evidence) -> tuple[str, Mapping[str, Sequence[Sizes]]] | None:
     """Return a file and its bytes by dtype of both models, by family; None where no file says them."""
     metrics, summary = evidence.get(METRICS_NAME), evidence.get(SUMMARY_NAME)
+    whole = denoiser_title(metrics or {})
     models = [metrics["models"][model] for model in MODELS] if metrics is not None else []
     footprints = [model["transformer"] for model in models if model.get("transformer")]
     if len(footprints) == len(MODELS):
         if all(footprint.get("families") for footprint in footprints):
             return METRICS_NAME, _by_family([footprint["families"] for footprint in footprints])
-        return METRICS_NAME, {_WHOLE: [footprint["bytes_by_dtype"] for footprint in footprints]}
+        return METRICS_NAME, {whole: [footprint["bytes_by_dtype"] for footprint in footprints]}
     if summary is not None:
         short = {long: name for name, long in LONG_NAMES.items()}
         by_dtype = (summary[f"{name}_transformer_dtypes"] for name in SUMMARY_MODELS)
         pair = [{short.get(dtype, dtype): size for dtype, size in sizes.items()} for sizes in by_dtype]
-        return SUMMARY_NAME, {_WHOLE: pair}
+        return SUMMARY_NAME, {whole: pair}
     if models:
         sizes = [model["transformer_storage_gb"] for model in models]
         check_drawable(METRICS_NAME, "transformer_storage_gb", sizes, MOST_BYTES / GB)
         # The file rounds them to three digits.
-        return METRICS_NAME, {_WHOLE: [{"": round(size * GB)} for size in sizes]}
+        return METRICS_NAME, {whole: [{"": round(size * GB)} for size in sizes]}
     return None
 
 
@@ -131,19 +133,19 @@ def _parts(sizes: Sizes, dtypes: Sequence[str]) -> list[int]:
     return [sizes.get(dtype, 0) + (rest if dtype == _OTHER else 0) for dtype in dtypes]
 
 
-def _chart(models: Sequence[_Model]) -> Chart:
+def _chart(models: Sequence[_Model], title: str) -> Chart:
     families = list(models[0].families)
     unit = choose_unit(max(sum(parts) for model in models for parts in model.families.values()))
     keys = tuple(
-        Key(f"{title} {drawable(dtype, 12)}".strip(), model.name, shade)
-        for title, model in zip(MODEL_TITLES, models, strict=True)
+        Key(f"{name} {drawable(dtype, 12)}".strip(), model.name, shade)
+        for name, model in zip(MODEL_TITLES, models, strict=True)
         for shade, dtype in enumerate(model.dtypes)
     )
     groups = [Group(family, [_bar(model.families[family], unit) for model in models]) for family in families]
     rows = {family: [_words(model, family) for model in models] for family in families}
     totals = _compare([model.total for model in models])
-    heading, label = Heading(TITLE, totals, keys), f"Stored bytes ({unit.name})"
-    description = f"{TITLE}: {totals}. {describe_rows(rows)}"
+    heading, label = Heading(title, totals, keys), f"Stored bytes ({unit.name})"
+    description = f"{title}: {totals}. {describe_rows(rows)}"
     return Chart(NAME, description, partial(draw_groups, heading=heading, groups=groups, label=label))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from converter.measurement.evidence import names
 from converter.measurement.evidence.units import GB
+from converter.measurement.evidence.weights import TRANSFORMER, denoiser_title
 from converter.presentation.charts.bars import Bar, Group, draw_groups
 from converter.presentation.charts.chart import MOST_BYTES, MOST_ROWS, Chart, Evidence, LeftOut, check_drawable
 from converter.presentation.charts.figures import Unit, choose_unit, describe_rows, exact_size
@@ -75,7 +76,7 @@ def _stages(evidence: Evidence, kind: str) -> Stages:
     if names.METRICS_NAME in evidence:
         models = [evidence[names.METRICS_NAME]["models"][model] for model in names.MODELS]
         rows["Load"] = _peaks(names.METRICS_NAME, models, f"load_{key}")
-        rows |= _generation(models, key)
+        rows |= _generation(models, key, denoiser_title(evidence[names.METRICS_NAME]))
     for mode, file in names.OFFLOAD_FILES.items():
         if file in evidence:
             models = [evidence[file]["models"][model] for model in names.MODELS]
@@ -84,12 +85,13 @@ def _stages(evidence: Evidence, kind: str) -> Stages:
     return {name: pair for name, pair in rows.items() if set(pair) != {_MISSING}}
 
 
-def _generation(models: Sequence[Mapping[str, Any]], key: str) -> Stages:
+def _generation(models: Sequence[Mapping[str, Any]], key: str, denoiser: str) -> Stages:
+    titles = {**names.STAGES, TRANSFORMER: denoiser}
     stages = [model.get("stages", {}) for model in models]
     known = [name for name in names.STAGES if any(name in found for found in stages)]
     others = sorted({name for found in stages for name in found if name not in names.STAGES})
     rows = {
-        names.STAGES.get(name, name): _peaks(names.METRICS_NAME, (found.get(name, {}) for found in stages), key)
+        titles.get(name, name): _peaks(names.METRICS_NAME, (found.get(name, {}) for found in stages), key)
         for name in [*known, *others][:MOST_ROWS]
     }
     if any(set(pair) != {_MISSING} for pair in rows.values()):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.measurement.evidence.names import CHART_PEAKS, IMAGES_NAME, METRICS_NAME, MODELS, peak_key
+from converter.measurement.evidence.weights import denoiser_title
 from converter.presentation.tables.fidelity import TRAJECTORY
 from converter.presentation.tables.figures import decimal, number, percent
 from converter.presentation.tables.table import NOTHING
@@ -35,7 +36,7 @@ def find_highlights(evidence: Mapping[str, Mapping[str, Any]]) -> list[Highlight
 def _of_metrics(metrics: Mapping[str, Any]) -> Iterator[Highlight]:
     original, quantized = (metrics["models"][model] for model in MODELS)
     before, after = (number(model.get("transformer_storage_gb")) for model in (original, quantized))
-    yield Highlight("Transformer", f"{after} GB", f"original {before} GB")
+    yield Highlight(denoiser_title(metrics), f"{after} GB", f"original {before} GB")
     before, after = (number((model.get("generation_time_s") or {}).get("median")) for model in (original, quantized))
     yield Highlight("Time of an image, median", f"{after} s", f"original {before} s")
     for kind, title in CHART_PEAKS.items():

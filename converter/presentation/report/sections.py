@@ -9,6 +9,7 @@ from typing import Any
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.measurement.evidence import names
 from converter.measurement.evidence.time_comparison import TimeComparison, compare_matrix, compare_offload
+from converter.measurement.evidence.weights import denoiser_noun
 from converter.presentation.tables import conditions, fidelity, measurements, times
 from converter.presentation.tables.table import Code, Table
 
@@ -134,7 +135,8 @@ def _weights(evidence: Mapping[str, Content]) -> Section | None:
     if weights is not None:
         tables.append(Captioned("Dequantized weights against those of the source", fidelity.weights_table(weights)))
     if summary is not None:
-        tables.append(Captioned("Size of the transformer", measurements.storage_table(summary)))
+        noun = denoiser_noun({"sources": _first(evidence, "sources")})
+        tables.append(Captioned(f"Size of the {noun}", measurements.storage_table(summary, noun)))
     return Section("weights", "Weights", tables=tables) if tables else None
 
 

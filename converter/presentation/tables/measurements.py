@@ -8,6 +8,7 @@ from typing import Any
 from converter.checkpoint.dtypes import BITS, LONG_NAMES, WEIGHT_DTYPES
 from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, PEAKS, SUMMARY_MODELS, peak_key
 from converter.measurement.evidence.units import LOADED_BYTES
+from converter.measurement.evidence.weights import denoiser_title
 from converter.presentation.tables.figures import count, number, percent, reduction
 from converter.presentation.tables.table import NOTHING, Figure, Label, Table, keep_measured
 from converter.presentation.tables.times import RATIO
@@ -55,10 +56,11 @@ def benchmark_table(metrics: Mapping[str, Any], summary: Mapping[str, Any] | Non
         vs_bf16 = _summary_vs_bf16(summary)
     rows = [_row("Load time, seconds", models, "load_time_s")]
     rows += [_row(f"Load {text}", models, f"load_{peak_key(kind)}") for kind, text in PEAKS.items()]
-    rows.append(_row("Transformer tensors, GB", models, "transformer_storage_gb"))
+    title = denoiser_title(metrics)
+    rows.append(_row(f"{title} tensors, GB", models, "transformer_storage_gb"))
     for text, value in (
-        ("Transformer against the original as stored", metrics.get("transformer_storage_reduction_percent")),
-        ("Transformer against the original in bfloat16", vs_bf16),
+        (f"{title} against the original as stored", metrics.get("transformer_storage_reduction_percent")),
+        (f"{title} against the original in bfloat16", vs_bf16),
     ):
         if value is not None:
             rows.append([text, NOTHING, Figure(f"{value:.1f}% smaller")])
@@ -116,18 +118,19 @@ def matrix_table(matrix: Mapping[str, Any], titles: Sequence[str], *, with_scena
     return Table(columns, rows, "l" * len(names) + "r" * (len(columns) - len(names)))
 
 
-def storage_table(summary: Mapping[str, Any]) -> Table:
-    """Return what a summary of a quantization says of both transformers, byte by byte.
+def storage_table(summary: Mapping[str, Any], noun: str = "transformer") -> Table:
+    """Return what a summary of a quantization says of both denoisers, byte by byte.
 
     Args:
         summary: content of ``sdnq_quantization_summary.json``.
+        noun: what to call the denoiser.
     """
     by_dtype = [summary[f"{side}_transformer_dtypes"] for side in SUMMARY_MODELS]
     rows: list[Row] = [["Tensors", *(count(summary[f"{side}_transformer_tensors"]) for side in SUMMARY_MODELS)]]
     rows += [
         [Label(dtype, "bytes"), *(count(sizes.get(dtype)) for sizes in by_dtype)] for dtype in by_dtype[0] | by_dtype[1]
     ]
-    for key, text in (("tensor_storage", "Tensors, GB"), ("repo_files", "Files of the transformer, GB")):
+    for key, text in (("tensor_storage", "Tensors, GB"), ("repo_files", f"Files of the {noun}, GB")):
         rows.append([text, *(number(summary.get(f"{side}_transformer_{key}_gb")) for side in SUMMARY_MODELS)])
     rows.append(["Smaller than the source", NOTHING, percent(summary["transformer_storage_reduction_percent"])])
     rows.append(["Smaller than the source in bfloat16", NOTHING, percent(_summary_vs_bf16(summary))])
