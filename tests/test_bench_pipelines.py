@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from converter import convert
@@ -24,17 +25,20 @@ from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
 from converter.measurement.benchmark.machine import describe_machine
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.pipeline_drawer import PipelineDrawer
-from converter.measurement.benchmark.repos import choose_image_settings
+from converter.measurement.benchmark.repos import choose_image_settings, cut_texts, open_measured
 from converter.measurement.benchmark.session import Session
 from converter.measurement.benchmark.subjects import Subject, open_subjects
 from converter.measurement.evidence.files import read_evidence_folder, write_evidence
 from converter.measurement.evidence.weights import measured_weights
 from converter.measurement.generation.options import GenerateOptions
+from converter.measurement.generation.pipeline_loading import OpenPipeline
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
+from converter.models.pipelines import Component, describe_pipeline
 from converter.presentation.card.make_card import make_card
 from converter.presentation.card.options import CardOptions
 from converter.presentation.charts.footprint import footprint_chart
 from converter.presentation.report.make_report import make_report
+from converter.presentation.tables import conditions
 from converter.synthesis.synthesize import synthesize
 from tests.conftest import Lensconv, edit_json, run_python
 from tests.generations import pixels
@@ -124,6 +128,14 @@ def test_stages_that_a_pipeline_does_not_show_are_left_out(
     assert "stages" not in files["benchmark_metrics.json"]["models"]["original"]
 
 
+def test_prompts_that_are_cut_are_said(subjects: dict[str, Subject], tiny_repo: Path) -> None:
+    repo = subjects["original"].repo
+    settings = [choose_image_settings(repo, prompt, GenerateOptions(**SMALL)) for prompt in ("short", "word " * 200)]
+    (note,) = cut_texts(repo, settings)
+    assert "tokens for tokenizer, which takes 75" in note
+    assert [*cut_texts(open_measured(tiny_repo), settings)] == []
+
+
 def assembled(
     subjects: dict[str, Subject], folder: Path, drawn: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
@@ -139,6 +151,25 @@ def assembled(
     for name, content in files.items():
         write_evidence(folder, name, content)
     return files
+
+
+def test_which_of_several_denoisers_counts(repo: Path) -> None:
+    """The one that is called transformer or unet, else the last; their images have no stages."""
+    described = describe_pipeline(repo)
+    others = tuple(component for component in described.components if component.role != "denoiser")
+
+    def opened(*names: str) -> OpenPipeline:
+        denoisers = (Component(repo / name, "diffusers", "UNet2DConditionModel") for name in names)
+        return OpenPipeline(replace(described, components=(*denoisers, *others)), ())
+
+    cases = {("unet",): "unet", ("unet", "prior"): "unet", ("prior", "decoder_unet"): "decoder_unet"}
+    cases |= {("unet", "transformer"): "transformer"}
+    for names, expected in cases.items():
+        found = opened(*names)
+        assert found.denoiser == expected
+        assert PipelineDrawer(found, torch.device("cpu"), "none")._has_stages == (len(names) == 1)
+    without = replace(described, components=tuple(item for item in described.components if item.name != "vae"))
+    assert not PipelineDrawer(OpenPipeline(without, ()), torch.device("cpu"), "none")._has_stages
 
 
 FIGURES = {
@@ -166,6 +197,8 @@ def test_what_files_of_measurements_say(evidence: Path) -> None:
     }
     chosen |= {"num_inference_steps": 2, "guidance_scale": 7.5, "dtype": "bfloat16", "width": 48, "height": 64}
     assert chosen.items() <= settings.items()
+    shown = conditions.settings({**settings, "max_sequence_length": 77})
+    assert shown[:2] == [("pipeline", "StableDiffusionPipeline"), ("max sequence length", "77")]
     assert not {"date", "int8", "base_resolution", "aspect_ratio"} & settings.keys()
 
 

@@ -27,7 +27,9 @@ _MACHINE = (
 _LAYERS = ("int8_kernel", "sdnq_compiles", "sdnq_environment", "mxfp4")
 _ENVIRONMENT = (*_MACHINE, "sdnq", *_LAYERS, *LIBRARIES, "lensconv", "date")
 _IMAGE_SETTINGS = ("base_resolution", "aspect_ratio", "width", "height", "num_inference_steps", "guidance_scale")
-_SETTINGS = (*_IMAGE_SETTINGS, "repeats", "pairs", "timing_prompts", "dtype", "compile", "int8")
+#: Settings of pipelines other than Lens; the first says which one it is.
+_PIPELINE_SETTINGS = ("pipeline", "max_sequence_length")
+_SETTINGS = (*_PIPELINE_SETTINGS, *_IMAGE_SETTINGS, "repeats", "pairs", "timing_prompts", "dtype", "compile", "int8")
 #: Labels of keys that are not their own labels.
 _LABELS = {
     "torch": "PyTorch",
