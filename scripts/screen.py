@@ -22,8 +22,8 @@ COMMANDS = (
 )
 #: Characters of a line.
 WIDTH = "100"
-#: Files that the table of ``convert`` shows; the others are left out.
-_SHOWN_FILES = 3
+#: Files that the table of ``convert`` shows, and checks of ``verify``; the others are left out.
+_SHOWN_ROWS = 3
 
 
 def main() -> None:
@@ -58,12 +58,14 @@ def screen(run: Callable[[Sequence[str]], str]) -> str:
 
 
 def _shortened(lines: list[str]) -> list[str]:
-    """Leave out all but the first rows of a table of files."""
-    rows = [line for line in lines if re.search(r" [0-9a-f]{16}$", line)]
-    left_out = rows[_SHOWN_FILES:]
-    shown = [line for line in lines if line not in left_out]
-    if left_out:
-        shown.insert(shown.index(rows[_SHOWN_FILES - 1]) + 1, "  …")
+    """Leave out all but the first rows of a table of files, and all but the first checks."""
+    shown = lines
+    for row in (r" [0-9a-f]{16}$", r"^  ok +"):
+        rows = [line for line in shown if re.search(row, line)]
+        left_out = rows[_SHOWN_ROWS:]
+        shown = [line for line in shown if line not in left_out]
+        if left_out:
+            shown.insert(shown.index(rows[_SHOWN_ROWS - 1]) + 1, "  …")
     return shown
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from converter.cli.components import unconverted_lines
+from converter.cli.fitting import memory_lines
 from converter.cli.options import PATH_OR_ADDRESS, dataclass_options, output_options, pass_console, recipe_options
 from converter.console import Console, readable_size, table
 from converter.conversion.options import ConvertOptions
@@ -69,5 +70,7 @@ def command(
         f"Peak memory of the conversion: about {readable_size(report.peak_memory_bytes)}.",
         *(f"Note: {note}." for note in report.notes),
     ]
-    families = table(["family", "source", "output", ""], rows, title=title)
-    console.result(report.to_dict(), families, *lines)
+    shown: list[Any] = [table(["family", "source", "output", ""], rows, title=title), *lines]
+    if report.memory is not None:
+        shown += memory_lines(report.memory)
+    console.result(report.to_dict(), *shown)

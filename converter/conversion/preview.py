@@ -14,6 +14,7 @@ from converter.checkpoint.layout import Layout
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.choosing import QUANTIZED_ROLES, choose_components, reason_left, stands_for_several
 from converter.conversion.execution.jobs import Work, element_bytes, largest_piece, make_work, memory_budget
+from converter.conversion.fitting import plan_memory
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count, refuse_unmatched
 from converter.conversion.planning.prediction import predict_plan
@@ -24,6 +25,7 @@ from converter.conversion.request import Request, Target, open_request
 from converter.errors import first_few, printable
 from converter.hub.addresses import is_address, parse_address
 from converter.libraries import require_library_memory
+from converter.models.pipeline_memory import FitReport
 from converter.models.roles import role
 
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
@@ -111,6 +113,8 @@ class PlanReport:
     """Models of the pipeline that stay as they are."""
     place: str = ""
     """The repo on the Hub at the commit that was read; empty when the source is on disk."""
+    memory: FitReport | None = None
+    """What drawing takes in weights; None outside of a pipeline."""
 
     @property
     def main(self) -> ComponentPlan:
@@ -222,6 +226,7 @@ class PlanReport:
             },
             "other_components": [asdict(other) for other in self.other_components],
             "whole": self.whole.to_dict(),
+            **({"memory": self.memory.to_dict()} if self.memory is not None else {}),
             "peak_memory_bytes": self.peak_memory_bytes,
             "notes": list(self.notes),
         }
@@ -278,6 +283,15 @@ def _plan(
         peak_memory_bytes=max(predict_peak(work, options, has_planner=has_planner) for work in works),
         notes=foresee(request, plans, selection),
         other_components=footprints(request.others),
+        memory=_memory(request, plans),
+    )
+
+
+def _memory(request: Request, plans: Sequence[Plan]) -> FitReport | None:
+    if request.main.checkpoint.pipeline is None:
+        return None
+    return plan_memory(
+        [(target.name, made) for target, made in zip(request.targets, plans, strict=True)], request.others
     )
 
 
