@@ -18,6 +18,7 @@ from converter.presentation.card.additions import quantized_images
 from converter.presentation.card.component import CardComponent
 from converter.presentation.card.evidence import CardEvidence
 from converter.presentation.card.markdown import Markdown
+from converter.presentation.card.memory import describe_memory
 from converter.presentation.card.metadata import CardMetadata, GalleryImage
 from converter.presentation.card.pictures import CardPictures
 from converter.presentation.card.release import CardRelease
@@ -39,6 +40,7 @@ _PINNED = ("lensconv", "sdnq", "torch", *conditions.LIBRARIES)
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.!-]*")
 #: Sections that need something, in the order of the card, and the reason why one is missing.
 _REASONS = {
+    "memory": "only a whole pipeline draws",
     "usage": "example programs exist only for complete pipelines without code of their own",
     "comparison": "the comparison grid is missing; make it with `lensconv grid`",
     "charts": "the charts are missing; make them with `lensconv charts`",
@@ -51,7 +53,7 @@ _REASONS = {
     "ablation": "",
     "prompts": f"{names.MATRIX_NAME} does not contain the prompts; name their suite with --prompts",
 }
-SECTIONS = ("quantized", "recipe", *_REASONS, "provenance", "limits")
+SECTIONS = ("quantized", "memory", "recipe", *(name for name in _REASONS if name != "memory"), "provenance", "limits")
 
 
 def left_out(context: Mapping[str, Any]) -> dict[str, str]:
@@ -125,6 +127,7 @@ def build_context(
         "recipe": to_markdown(release_tables.recipe_table(release, metadata)),
         "provenance": to_markdown(release_tables.provenance_table(release, metadata)),
         "files": to_markdown(release_tables.files_table(release, additions)),
+        "memory": describe_memory(release, evidence),
         **_describe_release(release),
         **_describe_times(evidence, prompt_texts, _measured_noun(release, evidence)),
         **_describe_fidelity(evidence),

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.components import footprints
+from converter.checkpoint.components import PipelineComponent, footprints
 from converter.checkpoint.files import read_json
 from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, whole_footprint
 from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, pipeline_components
@@ -35,13 +35,18 @@ class CardRelease:
     """Class of each component of the pipeline; empty if the release is not a pipeline."""
     quantizations: Mapping[str, str] = field(default_factory=dict)
     """Method by which the other components are quantized, by name; only of those that are."""
-    others: tuple[ComponentFootprint, ...] = ()
-    """The other models of the pipeline."""
+    other_components: tuple[PipelineComponent, ...] = ()
+    """The other components of the pipeline that have files."""
 
     @property
     def content(self) -> Mapping[str, Any]:
         """The manifest as its file has it."""
         return self.manifest.content
+
+    @cached_property
+    def others(self) -> tuple[ComponentFootprint, ...]:
+        """The other models of the pipeline."""
+        return footprints(self.other_components)
 
     @property
     def main(self) -> CardComponent:
@@ -139,7 +144,7 @@ def read_release(root: Path) -> CardRelease:
     _check(converted, manifest)
     others = other_components(audits)
     quantizations = {other.name: other.quantization for other in others if other.quantization}
-    return CardRelease(root, manifest, converted, _classes(root), quantizations, footprints(others))
+    return CardRelease(root, manifest, converted, _classes(root), quantizations, others)
 
 
 def _check(converted: tuple[CardComponent, ...], manifest: Manifest) -> None:
