@@ -214,7 +214,10 @@ def test_plans(tiny_repo: Path, serve: Serve, lensconv: Lensconv) -> None:
     jsonschema.validate(outcome.result, load_schema("plan"))
     assert outcome.result == plan(PLACE).to_dict()
     assert outcome.result["whole"]["bytes"] > expected["whole"]["bytes"]
-    by_size = {"other_components", "whole"}
+    by_size = {"other_components", "whole", "memory"}
+    remote, local = outcome.result["memory"], expected["memory"]
+    assert (remote["exact"], local["exact"]) == (False, True)
+    assert remote["result"]["by_component"][1] == local["result"]["by_component"][1]
     assert [expected[key] == outcome.result[key] for key in expected if key not in {"components", *by_size}] == [
         True
     ] * 13

@@ -18,4 +18,4 @@ def memory_lines(fit: FitReport) -> list[RenderableType]:
         sizes = [memory.placed(placement, on_cpu=False) for memory in (fit.source, fit.result)]
         rows.append([words, *(readable_size(size) for ram, device in sizes for size in (device, ram))])
     columns = ["placement", "source: device", "RAM", "output: device", "RAM"]
-    return [table(columns, rows, title="to draw, at least"), fit.describe()]
+    return [table(columns, rows, title="what drawing takes, in weights"), fit.describe()]
