@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from converter.measurement.benchmark.subjects import Subject, open_subjects
 from converter.measurement.evidence.files import read_evidence_folder, write_evidence
 from converter.measurement.evidence.weights import measured_weights
 from converter.measurement.generation.options import GenerateOptions
+from converter.measurement.generation.pipeline_drawing import run_pipeline
 from converter.measurement.generation.pipeline_loading import OpenPipeline
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.models.pipelines import Component, describe_pipeline
@@ -116,7 +118,12 @@ def test_a_worker_draws_as_generate_does(
 def test_stages_that_a_pipeline_does_not_show_are_left_out(
     subjects: dict[str, Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PipelineDrawer, "_has_stages", False)
+    """As where the length of a schedule is not known, so that every step may be the last."""
+
+    def run(pipeline: Any, repo: Any, settings: Any, device: Any, step_done: Callable[[Any, bool], None]) -> Any:
+        return run_pipeline(pipeline, repo, settings, device, lambda latents, _: step_done(latents, True))
+
+    monkeypatch.setattr("converter.measurement.benchmark.pipeline_drawer.run_pipeline", run)
     job = job_of(tmp_path, subjects["original"])
     session = Session(job)
     session.load()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -93,12 +92,18 @@ class PipelineDrawer:
                 watch.begin(DECODING)
 
         watch = start(ENCODING)
-        with self._noting(pipeline, lambda: watch.begin(DENOISING)):
+        denoiser = getattr(pipeline, self.repo.denoiser)
+        hook = denoiser.register_forward_pre_hook(lambda *_: watch.begin(DENOISING))
+        try:
             image = run_pipeline(pipeline, self.repo, settings, self.device, step_done)
             figures = watch.stop()
+        finally:
+            hook.remove()
         for found in latents:
             refuse_latents(found)
-        if tuple(figures["stages"]) != (ENCODING, DENOISING, DECODING) or not self._has_stages:
+        # A schedule of unknown length makes every step the last.
+        is_known = self._has_stages and len(latents) == 1
+        if not is_known or tuple(figures["stages"]) != (ENCODING, DENOISING, DECODING):
             del figures["stages"]
         return image, {**figures, "width": image.width, "height": image.height}
 
@@ -121,12 +126,3 @@ class PipelineDrawer:
         """Whether an image is encoded, denoised and decoded once: pipelines of two denoisers do so twice."""
         described = self.repo.pipeline
         return len(described.having("denoiser")) == 1 and bool(described.having("autoencoder"))
-
-    @contextmanager
-    def _noting(self, pipeline: Any, begin: Callable[[], None]) -> Iterator[None]:
-        """Call a function before every call of the denoiser in the block."""
-        hook = getattr(pipeline, self.repo.denoiser).register_forward_pre_hook(lambda *_: begin())
-        try:
-            yield
-        finally:
-            hook.remove()
