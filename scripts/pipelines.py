@@ -62,8 +62,8 @@ seed = 2
 prompt = "a sign that says OPEN"
 required_text = ["OPEN"]
 """
-#: What a call needs beside them; Sana otherwise draws the nearest of the sizes that the real model has learned.
-_EXTRA = {"tiny-sana": "dict(use_resolution_binning=False)"}
+#: What a call needs beside them: Qwen-Image has guidance only with a negative prompt, which lensconv gives it.
+_EXTRA = {"tiny-qwen-image": "dict(negative_prompt='')"}
 
 
 def main() -> None:

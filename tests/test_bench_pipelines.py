@@ -46,6 +46,8 @@ from tests.conftest import Lensconv, edit_json, run_python
 from tests.generations import pixels
 from tests.tiny_pipelines import save_stable_diffusion
 
+pytestmark = pytest.mark.long
+
 SUITE = PromptSuite("one", (SuitePrompt("A1", "A cube", 301, "a red cube", ()),))
 SMALL: dict[str, Any] = {"steps": 2, "height": 64, "width": 48}
 
@@ -263,7 +265,6 @@ def test_what_is_refused(repo: Path, release: Path, tmp_path: Path, lensconv: Le
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("preset", "components", "modes"),
     [("tiny-flux", ("transformer", "text_encoder_2"), "standard"), ("tiny-sdxl", ("unet",), "standard,offload")],

@@ -37,6 +37,8 @@ QWEN_START = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     "relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
 )
+
+pytestmark = pytest.mark.long
 QWEN_DROPPED = 34
 
 
@@ -109,7 +111,6 @@ def test_a_conversion_quantizes_denoisers_and_text_encoders(repos: Path, preset:
     assert len(planned.plan.modules) >= 10
 
 
-@pytest.mark.long
 # numpy calls what torch's tensors offer in its old way; diffusers' schedulers make it do so.
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 @pytest.mark.parametrize("preset", PIPELINES)
@@ -195,7 +196,6 @@ for preset in PIPELINES:
 """
 
 
-@pytest.mark.long
 def test_other_processes_write_the_same_bytes(repos: Path, tmp_path: Path) -> None:
     """Also where sets have another order."""
     done = run_python(ALL, tmp_path, env={**os.environ, "PYTHONHASHSEED": "1"})
