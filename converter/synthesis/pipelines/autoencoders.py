@@ -1,4 +1,4 @@
-"""The autoencoder that Stable Diffusion, FLUX.1 and Z-Image have in common, with eight pixels per latent."""
+"""Autoencoders that several pipelines have in common, with eight pixels per latent: AutoencoderKL, and that of Wan."""
 
 from __future__ import annotations
 
@@ -39,3 +39,23 @@ FLUX_AUTOENCODER = image_autoencoder(
     use_post_quant_conv=False,
     use_quant_conv=False,
 )
+
+
+def wan_autoencoder(class_name: str) -> Model:
+    """The autoencoder of Wan, which Qwen-Image has under another name.
+
+    The means and deviations of its 16 latent channels are those of the real one, by default.
+
+    Args:
+        class_name: of the autoencoder.
+    """
+    config = {
+        "attn_scales": [],
+        "base_dim": 8,
+        "dim_mult": [1, 2, 4, 4],
+        "dropout": 0.0,
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True, True],
+        "z_dim": 16,
+    }
+    return Model("vae", ModelKind("diffusers", class_name), config)

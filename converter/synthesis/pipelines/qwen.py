@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from converter.synthesis.models import ModelKind
-from converter.synthesis.pipelines.autoencoders import FLUX_AUTOENCODER
+from converter.synthesis.pipelines.autoencoders import FLUX_AUTOENCODER, wan_autoencoder
 from converter.synthesis.pipelines.description import Model, Pipeline, Tokenizer
 from converter.synthesis.pipelines.text_encoders import QWEN_VOCABULARY
 from converter.synthesis.pipelines.tokenizers import QWEN_TOKENS, qwen_tokenizer
@@ -76,20 +76,7 @@ QWEN_IMAGE = Pipeline(
                 "patch_size": 2,
             },
         ),
-        # The means and deviations of its 16 latent channels are those of the real one, by default.
-        Model(
-            "vae",
-            ModelKind("diffusers", "AutoencoderKLQwenImage"),
-            {
-                "attn_scales": [],
-                "base_dim": 8,
-                "dim_mult": [1, 2, 4, 4],
-                "dropout": 0.0,
-                "num_res_blocks": 1,
-                "temperal_downsample": [False, True, True],
-                "z_dim": 16,
-            },
-        ),
+        wan_autoencoder("AutoencoderKLQwenImage"),
     ),
     tokenizers=(_TOKENIZER,),
     scheduler="FlowMatchEulerDiscreteScheduler",

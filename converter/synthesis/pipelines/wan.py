@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from converter.synthesis.models import ModelKind
+from converter.synthesis.pipelines.autoencoders import wan_autoencoder
 from converter.synthesis.pipelines.description import Model, Pipeline, Tokenizer
 from converter.synthesis.pipelines.text_encoders import t5_encoder
 from converter.synthesis.pipelines.tokenizers import t5_tokenizer
@@ -35,20 +36,7 @@ WAN = Pipeline(
         t5_encoder("text_encoder", "UMT5EncoderModel", width=_WIDTH, dtype="BF16"),
         Model("transformer", _KIND, _TRANSFORMER),
         Model("transformer_2", _KIND, _TRANSFORMER),
-        # The means and deviations of its 16 latent channels are those of the real one, by default.
-        Model(
-            "vae",
-            ModelKind("diffusers", "AutoencoderKLWan"),
-            {
-                "attn_scales": [],
-                "base_dim": 8,
-                "dim_mult": [1, 2, 4, 4],
-                "dropout": 0.0,
-                "num_res_blocks": 1,
-                "temperal_downsample": [False, True, True],
-                "z_dim": 16,
-            },
-        ),
+        wan_autoencoder("AutoencoderKLWan"),
     ),
     tokenizers=(Tokenizer("tokenizer", "T5TokenizerFast", t5_tokenizer),),
     scheduler="UniPCMultistepScheduler",
