@@ -21,7 +21,8 @@ from converter.conversion.recipe.recipe import Recipe, parse_recipe
 from converter.measurement.evidence.names import METRICS_NAME, OFFLOAD_NAME
 from converter.measurement.evidence.units import GB
 from converter.models.kept_floats import KEPT_IN_FLOAT32
-from converter.models.pipeline_memory import ComponentMemory, FitReport, PipelineMemory, pipeline_memory
+from converter.models.pipeline_fit import FitReport
+from converter.models.pipeline_memory import ComponentMemory, PipelineMemory, pipeline_memory
 from converter.presentation.card.memory import describe_cards, memory_table, release_memory
 from converter.presentation.card.release import read_release
 from converter.synthesis.pipelines.presets import PIPELINES

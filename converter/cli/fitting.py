@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from converter.console import readable_size, table
-from converter.models.pipeline_memory import PLACEMENTS, FitReport
+from converter.models.pipeline_fit import FitReport
+from converter.models.pipeline_memory import PLACEMENTS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -7,17 +7,8 @@ from math import prod
 
 from converter.checkpoint.components import PipelineComponent
 from converter.conversion.planning.plan import Plan
-from converter.models.pipeline_memory import (
-    BFLOAT16_BYTES,
-    FitReport,
-    PipelineMemory,
-    QuantizedWeight,
-    in_order,
-    other_memory,
-    quantized_memory,
-    quantized_weight,
-    unquantized_memory,
-)
+from converter.models.pipeline_fit import ConvertedWeights, FitReport, compare_memory
+from converter.models.pipeline_memory import QuantizedWeight, quantized_weight
 
 
 def plan_memory(plans: Sequence[tuple[str, Plan]], others: Iterable[PipelineComponent]) -> FitReport:
@@ -27,13 +18,8 @@ def plan_memory(plans: Sequence[tuple[str, Plan]], others: Iterable[PipelineComp
         plans: names of the components that are converted, and what they become.
         others: the components that stay as they are.
     """
-    kept = other_memory(others, BFLOAT16_BYTES, counts_files=True)
-    source, result = [*kept], [*kept]
-    for name, plan in plans:
-        quantized = _quantized(plan)
-        for side, measure in ((source, unquantized_memory), (result, quantized_memory)):
-            side.append((plan.class_name, measure(name, plan.class_name, plan.specs, BFLOAT16_BYTES, quantized)))
-    return FitReport(PipelineMemory(in_order(source)), PipelineMemory(in_order(result)))
+    converted = (ConvertedWeights(name, plan.class_name, plan.specs, _quantized(plan)) for name, plan in plans)
+    return compare_memory(converted, others)
 
 
 def _quantized(plan: Plan) -> dict[str, QuantizedWeight]:

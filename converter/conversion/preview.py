@@ -25,7 +25,7 @@ from converter.conversion.request import Request, Target, open_request
 from converter.errors import first_few, printable
 from converter.hub.addresses import is_address, parse_address
 from converter.libraries import require_library_memory
-from converter.models.pipeline_memory import FitReport
+from converter.models.pipeline_fit import FitReport
 from converter.models.roles import role
 
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.

@@ -15,7 +15,7 @@ from typing import Any
 _GUIDANCES = ("guidance_scale", "true_cfg_scale", "distilled_guidance_scale")
 #: Fields of the outputs of pipelines, by what the pipeline makes.
 _OUTPUTS = {"frames": "videos", "video": "videos", "audios": "audio", "images": "images", "image": "images"}
-#: What is in the field ``images``, where it is no single image of a prompt; by the beginning of the class name.
+#: What the field ``images`` contains where it is something else than images; by the beginning of the class name.
 _NO_IMAGES = {"TextToVideo": "videos", "ShapE": "views of a three-dimensional object"}
 #: Pipelines whose outputs are defined in another module.
 _IMAGES = ("WuerstchenCombinedPipeline",)

@@ -142,7 +142,7 @@ class PipelineMemory:
         Args:
             offload: ``none``, each component is moved to the accelerator once it is loaded; ``model``, it is moved
                 when it runs; ``sequential``, so is each module.
-            on_cpu: whether there is no accelerator.
+            on_cpu: whether everything runs on the CPU.
         """
         unpacked = max((component.unpacked for component in self.components), default=0)
         if on_cpu:
@@ -165,42 +165,6 @@ class PipelineMemory:
             **{name: {"device_bytes": device, "ram_bytes": ram} for name, (ram, device) in placed.items()},
             "by_component": [component.to_dict() for component in self.components],
         }
-
-
-@dataclass(frozen=True)
-class FitReport:
-    """What drawing takes with a source and with its release, in weights."""
-
-    source: PipelineMemory
-    result: PipelineMemory
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether all headers are known."""
-        return not any(component.from_files for component in self.result.components)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return {
-            "dtype": "bfloat16",
-            "exact": self.is_exact,
-            "source": self.source.to_dict(),
-            "result": self.result.to_dict(),
-        }
-
-    def describe(self) -> str:
-        """Return what the figures do not contain, in sentences."""
-        lines = ["Weights only, loaded in bfloat16; activations come in addition."]
-        if not self.is_exact:
-            names = ", ".join(component.name for component in self.result.components if component.from_files)
-            lines.append(f"Of {names}, only the sizes of files are known, and count.")
-        lines += [
-            f"Sequential offload unpacks MXFP4, and so does a device that cannot use it: {item.name} then takes "
-            f"{item.without_mxfp4 / 1e9:.1f} GB instead of {item.bytes / 1e9:.1f} GB."
-            for item in self.result.components
-            if item.mxfp4
-        ]
-        return " ".join(lines)
 
 
 def in_order(components: Iterable[tuple[str, ComponentMemory]]) -> tuple[ComponentMemory, ...]:

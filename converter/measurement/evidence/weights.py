@@ -9,7 +9,7 @@ from converter.measurement.evidence.names import QUANTIZED
 
 #: The key of the files of the denoiser, whatever the pipeline calls it.
 TRANSFORMER = "transformer"
-#: How people write the names of components that are no words.
+#: Names of components that are abbreviations, as people write them.
 _NOUNS = {"unet": "UNet"}
 
 

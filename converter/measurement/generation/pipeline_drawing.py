@@ -232,7 +232,7 @@ def _callbacks(takes: Callable[[str], bool], pipeline: Any, step_done: Callable[
 
 
 def refuse_latents(latents: Any) -> None:
-    """Refuse latents with NaN or infinity, which do not make an image; what is no tensor is not looked at.
+    """Refuse latents with NaN or infinity, which do not make an image; anything but a tensor is ignored.
 
     Raises:
         ImageError: there are such values.

@@ -27,11 +27,11 @@ def cut_prompts(tokenizers: Mapping[str, Any], settings: PipelineSettings) -> It
         limit = _limit(tokenizer, settings)
         for option, text in (("prompt", settings.prompt), ("negative prompt", settings.negative_prompt)):
             tokens = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-            room = limit - tokenizer.num_special_tokens_to_add()
-            if len(tokens) > room:
-                rest = printable(tokenizer.decode(tokens[room:]), _SHOWN)
+            most = limit - tokenizer.num_special_tokens_to_add()
+            if len(tokens) > most:
+                rest = printable(tokenizer.decode(tokens[most:]), _SHOWN)
                 yield (
-                    f"the {option} has {len(tokens)} tokens for {name}, which takes {room}; its text encoder does not "
+                    f"the {option} has {len(tokens)} tokens for {name}, which takes {most}; its text encoder does not "
                     f"see the rest: {rest!r}"
                 )
 

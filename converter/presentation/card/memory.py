@@ -9,19 +9,8 @@ from typing import Any
 from converter.conversion.planning.rules import option_of
 from converter.measurement.evidence.names import METRICS_NAME, MODELS, OFFLOAD_FILES, STANDARD, peak_key
 from converter.measurement.evidence.units import GB
-from converter.models.pipeline_memory import (
-    BFLOAT16_BYTES,
-    PLACEMENTS,
-    FitReport,
-    PipelineMemory,
-    Placement,
-    QuantizedWeight,
-    in_order,
-    other_memory,
-    quantized_memory,
-    quantized_weight,
-    unquantized_memory,
-)
+from converter.models.pipeline_fit import ConvertedWeights, FitReport, compare_memory
+from converter.models.pipeline_memory import PLACEMENTS, Placement, QuantizedWeight, quantized_weight
 from converter.presentation.card.component import CardComponent
 from converter.presentation.card.evidence import CardEvidence
 from converter.presentation.card.release import CardRelease
@@ -43,15 +32,16 @@ def release_memory(release: CardRelease) -> FitReport | None:
     """Predict the weights of a release and of its source, by placement; None outside of a pipeline."""
     if not release.components:
         return None
-    kept = other_memory(release.other_components, BFLOAT16_BYTES, counts_files=True)
-    source, result = [*kept], [*kept]
-    for component in release.converted:
-        tensors = [tensor.entry for tensor in component.audit.checkpoint.tensors.values()]
-        quantized = dict(_quantized(component))
-        for side, measure in ((source, unquantized_memory), (result, quantized_memory)):
-            memory = measure(component.name, component.class_name, tensors, BFLOAT16_BYTES, quantized)
-            side.append((component.class_name, memory))
-    return FitReport(PipelineMemory(in_order(source)), PipelineMemory(in_order(result)))
+    converted = (
+        ConvertedWeights(
+            component.name,
+            component.class_name,
+            [tensor.entry for tensor in component.audit.checkpoint.tensors.values()],
+            dict(_quantized(component)),
+        )
+        for component in release.converted
+    )
+    return compare_memory(converted, release.other_components)
 
 
 def _quantized(component: CardComponent) -> Iterator[tuple[str, QuantizedWeight]]:
