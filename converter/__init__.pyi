@@ -9,7 +9,7 @@ from .checkpoint.source import open_checkpoint as open_checkpoint
 from .console import Reporter as Reporter
 from .conversion.convert import convert as convert
 from .conversion.options import ConvertOptions as ConvertOptions
-from .conversion.preview import PlanReport as PlanReport
+from .conversion.plan_report import PlanReport as PlanReport
 from .conversion.preview import plan as plan
 from .conversion.recipe.recipe import Recipe as Recipe
 from .conversion.recipe.recipe import Rule as Rule
