@@ -179,6 +179,37 @@ def obey_permissions() -> None:
 
 
 @pytest.fixture(scope="session")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pipeline of ``make_several``; nobody changes it."""
+    # Imported here: it imports torch, which few tests need.
+    from tests.pipelines import make_several
+
+    return make_several(tmp_path_factory.mktemp("several") / "source")
+
+
+@pytest.fixture(scope="session")
+def several_release(several: Path) -> Path:
+    """What the default recipe makes of all that can be converted; nobody changes it."""
+    from converter import ConvertOptions, convert
+    from tests.pipelines import NAMES
+
+    output = several.with_name("release")
+    convert(several, output, options=ConvertOptions(components=NAMES))
+    return output
+
+
+@pytest.fixture(scope="session")
+def several_steps(several: Path) -> tuple[Path, Path]:
+    """A release of the denoiser alone, and one that was made from it, in which a text encoder is quantized as well."""
+    from converter import ConvertOptions, convert
+
+    first, second = (several.with_name(name) for name in ("first", "second"))
+    convert(several, first)
+    convert(first, second, "sdnq-int8", ConvertOptions(components=("text_encoder",)))
+    return first, second
+
+
+@pytest.fixture(scope="session")
 def lens_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Lens transformer in F32: two blocks of width 192."""
     from tests.tiny_models import save_model

@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from converter import VerifyReport
 from tests.tiny_models import DIFFUSERS, WEIGHTS, save_model
 
 #: The components of ``make_several`` that are converted, and their classes.
@@ -40,3 +41,8 @@ def make_several(folder: Path) -> Path:
         # safetensors leaves 0600, which a release could not share.
         file.chmod(0o644)
     return folder
+
+
+def titles(report: VerifyReport) -> dict[str, str]:
+    """Failed checks: what people see of them."""
+    return {check.title: check.detail for check in report.checks if not check.ok}
