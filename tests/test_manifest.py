@@ -8,8 +8,15 @@ from typing import Any
 
 import pytest
 
-from converter import CardOptions, make_card
-from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, Manifest, describe_file, read_manifest
+from converter import CardOptions, make_card, verify
+from converter.conversion.release.manifest import (
+    CARD_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    describe_file,
+    encode_json,
+    read_manifest,
+)
 from converter.conversion.release.replacing import refuse_what_is_no_checkpoint
 from converter.errors import OutputError, ReleaseError
 from converter.publication.preflight import examine_release
@@ -44,6 +51,29 @@ def test_what_convert_writes_is_what_is_read(tiny_release: Path, tmp_path: Path)
     assert [file.to_dict() for file in manifest.files.values()] == read(tiny_release)["files"]
     assert (manifest.card_files, manifest.card_repository) == ((), None)
     assert read_manifest(tmp_path) is None
+
+
+def test_a_manifest_of_version_1_is_read_and_amended(release: Path) -> None:
+    """It has what it says about its one component at the top."""
+    newer, content = read_manifest(release), read(release)
+    (component,) = content.pop("components")
+    older = {**content, **component, "format_version": 1}
+    (release / MANIFEST_NAME).write_bytes(encode_json(older))
+    manifest = read_manifest(release)
+    assert newer is not None
+    assert manifest is not None
+    assert (manifest.components, manifest.files) == (newer.components, newer.files)
+    assert (manifest.main.name, manifest.versions) == ("transformer", newer.versions)
+    make_card(release, options=CardOptions(license="mit"))
+    report = verify(release, checksums=True)
+    assert report.ok
+    assert [part.name for part in report.components] == ["transformer"]
+    examine_release(release, "owner/tiny")
+    amended = read(release)
+    assert {**amended, "files": 0, "card": 0} == {**older, "files": 0, "card": 0}
+    assert CARD_NAME in amended["card"]["files"]
+    edit_json(release / MANIFEST_NAME, output={**older["output"], "tensors": 5})
+    assert [check.name for check in verify(release).checks if not check.ok] == ["manifest"]
 
 
 def test_a_card_takes_the_place_of_an_earlier_one(release: Path) -> None:
@@ -95,7 +125,7 @@ def test_weights_of_all_components_are_examined(release: Path) -> None:
 
 
 def test_overwrite_goes_by_the_names_in_a_manifest_of_another_version(release: Path) -> None:
-    edit_json(release / MANIFEST_NAME, format_version=2)
+    edit_json(release / MANIFEST_NAME, format_version=3)
     refuse_what_is_no_checkpoint(release)
     (release / "vae" / "thesis.txt").touch()
     with pytest.raises(OutputError, match=r"thesis\.txt"):
