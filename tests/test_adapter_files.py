@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,6 +264,39 @@ def test_hostile_configs(config: dict[str, Any]) -> None:
     except ValueError:
         return
     assert scaling.factor("a.b", 1.0) == scaling.alpha / scaling.rank
+
+
+#: Hides a package from what looks for it, and from what imports it.
+HIDING = """
+import importlib.metadata, importlib.util, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name.split(".")[0] == "peft" else found(name, *more)
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "peft":
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_peft_is_not_needed(tmp_path: Path) -> None:
+    models = {"transformer": build_model("FluxTransformer2DModel")}
+    sizes = {name: size for name, size in flux_sizes(128, 2, 2).items() if "linear1" not in name}
+    file = write(tmp_path / "x.safetensors", of_authors(sizes, "kohya"))
+    code = f"""{HIDING}
+from pathlib import Path
+from converter.conversion.adapters.choice import AdapterChoice
+from tests import lora_files
+from tests.tiny_models import build_model
+models = {{"transformer": build_model("FluxTransformer2DModel")}}
+found = lora_files.resolve(AdapterChoice(Path({str(file)!r})), "FluxPipeline", models).modules["transformer"]
+assert "peft" not in sys.modules
+print({{path: module.scaling for path, module in sorted(found.items())}})
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    found = lora_files.resolve(AdapterChoice(file), "FluxPipeline", models).modules["transformer"]
+    assert result.stdout.strip() == str({path: module.scaling for path, module in sorted(found.items())})
 
 
 def test_errors_are_of_lensconv() -> None:
