@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from converter.checkpoint.reader import TensorReader
 from converter.conversion.adapters.choice import MAXIMUM_SCALE, AdapterChoice, parse_choice
 from converter.conversion.adapters.file import open_adapter
 from converter.conversion.adapters.resolving import resolve_adapter
 from converter.conversion.adapters.scaling import Scaling
+from converter.conversion.adapters.spooling import spool_factors
 from converter.errors import AdapterError, LensconvError, MalformedCheckpoint, UnsupportedCheckpoint, UsageError
 from tests import lora_files
 from tests.lora_files import Tensors, alphas_of, down_and_up, factors, flux_sizes, of_authors, prefixed, write
@@ -228,6 +231,24 @@ def test_lens(tmp_path: Path) -> None:
     )
     with pytest.raises(AdapterError, match="modules that the model lacks"):
         lora_files.resolve(AdapterChoice(file), "LensPipeline", {"transformer": model})
+
+
+def test_spooled_factors(tmp_path: Path) -> None:
+    model = build_model("FluxTransformer2DModel")
+    sizes = {name: size for name, size in flux_sizes(128, 2, 2).items() if "linear1" not in name}
+    file = write(tmp_path / "x.safetensors", of_authors(sizes, "kohya"))
+    held = lora_files.resolve(AdapterChoice(file), "FluxPipeline", {"transformer": model})
+    stored = spool_factors(held, tmp_path / "spool")
+    assert held.held_bytes > 0 == stored.held_bytes
+    assert spool_factors(stored, tmp_path / "other") is stored
+    # Planning happens in another process.
+    stored = pickle.loads(pickle.dumps(stored))  # noqa: S301
+    with TensorReader() as reader:
+        for path, module in held.modules["transformer"].items():
+            other = stored.modules["transformer"][path]
+            assert module.scaling == other.scaling
+            assert torch.equal(module.down.load(reader), other.down.load(reader))
+            assert torch.equal(module.up.load(reader), other.up.load(reader))
 
 
 @pytest.mark.parametrize("form", ["kohya", "fal"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.source import SourceTensor
 from converter.conversion.adapters.file import read_tensor
+from converter.libraries import load_library
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +64,9 @@ class Factor:
             tensor = read_tensor(self.stored, reader)
         else:
             raise ValueError("a factor is in a file or held")
+        torch = load_library("torch")
         # torch aligns what it allocates; results of a product of high rank depend on that.
-        return tensor.float().contiguous().clone()
+        return torch.empty(self.shape, dtype=torch.float32).copy_(tensor)
 
     @property
     def held_bytes(self) -> int:
