@@ -14,7 +14,7 @@ from converter.conversion.adapters.choice import AdapterChoice
 from converter.conversion.adapters.file import open_adapter
 from converter.conversion.adapters.modules import ModuleShape, adaptable_modules
 from converter.conversion.adapters.resolving import Component, ResolvedAdapter, resolve_adapter
-from converter.conversion.adapters.weights import NewWeight, new_bias, torch_threads
+from converter.conversion.adapters.weights import NewBias, NewWeight, torch_threads
 from tests.tiny_models import build_model
 
 Tensors = dict[str, torch.Tensor]
@@ -175,9 +175,9 @@ def add(state: Tensors, model: Any, component: str, adapters: Sequence[ResolvedA
         if not found:
             continue
         assert isinstance(shape, ModuleShape)
-        new = NewWeight(shape, found, threads=torch.get_num_threads())
+        new = NewWeight(shape, found, in_blocks=True)
         with torch_threads(1):
             for first in range(0, shape.rows, step):
                 new.add(state[f"{path}.weight"][first : first + step], first)
         if shape.has_bias:
-            state[f"{path}.bias"] = new_bias(state[f"{path}.bias"], found)
+            NewBias(found).add(state[f"{path}.bias"], 0)

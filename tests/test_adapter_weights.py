@@ -12,17 +12,16 @@ from typing import Any
 import pytest
 import torch
 
+from converter.conversion.adapters.additions import BLOCK_ROWS, Addition, check_bytes
 from converter.conversion.adapters.choice import AdapterChoice
 from converter.conversion.adapters.modules import Factor, ModuleAdapter, ModuleShape
 from converter.conversion.adapters.weights import (
-    BLOCK_ROWS,
     NewWeight,
     blocks,
     blocks_are_exact,
-    check_bytes,
     product,
+    start,
     torch_threads,
-    weight_bytes,
 )
 from tests import lora_files
 from tests.lora_files import ALPHA, RANK, Tensors, alphas_of, down_and_up, factors, kohya, paths_of, prefixed, write
@@ -271,8 +270,9 @@ def test_shapes_whose_blocks_may_differ(weight: tuple[int, int], rank: int) -> N
         parts = [product(shape, down, up[first:last]) for first, last in blocks(shape.rows)]
     assert blocks_are_exact(shape, rank, threads) == torch.equal(torch.cat(parts), product(shape, down, up))
     adapter = ModuleAdapter(Factor(down.shape, None, down), Factor(up.shape, None, up), 0.7)
-    new = NewWeight(shape, [adapter], threads)
-    with torch_threads(1):
+    in_blocks = blocks_are_exact(shape, rank, threads)
+    new = NewWeight(shape, [adapter], in_blocks=in_blocks)
+    with torch_threads(1 if in_blocks else threads):
         for first in range(0, shape.rows, 100):
             new.add(base[first : first + 100], first)
     assert torch.equal(base, expected)
@@ -291,8 +291,10 @@ def test_any_rows_give_the_same_weight(step: int) -> None:
     expected = base.clone()
     for (down, up), scaling in zip(pairs, (0.7, -1.5), strict=True):
         expected += (up @ down) * scaling
-    new = NewWeight(shape, adapters, torch.get_num_threads())
+    addition = Addition(shape, tuple(adapters), in_blocks=True)
+    new = start(addition)
     for first in range(0, 200, step):
         new.add(base[first : first + step], first)
     assert torch.equal(base, expected)
-    assert weight_bytes(shape, adapters, step, torch.get_num_threads()) > 2 * 8 * (200 + 96) * 4
+    assert addition.fixed_bytes > 2 * 8 * (200 + 96) * 4
+    assert addition.check_bytes == check_bytes(shape, 8)

@@ -35,7 +35,9 @@ def existing_parent(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.is_dir())
 
 
-def check_space(staging: Staging, parent: Path, layouts: Iterable[Layout], companions: Iterable[Companion]) -> None:
+def check_space(
+    staging: Staging, parent: Path, layouts: Iterable[Layout], companions: Iterable[Companion], others: int = 0
+) -> None:
     """Check that the output fits on the disk, counting what an interrupted run has reserved already.
 
     Args:
@@ -43,11 +45,12 @@ def check_space(staging: Staging, parent: Path, layouts: Iterable[Layout], compa
         parent: a folder on its disk.
         layouts: of the files to write; twice where they are written twice.
         companions: the files to copy.
+        others: bytes of other files.
 
     Raises:
         DiskError: it does not.
     """
-    needed = sum(file.total_bytes for layout in layouts for file in layout.files)
+    needed = others + sum(file.total_bytes for layout in layouts for file in layout.files)
     needed += sum(companion.bytes for companion in companions if not companion.can_share)
     reserved = sum(file.stat().st_blocks * 512 for file in staging.folder.rglob("*") if file.is_file())
     status = os.statvfs(parent)

@@ -6,15 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.components import footprints
 from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, add_bytes, whole_footprint
 from converter.checkpoint.layout import Layout
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.choosing import QUANTIZED_ROLES, choose_components, reason_left, stands_for_several
-from converter.conversion.execution.jobs import Work, element_bytes, largest_piece, make_work, memory_budget
+from converter.conversion.execution.jobs import (
+    Work,
+    element_bytes,
+    kinds_of,
+    largest_piece,
+    make_work,
+    memory_budget,
+)
 from converter.conversion.options import ConvertOptions
+from converter.conversion.planning.methods import Kind
 from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count, refuse_unmatched
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.planning.rules import MISREAD_SCALES
@@ -25,6 +33,9 @@ from converter.errors import first_few, printable
 from converter.hub.addresses import is_address, parse_address
 from converter.libraries import require_library_memory
 from converter.models.roles import role
+
+if TYPE_CHECKING:
+    from converter.conversion.adapters.fitting import FittedAdapters
 
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
 #: Measured with the versions in constraints.txt, rounded up.
@@ -267,16 +278,25 @@ def _plan(
     selection = select_files(request.checkpoints, request.others)
     plans = [plan_with_sdnq(target.checkpoint, target.recipe) for target in request.targets]
     refuse_unmatched([target.recipe for target in request.targets], plans)
-    works = [make_work(target, made) for target, made in zip(request.targets, plans, strict=True)]
+    adapters = None
+    if request.adapters:
+        from converter.conversion.adapters.fitting import fit_adapters
+
+        adapters = fit_adapters(request.adapters, request.checkpoints)
+    works = []
+    for target, made in zip(request.targets, plans, strict=True):
+        work = make_work(target, made, additions=adapters.additions(target.name) if adapters else {})
+        # That blocks are exact is tested by a conversion; they are for almost all shapes.
+        works.append(work if Kind.WHOLE in kinds_of(work.jobs) else work.with_blocks())
     main = request.main
-    has_planner = len(works) == 1 and predict_plan(main.checkpoint, main.recipe) is not None
+    has_planner = len(works) == 1 and not adapters and predict_plan(main.checkpoint, main.recipe) is not None
     return PlanReport(
         components=tuple(
             ComponentPlan(target, work.plan, _listed(work.layout, target.checkpoint))
             for target, work in zip(request.targets, works, strict=True)
         ),
         peak_memory_bytes=max(predict_peak(work, options, has_planner=has_planner) for work in works),
-        notes=foresee(request, plans, selection),
+        notes=foresee(request, plans, selection, adapters),
         other_components=footprints(request.others),
     )
 
@@ -307,6 +327,7 @@ def pieces_bytes(work: Work, options: ConvertOptions) -> int:
     in_flight = max(
         (
             min(job.tensor.entry.bytes, largest_piece(options)) // element_bytes(job.tensor) * job.working_bytes
+            + job.fixed_bytes
             for job in work.jobs
         ),
         default=0,
@@ -322,20 +343,24 @@ def _listed(layout: Layout, checkpoint: Checkpoint) -> tuple[tuple[str, int], ..
     return tuple(files)
 
 
-def foresee(request: Request, plans: Sequence[Plan], selection: Selection) -> tuple[str, ...]:
+def foresee(
+    request: Request, plans: Sequence[Plan], selection: Selection, adapters: FittedAdapters | None
+) -> tuple[str, ...]:
     """What a user should know before a conversion, besides sizes.
 
     Args:
         request: what to convert.
         plans: what each target becomes.
         selection: the files of the source that are copied.
+        adapters: what is added to the weights; None if nothing is.
     """
     notes = []
     for target, plan in zip(request.targets, plans, strict=True):
         # Where several components are converted, a note names its own.
         where = f"{target.name}: " if len(plans) > 1 else ""
         notes += [where + note for note in _about_target(target, plan)]
-    return (*notes, *_about_others(request), *selection.notes)
+    about_adapters = adapters.notes if adapters is not None else ()
+    return (*notes, *about_adapters, *_about_others(request), *selection.notes)
 
 
 def _about_target(target: Target, plan: Plan) -> Iterator[str]:

@@ -73,6 +73,14 @@ class AdapterFile:
         return self.choice.file
 
     @property
+    def identity(self) -> list[Any]:
+        """What of this adapter decides the output, for the journal; the order of adapters does, too.
+
+        The neighbour counts even where no loader reads it.
+        """
+        return [self.sha256, self.choice.scale, self.neighbour_sha256]
+
+    @property
     def neighbour_sha256(self) -> str:
         """Of ``adapter_config.json``; empty without one."""
         return "" if self.neighbour is None else hashlib.sha256(self.neighbour).hexdigest()

@@ -51,10 +51,6 @@ class ResolvedAdapter:
         """Bytes in memory all the time, because a converter of diffusers made them; the rest stays in the file."""
         return sum(module.held_bytes for modules in self.modules.values() for module in modules.values())
 
-    def identity(self) -> list[Any]:
-        """What of this adapter decides the output, for the journal; the order of adapters does, too."""
-        return [self.file.sha256, self.file.choice.scale, self.config_sha256]
-
     @property
     def config_sha256(self) -> str:
         """Of ``adapter_config.json``, where it was used; else empty."""

@@ -16,15 +16,10 @@ import torch
 from torch.nn import functional
 
 from converter.checkpoint.reader import TensorReader
-from converter.conversion.adapters.modules import FLOAT_BYTES, ModuleAdapter, ModuleShape
+from converter.conversion.adapters.additions import BLOCK_ROWS, Addition
+from converter.conversion.adapters.modules import ModuleAdapter, ModuleShape
 
-#: Rows of a block, enough for the library to compute at full speed. A block of one row would be a product of a matrix
-#: and a vector, which adds in another order; the last block takes what is left over, so none is that short.
-BLOCK_ROWS = 64
-#: Memory for factors, in multiples of their size: they themselves, and what oneDNN takes to arrange them for a
-#: convolution, or MKL for a product; measured.
-_FACTOR_COPIES = 4
-#: MKL has one number of threads for the process. Only products that ask for a number of their own wait for this.
+#: The number of threads is one for the process.
 _THREADS = threading.RLock()
 
 
@@ -81,11 +76,6 @@ def _blocks_are_exact(weight: tuple[int, ...], rank: int, threads: int) -> bool:
         )
 
 
-def check_bytes(shape: ModuleShape, rank: int) -> int:
-    """Bytes that ``blocks_are_exact`` takes for a shape that it has not seen."""
-    return _rows_bytes(shape, shape.rows) + _rows_bytes(shape, 2 * BLOCK_ROWS) + _factor_bytes(shape, rank)
-
-
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Let torch compute with so many threads while the block runs."""
@@ -101,20 +91,20 @@ def torch_threads(count: int) -> Iterator[None]:
 class NewWeight:
     """The weight of one module with its adapters added, while it is converted.
 
-    Use it where torch computes with one thread, for which ``blocks_are_exact`` tests.
-
     Args:
         shape: of the module.
         adapters: in the order in which they are added; at least one.
-        threads: with which the reference computes.
+        in_blocks: whether to compute products in blocks of rows, when they are asked for. Then torch must compute with
+            one thread, and ``blocks_are_exact`` must have said that this is right. Otherwise a whole product is
+            computed, and held; torch must compute with the threads of the reference.
 
     Raises: what ``TensorReader.read`` raises.
     """
 
-    def __init__(self, shape: ModuleShape, adapters: Sequence[ModuleAdapter], threads: int) -> None:
+    def __init__(self, shape: ModuleShape, adapters: Sequence[ModuleAdapter], *, in_blocks: bool) -> None:
         self.shape = shape
         self._adapters = tuple(adapters)
-        self._threads = threads
+        self._in_blocks = in_blocks
         self._factors: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._wholes: dict[int, torch.Tensor] = {}
         with TensorReader() as reader:
@@ -139,54 +129,43 @@ class NewWeight:
     def _products(self, number: int, first: int, last: int) -> Iterator[tuple[int, int, torch.Tensor]]:
         """Products that cover some rows, as (first row, after last row, numbers)."""
         down, up = self._factors[number]
-        if number not in self._wholes and blocks_are_exact(self.shape, self._adapters[number].rank, self._threads):
+        if self._in_blocks:
             for start, stop in blocks(self.shape.rows):
                 if start < last and first < stop:
                     yield start, stop, product(self.shape, down, up[start:stop])
             return
         if number not in self._wholes:
-            with torch_threads(self._threads):
-                self._wholes[number] = product(self.shape, down, up)
+            self._wholes[number] = product(self.shape, down, up)
         yield 0, self.shape.rows, self._wholes[number]
 
 
-def weight_bytes(shape: ModuleShape, adapters: Sequence[ModuleAdapter], rows: int, threads: int) -> int:
-    """Bytes that a ``NewWeight`` takes when so many rows are added to at a time, without the base.
-
-    It tests shapes that were not tested yet, which takes ``check_bytes``.
-    """
-    total, largest = 0, 0
-    for adapter in adapters:
-        total += _factor_bytes(shape, adapter.rank)
-        if blocks_are_exact(shape, adapter.rank, threads):
-            # A block, at most twice as long for the last, and its scaled copy.
-            largest = max(largest, 2 * _rows_bytes(shape, 2 * BLOCK_ROWS))
-        else:
-            total += _rows_bytes(shape, shape.rows)
-            largest = max(largest, _rows_bytes(shape, rows))
-    return total + largest
-
-
-def new_bias(base: torch.Tensor, adapters: Sequence[ModuleAdapter]) -> torch.Tensor:
+class NewBias:
     """The bias of a module with those of its adapters added.
 
     Args:
-        base: float32, ``[out]``.
         adapters: in the order in which they are added; those without a bias change nothing.
-
-    Raises: what ``TensorReader.read`` raises.
     """
-    result = base.clone()
-    with TensorReader() as reader:
-        for adapter in adapters:
-            if adapter.bias is not None:
-                result += adapter.bias.load(reader) * adapter.scaling
-    return result
+
+    def __init__(self, adapters: Sequence[ModuleAdapter]) -> None:
+        self._adapters = tuple(adapters)
+
+    def add(self, base: torch.Tensor, first: int) -> None:
+        """Add to some numbers of the bias, in place.
+
+        Args:
+            base: float32, ``[rows]``.
+            first: the number of the first of them.
+
+        Raises: what ``TensorReader.read`` raises.
+        """
+        with TensorReader() as reader:
+            for adapter in self._adapters:
+                if adapter.bias is not None:
+                    base += adapter.bias.load(reader)[first : first + base.shape[0]] * adapter.scaling
 
 
-def _factor_bytes(shape: ModuleShape, rank: int) -> int:
-    return rank * (shape.rows + shape.row_numbers) * FLOAT_BYTES * _FACTOR_COPIES
-
-
-def _rows_bytes(shape: ModuleShape, rows: int) -> int:
-    return min(rows, shape.rows) * shape.row_numbers * FLOAT_BYTES
+def start(addition: Addition) -> NewWeight | NewBias:
+    """Read what is added to a tensor; the result adds it to rows. Raises what ``TensorReader.read`` raises."""
+    if addition.is_bias:
+        return NewBias(addition.adapters)
+    return NewWeight(addition.shape, addition.adapters, in_blocks=addition.in_blocks)
