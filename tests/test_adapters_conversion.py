@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,9 +13,10 @@ import jsonschema
 import pytest
 import torch
 
-from converter import AdapterChoice, ConvertOptions, Recipe, convert, plan
+from converter import AdapterChoice, ConvertOptions, Recipe, convert, make_card, plan, verify
 from converter.checkpoint.staging import Staging
 from converter.conversion.adapters import weights as adapter_weights
+from converter.conversion.release.manifest import Manifest
 from converter.errors import AdapterError, MalformedCheckpoint, MemoryLimitError, OutputError
 from converter.schemas import load_schema
 from tests import lora_files, reference
@@ -314,3 +316,52 @@ def test_what_the_commands_refuse(tmp_path: Path) -> None:
             assert words in outcome.stderr.replace("\n", " "), outcome.stderr
     assert not (tmp_path / "out").exists()
     assert call("plan", source, "--lora", f"{choice.file}=0.5", "--lora", choice.file, "--json").code == 0
+
+
+def test_a_release_is_verified_against_the_source_and_the_adapters(tmp_path: Path) -> None:
+    models = build("sdxl")
+    source = save_pipeline(tmp_path / "source", models, "StableDiffusionXLPipeline")
+    choices = make_adapters(tmp_path, "sdxl", models)
+    names, release = ("unet", "text_encoder"), tmp_path / "release"
+    convert(source, release, options=ConvertOptions(components=names, adapters=tuple(choices)))
+    assert verify(release, against=source, adapters=choices).ok
+    without = verify(release, against=source)
+    assert {check.name for check in without.checks if not check.ok} == {"kept equal source", "near source"}
+    said = "0.safetensors with scale 1, 1.safetensors with scale -0.4; unless the source contains it, name the files"
+    assert sum(said in note for note in without.notes) == 2
+    fuse("sdxl", models, choices)
+    assert verify(release, against=save_pipeline(tmp_path / "fused", models, "StableDiffusionXLPipeline")).ok
+    for others in (choices[::-1], choices[:1], [choices[0], replace(choices[1], scale=0.5)]):
+        failed = [check for check in verify(release, against=source, adapters=others).checks if not check.ok]
+        assert failed[0].name == "adapters"
+        assert "the manifest names other adapters for unet: 0.safetensors with scale 1, 1.safe" in failed[0].detail
+    assert call("verify", release, "--lora", choices[0].file).code == 2
+    line = ("verify", release, "--against", source, "--lora", choices[0].file, "--lora", f"{choices[1].file}=-0.4")
+    assert call(*line).code == 0
+
+
+def test_the_card_names_the_adapters(tmp_path: Path) -> None:
+    models = build("flux")
+    source = save_pipeline(tmp_path / "source", models, "FluxPipeline")
+    choices = make_adapters(tmp_path, "flux", models)
+    convert(source, tmp_path / "out", options=ConvertOptions(adapters=tuple(choices)))
+    make_card(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Before quantization, `0.safetensors` (scale `1`), then `1.safetensors` (scale `-0.4`) were added to" in card
+    assert f"| LoRA | `1.safetensors`, scale `-0.4`, sha256 `{sha256(choices[1].file)}` |" in card
+
+
+def test_manifests_with_bad_adapters(tmp_path: Path) -> None:
+    source, _, choice = flux_of_kohya(tmp_path)
+    convert(source, tmp_path / "out", options=ConvertOptions(adapters=(choice,)))
+    content = json.loads((tmp_path / "out" / "lensconv_manifest.json").read_text())
+    good = content["components"][0]["source"]["adapters"][0]
+    bad: list[Any] = [{}, ["x"], [{}], *([{**good, key: value}] for key, value in (("scale", "1"), ("sha256", None)))]
+    for adapters in bad:
+        content["components"][0]["source"]["adapters"] = adapters
+        with pytest.raises(MalformedCheckpoint):
+            Manifest.parse(content)
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -82,7 +82,18 @@ class PathOrAddress(click.ParamType[Path | str]):
         return path
 
 
-def parse_adapters(
+def adapter_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make the option that names LoRA adapters.
+
+    Args:
+        text: its help.
+    """
+    return click.option(
+        "--lora", "adapters", metavar="FILE[=SCALE]", multiple=True, callback=_parse_adapters, help=text
+    )
+
+
+def _parse_adapters(
     _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
 ) -> tuple[AdapterChoice, ...]:
     """Parse LoRA adapters, each ``FILE`` or ``FILE=SCALE``.
@@ -119,13 +130,8 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="Component to convert, if the path is a pipeline repo. Repeatable; `all` stands for the denoisers and for "
         "text encoders above 500 MB.  [default: transformer, else unet]",
     )(command)
-    command = click.option(
-        "--lora",
-        "adapters",
-        metavar="FILE[=SCALE]",
-        multiple=True,
-        callback=parse_adapters,
-        help="LoRA adapter to add to the weights first, by default with scale 1. Repeatable; added in this order.",
+    command = adapter_option(
+        "LoRA adapter to add to the weights first, by default with scale 1. Repeatable; added in this order."
     )(command)
     command = click.option(
         "--set",

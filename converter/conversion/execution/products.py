@@ -5,6 +5,7 @@ from __future__ import annotations
 from converter.conversion.execution.jobs import Work, kinds_of, memory_budget
 from converter.conversion.planning.methods import Kind
 from converter.libraries import library_threads
+from converter.memory import return_free_memory
 
 
 def choose_products(work: Work, allowed: int | None) -> Work:
@@ -34,6 +35,7 @@ def choose_products(work: Work, allowed: int | None) -> Work:
     from converter.conversion.adapters.weights import blocks_are_exact
 
     threads = library_threads()
-    return (
-        in_blocks if all(blocks_are_exact(shape, rank, threads) for shape, rank in sorted(shapes, key=repr)) else work
-    )
+    is_exact = all(blocks_are_exact(shape, rank, threads) for shape, rank in sorted(shapes, key=repr))
+    # The largest product took as much as many pieces.
+    return_free_memory()
+    return in_blocks if is_exact else work
