@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from converter import AdapterChoice, ConvertOptions, Recipe, convert, make_card, plan, verify
 from converter.checkpoint.staging import Staging
@@ -229,6 +230,18 @@ def test_an_adapter_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: p
     with pytest.raises(MalformedCheckpoint, match=r"kohya\.safetensors: was changed while it was read"):
         convert(source, tmp_path / "out", options=ConvertOptions(adapters=(choice,)))
     assert names_in(tmp_path) == ["kohya.safetensors", "source"]
+
+
+def test_an_adapter_inside_the_output_is_not_deleted(tmp_path: Path) -> None:
+    source, _, choice = flux_of_kohya(tmp_path)
+    convert(source, tmp_path / "out")
+    inside = write(tmp_path / "out" / "mine.safetensors", load_file(choice.file))
+    (tmp_path / "link").symlink_to(inside)
+    for file in (inside, tmp_path / "link"):
+        options = ConvertOptions(adapters=(AdapterChoice(file),), overwrite=True)
+        with pytest.raises(OutputError, match="which is read"):
+            convert(source, tmp_path / "out", options=options)
+    assert inside.is_file()
 
 
 def test_a_lens_transformer_needs_no_pipeline(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def convert(
     """
     started = time.monotonic()
     request = open_request(source, recipe, options or ConvertOptions())
-    refuse_overlap(request.checkpoints, output)
+    refuse_overlap(request.checkpoints, output, [adapter.file for adapter in request.adapters])
     replacing = REPLACING_CHECKPOINTS if request.options.overwrite else None
     with _device(request.options) as device, Staging(output, request.identity(device.name), replacing) as staging:
         if staging.was_published:

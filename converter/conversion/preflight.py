@@ -16,8 +16,8 @@ from converter.errors import DiskError, OutputError
 SPARE_BYTES = 16_000_000
 
 
-def refuse_overlap(checkpoints: Sequence[Checkpoint], output: Path) -> None:
-    """Refuse an output inside the source, and one that contains the source."""
+def refuse_overlap(checkpoints: Sequence[Checkpoint], output: Path, adapters: Sequence[Path] = ()) -> None:
+    """Refuse an output inside the source, and one that contains the source or an adapter."""
     # Path.resolve raises RuntimeError for a link to itself.
     target = Path(os.path.realpath(output.parent)) / output.name
     # Links may lead elsewhere, from the repo to a component and from there to a file.
@@ -28,6 +28,9 @@ def refuse_overlap(checkpoints: Sequence[Checkpoint], output: Path) -> None:
     sources = [Path(os.path.realpath(path)) for path in paths]
     if any(target.is_relative_to(source) or source.is_relative_to(target) for source in sources):
         raise OutputError(f"{output}: is inside the source, or the source is inside it", "Write to another folder.")
+    for adapter in adapters:
+        if Path(os.path.realpath(adapter)).is_relative_to(target):
+            raise OutputError(f"{output}: contains {adapter}, which is read", "Write to another folder.")
 
 
 def existing_parent(path: Path) -> Path:

@@ -44,6 +44,8 @@ SDNQ_PROCESS_BYTES = 490_000_000
 #: Additional memory of the first process where a device other than the CPU quantizes, for torch; measured likewise on
 #: the CPU. What the driver of a GPU takes in main memory is not known and not counted.
 TORCH_BYTES = 300_000_000
+#: Additional memory for adapters: PEFT, which diffusers imports if it is installed, and what a test of products leaves.
+ADAPTER_BYTES = 70_000_000
 #: Additional memory for the import of a CUDA build of torch; measured with torch 2.13.0, rounded up.
 CUDA_LIBRARY_BYTES = 380_000_000
 
@@ -295,7 +297,8 @@ def _plan(
             ComponentPlan(target, work.plan, _listed(work.layout, target.checkpoint))
             for target, work in zip(request.targets, works, strict=True)
         ),
-        peak_memory_bytes=max(predict_peak(work, options, has_planner=has_planner) for work in works),
+        peak_memory_bytes=max(predict_peak(work, options, has_planner=has_planner) for work in works)
+        + (ADAPTER_BYTES if adapters else 0),
         notes=foresee(request, plans, selection, adapters),
         other_components=footprints(request.others),
     )
