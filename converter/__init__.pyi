@@ -7,6 +7,7 @@ from .checkpoint.header import read_header as read_header
 from .checkpoint.source import Checkpoint as Checkpoint
 from .checkpoint.source import open_checkpoint as open_checkpoint
 from .console import Reporter as Reporter
+from .conversion.adapters.choice import AdapterChoice as AdapterChoice
 from .conversion.convert import convert as convert
 from .conversion.options import ConvertOptions as ConvertOptions
 from .conversion.plan_report import PlanReport as PlanReport

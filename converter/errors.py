@@ -8,6 +8,7 @@ LensconvError               exit 1: what was examined or made is not what it sho
 │   ├── FileError                a file cannot be used; the message names it
 │   │   ├── MissingInput             a file or folder does not exist, or cannot be read
 │   │   ├── MalformedCheckpoint      a safetensors file, an index or a config breaks its format, or they disagree
+│   │   ├── AdapterError             a LoRA adapter is malformed, not supported, or does not fit the model
 │   │   ├── RecipeError              a recipe is malformed, or names something that the model does not have
 │   │   ├── SuiteError               a suite of prompts, or a card that should contain one, is malformed
 │   │   └── EvidenceError            a file of measurements has another format, or its figures contradict each other
@@ -133,6 +134,10 @@ class MalformedCheckpoint(FileError):
 
 class RecipeError(FileError):
     """A recipe is malformed, or names something that the model does not have."""
+
+
+class AdapterError(FileError):
+    """A LoRA adapter is malformed, of a kind that cannot be added to weights, or does not fit the model."""
 
 
 class EvidenceError(FileError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import resource
 from collections.abc import Iterator
@@ -54,6 +55,13 @@ def require_free_memory(needed: int, what: str) -> None:
     if free + _kibibytes(_MEMINFO, "SwapFree") < needed:
         reason = f"{what} takes at least {readable_size(needed)} of memory, but only {readable_size(free)} are free"
         raise MemoryLimitError(reason + limit_text(), "Raise the limit, or close other programs.")
+
+
+def return_free_memory() -> None:
+    """Give back to the system what this process has freed; glibc keeps tens of megabytes for later."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _lowest() -> tuple[int, str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import jinja2
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from converter.cli.main import cli
 from converter.rendering import render
@@ -80,6 +82,10 @@ def test_commands_and_python_work(tmp_path: Path) -> None:
     assert {words[0] for words in runs} == {"synth", "plan", "convert", "verify", "generate"}
     # The blocks after the first are further rules for it.
     (tmp_path / "mine.toml").write_text("\n".join(blocks("recipes.md", "toml")))
+    for name in ("style", "details"):
+        module = "transformer.transformer_blocks.0.attn.to_q"
+        factors = {f"{module}.lora_A.weight": torch.ones(4, 128), f"{module}.lora_B.weight": torch.ones(128, 4)}
+        save_file(factors, tmp_path / f"{name}.safetensors")
     python = [program for name in RUN for program in blocks(name, "python")]
     assert len(python) == 2
     # All of it in one process, because each process would spend its time on imports; and with a smaller model.

@@ -3,6 +3,7 @@
     .NAME.lensconv/journal    a line that says what is being made, then one for each finished tensor
     .NAME.lensconv/release/   the files, at their final sizes from the start
     .NAME.lensconv/spool/     parts of weights whose place in a file is not known yet
+    .NAME.lensconv/adapters/  factors of LoRA adapters that were converted from another format
 
 A process that is killed leaves both; the next run with the same input continues after the last finished tensor. One
 rename puts the finished folder in place, so that the output appears as a whole or not at all. (Where a file system
@@ -37,13 +38,14 @@ from converter.checkpoint.writer import write_error, writing
 from converter.errors import OutputError
 
 #: All that the folder ever contains, the journal last; anything else in it is not deleted.
-_OWN_NAMES = ("release", "replaced", "spool", "journal.new", "journal")
+_OWN_NAMES = ("release", "replaced", "spool", "adapters", "journal.new", "journal")
 #: Journal entries of tensors that are spooled, not yet in their slots, begin with this.
 SPOOLED = "spooled:"
 #: Changes with every start of the machine, after which writes that were never synced may be lost.
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: Parts of an identity in the words of users, where their names do not say it.
 _WORDS = {
+    "adapters": "LoRA adapters, their scales or their order",
     "components": "other components",
     "nonfinite": "--allow-nonfinite",
     "versions": "package versions",
@@ -83,6 +85,8 @@ class Staging:
         self.identity = {**identity, "boot": _BOOT_ID.read_text() if _BOOT_ID.exists() else ""}
         self.folder = self.output.parent / f".{output.name}.lensconv"
         self.release = self.folder / "release"
+        #: Where what is made of LoRA adapters is; every run makes it again.
+        self.adapters = self.folder / "adapters"
         self._journal = JournalFile(self.folder / "journal")
         self._content = ""
         self._lock: int | None = None

@@ -10,6 +10,7 @@ import click
 from converter.cli.components import unconverted_lines
 from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, pass_console, recipe_options
 from converter.console import Console, readable_size, table
+from converter.conversion.adapters.choice import AdapterChoice
 from converter.conversion.options import ConvertOptions
 from converter.errors import Interrupted
 
@@ -45,6 +46,7 @@ def command(
     recipe: str | None,
     settings: tuple[str, ...],
     components: tuple[str, ...],
+    adapters: tuple[AdapterChoice, ...],
     **options: Any,
 ) -> None:
     """Quantize SOURCE into the folder OUT, byte for byte as SDNQ itself would.
@@ -59,7 +61,7 @@ def command(
             source,
             output,
             recipe,
-            ConvertOptions(components=components, settings=settings, **options),
+            ConvertOptions(components=components, settings=settings, adapters=adapters, **options),
             reporter=console,
         )
     except KeyboardInterrupt as error:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from converter.console import Console
+from converter.conversion.adapters.choice import AdapterChoice, parse_choice
 from converter.errors import MissingInput
 from converter.hub.addresses import is_address, parse_address
 
@@ -81,6 +82,28 @@ class PathOrAddress(click.ParamType[Path | str]):
         return path
 
 
+def adapter_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make the option that names LoRA adapters.
+
+    Args:
+        text: its help.
+    """
+    return click.option(
+        "--lora", "adapters", metavar="FILE[=SCALE]", multiple=True, callback=_parse_adapters, help=text
+    )
+
+
+def _parse_adapters(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[AdapterChoice, ...]:
+    """Parse LoRA adapters, each ``FILE`` or ``FILE=SCALE``.
+
+    Raises:
+        UsageError: a scale has no meaning.
+    """
+    return tuple(map(parse_choice, values))
+
+
 SIZE = Size()
 PATH = click.Path(path_type=Path)
 LOCAL_PATH = LocalPath(path_type=Path)
@@ -106,6 +129,9 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         help="Component to convert, if the path is a pipeline repo. Repeatable; `all` stands for the denoisers and for "
         "text encoders above 500 MB.  [default: transformer, else unet]",
+    )(command)
+    command = adapter_option(
+        "LoRA adapter to add to the weights first, by default with scale 1. Repeatable; added in this order."
     )(command)
     command = click.option(
         "--set",

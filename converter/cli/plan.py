@@ -11,6 +11,7 @@ from converter.cli.components import unconverted_lines
 from converter.cli.fitting import memory_lines
 from converter.cli.options import PATH_OR_ADDRESS, dataclass_options, output_options, pass_console, recipe_options
 from converter.console import Console, readable_size, table
+from converter.conversion.adapters.choice import AdapterChoice
 from converter.conversion.options import ConvertOptions
 
 
@@ -31,6 +32,7 @@ def command(
     recipe: str | None,
     settings: tuple[str, ...],
     components: tuple[str, ...],
+    adapters: tuple[AdapterChoice, ...],
     **options: Any,
 ) -> None:
     """Show what a conversion of SOURCE would produce: sizes to the byte, dtypes, memory.
@@ -41,7 +43,9 @@ def command(
     """
     from converter.conversion.preview import plan
 
-    report = plan(source, recipe, ConvertOptions(components=components, settings=settings, **options))
+    report = plan(
+        source, recipe, ConvertOptions(components=components, settings=settings, adapters=adapters, **options)
+    )
     rows = [
         [
             totals.name,

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.components import list_components
-from converter.cli.options import LOCAL_PATH, PATH_OR_ADDRESS, output_options, pass_console, refuse_nonfinite
+from converter.cli.options import (
+    LOCAL_PATH,
+    PATH_OR_ADDRESS,
+    adapter_option,
+    output_options,
+    pass_console,
+    refuse_nonfinite,
+)
 from converter.console import Console, readable_size, table, verdict
+from converter.conversion.adapters.choice import AdapterChoice
 from converter.errors import printable
 
 if TYPE_CHECKING:
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     help="Compare every weight with SOURCE, the checkpoint it was made from; for hf://, compare every file of RELEASE, "
     "a folder on this machine.",
 )
+@adapter_option("LoRA adapter that was added to SOURCE before it was quantized, as for `convert`; needs --against.")
 @click.option(
     "--recipe",
     metavar="NAME|FILE",
@@ -77,6 +86,7 @@ def command(
     fail_under_sqnr: float | None,
     components: tuple[str, ...],
     variant: str | None,
+    adapters: tuple[AdapterChoice, ...],
 ) -> None:
     """Check whether CHECKPOINT is a sound SDNQ checkpoint, made by lensconv or by another tool.
 
@@ -97,6 +107,7 @@ def command(
         checksums=checksums,
         load=load,
         fail_under_sqnr=fail_under_sqnr,
+        adapters=adapters,
         reporter=console,
     )
     console.result(report.to_dict(), *_render(report))

@@ -22,6 +22,7 @@ from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
 from converter.conversion.execution.execute import execute
 from converter.conversion.execution.jobs import Work, kinds_of, make_work, memory_budget
+from converter.conversion.execution.products import choose_products
 from converter.conversion.kernels.host import HOST, Host
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
@@ -61,6 +62,7 @@ from converter.libraries import is_loaded, require_library_memory
 from converter.memory import peak_rss_bytes, require_free_memory
 
 if TYPE_CHECKING:
+    from converter.conversion.adapters.fitting import FittedAdapters
     from converter.conversion.kernels.devices import Device
 
 #: Memory, besides that for pieces, without which a conversion ends in a kill while SDNQ plans, in bytes: the least that
@@ -93,15 +95,16 @@ def convert(
     """
     started = time.monotonic()
     request = open_request(source, recipe, options or ConvertOptions())
-    refuse_overlap(request.checkpoints, output)
+    refuse_overlap(request.checkpoints, output, [adapter.file for adapter in request.adapters])
     replacing = REPLACING_CHECKPOINTS if request.options.overwrite else None
     with _device(request.options) as device, Staging(output, request.identity(device.name), replacing) as staging:
         if staging.was_published:
             staging.open()
             staging.discard()
             return published_report(output, request, time.monotonic() - started)
+        adapters = _fit(request)
         with _planning(request) as (answers, planner):
-            return _Conversion(request, staging, answers, planner, reporter, device).run(started)
+            return _Conversion(request, staging, answers, planner, reporter, device, adapters).run(started)
 
 
 def _device(options: ConvertOptions) -> AbstractContextManager[Host | Device]:
@@ -114,12 +117,21 @@ def _device(options: ConvertOptions) -> AbstractContextManager[Host | Device]:
     return opened_device(options.device)
 
 
+def _fit(request: Request) -> FittedAdapters | None:
+    if not request.adapters:
+        return None
+    # Imported here: it imports torch.
+    from converter.conversion.adapters.fitting import fit_adapters
+
+    return fit_adapters(request.adapters, request.checkpoints)
+
+
 @contextmanager
 def _planning(request: Request) -> Iterator[tuple[list[PlanAnswer], PlannerProcess | None]]:
     """The plans to begin with; if the only one is predicted, also the process in which SDNQ plans during the block."""
     target = request.main
-    # A prediction saves the wait for SDNQ's import, unless SDNQ is imported already.
-    predictable = len(request.targets) == 1 and not is_loaded()
+    # A prediction saves the wait for SDNQ's import, unless SDNQ is imported already, as it is for adapters.
+    predictable = len(request.targets) == 1 and not request.adapters and not is_loaded()
     predicted = predict_plan(target.checkpoint, target.recipe) if predictable else None
     if predicted is None:
         answers = [plan_here(target) for target in request.targets]
@@ -145,6 +157,7 @@ class _Conversion:
     """What will say whether the only plan was right, if it was predicted."""
     reporter: Reporter
     device: Host | Device
+    adapters: FittedAdapters | None
 
     def run(self, started: float) -> ConvertReport:
         """Convert all targets, one after the other, and put the release in place.
@@ -153,7 +166,7 @@ class _Conversion:
             started: when the conversion began, by the monotonic clock.
         """
         request, staging, options = self.request, self.staging, self.request.options
-        works = [self._work(target, answer) for target, answer in zip(request.targets, self.answers, strict=True)]
+        works = self._works()
         # Everything that can fail before a byte is written fails here.
         for target, answer in zip(request.targets, self.answers, strict=True):
             _refuse_misread(target, answer)
@@ -167,11 +180,16 @@ class _Conversion:
         spooled = [
             work.layout for target, work in zip(request.targets, works, strict=True) if target.recipe.is_data_dependent
         ]
-        check_space(staging, parent, [*(work.layout for work in works), *spooled], companions)
+        held = self.adapters.held_bytes if self.adapters else 0
+        check_space(staging, parent, [*(work.layout for work in works), *spooled], companions, held)
         staging.open()
         staging.resume(_content(works), restart=options.restart)
+        if self.adapters is not None:
+            with writing(staging.folder):
+                self.adapters = self.adapters.spooled(staging.adapters)
+            works = self._works()
         is_resumed = any(staging.finished(target.name) for target in request.targets)
-        for note in foresee(request, [answer.plan for answer in self.answers], selection):
+        for note in foresee(request, [answer.plan for answer in self.answers], selection, self.adapters):
             self.reporter.note(f"Note: {note}.")
         converted: list[Converted] = []
 
@@ -193,6 +211,9 @@ class _Conversion:
         peak = peak_rss_bytes() + sum(answer.peak_rss_bytes for answer in self.answers)
         return finished_report(staging.output, request, converted, files, time.monotonic() - started, peak)
 
+    def _works(self) -> list[Work]:
+        return [self._work(target, answer) for target, answer in zip(self.request.targets, self.answers, strict=True)]
+
     def _work(self, target: Target, answer: PlanAnswer, spooled: Mapping[str, Path] | None = None) -> Work:
         use_fused = answer.kernel_agrees
         if use_fused and not isinstance(self.device, Host):
@@ -200,7 +221,9 @@ class _Conversion:
             from converter.conversion.kernels.selfcheck import device_agrees
 
             use_fused = device_agrees(self.device, round_weights=not target.options.from_float32)
-        return make_work(target, answer.plan, use_fused=use_fused, spooled=spooled)
+        additions = self.adapters.additions(target.name) if self.adapters else {}
+        work = make_work(target, answer.plan, use_fused=use_fused, spooled=spooled, additions=additions)
+        return choose_products(work, target.options.memory)
 
     def _convert(self, number: int, work: Work, budget: int) -> Converted:
         """Fill the files of one target."""
@@ -234,7 +257,9 @@ class _Conversion:
             answer = actual
         self.answers[number] = answer
         device = "" if isinstance(self.device, Host) else self._decisive_device(target, work)
-        return Converted(target, answer.plan, work.layout, replace(outcome, bytes_read=bytes_read), device)
+        outcome = replace(outcome, bytes_read=bytes_read)
+        adapters = self.adapters.describe(target.name) if self.adapters else []
+        return Converted(target, answer.plan, work.layout, outcome, device, adapters)
 
     def _decisive_device(self, target: Target, work: Work) -> str:
         """The device's name if SDNQ's functions ran there; the bytes of lensconv's kernel do not depend on it."""

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 
 from converter.checkpoint.layout import DEFAULT_SHARD_BYTES
+from converter.conversion.adapters.choice import AdapterChoice
 
 #: More threads than this wait for memory, not for a core.
 MAXIMUM_JOBS = 16
@@ -27,6 +28,8 @@ class ConvertOptions:
     )
     settings: tuple[str, ...] = ()
     """Rules after the recipe's own, written ``GLOB=keep`` or ``GLOB=DTYPE``; the last match wins."""
+    adapters: tuple[AdapterChoice, ...] = ()
+    """LoRA adapters to add to the weights first, in this order; see ``parse_choice``."""
     jobs: int | None = field(
         default=None,
         metadata={"help": "Threads.  [default: one for each core, up to 16; with --device, up to 4]", "kind": "count"},

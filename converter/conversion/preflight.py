@@ -16,8 +16,8 @@ from converter.errors import DiskError, OutputError
 SPARE_BYTES = 16_000_000
 
 
-def refuse_overlap(checkpoints: Sequence[Checkpoint], output: Path) -> None:
-    """Refuse an output inside the source, and one that contains the source."""
+def refuse_overlap(checkpoints: Sequence[Checkpoint], output: Path, adapters: Sequence[Path] = ()) -> None:
+    """Refuse an output inside the source, and one that contains the source or an adapter."""
     # Path.resolve raises RuntimeError for a link to itself.
     target = Path(os.path.realpath(output.parent)) / output.name
     # Links may lead elsewhere, from the repo to a component and from there to a file.
@@ -28,6 +28,9 @@ def refuse_overlap(checkpoints: Sequence[Checkpoint], output: Path) -> None:
     sources = [Path(os.path.realpath(path)) for path in paths]
     if any(target.is_relative_to(source) or source.is_relative_to(target) for source in sources):
         raise OutputError(f"{output}: is inside the source, or the source is inside it", "Write to another folder.")
+    for adapter in adapters:
+        if Path(os.path.realpath(adapter)).is_relative_to(target):
+            raise OutputError(f"{output}: contains {adapter}, which is read", "Write to another folder.")
 
 
 def existing_parent(path: Path) -> Path:
@@ -35,7 +38,9 @@ def existing_parent(path: Path) -> Path:
     return next(parent for parent in path.absolute().parents if parent.is_dir())
 
 
-def check_space(staging: Staging, parent: Path, layouts: Iterable[Layout], companions: Iterable[Companion]) -> None:
+def check_space(
+    staging: Staging, parent: Path, layouts: Iterable[Layout], companions: Iterable[Companion], others: int = 0
+) -> None:
     """Check that the output fits on the disk, counting what an interrupted run has reserved already.
 
     Args:
@@ -43,11 +48,12 @@ def check_space(staging: Staging, parent: Path, layouts: Iterable[Layout], compa
         parent: a folder on its disk.
         layouts: of the files to write; twice where they are written twice.
         companions: the files to copy.
+        others: bytes of other files.
 
     Raises:
         DiskError: it does not.
     """
-    needed = sum(file.total_bytes for layout in layouts for file in layout.files)
+    needed = others + sum(file.total_bytes for layout in layouts for file in layout.files)
     needed += sum(companion.bytes for companion in companions if not companion.can_share)
     reserved = sum(file.stat().st_blocks * 512 for file in staging.folder.rglob("*") if file.is_file())
     status = os.statvfs(parent)

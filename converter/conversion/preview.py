@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from converter.checkpoint.components import footprints
 from converter.checkpoint.layout import Layout
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.choosing import QUANTIZED_ROLES, choose_components, reason_left, stands_for_several
-from converter.conversion.execution.jobs import Work, element_bytes, largest_piece, make_work, memory_budget
+from converter.conversion.execution.jobs import (
+    Work,
+    element_bytes,
+    kinds_of,
+    largest_piece,
+    make_work,
+    memory_budget,
+)
 from converter.conversion.fitting import plan_memory
 from converter.conversion.options import ConvertOptions
 from converter.conversion.plan_report import ComponentPlan, PlanReport
+from converter.conversion.planning.methods import Kind
 from converter.conversion.planning.plan import Plan, refuse_unmatched
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.planning.rules import MISREAD_SCALES
@@ -26,6 +35,9 @@ from converter.libraries import require_library_memory
 from converter.models.pipeline_fit import FitReport
 from converter.models.roles import role
 
+if TYPE_CHECKING:
+    from converter.conversion.adapters.fitting import FittedAdapters
+
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
 #: Measured with the versions in constraints.txt, rounded up.
 OWN_PROCESS_BYTES = 190_000_000
@@ -33,6 +45,8 @@ SDNQ_PROCESS_BYTES = 490_000_000
 #: Additional memory of the first process where a device other than the CPU quantizes, for torch; measured likewise on
 #: the CPU. What the driver of a GPU takes in main memory is not known and not counted.
 TORCH_BYTES = 300_000_000
+#: Additional memory for adapters: PEFT, which diffusers imports if it is installed, and what a test of products leaves.
+ADAPTER_BYTES = 70_000_000
 #: Additional memory for the import of a CUDA build of torch; measured with torch 2.13.0, rounded up.
 CUDA_LIBRARY_BYTES = 380_000_000
 
@@ -77,16 +91,26 @@ def _plan(
     selection = select_files(request.checkpoints, request.others)
     plans = [plan_with_sdnq(target.checkpoint, target.recipe) for target in request.targets]
     refuse_unmatched([target.recipe for target in request.targets], plans)
-    works = [make_work(target, made) for target, made in zip(request.targets, plans, strict=True)]
+    adapters = None
+    if request.adapters:
+        from converter.conversion.adapters.fitting import fit_adapters
+
+        adapters = fit_adapters(request.adapters, request.checkpoints)
+    works = []
+    for target, made in zip(request.targets, plans, strict=True):
+        work = make_work(target, made, additions=adapters.additions(target.name) if adapters else {})
+        # That blocks are exact is tested by a conversion; they are for almost all shapes.
+        works.append(work if Kind.WHOLE in kinds_of(work.jobs) else work.with_blocks())
     main = request.main
-    has_planner = len(works) == 1 and predict_plan(main.checkpoint, main.recipe) is not None
+    has_planner = len(works) == 1 and not adapters and predict_plan(main.checkpoint, main.recipe) is not None
     return PlanReport(
         components=tuple(
             ComponentPlan(target, work.plan, _listed(work.layout, target.checkpoint))
             for target, work in zip(request.targets, works, strict=True)
         ),
-        peak_memory_bytes=max(predict_peak(work, options, has_planner=has_planner) for work in works),
-        notes=foresee(request, plans, selection),
+        peak_memory_bytes=max(predict_peak(work, options, has_planner=has_planner) for work in works)
+        + (ADAPTER_BYTES if adapters else 0),
+        notes=foresee(request, plans, selection, adapters),
         other_components=footprints(request.others),
         memory=_memory(request, plans),
     )
@@ -126,6 +150,7 @@ def pieces_bytes(work: Work, options: ConvertOptions) -> int:
     in_flight = max(
         (
             min(job.tensor.entry.bytes, largest_piece(options)) // element_bytes(job.tensor) * job.working_bytes
+            + job.fixed_bytes
             for job in work.jobs
         ),
         default=0,
@@ -141,20 +166,24 @@ def _listed(layout: Layout, checkpoint: Checkpoint) -> tuple[tuple[str, int], ..
     return tuple(files)
 
 
-def foresee(request: Request, plans: Sequence[Plan], selection: Selection) -> tuple[str, ...]:
+def foresee(
+    request: Request, plans: Sequence[Plan], selection: Selection, adapters: FittedAdapters | None
+) -> tuple[str, ...]:
     """What a user should know before a conversion, besides sizes.
 
     Args:
         request: what to convert.
         plans: what each target becomes.
         selection: the files of the source that are copied.
+        adapters: what is added to the weights; None if nothing is.
     """
     notes = []
     for target, plan in zip(request.targets, plans, strict=True):
         # Where several components are converted, a note names its own.
         where = f"{target.name}: " if len(plans) > 1 else ""
         notes += [where + note for note in _about_target(target, plan)]
-    return (*notes, *_about_others(request), *selection.notes)
+    about_adapters = adapters.notes if adapters is not None else ()
+    return (*notes, *about_adapters, *_about_others(request), *selection.notes)
 
 
 def _about_target(target: Target, plan: Plan) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ class Converted:
     outcome: Outcome
     device: str
     """The device on which SDNQ's own functions ran; empty if it was the CPU, or none ran."""
+    adapters: Sequence[Mapping[str, Any]] = ()
+    """What the manifest says of the LoRA adapters that changed it, in their order."""
 
     @property
     def is_denoiser(self) -> bool:
@@ -60,6 +62,7 @@ class Converted:
                 "nonfinite": dict(self.outcome.nonfinite),
                 **({"left_out": list(plan.ignored)} if plan.ignored else {}),
                 **({"removed_prefix": checkpoint.removed_prefix} if checkpoint.removed_prefix else {}),
+                **({"adapters": [dict(adapter) for adapter in self.adapters]} if self.adapters else {}),
                 **({"assumed_config": dict(plan.assumed_config)} if plan.assumed_config else {}),
             },
             "recipe": {

@@ -13,11 +13,12 @@ from converter.checkpoint.files import list_folder
 from converter.checkpoint.header import changed_since
 from converter.checkpoint.source import Checkpoint, open_checkpoint, pipeline_components
 from converter.checkpoint.weights import variant_of
+from converter.conversion.adapters.file import AdapterFile, open_adapter
 from converter.conversion.choosing import choose_components
 from converter.conversion.options import ConvertOptions
 from converter.conversion.recipe.recipe import Recipe, Rule, choose_recipe, parse_setting
 from converter.errors import MalformedCheckpoint, RecipeError, UsageError, printable
-from converter.libraries import library_threads, package_versions, quantization_environment
+from converter.libraries import library_threads, package_versions, quantization_environment, require_library_memory
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Request:
     options: ConvertOptions
     others: tuple[PipelineComponent, ...] = ()
     """The components of the pipeline that stay as they are; their loaders would not fail."""
+    adapters: tuple[AdapterFile, ...] = ()
+    """What is added to the weights first, in this order."""
 
     @property
     def main(self) -> Target:
@@ -73,6 +76,7 @@ class Request:
                 for header in target.checkpoint.headers
             ],
             "components": [[other.name, list(map(list, other.stamps))] for other in self.others],
+            "adapters": [adapter.identity for adapter in self.adapters],
             "config": [target.checkpoint.config for target in self.targets],
             "recipe": [repr(target.recipe) for target in self.targets],
             "options": [options.variant, options.quantize_from, options.shard_bytes],
@@ -93,6 +97,7 @@ class Request:
         headers = (header for checkpoint in self.checkpoints for header in checkpoint.headers)
         changed = [header.file for header in headers if changed_since(header)]
         changed += [file for other in self.others for file in other.changed_files]
+        changed += [adapter.file for adapter in self.adapters if changed_since(adapter.header)]
         if changed:
             hint = "Wait until no program writes to it, then run the command again."
             raise MalformedCheckpoint(changed[0], "was changed while it was read", hint)
@@ -110,7 +115,8 @@ def open_request(
         reads_headers: whether to read headers of the weight files of components that stay as they are.
 
     Raises:
-        InputError: the source cannot be opened, a loader would fail on another component, or the recipe does not exist.
+        InputError: the source or an adapter cannot be opened, a loader would fail on another component, or the recipe
+            does not exist.
     """
     names = choose_components(source, options.components, options.variant, reads_headers=reads_headers)
     checkpoints = [open_checkpoint(source, component=name, variant=options.variant) for name in names]
@@ -126,7 +132,14 @@ def open_request(
         _refuse_unknown_variant(options.variant, checkpoints, others)
     recipes = choose_recipes(recipe, checkpoints, options.settings)
     targets = (Target(checkpoint, chosen, options) for checkpoint, chosen in zip(checkpoints, recipes, strict=True))
-    return Request(tuple(targets), options, others)
+    return Request(tuple(targets), options, others, _open_adapters(options))
+
+
+def _open_adapters(options: ConvertOptions) -> tuple[AdapterFile, ...]:
+    if options.adapters:
+        # They are examined with torch, and fitted to models.
+        require_library_memory()
+    return tuple(map(open_adapter, options.adapters))
 
 
 def choose_recipes(

@@ -50,7 +50,7 @@ def refuse_adapter(checkpoint: Checkpoint) -> None:
     if found is not None:
         raise UnsupportedCheckpoint(
             f"{checkpoint.folder}: tensor {printable(found)} is of a LoRA adapter, not of a model",
-            "Convert the model without it; the adapter can be loaded into the result, with load_lora_weights.",
+            "Convert the model with --lora, which adds it; or load it into the result, with load_lora_weights.",
         )
 
 

@@ -19,6 +19,8 @@ from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import Checkpoint, SourceTensor
 from converter.console import SILENT, Progress, Reporter
+from converter.conversion.adapters.additions import ADDED_DTYPE, Addition
+from converter.conversion.adapters.weights import start as start_adding
 from converter.conversion.kernels.sdnq import as_tensor
 from converter.conversion.planning.rules import PARTS
 from converter.errors import UnsupportedCheckpoint
@@ -46,6 +48,7 @@ def measure_fidelity(
     *,
     reporter: Reporter = SILENT,
     fail_under_sqnr: float | None = None,
+    additions: Mapping[str, Addition] | None = None,
 ) -> Fidelity:
     """Compare a quantized checkpoint with the one that it was made from.
 
@@ -54,11 +57,12 @@ def measure_fidelity(
         source: the unquantized one.
         reporter: shows progress.
         fail_under_sqnr: least SQNR of a module, in dB, that passes.
+        additions: what adapters added to the source first, by tensor.
 
     Raises:
         UnsupportedCheckpoint: the source is not of the class that the checkpoint names, or SDNQ cannot prepare it.
     """
-    pair = _Pair(audit, source)
+    pair = _Pair(audit, source, additions or {})
     checks = [*_check_config(audit, source, pair.written_config), pair.check_plan()]
     total = sum(source.tensors[name].entry.bytes for name in pair.work)
     workers = len(os.sched_getaffinity(0))
@@ -106,10 +110,11 @@ def _check_modules(modules: Sequence[ModuleFidelity], fail_under_sqnr: float | N
 class _Pair:
     """A quantized checkpoint and its source, matched by the names that the class gives them."""
 
-    def __init__(self, audit: Audit, source: Checkpoint) -> None:
+    def __init__(self, audit: Audit, source: Checkpoint, additions: Mapping[str, Addition]) -> None:
         self._audit = audit
         self._quantized = audit.checkpoint
         self._source = source
+        self._additions = additions
         if not audit.modules:
             raise UnsupportedCheckpoint(f"{audit.root}: contains no quantized modules to compare")
         if audit.class_name and source.class_name and audit.class_name != source.class_name:
@@ -175,26 +180,32 @@ class _Pair:
         return result
 
     def _compare_kept(self, source: SourceTensor, kept: SourceTensor, reader: TensorReader, progress: Progress) -> str:
-        where = kept.entry.name
-        dtypes = TORCH_DTYPES[source.entry.dtype], TORCH_DTYPES[kept.entry.dtype]
+        where, dtype = kept.entry.name, TORCH_DTYPES[kept.entry.dtype]
+        added = self._original(source, reader).reshape(-1) if source.entry.name in self._additions else None
         different = 0
         for start, stop in ranges(math.prod(source.entry.shape), PIECE_ELEMENTS):
-            pieces = []
-            for tensor, dtype in zip((source, kept), dtypes, strict=True):
-                data = np.empty((stop - start) * dtype.itemsize, np.uint8)
-                reader.read(tensor, start * dtype.itemsize, data)
-                pieces.append(torch.from_numpy(data).view(dtype))
-            expected = pieces[0].to(dtypes[1]).view(torch.uint8)
-            different += int((expected != pieces[1].view(torch.uint8)).sum())
-            progress.advance(pieces[0].nbytes)
+            original = _read_piece(source, start, stop, reader) if added is None else added[start:stop]
+            expected = original.to(dtype).view(torch.uint8)
+            different += int((expected != _read_piece(kept, start, stop, reader).view(torch.uint8)).sum())
+            progress.advance((stop - start) * TORCH_DTYPES[source.entry.dtype].itemsize)
         return f"{where} differs in {different} bytes from the source, rounded to its dtype" if different else ""
+
+    def _original(self, source: SourceTensor, reader: TensorReader) -> torch.Tensor:
+        """A tensor of the source, with what adapters added to it."""
+        data, addition = reader.read_all(source), self._additions.get(source.entry.name)
+        if addition is None:
+            return as_tensor(data, source.entry.dtype, source.entry.shape)
+        # Imported here: it imports numba.
+        from converter.conversion.execution.converting import add_adapters
+
+        return as_tensor(add_adapters(start_adding(addition), source, data, 0), ADDED_DTYPE, source.entry.shape)
 
     def _compare_quantized(self, source: SourceTensor, path: str, reader: TensorReader) -> ModuleFidelity:
         parts = {}
         for part, file_name in self._files[path].items():
             stored = self._quantized.tensors[file_name]
             parts[part] = as_tensor(reader.read_all(stored), stored.entry.dtype, stored.entry.shape)
-        original = as_tensor(reader.read_all(source), source.entry.dtype, source.entry.shape)
+        original = self._original(source, reader)
         dequantizer = self._dequantizers[path]
         try:
             restored = dequantize(dequantizer, parts)
@@ -227,6 +238,14 @@ class _Pair:
             noise=noise,
             excess=nearness.excess,
         )
+
+
+def _read_piece(tensor: SourceTensor, start: int, stop: int, reader: TensorReader) -> torch.Tensor:
+    """Some numbers of a tensor, from the first to before the last."""
+    dtype = TORCH_DTYPES[tensor.entry.dtype]
+    data = np.empty((stop - start) * dtype.itemsize, np.uint8)
+    reader.read(tensor, start * dtype.itemsize, data)
+    return torch.from_numpy(data).view(dtype)
 
 
 def _is_dtype(found: str, planned: torch.dtype) -> bool:

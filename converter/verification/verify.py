@@ -8,11 +8,13 @@ from pathlib import Path
 from converter.checkpoint.components import PipelineComponent, footprints
 from converter.checkpoint.source import Checkpoint
 from converter.console import SILENT, Reporter
+from converter.conversion.adapters.choice import AdapterChoice
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.release.manifest import MANIFEST_NAME
 from converter.errors import TEXT_LIMIT, UsageError, printable
 from converter.hub.addresses import HubAddress, is_address, parse_address
 from converter.libraries import COMPARING_BYTES, require_library_memory
+from converter.verification.adapters import Additions, fit, missing_adapters
 from converter.verification.audit import Audit
 from converter.verification.audited import choose_audited, open_audits
 from converter.verification.checks import check_repo
@@ -36,6 +38,7 @@ def verify(
     checksums: bool = False,
     load: bool = False,
     fail_under_sqnr: float | None = None,
+    adapters: Sequence[AdapterChoice] = (),
     reporter: Reporter = SILENT,
 ) -> VerifyReport:
     """Check whether a quantized checkpoint is what it should be.
@@ -53,6 +56,7 @@ def verify(
         checksums: whether to compare every file with the manifest.
         load: whether to load it with SDNQ's loader and with its library.
         fail_under_sqnr: least signal-to-quantization-noise ratio of a module, in dB; needs ``against``.
+        adapters: LoRA adapters that were added to ``against`` before it was quantized, in this order.
         reporter: shows progress.
 
     Raises:
@@ -63,6 +67,8 @@ def verify(
     is_remote = isinstance(path, str) and is_address(path)
     if variant is not None and (against is None or is_remote):
         raise UsageError("--variant needs --against SOURCE", "It chooses the weights of the source.")
+    if adapters and (against is None or is_remote):
+        raise UsageError("--lora needs --against SOURCE", "Adapters are added to the source before it is compared.")
     if isinstance(path, str) and is_remote:
         if checksums or load or fail_under_sqnr is not None:
             raise UsageError(
@@ -97,8 +103,11 @@ def verify(
             extra.append(check_sums(first, shown))
     if sources:
         require_library_memory(COMPARING_BYTES)
+        additions, found = fit(adapters, audits, sources)
+        extra += found
+        notes += missing_adapters(audits) if not adapters else ()
         for audit, name, source in zip(audits, names, sources, strict=True):
-            measured = _compare(audit, source, reporter, fail_under_sqnr)
+            measured = _compare(audit, source, reporter, fail_under_sqnr, additions)
             extra += about(name, measured.checks)
             fidelities[audit.name] = measured
     if load:
@@ -106,19 +115,22 @@ def verify(
         from converter.verification.loading import check_loading
 
         for audit, name in zip(audits, names, strict=True):
-            checks, found = check_loading(audit)
+            checks, remarks = check_loading(audit)
             extra += about(name, checks)
-            notes += found
+            notes += remarks
     return make_report(audits, extra, fidelities, notes, () if components else other_components(audits))
 
 
-def _compare(audit: Audit, source: Checkpoint, reporter: Reporter, fail_under_sqnr: float | None) -> Fidelity:
+def _compare(
+    audit: Audit, source: Checkpoint, reporter: Reporter, fail_under_sqnr: float | None, additions: Additions
+) -> Fidelity:
     # Imported here: it imports torch.
     from converter.verification.fidelity import measure_fidelity
 
     if is_quantized(source):
         return compare_copied(audit, source, reporter=reporter)
-    return measure_fidelity(audit, source, reporter=reporter, fail_under_sqnr=fail_under_sqnr)
+    added = additions.get(source.component)
+    return measure_fidelity(audit, source, reporter=reporter, fail_under_sqnr=fail_under_sqnr, additions=added)
 
 
 def make_report(

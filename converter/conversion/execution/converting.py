@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import SourceTensor
 from converter.checkpoint.writer import SlotWriter
 from converter.console import Progress
+from converter.conversion.adapters.additions import ADDED_DTYPE
 from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.jobs import Job, KeepJob, QuantizeJob, element_bytes
 from converter.conversion.kernels import fused
@@ -26,6 +28,7 @@ from converter.conversion.planning.methods import OWN_KINDS
 from converter.errors import NonFiniteWeight, UnsupportedCheckpoint
 
 if TYPE_CHECKING:
+    from converter.conversion.adapters.weights import NewBias, NewWeight
     from converter.conversion.kernels.devices import Device
 
 Bytes = NDArray[np.uint8]
@@ -47,6 +50,60 @@ def refuse_nonfinite(tensor: SourceTensor, count: int, options: ConvertOptions) 
             f"{tensor.file}: tensor {tensor.entry.name}: contains {what} (at least {count} of its numbers)",
             "Get an intact checkpoint, or convert it as it is with --allow-nonfinite.",
         )
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Pieces of one tensor, as they are rounded or quantized.
+
+    Args:
+        job: whose tensor.
+        source: reads bytes of a tensor, from a first one on, so many.
+        budget: where each piece takes its memory; None if all have theirs already.
+        bytes: of the source in a piece, where possible.
+        adding: what adds adapters to rows of the tensor; None to leave it as it is.
+    """
+
+    job: Job
+    source: Callable[[SourceTensor, int, int], Bytes]
+    budget: MemoryBudget | None
+    bytes: int
+    adding: NewWeight | NewBias | None = None
+
+    def share(self, size: int) -> AbstractContextManager[None]:
+        """Hold the memory for a piece of so many bytes of the source while the block runs."""
+        if self.budget is None:
+            return nullcontext()
+        return self.budget.share(size // element_bytes(self.job.tensor) * self.job.working_bytes)
+
+    def read(self, start: int, size: int) -> Bytes:
+        """Numbers of the job's dtype.
+
+        Args:
+            start: first byte of the source; that of a row, if there are adapters.
+            size: bytes of the source.
+        """
+        data = self.source(self.job.tensor, start, size)
+        if self.adding is None:
+            return data
+        row = self.job.tensor.entry.bytes // self.job.tensor.entry.shape[0]
+        return add_adapters(self.adding, self.job.tensor, data, start // row)
+
+
+def add_adapters(adding: NewWeight | NewBias, tensor: SourceTensor, data: Bytes, first: int) -> Bytes:
+    """Rows of a tensor with adapters added, in float32.
+
+    Args:
+        adding: adds them.
+        tensor: the tensor.
+        data: the bytes of some of its rows; they may be changed.
+        first: the number of the first of them.
+    """
+    from converter.conversion.kernels.sdnq import as_tensor
+
+    added = fused.widen(data, tensor.entry.dtype).view(np.uint8)
+    adding.add(as_tensor(added, ADDED_DTYPE, (-1, *tensor.entry.shape[1:])), first)
+    return added
 
 
 @dataclass
@@ -109,20 +166,40 @@ class TensorConverter:
     def _keep(self, job: KeepJob) -> int:
         """Write a tensor in the dtype that the plan gives it."""
         tensor, slot = job.tensor, job.kept.slot
-        total, size = tensor.entry.bytes, element_bytes(tensor)
+        total = tensor.entry.bytes
         nonfinite = 0
-        for start, stop in ranges(total, max(1, self.piece_bytes // size) * size):
-            with self.budget.share((stop - start) // size * job.working_bytes):
-                data = self._read(tensor, start, stop - start)
-                converted, flawed = self._round(tensor, job.kept.spec.dtype, data)
-                self.writer.write(slot.file, slot.offset + start * slot.bytes // total, converted.data)
-            nonfinite += flawed
-            self.progress.advance(stop - start)
+        with self._pieces(job) as pieces:
+            for start, stop in job.ranges(pieces.bytes):
+                with pieces.share(stop - start):
+                    data = pieces.read(start, stop - start)
+                    converted, flawed = self._round(job, job.kept.spec.dtype, data)
+                    self.writer.write(slot.file, slot.offset + start * slot.bytes // total, converted.data)
+                nonfinite += flawed
+                self.progress.advance(stop - start)
         return nonfinite
 
-    def _round(self, tensor: SourceTensor, target: str, data: Bytes) -> tuple[Bytes, int]:
+    @contextmanager
+    def _pieces(self, job: Job) -> Iterator[Pieces]:
+        """Read a job's tensor in pieces, with its adapters added, if there are any."""
+        if job.addition is None:
+            yield Pieces(job, self._read, self.budget, self.piece_bytes)
+            return
+        # What adapters take stays until the last piece, so it is taken together with the memory for pieces: a worker
+        # that waits for memory must not have any.
+        left = (self.budget.total - job.fixed_bytes) // job.working_bytes * element_bytes(job.tensor)
+        piece_bytes = max(1, min(self.piece_bytes, left))
+        if isinstance(job, KeepJob):
+            longest = max(stop - start for start, stop in job.ranges(piece_bytes))
+        else:
+            longest = max(last - first for first, last in job.row_runs(piece_bytes)) * job.row_bytes
+        with self.budget.share(job.fixed_bytes + longest // element_bytes(job.tensor) * job.working_bytes):
+            from converter.conversion.adapters.weights import start
+
+            yield Pieces(job, self._read, None, piece_bytes, start(job.addition))
+
+    def _round(self, job: KeepJob, target: str, data: Bytes) -> tuple[Bytes, int]:
         """Convert numbers to another dtype; also count those that are not finite."""
-        source = tensor.entry.dtype
+        source = job.dtype
         if source not in WEIGHT_DTYPES:
             return data, 0
         bits = fused.widen(data, source)
@@ -130,7 +207,7 @@ class TensorConverter:
         largest = fused.round_to_bfloat16(bits, rounded.view(np.uint16))
         flawed = 0
         if largest >= (fused.OVERFLOWS_BFLOAT16 if target == "BF16" else fused.INFINITE):
-            flawed = self._count_nonfinite(tensor, data, as_bfloat16=target == "BF16")
+            flawed = self._count_nonfinite(job, data, as_bfloat16=target == "BF16")
         if target == source:
             return data, flawed
         if target == "F32":
@@ -142,26 +219,28 @@ class TensorConverter:
             return as_bytes(as_tensor(data, source, (bits.size,)).bfloat16()), flawed
         return rounded, 0
 
-    def _count_nonfinite(self, tensor: SourceTensor, data: Bytes, *, as_bfloat16: bool) -> int:
+    def _count_nonfinite(self, job: Job, data: Bytes, *, as_bfloat16: bool) -> int:
         from converter.conversion.kernels.sdnq import count_nonfinite
 
-        count = count_nonfinite(data, tensor.entry.dtype, as_bfloat16=as_bfloat16)
-        refuse_nonfinite(tensor, count, self.options)
+        count = count_nonfinite(data, job.dtype, as_bfloat16=as_bfloat16)
+        refuse_nonfinite(job.tensor, count, self.options)
         return count
 
     def _quantize(self, job: QuantizeJob) -> int:
         """Quantize a weight, a run of rows at a time."""
         nonfinite = 0
-        for first, last in job.row_runs(self.piece_bytes):
-            size = (last - first) * job.row_bytes
-            with self.budget.share(size // element_bytes(job.tensor) * job.working_bytes):
-                data = self._read(job.tensor, first * job.row_bytes, size)
-                results = self._run_kernel(job, data) if job.method.kind in OWN_KINDS else None
-                if results is None:
-                    nonfinite += self._count_nonfinite(job.tensor, data, as_bfloat16=not self.options.from_float32)
-                    results = self._run_sdnq(job, last - first, data)
-                self._write_rows(job, first, last, results)
-            self.progress.advance(size)
+        with self._pieces(job) as pieces:
+            for first, last in job.row_runs(pieces.bytes):
+                size = (last - first) * job.row_bytes
+                with pieces.share(size):
+                    data = pieces.read(first * job.row_bytes, size)
+                    results = self._run_kernel(job, data) if job.method.kind in OWN_KINDS else None
+                    if results is None:
+                        as_bfloat16 = not self.options.from_float32
+                        nonfinite += self._count_nonfinite(job, data, as_bfloat16=as_bfloat16)
+                        results = self._run_sdnq(job, last - first, data)
+                    self._write_rows(job, first, last, results)
+                self.progress.advance(size)
         return nonfinite
 
     def _run_kernel(self, job: QuantizeJob, data: Bytes) -> dict[str, NDArray[Any]] | None:
@@ -172,7 +251,7 @@ class TensorConverter:
 
             return quantize_bytes(
                 data,
-                job.tensor.entry.dtype,
+                job.dtype,
                 round_weights=not from_float32,
                 round_scales=job.method.round_scales,
                 device=self.device,
@@ -180,7 +259,7 @@ class TensorConverter:
                 buffer=self._buffer,
             )
         parts, largest = fused.quantize_uint4(
-            fused.widen(data, job.tensor.entry.dtype),
+            fused.widen(data, job.dtype),
             round_weights=not from_float32,
             round_scales=job.method.round_scales,
             buffer=self._buffer,
@@ -194,7 +273,7 @@ class TensorConverter:
         place = HOST if job.method.kind in OWN_KINDS else self.device
         result = quantize_with_sdnq(
             data,
-            job.tensor.entry.dtype,
+            job.dtype,
             (rows, *job.module.shape[1:]),
             job.module.options,
             from_float32=self.options.from_float32,

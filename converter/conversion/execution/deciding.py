@@ -15,12 +15,12 @@ from typing import Any
 from converter.checkpoint.header import TensorEntry, encode_header, read_header
 from converter.checkpoint.journal import Finished
 from converter.checkpoint.reader import TensorReader
-from converter.checkpoint.source import SourceTensor
 from converter.checkpoint.staging import SPOOLED, StagedComponent
 from converter.checkpoint.writer import writing
 from converter.console import Reporter
-from converter.conversion.execution.converting import refuse_nonfinite
-from converter.conversion.execution.jobs import Work
+from converter.conversion.adapters.weights import start
+from converter.conversion.execution.converting import add_adapters, refuse_nonfinite
+from converter.conversion.execution.jobs import Job, Work
 from converter.conversion.execution.randomness import seeded_randomness
 from converter.conversion.kernels.devices import Device
 from converter.conversion.kernels.host import Host
@@ -80,6 +80,7 @@ def decide(
         DiskError: the disk is full.
     """
     plan, tensors = work.plan, target.checkpoint.tensors
+    jobs = {job.tensor.entry.name: job for job in work.jobs}
     if finished and not _spool_is_complete(plan, staged, finished):
         finished = staged.forget(keeps_spooled=False)
     total = sum(tensors[source].entry.bytes for source in plan.modules)
@@ -98,7 +99,7 @@ def decide(
             tensor = tensors[module.source]
             noted = finished.get(SPOOLED + module.source)
             if noted is None:
-                noted = _spool(target, module, tensor, reader, file, device)
+                noted = _spool(target, module, jobs[module.source], reader, file, device)
                 if random_state is not None:
                     noted["random_state"] = random_state()
                 staged.note(SPOOLED + module.source, **noted)
@@ -116,19 +117,21 @@ def decide(
 def _spool(
     target: Target,
     module: PlannedModule,
-    tensor: SourceTensor,
+    job: Job,
     reader: TensorReader,
     file: Path,
     device: Host | Device,
 ) -> dict[str, Any]:
     """Quantize one weight and write its parts to a file, if there are any; returns what to note of it."""
-    options = target.options
+    options, tensor = target.options, job.tensor
     data = reader.read_all(tensor)
-    nonfinite = count_nonfinite(data, tensor.entry.dtype, as_bfloat16=not options.from_float32)
+    if job.addition is not None:
+        data = add_adapters(start(job.addition), tensor, data, 0)
+    nonfinite = count_nonfinite(data, job.dtype, as_bfloat16=not options.from_float32)
     refuse_nonfinite(tensor, nonfinite, options)
     result = quantize_with_sdnq(
         data,
-        tensor.entry.dtype,
+        job.dtype,
         module.shape,
         module.options,
         from_float32=options.from_float32,

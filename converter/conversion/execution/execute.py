@@ -81,7 +81,7 @@ def execute(
                 hasher.finish_slot(*job.outputs)
                 progress.skip(job.tensor.entry.bytes)
         randomness = seeded_randomness(target, finished, device) if is_random else nullcontext()
-        with randomness as random_state, _one_torch_thread(todo):
+        with randomness as random_state, _one_torch_thread(work, todo):
             pool = WorkerPool(staged, hasher, writer, progress, target.options, device, random_state)
             pool.run(todo, workers=1 if is_random else target.options.workers, budget=budget)
         # The disk works while the hasher catches up.
@@ -103,10 +103,10 @@ def _in_random_order(work: Work) -> Sequence[Job]:
 
 
 @contextmanager
-def _one_torch_thread(jobs: Sequence[Job]) -> Iterator[None]:
-    """Let each worker use one thread of torch where the results of SDNQ do not depend on their number."""
+def _one_torch_thread(work: Work, jobs: Sequence[Job]) -> Iterator[None]:
+    """Let each worker use one thread of torch where the results do not depend on their number."""
     kinds = kinds_of(jobs)
-    if Kind.ROWS not in kinds or Kind.WHOLE in kinds:
+    if not work.in_blocks and (Kind.ROWS not in kinds or Kind.WHOLE in kinds or work.has_whole_products):
         yield
         return
     import torch

@@ -72,6 +72,27 @@ def encode_json(content: Mapping[str, Any]) -> bytes:
 
 
 @dataclass(frozen=True)
+class ManifestAdapter:
+    """What a manifest says about a LoRA adapter that was added to the weights before they were quantized."""
+
+    name: str
+    """Name of its file."""
+    sha256: str
+    scale: float
+
+    @property
+    def shown_scale(self) -> str:
+        """The scale with all of its digits, but without a needless point."""
+        short = f"{self.scale:g}"
+        return short if float(short) == self.scale else repr(self.scale)
+
+    @classmethod
+    def parse(cls, fields: Fields) -> ManifestAdapter:
+        """Check the values of an adapter's JSON object. Raises the error of the fields."""
+        return cls(fields.take("name", str), fields.take("sha256", str), fields.take("scale", float))
+
+
+@dataclass(frozen=True)
 class ManifestComponent:
     """What a manifest says about one component that was converted."""
 
@@ -101,6 +122,8 @@ class ManifestComponent:
     """The device on which SDNQ's functions ran, where its bytes differ from the CPU's; else empty."""
     assumed_config: Mapping[str, Any]
     """Config values that were assumed, as the source has no config."""
+    adapters: tuple[ManifestAdapter, ...]
+    """What was added to the weights of the source, in this order."""
 
     @classmethod
     def parse(cls, fields: Fields) -> ManifestComponent:
@@ -114,6 +137,9 @@ class ManifestComponent:
             raise fields.error(fields.where, "the sha256 of a header is not a string")
         if not all(isinstance(file, dict) for file in source.take("files", list)):
             raise fields.error(fields.where, "lists a file of the source that is not an object")
+        adapters = source.take("adapters", list, [])
+        if not all(isinstance(adapter, dict) for adapter in adapters):
+            raise fields.error(fields.where, "lists an adapter that is not an object")
         return cls(
             name=fields.take("component", str),
             source=source.content,
@@ -131,6 +157,10 @@ class ManifestComponent:
             nonfinite=_counts(source, "nonfinite"),
             device=fields.take("device", str, ""),
             assumed_config=source.take("assumed_config", dict, {}),
+            adapters=tuple(
+                ManifestAdapter.parse(Fields(adapter, f"{source.where}: adapters", fields.error))
+                for adapter in adapters
+            ),
         )
 
 

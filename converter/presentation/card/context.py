@@ -172,6 +172,7 @@ def _describe_component(component: CardComponent) -> dict[str, Any]:
         "source_dtypes": component.source_dtypes,
         "kept_dtypes": component.kept_dtypes,
         "skip_patterns": component.skip_patterns,
+        "adapters": component.described.adapters,
         "quantized": to_markdown(release_tables.families_table(component)),
     }
 

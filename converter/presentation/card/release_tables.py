@@ -96,6 +96,7 @@ def provenance_table(release: CardRelease, metadata: CardMetadata) -> Table:
     rows: list[list[object]] = [
         ["Source model", metadata.base_model or "not named"],
         ["Revision of the source", Code(metadata.base_revision) if metadata.base_revision else "not named"],
+        *_adapters(release),
         *_by_component("Recipe", {name: Code(recipe.get("name", "")) for name, recipe in recipes.items()}),
         *_by_component("Seed", {name: recipe.get("seed", "") for name, recipe in recipes.items()}),
         *_by_component("Quantized from", {name: recipe.get("quantize_from", "") for name, recipe in recipes.items()}),
@@ -104,6 +105,18 @@ def provenance_table(release: CardRelease, metadata: CardMetadata) -> Table:
         rows += _by_component("Quantized on", {name: device or "CPU" for name, device in devices.items()})
     rows += [[f"Made with {name}", version] for name, version in sorted(release.content["versions"].items())]
     return Table(["Field", "Value"], rows, "ll")
+
+
+def _adapters(release: CardRelease) -> list[list[object]]:
+    """A row for each LoRA adapter that was added to a component."""
+    return [
+        [
+            f"LoRA, {component.name}" if len(release.converted) > 1 else "LoRA",
+            Markdown(f"{code(adapter.name)}, scale {code(adapter.shown_scale)}, sha256 {code(adapter.sha256)}"),
+        ]
+        for component in release.converted
+        for adapter in component.described.adapters
+    ]
 
 
 def _by_component(label: str, values: Mapping[str, object]) -> list[list[object]]:
