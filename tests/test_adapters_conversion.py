@@ -193,7 +193,7 @@ def test_whole_products_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.
             convert(source, tmp_path / "whole", "sdnq-int8", options)
     # The last bits of whole products may depend on the number of threads, so another number starts over.
     with monkeypatch.context() as patches:
-        patches.setattr("converter.conversion.execution.jobs.library_threads", lambda: 77)
+        patches.setattr("converter.conversion.execution.work.library_threads", lambda: 77)
         assert convert(source, tmp_path / "whole", "sdnq-int8", options).resumed_tensors == 0
     assert snapshot(tmp_path / "whole") == snapshot(tmp_path / "out")
 

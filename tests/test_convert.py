@@ -25,7 +25,8 @@ from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.source import SourceTensor, open_checkpoint
 from converter.console import Progress
 from converter.conversion import convert as convert_module
-from converter.conversion.execution.jobs import QuantizeJob, Work, make_work, memory_budget
+from converter.conversion.execution.jobs import QuantizeJob
+from converter.conversion.execution.work import Work, make_work, memory_budget
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
 from converter.conversion.planning.methods import Kind, Method
 from converter.conversion.planning.plan import Plan, PlannedModule

@@ -21,8 +21,9 @@ from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
 from converter.conversion.execution.execute import execute
-from converter.conversion.execution.jobs import Work, kinds_of, make_work, memory_budget
+from converter.conversion.execution.jobs import kinds_of
 from converter.conversion.execution.products import choose_products
+from converter.conversion.execution.work import Work, make_work, memory_budget
 from converter.conversion.kernels.host import HOST, Host
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here

@@ -11,14 +11,8 @@ from converter.checkpoint.components import footprints
 from converter.checkpoint.layout import Layout
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.choosing import QUANTIZED_ROLES, choose_components, reason_left, stands_for_several
-from converter.conversion.execution.jobs import (
-    Work,
-    element_bytes,
-    kinds_of,
-    largest_piece,
-    make_work,
-    memory_budget,
-)
+from converter.conversion.execution.jobs import element_bytes, kinds_of, largest_piece
+from converter.conversion.execution.work import Work, make_work, memory_budget
 from converter.conversion.fitting import plan_memory
 from converter.conversion.options import ConvertOptions
 from converter.conversion.plan_report import ComponentPlan, PlanReport

@@ -19,9 +19,11 @@ from converter.checkpoint.staging import SPOOLED, StagedComponent
 from converter.checkpoint.writer import writing
 from converter.console import Reporter
 from converter.conversion.adapters.weights import start
-from converter.conversion.execution.converting import add_adapters, refuse_nonfinite
-from converter.conversion.execution.jobs import Job, Work
+from converter.conversion.execution.converting import refuse_nonfinite
+from converter.conversion.execution.jobs import Job
+from converter.conversion.execution.pieces import add_adapters
 from converter.conversion.execution.randomness import seeded_randomness
+from converter.conversion.execution.work import Work
 from converter.conversion.kernels.devices import Device
 from converter.conversion.kernels.host import Host
 from converter.conversion.kernels.sdnq import QuantizedParts, count_nonfinite, quantize_with_sdnq
