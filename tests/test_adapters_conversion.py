@@ -151,7 +151,7 @@ def test_formats_that_are_converted_and_a_run_that_was_interrupted(
             interrupt_after(count, patches)
             with pytest.raises(Interruption):
                 convert(source, output, options=options)
-        assert (tmp_path / ".out.lensconv" / "adapters" / "adapter-0.safetensors").is_file()
+        assert (tmp_path / ".out.lensconv" / "adapters" / "adapter-0").is_file()
     # With so little memory for so many threads, tensors are read in pieces of few rows.
     least = least_memory(source, tmp_path / "x", options)
     report = convert(source, output, options=ConvertOptions(adapters=(choice,), jobs=99, memory=least))

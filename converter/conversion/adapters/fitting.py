@@ -62,16 +62,12 @@ class FittedAdapters:
             folder: where the tensors are written; it is made if it is needed, and must stay to the end.
 
         Raises:
-            DiskError: there is no space.
-            OSError: the files cannot be written for another reason.
+            OSError: the files cannot be written.
         """
         if not self.held_bytes:
             return self
         folder.mkdir(parents=True, exist_ok=True)
-        moved = [
-            spool_factors(adapter, folder / f"adapter-{number}.safetensors")
-            for number, adapter in enumerate(self.adapters)
-        ]
+        moved = [spool_factors(adapter, folder / f"adapter-{number}") for number, adapter in enumerate(self.adapters)]
         return replace(self, adapters=tuple(moved))
 
     @property

@@ -10,22 +10,20 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from converter.checkpoint.dtypes import TORCH_NAMES
 from converter.checkpoint.reader import TensorReader
-from converter.conversion.adapters.file import AdapterFile, read_tensor
-from converter.conversion.adapters.tracing import origins_of, traced
+from converter.conversion.adapters.file import AdapterFile, dtype_of, read_tensor
+from converter.conversion.adapters.tracing import name_of, origins_of, plain, traced, without_numbers
 from converter.errors import AdapterError, UnsupportedCheckpoint, first_few, first_line, printable
 from converter.libraries import load_library, loading_errors
 
 #: The class whose adapters lensconv's own loader reads, and the only component that it adapts.
 LENS_PIPELINE, LENS_COMPONENT = "LensPipeline", "transformer"
-#: Tensors of at most so many bytes are read at once: converters look at the values of alphas.
-_SMALL_BYTES = 512
 #: What diffusers' UNet has if its config does not say it; kohya's numbers of blocks are converted with it.
 _UNET_DEFAULTS = {"layers_per_block": 2}
 #: The end of a tensor's name, after that of its module.
@@ -79,48 +77,27 @@ def convert_names(
     else:
         convert, components = _diffusers_converter(adapter, pipeline_class, unet_config)
     with TensorReader() as reader:
-        given = traced({name: _stand_in(adapter, name, reader) for name in adapter.tensors})
+        given = {
+            name: traced(name, tensor.entry.shape, dtype_of(tensor), partial(read_tensor, tensor, reader))
+            for name, tensor in adapter.tensors.items()
+        }
         try:
-            # Converters change the dictionary that they are given.
-            result = convert(dict(given))
-            needs_numbers = bool(_made(result[0], given))
-        except loading_errors():
-            # It may have looked at numbers that stand-ins do not have.
-            needs_numbers = True
-        if needs_numbers:
-            given = traced({name: read_tensor(tensor, reader) for name, tensor in adapter.tensors.items()})
-            try:
-                result = convert(dict(given))
-            except loading_errors() as error:
-                reason = f"its names cannot be converted for {pipeline_class}: {first_line(error)}"
-                raise adapter.refuse(reason) from error
-    state, alphas, config = result
-    made = _made(state, given)
-    _refuse_unused(adapter, origins_of(state.values()))
-    by_object = {id(tensor): name for name, tensor in given.items()}
-    stored = {name: by_object[id(tensor)] for name, tensor in state.items() if name not in made}
-    plain = {name: tensor.as_subclass(torch.Tensor) for name, tensor in state.items()}
-    return Converted(
-        {name: tensor if name in made else tensor.to("meta") for name, tensor in plain.items()},
-        stored,
-        alphas,
-        config,
-        components,
-    )
-
-
-def _stand_in(adapter: AdapterFile, name: str, reader: TensorReader) -> torch.Tensor:
-    """A tensor of the file if it is small, else one of its shape and dtype without numbers."""
-    tensor = adapter.tensors[name]
-    if tensor.entry.bytes <= _SMALL_BYTES:
-        return read_tensor(tensor, reader)
-    return torch.empty(tensor.entry.shape, dtype=getattr(torch, TORCH_NAMES[tensor.entry.dtype]), device="meta")
-
-
-def _made(state: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> frozenset[str]:
-    """Names of the tensors that a converter made; the others it passed on."""
-    objects = {id(tensor) for tensor in given.values()}
-    return frozenset(name for name, tensor in state.items() if id(tensor) not in objects)
+            state, alphas, config = convert(given)
+        except loading_errors() as error:
+            reason = f"its names cannot be converted for {pipeline_class}: {first_line(error)}"
+            raise adapter.refuse(reason) from error
+        _refuse_unused(adapter, origins_of(state.values()))
+        stored = {name: name_of(tensor) for name, tensor in state.items() if name_of(tensor)}
+        return Converted(
+            {
+                name: without_numbers(tensor.shape, tensor.dtype) if name in stored else plain(tensor)
+                for name, tensor in state.items()
+            },
+            stored,
+            {name: plain(alpha) for name, alpha in alphas.items()} if alphas else alphas,
+            config,
+            components,
+        )
 
 
 def _refuse_unused(adapter: AdapterFile, used: frozenset[str]) -> None:

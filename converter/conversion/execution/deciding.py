@@ -28,9 +28,10 @@ from converter.conversion.kernels.devices import Device
 from converter.conversion.kernels.host import Host
 from converter.conversion.kernels.sdnq import QuantizedParts, count_nonfinite, quantize_with_sdnq
 from converter.conversion.planning.plan import Plan, PlannedModule
-from converter.conversion.planning.planner import SAFETENSORS_NAMES, plan_with_sdnq
+from converter.conversion.planning.planner import plan_with_sdnq
 from converter.conversion.request import Target
 from converter.errors import InputError
+from converter.models.classes import SAFETENSORS_NAMES
 
 
 @dataclass(frozen=True)
