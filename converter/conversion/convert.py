@@ -60,7 +60,7 @@ from converter.errors import (
     printable,
 )
 from converter.libraries import is_loaded, require_library_memory
-from converter.memory import peak_rss_bytes, require_free_memory
+from converter.memory import peak_rss_bytes, require_free_memory, return_free_memory
 
 if TYPE_CHECKING:
     from converter.conversion.adapters.fitting import FittedAdapters
@@ -103,9 +103,9 @@ def convert(
             staging.open()
             staging.discard()
             return published_report(output, request, time.monotonic() - started)
-        adapters = _fit(request)
         with _planning(request) as (answers, planner):
-            return _Conversion(request, staging, answers, planner, reporter, device, adapters).run(started)
+            # Only the conversion refers to fitted adapters, so that it can free them.
+            return _Conversion(request, staging, answers, planner, reporter, device, _fit(request)).run(started)
 
 
 def _device(options: ConvertOptions) -> AbstractContextManager[Host | Device]:
@@ -189,6 +189,8 @@ class _Conversion:
             with writing(staging.folder):
                 self.adapters = self.adapters.spooled(staging.adapters)
             works = self._works()
+            # Nothing refers any longer to what was moved.
+            return_free_memory()
         is_resumed = any(staging.finished(target.name) for target in request.targets)
         for note in foresee(request, [answer.plan for answer in self.answers], selection, self.adapters):
             self.reporter.note(f"Note: {note}.")

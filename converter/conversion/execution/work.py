@@ -33,8 +33,12 @@ class Work:
     @cached_property
     def needed_bytes(self) -> int:
         """The least memory with which every job can run."""
-        shares = (max(job.largest_share, job.addition.check_bytes if job.addition else 0) for job in self.jobs)
-        return max(shares, default=0)
+        return max([self.check_bytes, *(job.largest_share for job in self.jobs)])
+
+    @property
+    def check_bytes(self) -> int:
+        """Memory that it takes to choose how products of adapters are computed."""
+        return max((job.addition.check_bytes for job in self.jobs if job.addition), default=0)
 
     @property
     def in_blocks(self) -> bool:
