@@ -131,7 +131,9 @@ def _fit(request: Request) -> FittedAdapters | None:
 def _planning(request: Request) -> Iterator[tuple[list[PlanAnswer], PlannerProcess | None]]:
     """The plans to begin with; if the only one is predicted, also the process in which SDNQ plans during the block."""
     target = request.main
-    # A prediction saves the wait for SDNQ's import, unless SDNQ is imported already, as it is for adapters.
+    # A prediction saves the wait for the import of torch, diffusers and SDNQ, unless SDNQ is imported already. Adapters
+    # need torch and diffusers here; then SDNQ's plan of Lens takes less than a second, and importing them in a second
+    # process takes longer.
     predictable = len(request.targets) == 1 and not request.adapters and not is_loaded()
     predicted = predict_plan(target.checkpoint, target.recipe) if predictable else None
     if predicted is None:
