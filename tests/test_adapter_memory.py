@@ -94,7 +94,9 @@ def test_a_conversion_needs_the_memory_of_the_test_of_products(method: Method | 
     assert product < whole.fixed_bytes < whole.largest_share
 
 
-@pytest.mark.parametrize(("recipe", "exact", "threads"), [("int8", True, 1), ("int8", False, 3), ("svd", True, 3)])
+@pytest.mark.parametrize(
+    ("recipe", "exact", "threads"), [("int8", True, 1), ("uint4", True, 1), ("int8", False, 3), ("svd", True, 3)]
+)
 def test_products_are_computed_with_the_threads_that_their_bits_need(
     recipe: str,
     exact: bool,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class FittedAdapters:
 
     adapters: tuple[ResolvedAdapter, ...]
     """In the order in which they are added."""
-    _targets: Mapping[str, _Target] = field(default_factory=dict)
+    _targets: Mapping[str, _Target]
     """By component; its name is empty outside of a pipeline."""
 
     def additions(self, component: str) -> dict[str, Addition]:

@@ -20,7 +20,11 @@ _ANSWERED = (
 
 
 class Traced(torch.Tensor):  # type: ignore[misc]  # mypy does not follow torch
-    """A tensor that knows the names of the tensors that it was made from; ``[any shape]``, any dtype."""
+    """A tensor that knows the names of the tensors that it was made from; ``[any shape]``, any dtype.
+
+    It can be changed in place, but a view of a tensor in the file does not change with that tensor, as it is of numbers
+    that were read for it alone.
+    """
 
     origins: frozenset[str] = frozenset()
     name: str = ""
