@@ -13,10 +13,11 @@ from converter.checkpoint.reader import TensorReader
 from converter.conversion.adapters.choice import AdapterChoice
 from converter.conversion.adapters.tracing import Traced, name_of, origins_of, plain, traced
 from tests import lora_files
-from tests.lora_files import ALPHA, Tensors, down_and_up, factors, of_authors
+from tests.lora_files import ALPHA, RANK, Tensors, down_and_up, factors, kohya, of_authors, paths_of
 from tests.test_adapter_weights import check
 from tests.tiny_models import build_model
 
+FLUX = {"transformer": "FluxTransformer2DModel", "text_encoder": "CLIPTextModel"}
 KINDS = ((1, "self"), (2, "cross"))
 #: Wan's modules of a block in its authors' names, by diffusers' own.
 WAN = {f"attn{number}.to_{part}": f"{kind}_attn.{part}" for number, kind in KINDS for part in "qkv"}
@@ -42,6 +43,22 @@ def test_factors_that_are_scaled_in_place(tmp_path: Path, form: str) -> None:
         return found
 
     check(tmp_path, (0.7,), "WanPipeline", {"transformer": build_model("WanTransformer3DModel")}, make)
+
+
+def test_factors_of_a_text_encoder_that_are_scaled_in_place(tmp_path: Path) -> None:
+    """As by kohya's format of FLUX."""
+    models = {name: build_model(each) for name, each in FLUX.items()}
+
+    def make(models: Any, seed: int) -> Tensors:
+        found = of_authors({"double_blocks.0.img_mlp.0": (128, 512)}, "kohya")
+        encoder = models["text_encoder"]
+        tensors = factors(encoder, [path for path in paths_of(encoder) if "text_projection" not in path], seed)
+        # One alpha is for both factors of a module, whose rank is the same then.
+        tensors = {name: item[:RANK] if "lora_A" in name else item[:, :RANK] for name, item in tensors.items()}
+        named = {f"text_model.{name.removeprefix('text_model.')}": item.contiguous() for name, item in tensors.items()}
+        return found | kohya(named, "lora_te1_")
+
+    check(tmp_path, (0.7,), "FluxPipeline", models, make)
 
 
 class File:

@@ -142,7 +142,9 @@ def predict_peak(
     if adapters is not None:
         # What was made of them leaves memory before the first piece is read, but after the test of products.
         pieces = max(pieces, adapters.held_bytes + work.check_bytes)
-    if adapters is not None or hasattr(load_library("diffusers"), work.plan.class_name):
+    model_class = getattr(load_library("diffusers"), work.plan.class_name, None)
+    # Lens' class may be there, too, but does not import PEFT.
+    if adapters is not None or getattr(model_class, "__module__", "").startswith("diffusers."):
         processes += PEFT_BYTES if load_library("diffusers.utils").is_peft_available() else 0
     return processes + pieces
 
