@@ -50,7 +50,14 @@ def release(several_release: Path) -> Path:
     return several_release
 
 
-@pytest.mark.parametrize("name", ["uint4", "svd", "stochastic", "dynamic", "dynamic-svd"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "uint4",
+        "stochastic",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("svd", "dynamic", "dynamic-svd")),
+    ],
+)
 def test_each_component_is_what_sdnq_writes_and_what_it_is_alone(name: str, source: Path, tmp_path: Path) -> None:
     """In whatever order they are named, and although each uses random numbers or decides by its weights."""
     options = (reference.RECIPES | reference.FURTHER_RECIPES)[name]

@@ -48,6 +48,7 @@ def copy(release: Path, tmp_path: Path) -> Path:
     return shutil.copytree(release, tmp_path / "copy")
 
 
+@pytest.mark.long
 def test_all_that_was_converted_is_examined_with_every_option(
     source: Path, release: Path, lensconv: Lensconv, tmp_path: Path
 ) -> None:
