@@ -25,8 +25,6 @@ from tests.conftest import Lensconv, call
 from tests.pipelines import CONVERTED, NAMES, titles
 
 #: The title of the check of numbers.
-
-#: The title of the check of numbers.
 NEAR = "quantized weights are near the source"
 
 
