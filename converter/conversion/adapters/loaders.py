@@ -87,9 +87,6 @@ def convert_names(
         convert, components = _lens_converter(adapter, tuple(modules)), (LENS_COMPONENT,)
     else:
         convert, components = _diffusers_converter(adapter, pipeline_class, unet_config)
-    large = [name for name in adapter.tensors if _LARGE_NUMBER.search(name)]
-    if large:
-        raise adapter.refuse(f"has names with a number that no model has: {first_few(large)}", _OTHER_NAMES)
     with TensorReader() as reader:
         given = traced({name: _stand_in(adapter, name, reader) for name in adapter.tensors})
         try:
@@ -97,7 +94,7 @@ def convert_names(
             result = convert(dict(given))
             needs_numbers = bool(_made(result[0], given))
         except loading_errors(NameError):
-            # It may have looked at numbers that stand-ins do not have.
+            # It may have looked at numbers that stand-ins do not have; Wan's may read a variable that it has not set.
             needs_numbers = True
         if needs_numbers:
             given = traced({name: read_tensor(tensor, reader) for name, tensor in adapter.tensors.items()})
@@ -194,6 +191,9 @@ def _diffusers_converter(
             f"{adapter.file}: {known} {printable(pipeline_class) or 'a component without its pipeline'}",
             "Give the pipeline repo, whose model_index.json names a class that loads adapters.",
         )
+    large = [name for name in adapter.tensors if _LARGE_NUMBER.search(name)]
+    if large:
+        raise adapter.refuse(f"has names with a number that no model has: {first_few(large)}", _OTHER_NAMES)
     components = tuple(name for name in components if name != ON_REQUEST)
     loader: Any = found
     options: dict[str, Any] = {"return_lora_metadata": True}
