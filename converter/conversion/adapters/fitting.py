@@ -12,7 +12,7 @@ from converter.checkpoint.files import read_json
 from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint
 from converter.conversion.adapters.additions import Addition
 from converter.conversion.adapters.file import AdapterFile
-from converter.conversion.adapters.loaders import LENS_COMPONENT, LENS_PIPELINE
+from converter.conversion.adapters.loaders import LENS_COMPONENT, LENS_PIPELINE, ON_REQUEST
 from converter.conversion.adapters.modules import ModuleAdapter, ModuleShape, adaptable_modules
 from converter.conversion.adapters.resolving import Component, ResolvedAdapter, resolve_adapter
 from converter.conversion.adapters.spooling import spool_factors
@@ -84,6 +84,11 @@ class FittedAdapters:
                     f"{where}: {len(names)} tensors are for {component}, which is not converted, and have no effect: "
                     f"{first_few(names)}"
                 )
+            if adapter.left_out:
+                count, few = len(adapter.left_out), first_few(adapter.left_out)
+                yield f"{where}: {count} tensors have no effect, as diffusers leaves them out: {few}"
+        if ON_REQUEST in self._targets:
+            yield f"adapters change nothing in {ON_REQUEST}: diffusers loads them into it only on request"
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,15 @@ import torch
 
 from converter.checkpoint.dtypes import TORCH_NAMES
 from converter.checkpoint.reader import TensorReader
-from converter.conversion.adapters.file import AdapterFile, read_tensor
+from converter.conversion.adapters.file import AdapterFile, is_finite, is_zero, read_tensor
 from converter.conversion.adapters.tracing import origins_of, traced
 from converter.errors import AdapterError, UnsupportedCheckpoint, first_few, first_line, printable
 from converter.libraries import load_library, loading_errors
 
 #: The class whose adapters lensconv's own loader reads, and the only component that it adapts.
 LENS_PIPELINE, LENS_COMPONENT = "LensPipeline", "transformer"
+#: Wan's second transformer; diffusers loads an adapter into it only if it is told to (``load_into_transformer_2``).
+ON_REQUEST = "transformer_2"
 #: Tensors of at most so many bytes are read at once: converters look at the values of alphas.
 _SMALL_BYTES = 512
 #: What diffusers' UNet has if its config does not say it; kohya's numbers of blocks are converted with it.
@@ -31,6 +33,11 @@ _UNET_DEFAULTS = {"layers_per_block": 2}
 #: The end of a tensor's name, after that of its module.
 _PARAMETER = re.compile(r"\.(lora[._].*|alpha)$")
 _ALPHA = re.compile(r"(^|\.)alpha$")
+#: Differences of whole weights and biases, which some extractions put beside the factors.
+_DIFFERENCE = re.compile(r"\.diff(_b)?$")
+#: A number in a name that no model has. Some converters count up to the largest number of a block.
+_LARGE_NUMBER = re.compile(r"[0-9]{5,}")
+_OTHER_NAMES = "Check that the adapter was trained for this model, or save it with the names of diffusers."
 
 #: The tensors under diffusers' names, its ``network_alphas`` and PEFT's config.
 _Result = tuple[dict[str, torch.Tensor], Mapping[str, Any] | None, Mapping[str, Any] | None]
@@ -50,6 +57,8 @@ class Converted:
     """PEFT's config, with the component in front of each key."""
     components: tuple[str, ...]
     """Components for which the pipeline's class loads adapters."""
+    left_out: tuple[str, ...]
+    """Names in the file of what diffusers leaves out: numbers that are all zero, and differences."""
 
 
 def convert_names(
@@ -84,28 +93,29 @@ def convert_names(
             # Converters change the dictionary that they are given.
             result = convert(dict(given))
             needs_numbers = bool(_made(result[0], given))
-        except loading_errors():
-            # It may have looked at numbers that stand-ins do not have.
+        except loading_errors(NameError):
+            # It may have looked at numbers that stand-ins do not have; Wan's may read a variable that it has not set.
             needs_numbers = True
         if needs_numbers:
             given = traced({name: read_tensor(tensor, reader) for name, tensor in adapter.tensors.items()})
             try:
                 result = convert(dict(given))
-            except loading_errors() as error:
-                reason = f"its names cannot be converted for {pipeline_class}: {first_line(error)}"
-                raise adapter.refuse(reason) from error
-    state, alphas, config = result
+            except loading_errors(NameError) as error:
+                raise _unconverted(adapter, pipeline_class, error) from error
+        state, alphas, config = result
+        left_out = _left_out(adapter, origins_of(state.values()), reader)
     made = _made(state, given)
-    _refuse_unused(adapter, origins_of(state.values()))
     by_object = {id(tensor): name for name, tensor in given.items()}
     stored = {name: by_object[id(tensor)] for name, tensor in state.items() if name not in made}
     plain = {name: tensor.as_subclass(torch.Tensor) for name, tensor in state.items()}
+    _refuse_overflow(adapter, {name: tensor for name, tensor in plain.items() if name in made})
     return Converted(
         {name: tensor if name in made else tensor.to("meta") for name, tensor in plain.items()},
         stored,
         alphas,
         config,
         components,
+        left_out,
     )
 
 
@@ -118,25 +128,55 @@ def _stand_in(adapter: AdapterFile, name: str, reader: TensorReader) -> torch.Te
 
 
 def _made(state: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> frozenset[str]:
-    """Names of the tensors that a converter made; the others it passed on."""
-    objects = {id(tensor) for tensor in given.values()}
-    return frozenset(name for name, tensor in state.items() if id(tensor) not in objects)
+    """Names of the tensors that a converter made, or changed in place; the others it passed on."""
+    passed = {id(tensor) for tensor in given.values() if tensor._version == 0}
+    return frozenset(name for name, tensor in state.items() if id(tensor) not in passed)
 
 
-def _refuse_unused(adapter: AdapterFile, used: frozenset[str]) -> None:
-    """Refuse tensors that a converter left out without a word; values of alphas leave no trace in what they scale."""
-    modules = {_PARAMETER.sub("", name) for name in used}
-    unused = [
-        name
-        for name in adapter.tensors
-        if name not in used and not (_ALPHA.search(name) and _PARAMETER.sub("", name) in modules)
-    ]
-    if unused:
-        raise AdapterError(
-            adapter.file,
-            f"has {len(unused)} of {len(adapter.tensors)} tensors that match nothing: {first_few(unused)}",
-            "diffusers would leave them out. Save the adapter with the names of diffusers or PEFT.",
+def _unconverted(adapter: AdapterFile, pipeline_class: str, error: Exception) -> AdapterError:
+    """The error for names that a converter refuses; what it says is meant for developers, if it says anything."""
+    detail = f"{error.args[0]} is missing" if isinstance(error, KeyError) and error.args else first_line(error)
+    reason = f"its names cannot be converted for {pipeline_class} ({detail.rstrip(' :.')}): "
+    return adapter.refuse(reason + first_few([*adapter.tensors]), _OTHER_NAMES)
+
+
+def _refuse_overflow(adapter: AdapterFile, made: Mapping[str, torch.Tensor]) -> None:
+    """Refuse factors that an alpha made too large for their dtype."""
+    large = [name for name, tensor in made.items() if not is_finite(tensor)]
+    if large:
+        reason = f"its alpha times its factors is too large for their dtype: {first_few(large)}"
+        raise adapter.refuse(reason, "Get an intact adapter.")
+
+
+def _left_out(adapter: AdapterFile, used: frozenset[str], reader: TensorReader) -> tuple[str, ...]:
+    """Names of tensors that a converter left out without a word, and that change nothing or are no factors.
+
+    Values of alphas leave no trace in what they scale; they count as used, or left out, with their module.
+
+    Raises:
+        AdapterError: it left out factors of a module, or an alpha is zero.
+    """
+    modules = {_module(name) for name in used}
+    alphas = [name for name in adapter.tensors if _ALPHA.search(name) and _module(name) in modules]
+    for name in alphas:
+        if is_zero(adapter.tensors[name], reader):
+            raise adapter.refuse("is zero, which leaves the weights as they are", "Get an intact adapter.", tensor=name)
+    unused = [name for name in adapter.tensors if name not in used.union(alphas)]
+    harmless = {name for name in unused if _DIFFERENCE.search(name) or is_zero(adapter.tensors[name], reader)}
+    modules = {_module(name) for name in harmless}
+    lost = [name for name in unused if name not in harmless and not (_ALPHA.search(name) and _module(name) in modules)]
+    lost = lost if used else unused
+    if lost:
+        raise adapter.refuse(
+            f"has {len(lost)} of {len(adapter.tensors)} tensors that match nothing: {first_few(lost)}",
+            f"diffusers would leave them out. {_OTHER_NAMES}",
         )
+    return tuple(unused)
+
+
+def _module(name: str) -> str:
+    """The name of a tensor's module."""
+    return _PARAMETER.sub("", name)
 
 
 def _diffusers_converter(
@@ -151,6 +191,10 @@ def _diffusers_converter(
             f"{adapter.file}: {known} {printable(pipeline_class) or 'a component without its pipeline'}",
             "Give the pipeline repo, whose model_index.json names a class that loads adapters.",
         )
+    large = [name for name in adapter.tensors if _LARGE_NUMBER.search(name)]
+    if large:
+        raise adapter.refuse(f"has names with a number that no model has: {first_few(large)}", _OTHER_NAMES)
+    components = tuple(name for name in components if name != ON_REQUEST)
     loader: Any = found
     options: dict[str, Any] = {"return_lora_metadata": True}
     if "return_alphas" in inspect.signature(loader.lora_state_dict).parameters:
@@ -163,7 +207,7 @@ def _diffusers_converter(
         converted, *alphas, _ = loader.lora_state_dict(state, **options)
         return dict(converted), alphas[0] if alphas else None, adapter.config
 
-    return convert, tuple(components)
+    return convert, components
 
 
 def _lens_converter(adapter: AdapterFile, modules: tuple[str, ...]) -> Callable[[dict[str, torch.Tensor]], _Result]:
