@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from converter import open_checkpoint
 from converter.synthesis.synthesize import synthesize
 from tests.conftest import ROOT, TIME_LIMIT, call, command, names_in, run_process, run_program, run_python, snapshot
+from tests.lora_files import write
 from tests.tiny_models import save_model
 
 
@@ -149,6 +151,27 @@ def test_a_run_that_is_told_to_stop(source: Path, undisturbed: dict[str, str], t
     done = run_process("convert", source, output, "--json")
     assert checksums(done.stdout) == undisturbed
     assert names_in(output.parent) == ["out"]
+
+
+@pytest.mark.long
+def test_ctrl_c_while_adapters_are_added(source: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    """What was made of them is in a file by then, which the next run makes again."""
+    shapes = {name.removesuffix(".weight"): shape for name, shape in open_checkpoint(source).shapes.items()}
+    tensors = {}
+    for path in (f"transformer_blocks.{block}.attn.{part}" for block in (0, 1) for part in ("img_qkv", "txt_qkv")):
+        rows, columns = shapes[path]
+        tensors[f"{path}.lora_A.weight"], tensors[f"{path}.lora_B.weight"] = torch.ones(4, columns), torch.ones(rows, 4)
+        tensors[f"{path}.alpha"] = torch.tensor(0.1)
+    options = ("--lora", f"{write(tmp_path / 'x.safetensors', tensors)}=0.3")
+    code, stdout, stderr, finished = stop_conversion(source, tmp_path / "out", signal.SIGINT, 9, options)
+    assert (code, json.loads(stdout)["error"]["type"]) == (130, "Interrupted")
+    assert "Traceback" not in stderr
+    assert names_in(tmp_path / ".out.lensconv" / "adapters") == ["adapter-0"]
+    done = run_process("convert", source, tmp_path / "out", *options, "--json")
+    assert json.loads(done.stdout)["resumed_tensors"] >= finished
+    again = run_process("convert", source, tmp_path / "again", *options, "--json")
+    assert undisturbed != checksums(done.stdout) == checksums(again.stdout)
+    assert names_in(tmp_path) == ["again", "out", "x.safetensors"]
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.6])

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save, save_file
 from converter.checkpoint.layout import TensorSpec, lay_out
 from converter.checkpoint.writer import SlotWriter, replace_file
 from converter.conversion.execution.hashing import FollowingHasher
-from converter.conversion.planning.planner import SAFETENSORS_NAMES
 from converter.errors import DiskError, OutputError
+from converter.models.classes import SAFETENSORS_NAMES
 from tests.conftest import names_in
 
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.uint8, torch.int8, torch.int16, torch.float8_e4m3fn])

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 from safetensors.torch import load_file, save_file
 
-from converter import convert, errors, plan, verify
+from converter import AdapterChoice, convert, errors, plan, verify
 from converter.checkpoint.header import TensorEntry, encode_header
 from converter.conversion.options import ConvertOptions
 from converter.hub.addresses import HubAddress
@@ -34,9 +34,11 @@ from tests.cases import check_cases
 from tests.checkpoints import WEIGHTS, failed, write_holes
 from tests.conftest import Lensconv, edit_json, list_file
 from tests.loopback import COMMIT, GIT_BYTES, PINNED, PLACE, TOKEN, Handler, LoopbackHub, client_module, record_files
+from tests.lora_files import factors, kohya, prefixed, write
 from tests.pipelines import CONVERTED, NAMES, make_several
 from tests.reporters import Notes
 from tests.serving import serving
+from tests.test_adapters_conversion import build, make_adapters, save_pipeline
 
 Serve = Callable[[Path], LoopbackHub]
 #: The beginning of a Git LFS pointer.
@@ -221,6 +223,26 @@ def test_plans(tiny_repo: Path, serve: Serve, lensconv: Lensconv) -> None:
     assert remote["result"]["by_component"][1] == local["result"]["by_component"][1]
     assert [expected[key] == outcome.result[key] for key in expected if key not in by_size] == [True] * 14
     assert f"Source: {PINNED}." in " ".join(lensconv("plan", PLACE).stderr.split())
+
+
+def test_a_plan_with_adapters(serve: Serve, tmp_path: Path) -> None:
+    """They are files of this machine; but kohya's names need the config of the UNet, whatever is converted."""
+    models = build("sdxl")
+    repo = save_pipeline(tmp_path / "repo", models, "StableDiffusionXLPipeline")
+    choice, _ = make_adapters(tmp_path, "sdxl", models)
+    tensors = prefixed(factors(models["text_encoder"], ["encoder.layers.0.mlp.fc1"]), "text_model")
+    only = AdapterChoice(write(tmp_path / "kohya.safetensors", kohya(tensors, "lora_te1_")))
+    hub = serve(repo)
+    for components, given in ((), choice), (("text_encoder", "unet"), choice), (("text_encoder",), only):
+        options = ConvertOptions(components, adapters=(given,))
+        remote, local = plan(PLACE, options=options).to_dict(), plan(repo, options=options).to_dict()
+        assert [remote[key] for key in ("components", "notes")] == [local[key] for key in ("components", "notes")]
+        assert any("kohya" in note or "0.safetensors" in note for note in local["notes"]) == (not components)
+        assert remote["peak_memory_bytes"] == local["peak_memory_bytes"]
+    assert not any("kohya" in path or "0.safetensors" in path for _, path, _ in hub.seen)
+    options = ConvertOptions(adapters=(only,))
+    text = refusal(lambda: plan(PLACE, options=options), errors.AdapterError)
+    assert text.startswith(f"{only.file}: has tensors for text_encoder only, and what is converted is unet")
 
 
 def test_further_models_of_a_component(tiny_repo: Path, serve: Serve, tmp_path: Path) -> None:

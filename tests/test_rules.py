@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.conversion.planning.patterns import is_judged, matching_pattern
-from converter.conversion.planning.planner import SAFETENSORS_NAMES
 from converter.conversion.planning.rules import group_count, linear_parts, option_of, weight_format, weights_dtype_of
 from converter.libraries import load_library
+from converter.models.classes import SAFETENSORS_NAMES
 from tests.conftest import time_limit
 from tests.reference import BROKEN, SDNQ_DTYPES
 

@@ -21,8 +21,9 @@ from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
 from converter.conversion.execution.execute import execute
-from converter.conversion.execution.jobs import Work, kinds_of, make_work, memory_budget
+from converter.conversion.execution.jobs import kinds_of
 from converter.conversion.execution.products import choose_products
+from converter.conversion.execution.work import Work, make_work, memory_budget
 from converter.conversion.kernels.host import HOST, Host
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
@@ -59,7 +60,7 @@ from converter.errors import (
     printable,
 )
 from converter.libraries import is_loaded, require_library_memory
-from converter.memory import peak_rss_bytes, require_free_memory
+from converter.memory import peak_rss_bytes, require_free_memory, return_free_memory
 
 if TYPE_CHECKING:
     from converter.conversion.adapters.fitting import FittedAdapters
@@ -102,9 +103,9 @@ def convert(
             staging.open()
             staging.discard()
             return published_report(output, request, time.monotonic() - started)
-        adapters = _fit(request)
         with _planning(request) as (answers, planner):
-            return _Conversion(request, staging, answers, planner, reporter, device, adapters).run(started)
+            # Only the conversion refers to fitted adapters, so that it can free them.
+            return _Conversion(request, staging, answers, planner, reporter, device, _fit(request)).run(started)
 
 
 def _device(options: ConvertOptions) -> AbstractContextManager[Host | Device]:
@@ -130,7 +131,9 @@ def _fit(request: Request) -> FittedAdapters | None:
 def _planning(request: Request) -> Iterator[tuple[list[PlanAnswer], PlannerProcess | None]]:
     """The plans to begin with; if the only one is predicted, also the process in which SDNQ plans during the block."""
     target = request.main
-    # A prediction saves the wait for SDNQ's import, unless SDNQ is imported already, as it is for adapters.
+    # A prediction saves the wait for the import of torch, diffusers and SDNQ, unless SDNQ is imported already. Adapters
+    # need torch and diffusers here; then SDNQ's plan of Lens takes less than a second, and importing them in a second
+    # process takes longer.
     predictable = len(request.targets) == 1 and not request.adapters and not is_loaded()
     predicted = predict_plan(target.checkpoint, target.recipe) if predictable else None
     if predicted is None:
@@ -188,6 +191,8 @@ class _Conversion:
             with writing(staging.folder):
                 self.adapters = self.adapters.spooled(staging.adapters)
             works = self._works()
+            # Nothing refers any longer to what was moved.
+            return_free_memory()
         is_resumed = any(staging.finished(target.name) for target in request.targets)
         for note in foresee(request, [answer.plan for answer in self.answers], selection, self.adapters):
             self.reporter.note(f"Note: {note}.")

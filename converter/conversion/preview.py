@@ -11,14 +11,8 @@ from converter.checkpoint.components import footprints
 from converter.checkpoint.layout import Layout
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.choosing import QUANTIZED_ROLES, choose_components, reason_left, stands_for_several
-from converter.conversion.execution.jobs import (
-    Work,
-    element_bytes,
-    kinds_of,
-    largest_piece,
-    make_work,
-    memory_budget,
-)
+from converter.conversion.execution.jobs import element_bytes, kinds_of, largest_piece
+from converter.conversion.execution.work import Work, make_work, memory_budget
 from converter.conversion.fitting import plan_memory
 from converter.conversion.options import ConvertOptions
 from converter.conversion.plan_report import ComponentPlan, PlanReport
@@ -31,7 +25,7 @@ from converter.conversion.release.selection import Selection, select_files
 from converter.conversion.request import Request, Target, open_request
 from converter.errors import first_few, printable
 from converter.hub.addresses import is_address, parse_address
-from converter.libraries import require_library_memory
+from converter.libraries import load_library, require_library_memory
 from converter.models.pipeline_fit import FitReport
 from converter.models.roles import role
 
@@ -41,12 +35,12 @@ if TYPE_CHECKING:
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
 #: Measured with the versions in constraints.txt, rounded up.
 OWN_PROCESS_BYTES = 190_000_000
-SDNQ_PROCESS_BYTES = 490_000_000
+SDNQ_PROCESS_BYTES = 540_000_000
 #: Additional memory of the first process where a device other than the CPU quantizes, for torch; measured likewise on
 #: the CPU. What the driver of a GPU takes in main memory is not known and not counted.
 TORCH_BYTES = 300_000_000
-#: Additional memory for adapters: PEFT, which diffusers imports if it is installed, and what a test of products leaves.
-ADAPTER_BYTES = 70_000_000
+#: Additional memory for PEFT, which diffusers imports for its models and for adapters if it is installed.
+PEFT_BYTES = 60_000_000
 #: Additional memory for the import of a CUDA build of torch; measured with torch 2.13.0, rounded up.
 CUDA_LIBRARY_BYTES = 380_000_000
 
@@ -108,8 +102,7 @@ def _plan(
             ComponentPlan(target, work.plan, _listed(work.layout, target.checkpoint))
             for target, work in zip(request.targets, works, strict=True)
         ),
-        peak_memory_bytes=max(predict_peak(work, options, has_planner=has_planner) for work in works)
-        + (ADAPTER_BYTES if adapters else 0),
+        peak_memory_bytes=max(predict_peak(work, options, adapters, has_planner=has_planner) for work in works),
         notes=foresee(request, plans, selection, adapters),
         other_components=footprints(request.others),
         memory=_memory(request, plans),
@@ -124,12 +117,15 @@ def _memory(request: Request, plans: Sequence[Plan]) -> FitReport | None:
     )
 
 
-def predict_peak(work: Work, options: ConvertOptions, *, has_planner: bool) -> int:
+def predict_peak(
+    work: Work, options: ConvertOptions, adapters: FittedAdapters | None = None, *, has_planner: bool
+) -> int:
     """Estimate the peak memory of a conversion, in bytes.
 
     Args:
         work: what to do.
         options: how to do it.
+        adapters: what is added to the weights; None if nothing is.
         has_planner: whether SDNQ plans in a process of its own; if not, it works in this one.
 
     Raises:
@@ -142,7 +138,13 @@ def predict_peak(work: Work, options: ConvertOptions, *, has_planner: bool) -> i
         processes += OWN_PROCESS_BYTES
         if not options.is_on_cpu:
             processes += TORCH_BYTES + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
-    return processes + pieces_bytes(work, options)
+    pieces = pieces_bytes(work, options)
+    if adapters is not None:
+        # What was made of them leaves memory before the first piece is read, but after the test of products.
+        pieces = max(pieces, adapters.held_bytes + work.check_bytes)
+    if adapters is not None or hasattr(load_library("diffusers"), work.plan.class_name):
+        processes += PEFT_BYTES if load_library("diffusers.utils").is_peft_available() else 0
+    return processes + pieces
 
 
 def pieces_bytes(work: Work, options: ConvertOptions) -> int:

@@ -16,6 +16,8 @@ from converter.models.lens.layout import CLASS_NAME as LENS
 
 #: torch's dtypes by the names that safetensors gives them.
 TORCH_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, torch_name) for name, torch_name in TORCH_NAMES.items()}
+#: The names that safetensors gives torch's dtypes.
+SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 #: Suffixes of names in the libraries that are not models.
 _NOT_MODELS = ("Config", "Image", "Output", "Pipeline", "Processor", "Scheduler", "Tokenizer")
 

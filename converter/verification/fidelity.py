@@ -196,7 +196,7 @@ class _Pair:
         if addition is None:
             return as_tensor(data, source.entry.dtype, source.entry.shape)
         # Imported here: it imports numba.
-        from converter.conversion.execution.converting import add_adapters
+        from converter.conversion.execution.pieces import add_adapters
 
         return as_tensor(add_adapters(start_adding(addition), source, data, 0), ADDED_DTYPE, source.entry.shape)
 

@@ -128,7 +128,7 @@ def _lens(checkpoint: Checkpoint) -> Iterator[tuple[str, str, tuple[int, ...]]]:
 def _of_class(checkpoint: Checkpoint, audit: Audit) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """The same of another class, from the class itself."""
     require_library_memory()
-    from converter.conversion.planning.planner import SAFETENSORS_NAMES
+    from converter.models.classes import SAFETENSORS_NAMES
     from converter.models.empty import tensors_of_class
 
     floats = [name for name, entry in audit.kept.items() if entry.dtype in WEIGHT_DTYPES]

@@ -143,8 +143,12 @@ def open_adapter(choice: AdapterChoice) -> AdapterFile:
 def read_tensor(tensor: SourceTensor, reader: TensorReader) -> torch.Tensor:
     """A tensor of an adapter, in the dtype of the file. Raises what ``TensorReader.read`` raises."""
     torch = load_library("torch")
-    dtype = getattr(torch, TORCH_NAMES[tensor.entry.dtype])
-    return torch.from_numpy(reader.read_all(tensor)).view(dtype).reshape(tensor.entry.shape)
+    return torch.from_numpy(reader.read_all(tensor)).view(dtype_of(tensor)).reshape(tensor.entry.shape)
+
+
+def dtype_of(tensor: SourceTensor) -> torch.dtype:
+    """torch's name of a tensor's dtype."""
+    return getattr(load_library("torch"), TORCH_NAMES[tensor.entry.dtype])
 
 
 def _read_neighbour(file: Path) -> bytes | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.files import read_json
 from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint
 from converter.conversion.adapters.additions import Addition
@@ -16,7 +16,7 @@ from converter.conversion.adapters.loaders import LENS_COMPONENT, LENS_PIPELINE,
 from converter.conversion.adapters.modules import ModuleAdapter, ModuleShape, adaptable_modules
 from converter.conversion.adapters.resolving import Component, ResolvedAdapter, resolve_adapter
 from converter.conversion.adapters.spooling import spool_factors
-from converter.errors import AdapterError, MissingInput, UnsupportedCheckpoint, first_few, printable
+from converter.errors import MissingInput, UnsupportedCheckpoint, first_few, printable
 from converter.models.empty import EmptyModel, build_empty_model
 from converter.models.lens.layout import CLASS_NAME as LENS
 
@@ -27,7 +27,7 @@ class FittedAdapters:
 
     adapters: tuple[ResolvedAdapter, ...]
     """In the order in which they are added."""
-    _targets: Mapping[str, _Target] = field(default_factory=dict)
+    _targets: Mapping[str, _Target]
     """By component; its name is empty outside of a pipeline."""
 
     def additions(self, component: str) -> dict[str, Addition]:
@@ -62,21 +62,21 @@ class FittedAdapters:
             folder: where the tensors are written; it is made if it is needed, and must stay to the end.
 
         Raises:
-            DiskError: there is no space.
-            OSError: the files cannot be written for another reason.
+            OSError: the files cannot be written.
         """
         if not self.held_bytes:
             return self
         folder.mkdir(parents=True, exist_ok=True)
-        moved = [
-            spool_factors(adapter, folder / f"adapter-{number}.safetensors")
-            for number, adapter in enumerate(self.adapters)
-        ]
+        moved = [spool_factors(adapter, folder / f"adapter-{number}") for number, adapter in enumerate(self.adapters)]
         return replace(self, adapters=tuple(moved))
 
     @property
     def notes(self) -> Iterator[str]:
         """What a user should know of the adapters."""
+        for sha256, times in Counter(adapter.file.sha256 for adapter in self.adapters).items():
+            if times > 1:
+                files = [adapter.file.file.name for adapter in self.adapters if adapter.file.sha256 == sha256]
+                yield f"{first_few([*dict.fromkeys(files)])}: the same adapter {times} times; it is added each time"
         for adapter in self.adapters:
             where = printable(adapter.file.file.name)
             for component, names in adapter.others.items():
@@ -126,9 +126,8 @@ def fit_adapters(files: Sequence[AdapterFile], checkpoints: Sequence[Checkpoint]
         shapes = {path: shape for path, shape in modules.items() if isinstance(shape, ModuleShape)}
         targets[component] = _Target(name, empty.sources, shapes)
     adapters = tuple(resolve_adapter(file, pipeline_class, components, unet_config=unet_config) for file in files)
-    for checkpoint in checkpoints:
-        for adapter in adapters:
-            _refuse_tensors(adapter, targets[checkpoint.component], checkpoint)
+    for target in targets.values():
+        _refuse_shared(adapters, target)
     return FittedAdapters(adapters, targets)
 
 
@@ -148,17 +147,13 @@ def _pipeline_class(file: AdapterFile, pipeline: Path | None, models: Mapping[st
     return LENS_PIPELINE
 
 
-def _refuse_tensors(adapter: ResolvedAdapter, target: _Target, checkpoint: Checkpoint) -> None:
-    """Refuse to add to tensors that two modules share, or that are not floats."""
+def _refuse_shared(adapters: Iterable[ResolvedAdapter], target: _Target) -> None:
+    """Refuse to add to one tensor for two modules; it would depend on their order in the model."""
     paths: dict[str, str] = {}
-    for path in adapter.modules.get(target.name, {}):
-        source = target.sources[f"{path}.weight"]
-        if source in paths:
-            reason = f"{paths[source]} and {path} have one weight, to which both add"
-            raise AdapterError(adapter.file.file, reason, "Leave the adapter out.")
-        paths[source] = path
-        dtype = checkpoint.tensors[source].entry.dtype
-        if dtype not in WEIGHT_DTYPES:
-            raise AdapterError(
-                adapter.file.file, f"cannot be added to {source}, which is {dtype}", "Give the original."
-            )
+    for adapter in adapters:
+        for path, module in adapter.modules.get(target.name, {}).items():
+            for part in ("weight", "bias") if module.bias is not None else ("weight",):
+                first = paths.setdefault(target.sources[f"{path}.{part}"], path)
+                if first != path:
+                    reason = f"{first} and {path} have one {part}, and adapters add to both"
+                    raise adapter.file.refuse(reason, "Leave the adapter out.")

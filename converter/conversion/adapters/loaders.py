@@ -10,15 +10,15 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from converter.checkpoint.dtypes import TORCH_NAMES
 from converter.checkpoint.reader import TensorReader
-from converter.conversion.adapters.file import AdapterFile, is_finite, is_zero, read_tensor
-from converter.conversion.adapters.tracing import origins_of, traced
+from converter.conversion.adapters.file import AdapterFile, dtype_of, is_finite, is_zero, read_tensor
+from converter.conversion.adapters.tracing import name_of, origins_of, plain, traced, without_numbers
 from converter.errors import AdapterError, UnsupportedCheckpoint, first_few, first_line, printable
 from converter.libraries import load_library, loading_errors
 
@@ -26,8 +26,6 @@ from converter.libraries import load_library, loading_errors
 LENS_PIPELINE, LENS_COMPONENT = "LensPipeline", "transformer"
 #: Wan's second transformer; diffusers loads an adapter into it only if it is told to (``load_into_transformer_2``).
 ON_REQUEST = "transformer_2"
-#: Tensors of at most so many bytes are read at once: converters look at the values of alphas.
-_SMALL_BYTES = 512
 #: What diffusers' UNet has if its config does not say it; kohya's numbers of blocks are converted with it.
 _UNET_DEFAULTS = {"layers_per_block": 2}
 #: The end of a tensor's name, after that of its module.
@@ -88,49 +86,27 @@ def convert_names(
     else:
         convert, components = _diffusers_converter(adapter, pipeline_class, unet_config)
     with TensorReader() as reader:
-        given = traced({name: _stand_in(adapter, name, reader) for name in adapter.tensors})
+        given = {
+            name: traced(name, tensor.entry.shape, dtype_of(tensor), partial(read_tensor, tensor, reader))
+            for name, tensor in adapter.tensors.items()
+        }
         try:
-            # Converters change the dictionary that they are given.
-            result = convert(dict(given))
-            needs_numbers = bool(_made(result[0], given))
-        except loading_errors(NameError):
-            # It may have looked at numbers that stand-ins do not have; Wan's may read a variable that it has not set.
-            needs_numbers = True
-        if needs_numbers:
-            given = traced({name: read_tensor(tensor, reader) for name, tensor in adapter.tensors.items()})
-            try:
-                result = convert(dict(given))
-            except loading_errors(NameError) as error:
-                raise _unconverted(adapter, pipeline_class, error) from error
-        state, alphas, config = result
+            state, alphas, config = convert(given)
+        except loading_errors(NameError) as error:
+            # Wan's converter may read a variable that it has not set.
+            raise _unconverted(adapter, pipeline_class, error) from error
         left_out = _left_out(adapter, origins_of(state.values()), reader)
-    made = _made(state, given)
-    by_object = {id(tensor): name for name, tensor in given.items()}
-    stored = {name: by_object[id(tensor)] for name, tensor in state.items() if name not in made}
-    plain = {name: tensor.as_subclass(torch.Tensor) for name, tensor in state.items()}
-    _refuse_overflow(adapter, {name: tensor for name, tensor in plain.items() if name in made})
-    return Converted(
-        {name: tensor if name in made else tensor.to("meta") for name, tensor in plain.items()},
-        stored,
-        alphas,
-        config,
-        components,
-        left_out,
-    )
-
-
-def _stand_in(adapter: AdapterFile, name: str, reader: TensorReader) -> torch.Tensor:
-    """A tensor of the file if it is small, else one of its shape and dtype without numbers."""
-    tensor = adapter.tensors[name]
-    if tensor.entry.bytes <= _SMALL_BYTES:
-        return read_tensor(tensor, reader)
-    return torch.empty(tensor.entry.shape, dtype=getattr(torch, TORCH_NAMES[tensor.entry.dtype]), device="meta")
-
-
-def _made(state: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> frozenset[str]:
-    """Names of the tensors that a converter made, or changed in place; the others it passed on."""
-    passed = {id(tensor) for tensor in given.values() if tensor._version == 0}
-    return frozenset(name for name, tensor in state.items() if id(tensor) not in passed)
+        stored = {name: name_of(tensor) for name, tensor in state.items() if name_of(tensor)}
+        made = {name: plain(tensor) for name, tensor in state.items() if name not in stored}
+        _refuse_overflow(adapter, made)
+        return Converted(
+            {name: made.get(name, without_numbers(tensor.shape, tensor.dtype)) for name, tensor in state.items()},
+            stored,
+            {name: plain(alpha) for name, alpha in alphas.items()} if alphas else alphas,
+            config,
+            components,
+            left_out,
+        )
 
 
 def _unconverted(adapter: AdapterFile, pipeline_class: str, error: Exception) -> AdapterError:

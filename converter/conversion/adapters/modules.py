@@ -68,11 +68,6 @@ class Factor:
         # torch aligns what it allocates; results of a product of high rank depend on that.
         return torch.empty(self.shape, dtype=torch.float32).copy_(tensor)
 
-    @property
-    def held_bytes(self) -> int:
-        """Bytes in memory all the time."""
-        return 0 if self.held is None else self.held.numel() * self.held.element_size()
-
 
 @dataclass(frozen=True)
 class ModuleAdapter:
@@ -93,9 +88,9 @@ class ModuleAdapter:
         return self.up.shape[1]
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes in memory all the time."""
-        return self.down.held_bytes + self.up.held_bytes + (self.bias.held_bytes if self.bias else 0)
+    def factors(self) -> tuple[Factor, ...]:
+        """A and B, and the bias if there is one."""
+        return (self.down, self.up) if self.bias is None else (self.down, self.up, self.bias)
 
 
 def adaptable_modules(model: torch.nn.Module) -> Mapping[str, ModuleShape | str]:

@@ -50,8 +50,13 @@ class ResolvedAdapter:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes in memory all the time, because a converter of diffusers made them; the rest stays in the file."""
-        return sum(module.held_bytes for modules in self.modules.values() for module in modules.values())
+        """Bytes in memory, because a converter of diffusers made them; the rest stays in the file."""
+        modules = [module for found in self.modules.values() for module in found.values()]
+        held = [
+            factor.held.untyped_storage() for module in modules for factor in module.factors if factor.held is not None
+        ]
+        # Queries, keys and values often have parts of one tensor.
+        return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
 
     @property
     def config_sha256(self) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
-from converter.checkpoint.header import read_header
+import torch
+
+from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import SourceTensor
-from converter.conversion.adapters.modules import Factor
+from converter.conversion.adapters.modules import Factor, ModuleAdapter
 from converter.conversion.adapters.resolving import ResolvedAdapter
-from converter.errors import lacking
-from converter.libraries import load_library
+from converter.models.classes import SAFETENSORS_NAMES
 
 
 def spool_factors(adapter: ResolvedAdapter, file: Path) -> ResolvedAdapter:
@@ -19,52 +20,39 @@ def spool_factors(adapter: ResolvedAdapter, file: Path) -> ResolvedAdapter:
 
     Args:
         adapter: what to move; it is returned as it is if it holds nothing.
-        file: where to; it must stay until all modules are converted.
+        file: where to; it must stay until all modules are converted. It contains numbers and nothing else.
 
     Raises:
-        DiskError: there is no space.
-        OSError: the file cannot be written for another reason.
+        OSError: the file cannot be written.
     """
-    held = {name: factor.held for name, factor in _factors(adapter) if factor.held is not None}
-    if not held:
+    if not adapter.held_bytes:
         return adapter
-    # Queries, keys and values often have one first factor, and their second factors are parts of one tensor.
-    first = {(tensor.data_ptr(), tensor.shape): name for name, tensor in reversed([*held.items()])}
-    names = {name: first[tensor.data_ptr(), tensor.shape] for name, tensor in held.items()}
-    content = {name: tensor.clone() for name, tensor in held.items() if names[name] == name}
-    try:
-        # The function that writes files has an error of its own for what the system refuses.
-        file.write_bytes(load_library("safetensors.torch").save(content))
-    except OSError as error:
-        raise lacking(error, file) or error from error
-    header = read_header(file)
-    stored = {
-        name: SourceTensor(entry, file, header.data_start + entry.start) for name, entry in header.tensors.items()
-    }
+    # Queries, keys and values often have one first factor.
+    stored: dict[tuple[int, tuple[int, ...]], SourceTensor] = {}
+    with file.open("wb") as stream:
 
-    def moved(name: str, factor: Factor) -> Factor:
-        return Factor(factor.shape, stored[names[name]]) if name in names else factor
+        def moved(factor: Factor) -> Factor:
+            if factor.held is None:
+                return factor
+            key = factor.held.data_ptr(), factor.shape
+            if key not in stored:
+                stored[key] = _write(factor.held, stream, file)
+            return Factor(factor.shape, stored[key])
 
-    modules = {
-        component: {
-            path: replace(
-                module,
-                down=moved(f"{component}.{path}.down", module.down),
-                up=moved(f"{component}.{path}.up", module.up),
-                bias=module.bias and moved(f"{component}.{path}.bias", module.bias),
-            )
-            for path, module in found.items()
+        def moved_module(module: ModuleAdapter) -> ModuleAdapter:
+            bias = moved(module.bias) if module.bias is not None else None
+            return replace(module, down=moved(module.down), up=moved(module.up), bias=bias)
+
+        modules = {
+            component: {path: moved_module(module) for path, module in found.items()}
+            for component, found in adapter.modules.items()
         }
-        for component, found in adapter.modules.items()
-    }
     return replace(adapter, modules=modules)
 
 
-def _factors(adapter: ResolvedAdapter) -> Iterator[tuple[str, Factor]]:
-    """All factors and biases, with names of their own."""
-    for component, found in adapter.modules.items():
-        for path, module in found.items():
-            yield f"{component}.{path}.down", module.down
-            yield f"{component}.{path}.up", module.up
-            if module.bias is not None:
-                yield f"{component}.{path}.bias", module.bias
+def _write(tensor: torch.Tensor, stream: IO[bytes], file: Path) -> SourceTensor:
+    """Write the numbers of a tensor; returns where they are."""
+    start = stream.tell()
+    stream.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    entry = TensorEntry("a factor", SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape), start, stream.tell())
+    return SourceTensor(entry, file, start)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import SourceTensor
 from converter.checkpoint.writer import SlotWriter
 from converter.console import Progress
-from converter.conversion.adapters.additions import ADDED_DTYPE
 from converter.conversion.execution.budget import MemoryBudget
-from converter.conversion.execution.jobs import Job, KeepJob, QuantizeJob, element_bytes
+from converter.conversion.execution.jobs import Job, KeepJob, QuantizeJob
+from converter.conversion.execution.pieces import Bytes, open_pieces
 from converter.conversion.kernels import fused
 from converter.conversion.kernels.host import HOST, Host
 from converter.conversion.options import ConvertOptions
@@ -28,10 +27,7 @@ from converter.conversion.planning.methods import OWN_KINDS
 from converter.errors import NonFiniteWeight, UnsupportedCheckpoint
 
 if TYPE_CHECKING:
-    from converter.conversion.adapters.weights import NewBias, NewWeight
     from converter.conversion.kernels.devices import Device
-
-Bytes = NDArray[np.uint8]
 
 
 class Stopped(Exception):
@@ -54,60 +50,6 @@ def refuse_nonfinite(job: Job, count: int, options: ConvertOptions) -> None:
             f"(at least {count} of its numbers)",
             f"{intact}, or convert it as it is with --allow-nonfinite.",
         )
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """Pieces of one tensor, as they are rounded or quantized.
-
-    Args:
-        job: whose tensor.
-        source: reads bytes of a tensor, from a first one on, so many.
-        budget: where each piece takes its memory; None if all have theirs already.
-        bytes: of the source in a piece, where possible.
-        adding: what adds adapters to rows of the tensor; None to leave it as it is.
-    """
-
-    job: Job
-    source: Callable[[SourceTensor, int, int], Bytes]
-    budget: MemoryBudget | None
-    bytes: int
-    adding: NewWeight | NewBias | None = None
-
-    def share(self, size: int) -> AbstractContextManager[None]:
-        """Hold the memory for a piece of so many bytes of the source while the block runs."""
-        if self.budget is None:
-            return nullcontext()
-        return self.budget.share(size // element_bytes(self.job.tensor) * self.job.working_bytes)
-
-    def read(self, start: int, size: int) -> Bytes:
-        """Numbers of the job's dtype.
-
-        Args:
-            start: first byte of the source; that of a row, if there are adapters.
-            size: bytes of the source.
-        """
-        data = self.source(self.job.tensor, start, size)
-        if self.adding is None:
-            return data
-        row = self.job.tensor.entry.bytes // self.job.tensor.entry.shape[0]
-        return add_adapters(self.adding, self.job.tensor, data, start // row)
-
-
-def add_adapters(adding: NewWeight | NewBias, tensor: SourceTensor, data: Bytes, first: int) -> Bytes:
-    """Rows of a tensor with adapters added, in float32.
-
-    Args:
-        adding: adds them.
-        tensor: the tensor.
-        data: the bytes of some of its rows; they may be changed.
-        first: the number of the first of them.
-    """
-    from converter.conversion.kernels.sdnq import as_tensor
-
-    added = fused.widen(data, tensor.entry.dtype).view(np.uint8)
-    adding.add(as_tensor(added, ADDED_DTYPE, (-1, *tensor.entry.shape[1:])), first)
-    return added
 
 
 @dataclass
@@ -172,7 +114,7 @@ class TensorConverter:
         tensor, slot = job.tensor, job.kept.slot
         total = tensor.entry.bytes
         nonfinite = 0
-        with self._pieces(job) as pieces:
+        with open_pieces(job, self._read, self.budget, self.piece_bytes) as pieces:
             for start, stop in job.ranges(pieces.bytes):
                 with pieces.share(stop - start):
                     data = pieces.read(start, stop - start)
@@ -181,25 +123,6 @@ class TensorConverter:
                 nonfinite += flawed
                 self.progress.advance(stop - start)
         return nonfinite
-
-    @contextmanager
-    def _pieces(self, job: Job) -> Iterator[Pieces]:
-        """Read a job's tensor in pieces, with its adapters added, if there are any."""
-        if job.addition is None:
-            yield Pieces(job, self._read, self.budget, self.piece_bytes)
-            return
-        # What adapters take stays until the last piece, so it is taken together with the memory for pieces: a worker
-        # that waits for memory must not have any.
-        left = (self.budget.total - job.fixed_bytes) // job.working_bytes * element_bytes(job.tensor)
-        piece_bytes = max(1, min(self.piece_bytes, left))
-        if isinstance(job, KeepJob):
-            longest = max(stop - start for start, stop in job.ranges(piece_bytes))
-        else:
-            longest = max(last - first for first, last in job.row_runs(piece_bytes)) * job.row_bytes
-        with self.budget.share(job.fixed_bytes + longest // element_bytes(job.tensor) * job.working_bytes):
-            from converter.conversion.adapters.weights import start
-
-            yield Pieces(job, self._read, None, piece_bytes, start(job.addition))
 
     def _round(self, job: KeepJob, target: str, data: Bytes) -> tuple[Bytes, int]:
         """Convert numbers to another dtype; also count those that are not finite."""
@@ -233,7 +156,7 @@ class TensorConverter:
     def _quantize(self, job: QuantizeJob) -> int:
         """Quantize a weight, a run of rows at a time."""
         nonfinite = 0
-        with self._pieces(job) as pieces:
+        with open_pieces(job, self._read, self.budget, self.piece_bytes) as pieces:
             for first, last in job.row_runs(pieces.bytes):
                 size = (last - first) * job.row_bytes
                 with pieces.share(size):

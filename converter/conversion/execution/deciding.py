@@ -19,16 +19,19 @@ from converter.checkpoint.staging import SPOOLED, StagedComponent
 from converter.checkpoint.writer import writing
 from converter.console import Reporter
 from converter.conversion.adapters.weights import start
-from converter.conversion.execution.converting import add_adapters, refuse_nonfinite
-from converter.conversion.execution.jobs import Job, Work
+from converter.conversion.execution.converting import refuse_nonfinite
+from converter.conversion.execution.jobs import Job
+from converter.conversion.execution.pieces import add_adapters
 from converter.conversion.execution.randomness import seeded_randomness
+from converter.conversion.execution.work import Work
 from converter.conversion.kernels.devices import Device
 from converter.conversion.kernels.host import Host
 from converter.conversion.kernels.sdnq import QuantizedParts, count_nonfinite, quantize_with_sdnq
 from converter.conversion.planning.plan import Plan, PlannedModule
-from converter.conversion.planning.planner import SAFETENSORS_NAMES, plan_with_sdnq
+from converter.conversion.planning.planner import plan_with_sdnq
 from converter.conversion.request import Target
 from converter.errors import InputError
+from converter.models.classes import SAFETENSORS_NAMES
 
 
 @dataclass(frozen=True)

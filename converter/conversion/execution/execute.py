@@ -12,8 +12,9 @@ from converter.checkpoint.staging import SPOOLED, StagedComponent
 from converter.checkpoint.writer import SlotWriter, writing
 from converter.console import Reporter
 from converter.conversion.execution.hashing import FollowingHasher
-from converter.conversion.execution.jobs import Job, KeepJob, Work, kinds_of
+from converter.conversion.execution.jobs import Job, KeepJob, kinds_of
 from converter.conversion.execution.randomness import seeded_randomness
+from converter.conversion.execution.work import Work
 from converter.conversion.execution.workers import WorkerPool
 from converter.conversion.kernels import fused
 from converter.conversion.kernels.host import Host

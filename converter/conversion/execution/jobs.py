@@ -1,32 +1,20 @@
-"""The work of a conversion: a job for each tensor of the source, and the memory that it takes."""
+"""A job for each tensor of the source: what it becomes, in which pieces, and the memory that they take."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from math import lcm, prod
 from pathlib import Path
 
 from converter.checkpoint.dtypes import BITS
-from converter.checkpoint.layout import Layout, Slot, TensorSpec, lay_out
+from converter.checkpoint.layout import Slot, TensorSpec
 from converter.checkpoint.reader import ranges
 from converter.checkpoint.source import SourceTensor
 from converter.conversion.adapters.additions import ADDED_BYTES, ADDED_DTYPE, BLOCK_ROWS, Addition
 from converter.conversion.options import ConvertOptions
-from converter.conversion.planning.methods import (
-    OWN_KINDS,
-    ROWS_WORKING_BYTES,
-    WHOLE_WORKING_BYTES,
-    Kind,
-    Method,
-    choose_method,
-)
-from converter.conversion.planning.plan import Plan, PlannedModule
-from converter.conversion.request import Target
-from converter.errors import MemoryLimitError
-from converter.libraries import library_threads
+from converter.conversion.planning.methods import OWN_KINDS, ROWS_WORKING_BYTES, WHOLE_WORKING_BYTES, Kind, Method
+from converter.conversion.planning.plan import PlannedModule
 
 #: Bytes of the source that a worker takes at a time: large enough to hide the cost of a call, small enough for a cache.
 PIECE_BYTES = 4 << 20
@@ -46,8 +34,6 @@ _WORKING_BYTES = {
     Kind.ROWS: ROWS_WORKING_BYTES,
     Kind.WHOLE: WHOLE_WORKING_BYTES,
 }
-#: Memory that conversions use for pieces unless a tensor needs more, or the user says otherwise.
-DEFAULT_BUDGET = 256_000_000
 
 
 @dataclass(frozen=True)
@@ -181,71 +167,6 @@ def _in_blocks(rows: int, addition: Addition | None) -> int:
     return rows - rows % BLOCK_ROWS if addition and rows > BLOCK_ROWS else rows
 
 
-@dataclass(frozen=True)
-class Work:
-    """A plan, the slots of its tensors, and the jobs that fill them."""
-
-    plan: Plan
-    layout: Layout
-    jobs: tuple[Job, ...]
-    """The jobs, in the order in which their results are in the files."""
-
-    @cached_property
-    def needed_bytes(self) -> int:
-        """The least memory with which every job can run."""
-        shares = (max(job.largest_share, job.addition.check_bytes if job.addition else 0) for job in self.jobs)
-        return max(shares, default=0)
-
-    @property
-    def in_blocks(self) -> bool:
-        """Whether products of adapters are computed in blocks, with one thread of torch; False without adapters."""
-        return any(job.addition is not None and job.addition.in_blocks for job in self.jobs)
-
-    @property
-    def has_whole_products(self) -> bool:
-        """Whether whole products of adapters are computed, which depend on the number of threads."""
-        return any(job.addition is not None and not job.addition.in_blocks for job in self.jobs)
-
-    def with_blocks(self) -> Work:
-        """The same work, in which products of adapters are computed in blocks."""
-        jobs = (
-            replace(job, addition=replace(job.addition, in_blocks=True)) if job.addition else job for job in self.jobs
-        )
-        return replace(self, jobs=tuple(jobs))
-
-    @property
-    def content(self) -> str:
-        """What the slots are filled with, and by which method, as a digest for the journal."""
-        digest = hashlib.sha256()
-        for file in self.layout.files:
-            digest.update(file.header)
-        for job in self.jobs:
-            if isinstance(job, QuantizeJob):
-                digest.update(f"{job.tensor.entry.name} {job.method}\n".encode())
-        if self.has_whole_products:
-            digest.update(f"{library_threads()} threads\n".encode())
-        return digest.hexdigest()
-
-
-def memory_budget(work: Work, allowed: int | None) -> int:
-    """The maximum number of bytes of weights and results in memory at one time.
-
-    Args:
-        work: what to do.
-        allowed: what the user allows; None to take what is needed.
-
-    Raises:
-        MemoryLimitError: a tensor needs more than the user allows.
-    """
-    needed = work.needed_bytes
-    if allowed is None:
-        return max(DEFAULT_BUDGET, needed)
-    if allowed < needed:
-        reason = f"--memory {allowed} is too little: one tensor alone needs {needed} with this recipe"
-        raise MemoryLimitError(reason, f"Allow at least --memory {needed}.")
-    return allowed
-
-
 def largest_piece(options: ConvertOptions) -> int:
     """Bytes of the source that a worker takes at a time, where there is enough memory."""
     return PIECE_BYTES if options.is_on_cpu else DEVICE_PIECE_BYTES
@@ -259,46 +180,3 @@ def kinds_of(jobs: Iterable[Job]) -> set[Kind]:
 def element_bytes(tensor: SourceTensor) -> int:
     """Bytes of one number of a tensor; pieces are cut between numbers."""
     return max(1, BITS[tensor.entry.dtype] // 8)
-
-
-def make_work(
-    target: Target,
-    plan: Plan,
-    *,
-    use_fused: bool = True,
-    spooled: Mapping[str, Path] | None = None,
-    additions: Mapping[str, Addition] | None = None,
-) -> Work:
-    """Lay the tensors of a plan out, and make the jobs that fill their slots.
-
-    Args:
-        target: source and options.
-        plan: what to make.
-        use_fused: whether lensconv's own kernel may be used.
-        spooled: files that contain parts already, by the source name of their weight.
-        additions: what adapters add, by the source name of the tensor.
-    """
-    added = additions or {}
-    layout = lay_out(
-        plan.specs, stem=plan.stem, shard_bytes=target.options.shard_bytes, index_metadata=plan.index_metadata
-    )
-    tensors = target.checkpoint.tensors
-    files = {file.name: number for number, file in enumerate(layout.files)}
-    slots = layout.slots
-    jobs: list[Job] = [
-        KeepJob(tensors[kept.source], Output(kept.spec, slots[kept.spec.name]), addition=added.get(kept.source))
-        for kept in plan.kept
-    ]
-    for source, specs in plan.parts.items():
-        module = plan.modules[source]
-        outputs = {part: Output(spec, slots[spec.name]) for part, spec in specs.items()}
-        method = choose_method(module, specs, use_fused=use_fused)
-        if method.kind is Kind.FUSED and not target.options.is_on_cpu:
-            method = replace(method, kind=Kind.DEVICE)
-        file = (spooled or {}).get(source)
-        jobs.append(QuantizeJob(tensors[source], outputs, module, method, file, addition=added.get(source)))
-
-    def position(job: Job) -> tuple[int, int]:
-        return min((files[slots[name].file], slots[name].offset) for name in job.outputs)
-
-    return Work(plan, layout, tuple(sorted(jobs, key=position)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from converter.conversion.execution.jobs import Work, kinds_of, memory_budget
+from converter.conversion.execution.jobs import kinds_of
+from converter.conversion.execution.work import Work, memory_budget
 from converter.conversion.planning.methods import Kind
 from converter.libraries import library_threads
 from converter.memory import return_free_memory

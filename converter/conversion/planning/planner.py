@@ -27,13 +27,10 @@ from converter.conversion.planning.rules import PLACEMENT, named_dtype
 from converter.conversion.recipe.recipe import Recipe, Rule, resolve_rules, rule_matches, unmatched_rules
 from converter.errors import RecipeError, UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS, load_library, package_versions
-from converter.models.classes import TORCH_DTYPES
+from converter.models.classes import SAFETENSORS_NAMES
 from converter.models.empty import EmptyModel, build_empty_model, saved_names, written_config
 from converter.models.sdnq_loader import refused_names
 from converter.models.unsuitable import refuse_adapter, refuse_quantized
-
-#: Names that safetensors gives torch's dtypes.
-SAFETENSORS_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 #: What SDNQ made of weights without numbers, by their shape and its options.
 _answers: dict[str, Any] = {}
