@@ -32,18 +32,20 @@ class FittedAdapters:
 
     def additions(self, component: str) -> dict[str, Addition]:
         """What is added to the tensors of a component, by their names in the source."""
+        return {source: addition for _, source, addition in self.parameters(component)}
+
+    def parameters(self, component: str) -> Iterator[tuple[str, str, Addition]]:
+        """Each parameter of a component to which something is added: its name in the model and in the source."""
         target = self._targets[component]
         by_module: dict[str, list[ModuleAdapter]] = {}
         for adapter in self.adapters:
             for path, module in adapter.modules.get(target.name, {}).items():
                 by_module.setdefault(path, []).append(module)
-        found = {}
         for path, modules in by_module.items():
-            shape = target.shapes[path]
-            found[target.sources[f"{path}.weight"]] = Addition(shape, tuple(modules))
+            shape, weight, bias = target.shapes[path], f"{path}.weight", f"{path}.bias"
+            yield weight, target.sources[weight], Addition(shape, tuple(modules))
             if any(module.bias for module in modules):
-                found[target.sources[f"{path}.bias"]] = Addition(shape, tuple(modules), is_bias=True)
-        return found
+                yield bias, target.sources[bias], Addition(shape, tuple(modules), is_bias=True)
 
     def describe(self, component: str) -> list[dict[str, Any]]:
         """The objects in the manifest of the adapters that change a component, in their order."""

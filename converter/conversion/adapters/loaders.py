@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -73,11 +74,11 @@ def convert_names(
         MissingInput: the file cannot be read any more.
         MalformedCheckpoint: it has become shorter.
     """
-    components: tuple[str, ...]
+    components = loadable_components(pipeline_class, adapter.file)
     if pipeline_class == LENS_PIPELINE:
-        convert, components = _lens_converter(adapter, tuple(modules)), (LENS_COMPONENT,)
+        convert = _lens_converter(adapter, tuple(modules))
     else:
-        convert, components = _diffusers_converter(adapter, pipeline_class, unet_config)
+        convert = _diffusers_converter(adapter, pipeline_class, unet_config)
     with TensorReader() as reader:
         given = traced({name: _stand_in(adapter, name, reader) for name in adapter.tensors})
         try:
@@ -107,6 +108,29 @@ def convert_names(
         config,
         components,
     )
+
+
+def loadable_components(pipeline_class: str, file: Path) -> tuple[str, ...]:
+    """The components for which a pipeline's class loads adapters, whether or not a pipeline has them.
+
+    Args:
+        pipeline_class: ``_class_name`` of ``model_index.json``.
+        file: an adapter, for messages.
+
+    Raises:
+        UnsupportedCheckpoint: diffusers does not know the class, or loads no adapters into it.
+    """
+    if pipeline_class == LENS_PIPELINE:
+        return (LENS_COMPONENT,)
+    found = getattr(load_library("diffusers"), pipeline_class, None)
+    components = getattr(found, "_lora_loadable_modules", ())
+    if not (isinstance(found, type) and hasattr(found, "lora_state_dict") and components):
+        known = "diffusers loads no adapters into" if isinstance(found, type) else "diffusers does not know"
+        raise UnsupportedCheckpoint(
+            f"{file}: {known} {printable(pipeline_class) or 'a component without its pipeline'}",
+            "Give the pipeline repo, whose model_index.json names a class that loads adapters.",
+        )
+    return tuple(components)
 
 
 def _stand_in(adapter: AdapterFile, name: str, reader: TensorReader) -> torch.Tensor:
@@ -141,17 +165,9 @@ def _refuse_unused(adapter: AdapterFile, used: frozenset[str]) -> None:
 
 def _diffusers_converter(
     adapter: AdapterFile, pipeline_class: str, unet_config: Mapping[str, Any] | None
-) -> tuple[Callable[[dict[str, torch.Tensor]], _Result], tuple[str, ...]]:
-    """The converter of the pipeline's class, and the components for which it loads adapters."""
-    found = getattr(load_library("diffusers"), pipeline_class, None)
-    components = getattr(found, "_lora_loadable_modules", ())
-    if not (isinstance(found, type) and hasattr(found, "lora_state_dict") and components):
-        known = "diffusers loads no adapters into" if isinstance(found, type) else "diffusers does not know"
-        raise UnsupportedCheckpoint(
-            f"{adapter.file}: {known} {printable(pipeline_class) or 'a component without its pipeline'}",
-            "Give the pipeline repo, whose model_index.json names a class that loads adapters.",
-        )
-    loader: Any = found
+) -> Callable[[dict[str, torch.Tensor]], _Result]:
+    """The converter of the pipeline's class."""
+    loader = getattr(load_library("diffusers"), pipeline_class)
     options: dict[str, Any] = {"return_lora_metadata": True}
     if "return_alphas" in inspect.signature(loader.lora_state_dict).parameters:
         options["return_alphas"] = True
@@ -163,7 +179,7 @@ def _diffusers_converter(
         converted, *alphas, _ = loader.lora_state_dict(state, **options)
         return dict(converted), alphas[0] if alphas else None, adapter.config
 
-    return convert, tuple(components)
+    return convert
 
 
 def _lens_converter(adapter: AdapterFile, modules: tuple[str, ...]) -> Callable[[dict[str, torch.Tensor]], _Result]:
