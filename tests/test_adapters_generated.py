@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ import torch
 
 from converter import AdapterChoice
 from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint
+from converter.measurement.benchmark.job import Job, Task
+from converter.measurement.benchmark.repos import choose_image_settings, open_measured
+from converter.measurement.benchmark.session import Session
 from converter.measurement.generation.adapters import open_adapters
+from converter.measurement.generation.options import GenerateOptions
 from converter.schemas import load_schema
 from converter.synthesis.synthesize import synthesize
 from tests.conftest import Lensconv, call, snapshot
@@ -122,3 +127,24 @@ def test_components_that_a_pipeline_lacks(tmp_path: Path) -> None:
     (source / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(UnsupportedCheckpoint, match="has no transformer and no text_encoder to add adapters to"):
         open_adapters(source, [choice])
+
+
+@pytest.mark.long
+def test_a_worker_adds_to_a_pipeline_of_diffusers(tmp_path: Path, lensconv: Lensconv) -> None:
+    """To all components that the job names, and to no others."""
+    repo = tmp_path / "repo"
+    synthesize(repo, preset="tiny-flux")
+    choices = weak_adapters(tmp_path, repo)
+    drawing = GenerateOptions(steps=2, height=64, width=96)
+    settings = choose_image_settings(open_measured(repo), "a red cube", drawing)
+    images = {}
+    for adapted in (["transformer", "text_encoder"], ["transformer"]):
+        task = Task("A1", asdict(settings), str(tmp_path / "worker.png"))
+        given = [(str(choice.file), choice.scale) for choice in choices]
+        session = Session(Job(str(repo), {}, "model", "cpu", "bfloat16", [task], given, adapted))
+        session.load()
+        session.generate(task)
+        images[len(adapted)] = pixels(tmp_path / "worker.png")
+    assert draw(lensconv, repo, tmp_path / "x.png", *options_of(choices)).code == 0
+    assert (images[2] == pixels(tmp_path / "x.png")).all()
+    assert (images[1] != images[2]).any()

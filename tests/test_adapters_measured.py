@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -23,6 +25,7 @@ from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
 from converter.measurement.benchmark.machine import describe_machine
 from converter.measurement.benchmark.measuring import Bench
+from converter.measurement.benchmark.meter import Stopwatch
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.repos import choose_image_settings
 from converter.measurement.benchmark.session import Session
@@ -30,6 +33,7 @@ from converter.measurement.benchmark.subjects import Subject, open_subjects
 from converter.measurement.evidence.files import read_evidence_folder, write_evidence
 from converter.measurement.evidence.folder_agreement import disagreements_between
 from converter.measurement.evidence.statistics import spread
+from converter.measurement.generation.adapters import AddedAdapters
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.presentation.card.options import CardOptions
@@ -136,7 +140,9 @@ def test_an_original_with_other_headers_may_contain_the_adapters(measured: Measu
     assert (notes, said.texts) == ([], [])
 
 
-def test_a_worker_draws_the_original_as_generate_does(measured: Measured, tmp_path: Path) -> None:
+def test_a_worker_draws_the_original_as_generate_does(
+    measured: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where each layer is moved, and its weights are on no device after loading."""
     subjects, _ = measured.open(*measured.choices)
     settings = [choose_image_settings(subjects["original"].repo, PROMPT.prompt, DRAWING)]
@@ -147,9 +153,12 @@ def test_a_worker_draws_the_original_as_generate_does(measured: Measured, tmp_pa
     original, quantized = map(Job.from_json, jobs)
     assert (len(original.adapters), original.adapted) == (2, ["transformer"])
     assert (quantized.adapters, quantized.adapted) == ([], [])
+    monkeypatch.setattr("converter.measurement.benchmark.session.Stopwatch", Watch)
     session = Session(original)
+    session._adapters = Telling(session._adapters.fitted, session._adapters.checkpoints)
     session.load()
-    # What it holds is released.
+    # Adding is no part of loading, and what it holds is released.
+    assert SAID == ["paused", "transformer", "continued"]
     assert session._adapters.bytes == 0
     session.generate(task)
     assert draw(call, measured.original, tmp_path / "x.png", *options_of(measured.choices)).code == 0
@@ -157,6 +166,29 @@ def test_a_worker_draws_the_original_as_generate_does(measured: Measured, tmp_pa
     with Image.open(tmp_path / "worker.png") as first, Image.open(tmp_path / "x.png") as second:
         assert first.info == second.info
     assert bench.without_paths(f"{measured.choices[0].file}: is gone", "original") == "0.safetensors: is gone"
+
+
+#: What was done while a model was loaded.
+SAID: list[str] = []
+
+
+class Watch(Stopwatch):
+    """A stopwatch that says when it is paused."""
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        with super().paused():
+            SAID.append("paused")
+            yield
+            SAID.append("continued")
+
+
+class Telling(AddedAdapters):
+    """Adapters that say to what they are added."""
+
+    def add(self, component: str, model: torch.nn.Module) -> None:
+        super().add(component, model)
+        SAID.append(component)
 
 
 def write_measurements(measured: Measured, subjects: Subjects, folder: Path) -> dict[str, dict[str, Any]]:
