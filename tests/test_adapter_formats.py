@@ -214,7 +214,7 @@ def test_what_is_left_out_is_noted(tmp_path: Path) -> None:
     assert len(tensors) == 3 * len(used) + len(resolved.left_out)
     source = save_pipeline(tmp_path / "source", models | {"transformer_2": models["transformer"]}, "WanPipeline")
     notes = plan(source, options=ConvertOptions(("transformer", "transformer_2"), adapters=(choice,))).notes
-    assert sum("x.safetensors: 3 tensors have no effect, as diffusers leaves them out: " in note for note in notes) == 1
+    assert sum("x.safetensors: 3 tensors without effect, as diffusers leaves out such: " in note for note in notes) == 1
     assert sum("change nothing in transformer_2: diffusers loads them into it only on" in note for note in notes) == 1
 
 

@@ -78,6 +78,11 @@ class AdapterFile:
         return self.choice.file
 
     @property
+    def config_file(self) -> Path:
+        """Where ``adapter_config.json`` would be."""
+        return self.file.with_name(_CONFIG_NAME)
+
+    @property
     def identity(self) -> list[Any]:
         """What of this adapter decides the output, for the journal; the order of adapters does, too.
 
@@ -98,7 +103,7 @@ class AdapterFile:
         """
         if self.neighbour is None:
             return None
-        return parse_json_object(self.neighbour, self.file.with_name(_CONFIG_NAME), "it")
+        return parse_json_object(self.neighbour, self.config_file, "it")
 
     def refuse(self, reason: str, hint: str | None = None, *, tensor: str | None = None) -> AdapterError:
         """Return the error that names this file."""
@@ -141,7 +146,7 @@ def open_adapter(choice: AdapterChoice) -> AdapterFile:
 
 
 def read_tensor(tensor: SourceTensor, reader: TensorReader) -> torch.Tensor:
-    """A tensor of an adapter, in the dtype of the file. Raises what ``TensorReader.read`` raises."""
+    """A tensor of an adapter or of a model, in the dtype of its file. Raises what ``TensorReader.read`` raises."""
     torch = load_library("torch")
     return torch.from_numpy(reader.read_all(tensor)).view(dtype_of(tensor)).reshape(tensor.entry.shape)
 

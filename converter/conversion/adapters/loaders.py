@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,11 +81,11 @@ def convert_names(
         MissingInput: the file cannot be read any more.
         MalformedCheckpoint: it has become shorter.
     """
-    components: tuple[str, ...]
+    components = loadable_components(pipeline_class, adapter.file)
     if pipeline_class == LENS_PIPELINE:
-        convert, components = _lens_converter(adapter, tuple(modules)), (LENS_COMPONENT,)
+        convert = _lens_converter(adapter, tuple(modules))
     else:
-        convert, components = _diffusers_converter(adapter, pipeline_class, unet_config)
+        convert = _diffusers_converter(adapter, pipeline_class, unet_config)
     with TensorReader() as reader:
         given = {
             name: traced(name, tensor.entry.shape, dtype_of(tensor), partial(read_tensor, tensor, reader))
@@ -107,6 +108,29 @@ def convert_names(
             components,
             left_out,
         )
+
+
+def loadable_components(pipeline_class: str, file: Path) -> tuple[str, ...]:
+    """The components for which a pipeline's class loads adapters, whether or not a pipeline has them.
+
+    Args:
+        pipeline_class: ``_class_name`` of ``model_index.json``.
+        file: an adapter, for messages.
+
+    Raises:
+        UnsupportedCheckpoint: diffusers does not know the class, or loads no adapters into it.
+    """
+    if pipeline_class == LENS_PIPELINE:
+        return (LENS_COMPONENT,)
+    found = getattr(load_library("diffusers"), pipeline_class, None)
+    components = getattr(found, "_lora_loadable_modules", ())
+    if not (isinstance(found, type) and hasattr(found, "lora_state_dict") and components):
+        known = "diffusers loads no adapters into" if isinstance(found, type) else "diffusers does not know"
+        raise UnsupportedCheckpoint(
+            f"{file}: {known} {printable(pipeline_class) or 'a component without its pipeline'}",
+            "Give the pipeline repo, whose model_index.json names a class that loads adapters.",
+        )
+    return tuple(name for name in components if name != ON_REQUEST)
 
 
 def _unconverted(adapter: AdapterFile, pipeline_class: str, error: Exception) -> AdapterError:
@@ -157,21 +181,12 @@ def _module(name: str) -> str:
 
 def _diffusers_converter(
     adapter: AdapterFile, pipeline_class: str, unet_config: Mapping[str, Any] | None
-) -> tuple[Callable[[dict[str, torch.Tensor]], _Result], tuple[str, ...]]:
-    """The converter of the pipeline's class, and the components for which it loads adapters."""
-    found = getattr(load_library("diffusers"), pipeline_class, None)
-    components = getattr(found, "_lora_loadable_modules", ())
-    if not (isinstance(found, type) and hasattr(found, "lora_state_dict") and components):
-        known = "diffusers loads no adapters into" if isinstance(found, type) else "diffusers does not know"
-        raise UnsupportedCheckpoint(
-            f"{adapter.file}: {known} {printable(pipeline_class) or 'a component without its pipeline'}",
-            "Give the pipeline repo, whose model_index.json names a class that loads adapters.",
-        )
+) -> Callable[[dict[str, torch.Tensor]], _Result]:
+    """The converter of the pipeline's class."""
     large = [name for name in adapter.tensors if _LARGE_NUMBER.search(name)]
     if large:
         raise adapter.refuse(f"has names with a number that no model has: {first_few(large)}", _OTHER_NAMES)
-    components = tuple(name for name in components if name != ON_REQUEST)
-    loader: Any = found
+    loader = getattr(load_library("diffusers"), pipeline_class)
     options: dict[str, Any] = {"return_lora_metadata": True}
     if "return_alphas" in inspect.signature(loader.lora_state_dict).parameters:
         options["return_alphas"] = True
@@ -183,7 +198,7 @@ def _diffusers_converter(
         converted, *alphas, _ = loader.lora_state_dict(state, **options)
         return dict(converted), alphas[0] if alphas else None, adapter.config
 
-    return convert, components
+    return convert
 
 
 def _lens_converter(adapter: AdapterFile, modules: tuple[str, ...]) -> Callable[[dict[str, torch.Tensor]], _Result]:

@@ -18,6 +18,7 @@ from converter.presentation.card.evidence import CardEvidence
 from converter.presentation.card.markdown import Markdown
 from converter.presentation.card.memory import describe_memory
 from converter.presentation.card.metadata import CardMetadata, GalleryImage
+from converter.presentation.card.originals import describe_originals
 from converter.presentation.card.pictures import CardPictures
 from converter.presentation.card.release import CardRelease
 from converter.presentation.card.table_markdown import to_markdown
@@ -119,6 +120,7 @@ def build_context(
         "provenance": to_markdown(release_tables.provenance_table(release, metadata)),
         "files": to_markdown(release_tables.files_table(release, additions)),
         "memory": describe_memory(release, evidence),
+        "originals": describe_originals(release, evidence),
         **_describe_release(release),
         **_describe_times(evidence, prompt_texts, _measured_noun(release, evidence)),
         **_describe_fidelity(evidence),
