@@ -116,13 +116,7 @@ def lens_pipeline(model: Any) -> Any:
     """The part of LensPipeline that loads adapters."""
     from converter.models.lens.adapters import LensLoraLoaderMixin
 
-    class Pipeline(LensLoraLoaderMixin):
-        transformer = model
-
-        def load_lora_weights(self, folder: str, weight_name: str) -> None:
-            self.transformer.load_lora_adapter(folder, weight_name=weight_name)
-
-    return Pipeline()
+    return type("Pipeline", (LensLoraLoaderMixin,), {"hf_device_map": None, "components": {}, "transformer": model})()
 
 
 def build_lens() -> Any:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from converter import VerifyReport
@@ -19,6 +20,8 @@ CONVERTED = {
     "text_encoder_2": "T5EncoderModel",
 }
 NAMES = tuple(CONVERTED)
+#: A tensor of the text encoder that stays as it is.
+CLIP_NORM = "final_layer_norm.bias"
 #: Arguments that make its models smaller still.
 SMALL: dict[str, dict[str, Any]] = {
     "FluxTransformer2DModel": {"num_layers": 1, "num_single_layers": 1},
@@ -41,6 +44,13 @@ def make_several(folder: Path) -> Path:
         # safetensors leaves 0600, which a release could not share.
         file.chmod(0o644)
     return folder
+
+
+def spoil(file: Path, name: str) -> None:
+    """Make a number of a tensor NaN."""
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def titles(report: VerifyReport) -> dict[str, str]:

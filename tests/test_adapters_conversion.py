@@ -292,7 +292,7 @@ def test_names_for_components_that_are_not_converted(tmp_path: Path) -> None:
     source = save_pipeline(tmp_path / "source", models, "StableDiffusionXLPipeline")
     choice, _ = make_adapters(tmp_path, "sdxl", models)
     options, notes = ConvertOptions(adapters=(choice,)), Notes()
-    said = "tensors are for text_encoder, which is not converted, and have no effect: text_encoder."
+    said = "tensors for text_encoder, to which nothing is added: text_encoder."
     convert(source, tmp_path / "out", options=options, reporter=notes)
     assert sum(said in text for text in notes.texts) == 1
     assert sum(said in text for text in plan(source, options=options).notes) == 1

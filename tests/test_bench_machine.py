@@ -158,6 +158,26 @@ def test_a_stopwatch_gives_times_and_peaks_of_stages() -> None:
     assert figures["peak_rss_gb"] == stages["second"]["peak_rss_gb"]
 
 
+def test_a_stopwatch_leaves_out_what_is_done_while_it_is_paused() -> None:
+    meter = Meter(torch.device("cpu"))
+    with meter.watching():
+        watch = Stopwatch(meter, "load")
+        started = time.perf_counter()
+        time.sleep(0.03)
+        with watch.paused():
+            block = grown_block()
+            del block
+            time.sleep(0.3)
+        time.sleep(0.03)
+        figures = watch.stop()
+        taken = time.perf_counter() - started
+    assert list(figures["stages"]) == ["load"]
+    assert 0.06 <= figures["time_s"] <= taken - 0.3
+    assert figures.pop("stages")["load"] == figures
+    before = Stopwatch(meter, "now").stop()["peak_rss_gb"]
+    assert figures["peak_rss_gb"] == pytest.approx(before, abs=0.05)
+
+
 def test_peaks_are_sampled_where_they_cannot_be_reset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("converter.measurement.benchmark.meter._CLEAR_REFS", tmp_path)
     meter = Meter(torch.device("cpu"))

@@ -236,10 +236,12 @@ def test_the_usage_of_a_card_runs(evidence: Path, release: Path, tmp_path: Path)
         (program,) = re.findall(r"## Usage\n.*?```python\n(.*?)```", (copy / "README.md").read_text(), flags=re.DOTALL)
         programs.append(program)
     assert ["cat.png" in program for program in programs] == [False, True]
-    assert "    num_inference_steps=2,\n    guidance_scale=7.5,\n    generator=" in programs[1]
+    arguments = ("height=64", "width=48", "num_inference_steps=2", "guidance_scale=7.5", "generator=")
+    assert ",\n    ".join(arguments) in programs[1]
     done = run_python(programs[1], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "cat.png").is_file()
+    with Image.open(tmp_path / "cat.png") as image:
+        assert image.size == (48, 64)
 
 
 def test_what_is_refused(repo: Path, release: Path, tmp_path: Path, lensconv: Lensconv, tiny_repo: Path) -> None:

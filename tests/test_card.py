@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import hashlib
 import html
@@ -31,6 +32,8 @@ from converter.presentation.card.metadata_rules import MetadataReport, _hub_name
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.page import render_page
 from converter.presentation.card.preview import write_preview
+from converter.presentation.card.release import read_release
+from converter.presentation.card.usage import describe_usage
 from converter.presentation.charts.chart import Chart
 from converter.presentation.charts.draw_charts import prepare_charts
 from converter.presentation.visible import one_line, visible
@@ -139,9 +142,9 @@ def compact(release: Path, report: CardReport, repo: str, *settings: object) -> 
         for file in files:
             start = f"`{file['name']}` | {file['bytes']:,} |"
             text = text.replace(f"{start} `{file[key]}` |", f"{start} its {key} |")
-    keys = ("base_resolution", "aspect_ratio", "steps", "guidance")
-    values = dict(zip(keys, settings, strict=True))
-    text = text.replace(render("usage.md.jinja", repository=repo, **values), f"programs: {repo} {values}\n")
+    keys = ("negative_prompt", "base_resolution", "aspect_ratio", "num_inference_steps", "guidance_scale")
+    values = {key: json.dumps(value) for key, value in zip(keys, settings, strict=True) if value is not None}
+    text = text.replace(render("usage.md.jinja", repository=repo, arguments=values), f"programs: {repo} {values}\n")
     listed = {file["name"]: file for file in manifest["files"]}
     found = {**report.to_dict(), "card": report.card.name}
     assert all(listed[file["name"]] == file for file in found["files"])
@@ -198,16 +201,16 @@ def make_published(release: Path, folder: Path) -> CardReport:
 
 def test_a_card_as_a_whole(release: Path, tmp_path: Path) -> None:
     report = make_measured(release, tmp_path / "evidence")
-    check_expected("card.md", compact(release, report, "release", 1024, "16:9", 4, 1.5))
+    check_expected("card.md", compact(release, report, "release", "fog", 1024, "16:9", 4, 1.5))
 
 
 @pytest.mark.parametrize(
     ("make", "repo", "settings"),
     [
-        (make_published, "owner/Tiny", (1440, "1:1", 20, 5.0)),
-        (make_bare, "release", (1440, "1:1", 20, 5.0)),
-        (make_slower, "owner/Slower", (1440, "1:1", 20, 5.0)),
-        (make_pairs, "release", (1024, "16:9", 4, 1.5)),
+        (make_published, "owner/Tiny", (None, 1440, "1:1", 20, 5.0)),
+        (make_bare, "release", (None, 1440, "1:1", 20, 5.0)),
+        (make_slower, "owner/Slower", (None, 1440, "1:1", 20, 5.0)),
+        (make_pairs, "release", ("fog", 1024, "16:9", 4, 1.5)),
     ],
 )
 def test_other_cards(
@@ -255,6 +258,44 @@ def test_a_card_of_another_model_has_nothing_of_lens(release: Path) -> None:
     assert "40 modules of OtherModel are" in text
     of_lens = ("\n- lens\n", "modulation layers", "| norms |", "from_pretrained(")
     assert not [words for words in of_lens if words in text]
+
+
+_STEPS: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 1.5}
+_QWEN: dict[str, Any] = {"pipeline": "QwenImagePipeline", "guidance_argument": "true_cfg_scale", **_STEPS}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"base_resolution": 1440, "aspect_ratio": "1:1", "num_inference_steps": 20, "guidance_scale": 5.0}),
+        ({**_STEPS, "base_resolution": None, "aspect_ratio": None, "height": 64, "width": 48, "negative_prompt": "`"},
+         {"negative_prompt": "`", "height": 64, "width": 48, **_STEPS}),
+        ({**_STEPS, "base_resolution": 1024, "aspect_ratio": "16:9", "height": 736, "width": 1312},
+         {"base_resolution": 1024, "aspect_ratio": "16:9", **_STEPS}),
+        ({**_QWEN, "height": 64, "width": 48, "max_sequence_length": 512, "negative_prompt": ""},
+         {"negative_prompt": "", "height": 64, "width": 48, "num_inference_steps": 4, "true_cfg_scale": 1.5,
+          "max_sequence_length": 512}),
+        ({**_QWEN, "guidance_argument": "guidance_scale", "negative_prompt": 'a "b"', "max_sequence_length": None},
+         {"negative_prompt": 'a "b"', **_STEPS}),
+        ({**_QWEN, "guidance_argument": "", "fixed_size": True, "height": 64, "width": 48},
+         {"num_inference_steps": 4}),
+    ],
+)  # fmt: skip
+def test_programs_draw_as_the_measured_images_were_drawn(
+    settings: dict[str, Any], expected: dict[str, Any], release: Path
+) -> None:
+    if "pipeline" in settings:
+        edit_json(release / "transformer" / "config.json", _class_name="QwenImageTransformer2DModel")
+        edit_json(release / "model_index.json", _class_name="QwenImagePipeline")
+    programs = re.findall(
+        r"```python\n(.*?)```", str(describe_usage(read_release(release), "a/b", settings)), re.DOTALL
+    )
+    nodes = (node for program in programs for node in ast.walk(ast.parse(program)))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "pipe"]
+    assert len(calls) == len(programs) == (1 if "pipeline" in settings else 2)
+    for call in calls:
+        (_, *found, last) = call.keywords
+        assert (last.arg, {word.arg: ast.literal_eval(word.value) for word in found}) == ("generator", expected)
 
 
 def refuse(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from converter import convert
@@ -132,6 +133,12 @@ def measured(folder: Path, weights: Mapping[str, list[dict[str, Any]]]) -> Path:
 
 def test_a_card_of_two_components_as_a_whole(release: Path) -> None:
     check_expected("card_several.md", card_of(release))
+
+
+def test_tags_follow_from_the_dtypes_of_the_weights(lens_release: Path, tmp_path: Path) -> None:
+    release = shutil.copytree(lens_release, tmp_path / "release")
+    tags = yaml.safe_load(card_of(release).split("---")[1])["tags"]
+    assert tags == ["lens", "text-to-image", "sdnq", "quantized", "static-quantization", "8-bit", "int8"]
 
 
 def test_what_a_card_says_if_all_components_are_quantized(release: Path) -> None:

@@ -73,6 +73,7 @@ for recipe in recipes:
 """
 
 
+@pytest.mark.long
 def test_two_runs_write_the_same_bytes(lens_source: Path, tmp_path: Path) -> None:
     """In other folders, with other hash seeds, threads and memory, and planned by another process or the same."""
     recipes = ("lens-uint4-static", "sdnq-int8")

@@ -150,14 +150,21 @@ def test_where_weights_are() -> None:
 def test_which_placement_leaves_room() -> None:
     sizes = (("text_encoder", 13, 2), ("transformer", 4, 1))
     memory = PipelineMemory(tuple(ComponentMemory(name, gb * GB, module * GB) for name, gb, module in sizes))
-    assert describe_cards(FitReport(memory, memory)) == [
+    assert describe_cards(FitReport(memory, memory), {}) == [
         "8 GB: sequential offload; weights take 2.000 GB, which leaves 6.0 GB for activations.",
         "12 GB: sequential offload; weights take 2.000 GB, which leaves 10.0 GB for activations.",
         "16 GB: model offload; weights take 13.000 GB, which leaves 3.0 GB for activations.",
         "24 GB: all on the device; weights take 17.000 GB, which leaves 7.0 GB for activations.",
     ]
+    # Where a peak was measured, it decides.
+    peaks = {"cold": {"peak_allocated_gb": 14.5}, "warm": {"peak_allocated_gb": {"max": 16.25}}}
+    metrics = {"models": {"quantized": {"generation_peak_allocated_gb": {"max": 21.5}}}}
+    measured: dict[str, Any] = {OFFLOAD_NAME: {"models": {"quantized": peaks}}, METRICS_NAME: metrics}
+    of_16, of_24 = describe_cards(FitReport(memory, memory), measured)[2:]
+    assert of_16 == "16 GB: sequential offload; weights take 2.000 GB, which leaves 14.0 GB for activations."
+    assert of_24.endswith("which leaves 7.0 GB for activations; the measured peak is 21.5 GB.")
     huge = PipelineMemory((ComponentMemory("transformer", 90 * GB, 30 * GB),))
-    assert describe_cards(FitReport(huge, huge))[0] == "8 GB: no placement leaves room."
+    assert describe_cards(FitReport(huge, huge), {})[0] == "8 GB: no placement leaves room."
 
 
 def test_the_published_peaks_are_those_of_weights_and_activations(tiny_repo: Path, tmp_path: Path) -> None:

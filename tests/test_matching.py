@@ -274,6 +274,14 @@ def test_names_of_another_program(tmp_path: Path) -> None:
         match(saved(tmp_path, double_blocks=(4,), single_blocks=(4,)))
 
 
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
+    for name, key in (("T5EncoderModel", "d_ff"), ("FluxTransformer2DModel", "joint_attention_dim")):
+        source = save_model(tmp_path / name, name)
+        edit_json(source / "config.json", **{key: 96})
+        with pytest.raises(UnsupportedCheckpoint, match=r"tensor \S+ has shape \[.*; " + name + " with this config"):
+            plan(source)
+
+
 def with_buffers(source: Path, prefix: str, *buffers: str) -> Path:
     """Add buffers to a checkpoint, and put a prefix before the other names."""
     file = source / "model.safetensors"

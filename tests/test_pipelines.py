@@ -10,6 +10,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -17,6 +18,7 @@ import pytest
 from diffusers.pipelines import auto_pipeline
 
 from converter.errors import InputError
+from converter.measurement.benchmark.repos import describe_settings
 from converter.models.pipeline_calls import describe_call, lacking_inputs, makes
 from converter.models.pipeline_memory import pipeline_memory
 from converter.models.pipelines import describe_pipeline, refuse_other_output
@@ -83,6 +85,16 @@ def test_what_pipelines_make_agrees_with_diffusers(classes: dict[str, Any]) -> N
         outcome = f"{guidance}{with_negative}" if name in drawn else need if kind == "images" else kind
         lines.append(f"{name}: {outcome}\n")
     check_expected("pipelines.txt", "".join(lines))
+
+
+def test_measurements_say_which_pipelines_take_no_size() -> None:
+    settings: Any = SimpleNamespace(to_evidence=dict)
+    for name, expected in (
+        ("QwenImagePipeline", {"guidance_argument": "true_cfg_scale"}),
+        ("VQDiffusionPipeline", {"guidance_argument": "guidance_scale", "fixed_size": True}),
+    ):
+        repo: Any = SimpleNamespace(pipeline=SimpleNamespace(call=describe_call(getattr(diffusers, name))))
+        assert describe_settings(repo, settings) == expected
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,8 @@ def recipe_of(name: str) -> Recipe | None:
     ("name", "counts"),
     [
         *(("default", [1]), ("default", [25, 7]), ("svd", [7]), ("stochastic", [7, 3])),
-        *(("dynamic", [3]), ("dynamic", [25]), ("dynamic-svd", [7, 9]), ("kept", [7])),
+        *(pytest.param("dynamic", [count], marks=pytest.mark.long) for count in (3, 25)),
+        *(("dynamic-svd", [7, 9]), ("kept", [7])),
     ],
 )
 def test_an_interrupted_run_goes_on(
@@ -137,7 +138,9 @@ def test_whatever_decides_the_output_makes_another_conversion(
     assert len({*found, identity()}) == 13
 
 
-@pytest.mark.parametrize("name", ["default", "stochastic", "dynamic", "dynamic-svd"])
+@pytest.mark.parametrize(
+    "name", ["default", "stochastic", pytest.param("dynamic", marks=pytest.mark.long), "dynamic-svd"]
+)
 def test_what_was_lost_is_made_again(name: str, interrupt: Interrupt, lens_source: Path, tmp_path: Path) -> None:
     """Slots that are gone do not count as finished, in this run or in the one after the next kill."""
     recipe, output = recipe_of(name), tmp_path / "out"

@@ -30,8 +30,6 @@ from tests.pipelines import CONVERTED, NAMES, titles
 from tests.reporters import Notes
 from tests.tiny_models import WEIGHTS
 
-#: The title of the check of numbers.
-
 
 @pytest.fixture(scope="module")
 def source(several: Path) -> Path:
@@ -242,6 +240,7 @@ _LARGE = ("T5EncoderModel", _ENCODER, "BF16", LEAST_TEXT_ENCODER_BYTES + 2)
         (["all"], {"all": _DENOISER, "unet": _DENOISER}, ["all"]),
         (["all", "unet"], {"all": _DENOISER, "unet": _DENOISER}, ["unet", "all"]),
         (["unet", "unet", "all"], {"unet": _DENOISER}, ["unet"]),
+        (["vae", "unet", "vae"], {"vae": ("AutoencoderKL", WEIGHTS, "F32", 1000), "unet": _DENOISER}, ["unet", "vae"]),
     ],
 )  # fmt: skip
 def test_all_stands_for_what_is_worth_it(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -23,19 +22,8 @@ from converter.schemas import load_schema
 from tests import reference
 from tests.conftest import Lensconv, call, edit_json, snapshot
 from tests.forms import accepted
-from tests.pipelines import CONVERTED, NAMES
+from tests.pipelines import CLIP_NORM, CONVERTED, NAMES, spoil
 from tests.tiny_models import WEIGHTS, save_model
-
-#: The title of the check of numbers.
-
-CLIP_NORM = "final_layer_norm.bias"
-
-
-def spoil(file: Path, name: str) -> None:
-    """Make a number of a tensor NaN."""
-    tensors = load_file(file)
-    tensors[name].view(-1)[0] = torch.nan
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +38,14 @@ def release(several_release: Path) -> Path:
     return several_release
 
 
-@pytest.mark.parametrize("name", ["uint4", "svd", "stochastic", "dynamic", "dynamic-svd"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "uint4",
+        "stochastic",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("svd", "dynamic", "dynamic-svd")),
+    ],
+)
 def test_each_component_is_what_sdnq_writes_and_what_it_is_alone(name: str, source: Path, tmp_path: Path) -> None:
     """In whatever order they are named, and although each uses random numbers or decides by its weights."""
     options = (reference.RECIPES | reference.FURTHER_RECIPES)[name]

@@ -12,8 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
 from converter import (
     ConvertOptions,
@@ -28,21 +26,10 @@ from converter.errors import DiskError, NonFiniteWeight, OutputError
 from tests import reference
 from tests.conftest import names_in, snapshot
 from tests.faults import raising
-from tests.pipelines import NAMES
+from tests.pipelines import CLIP_NORM, NAMES, spoil
 from tests.reporters import Notes
 from tests.test_resume import Interruption
 from tests.tiny_models import WEIGHTS
-
-#: The title of the check of numbers.
-
-CLIP_NORM = "final_layer_norm.bias"
-
-
-def spoil(file: Path, name: str) -> None:
-    """Make a number of a tensor NaN."""
-    tensors = load_file(file)
-    tensors[name].view(-1)[0] = torch.nan
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,6 @@ from tests.conftest import Lensconv, call
 from tests.pipelines import CONVERTED, NAMES, titles
 
 #: The title of the check of numbers.
-
-#: The title of the check of numbers.
 NEAR = "quantized weights are near the source"
 
 
@@ -48,6 +46,7 @@ def copy(release: Path, tmp_path: Path) -> Path:
     return shutil.copytree(release, tmp_path / "copy")
 
 
+@pytest.mark.long
 def test_all_that_was_converted_is_examined_with_every_option(
     source: Path, release: Path, lensconv: Lensconv, tmp_path: Path
 ) -> None:
@@ -73,6 +72,9 @@ def test_all_that_was_converted_is_examined_with_every_option(
             for family in result["fidelity"]["families"]
             if family["name"].startswith(f"{name}/")
         }
+    recipes = [check for check in result["checks"] if check["name"] == "recipe"]
+    alone = lensconv("verify", release, "--recipe", recipe, "--json").result
+    assert [check for check in alone["checks"] if check["name"] == "recipe"] == recipes
     ratios = [part["fidelity"]["sqnr_db"]["min"] for part in result["components"]]
     assert result["fidelity"]["sqnr_db"]["min"] == min(ratios)
     shown = lensconv("verify", release, *options)
@@ -195,9 +197,13 @@ def test_a_release_that_was_made_in_two_steps(source: Path, several_steps: tuple
     report = verify(second, against=first, recipe="sdnq-int8")
     assert report.ok, titles(report)
     assert [check.title for check in report.checks if check.name == "recipe"] == ["text_encoder: recipe"]
+    assert [check for check in verify(second, recipe="sdnq-int8").checks if check.name == "recipe"] == [
+        check for check in report.checks if check.name == "recipe"
+    ]
     assert [*titles(verify(second, against=source, recipe="sdnq-int8"))] == ["transformer: recipe"]
-    with pytest.raises(UsageError, match="is quantized already"):
-        verify(second, against=first, recipe="sdnq-int8", components=["transformer"])
+    for against in (first, None):
+        with pytest.raises(UsageError, match="/transformer was quantized before"):
+            verify(second, against=against, recipe="sdnq-int8", components=["transformer"])
     with pytest.raises(UsageError, match="needs an unquantized source"):
         verify(second, against=first, fail_under_sqnr=1, components=["transformer"])
     assert verify(second, against=first, fail_under_sqnr=1).ok

@@ -101,6 +101,7 @@ def test_training_never_draws_what_the_evaluation_asks_for() -> None:
     assert [prompt.required_text for prompt in read_suite("signs").prompts] == [(sign.text,) for sign in suite]
 
 
+@pytest.mark.long
 def test_training_is_reproducible(pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoencoder_module, "_MEASURED", 8)
 

@@ -139,9 +139,8 @@ def test_help_needs_no_extra(packages: Path, tmp_path: Path) -> None:
 
 
 def test_the_usage_of_a_card_runs(tiny_release: Path, packages: Path, tmp_path: Path) -> None:
-    text = render(
-        "usage.md.jinja", repository=str(tiny_release), base_resolution=1024, aspect_ratio="2:1", steps=1, guidance=1.0
-    )
+    arguments = {"base_resolution": 1024, "aspect_ratio": '"2:1"', "num_inference_steps": 1, "guidance_scale": 1.0}
+    text = render("usage.md.jinja", repository=str(tiny_release), arguments=arguments)
     check_expected("usage.md", text.replace(str(tiny_release), "owner/name"))
     programs = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len(programs) == 2

@@ -42,7 +42,7 @@ from tests.conftest import Lensconv, edit_json, forget_file
 from tests.expected import check_expected
 from tests.reference import FURTHER_RECIPES, LENS_OPTIONS, RECIPES, convert_with_sdnq
 from tests.reporters import Notes
-from tests.tiny_models import model_class, save_model
+from tests.tiny_models import convert_default, model_class, save_model
 
 
 @pytest.fixture
@@ -254,6 +254,28 @@ def test_the_recipe_is_checked_by_headers(lens_source: Path, lens_output: Path, 
     assert verify(tmp_path / "out", against=lens_source, recipe=Recipe("r", {"weights_dtype": "uint4"})).checks[-1].ok
 
 
+@pytest.mark.parametrize(
+    "name", ["FluxTransformer2DModel", "T5EncoderModel", "Qwen3ForCausalLM", "Qwen2_5_VLForConditionalGeneration"]
+)
+def test_the_recipe_of_another_class_is_checked_without_its_source(name: str, tmp_path: Path) -> None:
+    """Of models with tied weights too, and of those that transformers renames when it saves them."""
+    output = convert_default(save_model(tmp_path / "source", name), tmp_path / "out")
+    report = verify(output, recipe="sdnq-uint4")
+    assert report.ok, failed(report)
+    tensors = sum(component.tensors for component in report.components)
+    assert report.checks[-1].detail == f"all {tensors} tensors are as recipe sdnq-uint4 makes them"
+    assert failed(verify(output, recipe="sdnq-int8")).keys() == {"recipe"}
+    (file,) = output.glob("*.safetensors")
+    content = load_file(file)
+    gone, longer = [key for key, tensor in content.items() if "norm" in key and tensor.ndim == 1][:2]
+    del content[gone]
+    content[longer] = torch.cat([content[longer]] * 2)
+    save_file(content, file, metadata={"format": "pt"})
+    size = content[longer].numel()
+    expected = f"{gone} is missing; {longer} is BF16 [{size}], should be BF16 [{size // 2}]"
+    assert failed(verify(output, recipe="sdnq-uint4"))["recipe"] == expected
+
+
 def test_what_cannot_be_asked(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--against"):
         verify(lens_output, fail_under_sqnr=10)
@@ -263,8 +285,6 @@ def test_what_cannot_be_asked(lens_source: Path, lens_output: Path, tmp_path: Pa
         verify(lens_source, against=lens_source)
     flux = save_model(tmp_path / "flux", "FluxTransformer2DModel", num_layers=1, num_single_layers=1)
     convert(flux, tmp_path / "out")
-    with pytest.raises(UsageError, match="--against"):
-        verify(tmp_path / "out", recipe="sdnq-uint4")
     assert "recipe" not in failed(verify(tmp_path / "out", against=flux, recipe="sdnq-uint4"))
     with pytest.raises(UnsupportedCheckpoint, match="Flux"):
         verify(tmp_path / "out", against=lens_source)
@@ -273,6 +293,8 @@ def test_what_cannot_be_asked(lens_source: Path, lens_output: Path, tmp_path: Pa
         verify(tmp_path / "out", checksums=True)
     (tmp_path / "out" / "config.json").unlink()
     assert failed(verify(tmp_path / "out", against=flux)) == {"config": "config.json names no class"}
+    with pytest.raises(UsageError, match="--recipe needs --against SOURCE for weights without a config"):
+        verify(tmp_path / "out", recipe="sdnq-uint4")
 
 
 def test_another_source_is_far(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:

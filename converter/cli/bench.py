@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.evidence import render_contents
-from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, pass_console
+from converter.cli.options import LOCAL_PATH, PATH, adapter_option, dataclass_options, output_options, pass_console
 from converter.cli.thresholds import payload, render_verdicts, threshold_option
 from converter.console import Console
 from converter.errors import MissingFigure
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from converter.measurement.benchmark.bench import BenchReport
 
-#: Options of `generate` that a benchmark chooses itself.
-_CHOSEN = ("seed", "offload", "features", "overwrite")
+#: Options of `generate` that a benchmark chooses itself, or that mean something else here.
+_CHOSEN = ("seed", "offload", "features", "overwrite", "adapters")
 
 
 @click.command(
@@ -47,6 +47,10 @@ _CHOSEN = ("seed", "offload", "features", "overwrite")
 @click.option("--out", "output", metavar="DIR", type=PATH, required=True, help="Folder for measurements and images.")
 @dataclass_options(BenchOptions, *(field.name for field in fields(BenchOptions)))
 @dataclass_options(GenerateOptions, *(field.name for field in fields(GenerateOptions) if field.name not in _CHOSEN))
+@adapter_option(
+    "LoRA adapter to add to the weights of ORIGINAL, for a release that was converted with it. Repeatable; file, scale "
+    "and order must be those in the manifest of QUANTIZED."
+)
 @threshold_option(
     "lpips (mean), psnr (mean, in dB), cer (mean character error rate of the quantized model), trajectory (mean "
     "velocity error), slowdown (lower end of the interval, in percent)"
@@ -69,6 +73,9 @@ def command(
 
     Each model and mode runs in new processes. A failure is recorded as a failed row, and the rest is still measured. A
     run that was stopped continues where it stopped. `report`, `grid`, `charts` and `card` read the files in DIR.
+
+    Compare a release that was converted with --lora with the original that has the same adapters: give them again. The
+    figures otherwise include the effect of LoRA, not only that of quantization.
     """
     require_extra("measure")
     from converter.measurement.prompts.suite import read_suite

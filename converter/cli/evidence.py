@@ -56,6 +56,7 @@ def _render(schema: str, content: Mapping[str, Any]) -> list[RenderableType]:
     from converter.measurement.evidence.summary import matrix_statistics
     from converter.measurement.evidence.time_comparison import compare_matrix, compare_offload
     from converter.presentation.tables import conditions, fidelity, measurements
+    from converter.presentation.tables.adapters import describe_original
 
     if schema == "benchmark_metrics":
         machine = "; ".join(f"{label}: {text}" for label, text in conditions.environment(content["environment"]))
@@ -68,9 +69,10 @@ def _render(schema: str, content: Mapping[str, Any]) -> list[RenderableType]:
     if schema == "model_cpu_offload_benchmark":
         shown = measurements.offload_table(content)
         return [_show(shown, content["method"]), *_times(compare_offload(content), "a warm image")]
+    about_original = [text] if (text := describe_original(content.get("sources", {}))) else []
     if schema == "image_fidelity":
-        return render_images(content)
-    return [_show(fidelity.weights_table(content))] if schema == "weight_fidelity" else []
+        return [*render_images(content), *about_original]
+    return [_show(fidelity.weights_table(content)), *about_original] if schema == "weight_fidelity" else []
 
 
 def _spread(model: str, spread: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, pass_console
+from converter.cli.options import LOCAL_PATH, PATH, adapter_option, dataclass_options, output_options, pass_console
 from converter.console import Console, readable_size
 from converter.measurement.generation.options import GenerateOptions
 
@@ -22,7 +22,10 @@ from converter.measurement.generation.options import GenerateOptions
 @click.argument("repo", type=LOCAL_PATH)
 @click.option("--prompt", required=True, help="What the image shows.")
 @click.option("--out", "output", metavar="FILE.png", type=PATH, required=True, help="Path of the image.")
-@dataclass_options(GenerateOptions, *(field.name for field in fields(GenerateOptions)))
+@dataclass_options(GenerateOptions, *(field.name for field in fields(GenerateOptions) if field.name != "adapters"))
+@adapter_option(
+    "LoRA adapter to add to the weights of an original, by default with scale 1. Repeatable; added in this order."
+)
 @output_options
 @pass_console
 def command(console: Console, /, repo: Path, prompt: str, output: Path, **options: Any) -> None:
@@ -32,6 +35,8 @@ def command(console: Console, /, repo: Path, prompt: str, output: Path, **option
     image of a prompt. Code in a repo is never run. For Lens, the text encoder is freed before the transformer is
     loaded, to save memory. If the machine does not have enough memory, the command stops before it loads anything.
     The PNG contains the settings.
+
+    With --lora, adapters are added to the weights of an original first, as `convert` adds them before it quantizes.
     """
     # Imported late, since it takes seconds; errors in the command line are reported before.
     from converter.libraries import PIPELINE_BYTES, load_library
@@ -40,6 +45,8 @@ def command(console: Console, /, repo: Path, prompt: str, output: Path, **option
     report = module.generate(repo, prompt, output, GenerateOptions(**options), reporter=console)
     settings = report.settings
     kind = _quantization_text(settings["quantization"])
+    if "adapters" in settings:
+        kind += f", with LoRA in {', '.join(settings['adapters'])}"
     memory = f"peak memory {readable_size(report.peak_rss_bytes)}"
     if report.peak_device_bytes is not None:
         predicted = readable_size(report.predicted_device_memory_bytes)

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--recipe",
     metavar="NAME|FILE",
-    help="Check that it is the result of this recipe; needs --against for classes other than Lens.",
+    help="Check that it is the result of this recipe.",
 )
 @click.option("--checksums", is_flag=True, help="Compare the sha256 of every file with the manifest; not for hf://.")
 @click.option(

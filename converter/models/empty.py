@@ -7,7 +7,7 @@ its files. diffusers and transformers decide differently; this module asks each 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +51,30 @@ def build_empty_model(checkpoint: Checkpoint) -> EmptyModel:
     Raises:
         UnsupportedCheckpoint: the class is unknown, cannot be built from the config, or has other tensors.
     """
+    config, model_class = _find_class(checkpoint)
+    if _is_transformers(model_class):
+        return _build_transformers(model_class, checkpoint, config)
+    return _build_diffusers(model_class, checkpoint, config)
+
+
+def tensors_of_class(checkpoint: Checkpoint, loaded: Collection[str]) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint's class, without storage, by the names under which its library saves them.
+
+    Args:
+        checkpoint: with the config of the model.
+        loaded: its tensors that are in the model's own form. transformers saves some classes under the names with which
+            it loaded them, which these show.
+
+    Raises:
+        UnsupportedCheckpoint: the class is unknown, or cannot be built from the config.
+    """
+    config, model_class = _find_class(checkpoint)
+    if _is_transformers(model_class):
+        return saved_by_transformers(_from_pretrained(model_class, checkpoint, config.content, loaded))
+    return dict(_from_config(model_class, checkpoint, config.content).state_dict(keep_vars=True))
+
+
+def _find_class(checkpoint: Checkpoint) -> tuple[ModelConfig, Any]:
     config = model_config(checkpoint)
     where = str(checkpoint.folder / "config.json")
     if not config.class_name:
@@ -60,10 +84,11 @@ def build_empty_model(checkpoint: Checkpoint) -> EmptyModel:
     if config.class_name == LENS:
         # These checks say more than a constructor that fails.
         any(lens_tensors(LensConfig.from_dict(config.content, where)))
-    model_class = find_class(config.class_name, where)
-    if issubclass(model_class, load_library("transformers").PreTrainedModel):
-        return _build_transformers(model_class, checkpoint, config)
-    return _build_diffusers(model_class, checkpoint, config)
+    return config, find_class(config.class_name, where)
+
+
+def _is_transformers(model_class: type) -> bool:
+    return issubclass(model_class, load_library("transformers").PreTrainedModel)
 
 
 @contextmanager
@@ -81,20 +106,25 @@ def _constructing(model_class: Any, checkpoint: Checkpoint) -> Iterator[None]:
         ) from error
 
 
-def _build_diffusers(model_class: Any, checkpoint: Checkpoint, config: ModelConfig) -> EmptyModel:
+def _from_config(model_class: Any, checkpoint: Checkpoint, config: Mapping[str, Any]) -> Any:
+    """Build a model of diffusers from its config alone; parameters have no storage."""
     loading = load_library("diffusers.models.model_loading_utils")
     utilities = load_library("diffusers.models.modeling_utils")
     if issubclass(model_class, utilities.LegacyModelMixin):
-        model_class = loading._fetch_remapped_cls_from_config({"norm_type": None, **config.content}, model_class)
+        model_class = loading._fetch_remapped_cls_from_config({"norm_type": None, **config}, model_class)
     with _constructing(model_class, checkpoint), load_library("accelerate").init_empty_weights():
-        model = model_class.from_config({key: value for key, value in config.content.items() if key != "_name_or_path"})
+        return model_class.from_config({key: value for key, value in config.items() if key != "_name_or_path"})
+
+
+def _build_diffusers(model_class: Any, checkpoint: Checkpoint, config: ModelConfig) -> EmptyModel:
+    model = _from_config(model_class, checkpoint, config.content)
     model.eval()
     # The loader renames the attention blocks of old autoencoders; given a mapping of names to themselves, it shows
     # which name became which.
     names = {name: name for name in checkpoint.tensors}
     if checkpoint.index is None:
         model._fix_state_dict_keys_on_load(names)
-    keep_in_float32 = set(model_class._keep_in_fp32_modules or ())
+    keep_in_float32 = set(model._keep_in_fp32_modules or ())
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
             path, _, last = name.rpartition(".")
@@ -105,7 +135,7 @@ def _build_diffusers(model_class: Any, checkpoint: Checkpoint, config: ModelConf
                 tensor.data = empty
             else:
                 model.get_submodule(path)._buffers[last] = empty
-    ignored_patterns = model_class._keys_to_ignore_on_load_unexpected or ()
+    ignored_patterns = model._keys_to_ignore_on_load_unexpected or ()
     sources, ignored = match_tensors(model, names, checkpoint, ignored_patterns)
     return EmptyModel(model, False, config, sources, ignored)
 
@@ -127,6 +157,26 @@ def _build_transformers(model_class: Any, checkpoint: Checkpoint, config: ModelC
     return EmptyModel(model, True, config, sources, tuple(sorted({*ignored, *duplicates})))
 
 
+def _from_pretrained(
+    model_class: Any, checkpoint: Checkpoint, config: Mapping[str, Any], names: Collection[str]
+) -> Any:
+    """Build a model of transformers as if it loaded these tensors; neither they nor the others have storage."""
+    state = {
+        name: torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype], device="meta")
+        for name, entry in ((name, checkpoint.tensors[name].entry) for name in names)
+    }
+    with _constructing(model_class, checkpoint):
+        return model_class.from_pretrained(
+            None,
+            config=model_class.config_class.from_dict(dict(config)),
+            state_dict=state,
+            dtype=torch.bfloat16,
+            device_map={"": "meta"},
+            # Shapes are compared afterwards.
+            ignore_mismatched_sizes=True,
+        )
+
+
 def _load_transformers(
     model_class: Any, checkpoint: Checkpoint, config: Mapping[str, Any], names: dict[str, str]
 ) -> Any:
@@ -138,18 +188,7 @@ def _load_transformers(
         config: content of ``config.json``.
         names: names in the checkpoint, as keys and as values; the keys become the names in the model.
     """
-    state = {
-        name: torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype], device="meta")
-        for name, entry in ((name, checkpoint.tensors[name].entry) for name in names)
-    }
-    with _constructing(model_class, checkpoint):
-        model: Any = model_class.from_pretrained(
-            None,
-            config=model_class.config_class.from_dict(dict(config)),
-            state_dict=state,
-            dtype=torch.bfloat16,
-            device_map={"": "meta"},
-        )
+    model = _from_pretrained(model_class, checkpoint, config, names)
     model.eval()
     loading = load_library("transformers.core_model_loading")
     mapping = load_library("transformers.conversion_mapping").get_model_conversion_mapping(model)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from converter.checkpoint.components import PipelineComponent, examine_components
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
+from converter.checkpoint.header import Header, read_header
 from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, pipeline_components
+from converter.checkpoint.weights import WEIGHTS_SUFFIX
 from converter.conversion.choosing import order_components
 from converter.conversion.release.manifest import QUANTIZATION_CONFIG_NAME, Manifest, read_manifest
 from converter.errors import InputError
@@ -36,11 +38,28 @@ def choose_audited(path: Path, wanted: Sequence[str], *, reads_headers: bool = T
         wanted: names. By default these are the components that the manifest describes, those that are quantized by
             SDNQ, and the denoiser; but no denoiser of plain floats that the manifest does not describe, if there is
             another component to examine.
-        reads_headers: whether headers of all components can be read; of a repo on the Hub, only small files can.
+        reads_headers: whether headers of all components can be read; of a repo on the Hub, only those that
+            ``choose_read`` names can.
 
     Returns:
         What ``Audit`` takes for each.
     """
+    return _choose(path, wanted, _is_plain, reads_headers=reads_headers)
+
+
+def choose_read(path: Path, wanted: Sequence[str]) -> tuple[str | None, ...]:
+    """Choose the components of a repo on the Hub whose headers are read, before any is read.
+
+    They are those that are examined, and the denoiser, whose headers decide whether it is.
+
+    Args: those of ``choose_audited``.
+    """
+    return _choose(path, wanted, lambda _: False, reads_headers=False)
+
+
+def _choose(
+    path: Path, wanted: Sequence[str], is_plain: Callable[[PipelineComponent], bool], *, reads_headers: bool
+) -> tuple[str | None, ...]:
     if wanted or not (path / PIPELINE_INDEX).is_file():
         return order_components(path, wanted)
     try:
@@ -53,7 +72,7 @@ def choose_audited(path: Path, wanted: Sequence[str], *, reads_headers: bool = T
     found = [name for name in described if name in components]
     found += [component.name for component in examined if _uses_sdnq(component) and component.name in components]
     denoiser = next((component for name in DENOISERS for component in examined if component.name == name), None)
-    if denoiser is not None and not (found and _is_plain(denoiser)):
+    if denoiser is not None and not (found and is_plain(denoiser)):
         found.append(denoiser.name)
     return order_components(path, found)
 
@@ -77,8 +96,11 @@ def _uses_sdnq(component: PipelineComponent) -> bool:
 
 def _is_plain(component: PipelineComponent) -> bool:
     """Whether a component has floats only, as far as that is known."""
-    return WEIGHT_DTYPES.issuperset(_dtypes(component))
+    return WEIGHT_DTYPES.issuperset(entry.dtype for header in _headers(component) for entry in header.tensors.values())
 
 
-def _dtypes(component: PipelineComponent) -> Iterator[str]:
-    return (entry.dtype for header in component.headers for entry in header.tensors.values())
+def _headers(component: PipelineComponent) -> Sequence[Header]:
+    """Headers of a component, which may not have been examined with it."""
+    if component.headers or component.problems:
+        return component.headers
+    return [read_header(file) for file in component.weights if file.suffix == WEIGHTS_SUFFIX]

@@ -19,8 +19,8 @@ from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import Checkpoint, SourceTensor
 from converter.console import SILENT, Progress, Reporter
-from converter.conversion.adapters.additions import ADDED_DTYPE, Addition
-from converter.conversion.adapters.weights import start as start_adding
+from converter.conversion.adapters.additions import Addition
+from converter.conversion.adapters.weights import read_added
 from converter.conversion.kernels.sdnq import as_tensor
 from converter.conversion.planning.rules import PARTS
 from converter.errors import UnsupportedCheckpoint
@@ -192,13 +192,10 @@ class _Pair:
 
     def _original(self, source: SourceTensor, reader: TensorReader) -> torch.Tensor:
         """A tensor of the source, with what adapters added to it."""
-        data, addition = reader.read_all(source), self._additions.get(source.entry.name)
-        if addition is None:
-            return as_tensor(data, source.entry.dtype, source.entry.shape)
-        # Imported here: it imports numba.
-        from converter.conversion.execution.pieces import add_adapters
-
-        return as_tensor(add_adapters(start_adding(addition), source, data, 0), ADDED_DTYPE, source.entry.shape)
+        addition = self._additions.get(source.entry.name)
+        if addition is not None:
+            return read_added(addition, source, reader)
+        return as_tensor(reader.read_all(source), source.entry.dtype, source.entry.shape)
 
     def _compare_quantized(self, source: SourceTensor, path: str, reader: TensorReader) -> ModuleFidelity:
         parts = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.checkpoint.header import TensorEntry
 from converter.checkpoint.source import Checkpoint, SourceTensor
 from converter.conversion.planning.plan import Plan, refuse_unmatched
@@ -12,6 +13,7 @@ from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.request import choose_recipes
 from converter.errors import UsageError
+from converter.libraries import require_library_memory
 from converter.models.lens.layout import CLASS_NAME, LensConfig, lens_tensors
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_options
@@ -24,27 +26,17 @@ def check_recipe(audits: Sequence[Audit], sources: Sequence[Checkpoint], recipe:
 
     Args:
         audits: of the components.
-        sources: what they were made from; empty if that is not at hand, and only Lens can be checked. A component that
-            was quantized already is not checked, as no recipe made it.
+        sources: what they were made from; empty if that is not at hand, and their classes have to show it. A component
+            that was quantized already is not checked, as no recipe made it.
         recipe: a recipe, its name or its file.
 
     Raises:
         UsageError: no component can be checked like this.
+        UnsupportedCheckpoint: a class is unknown, cannot be built from its config, or SDNQ refuses it.
         RecipeError: the recipe does not exist or does not fit.
     """
-    models = [*sources] if sources else [_unquantized_lens(audit) for audit in audits]
-    pairs = [
-        # The recipe's table for a component counts by its name in the release; the source may be its folder alone.
-        (audit, replace(model, component=audit.name))
-        for audit, model in zip(audits, models, strict=True)
-        if model is not None and not is_quantized(model)
-    ]
-    if sources and not pairs:
-        raise UsageError(f"--recipe checks what a conversion made, but {sources[0].folder} is quantized already")
-    if not pairs:
-        is_lens = any(audit.class_name == CLASS_NAME for audit in audits)
-        what = "weights without a config.json" if is_lens else "a class other than Lens"
-        raise UsageError(f"--recipe needs --against SOURCE for {what}")
+    # The recipe's table for a component counts by its name in the release; the source may be its folder alone.
+    pairs = [(audit, replace(model, component=audit.name)) for audit, model in _unquantized(audits, sources)]
     recipes = choose_recipes(recipe, [model for _, model in pairs])
     # A rule may be for components that were converted and are not checked here.
     is_part = bool(audits[0].converted - {audit.name for audit, _ in pairs})
@@ -90,14 +82,55 @@ def _plan(model: Checkpoint, recipe: Recipe) -> Plan:
     return plan
 
 
-def _unquantized_lens(audit: Audit) -> Checkpoint | None:
-    """The headers that the unquantized form of a Lens checkpoint has; None for another class or without a config."""
+def _unquantized(audits: Sequence[Audit], sources: Sequence[Checkpoint]) -> Iterator[tuple[Audit, Checkpoint]]:
+    """Yield the components that a recipe can have made, with what it made them from."""
+    sides = zip(audits, sources, strict=True) if sources else ((audit, None) for audit in audits)
+    found = [(audit, source) for audit, source in sides if not _is_older(audit, source)]
+    if not found:
+        folder = (sources[0] if sources else audits[0].checkpoint).folder
+        raise UsageError(f"--recipe checks what a conversion made, but {folder} was quantized before")
+    for audit, source in found:
+        yield audit, source or _source_of_class(audit)
+
+
+def _is_older(audit: Audit, source: Checkpoint | None) -> bool:
+    """Whether the conversion found a component quantized already; without its source, the manifest shows it."""
+    if source is not None:
+        return is_quantized(source)
+    return bool(audit.converted) and audit.name not in audit.converted
+
+
+def _source_of_class(audit: Audit) -> Checkpoint:
+    """The headers that the unquantized form of a component has, by its class and its config.
+
+    Raises:
+        UsageError: it has no config.
+        UnsupportedCheckpoint: the class is unknown, or cannot be built from the config.
+    """
     checkpoint = audit.checkpoint
-    if audit.class_name != CLASS_NAME or not checkpoint.config:
-        return None
-    tensors = {
-        name: SourceTensor(TensorEntry(name, "F32", shape, 0, 0), checkpoint.folder, 0)
-        for name, shape in lens_tensors(LensConfig.from_dict(checkpoint.config))
-    }
+    if not checkpoint.config:
+        raise UsageError(f"{checkpoint.folder}: --recipe needs --against SOURCE for weights without a config.json")
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    return replace(checkpoint, tensors=tensors, config=config)
+    plain = replace(checkpoint, config=config)
+    tensors = {
+        name: SourceTensor(TensorEntry(name, dtype, shape, 0, 0), checkpoint.folder, 0)
+        for name, dtype, shape in (_lens(plain) if audit.class_name == CLASS_NAME else _of_class(plain, audit))
+    }
+    return replace(plain, tensors=tensors)
+
+
+def _lens(checkpoint: Checkpoint) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of each tensor of a Lens transformer, without torch."""
+    for name, shape in lens_tensors(LensConfig.from_dict(checkpoint.config)):
+        yield name, "F32", shape
+
+
+def _of_class(checkpoint: Checkpoint, audit: Audit) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """The same of another class, from the class itself."""
+    require_library_memory()
+    from converter.models.classes import SAFETENSORS_NAMES
+    from converter.models.empty import tensors_of_class
+
+    floats = [name for name, entry in audit.kept.items() if entry.dtype in WEIGHT_DTYPES]
+    for name, tensor in tensors_of_class(checkpoint, floats).items():
+        yield name, SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape)

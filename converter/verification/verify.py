@@ -16,7 +16,7 @@ from converter.hub.addresses import HubAddress, is_address, parse_address
 from converter.libraries import COMPARING_BYTES, require_library_memory
 from converter.verification.adapters import Additions, fit, missing_adapters
 from converter.verification.audit import Audit
-from converter.verification.audited import choose_audited, open_audits
+from converter.verification.audited import choose_read, open_audits
 from converter.verification.checks import check_repo
 from converter.verification.components import check_components, other_components
 from converter.verification.copied import compare_copied, is_quantized
@@ -188,7 +188,7 @@ def _verify_remote(
     from converter.verification.remote import check_local, check_records, local_sizes, remote_report
 
     def choose(folder: Path) -> Sequence[str | None]:
-        return choose_audited(folder, components, reads_headers=False)
+        return choose_read(folder, components)
 
     # Faults of the local folder are reported before the first request.
     sizes = local_sizes(against) if against is not None else {}

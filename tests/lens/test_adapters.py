@@ -29,6 +29,7 @@ from converter.verification.dequantizing import dequantize
 from tests.lens import models
 from tests.lens.models import ALPHA, RANK, TOLERANCE, adapted, distance, golden, make_adapter, reference, run
 from tests.lens.prompts import notices
+from tests.lora_files import lens_pipeline
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIXES = ["", "transformer.", "base_model.model.", "base_model.model.transformer."]
@@ -93,15 +94,24 @@ def sources(folder: Path, cache: Path) -> list[Source]:
     return [*((file, {}) for file in files), subfolder, both, *repositories]
 
 
+def model_loader(model: Any) -> Any:
+    return model.load_lora_adapter
+
+
+def pipeline_loader(model: Any) -> Any:
+    return lens_pipeline(model).load_lora_weights
+
+
 def test_where_an_adapter_comes_from(tmp_path: Path) -> None:
     """Its alpha is not lost, wherever that is."""
     folder = tmp_path / "adapters" / "golden"
     expected = save_with_peft(folder)
     assert distance(expected, run(golden())) > 0.1
     for source, options in sources(folder, tmp_path):
-        model = golden()
-        model.load_lora_adapter(source, **options)
-        assert distance(run(model), expected) <= TOLERANCE, (source, options)
+        for load in (model_loader, pipeline_loader):
+            model = golden()
+            load(model)(source, **options)
+            assert distance(run(model), expected) <= TOLERANCE, (source, options)
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in load_file(folder / WEIGHTS).items()}
     assert len(tensors) == 12
     assert distance(reference(adapted(golden().state_dict(), (tensors, ALPHA / RANK))), expected) <= TOLERANCE

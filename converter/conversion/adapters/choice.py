@@ -14,6 +14,8 @@ from converter.errors import UsageError, printable
 MAXIMUM_SCALE = 100.0
 #: What Python accepts as a float, without spaces, underscores and other alphabets' digits.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
+#: An address, which Path would spoil.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _HINT = "Write --lora FILE, or --lora FILE=SCALE with a number such as 0.8."
 
 
@@ -43,8 +45,11 @@ def parse_choice(text: str) -> AdapterChoice:
     """Parse ``FILE`` or ``FILE=SCALE``; the name of a file may contain ``=``.
 
     Raises:
-        UsageError: there is no file, or the scale is not a number or has no meaning.
+        UsageError: there is no file, it is an address, or the scale is not a number or has no meaning.
     """
+    if _ADDRESS.match(text):
+        hint = "Download it, with `hf download OWNER/NAME FILE --local-dir DIR`, and name the file."
+        raise UsageError(f"--lora {printable(text)}: adapters are read from this machine", hint)
     file, separator, scale = text.rpartition("=")
     if separator and _NUMBER.fullmatch(scale):
         if not file:

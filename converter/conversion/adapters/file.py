@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint.absent import pickle_error
 from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.dtypes import BITS, TORCH_NAMES
+from converter.checkpoint.files import list_folder
 from converter.checkpoint.header import Header, changed_since, parse_json_object, read_header
 from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import SourceTensor
-from converter.checkpoint.weights import PICKLE_SUFFIXES
+from converter.checkpoint.weights import PICKLE_SUFFIXES, WEIGHTS_SUFFIX
 from converter.conversion.adapters.choice import AdapterChoice
-from converter.errors import AdapterError, MalformedCheckpoint, first_few, unreadable
+from converter.errors import AdapterError, MalformedCheckpoint, MissingInput, first_few, unreadable
 from converter.libraries import load_library
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Dtypes of adapters; in float64 or float8, nobody publishes them, and diffusers' converters were not made for them.
 DTYPES = ("F32", "F16", "BF16")
+#: Dtypes of alphas, which are numbers of Python to some programs.
+ALPHA_DTYPES = (*DTYPES, "F64", "I64", "I32")
 #: The largest file, in bytes; rank 256 for all layers of a model of 12 billion parameters takes about 4 GB as float32.
 MAXIMUM_BYTES = 16 << 30
 #: The largest ``adapter_config.json``; a pattern for each of some thousand modules takes 200 kB.
@@ -49,6 +53,7 @@ _OTHER_KINDS = (
     (re.compile(r"\.glora_|\.(a1|a2|b1|b2)\.weight$"), "GLoRA"),
 )
 _ANY_FACTOR = re.compile(r"lora[._]?(A|B|down|up|linear_layer)|_lora[0-9]*\.(down|up)")
+_INTACT = "Get an intact adapter."
 _SUPPORTED = "Only LoRA is supported: two factors for each module, with or without alpha and bias."
 
 
@@ -73,6 +78,11 @@ class AdapterFile:
         return self.choice.file
 
     @property
+    def config_file(self) -> Path:
+        """Where ``adapter_config.json`` would be."""
+        return self.file.with_name(_CONFIG_NAME)
+
+    @property
     def identity(self) -> list[Any]:
         """What of this adapter decides the output, for the journal; the order of adapters does, too.
 
@@ -93,7 +103,7 @@ class AdapterFile:
         """
         if self.neighbour is None:
             return None
-        return parse_json_object(self.neighbour, self.file.with_name(_CONFIG_NAME), "it")
+        return parse_json_object(self.neighbour, self.config_file, "it")
 
     def refuse(self, reason: str, hint: str | None = None, *, tensor: str | None = None) -> AdapterError:
         """Return the error that names this file."""
@@ -104,7 +114,7 @@ def open_adapter(choice: AdapterChoice) -> AdapterFile:
     """Read the file of an adapter: its header, its checksum, and whether all of its numbers are finite.
 
     Raises:
-        MissingInput: the file does not exist or cannot be read.
+        MissingInput: the file does not exist, is a folder, or cannot be read.
         MalformedCheckpoint: it is not a safetensors file, breaks the format, or was changed meanwhile.
         UnsupportedCheckpoint: its name says that it may contain a pickle.
         AdapterError: it is no LoRA, of another kind, empty, too large, or contains other dtypes, NaN or infinity.
@@ -112,6 +122,11 @@ def open_adapter(choice: AdapterChoice) -> AdapterFile:
     file = choice.file
     if file.suffix in PICKLE_SUFFIXES:
         raise pickle_error(file)
+    if file.is_dir():
+        found = first_few([path.name for path in list_folder(file) if path.suffix == WEIGHTS_SUFFIX])
+        raise MissingInput(
+            file, "is a folder", f"Name the file in it: {found}." if found else "Name a safetensors file."
+        )
     header = read_header(file)
     _refuse_by_header(header)
     tensors = {
@@ -121,7 +136,7 @@ def open_adapter(choice: AdapterChoice) -> AdapterFile:
         sha256 = file_sha256(file)
     except OSError as error:
         raise unreadable(file, error) from error
-    _refuse_nonfinite(tensors)
+    _refuse_numbers(tensors)
     if sha256 is None or changed_since(header):
         hint = "Wait until no program writes to it, then run the command again."
         raise MalformedCheckpoint(file, "was changed while it was read", hint)
@@ -131,7 +146,7 @@ def open_adapter(choice: AdapterChoice) -> AdapterFile:
 
 
 def read_tensor(tensor: SourceTensor, reader: TensorReader) -> torch.Tensor:
-    """A tensor of an adapter, in the dtype of the file. Raises what ``TensorReader.read`` raises."""
+    """A tensor of an adapter or of a model, in the dtype of its file. Raises what ``TensorReader.read`` raises."""
     torch = load_library("torch")
     return torch.from_numpy(reader.read_all(tensor)).view(dtype_of(tensor)).reshape(tensor.entry.shape)
 
@@ -159,7 +174,7 @@ def _refuse_by_header(header: Header) -> None:
     """Refuse what the header alone shows to be something else."""
     file = header.file
     if not header.tensors:
-        raise AdapterError(file, "contains no tensors")
+        raise AdapterError(file, "contains no tensors", _INTACT)
     if header.file_bytes > MAXIMUM_BYTES or len(header.tensors) > MAXIMUM_TENSORS:
         size = f"{header.file_bytes} bytes and {len(header.tensors)} tensors"
         raise AdapterError(file, f"is too large for an adapter: {size}", "Give an adapter, not a model.")
@@ -170,21 +185,39 @@ def _refuse_by_header(header: Header) -> None:
     if not any(_ANY_FACTOR.search(name) for name in header.tensors):
         raise AdapterError(file, f"is not a LoRA adapter: {first_few(list(header.tensors))}", _SUPPORTED)
     for name, entry in header.tensors.items():
-        if entry.dtype not in DTYPES and not name.endswith("alpha"):
-            reason = f"its dtype {entry.dtype} is none of {', '.join(DTYPES)}"
+        known = ALPHA_DTYPES if _is_alpha(name) else DTYPES
+        if entry.dtype not in known:
+            reason = f"its dtype {entry.dtype} is none of {', '.join(known)}"
             raise AdapterError(file, reason, "Save the adapter in one of these.", tensor=name)
         if entry.bytes == 0:
-            raise AdapterError(file, f"its shape {list(entry.shape)} has no numbers", tensor=name)
+            raise AdapterError(file, f"its shape {list(entry.shape)} has no numbers", _INTACT, tensor=name)
+        if _is_alpha(name) and math.prod(entry.shape) > 1:
+            raise AdapterError(file, f"its shape is {list(entry.shape)}, not that of a number", _INTACT, tensor=name)
 
 
-def _refuse_nonfinite(tensors: Mapping[str, SourceTensor]) -> None:
+def _refuse_numbers(tensors: Mapping[str, SourceTensor]) -> None:
+    """Refuse numbers that are not finite, and negative alphas, which some converters of diffusers double for ever."""
     with TensorReader() as reader:
         for name, tensor in tensors.items():
-            if tensor.entry.dtype in DTYPES and not all(_finite_pieces(tensor, reader)):
-                raise AdapterError(tensor.file, "contains NaN or infinity", "Get an intact adapter.", tensor=name)
+            pieces = _pieces(tensor, reader)
+            if _is_alpha(name):
+                if not all(piece.isfinite().all() and (piece >= 0).all() for piece in pieces):
+                    raise AdapterError(tensor.file, "is not a positive number", _INTACT, tensor=name)
+            elif not all(map(is_finite, pieces)):
+                raise AdapterError(tensor.file, "contains NaN or infinity", _INTACT, tensor=name)
 
 
-def _finite_pieces(tensor: SourceTensor, reader: TensorReader) -> Iterator[bool]:
+def is_finite(numbers: torch.Tensor) -> bool:
+    """Whether no number is NaN or infinity."""
+    return bool(numbers.isfinite().all())
+
+
+def is_zero(tensor: SourceTensor, reader: TensorReader) -> bool:
+    """Whether all numbers of a tensor are zero. Raises what ``TensorReader.read`` raises."""
+    return not any(piece.any() for piece in _pieces(tensor, reader))
+
+
+def _pieces(tensor: SourceTensor, reader: TensorReader) -> Iterator[torch.Tensor]:
     import numpy as np
 
     torch = load_library("torch")
@@ -192,4 +225,8 @@ def _finite_pieces(tensor: SourceTensor, reader: TensorReader) -> Iterator[bool]
     for start, stop in ranges(tensor.entry.bytes, _PIECE * BITS[tensor.entry.dtype] // 8):
         piece = np.empty(stop - start, np.uint8)
         reader.read(tensor, start, piece)
-        yield bool(torch.isfinite(torch.from_numpy(piece).view(dtype)).all())
+        yield torch.from_numpy(piece).view(dtype)
+
+
+def _is_alpha(name: str) -> bool:
+    return name.endswith("alpha")

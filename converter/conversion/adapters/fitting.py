@@ -12,7 +12,7 @@ from converter.checkpoint.files import read_json
 from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint
 from converter.conversion.adapters.additions import Addition
 from converter.conversion.adapters.file import AdapterFile
-from converter.conversion.adapters.loaders import LENS_COMPONENT, LENS_PIPELINE
+from converter.conversion.adapters.loaders import LENS_COMPONENT, LENS_PIPELINE, ON_REQUEST
 from converter.conversion.adapters.modules import ModuleAdapter, ModuleShape, adaptable_modules
 from converter.conversion.adapters.resolving import Component, ResolvedAdapter, resolve_adapter
 from converter.conversion.adapters.spooling import spool_factors
@@ -32,18 +32,20 @@ class FittedAdapters:
 
     def additions(self, component: str) -> dict[str, Addition]:
         """What is added to the tensors of a component, by their names in the source."""
+        return {source: addition for _, source, addition in self.parameters(component)}
+
+    def parameters(self, component: str) -> Iterator[tuple[str, str, Addition]]:
+        """Each parameter of a component to which something is added: its name in the model and in the source."""
         target = self._targets[component]
         by_module: dict[str, list[ModuleAdapter]] = {}
         for adapter in self.adapters:
             for path, module in adapter.modules.get(target.name, {}).items():
                 by_module.setdefault(path, []).append(module)
-        found = {}
         for path, modules in by_module.items():
-            shape = target.shapes[path]
-            found[target.sources[f"{path}.weight"]] = Addition(shape, tuple(modules))
+            shape, weight, bias = target.shapes[path], f"{path}.weight", f"{path}.bias"
+            yield weight, target.sources[weight], Addition(shape, tuple(modules))
             if any(module.bias for module in modules):
-                found[target.sources[f"{path}.bias"]] = Addition(shape, tuple(modules), is_bias=True)
-        return found
+                yield bias, target.sources[bias], Addition(shape, tuple(modules), is_bias=True)
 
     def describe(self, component: str) -> list[dict[str, Any]]:
         """The objects in the manifest of the adapters that change a component, in their order."""
@@ -80,10 +82,16 @@ class FittedAdapters:
         for adapter in self.adapters:
             where = printable(adapter.file.file.name)
             for component, names in adapter.others.items():
-                yield (
-                    f"{where}: {len(names)} tensors are for {component}, which is not converted, and have no effect: "
-                    f"{first_few(names)}"
-                )
+                yield f"{where}: {_count(names)} for {component}, to which nothing is added: {first_few(names)}"
+            if adapter.left_out:
+                few = first_few(adapter.left_out)
+                yield f"{where}: {_count(adapter.left_out)} without effect, as diffusers leaves out such: {few}"
+        if ON_REQUEST in self._targets:
+            yield f"adapters change nothing in {ON_REQUEST}: diffusers loads them into it only on request"
+
+
+def _count(names: Sequence[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
 
 
 @dataclass(frozen=True)

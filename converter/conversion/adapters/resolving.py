@@ -43,6 +43,8 @@ class ResolvedAdapter:
     """By component and path of the module; only components that are converted and adapted."""
     others: Mapping[str, tuple[str, ...]]
     """Names of tensors for components that are not converted, by component; they have no effect."""
+    left_out: tuple[str, ...] = ()
+    """Names of tensors that diffusers leaves out."""
     uses_neighbour: bool = False
     """Whether ``adapter_config.json`` beside the file was read."""
 
@@ -94,8 +96,7 @@ def resolve_adapter(
         raise _without_effect(file, {LENS_COMPONENT: tuple(file.tensors)}, components)
     modules = components[LENS_COMPONENT].modules if is_lens else ()
     converted = convert_names(file, pipeline_class, unet_config=unet_config, modules=modules)
-    known = tuple(dict.fromkeys((*converted.components, *components)))
-    strays = [name for name in converted.state if name.partition(".")[0] not in known]
+    strays = [name for name in converted.state if name.partition(".")[0] not in converted.components]
     if strays:
         parts = ", ".join(f"{name}." for name in converted.components)
         reason = f"has {len(strays)} names that match no component: {first_few(strays)}"
@@ -104,15 +105,15 @@ def resolve_adapter(
         )
     resolved: dict[str, dict[str, ModuleAdapter]] = {}
     others: dict[str, tuple[str, ...]] = {}
-    for component in known:
+    for component in converted.components:
         names = [name for name in converted.state if name.startswith(f"{component}.")]
-        if names and component in components and component in converted.components:
+        if names and component in components:
             resolved[component] = _resolve_component(file, converted, component, components[component])
         elif names:
             others[component] = tuple(names)
     if not resolved:
         raise _without_effect(file, others, components)
-    return ResolvedAdapter(file, resolved, others, is_lens and file.config is None)
+    return ResolvedAdapter(file, resolved, others, converted.left_out, is_lens and file.config is None)
 
 
 def _without_effect(
@@ -129,7 +130,8 @@ def _resolve_component(
     try:
         state, scaling = _scaling_of(converted, component, target)
     except loading_errors() as error:
-        raise file.refuse(f"its ranks and alphas for {component} cannot be used: {first_line(error)}") from error
+        reason = f"its ranks and alphas for {component} cannot be used: {first_line(error)}"
+        raise file.refuse(reason, "Get an intact adapter that was trained for this model.") from error
     parts: dict[str, dict[str, str]] = {}
     for name, origin in state.items():
         found = _NAME.fullmatch(name)

@@ -70,8 +70,8 @@ class Scaling:
                 raise ValueError("its config has a pattern that is not supported, or too many")
         if not all(_is_count(rank) for rank in (found["r"], *ranks.values())):
             raise ValueError("its config has a rank that is not a positive integer")
-        if not all(_is_number(alpha) for alpha in (found["lora_alpha"], *alphas.values())):
-            raise ValueError("its config has an alpha that is not a finite number")
+        if not all(_is_alpha(alpha) for alpha in (found["lora_alpha"], *alphas.values())):
+            raise ValueError("its config has an alpha that is zero or not a finite number")
         return cls(
             rank=found["r"],
             alpha=found["lora_alpha"],
@@ -121,8 +121,8 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _is_number(value: Any) -> bool:
+def _is_alpha(value: Any) -> bool:
     # Kohya's alphas are tensors in one format of FLUX.
     if hasattr(value, "numel"):
-        return bool(value.numel() == 1 and math.isfinite(float(value)))
-    return type(value) in (int, float) and math.isfinite(value)
+        return bool(value.numel() == 1 and math.isfinite(float(value)) and value)
+    return type(value) in (int, float) and math.isfinite(value) and value != 0

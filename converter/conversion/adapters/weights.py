@@ -16,7 +16,9 @@ import torch
 from torch.nn import functional
 
 from converter.checkpoint.reader import TensorReader
+from converter.checkpoint.source import SourceTensor
 from converter.conversion.adapters.additions import BLOCK_ROWS, Addition
+from converter.conversion.adapters.file import read_tensor
 from converter.conversion.adapters.modules import ModuleAdapter, ModuleShape
 
 #: The number of threads is one for the process.
@@ -122,9 +124,9 @@ class NewWeight:
         for number, adapter in enumerate(self._adapters):
             for start, stop, numbers in self._products(number, first, last):
                 kept = slice(max(start, first), min(stop, last))
+                rows = base[kept.start - first : kept.stop - first]
                 # Two roundings, as in PEFT: of the product times the scaling, and of the sum.
-                delta = numbers[kept.start - start : kept.stop - start] * adapter.scaling
-                base[kept.start - first : kept.stop - first] += delta
+                rows.add_(numbers[kept.start - start : kept.stop - start] * adapter.scaling)
 
     def _products(self, number: int, first: int, last: int) -> Iterator[tuple[int, int, torch.Tensor]]:
         """Products that cover some rows, as (first row, after last row, numbers)."""
@@ -169,3 +171,21 @@ def start(addition: Addition) -> NewWeight | NewBias:
     if addition.is_bias:
         return NewBias(addition.adapters)
     return NewWeight(addition.shape, addition.adapters, in_blocks=addition.in_blocks)
+
+
+def read_added(addition: Addition, tensor: SourceTensor, reader: TensorReader) -> torch.Tensor:
+    """Read a whole tensor of a source, with what is added to it.
+
+    Args:
+        addition: what is added.
+        tensor: float16, bfloat16, float32 or float64.
+        reader: reads it.
+
+    Returns:
+        float32, in the shape of the tensor.
+
+    Raises: what ``TensorReader.read`` raises.
+    """
+    whole = read_tensor(tensor, reader).float()
+    start(addition).add(whole, 0)
+    return whole

@@ -34,17 +34,21 @@ class Stopped(Exception):
     """The work was stopped by the user, or because something else failed."""
 
 
-def refuse_nonfinite(tensor: SourceTensor, count: int, options: ConvertOptions) -> None:
-    """Refuse numbers that are not finite, unless they are allowed.
+def refuse_nonfinite(job: Job, count: int, options: ConvertOptions) -> None:
+    """Refuse numbers of a job's tensor that are not finite, unless they are allowed.
 
     Raises:
         NonFiniteWeight: there are some.
     """
     if count and not options.allow_nonfinite:
         what = "NaN or infinity" if options.from_float32 else "NaN, infinity or a number that overflows bfloat16"
+        added, intact = "", "Get an intact checkpoint"
+        if job.addition is not None:
+            added, intact = " once the adapters are added", "Check the scales of the adapters, get intact files"
         raise NonFiniteWeight(
-            f"{tensor.file}: tensor {tensor.entry.name}: contains {what} (at least {count} of its numbers)",
-            "Get an intact checkpoint, or convert it as it is with --allow-nonfinite.",
+            f"{job.tensor.file}: tensor {job.tensor.entry.name}: contains {what}{added} "
+            f"(at least {count} of its numbers)",
+            f"{intact}, or convert it as it is with --allow-nonfinite.",
         )
 
 
@@ -146,7 +150,7 @@ class TensorConverter:
         from converter.conversion.kernels.sdnq import count_nonfinite
 
         count = count_nonfinite(data, job.dtype, as_bfloat16=as_bfloat16)
-        refuse_nonfinite(job.tensor, count, self.options)
+        refuse_nonfinite(job, count, self.options)
         return count
 
     def _quantize(self, job: QuantizeJob) -> int:

@@ -131,7 +131,7 @@ def _spool(
     if job.addition is not None:
         data = add_adapters(start(job.addition), tensor, data, 0)
     nonfinite = count_nonfinite(data, job.dtype, as_bfloat16=not options.from_float32)
-    refuse_nonfinite(tensor, nonfinite, options)
+    refuse_nonfinite(job, nonfinite, options)
     result = quantize_with_sdnq(
         data,
         job.dtype,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.files import is_plain_name, read_json
+from converter.conversion.release.manifest_adapters import ManifestAdapter
 from converter.errors import MalformedCheckpoint
 from converter.fields import Fields
 
@@ -69,27 +70,6 @@ def write_file(folder: Path, name: str, content: bytes) -> ReleaseFile:
 def encode_json(content: Mapping[str, Any]) -> bytes:
     """JSON as diffusers and transformers write their configs."""
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-
-
-@dataclass(frozen=True)
-class ManifestAdapter:
-    """What a manifest says about a LoRA adapter that was added to the weights before they were quantized."""
-
-    name: str
-    """Name of its file."""
-    sha256: str
-    scale: float
-
-    @property
-    def shown_scale(self) -> str:
-        """The scale with all of its digits, but without a needless point."""
-        short = f"{self.scale:g}"
-        return short if float(short) == self.scale else repr(self.scale)
-
-    @classmethod
-    def parse(cls, fields: Fields) -> ManifestAdapter:
-        """Check the values of an adapter's JSON object. Raises the error of the fields."""
-        return cls(fields.take("name", str), fields.take("sha256", str), fields.take("scale", float))
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from converter.errors import OutputError
 from converter.measurement.benchmark.assembly import Assembly
 from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.fidelity import compare_images, compare_weights
+from converter.measurement.benchmark.identity import describe_identity
 from converter.measurement.benchmark.image_files import IMAGE_KINDS
 from converter.measurement.benchmark.journal import JOURNAL_NAME, Journal, is_image_key
 from converter.measurement.benchmark.machine_probe import probe_machine
 from converter.measurement.benchmark.measuring import Bench
 from converter.measurement.benchmark.options import BenchOptions
-from converter.measurement.benchmark.pairing import timing_count
-from converter.measurement.benchmark.repos import ImageSettings, choose_image_settings, cut_texts
+from converter.measurement.benchmark.repos import choose_image_settings, cut_texts
 from converter.measurement.benchmark.subjects import Subject, find_summary, open_subjects
 from converter.measurement.benchmark.trace_files import FLAT_FIELD, TRACES_FOLDER, remove_traces
 from converter.measurement.benchmark.trajectory import TrajectoryMeasurement, measured_options
@@ -106,7 +106,8 @@ def bench(
         output: folder for measurements and images; created if it does not exist.
         suite: the prompts.
         options: how to measure.
-        drawing: how to generate images; the defaults are those of `generate`. The seed is that of each prompt.
+        drawing: how to generate images; the defaults are those of `generate`. The seed is that of each prompt. Adapters
+            are added to the original; they must be those that the quantized model contains by its manifest.
         reporter: shows progress and notes.
 
     Raises:
@@ -119,7 +120,7 @@ def bench(
     options, drawing = options or BenchOptions(), drawing or GenerateOptions()
     _refuse_output(output, original)
     choose_device(drawing.device)
-    subjects = open_subjects(original, quantized, reporter)
+    subjects = open_subjects(original, quantized, reporter, drawing.adapters)
     options = measured_options(options, subjects[0].repo)
     settings = [
         choose_image_settings(subjects[0].repo, prompt.prompt, replace(drawing, seed=prompt.seed))
@@ -130,7 +131,7 @@ def bench(
     if not any(subject.repo.has_packed_text_encoder for subject in subjects):
         environment.pop("mxfp4", None)
     by_name = {subject.name: subject for subject in subjects}
-    identity = _identity(subjects, suite, settings[0], environment, options)
+    identity = describe_identity(subjects, suite, settings[0], environment, options)
     with Journal(output, identity, restart=options.restart) as journal:
         if options.restart:
             _drop_earlier(output, quantized)
@@ -247,24 +248,6 @@ def _own_files(output: Path, quantized: Path) -> list[Path]:
     """Paths of the files of measurements; the summary of a release belongs to the release."""
     is_release = output.resolve() == quantized.resolve()
     return [output / name for name in FORMATS if not (is_release and name == SUMMARY_NAME)]
-
-
-def _identity(
-    subjects: Sequence[Subject],
-    suite: PromptSuite,
-    settings: ImageSettings,
-    environment: Mapping[str, Any],
-    options: BenchOptions,
-) -> dict[str, Any]:
-    """Everything that figures depend on; a difference makes another benchmark."""
-    shared = asdict(settings)
-    del shared["prompt"], shared["seed"]
-    return {
-        "sources": {subject.name: subject.components for subject in subjects},
-        "suite": suite.sha256,
-        "settings": {**shared, "timing_prompts": timing_count(suite, options)},
-        "environment": dict(environment),
-    }
 
 
 def _note_environment(environment: Mapping[str, Any], reporter: Reporter) -> None:

@@ -6,12 +6,16 @@ A session measures all pipelines alike, with the drawer of their kind.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
+
+import torch
 
 from converter.measurement.benchmark.meter import Stopwatch
 from converter.measurement.benchmark.repos import MeasuredRepo
 from converter.measurement.generation.memory import MemoryNeed
 
+#: May change the weights of a model.
+Adapt: TypeAlias = Callable[[str, torch.nn.Module], object]
 #: The stages of an image, as evidence names them.
 ENCODING, DENOISING, DECODING = "text_encoder", "transformer", "vae"
 
@@ -36,11 +40,12 @@ class Drawer(Protocol):
     def prepare(self) -> None:
         """Import and try what does not count as loading."""
 
-    def load(self, settings: Any, placed: Callable[[str], object]) -> Any:
+    def load(self, settings: Any, adapt: Adapt, placed: Callable[[str], object]) -> Any:
         """Load all components.
 
         Args:
             settings: of the images.
+            adapt: called with the name and the model of each component that LoRA can be for, while it is on the CPU.
             placed: called with the name of each model that was moved to the device.
         """
 

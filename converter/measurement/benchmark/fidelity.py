@@ -14,6 +14,7 @@ from converter.measurement.benchmark.subjects import Subject
 from converter.measurement.comparison.compare import Comparison
 from converter.measurement.comparison.pairs import ImagePair
 from converter.measurement.evidence.names import ORIGINAL, QUANTIZED
+from converter.measurement.generation.adapters import AddedAdapters, open_adapters
 from converter.verification.audit import Audit
 from converter.verification.audited import open_audits
 from converter.verification.checks import check_repo
@@ -81,14 +82,17 @@ def compare_weights(subjects: Mapping[str, Subject], reporter: Reporter) -> dict
         reporter.note("the second model is not quantized; weights were not compared")
         return None
     audits: Sequence[Audit] = ()
+    added = AddedAdapters()
     with _noting("weights", reporter):
+        adapted = subjects[ORIGINAL]
+        added = open_adapters(original.folder, adapted.choices, [*adapted.adapters])
         audits = open_audits(quantized.folder)
         # What the manifest does not describe was quantized in the source already.
         audits = [audit for audit in audits if audit.described is not None] or audits
     found: dict[str, Fidelity] = {}
     for audit in audits:
         with _noting(f"weights of {audit.name}" if len(audits) > 1 else "weights", reporter):
-            found[audit.name] = _compare(audit, original.folder, reporter)
+            found[audit.name] = _compare(audit, original.folder, added, reporter)
     if not found:
         return None
     checks = check_repo(audits)
@@ -107,8 +111,8 @@ def compare_weights(subjects: Mapping[str, Subject], reporter: Reporter) -> dict
     }
 
 
-def _compare(audit: Audit, original: Path, reporter: Reporter) -> Fidelity:
-    """Compare one component with its namesake."""
+def _compare(audit: Audit, original: Path, added: AddedAdapters, reporter: Reporter) -> Fidelity:
+    """Compare one component with its namesake, to which adapters are added first."""
     require_library_memory(COMPARING_BYTES)
     (source,) = open_sources(original, [audit], None)
     if is_quantized(source):
@@ -116,7 +120,8 @@ def _compare(audit: Audit, original: Path, reporter: Reporter) -> Fidelity:
     # Imported here: it imports torch.
     from converter.verification.fidelity import measure_fidelity
 
-    return measure_fidelity(audit, source, reporter=reporter)
+    additions = added.fitted.additions(audit.name) if audit.name in added.checkpoints else None
+    return measure_fidelity(audit, source, reporter=reporter, additions=additions)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 #: Added to the seed of a prompt for its baseline, the image that shows how much seeds differ.
@@ -51,6 +51,10 @@ class Job:
     device: str
     dtype: str
     tasks: list[Task]
+    adapters: list[tuple[str, float]] = field(default_factory=list)
+    """Files and scales of LoRA adapters that are added to the weights while they are loaded, in this order."""
+    adapted: list[str] = field(default_factory=list)
+    """The components to which they are added."""
     probe: bool = False
     """Only describe the machine."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from converter.measurement.benchmark.drawer import DECODING, DENOISING, ENCODING
+from converter.measurement.benchmark.drawer import DECODING, DENOISING, ENCODING, Adapt
 from converter.measurement.benchmark.meter import Stopwatch
 from converter.measurement.generation.generate import (
     call_arguments,
@@ -72,7 +72,7 @@ class LensDrawer:
             with blaming(self.repo.folder):
                 find_int8_kernel(self.device)
 
-    def load(self, settings: Settings, placed: Callable[[str], object]) -> Any:
+    def load(self, settings: Settings, adapt: Adapt, placed: Callable[[str], object]) -> Any:
         """See ``Drawer``."""
         encoder_device = self.device if self.offload == "none" else torch.device("cpu")
         text_encoder = load_text_encoder(self.repo, self.dtype, encoder_device, unpacks=self._unpacks)
@@ -85,6 +85,7 @@ class LensDrawer:
             compiles=settings.compiles,
             tokenizer=load_tokenizer(self.repo),
             text_encoder=text_encoder,
+            adapt=adapt,
             placed=placed,
         )
 

@@ -224,6 +224,8 @@ class Bench:
             device=self.device,
             dtype=self.settings[0].dtype,
             tasks=[*warm_up, *missing],
+            adapters=[(str(choice.file.absolute()), choice.scale) for choice in subject.choices],
+            adapted=[*subject.adapters] if subject.choices else [],
         )
 
     def _take_failure(
@@ -254,6 +256,8 @@ class Bench:
         for folder, name in ((subject.repo.folder, subject.repo_id), (self.output, self.output.name)):
             for path in (folder.resolve(), folder.absolute()):
                 reason = reason.replace(str(path), name)
+        for choice in subject.choices:
+            reason = reason.replace(str(choice.file.absolute()), choice.file.name)
         return reason
 
     def fail(self, cell: Cell, tasks: Sequence[Task], reason: str, shown: Progress) -> None:

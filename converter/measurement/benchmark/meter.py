@@ -12,8 +12,9 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -123,6 +124,16 @@ class Meter:
         return float(start.elapsed_time(end)) / 1000
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A stage, or a part of it between two pauses."""
+
+    stage: str
+    start: Any
+    end: Any
+    peaks: dict[str, int]
+
+
 class Stopwatch:
     """Measures time and peak memory of consecutive stages.
 
@@ -133,16 +144,26 @@ class Stopwatch:
 
     def __init__(self, meter: Meter, first: str) -> None:
         self._meter = meter
-        self._names = [first]
-        self._peaks: list[dict[str, int]] = []
+        self._stage = first
+        self._parts: list[_Part] = []
         meter.reset()
-        self._moments = [meter.now()]
+        self._start = meter.now()
 
     def begin(self, stage: str) -> None:
         """End the current stage and start another, unless it has started already."""
-        if stage not in self._names:
-            self._end_stage()
-            self._names.append(stage)
+        if stage not in (self._stage, *(part.stage for part in self._parts)):
+            self._end_part()
+            self._stage = stage
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what the block does: its time, and its peaks of memory."""
+        self._end_part()
+        try:
+            yield
+        finally:
+            self._meter.reset()
+            self._start = self._meter.now()
 
     def stop(self) -> dict[str, Any]:
         """End the last stage.
@@ -150,31 +171,30 @@ class Stopwatch:
         Returns:
             ``time_s`` and ``peak_…_gb`` of the whole, and under ``stages`` those of each stage by its name.
         """
-        self._end_stage()
+        self._end_part()
         self._meter.synchronize()
-        pairs = zip(self._moments, self._moments[1:], strict=False)
-        times = [self._meter.seconds(*pair) for pair in pairs]
-        names = {name for peaks in self._peaks for name in peaks}
-        whole = {name: max(peaks.get(name, 0) for peaks in self._peaks) for name in names}
+        stages: dict[str, list[_Part]] = {}
+        for part in self._parts:
+            stages.setdefault(part.stage, []).append(part)
         return {
-            **_figures(self._meter.seconds(self._moments[0], self._moments[-1]), whole),
-            "stages": {
-                name: _figures(seconds, peaks)
-                for name, seconds, peaks in zip(self._names, times, self._peaks, strict=True)
-            },
+            **self._figures(self._parts),
+            "stages": {name: self._figures(parts) for name, parts in stages.items()},
         }
 
-    def _end_stage(self) -> None:
-        self._moments.append(self._meter.now())
-        self._peaks.append(self._meter.peaks())
+    def _end_part(self) -> None:
+        end = self._meter.now()
+        self._parts.append(_Part(self._stage, self._start, end, self._meter.peaks()))
         self._meter.reset()
+        self._start = end
 
-
-def _figures(seconds: float, peaks: dict[str, int]) -> dict[str, float]:
-    return {
-        "time_s": round(seconds, DIGITS),
-        **{f"peak_{name}_gb": round(size / 1e9, DIGITS) for name, size in sorted(peaks.items())},
-    }
+    def _figures(self, parts: Sequence[_Part]) -> dict[str, float]:
+        seconds = sum(self._meter.seconds(part.start, part.end) for part in parts)
+        kinds = sorted({kind for part in parts for kind in part.peaks})
+        peaks = {kind: max(part.peaks.get(kind, 0) for part in parts) for kind in kinds}
+        return {
+            "time_s": round(seconds, DIGITS),
+            **{f"peak_{kind}_gb": round(size / 1e9, DIGITS) for kind, size in peaks.items()},
+        }
 
 
 def _can_reset_rss() -> bool:

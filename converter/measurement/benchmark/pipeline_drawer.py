@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from converter.console import SILENT
-from converter.measurement.benchmark.drawer import DECODING, DENOISING, ENCODING
+from converter.measurement.benchmark.drawer import DECODING, DENOISING, ENCODING, Adapt
 from converter.measurement.benchmark.meter import Stopwatch
 from converter.measurement.generation.loading import blaming, import_sdnq
 from converter.measurement.generation.memory import MemoryNeed
@@ -54,7 +54,7 @@ class PipelineDrawer:
             with blaming(self.repo.folder):
                 find_int8_kernel(self.device)
 
-    def load(self, settings: PipelineSettings, placed: Callable[[str], object]) -> Any:
+    def load(self, settings: PipelineSettings, adapt: Adapt, placed: Callable[[str], object]) -> Any:
         """See ``Drawer``."""
         return load_pipeline_of_diffusers(
             self.repo,
@@ -65,6 +65,7 @@ class PipelineDrawer:
             SILENT,
             # What is measured is what the mode says, also where it saves nothing.
             offloads_on_cpu=True,
+            adapt=adapt,
             placed=placed,
         )
 

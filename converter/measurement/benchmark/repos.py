@@ -73,8 +73,13 @@ def describe_settings(repo: MeasuredRepo, settings: ImageSettings) -> dict[str, 
         repo: the original.
         settings: of an image of it.
     """
-    named = {} if isinstance(repo, PipelineRepo) else {"guidance_argument": repo.pipeline.call.guidance}
-    return {**settings.to_evidence(), **named}
+    found = settings.to_evidence()
+    if not isinstance(repo, PipelineRepo):
+        call = repo.pipeline.call
+        found["guidance_argument"] = call.guidance
+        if not (call.takes("height") and call.takes("width")):
+            found["fixed_size"] = True
+    return found
 
 
 def cut_texts(repo: MeasuredRepo, settings: Sequence[ImageSettings]) -> Iterator[str]:

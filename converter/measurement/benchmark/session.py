@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from converter.conversion.adapters.choice import AdapterChoice
 from converter.measurement.benchmark.changes import refuse_changed_files
 from converter.measurement.benchmark.components import Allocations, component_sizes
 from converter.measurement.benchmark.counters import read_counters
@@ -24,6 +25,7 @@ from converter.measurement.benchmark.pipeline_drawer import PipelineDrawer
 from converter.measurement.benchmark.repos import MeasuredRepo, open_measured
 from converter.measurement.benchmark.traces import replay_trace, tracing
 from converter.measurement.evidence.units import DIGITS
+from converter.measurement.generation.adapters import AddedAdapters, open_adapters
 from converter.measurement.generation.compiling import compiling
 from converter.measurement.generation.devices import choose_device, use_device
 from converter.measurement.generation.image_file import write_image
@@ -50,6 +52,9 @@ class Session:
         use_device(self.device)
         self.repo = open_measured(Path(job.repo))
         refuse_changed_files(job.states)
+        choices = [AdapterChoice(Path(file), scale) for file, scale in job.adapters]
+        self._adapters = open_adapters(self.repo.folder, choices, job.adapted)
+        self._adapter_metadata = self._adapters.metadata
         self._drawer = _make_drawer(self.repo, self.device, job)
         self._meter = Meter(self.device)
         #: Set by ``load``.
@@ -71,16 +76,24 @@ class Session:
         drawer = self._drawer
         settings = drawer.settings(self._job.tasks[0].settings)
         cached = sum(file.stat().st_size for file in self.repo.weight_files) < free_memory_bytes()
-        require_memory(drawer.predict(settings), self.device)
+        require_memory(drawer.predict(settings).with_host(self._adapters.bytes), self.device)
         # Importing SDNQ, which may compile a test function, and trying its kernels do not count as loading.
         drawer.prepare()
         self.synchronize()
         allocations = Allocations(self.device)
         with self._meter.watching():
             watch = Stopwatch(self._meter, "load")
-            self.pipeline = drawer.load(settings, allocations.note)
+
+            def adapt(name: str, model: torch.nn.Module) -> None:
+                # Nobody who loads the original has to do it.
+                with watch.paused():
+                    self._adapters.add(name, model)
+
+            self.pipeline = drawer.load(settings, adapt, allocations.note)
             figures = watch.stop()
         figures.pop("stages")
+        # What it holds would count as memory of the images.
+        self._adapters = AddedAdapters()
         return {
             **figures,
             **drawer.set_up(self.pipeline, settings),
@@ -125,7 +138,7 @@ class Session:
         if task.image is not None:
             output = Path(task.image)
             drawn = replace(settings, width=image.width, height=image.height)
-            write_image(image, output, self._drawer.metadata(self.pipeline, drawn))
+            write_image(image, output, {**self._drawer.metadata(self.pipeline, drawn), **self._adapter_metadata})
             figures["image_sha256"] = hashlib.sha256(output.read_bytes()).hexdigest()
         return figures
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.files import list_folder
 from converter.checkpoint.header import Header
 from converter.console import Progress, Reporter
+from converter.conversion.adapters.choice import AdapterChoice
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile, read_manifest
+from converter.conversion.release.manifest_adapters import DescribedAdapters
 from converter.errors import InputError, MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable
+from converter.measurement.benchmark.adapters import add_to_original, contained_adapters
 from converter.measurement.benchmark.changes import file_states
 from converter.measurement.benchmark.repos import MeasuredRepo, open_both
 from converter.measurement.evidence.files import SUMMARY_HINT, read_evidence
@@ -41,11 +44,19 @@ class Subject:
     weights: Mapping[str, tuple[ReleaseFile, ...]]
     """Weight files by component."""
     states: Mapping[str, list[int]]
-    """States of all weight files, before they were read."""
+    """States of all files that its weights are read from, before they were read."""
+    adapters: DescribedAdapters = field(default_factory=dict)
+    """The LoRA adapters that its weights contain: those that are added to the original, and those in a release."""
+    choices: tuple[AdapterChoice, ...] = ()
+    """The files of those that are added when it is loaded."""
 
     @property
     def label(self) -> str:
         """What tables call the model; components other than the denoiser are named."""
+        return f"{self._method} + LoRA" if self.adapters else self._method
+
+    @property
+    def _method(self) -> str:
         denoiser = self.repo.denoiser
         if self.name == ORIGINAL and denoiser not in self.repo.quantizations:
             return f"Original {self.repo_id.rpartition('/')[2]}"
@@ -89,7 +100,7 @@ class Subject:
         return found
 
     def source(self) -> dict[str, Any]:
-        """Return the weight files, as evidence names them."""
+        """Return the weight files and the adapters, as evidence names them."""
         files = {name: [file.to_dict() for file in found] for name, found in self.weights.items()}
         denoiser = files.pop(self.repo.denoiser)
         named = {} if self.repo.denoiser == TRANSFORMER else {"denoiser": self.repo.denoiser}
@@ -99,6 +110,7 @@ class Subject:
             **named,
             TRANSFORMER: denoiser,
             "components": files,
+            **({"adapters": dict(self.adapters)} if self.adapters else {}),
         }
 
     def footprint(self) -> dict[str, Any]:
@@ -118,16 +130,20 @@ class Subject:
         }
 
 
-def open_subjects(original: Path, quantized: Path, reporter: Reporter) -> tuple[Subject, Subject]:
+def open_subjects(
+    original: Path, quantized: Path, reporter: Reporter, choices: Sequence[AdapterChoice] = ()
+) -> tuple[Subject, Subject]:
     """Open both repos, and compute the checksums of their weight files.
 
     Args:
         original: a pipeline repo.
         quantized: another one.
-        reporter: shows progress.
+        reporter: shows progress and notes.
+        choices: LoRA adapters that are added to the original.
 
     Raises:
-        InputError: a repo cannot be used, both are the same folder, or they are in the wrong order.
+        InputError: a repo cannot be used, both are the same folder, or they are in the wrong order; or the quantized
+            one does not contain these adapters.
     """
     repos = open_both(original, quantized)
     if original.samefile(quantized):
@@ -136,8 +152,9 @@ def open_subjects(original: Path, quantized: Path, reporter: Reporter) -> tuple[
         raise UsageError(f"{original} is quantized, and {quantized} is not", "Give the original first.")
     for repo in repos:
         _check_summary(repo)
-        # It is read again after the measurements, which must not be lost to a malformed config.
-        open_audits(repo.folder)
+    # They are read again after the measurements, which must not be lost to a malformed config.
+    _, audits = [open_audits(repo.folder) for repo in repos]
+    added = add_to_original(repos[0], audits, choices, reporter)
     states = [file_states(repo.weight_files) for repo in repos]
     # A file that both repos have, even under different names, is read once.
     sizes = {(device, inode): size for state in states for device, inode, size, _ in state.values()}
@@ -147,9 +164,10 @@ def open_subjects(original: Path, quantized: Path, reporter: Reporter) -> tuple[
     first, second = ({name: {file.sha256 for file in found} for name, found in files.items()} for files in weights)
     if first == second:
         reporter.note("the weights are the same, file by file; differences in time show how exact the measurement is")
+    states[0] |= file_states(added.files)
     return (
-        Subject(ORIGINAL, repos[0], weights[0], states[0]),
-        Subject(QUANTIZED, repos[1], weights[1], states[1]),
+        Subject(ORIGINAL, repos[0], weights[0], states[0], added.describe(), tuple(choices)),
+        Subject(QUANTIZED, repos[1], weights[1], states[1], contained_adapters(audits)),
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from converter.checkpoint.dtypes import BITS, WEIGHT_DTYPES
+from converter.conversion.release.manifest_adapters import adapter_identities
 from converter.measurement.evidence.differences import differences
 from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, SUMMARY_MODELS
 from converter.measurement.evidence.statistics import percent_change, spread, summarise_times
@@ -36,6 +37,7 @@ def disagreements(schema: str, content: Mapping[str, Any]) -> Iterator[str]:
         "sdnq_quantization_summary": _check_summary,
     }
     yield from _check_spreads(content, "")
+    yield from _check_adapters(content.get("sources", {}))
     if schema in checks:
         yield from checks[schema](content)
 
@@ -48,6 +50,13 @@ def measured_times(matrix: Mapping[str, Any], model: str) -> dict[str, float]:
         model: ``original`` or ``quantized``.
     """
     return {row["id"]: row[model]["time_s"] for row in matrix["prompts"] if "time_s" in row[model]}
+
+
+def _check_adapters(sources: Mapping[str, Any]) -> Iterator[str]:
+    """Adapters are added to the original only if they are those that the quantized model contains."""
+    original, quantized = (adapter_identities(sources.get(model, {}).get("adapters", {})) for model in MODELS)
+    if original and original != quantized:
+        yield "sources: the adapters that were added to the original are not those of the quantized model"
 
 
 def _check_metrics(content: Mapping[str, Any]) -> Iterator[str]:

@@ -13,8 +13,10 @@ from converter.measurement.evidence.statistics import combine_stages, shared_fig
 
 #: Fields that are the same in all files of one benchmark.
 _SHARED = ("sources", "settings", "environment")
-#: Variables, of which one that is not set counts, too.
-_VARIABLES = "environment.sdnq_environment"
+#: Adapters of both models, of which files of earlier versions say nothing, since there were none.
+_ADAPTERS = tuple(f"sources.{model}.adapters" for model in names.MODELS)
+#: Values in which a part that one file lacks counts, too, such as a variable that is not set.
+_WHOLE = ("environment.sdnq_environment", *_ADAPTERS)
 _MATRIX_GIVES = f"{names.MATRIX_NAME} gives"
 
 
@@ -45,10 +47,11 @@ def disagreements_between(files: Mapping[str, Mapping[str, Any]]) -> Iterator[tu
 
 def _unequal(where: str, first: Any, second: Any, other: str) -> Iterator[str]:
     """Yield fields that both have, with different values; a later run may have another date."""
-    if isinstance(first, Mapping) and isinstance(second, Mapping) and where != _VARIABLES:
-        for key in (key for key in first if key in second):
-            if (where, key) != ("environment", "date"):
-                yield from _unequal(f"{where}.{key}", first[key], second[key], other)
+    if isinstance(first, Mapping) and isinstance(second, Mapping) and where not in _WHOLE:
+        for key in {**first, **second}:
+            is_compared = (key in first and key in second) or f"{where}.{key}" in _ADAPTERS
+            if is_compared and (where, key) != ("environment", "date"):
+                yield from _unequal(f"{where}.{key}", first.get(key), second.get(key), other)
     elif first != second:
         if isinstance(first, str | int | float):
             yield f"{where} is {first}, but {other} has {second}"

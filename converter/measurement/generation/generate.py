@@ -18,6 +18,7 @@ import torch
 from converter._version import __version__
 from converter.console import SILENT, Reporter, readable_size
 from converter.libraries import package_versions
+from converter.measurement.generation.adapters import AddedAdapters, open_adapters
 from converter.measurement.generation.compiling import compiling
 from converter.measurement.generation.devices import choose_device, use_device
 from converter.measurement.generation.encoding import PromptStage
@@ -121,6 +122,7 @@ def _draw_with_lens(repo: Path, prompt: str, output: Path, options: GenerateOpti
         torch.cuda.reset_peak_memory_stats(device)
     stage = PromptStage(opened, settings, device, options.offload, options.features)
     features = stage.find()
+    adapters = open_adapters(repo, options.adapters)
     missing = [text for text in settings.prompts if text not in features]
     need = predict_memory(
         opened,
@@ -129,7 +131,7 @@ def _draw_with_lens(repo: Path, prompt: str, output: Path, options: GenerateOpti
         on_cpu=device.type == "cpu",
         unpacks=stage.unpacks,
         encodes=bool(missing),
-    )
+    ).with_host(adapters.bytes)
     if missing and stage.unpacks:
         size = loaded_bytes(opened.text_encoder, DTYPE_BYTES[settings.dtype], unpacks=True)
         reporter.note(unpacking_text(size, stage.unpacking))
@@ -142,9 +144,9 @@ def _draw_with_lens(repo: Path, prompt: str, output: Path, options: GenerateOpti
             stored = readable_size(opened.text_encoder.total_bytes)
             reporter.note(f"encoding the prompt: loading the text encoder, {stored}")
             features |= stage.encode(missing)
-        pipeline = _load(opened, settings, device, options.offload, reporter)
+        pipeline = _load(opened, settings, device, options.offload, adapters, reporter)
     image = _run(pipeline, opened, settings, features, reporter)
-    metadata = image_metadata(settings, device, opened, pipeline)
+    metadata = {**image_metadata(settings, device, opened, pipeline), **adapters.metadata}
     write_image(image, output, metadata)
     return Drawn(metadata, need, device)
 
@@ -198,10 +200,18 @@ def refuse_not_finite(latents: torch.Tensor) -> None:
         raise not_finite()
 
 
-def _load(repo: PipelineRepo, settings: Settings, device: torch.device, offload: str, reporter: Reporter) -> Any:
+def _load(
+    repo: PipelineRepo,
+    settings: Settings,
+    device: torch.device,
+    offload: str,
+    adapters: AddedAdapters,
+    reporter: Reporter,
+) -> Any:
     """Load the pipeline without the text encoder, and say how it computes where that is not obvious."""
     reporter.note(f"generating: loading the transformer, {readable_size(repo.transformer.total_bytes)}")
-    pipeline = load_pipeline(repo, getattr(torch, settings.dtype), device, offload, compiles=settings.compiles)
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    pipeline = load_pipeline(repo, dtype, device, offload, compiles=settings.compiles, adapt=adapters.add)
     if reason := choose_int8(pipeline, repo, device, settings.int8):
         reporter.note(f"the int8 chain is not used, but SDNQ's own layers: {reason}")
     if settings.compiles:

@@ -154,6 +154,7 @@ def load_pipeline(
     compiles: bool = False,
     text_encoder: Any = None,
     tokenizer: Any = None,
+    adapt: Callable[[str, torch.nn.Module], object] | None = None,
     placed: Callable[[str], object] | None = None,
 ) -> Any:
     """Load the pipeline on the device where it runs, and find the kernel that quantized layers multiply with there.
@@ -166,6 +167,7 @@ def load_pipeline(
         compiles: whether the blocks of the transformer are compiled when they first run.
         text_encoder: a loaded one; without it the pipeline takes features of prompts.
         tokenizer: its tokenizer.
+        adapt: called with the name and the model of the transformer while it is on the CPU; may change its weights.
         placed: without offloading, called with the name of each model that was moved to the device.
 
     Raises:
@@ -174,6 +176,8 @@ def load_pipeline(
     For the other errors, see ``load_text_encoder`` and ``find_int8_kernel``.
     """
     transformer = _load(LensTransformer2DModel, repo.transformer, torch_dtype=dtype)
+    if adapt is not None:
+        adapt("transformer", transformer)
     vae = _load(AutoencoderKLFlux2, repo.vae, torch_dtype=dtype)
     with blaming(repo.folder / "scheduler"):
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(repo.folder / "scheduler")

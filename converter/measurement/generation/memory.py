@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -47,6 +47,10 @@ class MemoryNeed:
     """Memory on the accelerator; 0 without one."""
     weights_only: bool = False
     """Whether only the weights were counted, so that it is more."""
+
+    def with_host(self, size: int) -> MemoryNeed:
+        """The same with so many bytes more on the host."""
+        return replace(self, host=self.host + size)
 
 
 def predict_memory(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from converter.conversion.adapters.choice import AdapterChoice
 from converter.errors import UsageError
 from converter.models.lens.resolutions import ASPECT_RATIOS, RESOLUTIONS
 
@@ -104,6 +105,8 @@ class GenerateOptions:
         "Lens only: date, as YYYY-MM-DD, that is passed to the text encoder with the prompt; images depend on it.",
     )
     overwrite: bool = option(False, "Replace an existing file.")
+    adapters: tuple[AdapterChoice, ...] = ()
+    """LoRA adapters that are added to the weights of an original, in this order."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range.

@@ -18,6 +18,7 @@ from converter._version import __version__
 from converter.console import Reporter
 from converter.errors import ImageError, UnsupportedCheckpoint, UsageError, first_line
 from converter.libraries import package_versions
+from converter.measurement.generation.adapters import open_adapters
 from converter.measurement.generation.compiling import compiling
 from converter.measurement.generation.devices import choose_device, use_device
 from converter.measurement.generation.image_file import refuse_output, write_image
@@ -76,16 +77,21 @@ def draw_with_pipeline(folder: Path, prompt: str, output: Path, options: Generat
     if device.type == "cuda":
         # Earlier work of this process does not count.
         torch.cuda.reset_peak_memory_stats(device)
-    need = predict_pipeline_memory(repo, settings.dtype, options.offload, device)
+    adapters = open_adapters(folder, options.adapters)
+    need = predict_pipeline_memory(repo, settings.dtype, options.offload, device).with_host(adapters.bytes)
     require_memory(need, device)
     if device.type == "cpu" and options.offload != "none":
         reporter.note(f"--offload {options.offload} saves no memory on a CPU; the image is the same")
     import_sdnq(repo, device, reporter)
+    for note in adapters.notes:
+        reporter.note(note)
     with forwarding_logs(reporter):
         tokenizers = load_tokenizers(repo)
         for note in cut_prompts(tokenizers, settings):
             reporter.note(note)
-        pipeline = load_pipeline_of_diffusers(repo, tokenizers, settings, device, options.offload, reporter)
+        pipeline = load_pipeline_of_diffusers(
+            repo, tokenizers, settings, device, options.offload, reporter, adapt=adapters.add
+        )
     with reporter.progress("generating", settings.steps or 0, "steps") as shown:
         shown.refresh()
 
@@ -100,7 +106,7 @@ def draw_with_pipeline(folder: Path, prompt: str, output: Path, options: Generat
     if settings.height and (settings.height, settings.width) != (drawn.height, drawn.width):
         asked = f"{settings.width}x{settings.height}"
         reporter.note(f"{settings.pipeline} rounds sizes: asked for {asked}, drawn {drawn.width}x{drawn.height}")
-    metadata = pipeline_metadata(drawn, device, repo, pipeline)
+    metadata = {**pipeline_metadata(drawn, device, repo, pipeline), **adapters.metadata}
     write_image(image, output, metadata)
     return Drawn(metadata, need, device)
 
@@ -122,6 +128,7 @@ def load_pipeline_of_diffusers(
     reporter: Reporter,
     *,
     offloads_on_cpu: bool = False,
+    adapt: Callable[[str, torch.nn.Module], object] | None = None,
     placed: Callable[[str], object] | None = None,
 ) -> Any:
     """Load a pipeline where it runs.
@@ -134,13 +141,15 @@ def load_pipeline_of_diffusers(
         offload: as in ``GenerateOptions``.
         reporter: is told what is loaded.
         offloads_on_cpu: as for ``place``.
+        adapt: as for ``load_components``.
         placed: as for ``load_components``.
 
     Raises: as ``load_components`` and ``find_int8_kernel``.
     """
     dtype: torch.dtype = getattr(torch, settings.dtype)
     moves_at_once = offload == "none" and device.type != "cpu"
-    pipeline = load_components(repo, tokenizers, dtype, device if moves_at_once else None, reporter, placed=placed)
+    loaded_on = device if moves_at_once else None
+    pipeline = load_components(repo, tokenizers, dtype, loaded_on, reporter, adapt=adapt, placed=placed)
     with blaming(repo.pipeline.folder):
         place(pipeline, device, offload, offloads_on_cpu=offloads_on_cpu)
     if settings.compiles:

@@ -134,6 +134,7 @@ def load_components(
     device: torch.device | None,
     reporter: Reporter,
     *,
+    adapt: Callable[[str, torch.nn.Module], object] | None = None,
     placed: Callable[[str], object] | None = None,
 ) -> Any:
     """Load what is not loaded yet, and make the pipeline of it.
@@ -144,6 +145,7 @@ def load_components(
         dtype: of the numbers.
         device: where each model is moved once it is loaded; None to leave it on the CPU.
         reporter: is told what is loaded.
+        adapt: called with the name and the model of each component while it is on the CPU; may change its weights.
         placed: called with the name of each model that was moved to the device.
 
     Raises:
@@ -159,6 +161,8 @@ def load_components(
         if examined := repo.models.get(component.name):
             reporter.note(f"loading {component.name}, {readable_size(examined.footprint.bytes)}")
             model = _load_model(component, examined, dtype)
+            if adapt is not None:
+                adapt(component.name, model)
             with blaming(component.folder):
                 components[component.name] = model if device is None else model.to(device)
             if placed is not None and device is not None:

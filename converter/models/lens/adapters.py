@@ -88,6 +88,26 @@ def _bare_name(name: str) -> str:
 class LensLoraLoaderMixin(CogView4LoraLoaderMixin):
     """``load_lora_weights`` and similar methods of the pipeline; they use diffusers' mixin for plain transformers."""
 
+    transformer: Any
+
+    def load_lora_weights(
+        self, source: Any, adapter_name: str | None = None, hotswap: bool = False, **options: Any
+    ) -> None:
+        """Load an adapter into the transformer; diffusers' method refuses names of alphas.
+
+        Args:
+            source: a folder, a file, a Hub repo, or a state dict.
+            adapter_name: its name; by default ``default_`` and a number.
+            hotswap: whether to replace the adapter of this name.
+            options: those of the transformer's ``load_lora_adapter``.
+
+        Raises:
+            ValueError: the adapter is for modules that the transformer does not have.
+        """
+        self.transformer.load_lora_adapter(
+            source, adapter_name=adapter_name, hotswap=hotswap, _pipeline=self, **options
+        )
+
     @classmethod
     def lora_state_dict(cls, source: Any, **options: Any) -> Any:
         """Read an adapter from a safetensors file, or from a pickle of tensors alone.

@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from converter.checkpoint.footprint import ComponentFootprint
+from converter.conversion.planning.rules import weight_format
 from converter.conversion.release.manifest import ManifestComponent
 from converter.measurement.evidence.units import LOADED_BYTES
 from converter.measurement.evidence.weights import TRANSFORMER, component_noun
@@ -97,6 +98,17 @@ class CardComponent:
     def weights_dtype(self) -> str:
         """Dtype of the codes, as SDNQ names it."""
         return str(self.audit.config.get("weights_dtype", ""))
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a code of that dtype; None if SDNQ does not know it."""
+        known = weight_format(self.weights_dtype)
+        return known.bits if known is not None else None
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the weights decided which modules have another dtype than that."""
+        return bool(self.audit.config.get("use_dynamic_quantization"))
 
     @property
     def group_sizes(self) -> list[int]:

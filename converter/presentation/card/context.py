@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -12,7 +11,6 @@ from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile
 from converter.measurement.evidence import names
 from converter.measurement.evidence.time_comparison import TimeComparison, compare_matrix, compare_offload
 from converter.measurement.evidence.weights import TRANSFORMER, denoiser_noun
-from converter.models.lens.layout import PIPELINE_CLASS_NAME
 from converter.presentation.card import release_tables
 from converter.presentation.card.additions import quantized_images
 from converter.presentation.card.component import CardComponent
@@ -20,20 +18,14 @@ from converter.presentation.card.evidence import CardEvidence
 from converter.presentation.card.markdown import Markdown
 from converter.presentation.card.memory import describe_memory
 from converter.presentation.card.metadata import CardMetadata, GalleryImage
+from converter.presentation.card.originals import describe_originals
 from converter.presentation.card.pictures import CardPictures
 from converter.presentation.card.release import CardRelease
 from converter.presentation.card.table_markdown import to_markdown
+from converter.presentation.card.usage import describe_usage
 from converter.presentation.tables import conditions, fidelity, measurements, times
 from converter.presentation.tables.table import Table
-from converter.rendering import render
 
-#: Settings of the published benchmark, for a release that was not measured.
-_DEFAULT_SETTINGS: dict[str, Any] = {
-    "base_resolution": 1440,
-    "aspect_ratio": "1:1",
-    "num_inference_steps": 20,
-    "guidance_scale": 5.0,
-}
 #: Packages that a pinned installation names.
 _PINNED = ("lensconv", "sdnq", "torch", *conditions.LIBRARIES)
 #: Versions as in PEP 440. Any other text could be an option of pip.
@@ -114,7 +106,7 @@ def build_context(
         "unrecorded": list(evidence.unrecorded),
         "contradictions": list(evidence.contradictions),
         "foreign_summary": evidence.foreign_summary is not None,
-        "usage": _usage(release, repository, settings),
+        "usage": describe_usage(release, repository, settings),
         "pins": _pins(environment if "sdnq" in environment else release.content["versions"]),
         "pins_drew": "sdnq" in environment,
         "comparison": pictures.preview,
@@ -128,6 +120,7 @@ def build_context(
         "provenance": to_markdown(release_tables.provenance_table(release, metadata)),
         "files": to_markdown(release_tables.files_table(release, additions)),
         "memory": describe_memory(release, evidence),
+        "originals": describe_originals(release, evidence),
         **_describe_release(release),
         **_describe_times(evidence, prompt_texts, _measured_noun(release, evidence)),
         **_describe_fidelity(evidence),
@@ -244,47 +237,6 @@ def _first(evidence: CardEvidence, files: Iterable[str], key: str) -> Mapping[st
     """Return the value of a key in the first of these files that has it."""
     contents = (evidence.files.get(name, {}) for name in files)
     return next((content[key] for content in contents if key in content), {})
-
-
-def _usage(release: CardRelease, repository: str, settings: Mapping[str, Any]) -> Markdown | None:
-    """Return programs that load the release and, as far as its pipeline is known, draw with it."""
-    if release.main.is_lens and release.components:
-        return _usage_of_lens(repository, settings)
-    # A pipeline that was measured drew images.
-    is_measured = bool(release.pipeline_class) and settings.get("pipeline") == release.pipeline_class
-    if release.pipeline_class in ("", PIPELINE_CLASS_NAME) or (release.code and not is_measured):
-        return None
-    arguments = {
-        "num_inference_steps": settings.get("num_inference_steps"),
-        settings.get("guidance_argument"): settings.get("guidance_scale"),
-    }
-    text = render(
-        "usage_diffusers.md.jinja",
-        repository=_in_quotes(repository),
-        pipeline=release.pipeline_class,
-        draws=is_measured,
-        arguments={name: value for name, value in arguments.items() if name and value is not None},
-    )
-    return Markdown(text)
-
-
-def _usage_of_lens(repository: str, settings: Mapping[str, Any]) -> Markdown:
-    shown = {key: default if settings.get(key) is None else settings[key] for key, default in _DEFAULT_SETTINGS.items()}
-    text = render(
-        "usage.md.jinja",
-        repository=_in_quotes(repository),
-        base_resolution=shown["base_resolution"],
-        aspect_ratio=_in_quotes(shown["aspect_ratio"]),
-        steps=shown["num_inference_steps"],
-        guidance=shown["guidance_scale"],
-    )
-    return Markdown(text)
-
-
-def _in_quotes(text: str) -> str:
-    """Escape a text so that Python reads the same text between double quotes."""
-    # Three backticks would end the block of code around it.
-    return json.dumps(text)[1:-1].replace("`", "\\u0060")
 
 
 def _pins(versions: Mapping[str, Any]) -> list[str]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from converter.checkpoint.dtypes import LONG_NAMES
 from converter.conversion.release.manifest import SUMMARY_NAME
+from converter.conversion.release.manifest_adapters import adapter_identities
 from converter.errors import EvidenceError, unreadable
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder
-from converter.measurement.evidence.names import METRICS_NAME, QUANTIZED
+from converter.measurement.evidence.names import METRICS_NAME, ORIGINAL, QUANTIZED
 from converter.measurement.evidence.units import GB, ROUNDING
 from converter.measurement.evidence.weights import TRANSFORMER, measured_weights
 from converter.presentation.card.release import CardRelease
@@ -78,6 +79,7 @@ def read_card_evidence(release: CardRelease, folder: Path | None, *, unverified:
     missing: dict[str, tuple[str, ...]] = {}
     for name, content in found.items():
         if "sources" in content:
+            _check_adapters(source / name, content["sources"][ORIGINAL], release)
             if lacking := _check_sources(source / name, content["sources"][QUANTIZED], release):
                 missing[name] = lacking
         elif name != SUMMARY_NAME:
@@ -132,6 +134,17 @@ def _check_sources(file: Path, source: Mapping[str, Any], release: CardRelease) 
                 "Measure this release with `lensconv bench`.",
             )
     return tuple(name for name in quantized if name not in measured)
+
+
+def _check_adapters(file: Path, original: Mapping[str, Any], release: CardRelease) -> None:
+    """Refuse measurements in which adapters were added to the original that the release does not contain."""
+    added = adapter_identities(original.get("adapters", {}))
+    if added and added != adapter_identities(release.adapters):
+        raise EvidenceError(
+            file,
+            "is stale: the original was measured with other LoRA than the manifest of the release names",
+            "Measure this release with `lensconv bench`.",
+        )
 
 
 def _contradictions(

@@ -7,7 +7,7 @@ the files; `verify` and `publish` report that, and the next run corrects it.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from converter.presentation.card.pictures import find_pictures
 from converter.presentation.card.release import CardRelease, read_release
 from converter.presentation.prompt_texts import find_prompt_texts
 
-_TAGS = ("sdnq", "quantized", "static-quantization", "4-bit precision")
+#: Bits of a weight for which the Hub has a tag and a filter, such as ``4-bit``; it shows them as "4-bit precision".
+_TAGGED_BITS = (4, 8)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -150,12 +151,8 @@ def _metadata(
     revision = options.base_revision or original.get("revision")
     if options.base_revision is not None and not _COMMIT.fullmatch(options.base_revision):
         raise UsageError(f"--base-revision {options.base_revision}: is not a commit of 40 hexadecimal digits")
-    optional_tags = {
-        **{component.weights_dtype: component.weights_dtype for component in release.converted},
-        "ablation": find_ablation(evidence),
-        "model-cpu-offload": OFFLOAD_NAME in evidence.files,
-    }
-    tags = [*(["lens"] if release.main.is_lens else []), "text-to-image", *_TAGS]
+    tags = [*(["lens"] if release.main.is_lens else []), "text-to-image", "sdnq", "quantized", *_weights_tags(release)]
+    optional_tags = {"ablation": find_ablation(evidence), "model-cpu-offload": OFFLOAD_NAME in evidence.files}
     tags += [tag for tag, applies in optional_tags.items() if applies]
     return CardMetadata(
         license=options.license,
@@ -169,6 +166,14 @@ def _metadata(
         tags=(*tags, *options.tags),
         gallery=gallery,
     )
+
+
+def _weights_tags(release: CardRelease) -> Iterator[str]:
+    """Yield the tags that follow from how the weights are stored; the same one may come twice."""
+    if not any(component.is_dynamic for component in release.converted):
+        yield "static-quantization"
+    yield from (f"{part.bits}-bit" for part in release.converted if part.bits in _TAGGED_BITS)
+    yield from (component.weights_dtype for component in release.converted if component.weights_dtype)
 
 
 def _license_link(release: CardRelease, options: CardOptions) -> str | None:

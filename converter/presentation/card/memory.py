@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from converter.conversion.planning.rules import option_of
-from converter.measurement.evidence.names import METRICS_NAME, MODELS, OFFLOAD_FILES, STANDARD, peak_key
+from converter.measurement.evidence.names import METRICS_NAME, MODELS, OFFLOAD_FILES, QUANTIZED, STANDARD, peak_key
 from converter.measurement.evidence.units import GB
 from converter.models.pipeline_fit import ConvertedWeights, FitReport, compare_memory
 from converter.models.pipeline_memory import PLACEMENTS, Placement, QuantizedWeight, quantized_weight
@@ -92,19 +92,27 @@ def _most(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def describe_cards(fit: FitReport) -> list[str]:
-    """Return a sentence for each size of a graphics card: the fastest placement whose weights leave room on it."""
+def describe_cards(fit: FitReport, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each size of a graphics card: the fastest placement whose weights leave room on it.
+
+    Args:
+        fit: what is predicted.
+        files: measurements by name; a placement whose measured peak is larger than the card is left out.
+    """
     device = {placement: fit.result.placed(placement, on_cpu=False)[1] for placement in PLACEMENTS}
+    peaks = {placement: _measured_peak(files, placement, QUANTIZED) for placement in PLACEMENTS}
     found = []
     for card in _CARDS:
-        fitting = next((name for name, taken in device.items() if taken + _ROOM <= card * GB), None)
+        having_room = (name for name, taken in device.items() if taken + _ROOM <= card * GB)
+        fitting = next((name for name in having_room if (peaks[name] or 0) <= card), None)
         if fitting is None:
             found.append(f"{card} GB: no placement leaves room.")
             continue
-        left = (card * GB - device[fitting]) / GB
+        left, peak = (card * GB - device[fitting]) / GB, peaks[fitting]
+        measured = "" if peak is None else f"; the measured peak is {peak:.1f} GB"
         found.append(
             f"{card} GB: {PLACEMENTS[fitting]}; weights take {size(device[fitting])}, which leaves {left:.1f} GB for "
-            "activations."
+            f"activations{measured}."
         )
     return found
 
@@ -115,10 +123,11 @@ def describe_memory(release: CardRelease, evidence: CardEvidence) -> dict[str, A
     if fit is None:
         return None
     # What was measured on other weights does not belong beside these.
-    table = memory_table(fit, {} if evidence.contradictions else evidence.files)
+    files = {} if evidence.contradictions else evidence.files
+    table = memory_table(fit, files)
     return {
         "table": to_markdown(table),
         "is_measured": any(_MEASURED in column for column in table.columns),
-        "cards": describe_cards(fit),
+        "cards": describe_cards(fit, files),
         "words": fit.describe(),
     }

@@ -69,6 +69,12 @@ class CardRelease:
         return [name for name in self.written if name.endswith(CODE_SUFFIX)]
 
     @property
+    def adapters(self) -> dict[str, list[dict[str, Any]]]:
+        """The LoRA adapters that the weights contain, by component."""
+        found = {part.name: [adapter.to_dict() for adapter in part.described.adapters] for part in self.converted}
+        return {name: adapters for name, adapters in found.items() if adapters}
+
+    @property
     def added(self) -> tuple[str, ...]:
         """Files that an earlier card listed."""
         return self.manifest.card_files

@@ -76,8 +76,7 @@ def recipe_table(release: CardRelease, metadata: CardMetadata) -> Table:
 
 
 def _method(component: CardComponent) -> str:
-    kind = "dynamic" if component.audit.config.get("use_dynamic_quantization") else "static"
-    return f"SDNQ {component.weights_dtype} {kind}"
+    return f"SDNQ {component.weights_dtype} {'dynamic' if component.is_dynamic else 'static'}"
 
 
 def _option(component: CardComponent, key: str) -> str:

@@ -11,6 +11,7 @@ from converter.measurement.evidence import names
 from converter.measurement.evidence.time_comparison import TimeComparison, compare_matrix, compare_offload
 from converter.measurement.evidence.weights import denoiser_noun
 from converter.presentation.tables import conditions, fidelity, measurements, times
+from converter.presentation.tables.adapters import adapters_table, describe_original
 from converter.presentation.tables.table import Code, Table
 
 Content = Mapping[str, Any]
@@ -72,6 +73,8 @@ def find_provenance(evidence: Mapping[str, Content]) -> Section:
     settings, environment, sources = (_first(evidence, key) for key in ("settings", "environment", "sources"))
     if sources:
         tables.append(Captioned("Weights that were measured", conditions.sources_table(sources)))
+        added = adapters_table(sources)
+        tables += [Captioned("LoRA in these weights", added)] if added is not None else []
     if settings:
         tables.append(_pairs("Settings of generation", conditions.settings(settings)))
     if environment:
@@ -91,6 +94,7 @@ def _images(images: Content | None) -> Section | None:
     notes = [f"{_SIMILARITY} {_BASELINE}" if images["summary"]["baseline"] else _SIMILARITY]
     if images["num_inference_steps"] is not None:
         notes.append(f"Similarity depends on the number of steps; here it is {images['num_inference_steps']}.")
+    notes += _about_original(images)
     tables = [Captioned("All prompts", fidelity.images_summary_table(images))]
     text = fidelity.text_table(images)
     if text is not None:
@@ -131,13 +135,20 @@ def _compare_times(found: TimeComparison, image: str) -> tuple[list[str], list[C
 
 def _weights(evidence: Mapping[str, Content]) -> Section | None:
     weights, summary = evidence.get(names.WEIGHTS_NAME), evidence.get(SUMMARY_NAME)
-    tables = []
+    notes, tables = list[str](), []
     if weights is not None:
+        notes += _about_original(weights)
         tables.append(Captioned("Dequantized weights against those of the source", fidelity.weights_table(weights)))
     if summary is not None:
         noun = denoiser_noun({"sources": _first(evidence, "sources")})
         tables.append(Captioned(f"Size of the {noun}", measurements.storage_table(summary, noun)))
-    return Section("weights", "Weights", tables=tables) if tables else None
+    return Section("weights", "Weights", notes, tables) if tables else None
+
+
+def _about_original(content: Content) -> list[str]:
+    """Return what there is to say of the original because of LoRA."""
+    text = describe_original(content.get("sources", {}))
+    return [text] if text else []
 
 
 def _pairs(caption: str, rows: Sequence[tuple[object, object]]) -> Captioned:
