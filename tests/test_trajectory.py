@@ -221,7 +221,7 @@ class Workers:
         with Journal(self.folder, {}, restart=False) as journal:
             settings = [SETTINGS] * len(PROMPTS)
             chosen = BenchOptions(**{"mode": "standard", "trajectory_prompts": 2, **options})
-            subject = SimpleNamespace(repo=SimpleNamespace(folder=Path("/repo")), repo_id="repo")
+            subject = SimpleNamespace(repo=SimpleNamespace(folder=Path("/repo")), repo_id="repo", choices=())
             subjects: Any = dict.fromkeys(("original", "quantized"), subject)
             bench = Bench(self.folder, subjects, PromptSuite("three", PROMPTS), settings, chosen, "cpu", {}, journal)
             for model in ("original", "quantized"):
