@@ -38,6 +38,8 @@ from tests.conftest import ROOT, Lensconv, Outcome, call, command, edit_json, na
 from tests.expected import check_expected
 from tests.reporters import Notes
 
+#: The benchmark that most of them share takes a minute.
+pytestmark = pytest.mark.long
 #: On a CPU it gives the same images.
 CHAIN = ("--int8", "chain")
 
@@ -341,7 +343,6 @@ def test_another_benchmark_in_the_same_folder_is_refused(
     )
 
 
-@pytest.mark.long
 def test_ctrl_c_ends_the_worker_and_keeps_what_was_measured(
     tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path: Path
 ) -> None:
@@ -458,7 +459,6 @@ if "converter.measurement.benchmark.worker" in " ".join(sys.orig_argv):
 """
 
 
-@pytest.mark.long
 def test_faults_become_failed_rows_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], bench: Lensconv
 ) -> None:

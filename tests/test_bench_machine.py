@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -128,11 +131,12 @@ def test_sdnq_may_compile_on_a_gpu_where_experts_stay_packed(monkeypatch: pytest
     assert found[0]["hardware"] == "A GPU"
 
 
-def grown_block() -> bytearray:
-    """0.2 GB that are resident."""
-    block = bytearray(200_000_000)
-    block[::4096] = bytes(len(block[::4096]))
-    return block
+@contextmanager
+def grown_memory() -> Iterator[None]:
+    """0.2 GB are resident during the block. A freed array could stay in the heap, or come from it."""
+    with mmap.mmap(-1, 200_000_000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
+        pages[::4096] = bytes(len(pages[::4096]))
+        yield
 
 
 def test_a_stopwatch_gives_times_and_peaks_of_stages() -> None:
@@ -141,8 +145,8 @@ def test_a_stopwatch_gives_times_and_peaks_of_stages() -> None:
         watch = Stopwatch(meter, "first")
         time.sleep(0.05)
         watch.begin("second")
-        block = grown_block()
-        del block
+        with grown_memory():
+            pass
         watch.begin("second")
         watch.begin("third")
         figures = watch.stop()
@@ -164,9 +168,7 @@ def test_a_stopwatch_leaves_out_what_is_done_while_it_is_paused() -> None:
         watch = Stopwatch(meter, "load")
         started = time.perf_counter()
         time.sleep(0.03)
-        with watch.paused():
-            block = grown_block()
-            del block
+        with watch.paused(), grown_memory():
             time.sleep(0.3)
         time.sleep(0.03)
         figures = watch.stop()
@@ -183,9 +185,8 @@ def test_peaks_are_sampled_where_they_cannot_be_reset(monkeypatch: pytest.Monkey
     meter = Meter(torch.device("cpu"))
     with meter.watching():
         watch = Stopwatch(meter, "first")
-        block = grown_block()
-        time.sleep(0.2)
-        del block
+        with grown_memory():
+            time.sleep(0.2)
         time.sleep(0.1)
         watch.begin("second")
         stages = watch.stop()["stages"]

@@ -464,6 +464,7 @@ def test_a_worker_that_breaks_down_says_why(tiny_repo: Path, tmp_path: Path, mon
     assert ticks
 
 
+@pytest.mark.long
 def test_reasons_do_not_tell_where_folders_lie(suite: Path, tiny_repo: Path, release: Path, tmp_path: Path) -> None:
     """A weight file that cannot be loaded, whose error names its path."""
     edit_json(release / "vae" / "config.json", latent_channels=7)

@@ -252,6 +252,7 @@ def test_damage_in_the_second_component_is_found(release: Path) -> None:
         make_card(release)
 
 
+@pytest.mark.long
 def test_a_release_of_two_components_is_rehearsed(converted: Path, tmp_path: Path) -> None:
     release = shutil.copytree(converted, tmp_path / "release")
     write_card(release, "Tiny")

@@ -109,6 +109,7 @@ def test_a_killed_run_goes_on(lines: int, source: Path, undisturbed: dict[str, s
     assert set(snapshot(output)) == undisturbed.keys()
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_inside_its_second_component(source: Path, tmp_path: Path) -> None:
     """Both have tensors of the same names; the first is finished at once, the second is large."""
     repo = tmp_path / "repo"

@@ -78,6 +78,7 @@ print(json.dumps([codes, sdnq_compiles(), dict(os.environ) == before]))
 """
 
 
+@pytest.mark.long
 def test_no_command_leaves_a_variable(lens_source: Path, tiny_release: Path, tmp_path: Path) -> None:
     assert answer(COMMANDS, lens_source, tiny_release, tmp_path) == [[0] * 5, False, True]
 
@@ -110,6 +111,7 @@ def test_nothing_is_quantized_by_compiled_functions(lens_source: Path, tmp_path:
     assert answer(QUANTIZING, lens_source, tmp_path, **variables) == [True, {}, 1]
 
 
+@pytest.mark.long
 def test_workers_have_the_variables_of_the_user_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """And describe the same machine; the libraries of this process have been imported without leave to compile."""
     load_library("sdnq.common")

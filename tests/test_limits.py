@@ -24,6 +24,7 @@ def open_files(soft: int, hard: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.long
 def test_more_shards_than_files_that_may_be_open(tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", "LensTransformer2DModel", shard="1KB")
     assert len(list(source.glob("*.safetensors"))) > 40
