@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint.absent import pickle_error
 from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.dtypes import BITS, TORCH_NAMES
-from converter.checkpoint.files import list_folder
+from converter.checkpoint.files import list_folder, read_bounded
 from converter.checkpoint.header import Header, changed_since, parse_json_object, read_header
 from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import SourceTensor
@@ -160,14 +160,7 @@ def _read_neighbour(file: Path) -> bytes | None:
     neighbour = file.with_name(_CONFIG_NAME)
     if not neighbour.is_file():
         return None
-    try:
-        with neighbour.open("rb") as stream:
-            content = stream.read(MAXIMUM_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise unreadable(neighbour, error) from error
-    if len(content) > MAXIMUM_CONFIG_BYTES:
-        raise MalformedCheckpoint(neighbour, f"is longer than {MAXIMUM_CONFIG_BYTES} bytes")
-    return content
+    return read_bounded(neighbour, MAXIMUM_CONFIG_BYTES, MalformedCheckpoint)
 
 
 def _refuse_by_header(header: Header) -> None:
