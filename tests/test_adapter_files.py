@@ -89,7 +89,7 @@ def test_a_file_is_read_like_safetensors_reads_it(tmp_path: Path) -> None:
     # Nothing was changed, so nothing is held.
     assert resolved.held_bytes == 0
     assert resolved.file.identity == [adapter.sha256, 0.5, ""]
-    assert resolved.describe() == {"name": "x.safetensors", "sha256": adapter.sha256, "scale": 0.5}
+    assert resolved.describe().to_dict() == {"name": "x.safetensors", "sha256": adapter.sha256, "scale": 0.5}
 
 
 FILES: list[tuple[Tensors, str]] = [
@@ -226,7 +226,7 @@ def test_lens(tmp_path: Path) -> None:
     assert resolved.held_bytes == sum(module.up.shape[0] * module.up.shape[1] * 4 for module in modules)
     (tmp_path / "adapter_config.json").write_text('{"r": 4}')
     again = lora_files.resolve(AdapterChoice(file), "LensPipeline", {"transformer": model})
-    assert again.file.identity[2] == again.describe()["config_sha256"] != ""
+    assert again.file.identity[2] == again.describe().config_sha256 != ""
     file = write(
         tmp_path / "y.safetensors", {"blocks.lora_A.weight": torch.ones(4, 4), "blocks.lora_B.weight": torch.ones(4, 4)}
     )

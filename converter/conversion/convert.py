@@ -32,7 +32,7 @@ from converter.conversion.planning.plan import refuse_unmatched
 from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.preflight import check_space, existing_parent, refuse_overlap
-from converter.conversion.preview import foresee, pieces_bytes
+from converter.conversion.preview import fit_to, foresee, pieces_bytes
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.record import Converted, conversion_manifest, quantization_summary
 from converter.conversion.release.companions import Companion, bring_companion, find_companions, plain_index
@@ -105,7 +105,7 @@ def convert(
             return published_report(output, request, time.monotonic() - started)
         with _planning(request) as (answers, planner):
             # Only the conversion refers to fitted adapters, so that it can free them.
-            return _Conversion(request, staging, answers, planner, reporter, device, _fit(request)).run(started)
+            return _Conversion(request, staging, answers, planner, reporter, device, fit_to(request)).run(started)
 
 
 def _device(options: ConvertOptions) -> AbstractContextManager[Host | Device]:
@@ -116,15 +116,6 @@ def _device(options: ConvertOptions) -> AbstractContextManager[Host | Device]:
     from converter.conversion.kernels.devices import opened_device
 
     return opened_device(options.device)
-
-
-def _fit(request: Request) -> FittedAdapters | None:
-    if not request.adapters:
-        return None
-    # Imported here: it imports torch.
-    from converter.conversion.adapters.fitting import fit_adapters
-
-    return fit_adapters(request.adapters, request.checkpoints)
 
 
 @contextmanager

@@ -85,11 +85,7 @@ def _plan(
     selection = select_files(request.checkpoints, request.others)
     plans = [plan_with_sdnq(target.checkpoint, target.recipe) for target in request.targets]
     refuse_unmatched([target.recipe for target in request.targets], plans)
-    adapters = None
-    if request.adapters:
-        from converter.conversion.adapters.fitting import fit_adapters
-
-        adapters = fit_adapters(request.adapters, request.checkpoints)
+    adapters = fit_to(request)
     works = []
     for target, made in zip(request.targets, plans, strict=True):
         work = make_work(target, made, additions=adapters.additions(target.name) if adapters else {})
@@ -115,6 +111,19 @@ def _memory(request: Request, plans: Sequence[Plan]) -> FitReport | None:
     return plan_memory(
         [(target.name, made) for target, made in zip(request.targets, plans, strict=True)], request.others
     )
+
+
+def fit_to(request: Request) -> FittedAdapters | None:
+    """Find out what the adapters of a request add to its targets; None without any.
+
+    Raises: what ``fit_adapters`` raises.
+    """
+    if not request.adapters:
+        return None
+    # Imported here: it imports torch.
+    from converter.conversion.adapters.fitting import fit_adapters
+
+    return fit_adapters(request.adapters, request.checkpoints)
 
 
 def predict_peak(

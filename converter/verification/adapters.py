@@ -9,8 +9,8 @@ from converter.checkpoint.header import Header
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.adapters.additions import Addition
 from converter.conversion.adapters.choice import AdapterChoice
+from converter.conversion.adapters.described import ManifestAdapter
 from converter.conversion.adapters.file import open_adapter
-from converter.conversion.release.manifest_adapters import ManifestAdapter
 from converter.verification.audit import Audit
 from converter.verification.copied import is_quantized
 from converter.verification.report import Check, list_problems

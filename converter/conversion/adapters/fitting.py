@@ -50,7 +50,7 @@ class FittedAdapters:
     def describe(self, component: str) -> list[dict[str, Any]]:
         """The objects in the manifest of the adapters that change a component, in their order."""
         name = self._targets[component].name
-        return [adapter.describe() for adapter in self.adapters if name in adapter.modules]
+        return [adapter.describe().to_dict() for adapter in self.adapters if name in adapter.modules]
 
     @property
     def held_bytes(self) -> int:

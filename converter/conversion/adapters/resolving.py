@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from converter.conversion.adapters.described import ManifestAdapter
 from converter.conversion.adapters.file import AdapterFile
 from converter.conversion.adapters.loaders import LENS_COMPONENT, LENS_PIPELINE, Converted, convert_names
 from converter.conversion.adapters.modules import Factor, ModuleAdapter, ModuleShape
@@ -63,10 +64,9 @@ class ResolvedAdapter:
         """Of ``adapter_config.json``, where it was used; else empty."""
         return self.file.neighbour_sha256 if self.uses_neighbour else ""
 
-    def describe(self) -> dict[str, Any]:
-        """The adapter's object in the manifest."""
-        config = {"config_sha256": self.config_sha256} if self.config_sha256 else {}
-        return {"name": self.file.file.name, "sha256": self.file.sha256, "scale": self.file.choice.scale, **config}
+    def describe(self) -> ManifestAdapter:
+        """What the manifest says about it."""
+        return ManifestAdapter(self.file.file.name, self.file.sha256, self.file.choice.scale, self.config_sha256)
 
 
 def resolve_adapter(

@@ -26,21 +26,18 @@ Source = Callable[[SourceTensor, int, int], Bytes]
 
 @dataclass(frozen=True)
 class Pieces:
-    """Pieces of one tensor, as they are rounded or quantized.
-
-    Args:
-        job: whose tensor.
-        source: reads its bytes.
-        budget: where each piece takes its memory; None if all have theirs already.
-        bytes: of the source in a piece, where possible.
-        adding: what adds adapters to rows of the tensor; None to leave it as it is.
-    """
+    """Pieces of one tensor, as they are rounded or quantized."""
 
     job: Job
+    """Whose tensor."""
     source: Source
+    """Reads its bytes."""
     budget: MemoryBudget | None
+    """Where each piece takes its memory; None if all have theirs already."""
     bytes: int
+    """Of the source in a piece, where possible."""
     adding: NewWeight | NewBias | None = None
+    """What adds adapters to rows of the tensor; None to leave it as it is."""
 
     def share(self, size: int) -> AbstractContextManager[None]:
         """Hold the memory for a piece of so many bytes of the source while the block runs."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.files import is_plain_name, read_json
-from converter.conversion.release.manifest_adapters import ManifestAdapter
+from converter.conversion.adapters.described import ManifestAdapter
 from converter.errors import MalformedCheckpoint
 from converter.fields import Fields
 

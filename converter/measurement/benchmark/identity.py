@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from converter.conversion.release.manifest_adapters import adapter_identities
+from converter.conversion.adapters.described import adapter_identities
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.pairing import timing_count
 from converter.measurement.benchmark.repos import ImageSettings

@@ -15,8 +15,8 @@ from converter.checkpoint.files import list_folder
 from converter.checkpoint.header import Header
 from converter.console import Progress, Reporter
 from converter.conversion.adapters.choice import AdapterChoice
+from converter.conversion.adapters.described import DescribedAdapters
 from converter.conversion.release.manifest import SUMMARY_NAME, ReleaseFile, read_manifest
-from converter.conversion.release.manifest_adapters import DescribedAdapters
 from converter.errors import InputError, MissingInput, UnsupportedCheckpoint, UsageError, printable, unreadable
 from converter.measurement.benchmark.adapters import add_to_original, contained_adapters
 from converter.measurement.benchmark.changes import file_states

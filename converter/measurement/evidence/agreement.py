@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from converter.checkpoint.dtypes import BITS, WEIGHT_DTYPES
-from converter.conversion.release.manifest_adapters import adapter_identities
+from converter.conversion.adapters.described import adapter_identities
 from converter.measurement.evidence.differences import differences
 from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, SUMMARY_MODELS
 from converter.measurement.evidence.statistics import percent_change, spread, summarise_times

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.dtypes import LONG_NAMES
+from converter.conversion.adapters.described import adapter_identities
 from converter.conversion.release.manifest import SUMMARY_NAME
-from converter.conversion.release.manifest_adapters import adapter_identities
 from converter.errors import EvidenceError, unreadable
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder
 from converter.measurement.evidence.names import METRICS_NAME, ORIGINAL, QUANTIZED

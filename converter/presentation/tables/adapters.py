@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from converter.conversion.release.manifest_adapters import DescribedAdapters, ManifestAdapter
+from converter.conversion.adapters.described import DescribedAdapters, ManifestAdapter
 from converter.measurement.evidence.names import MODEL_TITLES, MODELS, ORIGINAL, QUANTIZED
 from converter.presentation.tables.table import Code, Table
 

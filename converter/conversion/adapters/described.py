@@ -1,4 +1,4 @@
-"""LoRA adapters as manifests describe them, and files of measurements after them."""
+"""LoRA adapters as manifests describe them, and files of measurements after them. This module does not need torch."""
 
 from __future__ import annotations
 
