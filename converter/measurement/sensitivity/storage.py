@@ -1,6 +1,6 @@
-"""How one weight is stored: quantized with certain options, or kept in a float dtype.
+"""How one tensor of a model is stored: quantized with certain options, or kept in a float dtype.
 
-Variants of a recipe share most of their storages. Two storages of a weight with the same key have the same bytes, so
+Variants of a recipe share most of their storages. Two storages of a tensor with the same key have the same bytes, so
 figures about it are measured once.
 """
 
@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from converter.checkpoint.layout import TensorSpec
 from converter.conversion.planning.plan import Plan, PlannedModule
@@ -18,16 +19,14 @@ from converter.conversion.planning.plan import Plan, PlannedModule
 
 @dataclass(frozen=True)
 class Storage:
-    """How one weight is stored."""
+    """How one tensor of the source is stored."""
 
-    module: str
-    """Name of the module that owns the weight."""
     source: str
-    """Name of the weight in the source."""
+    """Name of the tensor in the source."""
     parts: Mapping[str, TensorSpec]
     """The tensors that it becomes, by SDNQ's names for them; under an empty name if it is kept."""
     quantized: PlannedModule | None
-    """How SDNQ quantizes it; None if it is kept."""
+    """The module that owns it, and how SDNQ quantizes it; None if it is kept."""
 
     @property
     def bytes(self) -> int:
@@ -36,7 +35,7 @@ class Storage:
 
     @property
     def label(self) -> str:
-        """What tables call it: the dtype of its weight, by SDNQ's name or that of safetensors."""
+        """What tables call it: the dtype of its numbers, by SDNQ's name or that of safetensors."""
         return str(self.quantized.options["weights_dtype"]) if self.quantized else self.parts[""].dtype
 
     @cached_property
@@ -45,18 +44,19 @@ class Storage:
         options = dict(self.quantized.options) if self.quantized else {}
         options.pop("param_name", None)
         parts = {part: [spec.dtype, list(spec.shape)] for part, spec in self.parts.items()}
-        return hashlib.sha256(json.dumps([options, parts], sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([options, parts], sort_keys=True).encode()).hexdigest()
+
+    def spool_file(self, folder: Path) -> Path:
+        """The file of a folder that has its parts, by name, once it is quantized.
+
+        The file also has ``column_noise``, F32: the squared error of the restored weight, added up over everything but
+        the input channels (axis 1).
+        """
+        return folder / f"{hashlib.sha256(f'{self.source} {self.key}'.encode()).hexdigest()}.safetensors"
 
 
 def storages(plan: Plan) -> dict[str, Storage]:
-    """How a plan stores the weight of each module, by the module's name; tensors that are not weights are left out."""
+    """How a plan stores each tensor of the source, by its name there."""
     parts = plan.parts
-    found = {
-        module.name: Storage(module.name, source, parts[source], module) for source, module in plan.modules.items()
-    }
-    for kept in plan.kept:
-        name = kept.spec.name
-        if name.endswith(".weight"):
-            module = name.removesuffix(".weight")
-            found[module] = Storage(module, kept.source, {"": kept.spec}, None)
-    return found
+    found = {kept.source: Storage(kept.source, {"": kept.spec}, None) for kept in plan.kept}
+    return found | {source: Storage(source, parts[source], module) for source, module in plan.modules.items()}
