@@ -8,6 +8,7 @@ from typing import Any
 
 #: What there are schemas for.
 NAMES = (
+    "ablation",
     "bench",
     "benchmark_metrics",
     "card",
