@@ -20,6 +20,8 @@ from converter.conversion.planning.plan import PlannedModule
 PIECE_BYTES = 4 << 20
 #: The same on a device other than the CPU, where each piece costs some twenty calls and a wait.
 DEVICE_PIECE_BYTES = 8 << 20
+#: Pieces do not get smaller than this, however little memory is allowed.
+MINIMUM_PIECE_BYTES = 64 << 10
 #: The most bytes that lensconv's own loops take for one number besides its source: the widened copy and the results.
 OWN_WORKING_BYTES = 8
 #: The same of lensconv's kernel for devices: besides the results, what torch's operations take, which on a CUDA device
@@ -170,6 +172,17 @@ def _in_blocks(rows: int, addition: Addition | None) -> int:
 def largest_piece(options: ConvertOptions) -> int:
     """Bytes of the source that a worker takes at a time, where there is enough memory."""
     return PIECE_BYTES if options.is_on_cpu else DEVICE_PIECE_BYTES
+
+
+def piece_size(options: ConvertOptions, budget: int, workers: int) -> int:
+    """Bytes of the source that a worker takes at a time.
+
+    Args:
+        options: how to convert.
+        budget: the most bytes in memory at a time.
+        workers: how many threads share it.
+    """
+    return min(largest_piece(options), max(MINIMUM_PIECE_BYTES, budget // (4 * workers)))
 
 
 def kinds_of(jobs: Iterable[Job]) -> set[Kind]:

@@ -63,6 +63,15 @@ def _round_to_bfloat16(source, target):
     return largest
 
 
+@njit(**_OPTIONS)
+def _largest_magnitude(source):
+    largest = _u32(0)
+    for index in range(source.size):
+        magnitude = source[index] & _u32(0x7FFFFFFF)
+        largest = magnitude if magnitude > largest else largest
+    return largest
+
+
 # Without NaN and signed zeros the comparisons become vector instructions. Both are handled elsewhere: with a NaN the
 # caller drops the result, and the sign of a zero is looked up afterwards.
 @njit(fastmath={"nnan", "nsz"}, **_OPTIONS)
@@ -170,6 +179,11 @@ def round_to_bfloat16(source: Bits32, target: Bits16) -> int:
         bits without meaning where the source is NaN.
     """
     return int(_round_to_bfloat16(source, target))
+
+
+def largest_magnitude(source: Bits32) -> int:
+    """Bits of the largest magnitude of numbers in float32, given by their bits; NaN is larger than infinity."""
+    return int(_largest_magnitude(source))
 
 
 def _fresh_buffer(_: str, size: int) -> NDArray[np.uint8]:
