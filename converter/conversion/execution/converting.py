@@ -20,10 +20,11 @@ from converter.console import Progress
 from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.jobs import Job, KeepJob, QuantizeJob
 from converter.conversion.execution.pieces import Bytes, open_pieces
-from converter.conversion.kernels import fused
+from converter.conversion.kernels import fused, searching
 from converter.conversion.kernels.host import HOST, Host
 from converter.conversion.options import ConvertOptions
-from converter.conversion.planning.methods import OWN_KINDS
+from converter.conversion.planning.methods import OWN_KINDS, Kind
+from converter.conversion.recipe.recipe import NEAREST
 from converter.errors import NonFiniteWeight, UnsupportedCheckpoint
 
 if TYPE_CHECKING:
@@ -166,6 +167,8 @@ class TensorConverter:
                         as_bfloat16 = not self.options.from_float32
                         nonfinite += self._count_nonfinite(job, data, as_bfloat16=as_bfloat16)
                         results = self._run_sdnq(job, last - first, data)
+                    elif job.method.rounding != NEAREST:
+                        searching.improve_uint4(data, job.dtype, results, round_scales=job.method.round_scales)
                     self._write_rows(job, first, last, results)
                 self.progress.advance(size)
         return nonfinite
@@ -173,7 +176,7 @@ class TensorConverter:
     def _run_kernel(self, job: QuantizeJob, data: Bytes) -> dict[str, NDArray[Any]] | None:
         """Quantize rows by lensconv's kernel; None when they contain numbers that it does not handle."""
         from_float32 = self.options.from_float32
-        if not isinstance(self.device, Host):
+        if not isinstance(self.device, Host) and job.method.kind is Kind.DEVICE:
             from converter.conversion.kernels.on_device import quantize_bytes
 
             return quantize_bytes(
@@ -196,16 +199,22 @@ class TensorConverter:
     def _run_sdnq(self, job: QuantizeJob, rows: int, data: Bytes) -> dict[str, NDArray[Any]]:
         from converter.conversion.kernels.sdnq import quantize_with_sdnq
 
-        # What lensconv's kernel does not handle has the bytes of the CPU, too.
-        place = HOST if job.method.kind in OWN_KINDS else self.device
+        # What lensconv's kernel does not handle has the bytes of the CPU, too, and scales are searched there.
+        is_nearest = job.method.rounding == NEAREST
+        place = HOST if job.method.kind in OWN_KINDS or not is_nearest else self.device
+        shape = (rows, *job.module.shape[1:])
         result = quantize_with_sdnq(
             data,
             job.dtype,
-            (rows, *job.module.shape[1:]),
+            shape,
             job.module.options,
             from_float32=self.options.from_float32,
             device=place.torch_device,
         )
+        if not is_nearest:
+            from converter.conversion.kernels.regrouping import improve_scales
+
+            result = improve_scales(result, data, job.dtype, shape)
         return {part: result.bytes_of(part) for part in result.parts}
 
     def _write_rows(self, job: QuantizeJob, first: int, last: int, results: Mapping[str, NDArray[Any]]) -> None:
