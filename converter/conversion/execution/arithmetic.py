@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
 from converter.conversion.execution.jobs import Job, QuantizeJob
 from converter.conversion.execution.pieces import Bytes
-from converter.conversion.kernels import fused
+from converter.conversion.kernels import fused, searching
 from converter.conversion.kernels.host import HOST, Host
 from converter.conversion.options import ConvertOptions
-from converter.conversion.planning.methods import OWN_KINDS
+from converter.conversion.planning.methods import OWN_KINDS, Kind
+from converter.conversion.recipe.recipe import NEAREST
 from converter.errors import NonFiniteWeight, UnsupportedCheckpoint
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class PieceArithmetic:
             SDNQ's parts by name, in buffers that the next call uses again.
         """
         from_float32 = self.options.from_float32
-        if not isinstance(self.device, Host):
+        if not isinstance(self.device, Host) and job.method.kind is Kind.DEVICE:
             from converter.conversion.kernels.on_device import quantize_bytes
 
             return quantize_bytes(
@@ -165,7 +166,11 @@ class PieceArithmetic:
             round_scales=job.method.round_scales,
             buffer=self.buffer,
         )
-        return parts if largest < (fused.INFINITE if from_float32 else fused.OVERFLOWS_BFLOAT16) else None
+        if largest >= (fused.INFINITE if from_float32 else fused.OVERFLOWS_BFLOAT16):
+            return None
+        if job.method.rounding != NEAREST:
+            searching.improve_uint4(data, job.dtype, parts, round_scales=job.method.round_scales)
+        return parts
 
     def run_sdnq(self, job: QuantizeJob, rows: int, data: Bytes) -> QuantizedParts:
         """Quantize rows by SDNQ.
@@ -180,13 +185,20 @@ class PieceArithmetic:
         # Imported here: it imports torch.
         from converter.conversion.kernels.sdnq import quantize_with_sdnq
 
-        # What lensconv's kernel does not handle has the bytes of the CPU, too.
-        place = HOST if job.method.kind in OWN_KINDS else self.device
-        return quantize_with_sdnq(
+        # What lensconv's kernel does not handle has the bytes of the CPU, too, and scales are searched there.
+        is_nearest = job.method.rounding == NEAREST
+        place = HOST if job.method.kind in OWN_KINDS or not is_nearest else self.device
+        shape = (rows, *job.module.shape[1:])
+        result = quantize_with_sdnq(
             data,
             job.dtype,
-            (rows, *job.module.shape[1:]),
+            shape,
             job.module.options,
             from_float32=self.options.from_float32,
             device=place.torch_device,
         )
+        if is_nearest:
+            return result
+        from converter.conversion.kernels.regrouping import improve_scales
+
+        return improve_scales(result, data, job.dtype, shape)

@@ -16,9 +16,10 @@ from converter.conversion.execution.jobs import Job, KeepJob, kinds_of
 from converter.conversion.execution.randomness import seeded_randomness
 from converter.conversion.execution.work import Work
 from converter.conversion.execution.workers import WorkerPool
-from converter.conversion.kernels import fused
+from converter.conversion.kernels import fused, searching
 from converter.conversion.kernels.host import Host
 from converter.conversion.planning.methods import Kind
+from converter.conversion.recipe.recipe import NEAREST
 from converter.conversion.request import Target
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def execute(
     folder = staged.folder
     if Kind.FUSED in kinds_of(todo):
         fused.compile_kernels(round_weights=not target.options.from_float32)
+    if target.recipe.rounding != NEAREST:
+        searching.compile_kernels()
     total = sum(job.tensor.entry.bytes for job in jobs)
     with (
         writing(folder),

@@ -15,6 +15,7 @@ from converter.conversion.adapters.additions import ADDED_BYTES, ADDED_DTYPE, BL
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.methods import OWN_KINDS, ROWS_WORKING_BYTES, WHOLE_WORKING_BYTES, Kind, Method
 from converter.conversion.planning.plan import PlannedModule
+from converter.conversion.recipe.recipe import NEAREST
 
 #: Bytes of the source that a worker takes at a time: large enough to hide the cost of a call, small enough for a cache.
 PIECE_BYTES = 4 << 20
@@ -27,6 +28,9 @@ OWN_WORKING_BYTES = 8
 #: The same of lensconv's kernel for devices: besides the results, what torch's operations take, which on a CUDA device
 #: is memory of the device; measured on the CPU.
 DEVICE_WORKING_BYTES = 20
+#: The most bytes that the search for scales takes for one number besides: the codes, the groups side by side, scales
+#: and zero points in float32.
+SEARCH_WORKING_BYTES = 16
 #: The number of rows decides whether SDNQ uses quantized matmul; for runs of at least so many, in multiples of it,
 #: it decides as for the whole tensor (``check_quantized_matmul_is_allowed`` of SDNQ 0.2.8).
 MATMUL_ROWS = 32
@@ -130,7 +134,8 @@ class QuantizeJob(_TensorJob):
     @property
     def working_bytes(self) -> int:
         """Memory that one number takes while it is converted, source included."""
-        return self.source_bytes + _WORKING_BYTES[self.method.kind]
+        searching = 0 if self.method.rounding == NEAREST else SEARCH_WORKING_BYTES
+        return self.source_bytes + _WORKING_BYTES[self.method.kind] + searching
 
     @property
     def largest_share(self) -> int:

@@ -13,6 +13,7 @@ from converter.conversion.adapters.additions import Addition
 from converter.conversion.execution.jobs import Job, KeepJob, Output, QuantizeJob
 from converter.conversion.planning.methods import Kind, choose_method
 from converter.conversion.planning.plan import Plan
+from converter.conversion.recipe.recipe import NEAREST
 from converter.conversion.request import Target
 from converter.errors import MemoryLimitError
 from converter.libraries import library_threads
@@ -121,8 +122,8 @@ def make_work(
     for source, specs in plan.parts.items():
         module = plan.modules[source]
         outputs = {part: Output(spec, slots[spec.name]) for part, spec in specs.items()}
-        method = choose_method(module, specs, use_fused=use_fused)
-        if method.kind is Kind.FUSED and not target.options.is_on_cpu:
+        method = choose_method(module, specs, use_fused=use_fused, rounding=target.recipe.rounding)
+        if method.kind is Kind.FUSED and method.rounding == NEAREST and not target.options.is_on_cpu:
             method = replace(method, kind=Kind.DEVICE)
         file = (spooled or {}).get(source)
         jobs.append(QuantizeJob(tensors[source], outputs, module, method, file, addition=added.get(source)))

@@ -32,6 +32,8 @@ class QuantizedParts:
     """Contiguous tensors on the CPU, by their names in SDNQ; empty when SDNQ decided to keep the weight."""
     decisions: Mapping[str, Any] = field(default_factory=dict)
     """What the weight decided, as entries for SDNQ's configuration; empty unless dtypes depend on weights."""
+    dequantizer: Any = None
+    """SDNQ's, which knows how the parts are laid out; None when the weight is kept."""
 
     def bytes_of(self, part: str) -> NDArray[np.uint8]:
         """The bytes of one part."""
@@ -98,7 +100,7 @@ def quantize_with_sdnq(
         if decisions and options["use_quantized_matmul"] and not dequantizer.use_quantized_matmul:
             decisions["modules_to_not_use_matmul"] = [options["param_name"]]
         parts = {name: value.cpu().contiguous() for name, value in values.items() if value is not None}
-        return QuantizedParts(parts, decisions)
+        return QuantizedParts(parts, decisions, dequantizer)
 
 
 @contextmanager
