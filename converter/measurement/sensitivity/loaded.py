@@ -20,7 +20,7 @@ from converter.measurement.benchmark.repos import ImageSettings, MeasuredRepo, o
 from converter.measurement.generation.devices import choose_device, use_device
 from converter.measurement.generation.encoding import PromptStage
 from converter.measurement.generation.generate import run_lens
-from converter.measurement.generation.loading import forwarding_logs, load_pipeline
+from converter.measurement.generation.loading import forwarding_logs, import_sdnq, load_pipeline
 from converter.measurement.generation.memory import (
     DTYPE_BYTES,
     MemoryNeed,
@@ -45,6 +45,13 @@ from converter.models.unsuitable import refuse_adapter, refuse_quantized
 
 #: Does nothing after a step.
 _NOTHING: Callable[[], object] = lambda: None  # noqa: E731 - a default of several functions
+
+
+@dataclass(frozen=True)
+class _Quantized:
+    """What needs SDNQ."""
+
+    uses_sdnq: bool = True
 
 
 @dataclass(frozen=True)
@@ -154,6 +161,8 @@ def load_original(
     device = choose_device(options.device)
     use_device(device)
     dtype: torch.dtype = getattr(torch, options.dtype)
+    # Quantized weights will take the place of others; SDNQ computes with them as in `generate`.
+    import_sdnq(_Quantized(), device, reporter)
     with forwarding_logs(reporter):
         if isinstance(repo, PipelineRepo):
             of_lens = [found for found in settings if isinstance(found, Settings)]
