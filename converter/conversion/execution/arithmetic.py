@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.checkpoint.dtypes import WEIGHT_DTYPES
+from converter.checkpoint.dtypes import BITS, WEIGHT_DTYPES
 from converter.conversion.execution.jobs import Job, QuantizeJob
 from converter.conversion.execution.pieces import Bytes
 from converter.conversion.kernels import fused, searching
@@ -62,6 +62,31 @@ def refuse_other_parts(job: QuantizeJob, rows: int, results: Mapping[str, NDArra
             f"than planned ({', '.join(results)}), which happens when an SVD fails",
             f"Keep this module: --set '{job.module.name}=keep'.",
         )
+
+
+class Columns:
+    """The parts of a transposed result, put together from those of runs of rows.
+
+    Args:
+        job: what is quantized, by ``Kind.COLUMNS``.
+    """
+
+    def __init__(self, job: QuantizeJob) -> None:
+        self.parts = {
+            part: np.empty(output.spec.shape, f"u{BITS[output.spec.dtype] // 8}") for part, output in job.parts.items()
+        }
+        """The bits of each number, by part."""
+
+    def put(self, first: int, last: int, results: Mapping[str, NDArray[Any]]) -> None:
+        """Add the results of a run of rows.
+
+        Args:
+            first: the first row.
+            last: the row after the last one.
+            results: the bytes of the parts of this run.
+        """
+        for part, whole in self.parts.items():
+            whole[:, first:last] = results[part].view(whole.dtype).reshape(-1, last - first)
 
 
 @dataclass

@@ -15,11 +15,11 @@ from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import SourceTensor
 from converter.checkpoint.writer import SlotWriter
 from converter.console import Progress
-from converter.conversion.execution.arithmetic import PieceArithmetic, refuse_other_parts
+from converter.conversion.execution.arithmetic import Columns, PieceArithmetic, refuse_other_parts
 from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.jobs import Job, KeepJob, QuantizeJob
 from converter.conversion.execution.pieces import Bytes, open_pieces
-from converter.conversion.planning.methods import OWN_KINDS
+from converter.conversion.planning.methods import OWN_KINDS, Kind
 
 
 class Stopped(Exception):
@@ -92,6 +92,7 @@ class TensorConverter:
         """Quantize a weight, a run of rows at a time."""
         nonfinite = 0
         with open_pieces(job, self._read, self.budget, self.piece_bytes) as pieces:
+            columns = Columns(job) if job.method.kind is Kind.COLUMNS else None
             for first, last in job.row_runs(pieces.bytes):
                 size = (last - first) * job.row_bytes
                 with pieces.share(size):
@@ -102,12 +103,17 @@ class TensorConverter:
                         nonfinite += self.arithmetic.count_nonfinite(job, data, as_bfloat16=as_bfloat16)
                         made = self.arithmetic.run_sdnq(job, last - first, data)
                         results = {part: made.bytes_of(part) for part in made.parts}
-                    self._write_rows(job, first, last, results)
+                    refuse_other_parts(job, last - first, results)
+                    if columns is None:
+                        self._write_rows(job, first, results)
+                    else:
+                        columns.put(first, last, results)
                 self.progress.advance(size)
+            if columns is not None:
+                self._write_rows(job, 0, columns.parts)
         return nonfinite
 
-    def _write_rows(self, job: QuantizeJob, first: int, last: int, results: Mapping[str, NDArray[Any]]) -> None:
-        refuse_other_parts(job, last - first, results)
+    def _write_rows(self, job: QuantizeJob, first: int, results: Mapping[str, NDArray[Any]]) -> None:
         rows = job.module.shape[0]
         for part, output in job.parts.items():
             offset = output.slot.offset + output.slot.bytes * first // rows

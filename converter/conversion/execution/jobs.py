@@ -38,6 +38,7 @@ _WORKING_BYTES = {
     Kind.FUSED: OWN_WORKING_BYTES,
     Kind.DEVICE: DEVICE_WORKING_BYTES,
     Kind.ROWS: ROWS_WORKING_BYTES,
+    Kind.COLUMNS: ROWS_WORKING_BYTES,
     Kind.WHOLE: WHOLE_WORKING_BYTES,
 }
 
@@ -138,6 +139,12 @@ class QuantizeJob(_TensorJob):
         return self.source_bytes + _WORKING_BYTES[self.method.kind] + searching
 
     @property
+    def fixed_bytes(self) -> int:
+        """Memory that is taken from the first number to the last."""
+        result = sum(output.spec.bytes for output in self.parts.values()) if self.method.kind is Kind.COLUMNS else 0
+        return super().fixed_bytes + result
+
+    @property
     def largest_share(self) -> int:
         """The least memory, in bytes, with which it can be converted: that of its longest run of rows."""
         rows = max(last - first for first, last in self.row_runs(1))
@@ -160,7 +167,7 @@ class QuantizeJob(_TensorJob):
         while start < rows:
             stop = min(start + step, rows)
             # A last run that is too short for SDNQ's decision joins the run before it.
-            if self.method.kind is Kind.ROWS and rows - stop < MATMUL_ROWS:
+            if self.method.kind not in OWN_KINDS and rows - stop < MATMUL_ROWS:
                 stop = rows
             yield start, stop
             start = stop
