@@ -306,15 +306,14 @@ def test_a_killed_run_goes_on_with_every_finished_figure(
 @pytest.mark.parametrize("preset", ["tiny-flux", "tiny-sdxl"])
 def test_pipelines_of_other_classes(preset: str, tmp_path: Path) -> None:
     synthesize(tmp_path / "source", preset=preset)
+    file = tmp_path / "variants.toml"
+    file.write_text('[[variants]]\nname = "int8"\nsdnq = { weights_dtype = "int8" }\n')
     output = tmp_path / "evidence"
-    small = GenerateOptions(device="cpu", steps=2)
-    report = ablate(
-        tmp_path / "source", output, None, SUITE, AblateOptions(level="images", velocity_prompts=3, calls=2), small
-    )
-    assert report.ok
+    options = AblateOptions(level="images", variants=file, velocity_prompts=3, calls=2)
+    assert ablate(tmp_path / "source", output, None, SUITE, options, GenerateOptions(device="cpu", steps=2)).ok
     content = content_of(output)
     errors = {variant["name"]: variant["velocity"]["error"] for variant in content["variants"]}
-    assert errors["int8, all linear"] < errors["uint4, all linear"]
+    assert 0 < errors["int8"] < errors["sdnq-uint4"]
 
 
 def test_a_source_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

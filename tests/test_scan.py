@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.source import Checkpoint, SourceTensor, open_checkpoint
 from converter.conversion.execution.jobs import QuantizeJob
 from converter.conversion.planning.methods import Kind
-from converter.conversion.planning.plan import Plan
 from converter.conversion.planning.planner import plan_with_sdnq
 from converter.conversion.recipe.recipe import find_recipe
 from converter.errors import MemoryLimitError, NonFiniteWeight, OutputError
+from converter.measurement.ablation.variants import Variant, distinct_storages
 from converter.measurement.sensitivity.digest import variant_digest, weights_digest
 from converter.measurement.sensitivity.figures import StorageFigures
 from converter.measurement.sensitivity.scan import Figures, scan
-from converter.measurement.sensitivity.storage import Storage, storages
+from converter.measurement.sensitivity.storage import Storage
 from converter.measurement.sensitivity.tasks import make_task
 from converter.synthesis.synthesize import synthesize
 from converter.verification.audited import open_audits
@@ -55,38 +55,39 @@ WAYS: tuple[dict[str, Any], ...] = (
 )
 
 
-def plan(checkpoint: Checkpoint, **options: Any) -> Plan:
-    """What SDNQ plans with these options and no rules."""
-    return plan_with_sdnq(checkpoint, Recipe("x", options))
+def variant(checkpoint: Checkpoint, recipe: Recipe) -> Variant:
+    """A recipe and what it makes of a model."""
+    return Variant(recipe.name, recipe, plan_with_sdnq(checkpoint, recipe))
 
 
-def mixed(checkpoint: Checkpoint) -> Recipe:
+def uniform(checkpoint: Checkpoint, **options: Any) -> Variant:
+    """A recipe of these options and no rules."""
+    return variant(checkpoint, Recipe("uniform", options))
+
+
+def mixed(checkpoint: Checkpoint) -> Variant:
     """A recipe that stores one module after the other in each of the ways."""
     options = {**BASE, "quant_conv": True}
-    modules = plan(checkpoint, **options).modules.values()
+    modules = uniform(checkpoint, **options).plan.modules.values()
     rules = (Rule(match=module.name, keep=not way, options=way) for module, way in zip(modules, cycle(WAYS)))
-    return Recipe("mixed", options, tuple(rules))
+    return variant(checkpoint, Recipe("mixed", options, tuple(rules)))
 
 
-def all_storages(*plans: Plan) -> dict[str, list[Storage]]:
-    """All storages of the plans, by tensor."""
-    wanted: dict[str, list[Storage]] = {}
-    for one in plans:
-        for source, storage in storages(one).items():
-            wanted.setdefault(source, []).append(storage)
-    return wanted
+def digest(made: Variant, figures: Figures) -> str:
+    """The digest of what a conversion would write."""
+    return variant_digest(made.plan, made.storages, figures)
 
 
-def assert_as_released(release: Path, made: Plan, figures: Figures, source: Checkpoint) -> None:
+def assert_as_released(release: Path, made: Variant, figures: Figures, source: Checkpoint) -> None:
     """Assert that the scan has the bytes of a release, and the figures of its comparison with the source."""
     (audit,) = open_audits(release)
-    assert weights_digest(audit.checkpoint) == variant_digest(made, storages(made), figures)
-    by_name = {module.name: weight for weight, module in made.modules.items()}
+    assert weights_digest(audit.checkpoint) == digest(made, figures)
+    by_name = {module.name: weight for weight, module in made.plan.modules.items()}
     modules = measure_fidelity(audit, source).modules
     assert len(modules) == len(by_name)
     for module in modules:
         weight = by_name[module.name]
-        found = figures[weight, storages(made)[weight].key]
+        found = figures[weight, made.storages[weight].key]
         assert found.is_finite
         assert (found.energy, found.noise, found.cosine) == pytest.approx(
             (module.energy, module.noise, module.cosine), rel=1e-12
@@ -99,13 +100,12 @@ def test_a_scan_has_bytes_figures_and_parts_of_a_release(preset: str, tmp_path: 
     source, release, spool = (tmp_path / name for name in ("source", "release", "spool"))
     synthesize(source, preset=preset)
     checkpoint = open_checkpoint(source)
-    recipe = mixed(checkpoint)
-    made = plan_with_sdnq(checkpoint, recipe)
-    figures = scan(checkpoint, all_storages(made, plan(checkpoint, **BASE)), spool=spool)
-    convert(source, release, recipe)
+    made = mixed(checkpoint)
+    figures = scan(checkpoint, distinct_storages([made, uniform(checkpoint, **BASE)]), spool=spool)
+    convert(source, release, made.recipe)
     assert_as_released(release, made, figures, checkpoint)
     released = load_file(release / checkpoint.component / WEIGHTS)
-    for weight, storage in storages(made).items():
+    for weight, storage in made.storages.items():
         file = storage.spool_file(spool)
         if storage.quantized is None:
             assert not file.exists()
@@ -127,10 +127,10 @@ def test_the_digests_of_uniform_recipes_are_those_of_their_releases(preset: str,
     checkpoint = open_checkpoint(source)
     recipes = [Recipe(name, {**BASE, "weights_dtype": name}) for name in ("uint4", "int8")]
     recipes += [find_recipe(name, checkpoint.class_name) for name in (None, "sdnq-int8")]
-    plans = [plan_with_sdnq(checkpoint, recipe) for recipe in recipes]
-    figures = scan(checkpoint, all_storages(*plans))
-    for recipe, made in zip(recipes, plans, strict=True):
-        convert(source, tmp_path / "release", recipe, ConvertOptions(shard_bytes=1_000_000, overwrite=True))
+    variants = [variant(checkpoint, recipe) for recipe in recipes]
+    figures = scan(checkpoint, distinct_storages(variants))
+    for made in variants:
+        convert(source, tmp_path / "release", made.recipe, ConvertOptions(shard_bytes=1_000_000, overwrite=True))
         assert_as_released(tmp_path / "release", made, figures, checkpoint)
 
 
@@ -138,12 +138,28 @@ def test_the_digests_of_uniform_recipes_are_those_of_their_releases(preset: str,
 def test_sources_in_other_dtypes_are_compared_as_they_are(dtype: torch.dtype, tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", "LensTransformer2DModel", dtype=dtype)
     checkpoint = open_checkpoint(source)
-    recipe = mixed(checkpoint)
-    made = plan_with_sdnq(checkpoint, recipe)
+    made = mixed(checkpoint)
     options = ConvertOptions(quantize_from="float32")
-    figures = scan(checkpoint, all_storages(made), options)
-    convert(source, tmp_path / "release", recipe, options)
+    figures = scan(checkpoint, distinct_storages([made]), options)
+    convert(source, tmp_path / "release", made.recipe, options)
     assert_as_released(tmp_path / "release", made, figures, checkpoint)
+
+
+def test_searched_scales_are_measured_as_they_are_released(lens_source: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(lens_source)
+    nearest = mixed(checkpoint)
+    made = replace(nearest, recipe=replace(nearest.recipe, rounding="scale"))
+    figures = scan(checkpoint, distinct_storages([nearest, made]))
+    convert(lens_source, tmp_path / "release", made.recipe)
+    assert_as_released(tmp_path / "release", made, figures, checkpoint)
+    noises = []
+    for weight, storage in made.storages.items():
+        other = nearest.storages[weight]
+        assert (storage.key == other.key) is (storage.rounding == "nearest")
+        if storage.key != other.key:
+            noises.append((figures[weight, storage.key].noise, figures[weight, other.key].noise))
+    assert noises
+    assert all(searched < found for searched, found in noises)
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +171,7 @@ def lens(lens_source: Path) -> Checkpoint:
 @pytest.fixture(scope="module")
 def lens_wanted(lens: Checkpoint) -> dict[str, list[Storage]]:
     """Two recipes for it: every way of storing a module, and the default."""
-    recipes = (mixed(lens), find_recipe(None, lens.class_name))
-    return all_storages(*(plan_with_sdnq(lens, recipe) for recipe in recipes))
+    return distinct_storages([mixed(lens), variant(lens, find_recipe(None, lens.class_name))])
 
 
 @pytest.fixture(scope="module")
@@ -168,14 +183,12 @@ def lens_figures(lens: Checkpoint, lens_wanted: Mapping[str, Sequence[Storage]])
 def test_the_digest_of_a_release_is_that_of_its_plan(
     lens: Checkpoint, lens_figures: Figures, lens_output: Path, tmp_path: Path
 ) -> None:
-    made = plan_with_sdnq(lens, find_recipe(None, lens.class_name))
-    expected = variant_digest(made, storages(made), lens_figures)
+    expected = digest(variant(lens, find_recipe(None, lens.class_name)), lens_figures)
     notes = Notes()
     release = open_checkpoint(lens_output)
     assert weights_digest(release, reporter=notes) == expected
     assert [(shown.label, shown.done) for shown in notes.shown] == [("hashing", release.total_bytes)]
-    other = plan_with_sdnq(lens, mixed(lens))
-    assert variant_digest(other, storages(other), lens_figures) != expected
+    assert digest(mixed(lens), lens_figures) != expected
     tensors = load_file(lens_output / WEIGHTS)
     save_file(dict(reversed(tensors.items())), tmp_path / WEIGHTS)
     assert weights_digest(open_checkpoint(tmp_path / WEIGHTS)) == expected
@@ -202,9 +215,8 @@ def test_figures_depend_neither_on_memory_nor_on_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert scan(lens, lens_wanted, ConvertOptions(jobs=7)) == lens_figures
-    in_runs = all_storages(
-        *(plan(lens, **BASE | way) for way in ({}, {"weights_dtype": "int8"}, {"weights_dtype": "int5"}))
-    )
+    ways: tuple[dict[str, Any], ...] = ({}, {"weights_dtype": "int8"}, {"weights_dtype": "int5"})
+    in_runs = distinct_storages([uniform(lens, **BASE | way) for way in ways])
     expected = scan(lens, in_runs)
     reads: list[SourceTensor] = []
     read = TensorReader.read
@@ -230,7 +242,7 @@ def test_too_little_memory_is_refused_before_anything_is_read(
 
 
 def test_kept_tensors_are_rounded_and_compared(lens: Checkpoint, lens_figures: Figures) -> None:
-    made = plan_with_sdnq(lens, find_recipe(None, lens.class_name))
+    made = variant(lens, find_recipe(None, lens.class_name)).plan
     tensors = load_file(lens.headers[0].file)
     assert made.kept
     for kept in made.kept:
@@ -310,15 +322,15 @@ def test_random_numbers_belong_to_one_tensor_in_one_storage(
     lens: Checkpoint, lens_wanted: Mapping[str, Sequence[Storage]]
 ) -> None:
     """Whatever else is measured beside them, and in which order; the generator of the process is left alone."""
-    plans = [
-        plan(lens, weights_dtype="uint4", use_svd=True, svd_rank=8, svd_steps=2),
-        plan(lens, weights_dtype="int8", use_stochastic_rounding=True),
+    variants = [
+        uniform(lens, weights_dtype="uint4", use_svd=True, svd_rank=8, svd_steps=2),
+        uniform(lens, weights_dtype="int8", use_stochastic_rounding=True),
     ]
-    random = all_storages(*plans)
+    random = distinct_storages(variants)
     before = torch.get_rng_state()
     found = scan(lens, random, ConvertOptions(jobs=3))
     assert torch.equal(torch.get_rng_state(), before)
-    weight = list(plans[0].modules)[-1]
+    weight = list(variants[0].plan.modules)[-1]
     both = {weight: [*lens_wanted[weight], *reversed(random[weight])]}
     alone = scan(lens, both, ConvertOptions(jobs=1))
     for storage in random[weight]:

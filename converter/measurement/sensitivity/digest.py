@@ -35,8 +35,8 @@ def variant_digest(plan: Plan, stored: Mapping[str, Storage], figures: Figures) 
 
     Args:
         plan: of the variant.
-        stored: how it stores each tensor of the source.
-        figures: of every storage in it, from ``scan``.
+        stored: how it stores each tensor of the source, from ``storages``.
+        figures: of every such storage, from ``scan``.
 
     Returns:
         sha256 in hexadecimal digits.

@@ -22,15 +22,15 @@ from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.converting import Stopped
 from converter.conversion.execution.jobs import KeepJob, QuantizeJob
 from converter.conversion.execution.pieces import Bytes
-from converter.conversion.kernels import fused
 from converter.conversion.kernels.sdnq import QuantizedParts, seeded_generator
+from converter.conversion.kernels.searching import as_numbers
 from converter.conversion.planning.methods import OWN_KINDS, Kind
 from converter.errors import UnsupportedCheckpoint
 from converter.libraries import QUANTIZING_ERRORS
 from converter.measurement.sensitivity.figures import StorageFigures
 from converter.measurement.sensitivity.storage import Storage
 from converter.measurement.sensitivity.stored import StoredTensor
-from converter.measurement.sensitivity.sums import Floats, Squares
+from converter.measurement.sensitivity.sums import Squares
 from converter.measurement.sensitivity.tasks import Task
 from converter.verification.dequantizing import dequantize
 
@@ -117,7 +117,7 @@ class Scanner:
                 self._reader.read(task.tensor, start, data)
                 self._refuse_nonfinite(task, data, arithmetic)
                 if entry.dtype in WEIGHT_DTYPES:
-                    squares.add(_numbers(data, entry.dtype))
+                    squares.add(as_numbers(data, entry.dtype))
                 for one in stored:
                     for begin, end in task.runs_within(one.job, first, last, piece_bytes):
                         rows = data[(begin - first) * task.row_bytes : (end - first) * task.row_bytes]
@@ -153,7 +153,7 @@ class Scanner:
         self, stored: StoredTensor, job: QuantizeJob, rows: int, data: Bytes, arithmetic: PieceArithmetic
     ) -> Mapping[str, NDArray[Any]]:
         """Quantize rows, and compare what is restored of them; returns the parts."""
-        numbers, form = _numbers(data, job.dtype), stored.form
+        numbers, form = as_numbers(data, job.dtype), stored.form
         if form is not None and job.method.kind in OWN_KINDS:
             parts = arithmetic.run_kernel(job, data)
             if parts is not None:
@@ -180,17 +180,12 @@ class Scanner:
         return alone
 
 
-def _numbers(data: Bytes, dtype: str) -> Floats:
-    """Numbers in a dtype that holds all of them exactly."""
-    return data.view(np.float64) if dtype == "F64" else fused.widen(data, dtype).view(np.float32)
-
-
 def _keep(stored: StoredTensor, job: KeepJob, data: Bytes, arithmetic: PieceArithmetic) -> Mapping[str, NDArray[Any]]:
     """Round numbers as they are kept, and compare them; returns the only part."""
     target = job.kept.spec.dtype
     rounded, _ = arithmetic.round(job, target, data)
     if job.dtype in WEIGHT_DTYPES:
-        stored.comparison.add(_numbers(data, job.dtype), _numbers(rounded, target))
+        stored.comparison.add(as_numbers(data, job.dtype), as_numbers(rounded, target))
     return {"": rounded}
 
 

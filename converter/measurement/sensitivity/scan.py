@@ -54,7 +54,8 @@ def scan(
         wanted: storages by tensor of the source, from ``storages`` of plans for this source. None of their recipes may
             let the weights decide dtypes.
         options: how numbers are treated, on how many threads, in how much memory; the CPU computes.
-        spool: a folder where the parts of each quantized tensor are kept (``Storage.spool_file``); None to keep none.
+        spool: a folder where the parts of each quantized tensor are kept (``Storage.spool_file``), for this source and
+            this treatment of numbers alone; None to keep none.
         finished: figures from an earlier scan of the same source, with the same treatment of numbers. They are not
             measured again, unless the spool lacks the file of a quantized tensor.
         note: is called with the figures of each storage as soon as they are known and its file is on the disk, from

@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from converter.checkpoint.layout import Layout, TensorSpec, lay_out
 from converter.checkpoint.weights import WEIGHTS_SUFFIX
 from converter.checkpoint.writer import SlotWriter, writing
+from converter.measurement.sensitivity.parts import COLUMN_NOISE
 from converter.measurement.sensitivity.storage import Storage
-
-#: The tensor of a spool file that is no part of the weight.
-COLUMN_NOISE = "column_noise"
 
 
 def spool_layout(storage: Storage) -> Layout:
