@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +21,6 @@ from converter.measurement.sensitivity.inputs import GatheredInputs, ModuleInput
 from converter.measurement.sensitivity.loaded import LoadedOriginal
 from tests.reporters import Notes
 from tests.sensitivity import PROMPTS, load
-
-CPU = torch.device("cpu")
 
 
 class Model(nn.Module):  # type: ignore[misc]
@@ -54,6 +53,11 @@ def three_calls() -> list[Call]:
 PATHS = ("first", "second", "third", "unused", "conv", "grouped", "embedding")
 
 
+def in_place(model: Model) -> Any:
+    """What stands for a loaded original."""
+    return SimpleNamespace(denoiser=model, device=torch.device("cpu"), repo=SimpleNamespace(folder=Path("/repo")))
+
+
 @pytest.fixture
 def model() -> Model:
     torch.manual_seed(0)
@@ -69,7 +73,7 @@ def inputs_of(model: Model, calls: list[Call]) -> torch.Tensor:
 
 def test_means_and_energies(model: Model) -> None:
     calls = three_calls()
-    found = gather_inputs(model, PATHS, calls, CPU)
+    found = gather_inputs(in_place(model), PATHS, calls)
     assert found.absent == ("embedding", "unused")
     assert found.shares == {"second": "first"}
     rows = inputs_of(model, calls).double()
@@ -121,7 +125,7 @@ def test_inputs_that_are_not_finite(value: float, model: Model) -> None:
     calls = three_calls()
     calls[1].arguments[0][0, 0, 0] = value
     with pytest.raises(ImageError, match="first: its input or output is not finite in prompt A, step 1"):
-        gather_inputs(model, PATHS, calls, CPU)
+        gather_inputs(in_place(model), PATHS, calls)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +133,7 @@ def original(tiny_repo: Path) -> tuple[LoadedOriginal, list[Call], GatheredInput
     loaded, settings = load(tiny_repo, PROMPTS, dtype="float32")
     calls = record_calls(loaded, settings, 2)
     paths = [path for path, module in loaded.denoiser.named_modules() if isinstance(module, nn.Linear)]
-    return loaded, calls, gather_inputs(loaded.denoiser, paths, calls, loaded.device)
+    return loaded, calls, gather_inputs(loaded, paths, calls)
 
 
 def read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

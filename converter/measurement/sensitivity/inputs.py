@@ -19,7 +19,9 @@ import torch
 from torch import nn
 
 from converter.errors import ImageError, printable
+from converter.measurement.generation.loading import blaming
 from converter.measurement.sensitivity.calls import Call, repeat
+from converter.measurement.sensitivity.loaded import LoadedOriginal
 
 #: Modules whose inputs are gathered; SDNQ quantizes a few others, which no denoiser has.
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -93,21 +95,20 @@ class Sums:
         return ModuleInputs(means.reshape(groups, -1).mean(0), self.energy / self.rows, self.rows)
 
 
-def gather_inputs(
-    denoiser: nn.Module, paths: Collection[str], calls: Sequence[Call], device: torch.device
-) -> GatheredInputs:
+def gather_inputs(loaded: LoadedOriginal, paths: Collection[str], calls: Sequence[Call]) -> GatheredInputs:
     """Repeat the calls of the original, and add up what its modules get.
 
     Args:
-        denoiser: the original, unchanged.
-        paths: of the modules that can be quantized.
+        loaded: the original, unchanged.
+        paths: of the denoiser's modules that can be quantized.
         calls: recorded ones.
-        device: where it runs.
 
     Raises:
         ImageError: an input or an output of a module is not finite.
+        UnsupportedCheckpoint: the denoiser fails.
+        MemoryLimitError: memory is used up.
     """
-    modules = {path: module for path in paths if isinstance(module := denoiser.get_submodule(path), KINDS)}
+    modules = {path: module for path in paths if isinstance(module := loaded.denoiser.get_submodule(path), KINDS)}
     sums = {path: Sums(torch.zeros(_channels(module), dtype=torch.float64)) for path, module in modules.items()}
     numbers = TensorNumbers()
 
@@ -116,13 +117,14 @@ def gather_inputs(
         found.add(modules[path], states, output)
         found.tensors.append(numbers.number(states))
 
-    with watching(modules, called), torch.no_grad():
+    with watching(modules, called), torch.no_grad(), blaming(loaded.repo.folder):
         for call in calls:
-            repeat(denoiser, call, device)
+            repeat(loaded.denoiser, call, loaded.device)
             _refuse_not_finite(sums, call)
     used = [path for path, found in sums.items() if found.rows]
-    first: dict[tuple[int, ...], str] = {}
-    shares = {path: first.setdefault(tuple(sums[path].tensors), path) for path in used}
+    first: dict[tuple[Any, ...], str] = {}
+    # Only linear modules have second moments, which one of them keeps for all.
+    shares = {path: first.setdefault((type(modules[path]), *sums[path].tensors), path) for path in used}
     return GatheredInputs(
         {path: sums[path].result(modules[path]) for path in used},
         {path: other for path, other in shares.items() if path != other},
