@@ -47,11 +47,11 @@ def planned(loaded: LoadedOriginal, recipe: Recipe, spool: Path) -> Plan:
 #: Pipelines, recipes and dtypes whose variants are compared with their releases.
 CASES: tuple[Any, ...] = (
     ("tiny", UINT4, "bfloat16"),
-    ("tiny", small(INT8), "float32"),
-    ("stable-diffusion", small(UINT4, quant_conv=True), "bfloat16"),
+    ("stable-diffusion", small(UINT4, quant_conv=True), "float32"),
     *(
         pytest.param(*case, marks=pytest.mark.long)
         for case in (
+            ("tiny", small(INT8), "float32"),
             ("tiny", small(INT8, use_quantized_matmul=True, dequantize_fp32=False), "bfloat16"),
             ("tiny", UINT4, "float32"),
             # The loader casts the scales of these modules as those of all.

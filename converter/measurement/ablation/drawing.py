@@ -39,8 +39,9 @@ from converter.measurement.generation.image_file import write_image
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.measurement.sensitivity.call_files import read_calls, write_calls
-from converter.measurement.sensitivity.calls import METHOD, Call, record_calls, replay
+from converter.measurement.sensitivity.calls import METHOD, Call, record_calls
 from converter.measurement.sensitivity.loaded import LoadedOriginal, load_original, open_original
+from converter.measurement.sensitivity.measured import measure_variant
 from converter.measurement.sensitivity.swapping import Swapping
 
 
@@ -196,14 +197,12 @@ class DrawnLevels:
         failed: dict[tuple[str, str], str] = {}
         with self._reporter.progress("velocity", len(variants), "variants") as shown:
             for one in variants:
-                swapping.use(one.variant.storages, one.variant.plan.quantization_config)
+                plan = one.variant.plan
                 try:
                     for prompt in self._missing_velocities(one.digest):
                         own = [call for call in calls if call.prompt == prompt.id]
-                        errors = [found.relative for found in replay(loaded.denoiser, own, loaded.device)]
-                        if not any(errors):
-                            swapping.refuse_no_effect(own[0])
-                        self._journal.note_velocity(one.digest, prompt.id, errors)
+                        found = measure_variant(loaded, swapping, own, one.variant.storages, plan.quantization_config)
+                        self._journal.note_velocity(one.digest, prompt.id, [error.relative for error in found])
                         shown.refresh()
                 except ImageError as error:
                     failed[one.digest, VELOCITY] = error.message

@@ -51,6 +51,7 @@ class TensorStore:
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a contiguous copy of a tensor, or the one that was kept before."""
+        # A tensor of one number may have any strides, and count as contiguous.
         copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         content = hashlib.sha256(copy.reshape(-1).view(torch.uint8).numpy()).digest()
         return self.tensors.setdefault((content, copy.dtype, copy.shape), copy)
