@@ -310,7 +310,8 @@ def test_pipelines_of_other_classes(preset: str, tmp_path: Path) -> None:
     file.write_text('[[variants]]\nname = "int8"\nsdnq = { weights_dtype = "int8" }\n')
     output = tmp_path / "evidence"
     options = AblateOptions(level="images", variants=file, velocity_prompts=3, calls=2)
-    assert ablate(tmp_path / "source", output, None, SUITE, options, GenerateOptions(device="cpu", steps=2)).ok
+    small = GenerateOptions(device="cpu", steps=2, height=64, width=64)
+    assert ablate(tmp_path / "source", output, None, SUITE, options, small).ok
     content = content_of(output)
     errors = {variant["name"]: variant["velocity"]["error"] for variant in content["variants"]}
     assert 0 < errors["int8"] < errors["sdnq-uint4"]
