@@ -107,8 +107,8 @@ def interval(values: Sequence[float]) -> dict[str, list[float]]:
     """The interval of a mean, by scipy; none for fewer than three values."""
     if len(values) < 3:
         return {}
-    if len({*values}) == 1:
-        return {"interval": [values[0], values[0]]}
+    if np.ptp(values) < 1e-9:
+        return {"interval": [fmean(values)] * 2}
     return {"interval": [float(end) for end in ttest_1samp(values, 0).confidence_interval(0.95)]}
 
 
@@ -213,4 +213,19 @@ def draw_images(folder: Path, found: Content, size: tuple[int, int] = (96, 64)) 
         color = tuple(hashlib.sha256(repr(drawn).encode()).digest()[:3])
         Image.new("RGB", size, color).save(file)
         row["image_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+def resized(found: Content, number: int, total: int) -> Content:
+    """The same with other sizes: one variant takes so many bytes."""
+    ratio = total / found["variants"][number]["bytes"]
+    for made in found["variants"]:
+        groups = made["weights"]["families"]
+        for group in (*groups, *made["weights"]["blocks"]):
+            group["bytes"] = int(group["bytes"] * ratio)
+        made["bytes"] = sum(group["bytes"] for group in groups)
+    last, chosen = found["variants"][number]["weights"]["families"][-1], found["variants"][number]
+    last["bytes"] += total - chosen["bytes"]
+    chosen["bytes"] = total
+    found["unquantized_bytes"] = int(found["unquantized_bytes"] * ratio)
     return found

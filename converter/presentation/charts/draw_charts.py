@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Folder of the charts in a release.
 CHARTS_FOLDER = "assets/charts"
+#: Name of the chart of an ablation.
+ABLATION_CHART = "ablation"
 #: Names of the files of all charts, of this run and of earlier ones.
 _FILE_NAMES = re.compile(r"(footprint|time|memory|fidelity|trajectory|ablation)-(light|dark)\.(svg|png)")
 #: Fields that matplotlib leaves out: when and with which version a file was made. A PNG loses them with its palette.

@@ -29,6 +29,17 @@ _SHORT = {
 _IMAGE_FIGURES = (("periodic_grid_added", ADDED_PATTERN, 2), ("cer", _RATE, 3))
 #: Longest reason of a failure that a cell repeats, in characters.
 _REASON_LIMIT = 100
+#: Titles of methods, by their names in the file.
+_METHODS = {"weights": "Weights", "velocity": "Velocity error", "interval": "Intervals"}
+_IMAGE_METHODS = {
+    "psnr_db": "PSNR",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "periodic_grid": "Added periodic pattern",
+    "periodic_grid_added": "Added periodic pattern",
+    "text": "Character error rate",
+    "cer": "Character error rate",
+}
 
 
 def ablation_table(content: Mapping[str, Any], release: str = "", *, is_narrow: bool = False) -> Table:
@@ -78,6 +89,17 @@ def list_failures(content: Mapping[str, Any]) -> list[str]:
     """
     failed = [f"{variant['name']}: {reason}" for variant in content["variants"] for reason in _failures(variant)]
     return [*failed, *(f"not measured: {name}: {reason}" for name, reason in content.get("not_measured", {}).items())]
+
+
+def list_methods(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return title and text of each method.
+
+    Args:
+        content: of ``ablation.json``.
+    """
+    methods = content["methods"]
+    found = [(title, methods[key]) for key, title in _METHODS.items() if key in methods]
+    return [*found, *((_IMAGE_METHODS.get(key, key), text) for key, text in methods.get("images", {}).items())]
 
 
 def _cells(variant: ComparedVariant, *, is_narrow: bool) -> dict[str, object]:
@@ -134,8 +156,6 @@ def _remarks(variant: ComparedVariant, *, is_narrow: bool) -> Iterator[str]:
         yield "this release"
     if variant.is_on_front:
         yield "front" if is_narrow else "Pareto front"
-    if not is_narrow:
-        yield from _failures(variant.content)
 
 
 def _failures(variant: Mapping[str, Any]) -> Iterator[str]:
