@@ -205,7 +205,8 @@ def test_the_table_is_sorted_by_harm_per_byte_saved() -> None:
     assert shown["Remarks"] == "examined recipe"
     assert (cells["nothing"]["Harm per GB saved"], cells["nothing"]["Velocity error"]) == (NOTHING, NOTHING)
     assert cells["Original"]["Bytes"] == "7.852 GB"
-    assert "over 5 prompts" in describe_table(found)
+    assert "a mean over 5 prompts with its 95% interval." in describe_table(found)
+    assert "a mean over 2 prompts." in describe_table(ablations.builtin(2))
     assert "squared relative error of all weights" in describe_table(weights_only())
 
 

@@ -71,8 +71,10 @@ def describe_table(content: Mapping[str, Any]) -> str:
         content: of ``ablation.json``.
     """
     if has_velocity(content):
-        prompts = max(len(variant["velocity"]["prompts"]) for variant in content["variants"] if "velocity" in variant)
-        harm = f"Harm is the squared velocity error, whose interval is over {counted(prompts, 'prompt')}."
+        measured = [variant["velocity"] for variant in content["variants"] if "velocity" in variant]
+        prompts = counted(max(len(velocity["prompts"]) for velocity in measured), "prompt")
+        interval = " with its 95% interval" if any("interval" in velocity for velocity in measured) else ""
+        harm = f"Harm is the squared velocity error, which is a mean over {prompts}{interval}."
     else:
         harm = "Harm is the squared relative error of all weights."
     return (
