@@ -21,7 +21,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from converter.conversion.kernels.fused import _rounded
+from converter.conversion.kernels.fused import rounded
 
 #: Groups that lie side by side: as many float32 as fit into the largest vector register.
 LANES = 16
@@ -72,7 +72,7 @@ def _restore(numbers, scales, zeros, least, most, codes, restored):
 @njit(**_OPTIONS)
 def _round(bits):
     for index in range(bits.size):
-        bits[index] = _rounded(bits[index])
+        bits[index] = rounded(bits[index])
 
 
 @njit(**_OPTIONS)

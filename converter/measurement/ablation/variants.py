@@ -49,7 +49,7 @@ class Variant:
     @property
     def storages(self) -> dict[str, Storage]:
         """How it stores each tensor of the source, by its name there."""
-        return storages(self.plan)
+        return storages(self.plan, self.recipe.rounding)
 
     @property
     def bytes(self) -> int:
