@@ -168,6 +168,7 @@ def _describe_component(component: CardComponent) -> dict[str, Any]:
         "kept_dtypes": component.kept_dtypes,
         "skip_patterns": component.skip_patterns,
         "adapters": component.described.adapters,
+        "rounding": component.described.rounding,
         "quantized": to_markdown(release_tables.families_table(component)),
     }
 
