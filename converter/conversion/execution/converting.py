@@ -29,6 +29,7 @@ from converter.errors import NonFiniteWeight, UnsupportedCheckpoint
 
 if TYPE_CHECKING:
     from converter.conversion.kernels.devices import Device
+    from converter.conversion.kernels.moments import Moments
 
 
 class Stopped(Exception):
@@ -51,6 +52,11 @@ def refuse_nonfinite(job: Job, count: int, options: ConvertOptions) -> None:
             f"(at least {count} of its numbers)",
             f"{intact}, or convert it as it is with --allow-nonfinite.",
         )
+
+
+def _facts(**values: float) -> dict[str, Any]:
+    """Those that are not zero."""
+    return {name: value for name, value in values.items() if value}
 
 
 @dataclass
@@ -78,22 +84,24 @@ class TensorConverter:
     device: Host | Device
     _buffers: dict[str, Bytes] = field(default_factory=dict)
 
-    def convert(self, job: Job) -> int:
+    def convert(self, job: Job) -> dict[str, Any]:
         """Convert one tensor of the source.
 
         Returns:
-            How many of its numbers are not finite.
+            What to note of it: ``nonfinite``, how many of its numbers are not finite, if there are some; ``damped``,
+            what was added to second moments that are not positive semidefinite, as a part of their mean diagonal.
 
         Raises:
             Stopped: the work was stopped.
             NonFiniteWeight: it contains such numbers, and they are not allowed.
+            CalibrationError: the second moments of its inputs cannot be used.
             OSError: the output could not be written.
         """
         if isinstance(job, KeepJob):
-            return self._keep(job)
+            return _facts(nonfinite=self._keep(job))
         if job.spooled is not None:
             self._copy_spooled(job, job.spooled)
-            return 0
+            return {}
         return self._quantize(job)
 
     def _read(self, tensor: SourceTensor, start: int, size: int) -> Bytes:
@@ -154,10 +162,17 @@ class TensorConverter:
         refuse_nonfinite(job, count, self.options)
         return count
 
-    def _quantize(self, job: QuantizeJob) -> int:
+    def _quantize(self, job: QuantizeJob) -> dict[str, Any]:
         """Quantize a weight, a run of rows at a time."""
-        nonfinite = 0
+        nonfinite, damped = 0, 0.0
         with open_pieces(job, self._read, self.budget, self.piece_bytes) as pieces:
+            moments = None
+            if job.moments is not None:
+                # Imported here: it imports torch.
+                from converter.conversion.kernels.moments import NOT_DAMPED, read_moments
+
+                moments = read_moments(job.moments, self.reader)
+                damped = moments.damping if moments.damping > NOT_DAMPED else 0.0
             for first, last in job.row_runs(pieces.bytes):
                 size = (last - first) * job.row_bytes
                 with pieces.share(size):
@@ -166,12 +181,19 @@ class TensorConverter:
                     if results is None:
                         as_bfloat16 = not self.options.from_float32
                         nonfinite += self._count_nonfinite(job, data, as_bfloat16=as_bfloat16)
-                        results = self._run_sdnq(job, last - first, data)
+                        results = self._run_sdnq(job, last - first, data, moments)
                     elif job.method.rounding != NEAREST:
-                        searching.improve_uint4(data, job.dtype, results, round_scales=job.method.round_scales)
+                        searching.improve_uint4(
+                            data,
+                            job.dtype,
+                            results,
+                            channels=job.module.shape[1],
+                            round_scales=job.method.round_scales,
+                            moments=moments,
+                        )
                     self._write_rows(job, first, last, results)
                 self.progress.advance(size)
-        return nonfinite
+        return _facts(nonfinite=nonfinite, damped=damped)
 
     def _run_kernel(self, job: QuantizeJob, data: Bytes) -> dict[str, NDArray[Any]] | None:
         """Quantize rows by lensconv's kernel; None when they contain numbers that it does not handle."""
@@ -196,7 +218,7 @@ class TensorConverter:
         )
         return parts if largest < (fused.INFINITE if from_float32 else fused.OVERFLOWS_BFLOAT16) else None
 
-    def _run_sdnq(self, job: QuantizeJob, rows: int, data: Bytes) -> dict[str, NDArray[Any]]:
+    def _run_sdnq(self, job: QuantizeJob, rows: int, data: Bytes, moments: Moments | None) -> dict[str, NDArray[Any]]:
         from converter.conversion.kernels.sdnq import quantize_with_sdnq
 
         # What lensconv's kernel does not handle has the bytes of the CPU, too, and scales are searched there.
@@ -214,7 +236,7 @@ class TensorConverter:
         if not is_nearest:
             from converter.conversion.kernels.regrouping import improve_scales
 
-            result = improve_scales(result, data, job.dtype, shape)
+            result = improve_scales(result, data, job.dtype, shape, moments)
         return {part: result.bytes_of(part) for part in result.parts}
 
     def _write_rows(self, job: QuantizeJob, first: int, last: int, results: Mapping[str, NDArray[Any]]) -> None:
