@@ -23,18 +23,22 @@ from converter.conversion.kernels.searching import improve_groups
 from converter.conversion.planning.rounding import MOST_STEPS
 from converter.conversion.recipe.recipe import Rule
 from converter.errors import CalibrationError, InputError, MissingInput, OutputError, RecipeError, UsageError
-from converter.lens import LensPipeline
+from converter.measurement.comparison.trajectory import Difference
 from converter.measurement.prompts.suite import read_suite
+from converter.measurement.sensitivity.calibration import write_calibration as write_moments
+from converter.measurement.sensitivity.calls import record_calls, replay
+from converter.measurement.sensitivity.inputs import gather_inputs
 from converter.models.empty import build_empty_model
 from converter.schemas import load_schema
 from converter.synthesis.synthesize import synthesize
 from converter.verification.audited import open_audits
 from converter.verification.dequantizing import dequantize, prepare_quantized
 from scripts.signs.drawing import SIDE
-from tests.calibrations import gathered_moments, write_calibration
+from tests.calibrations import write_calibration
 from tests.checkpoints import failed
 from tests.conftest import Lensconv, snapshot
 from tests.reporters import Notes
+from tests.sensitivity import load
 from tests.test_resume import Interruption, interrupt_after
 from tests.test_rounding import MIXED as SEARCHED
 from tests.tiny_models import WEIGHTS, make_pipeline
@@ -98,8 +102,9 @@ class Weight:
         )
 
 
-def prepared(hessian: torch.Tensor) -> Moments:
-    found = factorise(hessian)
+def prepared(hessian: torch.Tensor, blocks: int = 1) -> Moments:
+    size = len(hessian) // blocks
+    found = factorise(torch.stack([hessian[i : i + size, i : i + size] for i in range(0, len(hessian), size)]))
     assert found is not None
     return found
 
@@ -121,6 +126,23 @@ def test_what_a_layer_computes_gets_nearer(bits: int, group: int, is_signed: boo
     assert bool((costs[2] <= costs[1]).all())
     assert costs[2].sum() < 0.35 * min(costs[0].sum(), costs[1].sum())
     assert weight.codes.max() <= 2**bits - 1
+
+
+@pytest.mark.parametrize("group", [64, 96, CHANNELS])
+def test_blocks_of_moments_are_those_of_a_whole_matrix_that_is_zero_elsewhere(group: int) -> None:
+    """Also where groups reach from one block into the next."""
+    hessian, blocks = correlated(CHANNELS), 3
+    size = CHANNELS // blocks
+    # The same mean in each block, so that the same is added to all diagonals.
+    units = hessian.diagonal().view(blocks, size).mean(1).rsqrt().repeat_interleave(size)
+    numbers = torch.arange(CHANNELS) // size
+    apart = numbers.unsqueeze(0) != numbers.unsqueeze(1)
+    hessian = (hessian * units * units.unsqueeze(1)).masked_fill(apart, 0)
+    in_blocks, whole = (Weight(4, group, is_signed=False, round_scales=True) for _ in range(2))
+    in_blocks.improve(prepared(hessian, blocks))
+    whole.improve(prepared(hessian))
+    assert float(in_blocks.cost(hessian).sum()) == pytest.approx(float(whole.cost(hessian).sum()), rel=0.01)
+    assert (in_blocks.codes == whole.codes).mean() > 0.99
 
 
 def feed_plainly(weight: Weight, hessian: torch.Tensor, added: float) -> Any:
@@ -187,8 +209,9 @@ def test_moments_that_are_hardly_semidefinite_are_damped_more() -> None:
     mean = float(hessian.diagonal().mean())
     assert prepared(hessian).damping == moments.DAMPING[0]
     assert prepared(hessian - 0.05 * mean * torch.eye(CHANNELS)).damping == moments.DAMPING[1]
-    assert factorise(hessian - 2 * mean * torch.eye(CHANNELS)) is None
-    root = prepared(hessian).root
+    assert factorise((hessian - 2 * mean * torch.eye(CHANNELS)).unsqueeze(0)) is None
+    (block,) = prepared(hessian).blocks
+    root = block.root
     expected = hessian + moments.DAMPING[0] * mean * torch.eye(CHANNELS)
     torch.testing.assert_close(root @ root.T, expected, rtol=1e-4, atol=1e-5 * mean)
     assert torch.equal(root, root.triu())
@@ -327,6 +350,8 @@ def set_number(value: float) -> Change:
         (None, {"source": '{"diffusion_pytorch_model.safetensors": "0"}'}, "gathered with another model"),
         (None, {"source": '{"x.safetensors": "0"}'}, "was gathered with x.safetensors, not with diffusion_pytorch"),
         (None, {"shares": '{"a": "b.hessian"}'}, "tensor b.hessian: does not contain it, though a shares it"),
+        (replace_first(lambda hessian: hessian.view(1, 1, *hessian.shape)), {}, r"tensor .*\.hessian: is F32"),
+        (replace_first(lambda hessian: hessian[:64, :64].repeat(2, 1, 1)), {}, r"has shape .*, but .* input channels"),
     ],
 )
 def test_what_cannot_be_used_is_refused(
@@ -384,34 +409,18 @@ def test_a_calibration_that_changes_meanwhile_is_refused(
         convert(lens_source, tmp_path / "out", None, options(file))
 
 
-def output_of(result: Any) -> torch.Tensor:
-    tensor: torch.Tensor = result if isinstance(result, torch.Tensor) else result[0]
-    return tensor.double()
-
-
-@pytest.mark.parametrize(("dtype", "limit"), [("uint4", 0.65), pytest.param("int8", 0.8, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("dtype", "limit"), [("uint4", 0.7), pytest.param("int8", 0.8, marks=pytest.mark.long)])
 def test_the_velocity_of_trained_weights_gets_nearer(dtype: str, limit: float, tmp_path: Path) -> None:
-    """For other prompts and another seed than those of the calibration."""
-    source = tmp_path / "signs"
+    """For other prompts than those of the calibration, which is gathered as for an ablation."""
+    source, file = tmp_path / "signs", tmp_path / "calibration.safetensors"
     synthesize(source, preset="signs")
-    pipeline = LensPipeline.from_pretrained(source, dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    prompts = [prompt.prompt for prompt in read_suite("signs").prompts]
-    calls: list[tuple[Any, Any, torch.Tensor]] = []
-
-    def draw(some: list[str], seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        size = {"height": SIDE, "width": SIDE, "num_inference_steps": 3, "guidance_scale": 1}
-        pipeline(some, **size, generator=generator, output_type="latent")
-
-    with gathered_moments(pipeline.transformer) as found:
-        draw(prompts[:3], 1)
-    hook = pipeline.transformer.register_forward_hook(
-        lambda _module, arguments, named, result: calls.append((arguments, named, output_of(result))), with_kwargs=True
-    )
-    draw(prompts[3:5], 2)
-    hook.remove()
-    file = write_calibration(tmp_path / "calibration.safetensors", found, source / "transformer")
+    prompts = [prompt.prompt for prompt in read_suite("signs").prompts][:5]
+    loaded, settings = load(source, prompts, dtype="float32", height=SIDE, width=SIDE)
+    first, others = (dict(some) for some in (list(settings.items())[:3], list(settings.items())[3:]))
+    calls = record_calls(loaded, first, 3)
+    paths = [path for path, module in loaded.denoiser.named_modules() if isinstance(module, torch.nn.Linear)]
+    write_moments(loaded, gather_inputs(loaded, paths, calls), calls, file, memory=1 << 30)
+    measured = record_calls(loaded, others, 3)
     errors = {}
     for rounding in ("nearest", "scale", "calibrated"):
         output = tmp_path / rounding
@@ -419,11 +428,8 @@ def test_the_velocity_of_trained_weights_gets_nearer(dtype: str, limit: float, t
         convert(source, output, Recipe("x", {"weights_dtype": dtype, "dequantize_fp32": False}), chosen)
         report = verify(output, against=source, load=rounding == "calibrated")
         assert report.ok, failed(report)
-        model = restored_model(output, source, pipeline.transformer)
-        with torch.no_grad():
-            drawn = torch.stack([output_of(model(*arguments, **named)) for arguments, named, _ in calls])
-        wanted = torch.stack([result for *_, result in calls])
-        errors[rounding] = float((drawn - wanted).norm() / wanted.norm())
+        found = replay(restored_model(output, source, loaded.denoiser), measured, loaded.device)
+        errors[rounding] = sum(found, Difference(0, 0)).relative
     assert errors["calibrated"] < limit * min(errors["nearest"], errors["scale"]), errors
 
 

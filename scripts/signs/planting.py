@@ -1,8 +1,12 @@
-"""A model with outliers where a recipe may quantize, which shows that the evaluation sees harm.
+"""Models with outliers where a recipe may quantize, which show that an evaluation sees harm. They draw as before.
 
-One input channel of every image modulation is made silent: the channel of the timestep's embedding that all of them
-read becomes zero. Its weights are then free, and become large. The model draws as before, but a group of weights that
-are quantized together with these has a scale that leaves little of the others.
+``plant_outliers``: one input channel of every image modulation is made silent: the channel of the timestep's embedding
+that all of them read becomes zero. Its weights are then free, and become large. A group of weights that are quantized
+together with these has a scale that leaves little of the others.
+
+``plant_attention``: channels of the values of one block's attention are made small, and the columns of its output
+layers that read them large, by a power of two, so that products stay the same to the last bit. Small rows do no harm,
+since each row has its own scales; a large column shares its scales with its neighbours.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ _FILE = Path("transformer") / "diffusion_pytorch_model.safetensors"
 _EMBEDDING = "time_text_embed.timestep_embedder.linear_2"
 #: The planted weights, as multiples of the largest weight of their matrix.
 _TIMES = 30.0
+#: The factor of the planted channels of an attention.
+_ATTENTION_TIMES = 256.0
 #: The groups of weights that share a scale.
 _GROUP = 64
 
@@ -30,4 +36,17 @@ def plant_outliers(pipeline: Path) -> None:
         tensors[f"{_EMBEDDING}.bias"][channel] = 0
         for name in names:
             tensors[name][:, channel] = _TIMES * tensors[name].abs().max()
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, pipeline / _FILE)
+
+
+def plant_attention(pipeline: Path, block: int) -> None:
+    """Plant outliers in the output layers of one block's attention: the first channel of each group."""
+    tensors = load_file(pipeline / _FILE)
+    prefix = f"transformer_blocks.{block}.attn"
+    for projection in ("img_qkv", "txt_qkv"):
+        for part in ("weight", "bias"):
+            # Queries, keys and values, one after the other.
+            tensors[f"{prefix}.{projection}.{part}"].chunk(3)[2][::_GROUP] /= _ATTENTION_TIMES
+    for output in ("to_out.0", "to_add_out"):
+        tensors[f"{prefix}.{output}.weight"][:, ::_GROUP] *= _ATTENTION_TIMES
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, pipeline / _FILE)

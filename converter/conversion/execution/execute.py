@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,7 +88,7 @@ def execute(
                 hasher.finish_slot(*job.outputs)
                 progress.skip(job.tensor.entry.bytes)
         randomness = seeded_randomness(target, finished, device) if is_random else nullcontext()
-        with randomness as random_state, _one_torch_thread(work, todo):
+        with randomness as random_state, _torch_threads(work, todo):
             pool = WorkerPool(staged, hasher, writer, progress, target.options, device, random_state)
             pool.run(todo, workers=1 if is_random else target.options.workers, budget=budget)
         # The disk works while the hasher catches up.
@@ -110,22 +110,15 @@ def _in_random_order(work: Work) -> Sequence[Job]:
     return sorted(work.jobs, key=lambda job: order.get(job.tensor.entry.name, len(order)))
 
 
-@contextmanager
-def _one_torch_thread(work: Work, jobs: Sequence[Job]) -> Iterator[None]:
+def _torch_threads(work: Work, jobs: Sequence[Job]) -> AbstractContextManager[None]:
     """Let each worker use one thread of torch where the results do not depend on their number."""
-    kinds = kinds_of(jobs)
     methods = {job.method for job in jobs if isinstance(job, QuantizeJob)}
     # Where scales are searched, nothing is factorised.
     needs_threads = any(method.kind is Kind.WHOLE and method.rounding == NEAREST for method in methods)
-    uses_torch = Kind.ROWS in kinds or work.is_calibrated
+    uses_torch = kinds_of(jobs) & {Kind.ROWS, Kind.COLUMNS} or work.is_calibrated
     if not work.in_blocks and (not uses_torch or needs_threads or work.has_whole_products):
-        yield
-        return
-    import torch
+        return nullcontext()
+    # Imported here: it imports torch.
+    from converter.conversion.kernels.sdnq import one_torch_thread
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return one_torch_thread()

@@ -21,6 +21,8 @@ from converter.conversion.recipe.recipe import CALIBRATED, NEAREST, SCALE
 PIECE_BYTES = 4 << 20
 #: The same on a device other than the CPU, where each piece costs some twenty calls and a wait.
 DEVICE_PIECE_BYTES = 8 << 20
+#: Pieces do not get smaller than this, however little memory is allowed.
+MINIMUM_PIECE_BYTES = 64 << 10
 #: The most bytes that lensconv's own loops take for one number besides its source: the widened copy and the results.
 OWN_WORKING_BYTES = 8
 #: The same of lensconv's kernel for devices: besides the results, what torch's operations take, which on a CUDA device
@@ -43,6 +45,7 @@ _WORKING_BYTES = {
     Kind.FUSED: OWN_WORKING_BYTES,
     Kind.DEVICE: DEVICE_WORKING_BYTES,
     Kind.ROWS: ROWS_WORKING_BYTES,
+    Kind.COLUMNS: ROWS_WORKING_BYTES,
     Kind.WHOLE: WHOLE_WORKING_BYTES,
 }
 _CHOOSING_BYTES = {NEAREST: 0, SCALE: SEARCH_WORKING_BYTES, CALIBRATED: CALIBRATION_WORKING_BYTES}
@@ -135,12 +138,6 @@ class QuantizeJob(_TensorJob):
         return tuple(output.spec.name for output in self.parts.values())
 
     @property
-    def fixed_bytes(self) -> int:
-        """Memory that is taken from the first number to the last."""
-        moments = prod(self.moments.entry.shape) * MOMENTS_BYTES if self.moments else 0
-        return super().fixed_bytes + moments
-
-    @property
     def row_bytes(self) -> int:
         """Bytes of one row of the source."""
         return self.tensor.entry.bytes // self.module.shape[0]
@@ -149,6 +146,13 @@ class QuantizeJob(_TensorJob):
     def working_bytes(self) -> int:
         """Memory that one number takes while it is converted, source included."""
         return self.source_bytes + _WORKING_BYTES[self.method.kind] + _CHOOSING_BYTES[self.method.rounding]
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Memory that is taken from the first number to the last."""
+        result = sum(output.spec.bytes for output in self.parts.values()) if self.method.kind is Kind.COLUMNS else 0
+        moments = prod(self.moments.entry.shape) * MOMENTS_BYTES if self.moments else 0
+        return super().fixed_bytes + result + moments
 
     @property
     def largest_share(self) -> int:
@@ -176,7 +180,7 @@ class QuantizeJob(_TensorJob):
         while start < rows:
             stop = min(start + step, rows)
             # A last run that is too short for SDNQ's decision joins the run before it.
-            if self.method.kind is Kind.ROWS and rows - stop < MATMUL_ROWS:
+            if self.method.kind not in OWN_KINDS and rows - stop < MATMUL_ROWS:
                 stop = rows
             yield start, stop
             start = stop
@@ -193,6 +197,17 @@ def _in_blocks(rows: int, addition: Addition | None) -> int:
 def largest_piece(options: ConvertOptions) -> int:
     """Bytes of the source that a worker takes at a time, where there is enough memory."""
     return PIECE_BYTES if options.is_on_cpu else DEVICE_PIECE_BYTES
+
+
+def piece_size(options: ConvertOptions, budget: int, workers: int) -> int:
+    """Bytes of the source that a worker takes at a time.
+
+    Args:
+        options: how to convert.
+        budget: the most bytes in memory at a time.
+        workers: how many threads share it.
+    """
+    return min(largest_piece(options), max(MINIMUM_PIECE_BYTES, budget // (4 * workers)))
 
 
 def kinds_of(jobs: Iterable[Job]) -> set[Kind]:

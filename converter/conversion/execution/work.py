@@ -88,7 +88,11 @@ def memory_budget(work: Work, allowed: int | None) -> int:
     Raises:
         MemoryLimitError: a tensor needs more than the user allows.
     """
-    needed = work.needed_bytes
+    return budget_for(work.needed_bytes, allowed)
+
+
+def budget_for(needed: int, allowed: int | None) -> int:
+    """The same for what needs at least so many bytes."""
     if allowed is None:
         return max(DEFAULT_BUDGET, needed)
     if allowed < needed:

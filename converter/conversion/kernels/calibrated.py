@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from converter.conversion.kernels.error_feeding import feed_errors
-from converter.conversion.kernels.moments import Moments
+from converter.conversion.kernels.moments import Moments, MomentsBlock
 from converter.conversion.kernels.scale_search import search_scales
 from converter.conversion.planning.rounding import MOST_STEPS
 
@@ -68,7 +68,11 @@ def calibrate(
 
 def moments_error(errors: torch.Tensor, moments: Moments) -> torch.Tensor:
     """D·H·Dᵀ of each row, float64; ``errors`` is float32, ``[rows, channels]``."""
-    return (errors @ moments.hessian).mul_(errors).sum(1, dtype=torch.float64)
+    total = torch.zeros(len(errors), dtype=torch.float64)
+    for block in moments.blocks:
+        own = errors[:, block.start : block.stop]
+        total += (own @ block.hessian).mul_(own).sum(1, dtype=torch.float64)
+    return total
 
 
 class _Rounding:
@@ -95,14 +99,13 @@ class _Rounding:
 
     def run(self) -> None:
         """Round all columns."""
-        for start, stop in self._blocks():
-            number = start // self._group
-            root = self._moments.root[start:stop, start:stop]
-            inverse = torch.linalg.solve_triangular(root, torch.eye(stop - start), upper=True)
-            wanted = self._wanted(start, stop, inverse)
+        for block, start, stop in self._columns():
+            number, last = start // self._group, start + self._group
+            wanted = self._wanted(start, stop)
             if start % self._group == 0:
-                last = start + self._group
                 self._choose_scales(number, wanted if last == stop else self._wanted(start, last))
+            root = block.root[start - block.start : stop - block.start, start - block.start : stop - block.start]
+            inverse = torch.linalg.solve_triangular(root, torch.eye(stop - start), upper=True)
             restored = np.empty(wanted.shape, np.float32)
             codes = np.empty(wanted.shape, np.uint8)
             feed_errors(
@@ -129,23 +132,26 @@ class _Rounding:
         allowed = MOST_STEPS * steps * math.sqrt(self._group)
         return (torch.linalg.vector_norm(errors, dim=2) <= allowed).all(1)
 
-    def _blocks(self) -> Iterator[tuple[int, int]]:
-        """Blocks of columns, none of which reaches beyond its group."""
-        for first in range(0, self.source.shape[1], self._group):
-            for start in range(first, first + self._group, BLOCK):
-                yield start, min(start + BLOCK, first + self._group)
+    def _columns(self) -> Iterator[tuple[MomentsBlock, int, int]]:
+        """Runs of columns, none of which reaches beyond its group, and the block of moments that has them."""
+        for block in self._moments.blocks:
+            start = block.start
+            while start < block.stop:
+                stop = min(start + BLOCK, block.stop, start - start % self._group + self._group)
+                yield block, start, stop
+                start = stop
 
-    def _wanted(self, start: int, stop: int, inverse: torch.Tensor | None = None) -> torch.Tensor:
+    def _wanted(self, start: int, stop: int) -> torch.Tensor:
         """The numbers that make up best for the errors of the columns before; float32, ``[rows, columns]``."""
-        source = self.source[:, start:stop]
-        if start == 0:
-            return source.contiguous()
-        root = self._moments.root
-        asked = self.errors[:, :start] @ root[:start, start:stop]
-        if inverse is not None:
-            return source - asked @ inverse
-        solved = torch.linalg.solve_triangular(root[start:stop, start:stop], asked, upper=True, left=False)
-        return source - solved
+        wanted = self.source[:, start:stop].contiguous()
+        # Errors reach as far as the block of moments that has the first column.
+        block = next(block for block in self._moments.blocks if start < block.stop)
+        before, after = start - block.start, min(stop, block.stop) - block.start
+        if before:
+            asked = self.errors[:, block.start : start] @ block.root[:before, before:after]
+            root = block.root[before:after, before:after]
+            wanted[:, : after - before] -= torch.linalg.solve_triangular(root, asked, upper=True, left=False)
+        return wanted
 
     def _choose_scales(self, number: int, wanted: torch.Tensor) -> None:
         """Search scale and zero point of a group in each row, from those that SDNQ would take."""

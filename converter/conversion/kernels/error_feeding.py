@@ -12,16 +12,17 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from converter.conversion.kernels.scale_search import _OPTIONS, LANES, _restore, _round
+from converter.conversion.kernels.fused import OPTIONS
+from converter.conversion.kernels.scale_search import LANES, _restore, _round
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _subtract(target, errors, ratio):
     for lane in range(errors.size):
         target[lane] -= errors[lane] * ratio
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _feed(wanted, ratios, scales, zeros, least, most, round_result, all_codes, all_restored):
     rows, width = wanted.shape
     lanes = min(LANES, rows)

@@ -12,8 +12,6 @@ it into vector instructions. The sums of a group are added up in one order, what
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from converter.conversion.kernels.fused import _rounded
+from converter.conversion.kernels.fused import OPTIONS, rounded
 
 #: Groups that lie side by side: as many float32 as fit into the largest vector register.
 LANES = 16
@@ -36,12 +34,6 @@ FITS = 3
 #: What an error must be multiplied by to be lower for certain: differences are float32, sums of their squares float64.
 CERTAINLY_LOWER = 1 - 2.0**-20
 
-# As for the kernels in ``fused``.
-_OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "error_model": "numpy",
-    "cache": os.access(Path(__file__).parent, os.W_OK),
-}
 #: 1.5 times 2^23: adding it rounds half to even, for negative numbers, too.
 _ROUNDING = np.float32(12582912)
 _f32, _f64 = np.float32, np.float64
@@ -57,25 +49,25 @@ def _fused(_context, _factor, _other, _summand):
     return types.float32(types.float32, types.float32, types.float32), generate
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _restore(numbers, scales, zeros, least, most, codes, restored):
     for index in range(numbers.size):
         code = (numbers[index] - zeros[index]) / scales[index]
         # Written like this, a NaN becomes the least code.
         code = code if code > least else least
         code = code if code < most else most
-        rounded = (_f32(code) + _ROUNDING) - _ROUNDING
-        codes[index] = rounded
-        restored[index] = _fused(rounded, scales[index], zeros[index])
+        whole = (_f32(code) + _ROUNDING) - _ROUNDING
+        codes[index] = whole
+        restored[index] = _fused(whole, scales[index], zeros[index])
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _round(bits):
     for index in range(bits.size):
-        bits[index] = _rounded(bits[index])
+        bits[index] = rounded(bits[index])
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _add_squares(numbers, restored, weights, errors):
     for index in range(numbers.size):
         difference = _f64(restored[index] - numbers[index])
@@ -85,7 +77,7 @@ def _add_squares(numbers, restored, weights, errors):
             errors[index] += difference * difference * weights[index]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _add_differences(numbers, restored, codes, weights, differences, moments):
     for index in range(numbers.size):
         difference = _f32(restored[index] - numbers[index])
@@ -95,7 +87,7 @@ def _add_differences(numbers, restored, codes, weights, differences, moments):
         moments[index] += codes[index] * difference
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _add_codes(codes, weights, sums, squares):
     for index in range(codes.size):
         code = codes[index] if weights is None else codes[index] * weights[index]
@@ -103,7 +95,7 @@ def _add_codes(codes, weights, sums, squares):
         squares[index] += code * codes[index]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _fold(values, lanes):
     """Add up the numbers of each lane, in place, by halves."""
     rows = ROWS // 2
@@ -113,7 +105,7 @@ def _fold(values, lanes):
         rows //= 2
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _measure(numbers, weights, scales, zeros, least, most, round_result, lanes, work, errors, sums):
     """Choose codes for each group, and compute their error and what a fit needs.
 
@@ -141,7 +133,7 @@ def _measure(numbers, weights, scales, zeros, least, most, round_result, lanes, 
         _fold(sums[kind], lanes)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _known_error(numbers, codes, weights, scale, zero, least, round_result):
     """The squared error of the codes that a group has."""
     one = np.empty(1, np.float32)
@@ -155,7 +147,7 @@ def _known_error(numbers, codes, weights, scale, zero, least, round_result):
     return error
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _repeat(values, lanes, round_values):
     """Round the first values as they are stored, and repeat them in every row."""
     if round_values:
@@ -165,7 +157,7 @@ def _repeat(values, lanes, round_values):
             values[row * lanes + lane] = values[lane]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _start(step, group_scales, group_zeros, has_zero, most, ends, scales, zeros):
     """A range of so many more codes at its ends, which do not exist, so that numbers there are clipped."""
     low, high = (ends[step // ends.size] if has_zero else _f32(0)), ends[step % ends.size]
@@ -174,7 +166,7 @@ def _start(step, group_scales, group_zeros, has_zero, most, ends, scales, zeros)
         zeros[lane] = group_zeros[lane] + low * scales[lane]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _note_better(errors, scales, zeros, best, best_scales, best_zeros):
     for lane in range(best.size):
         if errors[lane] < best[lane] * CERTAINLY_LOWER and scales[lane] > 0:
@@ -183,7 +175,7 @@ def _note_better(errors, scales, zeros, best, best_scales, best_zeros):
             best_zeros[lane] = zeros[lane]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _fit(errors, sums, count, scales, zeros, has_zero, round_scales, is_start, promises, fits):
     """Fit scale and zero point to the codes by least squares; of several starts, keep the fit that promises most.
 
@@ -215,7 +207,7 @@ def _fit(errors, sums, count, scales, zeros, has_zero, round_scales, is_start, p
         fits[3, lane] = fits[1, lane] if is_best else fits[3, lane]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _choose_codes(numbers, codes, scale, zero, least, most):
     for index in range(numbers.size):
         code = (numbers[index] - zero) / scale
@@ -224,7 +216,7 @@ def _choose_codes(numbers, codes, scale, zero, least, most):
         codes[index] = np.uint8((_f32(code) + _ROUNDING) - _ROUNDING - least)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _search(source, weights, all_codes, all_scales, all_zeros, has_zero, least, most, round_scales, ends):
     """``search_scales`` of groups that fill all lanes, or are fewer."""
     groups, length = source.shape

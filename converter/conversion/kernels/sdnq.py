@@ -33,7 +33,7 @@ class QuantizedParts:
     decisions: Mapping[str, Any] = field(default_factory=dict)
     """What the weight decided, as entries for SDNQ's configuration; empty unless dtypes depend on weights."""
     dequantizer: Any = None
-    """SDNQ's, which knows how the parts are laid out; None when the weight is kept."""
+    """SDNQ's, which knows the layout of the parts and restores the weight; None when SDNQ decided to keep it."""
 
     def bytes_of(self, part: str) -> NDArray[np.uint8]:
         """The bytes of one part."""
@@ -125,6 +125,17 @@ def count_nonfinite(data: NDArray[np.uint8], dtype: str, *, as_bfloat16: bool) -
     if as_bfloat16:
         numbers = numbers.to(torch.bfloat16)
     return int(numbers.numel() - torch.isfinite(numbers).sum())
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Let torch compute with one thread in each of this process's threads while the block runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

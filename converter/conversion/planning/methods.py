@@ -1,9 +1,9 @@
 """How the weight of a module is quantized: by lensconv's kernel, or by SDNQ in runs of rows or in one piece, and
 whether scales are searched afterwards.
 
-Rows are independent of each other unless something couples them: a transposed result, a factorisation, a codebook of
-scales, one scale for the tensor. For independent rows, SDNQ gives the same bytes on a run of rows as on the whole
-tensor, and memory does not grow with the tensor.
+Rows are independent of each other unless something couples them: a factorisation, a codebook of scales, one scale for
+the tensor. For independent rows, SDNQ gives the same bytes on a run of rows as on the whole tensor, and memory does not
+grow with the tensor; with a transposed result, it grows by that result alone.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Kind(Enum):
     FUSED = "lensconv's kernel"
     DEVICE = "lensconv's kernel on a device"
     ROWS = "SDNQ on runs of rows"
+    COLUMNS = "SDNQ on runs of rows, which become columns of a transposed result"
     WHOLE = "SDNQ on the whole tensor"
 
 
@@ -88,10 +89,13 @@ def _sdnqs_method(module: PlannedModule, parts: Mapping[str, TensorSpec], *, use
     if use_fused and _is_fused(module):
         return Method(Kind.FUSED, round_scales=not options["dequantize_fp32"])
     rows = module.shape[0]
-    # A transposed result has its rows in the last dimension; so has the weight of a transposed convolution.
+    multiple = PACKING_RUN // gcd(PACKING_RUN, prod(module.shape[1:]))
+    if rows > 1 and all(spec.shape[1:] == (rows,) for spec in parts.values()):
+        return Method(Kind.COLUMNS, rows_multiple=multiple)
+    # The weight of a transposed convolution has its rows in the second dimension.
     if rows == 1 or "ConvTranspose" in options["layer_class_name"] or parts["scale"].shape[0] != rows:
         return Method(Kind.WHOLE)
-    return Method(Kind.ROWS, rows_multiple=PACKING_RUN // gcd(PACKING_RUN, prod(module.shape[1:])))
+    return Method(Kind.ROWS, rows_multiple=multiple)
 
 
 def _is_fused(module: PlannedModule) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 from converter.checkpoint.layout import TensorSpec
@@ -67,7 +68,7 @@ def choose_roundings(plan: Plan, target: Target) -> Roundings:
     method, calibration, parts = target.recipe.rounding, target.calibration, plan.parts
     chosen, moments = {}, {}
     for source, module in plan.modules.items():
-        rounding = NEAREST if method == NEAREST or not _can_search(module, parts[source]) else SCALE
+        rounding = NEAREST if method == NEAREST or not can_search(module, parts[source]) else SCALE
         found = calibration.moments.get(module.name) if calibration is not None else None
         if method == CALIBRATED and rounding == SCALE and found is not None and _is_calibrated(module):
             _refuse_shape(module, found)
@@ -77,7 +78,7 @@ def choose_roundings(plan: Plan, target: Target) -> Roundings:
     return Roundings(method, chosen, names, calibration.sha256 if calibration else "", moments)
 
 
-def _can_search(module: PlannedModule, parts: Mapping[str, TensorSpec]) -> bool:
+def can_search(module: PlannedModule, parts: Mapping[str, TensorSpec]) -> bool:
     """Whether scales of a module can be searched: its numbers are restored as multiples of a scale, from a zero point.
 
     Args:
@@ -101,7 +102,8 @@ def _is_calibrated(module: PlannedModule) -> bool:
 
 def _refuse_shape(module: PlannedModule, moments: SourceTensor) -> None:
     channels, entry = module.shape[1], moments.entry
-    if entry.shape != (channels, channels):
+    *blocks, size, _ = entry.shape
+    if prod(blocks) * size != channels:
         reason = f"has shape {list(entry.shape)}, but {module.name} has {channels} input channels"
         raise CalibrationError(moments.file, reason, "Gather it again, with this model.", tensor=entry.name)
 

@@ -1,14 +1,15 @@
 """The file of a calibration: second moments of the inputs of linear layers, gathered with the unquantized model.
 
 It is a safetensors file. For a module, the tensor ``MODULE.hessian`` is H = mean(x·xᵀ) over inputs x, F32,
-``[channels, channels]``. Its metadata, all of them strings, are:
+``[channels, channels]``, or only equal blocks on its diagonal, ``[blocks, size, size]``. Its metadata, all of them
+strings, are:
 
 ``format``
     ``lensconv-calibration/1``.
 ``source``
     A JSON object: sha256 of the header of each weight file of the model, by name of the file.
 ``shares``
-    A JSON object: the tensor of each module whose inputs are those of another module; may be missing.
+    A JSON object: by module whose inputs are always those of another one, that module or its tensor; may be missing.
 """
 
 from __future__ import annotations
@@ -92,9 +93,9 @@ def open_calibration(file: Path) -> CalibrationFile:
     if file.is_dir():
         raise MissingInput(file, "is a folder", "Name the file of the calibration.")
     header = read_header(file)
-    found = header.metadata.get("format")
-    if found != FORMAT:
-        raise CalibrationError(file, f"is not a calibration: its format is {found!s:.80}, not {FORMAT}")
+    name = header.metadata.get("format")
+    if name != FORMAT:
+        raise CalibrationError(file, f"is not a calibration: its format is {name!s:.80}, not {FORMAT}")
     source, shares = (_strings(header, key) for key in ("source", "shares"))
     if not source:
         raise CalibrationError(file, "does not name the files of the model that it was gathered with (source)")
@@ -103,10 +104,11 @@ def open_calibration(file: Path) -> CalibrationFile:
         for name, entry in header.tensors.items()
     }
     moments = {name.removesuffix(SUFFIX): tensor for name, tensor in tensors.items() if name.endswith(SUFFIX)}
-    for module, name in shares.items():
-        if name not in tensors:
-            raise CalibrationError(file, f"does not contain it, though {module:.200} shares it", tensor=name)
-        moments[module] = tensors[name]
+    for module, shared in shares.items():
+        found = tensors.get(shared) or tensors.get(shared + SUFFIX)
+        if found is None:
+            raise CalibrationError(file, f"does not contain it, though {module:.200} shares it", tensor=shared)
+        moments[module] = found
     try:
         sha256 = file_sha256(file)
     except OSError as error:
@@ -119,7 +121,7 @@ def open_calibration(file: Path) -> CalibrationFile:
 
 def _checked(header: Header, name: str) -> TensorEntry:
     entry = header.tensors[name]
-    is_square = len(entry.shape) == 2 and entry.shape[0] == entry.shape[1]
+    is_square = len(entry.shape) in (2, 3) and entry.shape[-1] == entry.shape[-2]
     if not name.endswith(SUFFIX) or entry.dtype != DTYPE or not is_square or not entry.bytes:
         reason = f"is {entry.dtype} {list(entry.shape)}, not {DTYPE} [channels, channels] with a name in {SUFFIX}"
         raise CalibrationError(header.file, reason, tensor=name)

@@ -234,6 +234,19 @@ def _parse_component(recipe: Recipe, components: Fields, name: str) -> Recipe:
     where = f"{components.where}: [components.{printable(name)}]"
     content = Fields(components.take(name, dict), where, RecipeError)
     content.refuse_unknown(("rounding", "sdnq", "rules"), "a component")
+    return parse_overlay(recipe, content)
+
+
+def parse_overlay(recipe: Recipe, content: Fields) -> Recipe:
+    """The recipe with the options and rules of a table: options are laid over its own, and rules replace its own.
+
+    Args:
+        recipe: what is changed.
+        content: a table with ``sdnq``, ``rules`` and ``rounding``, which may be missing.
+
+    Raises:
+        RecipeError: an option or a rule is malformed.
+    """
     own = tuple(map(_parse_rule, content.take_tables("rules", "rule")))
     return replace(
         recipe,

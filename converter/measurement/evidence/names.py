@@ -8,6 +8,7 @@ OFFLOAD_NAME = "model_cpu_offload_benchmark.json"
 SEQUENTIAL_NAME = "sequential_cpu_offload_benchmark.json"
 IMAGES_NAME = "image_fidelity.json"
 WEIGHTS_NAME = "weight_fidelity.json"
+ABLATION_NAME = "ablation.json"
 
 ORIGINAL, QUANTIZED = MODELS = ("original", "quantized")
 #: How people read the names of the models, in the same order.

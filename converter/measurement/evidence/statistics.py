@@ -84,16 +84,44 @@ def paired_slowdown(log_ratios: Sequence[float]) -> Slowdown | None:
     Returns:
         None for fewer than ``FEWEST_PAIRS``, whose spread says too little.
     """
-    # Importing it takes a moment.
-    from scipy.special import stdtrit
-
     count = len(log_ratios)
     if count < FEWEST_PAIRS:
         return None
     mean, deviation = statistics.fmean(log_ratios), statistics.stdev(log_ratios)
-    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * deviation / math.sqrt(count)
+    half = _student(count) * deviation / math.sqrt(count)
     ends = [_percent(mean - half), _percent(mean + half)]
     return Slowdown(pairs=count, percent=_percent(mean), percent_interval=ends)
+
+
+@dataclass(frozen=True)
+class MeanInterval:
+    """A mean over prompts, and the interval that contains the mean of all such prompts."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    """None for fewer than ``FEWEST_PAIRS`` prompts, whose spread says too little."""
+    count: int
+
+
+def mean_interval(values: Sequence[float]) -> MeanInterval:
+    """Return the mean of what was measured once per prompt, with Student's t.
+
+    Args:
+        values: at least one; of paired differences, one per prompt.
+    """
+    mean, count = statistics.fmean(values), len(values)
+    if count < FEWEST_PAIRS:
+        return MeanInterval(mean, None, count)
+    half = _student(count) * statistics.stdev(values) / math.sqrt(count)
+    return MeanInterval(mean, (mean - half, mean + half), count)
+
+
+def _student(count: int) -> float:
+    """How many standard errors the interval reaches to each side."""
+    # Importing it takes a moment.
+    from scipy.special import stdtrit
+
+    return float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
 
 
 def compare_prompts(original: Mapping[str, float], quantized: Mapping[str, float]) -> dict[str, Any] | None:
