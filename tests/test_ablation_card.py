@@ -127,7 +127,7 @@ def test_the_variant_that_the_release_is_has_a_name(release: Path, tmp_path: Pat
     escaped = r"a\|b\*c\*&#92;x1b &lt;b&gt;"
     assert f"the variant <code>{escaped}</code>; the examined recipe is `lens-uint4-static`." in shown
     (row,) = [line for line in shown.splitlines() if line.startswith("| a\\|b")]
-    assert "| this release; Pareto front |" in row
+    assert "| this release, front |" in row
     assert "<b>" not in shown
     assert "assets/" not in shown
 

@@ -195,17 +195,18 @@ def test_the_table_is_sorted_by_harm_per_byte_saved() -> None:
     assert names == [*sorted(harms, key=lambda name: harms[name]), "nothing", "Original"]
     cells = {row[0]: dict(zip(table.columns, map(str, row), strict=True)) for row in table.rows}
     shown = cells["lens-uint4-static"]
-    assert float(shown["Harm per GB saved"]) == pytest.approx(harms["lens-uint4-static"], rel=1e-2)
-    assert (shown["Bytes"], shown["Bytes saved"], shown["Quantized modules"]) == ("3.786 GB", "4.066 GB", "432")
+    assert float(shown["Harm per GB"]) == pytest.approx(harms["lens-uint4-static"], rel=1e-2)
+    assert (shown["Bytes"], shown["Saved"], shown["Modules"]) == ("3.786 GB", "4.066 GB", "432")
     velocity = found["variants"][0]["velocity"]
-    interval = " to ".join(f"{end:.4f}" for end in velocity["interval"])
-    assert shown["Velocity error"] == f"{velocity['error']:.4f} ({interval})"
-    assert "Character error rate" not in shown
-    assert cells["uint4, all linear"]["Remarks"] == "this release; Pareto front"
-    assert shown["Remarks"] == "examined recipe"
-    assert (cells["nothing"]["Harm per GB saved"], cells["nothing"]["Velocity error"]) == (NOTHING, NOTHING)
+    half = velocity["interval"][1] - velocity["error"]
+    assert shown["Velocity error"] == f"{velocity['error']:.4f}\xa0±\xa0{half:.4f}"
+    assert "CER" not in shown
+    assert cells["uint4, all linear"]["Mark"] == "this release, front"
+    assert shown["Mark"] == "recipe"
+    assert (cells["nothing"]["Harm per GB"], cells["nothing"]["Velocity error"]) == (NOTHING, NOTHING)
     assert cells["Original"]["Bytes"] == "7.852 GB"
-    assert "over 5 prompts" in describe_table(found)
+    assert "a mean over 5 prompts, ± its 95% interval." in describe_table(found)
+    assert "a mean over 2 prompts." in describe_table(ablations.builtin(2))
     assert "squared relative error of all weights" in describe_table(weights_only())
 
 
@@ -217,19 +218,18 @@ def test_the_table_has_what_was_measured_of_images() -> None:
     found["not_measured"] = {"lpips": "its package is missing"}
     table = ablation_table(found)
     cells = [dict(zip(table.columns, map(str, row), strict=True)) for row in table.rows]
-    pattern = "Added periodic pattern, grey levels"
     assert [row["Variant"] for row in cells] == ["all", "recipe", "Original", "Original, second seed"]
-    assert [row[pattern] for row in cells] == ["1.20", NOTHING, NOTHING, "0.05"]
-    assert [row["Character error rate"] for row in cells] == ["0.200", NOTHING, "0.020", "0.040"]
-    assert cells[1]["Bytes saved"] == "-1.0 MB"
-    assert cells[1]["Remarks"] == "examined recipe; Pareto front"
+    assert [row["Pattern"] for row in cells] == ["1.20", NOTHING, NOTHING, "0.05"]
+    assert [row["CER"] for row in cells] == ["0.200", NOTHING, "0.020", "0.040"]
+    assert (cells[1]["Saved"], cells[1]["Mark"]) == ("-1.0 MB", "recipe, front")
+    assert "Pattern is the added periodic pattern in grey levels. CER is the" in describe_table(found)
     failure, missing = list_failures(found)
     assert failure.startswith("recipe: images failed: out of")
     assert len(failure) < 140
     assert missing == "not measured: lpips: its package is missing"
     narrow = ablation_table(found, is_narrow=True)
-    assert list(narrow.columns) == ["Variant", "Bytes", "Velocity", "Pattern", "CER", "Harm/GB", "Remarks"]
-    assert [row[2] for row in narrow.rows] == ["0.0800", "0.0550", NOTHING, NOTHING]
+    assert list(narrow.columns) == ["Variant", "Mark", "Bytes", "Velocity error", "Pattern", "CER", "Harm per GB"]
+    assert [row[3] for row in narrow.rows] == ["0.0800", "0.0550", NOTHING, NOTHING]
 
 
 @pytest.mark.parametrize("seed", range(5))

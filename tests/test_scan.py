@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, Rule, convert
+from converter.checkpoint.layout import TensorSpec
 from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.source import Checkpoint, SourceTensor, open_checkpoint
 from converter.conversion.execution.jobs import QuantizeJob
@@ -26,8 +27,8 @@ from converter.conversion.recipe.recipe import find_recipe
 from converter.errors import MemoryLimitError, NonFiniteWeight, OutputError
 from converter.measurement.ablation.variants import Variant, distinct_storages
 from converter.measurement.sensitivity.digest import variant_digest, weights_digest
-from converter.measurement.sensitivity.figures import StorageFigures
-from converter.measurement.sensitivity.scan import Figures, scan
+from converter.measurement.sensitivity.figures import Figures, StorageFigures
+from converter.measurement.sensitivity.scan import scan
 from converter.measurement.sensitivity.storage import Storage
 from converter.measurement.sensitivity.tasks import make_task
 from converter.synthesis.synthesize import synthesize
@@ -53,6 +54,8 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"weights_dtype": "int4", "scale_dtype": "uint8"},
     {},
 )
+#: Presets that have no ways of their own to store a module.
+LONG = ("tiny", "tiny-flux")
 
 
 def variant(checkpoint: Checkpoint, recipe: Recipe) -> Variant:
@@ -95,7 +98,7 @@ def assert_as_released(release: Path, made: Variant, figures: Figures, source: C
         assert found.sqnr_db == pytest.approx(module.sqnr_db, rel=1e-9)
 
 
-@pytest.mark.parametrize("preset", [pytest.param("tiny", marks=pytest.mark.long), "tiny-flux", "tiny-sdxl"])
+@pytest.mark.parametrize("preset", ["tiny-sdxl", *(pytest.param(name, marks=pytest.mark.long) for name in LONG)])
 def test_a_scan_has_bytes_figures_and_parts_of_a_release(preset: str, tmp_path: Path) -> None:
     source, release, spool = (tmp_path / name for name in ("source", "release", "spool"))
     synthesize(source, preset=preset)
@@ -256,6 +259,17 @@ def test_kept_tensors_are_rounded_and_compared(lens: Checkpoint, lens_figures: F
         assert (found.energy, found.noise, found.dot) == pytest.approx([float(total) for total in sums], rel=1e-12)
 
 
+def test_integers_and_empty_tensors_are_copied(tmp_path: Path) -> None:
+    numbers = torch.arange(3000)
+    save_file({"numbers": numbers, "empty": torch.empty(0, 4)}, tmp_path / WEIGHTS)
+    specs = TensorSpec("numbers", "I64", (3000,)), TensorSpec("empty", "BF16", (0, 4))
+    wanted = {spec.name: [Storage(spec.name, {"": spec}, None)] for spec in specs}
+    found = {name: figures for (name, _), figures in scan(open_checkpoint(tmp_path / WEIGHTS), wanted).items()}
+    for name, content in (("numbers", numbers.numpy().tobytes()), ("empty", b"")):
+        assert found[name].sha256 == {"": hashlib.sha256(content).hexdigest()}
+        assert (found[name].energy, found[name].noise, found[name].sqnr_db, found[name].cosine) == (0, 0, math.inf, 1)
+
+
 def test_what_is_finished_is_not_measured_again(
     lens: Checkpoint, lens_wanted: Mapping[str, Sequence[Storage]], lens_figures: Figures, tmp_path: Path
 ) -> None:
@@ -274,13 +288,16 @@ def test_what_is_finished_is_not_measured_again(
     lines = [json.dumps(asdict(figures)) for figures in noted]
     finished = {(found.source, found.key): found for found in (StorageFigures(**json.loads(line)) for line in lines)}
     assert 0 < len(finished) < len(lens_figures)
+    quantized = [storage for several in lens_wanted.values() for storage in several if storage.quantized]
+    unfinished = next(storage for storage in quantized if (storage.source, storage.key) not in finished)
+    # What a killed run leaves.
+    unfinished.spool_file(spool).with_suffix(".draft.safetensors").write_bytes(b"x" * 10_000_000)
     later: list[StorageFigures] = []
     notes = Notes()
     assert scan(lens, lens_wanted, spool=spool, finished=finished, note=later.append, reporter=notes) == lens_figures
     assert {(found.source, found.key) for found in later} == lens_figures.keys() - finished.keys()
     assert len(later) == len(lens_figures) - len(finished)
     assert [(shown.label, shown.done) for shown in notes.shown] == [("measuring weights", notes.shown[0].total)]
-    quantized = [storage for several in lens_wanted.values() for storage in several if storage.quantized]
     files = {storage.spool_file(spool) for storage in quantized}
     assert files == set(spool.iterdir())
     lost = quantized[3].spool_file(spool)

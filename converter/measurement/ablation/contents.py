@@ -12,7 +12,8 @@ from typing import Any
 from converter.conversion.recipe.recipe import NEAREST, Recipe, Rule
 from converter.measurement.ablation.variants import Variant, block_of
 from converter.measurement.comparison.report import PairFidelity
-from converter.measurement.evidence.statistics import CONFIDENCE, mean_interval
+from converter.measurement.evidence.ablation import image_figures, velocity_figures
+from converter.measurement.evidence.statistics import CONFIDENCE
 from converter.measurement.evidence.trajectory import significant
 from converter.measurement.sensitivity.figures import StorageFigures
 from converter.models.families import family
@@ -95,22 +96,8 @@ def describe_images(rows: Sequence[Row], recipe: Sequence[Row] = ()) -> dict[str
         rows: of its images, at least one.
         recipe: those of the recipe that is examined, to compare with; none for itself.
     """
-    summary = {key: mean for key in _FIGURES if (mean := _mean(row.get(key) for row in rows)) is not None}
-    others = {row["id"]: row for row in recipe}
-    compared = {}
-    for key in summary if others else ():
-        pairs = {row["id"]: (row.get(key), others.get(row["id"], {}).get(key)) for row in rows}
-        if found := _difference(pairs):
-            compared[key] = found
-    return {
-        "summary": {key: significant(mean) for key, mean in summary.items()},
-        **({"against_recipe": compared} if compared else {}),
-        "prompts": list(rows),
-    }
-
-
-#: Figures of an image over which means are taken.
-_FIGURES = ("psnr_db", "ssim", "lpips", "periodic_grid_added", "cer")
+    found = {name: figures for name, figures in image_figures(rows, recipe).items() if figures}
+    return {**_six_digits(found), "prompts": list(rows)}
 
 
 def _describe(one: MeasuredVariant, recipe: MeasuredVariant | None) -> dict[str, Any]:
@@ -125,7 +112,7 @@ def _describe(one: MeasuredVariant, recipe: MeasuredVariant | None) -> dict[str,
         "weights": _describe_weights(one),
     }
     if one.velocity:
-        found["velocity"] = _describe_velocity(one.velocity, recipe.velocity if recipe else None)
+        found["velocity"] = _describe_velocity(one.velocity, recipe.velocity if recipe else {})
     if one.images:
         found["images"] = describe_images(one.images, recipe.images if recipe else ())
     if one.failed:
@@ -195,34 +182,22 @@ def _lowest(values: Iterable[float | None]) -> float | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def _describe_velocity(
-    errors: Mapping[str, Sequence[float]], recipe: Mapping[str, Sequence[float]] | None
-) -> dict[str, Any]:
-    means = {prompt: fmean(calls) for prompt, calls in errors.items()}
-    found = mean_interval(list(means.values()))
-    compared = None
-    if recipe:
-        others = {prompt: fmean(calls) for prompt, calls in recipe.items()}
-        compared = _difference({prompt: (mean, others.get(prompt)) for prompt, mean in means.items()})
-    return {
-        "error": significant(found.mean),
-        **({"interval": [significant(end) for end in found.interval]} if found.interval else {}),
-        **({"against_recipe": compared} if compared else {}),
-        "prompts": [
-            {"id": prompt, "error": significant(means[prompt]), "calls": [significant(error) for error in calls]}
-            for prompt, calls in errors.items()
-        ],
-    }
+def _describe_velocity(errors: Mapping[str, Sequence[float]], recipe: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    rows, others = (
+        [{"id": prompt, "error": fmean(calls), "calls": list(calls)} for prompt, calls in found.items()]
+        for found in (errors, recipe)
+    )
+    described: dict[str, Any] = _six_digits({**velocity_figures(rows, others), "prompts": rows})
+    return described
 
 
-def _difference(pairs: Mapping[str, tuple[float | None, float | None]]) -> dict[str, Any] | None:
-    """The mean difference of what was measured in both, with its interval."""
-    differences = [own - other for own, other in pairs.values() if own is not None and other is not None]
-    if not differences:
-        return None
-    found = mean_interval(differences)
-    interval = {"interval": [significant(end) for end in found.interval]} if found.interval else {}
-    return {"prompts": found.count, "difference": significant(found.mean), **interval}
+def _six_digits(value: Any) -> Any:
+    """The same values, with the digits that files have."""
+    if isinstance(value, float):
+        return significant(value)
+    if isinstance(value, Mapping):
+        return {key: _six_digits(item) for key, item in value.items()}
+    return [_six_digits(item) for item in value] if isinstance(value, list) else value
 
 
 def _rounded(value: float | None) -> float | None:

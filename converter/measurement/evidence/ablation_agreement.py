@@ -21,6 +21,8 @@ _RELATIVE, _LEAST = 1e-5, 2e-6
 _DECIBEL_ROUNDING = 0.01
 #: Fields of a variant that follow from its weights.
 _FIGURES = ("bytes", "quantized_modules", "dtypes", "weights", "velocity")
+#: Fields of an image that its figures do not depend on.
+_FILE = ("image", "image_sha256")
 #: Levels that a variant may lack.
 _LEVELS = ("velocity", "images")
 
@@ -93,8 +95,8 @@ def _check_equal_digests(variants: Sequence[Mapping[str, Any]]) -> Iterator[str]
 def _figures(variant: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: variant[key] for key in _FIGURES if key in variant}
     if "images" in variant:
-        # Each variant has files of its own.
-        rows = [{key: value for key, value in row.items() if key != "image"} for row in variant["images"]["prompts"]]
+        # Each variant has files of its own, which may say whose they are.
+        rows = [{key: value for key, value in row.items() if key not in _FILE} for row in variant["images"]["prompts"]]
         found["images"] = sorted(rows, key=lambda row: str(row["id"]))
     return found
 

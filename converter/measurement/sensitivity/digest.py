@@ -19,7 +19,7 @@ from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import Checkpoint, SourceTensor
 from converter.console import SILENT, Progress, Reporter
 from converter.conversion.planning.plan import Plan
-from converter.measurement.sensitivity.scan import Figures
+from converter.measurement.sensitivity.figures import Figures
 from converter.measurement.sensitivity.storage import Storage
 from converter.threads import run_in_threads
 

@@ -48,3 +48,7 @@ class StorageFigures:
     def cosine(self) -> float:
         """Cosine of the angle between the source and what is restored, both taken as one vector."""
         return cosine_of(self.energy, self.length, self.dot, self.noise)
+
+
+#: Figures by the name of the tensor in the source and ``Storage.key``.
+Figures = Mapping[tuple[str, str], StorageFigures]

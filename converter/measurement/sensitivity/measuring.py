@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,15 +169,15 @@ class Scanner:
             stored.comparison.add(numbers, _restore(job, result))
         return parts
 
-    def _seeded(self, storage: Storage) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _seeded(self, storage: Storage) -> Iterator[None]:
         """Seed torch's generator for one tensor in one storage, if SDNQ draws from it, and use it alone."""
         if not storage.is_random:
-            return nullcontext()
+            yield
+            return
         seed = int.from_bytes(hashlib.sha256(f"{storage.source} {storage.key}".encode()).digest()[:4])
-        alone = ExitStack()
-        alone.enter_context(self._drawing)
-        alone.enter_context(seeded_generator(seed, torch.device("cpu"), None))
-        return alone
+        with self._drawing, seeded_generator(seed, torch.device("cpu"), None):
+            yield
 
 
 def _keep(stored: StoredTensor, job: KeepJob, data: Bytes, arithmetic: PieceArithmetic) -> Mapping[str, NDArray[Any]]:

@@ -23,14 +23,11 @@ from converter.conversion.kernels.host import HOST
 from converter.conversion.kernels.sdnq import one_torch_thread
 from converter.conversion.kernels.selfcheck import methods_agree
 from converter.conversion.options import ConvertOptions
-from converter.measurement.sensitivity.figures import StorageFigures
+from converter.measurement.sensitivity.figures import Figures, StorageFigures
 from converter.measurement.sensitivity.measuring import Scanner
 from converter.measurement.sensitivity.storage import Storage
 from converter.measurement.sensitivity.tasks import Task, make_task
 from converter.threads import run_in_threads
-
-#: Figures by the name of the tensor in the source and ``Storage.key``.
-Figures = Mapping[tuple[str, str], StorageFigures]
 
 
 def scan(

@@ -31,7 +31,7 @@ class Storage:
     quantized: PlannedModule | None
     """The module that owns it, and how SDNQ quantizes it; None if it is kept."""
     rounding: str = NEAREST
-    """How its codes are chosen, as the recipe says, where that works for the module."""
+    """How codes are chosen, as a recipe names it."""
 
     @property
     def bytes(self) -> int:
@@ -55,7 +55,8 @@ class Storage:
         options = dict(self.quantized.options) if self.quantized else {}
         options.pop("param_name", None)
         parts = {part: [spec.dtype, list(spec.shape)] for part, spec in self.parts.items()}
-        return hashlib.sha256(json.dumps([options, parts, self.rounding], sort_keys=True).encode()).hexdigest()
+        rounding = [] if self.rounding == NEAREST else [self.rounding]
+        return hashlib.sha256(json.dumps([options, parts, *rounding], sort_keys=True).encode()).hexdigest()
 
     def spool_file(self, folder: Path) -> Path:
         """The file of a folder that has its parts, by name, once it is quantized.
@@ -70,11 +71,11 @@ def storages(plan: Plan, rounding: str = NEAREST) -> dict[str, Storage]:
     """How a plan stores each tensor of the source, by its name there.
 
     Args:
-        plan: of a recipe.
-        rounding: of the recipe.
+        plan: what is quantized.
+        rounding: the recipe's; modules for which it does not work have SDNQ's codes.
 
     Raises:
-        RecipeError: it needs a calibration.
+        RecipeError: the rounding needs a calibration.
     """
     if rounding == CALIBRATED:
         raise RecipeError(

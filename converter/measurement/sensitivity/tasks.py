@@ -65,7 +65,7 @@ class Task:
 
     def memory(self, piece_bytes: int) -> int:
         """The memory, in bytes, that it takes from the first run of rows to the last; argument as for ``runs``."""
-        longest = max(last - first for first, last in self.runs(piece_bytes)) * self.width
+        longest = max((last - first for first, last in self.runs(piece_bytes)), default=0) * self.width
         return longest * self._working_bytes + sum(wanted.job.fixed_bytes for wanted in self.wanted)
 
     def piece_within(self, budget: int, piece_bytes: int) -> int:
