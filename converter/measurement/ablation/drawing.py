@@ -19,6 +19,7 @@ from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
 from converter.errors import ImageError
 from converter.libraries import package_versions
+from converter.measurement.ablation.calibrating import gather_calibration
 from converter.measurement.ablation.contents import (
     INTERVAL_METHOD,
     MeasuredVariant,
@@ -121,9 +122,12 @@ class DrawnLevels:
         velocities = [one for one in distinct.values() if self._missing_velocities(one.digest)]
         images = [one for one in distinct.values() if self._missing_images(one.digest)]
         failed: dict[tuple[str, str], str] = {}
-        if velocities or images or any(map(self._missing_images, self._kinds)):
+        calibrates = self._options.calibration is not None
+        if velocities or images or calibrates or any(map(self._missing_images, self._kinds)):
             loaded = self._load()
-            calls = self._calls(loaded) if velocities else []
+            calls = self._calls(loaded) if velocities or calibrates else []
+            if self._options.calibration is not None:
+                gather_calibration(loaded, calls, measured, self._options, self._reporter)
             self._draw_originals(loaded)
             with Swapping(loaded, spool) as swapping:
                 failed |= self._measure_velocities(loaded, swapping, velocities, calls)
