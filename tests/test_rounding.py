@@ -240,7 +240,7 @@ def signs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(synthesize(tmp_path_factory.mktemp("rounding") / "signs", preset="signs").output)
 
 
-@pytest.mark.parametrize("dtype", ["uint4", "int8", "int5"])
+@pytest.mark.parametrize("dtype", ["uint4", *(pytest.param(name, marks=pytest.mark.long) for name in ("int8", "int5"))])
 def test_every_module_of_trained_weights_gains(dtype: str, signs: Path, tmp_path: Path) -> None:
     recipe, reports = Recipe("x", {"weights_dtype": dtype, "dequantize_fp32": False}), []
     for rounding in ("nearest", "scale"):
@@ -290,7 +290,13 @@ def test_threads_pieces_devices_and_dtypes_of_the_source_give_the_same_bytes(len
     assert report.ok, failed(report)
 
 
-@pytest.mark.parametrize("name", ["AutoencoderKL", "UNet2DConditionModel", "T5EncoderModel"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("AutoencoderKL", "UNet2DConditionModel")),
+        "T5EncoderModel",
+    ],
+)
 def test_convolutions_and_embeddings_are_searched(name: str, tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", name)
     recipe = Recipe("x", {"weights_dtype": "uint4", "quant_conv": True, "quant_embedding": True})

@@ -41,7 +41,7 @@ from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.measurement.sensitivity.call_files import read_calls, write_calls
 from converter.measurement.sensitivity.calls import METHOD, Call, record_calls
-from converter.measurement.sensitivity.loaded import LoadedOriginal, load_original, open_original
+from converter.measurement.sensitivity.loaded import LoadedOriginal, load_original, open_original, refuse_options
 from converter.measurement.sensitivity.measured import measure_variant
 from converter.measurement.sensitivity.swapping import Swapping
 
@@ -75,6 +75,7 @@ class DrawnLevels:
         journal: AblationJournal,
         reporter: Reporter,
     ) -> None:
+        refuse_options(drawing)
         self._output = output
         self._suite = suite
         self._options = options

@@ -158,7 +158,7 @@ def load_original(
         DeviceError: the device cannot be used.
         DependencyError: a package is missing.
     """
-    _refuse_options(options)
+    refuse_options(options)
     device = choose_device(options.device)
     use_device(device)
     dtype: torch.dtype = getattr(torch, options.dtype)
@@ -181,7 +181,7 @@ def load_original(
     return LoadedOriginal(repo, pipeline, device, dtype)
 
 
-def _refuse_options(options: GenerateOptions) -> None:
+def refuse_options(options: GenerateOptions) -> None:
     """Refuse what would keep weights elsewhere than in the modules, or computes with them in another way.
 
     Raises:
