@@ -28,6 +28,7 @@ from converter.measurement.prompts.suite import read_suite
 from converter.measurement.sensitivity.calibration import write_calibration as write_moments
 from converter.measurement.sensitivity.calls import record_calls, replay
 from converter.measurement.sensitivity.inputs import gather_inputs
+from converter.measurement.sensitivity.storage import storages
 from converter.models.empty import build_empty_model
 from converter.schemas import load_schema
 from converter.synthesis.synthesize import synthesize
@@ -389,6 +390,12 @@ def test_files_and_options_that_make_no_sense(
     shown = lensconv("plan", lens_source, "--rounding", "calibrated", "--calibration", lens)
     assert shown.code == 0
     assert "codes of 20 modules are calibrated" in " ".join(shown.stderr.split())
+
+
+def test_where_nothing_is_calibrated_it_is_refused(lens_source: Path) -> None:
+    """As for the weights of an ablation, which would be those of another rounding."""
+    with pytest.raises(RecipeError, match="rounding = calibrated: needs a calibration"):
+        storages(plan(lens_source).plan, "calibrated")
 
 
 def test_a_calibration_that_changes_meanwhile_is_refused(
