@@ -105,7 +105,9 @@ def run_in_threads(
                 if any(future.exception() for future in done):
                     break
         finally:
+            # First of all, so that a thread whose call is shortened does not begin the next one.
+            pool.shutdown(wait=False, cancel_futures=True)
             stop()
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown()
     # Items are begun in their order, so that the failed call comes before the cancelled ones.
     return [future.result() for future in futures]

@@ -216,6 +216,7 @@ def test_an_ablation_that_an_older_summary_describes(release: Path, tmp_path: Pa
     assert "This release is the variant `lens-uint4-static`." in section(release)
 
 
+@pytest.mark.long
 def test_a_report_has_a_section(tmp_path: Path) -> None:
     found = measured_alone()
     make_report(write(tmp_path / "evidence", found, pictures=True))

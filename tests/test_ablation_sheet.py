@@ -58,7 +58,7 @@ def place(drawn: np.ndarray, image: np.ndarray) -> tuple[int, int]:
     return int(rows[0]), int(columns[0])
 
 
-@pytest.mark.parametrize(("size", "scale"), [((64, 48), 1), ((1000, 400), 2)])
+@pytest.mark.parametrize(("size", "scale"), [((64, 48), 1), pytest.param((1000, 400), 2, marks=pytest.mark.long)])
 def test_every_image_is_at_its_place(tmp_path: Path, lensconv: Lensconv, size: tuple[int, int], scale: int) -> None:
     found = measured(tmp_path, size)
     outcome = lensconv("grid", tmp_path, "--json")

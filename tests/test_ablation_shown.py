@@ -298,7 +298,9 @@ def alone() -> ablations.Content:
     return ablations.content(ablations.variant("recipe", KEPT))
 
 
-@pytest.mark.parametrize("make", [ablations.builtin, weights_only, clustered, many, alone])
+@pytest.mark.parametrize(
+    "make", [ablations.builtin, weights_only, clustered, pytest.param(many, marks=pytest.mark.long), alone]
+)
 def test_names_in_the_chart_do_not_overlap(make: Any) -> None:
     made = drawn(make())
     charts.check_layout(made)

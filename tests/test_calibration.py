@@ -416,7 +416,8 @@ def test_a_calibration_that_changes_meanwhile_is_refused(
         convert(lens_source, tmp_path / "out", None, options(file))
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [("uint4", 0.7), pytest.param("int8", 0.8, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("dtype", "limit"), [("uint4", 0.7), ("int8", 0.8)])
 def test_the_velocity_of_trained_weights_gets_nearer(dtype: str, limit: float, tmp_path: Path) -> None:
     """For other prompts than those of the calibration, which is gathered as for an ablation."""
     source, file = tmp_path / "signs", tmp_path / "calibration.safetensors"

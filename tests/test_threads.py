@@ -134,8 +134,13 @@ def test_ctrl_c_ends_the_work() -> None:
         called_off.wait(60)
         finished.append(item)
 
+    def call_off() -> None:
+        called_off.set()
+        # Long enough for the threads to begin what they should not.
+        time.sleep(0.1)
+
     with ctrl_c():
-        run_in_threads(work, range(100), workers=2, name="t", refresh=lambda: None, stop=called_off.set)
+        run_in_threads(work, range(100), workers=2, name="t", refresh=lambda: None, stop=call_off)
     assert finished in ([0, 1], [1, 0])
 
 
