@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonschema
 import numpy as np
@@ -197,7 +197,7 @@ def test_more_variants_and_levels_measure_only_what_is_new(signs: Path, variants
         ("[[variants]]\nkeep = true", "keep is not a key of a variant"),
         ('[[variants]]\nname = "a"\nrecipe = "none"', "no such recipe"),
         ('[[variants]]\nname = "a"\nsdnq = { weights_dtype = "uint99" }', "is not a dtype of SDNQ"),
-        ('[[variants]]\nname = "a"\nsdnq = { use_dynamic_quantization = true }', "it is no variant"),
+        ('[[variants]]\nname = "a"\nsdnq = { use_dynamic_quantization = true }', "which a variant cannot do"),
         ('[[variants]]\nname = "a"\n[[variants.rules]]\nmatch = "*.none.*"\nkeep = true', "matches nothing"),
         ("variants = 3", "variants must be an array"),
         ("[[other]]", "other is not a key"),
@@ -303,6 +303,31 @@ def test_a_killed_run_goes_on_with_every_finished_figure(
     assert result["resumed"] >= reached - 3
     expected, found = content_of(drawn), content_of(output)
     assert found["variants"] == expected["variants"]
+
+
+@pytest.mark.long
+def test_more_prompts_after_an_interruption(signs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls that were recorded are those of fewer prompts."""
+    file = tmp_path / "variants.toml"
+    file.write_text('[[variants]]\nname = "all linear"\nrules = []\n')
+    output = tmp_path / "evidence"
+
+    def measure(count: int) -> None:
+        options = AblateOptions(level="velocity", variants=file, velocity_prompts=count, calls=1)
+        ablate(signs, output, None, SUITE, options, SMALL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("converter.measurement.ablation.ablate.write_evidence", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            measure(1)
+    assert (output / ".ablation" / "calls.safetensors").is_file()
+    measure(3)
+    for variant in content_of(output)["variants"]:
+        assert [len(prompt["calls"]) for prompt in variant["velocity"]["prompts"]] == [1, 1, 1]
+
+
+def interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.long

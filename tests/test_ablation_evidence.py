@@ -58,7 +58,7 @@ def at(*path: str | int, value: Any = None) -> Edit:
 def test_what_agrees_is_accepted() -> None:
     assert list(disagreements("ablation", measured())) == []
     assert list(disagreements("ablation", ablations.builtin())) == []
-    # Of a single prompt there is no interval; of a variant without a figure of the recipe, no difference.
+    # One prompt gives no interval; a variant without a figure of the recipe has no difference.
     one = ablations.with_velocity(ablations.content(ablations.variant("a", ["attn"])), {"a": [0.1]})
     assert list(disagreements("ablation", one)) == []
 

@@ -27,7 +27,7 @@ from converter.measurement.ablation.contents import (
     image_row,
     original_row,
 )
-from converter.measurement.ablation.journal import ORIGINAL, ORIGINALS, AblationJournal
+from converter.measurement.ablation.journal import ORIGINAL, ORIGINALS, AblationJournal, RecordedCalls
 from converter.measurement.ablation.options import IMAGES, VELOCITY, AblateOptions
 from converter.measurement.ablation.places import IMAGES_FOLDER, calls_file
 from converter.measurement.ablation.subject import Original, open_subject
@@ -215,18 +215,22 @@ class DrawnLevels:
         return failed
 
     def _calls(self, loaded: LoadedOriginal) -> list[Call]:
-        """The original's calls, as an earlier run recorded them or recorded now."""
-        file = calls_file(self._output)
-        noted = self._journal.calls
-        if noted is not None and file_sha256(file) == noted:
-            return read_calls(file)
-        if noted is not None and self._journal.velocities:
-            self._reporter.note("the recorded calls of the earlier run are gone; they are recorded again")
+        """The original's calls of all prompts, as an interrupted run recorded them or recorded now."""
+        file, noted = calls_file(self._output), self._journal.calls
         prompts = {prompt.id: self._settings(ORIGINAL, prompt) for prompt in self._followed}
+        is_same = noted is not None and noted.prompts == list(prompts)
+        if noted is not None and is_same and file_sha256(file) == noted.sha256:
+            return read_calls(file)
         calls = record_calls(loaded, prompts, self._options.calls)
         with writing(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
-        self._journal.note_calls(write_calls(calls, file))
+        recorded = RecordedCalls(list(prompts), write_calls(calls, file))
+        if is_same and recorded != noted:
+            self._reporter.note(
+                "the original computes other numbers than in the earlier run, perhaps with other threads; each variant "
+                "is compared with those of its own run"
+            )
+        self._journal.note_calls(recorded)
         return calls
 
     def _draw_originals(self, loaded: LoadedOriginal) -> None:

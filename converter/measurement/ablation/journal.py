@@ -8,7 +8,7 @@ own, since the weights can be measured without it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,16 @@ JOURNAL_NAME = "ablation.jsonl"
 #: Whose images are not those of a variant: the original's, and with a second seed.
 ORIGINALS = ORIGINAL, BASELINE = "original", "baseline"
 _FORMAT = "lensconv.ablation-journal/1"
+
+
+@dataclass(frozen=True)
+class RecordedCalls:
+    """Calls of the denoiser in a file."""
+
+    prompts: list[str]
+    """Ids of their prompts."""
+    sha256: str
+    """Of the file."""
 
 
 class AblationJournal:
@@ -39,8 +49,8 @@ class AblationJournal:
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, restart: bool) -> None:
         #: Figures of the weights, by tensor of the source and key of its storage.
         self.storages: dict[tuple[str, str], StorageFigures] = {}
-        #: sha256 of the file of recorded calls; None before they are recorded.
-        self.calls: str | None = None
+        #: The calls that were recorded last; None before that.
+        self.calls: RecordedCalls | None = None
         #: Velocity errors of each call, by digest of the variant and id of the prompt.
         self.velocities: dict[tuple[str, str], list[float]] = {}
         #: Rows of images as in ``ablation.json``, by digest of the variant, or one of ``ORIGINALS``, and prompt.
@@ -78,9 +88,9 @@ class AblationJournal:
         # There are thousands, which are soon measured again after a power failure.
         self._note({"kind": "storage", **asdict(figures)}, durable=False)
 
-    def note_calls(self, sha256: str) -> None:
+    def note_calls(self, calls: RecordedCalls) -> None:
         """Note that the original's calls are recorded."""
-        self._note({"kind": "calls", "sha256": sha256})
+        self._note({"kind": "calls", **asdict(calls)})
 
     def note_velocity(self, variant: str, prompt: str, errors: Sequence[float]) -> None:
         """Note the velocity errors of a variant along a prompt."""
@@ -101,7 +111,7 @@ class AblationJournal:
                 figures = StorageFigures(**found)
                 self.storages[figures.source, figures.key] = figures
             case "calls":
-                self.calls = found["sha256"]
+                self.calls = RecordedCalls(**found)
             case "velocity":
                 self.velocities[found["variant"], found["prompt"]] = found["errors"]
             case "image":

@@ -143,7 +143,9 @@ def _parse_variant(table: Fields, checkpoint: Checkpoint, examined: Recipe) -> V
         base = choose_recipe(table.take("recipe", str), checkpoint).for_component(checkpoint.component)
     recipe = replace(parse_overlay(base, table), name=name)
     if recipe.is_data_dependent:
-        raise RecipeError(table.where, "use_dynamic_quantization chooses dtypes by the weights, so it is no variant")
+        raise RecipeError(
+            table.where, "use_dynamic_quantization chooses dtypes by the weights, which a variant cannot do"
+        )
     return Variant(name, recipe, plan_with_sdnq(checkpoint, recipe))
 
 

@@ -40,7 +40,7 @@ class Call:
     options: Mapping[str, Any]
     """Its keyword arguments."""
     output: tuple[torch.Tensor, ...]
-    """What it returned, without what are no floats: in most models one tensor."""
+    """The float tensors that it returned: in most models one."""
 
 
 @dataclass
