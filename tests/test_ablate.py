@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NoReturn
@@ -237,6 +238,8 @@ def test_an_ablation_of_other_weights_is_not_continued(signs: Path, variants_fil
     tensors = load_file(file)
     tensors["proj_out.bias"] = tensors["proj_out.bias"] + np.float32(1)
     save_file(tensors, file)
+    with pytest.raises(OutputError, match="contains another ablation: quantize_from"):
+        ablate(signs / "transformer", output, options=replace(options, quantize_from="float32"))
     with pytest.raises(OutputError, match="contains another ablation: weights"):
         ablate(other / "transformer", output, options=options)
     ablate(other / "transformer", output, options=AblateOptions(variants=variants_file, restart=True))
