@@ -25,6 +25,7 @@ LensconvError               exit 1: what was examined or made is not what it sho
 ├── HubError                 exit 4: the Hub refuses, lacks something, differs, or cannot be reached
 │   └── MissingObject            it no longer has a file that was uploaded
 ├── ReleaseError             exit 1: a release contains what must not be published, or differs from its manifest
+├── SolverError              exit 1: no optimum was found, as too many selections are almost as good
 ├── ImageError               exit 1: the model generated something that is not an image
 └── Interrupted              exit 130: Ctrl-C or a termination signal
 """
@@ -204,6 +205,10 @@ class MissingObject(HubError):
 
 class ReleaseError(LensconvError):
     """A release contains what must not be published, or differs from its manifest."""
+
+
+class SolverError(LensconvError):
+    """No optimum was found, as too many selections are almost as good."""
 
 
 class ImageError(LensconvError):
