@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.errors import SolverError, UsageError
-from converter.measurement.search import knapsack
+from converter.measurement.search import knapsack, optimum
 from converter.measurement.search.knapsack import least_cost
 from converter.measurement.search.optimum import choose, choose_by_error, front
 from converter.measurement.search.problem import Choice, Problem, Selection
@@ -159,7 +159,7 @@ def test_the_optimum_of_many_modules_is_that_of_scipy(seed: int, part: float, al
 
 MODEL = """
 import numpy as np
-from converter.measurement.search import knapsack
+from converter.measurement.search import knapsack, optimum
 from converter.measurement.search.knapsack import least_cost
 from converter.measurement.search.optimum import choose, front
 from converter.measurement.search.problem import Choice, Problem
@@ -204,6 +204,14 @@ def test_a_front_goes_from_the_smallest_footprint_to_the_least_harm() -> None:
     assert front(problem, 2) == [found[0], found[-1]]
     with pytest.raises(UsageError, match="a front of 1 has no two ends"):
         front(problem, 1)
+
+
+def test_a_front_has_falling_harms_even_if_integers_are_coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimum, "_BITS", 3)
+    # As integers, 2 or 1 and 2 or 0: with 2 bytes, the second module seems to be the better one.
+    problem = make_problem([[(0, 2.49), (1, 0.51)], [(0, 1.51), (2, 0.49)]])
+    assert [selection.harm for selection in front(problem, 4)] == [4.0, 2.02, 2.02, 1.0]
+    assert choose(problem, 2).harm == pytest.approx(2.98)
 
 
 def test_impossible_budgets_and_errors_are_refused_with_both_ends() -> None:

@@ -14,8 +14,8 @@ from converter.measurement.search.problem import Problem, Selection, gigabytes, 
 
 #: The largest harms of all modules add up to less than two to this power, as integers.
 _BITS = 60
-#: By how much a predicted error may exceed the wanted one, relative to it: squares and roots of floats are rounded.
-_ROUNDING = 1e-12
+#: By how much a predicted error may exceed the wanted one, relative to it: harms, squares and roots are rounded.
+_ROUNDING = 1e-9
 _HINT = "Choose {} between them, or other candidates or rules."
 
 
@@ -65,8 +65,7 @@ def choose_by_error(problem: Problem, error: float) -> Selection:
         )
     limit = (error * (1 + _ROUNDING)) ** 2
     scale = limit * len(problem.rows)
-    # Each harm may have been rounded up by half a unit.
-    most = _integer(limit, scale) + len(problem.rows)
+    most = _integer(limit, scale)
     harms = [
         [most + 1 if choice.harm > limit else _integer(choice.harm, scale) for choice in row.choices]
         for row in problem.rows
