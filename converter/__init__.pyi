@@ -17,6 +17,9 @@ from .conversion.recipe.recipe import Rule as Rule
 from .conversion.recipe.recipe import find_recipe as find_recipe
 from .conversion.report import ConvertReport as ConvertReport
 from .errors import LensconvError as LensconvError
+from .measurement.ablation.ablate import AblationReport as AblationReport
+from .measurement.ablation.ablate import ablate as ablate
+from .measurement.ablation.options import AblateOptions as AblateOptions
 from .measurement.benchmark.bench import BenchReport as BenchReport
 from .measurement.benchmark.bench import bench as bench
 from .measurement.benchmark.options import BenchOptions as BenchOptions

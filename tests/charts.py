@@ -18,6 +18,7 @@ from matplotlib.text import Text
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.measurement.evidence.files import write_evidence
 from converter.measurement.evidence.names import (
+    ABLATION_NAME,
     IMAGES_NAME,
     MATRIX_NAME,
     METRICS_NAME,
@@ -29,11 +30,12 @@ from converter.measurement.evidence.trajectory import summarise_errors
 from converter.presentation.charts.chart import Chart, LeftOut
 from converter.presentation.charts.draw_charts import prepare_charts
 from converter.presentation.charts.style import DARK, LIGHT, LINE, TEXT_SIZE, Theme
+from tests import ablations
 from tests.expected import check_expected
 from tests.published import published_summary
 
 Evidence = dict[str, dict[str, Any]]
-NAMES = ("footprint", "time", "memory", "fidelity", "trajectory")
+NAMES = ("footprint", "time", "memory", "fidelity", "trajectory", "ablation")
 ENVIRONMENT = {"hardware": "some GPU", "torch": "2.8.0", "date": "2026-05-24"}
 SETTINGS = {"num_inference_steps": 20, "guidance_scale": 5.0}
 #: Bytes by family and dtype, of the original and of the quantized transformer.
@@ -149,6 +151,7 @@ def full_evidence() -> Evidence:
         OFFLOAD_NAME: offload(),
         WEIGHTS_NAME: weights(attn=(21.314, 19.412, 0.99), img_mlp=(22.1, None, None), embed=(None, None, 1.0)),
         IMAGES_NAME: images(P01=(0.06, 0.09, 0.12, 0.1), P02=(0.05, 0.1, 0.14, 0.13)),
+        ABLATION_NAME: ablations.builtin(),
     }
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import EvidenceError
 from converter.measurement.evidence.names import (
+    ABLATION_NAME,
     IMAGES_NAME,
     MATRIX_NAME,
     METRICS_NAME,
@@ -27,6 +28,7 @@ from converter.presentation.charts.draw_charts import prepare_charts, render
 from converter.presentation.charts.figures import choose_unit, exact_size
 from converter.presentation.charts.style import LIGHT, TEXT_SIZE, THEMES, Theme
 from converter.presentation.charts.text import drawable, shorten, text_width, wrap
+from tests import ablations
 from tests import charts as of
 from tests.published import published_summary
 from tests.timed_pairs import matrix_over_pairs, pair
@@ -227,6 +229,7 @@ def test_hostile_names_are_drawn_as_text() -> None:
         MATRIX_NAME: of.matrix(prompts) | {"mode": of.HOSTILE},
         WEIGHTS_NAME: of.weights(**{of.HOSTILE: (20.0, 10.0, 0.9), "$x$": (20.0, 10.0, 0.9)}),
         IMAGES_NAME: of.images(**{of.HOSTILE: (0.1, 0.2), "$x$": (0.1, 0.1)}),
+        ABLATION_NAME: ablations.content(*(ablations.variant(name, ["attn"]) for name in (of.HOSTILE, "$x$"))),
     }
     for made in prepare_charts(evidence):
         assert isinstance(made, Chart)

@@ -66,6 +66,17 @@ def test_every_option_gives_the_bytes_of_sdnq(name: str, recipe: str, sources: d
     assert_same(tmp_path, sources[name], name, reference.FURTHER_RECIPES[recipe], "200KB")
 
 
+@pytest.mark.parametrize("name", ["LensTransformer2DModel", "UNet2DConditionModel"])
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_transposed_results_are_put_together(dtype: str, name: str, sources: dict[str, Path], tmp_path: Path) -> None:
+    """From runs of rows, of which only few fit into the memory that is allowed."""
+    options = {"weights_dtype": dtype, "use_quantized_matmul": True, "quant_conv": True}
+    recipe = Recipe("x", {**options, "use_quantized_matmul_conv": True})
+    expected = reference.convert_with_sdnq(sources[name], tmp_path / "expected", name, dict(recipe.options))
+    convert(sources[name], tmp_path / "output", recipe, ConvertOptions(memory=4_000_000, jobs=3))
+    assert reference.weight_files(tmp_path / "output") == reference.weight_files(expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", ["LensTransformer2DModel", "WanTransformer3DModel"])
 def test_sources_in_other_dtypes(name: str, dtype: torch.dtype, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_features_are_kept_for_all_that_they_depend_on(tiny_repo: Path, tmp_path
         opened = open_pipeline(repo)
         settings = choose_settings(opened, "a cube", GenerateOptions(**options))
         stage = PromptStage(opened, settings, torch.device(device), folder=tmp_path / "kept")
-        return list(stage.encode(["a cube"]) if encodes else stage.find())
+        return list(stage.encode(["a cube"]) if encodes else stage.find(["a cube"]))
 
     assert found(encodes=True) == found(negative_prompt="blur", seed=1) == ["a cube"]
     assert found("cuda") == found(dtype="float32") == found(date="2020-01-31") == []

@@ -186,7 +186,7 @@ def test_a_kernel_that_differs_in_one_part_is_noticed(
 
 
 def test_how_modules_are_quantized() -> None:
-    """Of a module of 64 x 128 that is otherwise as ``options`` has it: whole, where results have their rows last.
+    """Of a module of 64 x 128 that is otherwise as ``options`` has it.
 
     SDNQ does not round scales where their dtype is none, whatever dequantize_fp32 says.
     """

@@ -25,8 +25,9 @@ from converter.extras import require_extra
 def command(console: Console, /, directory: Path, output: Path | None) -> None:
     """Draw charts of the measurements in the folder DIR.
 
-    The charts show footprint, time, memory, fidelity and the error of each step, each as SVG and PNG for light and dark
-    pages. Charts without measurements are left out. The same measurements give the same bytes.
+    The charts show footprint, time, memory, fidelity, the error of each step and the variants of an ablation, each as
+    SVG and PNG for light and dark pages. Charts without measurements are left out. The same measurements give the same
+    bytes.
     """
     # Importing this takes a moment; errors in the command line are reported before.
     require_extra("measure")

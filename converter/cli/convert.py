@@ -29,6 +29,7 @@ from converter.errors import Interrupted
     "jobs",
     "memory",
     "quantize_from",
+    "rounding",
     "shard_bytes",
     "device",
     "allow_nonfinite",
@@ -49,7 +50,7 @@ def command(
     adapters: tuple[AdapterChoice, ...],
     **options: Any,
 ) -> None:
-    """Quantize SOURCE into the folder OUT, byte for byte as SDNQ itself would.
+    """Quantize SOURCE into the folder OUT, byte for byte as SDNQ itself would, unless --rounding says otherwise.
 
     SOURCE is a component folder, a pipeline repo or one .safetensors file. OUT appears as a whole or not at all. After
     an interruption, the same command continues where it stopped.

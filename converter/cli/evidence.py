@@ -72,7 +72,19 @@ def _render(schema: str, content: Mapping[str, Any]) -> list[RenderableType]:
     about_original = [text] if (text := describe_original(content.get("sources", {}))) else []
     if schema == "image_fidelity":
         return [*render_images(content), *about_original]
+    if schema == "ablation":
+        return render_ablation(content)
     return [_show(fidelity.weights_table(content)), *about_original] if schema == "weight_fidelity" else []
+
+
+def render_ablation(content: Mapping[str, Any]) -> list[RenderableType]:
+    """Return the table of an ablation, and what may be concluded from it."""
+    from converter.presentation.tables.ablation import ablation_table, describe_table, list_failures
+    from converter.presentation.tables.ablation_findings import describe_findings
+
+    shown = ablation_table(content, is_narrow=True)
+    lines = [*list_failures(content), describe_table(content), *describe_findings(content)]
+    return [_show(shown, "Ablation"), *lines]
 
 
 def _spread(model: str, spread: Mapping[str, Any]) -> str:

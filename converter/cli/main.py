@@ -41,6 +41,7 @@ COMMANDS = (
     "verify",
     "generate",
     "prompts",
+    "ablate",
     "bench",
     "grid",
     "charts",

@@ -21,19 +21,19 @@ from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
 from converter.conversion.execution.execute import execute
-from converter.conversion.execution.jobs import kinds_of
+from converter.conversion.execution.jobs import QuantizeJob
 from converter.conversion.execution.products import choose_products
 from converter.conversion.execution.work import Work, make_work, memory_budget
 from converter.conversion.kernels.host import HOST, Host
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
-from converter.conversion.planning.methods import OWN_KINDS
+from converter.conversion.planning.methods import OWN_KINDS, refuse_useless_rounding
 from converter.conversion.planning.plan import refuse_unmatched
 from converter.conversion.planning.prediction import plans_agree, predict_plan
 from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.preflight import check_space, existing_parent, refuse_overlap
 from converter.conversion.preview import fit_to, foresee, pieces_bytes
-from converter.conversion.recipe.recipe import Recipe
+from converter.conversion.recipe.recipe import NEAREST, Recipe
 from converter.conversion.record import Converted, conversion_manifest, quantization_summary
 from converter.conversion.release.companions import Companion, bring_companion, find_companions, plain_index
 from converter.conversion.release.manifest import (
@@ -164,6 +164,7 @@ class _Conversion:
         # Everything that can fail before a byte is written fails here.
         for target, answer in zip(request.targets, self.answers, strict=True):
             _refuse_misread(target, answer)
+        refuse_useless_rounding([target.recipe for target in request.targets], [answer.plan for answer in self.answers])
         budgets = [memory_budget(work, options.memory) for work in works]
         if not is_loaded():
             pieces = max(pieces_bytes(work, options) for work in works)
@@ -259,8 +260,9 @@ class _Conversion:
 
     def _decisive_device(self, target: Target, work: Work) -> str:
         """The device's name if SDNQ's functions ran there; the bytes of lensconv's kernel do not depend on it."""
-        uses_sdnq = target.recipe.is_data_dependent or kinds_of(work.jobs) - OWN_KINDS
-        return self.device.name if uses_sdnq else ""
+        jobs = [job for job in work.jobs if isinstance(job, QuantizeJob)]
+        uses_sdnq = any(job.method.rounding == NEAREST and job.method.kind not in OWN_KINDS for job in jobs)
+        return self.device.name if target.recipe.is_data_dependent or uses_sdnq else ""
 
     def _write_release(
         self, converted: Sequence[Converted], selection: Selection, companions: Sequence[Companion]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from converter.checkpoint.layout import DEFAULT_SHARD_BYTES
 from converter.conversion.adapters.choice import AdapterChoice
+from converter.conversion.recipe.recipe import ROUNDINGS
 
 #: More threads than this wait for memory, not for a core.
 MAXIMUM_JOBS = 16
@@ -48,6 +49,14 @@ class ConvertOptions:
             "help": "bfloat16: round weights to bfloat16 first, as when a model is loaded in it; float32: quantize the "
             "numbers in the file.",
             "choices": ("bfloat16", "float32"),
+        },
+    )
+    rounding: str | None = field(
+        default=None,
+        metadata={
+            "help": "nearest: the scales and codes of SDNQ; scale: search scales and zero points for the least squared "
+            "error, in files of the same size.  [default: what the recipe says, else nearest]",
+            "choices": ROUNDINGS,
         },
     )
     shard_bytes: int = field(

@@ -16,11 +16,11 @@ from converter.conversion.execution.work import Work, make_work, memory_budget
 from converter.conversion.fitting import plan_memory
 from converter.conversion.options import ConvertOptions
 from converter.conversion.plan_report import ComponentPlan, PlanReport
-from converter.conversion.planning.methods import Kind
+from converter.conversion.planning.methods import Kind, nearest_modules, refuse_useless_rounding
 from converter.conversion.planning.plan import Plan, refuse_unmatched
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.planning.rules import MISREAD_SCALES
-from converter.conversion.recipe.recipe import Recipe
+from converter.conversion.recipe.recipe import NEAREST, Recipe
 from converter.conversion.release.selection import Selection, select_files
 from converter.conversion.request import Request, Target, open_request
 from converter.errors import first_few, printable
@@ -84,7 +84,9 @@ def _plan(
     request = open_request(source, recipe, options, reads_headers=reads_headers)
     selection = select_files(request.checkpoints, request.others)
     plans = [plan_with_sdnq(target.checkpoint, target.recipe) for target in request.targets]
-    refuse_unmatched([target.recipe for target in request.targets], plans)
+    recipes = [target.recipe for target in request.targets]
+    refuse_unmatched(recipes, plans)
+    refuse_useless_rounding(recipes, plans)
     adapters = fit_to(request)
     works = []
     for target, made in zip(request.targets, plans, strict=True):
@@ -222,6 +224,11 @@ def _about_target(target: Target, plan: Plan) -> Iterator[str]:
             "SDNQ chooses each dtype after it has read the weight (use_dynamic_quantization); "
             "the output may be larger than planned"
         )
+    if recipe.rounding != NEAREST:
+        searched = len(plan.modules) - len(nearest_modules(plan, recipe.rounding))
+        yield f"scales of {searched} modules are searched for the least squared error (rounding = {recipe.rounding})"
+    if nearest := nearest_modules(plan, recipe.rounding):
+        yield f"rounding = {recipe.rounding} does not work for modules, which get SDNQ's codes: {first_few(nearest)}"
     if recipe.is_random:
         yield f"SDNQ uses random numbers for this recipe; their seed is {recipe.seed}"
     if recipe.depends_on_threads:

@@ -11,6 +11,7 @@ from converter._version import __version__
 from converter.checkpoint.dtypes import LONG_NAMES
 from converter.checkpoint.layout import Layout
 from converter.conversion.execution.execute import Outcome
+from converter.conversion.planning.methods import describe_rounding
 from converter.conversion.planning.plan import Plan, parameter_count
 from converter.conversion.release.manifest import MANIFEST_FORMAT, MANIFEST_VERSION, Manifest, ReleaseFile
 from converter.conversion.request import Target
@@ -68,6 +69,7 @@ class Converted:
             "recipe": {
                 "name": recipe.name,
                 "seed": recipe.seed,
+                **describe_rounding(plan, recipe.rounding),
                 "quantize_from": options.quantize_from,
                 "max_shard_bytes": options.shard_bytes,
                 "sdnq": dict(plan.quantization_config),

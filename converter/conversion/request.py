@@ -130,7 +130,7 @@ def open_request(
             raise other.problems[0]
     if options.variant:
         _refuse_unknown_variant(options.variant, checkpoints, others)
-    recipes = choose_recipes(recipe, checkpoints, options.settings)
+    recipes = choose_recipes(recipe, checkpoints, options.settings, options.rounding)
     targets = (Target(checkpoint, chosen, options) for checkpoint, chosen in zip(checkpoints, recipes, strict=True))
     return Request(tuple(targets), options, others, _open_adapters(options))
 
@@ -143,7 +143,10 @@ def _open_adapters(options: ConvertOptions) -> tuple[AdapterFile, ...]:
 
 
 def choose_recipes(
-    recipe: str | Recipe | None, checkpoints: Sequence[Checkpoint], settings: Sequence[str] = ()
+    recipe: str | Recipe | None,
+    checkpoints: Sequence[Checkpoint],
+    settings: Sequence[str] = (),
+    rounding: str | None = None,
 ) -> list[Recipe]:
     """The recipe of each component, with the rules of the command line.
 
@@ -154,6 +157,7 @@ def choose_recipes(
         recipe: a recipe, its name or its file; the default for each model's class when None.
         checkpoints: components of one source.
         settings: as in ``ConvertOptions``.
+        rounding: as in ``ConvertOptions``.
 
     Raises:
         RecipeError: the recipe does not exist, or a rule or a part of the recipe names another component.
@@ -169,7 +173,8 @@ def choose_recipes(
         found = choose_recipe(recipe, checkpoint)
         _refuse_unknown_components(found, checkpoint)
         own = [rule for rule in rules if rule.component in ("", checkpoint.component)]
-        chosen.append(found.for_component(checkpoint.component).with_rules(own))
+        own_recipe = found.for_component(checkpoint.component).with_rules(own)
+        chosen.append(replace(own_recipe, rounding=rounding or own_recipe.rounding))
     return [replace(made, rules=tuple(_with_purpose(rule, chosen) for rule in made.rules)) for made in chosen]
 
 

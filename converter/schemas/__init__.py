@@ -8,7 +8,9 @@ from typing import Any
 
 #: What there are schemas for.
 NAMES = (
+    "ablate",
     "ablation",
+    "ablation_measurement",
     "bench",
     "benchmark_metrics",
     "card",

@@ -32,7 +32,7 @@ from converter.threads import run_in_threads
 from converter.verification.audit import Audit
 from converter.verification.configuration import differing_entries
 from converter.verification.dequantizing import dequantize, prepare_quantized
-from converter.verification.measures import Fidelity, ModuleFidelity, by_ratio, ratio_db
+from converter.verification.measures import Fidelity, ModuleFidelity, by_ratio, cosine_of, ratio_db
 from converter.verification.nearness import compare_errors
 from converter.verification.report import Check, list_problems
 
@@ -223,14 +223,13 @@ class _Pair:
             dot += float((wanted * got).sum())
             length += float(got.square().sum())
             largest.append(float(difference.abs().max()))
-        norm = math.sqrt(energy) * math.sqrt(length)
         return ModuleFidelity(
             name=path,
             family=family(f"{path}.weight", self._audit.class_name),
             sqnr_db=ratio_db(energy, noise),
             max_abs_error=math.nan if math.isnan(noise) else max(largest),
             max_error_steps=nearness.max_error_steps,
-            cosine=dot / norm if norm else (1.0 if noise == 0 else 0.0),
+            cosine=cosine_of(energy, length, dot, noise),
             energy=energy,
             noise=noise,
             excess=nearness.excess,

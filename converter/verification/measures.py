@@ -96,6 +96,19 @@ def ratio_db(energy: float, noise: float) -> float:
     return 10 * (math.log10(energy) - math.log10(noise)) if energy > 0 and math.isfinite(noise) else -math.inf
 
 
+def cosine_of(energy: float, length: float, dot: float, noise: float) -> float:
+    """Cosine of the angle between a weight and what is restored of it; of zeros it is 1 if both are zero.
+
+    Args:
+        energy: the sum of the squares of the weight.
+        length: the sum of the squares of what is restored.
+        dot: the sum of their products.
+        noise: the sum of the squares of their differences.
+    """
+    norm = math.sqrt(energy) * math.sqrt(length)
+    return dot / norm if norm else (1.0 if noise == 0 else 0.0)
+
+
 def finite(value: float | None) -> float | None:
     """The value, or None if JSON cannot express it."""
     return value if value is not None and math.isfinite(value) else None

@@ -5,7 +5,9 @@ number is off by more than half a step. Roundings of the source, of the result a
 they are relative to the weight. Over all such dtypes of SDNQ 0.2.8, with and without matmul, SVD, rotation,
 one scale a group, row or tensor, scales in F32, BF16 and F16, and weights that are normal, heavy-tailed, sparse,
 constant, zero, offset, or scaled by 1e-30 and 1e37, the rms error of a group came to at most 0.99 of
-``0.5 * scale + 2**-6 * rms(weight)``, and to 0.61 of the same with one whole step for stochastic rounding.
+``0.5 * scale + 2**-6 * rms(weight)``, and to 0.61 of the same with one whole step for stochastic rounding. A scale may
+be smaller than SDNQ's, so that it clips the ends of a group and lowers its error; then SDNQ's step, which follows from
+the source, bounds the error.
 
 Other formats have no such bound: SDNQ's own uint10 and float4_e1m3fnu are at 6.6 and -1.9 dB for normal weights, and
 below -9 dB for sparse ones, so that no ratio in dB separates good from bad. For these, SDNQ quantizes the source once
@@ -84,6 +86,7 @@ class _Groups:
         self._weight = original.float().reshape(shape)
         self._step = scale.abs().double()
         self._shared = [axis for axis, size in enumerate(scale.shape) if size == 1]
+        self._is_plain = not (dequantizer.use_hadamard or "svd_up" in parts)
 
     def max_steps(self) -> float | None:
         """The largest error in steps of its own scale; None with a rotation, or when all scales are zero."""
@@ -96,7 +99,8 @@ class _Groups:
     def excess(self) -> float:
         """The largest rms error of a group as a multiple of what quantization explains."""
         # Norms of groups of n numbers are sqrt(n) times as large as their rms.
-        step = self._step * math.sqrt(self._error.numel() / self._step.numel())
+        step = torch.maximum(self._step, self._sdnqs_step()) if self._is_plain else self._step
+        step = step * math.sqrt(self._error.numel() / self._step.numel())
         error, weight = self._norms(self._error), self._norms(self._weight)
         if self._dequantizer.use_hadamard:
             # A rotation mixes the groups and keeps the sum of squares.
@@ -104,6 +108,14 @@ class _Groups:
         steps = STOCHASTIC_STEPS if self._dequantizer.use_stochastic_rounding else STEPS
         excess = error / (steps * step + ROUNDING * weight)
         return float(torch.where(error == 0, 0.0, excess).max())
+
+    def _sdnqs_step(self) -> torch.Tensor:
+        """The step with which no number of a group is clipped."""
+        weight, bits = self._weight, self._dequantizer.num_bits
+        if self._dequantizer.is_unsigned:
+            span = weight.amax(self._shared, keepdim=True).double() - weight.amin(self._shared, keepdim=True)
+            return span / (2**bits - 1)
+        return weight.abs().amax(self._shared, keepdim=True).double() / (2 ** (bits - 1) - 1)
 
     def _norms(self, tensor: torch.Tensor) -> torch.Tensor:
         # Squares of float32 leave its range, unless the largest number is one; in float64 they take ten times as long.

@@ -19,7 +19,7 @@ from converter.checkpoint.staging import SPOOLED, StagedComponent
 from converter.checkpoint.writer import writing
 from converter.console import Reporter
 from converter.conversion.adapters.weights import start
-from converter.conversion.execution.converting import refuse_nonfinite
+from converter.conversion.execution.arithmetic import refuse_nonfinite
 from converter.conversion.execution.jobs import Job
 from converter.conversion.execution.pieces import add_adapters
 from converter.conversion.execution.randomness import seeded_randomness

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,10 @@ from converter.conversion.execution.jobs import Job, KeepJob, kinds_of
 from converter.conversion.execution.randomness import seeded_randomness
 from converter.conversion.execution.work import Work
 from converter.conversion.execution.workers import WorkerPool
-from converter.conversion.kernels import fused
+from converter.conversion.kernels import fused, searching
 from converter.conversion.kernels.host import Host
 from converter.conversion.planning.methods import Kind
+from converter.conversion.recipe.recipe import NEAREST
 from converter.conversion.request import Target
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def execute(
     folder = staged.folder
     if Kind.FUSED in kinds_of(todo):
         fused.compile_kernels(round_weights=not target.options.from_float32)
+    if target.recipe.rounding != NEAREST:
+        searching.compile_kernels()
     total = sum(job.tensor.entry.bytes for job in jobs)
     with (
         writing(folder),
@@ -82,7 +85,7 @@ def execute(
                 hasher.finish_slot(*job.outputs)
                 progress.skip(job.tensor.entry.bytes)
         randomness = seeded_randomness(target, finished, device) if is_random else nullcontext()
-        with randomness as random_state, _one_torch_thread(work, todo):
+        with randomness as random_state, _torch_threads(work, todo):
             pool = WorkerPool(staged, hasher, writer, progress, target.options, device, random_state)
             pool.run(todo, workers=1 if is_random else target.options.workers, budget=budget)
         # The disk works while the hasher catches up.
@@ -103,18 +106,13 @@ def _in_random_order(work: Work) -> Sequence[Job]:
     return sorted(work.jobs, key=lambda job: order.get(job.tensor.entry.name, len(order)))
 
 
-@contextmanager
-def _one_torch_thread(work: Work, jobs: Sequence[Job]) -> Iterator[None]:
+def _torch_threads(work: Work, jobs: Sequence[Job]) -> AbstractContextManager[None]:
     """Let each worker use one thread of torch where the results do not depend on their number."""
     kinds = kinds_of(jobs)
-    if not work.in_blocks and (Kind.ROWS not in kinds or Kind.WHOLE in kinds or work.has_whole_products):
-        yield
-        return
-    import torch
+    by_rows = kinds & {Kind.ROWS, Kind.COLUMNS}
+    if not work.in_blocks and (not by_rows or Kind.WHOLE in kinds or work.has_whole_products):
+        return nullcontext()
+    # Imported here: it imports torch.
+    from converter.conversion.kernels.sdnq import one_torch_thread
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return one_torch_thread()

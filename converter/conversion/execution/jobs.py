@@ -15,16 +15,22 @@ from converter.conversion.adapters.additions import ADDED_BYTES, ADDED_DTYPE, BL
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.methods import OWN_KINDS, ROWS_WORKING_BYTES, WHOLE_WORKING_BYTES, Kind, Method
 from converter.conversion.planning.plan import PlannedModule
+from converter.conversion.recipe.recipe import NEAREST
 
 #: Bytes of the source that a worker takes at a time: large enough to hide the cost of a call, small enough for a cache.
 PIECE_BYTES = 4 << 20
 #: The same on a device other than the CPU, where each piece costs some twenty calls and a wait.
 DEVICE_PIECE_BYTES = 8 << 20
+#: Pieces do not get smaller than this, however little memory is allowed.
+MINIMUM_PIECE_BYTES = 64 << 10
 #: The most bytes that lensconv's own loops take for one number besides its source: the widened copy and the results.
 OWN_WORKING_BYTES = 8
 #: The same of lensconv's kernel for devices: besides the results, what torch's operations take, which on a CUDA device
 #: is memory of the device; measured on the CPU.
 DEVICE_WORKING_BYTES = 20
+#: The most bytes that the search for scales takes for one number besides: the codes, the groups side by side, scales
+#: and zero points in float32.
+SEARCH_WORKING_BYTES = 16
 #: The number of rows decides whether SDNQ uses quantized matmul; for runs of at least so many, in multiples of it,
 #: it decides as for the whole tensor (``check_quantized_matmul_is_allowed`` of SDNQ 0.2.8).
 MATMUL_ROWS = 32
@@ -32,6 +38,7 @@ _WORKING_BYTES = {
     Kind.FUSED: OWN_WORKING_BYTES,
     Kind.DEVICE: DEVICE_WORKING_BYTES,
     Kind.ROWS: ROWS_WORKING_BYTES,
+    Kind.COLUMNS: ROWS_WORKING_BYTES,
     Kind.WHOLE: WHOLE_WORKING_BYTES,
 }
 
@@ -128,7 +135,14 @@ class QuantizeJob(_TensorJob):
     @property
     def working_bytes(self) -> int:
         """Memory that one number takes while it is converted, source included."""
-        return self.source_bytes + _WORKING_BYTES[self.method.kind]
+        searching = 0 if self.method.rounding == NEAREST else SEARCH_WORKING_BYTES
+        return self.source_bytes + _WORKING_BYTES[self.method.kind] + searching
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Memory that is taken from the first number to the last."""
+        result = sum(output.spec.bytes for output in self.parts.values()) if self.method.kind is Kind.COLUMNS else 0
+        return super().fixed_bytes + result
 
     @property
     def largest_share(self) -> int:
@@ -153,7 +167,7 @@ class QuantizeJob(_TensorJob):
         while start < rows:
             stop = min(start + step, rows)
             # A last run that is too short for SDNQ's decision joins the run before it.
-            if self.method.kind is Kind.ROWS and rows - stop < MATMUL_ROWS:
+            if self.method.kind not in OWN_KINDS and rows - stop < MATMUL_ROWS:
                 stop = rows
             yield start, stop
             start = stop
@@ -170,6 +184,17 @@ def _in_blocks(rows: int, addition: Addition | None) -> int:
 def largest_piece(options: ConvertOptions) -> int:
     """Bytes of the source that a worker takes at a time, where there is enough memory."""
     return PIECE_BYTES if options.is_on_cpu else DEVICE_PIECE_BYTES
+
+
+def piece_size(options: ConvertOptions, budget: int, workers: int) -> int:
+    """Bytes of the source that a worker takes at a time.
+
+    Args:
+        options: how to convert.
+        budget: the most bytes in memory at a time.
+        workers: how many threads share it.
+    """
+    return min(largest_piece(options), max(MINIMUM_PIECE_BYTES, budget // (4 * workers)))
 
 
 def kinds_of(jobs: Iterable[Job]) -> set[Kind]:

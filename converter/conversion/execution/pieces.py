@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.source import SourceTensor
-from converter.conversion.adapters.additions import ADDED_DTYPE
+from converter.conversion.adapters.additions import ADDED_DTYPE, Addition
 from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.jobs import Job, KeepJob, element_bytes
 from converter.conversion.kernels import fused
@@ -88,11 +88,11 @@ def open_pieces(job: Job, source: Source, budget: MemoryBudget, piece_bytes: int
 
     Raises: what ``TensorReader.read`` raises, for the adapters.
     """
-    if job.addition is None:
+    if not job.fixed_bytes:
         yield Pieces(job, source, budget, piece_bytes)
         return
-    # What adapters take stays until the last piece, so it is taken together with the memory for pieces: a worker
-    # that waits for memory must not have any.
+    # What is fixed stays until the last piece, so it is taken together with the memory for pieces: a worker that waits
+    # for memory must not have any.
     left = (budget.total - job.fixed_bytes) // job.working_bytes * element_bytes(job.tensor)
     piece_bytes = max(1, min(piece_bytes, left))
     if isinstance(job, KeepJob):
@@ -100,7 +100,11 @@ def open_pieces(job: Job, source: Source, budget: MemoryBudget, piece_bytes: int
     else:
         longest = max(last - first for first, last in job.row_runs(piece_bytes)) * job.row_bytes
     with budget.share(job.fixed_bytes + longest // element_bytes(job.tensor) * job.working_bytes):
-        # Imported here: it imports torch.
-        from converter.conversion.adapters.weights import start
+        yield Pieces(job, source, None, piece_bytes, _start(job.addition) if job.addition else None)
 
-        yield Pieces(job, source, None, piece_bytes, start(job.addition))
+
+def _start(addition: Addition) -> NewWeight | NewBias:
+    # Imported here: it imports torch.
+    from converter.conversion.adapters.weights import start
+
+    return start(addition)

@@ -13,6 +13,7 @@ from converter.conversion.adapters.additions import Addition
 from converter.conversion.execution.jobs import Job, KeepJob, Output, QuantizeJob
 from converter.conversion.planning.methods import Kind, choose_method
 from converter.conversion.planning.plan import Plan
+from converter.conversion.recipe.recipe import NEAREST
 from converter.conversion.request import Target
 from converter.errors import MemoryLimitError
 from converter.libraries import library_threads
@@ -81,7 +82,11 @@ def memory_budget(work: Work, allowed: int | None) -> int:
     Raises:
         MemoryLimitError: a tensor needs more than the user allows.
     """
-    needed = work.needed_bytes
+    return budget_for(work.needed_bytes, allowed)
+
+
+def budget_for(needed: int, allowed: int | None) -> int:
+    """The same for what needs at least so many bytes."""
     if allowed is None:
         return max(DEFAULT_BUDGET, needed)
     if allowed < needed:
@@ -121,8 +126,8 @@ def make_work(
     for source, specs in plan.parts.items():
         module = plan.modules[source]
         outputs = {part: Output(spec, slots[spec.name]) for part, spec in specs.items()}
-        method = choose_method(module, specs, use_fused=use_fused)
-        if method.kind is Kind.FUSED and not target.options.is_on_cpu:
+        method = choose_method(module, specs, use_fused=use_fused, rounding=target.recipe.rounding)
+        if method.kind is Kind.FUSED and method.rounding == NEAREST and not target.options.is_on_cpu:
             method = replace(method, kind=Kind.DEVICE)
         file = (spooled or {}).get(source)
         jobs.append(QuantizeJob(tensors[source], outputs, module, method, file, addition=added.get(source)))

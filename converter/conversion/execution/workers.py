@@ -16,19 +16,17 @@ from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.staging import StagedComponent
 from converter.checkpoint.writer import SlotWriter, writing
 from converter.console import Progress
+from converter.conversion.execution.arithmetic import PieceArithmetic
 from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.converting import Stopped, TensorConverter
 from converter.conversion.execution.hashing import FollowingHasher
-from converter.conversion.execution.jobs import Job, QuantizeJob, largest_piece
+from converter.conversion.execution.jobs import Job, QuantizeJob, piece_size
 from converter.conversion.kernels.host import Host
 from converter.conversion.options import ConvertOptions
 from converter.threads import run_in_threads
 
 if TYPE_CHECKING:
     from converter.conversion.kernels.devices import Device
-
-#: Pieces do not get smaller than this, however little memory is allowed.
-MINIMUM_PIECE_BYTES = 64 << 10
 
 
 @dataclass
@@ -70,11 +68,17 @@ class WorkerPool:
         for job in jobs:
             self._jobs.put(job)
         shared = MemoryBudget(budget)
-        piece_bytes = min(largest_piece(self.options), max(MINIMUM_PIECE_BYTES, budget // (4 * workers)))
+        piece_bytes = piece_size(self.options, budget, workers)
         with TensorReader() as reader, writing(self.writer.folder):
             converters = [
                 TensorConverter(
-                    reader, self.writer, self.options, shared, piece_bytes, self.progress, self._stop, self.device
+                    reader,
+                    self.writer,
+                    PieceArithmetic(self.options, self.device),
+                    shared,
+                    piece_bytes,
+                    self.progress,
+                    self._stop,
                 )
                 for _ in range(workers)
             ]

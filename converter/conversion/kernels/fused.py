@@ -37,7 +37,7 @@ Bits16 = NDArray[np.uint16]
 
 # numba keeps compiled code in __pycache__ next to this file, as Python does. Where that cannot be written, numba would
 # use other folders, and lensconv must not write to those.
-_OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
     "cache": os.access(Path(__file__).parent, os.W_OK),
@@ -47,25 +47,34 @@ _u8, _u16, _u32, _f32 = np.uint8, np.uint16, np.uint32, np.float32
 
 
 @njit(inline="always")
-def _rounded(bits):
+def rounded(bits):
     """Round the bits of a float32 to the nearest bfloat16, ties to even; the low half becomes zero."""
     return (bits + _u32(0x7FFF) + ((bits >> _u32(16)) & _u32(1))) & _u32(0xFFFF0000)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _round_to_bfloat16(source, target):
     largest = _u32(0)
     for index in range(source.size):
         bits = source[index]
         magnitude = bits & _u32(0x7FFFFFFF)
         largest = magnitude if magnitude > largest else largest
-        target[index] = _u16(_rounded(bits) >> _u32(16))
+        target[index] = _u16(rounded(bits) >> _u32(16))
+    return largest
+
+
+@njit(**OPTIONS)
+def _largest_magnitude(source):
+    largest = _u32(0)
+    for index in range(source.size):
+        magnitude = source[index] & _u32(0x7FFFFFFF)
+        largest = magnitude if magnitude > largest else largest
     return largest
 
 
 # Without NaN and signed zeros the comparisons become vector instructions. Both are handled elsewhere: with a NaN the
 # caller drops the result, and the sign of a zero is looked up afterwards.
-@njit(fastmath={"nnan", "nsz"}, **_OPTIONS)
+@njit(fastmath={"nnan", "nsz"}, **OPTIONS)
 def _group_extremes(numbers, low8, high8, low, high, groups):
     for group in range(groups):
         for lane in range(8):
@@ -93,7 +102,7 @@ def _group_extremes(numbers, low8, high8, low, high, groups):
 def _uint4_kernel(round_weights: bool, round_scales: bool) -> Callable[[Bits32, NDArray[Any], Any, Any], int]:
     """Compile the kernel for one of its four variants; the flags are constants inside it."""
 
-    @njit(**_OPTIONS)
+    @njit(**OPTIONS)
     def kernel(source, packed, scales, zero_points):
         bits = np.empty(BLOCK * GROUP, np.uint32)
         numbers = bits.view(np.float32).reshape((BLOCK, GROUP))
@@ -114,7 +123,7 @@ def _uint4_kernel(round_weights: bool, round_scales: bool) -> Callable[[Bits32, 
                 number_bits = part[index]
                 magnitude = number_bits & _u32(0x7FFFFFFF)
                 largest = magnitude if magnitude > largest else largest
-                bits[index] = _rounded(number_bits) if round_weights else number_bits
+                bits[index] = rounded(number_bits) if round_weights else number_bits
             _group_extremes(numbers, low8, high8, low, scale, groups)
             for group in range(groups):
                 if low[group] == _f32(0):
@@ -129,8 +138,8 @@ def _uint4_kernel(round_weights: bool, round_scales: bool) -> Callable[[Bits32, 
             zero_points_part = zero_points[first : first + groups]
             if round_scales:
                 for group in range(groups):
-                    low_bits[group] = _rounded(low_bits[group])
-                    scale_bits[group] = _rounded(scale_bits[group])
+                    low_bits[group] = rounded(low_bits[group])
+                    scale_bits[group] = rounded(scale_bits[group])
                     zero_points_part[group] = _u16(low_bits[group] >> _u32(16))
                     scales_part[group] = _u16(scale_bits[group] >> _u32(16))
             else:
@@ -170,6 +179,11 @@ def round_to_bfloat16(source: Bits32, target: Bits16) -> int:
         bits without meaning where the source is NaN.
     """
     return int(_round_to_bfloat16(source, target))
+
+
+def largest_magnitude(source: Bits32) -> int:
+    """Bits of the largest magnitude of numbers in float32, given by their bits; NaN is larger than infinity."""
+    return int(_largest_magnitude(source))
 
 
 def _fresh_buffer(_: str, size: int) -> NDArray[np.uint8]:

@@ -32,6 +32,8 @@ class QuantizedParts:
     """Contiguous tensors on the CPU, by their names in SDNQ; empty when SDNQ decided to keep the weight."""
     decisions: Mapping[str, Any] = field(default_factory=dict)
     """What the weight decided, as entries for SDNQ's configuration; empty unless dtypes depend on weights."""
+    dequantizer: Any = None
+    """SDNQ's, which knows the layout of the parts and restores the weight; None when SDNQ decided to keep it."""
 
     def bytes_of(self, part: str) -> NDArray[np.uint8]:
         """The bytes of one part."""
@@ -98,7 +100,7 @@ def quantize_with_sdnq(
         if decisions and options["use_quantized_matmul"] and not dequantizer.use_quantized_matmul:
             decisions["modules_to_not_use_matmul"] = [options["param_name"]]
         parts = {name: value.cpu().contiguous() for name, value in values.items() if value is not None}
-        return QuantizedParts(parts, decisions)
+        return QuantizedParts(parts, decisions, dequantizer)
 
 
 @contextmanager
@@ -123,6 +125,17 @@ def count_nonfinite(data: NDArray[np.uint8], dtype: str, *, as_bfloat16: bool) -
     if as_bfloat16:
         numbers = numbers.to(torch.bfloat16)
     return int(numbers.numel() - torch.isfinite(numbers).sum())
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Let torch compute with one thread in each of this process's threads while the block runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

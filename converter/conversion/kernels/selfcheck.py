@@ -6,6 +6,7 @@ plan that uses the kernel the two are compared again, in milliseconds, on groups
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,10 +40,18 @@ def sample_weights() -> fused.Bits32:
 
 def kernel_agrees(plan: Plan) -> bool:
     """Compare the kernel with SDNQ, for every set of options with which the plan would use it."""
+    return methods_agree((plan.modules[source], method) for source, method in plan_methods(plan).items())
+
+
+def methods_agree(chosen: Iterable[tuple[PlannedModule, Method]]) -> bool:
+    """Compare the kernel with SDNQ, for every set of options with which it would be used.
+
+    Args:
+        chosen: modules, and the method of each.
+    """
     checked: dict[str, tuple[PlannedModule, Method]] = {}
-    for source, method in plan_methods(plan).items():
+    for module, method in chosen:
         if method.kind is Kind.FUSED:
-            module = plan.modules[source]
             options = {name: value for name, value in module.options.items() if name != "param_name"}
             checked.setdefault(repr(sorted(options.items())), (module, method))
     return all(

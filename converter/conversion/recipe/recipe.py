@@ -21,8 +21,8 @@ resolved to exact names before SDNQ sees them.
     [components.text_encoder.sdnq]
     weights_dtype = "int8"
 
-The table of a component has options, which are laid over those of the recipe. If it has rules, they replace the
-recipe's.
+The table of a component has options, which are laid over those of the recipe. If it has rules or a rounding, they
+replace the recipe's.
 """
 
 from __future__ import annotations
@@ -75,6 +75,9 @@ OPTION_TYPES: dict[str, type] = {
     "use_dynamic_quantization": bool,
     "dynamic_loss_threshold": float,
 }
+#: How scales, zero points and codes are chosen: as SDNQ does, or by a search for the least squared error.
+NEAREST, SCALE = "nearest", "scale"
+ROUNDINGS = (NEAREST, SCALE)
 #: Limit for the file of a recipe, in bytes; real ones have a few hundred.
 MAXIMUM_RECIPE_BYTES = 1_000_000
 
@@ -111,6 +114,8 @@ class Recipe:
     """Classes of models that this recipe is the default for."""
     seed: int = 0
     """Seed of torch's generator, for options of SDNQ that use random numbers."""
+    rounding: str = NEAREST
+    """How codes are chosen, one of ``ROUNDINGS``."""
     components: Mapping[str, Recipe] = field(default_factory=dict)
     """Recipes of components that have their own options and rules, by name."""
 
@@ -205,7 +210,8 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         RecipeError: it is not TOML, or has an unknown key, or a value of the wrong type.
     """
     content = parse_toml(text, where, RecipeError)
-    content.refuse_unknown(("name", "description", "classes", "seed", "sdnq", "rules", "components"), "a recipe")
+    known = ("name", "description", "classes", "seed", "rounding", "sdnq", "rules", "components")
+    content.refuse_unknown(known, "a recipe")
     seed = content.take("seed", int, 0)
     if not 0 <= seed < 1 << 63:
         raise RecipeError(where, "seed must be a number from 0 to 2**63 - 1")
@@ -216,6 +222,7 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         description=content.take("description", str, ""),
         classes=content.take_strings("classes"),
         seed=seed,
+        rounding=_take_rounding(content, NEAREST),
     )
     components = Fields(content.take("components", dict, {}), where, RecipeError)
     return replace(recipe, components={name: _parse_component(recipe, components, name) for name in components.content})
@@ -225,7 +232,7 @@ def _parse_component(recipe: Recipe, components: Fields, name: str) -> Recipe:
     """The recipe of a component that has a table of its own."""
     where = f"{components.where}: [components.{printable(name)}]"
     content = Fields(components.take(name, dict), where, RecipeError)
-    content.refuse_unknown(("sdnq", "rules"), "a component")
+    content.refuse_unknown(("rounding", "sdnq", "rules"), "a component")
     return parse_overlay(recipe, content)
 
 
@@ -234,7 +241,7 @@ def parse_overlay(recipe: Recipe, content: Fields) -> Recipe:
 
     Args:
         recipe: what is changed.
-        content: a table with ``sdnq`` and ``rules``, which may be missing.
+        content: a table with ``sdnq``, ``rules`` and ``rounding``, which may be missing.
 
     Raises:
         RecipeError: an option or a rule is malformed.
@@ -244,7 +251,16 @@ def parse_overlay(recipe: Recipe, content: Fields) -> Recipe:
         recipe,
         options={**recipe.options, **_sdnq_options(content)},
         rules=own if "rules" in content.content else recipe.rules,
+        rounding=_take_rounding(content, recipe.rounding),
     )
+
+
+def _take_rounding(content: Fields, default: str) -> str:
+    rounding: str = content.take("rounding", str, default)
+    if rounding not in ROUNDINGS:
+        known = ", ".join(ROUNDINGS)
+        raise RecipeError(content.where, f"rounding = {printable(rounding, 40)} is not known", f"Use one of: {known}.")
+    return rounding
 
 
 def _sdnq_options(content: Fields) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from converter.checkpoint.files import is_plain_name, read_json
 from converter.conversion.adapters.described import ManifestAdapter
+from converter.conversion.release.rounding import ManifestRounding
 from converter.errors import MalformedCheckpoint
 from converter.fields import Fields
 
@@ -104,6 +105,8 @@ class ManifestComponent:
     """Config values that were assumed, as the source has no config."""
     adapters: tuple[ManifestAdapter, ...]
     """What was added to the weights of the source, in this order."""
+    rounding: ManifestRounding
+    """How its codes were chosen."""
 
     @classmethod
     def parse(cls, fields: Fields) -> ManifestComponent:
@@ -141,6 +144,7 @@ class ManifestComponent:
                 ManifestAdapter.parse(Fields(adapter, f"{source.where}: adapters", fields.error))
                 for adapter in adapters
             ),
+            rounding=ManifestRounding.parse(recipe),
         )
 
 

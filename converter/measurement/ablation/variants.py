@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from converter.checkpoint.files import read_bounded
@@ -46,10 +47,10 @@ class Variant:
     recipe: Recipe
     plan: Plan
 
-    @property
+    @cached_property
     def storages(self) -> dict[str, Storage]:
         """How it stores each tensor of the source, by its name there."""
-        return storages(self.plan)
+        return storages(self.plan, self.recipe.rounding)
 
     @property
     def bytes(self) -> int:
@@ -133,7 +134,7 @@ def distinct_storages(variants: Sequence[Variant]) -> dict[str, list[Storage]]:
 
 
 def _parse_variant(table: Fields, checkpoint: Checkpoint, examined: Recipe) -> Variant:
-    table.refuse_unknown(("name", "recipe", "sdnq", "rules"), "a variant")
+    table.refuse_unknown(("name", "recipe", "rounding", "sdnq", "rules"), "a variant")
     name = table.take("name", str)
     if not name or printable(name) != name or len(name) > 100:
         raise RecipeError(table.where, "name must be 1 to 100 characters that can be printed")

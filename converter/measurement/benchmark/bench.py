@@ -27,6 +27,7 @@ from converter.measurement.benchmark.trace_files import FLAT_FIELD, TRACES_FOLDE
 from converter.measurement.benchmark.trajectory import TrajectoryMeasurement, measured_options
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder, write_evidence
 from converter.measurement.evidence.names import (
+    ABLATION_NAME,
     IMAGES_NAME,
     MATRIX_NAME,
     METRICS_NAME,
@@ -245,9 +246,10 @@ def _refuse_foreign(output: Path, quantized: Path) -> None:
 
 
 def _own_files(output: Path, quantized: Path) -> list[Path]:
-    """Paths of the files of measurements; the summary of a release belongs to the release."""
+    """Paths of the files that a benchmark writes; the summary of a release belongs to the release."""
     is_release = output.resolve() == quantized.resolve()
-    return [output / name for name in FORMATS if not (is_release and name == SUMMARY_NAME)]
+    others = (ABLATION_NAME, *((SUMMARY_NAME,) if is_release else ()))
+    return [output / name for name in FORMATS if name not in others]
 
 
 def _note_environment(environment: Mapping[str, Any], reporter: Reporter) -> None:

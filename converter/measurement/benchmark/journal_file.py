@@ -71,19 +71,40 @@ class JournalFile:
         """
         entries = [] if restart else self._read()
         if entries:
-            self._compare(entries[0], identity)
+            self.refuse_other(entries[0], identity)
         else:
             self._write({"format": self._form, **identity}, truncates=True)
         return entries[1:]
 
-    def append(self, entry: Mapping[str, Any]) -> None:
-        """Write a line durably.
+    def append(self, entry: Mapping[str, Any], *, durable: bool = True) -> None:
+        """Write a line.
+
+        Args:
+            entry: the line.
+            durable: whether to wait until it survives a power failure, too; a kill it always survives.
 
         Raises:
             OutputError: it cannot be written.
             DiskError: the disk is full.
         """
-        self._write(entry, truncates=False)
+        self._write(entry, durable=durable)
+
+    def refuse_other(self, noted: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+        """Refuse to continue what depends on something else.
+
+        Args:
+            noted: what an earlier run noted.
+            identity: everything that figures depend on now.
+
+        Raises:
+            OutputError: a value differs.
+        """
+        for key, value in json.loads(json.dumps(identity)).items():
+            if noted.get(key) != value:
+                raise OutputError(
+                    f"{self._file}: contains another {self._noun}: {_difference(key, noted.get(key), value)}",
+                    "Choose another folder with --out, or delete its measurements with --restart.",
+                )
 
     def _lock(self) -> None:
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
@@ -116,15 +137,7 @@ class JournalFile:
             entries.append(entry)
         return entries
 
-    def _compare(self, first: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-        for key, value in json.loads(json.dumps(identity)).items():
-            if first.get(key) != value:
-                raise OutputError(
-                    f"{self._file}: contains another {self._noun}: {_difference(key, first.get(key), value)}",
-                    "Choose another folder with --out, or delete its measurements with --restart.",
-                )
-
-    def _write(self, entry: Mapping[str, Any], *, truncates: bool) -> None:
+    def _write(self, entry: Mapping[str, Any], *, truncates: bool = False, durable: bool = True) -> None:
         line = (json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n").encode()
         try:
             if truncates:
@@ -132,7 +145,8 @@ class JournalFile:
             written = os.write(self._descriptor, line)
             if written < len(line):
                 written += os.write(self._descriptor, line[written:])
-            os.fsync(self._descriptor)
+            if durable:
+                os.fsync(self._descriptor)
         except OSError as error:
             raise write_error(self._file, error) from error
 

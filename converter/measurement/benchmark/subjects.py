@@ -76,15 +76,7 @@ class Subject:
 
     @cached_property
     def _identity(self) -> tuple[str, str | None]:
-        """Name and revision, as the Hub's client notes them."""
-        folder = self.repo.folder.resolve()
-        cached = _CACHED_REPO.search(folder.as_posix())
-        if cached:
-            return f"{cached['owner']}/{cached['name']}", cached["revision"]
-        first = ""
-        with suppress(OSError, UnicodeDecodeError):
-            first = (folder / _DOWNLOAD_NOTE).read_text("ascii").partition("\n")[0]
-        return printable(folder.name), first if _COMMIT.fullmatch(first) else None
+        return identify_repo(self.repo.folder)
 
     @cached_property
     def components(self) -> dict[str, dict[str, str]]:
@@ -130,6 +122,18 @@ class Subject:
         }
 
 
+def identify_repo(folder: Path) -> tuple[str, str | None]:
+    """Name and revision of a repo, as the Hub's client notes them; else the name of the folder, and None."""
+    folder = folder.resolve()
+    cached = _CACHED_REPO.search(folder.as_posix())
+    if cached:
+        return f"{cached['owner']}/{cached['name']}", cached["revision"]
+    first = ""
+    with suppress(OSError, UnicodeDecodeError):
+        first = (folder / _DOWNLOAD_NOTE).read_text("ascii").partition("\n")[0]
+    return printable(folder.name), first if _COMMIT.fullmatch(first) else None
+
+
 def open_subjects(
     original: Path, quantized: Path, reporter: Reporter, choices: Sequence[AdapterChoice] = ()
 ) -> tuple[Subject, Subject]:
@@ -160,7 +164,7 @@ def open_subjects(
     sizes = {(device, inode): size for state in states for device, inode, size, _ in state.values()}
     with reporter.progress("checksums", sum(sizes.values())) as shown:
         digests: dict[tuple[int, int], str] = {}
-        weights = [_hash_weights(repo, state, digests, shown) for repo, state in zip(repos, states, strict=True)]
+        weights = [hash_weights(repo, state, digests, shown) for repo, state in zip(repos, states, strict=True)]
     first, second = ({name: {file.sha256 for file in found} for name, found in files.items()} for files in weights)
     if first == second:
         reporter.note("the weights are the same, file by file; differences in time show how exact the measurement is")
@@ -208,10 +212,23 @@ def _check_summary(repo: MeasuredRepo) -> None:
         )
 
 
-def _hash_weights(
+def hash_weights(
     repo: MeasuredRepo, states: Mapping[str, list[int]], known: dict[tuple[int, int], str], progress: Progress
 ) -> dict[str, tuple[ReleaseFile, ...]]:
-    """Weight files by component; ``known`` collects the checksums of files that were read, by device and inode."""
+    """Compute the checksums of a repo's weight files.
+
+    Args:
+        repo: opened.
+        states: of its files, from ``file_states``.
+        known: collects the checksums of files that were read, by device and inode.
+        progress: counts bytes.
+
+    Returns:
+        The files by component.
+
+    Raises:
+        MissingInput: a file cannot be read.
+    """
 
     def hashed(header: Header) -> ReleaseFile:
         device, inode, *_ = states[str(header.file.absolute())]

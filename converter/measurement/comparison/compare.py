@@ -87,6 +87,8 @@ class Comparison:
             key: [string for string in strings if string.strip()] for key, strings in (required or {}).items()
         }
         self._steps = steps
+        #: What was read in images of originals, by path and reader.
+        self._originals: dict[tuple[Path, str], list[Reading]] = {}
         self._reasons = defaultdict[str, list[str]](list)
         self._lpips = self._attempt("lpips", _load_lpips, lpips)
         self._readers = self._attempt("text", _load_readers, text, any(self._required.values()))
@@ -109,9 +111,14 @@ class Comparison:
         return FidelityReport(
             steps=common.pop() if len(common) == 1 else None,
             pairs=tuple(measured),
-            methods=self._methods(),
-            not_measured={name: "; ".join(dict.fromkeys(reasons)) for name, reasons in self._reasons.items()},
+            methods=self.methods(),
+            not_measured=self.not_measured,
         )
+
+    @property
+    def not_measured(self) -> dict[str, str]:
+        """The reason why a figure is missing, by its name."""
+        return {name: "; ".join(dict.fromkeys(reasons)) for name, reasons in self._reasons.items()}
 
     def _check(self, pairs: Sequence[ImagePair], reporter: Reporter) -> None:
         """Refuse steps that contradict the images; report prompts without images, and that RapidOCR is missing."""
@@ -150,8 +157,8 @@ class Comparison:
             text=texts,
         )
 
-    def _methods(self) -> dict[str, str]:
-        """The definition of each figure that was measured."""
+    def methods(self) -> dict[str, str]:
+        """The exact definition of each figure that is measured."""
         found = pixel_methods()
         if self._lpips is not None:
             found["lpips"] = self._lpips.method()
@@ -191,8 +198,13 @@ class Comparison:
         measured: dict[str, TextAccuracy] = {}
         for name, strings in self._readers.assign(required):
             read = partial(self._read_image, self._readers, name, strings)
-            both = run_in_threads(read, images, workers=len(images), name="reader", refresh=lambda: None)
-            for string, one, other in zip(strings, *both, strict=True):
+            # Several models are compared with one original, whose images are read once.
+            unread = [image for image in images if (image[0], name) not in self._originals]
+            found = run_in_threads(read, unread, workers=len(images), name="reader", refresh=lambda: None)
+            by_path = dict(zip((path for path, _ in unread), found, strict=True))
+            self._originals.setdefault((pair.original, name), by_path.get(pair.original, []))
+            texts = self._originals[pair.original, name]
+            for string, one, other in zip(strings, texts, by_path.get(pair.quantized, texts), strict=True):
                 rates = one.error_rate, other.error_rate
                 measured[string] = TextAccuracy(string, *rates, name, one.text, other.text)
         return tuple(measured[string] for string in required)

@@ -14,8 +14,9 @@ from typing import Any
 
 from converter.checkpoint.dtypes import BITS, WEIGHT_DTYPES
 from converter.conversion.adapters.described import adapter_identities
+from converter.measurement.evidence.ablation_agreement import ablation_disagreements
 from converter.measurement.evidence.differences import differences
-from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, SUMMARY_MODELS
+from converter.measurement.evidence.names import MODELS, OFFLOAD_PARTS, QUANTIZED, SUMMARY_MODELS
 from converter.measurement.evidence.statistics import percent_change, spread, summarise_times
 from converter.measurement.evidence.time_agreement import check_method, check_seconds, check_times, has_pairs
 from converter.measurement.evidence.trajectory import trajectory_disagreements
@@ -30,6 +31,7 @@ def disagreements(schema: str, content: Mapping[str, Any]) -> Iterator[str]:
         content: content of the file.
     """
     checks: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
+        "ablation": ablation_disagreements,
         "benchmark_metrics": _check_metrics,
         "comparison_matrix": _check_matrix,
         "image_fidelity": _check_images,
@@ -55,7 +57,8 @@ def measured_times(matrix: Mapping[str, Any], model: str) -> dict[str, float]:
 def _check_adapters(sources: Mapping[str, Any]) -> Iterator[str]:
     """Adapters are added to the original only if they are those that the quantized model contains."""
     original, quantized = (adapter_identities(sources.get(model, {}).get("adapters", {})) for model in MODELS)
-    if original and original != quantized:
+    # An ablation is of the original alone.
+    if original and QUANTIZED in sources and original != quantized:
         yield "sources: the adapters that were added to the original are not those of the quantized model"
 
 

@@ -21,13 +21,17 @@ from converter.errors import EvidenceError, MalformedCheckpoint, MissingInput
 from converter.measurement.evidence import names
 from converter.measurement.evidence.agreement import disagreements
 from converter.measurement.evidence.folder_agreement import disagreements_between
-from converter.measurement.evidence.images import changed_flat_fields, changed_images
+from converter.measurement.evidence.images import changed_ablation_images, changed_flat_fields, changed_images
 from converter.schemas import load_schema
 
 #: What to do about a folder without measurements.
 MEASURE_HINT = "Run `lensconv bench ORIGINAL QUANTIZED --out DIR`."
 #: What to do about a faulty summary, which `convert` writes, and about a file of a newer lensconv.
 SUMMARY_HINT = "Convert again, or remove the file."
+_HINTS = {
+    SUMMARY_NAME: SUMMARY_HINT,
+    names.ABLATION_NAME: "Measure again with `lensconv ablate`; do not edit the file.",
+}
 _NEWER_HINT = "Update lensconv, or measure again with this version."
 
 
@@ -52,6 +56,7 @@ FORMATS: dict[str, Format] = {
     names.SEQUENTIAL_NAME: Format("model_cpu_offload_benchmark", _versions("offload", 2)),
     names.IMAGES_NAME: Format("image_fidelity", _versions("fidelity", 1)),
     names.WEIGHTS_NAME: Format("weight_fidelity", _versions("weights", 1)),
+    names.ABLATION_NAME: Format("ablation", _versions("ablation", 1)),
     SUMMARY_NAME: Format("sdnq_quantization_summary", ()),
 }
 
@@ -96,12 +101,14 @@ def read_evidence_folder(folder: Path, *, check_images: bool = True) -> dict[str
     if not found:
         raise MissingInput(folder, f"contains no measurements, such as {names.METRICS_NAME}", MEASURE_HINT)
     for name, reason in disagreements_between(found):
-        raise EvidenceError(folder / name, reason)
+        raise _fault(folder / name, reason)
     matrix = found.get(names.MATRIX_NAME, {"prompts": []})
     for reason in changed_images(folder, matrix) if check_images else ():
         raise EvidenceError(folder / names.MATRIX_NAME, reason)
     for reason in changed_flat_fields(folder, found.get(names.IMAGES_NAME, {})):
         raise EvidenceError(folder / names.IMAGES_NAME, reason)
+    for reason in changed_ablation_images(folder, found.get(names.ABLATION_NAME, {})) if check_images else ():
+        raise _fault(folder / names.ABLATION_NAME, reason)
     return found
 
 
@@ -135,7 +142,7 @@ def _find_format(file: Path, content: Mapping[str, Any]) -> Format:
 
 
 def _fault(file: Path, reason: str, hint: str | None = None) -> EvidenceError:
-    return EvidenceError(file, reason, hint or (SUMMARY_HINT if file.name == SUMMARY_NAME else None))
+    return EvidenceError(file, reason, hint or _HINTS.get(file.name))
 
 
 def _check(file: Path, form: Format, content: Mapping[str, Any]) -> None:

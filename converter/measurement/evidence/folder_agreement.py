@@ -17,6 +17,8 @@ _SHARED = ("sources", "settings", "environment")
 _ADAPTERS = tuple(f"sources.{model}.adapters" for model in names.MODELS)
 #: Values in which a part that one file lacks counts, too, such as a variable that is not set.
 _WHOLE = ("environment.sdnq_environment", *_ADAPTERS)
+#: Where weights are from, which does not matter if they are the same.
+_ADDRESS = ("repo_id", "revision")
 _MATRIX_GIVES = f"{names.MATRIX_NAME} gives"
 
 
@@ -27,6 +29,9 @@ def disagreements_between(files: Mapping[str, Mapping[str, Any]]) -> Iterator[tu
         files: contents by file name; each agrees with itself.
     """
     for first, second in combinations(files, 2):
+        if names.ABLATION_NAME in (first, second):
+            yield from ((first, reason) for reason in _other_original(files[first], files[second], second))
+            continue
         for key in _SHARED:
             for reason in _unequal(key, files[first].get(key, {}), files[second].get(key, {}), second):
                 yield first, reason
@@ -43,6 +48,14 @@ def disagreements_between(files: Mapping[str, Mapping[str, Any]]) -> Iterator[tu
         if first in files and second in files:
             for reason in compare(files[first], files[second]):
                 yield first, reason
+
+
+def _other_original(first: Mapping[str, Any], second: Mapping[str, Any], other: str) -> Iterator[str]:
+    """Yield the weights of originals that differ; an ablation has settings and a machine of its own."""
+    sources = [content.get("sources", {}).get(names.ORIGINAL) for content in (first, second)]
+    if None not in sources:
+        ours, theirs = ({key: value for key, value in found.items() if key not in _ADDRESS} for found in sources)
+        yield from _unequal(f"sources.{names.ORIGINAL}", ours, theirs, other)
 
 
 def _unequal(where: str, first: Any, second: Any, other: str) -> Iterator[str]:

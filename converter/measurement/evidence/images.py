@@ -33,6 +33,19 @@ def changed_flat_fields(folder: Path, images: Mapping[str, Any]) -> Iterator[str
         yield from _changed_image(folder, images.get("flat_field", {}).get(model, {}))
 
 
+def changed_ablation_images(folder: Path, ablation: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the images of an ablation; missing images are ignored.
+
+    Args:
+        folder: the folder to which the paths are relative.
+        ablation: content of ``ablation.json``.
+    """
+    images = [ablation.get("baseline", {}), *(variant.get("images", {}) for variant in ablation.get("variants", ()))]
+    for rows in (ablation.get("original_images", ()), *(found.get("prompts", ()) for found in images)):
+        for row in rows:
+            yield from _changed_image(folder, row)
+
+
 def _changed_image(folder: Path, part: Mapping[str, Any]) -> Iterator[str]:
     if "image" not in part or "image_sha256" not in part:
         return

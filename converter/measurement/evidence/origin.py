@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from converter.measurement.evidence.names import MODELS
@@ -48,6 +48,25 @@ def grid_text(matrix: Mapping[str, Any]) -> str:
         for row in matrix["prompts"]
     ]
     return json.dumps(rows)
+
+
+def ablation_text(ablation: Mapping[str, Any]) -> str:
+    """Return what a sheet of an ablation shows: names, and the sha256 of all images.
+
+    Args:
+        ablation: content of ``ablation.json``.
+    """
+    rows = [["", _ablation_images(ablation.get("original_images", ()))]]
+    rows.append(["", _ablation_images(ablation.get("baseline", {}).get("prompts", ()))])
+    rows += [
+        [variant["name"], _ablation_images(variant.get("images", {}).get("prompts", ())), variant.get("failed", {})]
+        for variant in ablation["variants"]
+    ]
+    return json.dumps(rows)
+
+
+def _ablation_images(rows: Iterable[Mapping[str, Any]]) -> list[list[Any]]:
+    return [[row["id"], row["seed"], row["image_sha256"]] for row in rows]
 
 
 def _image(measured: Mapping[str, Any]) -> str:

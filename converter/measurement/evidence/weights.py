@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from converter.measurement.evidence.names import QUANTIZED
+from converter.measurement.evidence.names import ORIGINAL, QUANTIZED
 
 #: The key of the files of the denoiser, whatever the pipeline calls it.
 TRANSFORMER = "transformer"
@@ -34,7 +34,10 @@ def denoiser_noun(content: Mapping[str, Any]) -> str:
     Args:
         content: of a file of measurements.
     """
-    return component_noun(str(content.get("sources", {}).get(QUANTIZED, {}).get("denoiser", TRANSFORMER)))
+    sources = content.get("sources", {})
+    # Measurements of the original alone name no other.
+    source = sources.get(QUANTIZED, sources.get(ORIGINAL, {}))
+    return component_noun(str(source.get("denoiser", TRANSFORMER)))
 
 
 def denoiser_title(content: Mapping[str, Any]) -> str:

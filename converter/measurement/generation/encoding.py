@@ -31,9 +31,9 @@ class PromptStage:
     folder: Path | None = None
     """Where features are kept; None to keep none."""
 
-    def find(self) -> dict[str, PromptFeatures]:
-        """Find the features that were kept before, by prompt."""
-        found = {prompt: self._cache.find(prompt) for prompt in self.settings.prompts} if self._cache else {}
+    def find(self, prompts: Sequence[str]) -> dict[str, PromptFeatures]:
+        """Find the features of prompts that were kept before, by prompt."""
+        found = {prompt: self._cache.find(prompt) for prompt in prompts} if self._cache else {}
         return {prompt: features for prompt, features in found.items() if features is not None}
 
     def encode(self, prompts: Sequence[str]) -> dict[str, PromptFeatures]:

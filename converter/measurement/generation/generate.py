@@ -8,7 +8,7 @@ and compared with what is free before anything is loaded.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def _draw_with_lens(repo: Path, prompt: str, output: Path, options: GenerateOpti
         # Earlier work of this process does not count.
         torch.cuda.reset_peak_memory_stats(device)
     stage = PromptStage(opened, settings, device, options.offload, options.features)
-    features = stage.find()
+    features = stage.find(settings.prompts)
     adapters = open_adapters(repo, options.adapters)
     missing = [text for text in settings.prompts if text not in features]
     need = predict_memory(
@@ -145,7 +145,14 @@ def _draw_with_lens(repo: Path, prompt: str, output: Path, options: GenerateOpti
             reporter.note(f"encoding the prompt: loading the text encoder, {stored}")
             features |= stage.encode(missing)
         pipeline = _load(opened, settings, device, options.offload, adapters, reporter)
-    image = _run(pipeline, opened, settings, features, reporter)
+    with reporter.progress("generating", settings.steps, "steps") as shown:
+        shown.refresh()
+
+        def step_done() -> None:
+            shown.advance(1)
+            shown.refresh()
+
+        image = run_lens(pipeline, opened, settings, features, step_done)
     metadata = {**image_metadata(settings, device, opened, pipeline), **adapters.metadata}
     write_image(image, output, metadata)
     return Drawn(metadata, need, device)
@@ -219,28 +226,40 @@ def _load(
     return pipeline
 
 
-def _run(
+def run_lens(
     pipeline: Any,
     repo: PipelineRepo,
     settings: Settings,
     features: Mapping[str, PromptFeatures],
-    reporter: Reporter,
+    step_done: Callable[[], object],
 ) -> Any:
+    """Call a loaded pipeline.
+
+    Args:
+        pipeline: loaded; it needs no text encoder.
+        repo: its repo.
+        settings: of the image.
+        features: of its prompts, by prompt.
+        step_done: called after each step.
+
+    Returns:
+        The image.
+
+    Raises:
+        ImageError: the model computed numbers that are not finite.
+        UnsupportedCheckpoint: it fails otherwise.
+        MemoryLimitError: memory was used up.
+        CompilerError: a block cannot be compiled.
+    """
     given: dict[str, Any] = {}
     for name, prompt in zip(("prompt", "negative_prompt"), settings.prompts, strict=False):
         given |= {f"{name}_embeds": features[prompt].embeds, f"{name}_mask": features[prompt].mask}
-    with (
-        reporter.progress("generating", settings.steps, "steps") as shown,
-        blaming(repo.folder),
-        compiling(settings.compile),
-    ):
-        shown.refresh()
 
-        def step_done(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            shown.advance(1)
-            shown.refresh()
-            if step == settings.steps - 1:
-                refuse_not_finite(tensors["latents"])
-            return {}
+    def step_ended(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        step_done()
+        if step == settings.steps - 1:
+            refuse_not_finite(tensors["latents"])
+        return {}
 
-        return pipeline(**given, **call_arguments(settings), callback_on_step_end=step_done).images[0]
+    with blaming(repo.folder), compiling(settings.compile):
+        return pipeline(**given, **call_arguments(settings), callback_on_step_end=step_ended).images[0]

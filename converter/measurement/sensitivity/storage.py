@@ -14,7 +14,9 @@ from functools import cached_property
 from pathlib import Path
 
 from converter.checkpoint.layout import TensorSpec
+from converter.conversion.planning.methods import can_search
 from converter.conversion.planning.plan import Plan, PlannedModule
+from converter.conversion.recipe.recipe import NEAREST
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,19 @@ class Storage:
     """The tensors that it becomes, by SDNQ's names for them; under an empty name if it is kept."""
     quantized: PlannedModule | None
     """The module that owns it, and how SDNQ quantizes it; None if it is kept."""
+    rounding: str = NEAREST
+    """How codes are chosen, as a recipe names it."""
 
     @property
     def bytes(self) -> int:
         """Bytes of all parts."""
         return sum(spec.bytes for spec in self.parts.values())
+
+    @property
+    def is_random(self) -> bool:
+        """Whether SDNQ draws random numbers for it."""
+        options = self.quantized.options if self.quantized else {}
+        return bool(options.get("use_svd") or options.get("use_stochastic_rounding"))
 
     @property
     def label(self) -> str:
@@ -44,7 +54,8 @@ class Storage:
         options = dict(self.quantized.options) if self.quantized else {}
         options.pop("param_name", None)
         parts = {part: [spec.dtype, list(spec.shape)] for part, spec in self.parts.items()}
-        return hashlib.sha256(json.dumps([options, parts], sort_keys=True).encode()).hexdigest()
+        rounding = [] if self.rounding == NEAREST else [self.rounding]
+        return hashlib.sha256(json.dumps([options, parts, *rounding], sort_keys=True).encode()).hexdigest()
 
     def spool_file(self, folder: Path) -> Path:
         """The file of a folder that has its parts, by name, once it is quantized.
@@ -55,8 +66,16 @@ class Storage:
         return folder / f"{hashlib.sha256(f'{self.source} {self.key}'.encode()).hexdigest()}.safetensors"
 
 
-def storages(plan: Plan) -> dict[str, Storage]:
-    """How a plan stores each tensor of the source, by its name there."""
+def storages(plan: Plan, rounding: str = NEAREST) -> dict[str, Storage]:
+    """How a plan stores each tensor of the source, by its name there.
+
+    Args:
+        plan: what is quantized.
+        rounding: the recipe's; modules for which it does not work have SDNQ's codes.
+    """
     parts = plan.parts
     found = {kept.source: Storage(kept.source, {"": kept.spec}, None) for kept in plan.kept}
-    return found | {source: Storage(source, parts[source], module) for source, module in plan.modules.items()}
+    for source, module in plan.modules.items():
+        own = rounding if can_search(module, parts[source]) else NEAREST
+        found[source] = Storage(source, parts[source], module, own)
+    return found

@@ -12,6 +12,7 @@ from converter.measurement.evidence import names
 from converter.measurement.evidence.time_comparison import TimeComparison, compare_matrix, compare_offload
 from converter.measurement.evidence.weights import TRANSFORMER, denoiser_noun
 from converter.presentation.card import release_tables
+from converter.presentation.card.ablation import describe_ablation
 from converter.presentation.card.additions import quantized_images
 from converter.presentation.card.component import CardComponent
 from converter.presentation.card.evidence import CardEvidence
@@ -41,8 +42,7 @@ _REASONS = {
     "matrix": f"{names.MATRIX_NAME} is missing",
     "images": f"{names.IMAGES_NAME} is missing",
     "weights": f"{names.WEIGHTS_NAME} is missing",
-    # No command measures one; an older summary may describe one.
-    "ablation": "",
+    "ablation": f"{names.ABLATION_NAME} is missing",
     "prompts": f"{names.MATRIX_NAME} does not contain the prompts; name their suite with --prompts",
 }
 SECTIONS = ("quantized", "memory", "recipe", *(name for name in _REASONS if name != "memory"), "provenance", "limits")
@@ -50,7 +50,7 @@ SECTIONS = ("quantized", "memory", "recipe", *(name for name in _REASONS if name
 
 def left_out(context: Mapping[str, Any]) -> dict[str, str]:
     """Return the sections for which there is nothing to show, and why."""
-    return {name: reason for name, reason in _REASONS.items() if reason and not context[name]}
+    return {name: reason for name, reason in _REASONS.items() if not context[name]}
 
 
 def find_gallery(evidence: CardEvidence, texts: Mapping[str, str]) -> tuple[GalleryImage, ...]:
@@ -114,7 +114,9 @@ def build_context(
         "charts": pictures.charts,
         "environment": conditions.environment(environment),
         "settings": conditions.settings(settings),
-        "ablation": find_ablation(evidence),
+        "ablation": describe_ablation(
+            evidence.files.get(names.ABLATION_NAME), evidence.variant, find_ablation(evidence), pictures
+        ),
         "evidence_files": evidence_files,
         "recipe": to_markdown(release_tables.recipe_table(release, metadata)),
         "provenance": to_markdown(release_tables.provenance_table(release, metadata)),
@@ -166,6 +168,7 @@ def _describe_component(component: CardComponent) -> dict[str, Any]:
         "kept_dtypes": component.kept_dtypes,
         "skip_patterns": component.skip_patterns,
         "adapters": component.described.adapters,
+        "rounding": component.described.rounding,
         "quantized": to_markdown(release_tables.families_table(component)),
     }
 

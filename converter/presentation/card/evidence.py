@@ -12,9 +12,10 @@ from converter.conversion.adapters.described import adapter_identities
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import EvidenceError, unreadable
 from converter.measurement.evidence.files import FORMATS, read_evidence_folder
-from converter.measurement.evidence.names import METRICS_NAME, ORIGINAL, QUANTIZED
+from converter.measurement.evidence.names import ABLATION_NAME, METRICS_NAME, ORIGINAL, QUANTIZED
 from converter.measurement.evidence.units import GB, ROUNDING
 from converter.measurement.evidence.weights import TRANSFORMER, measured_weights
+from converter.presentation.card.published_variant import find_variant
 from converter.presentation.card.release import CardRelease
 
 _UNVERIFIED_HINT = "Measure again with `lensconv bench`, or accept unverified figures with --unverified."
@@ -36,6 +37,8 @@ class CardEvidence:
     """A summary of another checkpoint, which does not replace the release's own."""
     as_found: Mapping[str, Mapping[str, Any]]
     """Measurements as they are in the folder; charts are made from these."""
+    variant: str = ""
+    """Name of the variant in the ablation that has the weights of the release; empty without an ablation."""
 
     @property
     def is_verified(self) -> bool:
@@ -77,8 +80,11 @@ def read_card_evidence(release: CardRelease, folder: Path | None, *, unverified:
             "Remove it; the summary of the release is used.",
         )
     missing: dict[str, tuple[str, ...]] = {}
+    variant = ""
     for name, content in found.items():
-        if "sources" in content:
+        if name == ABLATION_NAME:
+            variant = find_variant(source / name, content, release)
+        elif "sources" in content:
             _check_adapters(source / name, content["sources"][ORIGINAL], release)
             if lacking := _check_sources(source / name, content["sources"][QUANTIZED], release):
                 missing[name] = lacking
@@ -94,7 +100,7 @@ def read_card_evidence(release: CardRelease, folder: Path | None, *, unverified:
     contradictions = tuple(_contradictions(found, foreign, release))
     ordered = {name: found[name] for name in FORMATS if name in found}
     unrecorded = tuple(dict.fromkeys(component for lacking in missing.values() for component in lacking))
-    return CardEvidence(source, ordered, tuple(missing), unrecorded, contradictions, foreign, as_found)
+    return CardEvidence(source, ordered, tuple(missing), unrecorded, contradictions, foreign, as_found, variant)
 
 
 def read_beside(folder: Path, name: str) -> bytes:

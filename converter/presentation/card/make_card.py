@@ -17,7 +17,7 @@ from converter.checkpoint.writer import folder_inside, replace_file
 from converter.conversion.release.manifest import CARD_NAME, MANIFEST_NAME, ReleaseFile, describe_file
 from converter.errors import MissingInput, ReleaseError, UsageError, first_few, reason_of
 from converter.hub.addresses import is_repo_id
-from converter.measurement.evidence.names import MATRIX_NAME, OFFLOAD_NAME, ORIGINAL
+from converter.measurement.evidence.names import ABLATION_NAME, MATRIX_NAME, OFFLOAD_NAME, ORIGINAL
 from converter.presentation.card.additions import collect_additions
 from converter.presentation.card.context import SECTIONS, build_context, find_ablation, find_gallery, left_out
 from converter.presentation.card.environment import render_card
@@ -152,7 +152,8 @@ def _metadata(
     if options.base_revision is not None and not _COMMIT.fullmatch(options.base_revision):
         raise UsageError(f"--base-revision {options.base_revision}: is not a commit of 40 hexadecimal digits")
     tags = [*(["lens"] if release.main.is_lens else []), "text-to-image", "sdnq", "quantized", *_weights_tags(release)]
-    optional_tags = {"ablation": find_ablation(evidence), "model-cpu-offload": OFFLOAD_NAME in evidence.files}
+    has_ablation = bool(find_ablation(evidence)) or ABLATION_NAME in evidence.files
+    optional_tags = {"ablation": has_ablation, "model-cpu-offload": OFFLOAD_NAME in evidence.files}
     tags += [tag for tag, applies in optional_tags.items() if applies]
     return CardMetadata(
         license=options.license,

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from converter.errors import EvidenceError
-from converter.measurement.evidence.names import MATRIX_NAME
-from converter.measurement.evidence.origin import grid_text, is_drawn_from
+from converter.measurement.evidence.names import ABLATION_NAME, MATRIX_NAME
+from converter.measurement.evidence.origin import ablation_text, grid_text, is_drawn_from
 from converter.presentation.card.evidence import CardEvidence, read_beside
 from converter.presentation.charts.chart import Chart
-from converter.presentation.charts.draw_charts import CHARTS_FOLDER, prepare_charts
+from converter.presentation.charts.draw_charts import ABLATION_CHART, CHARTS_FOLDER, prepare_charts
 from converter.presentation.charts.style import DARK, LIGHT
+from converter.presentation.grid.ablation_sheet import ABLATION_FOLDER, ABLATION_SHEET
 from converter.presentation.grid.make_grid import SHEET_PATTERN
 from converter.presentation.grid.sheets import FOLDER, PREVIEW_NAME
 
@@ -38,6 +39,10 @@ class CardPictures:
     sheets: tuple[str, ...] = ()
     """The grid in its full size."""
     charts: tuple[CardChart, ...] = ()
+    """All charts but that of the ablation."""
+    ablation_chart: CardChart | None = None
+    ablation_sheet: str = ""
+    """Images of the variants of an ablation; empty if there is none."""
     contents: Mapping[str, bytes] = field(default_factory=dict)
     """Contents of all pictures."""
 
@@ -59,7 +64,12 @@ def find_pictures(evidence: CardEvidence) -> CardPictures:
     }
     preview = FOLDER / PREVIEW_NAME
     sheets = tuple(str(path) for path in contents if path != preview)
-    charts = []
+    ablation = evidence.files.get(ABLATION_NAME)
+    sheet = ABLATION_FOLDER / ABLATION_SHEET
+    if sheet in _files(evidence.folder, ABLATION_FOLDER):
+        shown = ablation_text(ablation) if ablation is not None else ""
+        contents[sheet] = _read(evidence.folder, sheet, shown, "lensconv grid")
+    charts = {}
     present = _files(evidence.folder, PurePosixPath(CHARTS_FOLDER))
     # Preparing them imports matplotlib.
     for chart in prepare_charts(evidence.as_found) if present else ():
@@ -68,12 +78,14 @@ def find_pictures(evidence: CardEvidence) -> CardPictures:
             description = chart.description if isinstance(chart, Chart) else ""
             found = [path for path in paths if path in present]
             contents |= {path: _read(evidence.folder, path, description, "lensconv charts") for path in found}
-            charts.append(CardChart(description, *(str(path) if path in found else "" for path in paths)))
+            charts[chart.name] = CardChart(description, *(str(path) if path in found else "" for path in paths))
     return CardPictures(
-        str(preview) if preview in contents else "",
-        sheets,
-        tuple(charts),
-        {str(path): content for path, content in contents.items()},
+        preview=str(preview) if preview in contents else "",
+        sheets=sheets,
+        charts=tuple(made for name, made in charts.items() if name != ABLATION_CHART),
+        ablation_chart=charts.get(ABLATION_CHART),
+        ablation_sheet=str(sheet) if sheet in contents else "",
+        contents={str(path): content for path, content in contents.items()},
     )
 
 

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 #: Folder of the charts in a release.
 CHARTS_FOLDER = "assets/charts"
+#: Name of the chart of an ablation.
+ABLATION_CHART = "ablation"
 #: Names of the files of all charts, of this run and of earlier ones.
-_FILE_NAMES = re.compile(r"(footprint|time|memory|fidelity|trajectory)-(light|dark)\.(svg|png)")
+_FILE_NAMES = re.compile(r"(footprint|time|memory|fidelity|trajectory|ablation)-(light|dark)\.(svg|png)")
 #: Fields that matplotlib leaves out: when and with which version a file was made. A PNG loses them with its palette.
 _METADATA: dict[str, dict[str, str | None]] = {"svg": {"Date": None, "Creator": None}, "png": {}}
 
@@ -108,12 +110,13 @@ def prepare_charts(evidence: Evidence) -> list[Chart | LeftOut]:
         DependencyError: matplotlib is missing.
     """
     with traceless_import():
+        from converter.presentation.charts.ablation import ablation_chart
         from converter.presentation.charts.fidelity import fidelity_chart
         from converter.presentation.charts.footprint import footprint_chart
         from converter.presentation.charts.memory import memory_chart
         from converter.presentation.charts.times import time_chart
         from converter.presentation.charts.trajectory import trajectory_chart
-    charts = (footprint_chart, time_chart, memory_chart, fidelity_chart, trajectory_chart)
+    charts = (footprint_chart, time_chart, memory_chart, fidelity_chart, trajectory_chart, ablation_chart)
     return [make(evidence) for make in charts]
 
 

@@ -22,9 +22,11 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from converter.errors import EvidenceError, reason_of
-from converter.measurement.evidence.names import MATRIX_NAME, MODELS
+from converter.measurement.evidence.names import ABLATION_NAME, MATRIX_NAME, MODELS
 from converter.presentation.grid.layout import Size
 
+#: What measures the images that a file lists.
+_COMMANDS = {MATRIX_NAME: "bench", ABLATION_NAME: "ablate"}
 #: Most bytes of an image file. The largest image that PIL accepts has half as many bytes of raw pixels.
 _FILE_LIMIT = 1 << 29
 #: Modes that become RGB of 8 bits without any loss.
@@ -101,14 +103,17 @@ def find_rows(folder: Path, matrix: Mapping[str, Any]) -> list[Row]:
     return [Row(prompt["id"], prompt["scenario"], prompt["seed"], _fill(cells, typical)) for prompt, cells in rows]
 
 
-def find_cell(folder: Path, prompt: str, model: str, measured: Mapping[str, Any]) -> Cell:
-    """Find one image of a bench, and read its size.
+def find_cell(
+    folder: Path, prompt: str, model: str, measured: Mapping[str, Any], *, listed_in: str = MATRIX_NAME
+) -> Cell:
+    """Find one image of a bench or an ablation, and read its size.
 
     Args:
-        folder: contains ``comparison_matrix.json``.
+        folder: contains the file that lists it.
         prompt: id of its prompt.
-        model: name of the column that it is for.
-        measured: what the matrix says of it.
+        model: name of the model or variant that drew it.
+        measured: what the file says of it.
+        listed_in: name of the file.
 
     Returns:
         The cell; one of a missing image has no size.
@@ -121,7 +126,7 @@ def find_cell(folder: Path, prompt: str, model: str, measured: Mapping[str, Any]
         return Cell(prompt, model, nothing, missing=f"not measured: {measured['failed']}")
     if "image" not in measured:
         return Cell(prompt, model, nothing, missing="no image was kept")
-    file = _contained(folder, measured["image"])
+    file = _contained(folder, measured["image"], listed_in)
     content = _read(file)
     if content is None:
         return Cell(prompt, model, nothing, missing=f"no such file: {measured['image']}")
@@ -129,8 +134,8 @@ def find_cell(folder: Path, prompt: str, model: str, measured: Mapping[str, Any]
     if measured.get("image_sha256", digest) != digest:
         raise EvidenceError(
             file,
-            f"is stale: its sha256 is not the one in {MATRIX_NAME}",
-            "Restore the image that was measured, or measure again with `lensconv bench`.",
+            f"is stale: its sha256 is not the one in {listed_in}",
+            f"Restore the image that was measured, or measure again with `lensconv {_COMMANDS[listed_in]}`.",
         )
     with _open(file, content) as image:
         return Cell(prompt, model, Size(*image.size), file, digest)
@@ -169,7 +174,7 @@ def _size_in_settings(matrix: Mapping[str, Any]) -> Size:
     return Size(width, height) if width and height else Size(_DEFAULT_SIDE, _DEFAULT_SIDE)
 
 
-def _contained(folder: Path, name: str) -> Path:
+def _contained(folder: Path, name: str, listed_in: str) -> Path:
     """Return the path of an image, which must be inside the folder."""
     path = PurePosixPath(name)
     root = os.path.realpath(folder)
@@ -177,7 +182,7 @@ def _contained(folder: Path, name: str) -> Path:
         resolved = os.path.realpath(Path(root, path))
         if os.path.commonpath((root, resolved)) == root:
             return folder / path
-    raise EvidenceError(folder / MATRIX_NAME, f"image {name} is not a path inside the folder")
+    raise EvidenceError(folder / listed_in, f"image {name} is not a path inside the folder")
 
 
 def _read(file: Path) -> bytes | None:

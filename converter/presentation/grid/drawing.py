@@ -60,13 +60,13 @@ def draw_texts(
     """
     draw = ImageDraw.Draw(canvas)
     for box, title in zip(layout.titles, titles, strict=True):
-        _write(draw, box, shorten(printable(title, _LABEL_LIMIT), typography.title, box.width), typography.title)
+        write_line(draw, box, shorten(printable(title, _LABEL_LIMIT), typography.title, box.width), typography.title)
     for row, placed in zip(rows, layout.rows, strict=True):
         box = placed.label
         name, seed = label_of(row, typography.label, box.width)
-        _write(draw, box, name, typography.label)
+        write_line(draw, box, name, typography.label)
         indent = math.ceil(typography.label.getlength(name))
-        _write(draw, replace(box, x=box.x + indent), seed, typography.label, _PALE)
+        write_line(draw, replace(box, x=box.x + indent), seed, typography.label, pale=True)
 
 
 def label_of(row: Row, font: ImageFont.FreeTypeFont, width: int) -> tuple[str, str]:
@@ -137,6 +137,14 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return lines
 
 
+def write_line(
+    draw: ImageDraw.ImageDraw, box: Box, text: str, font: ImageFont.FreeTypeFont, *, pale: bool = False
+) -> None:
+    """Draw one line of text on the base line of the box."""
+    colour = _PALE if pale else _STRONG
+    draw.text((box.x, box.y + round(font.size * 0.93)), text, font=font, fill=colour, anchor="ls")
+
+
 def new_canvas(size: Size) -> Image.Image:
     """Return an empty sheet."""
     return Image.new("RGB", (size.width, size.height), BACKGROUND)
@@ -173,14 +181,3 @@ def _font(letters: int) -> ImageFont.FreeTypeFont:
             # The other engine is not installed everywhere, and gives slightly different text.
             return ImageFont.truetype(str(file), letters, layout_engine=ImageFont.Layout.BASIC)
     raise DependencyError("DejaVuSans.ttf is missing", "Install matplotlib again; it includes the font.")
-
-
-def _write(
-    draw: ImageDraw.ImageDraw,
-    box: Box,
-    text: str,
-    font: ImageFont.FreeTypeFont,
-    colour: tuple[int, int, int] = _STRONG,
-) -> None:
-    """Draw one line of text on the base line of the box."""
-    draw.text((box.x, box.y + round(font.size * 0.93)), text, font=font, fill=colour, anchor="ls")

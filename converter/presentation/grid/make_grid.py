@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from converter.checkpoint.writer import folder_inside
 from converter.console import SILENT, Reporter
 from converter.errors import EvidenceError, MissingInput, UsageError
 from converter.measurement.evidence.files import read_evidence
-from converter.measurement.evidence.names import MATRIX_NAME, METRICS_NAME, MODEL_TITLES, MODELS
+from converter.measurement.evidence.names import ABLATION_NAME, MATRIX_NAME, METRICS_NAME, MODEL_TITLES, MODELS
 from converter.measurement.evidence.origin import grid_text, origin_note
+from converter.presentation.grid.ablation_sheet import ABLATION_FOLDER, ABLATION_SHEET, draw_ablation, has_images
 from converter.presentation.grid.cells import Row, find_rows
 from converter.presentation.grid.layout import (
     PREVIEW_WIDTH,
@@ -44,17 +47,20 @@ def make_grid(
 ) -> GridReport:
     """Draw the images of a bench side by side, pixel for pixel, and write the sheets and the preview.
 
+    The images of an ablation become a sheet of their own.
+
     Args:
-        folder: contains ``comparison_matrix.json`` and the images that it names.
-        output: the folder in which ``assets/comparison`` is created; by default the same folder.
+        folder: contains ``comparison_matrix.json`` or an ``ablation.json`` with images, and the images that they name.
+        output: the folder in which ``assets/comparison`` and ``assets/ablation`` are created; by default the same
+            folder.
         preview_width: most pixels that the preview may be wide.
         reporter: shows progress and notes.
 
     Raises:
         MissingInput: the folder does not exist, or contains no matrix.
-        EvidenceError: the matrix has another format; an image is outside of the folder, is broken, or is not the image
+        EvidenceError: a file has another format; an image is outside of the folder, is broken, or is not the image
             that was measured.
-        UsageError: a single row is larger than WebP allows, or the preview is too narrow.
+        UsageError: a single row, or the sheet of an ablation, is larger than WebP allows, or the preview is too narrow.
         OutputError: the pictures cannot be written.
         DiskError: the disk is full.
         DependencyError: the font is missing.
@@ -62,10 +68,36 @@ def make_grid(
     output = output or folder
     if not folder.is_dir():
         raise MissingInput(folder, "no such folder", "Check the path; `lensconv bench` creates such a folder.")
+    ablation = _read_ablation(folder)
+    targets = [folder_inside(output, str(name)) for name in (FOLDER, ABLATION_FOLDER)]
+    contents: dict[str, bytes] = {}
+    report = GridReport(output, (), None)
+    if ablation is None or os.path.lexists(folder / MATRIX_NAME):
+        report, contents = _draw_comparison(folder, output, preview_width, reporter)
+    if ablation is not None:
+        sheet, content = draw_ablation(folder, ablation, reporter)
+        report = replace(report, ablation=sheet)
+        replace_pictures(targets[1], {ABLATION_SHEET: content}, re.compile(re.escape(ABLATION_SHEET)))
+    if contents:
+        replace_pictures(targets[0], contents, SHEET_PATTERN)
+    return report
+
+
+def _read_ablation(folder: Path) -> dict[str, Any] | None:
+    """Return the content of ``ablation.json``; None if there is none, or it has no images."""
+    if not os.path.lexists(folder / ABLATION_NAME):
+        return None
+    content = read_evidence(folder / ABLATION_NAME)[1]
+    return content if has_images(content) else None
+
+
+def _draw_comparison(
+    folder: Path, output: Path, preview_width: int, reporter: Reporter
+) -> tuple[GridReport, dict[str, bytes]]:
+    """Return the report of a comparison grid, and the contents of its files by name."""
     matrix = read_evidence(folder / MATRIX_NAME)[1]
     rows = find_rows(folder, matrix)
     titles = _titles(folder, reporter)
-    target = folder_inside(output, str(FOLDER))
     sizes = [row.sizes for row in rows]
     counts = _split(sizes)
     scale = preview_scale(sizes, preview_width, least=1 if len(counts) == 1 else 2)
@@ -76,15 +108,13 @@ def make_grid(
     with reporter.progress("drawing the grid", len(rows) + len(counts) + 1, "steps") as display:
         drawing = Drawing(rows, titles, scale, origin_note(grid_text(matrix)), display)
         drawn = [drawing.draw_sheet(name, count) for name, count in zip(_names(rows, counts), counts, strict=True)]
-        drawn_preview = drawing.draw_preview()
-    report = GridReport(output, tuple(sheet for sheet, _ in drawn), drawn_preview[0])
+        preview, content = drawing.draw_preview()
+    report = GridReport(output, tuple(sheet for sheet, _ in drawn), preview)
     if report.preview_rows < report.rows:
         reporter.note(
             f"the preview shows the first {report.preview_rows} of {report.rows} rows, as many as WebP allows"
         )
-    contents = {Path(sheet.file).name: content for sheet, content in drawn}
-    replace_pictures(target, {**contents, PREVIEW_NAME: drawn_preview[1]}, SHEET_PATTERN)
-    return report
+    return report, {**{Path(sheet.file).name: content for sheet, content in drawn}, PREVIEW_NAME: content}
 
 
 def _titles(folder: Path, reporter: Reporter) -> tuple[str, str]:

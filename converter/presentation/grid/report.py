@@ -52,13 +52,35 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class AblationSheet:
+    """A file with the images of all variants of an ablation."""
+
+    file: str
+    """Path relative to the output folder, with slashes."""
+    width: int
+    height: int
+    bytes: int
+    scale: int
+    """Whole number by which images are scaled down; 1 if they are not."""
+    lossless: bool
+    """Whether the cells have exactly the pixels of the images."""
+    rows: tuple[str, ...]
+    """The original, its second seed if there is one, and names of variants."""
+    prompts: tuple[str, ...]
+    """Ids, in the order of the columns."""
+    missing_cells: int
+
+
+@dataclass(frozen=True)
 class GridReport:
     """The files of a grid."""
 
     output: Path
     """The folder to which the names of the files are relative."""
     sheets: tuple[Sheet, ...]
-    preview: Preview
+    preview: Preview | None
+    """None without a comparison matrix."""
+    ablation: AblationSheet | None = None
 
     @property
     def cells(self) -> tuple[PlacedCell, ...]:
@@ -78,19 +100,24 @@ class GridReport:
     @property
     def preview_rows(self) -> int:
         """Number of prompts in the preview."""
-        return len(self.preview.cells) // len(MODELS)
+        return len(self.preview.cells) // len(MODELS) if self.preview is not None else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as ``lensconv grid --json`` prints it."""
         images = Counter(cell.model for cell in self.cells if not cell.missing)
         return {
             "sheets": [_plain(sheet) for sheet in self.sheets],
-            "preview": _plain(self.preview),
+            "preview": None if self.preview is None else _plain(self.preview),
             "rows": self.rows,
             "missing_cells": len(self.missing),
             "images": {model: images[model] for model in MODELS},
+            "ablation": None if self.ablation is None else {**asdict(self.ablation), **_lists(self.ablation)},
         }
 
 
 def _plain(picture: Sheet | Preview) -> dict[str, Any]:
     return {**asdict(picture), "cells": [asdict(cell) for cell in picture.cells]}
+
+
+def _lists(sheet: AblationSheet) -> dict[str, list[str]]:
+    return {"rows": list(sheet.rows), "prompts": list(sheet.prompts)}

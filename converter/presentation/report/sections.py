@@ -10,7 +10,8 @@ from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.measurement.evidence import names
 from converter.measurement.evidence.time_comparison import TimeComparison, compare_matrix, compare_offload
 from converter.measurement.evidence.weights import denoiser_noun
-from converter.presentation.tables import conditions, fidelity, measurements, times
+from converter.presentation.tables import ablation, conditions, fidelity, measurements, times
+from converter.presentation.tables.ablation_findings import describe_findings
 from converter.presentation.tables.adapters import adapters_table, describe_original
 from converter.presentation.tables.table import Code, Table
 
@@ -63,6 +64,7 @@ def find_sections(evidence: Mapping[str, Content], titles: Sequence[str]) -> lis
         _times(evidence, titles),
         *(_offload(evidence.get(name), f"offload-{mode}") for mode, name in names.OFFLOAD_FILES.items()),
         _weights(evidence),
+        _ablation(evidence.get(names.ABLATION_NAME)),
     )
     return [section for section in sections if section is not None]
 
@@ -143,6 +145,15 @@ def _weights(evidence: Mapping[str, Content]) -> Section | None:
         noun = denoiser_noun({"sources": _first(evidence, "sources")})
         tables.append(Captioned(f"Size of the {noun}", measurements.storage_table(summary, noun)))
     return Section("weights", "Weights", notes, tables) if tables else None
+
+
+def _ablation(content: Content | None) -> Section | None:
+    if content is None:
+        return None
+    notes = [*describe_findings(content), ablation.describe_table(content), *ablation.list_failures(content)]
+    tables = [Captioned("Variants", ablation.ablation_table(content))]
+    tables.append(_pairs("Methods", ablation.list_methods(content)))
+    return Section("ablation", "Ablation", notes, tables)
 
 
 def _about_original(content: Content) -> list[str]:

@@ -48,7 +48,7 @@ def adapters_table(sources: Mapping[str, Any]) -> Table | None:
     rows: list[list[object]] = [
         [title, Code(component), adapter["name"], ManifestAdapter(**adapter).shown_scale, Code(adapter["sha256"])]
         for model, title in zip(MODELS, MODEL_TITLES, strict=True)
-        for component, adapters in sources[model].get("adapters", {}).items()
+        for component, adapters in sources.get(model, {}).get("adapters", {}).items()
         for adapter in adapters
     ]
     return Table(["Model", "Component", "LoRA", "Scale", "sha256"], rows, "lllrl") if rows else None

@@ -67,13 +67,16 @@ def settings(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def sources_table(sources: Mapping[str, Any]) -> Table:
-    """Return the weight files of both models with their checksums.
+    """Return the weight files of the models that were measured, with their checksums.
 
     Args:
         sources: ``sources`` in a file of measurements.
     """
     rows: list[list[object]] = []
     for model, title in zip(MODELS, MODEL_TITLES, strict=True):
+        # An ablation is of the original alone.
+        if model not in sources:
+            continue
         source = sources[model]
         weights = measured_weights(source)
         for name, file in ((name, file) for name, files in weights.items() for file in files):

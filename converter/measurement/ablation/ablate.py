@@ -1,0 +1,296 @@
+"""A whole ablation, one plain value a step.
+
+original -> variants -> figures of each tensor in each storage -> errors of the velocity -> images -> ablation.json
+
+Each level is finished for all variants before the next one begins, since it costs more.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter._version import __version__
+from converter.checkpoint.writer import writing
+from converter.console import SILENT, Reporter
+from converter.conversion.options import ConvertOptions
+from converter.conversion.planning.planner import plan_with_sdnq
+from converter.conversion.recipe.recipe import Recipe, Rule
+from converter.conversion.request import Target, open_request
+from converter.errors import OutputError, RecipeError, UsageError
+from converter.libraries import package_versions, quantization_environment
+from converter.measurement.ablation.contents import (
+    SCHEMA_ID,
+    WEIGHTS_METHOD,
+    MeasuredVariant,
+    describe_variants,
+)
+from converter.measurement.ablation.drawing import DrawnLevels
+from converter.measurement.ablation.journal import JOURNAL_NAME, AblationJournal
+from converter.measurement.ablation.options import VELOCITY, WEIGHTS, AblateOptions
+from converter.measurement.ablation.places import IMAGES_FOLDER, WORK_FOLDER, spool_folder
+from converter.measurement.ablation.subject import Original, hash_original
+from converter.measurement.ablation.variants import Variant, builtin_variants, distinct_storages, read_variants
+from converter.measurement.evidence.files import write_evidence
+from converter.measurement.evidence.names import ABLATION_NAME
+from converter.measurement.generation.options import GenerateOptions
+from converter.measurement.prompts.suite import PromptSuite
+from converter.measurement.sensitivity.digest import variant_digest
+from converter.measurement.sensitivity.scan import scan
+from converter.memory import peak_rss_bytes
+
+
+@dataclass(frozen=True)
+class AblationReport:
+    """The measurements of an ablation."""
+
+    output: Path
+    content: Mapping[str, Any]
+    """Content of ``ablation.json``."""
+    resumed: int
+    """Number of figures that earlier runs measured."""
+    elapsed_s: float
+    peak_rss_bytes: int
+
+    @property
+    def failures(self) -> list[str]:
+        """What could not be measured, one sentence each."""
+        return [
+            f"{variant['name']}: {level}: {reason}"
+            for variant in self.content["variants"]
+            for level, reason in variant.get("failed", {}).items()
+        ]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything was measured."""
+        return not self.failures
+
+    @property
+    def summary(self) -> str:
+        """One sentence about the run."""
+        resumed = f", {self.resumed} figures from an earlier run" if self.resumed else ""
+        return f"{len(self.content['variants'])} variants in {self.elapsed_s:.0f} s{resumed}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``lensconv ablate --json`` shows."""
+        return {
+            "ok": self.ok,
+            "output": str(self.output),
+            "files": [ABLATION_NAME],
+            "variants": [_shown(variant) for variant in self.content["variants"]],
+            "failed": self.failures,
+            "resumed": self.resumed,
+            "elapsed_s": self.elapsed_s,
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
+
+
+def ablate(
+    original: Path,
+    output: Path,
+    recipe: str | Recipe | None = None,
+    suite: PromptSuite | None = None,
+    options: AblateOptions | None = None,
+    drawing: GenerateOptions | None = None,
+    *,
+    reporter: Reporter = SILENT,
+) -> AblationReport:
+    """Measure variants of a recipe, and write ``ablation.json``.
+
+    A run that was killed continues where it stopped.
+
+    Args:
+        original: at the level of weights a component folder, a pipeline repo or a ``.safetensors`` file; else a
+            pipeline repo that `generate` draws with.
+        output: folder for measurements and images; created if it does not exist.
+        recipe: what is examined; the default of the model's class when None.
+        suite: the prompts; needed above the level of weights.
+        options: how to measure.
+        drawing: how to generate images; the seed is that of each prompt.
+        reporter: shows progress and notes.
+
+    Raises:
+        InputError: the original or a variant cannot be used, or a value is out of range.
+        DeviceError: this machine does not have the accelerator.
+        OutputError: measurements cannot be written there, or the folder contains those of another ablation.
+        DiskError: the disk is full.
+    """
+    started = time.monotonic()
+    options, drawing = options or AblateOptions(), drawing or GenerateOptions()
+    if options.level != WEIGHTS and suite is None:
+        raise UsageError("no prompts were given, which the levels velocity and images need")
+    _refuse_output(output, original)
+    target = _open_target(original, recipe, options)
+    variants = _find_variants(target, options)
+    described = hash_original(target.checkpoint, reporter)
+    identity = {
+        **described.identity,
+        "quantize_from": options.quantize_from,
+        "versions": {"lensconv": __version__, **package_versions()},
+        "quantization_environment": quantization_environment(),
+    }
+    with AblationJournal(output, identity, restart=options.restart) as journal:
+        if options.restart:
+            _drop_earlier(output)
+        elif journal.is_new and (output / ABLATION_NAME).exists():
+            raise OutputError(
+                f"{output / ABLATION_NAME}: belongs to an earlier ablation, but {JOURNAL_NAME} is missing",
+                "Choose another folder with --out, or delete it with --restart.",
+            )
+        resumed = journal.count
+        levels = None
+        if suite is not None and options.includes(VELOCITY):
+            levels = DrawnLevels(original, output, suite, options, drawing, described, journal, reporter)
+        measured = _Weights(target, journal, output, levels, reporter).measure(variants)
+        content = _describe(described, target, measured)
+        if levels is not None:
+            levels.measure(measured, spool_folder(output))
+            content |= levels.describe()
+            content["methods"] |= levels.methods()
+        described.refuse_changed()
+        content["variants"] = describe_variants(measured)
+        write_evidence(output, ABLATION_NAME, content)
+        _remove_work(output)
+    return AblationReport(output, content, resumed, time.monotonic() - started, peak_rss_bytes())
+
+
+def _open_target(original: Path, recipe: str | Recipe | None, options: AblateOptions) -> Target:
+    """The denoiser of the original, and the recipe that is examined.
+
+    Raises:
+        RecipeError: dtypes of the recipe depend on the weights.
+        InputError: the original or the recipe cannot be used.
+    """
+    request = open_request(
+        original, recipe, ConvertOptions(quantize_from=options.quantize_from, jobs=options.jobs, memory=options.memory)
+    )
+    target = request.main
+    if target.recipe.is_data_dependent:
+        raise RecipeError(
+            f"recipe {target.recipe.name}",
+            "use_dynamic_quantization chooses dtypes by the weights, so there is nothing to vary",
+            "Give another recipe with --recipe.",
+        )
+    return target
+
+
+def _find_variants(target: Target, options: AblateOptions) -> list[Variant]:
+    checkpoint, recipe = target.checkpoint, target.recipe
+    if options.variants is not None:
+        return read_variants(options.variants, checkpoint, recipe)
+    return builtin_variants(checkpoint, recipe)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The level of weights."""
+
+    target: Target
+    journal: AblationJournal
+    output: Path
+    levels: DrawnLevels | None
+    """What is measured with the quantized tensors later; None if nothing is."""
+    reporter: Reporter
+
+    def measure(self, variants: Sequence[Variant]) -> list[MeasuredVariant]:
+        """Measure every tensor in every storage; keep those on disk that will be put into the model."""
+        if self.levels is None:
+            self._scan(variants, None)
+        else:
+            spool = spool_folder(self.output)
+            with writing(spool):
+                spool.mkdir(parents=True, exist_ok=True)
+            self._scan([variant for variant in variants if not self._is_done(variant)], spool)
+        return [self._measured(variant) for variant in variants]
+
+    def _scan(self, variants: Sequence[Variant], spool: Path | None) -> None:
+        scan(
+            self.target.checkpoint,
+            distinct_storages(variants),
+            self.target.options,
+            spool=spool,
+            finished=self.journal.storages,
+            note=self.journal.note_storage,
+            reporter=self.reporter,
+        )
+
+    def _is_done(self, variant: Variant) -> bool:
+        """Whether nothing of a variant is left to measure, at any level."""
+        known = self.journal.storages
+        if any((source, storage.key) not in known for source, storage in variant.storages.items()):
+            return False
+        return self.levels is None or self.levels.has_all(self._measured(variant).digest)
+
+    def _measured(self, variant: Variant) -> MeasuredVariant:
+        known = self.journal.storages
+        figures = {source: known[source, storage.key] for source, storage in variant.storages.items()}
+        return MeasuredVariant(variant, variant_digest(variant.plan, variant.storages, known), figures)
+
+
+def _describe(original: Original, target: Target, measured: Sequence[MeasuredVariant]) -> dict[str, Any]:
+    """What the file says besides the variants."""
+    checkpoint = target.checkpoint
+    return {
+        "schema": SCHEMA_ID,
+        "sources": {"original": original.source()},
+        "component": checkpoint.component,
+        "class_name": measured[0].variant.plan.class_name,
+        "unquantized_bytes": _unquantized_bytes(target),
+        "versions": {"lensconv": __version__, **measured[0].variant.plan.versions},
+        "methods": {"weights": WEIGHTS_METHOD},
+    }
+
+
+def _unquantized_bytes(target: Target) -> int:
+    """Footprint of the denoiser if every module is kept."""
+    kept = Recipe("unquantized", target.recipe.options, (Rule(match="*", keep=True),))
+    return sum(spec.bytes for spec in plan_with_sdnq(target.checkpoint, kept).specs)
+
+
+def _refuse_output(output: Path, original: Path) -> None:
+    """Refuse an output folder that is inside the original, is a file, or contains links.
+
+    Raises:
+        OutputError: it is refused.
+    """
+    if output.resolve().is_relative_to(original.resolve()):
+        raise OutputError(f"{output}: is inside the original", "Choose another folder with --out.")
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is not a folder", "Choose another name.")
+    for folder in (output / "images", output / IMAGES_FOLDER, output / WORK_FOLDER):
+        if folder.is_symlink():
+            raise OutputError(f"{folder}: is a link, which may lead elsewhere", "Remove it.")
+
+
+def _drop_earlier(output: Path) -> None:
+    """Delete what earlier runs measured."""
+    with writing(output):
+        (output / ABLATION_NAME).unlink(missing_ok=True)
+        shutil.rmtree(output / IMAGES_FOLDER, ignore_errors=True)
+    _remove_work(output)
+
+
+def _remove_work(output: Path) -> None:
+    folder = output / WORK_FOLDER
+    if folder.exists():
+        with writing(folder):
+            shutil.rmtree(folder)
+
+
+def _shown(variant: Mapping[str, Any]) -> dict[str, Any]:
+    """A variant as ``--json`` shows it."""
+    images = variant.get("images", {}).get("summary", {})
+    return {
+        "name": variant["name"],
+        "bytes": variant["bytes"],
+        "quantized_modules": variant["quantized_modules"],
+        "sqnr_db": variant["weights"]["sqnr_db"],
+        "velocity_error": variant.get("velocity", {}).get("error"),
+        "periodic_grid_added": images.get("periodic_grid_added"),
+        "cer": images.get("cer"),
+    }
