@@ -28,6 +28,7 @@ replace the recipe's.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -116,6 +117,8 @@ class Recipe:
     """Seed of torch's generator, for options of SDNQ that use random numbers."""
     rounding: str = NEAREST
     """How codes are chosen, one of ``ROUNDINGS``."""
+    evidence_sha256: str = ""
+    """sha256 of the evidence by which a search chose the rules, in hexadecimal digits; empty if none did."""
     components: Mapping[str, Recipe] = field(default_factory=dict)
     """Recipes of components that have their own options and rules, by name."""
 
@@ -210,11 +213,14 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         RecipeError: it is not TOML, or has an unknown key, or a value of the wrong type.
     """
     content = parse_toml(text, where, RecipeError)
-    known = ("name", "description", "classes", "seed", "rounding", "sdnq", "rules", "components")
-    content.refuse_unknown(known, "a recipe")
+    texts = ("name", "description", "classes", "seed", "rounding", "evidence_sha256")
+    content.refuse_unknown((*texts, "sdnq", "rules", "components"), "a recipe")
     seed = content.take("seed", int, 0)
     if not 0 <= seed < 1 << 63:
         raise RecipeError(where, "seed must be a number from 0 to 2**63 - 1")
+    evidence = content.take("evidence_sha256", str, "")
+    if "evidence_sha256" in content.content and not re.fullmatch("[0-9a-f]{64}", evidence):
+        raise RecipeError(where, "evidence_sha256 must be 64 lower-case hexadecimal digits")
     recipe = Recipe(
         name=content.take("name", str, Path(where).stem),
         options=_sdnq_options(content),
@@ -223,6 +229,7 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         classes=content.take_strings("classes"),
         seed=seed,
         rounding=_take_rounding(content, NEAREST),
+        evidence_sha256=evidence,
     )
     components = Fields(content.take("components", dict, {}), where, RecipeError)
     return replace(recipe, components={name: _parse_component(recipe, components, name) for name in components.content})
