@@ -173,11 +173,7 @@ def resolve_config(recipe: Recipe, model: nn.Module, modules: Sequence[NamedModu
 
 
 def check_dtypes(options: Mapping[str, Any], where: str) -> None:
-    """Refuse dtypes that SDNQ does not know.
-
-    Args:
-        options: of SDNQ.
-        where: what they are of, for messages.
+    """Refuse dtypes that SDNQ does not know; ``where`` says what has them.
 
     Raises:
         RecipeError: there is one; the hint names similar dtypes.
@@ -189,7 +185,7 @@ def check_dtypes(options: Mapping[str, Any], where: str) -> None:
         if name in ("scale_dtype", "zero_point_dtype"):
             value = named_dtype(value) or None
         if value is not None and value not in known:
-            near = difflib.get_close_matches(value, known, n=3)
+            near = difflib.get_close_matches(value.lower(), known, n=3)
             raise RecipeError(
                 where,
                 f"{name} = {value} is not a dtype of SDNQ",
