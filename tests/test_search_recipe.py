@@ -113,13 +113,13 @@ def test_modules_that_differ_by_numbers_share_a_rule(lens: tuple[Checkpoint, Sea
 
 def test_a_star_that_would_reach_other_modules_is_not_used(tmp_path: Path) -> None:
     """In UNets, modules of one name and other numbers are too small to be quantized."""
-    source = save_model(tmp_path / "source", "UNet2DConditionModel", block_out_channels=(64, 128))
-    checkpoint, space = open_space(source, "uint4,BF16")
+    synthesize(tmp_path / "source", preset="tiny-sdxl")
+    checkpoint, space = open_space(tmp_path / "source", "uint4,BF16")
     selection = pick(space, lambda _: "uint4")
     recipe = recipe_of(space, selection)
     for rule in recipe.rules:
         assert not any(fnmatchcase(path, rule.match) for path in space.skipped)
-    assert any("*" not in rule.match for rule in recipe.rules)
+    assert 10 < sum("*" in rule.match for rule in recipe.rules) < len(recipe.rules)
     plan_selection(checkpoint, space, selection, recipe)
 
 
