@@ -9,6 +9,7 @@ LensconvError               exit 1: what was examined or made is not what it sho
 │   │   ├── MissingInput             a file or folder does not exist, or cannot be read
 │   │   ├── MalformedCheckpoint      a safetensors file, an index or a config breaks its format, or they disagree
 │   │   ├── AdapterError             a LoRA adapter is malformed, not supported, or does not fit the model
+│   │   ├── CalibrationError         a calibration is malformed, or was gathered with another model
 │   │   ├── RecipeError              a recipe is malformed, or names something that the model does not have
 │   │   ├── SuiteError               a suite of prompts, or a card that should contain one, is malformed
 │   │   └── EvidenceError            a file of measurements has another format, or its figures contradict each other
@@ -139,6 +140,12 @@ class RecipeError(FileError):
 
 class AdapterError(FileError):
     """A LoRA adapter is malformed, of a kind that cannot be added to weights, or does not fit the model."""
+
+
+class CalibrationError(FileError):
+    """A calibration is malformed, or was gathered with another model."""
+
+    default_hint = "Gather it again."
 
 
 class EvidenceError(FileError):

@@ -138,6 +138,7 @@ def test_weights_are_those_that_convert_writes_and_verify_measures(signs: Path, 
     assert blocks == [f"transformer_blocks.{number}" for number in range(4)]
 
 
+@pytest.mark.long
 def test_a_variant_with_searched_scales_is_the_release_with_them(signs: Path, tmp_path: Path) -> None:
     file = tmp_path / "variants.toml"
     file.write_text('[[variants]]\nname = "searched"\nrounding = "scale"\n')
@@ -149,6 +150,7 @@ def test_a_variant_with_searched_scales_is_the_release_with_them(signs: Path, tm
     assert searched["sha256"] == weights_digest(open_checkpoint(tmp_path / "release"))
 
 
+@pytest.mark.long
 def test_every_level_is_measured_and_agrees(drawn: Path) -> None:
     content = content_of(drawn)
     assert [variant["name"] for variant in content["variants"]] == [
@@ -244,6 +246,7 @@ def test_an_ablation_of_other_weights_is_not_continued(signs: Path, variants_fil
         ablate(other / "transformer", tmp_path / "nan", options=options)
 
 
+@pytest.mark.long
 def test_other_settings_are_not_mixed(signs: Path, drawn: Path, variants_file: Path) -> None:
     before = snapshot(drawn)
     options = AblateOptions(level="images", variants=variants_file, velocity_prompts=3, calls=2)

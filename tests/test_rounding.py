@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, Recipe, convert, make_card, open_checkpoint, plan, verify
-from converter.conversion.kernels import scale_search
+from converter.conversion.kernels import fused, scale_search, searching
 from converter.conversion.kernels.regrouping import improve_scales
 from converter.conversion.kernels.sdnq import QuantizedParts, as_bytes, quantize_with_sdnq
 from converter.conversion.recipe.recipe import Rule, parse_recipe
@@ -191,6 +191,33 @@ def test_what_is_not_finite_is_left_as_sdnq_has_it() -> None:
     assert not torch.equal(codes[0][~flawed], codes[1][~flawed])
 
 
+@pytest.mark.parametrize("round_scales", [True, False])
+def test_uint4_is_searched_alike_in_its_own_layout(round_scales: bool) -> None:
+    numbers = 0.02 * torch.randn((50, 192), generator=torch.Generator().manual_seed(6))
+    _, expected = quantize(numbers, weights_dtype="uint4", dequantize_fp32=not round_scales)
+    data = as_bytes(numbers)
+    parts, _ = fused.quantize_uint4(data.view(np.uint32), round_weights=True, round_scales=round_scales)
+    searching.improve_uint4(data, "F32", parts, channels=192, round_scales=round_scales, moments=None)
+    for part, found in parts.items():
+        np.testing.assert_array_equal(expected.bytes_of(part), found.view(np.uint8), err_msg=part)
+
+
+def test_a_source_that_is_not_finite_is_searched_where_it_is(lens_source: Path, tmp_path: Path) -> None:
+    tensors = load_file(lens_source / WEIGHTS)
+    name = "transformer_blocks.0.attn.to_out.0.weight"
+    tensors[name][1, 70] = torch.nan
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_bytes((lens_source / "config.json").read_bytes())
+    save_file(tensors, source / WEIGHTS, metadata={"format": "pt"})
+    for rounding in ("nearest", "scale"):
+        report = convert(source, tmp_path / rounding, None, ConvertOptions(rounding=rounding, allow_nonfinite=True))
+        assert report.nonfinite == {name: 1}
+    scales = [load_file(tmp_path / x / WEIGHTS)[name.replace("weight", "scale")] for x in ("nearest", "scale")]
+    assert torch.equal(scales[0][1, 1].view(torch.int16), scales[1][1, 1].view(torch.int16))
+    assert not torch.equal(scales[0][1, 0], scales[1][1, 0])
+
+
 def test_a_group_does_not_depend_on_those_beside_it() -> None:
     numbers = np.random.default_rng(5).standard_normal((1000, 30)).astype(np.float32)
 
@@ -213,7 +240,7 @@ def signs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(synthesize(tmp_path_factory.mktemp("rounding") / "signs", preset="signs").output)
 
 
-@pytest.mark.parametrize("dtype", ["uint4", "int8", "int5"])
+@pytest.mark.parametrize("dtype", ["uint4", *(pytest.param(name, marks=pytest.mark.long) for name in ("int8", "int5"))])
 def test_every_module_of_trained_weights_gains(dtype: str, signs: Path, tmp_path: Path) -> None:
     recipe, reports = Recipe("x", {"weights_dtype": dtype, "dequantize_fp32": False}), []
     for rounding in ("nearest", "scale"):
@@ -263,7 +290,13 @@ def test_threads_pieces_devices_and_dtypes_of_the_source_give_the_same_bytes(len
     assert report.ok, failed(report)
 
 
-@pytest.mark.parametrize("name", ["AutoencoderKL", "UNet2DConditionModel", "T5EncoderModel"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("AutoencoderKL", "UNet2DConditionModel")),
+        "T5EncoderModel",
+    ],
+)
 def test_convolutions_and_embeddings_are_searched(name: str, tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", name)
     recipe = Recipe("x", {"weights_dtype": "uint4", "quant_conv": True, "quant_embedding": True})

@@ -54,6 +54,7 @@ WAYS: tuple[dict[str, Any], ...] = (
     {"weights_dtype": "int4", "scale_dtype": "uint8"},
     {},
 )
+PRESETS = ("tiny", "tiny-flux", "tiny-sdxl")
 
 
 def variant(checkpoint: Checkpoint, recipe: Recipe) -> Variant:
@@ -96,7 +97,8 @@ def assert_as_released(release: Path, made: Variant, figures: Figures, source: C
         assert found.sqnr_db == pytest.approx(module.sqnr_db, rel=1e-9)
 
 
-@pytest.mark.parametrize("preset", [pytest.param("tiny", marks=pytest.mark.long), "tiny-flux", "tiny-sdxl"])
+@pytest.mark.long
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_scan_has_bytes_figures_and_parts_of_a_release(preset: str, tmp_path: Path) -> None:
     source, release, spool = (tmp_path / name for name in ("source", "release", "spool"))
     synthesize(source, preset=preset)

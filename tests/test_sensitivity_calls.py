@@ -31,6 +31,7 @@ from tests.conftest import Lensconv, edit_json
 from tests.generations import change_tensors, editable, pixels
 from tests.reporters import Notes
 from tests.sensitivity import PROMPTS, SMALL, load
+from tests.tiny_models import WEIGHTS
 from tests.tiny_pipelines import save_stable_diffusion
 
 
@@ -150,6 +151,8 @@ def test_both_branches_of_chosen_steps_are_recorded_as_they_were() -> None:
         assert inputs == [1.0 + step + branch for step in steps for branch in range(2)]
         assert [[float(part[0, 0]) for part in call.output] for call in calls] == [[2 * value] for value in inputs]
         assert [found.error for found in replay(denoiser, calls, torch.device("cpu"))] == [0.0] * len(calls)
+        assert not denoiser._forward_pre_hooks
+        assert not denoiser._forward_hooks
         # What was recorded stays as it was.
         assert [float(call.arguments[0][0][0, 0]) for call in calls] == inputs
 
@@ -191,12 +194,20 @@ def test_calls_that_cannot_be_recorded(options: Any, error: type[LensconvError],
 def test_a_weight_that_is_not_finite_shows_when_calls_are_recorded(tiny_repo: Path, tmp_path: Path) -> None:
     folder = editable(tiny_repo, tmp_path)
     change_tensors(
-        folder / "transformer" / "diffusion_pytorch_model.safetensors",
+        folder / "transformer" / WEIGHTS,
         lambda found: found["proj_out.bias"].fill_(np.nan),
     )
     loaded, settings = load(folder, PROMPTS[:1])
     with pytest.raises(ImageError, match="prompt a red cube, step 0: the denoiser's input or output is not finite"):
         record_calls(loaded, settings, 1)
+
+
+def test_an_image_that_is_not_finite(repo: Path, tmp_path: Path) -> None:
+    folder = editable(repo, tmp_path)
+    change_tensors(folder / "unet" / WEIGHTS, lambda found: found["conv_out.bias"].fill_(np.nan))
+    loaded, settings = load(folder, PROMPTS[:1])
+    with pytest.raises(ImageError, match="computed numbers that are not finite"):
+        loaded.draw(settings[PROMPTS[0]])
 
 
 @pytest.mark.parametrize(

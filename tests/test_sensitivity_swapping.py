@@ -182,6 +182,7 @@ def test_what_is_kept_is_rounded_where_the_pipeline_computes_in_float32(
             assert now[name].dtype == torch.float32
         swapping.use(alone, quantization)
         assert torch.equal(layer.bias, before[f"{module.name}.bias"])
+        swapping.use(found, quantization)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(loaded.denoiser).items())
 
 

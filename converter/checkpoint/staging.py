@@ -370,10 +370,19 @@ class StagedComponent:
     @property
     def nonfinite(self) -> dict[str, int]:
         """Numbers that are not finite, by the tensor of the source that contains them."""
+        return self._noted("nonfinite")
+
+    @property
+    def damped(self) -> dict[str, float]:
+        """How much second moments were damped, by the tensor of the source whose inputs they describe."""
+        return self._noted("damped")
+
+    def _noted(self, fact: str) -> dict[str, Any]:
+        """A fact of the finished tensors that have it, by their names in the source."""
         found = {
-            tensor.removeprefix(SPOOLED): facts["nonfinite"]
+            tensor.removeprefix(SPOOLED): facts[fact]
             for tensor, facts in self._staging.finished(self.name).items()
-            if "nonfinite" in facts
+            if fact in facts
         }
         return dict(sorted(found.items()))
 

@@ -30,6 +30,7 @@ from converter.errors import Interrupted
     "memory",
     "quantize_from",
     "rounding",
+    "calibration",
     "shard_bytes",
     "device",
     "allow_nonfinite",

@@ -22,7 +22,7 @@ from converter.conversion.options import ConvertOptions
 )
 @click.argument("source", type=PATH_OR_ADDRESS)
 @recipe_options
-@dataclass_options(ConvertOptions, "variant", "jobs", "memory", "rounding", "shard_bytes", "device")
+@dataclass_options(ConvertOptions, "variant", "jobs", "memory", "rounding", "calibration", "shard_bytes", "device")
 @output_options
 @pass_console
 def command(

@@ -27,9 +27,10 @@ from converter.conversion.execution.work import Work, make_work, memory_budget
 from converter.conversion.kernels.host import HOST, Host
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
-from converter.conversion.planning.methods import OWN_KINDS, refuse_useless_rounding
+from converter.conversion.planning.methods import OWN_KINDS
 from converter.conversion.planning.plan import refuse_unmatched
 from converter.conversion.planning.prediction import plans_agree, predict_plan
+from converter.conversion.planning.rounding import refuse_useless_rounding
 from converter.conversion.planning.rules import MISREAD_SCALES
 from converter.conversion.preflight import check_space, existing_parent, refuse_overlap
 from converter.conversion.preview import fit_to, foresee, pieces_bytes
@@ -50,6 +51,7 @@ from converter.conversion.release.selection import Selection, select_files
 from converter.conversion.report import ConvertReport, finished_report, published_report
 from converter.conversion.request import Request, Target, open_request
 from converter.errors import (
+    CalibrationError,
     DeviceError,
     InputError,
     MalformedCheckpoint,
@@ -124,8 +126,9 @@ def _planning(request: Request) -> Iterator[tuple[list[PlanAnswer], PlannerProce
     target = request.main
     # A prediction saves the wait for the import of torch, diffusers and SDNQ, unless SDNQ is imported already. Adapters
     # need torch and diffusers here; then SDNQ's plan of Lens takes less than a second, and importing them in a second
-    # process takes longer.
-    predictable = len(request.targets) == 1 and not request.adapters and not is_loaded()
+    # process takes longer. Calibration needs torch here.
+    needs_torch = request.adapters or request.calibration
+    predictable = len(request.targets) == 1 and not needs_torch and not is_loaded()
     predicted = predict_plan(target.checkpoint, target.recipe) if predictable else None
     if predicted is None:
         answers = [plan_here(target) for target in request.targets]
@@ -164,7 +167,7 @@ class _Conversion:
         # Everything that can fail before a byte is written fails here.
         for target, answer in zip(request.targets, self.answers, strict=True):
             _refuse_misread(target, answer)
-        refuse_useless_rounding([target.recipe for target in request.targets], [answer.plan for answer in self.answers])
+        refuse_useless_rounding(request.targets, [answer.plan for answer in self.answers])
         budgets = [memory_budget(work, options.memory) for work in works]
         if not is_loaded():
             pieces = max(pieces_bytes(work, options) for work in works)
@@ -252,6 +255,11 @@ class _Conversion:
                 outcome = execute(target, work, staged, {}, budget, self.reporter, self.device)
                 bytes_read += outcome.bytes_read
             answer = actual
+        for source, damping in outcome.damped.items():
+            self.reporter.note(
+                f"Note: second moments of the inputs of {printable(answer.plan.modules[source].name)} are not positive "
+                f"semidefinite; {damping:g} of their mean diagonal was added."
+            )
         self.answers[number] = answer
         device = "" if isinstance(self.device, Host) else self._decisive_device(target, work)
         outcome = replace(outcome, bytes_read=bytes_read)
@@ -324,7 +332,7 @@ def _discarding(staging: Staging, reporter: Reporter, *, keeps: Callable[[], boo
     """
     try:
         yield
-    except (MalformedCheckpoint, NonFiniteWeight, RecipeError, UnsupportedCheckpoint):
+    except (CalibrationError, MalformedCheckpoint, NonFiniteWeight, RecipeError, UnsupportedCheckpoint):
         staging.discard()
         raise
     except (InputError, ResourceError) as error:

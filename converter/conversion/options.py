@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from converter.checkpoint.layout import DEFAULT_SHARD_BYTES
 from converter.conversion.adapters.choice import AdapterChoice
@@ -55,9 +56,14 @@ class ConvertOptions:
         default=None,
         metadata={
             "help": "nearest: the scales and codes of SDNQ; scale: search scales and zero points for the least squared "
-            "error, in files of the same size.  [default: what the recipe says, else nearest]",
+            "error; calibrated: let codes make up for each other's errors, with inputs like those of --calibration. "
+            "Files have the same size.  [default: what the recipe says, else nearest]",
             "choices": ROUNDINGS,
         },
+    )
+    calibration: Path | None = field(
+        default=None,
+        metadata={"help": "File with second moments of the inputs, for calibrated rounding.", "kind": "path"},
     )
     shard_bytes: int = field(
         default=DEFAULT_SHARD_BYTES,

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from converter.checkpoint.footprint import ComponentFootprint, WholeFootprint, add_bytes, whole_footprint
-from converter.conversion.planning.methods import describe_rounding
 from converter.conversion.planning.plan import FamilyTotals, Plan, family_totals, parameter_count
+from converter.conversion.planning.rounding import choose_roundings
 from converter.conversion.request import Target
 from converter.models.pipeline_fit import FitReport
 
@@ -55,7 +55,7 @@ class ComponentPlan:
             "class_name": self.plan.class_name,
             "recipe": self.target.recipe.name,
             "exact": self.is_exact,
-            **describe_rounding(self.plan, self.target.recipe.rounding),
+            **choose_roundings(self.plan, self.target).to_dict(),
             "assumed_config": dict(self.plan.assumed_config),
             "source": _figures(len(self.target.checkpoint.tensors), self.source_bytes_by_dtype, self.parameters),
             "output": _figures(len(self.plan.tensors), self.plan.bytes_by_dtype, self.parameters),

@@ -16,11 +16,12 @@ from converter.conversion.execution.work import Work, make_work, memory_budget
 from converter.conversion.fitting import plan_memory
 from converter.conversion.options import ConvertOptions
 from converter.conversion.plan_report import ComponentPlan, PlanReport
-from converter.conversion.planning.methods import Kind, nearest_modules, refuse_useless_rounding
+from converter.conversion.planning.methods import Kind
 from converter.conversion.planning.plan import Plan, refuse_unmatched
 from converter.conversion.planning.prediction import predict_plan
+from converter.conversion.planning.rounding import choose_roundings, refuse_useless_rounding
 from converter.conversion.planning.rules import MISREAD_SCALES
-from converter.conversion.recipe.recipe import NEAREST, Recipe
+from converter.conversion.recipe.recipe import CALIBRATED, NEAREST, SCALE, Recipe
 from converter.conversion.release.selection import Selection, select_files
 from converter.conversion.request import Request, Target, open_request
 from converter.errors import first_few, printable
@@ -41,6 +42,8 @@ SDNQ_PROCESS_BYTES = 540_000_000
 TORCH_BYTES = 300_000_000
 #: Additional memory for PEFT, which diffusers imports for its models and for adapters if it is installed.
 PEFT_BYTES = 60_000_000
+#: Additional memory where codes are calibrated, for products and factorisations of matrices; measured with two threads.
+MATRIX_LIBRARY_BYTES = 130_000_000
 #: Additional memory for the import of a CUDA build of torch; measured with torch 2.13.0, rounded up.
 CUDA_LIBRARY_BYTES = 380_000_000
 
@@ -84,9 +87,8 @@ def _plan(
     request = open_request(source, recipe, options, reads_headers=reads_headers)
     selection = select_files(request.checkpoints, request.others)
     plans = [plan_with_sdnq(target.checkpoint, target.recipe) for target in request.targets]
-    recipes = [target.recipe for target in request.targets]
-    refuse_unmatched(recipes, plans)
-    refuse_useless_rounding(recipes, plans)
+    refuse_unmatched([target.recipe for target in request.targets], plans)
+    refuse_useless_rounding(request.targets, plans)
     adapters = fit_to(request)
     works = []
     for target, made in zip(request.targets, plans, strict=True):
@@ -94,7 +96,8 @@ def _plan(
         # That blocks are exact is tested by a conversion; they are for almost all shapes.
         works.append(work if Kind.WHOLE in kinds_of(work.jobs) else work.with_blocks())
     main = request.main
-    has_planner = len(works) == 1 and not adapters and predict_plan(main.checkpoint, main.recipe) is not None
+    is_alone = len(works) == 1 and not adapters and not request.calibration
+    has_planner = is_alone and predict_plan(main.checkpoint, main.recipe) is not None
     return PlanReport(
         components=tuple(
             ComponentPlan(target, work.plan, _listed(work.layout, target.checkpoint))
@@ -149,6 +152,8 @@ def predict_peak(
         processes += OWN_PROCESS_BYTES
         if not options.is_on_cpu:
             processes += TORCH_BYTES + (CUDA_LIBRARY_BYTES if torch.version.cuda else 0)
+    if work.is_calibrated:
+        processes += MATRIX_LIBRARY_BYTES
     pieces = pieces_bytes(work, options)
     if adapters is not None:
         # What was made of them leaves memory before the first piece is read, but after the test of products.
@@ -224,17 +229,28 @@ def _about_target(target: Target, plan: Plan) -> Iterator[str]:
             "SDNQ chooses each dtype after it has read the weight (use_dynamic_quantization); "
             "the output may be larger than planned"
         )
-    if recipe.rounding != NEAREST:
-        searched = len(plan.modules) - len(nearest_modules(plan, recipe.rounding))
-        yield f"scales of {searched} modules are searched for the least squared error (rounding = {recipe.rounding})"
-    if nearest := nearest_modules(plan, recipe.rounding):
-        yield f"rounding = {recipe.rounding} does not work for modules, which get SDNQ's codes: {first_few(nearest)}"
+    yield from _about_rounding(target, plan)
     if recipe.is_random:
         yield f"SDNQ uses random numbers for this recipe; their seed is {recipe.seed}"
     if recipe.depends_on_threads:
-        yield "the last bits of an SVD depend on the number of threads, which OMP_NUM_THREADS sets"
+        what = "calibrated codes" if recipe.rounding == CALIBRATED else "the last bits of an SVD"
+        yield f"{what} depend on the number of threads, which OMP_NUM_THREADS sets"
     if plan.has_misread_scales:
         yield MISREAD_SCALES + ("" if target.options.force else "; convert refuses this without --force")
+
+
+def _about_rounding(target: Target, plan: Plan) -> Iterator[str]:
+    """What a user should know about how codes are chosen, unless they are SDNQ's."""
+    found = choose_roundings(plan, target)
+    if found.method == NEAREST:
+        return
+    if found.method == CALIBRATED:
+        yield f"codes of {len(found.modules(CALIBRATED))} modules are calibrated (rounding = {CALIBRATED})"
+    if searched := found.modules(SCALE):
+        why = "" if found.method == SCALE else f", as the calibration does not work for them: {first_few(searched)}"
+        yield f"scales of {len(searched)} modules are searched for the least squared error (rounding = {SCALE}){why}"
+    if nearest := found.modules(NEAREST):
+        yield f"rounding = {found.method} does not work for modules, which get SDNQ's codes: {first_few(nearest)}"
 
 
 def _about_others(request: Request) -> Iterator[str]:

@@ -11,8 +11,8 @@ from converter._version import __version__
 from converter.checkpoint.dtypes import LONG_NAMES
 from converter.checkpoint.layout import Layout
 from converter.conversion.execution.execute import Outcome
-from converter.conversion.planning.methods import describe_rounding
 from converter.conversion.planning.plan import Plan, parameter_count
+from converter.conversion.planning.rounding import choose_roundings
 from converter.conversion.release.manifest import MANIFEST_FORMAT, MANIFEST_VERSION, Manifest, ReleaseFile
 from converter.conversion.request import Target
 from converter.models.roles import role
@@ -43,6 +43,12 @@ class Converted:
         prefix, digests = self.target.checkpoint.prefix, self.outcome.digests
         return [ReleaseFile(prefix + file.name, file.total_bytes, digests[file.name]) for file in self.layout.files]
 
+    def _describe_rounding(self) -> dict[str, Any]:
+        """How codes were chosen, as an entry of the recipe; empty if they are SDNQ's."""
+        found = choose_roundings(self.plan, self.target).to_dict()
+        damped = {self.plan.modules[source].name: damping for source, damping in self.outcome.damped.items()}
+        return {"rounding": found["rounding"] | {"damped": dict(sorted(damped.items()))}} if damped else found
+
     def describe(self) -> dict[str, Any]:
         """The component's object in the manifest."""
         checkpoint, recipe, options, plan = self.target.checkpoint, self.target.recipe, self.target.options, self.plan
@@ -70,7 +76,7 @@ class Converted:
                 "name": recipe.name,
                 **({"evidence_sha256": recipe.evidence_sha256} if recipe.evidence_sha256 else {}),
                 "seed": recipe.seed,
-                **describe_rounding(plan, recipe.rounding),
+                **self._describe_rounding(),
                 "quantize_from": options.quantize_from,
                 "max_shard_bytes": options.shard_bytes,
                 "sdnq": dict(plan.quantization_config),

@@ -16,8 +16,9 @@ from converter.checkpoint.weights import variant_of
 from converter.conversion.adapters.file import AdapterFile, open_adapter
 from converter.conversion.choosing import choose_components
 from converter.conversion.options import ConvertOptions
-from converter.conversion.recipe.recipe import Recipe, Rule, choose_recipe, parse_setting
-from converter.errors import MalformedCheckpoint, RecipeError, UsageError, printable
+from converter.conversion.recipe.calibration import Calibration, CalibrationFile, open_calibration
+from converter.conversion.recipe.recipe import CALIBRATED, Recipe, Rule, choose_recipe, parse_setting
+from converter.errors import CalibrationError, MalformedCheckpoint, RecipeError, UsageError, first_few, printable
 from converter.libraries import library_threads, package_versions, quantization_environment, require_library_memory
 
 
@@ -28,6 +29,8 @@ class Target:
     checkpoint: Checkpoint
     recipe: Recipe
     options: ConvertOptions
+    calibration: Calibration | None = None
+    """What is known of the inputs of its layers; None without a calibration."""
 
     @property
     def name(self) -> str:
@@ -46,6 +49,8 @@ class Request:
     """The components of the pipeline that stay as they are; their loaders would not fail."""
     adapters: tuple[AdapterFile, ...] = ()
     """What is added to the weights first, in this order."""
+    calibration: CalibrationFile | None = None
+    """What is known of the inputs of layers; None where codes are chosen without."""
 
     @property
     def main(self) -> Target:
@@ -77,6 +82,7 @@ class Request:
             ],
             "components": [[other.name, list(map(list, other.stamps))] for other in self.others],
             "adapters": [adapter.identity for adapter in self.adapters],
+            "calibration": self.calibration.sha256 if self.calibration else "",
             "config": [target.checkpoint.config for target in self.targets],
             "recipe": [repr(target.recipe) for target in self.targets],
             "options": [options.variant, options.quantize_from, options.shard_bytes],
@@ -84,7 +90,7 @@ class Request:
             "nonfinite": options.allow_nonfinite,
             "versions": {"lensconv": __version__, **package_versions()},
             "environment": quantization_environment(),
-            # A factorisation gives other bits on another number of threads.
+            # A factorisation or a product of matrices gives other bits on another number of threads.
             "threads": library_threads() if any(target.recipe.depends_on_threads for target in self.targets) else 0,
         }
 
@@ -98,6 +104,7 @@ class Request:
         changed = [header.file for header in headers if changed_since(header)]
         changed += [file for other in self.others for file in other.changed_files]
         changed += [adapter.file for adapter in self.adapters if changed_since(adapter.header)]
+        changed += [self.calibration.file] if self.calibration and changed_since(self.calibration.header) else []
         if changed:
             hint = "Wait until no program writes to it, then run the command again."
             raise MalformedCheckpoint(changed[0], "was changed while it was read", hint)
@@ -131,8 +138,43 @@ def open_request(
     if options.variant:
         _refuse_unknown_variant(options.variant, checkpoints, others)
     recipes = choose_recipes(recipe, checkpoints, options.settings, options.rounding)
-    targets = (Target(checkpoint, chosen, options) for checkpoint, chosen in zip(checkpoints, recipes, strict=True))
-    return Request(tuple(targets), options, others, _open_adapters(options))
+    calibration = _open_calibration(recipes, checkpoints, options)
+    targets = (
+        Target(checkpoint, chosen, options, _calibration_for(checkpoint, chosen, calibration))
+        for checkpoint, chosen in zip(checkpoints, recipes, strict=True)
+    )
+    return Request(tuple(targets), options, others, _open_adapters(options), calibration)
+
+
+def _calibration_for(checkpoint: Checkpoint, recipe: Recipe, found: CalibrationFile | None) -> Calibration | None:
+    return found.of(checkpoint) if found is not None and recipe.rounding == CALIBRATED else None
+
+
+def _open_calibration(
+    recipes: Sequence[Recipe], checkpoints: Sequence[Checkpoint], options: ConvertOptions
+) -> CalibrationFile | None:
+    """The calibration, if a recipe needs one.
+
+    Raises:
+        UsageError: it is missing, or given although no recipe needs it.
+        CalibrationError: it is about none of the components.
+    """
+    using = [
+        checkpoint for recipe, checkpoint in zip(recipes, checkpoints, strict=True) if recipe.rounding == CALIBRATED
+    ]
+    if options.calibration is None:
+        if using:
+            raise UsageError("rounding = calibrated needs a calibration", "Name its file with --calibration.")
+        return None
+    if not using:
+        raise UsageError("--calibration is for calibrated rounding only", "Add --rounding calibrated, or omit it.")
+    found = open_calibration(options.calibration)
+    about = [found.is_about(checkpoint) for checkpoint in using]
+    if not any(about):
+        files = first_few([header.file.name for checkpoint in using for header in checkpoint.headers])
+        reason = f"was gathered with {first_few(sorted(found.source))}, not with {files}"
+        raise CalibrationError(found.file, reason, "Gather it again, with this model.")
+    return found
 
 
 def _open_adapters(options: ConvertOptions) -> tuple[AdapterFile, ...]:

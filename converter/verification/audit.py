@@ -65,6 +65,10 @@ class Audit:
         """What the manifest says about this component; None if it does not describe it."""
         return self.manifest.components.get(self.name) if self.manifest is not None else None
 
+    def is_calibrated(self, module: str) -> bool:
+        """Whether codes of a quantized module make up for each other's errors, by the manifest."""
+        return self.described is not None and self.described.rounding.is_calibrated(module)
+
     @property
     def converted(self) -> frozenset[str]:
         """Names of the components that were converted, by the manifest; none without one."""

@@ -206,7 +206,8 @@ class _Pair:
         dequantizer = self._dequantizers[path]
         try:
             restored = dequantize(dequantizer, parts)
-            nearness = compare_errors(dequantizer, parts, restored, original)
+            is_calibrated = self._audit.is_calibrated(path)
+            nearness = compare_errors(dequantizer, parts, restored, original, is_calibrated=is_calibrated)
         except QUANTIZING_ERRORS as error:
             raise UnsupportedCheckpoint(
                 f"{self._audit.root}: SDNQ cannot dequantize {path}: {str(error) or repr(error)}",

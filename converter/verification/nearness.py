@@ -23,11 +23,14 @@ from typing import Any
 
 import torch
 
+from converter.conversion.planning.rounding import MOST_STEPS
 from converter.libraries import load_library
 from converter.verification.dequantizing import dequantize
 
 #: Largest rms error of the numbers that share a scale, in steps; with a tenth to spare.
 STEPS, STOCHASTIC_STEPS = 0.55, 1.1
+#: The same of codes that make up for each other's errors; ``calibrate`` allows a tenth less.
+CALIBRATED_STEPS = 1.1 * MOST_STEPS
 #: Error that roundings may add, as a part of the weight's rms: four roundings to bfloat16.
 ROUNDING = 2.0**-6
 #: Widest integers that SDNQ quantizes without overflow; its uint9 to uint15 have one code too many.
@@ -50,7 +53,12 @@ class Nearness:
 
 
 def compare_errors(
-    dequantizer: Any, parts: Mapping[str, torch.Tensor], restored: torch.Tensor, original: torch.Tensor
+    dequantizer: Any,
+    parts: Mapping[str, torch.Tensor],
+    restored: torch.Tensor,
+    original: torch.Tensor,
+    *,
+    is_calibrated: bool = False,
 ) -> Nearness:
     """Compare the errors of a weight with those that its format explains.
 
@@ -59,13 +67,14 @@ def compare_errors(
         parts: its tensors.
         restored: the weight that SDNQ makes of them.
         original: the weight of the source, of the same shape.
+        is_calibrated: whether its codes make up for each other's errors (``rounding = "calibrated"``).
     """
     has_steps = dequantizer.is_integer and not dequantizer.use_codebook and "scale_2" not in parts
     if not has_steps or dequantizer.num_bits > _MOST_BITS:
         excess = _excess_over_sdnq(dequantizer, parts, restored, original)
         return Nearness(excess, _Groups(dequantizer, parts, restored, original).max_steps() if has_steps else None)
     groups = _Groups(dequantizer, parts, restored, original)
-    return Nearness(groups.excess(), groups.max_steps())
+    return Nearness(groups.excess(CALIBRATED_STEPS if is_calibrated else None), groups.max_steps())
 
 
 class _Groups:
@@ -96,8 +105,12 @@ class _Groups:
         steps = (largest / self._step)[self._step > 0]
         return float(steps.max()) if steps.numel() else None
 
-    def excess(self) -> float:
-        """The largest rms error of a group as a multiple of what quantization explains."""
+    def excess(self, steps: float | None) -> float:
+        """The largest rms error of a group as a multiple of what quantization explains.
+
+        Args:
+            steps: what it explains, in steps; by default what it does for codes that are chosen one by one.
+        """
         # Norms of groups of n numbers are sqrt(n) times as large as their rms.
         step = torch.maximum(self._step, self._sdnqs_step()) if self._is_plain else self._step
         step = step * math.sqrt(self._error.numel() / self._step.numel())
@@ -105,7 +118,8 @@ class _Groups:
         if self._dequantizer.use_hadamard:
             # A rotation mixes the groups and keeps the sum of squares.
             step, error, weight = (norms.norm() for norms in (step, error, weight))
-        steps = STOCHASTIC_STEPS if self._dequantizer.use_stochastic_rounding else STEPS
+        if steps is None:
+            steps = STOCHASTIC_STEPS if self._dequantizer.use_stochastic_rounding else STEPS
         excess = error / (steps * step + ROUNDING * weight)
         return float(torch.where(error == 0, 0.0, excess).max())
 

@@ -11,6 +11,7 @@ from converter.checkpoint.files import read_json
 from converter.checkpoint.weights import WEIGHT_STEMS
 from converter.conversion.planning.patterns import is_judged
 from converter.conversion.planning.rules import MISREAD_SCALES, has_misread_scales, named_dtype, option_of
+from converter.conversion.recipe.recipe import NEAREST
 from converter.errors import first_few
 from converter.models.lens.layout import CLASS_NAME, lens_family
 from converter.verification.audit import Audit
@@ -53,6 +54,8 @@ def _about_manifest(audits: Sequence[Audit], is_compared: bool) -> Iterator[str]
 
 
 def _about_component(audit: Audit) -> Iterator[str]:
+    if audit.described is not None and audit.described.rounding.method != NEAREST:
+        yield f"codes are not SDNQ's own: they were chosen with rounding = {shown(audit.described.rounding.method)}"
     if audit.is_renamed:
         yield "config and weights name tensors differently, so dtypes cannot be checked from headers; use --load"
     longest = max(map(len, audit.checkpoint.tensors), default=0)

@@ -21,6 +21,7 @@ from converter.errors import NonFiniteWeight, UnsupportedCheckpoint
 
 if TYPE_CHECKING:
     from converter.conversion.kernels.devices import Device
+    from converter.conversion.kernels.moments import Moments
     from converter.conversion.kernels.sdnq import QuantizedParts
 
 
@@ -162,12 +163,15 @@ class PieceArithmetic:
             return as_bytes(as_tensor(data, source, (bits.size,)).bfloat16()), flawed
         return rounded, 0
 
-    def run_kernel(self, job: QuantizeJob, data: Bytes) -> dict[str, NDArray[Any]] | None:
+    def run_kernel(
+        self, job: QuantizeJob, data: Bytes, moments: Moments | None = None
+    ) -> dict[str, NDArray[Any]] | None:
         """Quantize rows by lensconv's kernel; None when they contain numbers that it does not handle.
 
         Args:
             job: whose method is one of ``OWN_KINDS``.
             data: its rows, in the job's dtype.
+            moments: of the inputs, where codes are calibrated.
 
         Returns:
             SDNQ's parts by name, in buffers that the next call uses again.
@@ -194,16 +198,24 @@ class PieceArithmetic:
         if largest >= (fused.INFINITE if from_float32 else fused.OVERFLOWS_BFLOAT16):
             return None
         if job.method.rounding != NEAREST:
-            searching.improve_uint4(data, job.dtype, parts, round_scales=job.method.round_scales)
+            searching.improve_uint4(
+                data,
+                job.dtype,
+                parts,
+                channels=job.module.shape[1],
+                round_scales=job.method.round_scales,
+                moments=moments,
+            )
         return parts
 
-    def run_sdnq(self, job: QuantizeJob, rows: int, data: Bytes) -> QuantizedParts:
+    def run_sdnq(self, job: QuantizeJob, rows: int, data: Bytes, moments: Moments | None = None) -> QuantizedParts:
         """Quantize rows by SDNQ.
 
         Args:
             job: whose rows.
             rows: how many.
             data: their numbers, in the job's dtype.
+            moments: of the inputs, where codes are calibrated.
 
         Raises: what ``quantize_with_sdnq`` raises.
         """
@@ -226,4 +238,4 @@ class PieceArithmetic:
             return result
         from converter.conversion.kernels.regrouping import improve_scales
 
-        return improve_scales(result, data, job.dtype, shape)
+        return improve_scales(result, data, job.dtype, shape, moments)

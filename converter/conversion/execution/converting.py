@@ -26,6 +26,11 @@ class Stopped(Exception):
     """The work was stopped by the user, or because something else failed."""
 
 
+def _facts(**values: float) -> dict[str, Any]:
+    """Those that are not zero."""
+    return {name: value for name, value in values.items() if value}
+
+
 @dataclass
 class TensorConverter:
     """Converts tensors one after the other, in buffers of its own; each worker has one.
@@ -48,22 +53,24 @@ class TensorConverter:
     progress: Progress
     stop: threading.Event
 
-    def convert(self, job: Job) -> int:
+    def convert(self, job: Job) -> dict[str, Any]:
         """Convert one tensor of the source.
 
         Returns:
-            How many of its numbers are not finite.
+            What to note of it: ``nonfinite``, how many of its numbers are not finite, if there are some; ``damped``,
+            what was added to second moments that are not positive semidefinite, as a part of their mean diagonal.
 
         Raises:
             Stopped: the work was stopped.
             NonFiniteWeight: it contains such numbers, and they are not allowed.
+            CalibrationError: the second moments of its inputs cannot be used.
             OSError: the output could not be written.
         """
         if isinstance(job, KeepJob):
-            return self._keep(job)
+            return _facts(nonfinite=self._keep(job))
         if job.spooled is not None:
             self._copy_spooled(job, job.spooled)
-            return 0
+            return {}
         return self._quantize(job)
 
     def _read(self, tensor: SourceTensor, start: int, size: int) -> Bytes:
@@ -88,20 +95,27 @@ class TensorConverter:
                 self.progress.advance(stop - start)
         return nonfinite
 
-    def _quantize(self, job: QuantizeJob) -> int:
+    def _quantize(self, job: QuantizeJob) -> dict[str, Any]:
         """Quantize a weight, a run of rows at a time."""
-        nonfinite = 0
+        nonfinite, damped = 0, 0.0
         with open_pieces(job, self._read, self.budget, self.piece_bytes) as pieces:
+            moments = None
+            if job.moments is not None:
+                # Imported here: it imports torch.
+                from converter.conversion.kernels.moments import NOT_DAMPED, read_moments
+
+                moments = read_moments(job.moments, self.reader)
+                damped = moments.damping if moments.damping > NOT_DAMPED else 0.0
             columns = Columns(job) if job.method.kind is Kind.COLUMNS else None
             for first, last in job.row_runs(pieces.bytes):
                 size = (last - first) * job.row_bytes
                 with pieces.share(size):
                     data = pieces.read(first * job.row_bytes, size)
-                    results = self.arithmetic.run_kernel(job, data) if job.method.kind in OWN_KINDS else None
+                    results = self.arithmetic.run_kernel(job, data, moments) if job.method.kind in OWN_KINDS else None
                     if results is None:
                         as_bfloat16 = not self.arithmetic.options.from_float32
                         nonfinite += self.arithmetic.count_nonfinite(job, data, as_bfloat16=as_bfloat16)
-                        made = self.arithmetic.run_sdnq(job, last - first, data)
+                        made = self.arithmetic.run_sdnq(job, last - first, data, moments)
                         results = {part: made.bytes_of(part) for part in made.parts}
                     refuse_other_parts(job, last - first, results)
                     if columns is None:
@@ -111,7 +125,7 @@ class TensorConverter:
                 self.progress.advance(size)
             if columns is not None:
                 self._write_rows(job, 0, columns.parts)
-        return nonfinite
+        return _facts(nonfinite=nonfinite, damped=damped)
 
     def _write_rows(self, job: QuantizeJob, first: int, results: Mapping[str, NDArray[Any]]) -> None:
         rows = job.module.shape[0]

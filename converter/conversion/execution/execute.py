@@ -12,7 +12,7 @@ from converter.checkpoint.staging import SPOOLED, StagedComponent
 from converter.checkpoint.writer import SlotWriter, writing
 from converter.console import Reporter
 from converter.conversion.execution.hashing import FollowingHasher
-from converter.conversion.execution.jobs import Job, KeepJob, kinds_of
+from converter.conversion.execution.jobs import Job, KeepJob, QuantizeJob, kinds_of
 from converter.conversion.execution.randomness import seeded_randomness
 from converter.conversion.execution.work import Work
 from converter.conversion.execution.workers import WorkerPool
@@ -36,6 +36,9 @@ class Outcome:
     """Tensors of the output that an interrupted run had finished."""
     nonfinite: Mapping[str, int]
     """Numbers that are not finite, by tensor of the source."""
+    damped: Mapping[str, float]
+    """What was added to second moments that are not positive semidefinite, as parts of their mean diagonal, by tensor
+    of the source."""
     bytes_read: int
     """Bytes of the source that were read."""
 
@@ -72,7 +75,7 @@ def execute(
     if Kind.FUSED in kinds_of(todo):
         fused.compile_kernels(round_weights=not target.options.from_float32)
     if target.recipe.rounding != NEAREST:
-        searching.compile_kernels()
+        searching.compile_kernels(calibrated=work.is_calibrated)
     total = sum(job.tensor.entry.bytes for job in jobs)
     with (
         writing(folder),
@@ -96,6 +99,7 @@ def execute(
         digests=digests,
         resumed_tensors=sum(len(job.outputs) for job in resumed),
         nonfinite=staged.nonfinite,
+        damped=staged.damped,
         bytes_read=sum(job.tensor.entry.bytes for job in todo if isinstance(job, KeepJob) or job.spooled is None),
     )
 
@@ -108,9 +112,11 @@ def _in_random_order(work: Work) -> Sequence[Job]:
 
 def _torch_threads(work: Work, jobs: Sequence[Job]) -> AbstractContextManager[None]:
     """Let each worker use one thread of torch where the results do not depend on their number."""
-    kinds = kinds_of(jobs)
-    by_rows = kinds & {Kind.ROWS, Kind.COLUMNS}
-    if not work.in_blocks and (not by_rows or Kind.WHOLE in kinds or work.has_whole_products):
+    methods = {job.method for job in jobs if isinstance(job, QuantizeJob)}
+    # Where scales are searched, nothing is factorised.
+    needs_threads = any(method.kind is Kind.WHOLE and method.rounding == NEAREST for method in methods)
+    uses_torch = kinds_of(jobs) & {Kind.ROWS, Kind.COLUMNS} or work.is_calibrated
+    if not work.in_blocks and (not uses_torch or needs_threads or work.has_whole_products):
         return nullcontext()
     # Imported here: it imports torch.
     from converter.conversion.kernels.sdnq import one_torch_thread

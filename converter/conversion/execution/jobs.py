@@ -15,7 +15,7 @@ from converter.conversion.adapters.additions import ADDED_BYTES, ADDED_DTYPE, BL
 from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.methods import OWN_KINDS, ROWS_WORKING_BYTES, WHOLE_WORKING_BYTES, Kind, Method
 from converter.conversion.planning.plan import PlannedModule
-from converter.conversion.recipe.recipe import NEAREST
+from converter.conversion.recipe.recipe import CALIBRATED, NEAREST, SCALE
 
 #: Bytes of the source that a worker takes at a time: large enough to hide the cost of a call, small enough for a cache.
 PIECE_BYTES = 4 << 20
@@ -31,6 +31,13 @@ DEVICE_WORKING_BYTES = 20
 #: The most bytes that the search for scales takes for one number besides: the codes, the groups side by side, scales
 #: and zero points in float32.
 SEARCH_WORKING_BYTES = 16
+#: The same where codes are calibrated: in addition errors, products, and two restored weights.
+CALIBRATION_WORKING_BYTES = 56
+#: The most bytes that second moments take for each of their numbers: themselves, their root, and what factorising them
+#: in float64 takes; measured, rounded up.
+MOMENTS_BYTES = 24
+#: Rows that are calibrated at a time, however much memory there is.
+CALIBRATED_ROWS = 256
 #: The number of rows decides whether SDNQ uses quantized matmul; for runs of at least so many, in multiples of it,
 #: it decides as for the whole tensor (``check_quantized_matmul_is_allowed`` of SDNQ 0.2.8).
 MATMUL_ROWS = 32
@@ -41,6 +48,7 @@ _WORKING_BYTES = {
     Kind.COLUMNS: ROWS_WORKING_BYTES,
     Kind.WHOLE: WHOLE_WORKING_BYTES,
 }
+_CHOOSING_BYTES = {NEAREST: 0, SCALE: SEARCH_WORKING_BYTES, CALIBRATED: CALIBRATION_WORKING_BYTES}
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,8 @@ class QuantizeJob(_TensorJob):
     method: Method
     spooled: Path | None = None
     """A file that contains the parts already."""
+    moments: SourceTensor | None = None
+    """Second moments of the inputs, if its codes are calibrated."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -135,14 +145,14 @@ class QuantizeJob(_TensorJob):
     @property
     def working_bytes(self) -> int:
         """Memory that one number takes while it is converted, source included."""
-        searching = 0 if self.method.rounding == NEAREST else SEARCH_WORKING_BYTES
-        return self.source_bytes + _WORKING_BYTES[self.method.kind] + searching
+        return self.source_bytes + _WORKING_BYTES[self.method.kind] + _CHOOSING_BYTES[self.method.rounding]
 
     @property
     def fixed_bytes(self) -> int:
         """Memory that is taken from the first number to the last."""
         result = sum(output.spec.bytes for output in self.parts.values()) if self.method.kind is Kind.COLUMNS else 0
-        return super().fixed_bytes + result
+        moments = prod(self.moments.entry.shape) * MOMENTS_BYTES if self.moments else 0
+        return super().fixed_bytes + result + moments
 
     @property
     def largest_share(self) -> int:
@@ -160,6 +170,9 @@ class QuantizeJob(_TensorJob):
         if self.method.kind is Kind.WHOLE:
             yield 0, rows
             return
+        if self.method.rounding == CALIBRATED:
+            # Products of matrices of another number of rows may have other bits.
+            piece_bytes = CALIBRATED_ROWS * self.row_bytes
         step = 1 if self.method.kind in OWN_KINDS else lcm(MATMUL_ROWS, self.method.rows_multiple)
         step *= max(1, piece_bytes // max(1, step * self.row_bytes))
         step = _in_blocks(step, self.addition if self.method.kind in OWN_KINDS else None)

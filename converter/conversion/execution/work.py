@@ -13,6 +13,7 @@ from converter.conversion.adapters.additions import Addition
 from converter.conversion.execution.jobs import Job, KeepJob, Output, QuantizeJob
 from converter.conversion.planning.methods import Kind, choose_method
 from converter.conversion.planning.plan import Plan
+from converter.conversion.planning.rounding import choose_roundings
 from converter.conversion.recipe.recipe import NEAREST
 from converter.conversion.request import Target
 from converter.errors import MemoryLimitError
@@ -40,6 +41,11 @@ class Work:
     def check_bytes(self) -> int:
         """Memory that it takes to choose how products of adapters are computed."""
         return max((job.addition.check_bytes for job in self.jobs if job.addition), default=0)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether codes of some modules are calibrated."""
+        return any(isinstance(job, QuantizeJob) and job.moments is not None for job in self.jobs)
 
     @property
     def in_blocks(self) -> bool:
@@ -119,6 +125,7 @@ def make_work(
     tensors = target.checkpoint.tensors
     files = {file.name: number for number, file in enumerate(layout.files)}
     slots = layout.slots
+    roundings = choose_roundings(plan, target)
     jobs: list[Job] = [
         KeepJob(tensors[kept.source], Output(kept.spec, slots[kept.spec.name]), addition=added.get(kept.source))
         for kept in plan.kept
@@ -126,11 +133,12 @@ def make_work(
     for source, specs in plan.parts.items():
         module = plan.modules[source]
         outputs = {part: Output(spec, slots[spec.name]) for part, spec in specs.items()}
-        method = choose_method(module, specs, use_fused=use_fused, rounding=target.recipe.rounding)
+        method = choose_method(module, specs, use_fused=use_fused, rounding=roundings.by_source[source])
         if method.kind is Kind.FUSED and method.rounding == NEAREST and not target.options.is_on_cpu:
             method = replace(method, kind=Kind.DEVICE)
         file = (spooled or {}).get(source)
-        jobs.append(QuantizeJob(tensors[source], outputs, module, method, file, addition=added.get(source)))
+        moments, addition = roundings.moments.get(source), added.get(source)
+        jobs.append(QuantizeJob(tensors[source], outputs, module, method, file, moments, addition=addition))
 
     def position(job: Job) -> tuple[int, int]:
         return min((files[slots[name].file], slots[name].offset) for name in job.outputs)

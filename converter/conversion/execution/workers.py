@@ -99,12 +99,10 @@ class WorkerPool:
         while not self._stop.is_set():
             try:
                 job = self._jobs.get_nowait()
-                nonfinite = converter.convert(job)
+                found = converter.convert(job)
             except (queue.Empty, Stopped):
                 return
-            facts: dict[str, Any] = {"outputs": len(job.outputs)}
-            if nonfinite:
-                facts["nonfinite"] = nonfinite
+            facts: dict[str, Any] = {"outputs": len(job.outputs), **found}
             if self.random_state is not None and isinstance(job, QuantizeJob):
                 facts["random_state"] = self.random_state()
             self.staged.note(job.tensor.entry.name, **facts)

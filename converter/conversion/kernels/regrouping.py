@@ -10,22 +10,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from converter.conversion.kernels.scale_search import search_scales
+from converter.conversion.kernels.moments import Moments
 from converter.conversion.kernels.sdnq import QuantizedParts
-from converter.conversion.kernels.searching import as_numbers
+from converter.conversion.kernels.searching import as_numbers, improve_groups
 from converter.libraries import load_library
 
 
 def improve_scales(
-    result: QuantizedParts, data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]
+    result: QuantizedParts,
+    data: NDArray[np.uint8],
+    dtype: str,
+    shape: tuple[int, ...],
+    moments: Moments | None = None,
 ) -> QuantizedParts:
-    """Search the scales of what SDNQ made of a weight, or of a run of its rows.
+    """Search the scales of what SDNQ made of a weight, or of a run of its rows, and calibrate its codes.
 
     Args:
         result: what it made: integers of at most 8 bits with plain scales.
         data: the bytes of the source.
         dtype: its safetensors dtype.
         shape: its shape.
+        moments: of the inputs of a linear; None to search scales only.
 
     Returns:
         The same parts, of the same dtypes and shapes, with another content where that lowers the error of a group.
@@ -33,13 +38,15 @@ def improve_scales(
     layout = _Layout(result)
     zero_points = layout.values("zero_point") if "zero_point" in result.parts else None
     scales, codes = layout.values("scale"), layout.codes()
-    search_scales(
+    improve_groups(
         layout.numbers(as_numbers(data, dtype).reshape(shape)),
         codes,
         scales,
         zero_points,
+        channels=shape[-1],
         bits=result.dequantizer.num_bits,
         round_scales=result.parts["scale"].dtype == torch.bfloat16,
+        moments=moments,
     )
     parts = {**result.parts, "weight": layout.packed(codes), "scale": layout.stored(scales, "scale")}
     if zero_points is not None:

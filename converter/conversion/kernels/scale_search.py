@@ -68,25 +68,31 @@ def _round(bits):
 
 
 @njit(**OPTIONS)
-def _add_squares(numbers, restored, errors):
+def _add_squares(numbers, restored, weights, errors):
     for index in range(numbers.size):
         difference = _f64(restored[index] - numbers[index])
-        errors[index] += difference * difference
+        if weights is None:
+            errors[index] += difference * difference
+        else:
+            errors[index] += difference * difference * weights[index]
 
 
 @njit(**OPTIONS)
-def _add_differences(numbers, restored, codes, differences, moments):
+def _add_differences(numbers, restored, codes, weights, differences, moments):
     for index in range(numbers.size):
         difference = _f32(restored[index] - numbers[index])
+        if weights is not None:
+            difference *= weights[index]
         differences[index] += difference
         moments[index] += codes[index] * difference
 
 
 @njit(**OPTIONS)
-def _add_codes(codes, sums, squares):
+def _add_codes(codes, weights, sums, squares):
     for index in range(codes.size):
-        sums[index] += codes[index]
-        squares[index] += codes[index] * codes[index]
+        code = codes[index] if weights is None else codes[index] * weights[index]
+        sums[index] += code
+        squares[index] += code * codes[index]
 
 
 @njit(**OPTIONS)
@@ -100,11 +106,12 @@ def _fold(values, lanes):
 
 
 @njit(**OPTIONS)
-def _measure(numbers, scales, zeros, least, most, round_result, lanes, work, errors, sums):
+def _measure(numbers, weights, scales, zeros, least, most, round_result, lanes, work, errors, sums):
     """Choose codes for each group, and compute their error and what a fit needs.
 
-    ``numbers`` has the groups side by side; ``scales`` and ``zeros`` repeat theirs ROWS times. ``errors`` receives the
-    squared errors, ``sums`` those of differences, codes times differences, codes, and their squares.
+    ``numbers`` has the groups side by side, and so have their ``weights``; ``scales`` and ``zeros`` repeat theirs ROWS
+    times. ``errors`` receives the squared errors, ``sums`` those of differences, codes times differences, codes, and
+    their squares.
     """
     codes, restored = work[0], work[1]
     bits = work[1].view(np.uint32)
@@ -114,19 +121,20 @@ def _measure(numbers, scales, zeros, least, most, round_result, lanes, work, err
     for first in range(0, numbers.size, width):
         part = numbers[first : first + width]
         size = part.size
+        own = None if weights is None else weights[first : first + width]
         _restore(part, scales, zeros, least, most, codes, restored)
         if round_result:
             _round(bits)
-        _add_squares(part, restored, errors)
-        _add_differences(part, restored, codes, sums[0], sums[1])
-        _add_codes(codes[:size], sums[2], sums[3])
+        _add_squares(part, restored, own, errors)
+        _add_differences(part, restored, codes, own, sums[0], sums[1])
+        _add_codes(codes[:size], own, sums[2], sums[3])
     _fold(errors, lanes)
     for kind in range(4):
         _fold(sums[kind], lanes)
 
 
 @njit(**OPTIONS)
-def _known_error(numbers, codes, scale, zero, least, round_result):
+def _known_error(numbers, codes, weights, scale, zero, least, round_result):
     """The squared error of the codes that a group has."""
     one = np.empty(1, np.float32)
     error = _f64(0)
@@ -135,7 +143,7 @@ def _known_error(numbers, codes, scale, zero, least, round_result):
         if round_result:
             _round(one.view(np.uint32))
         difference = _f64(one[0] - numbers[index])
-        error += difference * difference
+        error += difference * difference if weights is None else difference * difference * weights[index]
     return error
 
 
@@ -209,7 +217,7 @@ def _choose_codes(numbers, codes, scale, zero, least, most):
 
 
 @njit(**OPTIONS)
-def _search(source, all_codes, all_scales, all_zeros, has_zero, least, most, round_scales, ends):
+def _search(source, weights, all_codes, all_scales, all_zeros, has_zero, least, most, round_scales, ends):
     """``search_scales`` of groups that fill all lanes, or are fewer."""
     groups, length = source.shape
     lanes = min(LANES, groups)
@@ -221,6 +229,12 @@ def _search(source, all_codes, all_scales, all_zeros, has_zero, least, most, rou
     errors, known, best = np.empty(width, np.float64), np.empty(lanes, np.float64), np.empty(lanes, np.float64)
     promises = np.empty((2, lanes), np.float64)
     starts = ends.size * (ends.size if has_zero else 1)
+    count, side_by_side = float(length), None
+    if weights is not None:
+        count = weights.sum()
+        side_by_side = np.empty(length * lanes, np.float32)
+        for index in range(length):
+            side_by_side[index * lanes : (index + 1) * lanes] = weights[index]
     for first in range(0, groups, lanes):
         group_scales, group_zeros = all_scales[first : first + lanes], all_zeros[first : first + lanes]
         for lane in range(lanes):
@@ -228,7 +242,8 @@ def _search(source, all_codes, all_scales, all_zeros, has_zero, least, most, rou
             for index in range(length):
                 numbers[index * lanes + lane] = own[index]
             codes = all_codes[first + lane]
-            known[lane] = _known_error(own, codes, group_scales[lane], group_zeros[lane], least, round_scales)
+            scale, zero = group_scales[lane], group_zeros[lane]
+            known[lane] = _known_error(own, codes, weights, scale, zero, least, round_scales)
         best[:] = known
         promises[1] = np.inf
         for step in range(starts + FITS):
@@ -239,10 +254,10 @@ def _search(source, all_codes, all_scales, all_zeros, has_zero, least, most, rou
                 zeros[:lanes] = fits[3]
             _repeat(scales, lanes, round_scales)
             _repeat(zeros, lanes, round_scales)
-            _measure(numbers, scales, zeros, least, most, round_scales, lanes, work, errors, sums)
+            _measure(numbers, side_by_side, scales, zeros, least, most, round_scales, lanes, work, errors, sums)
             _note_better(errors, scales, zeros, best, best_values[0], best_values[1])
             is_start = step < starts
-            _fit(errors, sums, length, scales, zeros, has_zero, round_scales, is_start, promises, fits)
+            _fit(errors, sums, count, scales, zeros, has_zero, round_scales, is_start, promises, fits)
         for lane in range(lanes):
             if best[lane] < known[lane]:
                 scale, zero = best_values[0, lane], best_values[1, lane]
@@ -259,6 +274,7 @@ def search_scales(
     *,
     bits: int,
     round_scales: bool,
+    weights: NDArray[np.float32] | None = None,
 ) -> None:
     """Lower the squared error of quantized groups, in place.
 
@@ -272,6 +288,7 @@ def search_scales(
         zero_points: of the groups; None for signed codes, which have none.
         bits: of a code.
         round_scales: whether scales, zero points and restored numbers are bfloat16; if not, they are float32.
+        weights: of the squared errors at the places of a group, ``[length]``; all are 1 if None.
     """
     has_zero = zero_points is not None
     zeros = zero_points if zero_points is not None else np.zeros_like(scales)
@@ -283,5 +300,5 @@ def search_scales(
     full = len(numbers) - len(numbers) % LANES
     for groups in (slice(0, full), slice(full, None)):
         if len(numbers[groups]):
-            own = numbers[groups], codes[groups], scales[groups], zeros[groups]
-            _search(*own, has_zero, _f32(least), _f32(most), round_scales, ends)
+            own = codes[groups], scales[groups], zeros[groups]
+            _search(numbers[groups], weights, *own, has_zero, _f32(least), _f32(most), round_scales, ends)

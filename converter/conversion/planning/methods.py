@@ -8,17 +8,15 @@ grow with the tensor; with a transposed result, it grows by that result alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from math import gcd, prod
-from typing import Any
 
 from converter.checkpoint.layout import TensorSpec
 from converter.conversion.planning.plan import Plan, PlannedModule
-from converter.conversion.planning.rules import weight_format
-from converter.conversion.recipe.recipe import NEAREST, Recipe
-from converter.errors import RecipeError
+from converter.conversion.planning.rounding import COUPLES, QUANTIZED_SCALES
+from converter.conversion.recipe.recipe import NEAREST
 
 #: Weights that share a scale in lensconv's kernel (``GROUP`` in ``kernels.fused``, without importing numba).
 FUSED_GROUP = 64
@@ -29,11 +27,6 @@ PACKING_RUN = 128
 ROWS_WORKING_BYTES = 40
 #: The same where it factorises, rotates, tries dtypes or sorts a codebook.
 WHOLE_WORKING_BYTES = 96
-#: Options of SDNQ that couple the rows of a weight, or make its codes more than multiples of a scale.
-_COUPLES = ("use_svd", "use_hadamard", "use_codebook", "use_stochastic_rounding", "use_dynamic_quantization")
-_QUANTIZED_SCALES = ("scale_dtype", "zero_point_dtype")
-#: The widest codes whose scales are searched; more bits leave next to no error.
-_MOST_SEARCHED_BITS = 8
 
 
 class Kind(Enum):
@@ -72,69 +65,9 @@ def choose_method(
         module: what to quantize and how.
         parts: the tensors that it becomes, by part.
         use_fused: whether lensconv's kernel may be chosen.
-        rounding: the recipe's; the module's codes are the nearest where it does not work.
+        rounding: how codes are chosen; it must work for the module.
     """
-    method = _sdnqs_method(module, parts, use_fused=use_fused)
-    return replace(method, rounding=rounding) if can_search(module, parts) else method
-
-
-def can_search(module: PlannedModule, parts: Mapping[str, TensorSpec]) -> bool:
-    """Whether scales of a module can be searched: its numbers are restored as multiples of a scale, from a zero point.
-
-    Args:
-        module: what to quantize and how.
-        parts: the tensors that it becomes, by part.
-    """
-    fmt = weight_format(module.options["weights_dtype"])
-    return (
-        fmt is not None
-        and fmt.is_integer
-        and fmt.bits <= _MOST_SEARCHED_BITS
-        and not any(module.options.get(name) for name in (*_COUPLES, *_QUANTIZED_SCALES))
-        and parts["scale"].dtype in ("BF16", "F32")
-    )
-
-
-def nearest_modules(plan: Plan, rounding: str) -> tuple[str, ...]:
-    """The modules, by name, whose codes are the nearest though the recipe has another rounding.
-
-    Args:
-        plan: what is quantized.
-        rounding: the recipe's.
-    """
-    if rounding == NEAREST:
-        return ()
-    parts = plan.parts
-    return tuple(sorted(m.name for source, m in plan.modules.items() if not can_search(m, parts[source])))
-
-
-def describe_rounding(plan: Plan, rounding: str) -> dict[str, Any]:
-    """How codes are chosen, as an entry for JSON; empty if they are SDNQ's.
-
-    Args:
-        plan: what is quantized.
-        rounding: the recipe's.
-    """
-    if rounding == NEAREST:
-        return {}
-    return {"rounding": {"method": rounding, "nearest": list(nearest_modules(plan, rounding))}}
-
-
-def refuse_useless_rounding(recipes: Sequence[Recipe], plans: Sequence[Plan]) -> None:
-    """Refuse recipes with a rounding that works for no module of their plans.
-
-    Raises:
-        RecipeError: there are such.
-    """
-    pairs = [pair for pair in zip(recipes, plans, strict=True) if pair[0].rounding != NEAREST]
-    if pairs and all(len(nearest_modules(plan, recipe.rounding)) == len(plan.modules) for recipe, plan in pairs):
-        recipe = pairs[0][0]
-        raise RecipeError(
-            f"recipe {recipe.name}",
-            f"rounding = {recipe.rounding} works for none of the modules that it quantizes",
-            "It needs integers of at most 8 bits, without SVD, rotation, codebook, stochastic rounding, dynamic dtypes "
-            "and quantized scales. For other options, use --rounding nearest.",
-        )
+    return replace(_sdnqs_method(module, parts, use_fused=use_fused), rounding=rounding)
 
 
 def _sdnqs_method(module: PlannedModule, parts: Mapping[str, TensorSpec], *, use_fused: bool) -> Method:
@@ -147,7 +80,7 @@ def _sdnqs_method(module: PlannedModule, parts: Mapping[str, TensorSpec], *, use
     """
     options = module.options
     if (
-        any(options.get(name) for name in (*_COUPLES, *_QUANTIZED_SCALES))
+        any(options.get(name) for name in (*COUPLES, *QUANTIZED_SCALES))
         or options.get("group_size") == -2
         # A constant group gives 0/0, which becomes uint32 by a rule that depends on the position in the tensor.
         or options["weights_dtype"] == "uint32"

@@ -76,9 +76,10 @@ OPTION_TYPES: dict[str, type] = {
     "use_dynamic_quantization": bool,
     "dynamic_loss_threshold": float,
 }
-#: How scales, zero points and codes are chosen: as SDNQ does, or by a search for the least squared error.
-NEAREST, SCALE = "nearest", "scale"
-ROUNDINGS = (NEAREST, SCALE)
+#: How scales, zero points and codes are chosen: as SDNQ does, by a search for the least squared error of weights, or of
+#: what layers compute, with inputs like those of a calibration.
+NEAREST, SCALE, CALIBRATED = "nearest", "scale", "calibrated"
+ROUNDINGS = (NEAREST, SCALE, CALIBRATED)
 #: Limit for the file of a recipe, in bytes; real ones have a few hundred.
 MAXIMUM_RECIPE_BYTES = 1_000_000
 
@@ -146,7 +147,7 @@ class Recipe:
     @property
     def depends_on_threads(self) -> bool:
         """Whether the number of torch's threads changes bits: a factorisation then adds up in another order."""
-        return any(options.get("use_svd") for options in self._all_options())
+        return self.rounding == CALIBRATED or any(options.get("use_svd") for options in self._all_options())
 
     @property
     def is_data_dependent(self) -> bool:

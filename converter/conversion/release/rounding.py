@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from converter.conversion.recipe.recipe import NEAREST
+from converter.conversion.recipe.recipe import CALIBRATED, NEAREST
 from converter.fields import Fields
 
 
@@ -16,6 +16,14 @@ class ManifestRounding:
     """The recipe's rounding; a newer version may know more of them."""
     nearest: tuple[str, ...] = ()
     """Modules for which it does not work, so that they have SDNQ's codes."""
+    scale: tuple[str, ...] = ()
+    """Modules that were not calibrated, so that their scales were searched instead."""
+    calibration_sha256: str = ""
+    """Of the file of the calibration; empty without one."""
+
+    def is_calibrated(self, module: str) -> bool:
+        """Whether the codes of a quantized module make up for each other's errors."""
+        return self.method == CALIBRATED and module not in self.nearest and module not in self.scale
 
     @classmethod
     def parse(cls, recipe: Fields) -> ManifestRounding:
@@ -26,4 +34,9 @@ class ManifestRounding:
         if "rounding" not in recipe.content:
             return cls()
         fields = Fields(recipe.take("rounding", dict), f"{recipe.where}: rounding", recipe.error)
-        return cls(fields.take("method", str), fields.take_strings("nearest"))
+        return cls(
+            fields.take("method", str),
+            fields.take_strings("nearest"),
+            fields.take_strings("scale"),
+            fields.take("calibration_sha256", str, ""),
+        )

@@ -35,6 +35,7 @@ from converter.measurement.ablation.options import VELOCITY, WEIGHTS, AblateOpti
 from converter.measurement.ablation.places import IMAGES_FOLDER, WORK_FOLDER, spool_folder
 from converter.measurement.ablation.subject import Original, hash_original
 from converter.measurement.ablation.variants import Variant, builtin_variants, distinct_storages, read_variants
+from converter.measurement.benchmark.output_folder import refuse_output_folder
 from converter.measurement.evidence.files import write_evidence
 from converter.measurement.evidence.names import ABLATION_NAME
 from converter.measurement.generation.options import GenerateOptions
@@ -124,7 +125,7 @@ def ablate(
     options, drawing = options or AblateOptions(), drawing or GenerateOptions()
     if options.level != WEIGHTS and suite is None:
         raise UsageError("no prompts were given, which the levels velocity and images need")
-    _refuse_output(output, original)
+    refuse_output_folder(output, original, ("images", str(IMAGES_FOLDER), WORK_FOLDER))
     target = _open_target(original, recipe, options)
     variants = _find_variants(target, options)
     described = hash_original(target.checkpoint, reporter)
@@ -250,21 +251,6 @@ def _unquantized_bytes(target: Target) -> int:
     """Footprint of the denoiser if every module is kept."""
     kept = Recipe("unquantized", target.recipe.options, (Rule(match="*", keep=True),))
     return sum(spec.bytes for spec in plan_with_sdnq(target.checkpoint, kept).specs)
-
-
-def _refuse_output(output: Path, original: Path) -> None:
-    """Refuse an output folder that is inside the original, is a file, or contains links.
-
-    Raises:
-        OutputError: it is refused.
-    """
-    if output.resolve().is_relative_to(original.resolve()):
-        raise OutputError(f"{output}: is inside the original", "Choose another folder with --out.")
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: is not a folder", "Choose another name.")
-    for folder in (output / "images", output / IMAGES_FOLDER, output / WORK_FOLDER):
-        if folder.is_symlink():
-            raise OutputError(f"{folder}: is a link, which may lead elsewhere", "Remove it.")
 
 
 def _drop_earlier(output: Path) -> None:

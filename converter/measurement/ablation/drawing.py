@@ -19,6 +19,7 @@ from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
 from converter.errors import ImageError
 from converter.libraries import package_versions
+from converter.measurement.ablation.calibrating import gather_calibration
 from converter.measurement.ablation.contents import (
     INTERVAL_METHOD,
     MeasuredVariant,
@@ -40,7 +41,7 @@ from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.measurement.sensitivity.call_files import read_calls, write_calls
 from converter.measurement.sensitivity.calls import METHOD, Call, record_calls
-from converter.measurement.sensitivity.loaded import LoadedOriginal, load_original, open_original
+from converter.measurement.sensitivity.loaded import LoadedOriginal, load_original, open_original, refuse_options
 from converter.measurement.sensitivity.measured import measure_variant
 from converter.measurement.sensitivity.swapping import Swapping
 
@@ -74,6 +75,7 @@ class DrawnLevels:
         journal: AblationJournal,
         reporter: Reporter,
     ) -> None:
+        refuse_options(drawing)
         self._output = output
         self._suite = suite
         self._options = options
@@ -121,9 +123,12 @@ class DrawnLevels:
         velocities = [one for one in distinct.values() if self._missing_velocities(one.digest)]
         images = [one for one in distinct.values() if self._missing_images(one.digest)]
         failed: dict[tuple[str, str], str] = {}
-        if velocities or images or any(map(self._missing_images, self._kinds)):
+        calibrates = self._options.calibration is not None
+        if velocities or images or calibrates or any(map(self._missing_images, self._kinds)):
             loaded = self._load()
-            calls = self._calls(loaded) if velocities else []
+            calls = self._calls(loaded) if velocities or calibrates else []
+            if self._options.calibration is not None:
+                gather_calibration(loaded, calls, measured, self._options, self._reporter)
             self._draw_originals(loaded)
             with Swapping(loaded, spool) as swapping:
                 failed |= self._measure_velocities(loaded, swapping, velocities, calls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from converter.errors import UsageError
 from converter.measurement.generation.options import check_values, option
 
 #: The levels in the order of what they cost; each includes those before it.
@@ -35,6 +36,15 @@ class AblateOptions:
     calls: int = option(
         6, "Number of denoising steps of each of these prompts in which the velocity is compared.", range=(1, 1000)
     )
+    calibration: Path | None = field(
+        default=None,
+        metadata={
+            "help": "File to write the second moments of the inputs of all layers to, gathered in the same steps; for "
+            "`convert --rounding calibrated`. Not at the level of weights.",
+            "kind": "path",
+            "option": "--write-calibration",
+        },
+    )
     skip_baseline: bool = option(
         False,
         "Do not generate the baseline: images of the original with a second seed, which show how much images differ by "
@@ -60,6 +70,10 @@ class AblateOptions:
             UsageError: there is such a value.
         """
         check_values(self)
+        if self.calibration is not None and self.level == WEIGHTS:
+            raise UsageError(
+                "--write-calibration: at the level of weights, no inputs are gathered", "Add --level velocity."
+            )
 
     def includes(self, level: str) -> bool:
         """Whether a level is measured."""

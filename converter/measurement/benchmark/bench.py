@@ -21,6 +21,7 @@ from converter.measurement.benchmark.journal import JOURNAL_NAME, Journal, is_im
 from converter.measurement.benchmark.machine_probe import probe_machine
 from converter.measurement.benchmark.measuring import Bench
 from converter.measurement.benchmark.options import BenchOptions
+from converter.measurement.benchmark.output_folder import refuse_output_folder
 from converter.measurement.benchmark.repos import choose_image_settings, cut_texts
 from converter.measurement.benchmark.subjects import Subject, find_summary, open_subjects
 from converter.measurement.benchmark.trace_files import FLAT_FIELD, TRACES_FOLDER, remove_traces
@@ -119,7 +120,8 @@ def bench(
     """
     started = time.monotonic()
     options, drawing = options or BenchOptions(), drawing or GenerateOptions()
-    _refuse_output(output, original)
+    folders = ("images", *(f"images/{kind}" for kind in _IMAGE_FOLDERS), TRACES_FOLDER)
+    refuse_output_folder(output, original, folders)
     choose_device(drawing.device)
     subjects = open_subjects(original, quantized, reporter, drawing.adapters)
     options = measured_options(options, subjects[0].repo)
@@ -213,22 +215,6 @@ def _plan_text(options: BenchOptions) -> str:
     if pairs < FEWEST_PAIRS:
         return f"{text}; times are compared with at least {FEWEST_PAIRS}"
     return f"{text}; a pair that something else disturbs is measured once more"
-
-
-def _refuse_output(output: Path, original: Path) -> None:
-    """Refuse an output folder that is inside the original, is a file, or contains links.
-
-    Raises:
-        OutputError: it is refused.
-    """
-    if output.resolve().is_relative_to(original.resolve()):
-        raise OutputError(f"{output}: is inside the original repo", "Choose another folder with --out.")
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: is not a folder", "Choose another name.")
-    folders = (output / "images", *(output / "images" / kind for kind in _IMAGE_FOLDERS), output / TRACES_FOLDER)
-    for folder in folders:
-        if folder.is_symlink():
-            raise OutputError(f"{folder}: is a link, which may lead elsewhere", "Remove it.")
 
 
 def _refuse_foreign(output: Path, quantized: Path) -> None:

@@ -87,8 +87,8 @@ class Comparison:
             key: [string for string in strings if string.strip()] for key, strings in (required or {}).items()
         }
         self._steps = steps
-        #: What was read in images of originals, by path and reader.
-        self._originals: dict[tuple[Path, str], list[Reading]] = {}
+        #: What was read in images of originals, by path, reader and strings.
+        self._originals: dict[tuple[object, ...], list[Reading]] = {}
         self._reasons = defaultdict[str, list[str]](list)
         self._lpips = self._attempt("lpips", _load_lpips, lpips)
         self._readers = self._attempt("text", _load_readers, text, any(self._required.values()))
@@ -199,12 +199,11 @@ class Comparison:
         for name, strings in self._readers.assign(required):
             read = partial(self._read_image, self._readers, name, strings)
             # Several models are compared with one original, whose images are read once.
-            unread = [image for image in images if (image[0], name) not in self._originals]
+            key = pair.original, name, *strings
+            unread = images[1:] if key in self._originals else images
             found = run_in_threads(read, unread, workers=len(images), name="reader", refresh=lambda: None)
-            by_path = dict(zip((path for path, _ in unread), found, strict=True))
-            self._originals.setdefault((pair.original, name), by_path.get(pair.original, []))
-            texts = self._originals[pair.original, name]
-            for string, one, other in zip(strings, texts, by_path.get(pair.quantized, texts), strict=True):
+            texts = self._originals.setdefault(key, found[0])
+            for string, one, other in zip(strings, texts, found[-1], strict=True):
                 rates = one.error_rate, other.error_rate
                 measured[string] = TextAccuracy(string, *rates, name, one.text, other.text)
         return tuple(measured[string] for string in required)

@@ -17,6 +17,7 @@ from torch import nn
 from converter.checkpoint.layout import TensorSpec
 from converter.checkpoint.source import Checkpoint
 from converter.console import SILENT, Reporter
+from converter.conversion.recipe.calibration import FORMAT
 from converter.errors import ImageError
 from converter.measurement.generation.loading import blaming
 from converter.measurement.sensitivity.calls import Call, repeat
@@ -24,8 +25,6 @@ from converter.measurement.sensitivity.inputs import GatheredInputs, watching
 from converter.measurement.sensitivity.loaded import LoadedOriginal
 from converter.measurement.sensitivity.tensor_files import write_tensors
 
-#: What the metadata of such a file says.
-FORMAT = "lensconv-calibration/1"
 #: Most channels of a block, by default. Wider layers get a block-diagonal matrix, whose size grows linearly.
 LIMIT = 4096
 #: Rows that are multiplied at a time, in float32; products are added up in float64.

@@ -43,8 +43,9 @@ from converter.models.lens.features import PromptFeatures
 from converter.models.lens.mxfp4 import unpacking_text
 from converter.models.unsuitable import refuse_adapter, refuse_quantized
 
-#: Does nothing after a step.
-_NOTHING: Callable[[], object] = lambda: None  # noqa: E731 - a default of several functions
+
+def _do_nothing() -> None:
+    """Ignore the end of a step."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class LoadedOriginal:
         """The denoiser's tensors on disk."""
         return denoiser_checkpoint(self.repo)
 
-    def draw(self, settings: ImageSettings, step_done: Callable[[], object] = _NOTHING) -> Image:
+    def draw(self, settings: ImageSettings, step_done: Callable[[], object] = _do_nothing) -> Image:
         """Draw an image.
 
         Args:
@@ -157,7 +158,7 @@ def load_original(
         DeviceError: the device cannot be used.
         DependencyError: a package is missing.
     """
-    _refuse_options(options)
+    refuse_options(options)
     device = choose_device(options.device)
     use_device(device)
     dtype: torch.dtype = getattr(torch, options.dtype)
@@ -180,7 +181,7 @@ def load_original(
     return LoadedOriginal(repo, pipeline, device, dtype)
 
 
-def _refuse_options(options: GenerateOptions) -> None:
+def refuse_options(options: GenerateOptions) -> None:
     """Refuse what would keep weights elsewhere than in the modules, or computes with them in another way.
 
     Raises:

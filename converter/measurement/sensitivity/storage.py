@@ -14,9 +14,10 @@ from functools import cached_property
 from pathlib import Path
 
 from converter.checkpoint.layout import TensorSpec
-from converter.conversion.planning.methods import can_search
 from converter.conversion.planning.plan import Plan, PlannedModule
-from converter.conversion.recipe.recipe import NEAREST
+from converter.conversion.planning.rounding import can_search
+from converter.conversion.recipe.recipe import CALIBRATED, NEAREST
+from converter.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,14 @@ def storages(plan: Plan, rounding: str = NEAREST) -> dict[str, Storage]:
     Args:
         plan: what is quantized.
         rounding: the recipe's; modules for which it does not work have SDNQ's codes.
+
+    Raises:
+        RecipeError: the rounding needs a calibration.
     """
+    if rounding == CALIBRATED:
+        raise RecipeError(
+            "rounding = calibrated", "needs a calibration, which is not used here", "Use nearest or scale."
+        )
     parts = plan.parts
     found = {kept.source: Storage(kept.source, {"": kept.spec}, None) for kept in plan.kept}
     for source, module in plan.modules.items():
