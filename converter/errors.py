@@ -13,6 +13,7 @@ LensconvError               exit 1: what was examined or made is not what it sho
 │   │   ├── RecipeError              a recipe is malformed, or names something that the model does not have
 │   │   ├── SuiteError               a suite of prompts, or a card that should contain one, is malformed
 │   │   └── EvidenceError            a file of measurements has another format, or its figures contradict each other
+│   │       └── ScoresError              the scores of a search are malformed, or of other weights or options
 │   ├── UnsupportedCheckpoint    well formed, but it cannot be converted or checked
 │   ├── NonFiniteWeight          a weight is NaN or infinity
 │   └── OutputError              the output exists already, is inside the source, is read-only or in use
@@ -152,6 +153,12 @@ class EvidenceError(FileError):
     """A file of measurements has another format, or its figures contradict each other."""
 
     default_hint = "Measure again with `lensconv bench`; do not edit the file."
+
+
+class ScoresError(EvidenceError):
+    """The scores of a search are malformed, or of other weights or options."""
+
+    default_hint = "Search again without the scores of this file."
 
 
 class SuiteError(FileError):
