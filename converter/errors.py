@@ -13,6 +13,7 @@ LensconvError               exit 1: what was examined or made is not what it sho
 │   │   ├── RecipeError              a recipe is malformed, or names something that the model does not have
 │   │   ├── SuiteError               a suite of prompts, or a card that should contain one, is malformed
 │   │   └── EvidenceError            a file of measurements has another format, or its figures contradict each other
+│   │       └── ScoresError              the scores of a search are malformed, or of other weights or options
 │   ├── UnsupportedCheckpoint    well formed, but it cannot be converted or checked
 │   ├── NonFiniteWeight          a weight is NaN or infinity
 │   └── OutputError              the output exists already, is inside the source, is read-only or in use
@@ -26,6 +27,7 @@ LensconvError               exit 1: what was examined or made is not what it sho
 ├── HubError                 exit 4: the Hub refuses, lacks something, differs, or cannot be reached
 │   └── MissingObject            it no longer has a file that was uploaded
 ├── ReleaseError             exit 1: a release contains what must not be published, or differs from its manifest
+├── SolverError              exit 1: no optimum was found, as too many selections are almost as good
 ├── ImageError               exit 1: the model generated something that is not an image
 └── Interrupted              exit 130: Ctrl-C or a termination signal
 """
@@ -153,6 +155,12 @@ class EvidenceError(FileError):
     default_hint = "Measure again with `lensconv bench`; do not edit the file."
 
 
+class ScoresError(EvidenceError):
+    """The scores of a search are malformed, or of other weights or options."""
+
+    default_hint = "Search again without the scores of this file."
+
+
 class SuiteError(FileError):
     """A suite of prompts is malformed, or a card contains none that can be read without guessing."""
 
@@ -211,6 +219,10 @@ class MissingObject(HubError):
 
 class ReleaseError(LensconvError):
     """A release contains what must not be published, or differs from its manifest."""
+
+
+class SolverError(LensconvError):
+    """No optimum was found, as too many selections are almost as good."""
 
 
 class ImageError(LensconvError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Fields:
                 raise self.error(self.where, f"{key} is missing", hint)
             return default
         value = self.content[key]
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
             return float(value)
         if type(value) is not kind:
             raise self.error(self.where, f"{key} must be {_TYPE_NAMES[kind]}, not {value!r:.100}")

@@ -37,6 +37,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     f"x is missing. {EvidenceError.default_hint}": lambda: Fields({}, "mine.toml", EvidenceError).take("x", int),
     "name must be an integer, not 'mine'": lambda: fields().take("name", int),
     "name must be a number, not 'mine'": lambda: fields().take("name", float),
+    f"big must be a number, not 1{'0' * 99}": lambda: fields(f"big = 1{'0' * 400}").take("big", float),
     "on must be a number, not True": lambda: fields("on = true").take("on", float),
     "seed must be true or false, not 3": lambda: fields().take("seed", bool),
     "seed must be an array, not 3": lambda: fields().take_strings("seed"),

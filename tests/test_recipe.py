@@ -52,12 +52,13 @@ def test_what_ships() -> None:
 def test_a_recipe_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
-        'description = "d"\nclasses = ["A"]\nseed = 3\n'
+        f'description = "d"\nclasses = ["A"]\nseed = 3\nevidence_sha256 = "{"0a" * 32}"\n'
         '[sdnq]\nweights_dtype = "uint4"\ndynamic_loss_threshold = 1\nuse_svd = true\n'
         '[[rules]]\nfamily = "attn"\nweights_dtype = "int8"\n[[rules]]\nmatch = "*.w1"\nkeep = true\n'
     )
     recipe = find_recipe(str(file), LENS)
     assert (recipe.name, recipe.description, recipe.classes, recipe.seed) == ("mine", "d", ("A",), 3)
+    assert recipe.evidence_sha256 == "0a" * 32
     assert recipe.options["dynamic_loss_threshold"] == 1.0
     assert recipe.rules == (Rule(family="attn", options={"weights_dtype": "int8"}), Rule(match="*.w1", keep=True))
     assert recipe.is_random

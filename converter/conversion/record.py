@@ -74,6 +74,7 @@ class Converted:
             },
             "recipe": {
                 "name": recipe.name,
+                **({"evidence_sha256": recipe.evidence_sha256} if recipe.evidence_sha256 else {}),
                 "seed": recipe.seed,
                 **self._describe_rounding(),
                 "quantize_from": options.quantize_from,

@@ -32,6 +32,7 @@ NAMES = (
     "rehearsal",
     "report",
     "sdnq_quantization_summary",
+    "search",
     "synth",
     "verify",
     "weight_fidelity",

@@ -127,9 +127,9 @@ def resolve_config(recipe: Recipe, model: nn.Module, modules: Sequence[NamedModu
         RecipeError: an option has a value that SDNQ does not know, or a rule matches nothing.
     """
     quantizer, utilities = load_library("sdnq.quantizer"), load_library("sdnq.utils")
-    _check_dtypes(recipe.options, f"recipe {recipe.name}")
+    check_dtypes(recipe.options, f"recipe {recipe.name}")
     for rule in recipe.rules:
-        _check_dtypes(rule.options, f"recipe {recipe.name}, rule for {rule}")
+        check_dtypes(rule.options, f"recipe {recipe.name}, rule for {rule}")
     try:
         config = quantizer.SDNQConfig(**recipe.options)
     except (TypeError, ValueError, KeyError) as error:
@@ -172,7 +172,12 @@ def resolve_config(recipe: Recipe, model: nn.Module, modules: Sequence[NamedModu
     return config, unmatched
 
 
-def _check_dtypes(options: Mapping[str, Any], where: str) -> None:
+def check_dtypes(options: Mapping[str, Any], where: str) -> None:
+    """Refuse dtypes that SDNQ does not know; ``where`` says what has them.
+
+    Raises:
+        RecipeError: there is one; the hint names similar dtypes.
+    """
     common = load_library("sdnq.common")
     for name in ("weights_dtype", "scale_dtype", "zero_point_dtype", "quantized_matmul_dtype"):
         known = common.accepted_matmul_dtypes if name == "quantized_matmul_dtype" else common.accepted_weight_dtypes
@@ -180,7 +185,7 @@ def _check_dtypes(options: Mapping[str, Any], where: str) -> None:
         if name in ("scale_dtype", "zero_point_dtype"):
             value = named_dtype(value) or None
         if value is not None and value not in known:
-            near = difflib.get_close_matches(value, known, n=3)
+            near = difflib.get_close_matches(value.lower(), known, n=3)
             raise RecipeError(
                 where,
                 f"{name} = {value} is not a dtype of SDNQ",

@@ -28,7 +28,8 @@ replace the recipe's.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -117,6 +118,8 @@ class Recipe:
     """Seed of torch's generator, for options of SDNQ that use random numbers."""
     rounding: str = NEAREST
     """How codes are chosen, one of ``ROUNDINGS``."""
+    evidence_sha256: str = ""
+    """sha256 of the evidence by which a search chose the rules, in hexadecimal digits; empty if none did."""
     components: Mapping[str, Recipe] = field(default_factory=dict)
     """Recipes of components that have their own options and rules, by name."""
 
@@ -182,11 +185,20 @@ def find_recipe(name: str | None, class_name: str) -> Recipe:
     path = Path(name)
     if not path.is_file():
         raise RecipeError(name, "no such recipe and no such file", f"Built in: {', '.join(builtin)}.")
+    return parse_recipe(read_recipe_text(path), where=name)
+
+
+def read_recipe_text(file: Path) -> str:
+    """Read a TOML file with rules of recipes or like them, as far as that it is text.
+
+    Raises:
+        MissingInput: it cannot be read.
+        RecipeError: it is too long, or not UTF-8.
+    """
     try:
-        text = read_bounded(path, MAXIMUM_RECIPE_BYTES, RecipeError).decode("utf-8")
+        return read_bounded(file, MAXIMUM_RECIPE_BYTES, RecipeError).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise RecipeError(name, f"is not UTF-8 at byte {error.start}", "Save it again as UTF-8.") from error
-    return parse_recipe(text, where=name)
+        raise RecipeError(file, f"is not UTF-8 at byte {error.start}", "Save it again as UTF-8.") from error
 
 
 def choose_recipe(recipe: str | Recipe | None, checkpoint: Checkpoint) -> Recipe:
@@ -211,11 +223,14 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         RecipeError: it is not TOML, or has an unknown key, or a value of the wrong type.
     """
     content = parse_toml(text, where, RecipeError)
-    known = ("name", "description", "classes", "seed", "rounding", "sdnq", "rules", "components")
-    content.refuse_unknown(known, "a recipe")
+    texts = ("name", "description", "classes", "seed", "rounding", "evidence_sha256")
+    content.refuse_unknown((*texts, "sdnq", "rules", "components"), "a recipe")
     seed = content.take("seed", int, 0)
     if not 0 <= seed < 1 << 63:
         raise RecipeError(where, "seed must be a number from 0 to 2**63 - 1")
+    evidence = content.take("evidence_sha256", str, "")
+    if "evidence_sha256" in content.content and not re.fullmatch("[0-9a-f]{64}", evidence):
+        raise RecipeError(where, "evidence_sha256 must be 64 lower-case hexadecimal digits")
     recipe = Recipe(
         name=content.take("name", str, Path(where).stem),
         options=_sdnq_options(content),
@@ -224,6 +239,7 @@ def parse_recipe(text: str, *, where: str) -> Recipe:
         classes=content.take_strings("classes"),
         seed=seed,
         rounding=_take_rounding(content, NEAREST),
+        evidence_sha256=evidence,
     )
     components = Fields(content.take("components", dict, {}), where, RecipeError)
     return replace(recipe, components={name: _parse_component(recipe, components, name) for name in components.content})
@@ -312,7 +328,7 @@ def resolve_rules(
     for rule in recipe.rules:
         matched = [module for module in modules if rule_matches(rule, module, class_name)]
         if not (matched or rule.optional or _keeps_any(rule, names, class_name)):
-            raise _no_match(recipe, rule, modules, names, class_name)
+            raise no_match(f"recipe {recipe.name}, rule for {rule}", rule, modules, names, class_name)
         for module in matched:
             decided[module] = rule
     return decided
@@ -350,8 +366,16 @@ def rule_matches(rule: Rule, module: str, class_name: str) -> bool:
     return fnmatchcase(module, rule.match) or fnmatchcase(module + ".weight", rule.match)
 
 
-def _no_match(recipe: Recipe, rule: Rule, modules: Sequence[str], names: set[str], class_name: str) -> RecipeError:
-    where = f"recipe {recipe.name}, rule for {rule}"
+def no_match(where: str, rule: Rule, modules: Sequence[str], names: Collection[str], class_name: str) -> RecipeError:
+    """Return the error for a rule that selects nothing; it names what is similar.
+
+    Args:
+        where: the rule, for the message.
+        rule: what it selects counts.
+        modules: full names of the modules that could be selected.
+        names: full names of all modules and tensors.
+        class_name: class of the model, for its families.
+    """
     if rule.family:
         families = sorted({family(module + ".weight", class_name) for module in modules})
         return RecipeError(where, "no module belongs to that family", f"Families: {', '.join(families)}.")
@@ -359,7 +383,7 @@ def _no_match(recipe: Recipe, rule: Rule, modules: Sequence[str], names: set[str
         return RecipeError(where, "matches only tensors that SDNQ cannot quantize", "Remove the rule.")
     parts = {part for name in names for part in name.split(".") if not part.isdigit()}
     wanted = rule.match.strip("*.")
-    near = difflib.get_close_matches(wanted, sorted(parts | names), n=4, cutoff=0.5)
+    near = difflib.get_close_matches(wanted, sorted(parts.union(names)), n=4, cutoff=0.5)
     return RecipeError(
         where,
         "matches nothing in the model",

@@ -23,11 +23,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from converter.checkpoint.files import read_bounded
 from converter.checkpoint.source import Checkpoint
 from converter.conversion.planning.plan import Plan
 from converter.conversion.planning.planner import plan_with_sdnq
-from converter.conversion.recipe.recipe import MAXIMUM_RECIPE_BYTES, Recipe, Rule, choose_recipe, parse_overlay
+from converter.conversion.recipe.recipe import Recipe, Rule, choose_recipe, parse_overlay, read_recipe_text
 from converter.errors import RecipeError, UnsupportedCheckpoint, printable
 from converter.fields import Fields, parse_toml
 from converter.measurement.sensitivity.storage import Storage, storages
@@ -107,11 +106,7 @@ def read_variants(file: Path, checkpoint: Checkpoint, recipe: Recipe) -> list[Va
         MissingInput: the file cannot be read.
         RecipeError: it is malformed, or a variant does not fit the model.
     """
-    try:
-        text = read_bounded(file, MAXIMUM_RECIPE_BYTES, RecipeError).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RecipeError(file, f"is not UTF-8 at byte {error.start}", "Save it again as UTF-8.") from error
-    content = parse_toml(text, str(file), RecipeError)
+    content = parse_toml(read_recipe_text(file), str(file), RecipeError)
     content.refuse_unknown(("variants",), "a file of variants")
     tables = content.take_tables("variants", "variant")
     if not 0 < len(tables) <= MOST_VARIANTS:
