@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,22 +27,21 @@ from converter.measurement.ablation.contents import (
     image_row,
     original_row,
 )
-from converter.measurement.ablation.journal import ORIGINAL, ORIGINALS, AblationJournal, RecordedCalls
+from converter.measurement.ablation.journal import ORIGINAL, ORIGINALS, AblationJournal
 from converter.measurement.ablation.options import IMAGES, VELOCITY, AblateOptions
 from converter.measurement.ablation.places import IMAGES_FOLDER, calls_file
-from converter.measurement.ablation.subject import Original, open_subject
+from converter.measurement.ablation.subject import Original, open_drawn
 from converter.measurement.benchmark.image_files import image_seed
-from converter.measurement.benchmark.machine_probe import probe_machine
-from converter.measurement.benchmark.repos import ImageSettings, choose_image_settings, cut_texts, describe_settings
+from converter.measurement.benchmark.repos import ImageSettings, describe_settings
 from converter.measurement.comparison.compare import Comparison
 from converter.measurement.comparison.pairs import ImagePair
 from converter.measurement.generation.image_file import write_image
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
-from converter.measurement.sensitivity.call_files import read_calls, write_calls
-from converter.measurement.sensitivity.calls import METHOD, Call, record_calls
-from converter.measurement.sensitivity.loaded import LoadedOriginal, load_original, open_original, refuse_options
+from converter.measurement.sensitivity.calls import METHOD, Call
+from converter.measurement.sensitivity.loaded import LoadedOriginal
 from converter.measurement.sensitivity.measured import measure_variant
+from converter.measurement.sensitivity.recording import find_calls
 from converter.measurement.sensitivity.swapping import Swapping
 
 
@@ -75,33 +74,14 @@ class DrawnLevels:
         journal: AblationJournal,
         reporter: Reporter,
     ) -> None:
-        refuse_options(drawing)
         self._output = output
         self._suite = suite
         self._options = options
-        self._drawing = drawing
         self._journal = journal
         self._reporter = reporter
-        self._repo = open_original(folder)
-        self._subject = open_subject(self._repo, original, reporter)
+        self._original = open_drawn(folder, original, suite, drawing, reporter)
         self._followed = suite.prompts[: options.velocity_prompts]
-        with reporter.progress("describing the device", 1, "devices") as shown:
-            self._environment = probe_machine(drawing.device, shown.refresh)
-        shared = asdict(self._settings(ORIGINAL, suite.prompts[0]))
-        del shared["prompt"], shared["seed"]
-        journal.set_up(
-            {
-                "components": self._subject.components,
-                "suite": suite.sha256,
-                "settings": shared,
-                "calls": options.calls,
-                "environment": self._environment,
-            }
-        )
-        for text in dict.fromkeys(
-            cut_texts(self._repo, [self._settings(ORIGINAL, prompt) for prompt in suite.prompts])
-        ):
-            reporter.note(text)
+        journal.set_up({**self._original.conditions(suite), "calls": options.calls})
         self._drawn = suite.prompts if options.includes(IMAGES) else ()
         self._kinds = () if not self._drawn else (ORIGINAL,) if options.skip_baseline else ORIGINALS
         required = {prompt.id: prompt.required_text for prompt in self._drawn}
@@ -152,9 +132,9 @@ class DrawnLevels:
             list(self._found(self._journal.images, kind, self._drawn).values()) for kind in ORIGINALS
         )
         return {
-            "sources": {"original": self._subject.source()},
-            "environment": {**self._environment, "date": datetime.now(UTC).date().isoformat()},
-            "settings": describe_settings(self._repo, self._settings(ORIGINAL, self._suite.prompts[0])),
+            "sources": {"original": self._original.subject.source()},
+            "environment": {**self._original.environment, "date": datetime.now(UTC).date().isoformat()},
+            "settings": describe_settings(self._original.repo, self._settings(ORIGINAL, self._suite.prompts[0])),
             "suite": {
                 "name": self._suite.name,
                 "sha256": self._suite.sha256,
@@ -171,7 +151,7 @@ class DrawnLevels:
         return {"velocity": METHOD, "interval": INTERVAL_METHOD, **images}
 
     def _settings(self, kind: str, prompt: SuitePrompt) -> ImageSettings:
-        return choose_image_settings(self._repo, prompt.prompt, replace(self._drawing, seed=image_seed(kind, prompt)))
+        return self._original.settings(prompt, image_seed(kind, prompt))
 
     @staticmethod
     def _found(noted: Mapping[tuple[str, str], Any], model: str, prompts: Sequence[SuitePrompt]) -> dict[str, Any]:
@@ -193,7 +173,7 @@ class DrawnLevels:
         kinds = [(kind, prompt) for kind in self._kinds for prompt in self._drawn]
         wanted = [(ORIGINAL, prompt) for prompt in self._followed] + kinds
         settings = [self._settings(kind, prompt) for kind, prompt in wanted]
-        return load_original(self._repo, settings, self._drawing, reporter=self._reporter)
+        return self._original.load(settings, self._reporter)
 
     def _measure_velocities(
         self, loaded: LoadedOriginal, swapping: Swapping, variants: Sequence[MeasuredVariant], calls: Sequence[Call]
@@ -216,22 +196,9 @@ class DrawnLevels:
 
     def _calls(self, loaded: LoadedOriginal) -> list[Call]:
         """The original's calls of all prompts, as an interrupted run recorded them or recorded now."""
-        file, noted = calls_file(self._output), self._journal.calls
         prompts = {prompt.id: self._settings(ORIGINAL, prompt) for prompt in self._followed}
-        is_same = noted is not None and noted.prompts == list(prompts)
-        if noted is not None and is_same and file_sha256(file) == noted.sha256:
-            return read_calls(file)
-        calls = record_calls(loaded, prompts, self._options.calls)
-        with writing(file.parent):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        recorded = RecordedCalls(list(prompts), write_calls(calls, file))
-        if is_same and recorded != noted:
-            self._reporter.note(
-                "the original computes other numbers than in the earlier run, perhaps with other threads; each variant "
-                "is compared with those of its own run"
-            )
-        self._journal.note_calls(recorded)
-        return calls
+        file = calls_file(self._output)
+        return find_calls(loaded, prompts, self._options.calls, file, self._journal, self._reporter)
 
     def _draw_originals(self, loaded: LoadedOriginal) -> None:
         """Draw the original's images, and those with a second seed."""
