@@ -93,19 +93,20 @@ def test_harm_by_gradients_is_what_it_is_defined_as(is_kept: bool, example: Exam
         storage = example.candidates(plan)[LAST].storage
         change = change_of(loaded, storage, example.spool)
     changes = changes_of_output(example, storage, change)
-    generator, total, probes = torch.Generator().manual_seed(5), 0.0, 60
-    for call, found in zip(calls, changes, strict=True):
+    total, probes = 0.0, 60
+    samples = probes * len(calls)
+    for number, (call, found) in enumerate(zip(calls, changes, strict=True)):
+        generator = torch.Generator().manual_seed(5 + number)
         norm = float(call.output[0].double().square().sum())
         for _ in range(probes):
             direction = torch.randn(call.output[0].shape, generator=generator)
             total += float((direction.double() * found.double()).sum()) ** 2 / norm
     estimate = estimate_harms(loaded, calls, [storage], example.spool, probes=probes, seed=5)
-    assert estimate.samples == probes * len(calls)
-    assert estimate.harms == {(LAST, storage.key): pytest.approx(total / estimate.samples, rel=1e-4)}
+    assert estimate == {(LAST, storage.key): pytest.approx(total / samples, rel=1e-4)}
     norms = [float(call.output[0].double().square().sum()) for call in calls]
     true = sum(float(found.double().square().sum()) / norm for found, norm in zip(changes, norms, strict=True))
     # Four standard deviations of the mean of so many squares of normal numbers.
-    assert total / estimate.samples == pytest.approx(true / len(calls), rel=4 * math.sqrt(2 / estimate.samples))
+    assert total / samples == pytest.approx(true / len(calls), rel=4 * math.sqrt(2 / samples))
     if not is_kept:
         with Swapping(loaded, example.spool) as swapping:
             measured = measure_harms(loaded, swapping, calls, [example.candidates(plan)[LAST]])
@@ -121,7 +122,7 @@ def test_gradients_leave_the_model_as_it_was_and_repeat_themselves(example: Exam
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
 
     def estimated(**options: Any) -> Any:
-        return estimate_harms(loaded, example.calls[:2], found, example.spool, **{"probes": 2, **options}).harms
+        return estimate_harms(loaded, example.calls[:2], found, example.spool, **{"probes": 2, **options})
 
     harms = estimated()
     assert harms == estimated() == estimated(kept_bytes=0)
@@ -137,6 +138,19 @@ def test_gradients_leave_the_model_as_it_was_and_repeat_themselves(example: Exam
         assert parameter.grad is None
         assert not parameter._post_accumulate_grad_hooks
     assert loaded.denoiser.gradient_checkpointing is False
+    # A later run repeats only calls that it does not know, with the same result.
+    noted: dict[int, Any] = {}
+    assert estimated(note=noted.__setitem__) == harms
+    assert list(noted) == [0, 1]
+    second = noted.pop(1)
+    again: dict[int, Any] = {}
+    assert estimated(finished=noted, note=again.__setitem__) == harms
+    assert again == {1: second}
+    key = next(iter(harms))
+    incomplete = {name: value for name, value in second.items() if name != key}
+    assert estimated(finished={0: noted[0], 1: incomplete}, note=again.__setitem__) == harms
+    doubled = {0: {name: 2 * value for name, value in noted[0].items()}, 1: second}
+    assert estimated(finished=doubled)[key] == pytest.approx((2 * noted[0][key] + second[key]) / 2)
 
 
 def test_what_cannot_be_differentiated(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +221,7 @@ def test_gradients_predict_what_is_measured_on_a_trained_model(tmp_path: Path) -
     with Swapping(found.loaded, found.spool) as swapping:
         measured = measure_harms(found.loaded, swapping, found.calls, candidates)
         stored = [item.storage for item in candidates]
-        harms = estimate_harms(found.loaded, found.calls, stored, found.spool, probes=16).harms
+        harms = estimate_harms(found.loaded, found.calls, stored, found.spool, probes=16)
         assert agreement(harms, measured) > 0.95
         for plan in found.plans:
             own = found.candidates(plan)

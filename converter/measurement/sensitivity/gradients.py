@@ -12,10 +12,11 @@ bfloat16 have the ranks of harms measured in float32 (Spearman 0.99, 4 direction
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,14 +38,8 @@ _DOT_BYTES = 12
 _LESS = "Use fewer or smaller images, gradient checkpointing, or harms by inputs, which need no gradients."
 
 
-@dataclass(frozen=True)
-class GradientHarms:
-    """Estimates of squared relative errors of the denoiser's output."""
-
-    harms: dict[tuple[str, str], float]
-    """By the tensor's name in the source, and the key of the storage."""
-    samples: int
-    """Random directions, over all calls, of which each harm is a mean."""
+#: Harms by the tensor's name in the source, and the key of the storage.
+Harms = Mapping[tuple[str, str], float]
 
 
 def estimate_harms(
@@ -57,8 +52,10 @@ def estimate_harms(
     seed: int = 0,
     checkpointing: bool = False,
     kept_bytes: int = 1 << 30,
+    finished: Mapping[int, Harms] = MappingProxyType({}),
+    note: Callable[[int, Harms], object] = lambda *_: None,
     reporter: Reporter = SILENT,
-) -> GradientHarms:
+) -> dict[tuple[str, str], float]:
     """Estimate the harm of each way of storing a tensor, with one backward pass for each call and direction.
 
     Gradients have the dtype of the weights. They are freed once they are used, so the largest one counts, and what the
@@ -71,10 +68,16 @@ def estimate_harms(
         storages: the candidates, each of any tensor of the denoiser.
         spool: folder with the parts of quantized weights.
         probes: random directions for each call; they share its forward pass.
-        seed: of the directions, which are drawn on the CPU.
+        seed: of the first call's directions, which are drawn on the CPU; each call has the seed after that.
         checkpointing: whether blocks are computed again in the backward pass, which needs less memory.
         kept_bytes: bytes of changes that stay in memory; others are restored in each pass.
+        finished: harms of single calls, by number, from an earlier run with the same calls, directions and seed; a call
+            that lacks one is repeated.
+        note: is called with the number and the harms of each call.
         reporter: shows progress.
+
+    Returns:
+        The mean over all calls and directions of the estimated squared relative error.
 
     Raises:
         UsageError: the denoiser does not offer checkpointing.
@@ -85,23 +88,38 @@ def estimate_harms(
         MemoryLimitError: there is not enough memory.
     """
     changes = _Changes(loaded, storages, spool, kept_bytes)
-    sums = dict.fromkeys(changes.keys, 0.0)
-    generator = torch.Generator().manual_seed(seed)
-    _require_memory(changes.parameters, loaded.device)
+    numbers = range(len(calls))
+    found = {number: finished[number] for number in numbers if changes.keys <= finished.get(number, {}).keys()}
+    missing = [number for number in numbers if number not in found]
+    if missing:
+        _require_memory(changes.parameters, loaded.device)
     with (
         _blaming_memory(),
         blaming(loaded.repo.folder),
         _differentiating(loaded.denoiser, changes.parameters, checkpointing=checkpointing),
-        reporter.progress("differentiating", len(calls) * probes, "passes") as shown,
+        reporter.progress("differentiating", len(missing) * probes, "passes") as shown,
     ):
-        for call in calls:
-            for dots in _passes(loaded, call, changes, probes, generator):
+        for number in missing:
+            sums = dict.fromkeys(changes.keys, 0.0)
+            # A generator of its own, so that a call has the same directions in a run that continues.
+            generator = torch.Generator().manual_seed(seed + number)
+            for dots in _passes(loaded, calls[number], changes, probes, generator):
                 for key, dot in dots.items():
-                    sums[key] += dot
+                    sums[key] += _finite(dot, key, calls[number])
                 shown.advance(1)
                 shown.refresh()
-    samples = len(calls) * probes
-    return GradientHarms({key: total / samples for key, total in sums.items()}, samples)
+            found[number] = {key: total / probes for key, total in sums.items()}
+            note(number, found[number])
+    return {key: math.fsum(harms[key] for harms in found.values()) / len(calls) for key in sorted(changes.keys)}
+
+
+def _finite(dot: float, key: tuple[str, str], call: Call) -> float:
+    if not math.isfinite(dot):
+        raise ImageError(
+            f"{key[0]}: its gradient in prompt {printable(call.prompt)}, step {call.step}, is not finite",
+            "Compute in another --dtype, or use harms by inputs, which need no gradients.",
+        )
+    return dot
 
 
 class _Changes:
@@ -118,9 +136,9 @@ class _Changes:
         self._room = kept_bytes
 
     @property
-    def keys(self) -> list[tuple[str, str]]:
+    def keys(self) -> set[tuple[str, str]]:
         """The tensor's name in the source, and the key of the storage, of each candidate."""
-        return [(found.source, key) for storages in self._candidates.values() for key, found in storages.items()]
+        return {(found.source, key) for storages in self._candidates.values() for key, found in storages.items()}
 
     def dots(self, name: str, gradient: torch.Tensor) -> Iterator[tuple[tuple[str, str], torch.Tensor]]:
         """The product of a gradient and the change of each candidate, float64, by ``keys``."""
