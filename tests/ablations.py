@@ -97,7 +97,7 @@ def with_velocity(found: Content, errors: Mapping[str, Sequence[float]]) -> Cont
                 for number, calls in enumerate(([value * 1.25, value * 0.75] for value in values), 1)
             ]
             made["velocity"] = {"error": fmean(values), **interval(values), "prompts": rows}
-            if own is not None:
+            if own is not None and made is not found["variants"][0]:
                 pairs = [value - other for value, other in zip(values, own, strict=False)]
                 made["velocity"]["against_recipe"] = difference(pairs)
     return found
