@@ -34,6 +34,9 @@ from .measurement.prompts.card import import_card as import_card
 from .measurement.prompts.suite import PromptSuite as PromptSuite
 from .measurement.prompts.suite import SuitePrompt as SuitePrompt
 from .measurement.prompts.suite import read_suite as read_suite
+from .measurement.search.options import SearchOptions as SearchOptions
+from .measurement.search.search import SearchReport as SearchReport
+from .measurement.search.search import search as search
 from .presentation.card.make_card import CardReport as CardReport
 from .presentation.card.make_card import make_card as make_card
 from .presentation.card.options import CardOptions as CardOptions

@@ -65,6 +65,33 @@ def test_a_difference_whose_interval_includes_zero() -> None:
     )
 
 
+def test_a_recipe_of_a_search_is_compared_with_the_best_variant_that_is_not_larger() -> None:
+    """Where no variant quantizes more in the same way: uniform recipes, one of them too large."""
+    found = ablations.content(
+        ablations.variant("found", ALL, "int8"),
+        ablations.variant("small", ALL),
+        ablations.variant("best", ALL, "int8", "scale"),
+        ablations.variant("large", KEPT[:1]),
+    )
+    errors = {
+        "found": [0.05, 0.06, 0.055],
+        "small": [0.3, 0.3, 0.3],
+        "best": [0.07, 0.09, 0.08],
+        "large": [0.0, 0.0, 0.1],
+    }
+    sentence = describe_findings(ablations.with_velocity(found, errors))[0]
+    low, high = ttest_1samp([0.02, 0.03, 0.025], 0).confidence_interval(0.95)
+    assert sentence == (
+        "Of 2 variants that are not larger than “found”, “best” has the smallest velocity error, 0.08. That of “found” "
+        f"is 0.055 (95% interval of the difference {low:.3g} to {high:.3g}, over 3 prompts)."
+    )
+    same = two([0.05, 0.06, 0.055])
+    same["variants"][1] |= {
+        key: same["variants"][0][key] for key in ("sha256", "bytes", "quantized_modules", "dtypes", "weights")
+    }
+    assert describe_findings(same) == []
+
+
 @pytest.mark.parametrize(
     ("errors", "words"),
     [

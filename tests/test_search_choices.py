@@ -65,7 +65,7 @@ def make_space(*names: str, asked: tuple[Candidate, ...] = (*CANDIDATES, Candida
         stored = {kind: storage(name, dtype) for kind, dtype in kinds.items()}
         sizes = {kind: (number + 1) * (at + 1) for at, kind in enumerate(kinds)}
         modules.append(SearchedModule(f"{name}.weight", (name,), stored, sizes))
-    return SearchSpace(LENS, UINT4, asked, tuple(modules), 7, ("proj_out", "norm"))
+    return SearchSpace(LENS, UINT4, asked, tuple(modules), 7, {}, ("proj_out", "norm"))
 
 
 BLOCKS = make_space(*(f"blocks.{number}.{name}" for number in (0, 1) for name in ("to_q", "to_k", "to_out.0", "mlp")))

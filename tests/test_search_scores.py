@@ -1,4 +1,4 @@
-"""``search.json``: read again only for the weights, the modules and the options that were measured."""
+"""``scores.json``: read again only for the weights, the modules and the options that were measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from converter.errors import MissingInput, ScoresError
 from converter.measurement.ablation.subject import Original, hash_original
 from converter.measurement.search.candidates import KEPT, SearchSpace, find_choices, parse_candidates
 from converter.measurement.search.rules import parse_rule
-from converter.measurement.search.scores import describe_search, encode_search, read_scores
+from converter.measurement.search.scores import Scores, describe_scores, encode_scores, read_scores
 from converter.schemas import load_schema
 
 Content = dict[str, Any]
@@ -44,32 +44,37 @@ def make_harms(space: SearchSpace) -> dict[str, dict[str, float]]:
     }
 
 
+def make_scores(space: SearchSpace) -> Scores:
+    return Scores(make_harms(space), "gradients", {"quantize_from": "bfloat16", "prompts": ["P1", "P2"]})
+
+
 @pytest.fixture
 def content(original: Original, space: SearchSpace) -> Content:
     rules = [parse_rule("*.img_mod.*=keep"), parse_rule("*.to_q,*.to_k=same")]
-    return describe_search(
-        original, space, make_harms(space), method="weights: noise over energy", rules=rules, settings={"prompts": 3}
-    )
+    return describe_scores(original, space, make_scores(space), rules)
 
 
 def test_scores_are_read_as_they_were_written(
     original: Original, space: SearchSpace, content: Content, tmp_path: Path
 ) -> None:
-    jsonschema.validate(content, load_schema("search"))
-    encoded, digest = encode_search(content)
+    jsonschema.validate(content, load_schema("scores"))
+    encoded, digest = encode_scores(content)
     assert digest == hashlib.sha256(encoded).hexdigest()
-    file = tmp_path / "search.json"
+    file = tmp_path / "scores.json"
     file.write_bytes(encoded)
     harms = make_harms(space)
-    assert read_scores(file, original, space) == harms
+    found = read_scores(file, original, space, "bfloat16")
+    assert (found, found.prompts) == (make_scores(space), ("P1", "P2"))
+    with pytest.raises(ScoresError, match="has scores of weights quantized from bfloat16, not from float32"):
+        read_scores(file, original, space, "float32")
     assert all([*own][-1] == KEPT for own in harms.values())
     # A later search may have fewer candidates, but needs the score of what it keeps.
     fewer = find_choices(original.checkpoint, space.recipe, parse_candidates("uint4", space.recipe))
-    assert read_scores(file, original, fewer) == {
+    assert read_scores(file, original, fewer, "bfloat16").harms == {
         source: {name: own[name] for name in ("uint4", KEPT)} for source, own in harms.items()
     }
     with pytest.raises(ValueError, match="Out of range float values"):
-        encode_search({**content, "fixed_bytes": float("nan")})
+        encode_scores({**content, "fixed_bytes": float("nan")})
 
 
 def change(*path: str | int, to: Any) -> Callable[[Content], object]:
@@ -89,8 +94,8 @@ CHOICE = ("modules", 3, "choices", 1)
 #: What is done to the content, and how the complaint about the file begins.
 WRONG: list[tuple[Callable[[Content], object], str]] = [
     (
-        change("schema", to="lensconv.search/2"),
-        "has schema lensconv.search/2; this version of lensconv reads lensconv.s",
+        change("schema", to="lensconv.scores/2"),
+        "has schema lensconv.scores/2; this version of lensconv reads lensconv.s",
     ),
     (change("schema", to=3), "has no schema; this version"),
     (change("scores", to=1), "scores is not a key of a file of scores"),
@@ -137,6 +142,9 @@ WRONG: list[tuple[Callable[[Content], object], str]] = [
         "has scores of other weights: the original has fewer files",
     ),
     (change("sources", to={}), "sources: original is missing"),
+    (change("score", to="guesses"), "has scores by guesses, which is none of weights, inputs, gradients, measured"),
+    (change("settings", "prompts", to=[1]), "settings: prompts must be an array of strings"),
+    (change("settings", to={}), "settings: quantize_from is missing"),
 ]
 
 
@@ -150,10 +158,10 @@ def test_scores_that_do_not_fit_are_refused(
     tmp_path: Path,
 ) -> None:
     spoil(content)
-    file = tmp_path / "search.json"
+    file = tmp_path / "scores.json"
     file.write_text(json.dumps(content))
     with pytest.raises(ScoresError) as caught:
-        read_scores(file, original, space)
+        read_scores(file, original, space, "bfloat16")
     assert said in caught.value.message
     assert caught.value.message.startswith(f"{file}: ")
     assert "bench" not in caught.value.hint
@@ -161,19 +169,19 @@ def test_scores_that_do_not_fit_are_refused(
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1, "a": 2}', "{" * 10000, "\x00"])
 def test_what_is_no_json_object_is_refused(text: str, original: Original, space: SearchSpace, tmp_path: Path) -> None:
-    file = tmp_path / "search.json"
+    file = tmp_path / "scores.json"
     file.write_text(text)
     with pytest.raises(ScoresError) as caught:
-        read_scores(file, original, space)
+        read_scores(file, original, space, "bfloat16")
     assert caught.value.hint == "Search again without the scores of this file."
     with pytest.raises(MissingInput):
-        read_scores(tmp_path, original, space)
+        read_scores(tmp_path, original, space, "bfloat16")
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
-        change("schema", to="lensconv.search/2"),
+        change("schema", to="lensconv.scores/2"),
         change(*CHOICE, "harm", to=-1),
         change(*CHOICE, "storage", to="0"),
         change("modules", to=[]),
@@ -184,18 +192,18 @@ def test_what_is_no_json_object_is_refused(text: str, original: Original, space:
 def test_the_schema_refuses_what_is_wrong(spoil: Callable[[Content], object], content: Content) -> None:
     spoil(content)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(content, load_schema("search"))
+        jsonschema.validate(content, load_schema("scores"))
 
 
 def test_options_decide_whether_scores_fit(
     original: Original, space: SearchSpace, content: Content, tmp_path: Path
 ) -> None:
-    file = tmp_path / "search.json"
-    file.write_bytes(encode_search(content)[0])
+    file = tmp_path / "scores.json"
+    file.write_bytes(encode_scores(content)[0])
     for changed in (
         replace(space.recipe, rounding="nearest"),
         replace(space.recipe, options={**space.recipe.options, "use_quantized_matmul": False}),
     ):
         other = find_choices(original.checkpoint, changed, space.candidates)
         with pytest.raises(ScoresError, match=r"img_qkv as uint4 with other options of SDNQ"):
-            read_scores(file, original, other)
+            read_scores(file, original, other, "bfloat16")

@@ -167,6 +167,10 @@ def test_what_cannot_be_differentiated(example: Example, monkeypatch: pytest.Mon
         patched.setattr(loaded.denoiser, "_supports_gradient_checkpointing", False, raising=False)
         fails(UsageError, "LensTransformer2DModel does not offer gradient checkpointing", checkpointing=True)
     with monkeypatch.context() as patched:
+        drawn = torch.randn
+        patched.setattr(torch, "randn", lambda *shape, **options: drawn(*shape, **options) * 3e38)
+        fails(ImageError, f"^{LAST}: its gradient in prompt a red cube, step 0, is not finite")
+    with monkeypatch.context() as patched:
         patched.setattr(gradients, "free_memory_bytes", lambda: 1000)
         fails(MemoryLimitError, r"^gradients take at least [\d.]+ kB more memory, but only 1.0 kB are free")
 

@@ -42,6 +42,7 @@ COMMANDS = (
     "generate",
     "prompts",
     "ablate",
+    "search",
     "bench",
     "grid",
     "charts",

@@ -99,6 +99,7 @@ def ablate(
     options: AblateOptions | None = None,
     drawing: GenerateOptions | None = None,
     *,
+    variants: Sequence[Recipe] = (),
     reporter: Reporter = SILENT,
 ) -> AblationReport:
     """Measure variants of a recipe, and write ``ablation.json``.
@@ -113,6 +114,7 @@ def ablate(
         suite: the prompts; needed above the level of weights.
         options: how to measure.
         drawing: how to generate images; the seed is that of each prompt.
+        variants: recipes to measure besides, with different names; if there are any, ``options`` choose none.
         reporter: shows progress and notes.
 
     Raises:
@@ -127,7 +129,7 @@ def ablate(
         raise UsageError("no prompts were given, which the levels velocity and images need")
     refuse_output_folder(output, original, ("images", str(IMAGES_FOLDER), WORK_FOLDER))
     target = _open_target(original, recipe, options)
-    variants = _find_variants(target, options)
+    found = _find_variants(target, options, variants)
     described = hash_original(target.checkpoint, reporter)
     identity = {
         **described.identity,
@@ -147,7 +149,7 @@ def ablate(
         levels = None
         if suite is not None and options.includes(VELOCITY):
             levels = DrawnLevels(original, output, suite, options, drawing, described, journal, reporter)
-        measured = _Weights(target, journal, output, levels, reporter).measure(variants)
+        measured = _Weights(target, journal, output, levels, reporter).measure(found)
         content = _describe(described, target, measured)
         if levels is not None:
             levels.measure(measured, spool_folder(output))
@@ -180,8 +182,11 @@ def _open_target(original: Path, recipe: str | Recipe | None, options: AblateOpt
     return target
 
 
-def _find_variants(target: Target, options: AblateOptions) -> list[Variant]:
+def _find_variants(target: Target, options: AblateOptions, others: Sequence[Recipe]) -> list[Variant]:
     checkpoint, recipe = target.checkpoint, target.recipe
+    if others:
+        recipes = [recipe, *others]
+        return [Variant(one.name, one, plan_with_sdnq(checkpoint, one)) for one in recipes]
     if options.variants is not None:
         return read_variants(options.variants, checkpoint, recipe)
     return builtin_variants(checkpoint, recipe)

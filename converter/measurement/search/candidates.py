@@ -70,6 +70,8 @@ class SearchSpace:
     """In the order of the model's state dict."""
     fixed_bytes: int
     """Bytes of all tensors about which nothing is chosen."""
+    quantizations: Mapping[str, Mapping[str, Any]]
+    """The ``quantization_config`` of a model that has one candidate alone, by its name."""
     skipped: tuple[str, ...]
     """Full names of the other modules with a weight: SDNQ cannot quantize them, or skips them."""
 
@@ -168,6 +170,7 @@ def find_choices(
         candidates=tuple(candidates),
         modules=modules,
         fixed_bytes=sum(tensor.spec.bytes for tensor in kept.tensors if tensor.source not in searched),
+        quantizations={name: plan.quantization_config for name, plan in plans.items()},
         skipped=tuple(name for name in kept.kept_modules if name not in names),
     )
 

@@ -10,7 +10,7 @@ import math
 
 from converter.errors import UsageError
 from converter.measurement.search.knapsack import least_cost
-from converter.measurement.search.problem import Problem, Selection, gigabytes, select
+from converter.measurement.search.problem import Problem, Selection, exact_size, select
 
 #: The largest harms of all modules add up to less than two to this power, as integers.
 _BITS = 60
@@ -30,17 +30,26 @@ def choose(problem: Problem, budget: int) -> Selection:
         UsageError: no selection fits the budget, or all do.
         SolverError: too many selections are almost as good as the best one.
     """
+    refuse_budget(problem, budget)
+    worst = math.fsum(max(choice.harm for choice in row.choices) for row in problem.rows)
+    harms = [[_integer(choice.harm, worst) for choice in row.choices] for row in problem.rows]
+    return select(problem, least_cost(harms, _bytes(problem), budget - problem.fixed_bytes))
+
+
+def refuse_budget(problem: Problem, budget: int) -> None:
+    """Refuse a budget that leaves nothing to choose; harms do not count.
+
+    Raises:
+        UsageError: no selection fits the budget, or all do.
+    """
     smallest, largest = problem.smallest, problem.largest
     if not smallest <= budget <= largest:
         side = "below the smallest" if budget < smallest else "above the largest"
         raise UsageError(
-            f"a budget of {gigabytes(budget)} is {side} possible footprint; footprints go from {gigabytes(smallest)} "
-            f"to {gigabytes(largest)}",
+            f"a budget of {exact_size(budget)} is {side} possible footprint; footprints go from {exact_size(smallest)} "
+            f"to {exact_size(largest)}",
             _HINT.format("a budget"),
         )
-    worst = math.fsum(max(choice.harm for choice in row.choices) for row in problem.rows)
-    harms = [[_integer(choice.harm, worst) for choice in row.choices] for row in problem.rows]
-    return select(problem, least_cost(harms, _bytes(problem), budget - problem.fixed_bytes))
 
 
 def choose_by_error(problem: Problem, error: float) -> Selection:
@@ -60,7 +69,7 @@ def choose_by_error(problem: Problem, error: float) -> Selection:
         side = "as large as that of the smallest" if error >= smallest.error else "below that of the best"
         raise UsageError(
             f"an error of {error:.6g} is {side} selection; predicted errors go from {best.error:.6g} "
-            f"({gigabytes(best.bytes)}) to {smallest.error:.6g} ({gigabytes(smallest.bytes)})",
+            f"({exact_size(best.bytes)}) to {smallest.error:.6g} ({exact_size(smallest.bytes)})",
             _HINT.format("an error"),
         )
     limit = (error * (1 + _ROUNDING)) ** 2
@@ -86,15 +95,24 @@ def front(problem: Problem, count: int) -> list[Selection]:
         UsageError: fewer than two were asked for.
         SolverError: too many selections are almost as good as the best one.
     """
-    if count < 2:
-        raise UsageError(f"a front of {count} has no two ends", "Ask for at least 2.")
-    smallest, spread = problem.smallest, problem.largest - problem.smallest
     found: list[Selection] = []
-    for number in range(count):
-        chosen = choose(problem, smallest + spread * number // (count - 1))
+    for budget in front_budgets(problem, count):
+        chosen = choose(problem, budget)
         # Harms that differ by less than a unit of the integers may come out in another order.
         found.append(min([chosen, *found[-1:]], key=lambda selection: (selection.harm, selection.bytes)))
     return found
+
+
+def front_budgets(problem: Problem, count: int) -> list[int]:
+    """Budgets that are evenly spread from the smallest footprint to the largest.
+
+    Raises:
+        UsageError: fewer than two were asked for.
+    """
+    if count < 2:
+        raise UsageError(f"a front of {count} has no two ends", "Ask for at least 2.")
+    smallest, spread = problem.smallest, problem.largest - problem.smallest
+    return [smallest + spread * number // (count - 1) for number in range(count)]
 
 
 def _each_best(problem: Problem, *, by_bytes: bool) -> Selection:

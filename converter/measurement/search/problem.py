@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from converter.console import readable_size
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -117,6 +119,6 @@ def select(problem: Problem, picks: Sequence[int]) -> Selection:
     return Selection(choices, problem.fixed_bytes + sum(choice.bytes for choice in choices))
 
 
-def gigabytes(value: int) -> str:
-    """Bytes, as errors name them: all digits, and GB."""
-    return f"{value} bytes ({value / 1e9:.3f} GB)"
+def exact_size(value: int) -> str:
+    """Bytes, as errors name them: all digits, and for people."""
+    return f"{value} bytes ({readable_size(value)})"

@@ -1,4 +1,4 @@
-"""``search.json``: the scores by which a search chooses, and what they were measured of.
+"""``scores.json``: the scores by which a search chooses, and what they were measured of.
 
 A later search of the same weights can read them instead of measuring them again, for other budgets, rules and fewer
 candidates.
@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +24,55 @@ from converter.measurement.ablation.subject import Original
 from converter.measurement.evidence.names import ORIGINAL
 from converter.measurement.evidence.weights import TRANSFORMER
 from converter.measurement.search.candidates import KEPT, SearchedModule, SearchSpace
+from converter.measurement.search.options import GRADIENTS, INPUTS, MEASURED, WEIGHTS
 from converter.measurement.search.rules import SearchRule
 
-SCORES_NAME = "search.json"
-SCHEMA_ID = "lensconv.search/1"
+SCORES_NAME = "scores.json"
+SCHEMA_ID = "lensconv.scores/1"
+#: What each kind of score is.
+METHODS = {
+    WEIGHTS: "squared error of the module's weight, divided by the squared norm of the weight",
+    INPUTS: "squared error of the module's output, divided by its squared norm, from the squared error of each input "
+    "channel of the weight and the mean square of its inputs",
+    GRADIENTS: "squared relative error that the module alone adds to the denoiser's output, estimated by products of "
+    "the error of its weight and gradients of the output in random directions",
+    MEASURED: "squared relative error of the denoiser's output with the module alone stored in this way",
+}
+_KEYS = (
+    *("schema", "sources", "component", "class_name", "versions", "score", "method", "settings", "recipe"),
+    *("candidates", "rules", "fixed_bytes", "modules"),
+)
 #: Harms of each module, by the source name of its weight and by candidate.
 Harms = Mapping[str, Mapping[str, float]]
 
 
-def describe_search(
-    original: Original,
-    space: SearchSpace,
-    harms: Harms,
-    *,
-    method: str,
-    rules: Sequence[SearchRule] = (),
-    settings: Mapping[str, Any],
+@dataclass(frozen=True)
+class Scores:
+    """The harms of a search, and where they come from."""
+
+    harms: Harms
+    """Of every storage of every module."""
+    score: str
+    """One of ``SCORES``."""
+    settings: Mapping[str, Any]
+    """What else the harms depend on, as JSON values."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Ids of the prompts by which harms were measured."""
+        return tuple(self.settings.get("prompts", ()))
+
+
+def describe_scores(
+    original: Original, space: SearchSpace, scores: Scores, rules: Sequence[SearchRule] = ()
 ) -> dict[str, Any]:
-    """The content of ``search.json``.
+    """The content of ``scores.json``.
 
     Args:
         original: whose weights were measured.
         space: what can be chosen.
-        harms: of every storage of every module.
-        method: how they were measured, in words.
+        scores: of every storage of every module.
         rules: of the user.
-        settings: what else the harms depend on, as JSON values.
     """
     recipe = space.recipe
     return {
@@ -57,8 +81,9 @@ def describe_search(
         "component": original.checkpoint.component,
         "class_name": space.class_name,
         "versions": {"lensconv": __version__, **package_versions()},
-        "method": method,
-        "settings": dict(settings),
+        "score": scores.score,
+        "method": METHODS[scores.score],
+        "settings": dict(scores.settings),
         "recipe": {
             "name": recipe.name,
             "seed": recipe.seed,
@@ -68,7 +93,7 @@ def describe_search(
         "candidates": [candidate.name for candidate in space.candidates],
         "rules": [rule.to_dict() for rule in rules],
         "fixed_bytes": space.fixed_bytes,
-        "modules": [_describe_module(module, harms[module.source]) for module in space.modules],
+        "modules": [_describe_module(module, scores.harms[module.source]) for module in space.modules],
     }
 
 
@@ -80,8 +105,8 @@ def _describe_module(module: SearchedModule, harms: Mapping[str, float]) -> dict
     return {"name": module.names[0], "source": module.source, "choices": choices}
 
 
-def encode_search(content: Mapping[str, Any]) -> tuple[bytes, str]:
-    """The bytes of ``search.json``, and their sha256, which a recipe names.
+def encode_scores(content: Mapping[str, Any]) -> tuple[bytes, str]:
+    """The bytes of ``scores.json``, and their sha256, which a recipe names.
 
     Raises:
         ValueError: a harm is not finite.
@@ -90,16 +115,17 @@ def encode_search(content: Mapping[str, Any]) -> tuple[bytes, str]:
     return encoded, hashlib.sha256(encoded).hexdigest()
 
 
-def read_scores(file: Path, original: Original, space: SearchSpace) -> Harms:
-    """Read the harms of an earlier search, if they are those of these weights and choices.
+def read_scores(file: Path, original: Original, space: SearchSpace, quantize_from: str) -> Scores:
+    """Read the scores of an earlier search, if they are those of these weights and choices.
 
     Args:
-        file: that ``encode_search`` made.
+        file: that ``encode_scores`` made.
         original: the weights at hand.
         space: what can be chosen now; the file may have more modules and candidates.
+        quantize_from: how numbers are treated now.
 
     Returns:
-        The harms of every storage of every module of ``space``.
+        The scores of every storage of every module of ``space``.
 
     Raises:
         MissingInput: it cannot be read.
@@ -115,11 +141,17 @@ def read_scores(file: Path, original: Original, space: SearchSpace) -> Harms:
     if version != SCHEMA_ID:
         found = f"schema {version}" if isinstance(version, str) else "no schema"
         raise ScoresError(file, f"has {found}; this version of lensconv reads {SCHEMA_ID}")
-    known = ("schema", "sources", "component", "class_name", "versions", "method", "settings", "recipe", "candidates")
-    content.refuse_unknown((*known, "rules", "fixed_bytes", "modules"), "a file of scores")
+    content.refuse_unknown(_KEYS, "a file of scores")
     _compare_weights(content, original)
-    scores = _read_modules(content)
-    return {module.source: _find_harms(module, scores, file) for module in space.modules}
+    score, settings = content.take("score", str), content.take("settings", dict)
+    if score not in METHODS:
+        raise ScoresError(file, f"has scores by {printable(score)}, which is none of {', '.join(METHODS)}")
+    before = Fields(settings, f"{file}: settings", ScoresError).take("quantize_from", str)
+    if before != quantize_from:
+        raise ScoresError(file, f"has scores of weights quantized from {printable(before)}, not from {quantize_from}")
+    Fields(settings, f"{file}: settings", ScoresError).take_strings("prompts")
+    measured = _read_modules(content)
+    return Scores({module.source: _find_harms(module, measured, file) for module in space.modules}, score, settings)
 
 
 def _compare_weights(content: Fields, original: Original) -> None:

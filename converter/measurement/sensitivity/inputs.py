@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from converter.errors import ImageError, printable
+from converter.errors import ImageError, UnsupportedCheckpoint, printable
 from converter.measurement.generation.loading import blaming
 from converter.measurement.sensitivity.calls import Call, repeat
 from converter.measurement.sensitivity.loaded import LoadedOriginal
+from converter.measurement.sensitivity.parts import read_column_noise
+from converter.measurement.sensitivity.storage import Storage
+from converter.models.classes import TORCH_DTYPES
+from converter.models.empty import build_empty_model
 
 #: Modules whose inputs are gathered; SDNQ quantizes a few others, which no denoiser has.
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -130,6 +135,46 @@ def gather_inputs(loaded: LoadedOriginal, paths: Collection[str], calls: Sequenc
         {path: other for path, other in shares.items() if path != other},
         tuple(sorted(set(paths) - set(used))),
     )
+
+
+def harms_by_inputs(
+    loaded: LoadedOriginal, calls: Sequence[Call], storages: Iterable[Storage], spool: Path
+) -> dict[tuple[str, str], float]:
+    """The squared error of each module's own output, by the inputs that it gets; 0 if it is never called.
+
+    Args:
+        loaded: the original, unchanged.
+        calls: recorded ones.
+        storages: of modules.
+        spool: folder with the squared errors of the input channels of quantized weights.
+
+    Raises:
+        UnsupportedCheckpoint: a module is of another kind than linear layers and convolutions, or the denoiser fails.
+
+    Raises also what ``gather_inputs`` and ``read_column_noise`` raise.
+    """
+    names = {
+        source: name.removesuffix(".weight") for name, source in build_empty_model(loaded.checkpoint).sources.items()
+    }
+    wanted = list(storages)
+    paths = {names[storage.source] for storage in wanted}
+    for path in sorted(paths):
+        if not isinstance(loaded.denoiser.get_submodule(path), KINDS):
+            raise UnsupportedCheckpoint(
+                f"{path}: scores by inputs are for linear layers and convolutions", "Use --score gradients."
+            )
+    gathered = gather_inputs(loaded, paths, calls).modules
+    harms = {}
+    for storage in wanted:
+        path = names[storage.source]
+        if storage.quantized is not None:
+            noise = read_column_noise(storage, spool)
+        else:
+            weight = loaded.denoiser.get_submodule(path).weight.detach()
+            error = weight.float() - weight.to(TORCH_DTYPES[storage.parts[""].dtype]).float()
+            noise = error.square().transpose(0, 1).flatten(1).sum(1).cpu()
+        harms[storage.source, storage.key] = gathered[path].harm(noise) if path in gathered else 0.0
+    return harms
 
 
 @contextmanager

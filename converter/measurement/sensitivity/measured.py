@@ -11,7 +11,7 @@ makes 0.1 %. Such harms then have no meaning as ranks, and their sum is far abov
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -90,9 +90,18 @@ def measure_harms(
     calls: Sequence[Call],
     candidates: Iterable[Candidate],
     *,
+    note: Callable[[Mapping[tuple[str, str], float]], object] = lambda _: None,
     reporter: Reporter = SILENT,
 ) -> dict[tuple[str, str], float]:
     """Measure the harm of each candidate alone; afterwards, the original is in place.
+
+    Args:
+        loaded: the original.
+        swapping: of its denoiser.
+        calls: recorded ones.
+        candidates: what is measured.
+        note: is called with each harm as soon as it is known.
+        reporter: shows progress.
 
     Returns:
         The mean over the calls of the squared relative error of the denoiser's output, by ``Candidate.key``.
@@ -105,6 +114,7 @@ def measure_harms(
             storage = candidate.storage
             found = measure_variant(loaded, swapping, calls, {storage.source: storage}, candidate.quantization)
             harms[candidate.key] = mean_square(found)
+            note({candidate.key: harms[candidate.key]})
             shown.advance(1)
             shown.refresh()
     return harms

@@ -48,7 +48,7 @@ def describe_findings(content: Content) -> list[str]:
     """
     variants = compare_variants(content)
     recipe, more = variants[0], _quantizes_more(variants)
-    found = list(_of_kept(content, recipe, more)) if more is not None else []
+    found = list(_of_kept(content, recipe, more) if more is not None else _of_smaller(recipe, variants[1:]))
     for dtype, alone in _alone(variants).items():
         found += _of_families(dtype, alone, uses_velocity=has_velocity(content))
     if found and not has_velocity(content):
@@ -102,6 +102,23 @@ def _of_kept(content: Content, recipe: ComparedVariant, more: ComparedVariant) -
     if not has_velocity(content) and None not in (more.error, recipe.error):
         errors = f"{more.error:.3g} with them quantized, and {recipe.error:.3g} without"
         yield f"The relative error of all weights is {errors}."
+
+
+def _of_smaller(recipe: ComparedVariant, others: Sequence[ComparedVariant]) -> Iterator[str]:
+    """Yield how the recipe compares with the best variant that has other tensors and takes no more bytes."""
+    digest = recipe.content["sha256"]
+    other_tensors = [other for other in others if other.content["sha256"] != digest and other.error is not None]
+    fitting = [other for other in other_tensors if other.bytes <= recipe.bytes]
+    best = min(fitting, key=lambda other: (other.error or 0.0, other.bytes), default=None)
+    difference = paired(_values(best, _MEASURES[0]), _values(recipe, _MEASURES[0])) if best is not None else None
+    if best is None or difference is None:
+        return
+    text = (
+        f"Of {counted(len(fitting), 'variant')} that {'is' if len(fitting) == 1 else 'are'} not larger than "
+        f"{_name(recipe)}, {_name(best)} has the smallest velocity error, {best.error:.3g}. That of {_name(recipe)} is "
+        f"{recipe.error:.3g}"
+    )
+    yield f"{text}{_precision(difference)}."
 
 
 def _values(variant: ComparedVariant, measure: _Measure) -> dict[str, float]:

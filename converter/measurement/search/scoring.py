@@ -1,0 +1,194 @@
+"""The harms of all choices of a search, measured or read from the journal of a run that was stopped.
+
+weights of the original -> figures and parts of every storage -> recorded calls of the denoiser -> harms
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from converter._version import __version__
+from converter.checkpoint.writer import writing
+from converter.errors import UnsupportedCheckpoint, first_few
+from converter.libraries import package_versions, quantization_environment
+from converter.measurement.ablation.subject import DrawnOriginal, open_drawn
+from converter.measurement.benchmark.repos import describe_settings
+from converter.measurement.prompts.suite import SuitePrompt
+from converter.measurement.search.journal import SearchJournal
+from converter.measurement.search.options import INPUTS, MEASURED, WEIGHTS
+from converter.measurement.search.places import WORK_FOLDER, calls_file, spool_folder
+from converter.measurement.search.run import SearchRun
+from converter.measurement.search.scores import Scores
+from converter.measurement.sensitivity.figures import Figures
+from converter.measurement.sensitivity.gradients import Harms, estimate_harms
+from converter.measurement.sensitivity.inputs import harms_by_inputs
+from converter.measurement.sensitivity.measured import Candidate, measure_harms
+from converter.measurement.sensitivity.recording import find_calls
+from converter.measurement.sensitivity.scan import scan
+from converter.measurement.sensitivity.storage import Storage
+from converter.measurement.sensitivity.swapping import Swapping
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The measurement of harms.
+
+    Args:
+        run: what they are measured of, and how.
+    """
+
+    run: SearchRun
+
+    def measure(self) -> Scores:
+        """Measure the harms of every storage of every module.
+
+        Raises:
+            InputError: the original cannot be drawn with, or a storage does not work.
+            OutputError: the folder has the measurements of another search.
+            ResourceError: memory, disk or a device is missing.
+        """
+        identity = {
+            **self.run.described.identity,
+            "quantize_from": self.run.options.quantize_from,
+            "versions": {"lensconv": __version__, **package_versions()},
+            "quantization_environment": quantization_environment(),
+        }
+        with SearchJournal(self.run.folder, identity, restart=self.run.options.restart) as journal:
+            if self.run.options.score == WEIGHTS:
+                figures = self._scan(list(self._storages.values()), None, journal)
+                return self._scores({key: found.noise / (found.energy or 1.0) for key, found in figures.items()}, {})
+            found = self._measure_output(journal)
+            with writing(self.run.folder):
+                shutil.rmtree(self.run.folder / WORK_FOLDER, ignore_errors=True)
+            return found
+
+    @property
+    def _storages(self) -> dict[tuple[str, str], Storage]:
+        return {
+            (module.source, storage.key): storage
+            for module in self.run.space.modules
+            for storage in module.storages.values()
+        }
+
+    @property
+    def _prompts(self) -> Sequence[SuitePrompt]:
+        return self.run.suite.prompts[: self.run.options.calibration_prompts]
+
+    def _measure_output(self, journal: SearchJournal) -> Scores:
+        """The harms that what the denoiser computes has a part in."""
+        options, prompts = self.run.options, self._prompts
+        drawn = open_drawn(self.run.original, self.run.described, self.run.suite, self.run.drawing, self.run.reporter)
+        settings = {
+            "prompts": [prompt.id for prompt in prompts],
+            "calls": options.calls,
+            "probes": options.probes,
+            "checkpointing": options.checkpointing,
+        }
+        conditions = drawn.conditions(self.run.suite)
+        journal.set_up({**conditions, **settings})
+        harms = dict(journal.harms.get(options.score, {}))
+        missing = {key: storage for key, storage in self._storages.items() if key not in harms}
+        if missing:
+            self._scan(list(missing.values()), spool_folder(self.run.folder), journal)
+            harms |= self._measure_missing(drawn, list(missing.values()), journal)
+        scores = self._scores(
+            {key: harms[key] for key in self._storages},
+            {
+                "suite": {"name": self.run.suite.name, "sha256": self.run.suite.sha256},
+                **settings,
+                "images": describe_settings(drawn.repo, drawn.settings(prompts[0])),
+                "environment": conditions["environment"],
+            },
+        )
+        self._note_without_effect(scores)
+        return scores
+
+    def _scan(self, wanted: Sequence[Storage], spool: Path | None, journal: SearchJournal) -> Figures:
+        """Measure the weights in every storage, and keep the quantized ones where a spool is given.
+
+        Raises:
+            UnsupportedCheckpoint: a storage restores numbers that are not finite.
+        """
+        by_source: dict[str, list[Storage]] = {}
+        for storage in wanted:
+            by_source.setdefault(storage.source, []).append(storage)
+        figures = scan(
+            self.run.target.checkpoint,
+            by_source,
+            self.run.target.options,
+            spool=spool,
+            finished=journal.storages,
+            note=journal.note_storage,
+            reporter=self.run.reporter,
+        )
+        for found in figures.values():
+            if not found.is_finite:
+                raise UnsupportedCheckpoint(
+                    f"{found.source}: as {self._candidate(found.source, found.key)} it has numbers that are not finite",
+                    "Leave that out of --candidates.",
+                )
+        return figures
+
+    def _measure_missing(self, drawn: DrawnOriginal, missing: Sequence[Storage], journal: SearchJournal) -> Harms:
+        prompts = {prompt.id: drawn.settings(prompt) for prompt in self._prompts}
+        loaded = drawn.load(list(prompts.values()), self.run.reporter)
+        file, spool = calls_file(self.run.folder), spool_folder(self.run.folder)
+        calls = find_calls(loaded, prompts, self.run.options.calls, file, journal, self.run.reporter)
+        if self.run.options.score == MEASURED:
+            with Swapping(loaded, spool) as swapping:
+                return measure_harms(
+                    loaded,
+                    swapping,
+                    calls,
+                    [Candidate(storage, self._quantization(storage)) for storage in missing],
+                    note=partial(journal.note_harms, MEASURED),
+                    reporter=self.run.reporter,
+                )
+        if self.run.options.score == INPUTS:
+            found = harms_by_inputs(loaded, calls, missing, spool)
+        else:
+            found = estimate_harms(
+                loaded,
+                calls,
+                missing,
+                spool,
+                probes=self.run.options.probes,
+                checkpointing=self.run.options.checkpointing,
+                finished=journal.estimates,
+                note=journal.note_estimate,
+                reporter=self.run.reporter,
+            )
+        journal.note_harms(self.run.options.score, found)
+        return found
+
+    def _candidate(self, source: str, key: str) -> str:
+        """The first candidate that stores a weight in this way."""
+        storages = next(module.storages for module in self.run.space.modules if module.source == source)
+        return next(name for name, storage in storages.items() if storage.key == key)
+
+    def _quantization(self, storage: Storage) -> Mapping[str, Any]:
+        return self.run.space.quantizations[self._candidate(storage.source, storage.key)]
+
+    def _scores(self, harms: Harms, settings: Mapping[str, Any]) -> Scores:
+        by_candidate = {
+            module.source: {name: harms[module.source, storage.key] for name, storage in module.storages.items()}
+            for module in self.run.space.modules
+        }
+        settings = {"quantize_from": self.run.options.quantize_from, **settings}
+        return Scores(by_candidate, self.run.options.score, settings)
+
+    def _note_without_effect(self, scores: Scores) -> None:
+        """Say on which modules the output does not depend, since they will get the fewest bytes."""
+        without = [
+            module.names[0] for module in self.run.space.modules if not any(scores.harms[module.source].values())
+        ]
+        if without:
+            self.run.reporter.note(
+                f"the denoiser's output does not depend on {first_few(without)} in these calls; recipes give them the "
+                "fewest bytes, unless a rule says otherwise"
+            )
