@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, pass_console
+from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, own_fields_first, pass_console
 from converter.console import Console
 from converter.extras import require_extra
 from converter.measurement.ablation.options import WEIGHTS, AblateOptions
@@ -42,7 +42,7 @@ _CHOSEN = ("seed", "features", "overwrite", "adapters", "compile", "int8")
     show_default=True,
     help="Suite of prompts for the levels velocity and images.",
 )
-@dataclass_options(AblateOptions, *(field.name for field in fields(AblateOptions)))
+@dataclass_options(AblateOptions, *own_fields_first(AblateOptions))
 @dataclass_options(GenerateOptions, *(field.name for field in fields(GenerateOptions) if field.name not in _CHOSEN))
 @output_options
 @pass_console

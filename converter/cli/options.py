@@ -173,6 +173,12 @@ def dataclass_options(model: type[Any], *names: str) -> Callable[[Callable[..., 
     return decorate
 
 
+def own_fields_first(model: type[Any]) -> list[str]:
+    """Names of the fields of a dataclass, those that it has from another one last."""
+    inherited = {field.name for base in model.__mro__[1:-1] for field in fields(base)}
+    return sorted((field.name for field in fields(model)), key=inherited.__contains__)
+
+
 def _option(field: Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     metadata = field.metadata
     option = metadata.get("option", "--" + field.name.replace("_", "-"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, pass_console
+from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, own_fields_first, pass_console
 from converter.console import Console, table
 from converter.extras import require_extra
 from converter.measurement.generation.options import GenerateOptions
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Options of `generate` that a search chooses itself, or cannot use: layers are exchanged while a model is loaded.
 _CHOSEN = ("seed", "features", "overwrite", "adapters", "compile", "int8")
-_OPTIONS = tuple(field.name for field in fields(SearchOptions) if field.name != "rules")
+_OPTIONS = [name for name in own_fields_first(SearchOptions) if name != "rules"]
 
 
 @click.command(

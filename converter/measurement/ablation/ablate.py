@@ -17,7 +17,6 @@ from typing import Any
 from converter._version import __version__
 from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
-from converter.conversion.options import ConvertOptions
 from converter.conversion.planning.planner import plan_with_sdnq
 from converter.conversion.recipe.recipe import Recipe, Rule
 from converter.conversion.request import Target, open_request
@@ -169,10 +168,7 @@ def _open_target(original: Path, recipe: str | Recipe | None, options: AblateOpt
         RecipeError: dtypes of the recipe depend on the weights.
         InputError: the original or the recipe cannot be used.
     """
-    request = open_request(
-        original, recipe, ConvertOptions(quantize_from=options.quantize_from, jobs=options.jobs, memory=options.memory)
-    )
-    target = request.main
+    target = open_request(original, recipe, options.conversion).main
     if target.recipe.is_data_dependent:
         raise RecipeError(
             f"recipe {target.recipe.name}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from converter.conversion.options import ConvertOptions
 from converter.errors import UsageError
 from converter.measurement.generation.options import check_values, option
 
@@ -13,7 +14,29 @@ WEIGHTS, VELOCITY, IMAGES = LEVELS = ("weights", "velocity", "images")
 
 
 @dataclass(frozen=True)
-class AblateOptions:
+class WeightOptions:
+    """How the weights of an original are quantized to be measured, for `ablate` and `search`."""
+
+    jobs: int | None = field(default=None, metadata={"help": "Threads.  [default: one for each core]", "kind": "count"})
+    memory: int | None = field(
+        default=None,
+        metadata={
+            "help": "Maximum memory for weights at one time while they are quantized; Python, torch and the model need "
+            "more.  [default: 256MB, or what the largest tensor needs]",
+            "kind": "size",
+        },
+    )
+    quantize_from: str = option("bfloat16", "As for `convert`: bfloat16 or float32.", choices=("bfloat16", "float32"))
+    restart: bool = option(False, "Delete the measurements of an earlier run.")
+
+    @property
+    def conversion(self) -> ConvertOptions:
+        """The same as for a conversion."""
+        return ConvertOptions(quantize_from=self.quantize_from, jobs=self.jobs, memory=self.memory)
+
+
+@dataclass(frozen=True)
+class AblateOptions(WeightOptions):
     """How to measure variants; prompts and ``GenerateOptions`` come in addition."""
 
     level: str = option(
@@ -51,17 +74,6 @@ class AblateOptions:
         "the seed alone.",
         option="--no-baseline",
     )
-    jobs: int | None = field(default=None, metadata={"help": "Threads.  [default: one for each core]", "kind": "count"})
-    memory: int | None = field(
-        default=None,
-        metadata={
-            "help": "Maximum memory for weights at one time while they are quantized; Python, torch and the model need "
-            "more.  [default: 256MB, or what the largest tensor needs]",
-            "kind": "size",
-        },
-    )
-    quantize_from: str = option("bfloat16", "As for `convert`: bfloat16 or float32.", choices=("bfloat16", "float32"))
-    restart: bool = option(False, "Delete the measurements of an earlier run.")
 
     def __post_init__(self) -> None:
         """Refuse values out of range.

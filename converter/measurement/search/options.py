@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.errors import UsageError
+from converter.measurement.ablation.options import WeightOptions
 from converter.measurement.generation.options import check_values, option
 
 #: Where harms come from, in the order of what they cost.
@@ -15,7 +16,7 @@ PREDICTING = (GRADIENTS, MEASURED)
 
 
 @dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(WeightOptions):
     """What to search for, and how; prompts and ``GenerateOptions`` come in addition."""
 
     budget: int | None = field(
@@ -76,17 +77,6 @@ class SearchOptions:
         "Convert with each recipe found, compare its size with the predicted one, and compare its velocity error with "
         "that of uniform recipes, for the other prompts of the suite.",
     )
-    jobs: int | None = field(default=None, metadata={"help": "Threads.  [default: one for each core]", "kind": "count"})
-    memory: int | None = field(
-        default=None,
-        metadata={
-            "help": "Maximum memory for weights at one time while they are quantized; Python, torch and the model need "
-            "more.  [default: 256MB, or what the largest tensor needs]",
-            "kind": "size",
-        },
-    )
-    quantize_from: str = option("bfloat16", "As for `convert`: bfloat16 or float32.", choices=("bfloat16", "float32"))
-    restart: bool = option(False, "Delete the measurements of an earlier run.")
     overwrite: bool = option(False, "Replace existing recipes.")
 
     def __post_init__(self) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 from converter.checkpoint.writer import refuse_taken_place, replace_file, writing
 from converter.console import SILENT, Reporter
-from converter.conversion.options import ConvertOptions
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.request import open_request
 from converter.errors import OutputError, printable
@@ -116,10 +115,7 @@ def search(
     started = time.monotonic()
     suite, drawing = suite or read_suite("ten-signs"), drawing or GenerateOptions()
     files, folder = _find_places(original, output, options)
-    request = open_request(
-        original, recipe, ConvertOptions(quantize_from=options.quantize_from, jobs=options.jobs, memory=options.memory)
-    )
-    target = request.main
+    target = open_request(original, recipe, options.conversion).main
     rules = _find_rules(options)
     space = find_choices(
         target.checkpoint, target.recipe, parse_candidates(options.candidates, target.recipe), included(rules)
