@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 #: Folder for what is needed until all is measured.
@@ -34,3 +35,8 @@ def calls_file(folder: Path) -> Path:
 def release_folder(folder: Path) -> Path:
     """Where a recipe is converted to be checked, in the folder of the evidence."""
     return folder / WORK_FOLDER / "release"
+
+
+def remove_work(folder: Path) -> None:
+    """Delete what is needed no more; what cannot be deleted does no harm."""
+    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)

@@ -5,7 +5,6 @@ weights of the original -> figures and parts of every storage -> recorded calls 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from converter._version import __version__
-from converter.checkpoint.writer import writing
 from converter.errors import UnsupportedCheckpoint, first_few
 from converter.libraries import package_versions, quantization_environment
 from converter.measurement.ablation.subject import DrawnOriginal, open_drawn
@@ -21,7 +19,7 @@ from converter.measurement.benchmark.repos import describe_settings
 from converter.measurement.prompts.suite import SuitePrompt
 from converter.measurement.search.journal import SearchJournal
 from converter.measurement.search.options import INPUTS, MEASURED, WEIGHTS
-from converter.measurement.search.places import WORK_FOLDER, calls_file, spool_folder
+from converter.measurement.search.places import calls_file, remove_work, spool_folder
 from converter.measurement.search.run import SearchRun
 from converter.measurement.search.scores import Scores
 from converter.measurement.sensitivity.figures import Figures
@@ -63,8 +61,7 @@ class Scoring:
                 figures = self._scan(list(self._storages.values()), None, journal)
                 return self._scores({key: found.noise / (found.energy or 1.0) for key, found in figures.items()}, {})
             found = self._measure_output(journal)
-            with writing(self.run.folder):
-                shutil.rmtree(self.run.folder / WORK_FOLDER, ignore_errors=True)
+            remove_work(self.run.folder)
             return found
 
     @property

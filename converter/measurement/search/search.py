@@ -7,7 +7,6 @@ The recipes are written before the check, which needs much longer than a choice.
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from converter.measurement.search.check import check, held_out
 from converter.measurement.search.constraints import Constraints, constrain
 from converter.measurement.search.optimum import choose, choose_by_error, front, front_budgets, refuse_budget
 from converter.measurement.search.options import PREDICTING, WEIGHTS, SearchOptions, require_prediction
-from converter.measurement.search.places import WORK_FOLDER, evidence_folder, recipe_files
+from converter.measurement.search.places import WORK_FOLDER, evidence_folder, recipe_files, remove_work
 from converter.measurement.search.problem import Problem, Selection
 from converter.measurement.search.recipe_file import make_recipe, plan_selection, recipe_text
 from converter.measurement.search.rules import SearchRule, included, parse_rule, read_rules
@@ -144,8 +143,7 @@ def search(
     checked = None
     if options.check:
         checked = check(found, run, scores)
-        with writing(folder):
-            shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+        remove_work(folder)
     return SearchReport(
         found=tuple(found),
         evidence=folder,
