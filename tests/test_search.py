@@ -124,6 +124,7 @@ def test_a_check_measures_prompts_that_were_not_used(found: SearchReport) -> Non
     assert not (found.evidence / WORK_FOLDER).exists()
 
 
+@pytest.mark.long
 def test_two_runs_write_the_same_bytes(signs: Path, found: SearchReport, tmp_path: Path) -> None:
     again = search(signs, tmp_path / "mine.toml", options(), None, SUITE, SMALL)
     assert again.found[0].file.read_bytes() == found.found[0].file.read_bytes()
@@ -154,7 +155,9 @@ def test_scores_are_used_again(signs: Path, found: SearchReport, tmp_path: Path)
     assert fewer.found[0].modules.keys() == {"uint4", "int8"}
 
 
-@pytest.mark.parametrize("score", ["weights", "inputs", "measured"])
+@pytest.mark.parametrize(
+    "score", ["weights", *(pytest.param(score, marks=pytest.mark.long) for score in ("inputs", "measured"))]
+)
 def test_other_scores(score: str, signs: Path, tmp_path: Path) -> None:
     made = options(score=score, candidates="uint4,int8")
     report = search(signs, tmp_path / "r.toml", made, None, SUITE, SMALL)
@@ -193,6 +196,7 @@ def test_rules_hold(signs: Path, found: SearchReport, tmp_path: Path) -> None:
     assert {stored[name] for name in stored if "img_mod" in name} <= {"int8", "BF16"}
 
 
+@pytest.mark.long
 def test_a_search_finds_planted_outliers(tmp_path: Path) -> None:
     """The output layers of the attention in one block, by gradients; their errors alone do not show it."""
     synthesize(tmp_path / "Lens", preset="signs")
@@ -280,21 +284,27 @@ def test_originals_that_are_refused(signs: Path, found: SearchReport, tmp_path: 
     assert not list(tmp_path.glob("*.toml"))
 
 
-def test_another_search_is_not_continued(signs: Path, tmp_path: Path) -> None:
-    made = options(score="inputs", candidates="uint4,BF16")
-    search(signs, tmp_path / "r.toml", made, None, SUITE, SMALL)
+def test_other_weights_are_not_continued(signs: Path, tmp_path: Path) -> None:
+    made = options(score="weights", candidates="uint4,BF16")
+    report = search(signs, tmp_path / "r.toml", made, None, SUITE, SMALL)
     again = replace(made, overwrite=True)
-    with pytest.raises(OutputError, match="contains another search: calls was 2, and is now 1"):
-        search(signs, tmp_path / "r.toml", replace(again, calls=1), None, SUITE, SMALL)
-    with pytest.raises(OutputError, match="contains another search: quantize_from"):
-        search(signs, tmp_path / "r.toml", replace(again, quantize_from="float32"), None, SUITE, SMALL)
-    report = search(signs, tmp_path / "r.toml", replace(again, calls=1, restart=True), None, SUITE, SMALL)
+    other = replace(again, quantize_from="float32")
+    with pytest.raises(OutputError, match=r"contains another search: quantize_from was .*bfloat16.*, and is now"):
+        search(signs, tmp_path / "r.toml", other, None, SUITE, SMALL)
+    search(signs, tmp_path / "r.toml", replace(other, restart=True), None, SUITE, SMALL)
     journal = report.evidence / JOURNAL_NAME
     journal.write_bytes(journal.read_bytes() + b'{"kind": "harms", "score": "inputs", "harms": {"a": {"b": -1}}}\n')
     with pytest.raises(EvidenceError, match="is damaged: line"):
-        search(signs, tmp_path / "r.toml", replace(again, calls=1), None, SUITE, SMALL)
+        search(signs, tmp_path / "r.toml", other, None, SUITE, SMALL)
 
 
+@pytest.mark.long
+def test_other_calls_are_not_continued(signs: Path, found: SearchReport) -> None:
+    with pytest.raises(OutputError, match="contains another search: calls was 2, and is now 1"):
+        search(signs, found.found[0].file, options(calls=1, overwrite=True), None, SUITE, SMALL)
+
+
+@pytest.mark.long
 def test_a_killed_search_continues(signs: Path, found: SearchReport, tmp_path: Path) -> None:
     suite = tmp_path / "five.toml"
     suite.write_text(SUITE.to_toml())
