@@ -18,6 +18,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from converter import GenerateOptions, LensconvError, SearchOptions, convert, open_checkpoint, search
+from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.release.manifest import read_manifest
 from converter.errors import (
     EvidenceError,
@@ -30,6 +31,7 @@ from converter.errors import (
 )
 from converter.measurement.evidence.statistics import mean_interval
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
+from converter.measurement.search.check import named_apart
 from converter.measurement.search.journal import JOURNAL_NAME
 from converter.measurement.search.places import WORK_FOLDER
 from converter.measurement.search.scores import SCORES_NAME
@@ -343,6 +345,16 @@ def made_up(name: str, size: int, *errors: float) -> Measured:
 def verdicts(own: Measured, budget: int, *uniform: Measured) -> tuple[Verdict, ...]:
     one = Found(Path("r.toml"), None, None, budget)  # type: ignore[arg-type]
     return compare([one], [own], uniform).verdicts
+
+
+def test_compared_recipes_have_different_names() -> None:
+    """A recipe that was found may be called as the one that the search began with; it keeps its name."""
+    recipes = [
+        Recipe(name=name, options={"group_size": size}) for size, name in enumerate(("a", "b", "a", "a (2)", "a"))
+    ]
+    apart = named_apart(recipes)
+    assert [recipe.name for recipe in apart] == ["a", "b", "a (2)", "a (2) (2)", "a (3)"]
+    assert [recipe.options for recipe in apart] == [recipe.options for recipe in recipes]
 
 
 def test_verdicts_claim_only_what_intervals_show() -> None:

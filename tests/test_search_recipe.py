@@ -138,6 +138,22 @@ def test_the_text_is_the_recipe_and_always_the_same(lens: tuple[Checkpoint, Sear
     assert parse_recipe(recipe_text(changed), where="x") == changed
 
 
+@pytest.mark.parametrize(("chosen", "rounding"), [("uint4", "scale"), ("int8+svd", "nearest"), (KEPT, "nearest")])
+def test_a_rounding_that_works_for_nothing_chosen_is_left_out(
+    chosen: str, rounding: str, lens: tuple[Checkpoint, SearchSpace], tmp_path: Path
+) -> None:
+    """A conversion would refuse it, and has the same bytes without it."""
+    checkpoint, _ = lens
+    recipe = replace(choose_recipe(None, checkpoint), rounding="scale")
+    space = find_choices(checkpoint, recipe, parse_candidates(",".join(NAMES), recipe))
+    selection = pick(space, lambda _: chosen)
+    found = recipe_of(space, selection)
+    assert found.rounding == rounding
+    plan_selection(checkpoint, space, selection, found)
+    convert(checkpoint.folder, tmp_path / "out", found)
+    assert open_checkpoint(tmp_path / "out").total_bytes == selection.bytes
+
+
 def test_a_recipe_that_sdnq_takes_for_another_is_refused(lens: tuple[Checkpoint, SearchSpace]) -> None:
     checkpoint, space = lens
     selection = pick(space, lambda _: "uint4")

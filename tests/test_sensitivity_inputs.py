@@ -98,15 +98,19 @@ def test_means_and_energies(model: Model) -> None:
 def test_the_harm_is_the_error_of_the_output_for_independent_channels() -> None:
     """The error of a weight's columns, weighed by the inputs; a column without input does none."""
     inputs = ModuleInputs(torch.tensor([1.0, 4.0, 0.0]).double(), 8.0, 10)
-    assert inputs.harm(torch.tensor([0.5, 0.25, 100.0])) == pytest.approx((0.5 + 1.0) / 8)
+    assert inputs.harm(torch.tensor([0.5, 0.25, 100.0]), "a") == pytest.approx((0.5 + 1.0) / 8)
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(20_000, 3, generator=generator) * torch.tensor([1.0, 2.0, 0.1])
     weight, change = (torch.randn(5, 3, generator=generator) for _ in range(2))
     known = ModuleInputs(states.double().square().mean(0), float((states @ weight.T).square().sum(1).mean()), 20_000)
     true = (states @ change.T).square().sum() / (states @ weight.T).square().sum()
-    assert known.harm(change.square().sum(0)) == pytest.approx(float(true), rel=0.03)
-    with pytest.raises(ImageError, match="output is zero in all calls"):
-        ModuleInputs(torch.zeros(3).double(), 0.0, 1).harm(torch.ones(3))
+    assert known.harm(change.square().sum(0), "a") == pytest.approx(float(true), rel=0.03)
+    zero_inputs, zero_outputs = torch.zeros(3).double(), ModuleInputs(torch.ones(3).double(), 0.0, 1)
+    assert ModuleInputs(zero_inputs, 0.0, 1).harm(torch.ones(3), "a") == 0
+    # A weight of zeros, of which quantization makes zeros.
+    assert zero_outputs.harm(torch.zeros(3), "a") == 0
+    with pytest.raises(ImageError, match=r"blocks\.7: its output is zero in all calls"):
+        zero_outputs.harm(torch.ones(3), "blocks.7")
 
 
 def test_tensors_are_known_while_they_live_and_stay_as_they_are() -> None:

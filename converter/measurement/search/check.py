@@ -74,6 +74,18 @@ def uniform_recipes(recipe: Recipe, space: SearchSpace) -> list[Recipe]:
     return list(different.values())
 
 
+def named_apart(recipes: Iterable[Recipe]) -> list[Recipe]:
+    """The same recipes; one whose name an earlier one has gets a number, as a table of variants has each name once."""
+    different: dict[str, Recipe] = {}
+    for recipe in recipes:
+        name, number = recipe.name, 1
+        while name in different:
+            number += 1
+            name = f"{recipe.name} ({number})"
+        different[name] = replace(recipe, name=name)
+    return list(different.values())
+
+
 def check(found: Sequence[Found], run: SearchRun, scores: Scores) -> Check:
     """Convert with the recipes that were found, and measure them and uniform ones.
 
@@ -90,7 +102,7 @@ def check(found: Sequence[Found], run: SearchRun, scores: Scores) -> Check:
     """
     digests = [_convert(one, run) for one in found]
     suite, options = held_out(run.suite, scores.prompts), run.options
-    recipes = [*(one.recipe for one in found), *uniform_recipes(run.target.recipe, run.space)]
+    recipes = named_apart([*(one.recipe for one in found), *uniform_recipes(run.target.recipe, run.space)])
     report = ablate(
         run.original,
         run.folder,

@@ -32,7 +32,7 @@ def make_recipe(
 
     Returns:
         The recipe of the search with other rules: general ones for modules that differ only by numbers in their names,
-        then one for each exception.
+        then one for each exception. Its rounding is ``NEAREST`` where another one works for nothing that was chosen.
     """
     chosen = {
         path: choice.name
@@ -45,10 +45,14 @@ def make_recipe(
         for path, candidate in chosen.items()
         if _decided(general, path, space) != _meaning(space.candidate(candidate).rule(""))
     ]
+    pairs = zip(space.modules, selection.choices, strict=True)
+    roundings = {module.storages[choice.name].rounding for module, choice in pairs}
     return replace(
         space.recipe,
         name=name,
         description=description,
+        # A conversion refuses a rounding that works for no module.
+        rounding=space.recipe.rounding if space.recipe.rounding in roundings else NEAREST,
         evidence_sha256=evidence_sha256,
         classes=(),
         components={},

@@ -45,18 +45,22 @@ class ModuleInputs:
     rows: int
     """Number of these outputs."""
 
-    def harm(self, column_noise: torch.Tensor) -> float:
+    def harm(self, column_noise: torch.Tensor, path: str) -> float:
         """The squared error of the output relative to its energy, for an error of the weight.
+
+        It is 0 where the output has no error, also of a module that gets or computes nothing but zeros.
 
         Args:
             column_noise: the squared error of each input channel, of the shape of ``mean_squares``.
+            path: of the module, for the message.
 
         Raises:
-            ImageError: the module computes nothing but zeros.
+            ImageError: the output has an error, and is zero without it.
         """
-        if self.output_energy == 0:
-            raise ImageError("a module's output is zero in all calls", "Use more prompts, or harms by weights.")
-        return float((column_noise.double() * self.mean_squares).sum()) / self.output_energy
+        error = float((column_noise.double() * self.mean_squares).sum())
+        if error and not self.output_energy:
+            raise ImageError(f"{path}: its output is zero in all calls", "Use more prompts, or harms by weights.")
+        return error / self.output_energy if error else 0.0
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ def harms_by_inputs(
             weight = loaded.denoiser.get_submodule(path).weight.detach()
             error = weight.float() - weight.to(TORCH_DTYPES[storage.parts[""].dtype]).float()
             noise = error.square().transpose(0, 1).flatten(1).sum(1).cpu()
-        harms[storage.source, storage.key] = gathered[path].harm(noise) if path in gathered else 0.0
+        harms[storage.source, storage.key] = gathered[path].harm(noise, path) if path in gathered else 0.0
     return harms
 
 
