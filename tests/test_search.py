@@ -263,6 +263,22 @@ def test_places_that_are_refused(signs: Path, tmp_path: Path) -> None:
     assert snapshot(tmp_path) == {"r.toml": snapshot(tmp_path)["r.toml"]}
 
 
+def test_the_same_recipe_needs_no_overwrite(signs: Path, tmp_path: Path) -> None:
+    """So that the command of a run that was stopped in its check continues it; another recipe is kept."""
+    made = options(score="weights", candidates="uint4,int8")
+    report = search(signs, tmp_path / "r.toml", made)
+    before = snapshot(tmp_path)
+    assert search(signs, tmp_path / "r.toml", made).found == report.found
+    assert snapshot(tmp_path).keys() == before.keys()
+    text, scores = (file.read_bytes() for file in (tmp_path / "r.toml", report.evidence / SCORES_NAME))
+    for edited, changes in ((text, {"budget": 2_000_000}), (text, {"rules": ("*.0.*>=int8",)}), (text + b"#", {})):
+        (tmp_path / "r.toml").write_bytes(edited)
+        with pytest.raises(OutputError, match=r"r\.toml: exists already"):
+            search(signs, tmp_path / "r.toml", replace(made, **changes))
+        assert (tmp_path / "r.toml").read_bytes() == edited
+        assert (report.evidence / SCORES_NAME).read_bytes() == scores
+
+
 def test_originals_that_are_refused(signs: Path, found: SearchReport, tmp_path: Path) -> None:
     convert(signs, tmp_path / "release")
     with pytest.raises(UnsupportedCheckpoint, match="already quantized"):

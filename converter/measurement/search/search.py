@@ -7,11 +7,14 @@ The recipes are written before the check, which needs much longer than a choice.
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.writer import refuse_taken_place, replace_file, writing
 from converter.console import SILENT, Reporter
 from converter.conversion.recipe.recipe import Recipe
@@ -135,11 +138,7 @@ def search(
         _make_found(file, run, scores, selection, budget, digest)
         for file, (selection, budget) in zip(files, _choose(problem, options), strict=True)
     ]
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / SCORES_NAME, content)
-    for one in found:
-        replace_file(one.file, recipe_text(one.recipe).encode())
+    _write(found, folder, content, overwrite=options.overwrite)
     checked = None
     if options.check:
         checked = check(found, run, scores)
@@ -169,8 +168,33 @@ def _find_places(original: Path, output: Path, options: SearchOptions) -> tuple[
     refuse_output_folder(folder, original, (WORK_FOLDER,))
     files = recipe_files(output, options.front)
     for file in files:
-        refuse_taken_place(file, overwrite=options.overwrite)
+        refuse_taken_place(file, overwrite=options.overwrite or _is_found(file, folder))
     return files, folder
+
+
+def _is_found(file: Path, folder: Path) -> bool:
+    """Whether an earlier run with the same measurements wrote a recipe, perhaps one that was stopped in its check."""
+    try:
+        digest = file_sha256(folder / SCORES_NAME)
+        return digest is not None and f'evidence_sha256 = "{digest}"'.encode() in file.read_bytes()
+    except OSError:
+        return False
+
+
+def _write(found: Sequence[Found], folder: Path, scores: bytes, *, overwrite: bool) -> None:
+    """Write the recipes and ``scores.json``.
+
+    Raises:
+        OutputError: they cannot be written, or there is another recipe, perhaps since another process wrote it.
+    """
+    texts = {one.file: recipe_text(one.recipe).encode() for one in found}
+    for file, text in texts.items():
+        refuse_taken_place(file, overwrite=overwrite or file_sha256(file) == hashlib.sha256(text).hexdigest())
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / SCORES_NAME, scores)
+    for file, text in texts.items():
+        replace_file(file, text)
 
 
 def _find_rules(options: SearchOptions) -> list[SearchRule]:
