@@ -1,0 +1,1 @@
+"""What ``scripts/harm_ranks`` measures, and how it compares that."""
