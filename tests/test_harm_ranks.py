@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from converter import read_suite
 from converter.console import SILENT
 from converter.measurement.sensitivity.calls import record_calls, replay
+from scripts.harm_ranks import ROOT, rows
 from scripts.harms.images import draw_pairs, squared_errors
 from scripts.harms.measuring import Measured, Settings, measure
 from scripts.harms.models import PLANTED, Model
@@ -66,6 +68,21 @@ def test_ranks_leave_out_modules_without_effect() -> None:
     assert list(found["worst"]["weights"].items()) == [("unused", 9), ("d", 4), ("c", 3), ("b", 2)]
     assert found["planted"] == {"weights": {"b": 4}, "gradients": {"b": 2}, "images": {"b": 2}}
     assert "planted" not in compare_ranks(measured)
+
+
+def test_the_table_of_the_docs_is_measured() -> None:
+    """Also what is said of it."""
+    models = json.loads((ROOT / "benchmarks" / "harm-ranks.json").read_text())["models"]
+    text = (ROOT / "docs" / "ablation.md").read_text()
+    for row in rows(models):
+        assert f"| {' | '.join(row)} |" in text
+    candidates = [found for model in models for found in model["candidates"]]
+    least = min(found["spearman"][score] for found in candidates for score in ("gradients", "measured"))
+    assert least >= 0.8
+    places = [found["planted"] for found in candidates if "planted" in found]
+    assert [[sorted(found[score].values()) for score in ("gradients", "measured", "images")] for found in places] == [
+        [[1, 2]] * 3
+    ] * 2
 
 
 @pytest.mark.long
