@@ -224,7 +224,7 @@ def test_impossible_budgets_and_errors_are_refused_with_both_ends() -> None:
     assert choose(problem, 10**9 + 20).harm == 9
     assert choose(problem, 10**9 + 50).harm == 1
     for error, side in (
-        (3.0, "as large as that of the smallest"),
+        (3.0, "at least as large as that of the smallest"),
         (0.99, "below that of the best"),
         (math.nan, "below"),
     ):

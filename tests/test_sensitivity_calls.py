@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,6 +83,22 @@ def test_repeated_calls_of_the_original_differ_by_nothing(
     used = {id(tensor) for call in calls for tensor in tensors_in([call.arguments, call.options, call.output])}
     assert shared
     assert len(read_header(tmp_path / "calls").tensors) == len(used)
+
+
+def test_an_earlier_original_takes_no_memory(tiny_repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is freed before free memory is counted, although denoisers refer to themselves once they have drawn."""
+    loaded, _ = load(tiny_repo)
+    loaded.denoiser.itself = [loaded.denoiser]
+    earlier = weakref.ref(loaded.denoiser)
+    del loaded
+    alive: list[bool] = []
+    monkeypatch.setattr(f"{load_original.__module__}.require_memory", lambda *_: alive.append(earlier() is not None))
+    gc.disable()
+    try:
+        load(tiny_repo)
+    finally:
+        gc.enable()
+    assert alive == [False]
 
 
 def test_changed_weights_are_seen(tiny_repo: Path) -> None:

@@ -66,7 +66,7 @@ def choose_by_error(problem: Problem, error: float) -> Selection:
     smallest = _each_best(problem, by_bytes=True)
     best = _each_best(problem, by_bytes=False)
     if not best.error <= error * (1 + _ROUNDING) or error >= smallest.error:
-        side = "as large as that of the smallest" if error >= smallest.error else "below that of the best"
+        side = "at least as large as that of the smallest" if error >= smallest.error else "below that of the best"
         raise UsageError(
             f"an error of {error:.6g} is {side} selection; predicted errors go from {best.error:.6g} "
             f"({exact_size(best.bytes)}) to {smallest.error:.6g} ({exact_size(smallest.bytes)})",

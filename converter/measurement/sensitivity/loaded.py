@@ -5,6 +5,7 @@ Weights of its denoiser are exchanged while it stays loaded, so everything that 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -161,6 +162,7 @@ def load_original(
     refuse_options(options)
     device = choose_device(options.device)
     use_device(device)
+    _free_unused(device)
     dtype: torch.dtype = getattr(torch, options.dtype)
     # Quantized weights will take the place of others; SDNQ computes with them as in `generate`.
     import_sdnq(_Quantized(), device, reporter)
@@ -179,6 +181,16 @@ def load_original(
         tokenizers = load_tokenizers(repo)
         pipeline = load_pipeline_of_diffusers(repo, tokenizers, first, device, options.offload, reporter)
     return LoadedOriginal(repo, pipeline, device, dtype)
+
+
+def _free_unused(device: torch.device) -> None:
+    """Free what this process does not use any more, which would count as memory that is not free.
+
+    Denoisers of diffusers have cycles of references, so that one that was loaded before may still be there.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def refuse_options(options: GenerateOptions) -> None:
