@@ -25,6 +25,7 @@ from converter.errors import (
     NonFiniteWeight,
     OutputError,
     RecipeError,
+    ReleaseError,
     ScoresError,
     UnsupportedCheckpoint,
     UsageError,
@@ -124,6 +125,17 @@ def test_a_check_measures_prompts_that_were_not_used(found: SearchReport) -> Non
     variants = json.loads((found.evidence / "ablation.json").read_text())["variants"]
     assert variants[0]["name"] == "mine"
     assert not (found.evidence / WORK_FOLDER).exists()
+
+
+@pytest.mark.long
+def test_a_release_that_is_not_what_was_measured_ends_a_check(
+    signs: Path, found: SearchReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = found.evidence / SCORES_NAME
+    made = options(check=True, scores=scores, candidates="uint4,int8", budget=2_000_000)
+    monkeypatch.setattr("converter.measurement.search.check.weights_digest", lambda *_, **__: "0" * 64)
+    with pytest.raises(ReleaseError, match=r"r\.toml: a conversion with it has other numbers than what was measured"):
+        search(signs, tmp_path / "r.toml", made, None, SUITE, SMALL)
 
 
 @pytest.mark.long

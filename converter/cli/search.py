@@ -92,7 +92,9 @@ def command(
 
     search = load_library("converter.measurement.search.search", needed=PIPELINE_BYTES).search
     report = search(original, output, searching, recipe, suite, generating, reporter=console)
-    console.result(report.to_dict(), *_render(report))
+    treatment = "" if searching.quantize_from == "bfloat16" else f" --quantize-from {searching.quantize_from}"
+    use = f"lensconv convert {original} OUT --recipe {report.found[0].file}{treatment}"
+    console.result(report.to_dict(), *_render(report), f"To use it: {use}")
 
 
 def _render(report: SearchReport) -> Iterator[RenderableType]:
