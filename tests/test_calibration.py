@@ -1,4 +1,4 @@
-"""Calibrated rounding: what layers compute gets nearer, never farther; files that are no calibrations are refused."""
+"""Calibrated rounding: what layers compute gets nearer, never farther; files that are not calibrations are refused."""
 
 from __future__ import annotations
 

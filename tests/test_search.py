@@ -34,7 +34,7 @@ from converter.measurement.evidence.statistics import mean_interval
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 from converter.measurement.search.check import named_apart
 from converter.measurement.search.journal import JOURNAL_NAME
-from converter.measurement.search.places import WORK_FOLDER
+from converter.measurement.search.places import WORK_NAME
 from converter.measurement.search.scores import SCORES_NAME
 from converter.measurement.search.search import SearchReport
 from converter.measurement.search.verdicts import Found, Measured, Verdict, compare
@@ -124,7 +124,7 @@ def test_a_check_measures_prompts_that_were_not_used(found: SearchReport) -> Non
     jsonschema.validate(json.loads(json.dumps(found.to_dict())), load_schema("search"))
     variants = json.loads((found.evidence / "ablation.json").read_text())["variants"]
     assert variants[0]["name"] == "mine"
-    assert not (found.evidence / WORK_FOLDER).exists()
+    assert not (found.evidence / WORK_NAME).exists()
 
 
 @pytest.mark.long
@@ -362,7 +362,7 @@ def test_a_killed_search_continues(signs: Path, found: SearchReport, tmp_path: P
     assert after.count(b'"estimate"') == 4
     assert output.read_bytes() == found.found[0].file.read_bytes()
     assert report.scores_sha256 == found.scores_sha256
-    assert not (report.evidence / WORK_FOLDER).exists()
+    assert not (report.evidence / WORK_NAME).exists()
 
 
 def made_up(name: str, size: int, *errors: float) -> Measured:

@@ -31,7 +31,6 @@ from converter.measurement.search.rules import (
     included,
     parse_rule,
     read_rules,
-    recipe_rules,
 )
 from converter.measurement.sensitivity.storage import Storage, storages
 from tests.cases import check_cases
@@ -224,25 +223,6 @@ def test_modules_that_sdnq_skips_are_included_by_a_rule(lens: SearchSpace, check
         constrain(lens, rules)
     with pytest.raises(RecipeError, match="rule for proj_in: matches nothing in the model"):
         find_choices(checkpoint, lens.recipe, lens.candidates, included([parse_rule("proj_in=include")]))
-
-
-def test_rules_of_a_recipe_count_where_they_are_taken_over(lens: SearchSpace) -> None:
-    recipe = Recipe(
-        *("mine", {}),
-        rules=(
-            Rule("*.img_mod.*", keep=True),
-            Rule(family="attn", options={"weights_dtype": "int5"}),
-            Rule("transformer_blocks.1.img_mod.*", options={"weights_dtype": "uint4"}),
-        ),
-    )
-    found = constrain(lens, recipe_rules(recipe, lens))
-    kinds = {module.names[0]: names for module, names in zip(lens.modules, found.allowed, strict=True)}
-    assert kinds["transformer_blocks.0.img_mod.1"] == (KEPT,)
-    assert kinds["transformer_blocks.1.img_mod.1"] == ("uint4", "int5", "int8+svd", KEPT)
-    assert kinds["transformer_blocks.1.attn.img_qkv"] == ("int5", "int8+svd", KEPT)
-    other = Recipe("mine", {}, (Rule("*.attn.*", options={"weights_dtype": "int8", "group_size": 32}),))
-    with pytest.raises(RecipeError, match=r"recipe mine, rule for \*\.attn\.\*: a search can take over dtypes only"):
-        recipe_rules(other, lens)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from converter.conversion.planning.planner import plan_with_sdnq
 from converter.conversion.recipe.recipe import Recipe, Rule
 from converter.conversion.request import Target, open_request
 from converter.errors import OutputError, RecipeError, UsageError
-from converter.libraries import package_versions, quantization_environment
 from converter.measurement.ablation.contents import (
     SCHEMA_ID,
     WEIGHTS_METHOD,
@@ -31,7 +30,7 @@ from converter.measurement.ablation.contents import (
 from converter.measurement.ablation.drawing import DrawnLevels
 from converter.measurement.ablation.journal import JOURNAL_NAME, AblationJournal
 from converter.measurement.ablation.options import VELOCITY, WEIGHTS, AblateOptions
-from converter.measurement.ablation.places import IMAGES_FOLDER, WORK_FOLDER, spool_folder
+from converter.measurement.ablation.places import IMAGES_FOLDER, WORK_NAME, work_folder
 from converter.measurement.ablation.subject import Original, hash_original
 from converter.measurement.ablation.variants import Variant, builtin_variants, distinct_storages, read_variants
 from converter.measurement.benchmark.output_folder import refuse_output_folder
@@ -126,16 +125,11 @@ def ablate(
     options, drawing = options or AblateOptions(), drawing or GenerateOptions()
     if options.level != WEIGHTS and suite is None:
         raise UsageError("no prompts were given, which the levels velocity and images need")
-    refuse_output_folder(output, original, ("images", str(IMAGES_FOLDER), WORK_FOLDER))
+    refuse_output_folder(output, original, ("images", str(IMAGES_FOLDER), WORK_NAME))
     target = _open_target(original, recipe, options)
     found = _find_variants(target, options, variants)
     described = hash_original(target.checkpoint, reporter)
-    identity = {
-        **described.identity,
-        "quantize_from": options.quantize_from,
-        "versions": {"lensconv": __version__, **package_versions()},
-        "quantization_environment": quantization_environment(),
-    }
+    identity = described.identity(options.quantize_from)
     with AblationJournal(output, identity, restart=options.restart) as journal:
         if options.restart:
             _drop_earlier(output)
@@ -151,13 +145,13 @@ def ablate(
         measured = _Weights(target, journal, output, levels, reporter).measure(found)
         content = _describe(described, target, measured)
         if levels is not None:
-            levels.measure(measured, spool_folder(output))
+            levels.measure(measured, work_folder(output).tensors)
             content |= levels.describe()
             content["methods"] |= levels.methods()
         described.refuse_changed()
         content["variants"] = describe_variants(measured)
         write_evidence(output, ABLATION_NAME, content)
-        _remove_work(output)
+        work_folder(output).remove()
     return AblationReport(output, content, resumed, time.monotonic() - started, peak_rss_bytes())
 
 
@@ -204,7 +198,7 @@ class _Weights:
         if self.levels is None:
             self._scan(variants, None)
         else:
-            spool = spool_folder(self.output)
+            spool = work_folder(self.output).tensors
             with writing(spool):
                 spool.mkdir(parents=True, exist_ok=True)
             self._scan([variant for variant in variants if not self._is_done(variant)], spool)
@@ -259,14 +253,7 @@ def _drop_earlier(output: Path) -> None:
     with writing(output):
         (output / ABLATION_NAME).unlink(missing_ok=True)
         shutil.rmtree(output / IMAGES_FOLDER, ignore_errors=True)
-    _remove_work(output)
-
-
-def _remove_work(output: Path) -> None:
-    folder = output / WORK_FOLDER
-    if folder.exists():
-        with writing(folder):
-            shutil.rmtree(folder)
+    work_folder(output).remove()
 
 
 def _shown(variant: Mapping[str, Any]) -> dict[str, Any]:

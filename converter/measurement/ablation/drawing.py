@@ -29,7 +29,7 @@ from converter.measurement.ablation.contents import (
 )
 from converter.measurement.ablation.journal import ORIGINAL, ORIGINALS, AblationJournal
 from converter.measurement.ablation.options import IMAGES, VELOCITY, AblateOptions
-from converter.measurement.ablation.places import IMAGES_FOLDER, calls_file
+from converter.measurement.ablation.places import IMAGES_FOLDER, work_folder
 from converter.measurement.ablation.subject import Original, open_drawn
 from converter.measurement.benchmark.image_files import image_seed
 from converter.measurement.benchmark.repos import ImageSettings, describe_settings
@@ -197,7 +197,7 @@ class DrawnLevels:
     def _calls(self, loaded: LoadedOriginal) -> list[Call]:
         """The original's calls of all prompts, as an interrupted run recorded them or recorded now."""
         prompts = {prompt.id: self._settings(ORIGINAL, prompt) for prompt in self._followed}
-        file = calls_file(self._output)
+        file = work_folder(self._output).calls
         return find_calls(loaded, prompts, self._options.calls, file, self._journal, self._reporter)
 
     def _draw_originals(self, loaded: LoadedOriginal) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from converter.measurement.sensitivity.work_folder import WorkFolder
+
 #: Folder of the images; each model has one of its own in it.
 IMAGES_FOLDER = Path("images") / "ablation"
-#: Folder for what is needed until all is measured.
-WORK_FOLDER = ".ablation"
+#: Name of the folder for what is needed until all is measured.
+WORK_NAME = ".ablation"
 
 
-def spool_folder(output: Path) -> Path:
-    """The folder of quantized tensors."""
-    return output / WORK_FOLDER / "tensors"
-
-
-def calls_file(output: Path) -> Path:
-    """The file of the denoiser's recorded calls."""
-    return output / WORK_FOLDER / "calls.safetensors"
+def work_folder(output: Path) -> WorkFolder:
+    """The folder for what is needed until all is measured, in that of the measurements."""
+    return WorkFolder(output / WORK_NAME)

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from converter._version import __version__
 from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.header import Header
 from converter.checkpoint.source import Checkpoint
 from converter.console import Reporter
 from converter.conversion.release.manifest import ReleaseFile
 from converter.errors import MissingInput
+from converter.libraries import package_versions, quantization_environment
 from converter.measurement.benchmark.changes import file_states, refuse_changed_files
 from converter.measurement.benchmark.machine_probe import probe_machine
 from converter.measurement.benchmark.repos import ImageSettings, MeasuredRepo, choose_image_settings, cut_texts
@@ -35,12 +37,18 @@ class Original:
     states: Mapping[str, list[int]]
     """States of these files before they were read."""
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What figures of its weights depend on, as JSON values."""
+    def identity(self, quantize_from: str) -> dict[str, Any]:
+        """What figures of its weights depend on, as JSON values.
+
+        Args:
+            quantize_from: how numbers are treated before they are quantized.
+        """
         return {
             "weights": {file.name: file.sha256 for file in self.weights},
             "config": dict(self.checkpoint.config),
+            "quantize_from": quantize_from,
+            "versions": {"lensconv": __version__, **package_versions()},
+            "quantization_environment": quantization_environment(),
         }
 
     def source(self) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-#: Folder for what is needed until all is measured.
-WORK_FOLDER = ".search"
+from converter.measurement.sensitivity.work_folder import WorkFolder
+
+#: Name of the folder for what is needed until all is measured.
+WORK_NAME = ".search"
 
 
 def evidence_folder(recipe: Path) -> Path:
@@ -15,28 +16,23 @@ def evidence_folder(recipe: Path) -> Path:
 
 
 def recipe_files(recipe: Path, count: int | None) -> list[Path]:
-    """The files of the recipes of a front: numbered from the smallest, or the one file where there is no front."""
+    """The files of the recipes: one, or those of a front, which are numbered from the smallest recipe.
+
+    Args:
+        recipe: the file that the user named.
+        count: number of recipes of a front; None where there is one recipe.
+    """
     if count is None:
         return [recipe]
     digits = len(str(count))
     return [recipe.with_name(f"{recipe.stem}-{number:0{digits}}{recipe.suffix}") for number in range(1, count + 1)]
 
 
-def spool_folder(folder: Path) -> Path:
-    """The folder of quantized tensors, in that of the evidence."""
-    return folder / WORK_FOLDER / "tensors"
-
-
-def calls_file(folder: Path) -> Path:
-    """The file of the denoiser's recorded calls, in the folder of the evidence."""
-    return folder / WORK_FOLDER / "calls.safetensors"
+def work_folder(folder: Path) -> WorkFolder:
+    """The folder for what is needed until all is measured, in that of the evidence."""
+    return WorkFolder(folder / WORK_NAME)
 
 
 def release_folder(folder: Path) -> Path:
     """Where a recipe is converted to be checked, in the folder of the evidence."""
-    return folder / WORK_FOLDER / "release"
-
-
-def remove_work(folder: Path) -> None:
-    """Delete what is needed no more; what cannot be deleted does no harm."""
-    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+    return work_folder(folder).path / "release"

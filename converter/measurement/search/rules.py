@@ -25,7 +25,6 @@ here the three layers of each block, which share a kernel.
 
 from __future__ import annotations
 
-import glob
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,10 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from converter.conversion.planning.planner import check_dtypes
-from converter.conversion.recipe.recipe import Recipe, Rule, read_recipe_text, resolve_rules
+from converter.conversion.recipe.recipe import Rule, read_recipe_text
 from converter.errors import RecipeError
 from converter.fields import Fields, parse_toml
-from converter.measurement.search.candidates import SearchSpace
 
 #: What a rule can say, in its file.
 KEEP, INCLUDE, AT_LEAST, SAME = KINDS = ("keep", "include", "at_least", "same")
@@ -136,24 +134,3 @@ def _checked(rule: SearchRule) -> SearchRule:
 def included(rules: Sequence[SearchRule]) -> tuple[Rule, ...]:
     """What selects the modules that SDNQ would skip and that are part of the choice."""
     return tuple(selector for rule in rules if rule.kind == INCLUDE for selector in rule.selectors)
-
-
-def recipe_rules(recipe: Recipe, space: SearchSpace) -> tuple[SearchRule, ...]:
-    """The rules of a recipe as rules of a search: what it keeps is kept, and what it quantizes has at least its bits.
-
-    Args:
-        recipe: its last rule for a module counts, as in a conversion. Rules for other modules have no effect.
-        space: what can be chosen.
-
-    Raises:
-        RecipeError: a rule has options that are no dtype.
-    """
-    names = [name for module in space.modules for name in module.names]
-    found = []
-    for name, rule in resolve_rules(recipe.with_optional_rules(), names, (), space.class_name).items():
-        where = f"recipe {recipe.name}, rule for {rule}"
-        if not rule.keep and rule.options.keys() != {"weights_dtype"}:
-            raise RecipeError(where, "a search can take over dtypes only, and it has other options")
-        kind, dtype = (KEEP, "") if rule.keep else (AT_LEAST, str(rule.options["weights_dtype"]))
-        found.append(_checked(SearchRule(kind, (glob.escape(name),), dtype=dtype, where=where)))
-    return tuple(found)

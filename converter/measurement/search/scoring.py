@@ -11,15 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from converter._version import __version__
 from converter.errors import UnsupportedCheckpoint, first_few
-from converter.libraries import package_versions, quantization_environment
 from converter.measurement.ablation.subject import DrawnOriginal, open_drawn
 from converter.measurement.benchmark.repos import describe_settings
 from converter.measurement.prompts.suite import SuitePrompt
 from converter.measurement.search.journal import SearchJournal
 from converter.measurement.search.options import INPUTS, MEASURED, WEIGHTS
-from converter.measurement.search.places import calls_file, remove_work, spool_folder
+from converter.measurement.search.places import work_folder
 from converter.measurement.search.run import SearchRun
 from converter.measurement.search.scores import Scores
 from converter.measurement.sensitivity.figures import Figures
@@ -50,18 +48,13 @@ class Scoring:
             OutputError: the folder has the measurements of another search.
             ResourceError: memory, disk or a device is missing.
         """
-        identity = {
-            **self.run.described.identity,
-            "quantize_from": self.run.options.quantize_from,
-            "versions": {"lensconv": __version__, **package_versions()},
-            "quantization_environment": quantization_environment(),
-        }
+        identity = self.run.described.identity(self.run.options.quantize_from)
         with SearchJournal(self.run.folder, identity, restart=self.run.options.restart) as journal:
             if self.run.options.score == WEIGHTS:
                 figures = self._scan(list(self._storages.values()), None, journal)
                 return self._scores({key: found.noise / (found.energy or 1.0) for key, found in figures.items()}, {})
             found = self._measure_output(journal)
-            remove_work(self.run.folder)
+            work_folder(self.run.folder).remove()
             return found
 
     @property
@@ -91,7 +84,7 @@ class Scoring:
         harms = dict(journal.harms.get(options.score, {}))
         missing = {key: storage for key, storage in self._storages.items() if key not in harms}
         if missing:
-            self._scan(list(missing.values()), spool_folder(self.run.folder), journal)
+            self._scan(list(missing.values()), work_folder(self.run.folder).tensors, journal)
             harms |= self._measure_missing(drawn, list(missing.values()), journal)
         scores = self._scores(
             {key: harms[key] for key in self._storages},
@@ -134,10 +127,10 @@ class Scoring:
     def _measure_missing(self, drawn: DrawnOriginal, missing: Sequence[Storage], journal: SearchJournal) -> Harms:
         prompts = {prompt.id: drawn.settings(prompt) for prompt in self._prompts}
         loaded = drawn.load(list(prompts.values()), self.run.reporter)
-        file, spool = calls_file(self.run.folder), spool_folder(self.run.folder)
-        calls = find_calls(loaded, prompts, self.run.options.calls, file, journal, self.run.reporter)
+        work = work_folder(self.run.folder)
+        calls = find_calls(loaded, prompts, self.run.options.calls, work.calls, journal, self.run.reporter)
         if self.run.options.score == MEASURED:
-            with Swapping(loaded, spool) as swapping:
+            with Swapping(loaded, work.tensors) as swapping:
                 return measure_harms(
                     loaded,
                     swapping,
@@ -147,13 +140,13 @@ class Scoring:
                     reporter=self.run.reporter,
                 )
         if self.run.options.score == INPUTS:
-            found = harms_by_inputs(loaded, calls, missing, spool)
+            found = harms_by_inputs(loaded, calls, missing, work.tensors)
         else:
             found = estimate_harms(
                 loaded,
                 calls,
                 missing,
-                spool,
+                work.tensors,
                 probes=self.run.options.probes,
                 checkpointing=self.run.options.checkpointing,
                 finished=journal.estimates,

@@ -29,7 +29,7 @@ from converter.measurement.search.check import check, held_out
 from converter.measurement.search.constraints import Constraints, constrain
 from converter.measurement.search.optimum import choose, choose_by_error, front, front_budgets, refuse_budget
 from converter.measurement.search.options import PREDICTING, WEIGHTS, SearchOptions, require_prediction
-from converter.measurement.search.places import WORK_FOLDER, evidence_folder, recipe_files, remove_work
+from converter.measurement.search.places import WORK_NAME, evidence_folder, recipe_files, work_folder
 from converter.measurement.search.problem import Problem, Selection
 from converter.measurement.search.recipe_file import make_recipe, plan_selection, recipe_text
 from converter.measurement.search.rules import SearchRule, included, parse_rule, read_rules
@@ -142,7 +142,7 @@ def search(
     checked = None
     if options.check:
         checked = check(found, run, scores)
-        remove_work(folder)
+        work_folder(folder).remove()
     return SearchReport(
         found=tuple(found),
         evidence=folder,
@@ -165,7 +165,7 @@ def _find_places(original: Path, output: Path, options: SearchOptions) -> tuple[
     if output.suffix != ".toml":
         raise OutputError(f"{output}: recipes are TOML files", "Give it a name that ends in .toml.")
     folder = evidence_folder(output)
-    refuse_output_folder(folder, original, (WORK_FOLDER,))
+    refuse_output_folder(folder, original, (WORK_NAME,))
     files = recipe_files(output, options.front)
     for file in files:
         refuse_taken_place(file, overwrite=options.overwrite or _is_found(file, folder))

@@ -17,7 +17,7 @@ from converter.presentation.charts.text import text_width
 
 #: Height of a line with the space around it.
 _HEIGHT = TEXT_SIZE + 5
-#: The most names in a chart. There is no space for more, and finding places for them would take long.
+#: Most names in a chart: more have no space, and it takes long to place them.
 MOST_LABELS = 30
 #: How far a needed name, and any other, may be from its point, in lines.
 _FARTHEST, _FAR = 10, 4
