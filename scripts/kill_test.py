@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -39,7 +40,8 @@ def main() -> None:
 
 def run(work: Path, arguments: argparse.Namespace) -> None:
     """Run the test in a folder."""
-    source, output = work / "source", work / "output"
+    source, output, cache = work / "source", work / "output", work / "cache"
+    os.environ["LENSCONV_CACHE"] = str(cache)
     subprocess.run(lensconv("synth", source, "--layers", arguments.layers, "--quiet"), check=True)
     convert = lensconv("convert", source, output, "--recipe", arguments.recipe, "--json")
     # The first run compiles the kernels; the second shows how long one takes.
@@ -50,7 +52,9 @@ def run(work: Path, arguments: argparse.Namespace) -> None:
     generator = random.Random(arguments.seed)  # noqa: S311 - moments, not secrets
     kept = redone = number = 0
     while number < arguments.kills:
-        process = subprocess.Popen(convert, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # Half of them let SDNQ plan in a second process; the others, and all reruns, begin with a plan that was kept.
+        line = [*convert, "--no-cache"] if number % 2 else convert
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(generator.uniform(0, 1.05 * length))
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -72,7 +76,7 @@ def run(work: Path, arguments: argparse.Namespace) -> None:
         kept += min(resumed, finished)
         redone += max(0, finished - resumed)
         print(f"{number}: {finished} tensors were finished, {resumed} were kept")
-        leftovers = {path.name for path in work.iterdir()} - {"source", "output"}
+        leftovers = {path.name for path in work.iterdir()} - {"source", "output", "cache"}
         if leftovers:
             raise SystemExit(f"{number}: left behind: {leftovers}")
         shutil.rmtree(output)

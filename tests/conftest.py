@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -13,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +45,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in [name for name in os.environ if name.startswith(("SDNQ_", "LENSCONV_"))]:
     del os.environ[name]
 os.environ["SDNQ_USE_TORCH_COMPILE"] = "0"
+#: Plans that tests and their programs keep, those of each test for itself.
+_CACHE = Path(tempfile.mkdtemp(prefix="lensconv-tests-"))
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["LENSCONV_CACHE"] = str(_CACHE / "shared")
+_cache_numbers = itertools.count()
 # Inductor compiles a program for each set of vector instructions, to find out whether the compiler knows those of the
 # CPU; here it may believe it, which saves ten seconds.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
@@ -131,8 +139,9 @@ def time_limit(seconds: float = TIME_LIMIT) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what the user's shell sets out of the tests."""
+    """Keep what the user's shell sets out of the tests, and from each test what others have kept."""
     monkeypatch.setenv("TERM", "unknown")
+    monkeypatch.setenv("LENSCONV_CACHE", str(_CACHE / str(next(_cache_numbers))))
 
 
 def call(*arguments: object) -> Outcome:

@@ -16,6 +16,7 @@ from converter import AdapterChoice, ConvertOptions, convert, plan
 from converter.checkpoint.source import Checkpoint
 from converter.checkpoint.staging import Staging
 from converter.conversion import convert as convert_module
+from converter.conversion import plans as plans_module
 from converter.conversion.adapters import fitting
 from converter.conversion.request import open_request
 from converter.errors import AdapterError, InputError, MalformedCheckpoint, MissingInput
@@ -171,13 +172,14 @@ def test_a_file_of_an_adapter_that_changes_during_a_conversion(
 
 def test_adapters_are_planned_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh process predicts a plan of Lens, and lets a second one check it; but not with adapters."""
-    monkeypatch.setattr(convert_module, "is_loaded", lambda: False)
+    for module in (convert_module, plans_module):
+        monkeypatch.setattr(module, "is_loaded", lambda: False)
     monkeypatch.setattr(convert_module, "require_free_memory", lambda *_: None)
 
     def start(*_: object) -> None:
         raise AssertionError("a second process")
 
-    monkeypatch.setattr(convert_module, "PlannerProcess", start)
+    monkeypatch.setattr(plans_module, "PlannerProcess", start)
     source = save_model(tmp_path / "source", "LensTransformer2DModel")
     with pytest.raises(AssertionError, match="a second process"):
         convert(source, tmp_path / "plain")

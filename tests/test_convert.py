@@ -25,6 +25,7 @@ from converter.checkpoint.reader import TensorReader
 from converter.checkpoint.source import SourceTensor, open_checkpoint
 from converter.console import Progress
 from converter.conversion import convert as convert_module
+from converter.conversion import plans as plans_module
 from converter.conversion.execution.jobs import QuantizeJob
 from converter.conversion.execution.work import Work, make_work, memory_budget
 from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
@@ -235,8 +236,9 @@ def refuse(_: PlannerProcess) -> PlanAnswer:
 def test_a_wrong_prediction_costs_time_and_no_byte(
     lie: str, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    notes, options = Notes(), ConvertOptions()
-    monkeypatch.setattr(convert_module, "is_loaded", lambda: False)
+    notes, options = Notes(), ConvertOptions(cache=False)
+    for module in (convert_module, plans_module):
+        monkeypatch.setattr(module, "is_loaded", lambda: False)
     if lie == "another plan":
 
         def wrong(*arguments: Any) -> Any:
@@ -245,8 +247,8 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
             object.__setattr__(predicted, "tensors", predicted.tensors[::-1])
             return predicted
 
-        monkeypatch.setattr(convert_module, "predict_plan", wrong)
-        options = ConvertOptions(shard_bytes=200_000)
+        monkeypatch.setattr(plans_module, "predict_plan", wrong)
+        options = replace(options, shard_bytes=200_000)
         # The process that plans imports nothing from the current folder, and libraries may print there.
         hook = "lambda _, a: a[0] == 'torch' and (os.write(1, b'x'), '' in sys.path and os._exit(1))"
         (tmp_path / "sitecustomize.py").write_text(f"import os, sys\nsys.addaudithook({hook})")
@@ -255,23 +257,22 @@ def test_a_wrong_prediction_costs_time_and_no_byte(
         monkeypatch.setattr(sys, "executable", "false")
     else:
         # It may need more memory than is allowed, and waits for no plan.
-        options, stopped = ConvertOptions(memory=30_000), []
+        little, stopped = replace(options, memory=30_000), []
 
         def answer(self: PlannerProcess) -> PlanAnswer:
             stopped.append(self._process)
-            planned = plan_here(open_request(lens_source, None, options).main)
+            planned = plan_here(open_request(lens_source, None, little).main)
             return replace(planned, kernel_agrees=False, peak_rss_bytes=10**15)
 
         monkeypatch.setattr(PlannerProcess, "answer", answer)
         with pytest.raises(MemoryLimitError, match="--memory 30000 is too little"):
-            convert(lens_source, tmp_path / "out", options=options)
+            convert(lens_source, tmp_path / "out", options=little)
         assert names_in(tmp_path) == []
         assert [process.returncode for process in stopped] == [-signal.SIGKILL]
-        options = ConvertOptions()
         # A version of SDNQ that refuses what was predicted will refuse it again.
         monkeypatch.setattr(PlannerProcess, "answer", refuse)
         with pytest.raises(RecipeError, match="unknown to SDNQ"):
-            convert(lens_source, tmp_path / "out")
+            convert(lens_source, tmp_path / "out", options=options)
         assert names_in(tmp_path) == []
         monkeypatch.setattr(PlannerProcess, "answer", answer)
     report = convert(lens_source, tmp_path / "out", options=options, reporter=notes)

@@ -35,6 +35,7 @@ from converter.errors import Interrupted
     "device",
     "allow_nonfinite",
     "force",
+    "cache",
     "overwrite",
     "restart",
 )

@@ -183,7 +183,14 @@ def _option(field: Field[Any]) -> Callable[[Callable[..., Any]], Callable[..., A
     metadata = field.metadata
     option = metadata.get("option", "--" + field.name.replace("_", "-"))
     if isinstance(field.default, bool):
-        return click.option(option, field.name, is_flag=True, help=metadata["help"])
+        return click.option(
+            option,
+            field.name,
+            is_flag=True,
+            flag_value=not field.default,
+            default=field.default,
+            help=metadata["help"],
+        )
     kind = _KINDS.get(metadata.get("kind", ""), str)
     if "choices" in metadata:
         kind = click.Choice(metadata["choices"])

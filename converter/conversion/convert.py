@@ -26,12 +26,12 @@ from converter.conversion.execution.products import choose_products
 from converter.conversion.execution.work import Work, make_work, memory_budget
 from converter.conversion.kernels.host import HOST, Host
 from converter.conversion.options import ConvertOptions
-from converter.conversion.planner_process import PlanAnswer, PlannerProcess, plan_here
+from converter.conversion.planner_process import PlanAnswer
 from converter.conversion.planning.methods import OWN_KINDS
-from converter.conversion.planning.plan import refuse_unmatched
-from converter.conversion.planning.prediction import plans_agree, predict_plan
+from converter.conversion.planning.prediction import plans_agree
 from converter.conversion.planning.rounding import refuse_useless_rounding
 from converter.conversion.planning.rules import MISREAD_SCALES
+from converter.conversion.plans import Plans, opened_plans
 from converter.conversion.preflight import check_space, existing_parent, refuse_overlap
 from converter.conversion.preview import fit_to, foresee, pieces_bytes
 from converter.conversion.recipe.recipe import NEAREST, Recipe
@@ -61,7 +61,7 @@ from converter.errors import (
     UnsupportedCheckpoint,
     printable,
 )
-from converter.libraries import is_loaded, require_library_memory
+from converter.libraries import is_loaded, load_library, require_library_memory
 from converter.memory import peak_rss_bytes, require_free_memory, return_free_memory
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ if TYPE_CHECKING:
 #: was measured with the versions in constraints.txt, rounded down. The predicted peak counts more: pages of libraries,
 #: which the system can drop, and two processes, which need not have their peaks at the same time.
 LEAST_BYTES = 280_000_000
+#: The same where the plan was kept, so that nothing imports SDNQ.
+KEPT_LEAST_BYTES = 25_000_000
 
 
 def convert(
@@ -105,9 +107,9 @@ def convert(
             staging.open()
             staging.discard()
             return published_report(output, request, time.monotonic() - started)
-        with _planning(request) as (answers, planner):
+        with opened_plans(request, reporter) as plans:
             # Only the conversion refers to fitted adapters, so that it can free them.
-            return _Conversion(request, staging, answers, planner, reporter, device, fit_to(request)).run(started)
+            return _Conversion(request, staging, plans, reporter, device, fit_to(request)).run(started)
 
 
 def _device(options: ConvertOptions) -> AbstractContextManager[Host | Device]:
@@ -120,38 +122,13 @@ def _device(options: ConvertOptions) -> AbstractContextManager[Host | Device]:
     return opened_device(options.device)
 
 
-@contextmanager
-def _planning(request: Request) -> Iterator[tuple[list[PlanAnswer], PlannerProcess | None]]:
-    """The plans to begin with; if the only one is predicted, also the process in which SDNQ plans during the block."""
-    target = request.main
-    # A prediction saves the wait for the import of torch, diffusers and SDNQ, unless SDNQ is imported already. Adapters
-    # need torch and diffusers here; then SDNQ's plan of Lens takes less than a second, and importing them in a second
-    # process takes longer. Calibration needs torch here.
-    needs_torch = request.adapters or request.calibration
-    predictable = len(request.targets) == 1 and not needs_torch and not is_loaded()
-    predicted = predict_plan(target.checkpoint, target.recipe) if predictable else None
-    if predicted is None:
-        answers = [plan_here(target) for target in request.targets]
-        refuse_unmatched([target.recipe for target in request.targets], [answer.plan for answer in answers])
-        yield answers, None
-        return
-    planner = PlannerProcess(target)
-    try:
-        yield [PlanAnswer(predicted, kernel_agrees=True)], planner
-    finally:
-        planner.stop()
-
-
 @dataclass
 class _Conversion:
     """The work after planning, in an output folder that nobody else uses."""
 
     request: Request
     staging: Staging
-    answers: list[PlanAnswer]
-    """The plan of each target."""
-    planner: PlannerProcess | None
-    """What will say whether the only plan was right, if it was predicted."""
+    plans: Plans
     reporter: Reporter
     device: Host | Device
     adapters: FittedAdapters | None
@@ -163,15 +140,20 @@ class _Conversion:
             started: when the conversion began, by the monotonic clock.
         """
         request, staging, options = self.request, self.staging, self.request.options
+        answers = self.plans.answers
         works = self._works()
         # Everything that can fail before a byte is written fails here.
-        for target, answer in zip(request.targets, self.answers, strict=True):
+        for target, answer in zip(request.targets, answers, strict=True):
             _refuse_misread(target, answer)
-        refuse_useless_rounding(request.targets, [answer.plan for answer in self.answers])
+        refuse_useless_rounding(request.targets, [answer.plan for answer in answers])
         budgets = [memory_budget(work, options.memory) for work in works]
+        if any(work.needs_sdnq for work in works):
+            # Threads must not be the first to import it; a plan that was kept did without.
+            load_library("sdnq.quantizer")
         if not is_loaded():
             pieces = max(pieces_bytes(work, options) for work in works)
-            require_free_memory(LEAST_BYTES + pieces, "this conversion")
+            least = LEAST_BYTES if self.plans.is_predicted else KEPT_LEAST_BYTES
+            require_free_memory(least + pieces, "this conversion")
         parent = existing_parent(staging.output)
         selection = select_files(request.checkpoints, request.others)
         companions = find_companions(selection, parent)
@@ -189,7 +171,7 @@ class _Conversion:
             # Nothing refers any longer to what was moved.
             return_free_memory()
         is_resumed = any(staging.finished(target.name) for target in request.targets)
-        for note in foresee(request, [answer.plan for answer in self.answers], selection, self.adapters):
+        for note in foresee(request, [answer.plan for answer in answers], selection, self.adapters):
             self.reporter.note(f"Note: {note}.")
         converted: list[Converted] = []
 
@@ -208,11 +190,12 @@ class _Conversion:
             # The other components have been copied since.
             request.refuse_changed()
             staging.publish()
-        peak = peak_rss_bytes() + sum(answer.peak_rss_bytes for answer in self.answers)
+        peak = peak_rss_bytes() + sum(answer.peak_rss_bytes for answer in answers)
         return finished_report(staging.output, request, converted, files, time.monotonic() - started, peak)
 
     def _works(self) -> list[Work]:
-        return [self._work(target, answer) for target, answer in zip(self.request.targets, self.answers, strict=True)]
+        pairs = zip(self.request.targets, self.plans.answers, strict=True)
+        return [self._work(target, answer) for target, answer in pairs]
 
     def _work(self, target: Target, answer: PlanAnswer, spooled: Mapping[str, Path] | None = None) -> Work:
         use_fused = answer.kernel_agrees
@@ -227,7 +210,7 @@ class _Conversion:
 
     def _convert(self, number: int, work: Work, budget: int) -> Converted:
         """Fill the files of one target."""
-        target, answer = self.request.targets[number], self.answers[number]
+        target, answer = self.request.targets[number], self.plans.answers[number]
         staged = self.staging.component(target.name)
         finished = staged.finished
         bytes_read = 0
@@ -243,8 +226,8 @@ class _Conversion:
             finished = staged.forget(keeps_spooled=True)
         outcome = execute(target, work, staged, finished, budget, self.reporter, self.device)
         bytes_read += outcome.bytes_read
-        if self.planner is not None:
-            actual = self.planner.answer() or plan_here(target)
+        if self.plans.is_predicted:
+            actual = self.plans.ask_sdnq()
             if not (actual.kernel_agrees and plans_agree(answer.plan, actual.plan)):
                 self.reporter.note(
                     "SDNQ's plan differs from the prediction; the conversion starts over with SDNQ's plan"
@@ -260,7 +243,7 @@ class _Conversion:
                 f"Note: second moments of the inputs of {printable(answer.plan.modules[source].name)} are not positive "
                 f"semidefinite; {damping:g} of their mean diagonal was added."
             )
-        self.answers[number] = answer
+        self.plans.answers[number] = answer
         device = "" if isinstance(self.device, Host) else self._decisive_device(target, work)
         outcome = replace(outcome, bytes_read=bytes_read)
         adapters = self.adapters.describe(target.name) if self.adapters else []

@@ -82,6 +82,14 @@ class ConvertOptions:
         default=False,
         metadata={"help": "Convert although no loader reads the result correctly (scales quantized for all modules)."},
     )
+    cache: bool = field(
+        default=True,
+        metadata={
+            "help": "Do not use or keep what SDNQ planned, which makes later conversions of such a model faster. It is "
+            "in the folder that LENSCONV_CACHE names.  [default: lensconv in the user's cache]",
+            "option": "--no-cache",
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing checkpoint at OUT."})
     restart: bool = field(default=False, metadata={"help": "Delete the work of an interrupted run, and start over."})
 

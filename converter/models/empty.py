@@ -38,6 +38,8 @@ class EmptyModel:
     """Names of the tensors in the checkpoint, by their names in the model."""
     ignored: tuple[str, ...]
     """Tensors of the checkpoint that the class does not load."""
+    depends_on_numbers: bool = False
+    """Whether tensors that the model ties are in the checkpoint twice, so that their numbers were compared."""
 
     @property
     def stem(self) -> str:
@@ -144,17 +146,16 @@ def _build_transformers(model_class: Any, checkpoint: Checkpoint, config: ModelC
     # from_pretrained itself is given tensors without storage, so that it decides about dtypes, names and ties.
     names = {name: name for name in checkpoint.tensors}
     model = _load_transformers(model_class, checkpoint, config.content, names)
-    duplicates = {
-        alias
-        for alias, target in model.all_tied_weights_keys.items()
-        if alias in names and target in names and are_equal(checkpoint, names[alias], names[target])
+    tied = {
+        alias: target for alias, target in model.all_tied_weights_keys.items() if alias in names and target in names
     }
+    duplicates = {alias for alias, target in tied.items() if are_equal(checkpoint, names[alias], names[target])}
     if duplicates:
         # Tied tensors that are in the file twice are loaded, and saved, as one; if they differ, as two.
         names = {name: source for name, source in names.items() if source not in duplicates}
         model = _load_transformers(model_class, checkpoint, config.content, names)
     sources, ignored = match_tensors(model, names, checkpoint, model._keys_to_ignore_on_load_unexpected or ())
-    return EmptyModel(model, True, config, sources, tuple(sorted({*ignored, *duplicates})))
+    return EmptyModel(model, True, config, sources, tuple(sorted({*ignored, *duplicates})), bool(tied))
 
 
 def _from_pretrained(

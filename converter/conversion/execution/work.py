@@ -11,7 +11,7 @@ from pathlib import Path
 from converter.checkpoint.layout import Layout, lay_out
 from converter.conversion.adapters.additions import Addition
 from converter.conversion.execution.jobs import Job, KeepJob, Output, QuantizeJob
-from converter.conversion.planning.methods import Kind, choose_method
+from converter.conversion.planning.methods import OWN_KINDS, Kind, choose_method
 from converter.conversion.planning.plan import Plan
 from converter.conversion.planning.rounding import choose_roundings
 from converter.conversion.recipe.recipe import NEAREST
@@ -56,6 +56,14 @@ class Work:
     def has_whole_products(self) -> bool:
         """Whether whole products of adapters are computed, which depend on the number of threads."""
         return any(job.addition is not None and not job.addition.in_blocks for job in self.jobs)
+
+    @property
+    def needs_sdnq(self) -> bool:
+        """Whether a job uses functions of SDNQ or torch."""
+        return self.is_calibrated or any(
+            job.addition is not None or (isinstance(job, QuantizeJob) and job.method.kind not in OWN_KINDS)
+            for job in self.jobs
+        )
 
     def with_blocks(self) -> Work:
         """The same work, in which products of adapters are computed in blocks."""

@@ -71,6 +71,8 @@ class Plan:
     """Versions of the packages that decide the bytes."""
     unmatched_rules: tuple[Rule, ...] = ()
     """Optional rules of the recipe that select nothing."""
+    depends_on_numbers: bool = False
+    """Whether numbers of this source decided something, so that another source may get another plan."""
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:

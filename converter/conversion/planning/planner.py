@@ -99,6 +99,7 @@ def plan_with_sdnq(checkpoint: Checkpoint, recipe: Recipe, decided: Mapping[str,
         quantization_config=quantization_config,
         versions=package_versions(),
         unmatched_rules=unmatched,
+        depends_on_numbers=empty.depends_on_numbers,
     )
 
 
