@@ -25,6 +25,7 @@ LensconvError               exit 1: what was examined or made is not what it sho
 │   │   └── CompilerError            torch's compiler, or a compiler that it calls
 │   └── MissingFigure            a figure that has a threshold, which this command cannot measure
 ├── HubError                 exit 4: the Hub refuses, lacks something, differs, or cannot be reached
+│   ├── CorruptDownload          what it sends is not what it has recorded
 │   └── MissingObject            it no longer has a file that was uploaded
 ├── ReleaseError             exit 1: a release contains what must not be published, or differs from its manifest
 ├── SolverError              exit 1: no optimum was found, as too many selections are almost as good
@@ -211,6 +212,10 @@ class HubError(LensconvError):
     """The Hub refuses, lacks something, has other contents than expected, or cannot be reached."""
 
     exit_code = 4
+
+
+class CorruptDownload(HubError):
+    """The bytes of a file are not those of the Hub's record."""
 
 
 class MissingObject(HubError):

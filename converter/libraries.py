@@ -138,6 +138,11 @@ def is_loaded() -> bool:
     return "sdnq" in sys.modules
 
 
+def are_untouched() -> bool:
+    """Whether no library that plans has been imported yet, so that no program can have changed it in this process."""
+    return sys.modules.keys().isdisjoint(("diffusers", "sdnq", "transformers"))
+
+
 def require_library_memory(needed: int = LIBRARY_BYTES) -> None:
     """Refuse to import torch and what works with it where that cannot fit; called before each first import.
 

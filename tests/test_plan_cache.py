@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, convert
 from converter.conversion import plan_cache, plans
-from converter.conversion.fingerprint import fingerprint
 from converter.conversion.plan_cache import MAXIMUM_ENTRIES, PlanCache, cache_folder
 from converter.conversion.planner_process import PlanAnswer, plan_here
 from converter.conversion.planning.plan_json import plan_from_json, plan_to_json
@@ -66,8 +65,7 @@ def kept(lens_source: Path) -> tuple[Target, PlanAnswer, Path]:
 @pytest.fixture
 def plans_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let conversions plan in this process as if it had not imported SDNQ."""
-    monkeypatch.setattr(plans, "is_loaded", lambda: False)
-    monkeypatch.setattr(plans, "predict_plan", lambda *_: None)
+    monkeypatch.setattr(plans, "are_untouched", lambda: True)
 
 
 @pytest.mark.parametrize("recipe", [None, pytest.param("sdnq-int8", marks=pytest.mark.long)])
@@ -183,10 +181,8 @@ def test_everything_that_decides_a_plan_is_in_its_key(
     assert cache.find(target_of(lens_source, None, "*.attn.*=keep")) is None
     for variable in ("SDNQ_USE_TRITON_MM", "NUMBA_CPU_NAME", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(variable, "0")
-        fingerprint.cache_clear()
         assert cache.find(target) is None, variable
         monkeypatch.delenv(variable)
-    fingerprint.cache_clear()
     assert cache.find(target) == answer
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.open_files import OpenFiles
-from converter.checkpoint.source import SourceTensor
+from converter.checkpoint.source import Checkpoint, SourceTensor
 from converter.errors import MalformedCheckpoint, MissingInput, lacking, reason_of
 
 
@@ -57,15 +58,25 @@ class TensorReader:
         self.read(tensor, 0, target)
         return target
 
+    def facts(self) -> dict[str, Any]:
+        """What to note with a tensor that has just been read, so that another run can continue behind it."""
+        return {}
+
     def close(self) -> None:
         """Close all files."""
         self._files.close()
 
-    def __enter__(self) -> TensorReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def open_reader(checkpoint: Checkpoint) -> TensorReader:
+    """A reader of any tensor of a checkpoint, wherever its files are."""
+    opened: TensorReader = checkpoint.open_other() if checkpoint.open_other else TensorReader()
+    return opened
 
 
 def ranges(total: int, step: int) -> Iterator[tuple[int, int]]:

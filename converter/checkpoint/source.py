@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,8 @@ class Checkpoint:
     """Whether a file was given, so that of the other files only its config counts."""
     removed_prefix: str = ""
     """The prefix that was removed from the names of all tensors, if it is a source; the headers still have it."""
+    open_other: Callable[[], Any] | None = None
+    """Opens a ``TensorReader`` for files that are not on this machine; None if they are."""
     loaded_class: str = ""
     """The class of transformers as which the pipeline loads it, whatever its config says; empty if that decides."""
 

@@ -35,7 +35,7 @@ from converter.checkpoint.folders import (
 )
 from converter.checkpoint.journal import Finished, JournalFile
 from converter.checkpoint.writer import write_error, writing
-from converter.errors import OutputError
+from converter.errors import OutputError, printable
 
 #: All that the folder ever contains, the journal last; anything else in it is not deleted.
 _OWN_NAMES = ("release", "replaced", "spool", "adapters", "journal.new", "journal")
@@ -47,6 +47,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _WORDS = {
     "adapters": "LoRA adapters, their scales or their order",
     "components": "other components",
+    "commit": "the commit of the source",
     "nonfinite": "--allow-nonfinite",
     "versions": "package versions",
     "environment": "environment variables",
@@ -193,6 +194,8 @@ class Staging:
                 return
             if different not in ([], ["boot"]):
                 words = ", ".join(_WORDS.get(key, key) for key in different if key != "boot")
+                if commit := journal.identity.get("commit", ""):
+                    words += f" (it converts {printable(str(commit))})"
                 raise OutputError(
                     f"{self.output}: an interrupted conversion to this folder differs from this one in: {words}",
                     "Run the earlier command again, start over with --restart, or choose another folder.",

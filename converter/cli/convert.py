@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from converter.cli.components import unconverted_lines
-from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, pass_console, recipe_options
+from converter.cli.options import PATH, PATH_OR_ADDRESS, dataclass_options, output_options, pass_console, recipe_options
 from converter.console import Console, readable_size, table
 from converter.conversion.adapters.choice import AdapterChoice
 from converter.conversion.options import ConvertOptions
@@ -20,13 +20,15 @@ from converter.errors import Interrupted
     short_help="Quantize a checkpoint.",
     epilog="Example: lensconv convert Lens/transformer Lens-uint4 --memory 512MB",
 )
-@click.argument("source", type=LOCAL_PATH)
+@click.argument("source", type=PATH_OR_ADDRESS)
 @click.argument("output", metavar="OUT", type=PATH)
 @recipe_options
 @dataclass_options(
     ConvertOptions,
+    "component_only",
     "variant",
     "jobs",
+    "connections",
     "memory",
     "quantize_from",
     "rounding",
@@ -44,7 +46,7 @@ from converter.errors import Interrupted
 def command(
     console: Console,
     /,
-    source: Path,
+    source: Path | str,
     output: Path,
     recipe: str | None,
     settings: tuple[str, ...],
@@ -54,8 +56,9 @@ def command(
 ) -> None:
     """Quantize SOURCE into the folder OUT, byte for byte as SDNQ itself would, unless --rounding says otherwise.
 
-    SOURCE is a component folder, a pipeline repo or one .safetensors file. OUT appears as a whole or not at all. After
-    an interruption, the same command continues where it stopped.
+    SOURCE is a component folder, a pipeline repo, one .safetensors file, or hf://OWNER/NAME[@REVISION]. Weights on the
+    Hub are converted while they arrive, and are never on disk. OUT appears as a whole or not at all. After an
+    interruption, the same command continues where it stopped.
     """
     from converter.conversion.convert import convert
 

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.checkpoint.folders import remove_all_but
+from converter.checkpoint.source import examine_checkpoint
 from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
+from converter.conversion.choosing import choose_components
 from converter.conversion.execution.execute import execute
 from converter.conversion.execution.jobs import QuantizeJob
 from converter.conversion.execution.products import choose_products
@@ -36,7 +38,13 @@ from converter.conversion.preflight import check_space, existing_parent, refuse_
 from converter.conversion.preview import fit_to, foresee, pieces_bytes
 from converter.conversion.recipe.recipe import NEAREST, Recipe
 from converter.conversion.record import Converted, conversion_manifest, quantization_summary
-from converter.conversion.release.companions import Companion, bring_companion, find_companions, plain_index
+from converter.conversion.release.companions import (
+    Companion,
+    bring_companion,
+    fetch_companion,
+    find_companions,
+    plain_index,
+)
 from converter.conversion.release.manifest import (
     CONFIG_NAME,
     MANIFEST_NAME,
@@ -52,15 +60,21 @@ from converter.conversion.report import ConvertReport, finished_report, publishe
 from converter.conversion.request import Request, Target, open_request
 from converter.errors import (
     CalibrationError,
+    CorruptDownload,
     DeviceError,
+    HubError,
     InputError,
     MalformedCheckpoint,
     NonFiniteWeight,
     RecipeError,
     ResourceError,
     UnsupportedCheckpoint,
+    UsageError,
     printable,
 )
+from converter.hub.addresses import HubAddress, is_address, parse_address
+from converter.hub.client import quiet_hub
+from converter.hub.shadow import shadowed
 from converter.libraries import is_loaded, load_library, require_library_memory
 from converter.memory import peak_rss_bytes, require_free_memory, return_free_memory
 
@@ -77,7 +91,7 @@ KEPT_LEAST_BYTES = 25_000_000
 
 
 def convert(
-    source: Path,
+    source: Path | str,
     output: Path,
     recipe: str | Recipe | None = None,
     options: ConvertOptions | None = None,
@@ -87,7 +101,8 @@ def convert(
     """Convert a checkpoint to SDNQ's format, streamed and exactly as SDNQ itself would.
 
     Args:
-        source: a component folder, a pipeline repo or a ``.safetensors`` file.
+        source: a component folder, a pipeline repo or a ``.safetensors`` file; or ``hf://OWNER/NAME`` with an optional
+            ``@REVISION``, whose weights are converted while they arrive and never on disk.
         output: the folder to make; it appears as a whole or not at all.
         recipe: a recipe, its name or its file; the default for the model's class when None.
         options: how to convert.
@@ -96,10 +111,55 @@ def convert(
     Raises:
         InputError: the source cannot be converted, or the output cannot be written.
         ResourceError: disk, memory, a device or a package is missing.
+        HubError: the Hub refuses, cannot be reached, or sends other bytes than it has recorded.
         KeyboardInterrupt: the user stopped it; the same call continues later.
     """
     started = time.monotonic()
-    request = open_request(source, recipe, options or ConvertOptions())
+    options = options or ConvertOptions()
+    if isinstance(source, str) and is_address(source):
+        return _convert_remote(parse_address(source), output, recipe, options, reporter, started)
+    source = Path(source)
+    if options.component_only:
+        source, options = _component_alone(source, options)
+    return _convert(open_request(source, recipe, options), output, reporter, started)
+
+
+def _convert_remote(
+    address: HubAddress,
+    output: Path,
+    recipe: str | Recipe | None,
+    options: ConvertOptions,
+    reporter: Reporter,
+    started: float,
+) -> ConvertReport:
+    def choose(folder: Path) -> Sequence[str | None]:
+        return choose_components(folder, options.components, options.variant, reads_headers=False)
+
+    has_others = not options.component_only
+    with shadowed(address, choose, options.variant, has_others=has_others, patient=reporter) as shadow, quiet_hub():
+        shadow.check_contents()
+        source = shadow.folder
+        if options.component_only:
+            source, options = _component_alone(source, options)
+        request = open_request(source, recipe, options, reads_headers=False, shadow=shadow)
+        return _convert(request, output, reporter, started)
+
+
+def _component_alone(source: Path, options: ConvertOptions) -> tuple[Path, ConvertOptions]:
+    """The folder of the only component that is converted, which then is the source, and options without its name.
+
+    Raises:
+        UsageError: the source has no components, or several are to be converted.
+    """
+    names = choose_components(source, options.components, options.variant, reads_headers=False)
+    checkpoint = examine_checkpoint(source, component=names[0], variant=options.variant)
+    if len(names) > 1 or checkpoint.pipeline is None:
+        what = "converts several components" if len(names) > 1 else f"{source} has no components"
+        raise UsageError(f"--component-only leaves out all components but one, but this {what}", "Leave it out.")
+    return checkpoint.folder, replace(options, components=())
+
+
+def _convert(request: Request, output: Path, reporter: Reporter, started: float) -> ConvertReport:
     refuse_overlap(request.checkpoints, output, [adapter.file for adapter in request.adapters])
     replacing = REPLACING_CHECKPOINTS if request.options.overwrite else None
     with _device(request.options) as device, Staging(output, request.identity(device.name), replacing) as staging:
@@ -156,7 +216,7 @@ class _Conversion:
             require_free_memory(least + pieces, "this conversion")
         parent = existing_parent(staging.output)
         selection = select_files(request.checkpoints, request.others)
-        companions = find_companions(selection, parent)
+        companions = find_companions(selection, parent, are_local=request.shadow is None)
         spooled = [
             work.layout for target, work in zip(request.targets, works, strict=True) if target.recipe.is_data_dependent
         ]
@@ -224,7 +284,8 @@ class _Conversion:
             work = self._work(target, answer, decision.spooled)
         if finished and not _are_complete(staged.folder, work):
             finished = staged.forget(keeps_spooled=True)
-        outcome = execute(target, work, staged, finished, budget, self.reporter, self.device)
+        shadow = self.request.shadow
+        outcome = execute(target, work, staged, finished, budget, self.reporter, self.device, shadow)
         bytes_read += outcome.bytes_read
         if self.plans.is_predicted:
             actual = self.plans.ask_sdnq()
@@ -247,7 +308,7 @@ class _Conversion:
         device = "" if isinstance(self.device, Host) else self._decisive_device(target, work)
         outcome = replace(outcome, bytes_read=bytes_read)
         adapters = self.adapters.describe(target.name) if self.adapters else []
-        return Converted(target, answer.plan, work.layout, outcome, device, adapters)
+        return Converted(target, answer.plan, work.layout, outcome, device, adapters, shadow)
 
     def _decisive_device(self, target: Target, work: Work) -> str:
         """The device's name if SDNQ's functions ran there; the bytes of lensconv's kernel do not depend on it."""
@@ -260,13 +321,24 @@ class _Conversion:
     ) -> tuple[ReleaseFile, ...]:
         """Write everything except the weights; returns all files of the release."""
         folder = self.staging.release
-        weights = [file for component in converted for file in component.weights]
-        remove_all_but(folder, {folder / file.name for file in weights})
+        shadow = self.request.shadow
+        wanted = [file.name for component in converted for file in component.weights]
+        # What an interrupted run has downloaded stays, too.
+        wanted += [companion.name for companion in companions] if shadow else []
+        remove_all_but(folder, {folder / name for name in wanted})
         with writing(folder):
             written = [file for component in converted for file in _write_component(folder, component)]
             total = sum(companion.bytes for companion in companions)
             with self.reporter.progress("other components", total) as progress:
-                others = [bring_companion(companion, folder, progress) for companion in companions]
+                if shadow is None:
+                    others = [bring_companion(companion, folder, progress) for companion in companions]
+                else:
+                    others = shadow.at_once(
+                        lambda companion: fetch_companion(companion, shadow, folder, progress),
+                        companions,
+                        connections=self.request.options.connections,
+                        refresh=progress.refresh,
+                    )
             others += [write_file(folder, name, plain_index(index)) for name, index in selection.indexes.items()]
             files = [*written, *others]
             if converted[0].is_denoiser:
@@ -315,10 +387,17 @@ def _discarding(staging: Staging, reporter: Reporter, *, keeps: Callable[[], boo
     """
     try:
         yield
-    except (CalibrationError, MalformedCheckpoint, NonFiniteWeight, RecipeError, UnsupportedCheckpoint):
+    except (
+        CalibrationError,
+        CorruptDownload,
+        MalformedCheckpoint,
+        NonFiniteWeight,
+        RecipeError,
+        UnsupportedCheckpoint,
+    ):
         staging.discard()
         raise
-    except (InputError, ResourceError) as error:
+    except (HubError, InputError, ResourceError) as error:
         if isinstance(error, ResourceError) and not (keeps() or isinstance(error, DeviceError)):
             staging.discard()
         else:

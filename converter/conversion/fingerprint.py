@@ -10,13 +10,17 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from converter.libraries import DECISIVE_PACKAGES, quantization_environment
 
 #: Packages that plans and kernels use, besides those that decide the bytes. PEFT changes what diffusers imports.
 _OTHER_PACKAGES = ("accelerate", "huggingface_hub", "llvmlite", "numba", "numpy", "peft")
 #: Beginnings of the names of variables that change what torch, numba and their libraries compute, or on which device.
-_VARIABLES = ("ATEN_", "CUDA_", "DNNL_", "HIP_", "MKL_", "NUMBA_", "ONEDNN_", "PYTORCH_", "ROCR_", "TORCH", "ZE_")
+_VARIABLES = (
+    *("ATEN_", "CUDA_", "DNNL_", "HIP_", "HSA_", "MKL_", "NUMBA_", "ONEAPI_", "ONEDNN_"),
+    *("PYTORCH_", "ROCR_", "SYCL_", "TORCHINDUCTOR_", "TORCH_", "ZE_"),
+)
 #: Files that describe GPUs. SDNQ asks which one there is when it chooses how it multiplies matrices in FP8.
 _GPU_FILES = (
     "proc/driver/nvidia/version",
@@ -26,29 +30,39 @@ _GPU_FILES = (
 _GPU_DEVICES = ("dev/nvidia*", "dev/kfd", "dev/dri/*", "dev/dxg")
 
 
-@cache
 def fingerprint() -> str | None:
-    """A digest of versions, source code, processor, GPUs and environment, in hexadecimal digits.
+    """A digest of packages, source code, processor, GPUs and environment, in hexadecimal digits.
 
     Returns:
         None if it cannot be known which files a package consists of.
     """
+    installed = _installed()
+    if installed is None:
+        return None
+    variables = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
+    content = {**installed, "environment": {**variables, **quantization_environment()}}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _installed() -> dict[str, Any] | None:
+    """What does not change while a process runs; None if it cannot be known."""
     packages = {name: _package(name) for name in (*DECISIVE_PACKAGES, *_OTHER_PACKAGES)}
     if any(found is None for found in packages.values()):
         return None
-    variables = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
     # Imported here: it is a part of numba, which takes a moment.
     from llvmlite import binding
 
-    content = {
-        "python": sys.version,
-        "packages": packages,
-        "source": [_source_digest(Path(__file__).parents[1]), _source_digest(_folder("sdnq"))],
-        "processor": [binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()],
-        "gpus": list(_gpus()),
-        "environment": {**variables, **quantization_environment()},
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    try:
+        return {
+            "python": sys.version,
+            "packages": packages,
+            "source": [_source_digest(Path(__file__).parents[1]), _source_digest(_folder("sdnq"))],
+            "processor": [binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()],
+            "gpus": list(_gpus()),
+        }
+    except OSError:
+        return None
 
 
 def _package(name: str) -> list[str] | None:

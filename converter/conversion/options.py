@@ -14,6 +14,8 @@ from converter.conversion.recipe.recipe import ROUNDINGS
 MAXIMUM_JOBS = 16
 #: The same where a device other than the CPU quantizes; so many keep it busy, with pieces that fit the default memory.
 MAXIMUM_DEVICE_JOBS = 4
+#: More connections than this do not fit one machine's, and servers may refuse them.
+MAXIMUM_CONNECTIONS = 32
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,10 @@ class ConvertOptions:
 
     components: tuple[str, ...] = ()
     """Which components of a pipeline repo; ``all`` stands for those that are worth it. By default its denoiser."""
+    component_only: bool = field(
+        default=False,
+        metadata={"help": "Make a folder of the converted component alone, without the rest of its pipeline."},
+    )
     variant: str | None = field(
         default=None,
         metadata={
@@ -35,6 +41,13 @@ class ConvertOptions:
     jobs: int | None = field(
         default=None,
         metadata={"help": "Threads.  [default: one for each core, up to 16; with --device, up to 4]", "kind": "count"},
+    )
+    connections: int = field(
+        default=4,
+        metadata={
+            "help": "Files of hf:// that are read at a time, each over one connection and by one thread.",
+            "range": (1, MAXIMUM_CONNECTIONS),
+        },
     )
     memory: int | None = field(
         default=None,

@@ -17,7 +17,7 @@ from converter.conversion.planning.plan import refuse_unmatched
 from converter.conversion.planning.prediction import predict_plan
 from converter.conversion.request import Request, Target
 from converter.errors import OutputError, ResourceError
-from converter.libraries import is_loaded
+from converter.libraries import are_untouched, is_loaded
 
 
 @dataclass
@@ -70,12 +70,10 @@ def opened_plans(request: Request, reporter: Reporter) -> Iterator[Plans]:
         RecipeError: a rule selects nothing.
     """
     targets = request.targets
-    # A program that has imported SDNQ may have changed it, and SDNQ plans in less time there than it takes to import.
-    is_fresh = not is_loaded()
-    cache = PlanCache(cache_folder()) if is_fresh and request.options.cache else None
+    cache = PlanCache(cache_folder()) if request.options.cache and are_untouched() else None
     plans = Plans(request, reporter, _kept(cache, targets), cache)
     try:
-        if not plans.answers and is_fresh and (predicted := _predict(request)):
+        if not plans.answers and (predicted := _predict(request)):
             plans.planner = PlannerProcess(request.main)
             plans.answers = [predicted]
         if not plans.answers:
@@ -97,9 +95,9 @@ def _kept(cache: PlanCache | None, targets: tuple[Target, ...]) -> list[PlanAnsw
 
 
 def _predict(request: Request) -> PlanAnswer | None:
-    # Adapters need torch and diffusers in this process; then SDNQ's plan of Lens takes less than a second, and
-    # importing them in a second process takes longer. Calibration needs torch here.
-    if len(request.targets) > 1 or request.adapters or request.calibration:
+    # SDNQ that is imported plans in less time than a second process takes to import it. Adapters and calibration need
+    # torch in this process, too. A wrong prediction would download the source twice.
+    if is_loaded() or len(request.targets) > 1 or request.adapters or request.calibration or request.shadow:
         return None
     plan = predict_plan(request.main.checkpoint, request.main.recipe)
     return PlanAnswer(plan, kernel_agrees=True) if plan is not None else None

@@ -32,6 +32,7 @@ from converter.models.roles import role
 
 if TYPE_CHECKING:
     from converter.conversion.adapters.fitting import FittedAdapters
+    from converter.hub.shadow import Shadow
 
 #: Memory of the process before the first piece, in bytes: Python with NumPy and numba, and with SDNQ's libraries.
 #: Measured with the versions in constraints.txt, rounded up.
@@ -73,18 +74,18 @@ def plan(source: Path | str, recipe: str | Recipe | None = None, options: Conver
             return choose_components(folder, options.components, options.variant, reads_headers=False)
 
         with shadowed(parse_address(source), choose, options.variant) as shadow:
-            report = _plan(shadow.folder, recipe, options, reads_headers=False)
+            report = _plan(shadow.folder, recipe, options, shadow)
         return replace(report, place=str(shadow.repo.address))
     return _plan(Path(source), recipe, options)
 
 
 def _plan(
-    source: Path, recipe: str | Recipe | None, options: ConvertOptions, *, reads_headers: bool = True
+    source: Path, recipe: str | Recipe | None, options: ConvertOptions, shadow: Shadow | None = None
 ) -> PlanReport:
     require_library_memory()
     from converter.conversion.planning.planner import plan_with_sdnq
 
-    request = open_request(source, recipe, options, reads_headers=reads_headers)
+    request = open_request(source, recipe, options, reads_headers=shadow is None, shadow=shadow)
     selection = select_files(request.checkpoints, request.others)
     plans = [plan_with_sdnq(target.checkpoint, target.recipe) for target in request.targets]
     refuse_unmatched([target.recipe for target in request.targets], plans)

@@ -9,12 +9,14 @@ from typing import Any
 
 from converter._version import __version__
 from converter.checkpoint.dtypes import LONG_NAMES
+from converter.checkpoint.header import Header
 from converter.checkpoint.layout import Layout
 from converter.conversion.execution.execute import Outcome
 from converter.conversion.planning.plan import Plan, parameter_count
 from converter.conversion.planning.rounding import choose_roundings
 from converter.conversion.release.manifest import MANIFEST_FORMAT, MANIFEST_VERSION, Manifest, ReleaseFile
 from converter.conversion.request import Target
+from converter.hub.shadow import Shadow
 from converter.models.roles import role
 
 
@@ -31,6 +33,8 @@ class Converted:
     """The device on which SDNQ's own functions ran; empty if it was the CPU, or none ran."""
     adapters: Sequence[Mapping[str, Any]] = ()
     """What the manifest says of the LoRA adapters that changed it, in their order."""
+    shadow: Shadow | None = None
+    """In which the source is, if it is on the Hub."""
 
     @property
     def is_denoiser(self) -> bool:
@@ -49,6 +53,20 @@ class Converted:
         damped = {self.plan.modules[source].name: damping for source, damping in self.outcome.damped.items()}
         return {"rounding": found["rounding"] | {"damped": dict(sorted(damped.items()))}} if damped else found
 
+    def _describe_hub(self) -> dict[str, Any]:
+        """Where the source is on the Hub, as an entry of it; empty if it is on this machine."""
+        if self.shadow is None:
+            return {}
+        address = self.shadow.repo.address
+        folder = self.shadow.path_of(self.target.checkpoint.folder).removeprefix(".")
+        return {"hub": {"repository": address.repo_id, "commit": address.revision, "folder": folder}}
+
+    def _describe_file(self, header: Header) -> dict[str, Any]:
+        """A weight file of the source, with its sha256 if that was compared with the Hub's record."""
+        found = {"name": header.file.name, "bytes": header.file_bytes, "header_sha256": header.sha256}
+        sha256 = self.shadow.record_of(header.file).sha256 if self.shadow else None
+        return {**found, "sha256": sha256} if sha256 and header.file.name in self.outcome.proven else found
+
     def describe(self) -> dict[str, Any]:
         """The component's object in the manifest."""
         checkpoint, recipe, options, plan = self.target.checkpoint, self.target.recipe, self.target.options, self.plan
@@ -62,10 +80,8 @@ class Converted:
                 "tensors": len(checkpoint.tensors),
                 "parameters": parameters,
                 "bytes_by_dtype": checkpoint.bytes_by_dtype,
-                "files": [
-                    {"name": header.file.name, "bytes": header.file_bytes, "header_sha256": header.sha256}
-                    for header in checkpoint.headers
-                ],
+                **self._describe_hub(),
+                "files": [self._describe_file(header) for header in checkpoint.headers],
                 "nonfinite": dict(self.outcome.nonfinite),
                 **({"left_out": list(plan.ignored)} if plan.ignored else {}),
                 **({"removed_prefix": checkpoint.removed_prefix} if checkpoint.removed_prefix else {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from converter.conversion.options import ConvertOptions
 from converter.conversion.recipe.calibration import Calibration, CalibrationFile, open_calibration
 from converter.conversion.recipe.recipe import CALIBRATED, Recipe, Rule, choose_recipe, parse_setting
 from converter.errors import CalibrationError, MalformedCheckpoint, RecipeError, UsageError, first_few, printable
+from converter.hub.readers import RangeReader
+from converter.hub.shadow import Shadow
 from converter.libraries import library_threads, package_versions, quantization_environment, require_library_memory
 
 
@@ -51,6 +54,8 @@ class Request:
     """What is added to the weights first, in this order."""
     calibration: CalibrationFile | None = None
     """What is known of the inputs of layers; None where codes are chosen without."""
+    shadow: Shadow | None = None
+    """The folder in place of the source, if that is on the Hub."""
 
     @property
     def main(self) -> Target:
@@ -76,11 +81,12 @@ class Request:
         options = self.options
         return {
             "source": [
-                [target.name, header.file.name, header.sha256, *header.stamp]
+                [target.name, header.file.name, header.sha256, *(() if self.shadow else header.stamp)]
                 for target in self.targets
                 for header in target.checkpoint.headers
             ],
-            "components": [[other.name, list(map(list, other.stamps))] for other in self.others],
+            "commit": str(self.shadow.repo.address) if self.shadow else "",
+            "components": [[other.name, [] if self.shadow else list(map(list, other.stamps))] for other in self.others],
             "adapters": [adapter.identity for adapter in self.adapters],
             "calibration": self.calibration.sha256 if self.calibration else "",
             "config": [target.checkpoint.config for target in self.targets],
@@ -100,6 +106,9 @@ class Request:
         Raises:
             MalformedCheckpoint: it has changed.
         """
+        if self.shadow is not None:
+            # A commit does not change.
+            return
         headers = (header for checkpoint in self.checkpoints for header in checkpoint.headers)
         changed = [header.file for header in headers if changed_since(header)]
         changed += [file for other in self.others for file in other.changed_files]
@@ -111,7 +120,12 @@ class Request:
 
 
 def open_request(
-    source: Path, recipe: str | Recipe | None, options: ConvertOptions, *, reads_headers: bool = True
+    source: Path,
+    recipe: str | Recipe | None,
+    options: ConvertOptions,
+    *,
+    reads_headers: bool = True,
+    shadow: Shadow | None = None,
 ) -> Request:
     """Open a source, which must contain everything that a loader opens, and choose its recipes.
 
@@ -120,6 +134,7 @@ def open_request(
         recipe: a recipe, its name or its file; the default for each model's class when None.
         options: how to convert; its components, variant and settings count here.
         reads_headers: whether to read headers of the weight files of components that stay as they are.
+        shadow: in which the source is, if it is on the Hub.
 
     Raises:
         InputError: the source or an adapter cannot be opened, a loader would fail on another component, or the recipe
@@ -127,6 +142,8 @@ def open_request(
     """
     names = choose_components(source, options.components, options.variant, reads_headers=reads_headers)
     checkpoints = [open_checkpoint(source, component=name, variant=options.variant) for name in names]
+    if shadow is not None:
+        checkpoints = [replace(checkpoint, open_other=partial(RangeReader, shadow)) for checkpoint in checkpoints]
     others: tuple[PipelineComponent, ...] = ()
     pipeline = checkpoints[0].pipeline
     if pipeline is not None:
@@ -143,7 +160,7 @@ def open_request(
         Target(checkpoint, chosen, options, _calibration_for(checkpoint, chosen, calibration))
         for checkpoint, chosen in zip(checkpoints, recipes, strict=True)
     )
-    return Request(tuple(targets), options, others, _open_adapters(options), calibration)
+    return Request(tuple(targets), options, others, _open_adapters(options), calibration, shadow)
 
 
 def _calibration_for(checkpoint: Checkpoint, recipe: Recipe, found: CalibrationFile | None) -> Calibration | None:

@@ -18,9 +18,12 @@ from converter.checkpoint.components import component_folders
 from converter.checkpoint.header import PREFIX_BYTES, header_length
 from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, pipeline_components, weight_files
 from converter.checkpoint.weights import INDEX_SUFFIX, is_weight_name, plain_name
+from converter.console import Reporter
 from converter.errors import HubError, InputError, LensconvError, printable
 from converter.hub.addresses import HubAddress
 from converter.hub.client import quiet_hub
+from converter.hub.recorded_sum import RecordedSum
+from converter.hub.records import RemoteFile
 from converter.hub.remote import RemoteRepo
 from converter.threads import run_in_threads
 
@@ -37,7 +40,8 @@ LEAST_FIRST_BYTES = 32 * 1024
 #: Requests at a time.
 CONNECTIONS = 8
 
-T = TypeVar("T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 #: Chooses components in the folder of a repo; None stands for its denoiser, or for the folder itself.
 Choose = Callable[[Path], Sequence[str | None]]
 
@@ -57,6 +61,14 @@ class Shadow:
             text = text.replace(name, str(self.repo.address))
         return text
 
+    def path_of(self, file: Path) -> str:
+        """The path in the repo of a file in the folder."""
+        return file.relative_to(self.folder).as_posix()
+
+    def record_of(self, file: Path) -> RemoteFile:
+        """The Hub's record of a file in the folder."""
+        return self.repo.files[self.path_of(file)]
+
     def fetch(self, paths: Sequence[str]) -> None:
         """Read whole files, several at a time.
 
@@ -73,20 +85,48 @@ class Shadow:
             self.contents[path] = content
             (self.folder / path).write_bytes(content)
 
-    def at_once(self, function: Callable[[str], T], paths: Sequence[str]) -> list[T]:
-        """Call a function that reads a file, over several connections."""
+    def check_contents(self) -> None:
+        """Compare the files that were read whole with the Hub's records.
+
+        Raises:
+            CorruptDownload: one has other bytes.
+        """
+        for path, content in self.contents.items():
+            checksum = RecordedSum(self.repo.files[path])
+            checksum.update(memoryview(bytearray(content)))
+            checksum.check(self.repo.where(path))
+
+    def at_once(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        connections: int = CONNECTIONS,
+        refresh: Callable[[], None] = lambda: None,
+    ) -> list[Result]:
+        """Call a function that reads a file, over several connections.
+
+        Args:
+            function: reads one.
+            items: one for each call.
+            connections: most files at a time.
+            refresh: called a few times a second.
+        """
         stopping = self.repo.stopping
         try:
-            return run_in_threads(
-                function, paths, workers=CONNECTIONS, name="hub", refresh=lambda: None, stop=stopping.set
-            )
+            return run_in_threads(function, items, workers=connections, name="hub", refresh=refresh, stop=stopping.set)
         finally:
             stopping.clear()
 
 
 @contextmanager
 def shadowed(
-    address: HubAddress, choose: Choose, variant: str | None = None, *, has_others: bool = True
+    address: HubAddress,
+    choose: Choose,
+    variant: str | None = None,
+    *,
+    has_others: bool = True,
+    patient: Reporter | None = None,
 ) -> Iterator[Shadow]:
     """Open a repo as a temporary folder, which is deleted afterwards.
 
@@ -96,13 +136,14 @@ def shadowed(
         variant: the variant of the weights to prefer to the plain files.
         has_others: whether configs and indexes of the other components are needed; they are there before ``choose`` is
             called.
+        patient: as for ``RemoteRepo.open``.
 
     Raises:
         HubError: the repo cannot be read, or its records are impossible.
         InputError: a file of it is malformed. All errors of the block name the address, too.
     """
     with quiet_hub():
-        repo = RemoteRepo.open(address)
+        repo = RemoteRepo.open(address, patient=patient)
     with tempfile.TemporaryDirectory(prefix="lensconv-") as name:
         shadow = Shadow(repo, Path(name))
         try:

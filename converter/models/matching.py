@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
-from converter.checkpoint.reader import TensorReader, ranges
+from converter.checkpoint.reader import open_reader, ranges
 from converter.checkpoint.source import Checkpoint, SourceTensor
 from converter.errors import UnsupportedCheckpoint
 from converter.models.classes import TORCH_DTYPES
@@ -28,7 +28,7 @@ def are_equal(checkpoint: Checkpoint, first: str, second: str) -> bool:
     tensors = checkpoint.tensors[first], checkpoint.tensors[second]
     if tensors[0].entry.shape != tensors[1].entry.shape:
         return False
-    with TensorReader() as reader:
+    with open_reader(checkpoint) as reader:
 
         def read(tensor: SourceTensor, start: int, stop: int) -> torch.Tensor:
             dtype = TORCH_DTYPES[tensor.entry.dtype]

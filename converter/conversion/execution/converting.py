@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ class TensorConverter:
     """Converts tensors one after the other, in buffers of its own; each worker has one.
 
     Args:
-        reader: reads the source.
         writer: writes the slots.
         arithmetic: rounds and quantizes, for this worker only.
         budget: shared limit on memory.
@@ -45,7 +45,6 @@ class TensorConverter:
         stop: is checked between pieces.
     """
 
-    reader: TensorReader
     writer: SlotWriter
     arithmetic: PieceArithmetic
     budget: MemoryBudget
@@ -53,8 +52,12 @@ class TensorConverter:
     progress: Progress
     stop: threading.Event
 
-    def convert(self, job: Job) -> dict[str, Any]:
+    def convert(self, job: Job, reader: TensorReader) -> dict[str, Any]:
         """Convert one tensor of the source.
+
+        Args:
+            job: what becomes of it.
+            reader: reads the source.
 
         Returns:
             What to note of it: ``nonfinite``, how many of its numbers are not finite, if there are some; ``damped``,
@@ -67,25 +70,26 @@ class TensorConverter:
             OSError: the output could not be written.
         """
         if isinstance(job, KeepJob):
-            return _facts(nonfinite=self._keep(job))
+            return _facts(nonfinite=self._keep(job, reader))
         if job.spooled is not None:
-            self._copy_spooled(job, job.spooled)
+            with TensorReader() as spool:
+                self._copy_spooled(job, job.spooled, spool)
             return {}
-        return self._quantize(job)
+        return self._quantize(job, reader)
 
-    def _read(self, tensor: SourceTensor, start: int, size: int) -> Bytes:
+    def _read(self, reader: TensorReader, tensor: SourceTensor, start: int, size: int) -> Bytes:
         if self.stop.is_set():
             raise Stopped
         data = self.arithmetic.buffer("source", size)
-        self.reader.read(tensor, start, data)
+        reader.read(tensor, start, data)
         return data
 
-    def _keep(self, job: KeepJob) -> int:
+    def _keep(self, job: KeepJob, reader: TensorReader) -> int:
         """Write a tensor in the dtype that the plan gives it."""
         tensor, slot = job.tensor, job.kept.slot
         total = tensor.entry.bytes
         nonfinite = 0
-        with open_pieces(job, self._read, self.budget, self.piece_bytes) as pieces:
+        with open_pieces(job, partial(self._read, reader), self.budget, self.piece_bytes) as pieces:
             for start, stop in job.ranges(pieces.bytes):
                 with pieces.share(stop - start):
                     data = pieces.read(start, stop - start)
@@ -95,16 +99,17 @@ class TensorConverter:
                 self.progress.advance(stop - start)
         return nonfinite
 
-    def _quantize(self, job: QuantizeJob) -> dict[str, Any]:
+    def _quantize(self, job: QuantizeJob, reader: TensorReader) -> dict[str, Any]:
         """Quantize a weight, a run of rows at a time."""
         nonfinite, damped = 0, 0.0
-        with open_pieces(job, self._read, self.budget, self.piece_bytes) as pieces:
+        with open_pieces(job, partial(self._read, reader), self.budget, self.piece_bytes) as pieces:
             moments = None
             if job.moments is not None:
                 # Imported here: it imports torch.
                 from converter.conversion.kernels.moments import NOT_DAMPED, read_moments
 
-                moments = read_moments(job.moments, self.reader)
+                with TensorReader() as local:
+                    moments = read_moments(job.moments, local)
                 damped = moments.damping if moments.damping > NOT_DAMPED else 0.0
             columns = Columns(job) if job.method.kind is Kind.COLUMNS else None
             for first, last in job.row_runs(pieces.bytes):
@@ -133,12 +138,12 @@ class TensorConverter:
             offset = output.slot.offset + output.slot.bytes * first // rows
             self.writer.write(output.slot.file, offset, results[part].data)
 
-    def _copy_spooled(self, job: QuantizeJob, spooled: Path) -> None:
+    def _copy_spooled(self, job: QuantizeJob, spooled: Path, reader: TensorReader) -> None:
         header = read_header(spooled)
         for part, output in job.parts.items():
             entry = header.tensors[part]
             tensor = SourceTensor(entry, spooled, header.data_start + entry.start)
             for start, stop in ranges(entry.bytes, self.piece_bytes):
-                data = self._read(tensor, start, stop - start)
+                data = self._read(reader, tensor, start, stop - start)
                 self.writer.write(output.slot.file, output.slot.offset + start, data.data)
         self.progress.advance(job.tensor.entry.bytes)

@@ -14,7 +14,7 @@ from typing import Any
 
 from converter.checkpoint.header import TensorEntry, encode_header, read_header
 from converter.checkpoint.journal import Finished
-from converter.checkpoint.reader import TensorReader
+from converter.checkpoint.reader import TensorReader, open_reader
 from converter.checkpoint.staging import SPOOLED, StagedComponent
 from converter.checkpoint.writer import writing
 from converter.console import Reporter
@@ -94,7 +94,7 @@ def decide(
         writing(staged.folder),
         reporter.progress("deciding", total) as progress,
         seeded_randomness(target, finished, device) as random_state,
-        TensorReader() as reader,
+        open_reader(target.checkpoint) as reader,
     ):
         staged.spool.mkdir(parents=True, exist_ok=True)
         for number, module in enumerate(plan.modules.values()):

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from converter.checkpoint.journal import Finished
+from converter.checkpoint.reader import open_reader
 from converter.checkpoint.staging import SPOOLED, StagedComponent
 from converter.checkpoint.writer import SlotWriter, writing
 from converter.console import Reporter
 from converter.conversion.execution.hashing import FollowingHasher
 from converter.conversion.execution.jobs import Job, KeepJob, QuantizeJob, kinds_of
 from converter.conversion.execution.randomness import seeded_randomness
+from converter.conversion.execution.streaming import PROVEN, Streams
 from converter.conversion.execution.work import Work
-from converter.conversion.execution.workers import WorkerPool
+from converter.conversion.execution.workers import Batch, WorkerPool
 from converter.conversion.kernels import fused, searching
 from converter.conversion.kernels.host import Host
 from converter.conversion.planning.methods import Kind
 from converter.conversion.recipe.recipe import NEAREST
 from converter.conversion.request import Target
+from converter.hub.shadow import Shadow
 
 if TYPE_CHECKING:
     from converter.conversion.kernels.devices import Device
@@ -41,6 +44,8 @@ class Outcome:
     of the source."""
     bytes_read: int
     """Bytes of the source that were read."""
+    proven: frozenset[str] = frozenset()
+    """Names of the source's files whose checksums were compared with the Hub's record."""
 
 
 def execute(
@@ -51,6 +56,7 @@ def execute(
     budget: int,
     reporter: Reporter,
     device: Host | Device,
+    shadow: Shadow | None = None,
 ) -> Outcome:
     """Fill all slots, and hash the files behind the workers.
 
@@ -62,6 +68,7 @@ def execute(
         budget: the most bytes of weights and results in memory at a time.
         reporter: shows progress.
         device: where weights are quantized.
+        shadow: of the source, if it is on the Hub.
 
     Raises:
         LensconvError: a tensor cannot be converted, or the output cannot be written.
@@ -88,9 +95,17 @@ def execute(
                 hasher.finish_slot(*job.outputs)
                 progress.skip(job.tensor.entry.bytes)
         randomness = seeded_randomness(target, finished, device) if is_random else nullcontext()
-        with randomness as random_state, _torch_threads(work, todo):
+        with randomness as random_state, _torch_threads(work, todo), ExitStack() as stack:
             pool = WorkerPool(staged, hasher, writer, progress, target.options, device, random_state)
-            pool.run(todo, workers=1 if is_random else target.options.workers, budget=budget)
+            if shadow is not None:
+                pool.stopping = shadow.repo.stopping
+            if shadow is not None and target.recipe.reads_in_order:
+                streams = Streams(target, shadow, staged, reporter)
+                pool.run(streams.batches(todo, finished), workers=streams.connections, budget=budget)
+            else:
+                reader = stack.enter_context(open_reader(target.checkpoint))
+                batches = (Batch([job], lambda: nullcontext(reader)) for job in todo)
+                pool.run(batches, workers=1 if is_random else target.options.workers, budget=budget)
         # The disk works while the hasher catches up.
         writer.sync()
         digests = hasher.digests()
@@ -100,6 +115,7 @@ def execute(
         resumed_tensors=sum(len(job.outputs) for job in resumed),
         nonfinite=staged.nonfinite,
         damped=staged.damped,
+        proven=frozenset(name.removeprefix(PROVEN) for name in staged.finished if name.startswith(PROVEN)),
         bytes_read=sum(job.tensor.entry.bytes for job in todo if isinstance(job, KeepJob) or job.spooled is None),
     )
 

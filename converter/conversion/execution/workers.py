@@ -1,4 +1,4 @@
-"""Workers that take jobs from a queue, one tensor after the other.
+"""Workers that take batches of jobs from a queue, one tensor after the other.
 
 They are threads, not processes: reading, writing, hashing and both kinds of kernels release the interpreter's lock. A
 tensor is noted in the journal when its last byte has been written; nothing else is kept about it.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,20 @@ if TYPE_CHECKING:
     from converter.conversion.kernels.devices import Device
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Jobs that one worker does one after the other."""
+
+    jobs: Sequence[Job]
+    open_reader: Callable[[], AbstractContextManager[TensorReader]]
+    """Opens what reads their tensors."""
+    finish: Callable[[TensorReader], None] = lambda _: None
+    """Called with the reader after the last job."""
+
+
 @dataclass
 class WorkerPool:
-    """Threads that work through a list of jobs.
+    """Threads that work through batches of jobs.
 
     Args:
         staged: notes every finished tensor in its journal.
@@ -41,6 +53,7 @@ class WorkerPool:
         options: how numbers are treated.
         device: where weights are quantized.
         random_state: where SDNQ uses random numbers, what to note after each tensor so that the next run can continue.
+        stopping: is set when the work stops, for requests that wait.
     """
 
     staged: StagedComponent
@@ -50,14 +63,15 @@ class WorkerPool:
     options: ConvertOptions
     device: Host | Device
     random_state: Callable[[], str] | None = None
-    _jobs: queue.SimpleQueue[Job] = field(default_factory=queue.SimpleQueue)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    _batches: queue.SimpleQueue[Batch] = field(default_factory=queue.SimpleQueue)
     _stop: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, jobs: Iterable[Job], *, workers: int, budget: int) -> None:
+    def run(self, batches: Iterable[Batch], *, workers: int, budget: int) -> None:
         """Run all jobs, and return when the last one is done.
 
         Args:
-            jobs: in the order in which to start them.
+            batches: in the order in which to start them.
             workers: how many threads.
             budget: the most bytes in memory at a time.
 
@@ -65,14 +79,13 @@ class WorkerPool:
             LensconvError: a tensor cannot be converted, or the output cannot be written.
             KeyboardInterrupt: the user stopped it; unfinished tensors stay unfinished.
         """
-        for job in jobs:
-            self._jobs.put(job)
+        for batch in batches:
+            self._batches.put(batch)
         shared = MemoryBudget(budget)
         piece_bytes = piece_size(self.options, budget, workers)
-        with TensorReader() as reader, writing(self.writer.folder):
+        with writing(self.writer.folder):
             converters = [
                 TensorConverter(
-                    reader,
                     self.writer,
                     PieceArithmetic(self.options, self.device),
                     shared,
@@ -82,28 +95,34 @@ class WorkerPool:
                 )
                 for _ in range(workers)
             ]
-            run_in_threads(
-                self._work,
-                converters,
-                workers=workers,
-                name="worker",
-                refresh=self.progress.refresh,
-                stop=self._stop.set,
-            )
+            try:
+                run_in_threads(
+                    self._work,
+                    converters,
+                    workers=workers,
+                    name="worker",
+                    refresh=self.progress.refresh,
+                    stop=self._halt,
+                )
+            finally:
+                self.stopping.clear()
+
+    def _halt(self) -> None:
+        self._stop.set()
+        self.stopping.set()
 
     def _work(self, converter: TensorConverter) -> None:
-        with self.device.used():
-            self._convert_jobs(converter)
+        with self.device.used(), suppress(queue.Empty, Stopped):
+            while not self._stop.is_set():
+                batch = self._batches.get_nowait()
+                with batch.open_reader() as reader:
+                    for job in batch.jobs:
+                        self._convert(converter, job, reader)
+                    batch.finish(reader)
 
-    def _convert_jobs(self, converter: TensorConverter) -> None:
-        while not self._stop.is_set():
-            try:
-                job = self._jobs.get_nowait()
-                found = converter.convert(job)
-            except (queue.Empty, Stopped):
-                return
-            facts: dict[str, Any] = {"outputs": len(job.outputs), **found}
-            if self.random_state is not None and isinstance(job, QuantizeJob):
-                facts["random_state"] = self.random_state()
-            self.staged.note(job.tensor.entry.name, **facts)
-            self.hasher.finish_slot(*job.outputs)
+    def _convert(self, converter: TensorConverter, job: Job, reader: TensorReader) -> None:
+        facts: dict[str, Any] = {"outputs": len(job.outputs), **converter.convert(job, reader), **reader.facts()}
+        if self.random_state is not None and isinstance(job, QuantizeJob):
+            facts["random_state"] = self.random_state()
+        self.staged.note(job.tensor.entry.name, **facts)
+        self.hasher.finish_slot(*job.outputs)

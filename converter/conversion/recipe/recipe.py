@@ -154,6 +154,11 @@ class Recipe:
         """Whether the weights decide dtypes, so that the size is not known before."""
         return bool(self.options.get("use_dynamic_quantization"))
 
+    @property
+    def reads_in_order(self) -> bool:
+        """Whether tensors can be converted in any order; random numbers and decisions have that of the modules."""
+        return not (self.is_random or self.is_data_dependent)
+
     def _all_options(self) -> Iterable[Mapping[str, Any]]:
         return (self.options, *(rule.options for rule in self.rules))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ from converter.console import Progress
 from converter.conversion.release.manifest import ReleaseFile, encode_json
 from converter.conversion.release.selection import Selection
 from converter.errors import unreadable
+from converter.hub.recorded_sum import RecordedSum
+from converter.hub.shadow import Shadow
 
 #: ioctl of Linux that makes a file share the blocks of another.
 _FICLONE = 0x40049409
@@ -39,12 +42,13 @@ class Companion:
     """Whether the output can have a hard link to it, which needs no space."""
 
 
-def find_companions(selection: Selection, output: Path) -> list[Companion]:
+def find_companions(selection: Selection, output: Path, *, are_local: bool = True) -> list[Companion]:
     """The files that are copied unchanged.
 
     Args:
         selection: the files of the source that are copied.
         output: where the release will be, or a folder on the same file system.
+        are_local: whether they are on this machine, and not only have their size here.
 
     Raises:
         MissingInput: one cannot be read.
@@ -56,7 +60,7 @@ def find_companions(selection: Selection, output: Path) -> list[Companion]:
             status = file.stat()
         except OSError as error:
             raise unreadable(file, error) from error
-        can_share = status.st_dev == device and _has_default_mode(status)
+        can_share = are_local and status.st_dev == device and _has_default_mode(status)
         companions.append(Companion(file, name, status.st_size, can_share))
     return companions
 
@@ -90,6 +94,45 @@ def bring_companion(companion: Companion, folder: Path, progress: Progress) -> R
     with target.open("rb") as stream:
         os.fsync(stream.fileno())
     return ReleaseFile(companion.name, target.stat().st_size, file_sha256(target, progress) or "")
+
+
+def fetch_companion(companion: Companion, shadow: Shadow, folder: Path, progress: Progress) -> ReleaseFile:
+    """Download a file into the release; one that was not finished continues where it stopped.
+
+    Args:
+        companion: the file.
+        shadow: in which it is.
+        folder: the release.
+        progress: counts bytes.
+
+    Raises:
+        CorruptDownload: its bytes are not those of the Hub's record.
+        HubError: the Hub refuses, or cannot be reached.
+        OSError: it cannot be written.
+    """
+    target = folder / companion.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path, record = shadow.path_of(companion.source), shadow.record_of(companion.source)
+    checksum, sha256 = RecordedSum(record), hashlib.sha256()
+    buffer = memoryview(bytearray(_COPY_BYTES))
+    # A longer file is not the beginning of this one.
+    has_beginning = target.is_file() and not target.is_symlink() and target.stat().st_size <= companion.bytes
+    with target.open("r+b" if has_beginning else "wb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            checksum.update(buffer[:count])
+            sha256.update(buffer[:count])
+            progress.skip(count)
+        with shadow.repo.stream(path, file.tell()) as stream:
+            while stream.position < companion.bytes:
+                piece = buffer[: companion.bytes - stream.position]
+                stream.read_into(piece)
+                checksum.update(piece)
+                sha256.update(piece)
+                file.write(piece)
+                progress.advance(len(piece))
+        os.fsync(file.fileno())
+    checksum.check(shadow.repo.where(path))
+    return ReleaseFile(companion.name, companion.bytes, sha256.hexdigest())
 
 
 def _share_blocks(source: Path, target: Path) -> bool:

@@ -1,0 +1,92 @@
+"""The order in which tensors of a repo on the Hub are converted: file by file, each read once from front to back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from converter.checkpoint.header import Header
+from converter.checkpoint.journal import Finished
+from converter.checkpoint.reader import TensorReader
+from converter.checkpoint.staging import StagedComponent
+from converter.console import Reporter
+from converter.conversion.execution.jobs import Job
+from converter.conversion.execution.workers import Batch
+from converter.conversion.request import Target
+from converter.errors import NonFiniteWeight
+from converter.hub.readers import StreamReader
+from converter.hub.shadow import Shadow
+
+#: Journal entries of files of the source whose checksum was compared begin with this.
+PROVEN = "proven:"
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The files of a component on the Hub, as streams.
+
+    Args:
+        target: the component.
+        shadow: in which its files are.
+        staged: notes what is finished.
+        reporter: is told what takes longer.
+    """
+
+    target: Target
+    shadow: Shadow
+    staged: StagedComponent
+    reporter: Reporter
+
+    def batches(self, jobs: Sequence[Job], finished: Finished) -> Iterator[Batch]:
+        """A batch for each file that is not proven yet, even if all of its tensors are finished.
+
+        Args:
+            jobs: what has to be done.
+            finished: what an interrupted run had finished.
+        """
+        checkpoint = self.target.checkpoint
+        of_file: dict[str, list[Job]] = {header.file.name: [] for header in checkpoint.headers}
+        for job in jobs:
+            of_file[job.tensor.file.name].append(job)
+        for header in checkpoint.headers:
+            found = sorted(of_file[header.file.name], key=lambda job: job.tensor.offset)
+            if PROVEN + header.file.name not in finished:
+                # What is not finished must not be behind the place from which the file is read.
+                limit = min((job.tensor.offset for job in found if job.tensor.entry.bytes), default=header.file_bytes)
+                saved = self._saved(header, limit, finished)
+                opening = partial(self._open, header, saved)
+                yield Batch(found, opening, partial(self._finish, header))
+
+    @contextmanager
+    def _open(self, header: Header, saved: Mapping[str, Any] | None) -> Iterator[StreamReader]:
+        with StreamReader(self.shadow, header, saved, self.reporter) as reader:
+            try:
+                yield reader
+            except NonFiniteWeight:
+                # The source is to blame only if this is what it contains.
+                reader.finish()
+                raise
+
+    def _saved(self, header: Header, limit: int, finished: Finished) -> Mapping[str, Any] | None:
+        """Where the file had been read to, at most up to a limit; None if it has to be read from its beginning."""
+        tensors = self.target.checkpoint.tensors
+        noted = [
+            facts["stream"]
+            for name, facts in finished.items()
+            if "stream" in facts and name in tensors and tensors[name].file == header.file
+        ]
+        possible = [saved for saved in noted if saved["offset"] <= limit]
+        return max(possible, key=lambda saved: saved["offset"], default=None)
+
+    def _finish(self, header: Header, reader: TensorReader) -> None:
+        if isinstance(reader, StreamReader):
+            reader.finish()
+        self.staged.note(PROVEN + header.file.name)
+
+    @property
+    def connections(self) -> int:
+        """Files to read at a time."""
+        return min(self.target.options.connections, len(self.target.checkpoint.headers))
