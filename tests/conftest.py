@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -33,6 +33,7 @@ from converter.console import Console
 
 if TYPE_CHECKING:
     from tests.faulty_hub import FaultyHub
+    from tests.loopback import LoopbackHub
 
 pytest.register_assert_rewrite("tests.expected")
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,6 +114,8 @@ class Outcome:
 
 #: What the fixture ``lensconv`` is: it runs a command in this process.
 Lensconv = Callable[..., Outcome]
+#: What the fixture ``serve`` is: it makes a Hub of a folder.
+Serve = Callable[[Path], "LoopbackHub"]
 
 
 class TookTooLong(BaseException):
@@ -280,6 +283,54 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyHub]:
 
     with faulty_hub(small_hub(tmp_path_factory.mktemp("hub"))) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def _new_client() -> Iterator[None]:
+    """Let the Hub's client begin anew, so that it sees no proxy, and close its connections at the end."""
+    from huggingface_hub import close_session
+
+    close_session()
+    yield
+    close_session()
+
+
+@pytest.fixture
+def plain_client(_new_client: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Leave out what the machine says about the Hub, and waits; look for leftovers."""
+    from tests.loopback import TOKEN
+
+    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # The client would ask its Hub once for something of its own.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr("converter.hub.retry.FIRST_WAIT", 0.001)
+    shadows = tmp_path / "shadows"
+    shadows.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(shadows))
+    yield
+    # The first import of torch's compiler in a process makes a folder of its own there.
+    assert list(shadows.glob("lensconv-*")) == []
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """Make a Hub that has a folder as its only repo."""
+    from tests.loopback import Handler, LoopbackHub
+    from tests.serving import serving
+
+    with ExitStack() as servers:
+
+        def start(folder: Path) -> LoopbackHub:
+            hub = LoopbackHub(folder)
+            handler = type("HubHandler", (Handler,), {"hub": hub})
+            hub.url = servers.enter_context(serving(handler))
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"{hub.url}/")
+            return hub
+
+        yield start
 
 
 def edit_json(file: Path, **changes: Any) -> None:

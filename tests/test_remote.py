@@ -6,10 +6,9 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,60 +31,18 @@ from converter.publication.proof import ReadBack, prove_bytes, prove_records
 from converter.schemas import load_schema
 from tests.cases import check_cases
 from tests.checkpoints import WEIGHTS, failed, write_holes
-from tests.conftest import Lensconv, edit_json, list_file
+from tests.conftest import Lensconv, Serve, edit_json, list_file
 from tests.loopback import COMMIT, GIT_BYTES, PINNED, PLACE, TOKEN, Handler, LoopbackHub, client_module, record_files
 from tests.lora_files import factors, kohya, prefixed, write
 from tests.pipelines import CONVERTED, NAMES, make_several
 from tests.reporters import Notes
-from tests.serving import serving
 from tests.test_adapters_conversion import build, make_adapters, save_pipeline
 
-Serve = Callable[[Path], LoopbackHub]
 #: The beginning of a Git LFS pointer.
 POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _client_of_this_module() -> Iterator[None]:
-    """Let the client begin anew, so that it sees no proxy, and close its connections at the end."""
-    from huggingface_hub import close_session
-
-    close_session()
-    yield
-    close_session()
-
-
-@pytest.fixture(autouse=True)
-def _plain_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Leave out what the machine says about the Hub, and waits; look for leftovers."""
-    for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "HUGGING_FACE_HUB_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    # The client would ask its Hub once for something of its own.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr("converter.hub.retry.FIRST_WAIT", 0.001)
-    shadows = tmp_path / "shadows"
-    shadows.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(shadows))
-    yield
-    # The first import of torch's compiler in a process makes a folder of its own there.
-    assert list(shadows.glob("lensconv-*")) == []
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    """Make a Hub that has a folder as its only repo."""
-    with ExitStack() as servers:
-
-        def start(folder: Path) -> LoopbackHub:
-            hub = LoopbackHub(folder)
-            handler = type("HubHandler", (Handler,), {"hub": hub})
-            hub.url = servers.enter_context(serving(handler))
-            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"{hub.url}/")
-            return hub
-
-        yield start
+pytestmark = pytest.mark.usefixtures("plain_client")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The journal of an output that is being made: what it is, and which tensors are finished.
 
 The first line says what is made; each further line is one finished tensor of one component, since two components may
-have tensors of the same names. A line that was cut off by a kill does not count.
+have tensors of the same names, or a long one that was begun. A line that was cut off by a kill does not count.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Journal:
     """What the slots are filled with, as ``Staging.resume`` was told."""
     finished: Mapping[str, Finished]
     """What is finished, by component."""
+    begun: Mapping[str, Finished]
+    """The last note about each tensor that was begun, by component."""
     complete_bytes: int
     """Length of the journal without a last line that was cut off."""
 
@@ -55,9 +57,11 @@ class JournalFile:
             first, *lines = [json.loads(line) for line in complete.splitlines()]
             device, inode = first["release"]
             finished: dict[str, dict[str, Any]] = {}
+            begun: dict[str, dict[str, Any]] = {}
             for line in lines:
-                finished.setdefault(line.get("component", ""), {})[line["tensor"]] = line
-            return Journal(first["identity"], (device, inode), first["content"], finished, len(complete))
+                kind, key = (begun, "begun") if "begun" in line else (finished, "tensor")
+                kind.setdefault(line.get("component", ""), {})[line[key]] = line
+            return Journal(first["identity"], (device, inode), first["content"], finished, begun, len(complete))
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
 

@@ -62,6 +62,10 @@ class TensorReader:
         """What to note with a tensor that has just been read, so that another run can continue behind it."""
         return {}
 
+    def facts_inside(self) -> dict[str, Any]:
+        """The same inside of a tensor, if much has been read since the last note; else empty."""
+        return {}
+
     def close(self) -> None:
         """Close all files."""
         self._files.close()

@@ -96,6 +96,8 @@ class Staging:
         self._is_needed = False
         #: What is finished, by component.
         self._finished: dict[str, dict[str, Mapping[str, Any]]] = {}
+        #: What an earlier run had begun, by component.
+        self._begun: Mapping[str, Finished] = {}
         #: The tensor whose entry has the state of the random generator, by component.
         self._states: dict[str, str] = {}
         if output.name in ("", ".."):
@@ -187,7 +189,7 @@ class Staging:
             if not different and journal.content == content:
                 self._journal.resume(journal)
                 self._content = content
-                self._finished, self._states = {}, {}
+                self._finished, self._states, self._begun = {}, {}, journal.begun
                 for component, finished in journal.finished.items():
                     for tensor, line in finished.items():
                         self._remember(component, tensor, line)
@@ -221,7 +223,7 @@ class Staging:
             self._clear()
             self.release.mkdir()
             self._content = content
-            self._finished, self._states = {}, {}
+            self._finished, self._states, self._begun = {}, {}, {}
             self._write_journal()
         except OSError as error:
             self.discard()
@@ -238,6 +240,10 @@ class Staging:
     def finished(self, component: str) -> Finished:
         """What is finished of a component; it changes while the work goes on."""
         return self._finished.setdefault(component, {})
+
+    def begun(self, component: str) -> Finished:
+        """What an interrupted run had begun of a component, by tensor; those that it finished as well."""
+        return self._begun.get(component, {})
 
     def forget(self, component: str, *, keeps_spooled: bool) -> None:
         """Note that content of a component is lost; the other components stay finished.
@@ -256,6 +262,7 @@ class Staging:
         }
         if self._states.get(component) not in self._finished[component]:
             self._states.pop(component, None)
+        self._begun = {}
         with writing(self.output):
             self._write_journal()
 
@@ -272,6 +279,10 @@ class Staging:
         line = {"component": component, "tensor": tensor, **facts}
         self._remember(component, tensor, line)
         self._journal.note(line)
+
+    def note_begun(self, component: str, tensor: str, facts: Mapping[str, Any]) -> None:
+        """Note in the journal that a part of a source tensor is in its slots; as ``note``."""
+        self._journal.note({"component": component, "begun": tensor, **facts})
 
     def _remember(self, component: str, tensor: str, line: Mapping[str, Any]) -> None:
         # Only the last state of a random generator counts, and each has thousands of characters.
@@ -392,6 +403,15 @@ class StagedComponent:
     def note(self, tensor: str, **facts: Any) -> None:
         """Note that a tensor of the source is finished; see ``Staging.note``."""
         self._staging.note(self.name, tensor, facts)
+
+    @property
+    def begun(self) -> Finished:
+        """What an interrupted run had begun; see ``Staging.begun``."""
+        return self._staging.begun(self.name)
+
+    def note_begun(self, tensor: str, **facts: Any) -> None:
+        """Note that a part of a source tensor is finished; see ``Staging.note_begun``."""
+        self._staging.note_begun(self.name, tensor, facts)
 
     def forget(self, *, keeps_spooled: bool) -> Finished:
         """Note that content is lost; see ``Staging.forget``.

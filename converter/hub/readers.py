@@ -19,6 +19,9 @@ from converter.hub.shadow import Shadow
 
 #: Bytes between two tensors that are read and dropped at a time.
 _DROPPED_BYTES = 1 << 20
+#: Bytes of a tensor after which it is noted how far it is: what a connection reads again after a kill, at most, besides
+#: a piece. Notes have 400 bytes.
+NOTED_BYTES = 32 << 20
 
 
 class RangeReader(TensorReader):
@@ -67,6 +70,7 @@ class StreamReader(RangeReader):
         offset = saved["offset"] if saved else 0
         self._sum = RecordedSum(record, saved["state"] if saved else None)
         self._stream = shadow.repo.stream(path, offset, reporter)
+        self._noted = offset
 
     def read(self, tensor: SourceTensor, start: int, target: NDArray[np.uint8]) -> None:
         """Fill a buffer with bytes of a tensor; what is between the last ones and these is only added to the sum.
@@ -85,7 +89,12 @@ class StreamReader(RangeReader):
     def facts(self) -> dict[str, Any]:
         """Where the file has been read to, as ``stream``, for another reader; empty where the sum cannot continue."""
         state = self._sum.save()
-        return {"stream": {"offset": self._stream.position, "state": state}} if state is not None else {}
+        self._noted = self._stream.position
+        return {"stream": {"offset": self._noted, "state": state}} if state is not None else {}
+
+    def facts_inside(self) -> dict[str, Any]:
+        """The same, if so much has been read since the last time that it should not be read again; else empty."""
+        return self.facts() if self._stream.position - self._noted >= NOTED_BYTES else {}
 
     def finish(self) -> None:
         """Read the rest of the file, and compare its checksum with the Hub's record.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ class TensorConverter:
         piece_bytes: of the source, that are read at a time.
         progress: counts the bytes of the source that are done.
         stop: is checked between pieces.
+        note_begun: notes how far a long tensor is.
     """
 
     writer: SlotWriter
@@ -51,13 +52,15 @@ class TensorConverter:
     piece_bytes: int
     progress: Progress
     stop: threading.Event
+    note_begun: Callable[..., None]
 
-    def convert(self, job: Job, reader: TensorReader) -> dict[str, Any]:
+    def convert(self, job: Job, reader: TensorReader, begun: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Convert one tensor of the source.
 
         Args:
             job: what becomes of it.
             reader: reads the source.
+            begun: what was noted when an interrupted run had converted a part of it; None to begin.
 
         Returns:
             What to note of it: ``nonfinite``, how many of its numbers are not finite, if there are some; ``damped``,
@@ -70,12 +73,17 @@ class TensorConverter:
             OSError: the output could not be written.
         """
         if isinstance(job, KeepJob):
-            return _facts(nonfinite=self._keep(job, reader))
+            return _facts(nonfinite=self._keep(job, reader, begun or {}))
         if job.spooled is not None:
             with TensorReader() as spool:
                 self._copy_spooled(job, job.spooled, spool)
             return {}
-        return self._quantize(job, reader)
+        return self._quantize(job, reader, begun or {})
+
+    def _note_begun(self, job: Job, reader: TensorReader, done: int, nonfinite: int) -> None:
+        """Note how many bytes of a tensor are done, if it can continue there and they are many."""
+        if job.can_continue and (facts := reader.facts_inside()):
+            self.note_begun(job.tensor.entry.name, done=done, **_facts(nonfinite=nonfinite), **facts)
 
     def _read(self, reader: TensorReader, tensor: SourceTensor, start: int, size: int) -> Bytes:
         if self.stop.is_set():
@@ -84,24 +92,27 @@ class TensorConverter:
         reader.read(tensor, start, data)
         return data
 
-    def _keep(self, job: KeepJob, reader: TensorReader) -> int:
+    def _keep(self, job: KeepJob, reader: TensorReader, begun: Mapping[str, Any]) -> int:
         """Write a tensor in the dtype that the plan gives it."""
         tensor, slot = job.tensor, job.kept.slot
         total = tensor.entry.bytes
-        nonfinite = 0
+        nonfinite, done = int(begun.get("nonfinite", 0)), int(begun.get("done", 0))
+        self.progress.skip(done)
         with open_pieces(job, partial(self._read, reader), self.budget, self.piece_bytes) as pieces:
-            for start, stop in job.ranges(pieces.bytes):
+            for start, stop in job.ranges(pieces.bytes, done):
                 with pieces.share(stop - start):
                     data = pieces.read(start, stop - start)
                     converted, flawed = self.arithmetic.round(job, job.kept.spec.dtype, data)
                     self.writer.write(slot.file, slot.offset + start * slot.bytes // total, converted.data)
                 nonfinite += flawed
                 self.progress.advance(stop - start)
+                self._note_begun(job, reader, stop, nonfinite)
         return nonfinite
 
-    def _quantize(self, job: QuantizeJob, reader: TensorReader) -> dict[str, Any]:
+    def _quantize(self, job: QuantizeJob, reader: TensorReader, begun: Mapping[str, Any]) -> dict[str, Any]:
         """Quantize a weight, a run of rows at a time."""
-        nonfinite, damped = 0, 0.0
+        nonfinite, done, damped = int(begun.get("nonfinite", 0)), int(begun.get("done", 0)), 0.0
+        self.progress.skip(done)
         with open_pieces(job, partial(self._read, reader), self.budget, self.piece_bytes) as pieces:
             moments = None
             if job.moments is not None:
@@ -112,7 +123,7 @@ class TensorConverter:
                     moments = read_moments(job.moments, local)
                 damped = moments.damping if moments.damping > NOT_DAMPED else 0.0
             columns = Columns(job) if job.method.kind is Kind.COLUMNS else None
-            for first, last in job.row_runs(pieces.bytes):
+            for first, last in job.row_runs(pieces.bytes, done // max(1, job.row_bytes)):
                 size = (last - first) * job.row_bytes
                 with pieces.share(size):
                     data = pieces.read(first * job.row_bytes, size)
@@ -128,6 +139,7 @@ class TensorConverter:
                     else:
                         columns.put(first, last, results)
                 self.progress.advance(size)
+                self._note_begun(job, reader, last * job.row_bytes, nonfinite)
             if columns is not None:
                 self._write_rows(job, 0, columns.parts)
         return _facts(nonfinite=nonfinite, damped=damped)

@@ -100,6 +100,11 @@ class KeepJob(_TensorJob):
         return self.source_bytes + OWN_WORKING_BYTES
 
     @property
+    def can_continue(self) -> bool:
+        """Whether a part of it that is in its slot stays valid in another run."""
+        return self.addition is None
+
+    @property
     def step_numbers(self) -> int:
         """Numbers that are converted together: one, or those of a row."""
         return self.addition.row_numbers if self.addition else 1
@@ -109,14 +114,16 @@ class KeepJob(_TensorJob):
         """The least memory, in bytes, with which it can be converted: that of its shortest piece."""
         return self.fixed_bytes + self.step_numbers * self.working_bytes
 
-    def ranges(self, piece_bytes: int) -> Iterator[tuple[int, int]]:
+    def ranges(self, piece_bytes: int, first: int = 0) -> Iterator[tuple[int, int]]:
         """Pieces that are converted at a time, as (first byte, after last byte) of the source.
 
         Args:
             piece_bytes: the most bytes in a piece, where possible.
+            first: the first byte of the first piece, where one ended in another run.
         """
         step = self.step_numbers * element_bytes(self.tensor)
-        return ranges(self.tensor.entry.bytes, step * _in_blocks(max(1, piece_bytes // max(1, step)), self.addition))
+        step *= _in_blocks(max(1, piece_bytes // max(1, step)), self.addition)
+        return ((start + first, stop + first) for start, stop in ranges(self.tensor.entry.bytes - first, step))
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,12 @@ class QuantizeJob(_TensorJob):
     def outputs(self) -> tuple[str, ...]:
         """Names of what is made."""
         return tuple(output.spec.name for output in self.parts.values())
+
+    @property
+    def can_continue(self) -> bool:
+        """Whether rows of it that are in their slots stay valid in another run."""
+        in_rows = self.method.kind in (*OWN_KINDS, Kind.ROWS)
+        return in_rows and self.addition is None and self.method.rounding != CALIBRATED
 
     @property
     def row_bytes(self) -> int:
@@ -160,11 +173,12 @@ class QuantizeJob(_TensorJob):
         rows = max(last - first for first, last in self.row_runs(1))
         return self.fixed_bytes + rows * prod(self.module.shape[1:]) * self.working_bytes
 
-    def row_runs(self, piece_bytes: int) -> Iterator[tuple[int, int]]:
+    def row_runs(self, piece_bytes: int, first: int = 0) -> Iterator[tuple[int, int]]:
         """Runs of rows that are quantized at a time, as (first, after last).
 
         Args:
             piece_bytes: the most bytes of the source in a run, where possible.
+            first: the first row, where a run ended in another run of the program.
         """
         rows = self.module.shape[0]
         if self.method.kind is Kind.WHOLE:
@@ -176,7 +190,7 @@ class QuantizeJob(_TensorJob):
         step = 1 if self.method.kind in OWN_KINDS else lcm(MATMUL_ROWS, self.method.rows_multiple)
         step *= max(1, piece_bytes // max(1, step * self.row_bytes))
         step = _in_blocks(step, self.addition if self.method.kind in OWN_KINDS else None)
-        start = 0
+        start = first
         while start < rows:
             stop = min(start + step, rows)
             # A last run that is too short for SDNQ's decision joins the run before it.

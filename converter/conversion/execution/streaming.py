@@ -52,13 +52,19 @@ class Streams:
         for job in jobs:
             of_file[job.tensor.file.name].append(job)
         for header in checkpoint.headers:
-            found = sorted(of_file[header.file.name], key=lambda job: job.tensor.offset)
             if PROVEN + header.file.name not in finished:
-                # What is not finished must not be behind the place from which the file is read.
-                limit = min((job.tensor.offset for job in found if job.tensor.entry.bytes), default=header.file_bytes)
-                saved = self._saved(header, limit, finished)
-                opening = partial(self._open, header, saved)
-                yield Batch(found, opening, partial(self._finish, header))
+                found = sorted(of_file[header.file.name], key=lambda job: job.tensor.offset)
+                begun = self._begun(found)
+                saved = next(iter(begun.values()))["stream"] if begun else self._saved(header, found, finished)
+                yield Batch(found, partial(self._open, header, saved), partial(self._finish, header), begun)
+
+    def _begun(self, jobs: Sequence[Job]) -> dict[str, Mapping[str, Any]]:
+        """The note about the first tensor that is not finished, if a part of it is; else empty."""
+        first = next((job for job in jobs if job.tensor.entry.bytes), None)
+        noted = self.staged.begun.get(first.tensor.entry.name) if first else None
+        if first is None or noted is None or not first.can_continue:
+            return {}
+        return {first.tensor.entry.name: noted}
 
     @contextmanager
     def _open(self, header: Header, saved: Mapping[str, Any] | None) -> Iterator[StreamReader]:
@@ -70,8 +76,10 @@ class Streams:
                 reader.finish()
                 raise
 
-    def _saved(self, header: Header, limit: int, finished: Finished) -> Mapping[str, Any] | None:
-        """Where the file had been read to, at most up to a limit; None if it has to be read from its beginning."""
+    def _saved(self, header: Header, jobs: Sequence[Job], finished: Finished) -> Mapping[str, Any] | None:
+        """Where the file had been read to; None if it has to be read from its beginning."""
+        # What is not finished must not be behind that place.
+        limit = min((job.tensor.offset for job in jobs if job.tensor.entry.bytes), default=header.file_bytes)
         tensors = self.target.checkpoint.tensors
         noted = [
             facts["stream"]

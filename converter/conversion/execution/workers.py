@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ class Batch:
     """Opens what reads their tensors."""
     finish: Callable[[TensorReader], None] = lambda _: None
     """Called with the reader after the last job."""
+    begun: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What was noted about a tensor that continues where an interrupted run stopped."""
 
 
 @dataclass
@@ -92,6 +94,7 @@ class WorkerPool:
                     piece_bytes,
                     self.progress,
                     self._stop,
+                    self.staged.note_begun,
                 )
                 for _ in range(workers)
             ]
@@ -117,11 +120,14 @@ class WorkerPool:
                 batch = self._batches.get_nowait()
                 with batch.open_reader() as reader:
                     for job in batch.jobs:
-                        self._convert(converter, job, reader)
+                        begun = batch.begun.get(job.tensor.entry.name)
+                        facts = converter.convert(job, reader, begun)
+                        self._note(job, {**facts, **reader.facts()})
                     batch.finish(reader)
 
-    def _convert(self, converter: TensorConverter, job: Job, reader: TensorReader) -> None:
-        facts: dict[str, Any] = {"outputs": len(job.outputs), **converter.convert(job, reader), **reader.facts()}
+    def _note(self, job: Job, found: Mapping[str, Any]) -> None:
+        """Note that a tensor is finished, and what was found."""
+        facts: dict[str, Any] = {"outputs": len(job.outputs), **found}
         if self.random_state is not None and isinstance(job, QuantizeJob):
             facts["random_state"] = self.random_state()
         self.staged.note(job.tensor.entry.name, **facts)

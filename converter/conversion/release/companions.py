@@ -117,7 +117,7 @@ def fetch_companion(companion: Companion, shadow: Shadow, folder: Path, progress
     buffer = memoryview(bytearray(_COPY_BYTES))
     # A longer file is not the beginning of this one.
     has_beginning = target.is_file() and not target.is_symlink() and target.stat().st_size <= companion.bytes
-    with target.open("r+b" if has_beginning else "wb", buffering=0) as file:
+    with target.open("r+b" if has_beginning else "w+b") as file:
         while count := file.readinto(buffer):
             checksum.update(buffer[:count])
             sha256.update(buffer[:count])
@@ -130,6 +130,7 @@ def fetch_companion(companion: Companion, shadow: Shadow, folder: Path, progress
                 sha256.update(piece)
                 file.write(piece)
                 progress.advance(len(piece))
+        file.flush()
         os.fsync(file.fileno())
     checksum.check(shadow.repo.where(path))
     return ReleaseFile(companion.name, companion.bytes, sha256.hexdigest())
