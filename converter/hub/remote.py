@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 from converter.errors import HubError, printable
@@ -56,7 +56,7 @@ class RemoteRepo:
         endpoint: str | None = None,
         token: str | bool | None = None,
         retry: Retry | None = None,
-    ) -> RemoteRepo:
+    ) -> Self:
         """Ask the Hub which commit a revision is, and which files it has.
 
         Args:

@@ -54,7 +54,7 @@ class Retry:
         *,
         attempts: int = 8,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] = time.sleep,
         reporter: Reporter = SILENT,
     ) -> None:
         self._total_seconds = total_seconds

@@ -53,9 +53,7 @@ class Shadow:
 
     def named(self, text: str) -> str:
         """A message with the address in place of the folder."""
-        for name in (str(self.folder), printable(str(self.folder))):
-            text = text.replace(name, str(self.repo.address))
-        return text
+        return _named(text, self.folder, self.repo.address)
 
     def fetch(self, paths: Sequence[str]) -> None:
         """Read whole files, several at a time.
@@ -103,16 +101,38 @@ def shadowed(
     """
     with quiet_hub():
         repo = RemoteRepo.open(address)
+    with shadowing(repo, choose, variant, has_others=has_others) as shadow:
+        yield shadow
+
+
+@contextmanager
+def shadowing(
+    repo: RemoteRepo, choose: Choose, variant: str | None = None, *, has_others: bool = True
+) -> Iterator[Shadow]:
+    """The same for a repo that is open already."""
     with tempfile.TemporaryDirectory(prefix="lensconv-") as name:
         shadow = Shadow(repo, Path(name))
-        try:
+        with naming(shadow.folder, repo.address):
             with quiet_hub():
                 fill(shadow, choose, variant, has_others=has_others)
             yield shadow
-        except LensconvError as error:
-            error.message, error.hint = shadow.named(error.message), shadow.named(error.hint)
-            error.args = (error.message,)
-            raise
+
+
+@contextmanager
+def naming(folder: Path, address: HubAddress) -> Iterator[None]:
+    """Let the errors of a block name an address in place of the folder that stands for it."""
+    try:
+        yield
+    except LensconvError as error:
+        error.message, error.hint = (_named(text, folder, address) for text in (error.message, error.hint))
+        error.args = (error.message,)
+        raise
+
+
+def _named(text: str, folder: Path, address: HubAddress) -> str:
+    for name in (str(folder), printable(str(folder))):
+        text = text.replace(name, str(address))
+    return text
 
 
 def fill(shadow: Shadow, choose: Choose, variant: str | None = None, *, has_others: bool = True) -> None:
