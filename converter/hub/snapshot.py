@@ -138,8 +138,11 @@ def _announce(snapshots: Sequence[Snapshot], reporter: Reporter) -> None:
     for snapshot in snapshots:
         missing, count = snapshot.missing_bytes(), len(snapshot.missing())
         if count and is_offline_mode():
-            reason = f"{count} of {len(snapshot.paths)} files are not in the cache, and HF_HUB_OFFLINE forbids requests"
-            raise HubError(f"{snapshot.repo.address}: {reason} to the Hub", "Unset HF_HUB_OFFLINE.")
+            lack = f"the cache lacks {count} of {len(snapshot.paths)} files"
+            raise HubError(
+                f"{snapshot.repo.address}: {lack}, and HF_HUB_OFFLINE forbids requests to the Hub",
+                "Unset HF_HUB_OFFLINE.",
+            )
         needed += missing
         total = f"{snapshot.repo.address}: {readable_size(snapshot.bytes)} in {len(snapshot.paths)} files"
         if not count:

@@ -23,12 +23,20 @@ def pipeline_folders(
         places: folders and addresses.
         reporter: shows what is downloaded.
 
-    Raises: in a block of it, what ``local_folders`` raises. A repo that `generate` does not draw with is refused before
-        it is downloaded.
+    Raises:
+        InputError: a folder is not a pipeline repo, though another place is an address.
+
+    In the block, raises what ``local_folders`` raises. A repo that `generate` does not draw with is refused before it
+    is downloaded.
     """
     # Imported here: it takes longer than all that folders need.
     from converter.hub.snapshot import local_folders
 
+    addresses = [parse_address(place) for place in places if isinstance(place, str) and is_address(place)]
+    for folder in (Path(place) for place in places if addresses and not is_address(str(place))):
+        # A download may take an hour.
+        if not names_another_pipeline(folder):
+            refuse_other_class(folder)
     return local_folders(places, _examine, reporter)
 
 
