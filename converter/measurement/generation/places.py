@@ -11,6 +11,9 @@ from converter.console import SILENT, Reporter
 from converter.conversion.release.manifest import MANIFEST_NAME, SUMMARY_NAME, listed_names
 from converter.errors import InputError
 from converter.hub.addresses import is_address, parse_address
+from converter.hub.cached import open_cached
+from converter.hub.shadow import shadowing
+from converter.hub.snapshot import local_folders
 from converter.measurement.generation.repo import names_another_pipeline, refuse_other_class
 
 
@@ -29,9 +32,6 @@ def pipeline_folders(
     In the block, raises what ``local_folders`` raises. A repo that `generate` does not draw with is refused before it
     is downloaded.
     """
-    # Imported here: it takes longer than all that folders need.
-    from converter.hub.snapshot import local_folders
-
     addresses = [parse_address(place) for place in places if isinstance(place, str) and is_address(place)]
     for folder in (Path(place) for place in places if addresses and not is_address(str(place))):
         # A download may take an hour.
@@ -48,9 +48,6 @@ def is_another_pipeline(place: Path | str) -> bool:
         HubError: the Hub refuses, or cannot be reached.
     """
     if isinstance(place, str) and is_address(place):
-        from converter.hub.cached import open_cached
-        from converter.hub.shadow import shadowing
-
         with shadowing(open_cached(parse_address(place)), lambda _: (), has_others=False) as shadow:
             return names_another_pipeline(shadow.folder)
     return names_another_pipeline(Path(place))
