@@ -20,6 +20,7 @@ from converter.console import readable_size
 from converter.hub.cached import cache_folder
 from converter.hub.snapshot import local_folders
 from converter.measurement.generation.places import pipeline_folders
+from converter.synthesis.synthesize import synthesize
 from tests.benches import DRAWING, SUITE
 from tests.conftest import Lensconv, command, run_python, snapshot
 from tests.faulty_hub import FaultyHub
@@ -35,13 +36,14 @@ OTHERS = (
     *("vae/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.bin", "vae/model.onnx"),
     *("transformer/adapter_model.bin", "text_encoder/model.safetensors.index.fp16.json"),
 )
-#: Folders as they are downloaded, one for each line that a program writes.
+#: Writes the folders of places, and how many bytes were downloaded.
 _DOWNLOAD = """
 import sys
-from converter.hub.snapshot import local_folders
 from converter.measurement.generation.places import pipeline_folders
-with pipeline_folders(sys.argv[1:]) as folders:
-    print(*folders, sep="\\n")
+from tests.reporters import Notes
+notes = Notes()
+with pipeline_folders(sys.argv[1:], notes) as folders:
+    print(*folders, *(shown.done for shown in notes.shown), sep="\\n")
 """
 
 
@@ -357,15 +359,36 @@ def test_the_image_is_that_of_the_folder(tiny_repo: Path, lensconv: Lensconv, tm
 
 
 @pytest.mark.long
+def test_other_pipelines(hub: FaultyHub, lensconv: Lensconv, tmp_path: Path) -> None:
+    """One that has a variant of some weights only, and one that draws no images, of which nothing is downloaded."""
+    for preset in ("tiny-sdxl", "tiny-wan"):
+        synthesize(tmp_path / preset, preset=preset)
+        if preset == "tiny-sdxl":
+            unet = tmp_path / preset / "unet" / WEIGHTS
+            unet.rename(unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
+        publish(hub, tmp_path / preset, f"alice/{preset}", tmp_path / "other")
+    drawing = ("--prompt", "a tin kettle", "--steps", 2, "--json")
+    for number, place in enumerate((tmp_path / "tiny-sdxl", "hf://alice/tiny-sdxl")):
+        outcome = lensconv("generate", place, *drawing, "--out", tmp_path / f"{number}.png")
+        assert outcome.code == 0, outcome
+    assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
+    hub.forget_requests()
+    refused = lensconv("generate", "hf://alice/tiny-wan", *drawing, "--out", tmp_path / "2.png")
+    assert (refused.code, "makes videos" in refused.result["error"]["message"]) == (2, True)
+    assert not any("safetensors" in path for path in paths(hub))
+
+
+@pytest.mark.long
 def test_over_xet(hub: FaultyHub, tiny_repo: Path, tmp_path: Path) -> None:
     publish(hub, tiny_repo, "alice/xet", tmp_path / "other", xet=True)
     hub.forget_requests()
     variables = hub.environment(os.environ, tmp_path / "home")
     done = run_python(_DOWNLOAD, "hf://alice/xet", tiny_repo, env=variables)
     assert done.returncode == 0, done.stderr
-    folder, other = map(Path, done.stdout.splitlines())
-    assert snapshot(folder) == snapshot(tiny_repo)
-    assert other == tiny_repo
+    folder, other, size = done.stdout.splitlines()
+    assert snapshot(Path(folder)) == snapshot(tiny_repo)
+    assert Path(other) == tiny_repo
+    assert int(size) == sum(map(len, snapshot(tiny_repo).values()))
     assert any("/xet-read-token/" in path for path in paths(hub))
     assert not any(path.startswith("GET /_files/") for path in paths(hub))
 
