@@ -22,6 +22,8 @@ _Result = TypeVar("_Result")
 _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 #: Seconds between two checks of the threads, when Ctrl-C is noticed and the display is refreshed.
 _POLL_SECONDS = 0.1
+#: Seconds that a thread gets to end when the main thread is interrupted.
+_STOP_SECONDS = 1.0
 
 
 class HeldSignals:
@@ -65,6 +67,41 @@ def wait_for(future: Future[_Result]) -> _Result:
     with HeldSignals() as signals:
         while not wait([future], timeout=_POLL_SECONDS).done:
             signals.handle()
+    return future.result()
+
+
+def run_beside(function: Callable[[], _Result], *, refresh: Callable[[], None], stop: Callable[[], None]) -> _Result:
+    """Call a function in a thread; an interrupt need not wait for its end.
+
+    Args:
+        function: what the thread calls.
+        refresh: called in this thread, a few times a second.
+        stop: called when this thread is interrupted, to shorten the call. What does not end soon is left alone.
+
+    Returns:
+        What the call returned.
+
+    Raises:
+        BaseException: what the call or ``refresh`` raised; what a signal's handler raises.
+    """
+    future: Future[_Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            future.set_exception(error)
+
+    with HeldSignals() as signals:
+        threading.Thread(target=work, name="beside", daemon=True).start()
+        try:
+            while not wait([future], timeout=_POLL_SECONDS).done:
+                refresh()
+                signals.handle()
+        except BaseException:
+            stop()
+            wait([future], timeout=_STOP_SECONDS)
+            raise
     return future.result()
 
 

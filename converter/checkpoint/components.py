@@ -11,6 +11,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.absent import pickle_error
 from converter.checkpoint.file_kinds import KIND_BYTES, TORCH_KINDS, foreign_kind
 from converter.checkpoint.files import holds, is_plain_name, list_folder, read_json
 from converter.checkpoint.footprint import ComponentFootprint
@@ -20,11 +21,13 @@ from converter.checkpoint.index import parse_weight_map
 from converter.checkpoint.loaders import LOADER_STEMS, has_weights, opened_weights, possible_loaders
 from converter.checkpoint.prefixes import unloadable_names
 from converter.checkpoint.source import PIPELINE_INDEX, count_bytes_by_dtype, pipeline_components
-from converter.checkpoint.weights import INDEX_SUFFIX, WEIGHTS_SUFFIX, WeightNames, variants_in
+from converter.checkpoint.weights import INDEX_SUFFIX, WEIGHTS_SUFFIX, WeightNames, holds_weights, variants_in
 from converter.errors import FileError, MalformedCheckpoint, MissingInput, unreadable
 
 #: Smallest file on the Hub that can hold a component's weights; a Git LFS pointer has about 130 bytes.
 _LEAST_REMOTE_BYTES = 1024
+#: A model of transformers with an adapter has these files, too.
+ADAPTER_NAMES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 #: Classes of diffusers that read further folders: NAME_1, NAME_2 and so on.
 _SEVERAL_MODELS = ("MultiControlNetModel", "MultiControlNetUnionModel", "MultiAdapter")
 #: What the loader of a scheduler opens. Tokenizers and processors have files of many names.
@@ -65,6 +68,10 @@ class PipelineComponent:
         """The index of shards among ``weights``."""
         return next((file for file in self.weights if file.suffix == ".json"), None)
 
+    def reads(self, file: Path) -> bool:
+        """Whether its loader may read a file below its folder: of files with weights, it opens its own only."""
+        return file in self.weights or file.name in ADAPTER_NAMES or not holds_weights(file.name)
+
     @property
     def changed_files(self) -> Iterator[Path]:
         """Those of ``weights`` that have been changed, replaced or removed since they were examined."""
@@ -101,6 +108,25 @@ def examine_components(
         for folder, library, class_name in component_folders(pipeline)
         if folder.name not in besides
     )
+
+
+def require_loadable(pipeline: Path, *, reads_headers: bool = True) -> tuple[PipelineComponent, ...]:
+    """Examine the components of a pipeline repo, whose loaders must open safetensors files.
+
+    Args: those of ``examine_components``.
+
+    Raises:
+        FileError: a loader would fail.
+        UnsupportedCheckpoint: a loader would open a file that may contain a pickle.
+    """
+    examined = examine_components(pipeline, reads_headers=reads_headers)
+    for component in examined:
+        for problem in component.problems:
+            raise problem
+        for file in component.weights:
+            if file.suffix not in (WEIGHTS_SUFFIX, ".json"):
+                raise pickle_error(file)
+    return examined
 
 
 def component_folders(pipeline: Path) -> Iterator[tuple[Path, str, str]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.evidence import render_contents
-from converter.cli.options import LOCAL_PATH, PATH, adapter_option, dataclass_options, output_options, pass_console
+from converter.cli.options import PATH, PATH_OR_ADDRESS, adapter_option, dataclass_options, output_options, pass_console
 from converter.cli.thresholds import payload, render_verdicts, threshold_option
 from converter.console import Console
 from converter.errors import MissingFigure
@@ -19,7 +19,7 @@ from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.evidence.thresholds import Threshold, exit_code, judge
 from converter.measurement.generation.options import GenerateOptions
-from converter.measurement.generation.repo import names_another_pipeline
+from converter.measurement.generation.places import is_another_pipeline
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,8 +35,8 @@ _CHOSEN = ("seed", "offload", "features", "overwrite", "adapters")
     short_help="Measure the original and the quantized repo.",
     epilog="Example: lensconv bench Lens Lens-uint4 --prompts ten-signs --out evidence",
 )
-@click.argument("original", type=LOCAL_PATH)
-@click.argument("quantized", type=LOCAL_PATH)
+@click.argument("original", type=PATH_OR_ADDRESS)
+@click.argument("quantized", type=PATH_OR_ADDRESS)
 @click.option(
     "--prompts",
     metavar="NAME|FILE",
@@ -62,17 +62,19 @@ def command(
     context: click.Context,
     console: Console,
     /,
-    original: Path,
-    quantized: Path,
+    original: Path | str,
+    quantized: Path | str,
     prompts: str,
     output: Path,
     thresholds: Sequence[Threshold],
     **options: Any,
 ) -> None:
-    """Measure the pipelines in the folders ORIGINAL and QUANTIZED: times, memory, images and weights.
+    """Measure the pipelines ORIGINAL and QUANTIZED: times, memory, images and weights.
 
-    Each model and mode runs in new processes. A failure is recorded as a failed row, and the rest is still measured. A
-    run that was stopped continues where it stopped. `report`, `grid`, `charts` and `card` read the files in DIR.
+    Both are folders, or addresses hf://OWNER/NAME[@REVISION] whose files are downloaded into the cache of
+    huggingface_hub. Each model and mode runs in new processes. A failure is recorded as a failed row, and the rest is
+    still measured. A run that was stopped continues where it stopped. `report`, `grid`, `charts` and `card` read the
+    files in DIR.
 
     Compare a release that was converted with --lora with the original that has the same adapters: give them again. The
     figures otherwise include the effect of LoRA, not only that of quantization.
@@ -94,7 +96,7 @@ def command(
     context.exit(exit_code(verdicts, ok=report.ok))
 
 
-def _refuse_unmeasured(thresholds: Sequence[Threshold], options: BenchOptions, original: Path) -> None:
+def _refuse_unmeasured(thresholds: Sequence[Threshold], options: BenchOptions, original: Path | str) -> None:
     """Refuse thresholds for what is not measured with these options, or of this pipeline.
 
     Raises:
@@ -106,7 +108,7 @@ def _refuse_unmeasured(thresholds: Sequence[Threshold], options: BenchOptions, o
         raise MissingFigure(reason, f"Use --pairs {FEWEST_PAIRS} or more.")
     if "trajectory" in metrics and not options.trajectory_prompts:
         raise MissingFigure("--fail-over trajectory: --trajectory-prompts 0 skips it", "Use --trajectory-prompts 1.")
-    if "trajectory" in metrics and names_another_pipeline(original):
+    if "trajectory" in metrics and is_another_pipeline(original):
         raise MissingFigure("--fail-over trajectory: it is measured for Lens only")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from converter.cli.options import LOCAL_PATH, PATH, adapter_option, dataclass_options, output_options, pass_console
+from converter.cli.options import PATH, PATH_OR_ADDRESS, adapter_option, dataclass_options, output_options, pass_console
 from converter.console import Console, readable_size
 from converter.measurement.generation.options import GenerateOptions
 
@@ -19,7 +19,7 @@ from converter.measurement.generation.options import GenerateOptions
     short_help="Generate an image with an original or quantized repo.",
     epilog='Example: lensconv generate Lens-uint4 --prompt "a red cube on a wooden table" --out cube.png',
 )
-@click.argument("repo", type=LOCAL_PATH)
+@click.argument("repo", type=PATH_OR_ADDRESS)
 @click.option("--prompt", required=True, help="What the image shows.")
 @click.option("--out", "output", metavar="FILE.png", type=PATH, required=True, help="Path of the image.")
 @dataclass_options(GenerateOptions, *(field.name for field in fields(GenerateOptions) if field.name != "adapters"))
@@ -28,13 +28,14 @@ from converter.measurement.generation.options import GenerateOptions
 )
 @output_options
 @pass_console
-def command(console: Console, /, repo: Path, prompt: str, output: Path, **options: Any) -> None:
-    """Generate an image with the pipeline in the folder REPO.
+def command(console: Console, /, repo: Path | str, prompt: str, output: Path, **options: Any) -> None:
+    """Generate an image with the pipeline REPO, a folder or hf://OWNER/NAME[@REVISION].
 
     REPO may be an original or a quantized one, of Lens or of any pipeline of the installed diffusers that makes an
-    image of a prompt. Code in a repo is never run. For Lens, the text encoder is freed before the transformer is
-    loaded, to save memory. If the machine does not have enough memory, the command stops before it loads anything.
-    The PNG contains the settings.
+    image of a prompt. Of a repo on the Hub, the files that are needed are downloaded into the cache of huggingface_hub,
+    which keeps them. Code in a repo is never run. For Lens, the text encoder is freed before the transformer is loaded,
+    to save memory. If the machine does not have enough memory, the command stops before it loads anything. The PNG
+    contains the settings.
 
     With --lora, adapters are added to the weights of an original first, as `convert` adds them before it quantizes.
     """

@@ -206,6 +206,8 @@ def _network_failure(what: str, error: BaseException) -> HubError:
         if "timed out" in text.lower():
             return HubError(f"{what}: the Hub cannot be reached: it does not answer in time", NETWORK_HINT)
         return HubError(f"{what}: the Hub gives no access to its Xet storage", XET_HINT)
+    if text.startswith("Consistency check failed"):
+        return HubError(f"{what}: a file was received with another size than the Hub records", STRANGER_HINT)
     host = file_host(error)
     if type(error) in XET_ERRORS:
         hint = f"{allow_hint(host)} {TRANSFER_HINT}" if host else TRANSFER_HINT

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 from converter.console import SILENT, Reporter
@@ -48,7 +48,7 @@ class RemoteRepo:
         retry: Retry | None = None,
         *,
         patient: Reporter | None = None,
-    ) -> RemoteRepo:
+    ) -> Self:
         """Ask the Hub which commit a revision is, and which files it has.
 
         Args:

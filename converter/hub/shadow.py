@@ -17,7 +17,7 @@ from typing import TypeVar
 from converter.checkpoint.components import component_folders
 from converter.checkpoint.header import PREFIX_BYTES, header_length
 from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, pipeline_components, weight_files
-from converter.checkpoint.weights import INDEX_SUFFIX, is_weight_name, plain_name
+from converter.checkpoint.weights import INDEX_SUFFIX, is_weight_name, plain_name, variant_of
 from converter.console import Reporter
 from converter.errors import HubError, InputError, LensconvError, printable
 from converter.hub.addresses import HubAddress
@@ -57,9 +57,7 @@ class Shadow:
 
     def named(self, text: str) -> str:
         """A message with the address in place of the folder."""
-        for name in (str(self.folder), printable(str(self.folder))):
-            text = text.replace(name, str(self.repo.address))
-        return text
+        return _named(text, self.folder, self.repo.address)
 
     def path_of(self, file: Path) -> str:
         """The path in the repo of a file in the folder."""
@@ -144,16 +142,38 @@ def shadowed(
     """
     with quiet_hub():
         repo = RemoteRepo.open(address, patient=patient)
+    with shadowing(repo, choose, variant, has_others=has_others) as shadow:
+        yield shadow
+
+
+@contextmanager
+def shadowing(
+    repo: RemoteRepo, choose: Choose, variant: str | None = None, *, has_others: bool = True
+) -> Iterator[Shadow]:
+    """The same for a repo that is open already."""
     with tempfile.TemporaryDirectory(prefix="lensconv-") as name:
         shadow = Shadow(repo, Path(name))
-        try:
+        with naming(shadow.folder, repo.address):
             with quiet_hub():
                 fill(shadow, choose, variant, has_others=has_others)
             yield shadow
-        except LensconvError as error:
-            error.message, error.hint = shadow.named(error.message), shadow.named(error.hint)
-            error.args = (error.message,)
-            raise
+
+
+@contextmanager
+def naming(folder: Path, address: HubAddress) -> Iterator[None]:
+    """Let the errors of a block name an address in place of the folder that stands for it."""
+    try:
+        yield
+    except LensconvError as error:
+        error.message, error.hint = (_named(text, folder, address) for text in (error.message, error.hint))
+        error.args = (error.message,)
+        raise
+
+
+def _named(text: str, folder: Path, address: HubAddress) -> str:
+    for name in (str(folder), printable(str(folder))):
+        text = text.replace(name, str(address))
+    return text
 
 
 def fill(shadow: Shadow, choose: Choose, variant: str | None = None, *, has_others: bool = True) -> None:
@@ -172,7 +192,7 @@ def fill(shadow: Shadow, choose: Choose, variant: str | None = None, *, has_othe
     shadow.fetch([path for path in ROOT_NAMES if path in files])
     try:
         if has_others:
-            shadow.fetch(_files_of_components(shadow))
+            shadow.fetch(_files_of_components(shadow, variant))
         prefixes = [_component_prefix(shadow, component) for component in choose(shadow.folder)]
     except InputError:
         # Opening the folder raises the reason.
@@ -215,17 +235,22 @@ def _component_prefix(shadow: Shadow, component: str | None) -> str | None:
     return f"{component}/" if component in components else None
 
 
-def _files_of_components(shadow: Shadow) -> list[str]:
-    """Configs and indexes of all components, which show what their loaders open; none outside of a pipeline."""
+def _files_of_components(shadow: Shadow, variant: str | None) -> list[str]:
+    """Configs and indexes of all components, which show what their loaders open; none outside of a pipeline.
+
+    Indexes of other variants are needed only where there are no plain weights.
+    """
     if PIPELINE_INDEX not in shadow.repo.files:
         return []
     folders = {folder.name for folder, *_ in component_folders(shadow.folder)}
-    paths = ((path, *path.rpartition("/")[::2]) for path in shadow.repo.files)
-    return [
-        path
-        for path, folder, name in paths
-        if folder in folders and (name in COMPONENT_NAMES or (is_weight_name(name) and name.endswith(".json")))
-    ]
+    paths = [(path, *path.rpartition("/")[::2]) for path in shadow.repo.files]
+    plain = {folder for _, folder, name in paths if is_weight_name(name) and not variant_of(name)}
+
+    def is_needed(folder: str, name: str) -> bool:
+        is_index = is_weight_name(name) and name.endswith(".json")
+        return name in COMPONENT_NAMES or (is_index and (folder not in plain or variant_of(name) in ("", variant)))
+
+    return [path for path, folder, name in paths if folder in folders and is_needed(folder, name)]
 
 
 def _write_header(shadow: Shadow, path: str, first: int) -> None:

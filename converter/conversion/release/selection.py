@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter.checkpoint.components import PipelineComponent
+from converter.checkpoint.components import ADAPTER_NAMES, PipelineComponent
 from converter.checkpoint.ignored import is_ignored
 from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint
 from converter.checkpoint.weights import holds_weights, plain_name
@@ -26,8 +26,6 @@ from converter.conversion.release.manifest import (
 )
 from converter.errors import MalformedCheckpoint, first_few, unreadable
 
-#: A model of transformers with an adapter has these files, too.
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 #: Names of files with the terms of a model, as repos on the Hub call them.
 TERMS = re.compile(r"(?i).*(licen[cs]e|notice|use[-_]policy).*|copying.*")
 #: What lensconv writes into the converted component, in place of what another program wrote.
@@ -100,7 +98,7 @@ def _add_converted(selection: Selection, checkpoint: Checkpoint) -> None:
     for path, file in _files_below(checkpoint.folder):
         if file in used or file == checkpoint.index or path in _WRITTEN:
             continue
-        if holds_weights(file.name) or file.name in _ADAPTER:
+        if holds_weights(file.name) or file.name in ADAPTER_NAMES:
             selection.unused.append(checkpoint.prefix + path)
         else:
             selection.files[checkpoint.prefix + path] = file
@@ -114,7 +112,7 @@ def _add_component(selection: Selection, component: PipelineComponent) -> None:
             is_renamed_index = component.variant and file.suffix == ".json"
             files = selection.indexes if is_renamed_index else selection.files
             files[f"{component.name}/{plain_name(path)}"] = file
-        elif component.is_model and holds_weights(file.name) and file.name not in _ADAPTER:
+        elif component.is_model and not component.reads(file):
             selection.unused.append(name)
         else:
             selection.files[name] = file

@@ -39,6 +39,7 @@ from converter.measurement.evidence.names import (
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.options import GenerateOptions
+from converter.measurement.generation.places import pipeline_folders
 from converter.measurement.prompts.suite import PromptSuite
 from converter.models.int8_kernels import kernel_text
 
@@ -89,8 +90,8 @@ class BenchReport:
 
 
 def bench(
-    original: Path,
-    quantized: Path,
+    original: Path | str,
+    quantized: Path | str,
     output: Path,
     suite: PromptSuite,
     options: BenchOptions | None = None,
@@ -103,7 +104,9 @@ def bench(
     A run that was killed continues where it stopped, and tries failed images again.
 
     Args:
-        original: a pipeline repo of Lens, or of diffusers that makes an image of a prompt.
+        original: a pipeline repo of Lens, or of diffusers that makes an image of a prompt: a folder, or
+            ``hf://OWNER/NAME`` with an optional ``@REVISION``, of which the files that are needed are downloaded into
+            the cache of huggingface_hub.
         quantized: another one, of the same class.
         output: folder for measurements and images; created if it does not exist.
         suite: the prompts.
@@ -116,13 +119,29 @@ def bench(
         InputError: a repo cannot be used or changes, the two cannot be compared, or a value is out of range.
         DeviceError: this machine does not have the accelerator.
         OutputError: measurements cannot be written there, or the folder contains those of another benchmark.
-        DiskError: the disk is full.
+        DiskError: the disk is full, or that of the cache is.
+        HubError: the Hub refuses, or cannot be reached.
     """
-    started = time.monotonic()
     options, drawing = options or BenchOptions(), drawing or GenerateOptions()
+    # A download may take an hour.
+    choose_device(drawing.device)
+    with pipeline_folders([original, quantized], reporter) as (first, second):
+        return _measure(first, second, output, suite, options, drawing, reporter)
+
+
+def _measure(
+    original: Path,
+    quantized: Path,
+    output: Path,
+    suite: PromptSuite,
+    options: BenchOptions,
+    drawing: GenerateOptions,
+    reporter: Reporter,
+) -> BenchReport:
+    """Measure the repos in two folders; see ``bench``."""
+    started = time.monotonic()
     folders = ("images", *(f"images/{kind}" for kind in _IMAGE_FOLDERS), TRACES_FOLDER)
     refuse_output_folder(output, original, folders)
-    choose_device(drawing.device)
     subjects = open_subjects(original, quantized, reporter, drawing.adapters)
     options = measured_options(options, subjects[0].repo)
     settings = [

@@ -27,6 +27,7 @@ from converter.measurement.generation.loading import blaming, choose_int8, forwa
 from converter.measurement.generation.memory import DTYPE_BYTES, loaded_bytes, predict_memory, require_memory
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.pipeline_drawing import Drawn, draw_with_pipeline, not_finite
+from converter.measurement.generation.places import pipeline_folders
 from converter.measurement.generation.quantization import describe_layers
 from converter.measurement.generation.repo import PipelineRepo, names_another_pipeline, open_pipeline
 from converter.measurement.generation.settings import Settings, choose_settings
@@ -69,7 +70,7 @@ class GenerateReport:
 
 
 def generate(
-    repo: Path,
+    repo: Path | str,
     prompt: str,
     output: Path,
     options: GenerateOptions | None = None,
@@ -79,7 +80,8 @@ def generate(
     """Generate an image and write it as a PNG.
 
     Args:
-        repo: folder of a pipeline of Lens or diffusers, original or quantized.
+        repo: folder of a pipeline of Lens or diffusers, original or quantized; or ``hf://OWNER/NAME`` with an optional
+            ``@REVISION``, of which the files that are needed are downloaded into the cache of huggingface_hub.
         prompt: what the image shows.
         output: the PNG to write.
         options: how to generate it; the defaults are the pipeline's own, for Lens those of the repo's variant.
@@ -92,11 +94,17 @@ def generate(
         CompilerError: the blocks cannot be compiled.
         OutputError: the image cannot be written there.
         ImageError: the model computed values that are not finite, or its safety checker blacked the image out.
+        HubError: the Hub refuses, or cannot be reached.
+        DiskError: the disk of the cache is full.
     """
     options = options or GenerateOptions()
     started = time.monotonic()
-    draw = draw_with_pipeline if names_another_pipeline(repo) else _draw_with_lens
-    drawn = draw(repo, prompt, output, options, reporter)
+    # A download may take an hour.
+    refuse_output(output, overwrite=options.overwrite)
+    choose_device(options.device)
+    with pipeline_folders([repo], reporter) as (folder,):
+        draw = draw_with_pipeline if names_another_pipeline(folder) else _draw_with_lens
+        drawn = draw(folder, prompt, output, options, reporter)
     is_cuda = drawn.device.type == "cuda"
     return GenerateReport(
         image=output,
@@ -114,7 +122,6 @@ def _draw_with_lens(repo: Path, prompt: str, output: Path, options: GenerateOpti
     """Generate an image with a Lens repo, and write it; see ``generate``."""
     opened = open_pipeline(repo)
     settings = choose_settings(opened, prompt, options)
-    refuse_output(output, overwrite=options.overwrite)
     device = choose_device(options.device)
     use_device(device)
     if device.type == "cuda":

@@ -43,13 +43,13 @@ class GenerateOptions:
     seed: int = option(0, "Seed of the noise, which is the same on every device.", range=(0, MAXIMUM_SEED))
     steps: int | None = option(
         None,
-        "Denoising steps.  [default: the pipeline's own; for Lens, by folder name: 20; Lens-Turbo 4, Lens-Base 50]",
+        "Denoising steps.  [default: the pipeline's own; for Lens, by the repo's name: 20; Lens-Turbo 4, Lens-Base 50]",
         range=(1, MAXIMUM_STEPS),
     )
     guidance: float | None = option(
         None,
         "Guidance scale; 1 turns it off. It is guidance_scale of the pipeline's call; for Qwen-Image, true_cfg_scale.  "
-        "[default: the pipeline's own; for Lens, by folder name: 5; Lens-Turbo 1]",
+        "[default: the pipeline's own; for Lens, by the repo's name: 5; Lens-Turbo 1]",
         range=(0.0, 1000.0),
     )
     base_resolution: int | None = option(

@@ -21,7 +21,7 @@ from converter.libraries import package_versions
 from converter.measurement.generation.adapters import open_adapters
 from converter.measurement.generation.compiling import compiling
 from converter.measurement.generation.devices import choose_device, use_device
-from converter.measurement.generation.image_file import refuse_output, write_image
+from converter.measurement.generation.image_file import write_image
 from converter.measurement.generation.loading import blaming, forwarding_logs, import_sdnq
 from converter.measurement.generation.memory import (
     DTYPE_BYTES,
@@ -71,7 +71,6 @@ def draw_with_pipeline(folder: Path, prompt: str, output: Path, options: Generat
     """
     repo = open_other_pipeline(folder)
     settings = choose_pipeline_settings(repo.pipeline, prompt, options)
-    refuse_output(output, overwrite=options.overwrite)
     device = choose_device(options.device)
     use_device(device)
     if device.type == "cuda":

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from accelerate import cpu_offload
 
-from converter.checkpoint.absent import pickle_error
-from converter.checkpoint.components import PipelineComponent, examine_components
+from converter.checkpoint.components import PipelineComponent, require_loadable
 from converter.checkpoint.files import read_json
 from converter.checkpoint.header import Header
 from converter.checkpoint.source import DENOISERS
@@ -96,8 +95,13 @@ class OpenPipeline:
         return {component.name: component for component in self.examined if component.is_model}
 
 
-def open_other_pipeline(folder: Path) -> OpenPipeline:
+def open_other_pipeline(folder: Path, *, reads_headers: bool = True) -> OpenPipeline:
     """Open a repo, and compare its files.
+
+    Args:
+        folder: the repo.
+        reads_headers: whether there are headers to read; of a repo on the Hub, names and sizes of weight files are
+            known.
 
     Raises:
         UnsupportedCheckpoint: it does not make images of prompts, or a component has weights in another format only.
@@ -106,13 +110,7 @@ def open_other_pipeline(folder: Path) -> OpenPipeline:
     """
     pipeline = describe_pipeline(folder)
     refuse_other_output(pipeline)
-    examined = examine_components(folder)
-    for component in examined:
-        for problem in component.problems:
-            raise problem
-        for file in component.weights:
-            if file.suffix not in (".safetensors", ".json"):
-                raise pickle_error(file)
+    examined = require_loadable(folder, reads_headers=reads_headers)
     for entry in pipeline.components:
         # Found before weights are loaded, which may take minutes.
         _ = entry.loaded_class

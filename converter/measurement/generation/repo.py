@@ -145,12 +145,12 @@ def names_another_pipeline(path: Path) -> bool:
     return read_json(path / PIPELINE_INDEX).get("_class_name") != PIPELINE_CLASS_NAME
 
 
-def open_pipeline(path: Path) -> PipelineRepo:
-    """Open a pipeline repo: read its small files and headers, and compare them.
+def refuse_other_class(path: Path) -> None:
+    """Refuse what is not a pipeline repo of Lens, by its index.
 
     Raises:
-        MissingInput: the folder, or a part of it, does not exist.
-        MalformedCheckpoint: a file breaks its format, or two files contradict each other.
+        MissingInput: the folder does not exist.
+        MalformedCheckpoint: the index breaks its format.
         UnsupportedCheckpoint: it is another pipeline, a component, or not a pipeline.
     """
     if not path.exists():
@@ -160,8 +160,18 @@ def open_pipeline(path: Path) -> PipelineRepo:
             f"{path}: is not a pipeline repo, it has no {PIPELINE_INDEX}",
             "Give the folder with the subfolders transformer, text_encoder and so on.",
         )
-    index = read_json(path / PIPELINE_INDEX)
-    _check_index(path / PIPELINE_INDEX, index)
+    _check_index(path / PIPELINE_INDEX, read_json(path / PIPELINE_INDEX))
+
+
+def open_pipeline(path: Path) -> PipelineRepo:
+    """Open a pipeline repo: read its small files and headers, and compare them.
+
+    Raises:
+        MissingInput: the folder, or a part of it, does not exist.
+        MalformedCheckpoint: a file breaks its format, or two files contradict each other.
+        UnsupportedCheckpoint: it is another pipeline, a component, or not a pipeline.
+    """
+    refuse_other_class(path)
     weights = {name: open_checkpoint(path, component=name) for name in WEIGHTS}
     for name, file in (("scheduler", "scheduler_config.json"), ("tokenizer", "tokenizer.json")):
         read_json(path / name / file)
