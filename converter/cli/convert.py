@@ -80,8 +80,10 @@ def command(
         f"{report.elapsed_s:.1f} s, {readable_size(int(report.bytes_read_per_s))}/s, "
         f"peak memory {readable_size(report.peak_rss_bytes)}."
     )
-    others = unconverted_lines(report.other_components, report.whole)
-    console.result(report.to_dict(), table(["file", "size", "sha256"], rows), summary, *others)
+    lines = unconverted_lines(report.other_components, report.whole)
+    if report.hub:
+        lines = [f"{report.hub['place']}: {readable_size(report.hub['received_bytes'])} received.", *lines]
+    console.result(report.to_dict(), table(["file", "size", "sha256"], rows), summary, *lines)
     if report.resumed_tensors:
         console.note(f"{report.resumed_tensors} tensors from the earlier run were reused.")
     if report.nonfinite:

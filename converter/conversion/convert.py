@@ -136,8 +136,9 @@ def _convert_remote(
         return choose_components(folder, options.components, options.variant, reads_headers=False)
 
     has_others = not options.component_only
-    with shadowed(address, choose, options.variant, has_others=has_others, patient=reporter) as shadow, quiet_hub():
+    with shadowed(address, choose, options.variant, has_others=has_others) as shadow, quiet_hub():
         shadow.check_contents()
+        shadow.repo.be_patient(reporter)
         source = shadow.folder
         if options.component_only:
             source, options = _component_alone(source, options)

@@ -199,10 +199,16 @@ def foresee(
         adapters: what is added to the weights; None if nothing is.
     """
     notes = []
+    is_remote = request.shadow is not None
     for target, plan in zip(request.targets, plans, strict=True):
         # Where several components are converted, a note names its own.
         where = f"{target.name}: " if len(plans) > 1 else ""
         notes += [where + note for note in _about_target(target, plan)]
+        if is_remote and not target.recipe.reads_in_order:
+            notes.append(
+                f"{where}this recipe needs the weights in the order of the modules; they are read by ranges, "
+                "and no file is compared with its sha256"
+            )
     about_adapters = adapters.notes if adapters is not None else ()
     return (*notes, *about_adapters, *_about_others(request), *selection.notes)
 

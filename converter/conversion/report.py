@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,8 @@ class ConvertReport:
     """Tensors of the output that an interrupted run had finished."""
     other_components: tuple[ComponentFootprint, ...] = ()
     """Models of the pipeline that stayed as they are."""
+    hub: Mapping[str, Any] = field(default_factory=dict)
+    """Of a source on the Hub, its address at the commit, and the bytes that were received; else empty."""
 
     @property
     def recipe(self) -> str:
@@ -115,7 +117,15 @@ class ConvertReport:
             "source_bytes": self.source_bytes,
             "other_components": [asdict(other) for other in self.other_components],
             "whole": self.whole.to_dict(),
+            **({"hub": dict(self.hub)} if self.hub else {}),
         }
+
+
+def _describe_hub(request: Request) -> dict[str, Any]:
+    if request.shadow is None:
+        return {}
+    repo = request.shadow.repo
+    return {"place": str(repo.address), "received_bytes": repo.received_bytes}
 
 
 def finished_report(
@@ -158,6 +168,7 @@ def finished_report(
         peak_rss_bytes=peak_bytes,
         resumed_tensors=sum(component.outcome.resumed_tensors for component in converted),
         other_components=footprints(request.others),
+        hub=_describe_hub(request),
     )
 
 
@@ -192,4 +203,5 @@ def published_report(output: Path, request: Request, elapsed_s: float) -> Conver
         peak_rss_bytes=peak_rss_bytes(),
         resumed_tensors=sum(component.tensors for component in manifest.components.values()),
         other_components=footprints(request.others),
+        hub=_describe_hub(request),
     )

@@ -46,8 +46,6 @@ class RemoteRepo:
         endpoint: str | None = None,
         token: str | bool | None = None,
         retry: Retry | None = None,
-        *,
-        patient: Reporter | None = None,
     ) -> Self:
         """Ask the Hub which commit a revision is, and which files it has.
 
@@ -57,7 +55,6 @@ class RemoteRepo:
             token: the user's token; that of huggingface_hub when None, and when True even if the settings say that it
                 is sent on request only.
             retry: limits of tries and time.
-            patient: where to say that the Hub does not answer, if it is asked again for minutes and not for seconds.
 
         Raises:
             HubError: the repo or the revision does not exist, it may not be read, the Hub cannot be reached, or it
@@ -65,10 +62,7 @@ class RemoteRepo:
             UsageError: a repo cannot have this name.
         """
         stopping = threading.Event()
-        if retry is None and patient is not None:
-            retry = Retry(sleep=stopping.wait, reporter=patient)
-        elif retry is None:
-            retry = Retry(_TIME_LIMIT, attempts=_ATTEMPTS, sleep=stopping.wait)
+        retry = retry or Retry(_TIME_LIMIT, attempts=_ATTEMPTS, sleep=stopping.wait)
         requests = Requests(endpoint, token, retry, stopping)
         base = f"/api/models/{address.repo_id}"
         revision = f"/revision/{quote(address.revision, safe='')}" if address.revision else ""
@@ -85,6 +79,14 @@ class RemoteRepo:
     def received_bytes(self) -> int:
         """Bytes that have been received so far, without headers of HTTP."""
         return self._requests.received_bytes
+
+    def be_patient(self, reporter: Reporter) -> None:
+        """Ask again for minutes if the Hub does not answer, and not for seconds only.
+
+        Args:
+            reporter: is told that it does not.
+        """
+        self._requests.retry = Retry(sleep=self.stopping.wait, reporter=reporter)
 
     def where(self, path: str) -> str:
         """A file's address for messages."""

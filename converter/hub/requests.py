@@ -42,7 +42,7 @@ class Requests:
         self._endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         self._token = token
-        self._retry = retry
+        self.retry = retry
         self._lock = threading.Lock()
         self.stopping = stopping
         self.received_bytes = 0
@@ -91,7 +91,7 @@ class Requests:
 
     def call(self, what: str, ask: Callable[[], T]) -> T:
         """Call a function that requests something, within the limits of tries and time."""
-        return self._retry.call(what, ask, is_fatal=lambda _: self.stopping.is_set())
+        return self.retry.call(what, ask, is_fatal=lambda _: self.stopping.is_set())
 
     @contextmanager
     def _answer(self, what: str, path: str, headers: Mapping[str, str]) -> Iterator[Any]:

@@ -18,7 +18,6 @@ from converter.checkpoint.components import component_folders
 from converter.checkpoint.header import PREFIX_BYTES, header_length
 from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, pipeline_components, weight_files
 from converter.checkpoint.weights import INDEX_SUFFIX, is_weight_name, plain_name, variant_of
-from converter.console import Reporter
 from converter.errors import HubError, InputError, LensconvError, printable
 from converter.hub.addresses import HubAddress
 from converter.hub.client import quiet_hub
@@ -119,12 +118,7 @@ class Shadow:
 
 @contextmanager
 def shadowed(
-    address: HubAddress,
-    choose: Choose,
-    variant: str | None = None,
-    *,
-    has_others: bool = True,
-    patient: Reporter | None = None,
+    address: HubAddress, choose: Choose, variant: str | None = None, *, has_others: bool = True
 ) -> Iterator[Shadow]:
     """Open a repo as a temporary folder, which is deleted afterwards.
 
@@ -134,14 +128,13 @@ def shadowed(
         variant: the variant of the weights to prefer to the plain files.
         has_others: whether configs and indexes of the other components are needed; they are there before ``choose`` is
             called.
-        patient: as for ``RemoteRepo.open``.
 
     Raises:
         HubError: the repo cannot be read, or its records are impossible.
         InputError: a file of it is malformed. All errors of the block name the address, too.
     """
     with quiet_hub():
-        repo = RemoteRepo.open(address, patient=patient)
+        repo = RemoteRepo.open(address)
     with shadowing(repo, choose, variant, has_others=has_others) as shadow:
         yield shadow
 
