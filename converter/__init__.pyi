@@ -54,4 +54,6 @@ from .rehearsal.rehearse import rehearse as rehearse
 from .synthesis.synthesize import SynthReport as SynthReport
 from .synthesis.synthesize import synthesize as synthesize
 from .verification.report import VerifyReport as VerifyReport
+from .verification.reproduce import reproduce as reproduce
+from .verification.reproduction import ReproduceReport as ReproduceReport
 from .verification.verify import verify as verify

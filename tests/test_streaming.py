@@ -528,3 +528,25 @@ def slow_down(hub: LoopbackHub) -> None:
             time.sleep(0.01)
 
     hub.faults["/lfs/"] = slowly
+
+
+def test_a_release_is_compared_with_its_source_on_the_hub(
+    serve: Serve, tiny_repo: Path, tiny_release: Path, lensconv: Lensconv, tmp_path: Path
+) -> None:
+    hub = serve(tiny_repo)
+    done = lensconv("verify", tiny_release, "--against", PLACE, "--json")
+    assert done.code == 0, done.stderr
+    local = lensconv("verify", tiny_release, "--against", tiny_repo, "--json").result
+    assert done.result == local
+    size = (tiny_repo / "transformer" / WEIGHTS).stat().st_size
+    assert hub.sent < 1.05 * size + 500_000
+    wrong = shutil.copytree(tiny_release, tmp_path / "wrong")
+    file = wrong / "transformer" / WEIGHTS
+    header = read_header(file)
+    content = bytearray(file.read_bytes())
+    content[header.data_start + header.tensors["img_in.bias"].start] ^= 1
+    file.write_bytes(content)
+    assert lensconv("verify", wrong, "--against", PLACE).code == 1
+    both = lensconv("verify", PLACE, "--against", PLACE)
+    assert both.code == 2
+    assert "lensconv reproduce" in " ".join(both.stderr.split())

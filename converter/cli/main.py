@@ -39,6 +39,7 @@ COMMANDS = (
     "plan",
     "convert",
     "verify",
+    "reproduce",
     "generate",
     "prompts",
     "ablate",

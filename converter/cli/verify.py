@@ -10,7 +10,6 @@ import click
 
 from converter.cli.components import list_components
 from converter.cli.options import (
-    LOCAL_PATH,
     PATH_OR_ADDRESS,
     adapter_option,
     output_options,
@@ -36,9 +35,9 @@ if TYPE_CHECKING:
 @click.option(
     "--against",
     metavar="SOURCE|RELEASE",
-    type=LOCAL_PATH,
-    help="Compare every weight with SOURCE, the checkpoint it was made from; for hf://, compare every file of RELEASE, "
-    "a folder on this machine.",
+    type=PATH_OR_ADDRESS,
+    help="Compare every weight with SOURCE, the checkpoint it was made from, a path or hf://OWNER/NAME[@REVISION]; if "
+    "CHECKPOINT is on the Hub, compare every file of RELEASE, a folder on this machine.",
 )
 @adapter_option("LoRA adapter that was added to SOURCE before it was quantized, as for `convert`; needs --against.")
 @click.option(
@@ -79,7 +78,7 @@ def command(
     context: click.Context,
     console: Console,
     checkpoint: Path | str,
-    against: Path | None,
+    against: Path | str | None,
     recipe: str | None,
     checksums: bool,
     load: bool,

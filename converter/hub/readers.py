@@ -27,8 +27,10 @@ NOTED_BYTES = 32 << 20
 class RangeReader(TensorReader):
     """Reads any range of any tensor, each with a request of its own; what it reads is not compared with a checksum.
 
+    Tensors of other files are read on this machine.
+
     Args:
-        shadow: in which the tensors' files are.
+        shadow: in which the files of the repo are.
     """
 
     def __init__(self, shadow: Shadow) -> None:
@@ -41,6 +43,9 @@ class RangeReader(TensorReader):
         Raises:
             HubError: the Hub refuses, or cannot be reached.
         """
+        if not tensor.file.is_relative_to(self._shadow.folder):
+            super().read(tensor, start, target)
+            return
         first = tensor.offset + start
         content = self._shadow.repo.read(self._shadow.path_of(tensor.file), first, first + target.nbytes)
         target[:] = np.frombuffer(content, np.uint8)

@@ -31,6 +31,7 @@ NAMES = (
     "publish",
     "rehearsal",
     "report",
+    "reproduce",
     "sdnq_quantization_summary",
     "scores",
     "search",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from converter.checkpoint.reader import TensorReader, ranges
+from converter.checkpoint.reader import TensorReader, open_reader, ranges
 from converter.checkpoint.source import Checkpoint, SourceTensor
 from converter.console import SILENT, Progress, Reporter
 from converter.verification.audit import Audit
@@ -33,7 +33,7 @@ def compare_copied(audit: Audit, source: Checkpoint, *, reporter: Reporter = SIL
     problems += [f"{name} is missing" for name in sorted(others.keys() - own.keys())]
     shared = sorted(own.keys() & others.keys())
     total = sum(own[name].entry.bytes for name in shared)
-    with reporter.progress("comparing", total) as shown, TensorReader() as reader:
+    with reporter.progress("comparing", total) as shown, open_reader(source) as reader:
         different = [name for name in shared if not _are_same(own[name], others[name], reader, shown)]
     problems += [f"{name} differs from the source" for name in different]
     good = f"{len(own)} tensors are those of the source, which is quantized already"

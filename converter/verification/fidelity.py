@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
-from converter.checkpoint.reader import TensorReader, ranges
+from converter.checkpoint.reader import TensorReader, open_reader, ranges
 from converter.checkpoint.source import Checkpoint, SourceTensor
 from converter.console import SILENT, Progress, Reporter
 from converter.conversion.adapters.additions import Addition
@@ -66,7 +66,7 @@ def measure_fidelity(
     checks = [*_check_config(audit, source, pair.written_config), pair.check_plan()]
     total = sum(source.tensors[name].entry.bytes for name in pair.work)
     workers = len(os.sched_getaffinity(0))
-    with reporter.progress("comparing", total) as shown, TensorReader() as reader:
+    with reporter.progress("comparing", total) as shown, open_reader(source) as reader:
         compare = partial(pair.compare, reader=reader, progress=shown)
         results = run_in_threads(compare, pair.work, workers=workers, name="fidelity", refresh=shown.refresh)
     different = [result for result in results if isinstance(result, str) and result]
@@ -181,10 +181,12 @@ class _Pair:
 
     def _compare_kept(self, source: SourceTensor, kept: SourceTensor, reader: TensorReader, progress: Progress) -> str:
         where, dtype = kept.entry.name, TORCH_DTYPES[kept.entry.dtype]
-        added = self._original(source, reader).reshape(-1) if source.entry.name in self._additions else None
+        # Each piece of a repo on the Hub would be a request.
+        is_read_whole = source.entry.name in self._additions or self._source.open_other is not None
+        whole = self._original(source, reader).reshape(-1) if is_read_whole else None
         different = 0
         for start, stop in ranges(math.prod(source.entry.shape), PIECE_ELEMENTS):
-            original = _read_piece(source, start, stop, reader) if added is None else added[start:stop]
+            original = _read_piece(source, start, stop, reader) if whole is None else whole[start:stop]
             expected = original.to(dtype).view(torch.uint8)
             different += int((expected != _read_piece(kept, start, stop, reader).view(torch.uint8)).sum())
             progress.advance((stop - start) * TORCH_DTYPES[source.entry.dtype].itemsize)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from converter.checkpoint.files import read_json
 from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, Checkpoint, open_checkpoint, pipeline_components
 from converter.conversion.release.manifest import CONFIG_NAME
 from converter.errors import InputError, UsageError
+from converter.hub.readers import RangeReader
+from converter.hub.shadow import Shadow
 from converter.verification.audit import Audit
 
 
-def open_sources(path: Path, audits: Sequence[Audit], variant: str | None) -> list[Checkpoint]:
+def open_sources(
+    path: Path, audits: Sequence[Audit], variant: str | None, shadow: Shadow | None = None
+) -> list[Checkpoint]:
     """Open the source of each audited component: a component folder or a pipeline repo.
 
     Args:
         path: of the source.
         audits: of the quantized components.
         variant: the variant of the weights to prefer to the plain files.
+        shadow: in which the source is, if it is on the Hub.
 
     Raises:
         UsageError: the source is one component, but several are to be compared.
@@ -31,20 +38,26 @@ def open_sources(path: Path, audits: Sequence[Audit], variant: str | None) -> li
             f"{path}: is one component, but several are compared: {names}",
             "Give the pipeline repo, or choose one with --component.",
         )
-    return [_open_source(path, audit, variant) for audit in audits]
+    chosen = choose_sources(path, audits)
+    sources = [open_checkpoint(path, component=name, variant=variant) for name in chosen]
+    return [replace(source, open_other=partial(RangeReader, shadow)) for source in sources] if shadow else sources
 
 
-def _open_source(path: Path, audit: Audit, variant: str | None) -> Checkpoint:
+def choose_sources(path: Path, audits: Sequence[Audit]) -> list[str | None]:
+    """The component of a source that each audited component was made from; None for its denoiser, or outside of one."""
+    return [_choose_source(path, audit) for audit in audits]
+
+
+def _choose_source(path: Path, audit: Audit) -> str | None:
     if not (path / PIPELINE_INDEX).is_file():
-        return open_checkpoint(path, variant=variant)
+        return None
     if audit.checkpoint.component:
-        return open_checkpoint(path, component=audit.checkpoint.component, variant=variant)
+        return audit.checkpoint.component
     components = pipeline_components(path) if audit.class_name else {}
     candidates = [name for name in components if _class_in(path / name) == audit.class_name]
     # Two components can have the same class; then the name of the folder decides.
     preferred = (audit.checkpoint.folder.resolve().name, *DENOISERS, *candidates)
-    chosen = next((name for name in preferred if name in candidates), None)
-    return open_checkpoint(path, component=chosen, variant=variant)
+    return next((name for name in preferred if name in candidates), None)
 
 
 def _class_in(folder: Path) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from converter.checkpoint.components import PipelineComponent, footprints
@@ -25,14 +27,14 @@ from converter.verification.measures import Fidelity, join_fidelities
 from converter.verification.notes import unusual
 from converter.verification.recipe_check import check_recipe
 from converter.verification.report import Check, VerifiedComponent, VerifyReport, about
-from converter.verification.sources import open_sources
+from converter.verification.sources import choose_sources, open_sources
 
 
 def verify(
     path: Path | str,
     *,
     components: Sequence[str] = (),
-    against: Path | None = None,
+    against: Path | str | None = None,
     variant: str | None = None,
     recipe: str | Recipe | None = None,
     checksums: bool = False,
@@ -49,8 +51,8 @@ def verify(
         path: a component folder, a pipeline repo or a ``.safetensors`` file; or ``hf://OWNER/NAME`` with an optional
             ``@REVISION``, of which only headers and small files are read.
         components: which components of a pipeline repo; all that are quantized by default.
-        against: the checkpoint that it was made from, to compare every weight; for a repo on the Hub the release on
-            disk, to compare every file.
+        against: the checkpoint that it was made from, a path or an address on the Hub, to compare every weight; for a
+            repo on the Hub the release on disk, to compare every file.
         variant: the variant of the weights in ``against`` that was converted.
         recipe: a recipe, its name or its file; the checkpoint must be its result.
         checksums: whether to compare every file with the manifest.
@@ -75,50 +77,69 @@ def verify(
                 f"{path}: --checksums, --load and --fail-under-sqnr need the weights, which stay on the Hub",
                 "Download the repo with `hf download OWNER/NAME --local-dir DIR`, then verify DIR.",
             )
-        return _verify_remote(parse_address(path), components, against, recipe, reporter)
+        if isinstance(against, str) and is_address(against):
+            hint = "To convert its source again and compare, run `lensconv reproduce`."
+            raise UsageError(f"{path}: --against needs a folder on this machine for a repo on the Hub", hint)
+        local = Path(against) if against is not None else None
+        return _verify_remote(parse_address(path), components, local, recipe, reporter)
     path = Path(path)
     if fail_under_sqnr is not None and against is None:
         raise UsageError(
             "--fail-under-sqnr needs --against SOURCE", "The ratio compares the weights with their source."
         )
     audits = open_audits(path, components)
-    sources = open_sources(against, audits, variant) if against is not None else []
-    if fail_under_sqnr is not None and all(map(is_quantized, sources)):
-        raise UsageError(
-            f"--fail-under-sqnr needs an unquantized source, but {sources[0].folder} is quantized already",
-            "Give the original with --against.",
-        )
-    names = [audit.name if len(audits) > 1 else "" for audit in audits]
-    extra: list[Check] = []
-    notes: list[str] = []
-    fidelities: dict[str, Fidelity] = {}
-    if recipe is not None:
-        extra += check_recipe(audits, sources, recipe)
-    if checksums:
-        first = audits[0]
-        if first.manifest is None and not first.manifest_problem:
-            raise UsageError(f"{first.root}: has no {MANIFEST_NAME} to compare checksums with")
-        total = sum(files_below(first.root).values())
-        with reporter.progress("hashing", total) as shown:
-            extra.append(check_sums(first, shown))
-    if sources:
-        require_library_memory(COMPARING_BYTES)
-        additions, found = fit(adapters, audits, sources)
-        extra += found
-        notes += missing_adapters(audits) if not adapters else ()
-        for audit, name, source in zip(audits, names, sources, strict=True):
-            measured = _compare(audit, source, reporter, fail_under_sqnr, additions)
-            extra += about(name, measured.checks)
-            fidelities[audit.name] = measured
-    if load:
-        require_library_memory()
-        from converter.verification.loading import check_loading
+    with ExitStack() as stack:
+        sources = _open_against(stack, against, audits, variant) if against is not None else []
+        if fail_under_sqnr is not None and all(map(is_quantized, sources)):
+            raise UsageError(
+                f"--fail-under-sqnr needs an unquantized source, but {sources[0].folder} is quantized already",
+                "Give the original with --against.",
+            )
+        names = [audit.name if len(audits) > 1 else "" for audit in audits]
+        extra: list[Check] = []
+        notes: list[str] = []
+        fidelities: dict[str, Fidelity] = {}
+        if recipe is not None:
+            extra += check_recipe(audits, sources, recipe)
+        if checksums:
+            first = audits[0]
+            if first.manifest is None and not first.manifest_problem:
+                raise UsageError(f"{first.root}: has no {MANIFEST_NAME} to compare checksums with")
+            total = sum(files_below(first.root).values())
+            with reporter.progress("hashing", total) as shown:
+                extra.append(check_sums(first, shown))
+        if sources:
+            require_library_memory(COMPARING_BYTES)
+            additions, found = fit(adapters, audits, sources)
+            extra += found
+            notes += missing_adapters(audits) if not adapters else ()
+            for audit, name, source in zip(audits, names, sources, strict=True):
+                measured = _compare(audit, source, reporter, fail_under_sqnr, additions)
+                extra += about(name, measured.checks)
+                fidelities[audit.name] = measured
+        if load:
+            require_library_memory()
+            from converter.verification.loading import check_loading
 
-        for audit, name in zip(audits, names, strict=True):
-            checks, remarks = check_loading(audit)
-            extra += about(name, checks)
-            notes += remarks
-    return make_report(audits, extra, fidelities, notes, () if components else other_components(audits))
+            for audit, name in zip(audits, names, strict=True):
+                checks, remarks = check_loading(audit)
+                extra += about(name, checks)
+                notes += remarks
+        return make_report(audits, extra, fidelities, notes, () if components else other_components(audits))
+
+
+def _open_against(
+    stack: ExitStack, against: Path | str, audits: Sequence[Audit], variant: str | None
+) -> list[Checkpoint]:
+    if not (isinstance(against, str) and is_address(against)):
+        return open_sources(Path(against), audits, variant)
+    from converter.hub.client import quiet_hub
+    from converter.hub.shadow import shadowed
+
+    choose = partial(choose_sources, audits=audits)
+    shadow = stack.enter_context(shadowed(parse_address(against), choose, variant))
+    stack.enter_context(quiet_hub())
+    return open_sources(shadow.folder, audits, variant, shadow)
 
 
 def _compare(

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from converter.checkpoint.header import read_header
 from converter.checkpoint.reader import TensorReader, ranges
 from converter.checkpoint.source import SourceTensor
-from converter.checkpoint.writer import SlotWriter
 from converter.console import Progress
 from converter.conversion.execution.arithmetic import Columns, PieceArithmetic, refuse_other_parts
 from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.jobs import Job, KeepJob, QuantizeJob
 from converter.conversion.execution.pieces import Bytes, open_pieces
+from converter.conversion.execution.sinks import Slots
 from converter.conversion.planning.methods import OWN_KINDS, Kind
 
 
@@ -46,7 +46,7 @@ class TensorConverter:
         note_begun: notes how far a long tensor is.
     """
 
-    writer: SlotWriter
+    writer: Slots
     arithmetic: PieceArithmetic
     budget: MemoryBudget
     piece_bytes: int

@@ -74,15 +74,9 @@ def execute(
         LensconvError: a tensor cannot be converted, or the output cannot be written.
         KeyboardInterrupt: the user stopped it.
     """
-    # Where the weights decide, all random numbers have been used before.
-    is_random = target.recipe.is_random and not target.recipe.is_data_dependent
-    jobs = _in_random_order(work) if is_random else work.jobs
+    jobs = ordered_jobs(target, work)
     todo = [job for job in jobs if job.tensor.entry.name not in finished]
     folder = staged.folder
-    if Kind.FUSED in kinds_of(todo):
-        fused.compile_kernels(round_weights=not target.options.from_float32)
-    if target.recipe.rounding != NEAREST:
-        searching.compile_kernels(calibrated=work.is_calibrated)
     total = sum(job.tensor.entry.bytes for job in jobs)
     with (
         writing(folder),
@@ -94,18 +88,9 @@ def execute(
             if job.tensor.entry.name in finished:
                 hasher.finish_slot(*job.outputs)
                 progress.skip(job.tensor.entry.bytes)
-        randomness = seeded_randomness(target, finished, device) if is_random else nullcontext()
-        with randomness as random_state, _torch_threads(work, todo), ExitStack() as stack:
-            pool = WorkerPool(staged, hasher, writer, progress, target.options, device, random_state)
-            if shadow is not None:
-                pool.stopping = shadow.repo.stopping
-            if shadow is not None and target.recipe.reads_in_order:
-                streams = Streams(target, shadow, staged, reporter)
-                pool.run(streams.batches(todo, finished), workers=streams.connections, budget=budget)
-            else:
-                reader = stack.enter_context(open_reader(target.checkpoint))
-                batches = (Batch([job], lambda: nullcontext(reader)) for job in todo)
-                pool.run(batches, workers=1 if is_random else target.options.workers, budget=budget)
+        pool = WorkerPool(staged, hasher, writer, progress, target.options, device)
+        streams = Streams(target, shadow, staged, reporter) if shadow is not None else None
+        run_jobs(target, work, todo, finished, pool, budget, streams)
         # The disk works while the hasher catches up.
         writer.sync()
         digests = hasher.digests()
@@ -118,6 +103,56 @@ def execute(
         proven=frozenset(name.removeprefix(PROVEN) for name in staged.finished if name.startswith(PROVEN)),
         bytes_read=sum(job.tensor.entry.bytes for job in todo if isinstance(job, KeepJob) or job.spooled is None),
     )
+
+
+def ordered_jobs(target: Target, work: Work) -> Sequence[Job]:
+    """The jobs in the order in which to begin them: where SDNQ uses random numbers, in that of the modules."""
+    return _in_random_order(work) if _uses_random_numbers(target) else work.jobs
+
+
+def run_jobs(
+    target: Target,
+    work: Work,
+    jobs: Sequence[Job],
+    finished: Finished,
+    pool: WorkerPool,
+    budget: int,
+    streams: Streams | None = None,
+) -> None:
+    """Do jobs with a pool of workers.
+
+    Args:
+        target: source, recipe and options.
+        work: what the jobs are a part of.
+        jobs: in the order in which to begin them.
+        finished: what an interrupted run had finished.
+        pool: writes and notes what is done.
+        budget: the most bytes of weights and results in memory at a time.
+        streams: the files of the source, if it is on the Hub.
+
+    Raises: what ``WorkerPool.run`` raises.
+    """
+    if Kind.FUSED in kinds_of(jobs):
+        fused.compile_kernels(round_weights=not target.options.from_float32)
+    if target.recipe.rounding != NEAREST:
+        searching.compile_kernels(calibrated=work.is_calibrated)
+    is_random = _uses_random_numbers(target)
+    randomness = seeded_randomness(target, finished, pool.device) if is_random else nullcontext()
+    with randomness as random_state, _torch_threads(work, jobs), ExitStack() as stack:
+        pool.random_state = random_state
+        if streams is not None:
+            pool.stopping = streams.shadow.repo.stopping
+        if streams is not None and target.recipe.reads_in_order:
+            pool.run(streams.batches(jobs, finished), workers=streams.connections, budget=budget)
+        else:
+            reader = stack.enter_context(open_reader(target.checkpoint))
+            batches = (Batch([job], lambda: nullcontext(reader)) for job in jobs)
+            pool.run(batches, workers=1 if is_random else target.options.workers, budget=budget)
+
+
+def _uses_random_numbers(target: Target) -> bool:
+    # Where the weights decide, all random numbers have been used before.
+    return target.recipe.is_random and not target.recipe.is_data_dependent
 
 
 def _in_random_order(work: Work) -> Sequence[Job]:

@@ -11,9 +11,9 @@ from typing import Any
 from converter.checkpoint.header import Header
 from converter.checkpoint.journal import Finished
 from converter.checkpoint.reader import TensorReader
-from converter.checkpoint.staging import StagedComponent
 from converter.console import Reporter
 from converter.conversion.execution.jobs import Job
+from converter.conversion.execution.sinks import Journal
 from converter.conversion.execution.workers import Batch
 from converter.conversion.request import Target
 from converter.errors import NonFiniteWeight
@@ -37,7 +37,7 @@ class Streams:
 
     target: Target
     shadow: Shadow
-    staged: StagedComponent
+    staged: Journal
     reporter: Reporter
 
     def batches(self, jobs: Sequence[Job], finished: Finished) -> Iterator[Batch]:

@@ -14,14 +14,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from converter.checkpoint.reader import TensorReader
-from converter.checkpoint.staging import StagedComponent
-from converter.checkpoint.writer import SlotWriter, writing
 from converter.console import Progress
 from converter.conversion.execution.arithmetic import PieceArithmetic
 from converter.conversion.execution.budget import MemoryBudget
 from converter.conversion.execution.converting import Stopped, TensorConverter
-from converter.conversion.execution.hashing import FollowingHasher
 from converter.conversion.execution.jobs import Job, QuantizeJob, piece_size
+from converter.conversion.execution.sinks import Follower, Journal, Slots
 from converter.conversion.kernels.host import Host
 from converter.conversion.options import ConvertOptions
 from converter.threads import run_in_threads
@@ -58,9 +56,9 @@ class WorkerPool:
         stopping: is set when the work stops, for requests that wait.
     """
 
-    staged: StagedComponent
-    hasher: FollowingHasher
-    writer: SlotWriter
+    staged: Journal
+    hasher: Follower
+    writer: Slots
     progress: Progress
     options: ConvertOptions
     device: Host | Device
@@ -85,30 +83,29 @@ class WorkerPool:
             self._batches.put(batch)
         shared = MemoryBudget(budget)
         piece_bytes = piece_size(self.options, budget, workers)
-        with writing(self.writer.folder):
-            converters = [
-                TensorConverter(
-                    self.writer,
-                    PieceArithmetic(self.options, self.device),
-                    shared,
-                    piece_bytes,
-                    self.progress,
-                    self._stop,
-                    self.staged.note_begun,
-                )
-                for _ in range(workers)
-            ]
-            try:
-                run_in_threads(
-                    self._work,
-                    converters,
-                    workers=workers,
-                    name="worker",
-                    refresh=self.progress.refresh,
-                    stop=self._halt,
-                )
-            finally:
-                self.stopping.clear()
+        converters = [
+            TensorConverter(
+                self.writer,
+                PieceArithmetic(self.options, self.device),
+                shared,
+                piece_bytes,
+                self.progress,
+                self._stop,
+                self.staged.note_begun,
+            )
+            for _ in range(workers)
+        ]
+        try:
+            run_in_threads(
+                self._work,
+                converters,
+                workers=workers,
+                name="worker",
+                refresh=self.progress.refresh,
+                stop=self._halt,
+            )
+        finally:
+            self.stopping.clear()
 
     def _halt(self) -> None:
         self._stop.set()
