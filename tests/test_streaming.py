@@ -367,6 +367,40 @@ def test_a_repo_that_vanishes(serve: Serve, sharded: Path, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("is_corrupt", [False, True])
+def test_killed_between_the_last_tensor_and_the_checksum(
+    is_corrupt: bool,
+    serve: Serve,
+    lens_source: Path,
+    lens_output: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All tensors are finished, and nothing is left to read; the next run compares the sum before it publishes."""
+    folder = shutil.copytree(lens_source, tmp_path / "repo")
+    hub = serve(folder)
+    if is_corrupt:
+        content = bytearray((folder / WEIGHTS).read_bytes())
+        content[-1] ^= 1
+        (folder / WEIGHTS).write_bytes(content)
+
+    def killed(*_: object) -> None:
+        raise errors.HubError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("converter.hub.readers.StreamReader.finish", killed)
+        refusal(lambda: convert(PLACE, tmp_path / "out"), errors.HubError)
+    hub.seen.clear()
+    if is_corrupt:
+        refusal(lambda: convert(PLACE, tmp_path / "out"), errors.CorruptDownload)
+        assert names_in(tmp_path) == ["repo", "shadows"]
+        return
+    convert(PLACE, tmp_path / "out")
+    assert asked(hub, WEIGHTS) == 1, "the header"
+    assert weights(tmp_path / "out") == weights(lens_output)
+    assert "sha256" in manifest_of(tmp_path / "out")["components"][0]["source"]["files"][0]
+
+
 def test_without_a_library_a_file_is_read_again_only_to_hash_it(
     serve: Serve, lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
