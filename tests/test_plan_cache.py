@@ -66,6 +66,7 @@ def kept(lens_source: Path) -> tuple[Target, PlanAnswer, Path]:
 def plans_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let conversions plan in this process as if it had not imported SDNQ."""
     monkeypatch.setattr(plans, "are_untouched", lambda: True)
+    monkeypatch.setattr(plans, "predict_plan", lambda *_: None)
 
 
 @pytest.mark.parametrize("recipe", [None, pytest.param("sdnq-int8", marks=pytest.mark.long)])
