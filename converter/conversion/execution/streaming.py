@@ -55,7 +55,7 @@ class Streams:
             if PROVEN + header.file.name not in finished:
                 found = sorted(of_file[header.file.name], key=lambda job: job.tensor.offset)
                 begun = self._begun(found)
-                saved = next(iter(begun.values()))["stream"] if begun else self._saved(header, found, finished)
+                saved = next(iter(begun.values()))["stream"] if begun else self._saved(header, finished)
                 yield Batch(found, partial(self._open, header, saved), partial(self._finish, header), begun)
 
     def _begun(self, jobs: Sequence[Job]) -> dict[str, Mapping[str, Any]]:
@@ -76,18 +76,16 @@ class Streams:
                 reader.finish()
                 raise
 
-    def _saved(self, header: Header, jobs: Sequence[Job], finished: Finished) -> Mapping[str, Any] | None:
+    def _saved(self, header: Header, finished: Finished) -> Mapping[str, Any] | None:
         """Where the file had been read to; None if it has to be read from its beginning."""
-        # What is not finished must not be behind that place.
-        limit = min((job.tensor.offset for job in jobs if job.tensor.entry.bytes), default=header.file_bytes)
         tensors = self.target.checkpoint.tensors
+        # Tensors of a file are finished in their order.
         noted = [
             facts["stream"]
             for name, facts in finished.items()
             if "stream" in facts and name in tensors and tensors[name].file == header.file
         ]
-        possible = [saved for saved in noted if saved["offset"] <= limit]
-        return max(possible, key=lambda saved: saved["offset"], default=None)
+        return max(noted, key=lambda saved: saved["offset"], default=None)
 
     def _finish(self, header: Header, reader: TensorReader) -> None:
         if isinstance(reader, StreamReader):
