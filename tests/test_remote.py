@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -667,3 +668,20 @@ def test_plans_of_several_components(
     assert names == ["transformer", "transformer_2", large, "vae"]
     assert outcome.result["notes"] == local["notes"]
     assert f"{small} ({CONVERTED[small]}) stays as it is; it is small" in outcome.result["notes"]
+
+
+def test_folders_of_killed_processes_are_removed(serve: Serve, release: Path) -> None:
+    serve(release)
+    folder = Path(tempfile.gettempdir())
+    for name, age in (("killed", 100), ("new", 1), ("used", 100)):
+        (folder / f"lensconv-{name}").mkdir()
+        (folder / f"lensconv-{name}" / "x").touch()
+        moment = time.time() - age
+        os.utime(folder / f"lensconv-{name}", (moment, moment))
+    used = os.open(folder / "lensconv-used", os.O_RDONLY)
+    fcntl.flock(used, fcntl.LOCK_EX)
+    verify(PLACE)
+    assert {file.name for file in folder.iterdir()} == {"lensconv-new", "lensconv-used"}
+    os.close(used)
+    for name in ("new", "used"):
+        shutil.rmtree(folder / f"lensconv-{name}")

@@ -7,7 +7,6 @@ folders examine this one; ``Shadow.named`` replaces the folder in their messages
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from converter.hub.client import quiet_hub
 from converter.hub.recorded_sum import RecordedSum
 from converter.hub.records import RemoteFile
 from converter.hub.remote import RemoteRepo
+from converter.hub.temporary import temporary_folder
 from converter.threads import run_in_threads
 
 #: Files that checks read whole: of the repo, and of a component.
@@ -144,8 +144,8 @@ def shadowing(
     repo: RemoteRepo, choose: Choose, variant: str | None = None, *, has_others: bool = True
 ) -> Iterator[Shadow]:
     """The same for a repo that is open already."""
-    with tempfile.TemporaryDirectory(prefix="lensconv-") as name:
-        shadow = Shadow(repo, Path(name))
+    with temporary_folder() as folder:
+        shadow = Shadow(repo, folder)
         with naming(shadow.folder, repo.address):
             with quiet_hub():
                 fill(shadow, choose, variant, has_others=has_others)
