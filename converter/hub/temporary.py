@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_PREFIX = "lensconv-"
+#: Of these folders only; others are not locked.
+_PREFIX = "lensconv-shadow-"
 #: Seconds during which a new folder may not be locked yet.
 _NEW_SECONDS = 60.0
 
