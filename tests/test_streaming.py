@@ -418,9 +418,32 @@ def test_without_a_library_a_file_is_read_again_only_to_hash_it(
     hub.faults[f"/lfs/{WEIGHTS}"] = broken
     refusal(lambda: convert(PLACE, tmp_path / "out"), errors.HubError)
     hub.faults.clear()
-    assert convert(PLACE, tmp_path / "out").resumed_tensors > 0
+    notes = Notes()
+    assert convert(PLACE, tmp_path / "out", reporter=notes).resumed_tensors > 0
+    assert any("is read again from its beginning, to compute its checksum" in text for text in notes.texts)
     convert(lens_source, tmp_path / "local")
     assert weights(tmp_path / "out") == weights(tmp_path / "local")
+
+
+@pytest.mark.parametrize("noted", [1 << 30, 1])
+def test_a_state_that_cannot_be_used_is_as_none(
+    noted: int, serve: Serve, lens_source: Path, lens_output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converter.hub.readers.NOTED_BYTES", noted)
+    monkeypatch.setattr("converter.conversion.execution.jobs.PIECE_BYTES", 1 << 16)
+    hub = serve(lens_source)
+    some_times(hub, WEIGHTS, lambda handler: (reset, status(401))[asked(hub, WEIGHTS) > 2](handler), 9, skip=1)
+    refusal(lambda: convert(PLACE, tmp_path / "out"), errors.HubError)
+    hub.faults.clear()
+    journal = tmp_path / ".out.lensconv" / "journal"
+    first, *lines = map(json.loads, journal.read_text().splitlines())
+    assert any("begun" in line for line in lines) == (noted == 1)
+    for line in lines:
+        line["stream"]["state"] = "00" * 112
+    journal.write_text("".join(json.dumps(line) + "\n" for line in (first, *lines)))
+    assert convert(PLACE, tmp_path / "out").resumed_tensors > 0
+    assert weights(tmp_path / "out") == weights(lens_output)
+    assert "sha256" in manifest_of(tmp_path / "out")["components"][0]["source"]["files"][0]
 
 
 def test_other_components_continue_where_they_stopped(serve: Serve, tiny_repo: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ _VARIABLES = (
 _GPU_FILES = (
     "proc/driver/nvidia/version",
     "proc/driver/nvidia/gpus/*/information",
-    "sys/class/kfd/*/nodes/*/properties",
+    "sys/class/kfd/kfd/topology/nodes/*/properties",
 )
 _GPU_DEVICES = ("dev/nvidia*", "dev/kfd", "dev/dri/*", "dev/dxg")
 

@@ -60,7 +60,7 @@ class StreamReader(RangeReader):
         shadow: in which the file is.
         header: of the file.
         saved: ``stream`` of what ``facts`` returned in an earlier run; None to begin.
-        reporter: is told if the file has to be read from its beginning again.
+        reporter: is told if the server ignores ranges.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from converter.conversion.execution.workers import Batch
 from converter.conversion.request import Target
 from converter.errors import NonFiniteWeight
 from converter.hub.readers import StreamReader
+from converter.hub.recorded_sum import RecordedSum
 from converter.hub.shadow import Shadow
 
 #: Journal entries of files of the source whose checksum was compared begin with this.
@@ -55,7 +56,7 @@ class Streams:
             if PROVEN + header.file.name not in finished:
                 found = sorted(of_file[header.file.name], key=lambda job: job.tensor.offset)
                 begun = self._begun(found)
-                saved = next(iter(begun.values()))["stream"] if begun else self._saved(header, finished)
+                saved = self._saved(header, begun, finished)
                 yield Batch(found, partial(self._open, header, saved), partial(self._finish, header), begun)
 
     def _begun(self, jobs: Sequence[Job]) -> dict[str, Mapping[str, Any]]:
@@ -66,6 +67,28 @@ class Streams:
             return {}
         return {first.tensor.entry.name: noted}
 
+    def _saved(
+        self, header: Header, begun: Mapping[str, Mapping[str, Any]], finished: Finished
+    ) -> Mapping[str, Any] | None:
+        """Where a file has been read to, with the state of its sum; None if it has to be read from its beginning."""
+        tensors = self.target.checkpoint.tensors
+        done = {
+            name: facts for name, facts in finished.items() if name in tensors and tensors[name].file == header.file
+        }
+        # Tensors of a file are finished in their order.
+        noted = [facts["stream"] for facts in (*done.values(), *begun.values()) if "stream" in facts]
+        found = max(noted, key=lambda saved: saved["offset"], default=None)
+        if found is not None:
+            try:
+                RecordedSum(self.shadow.record_of(header.file), found["state"])
+            except ValueError:
+                # Another Python has no library for it.
+                found = None
+        if done and found is None:
+            where = self.shadow.repo.where(self.shadow.path_of(header.file))
+            self.reporter.note(f"Note: {where}: is read again from its beginning, to compute its checksum.")
+        return found
+
     @contextmanager
     def _open(self, header: Header, saved: Mapping[str, Any] | None) -> Iterator[StreamReader]:
         with StreamReader(self.shadow, header, saved, self.reporter) as reader:
@@ -75,17 +98,6 @@ class Streams:
                 # The source is to blame only if this is what it contains.
                 reader.finish()
                 raise
-
-    def _saved(self, header: Header, finished: Finished) -> Mapping[str, Any] | None:
-        """Where the file had been read to; None if it has to be read from its beginning."""
-        tensors = self.target.checkpoint.tensors
-        # Tensors of a file are finished in their order.
-        noted = [
-            facts["stream"]
-            for name, facts in finished.items()
-            if "stream" in facts and name in tensors and tensors[name].file == header.file
-        ]
-        return max(noted, key=lambda saved: saved["offset"], default=None)
 
     def _finish(self, header: Header, reader: TensorReader) -> None:
         if isinstance(reader, StreamReader):
