@@ -157,7 +157,9 @@ def test_everything_that_decides_a_plan_is_in_its_key(
     kept: tuple[Target, PlanAnswer, Path], lens_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, answer, _ = kept
-    cache = PlanCache(cache_folder())
+
+    def find(target: Target) -> PlanAnswer | None:
+        return PlanCache(cache_folder()).find(target)
 
     def changed(change: Callable[[Path], object]) -> Target:
         copy = shutil.copytree(lens_source, tmp_path / "changed", dirs_exist_ok=True)
@@ -175,16 +177,42 @@ def test_everything_that_decides_a_plan_is_in_its_key(
         tensors = {name: value + 1 for name, value in load_file(file).items()}
         save_file(tensors, file)
 
-    assert cache.find(changed(move)) == answer, "other numbers in another folder"
-    assert cache.find(changed(retype)) is None
-    assert cache.find(changed(lambda folder: edit_json(folder / "config.json", axes_dims_rope=[8, 4, 4]))) is None
-    assert cache.find(target_of(lens_source, "sdnq-uint4")) is None
-    assert cache.find(target_of(lens_source, None, "*.attn.*=keep")) is None
+    assert find(changed(move)) == answer, "other numbers in another folder"
+    assert find(changed(retype)) is None
+    assert find(changed(lambda folder: edit_json(folder / "config.json", axes_dims_rope=[8, 4, 4]))) is None
+    assert find(target_of(lens_source, "sdnq-uint4")) is None
+    assert find(target_of(lens_source, None, "*.attn.*=keep")) is None
     for variable in ("SDNQ_USE_TRITON_MM", "NUMBA_CPU_NAME", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(variable, "0")
-        assert cache.find(target) is None, variable
+        assert find(target) is None, variable
         monkeypatch.delenv(variable)
-    assert cache.find(target) == answer
+    assert find(target) == answer
+
+
+def test_an_import_that_sets_a_variable_does_not_change_the_key(
+    lens_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Importing SDNQ lets torch set TORCHINDUCTOR_CACHE_DIR, after the plan was looked for and before it is kept."""
+    target = target_of(lens_source)
+    cache = PlanCache(cache_folder())
+    assert cache.find(target) is None
+    answer = plan_here(target)
+    with monkeypatch.context() as patched:
+        patched.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+        cache.keep(target, answer)
+    assert PlanCache(cache_folder()).find(target) == answer
+
+
+@pytest.mark.long
+def test_a_model_whose_plan_is_not_predicted(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "FluxTransformer2DModel")
+    loaded = []
+    for name in ("first", "second"):
+        finished = run_python(CONVERT, source, tmp_path / name)
+        assert not finished.stderr, finished.stderr
+        loaded.append(set(finished.stdout.split()))
+    assert loaded == [{"torch", "diffusers", "sdnq"}, set()]
+    assert snapshot(tmp_path / "first") == snapshot(tmp_path / "second")
 
 
 @pytest.mark.parametrize("package", ["sdnq", "numba"])

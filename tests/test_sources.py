@@ -344,7 +344,6 @@ CASES: dict[str, Build] = {
     "a pipeline without a denoiser": build(
         lambda source: write(source / "model_index.json", '{"vae": ["diffusers", "AutoencoderKL"]}'), "--component: vae"
     ),
-    "an address on the Hub, for `convert`": lambda _: Given("hf://owner/name", "hf download"),
     "a snapshot in the cache of the Hub": snapshot,
     "a missing folder that `model_index.json` names": build(without("vae"), "no such folder"),
     "a component that is `[null, null]`": besides("safety_checker/config.json"),

@@ -12,13 +12,15 @@ from tests.conftest import run_process, snapshot
 from tests.faulty_hub import FaultyHub
 from tests.hubs import run_client
 
+pytestmark = pytest.mark.long
+
 PUBLISH = """
 api.create_repo(sys.argv[2])
 found["commit"] = api.upload_folder(repo_id=sys.argv[2], folder_path=sys.argv[1]).oid
 """
 
 
-@pytest.mark.parametrize("transport", ["lfs", pytest.param("xet", marks=pytest.mark.long)])
+@pytest.mark.parametrize("transport", ["lfs", "xet"])
 def test_a_release_on_the_hub_of_a_source_on_the_hub(
     transport: str, hub: FaultyHub, tiny_repo: Path, tiny_release: Path, tmp_path: Path
 ) -> None:

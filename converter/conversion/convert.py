@@ -297,7 +297,7 @@ class _Conversion:
                 work = self._work(target, actual)
                 self.staging.begin(_content([work]))
                 budget = memory_budget(work, target.options.memory)
-                outcome = execute(target, work, staged, {}, budget, self.reporter, self.device)
+                outcome = execute(target, work, staged, {}, budget, self.reporter, self.device, shadow)
                 bytes_read += outcome.bytes_read
             answer = actual
         for source, damping in outcome.damped.items():

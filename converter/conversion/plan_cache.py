@@ -49,6 +49,7 @@ class PlanCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "plans"
+        self._files: dict[int, tuple[Target, Path | None]] = {}
 
     def find(self, target: Target) -> PlanAnswer | None:
         """What SDNQ planned for such a target before; None if that is not known."""
@@ -76,6 +77,12 @@ class PlanCache:
         self._remove_oldest()
 
     def _file(self, target: Target) -> Path | None:
+        # What was asked for is what is kept: importing torch to plan sets variables that are a part of the key.
+        if id(target) not in self._files:
+            self._files[id(target)] = target, self._name(target)
+        return self._files[id(target)][1]
+
+    def _name(self, target: Target) -> Path | None:
         everything = fingerprint()
         if everything is None:
             return None
