@@ -77,9 +77,14 @@ def main() -> None:
     table = render("benchmark_table.md.jinja", **result, **summarise(result))
     print(table)
     if arguments.page:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        _, _, after = rest.partition(END)
-        PAGE.write_text(f"{before}{BEGIN}\n{table}{END}{after}")
+        put_on_page(table, BEGIN, END)
+
+
+def put_on_page(table: str, begin: str, end: str) -> None:
+    """Replace what is between two lines of the page."""
+    before, _, rest = PAGE.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    PAGE.write_text(f"{before}{begin}\n{table}{end}{after}")
 
 
 def measure_depth(work: Path, layers: int) -> dict[str, int]:

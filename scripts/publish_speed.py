@@ -81,12 +81,7 @@ def main() -> None:
 def measure_audit(work: Path, source: Path, runs: int) -> dict[str, Any]:
     """Audit a checkpoint of float32 on the Hub."""
     folder = work / "hub"
-    # The Hub has the files already, so the client only commits them: without a second copy and a long upload.
-    blobs = Blobs(folder)
-    for file in source.glob("*.safetensors"):
-        blob = blobs.path(str(file_sha256(file)))
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        os.link(file, blob)
+    link_blobs(folder, source)
     audit = lensconv("verify", source, "--json")
     wanted = facts_of(run(audit, os.environ, statuses=AUDITED)[1])
     found = []
@@ -109,6 +104,20 @@ def measure_audit(work: Path, source: Path, runs: int) -> dict[str, Any]:
                 raise SystemExit("the audit over the network finds another checkpoint than the one of the folder")
             print(f"audit: {found[-1]}", file=sys.stderr)
     return {"checkpoint_bytes": size_of(source), **medians(found), "runs": found}
+
+
+def link_blobs(folder: Path, source: Path) -> None:
+    """Let a Hub have the weight files already, so that a client only commits them: without a copy and a long upload.
+
+    Args:
+        folder: of the Hub, which does not run yet.
+        source: the folder of the files.
+    """
+    blobs = Blobs(folder)
+    for file in source.glob("*.safetensors"):
+        blob = blobs.path(str(file_sha256(file)))
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        os.link(file, blob)
 
 
 def facts_of(report: str) -> dict[str, Any]:
