@@ -10,6 +10,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, convert, errors, reproduce
 from converter.checkpoint.header import read_header
@@ -198,6 +199,20 @@ def test_what_cannot_be_reproduced(lens_source: Path, lens_output: Path, tmp_pat
             reproduce(release, source)
     with pytest.raises(errors.UsageError):
         reproduce(release, "hf://x")
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_source_with_plain_files_and_a_variant(
+    variant: str | None, serve: Serve, tiny_repo: Path, tmp_path: Path
+) -> None:
+    repo = shutil.copytree(tiny_repo, tmp_path / "repo")
+    file = repo / "transformer" / WEIGHTS
+    half = {name: tensor.half() for name, tensor in load_file(file).items()}
+    save_file(half, file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    serve(repo)
+    convert(PLACE, tmp_path / "out", options=ConvertOptions(variant=variant))
+    report = reproduce(tmp_path / "out")
+    assert report.ok, failed(report)
 
 
 def test_versions_that_differ_are_noted(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
