@@ -215,6 +215,18 @@ def test_a_source_with_plain_files_and_a_variant(
     assert report.ok, failed(report)
 
 
+@pytest.mark.parametrize("name", [["a"], {}, None, 3])
+def test_a_name_of_a_source_file_that_is_no_text(
+    name: object, lens_source: Path, lens_output: Path, tmp_path: Path
+) -> None:
+    release = shutil.copytree(lens_output, tmp_path / "release")
+    file = release / "lensconv_manifest.json"
+    content = json.loads(file.read_text())
+    content["components"][0]["source"]["files"][0]["name"] = name
+    file.write_text(json.dumps(content))
+    assert "not a file that the manifest lists" in failed(reproduce(release, lens_source))["source"]
+
+
 def test_versions_that_differ_are_noted(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:
     release = shutil.copytree(lens_output, tmp_path / "release")
     file = release / "lensconv_manifest.json"

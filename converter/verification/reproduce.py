@@ -152,7 +152,8 @@ def _check_source(audit: Audit, origin: Place, source: Checkpoint) -> Iterator[C
     """Compare the source's files with those that the manifest lists, if there is one."""
     if audit.described is None:
         return
-    listed = {file.get("name"): file for file in audit.described.source["files"]}
+    files = audit.described.source["files"]
+    listed = {name: file for file in files if isinstance(name := file.get("name"), str)}
     problems = [f"{name} is not in the source" for name in listed if name not in {h.file.name for h in source.headers}]
     for header in source.headers:
         name, noted = header.file.name, listed.get(header.file.name)
