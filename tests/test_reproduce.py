@@ -17,7 +17,7 @@ from converter.checkpoint.header import read_header
 from converter.checkpoint.layout import TensorSpec, lay_out
 from converter.conversion.execution.summing import TensorSums
 from converter.schemas import load_schema
-from tests.conftest import Lensconv, Outcome, Serve, edit_json, snapshot
+from tests.conftest import Lensconv, Outcome, Serve, edit_json, forget_file, list_file, snapshot
 from tests.loopback import PINNED, PLACE
 from tests.pipelines import NAMES
 from tests.reference import LENS_OPTIONS, convert_with_sdnq
@@ -94,6 +94,22 @@ def test_one_byte_names_its_tensor(part: str, streamed: Path, lensconv: Lensconv
 def test_other_files_are_compared(change: Callable[[Path], object], check: str, streamed: Path) -> None:
     change(streamed)
     assert check in failed(reproduce(streamed))
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+@pytest.mark.parametrize("name", ["vae/model.py", "model.py", "transformer/model.py", "tokenizer/more.json"])
+def test_a_file_that_the_source_does_not_have(name: str, is_listed: bool, streamed: Path) -> None:
+    if is_listed:
+        list_file(streamed, name, b"x")
+    else:
+        (streamed / name).write_bytes(b"x")
+    assert failed(reproduce(streamed)) == {"other files": f"{name} is not in the source"}
+
+
+def test_a_changed_file_that_the_manifest_does_not_list(streamed: Path) -> None:
+    forget_file(streamed, "vae/config.json")
+    edit_json(streamed / "vae" / "config.json", extra=1)
+    assert failed(reproduce(streamed)) == {"other files": "vae/config.json differs from the source"}
 
 
 def test_another_source(streamed: Path, tiny_repo: Path, tmp_path: Path) -> None:
