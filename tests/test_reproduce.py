@@ -10,13 +10,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, convert, errors, reproduce
 from converter.checkpoint.header import read_header
 from converter.checkpoint.layout import TensorSpec, lay_out
 from converter.conversion.execution.summing import TensorSums
 from converter.schemas import load_schema
-from tests.conftest import Lensconv, Outcome, Serve, edit_json, snapshot
+from tests.conftest import Lensconv, Outcome, Serve, edit_json, forget_file, list_file, snapshot
 from tests.loopback import PINNED, PLACE
 from tests.pipelines import NAMES
 from tests.reference import LENS_OPTIONS, convert_with_sdnq
@@ -93,6 +94,22 @@ def test_one_byte_names_its_tensor(part: str, streamed: Path, lensconv: Lensconv
 def test_other_files_are_compared(change: Callable[[Path], object], check: str, streamed: Path) -> None:
     change(streamed)
     assert check in failed(reproduce(streamed))
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+@pytest.mark.parametrize("name", ["vae/model.py", "model.py", "transformer/model.py", "tokenizer/more.json"])
+def test_a_file_that_the_source_does_not_have(name: str, is_listed: bool, streamed: Path) -> None:
+    if is_listed:
+        list_file(streamed, name, b"x")
+    else:
+        (streamed / name).write_bytes(b"x")
+    assert failed(reproduce(streamed)) == {"other files": f"{name} is not in the source"}
+
+
+def test_a_changed_file_that_the_manifest_does_not_list(streamed: Path) -> None:
+    forget_file(streamed, "vae/config.json")
+    edit_json(streamed / "vae" / "config.json", extra=1)
+    assert failed(reproduce(streamed)) == {"other files": "vae/config.json differs from the source"}
 
 
 def test_another_source(streamed: Path, tiny_repo: Path, tmp_path: Path) -> None:
@@ -198,6 +215,32 @@ def test_what_cannot_be_reproduced(lens_source: Path, lens_output: Path, tmp_pat
             reproduce(release, source)
     with pytest.raises(errors.UsageError):
         reproduce(release, "hf://x")
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_source_with_plain_files_and_a_variant(
+    variant: str | None, serve: Serve, tiny_repo: Path, tmp_path: Path
+) -> None:
+    repo = shutil.copytree(tiny_repo, tmp_path / "repo")
+    file = repo / "transformer" / WEIGHTS
+    half = {name: tensor.half() for name, tensor in load_file(file).items()}
+    save_file(half, file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    serve(repo)
+    convert(PLACE, tmp_path / "out", options=ConvertOptions(variant=variant))
+    report = reproduce(tmp_path / "out")
+    assert report.ok, failed(report)
+
+
+@pytest.mark.parametrize("name", [["a"], {}, None, 3])
+def test_a_name_of_a_source_file_that_is_no_text(
+    name: object, lens_source: Path, lens_output: Path, tmp_path: Path
+) -> None:
+    release = shutil.copytree(lens_output, tmp_path / "release")
+    file = release / "lensconv_manifest.json"
+    content = json.loads(file.read_text())
+    content["components"][0]["source"]["files"][0]["name"] = name
+    file.write_text(json.dumps(content))
+    assert "not a file that the manifest lists" in failed(reproduce(release, lens_source))["source"]
 
 
 def test_versions_that_differ_are_noted(lens_source: Path, lens_output: Path, tmp_path: Path) -> None:

@@ -40,13 +40,18 @@ class Place:
 
 @contextmanager
 def opened_place(
-    place: Path | HubAddress, choose: Callable[[Path], Sequence[str | None]], *, has_others: bool = True
+    place: Path | HubAddress,
+    choose: Callable[[Path], Sequence[str | None]],
+    variant: str | None = None,
+    *,
+    has_others: bool = True,
 ) -> Iterator[Place]:
     """Open a folder or a repo.
 
     Args:
         place: which one.
         choose: chooses the components of a repo whose headers are read.
+        variant: the variant of the weights whose headers are read, where a repo has others, too.
         has_others: whether configs and indexes of the other components of a repo are needed.
 
     Raises: what ``shadowed`` raises, for a repo.
@@ -54,7 +59,7 @@ def opened_place(
     if isinstance(place, Path):
         yield Place(place)
         return
-    with shadowed(place, choose, has_others=has_others) as shadow:
+    with shadowed(place, choose, variant, has_others=has_others) as shadow:
         yield Place(shadow.folder, shadow)
 
 
@@ -83,16 +88,17 @@ def open_sources_of(
         InputError: the source cannot be read.
         HubError: the Hub refuses, or cannot be reached.
     """
-    wanted: dict[Path | HubAddress, list[tuple[int, str]]] = {}
+    # Headers of one variant are read at a time.
+    wanted: dict[tuple[Path | HubAddress, str | None], list[tuple[int, str]]] = {}
     for number, audit in enumerate(audits):
         place, folder = (parse_place(given), audit.name) if given is not None else _pinned(audit)
-        wanted.setdefault(place, []).append((number, folder))
+        wanted.setdefault((place, _variant(audit.described)), []).append((number, folder))
     found: dict[int, tuple[Place, Checkpoint]] = {}
-    for place, parts in wanted.items():
-        names = [folder for _, folder in parts]
-        opened = stack.enter_context(opened_place(place, partial(_components, names=names), has_others=False))
+    for (place, variant), parts in wanted.items():
+        choose = partial(_components, names=[folder for _, folder in parts])
+        opened = stack.enter_context(opened_place(place, choose, variant, has_others=False))
         for number, folder in parts:
-            found[number] = opened, _open(opened, folder, audits[number].described)
+            found[number] = opened, _open(opened, folder, variant)
     return [found[number] for number in range(len(audits))]
 
 
@@ -115,14 +121,18 @@ def _pinned(audit: Audit) -> tuple[HubAddress, str]:
     return parse_address(f"hf://{repository}@{commit}"), str(folder)
 
 
-def _open(place: Place, folder: str, described: ManifestComponent | None) -> Checkpoint:
-    """Open a component of a source."""
-    is_pipeline = (place.folder / PIPELINE_INDEX).is_file()
+def _variant(described: ManifestComponent | None) -> str | None:
+    """The variant of the weights that a component was made from; None for plain files."""
     files = described.source.get("files") if described is not None else None
     name = files[0].get("name") if files else None
-    variant = variant_of(name) if isinstance(name, str) else ""
+    return (variant_of(name) or None) if isinstance(name, str) else None
+
+
+def _open(place: Place, folder: str, variant: str | None) -> Checkpoint:
+    """Open a component of a source."""
+    is_pipeline = (place.folder / PIPELINE_INDEX).is_file()
     component = (folder or None) if is_pipeline else None
-    checkpoint = open_checkpoint(place.folder, component=component, variant=variant or None)
+    checkpoint = open_checkpoint(place.folder, component=component, variant=variant)
     if place.shadow is not None:
         checkpoint = replace(checkpoint, open_other=partial(RangeReader, place.shadow))
     return checkpoint

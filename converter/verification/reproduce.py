@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from converter.checkpoint.checksum import file_sha256
-from converter.checkpoint.source import Checkpoint
+from converter.checkpoint.ignored import is_ignored
+from converter.checkpoint.source import PIPELINE_INDEX, Checkpoint, pipeline_components
+from converter.checkpoint.weights import INDEX_SUFFIX, is_weight_name, plain_name
 from converter.console import SILENT, Reporter
 from converter.conversion.execution.summing import sum_output
 from converter.conversion.execution.work import Work, make_work
 from converter.conversion.planning.plan import Plan
 from converter.conversion.planning.rules import PLACEMENT
+from converter.conversion.release.code import CODE_SUFFIX
 from converter.conversion.release.manifest import (
     CARD_NAME,
     CONFIG_NAME,
@@ -35,6 +38,7 @@ from converter.libraries import QUANTIZING_ERRORS, package_versions, require_lib
 from converter.verification.audit import Audit
 from converter.verification.audited import choose_read, open_audits
 from converter.verification.configuration import differing_entries
+from converter.verification.manifest import visible_files
 from converter.verification.origins import Place, inferred_target, open_sources_of, opened_place, parse_place
 from converter.verification.release_sums import sum_release
 from converter.verification.report import Check, about, list_problems
@@ -152,7 +156,8 @@ def _check_source(audit: Audit, origin: Place, source: Checkpoint) -> Iterator[C
     """Compare the source's files with those that the manifest lists, if there is one."""
     if audit.described is None:
         return
-    listed = {file.get("name"): file for file in audit.described.source["files"]}
+    files = audit.described.source["files"]
+    listed = {name: file for file in files if isinstance(name := file.get("name"), str)}
     problems = [f"{name} is not in the source" for name in listed if name not in {h.file.name for h in source.headers}]
     for header in source.headers:
         name, noted = header.file.name, listed.get(header.file.name)
@@ -199,24 +204,49 @@ def _check_config(audit: Audit, plan: Plan) -> Check:
 
 
 def _check_others(audits: Sequence[Audit], release: Place, source: Place) -> Iterator[Check]:
-    """Compare the files that were copied with those of the source; of those on the Hub, the records."""
+    """Compare the files that were copied with those of the source; of those on the Hub, the records.
+
+    What a component of the release contains counts, and code, even if the manifest does not list it.
+    """
     manifest = audits[0].manifest
-    if manifest is None or audits[0].checkpoint.pipeline is None:
+    if manifest is None or audits[0].checkpoint.pipeline is None or not (source.folder / PIPELINE_INDEX).is_file():
         return
-    converted = tuple(f"{name}/" for name in manifest.components)
-    written = {SUMMARY_NAME, MANIFEST_NAME, CARD_NAME, *manifest.card_files}
-    names = [name for name in manifest.files if name not in written and not name.startswith(converted)]
+    folders = pipeline_components(release.folder)
+    found = {name for name in _names(release) if name.partition("/")[0] in folders or name.endswith(CODE_SUFFIX)}
+    card = {name for name in manifest.card_files if name not in found}
+    own = {SUMMARY_NAME, MANIFEST_NAME, CARD_NAME, *card}
+    names = sorted((manifest.files.keys() | found) - own)
+    others = [name for name in names if not _is_converted(name, manifest.components)]
+    there: dict[str, list[str]] = {}
+    for name in _names(source):
+        folder, slash, file = name.rpartition("/")
+        there.setdefault(f"{folder}{slash}{plain_name(file)}", []).append(name)
     problems, compared = [], 0
-    for name in names:
-        sums = [_sum_of(place, name) for place in (release, source)]
-        if sums[1] is None:
-            # Weights of a variant have another name there.
+    for name in others:
+        originals = there.get(name, [])
+        if originals and name not in originals and name.endswith(INDEX_SUFFIX):
+            # It names files without their variant, and those of the source with it.
             continue
         compared += 1
-        if sums[0] != sums[1]:
+        if not originals:
+            problems.append(f"{name} is not in the source")
+        elif _sum_of(release, name) not in [_sum_of(source, original) for original in originals]:
             problems.append(f"{name} differs from the source")
-    left = f"; {len(names) - compared} have other names there" if compared < len(names) else ""
+    left = f"; {len(others) - compared} have other names there" if compared < len(others) else ""
     yield list_problems("other files", problems, f"{compared} files are those of the source{left}")
+
+
+def _names(place: Place) -> list[str]:
+    """Paths of the files that loaders may read."""
+    if place.shadow is not None:
+        return [name for name in place.shadow.repo.files if not is_ignored(name)]
+    return list(visible_files(place.folder))
+
+
+def _is_converted(name: str, components: Iterable[str]) -> bool:
+    """Whether a file is one that lensconv writes for a component that it converts; other checks compare these."""
+    folder, _, file = name.partition("/")
+    return folder in components and (is_weight_name(file) or file in (CONFIG_NAME, QUANTIZATION_CONFIG_NAME))
 
 
 def _sum_of(place: Place, name: str) -> str | None:
