@@ -80,6 +80,10 @@ class RemoteRepo:
         """Bytes that have been received so far, without headers of HTTP."""
         return self._requests.received_bytes
 
+    def halt(self) -> None:
+        """Stop requests that run, and try nothing again until ``stopping`` is cleared. Any thread may call this."""
+        self._requests.halt()
+
     def be_patient(self, reporter: Reporter) -> None:
         """Ask again for minutes if the Hub does not answer, and not for seconds only.
 

@@ -7,9 +7,10 @@ alone; the client drops it when a redirect leads to another host.
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -45,6 +46,7 @@ class Requests:
         self.retry = retry
         self._lock = threading.Lock()
         self.stopping = stopping
+        self._open: set[Any] = set()
         self.received_bytes = 0
 
     def json(self, what: str, path: str) -> tuple[Any, str]:
@@ -89,6 +91,19 @@ class Requests:
             skipped = _skipped_bytes(what, response, start, end, size)
             yield self._received(response, skipped, end - start), skipped
 
+    def halt(self) -> None:
+        """Try nothing again until ``stopping`` is cleared, and break the connections that are open.
+
+        A thread that waits for bytes that do not come then gets an exception at once, and not after the time limit.
+        """
+        self.stopping.set()
+        with self._lock:
+            for response in self._open:
+                # The connection may have been closed meanwhile.
+                with suppress(AttributeError, KeyError, OSError):
+                    found = response.extensions["network_stream"].get_extra_info("socket")
+                    found.shutdown(socket.SHUT_RDWR)
+
     def call(self, what: str, ask: Callable[[], T]) -> T:
         """Call a function that requests something, within the limits of tries and time."""
         return self.retry.call(what, ask, is_fatal=lambda _: self.stopping.is_set())
@@ -102,11 +117,17 @@ class Requests:
         url = self._endpoint + path
         # The rest of the body is not downloaded: leaving the block closes the connection.
         with get_session().stream("GET", url, headers=headers, timeout=self._timeout) as response:
-            if response.status_code not in (200, 206):
-                self._refuse(what, response)
-            if _is_compressed(response):
-                raise HubError(f"{what}: the answer is compressed, although the request forbids it", STRANGER_HINT)
-            yield response
+            with self._lock:
+                self._open.add(response)
+            try:
+                if response.status_code not in (200, 206):
+                    self._refuse(what, response)
+                if _is_compressed(response):
+                    raise HubError(f"{what}: the answer is compressed, although the request forbids it", STRANGER_HINT)
+                yield response
+            finally:
+                with self._lock:
+                    self._open.discard(response)
 
     def _refuse(self, what: str, response: Any) -> None:
         """Raise the client's exception for a refusal, with the beginning of its body."""

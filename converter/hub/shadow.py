@@ -109,11 +109,12 @@ class Shadow:
             connections: most files at a time.
             refresh: called a few times a second.
         """
-        stopping = self.repo.stopping
         try:
-            return run_in_threads(function, items, workers=connections, name="hub", refresh=refresh, stop=stopping.set)
+            return run_in_threads(
+                function, items, workers=connections, name="hub", refresh=refresh, stop=self.repo.halt
+            )
         finally:
-            stopping.clear()
+            self.repo.stopping.clear()
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def _plan(audit: Audit, target: Target) -> tuple[Plan, Work]:
     try:
         plan = plan_with_sdnq(target.checkpoint, target.recipe, config)
     except QUANTIZING_ERRORS as error:
-        raise MalformedCheckpoint(audit.root, f"SDNQ cannot use its configuration: {error}") from error
+        raise MalformedCheckpoint(audit.root, f"SDNQ cannot use its configuration: {error!r}") from error
     return plan, make_work(target, plan, use_fused=kernel_agrees(plan))
 
 
@@ -272,8 +272,8 @@ def _differing_versions(audit: Audit) -> Iterator[str]:
 def _notes(audit: Audit) -> Iterator[str]:
     if audit.described is None:
         yield (
-            "the release has no manifest: its recipe is inferred from SDNQ's configuration, and weights are quantized "
-            "from bfloat16"
+            "the release has no manifest: its recipe is inferred from SDNQ's configuration, weights are quantized from "
+            "bfloat16, and other files are not compared"
         )
     elif audit.described.device:
         yield f"SDNQ's functions ran on {audit.described.device}; on a CPU they may give other bytes"

@@ -141,7 +141,8 @@ def run_jobs(
     with randomness as random_state, _torch_threads(work, jobs), ExitStack() as stack:
         pool.random_state = random_state
         if streams is not None:
-            pool.stopping = streams.shadow.repo.stopping
+            pool.halt = streams.shadow.repo.halt
+            stack.callback(streams.shadow.repo.stopping.clear)
         if streams is not None and target.recipe.reads_in_order:
             pool.run(streams.batches(jobs, finished), workers=streams.connections, budget=budget)
         else:

@@ -53,7 +53,7 @@ class WorkerPool:
         options: how numbers are treated.
         device: where weights are quantized.
         random_state: where SDNQ uses random numbers, what to note after each tensor so that the next run can continue.
-        stopping: is set when the work stops, for requests that wait.
+        halt: is called when the work stops, to end requests that wait.
     """
 
     staged: Journal
@@ -63,7 +63,7 @@ class WorkerPool:
     options: ConvertOptions
     device: Host | Device
     random_state: Callable[[], str] | None = None
-    stopping: threading.Event = field(default_factory=threading.Event)
+    halt: Callable[[], None] = lambda: None
     _batches: queue.SimpleQueue[Batch] = field(default_factory=queue.SimpleQueue)
     _stop: threading.Event = field(default_factory=threading.Event)
 
@@ -95,21 +95,18 @@ class WorkerPool:
             )
             for _ in range(workers)
         ]
-        try:
-            run_in_threads(
-                self._work,
-                converters,
-                workers=workers,
-                name="worker",
-                refresh=self.progress.refresh,
-                stop=self._halt,
-            )
-        finally:
-            self.stopping.clear()
+        run_in_threads(
+            self._work,
+            converters,
+            workers=workers,
+            name="worker",
+            refresh=self.progress.refresh,
+            stop=self._halt,
+        )
 
     def _halt(self) -> None:
         self._stop.set()
-        self.stopping.set()
+        self.halt()
 
     def _work(self, converter: TensorConverter) -> None:
         with self.device.used(), suppress(queue.Empty, Stopped):

@@ -18,7 +18,7 @@ from converter.checkpoint.weights import PICKLED_SUFFIX, WEIGHTS_SUFFIX, plain_n
 from converter.console import Progress
 from converter.conversion.release.manifest import ReleaseFile, encode_json
 from converter.conversion.release.selection import Selection
-from converter.errors import unreadable
+from converter.errors import CorruptDownload, HubError, unreadable
 from converter.hub.recorded_sum import RecordedSum
 from converter.hub.shadow import Shadow
 
@@ -106,18 +106,29 @@ def fetch_companion(companion: Companion, shadow: Shadow, folder: Path, progress
         progress: counts bytes.
 
     Raises:
-        CorruptDownload: its bytes are not those of the Hub's record.
-        HubError: the Hub refuses, or cannot be reached.
+        HubError: the Hub refuses, cannot be reached, or sends other bytes than it has recorded.
         OSError: it cannot be written.
     """
     target = folder / companion.name
     target.parent.mkdir(parents=True, exist_ok=True)
+    # A longer file is not the beginning of this one.
+    has_beginning = target.is_file() and not target.is_symlink() and target.stat().st_size <= companion.bytes
+    try:
+        return _fetch(companion, shadow, target, progress, continues=has_beginning)
+    except CorruptDownload as error:
+        target.unlink(missing_ok=True)
+        if has_beginning:
+            # The beginning is to blame: a machine that went down may not have written all of it.
+            return _fetch(companion, shadow, target, progress, continues=False)
+        # Other files are intact, unlike where weights were converted that are not those of the source.
+        raise HubError(error.message, error.hint) from error
+
+
+def _fetch(companion: Companion, shadow: Shadow, target: Path, progress: Progress, *, continues: bool) -> ReleaseFile:
     path, record = shadow.path_of(companion.source), shadow.record_of(companion.source)
     checksum, sha256 = RecordedSum(record), hashlib.sha256()
     buffer = memoryview(bytearray(_COPY_BYTES))
-    # A longer file is not the beginning of this one.
-    has_beginning = target.is_file() and not target.is_symlink() and target.stat().st_size <= companion.bytes
-    with target.open("r+b" if has_beginning else "w+b") as file:
+    with target.open("r+b" if continues else "w+b") as file:
         while count := file.readinto(buffer):
             checksum.update(buffer[:count])
             sha256.update(buffer[:count])
