@@ -230,6 +230,14 @@ def lens_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Lens transformer in several shards."""
+    from tests.tiny_models import save_model
+
+    return save_model(tmp_path_factory.mktemp("sharded") / "lens", "LensTransformer2DModel", shard="400KB")
+
+
+@pytest.fixture(scope="session")
 def lens_output(lens_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the default recipe makes of it."""
     from converter import convert

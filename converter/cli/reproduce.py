@@ -47,7 +47,7 @@ def command(
 
     The source is converted again, and every tensor is compared; neither side is stored. The exit code is 1 if something
     differs. RELEASE and SOURCE are folders or hf://OWNER/NAME[@REVISION]. By default, the source is the repo and commit
-    that the manifest of the release names. If there is no manifest, the recipe is inferred from SDNQ's configuration.
+    in the manifest of the release. Without a manifest, the recipe is inferred from SDNQ's configuration.
     """
     from rich.text import Text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from converter.checkpoint.components import PipelineComponent, examine_components
 from converter.checkpoint.dtypes import WEIGHT_DTYPES
-from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, pipeline_components
+from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, examine_checkpoint, pipeline_components
 from converter.checkpoint.weights import PICKLE_SUFFIXES
 from converter.errors import UsageError, printable
 from converter.models.roles import role
@@ -53,6 +53,23 @@ def choose_components(
             f"Name a component: {', '.join(pipeline_components(source))}.",
         )
     return order_components(source, names)
+
+
+def only_component(source: Path, wanted: Sequence[str], variant: str | None = None) -> Path:
+    """The folder of the one component of a pipeline repo that is converted.
+
+    Args: those of ``choose_components``.
+
+    Raises:
+        UsageError: the source has no components, or several are to be converted.
+        InputError: ``model_index.json`` or the component cannot be read.
+    """
+    names = choose_components(source, wanted, variant, reads_headers=False)
+    checkpoint = examine_checkpoint(source, component=names[0], variant=variant)
+    if len(names) > 1 or checkpoint.pipeline is None:
+        what = "converts several components" if len(names) > 1 else f"{source} has no components"
+        raise UsageError(f"--component-only leaves out all components but one, but this {what}", "Leave it out.")
+    return checkpoint.folder
 
 
 def stands_for_several(source: Path | None, wanted: Sequence[str]) -> bool:

@@ -10,18 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter.checkpoint.folders import remove_all_but
-from converter.checkpoint.source import examine_checkpoint
 from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import writing
 from converter.console import SILENT, Reporter
-from converter.conversion.choosing import choose_components
+from converter.conversion.choosing import choose_components, only_component
+from converter.conversion.discarding import discarding
 from converter.conversion.execution.execute import execute
 from converter.conversion.execution.jobs import QuantizeJob
 from converter.conversion.execution.products import choose_products
@@ -59,17 +59,7 @@ from converter.conversion.release.selection import Selection, select_files
 from converter.conversion.report import ConvertReport, finished_report, published_report
 from converter.conversion.request import Request, Target, open_request
 from converter.errors import (
-    CalibrationError,
-    CorruptDownload,
-    DeviceError,
-    HubError,
-    InputError,
-    MalformedCheckpoint,
-    NonFiniteWeight,
     RecipeError,
-    ResourceError,
-    UnsupportedCheckpoint,
-    UsageError,
     printable,
 )
 from converter.hub.addresses import HubAddress, is_address, parse_address
@@ -118,9 +108,7 @@ def convert(
     options = options or ConvertOptions()
     if isinstance(source, str) and is_address(source):
         return _convert_remote(parse_address(source), output, recipe, options, reporter, started)
-    source = Path(source)
-    if options.component_only:
-        source, options = _component_alone(source, options)
+    source, options = _without_others(Path(source), options)
     return _convert(open_request(source, recipe, options), output, reporter, started)
 
 
@@ -139,25 +127,16 @@ def _convert_remote(
     with shadowed(address, choose, options.variant, has_others=has_others) as shadow, quiet_hub():
         shadow.check_contents()
         shadow.repo.be_patient(reporter)
-        source = shadow.folder
-        if options.component_only:
-            source, options = _component_alone(source, options)
+        source, options = _without_others(shadow.folder, options)
         request = open_request(source, recipe, options, reads_headers=False, shadow=shadow)
         return _convert(request, output, reporter, started)
 
 
-def _component_alone(source: Path, options: ConvertOptions) -> tuple[Path, ConvertOptions]:
-    """The folder of the only component that is converted, which then is the source, and options without its name.
-
-    Raises:
-        UsageError: the source has no components, or several are to be converted.
-    """
-    names = choose_components(source, options.components, options.variant, reads_headers=False)
-    checkpoint = examine_checkpoint(source, component=names[0], variant=options.variant)
-    if len(names) > 1 or checkpoint.pipeline is None:
-        what = "converts several components" if len(names) > 1 else f"{source} has no components"
-        raise UsageError(f"--component-only leaves out all components but one, but this {what}", "Leave it out.")
-    return checkpoint.folder, replace(options, components=())
+def _without_others(source: Path, options: ConvertOptions) -> tuple[Path, ConvertOptions]:
+    """The folder of the component as the source, if the rest of its pipeline is left out."""
+    if not options.component_only:
+        return source, options
+    return only_component(source, options.components, options.variant), replace(options, components=())
 
 
 def _convert(request: Request, output: Path, reporter: Reporter, started: float) -> ConvertReport:
@@ -240,7 +219,7 @@ class _Conversion:
             # The first of several components may have taken hours.
             return is_resumed or (len(works) > 1 and bool(converted))
 
-        with _discarding(staging, self.reporter, keeps=is_worth_keeping):
+        with discarding(staging, self.reporter, keeps=is_worth_keeping):
             for number, (work, budget) in enumerate(zip(works, budgets, strict=True)):
                 if len(works) > 1:
                     place = f"component {number + 1} of {len(works)}"
@@ -372,38 +351,6 @@ def _are_complete(folder: Path, work: Work) -> bool:
     """Whether all files of an interrupted run exist at their full sizes."""
     files = [(folder / file.name, file.total_bytes) for file in work.layout.files]
     return all(file.is_file() and file.stat().st_size == size for file, size in files)
-
-
-@contextmanager
-def _discarding(staging: Staging, reporter: Reporter, *, keeps: Callable[[], bool]) -> Iterator[None]:
-    """Remove all output when the work fails, unless the next run can continue it.
-
-    A bad source stays bad, so what was made from it is useless. An unreadable disk, a taken output or a shortage
-    may pass: then what is finished is kept. But if the first run lacks disk space or memory, it frees what it has used.
-
-    Args:
-        staging: where the output grows.
-        reporter: is told what is kept.
-        keeps: whether there is enough to keep it even then.
-    """
-    try:
-        yield
-    except (
-        CalibrationError,
-        CorruptDownload,
-        MalformedCheckpoint,
-        NonFiniteWeight,
-        RecipeError,
-        UnsupportedCheckpoint,
-    ):
-        staging.discard()
-        raise
-    except (HubError, InputError, ResourceError) as error:
-        if isinstance(error, ResourceError) and not (keeps() or isinstance(error, DeviceError)):
-            staging.discard()
-        else:
-            reporter.note(f"What is finished is kept in {staging.folder.name}; the same command continues from there.")
-        raise
 
 
 def _write_component(folder: Path, converted: Converted) -> list[ReleaseFile]:

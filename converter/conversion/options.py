@@ -14,7 +14,7 @@ from converter.conversion.recipe.recipe import ROUNDINGS
 MAXIMUM_JOBS = 16
 #: The same where a device other than the CPU quantizes; so many keep it busy, with pieces that fit the default memory.
 MAXIMUM_DEVICE_JOBS = 4
-#: More connections than this do not fit one machine's, and servers may refuse them.
+#: More connections than this gain nothing on one machine, and servers may refuse them.
 MAXIMUM_CONNECTIONS = 32
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from converter.conversion.options import ConvertOptions
 from converter.conversion.recipe.calibration import Calibration, CalibrationFile, open_calibration
 from converter.conversion.recipe.recipe import CALIBRATED, Recipe, Rule, choose_recipe, parse_setting
 from converter.errors import CalibrationError, MalformedCheckpoint, RecipeError, UsageError, first_few, printable
-from converter.hub.readers import RangeReader
+from converter.hub.readers import read_by_ranges
 from converter.hub.shadow import Shadow
 from converter.libraries import library_threads, package_versions, quantization_environment, require_library_memory
 
@@ -141,9 +140,8 @@ def open_request(
             does not exist.
     """
     names = choose_components(source, options.components, options.variant, reads_headers=reads_headers)
-    checkpoints = [open_checkpoint(source, component=name, variant=options.variant) for name in names]
-    if shadow is not None:
-        checkpoints = [replace(checkpoint, open_other=partial(RangeReader, shadow)) for checkpoint in checkpoints]
+    opened = (open_checkpoint(source, component=name, variant=options.variant) for name in names)
+    checkpoints = [read_by_ranges(checkpoint, shadow) for checkpoint in opened]
     others: tuple[PipelineComponent, ...] = ()
     pipeline = checkpoints[0].pipeline
     if pipeline is not None:

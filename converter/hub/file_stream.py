@@ -79,7 +79,7 @@ class FileStream:
                 except client_errors() as error:
                     if not is_transient(error) or self._requests.stopping.is_set():
                         raise hub_failure(self._where, error) from error
-            # An answer that ends early is no exception of the client if its length was not announced.
+            # The client raises nothing for an answer that ends early and has not given its length.
             useless = 0 if self._received > before else useless + 1
             if useless == MAXIMUM_USELESS_ANSWERS:
                 reason = f"{self._received} of {self._size} bytes were received, and no more come"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,10 @@ from numpy.typing import NDArray
 
 from converter.checkpoint.header import Header
 from converter.checkpoint.reader import TensorReader
-from converter.checkpoint.source import SourceTensor
+from converter.checkpoint.source import Checkpoint, SourceTensor
 from converter.console import SILENT, Reporter
 from converter.errors import CorruptDownload
-from converter.hub.recorded_sum import RecordedSum
+from converter.hub.recorded_sum import CORRUPT_HINT, RecordedSum
 from converter.hub.shadow import Shadow
 
 #: Bytes between two tensors that are read and dropped at a time.
@@ -49,6 +51,11 @@ class RangeReader(TensorReader):
         first = tensor.offset + start
         content = self._shadow.repo.read(self._shadow.path_of(tensor.file), first, first + target.nbytes)
         target[:] = np.frombuffer(content, np.uint8)
+
+
+def read_by_ranges(checkpoint: Checkpoint, shadow: Shadow | None) -> Checkpoint:
+    """The same checkpoint, whose tensors are read from the Hub if it is in a folder in place of a repo."""
+    return checkpoint if shadow is None else replace(checkpoint, open_other=partial(RangeReader, shadow))
 
 
 class StreamReader(RangeReader):
@@ -128,7 +135,7 @@ class StreamReader(RangeReader):
         self._take(memoryview(content))
         if hashlib.sha256(content).hexdigest() != self._header.sha256:
             reason = "its header is not the one that was read before"
-            raise CorruptDownload(f"{self.where}: {reason}", "Nothing was published. Run the command again.")
+            raise CorruptDownload(f"{self.where}: {reason}", CORRUPT_HINT)
 
     def _take(self, target: memoryview) -> None:
         self._stream.read_into(target)

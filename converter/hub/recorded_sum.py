@@ -9,6 +9,8 @@ from converter.checkpoint.running_hash import RunningSha256
 from converter.errors import CorruptDownload
 from converter.hub.records import RemoteFile
 
+CORRUPT_HINT = "No output was made of it. Run the command again."
+
 
 class _Sum(Protocol):
     def update(self, data: memoryview, /) -> None: ...
@@ -59,4 +61,4 @@ class RecordedSum:
         found = self._sum.hexdigest()
         if found != wanted:
             reason = f"{kind} is {found} after the download, and {wanted} in the Hub's record"
-            raise CorruptDownload(f"{where}: {reason}", "Nothing was published. Run the command again.")
+            raise CorruptDownload(f"{where}: {reason}", CORRUPT_HINT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from converter.conversion.release.manifest import ManifestComponent
 from converter.conversion.request import Target
 from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint, UsageError
 from converter.hub.addresses import HubAddress, is_address, parse_address
-from converter.hub.readers import RangeReader
+from converter.hub.client import quiet_hub
+from converter.hub.readers import read_by_ranges
 from converter.hub.shadow import Shadow, shadowed
 from converter.verification.audit import Audit
 
@@ -59,7 +60,7 @@ def opened_place(
     if isinstance(place, Path):
         yield Place(place)
         return
-    with shadowed(place, choose, variant, has_others=has_others) as shadow:
+    with shadowed(place, choose, variant, has_others=has_others) as shadow, quiet_hub():
         yield Place(shadow.folder, shadow)
 
 
@@ -72,9 +73,7 @@ def parse_place(text: Path | str) -> Path | HubAddress:
     return parse_address(text) if isinstance(text, str) and is_address(text) else Path(text)
 
 
-def open_sources_of(
-    stack: ExitStack, audits: Sequence[Audit], given: Path | str | None
-) -> list[tuple[Place, Checkpoint]]:
+def open_origins(stack: ExitStack, audits: Sequence[Audit], given: Path | str | None) -> list[tuple[Place, Checkpoint]]:
     """Open what the components of a release were made from.
 
     Args:
@@ -132,10 +131,7 @@ def _open(place: Place, folder: str, variant: str | None) -> Checkpoint:
     """Open a component of a source."""
     is_pipeline = (place.folder / PIPELINE_INDEX).is_file()
     component = (folder or None) if is_pipeline else None
-    checkpoint = open_checkpoint(place.folder, component=component, variant=variant)
-    if place.shadow is not None:
-        checkpoint = replace(checkpoint, open_other=partial(RangeReader, place.shadow))
-    return checkpoint
+    return read_by_ranges(open_checkpoint(place.folder, component=component, variant=variant), place.shadow)
 
 
 def inferred_target(audit: Audit, source: Checkpoint, connections: int) -> Target:

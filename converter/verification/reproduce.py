@@ -33,13 +33,12 @@ from converter.conversion.release.manifest import (
 )
 from converter.conversion.request import Target
 from converter.errors import MalformedCheckpoint, UnsupportedCheckpoint
-from converter.hub.client import quiet_hub
 from converter.libraries import QUANTIZING_ERRORS, package_versions, require_library_memory
 from converter.verification.audit import Audit
 from converter.verification.audited import choose_read, open_audits
 from converter.verification.configuration import differing_entries
 from converter.verification.manifest import visible_files
-from converter.verification.origins import Place, inferred_target, open_sources_of, opened_place, parse_place
+from converter.verification.origins import Place, inferred_target, open_origins, opened_place, parse_place
 from converter.verification.release_sums import sum_release
 from converter.verification.report import Check, about, list_problems
 from converter.verification.reproduction import ReproducedComponent, ReproduceReport
@@ -83,8 +82,7 @@ def reproduce(
         ]
         if not audits:
             raise UnsupportedCheckpoint(f"{opened}: SDNQ has quantized nothing in it")
-        sources = open_sources_of(stack, audits, source)
-        stack.enter_context(quiet_hub())
+        sources = open_origins(stack, audits, source)
         for used in (opened, *(found for found, _ in sources)):
             if used.shadow is not None:
                 used.shadow.check_contents()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from converter.checkpoint.files import read_json
 from converter.checkpoint.source import DENOISERS, PIPELINE_INDEX, Checkpoint, open_checkpoint, pipeline_components
 from converter.conversion.release.manifest import CONFIG_NAME
 from converter.errors import InputError, UsageError
-from converter.hub.readers import RangeReader
+from converter.hub.readers import read_by_ranges
 from converter.hub.shadow import Shadow
 from converter.verification.audit import Audit
 
@@ -39,8 +37,7 @@ def open_sources(
             "Give the pipeline repo, or choose one with --component.",
         )
     chosen = choose_sources(path, audits)
-    sources = [open_checkpoint(path, component=name, variant=variant) for name in chosen]
-    return [replace(source, open_other=partial(RangeReader, shadow)) for source in sources] if shadow else sources
+    return [read_by_ranges(open_checkpoint(path, component=name, variant=variant), shadow) for name in chosen]
 
 
 def choose_sources(path: Path, audits: Sequence[Audit]) -> list[str | None]:

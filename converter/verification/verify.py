@@ -25,6 +25,7 @@ from converter.verification.copied import compare_copied, is_quantized
 from converter.verification.manifest import check_sums, files_below
 from converter.verification.measures import Fidelity, join_fidelities
 from converter.verification.notes import unusual
+from converter.verification.origins import opened_place, parse_place
 from converter.verification.recipe_check import check_recipe
 from converter.verification.report import Check, VerifiedComponent, VerifyReport, about
 from converter.verification.sources import choose_sources, open_sources
@@ -131,15 +132,8 @@ def verify(
 def _open_against(
     stack: ExitStack, against: Path | str, audits: Sequence[Audit], variant: str | None
 ) -> list[Checkpoint]:
-    if not (isinstance(against, str) and is_address(against)):
-        return open_sources(Path(against), audits, variant)
-    from converter.hub.client import quiet_hub
-    from converter.hub.shadow import shadowed
-
-    choose = partial(choose_sources, audits=audits)
-    shadow = stack.enter_context(shadowed(parse_address(against), choose, variant))
-    stack.enter_context(quiet_hub())
-    return open_sources(shadow.folder, audits, variant, shadow)
+    place = stack.enter_context(opened_place(parse_place(against), partial(choose_sources, audits=audits), variant))
+    return open_sources(place.folder, audits, variant, place.shadow)
 
 
 def _compare(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -126,25 +125,23 @@ def fetch_companion(companion: Companion, shadow: Shadow, folder: Path, progress
 
 def _fetch(companion: Companion, shadow: Shadow, target: Path, progress: Progress, *, continues: bool) -> ReleaseFile:
     path, record = shadow.path_of(companion.source), shadow.record_of(companion.source)
-    checksum, sha256 = RecordedSum(record), hashlib.sha256()
+    checksum = RecordedSum(record)
     buffer = memoryview(bytearray(_COPY_BYTES))
     with target.open("r+b" if continues else "w+b") as file:
         while count := file.readinto(buffer):
             checksum.update(buffer[:count])
-            sha256.update(buffer[:count])
             progress.skip(count)
         with shadow.repo.stream(path, file.tell()) as stream:
             while stream.position < companion.bytes:
                 piece = buffer[: companion.bytes - stream.position]
                 stream.read_into(piece)
                 checksum.update(piece)
-                sha256.update(piece)
                 file.write(piece)
                 progress.advance(len(piece))
         file.flush()
         os.fsync(file.fileno())
     checksum.check(shadow.repo.where(path))
-    return ReleaseFile(companion.name, companion.bytes, sha256.hexdigest())
+    return ReleaseFile(companion.name, companion.bytes, record.sha256 or file_sha256(target) or "")
 
 
 def _share_blocks(source: Path, target: Path) -> bool:
