@@ -35,6 +35,7 @@ def test_the_same_release_as_from_disk(serve: Serve, tiny_repo: Path, tiny_relea
     assert weights(tmp_path / "out") == weights(tiny_release)
     assert names_in(tmp_path) == ["out", "shadows"]
     assert notes.texts == []
+    jsonschema.validate(manifest_of(tmp_path / "out"), load_schema("manifest"))
     source = manifest_of(tmp_path / "out")["components"][0]["source"]
     assert source["hub"] == {"repository": "maker/model", "commit": COMMIT, "folder": "transformer"}
     content = (tiny_repo / "transformer" / WEIGHTS).read_bytes()
