@@ -23,6 +23,7 @@ LensconvError               exit 1: what was examined or made is not what it sho
 │   ├── DeviceError              an accelerator
 │   ├── DependencyError          a package
 │   │   └── CompilerError            torch's compiler, or a compiler that it calls
+│   ├── ClusterError             a cluster of Ray, or nodes of it that can be used
 │   └── MissingFigure            a figure that has a threshold, which this command cannot measure
 ├── HubError                 exit 4: the Hub refuses, lacks something, differs, or cannot be reached
 │   ├── CorruptDownload          what it sends is not what it has recorded
@@ -202,6 +203,10 @@ class DependencyError(ResourceError):
 
 class CompilerError(DependencyError):
     """torch cannot compile a model: it lacks a compiler, or one fails."""
+
+
+class ClusterError(ResourceError):
+    """No cluster of Ray answers, or its nodes cannot be used."""
 
 
 class MissingFigure(ResourceError):

@@ -9,6 +9,7 @@ from converter.errors import DependencyError
 #: Names of modules by extra. A missing ``lpips``, ``nvidia-ml-py``, ``onnxruntime`` or ``rapidocr`` costs one figure
 #: and no command, and the library that loads LoRA adapters asks for ``peft`` itself, so these are not listed.
 MODULES: dict[str, tuple[str, ...]] = {
+    "ray": ("ray",),
     "measure": (
         "PIL",
         "jinja2",

@@ -23,7 +23,7 @@ from converter.hub.client import quiet_hub
 from converter.hub.recorded_sum import RecordedSum
 from converter.hub.records import RemoteFile
 from converter.hub.remote import RemoteRepo
-from converter.hub.temporary import temporary_folder
+from converter.temporary import temporary_folder
 from converter.threads import run_in_threads
 
 #: Files that checks read whole: of the repo, and of a component.

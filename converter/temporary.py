@@ -13,6 +13,8 @@ from pathlib import Path
 
 #: Of these folders only; others are not locked.
 _PREFIX = "lensconv-shadow-"
+#: Follows the prefix in the names of this process's folders.
+_marks: list[str] = []
 #: Seconds during which a new folder may not be locked yet.
 _NEW_SECONDS = 60.0
 
@@ -21,7 +23,7 @@ _NEW_SECONDS = 60.0
 def temporary_folder() -> Iterator[Path]:
     """Make a folder for the block, and remove those of processes that were killed."""
     _remove_abandoned()
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
+    with tempfile.TemporaryDirectory(prefix="".join([_PREFIX, *_marks]), ignore_cleanup_errors=True) as name:
         # The system releases the lock of a process that ends in any way.
         descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -29,6 +31,17 @@ def temporary_folder() -> Iterator[Path]:
             yield Path(name)
         finally:
             os.close(descriptor)
+
+
+def mark_folders(mark: str) -> None:
+    """Have this process put a mark into the names of its folders."""
+    _marks[:] = [f"{mark}-"]
+
+
+def remove_marked(mark: str) -> None:
+    """Remove the folders of processes with this mark, which have ended."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{mark}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_abandoned() -> None:

@@ -1,0 +1,179 @@
+"""Opening and closing a connection to Ray, or a cluster of this machine alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from converter.cluster.cluster import Cluster
+from converter.cluster.processes import Process, descendants
+from converter.errors import ClusterError, UsageError, first_line, printable
+from converter.extras import require_extra
+from converter.temporary import temporary_folder
+from converter.threads import HeldSignals
+
+#: The address of a cluster that exists while the command runs, on this machine.
+LOCAL = "local"
+#: The address by which Ray finds a cluster that was started on this machine.
+AUTO = "auto"
+#: Seconds after which a cluster that has not answered does not answer; Ray itself tries for two minutes, and then ends
+#: the process.
+_CONNECTING = 45
+#: What a cluster of this machine is started with. Statistics are not sent to Ray's makers. Without a token, everyone on
+#: this machine could run programs as this user; by default, Ray writes one into the home folder.
+_LOCAL_VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    # It would end a process whose child uses the memory; the system ends the child, which costs one figure.
+    "RAY_memory_monitor_refresh_ms": "0",
+}
+_SECRET = "RAY_AUTH_TOKEN"  # noqa: S105 - its name
+#: Where ``auto`` looks first.
+_ADDRESS = "RAY_ADDRESS"
+_MEMBER = "and run this on a machine of the cluster"
+#: Bytes of memory for values on their way, by default a third of all.
+_LOCAL_STORE_BYTES = 2 << 30
+_START = "Start one with `ray start --head`, or use --ray local."
+#: Connects as this process will, and ends; what Ray does when nobody answers must not end this process.
+_TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='CRITICAL'); ray.shutdown()"
+#: The most characters in a path of Ray's sockets is 107; its own part of it takes about 70.
+_LONGEST_FOLDER = 36
+
+
+def check_address(address: str) -> None:
+    """Refuse what is not an address of Ray, and a missing package, without connecting.
+
+    Raises:
+        UsageError: it is not an address.
+        DependencyError: Ray is not installed.
+    """
+    host, _, port = address.rpartition(":")
+    if address == AUTO and "://" in os.environ.get(_ADDRESS, ""):
+        raise UsageError(f"--ray auto: {_ADDRESS} is an address for clients", f"Give HOST:PORT, {_MEMBER}.")
+    if address not in (LOCAL, AUTO) and not (host and port.isdecimal() and "/" not in host):
+        raise UsageError(
+            f"--ray {printable(address)}: is not an address of Ray",
+            f"Use {LOCAL}, {AUTO} or HOST:PORT, {_MEMBER}.",
+        )
+    require_extra("ray")
+
+
+@contextmanager
+def opened_cluster(address: str) -> Iterator[Cluster]:
+    """Connect to a cluster for the block, or start one on this machine.
+
+    Args:
+        address: ``local``, ``auto``, or ``HOST:PORT`` of a cluster that this machine belongs to.
+
+    Raises:
+        UsageError: it is not an address.
+        DependencyError: Ray is not installed.
+        ClusterError: no cluster answers there, or none can be started.
+    """
+    check_address(address)
+    # Ray lets processes on nodes import modules from the current folder, which can contain anything.
+    with temporary_folder() as folder, _kept_environment():
+        if address == LOCAL:
+            os.environ.update({**_LOCAL_VARIABLES, _SECRET: secrets.token_hex(32), **os.environ})
+        else:
+            _require_answer(address)
+        started = set(descendants())
+        try:
+            cluster = Cluster(_connect(address, folder))
+            try:
+                yield cluster
+            finally:
+                # Processes on nodes end before the connection does.
+                cluster.stop()
+                cluster.clean()
+        finally:
+            _shut_down(set(descendants()) - started)
+
+
+def _connect(address: str, folder: Path) -> Any:
+    """Import Ray and connect; Ray replaces handlers of signals.
+
+    Raises:
+        ClusterError: it fails.
+    """
+    import ray
+
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "CRITICAL"}
+    if address == LOCAL:
+        options |= {"include_dashboard": False, "object_store_memory": _LOCAL_STORE_BYTES}
+        if len(str(folder)) <= _LONGEST_FOLDER:
+            options["_temp_dir"] = str(folder)
+    with HeldSignals(), _kept_handlers(), contextlib.chdir(folder):
+        try:
+            ray.init(**options)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ClusterError(
+                f"Ray does not start: {first_line(error)}", "See `ray status` and Ray's logs."
+            ) from error
+    return ray
+
+
+def _shut_down(processes: set[Process]) -> None:
+    """Disconnect, and end the processes of a cluster of this machine; Ray leaves some for half a minute."""
+    import ray
+
+    with HeldSignals(), _kept_handlers():
+        ray.shutdown()
+        for process in processes:
+            process.kill()
+
+
+def _require_answer(address: str) -> None:
+    """Connect once in a process of its own.
+
+    Raises:
+        ClusterError: nothing answers as Ray does.
+    """
+    command = [sys.executable, "-P", "-c", _TRY, address]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_CONNECTING,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(
+            f"--ray {printable(address)}: nothing answered as Ray does in {_CONNECTING} s", _START
+        ) from error
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        reason = f": {printable(lines[-1])}" if lines else ""
+        raise ClusterError(f"--ray {printable(address)}: cannot connect to a cluster of Ray{reason}", _START)
+
+
+@contextmanager
+def _kept_environment() -> Iterator[None]:
+    """Undo changes of the environment after the block; Ray makes some."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _kept_handlers() -> Iterator[None]:
+    """Set the handler of SIGTERM back after the block."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,49 @@
+"""The processes that this one started, and those that they started."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROCESSES = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, which no later one with the same number equals."""
+
+    number: int
+    started: str
+    """When it was started, in ticks of the system since its start; see proc(5)."""
+
+    def kill(self) -> None:
+        """End it, if it has not ended yet."""
+        with suppress(OSError):
+            if _read(self.number)[1] == self:
+                os.kill(self.number, signal.SIGKILL)
+
+
+def descendants() -> Iterator[Process]:
+    """Yield the processes that this one started, directly or not, as far as their parents live."""
+    children: dict[int, list[Process]] = {}
+    for folder in _PROCESSES.glob("[0-9]*"):
+        # It may have ended meanwhile.
+        with suppress(OSError):
+            parent, process = _read(int(folder.name))
+            children.setdefault(parent, []).append(process)
+    left = [os.getpid()]
+    while left:
+        found = children.get(left.pop(), [])
+        yield from found
+        left += [process.number for process in found]
+
+
+def _read(number: int) -> tuple[int, Process]:
+    """The parent of a process, and itself."""
+    # Its name, in parentheses, may contain anything.
+    fields = (_PROCESSES / str(number) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    return int(fields[1]), Process(number, fields[19])
