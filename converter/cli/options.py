@@ -104,6 +104,20 @@ def _parse_adapters(
     return tuple(map(parse_choice, values))
 
 
+def ray_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add ``--ray``, as ``ray``.
+
+    Args:
+        text: what runs on the nodes.
+    """
+    return click.option(
+        "--ray",
+        metavar="ADDRESS|local",
+        help=f"{text} ADDRESS is HOST:PORT of a cluster of Ray that this machine belongs to, or auto; local uses all "
+        "GPUs of this machine. All nodes need the same versions of lensconv and its packages.",
+    )
+
+
 SIZE = Size()
 PATH = click.Path(path_type=Path)
 LOCAL_PATH = LocalPath(path_type=Path)
