@@ -133,17 +133,20 @@ class Cluster:
         remote = self.ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(answer_function)
         return remote.remote(shared_environment(), function, *arguments)
 
-    def host(self, need: Need, kind: Callable[..., Any], *arguments: Any) -> Hosted:
+    def host(
+        self, need: Need, kind: Callable[..., Any], *arguments: Any, is_wanted: Callable[[], bool] = lambda: True
+    ) -> Hosted:
         """Make an object in a process on a node that Ray chooses.
 
         Args:
             need: what the process takes while it exists.
             kind: its class, importable there.
             arguments: of the class.
+            is_wanted: whether to wait on, where no node has what it needs yet.
 
         Raises:
             Lost: the process ended.
-            Stopped: the work was stopped.
+            Stopped: the work was stopped, or it is not wanted any longer.
             LensconvError: as the class raised it.
         """
         # Ray's own retries would mix what two processes answered.
@@ -155,22 +158,26 @@ class Cluster:
             hosted = Hosted(self, actor)
             self._hosted.add(hosted)
         try:
-            take(self.wait(actor.make.remote(kind, arguments)))
+            take(self.wait(actor.make.remote(kind, arguments), is_wanted))
         except BaseException:
             hosted.close()
             raise
         return hosted
 
-    def wait(self, reference: Any) -> Any:
+    def wait(self, reference: Any, is_wanted: Callable[[], bool] = lambda: True) -> Any:
         """Wait for the result behind a reference.
+
+        Args:
+            reference: Ray's.
+            is_wanted: whether to wait on.
 
         Raises:
             Lost: what computed it ended.
-            Stopped: the work was stopped.
+            Stopped: the work was stopped, or the result is not wanted any longer.
             ClusterError: no node is left.
         """
         while not self.ray.wait([reference], timeout=_POLL)[0]:
-            if self.is_stopping:
+            if self.is_stopping or not is_wanted():
                 raise Stopped
             _ = self.nodes
         return self.get(reference)
