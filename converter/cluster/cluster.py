@@ -110,12 +110,17 @@ class Cluster:
         """
         return self._taken(node, self._pinned(node, function, *arguments))
 
-    def each(self, function: Callable[..., Any], *arguments: Any) -> dict[Node, Any]:
+    def each(self, function: Callable[..., Any], *arguments: Any, gpus: float = 0.0) -> dict[Node, Any]:
         """Call a function on every node at the same time, and return what each returns.
+
+        Args:
+            function: importable there.
+            arguments: of the function.
+            gpus: that it needs; without any, it sees none.
 
         Raises: as ``call``.
         """
-        found = {node: self._pinned(node, function, *arguments) for node in self.nodes}
+        found = {node: self._pinned(node, function, *arguments, gpus=gpus) for node in self.nodes}
         return {node: self._taken(node, reference) for node, reference in found.items()}
 
     def _taken(self, node: Node, reference: Any) -> Any:
@@ -126,11 +131,13 @@ class Cluster:
             content = error.to_dict()["error"]
             raise LensconvError.from_dict({**content, "message": f"node {node.name}: {error.message}"}) from error
 
-    def _pinned(self, node: Node, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _pinned(self, node: Node, function: Callable[..., Any], *arguments: Any, gpus: float = 0.0) -> Any:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        remote = self.ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(answer_function)
+        remote = self.ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0, scheduling_strategy=strategy)(
+            answer_function
+        )
         return remote.remote(shared_environment(), function, *arguments)
 
     def host(

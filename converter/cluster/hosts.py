@@ -73,3 +73,10 @@ def _answer(function: Callable[[], Any]) -> dict[str, Any]:
         return {VALUE: function()}
     except LensconvError as error:
         return error.to_dict()
+
+
+def node_id() -> str:
+    """Ray's name of the node that this process is on."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id())

@@ -73,14 +73,25 @@ class Journal:
         for entry in entries:
             self._take(entry)
 
-    def note(self, cell: Cell, key: str, figures: Mapping[str, Any]) -> None:
+    def new_worker(self) -> int:
+        """Return the number of another worker."""
+        self.worker += 1
+        return self.worker
+
+    def note(self, cell: Cell, key: str, figures: Mapping[str, Any], worker: int | None = None) -> None:
         """Write a measurement, or a failure (``failed``), durably.
+
+        Args:
+            cell: what it belongs to.
+            key: of the line.
+            figures: the measurement or the failure.
+            worker: number of the worker; the last one when None.
 
         Raises:
             OutputError: it cannot be written.
             DiskError: the disk is full.
         """
-        entry = {**asdict(cell), "key": key, "worker": self.worker, **figures}
+        entry = {**asdict(cell), "key": key, "worker": self.worker if worker is None else worker, **figures}
         self._lines.append(entry)
         self._take(entry)
 
