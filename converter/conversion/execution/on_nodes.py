@@ -19,7 +19,7 @@ from converter.cluster.connection import opened_cluster
 from converter.cluster.nodes import refuse_other_software
 from converter.console import Progress, Reporter
 from converter.conversion.execution.relaying import Count, FinishSlots, Note, NoteBegun, Received, Step, Tell, Write
-from converter.conversion.execution.shard_converter import HubSource, ShardConverter, find_files, find_repo
+from converter.conversion.execution.shard_converter import HubSource, ShardConverter, WeightFile, find_files, find_repo
 from converter.conversion.execution.sinks import Follower, Slots
 from converter.conversion.execution.streaming import PROVEN
 from converter.conversion.execution.work import Work
@@ -86,7 +86,7 @@ def opened_nodes(request: Request, address: str | None, reporter: Reporter) -> I
             cluster.each(find_repo, _hub_source(request.shadow), request.main.checkpoint.headers[0])
         else:
             headers = [header for checkpoint in request.checkpoints for header in checkpoint.headers]
-            cluster.each(find_files, [(header.file, header.stamp, header.sha256) for header in headers])
+            cluster.each(find_files, [WeightFile.of(header) for header in headers])
         reporter.note(f"converting on {in_words(cluster.nodes)}")
         yield cluster
 
@@ -169,11 +169,17 @@ class NodeConversion:
         with suppress(Stopped):
             while self._waiting:
                 try:
-                    with self._host() as converter, suppress(IndexError):
-                        while True:
-                            self._convert(converter, self._waiting.popleft(), losses)
+                    with self._host() as converter:
+                        while (file := self._take()) is not None:
+                            self._convert(converter, file, losses)
                 except Lost as loss:
                     losses.note(loss)
+
+    def _take(self) -> str | None:
+        # Another thread may have taken the last one.
+        with suppress(IndexError):
+            return self._waiting.popleft()
+        return None
 
     def _host(self) -> Hosted:
         target = replace(self.target, checkpoint=replace(self.target.checkpoint, open_other=None))

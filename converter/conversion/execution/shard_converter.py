@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
-from converter.checkpoint.header import Header, changed_since, file_stamp, read_header
+from converter.checkpoint.header import Header, file_stamp, read_header
 from converter.checkpoint.journal import Finished
 from converter.conversion.execution.relaying import Outbox, Received, RelayedProgress, RelayedReporter, Step
 from converter.conversion.execution.running import run_jobs
@@ -25,7 +26,7 @@ from converter.hub.remote import KnownRepo
 from converter.hub.shadow import Shadow
 from converter.libraries import load_library, require_library_memory
 
-_SHARE = "Put the source where all nodes see it under the same path, or use hf://."
+_SHARE = "Share the source with all nodes, at the same path, or give an address hf://OWNER/NAME."
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ class ShardConverter:
         reporter = RelayedReporter(outbox)
         pool = WorkerPool(outbox, outbox, outbox, RelayedProgress(outbox), target.options, HOST)
         if shadow is None:
+            # Nodes that joined the cluster later have not been asked yet.
+            find_files([WeightFile.of(header)])
             run_jobs(target, self._work, todo, finished, pool, self._budget)
-            if changed_since(header):
-                raise MalformedCheckpoint(header.file, "was changed while it was read", "Run the command again.")
+            find_files([WeightFile.of(header)])
             return
         shadow.repo.be_patient(reporter)
         before = shadow.repo.received_bytes
@@ -106,20 +108,35 @@ class ShardConverter:
         outbox.put(Received(shadow.repo.received_bytes - before))
 
 
-def find_files(headers: Sequence[tuple[Path, tuple[int, ...], str]]) -> None:
+@dataclass(frozen=True)
+class WeightFile:
+    """A weight file, as the machine that runs the command sees it."""
+
+    path: Path
+    stamp: tuple[int, ...]
+    """As in a header."""
+    sha256: str
+    """Checksum of its header."""
+
+    @classmethod
+    def of(cls, header: Header) -> Self:
+        """The file of a header."""
+        return cls(header.file, header.stamp, header.sha256)
+
+
+def find_files(files: Sequence[WeightFile]) -> None:
     """Check that weight files are on this node as on the machine that runs the command.
 
-    Args:
-        headers: path, stamp and sha256 of the header of each.
-
     Raises:
-        InputError: one is missing, or differs.
+        MissingInput: one is missing, or cannot be read.
+        MalformedCheckpoint: one differs.
     """
-    for file, stamp, sha256 in headers:
-        if not file_stamp(file):
-            raise MissingInput(file, "no such file, though the machine that runs the command has it", _SHARE)
-        if file_stamp(file) != stamp or read_header(file).sha256 != sha256:
-            raise MalformedCheckpoint(file, "differs from the file that the machine that runs the command has", _SHARE)
+    for file in files:
+        stamp = file_stamp(file.path)
+        if not stamp:
+            raise MissingInput(file.path, "no such file", _SHARE)
+        if stamp != file.stamp or read_header(file.path).sha256 != file.sha256:
+            raise MalformedCheckpoint(file.path, "is not the file that it is where the command runs", _SHARE)
 
 
 def find_repo(hub: HubSource, header: Header) -> None:
