@@ -14,7 +14,7 @@ from typing import Any
 
 from converter.checkpoint.journal import Finished
 from converter.checkpoint.staging import StagedComponent
-from converter.cluster.cluster import Cluster, Hosted, Losses, Lost, Need, Stopped, in_words
+from converter.cluster.cluster import Cluster, Hosted, Losses, Lost, Need, Stopped
 from converter.cluster.connection import opened_cluster
 from converter.cluster.nodes import refuse_other_software
 from converter.console import Progress, Reporter
@@ -87,7 +87,8 @@ def opened_nodes(request: Request, address: str | None, reporter: Reporter) -> I
         else:
             headers = [header for checkpoint in request.checkpoints for header in checkpoint.headers]
             cluster.each(find_files, [WeightFile.of(header) for header in headers])
-        reporter.note(f"converting on {in_words(cluster.nodes)}")
+        count = len(cluster.nodes)
+        reporter.note(f"converting on {count} node{'s' if count != 1 else ''}")
         yield cluster
 
 
