@@ -146,7 +146,7 @@ def _choose(attempts: Sequence[_Attempt], disturbed: Sequence[Mapping[str, Seque
 def _attempt(journal: Journal, mode: str, pair: int, attempt: int, keys: Sequence[str]) -> _Attempt:
     cells = [Cell(mode, pair, attempt, model) for model in models_of(pair)]
     rows = {
-        cell.model: {key: journal.measured[cell, key] for key in keys if (cell, key) in journal.measured}
+        cell.model: {key: row for key in keys if "time_s" in (row := journal.measured.get((cell, key), {}))}
         for cell in cells
     }
     return _Attempt(

@@ -118,7 +118,7 @@ def _check_matrix(content: Mapping[str, Any]) -> Iterator[str]:
             yield from _check_reserved(side, f"{name}.{model}")
             yield from check_seconds(f"{name}.{model}.time_s", side.get("time_s"))
             if "times_s" in side:
-                yield from differences(f"{name}.{model}.time_s", side["time_s"], statistics.median(side["times_s"]))
+                yield from differences(f"{name}.{model}.time_s", side.get("time_s"), statistics.median(side["times_s"]))
         if "delta_percent" in row and has_pairs(content):
             yield f"{name}.delta_percent is not part of {content['schema']}"
         elif "delta_percent" in row:
