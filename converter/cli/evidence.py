@@ -93,7 +93,11 @@ def render_sweep(content: Mapping[str, Any]) -> list[RenderableType]:
     """Return the table of a sweep, and what its columns mean."""
     from converter.presentation.tables.sweep import describe_sweep_table, list_sweep_failures, sweep_table
 
-    return [_show(sweep_table(content), "Sweep"), *list_sweep_failures(content), describe_sweep_table(content)]
+    return [
+        _show(sweep_table(content, is_narrow=True), "Sweep"),
+        *list_sweep_failures(content),
+        describe_sweep_table(content),
+    ]
 
 
 def _spread(model: str, spread: Mapping[str, Any]) -> str:
