@@ -20,6 +20,7 @@ from converter.measurement.evidence.weights import measured_weights
 SCHEMA_ID = "lensconv.sweep/1"
 #: Files from which the figures of a row are taken, where they exist.
 _FILES = (names.METRICS_NAME, names.MATRIX_NAME, names.IMAGES_NAME, *names.OFFLOAD_FILES.values())
+_REDUCTION = "transformer_storage_reduction_percent"
 #: Settings in which the benchmarks of a sweep may differ, after a later run of one of them.
 _OWN_SETTINGS = ("pairs", "modes")
 _AGAIN = "Run `lensconv bench` with the original and all quantized models again; do not edit the file."
@@ -114,8 +115,10 @@ def _shared(folder: Path, contents: Mapping[str, Mapping[str, Any]]) -> dict[str
     missing = [name for name in (names.METRICS_NAME, names.MATRIX_NAME) if name not in contents]
     if missing:
         raise EvidenceError(folder / missing[0], "is missing", _AGAIN)
-    matrix = contents[names.MATRIX_NAME]
-    if not {"sources", "settings", "mode"} <= matrix.keys():
+    metrics, matrix = contents[names.METRICS_NAME], contents[names.MATRIX_NAME]
+    models = [metrics["models"][name] for name in names.MODELS]
+    is_complete = {"sources", "settings", "mode", "summary"} <= matrix.keys() and _REDUCTION in metrics
+    if not (is_complete and all({"transformer", "repo_id"} <= model.keys() for model in models)):
         raise EvidenceError(folder / names.MATRIX_NAME, "was written by an earlier version of lensconv", _AGAIN)
     settings = {key: value for key, value in matrix["settings"].items() if key not in _OWN_SETTINGS}
     return {
@@ -133,7 +136,7 @@ def _row(folder: Path, name: str, contents: Mapping[str, Mapping[str, Any]], mod
         "folder": name,
         "label": described["label"],
         "repo_id": described["repo_id"],
-        "revision": source["revision"],
+        "revision": source.get("revision"),
         "weights": measured_weights(source),
         "denoiser_bytes": described["transformer"]["bytes"],
         **_times(matrix, model),
@@ -142,7 +145,7 @@ def _row(folder: Path, name: str, contents: Mapping[str, Mapping[str, Any]], mod
         "files": _checksums(folder / name, [file for file in _FILES if file in contents]),
     }
     if model == names.QUANTIZED:
-        found["reduction_percent"] = metrics["transformer_storage_reduction_percent"]
+        found["reduction_percent"] = metrics[_REDUCTION]
         if "slowdown" in matrix["summary"]:
             found["slowdown"] = matrix["summary"]["slowdown"]
     return found
