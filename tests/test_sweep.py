@@ -315,6 +315,8 @@ def test_every_figure_is_from_a_file_with_its_sha256(folder: Path, lensconv: Len
             assert hashlib.sha256((folder / model["folder"] / name).read_bytes()).hexdigest() == digest
     shown = [lensconv("evidence", place, "--json") for place in (folder, folder / SWEEP_NAME)]
     assert [outcome.result["files"][0]["schema"] for outcome in shown] == ["sweep", "sweep"]
+    outcome = lensconv("charts", folder, "--json")
+    assert outcome.result["error"]["hint"] == "Name one of the folders in sweep.json."
     outcome = lensconv("evidence", folder)
     assert (outcome.code, "int8" in outcome.stderr, "the disk was full" in outcome.stderr) == (0, True, True)
 

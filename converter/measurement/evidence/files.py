@@ -102,7 +102,9 @@ def read_evidence_folder(folder: Path, *, check_images: bool = True) -> dict[str
         raise MissingInput(folder, "no such folder", "Check the path; `lensconv bench` creates such a folder.")
     found = {name: read_evidence(folder / name)[1] for name in FORMATS if (folder / name).exists()}
     if not found:
-        raise MissingInput(folder, f"contains no measurements, such as {names.METRICS_NAME}", MEASURE_HINT)
+        is_sweep = (folder / names.SWEEP_NAME).is_file()
+        hint = f"Name one of the folders in {names.SWEEP_NAME}." if is_sweep else MEASURE_HINT
+        raise MissingInput(folder, f"contains no measurements, such as {names.METRICS_NAME}", hint)
     for name, reason in disagreements_between(found):
         raise _fault(folder / name, reason)
     matrix = found.get(names.MATRIX_NAME, {"prompts": []})

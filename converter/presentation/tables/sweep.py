@@ -70,7 +70,7 @@ def describe_sweep_table(content: Mapping[str, Any]) -> str:
         content: of ``sweep.json``.
     """
     where = "all weights on the device" if content["mode"] == STANDARD else f"--mode {content['mode']}"
-    said = [f"Times of an image and other means are over {counted(content['prompts'], 'prompt')}, with {where}."]
+    said = [f"Time is that of an image, the mean over {counted(content['prompts'], 'prompt')}, with {where}."]
     if any("slowdown" in model for model in content["models"]):
         said.append(
             "The slowdown is the 95% interval of how much more time a model takes than the original, over pairs of "
