@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from converter.measurement.benchmark.image_files import BASELINE, has_image, image_key, image_name, image_seed
-from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal, is_image_key
+from converter.measurement.benchmark.journal import LOAD_KEY, TAKEN_OVER, Cell, Journal, is_image_key
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.pairing import find_pairs, timing_count
 from converter.measurement.benchmark.repos import ImageSettings, describe_settings
@@ -166,6 +166,8 @@ class Assembly:
                 if (cell.model, key) == (model, prompt.id)
             }
             side |= {**image, "images_agree": len(pixels) == 1}
+        if any(part["worker"] == TAKEN_OVER for part in figures):
+            side["taken_over"] = True
         return {**side, "failed_attempts": failed} if failed else side
 
     def _image(self, model: str, kind: str, prompt: SuitePrompt) -> dict[str, str]:

@@ -12,12 +12,13 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 
-from converter.console import Progress
+from converter.console import Progress, Reporter
 from converter.measurement.benchmark.job import Task
 from converter.measurement.benchmark.journal import Cell
 from converter.measurement.benchmark.measuring import Bench
 from converter.measurement.benchmark.node_places import Nodes, alone_on_a_node, beside_others
 from converter.measurement.benchmark.pairing import timing_prompts
+from converter.measurement.benchmark.trajectory import TrajectoryMeasurement
 
 
 def measure_on_nodes(bench: Bench, nodes: Nodes, shown: Progress) -> None:
@@ -43,6 +44,20 @@ def measure_on_nodes(bench: Bench, nodes: Nodes, shown: Progress) -> None:
             work += [partial(_draw_others, bench, queue, nodes, shown)] * min(nodes.slots, len(queue))
             nodes.cluster.run(_call, work, refresh=shown.refresh)
     shown.total = bench.total
+
+
+def measure_trajectories(bench: Bench, trajectories: TrajectoryMeasurement, nodes: Nodes, reporter: Reporter) -> None:
+    """Measure what comes after all pairs, with one worker after the other.
+
+    Args:
+        bench: whose pairs are measured.
+        trajectories: the measurement.
+        nodes: where.
+        reporter: shows progress and notes.
+    """
+    with beside_others(nodes, keeps_loaded=False) as place:
+        bench.place = place
+        trajectories.measure(reporter)
 
 
 def _call(work: Callable[[], None]) -> None:
