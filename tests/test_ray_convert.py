@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from converter.cluster.processes import Process, descendants
 from tests.clusters import VARIABLES, nodes
 from tests.conftest import ROOT, TIME_LIMIT, Serve, command, names_in, run_process, run_python, snapshot
 from tests.faulty_hub import FaultyHub
@@ -100,14 +100,20 @@ def noted(output: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
-def hosts() -> list[psutil.Process]:
-    """Processes that hold objects on nodes, which this process started."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        # It may have ended meanwhile.
-        with suppress(psutil.Error):
-            found += [process] if process.name().startswith("ray::Host") else []
-    return found
+def hosts() -> list[Process]:
+    """Processes that hold objects on nodes of clusters of this process, and of commands that it runs."""
+    return [process for process in descendants() if text_of(process, "comm").startswith("ray::Host")]
+
+
+def text_of(process: Process, name: str) -> str:
+    """What the system says about a process; empty if it has ended."""
+    with suppress(OSError):
+        return Path("/proc", str(process.number), name).read_text(errors="replace")
+    return ""
+
+
+def is_alive(process: Process) -> bool:
+    return process.started in text_of(process, "stat").split()
 
 
 @pytest.mark.parametrize("options", [(), ("--recipe", "sdnq-int8", "--max-shard-size", "300KB")])
@@ -203,16 +209,17 @@ def test_ctrl_c_leaves_no_process(address: str, cluster: Any, tmp_path: Path, en
     if address == "local":
         # Paths of Ray's sockets must be short.
         where, environment = address, {name: environment[name] for name in environment if name != "TMPDIR"}
+    before = set(descendants())
     process = begin(PLACE, tmp_path / "out", "--ray", where, environment=environment)
     wait_until(lambda: noted(tmp_path / "out") > 6)
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert hosts()
+    # Nodes that stay keep processes for other commands.
+    started = hosts() if address == "cluster" else list({*descendants()} - before)
+    assert {*hosts()} & {*started}
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=TIME_LIMIT)
     assert process.returncode == 130, stdout + stderr
     assert "Traceback" not in stderr
-    assert not any(child.is_running() for child in started)
-    wait_until(lambda: not hosts(), 5)
+    wait_until(lambda: not any(map(is_alive, started)), 5)
     assert names_in(tmp_path) == [".out.lensconv", "temporary"]
     assert names_in(tmp_path / "temporary") == []
 

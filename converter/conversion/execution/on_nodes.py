@@ -14,7 +14,7 @@ from typing import Any
 
 from converter.checkpoint.journal import Finished
 from converter.checkpoint.staging import StagedComponent
-from converter.cluster.cluster import Cluster, Hosted, Losses, Lost, Need, Stopped
+from converter.cluster.cluster import Cluster, Hosted, Losses, Lost, Need
 from converter.cluster.connection import opened_cluster
 from converter.cluster.nodes import refuse_other_software
 from converter.console import Progress, Reporter
@@ -27,7 +27,6 @@ from converter.conversion.options import ConvertOptions
 from converter.conversion.request import Request, Target
 from converter.errors import UsageError
 from converter.hub.shadow import Shadow
-from converter.threads import run_in_threads
 
 #: Messages of a process that may wait for this one. With what waits on the node, some 40 MB are on their way.
 _WAITING_MESSAGES = 2
@@ -125,7 +124,6 @@ class NodeConversion:
     shadow: Shadow | None
     _waiting: deque[str] = field(default_factory=deque)
     """Files that no process converts."""
-    _unfinished: set[str] = field(default_factory=set)
     _begun: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -136,12 +134,7 @@ class NodeConversion:
             KeyboardInterrupt: the user stopped it.
         """
         self._waiting.extend(self._files())
-        self._unfinished.update(self._waiting)
-        workers = self._workers()
-        if workers:
-            run_in_threads(
-                self._work, range(workers), workers=workers, name="node", refresh=self.progress.refresh, stop=self._stop
-            )
+        self.cluster.run(self._work, range(self._workers()), refresh=self.progress.refresh)
 
     def _files(self) -> list[str]:
         """Names of the files that are not finished, or on the Hub not proven, in their order."""
@@ -156,25 +149,19 @@ class NodeConversion:
     def _workers(self) -> int:
         """Processes to have at a time."""
         options = self.target.options
-        cpus = int(sum(node.cpus for node in self.cluster.nodes))
+        cpus = max(1, int(sum(node.cpus for node in self.cluster.nodes)))
         most = options.connections if self.shadow is not None else cpus
-        return min(len(self._waiting), max(1, cpus), most, options.jobs or cpus)
-
-    def _stop(self) -> None:
-        # This is called at the end, too, after which other components are converted.
-        if self._unfinished:
-            self.cluster.stop()
+        return min(len(self._waiting), cpus, most, options.jobs or cpus)
 
     def _work(self, _number: int) -> None:
         losses = Losses()
-        with suppress(Stopped):
-            while self._waiting:
-                try:
-                    with self._host() as converter:
-                        while (file := self._take()) is not None:
-                            self._convert(converter, file, losses)
-                except Lost as loss:
-                    losses.note(loss)
+        while self._waiting:
+            try:
+                with self._host() as converter:
+                    while (file := self._take()) is not None:
+                        self._convert(converter, file, losses)
+            except Lost as loss:
+                losses.note(loss)
 
     def _take(self) -> str | None:
         # Another thread may have taken the last one.
@@ -212,7 +199,6 @@ class NodeConversion:
             self.progress.advance(-counted)
             self._waiting.appendleft(file)
             raise
-        self._unfinished.discard(file)
 
     def _noted(self, file: str) -> tuple[Finished, Finished]:
         """What is finished of a file, and what is begun."""

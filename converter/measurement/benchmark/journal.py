@@ -2,7 +2,7 @@
 
 The first line identifies the benchmark: weights, prompts, settings, machine and versions. Every other line is a load,
 an image or a failure, with its model, mode, pair and attempt, and with the number of the worker that it comes from.
-Failures stay when a later run succeeds.
+Failures stay when a later run succeeds. Lines that were taken over from another benchmark have no worker of this one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from converter.measurement.benchmark.journal_file import JournalFile
 
 JOURNAL_NAME = "measurements.jsonl"
 _FORMAT = "lensconv.measurements/2"
+#: The number in place of a worker's, in lines that were taken over from the journal of another benchmark.
+TAKEN_OVER = 0
 #: Key of the line of a load.
 LOAD_KEY = "(load)"
 
@@ -95,11 +97,21 @@ class Journal:
         self._lines.append(entry)
         self._take(entry)
 
+    def take_over(self, cell: Cell, key: str, figures: Mapping[str, Any]) -> None:
+        """Write durably what another benchmark measured, or that it failed there.
+
+        Raises: as ``note``.
+        """
+        entry = {**asdict(cell), "key": key, **figures, "worker": TAKEN_OVER}
+        self._lines.append(entry)
+        self._take(entry)
+
     def _take(self, entry: Mapping[str, Any]) -> None:
         figures = dict(entry)
         cell = Cell(*(figures.pop(field.name) for field in fields(Cell)))
         key = figures.pop("key")
-        self.cell_of[figures["worker"]] = cell
+        if figures["worker"] != TAKEN_OVER:
+            self.cell_of[figures["worker"]] = cell
         if "failed" in figures:
             self.failures.setdefault((cell, key), []).append(figures["failed"])
         else:

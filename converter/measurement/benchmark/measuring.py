@@ -99,7 +99,7 @@ class Bench:
     @property
     def cells(self) -> list[Cell]:
         """All cells that are known so far, in the order of measuring."""
-        return [cell for mode in self.options.modes for cell in (*self._planned(mode), *self._repeated(mode))]
+        return [cell for mode in self.options.modes for cell in (*self.planned(mode), *self.repeated(mode))]
 
     @property
     def total(self) -> int:
@@ -146,11 +146,11 @@ class Bench:
 
     def missing(self, cell: Cell) -> list[Task]:
         """Images of a cell that are not measured and have not failed in this run."""
-        return [
-            task
-            for task in self.tasks(cell)
-            if (cell, task.key) not in self.failed and not self._is_measured(cell, task)
-        ]
+        return [task for task in self.tasks(cell) if self.is_missing(cell, task)]
+
+    def is_missing(self, cell: Cell, task: Task) -> bool:
+        """Whether an image is not measured and has not failed in this run."""
+        return (cell, task.key) not in self.failed and not self._is_measured(cell, task)
 
     def measure(self, shown: Progress) -> None:
         """Measure all cells.
@@ -164,18 +164,18 @@ class Bench:
             DeviceError: the device is lost.
         """
         for mode in self.options.modes:
-            for find_cells in (self._planned, self._repeated):
+            for find_cells in (self.planned, self.repeated):
                 for cell in find_cells(mode):
                     shown.total = self.total
                     self.measure_tasks(cell, partial(self.missing, cell), shown)
         shown.total = self.total
 
-    def _planned(self, mode: str) -> list[Cell]:
-        """The cells of all pairs of a mode; which model is first alternates."""
+    def planned(self, mode: str) -> list[Cell]:
+        """Return the cells of all pairs of a mode; which model is first alternates."""
         return [Cell(mode, pair, 0, model) for pair in range(self.options.pairs) for model in models_of(pair)]
 
-    def _repeated(self, mode: str) -> list[Cell]:
-        """The cells of the pairs of a mode that are measured once more, as far as this is known."""
+    def repeated(self, mode: str) -> list[Cell]:
+        """Return the cells of the pairs of a mode that are measured once more, as far as this is known."""
         if self.options.pairs < FEWEST_PAIRS:
             return []
         pairs = find_pairs(self.journal, self.suite, self.options, mode).to_repeat
