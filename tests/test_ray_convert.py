@@ -22,7 +22,7 @@ from tests.faulty_hub import FaultyHub
 from tests.hubs import run_client
 from tests.loopback import PLACE, TOKEN, Handler, LoopbackHub
 from tests.pipelines import NAMES
-from tests.streams import asked, piece_of
+from tests.streams import asked, slow_down
 
 pytestmark = pytest.mark.long
 
@@ -48,24 +48,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def slow(serve: Serve, sharded: Path, environment: dict[str, str]) -> LoopbackHub:
     """A Hub from which a conversion takes seconds."""
     hub = serve(sharded)
-    hub.faults["/lfs/"] = slowly
+    slow_down(hub, 0.1)
     environment["HF_ENDPOINT"] = hub.url
     return hub
-
-
-def slowly(handler: Handler) -> None:
-    content, headers = piece_of(handler)
-    handler.send_response(206)
-    for name, value in {**headers, "Content-Length": str(len(content))}.items():
-        handler.send_header(name, value)
-    handler.end_headers()
-    for start in range(0, len(content), 16384):
-        try:
-            handler.wfile.write(content[start : start + 16384])
-        except OSError:
-            handler.close_connection = True
-            return
-        time.sleep(0.03)
 
 
 def converted(source: Path | str, output: Path, *options: object, **settings: Any) -> dict[str, Any]:
@@ -161,21 +146,45 @@ api.upload_folder(repo_id=sys.argv[2], folder_path=sys.argv[1])
     assert report["hub"] == local["hub"]
 
 
-def test_a_node_that_dies(sharded: Path, slow: LoopbackHub, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_process_and_a_node_that_die(
+    sharded: Path, slow: LoopbackHub, tmp_path: Path, environment: dict[str, str]
+) -> None:
     with nodes(3) as cluster:
         process = begin(PLACE, tmp_path / "out", "--ray", cluster.address, environment=environment)
         wait_until(lambda: noted(tmp_path / "out") > 12)
-        assert len(hosts()) == 3
+        first, *_ = found = hosts()
+        assert len(found) == 3
+        os.kill(first.number, signal.SIGKILL)
+        wait_until(lambda: len({*hosts()} - {first}) == 3)
         cluster.remove_node(cluster.list_all_nodes()[-1])
         stdout, stderr = process.communicate(timeout=TIME_LIMIT)
         assert process.returncode == 0, stdout + stderr
         assert json.loads(stdout)["resumed_tensors"] == 0
-    # The command reads each header, each node one of them, and only the file on its way is asked for again.
+    # The command reads each header, each node one of them, and only the files on their way are asked for again.
     counts = [asked(slow, file.name) for file in sharded.glob("*.safetensors")]
-    assert sum(counts) <= 2 * len(counts) + 3 + 1
+    assert sum(counts) <= 2 * len(counts) + 3 + 2
     slow.faults.clear()
     converted(PLACE, tmp_path / "local", env=environment)
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "local")
+
+
+def test_processes_that_die_again_and_again(
+    cluster: Any, slow: LoopbackHub, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """As where the memory of nodes is too small; what was finished before stays."""
+    process = begin(PLACE, tmp_path / "out", "--ray", cluster.address, environment=environment)
+    wait_until(lambda: noted(tmp_path / "out") > 12)
+    slow_down(slow, 60)
+    while process.poll() is None:
+        for host in hosts():
+            with suppress(ProcessLookupError):
+                os.kill(host.number, signal.SIGKILL)
+        time.sleep(0.1)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 3, stdout + stderr
+    assert "Ray lost 4 processes in a row" in json.loads(stdout)["error"]["message"]
+    slow.faults.clear()
+    assert converted(PLACE, tmp_path / "out", env=environment)["resumed_tensors"] > 0
 
 
 @pytest.mark.parametrize("continues_on_nodes", [False, True])

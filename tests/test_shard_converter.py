@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file, save_file
 
 from converter import ConvertOptions, convert, errors
+from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import SlotWriter
+from converter.cluster.cluster import Cluster, Hosted, Lost, Need, Node
 from converter.conversion.execution import relaying
+from converter.conversion.execution.execute import execute
 from converter.conversion.execution.relaying import (
     Count,
     FinishSlots,
@@ -29,12 +36,14 @@ from converter.conversion.execution.relaying import (
 from converter.conversion.execution.shard_converter import HubSource, ShardConverter, WeightFile, find_files, find_repo
 from converter.conversion.execution.streaming import PROVEN
 from converter.conversion.execution.work import Work, make_work
+from converter.conversion.kernels.host import HOST
 from converter.conversion.planner_process import plan_here
 from converter.conversion.request import Target, open_request
 from converter.hub.addresses import parse_address
 from converter.hub.shadow import shadowed
 from tests.conftest import Lensconv, Serve, run_python
 from tests.loopback import PLACE, TOKEN
+from tests.reporters import Notes
 from tests.streams import asked, refusal, status
 
 BUDGET = 1 << 28
@@ -185,6 +194,73 @@ def content_of(steps: list[Step], work: Work) -> dict[str, bytearray]:
         if isinstance(step, Write):
             content[step.file][step.offset : step.offset + len(step.data)] = step.data
     return content
+
+
+class Nearby(Cluster):
+    """Calls in this process what others call on nodes, and loses each process after so many messages."""
+
+    def __init__(self, lasts: int) -> None:
+        super().__init__(ray)
+        self.lasts = lasts
+        self.losses = 0
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return (Node("a", "a", cpus=2, gpus=0), Node("b", "b", cpus=1, gpus=0))
+
+    def host(
+        self, need: Need, kind: Callable[..., Any], *arguments: Any, is_wanted: Callable[[], bool] = lambda: True
+    ) -> Hosted:
+        assert need == Need(cpus=1)
+        return NearbyHost(self, kind(*pickle.loads(pickle.dumps(arguments))))  # noqa: S301 - its own
+
+
+class NearbyHost(Hosted):
+    def stream(self, method: str, *arguments: Any, most: int = -1) -> Iterator[Any]:
+        assert most > 0
+        assert isinstance(self.cluster, Nearby)
+        for number, steps in enumerate(getattr(self.actor, method)(*arguments)):
+            if number == self.cluster.lasts:
+                self.cluster.losses += 1
+                raise Lost("a process ended")
+            yield pickle.loads(pickle.dumps(steps))  # noqa: S301 - its own
+
+    def close(self) -> None:
+        """There is no process."""
+
+
+@pytest.mark.parametrize("lasts", [6, 11, 1000])
+def test_lost_processes_cost_only_what_they_had_not_finished(
+    lasts: int, work: tuple[Target, Work], sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relaying, "MESSAGE_BYTES", 1)
+    target, found = work
+    cluster, notes = Nearby(lasts), Notes()
+    with Staging(tmp_path / "out", {}, None) as staging:
+        staging.open()
+        staging.resume(found.content, restart=False)
+        staged = staging.component("")
+        outcome = execute(target, found, staged, {}, BUDGET, notes, HOST, cluster=cluster)
+        journal = [json.loads(line)["tensor"] for line in (staging.folder / "journal").read_text().splitlines()[1:]]
+        staging.publish()
+    assert (cluster.losses > 0) == (lasts < 1000)
+    assert sorted(journal) == sorted(job.tensor.entry.name for job in found.jobs)
+    (progress,) = notes.shown
+    assert progress.done == progress.total
+    convert(sharded, tmp_path / "local")
+    for name, sha256 in outcome.digests.items():
+        content = (tmp_path / "out" / name).read_bytes()
+        assert content == (tmp_path / "local" / name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == sha256
+
+
+def test_a_process_that_is_lost_before_it_finishes_anything(work: tuple[Target, Work], tmp_path: Path) -> None:
+    with Staging(tmp_path / "out", {}, None) as staging:
+        staging.open()
+        staging.resume(work[1].content, restart=False)
+        with pytest.raises(errors.ClusterError, match="lost 4 processes in a row"):
+            execute(*work, staging.component(""), {}, BUDGET, Notes(), HOST, cluster=Nearby(0))
+        staging.discard()
 
 
 def test_a_file_that_is_another_one_on_a_node(sharded: Path, tmp_path: Path) -> None:

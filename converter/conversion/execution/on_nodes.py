@@ -191,6 +191,8 @@ class NodeConversion:
                     match step:
                         case Count():
                             counted += step.bytes
+                        case NoteBegun():
+                            losses.reset()
                         case Note():
                             counted = 0
                             losses.reset()
