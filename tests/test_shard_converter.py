@@ -41,7 +41,7 @@ from converter.conversion.planner_process import plan_here
 from converter.conversion.request import Target, open_request
 from converter.hub.addresses import parse_address
 from converter.hub.shadow import shadowed
-from tests.conftest import Lensconv, Serve, run_python
+from tests.conftest import Lensconv, Serve, run_python, time_limit
 from tests.loopback import PLACE, TOKEN
 from tests.reporters import Notes
 from tests.streams import asked, refusal, status
@@ -212,6 +212,7 @@ class Nearby(Cluster):
         self, need: Need, kind: Callable[..., Any], *arguments: Any, is_wanted: Callable[[], bool] = lambda: True
     ) -> Hosted:
         assert need == Need(cpus=1)
+        assert callable(is_wanted)
         return NearbyHost(self, kind(*pickle.loads(pickle.dumps(arguments))))  # noqa: S301 - its own
 
 
@@ -229,14 +230,21 @@ class NearbyHost(Hosted):
         """There is no process."""
 
 
-@pytest.mark.parametrize("lasts", [6, 11, 1000])
+@pytest.mark.parametrize(("lasts", "piece_bytes"), [(6, 1 << 20), (25, 1 << 16), (1000, 1 << 16)])
 def test_lost_processes_cost_only_what_they_had_not_finished(
-    lasts: int, work: tuple[Target, Work], sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lasts: int,
+    piece_bytes: int,
+    work: tuple[Target, Work],
+    sharded: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Between two tensors, and inside of them."""
     monkeypatch.setattr(relaying, "MESSAGE_BYTES", 1)
+    monkeypatch.setattr("converter.conversion.execution.jobs.PIECE_BYTES", piece_bytes)
     target, found = work
     cluster, notes = Nearby(lasts), Notes()
-    with Staging(tmp_path / "out", {}, None) as staging:
+    with time_limit(), Staging(tmp_path / "out", {}, None) as staging:
         staging.open()
         staging.resume(found.content, restart=False)
         staged = staging.component("")
@@ -255,7 +263,7 @@ def test_lost_processes_cost_only_what_they_had_not_finished(
 
 
 def test_a_process_that_is_lost_before_it_finishes_anything(work: tuple[Target, Work], tmp_path: Path) -> None:
-    with Staging(tmp_path / "out", {}, None) as staging:
+    with time_limit(), Staging(tmp_path / "out", {}, None) as staging:
         staging.open()
         staging.resume(work[1].content, restart=False)
         with pytest.raises(errors.ClusterError, match="lost 4 processes in a row"):
