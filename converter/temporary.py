@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 #: Of these folders only; others are not locked.
-_PREFIX = "lensconv-shadow-"
+_PREFIX = "lensconv-temporary-"
 #: Follows the prefix in the names of this process's folders.
 _marks: list[str] = []
 #: Seconds during which a new folder may not be locked yet.
@@ -20,10 +20,17 @@ _NEW_SECONDS = 60.0
 
 
 @contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Make a folder for the block, and remove those of processes that were killed."""
-    _remove_abandoned()
-    with tempfile.TemporaryDirectory(prefix="".join([_PREFIX, *_marks]), ignore_cleanup_errors=True) as name:
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Make a folder for the block, and remove those of processes that were killed.
+
+    Args:
+        parent: where to make it; the system's folder for temporary files when None.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    _remove_abandoned(parent)
+    with tempfile.TemporaryDirectory(
+        prefix="".join([_PREFIX, *_marks]), dir=parent, ignore_cleanup_errors=True
+    ) as name:
         # The system releases the lock of a process that ends in any way.
         descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -44,8 +51,8 @@ def remove_marked(mark: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_abandoned() -> None:
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(f"{_PREFIX}*"):
         # Someone else's folder, or one that another process has just removed.
         with suppress(OSError):
             status = folder.lstat()

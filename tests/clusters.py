@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,8 +26,12 @@ def nodes(count: int, *, cpus: int = 1, **options: Any) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     shared = {"num_cpus": cpus, "include_dashboard": False, **options}
-    with mock.patch.dict(os.environ, VARIABLES):
-        cluster = Cluster(initialize_head=True, head_node_args=shared)
+    with (
+        mock.patch.dict(os.environ, VARIABLES),
+        # Paths of sockets must be short.
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+    ):
+        cluster = Cluster(initialize_head=True, head_node_args={**shared, "temp_dir": folder})
         try:
             for _ in range(count - 1):
                 cluster.add_node(**shared)

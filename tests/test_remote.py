@@ -675,17 +675,21 @@ def test_folders_of_killed_processes_are_removed(serve: Serve, release: Path) ->
     serve(release)
     folder = Path(tempfile.gettempdir())
     for name, age in (("killed", 100), ("new", 1), ("used", 100)):
-        (folder / f"lensconv-shadow-{name}").mkdir()
-        (folder / f"lensconv-shadow-{name}" / "x").touch()
+        (folder / f"lensconv-temporary-{name}").mkdir()
+        (folder / f"lensconv-temporary-{name}" / "x").touch()
         moment = time.time() - age
-        os.utime(folder / f"lensconv-shadow-{name}", (moment, moment))
+        os.utime(folder / f"lensconv-temporary-{name}", (moment, moment))
     # Other folders have other owners.
     (folder / "lensconv-hub-x").mkdir()
     os.utime(folder / "lensconv-hub-x", (0, 0))
-    used = os.open(folder / "lensconv-shadow-used", os.O_RDONLY)
+    used = os.open(folder / "lensconv-temporary-used", os.O_RDONLY)
     fcntl.flock(used, fcntl.LOCK_EX)
     verify(PLACE)
-    assert {file.name for file in folder.iterdir()} == {"lensconv-shadow-new", "lensconv-shadow-used", "lensconv-hub-x"}
+    assert {file.name for file in folder.iterdir()} == {
+        "lensconv-temporary-new",
+        "lensconv-temporary-used",
+        "lensconv-hub-x",
+    }
     os.close(used)
     for name in ("shadow-new", "shadow-used", "hub-x"):
         shutil.rmtree(folder / f"lensconv-{name}")

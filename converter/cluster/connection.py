@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.cluster.cluster import Cluster
-from converter.cluster.processes import Process, descendants
+from converter.cluster.processes import processes_with
 from converter.errors import ClusterError, UsageError, first_line, printable
 from converter.extras import require_extra
 from converter.temporary import temporary_folder
@@ -46,8 +46,8 @@ _LOCAL_STORE_BYTES = 2 << 30
 _START = "Start one with `ray start --head`, or use --ray local."
 #: Connects as this process will, and ends; what Ray does when nobody answers must not end this process.
 _TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='CRITICAL'); ray.shutdown()"
-#: The most characters in a path of Ray's sockets is 107; its own part of it takes about 70.
-_LONGEST_FOLDER = 36
+#: Where the files of a cluster of this machine are: paths of sockets have 107 characters at most, and Ray adds 61.
+_SHORT = Path("/tmp")  # noqa: S108 - the folder in it has a name that nobody knows
 
 
 def check_address(address: str) -> None:
@@ -82,12 +82,11 @@ def opened_cluster(address: str) -> Iterator[Cluster]:
     """
     check_address(address)
     # Ray lets processes on nodes import modules from the current folder, which can contain anything.
-    with temporary_folder() as folder, _kept_environment():
+    with temporary_folder(_SHORT if address == LOCAL else None) as folder, _kept_environment():
         if address == LOCAL:
             os.environ.update({**_LOCAL_VARIABLES, _SECRET: secrets.token_hex(32), **os.environ})
         else:
             _require_answer(address)
-        started = set(descendants())
         try:
             with _silent_ray():
                 cluster = Cluster(_connect(address, folder))
@@ -98,7 +97,7 @@ def opened_cluster(address: str) -> Iterator[Cluster]:
                     cluster.stop()
                     cluster.clean()
         finally:
-            _shut_down(set(descendants()) - started)
+            _shut_down(folder)
 
 
 def _connect(address: str, folder: Path) -> Any:
@@ -111,9 +110,7 @@ def _connect(address: str, folder: Path) -> Any:
 
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": "CRITICAL"}
     if address == LOCAL:
-        options |= {"include_dashboard": False, "object_store_memory": _LOCAL_STORE_BYTES}
-        if len(str(folder)) <= _LONGEST_FOLDER:
-            options["_temp_dir"] = str(folder)
+        options |= {"include_dashboard": False, "object_store_memory": _LOCAL_STORE_BYTES, "_temp_dir": str(folder)}
     with HeldSignals(), _kept_handlers(), contextlib.chdir(folder):
         try:
             ray.init(**options)
@@ -124,11 +121,13 @@ def _connect(address: str, folder: Path) -> Any:
     return ray
 
 
-def _shut_down(processes: set[Process]) -> None:
-    """Disconnect, and end the processes of a cluster of this machine; Ray leaves some for half a minute."""
+def _shut_down(folder: Path) -> None:
+    """Disconnect, and end what is left of a cluster whose files are in a folder; Ray leaves some for half a minute."""
     import ray
 
     with HeldSignals(), _kept_handlers():
+        # Those that Ray's own processes started have other command lines, and other parents afterwards.
+        processes = list(processes_with(str(folder)))
         ray.shutdown()
         for process in processes:
             process.kill()

@@ -1,4 +1,4 @@
-"""The processes that this one started, and those that they started."""
+"""Processes of this machine, by what they were started with."""
 
 from __future__ import annotations
 
@@ -27,19 +27,24 @@ class Process:
                 os.kill(self.number, signal.SIGKILL)
 
 
-def descendants() -> Iterator[Process]:
-    """Yield the processes that this one started, directly or not, as far as their parents live."""
+def processes_with(text: str) -> Iterator[Process]:
+    """Yield the processes whose command line contains a text, and those that they started, as far as these live."""
     children: dict[int, list[Process]] = {}
+    found = []
     for folder in _PROCESSES.glob("[0-9]*"):
         # It may have ended meanwhile.
         with suppress(OSError):
             parent, process = _read(int(folder.name))
             children.setdefault(parent, []).append(process)
-    left = [os.getpid()]
-    while left:
-        found = children.get(left.pop(), [])
-        yield from found
-        left += [process.number for process in found]
+            if process.number != os.getpid() and text.encode() in (folder / "cmdline").read_bytes():
+                found.append(process)
+    seen = set[Process]()
+    while found:
+        process = found.pop()
+        if process not in seen:
+            seen.add(process)
+            yield process
+            found += children.get(process.number, [])
 
 
 def _read(number: int) -> tuple[int, Process]:
