@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from unittest import mock
+
+import psutil  # type: ignore[import-untyped]
+
+from converter.cluster.processes import Process, read_process
 
 #: Ray writes no token into the home folder, and sends nothing to its makers. Several nodes share the processors of this
 #: machine, so each has one thread.
@@ -39,3 +43,10 @@ def nodes(count: int, *, cpus: int = 1, **options: Any) -> Iterator[Any]:
             yield cluster
         finally:
             cluster.shutdown()
+
+
+def descendants() -> Iterator[Process]:
+    """Yield the processes that this one started, directly or not, as far as their parents live."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(OSError):
+            yield read_process(child.pid)[1]

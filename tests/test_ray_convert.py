@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from converter.cluster.processes import Process, descendants
-from tests.clusters import VARIABLES, nodes
+from converter.cluster.processes import Process
+from tests.clusters import VARIABLES, descendants, nodes
 from tests.conftest import ROOT, TIME_LIMIT, Serve, command, names_in, run_process, run_python, snapshot
 from tests.faulty_hub import FaultyHub
 from tests.hubs import run_client

@@ -23,7 +23,7 @@ class Process:
     def kill(self) -> None:
         """End it, if it has not ended yet."""
         with suppress(OSError):
-            if _read(self.number)[1] == self:
+            if read_process(self.number)[1] == self:
                 os.kill(self.number, signal.SIGKILL)
 
 
@@ -34,7 +34,7 @@ def processes_with(text: str) -> Iterator[Process]:
     for folder in _PROCESSES.glob("[0-9]*"):
         # It may have ended meanwhile.
         with suppress(OSError):
-            parent, process = _read(int(folder.name))
+            parent, process = read_process(int(folder.name))
             children.setdefault(parent, []).append(process)
             if process.number != os.getpid() and text.encode() in (folder / "cmdline").read_bytes():
                 found.append(process)
@@ -47,8 +47,12 @@ def processes_with(text: str) -> Iterator[Process]:
             found += children.get(process.number, [])
 
 
-def _read(number: int) -> tuple[int, Process]:
-    """The parent of a process, and itself."""
+def read_process(number: int) -> tuple[int, Process]:
+    """Return the number of the parent of a process, and itself.
+
+    Raises:
+        OSError: it has ended.
+    """
     # Its name, in parentheses, may contain anything.
     fields = (_PROCESSES / str(number) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     return int(fields[1]), Process(number, fields[19])
