@@ -153,19 +153,24 @@ class Cluster:
             Stopped: the work was stopped.
             LensconvError: as the class raised it.
         """
+        hosted = self.prepare(need, kind, *arguments)
+        hosted.wait_until_made()
+        return hosted
+
+    def prepare(self, need: Need, kind: Callable[..., Any], *arguments: Any) -> Hosted:
+        """Begin to make an object as ``host`` does, and do not wait for it: ``Hosted.wait_until_made`` does.
+
+        Raises:
+            Stopped: the work was stopped.
+        """
         # Ray's own retries would mix what two processes answered.
         remote = self.ray.remote(num_cpus=need.cpus, num_gpus=need.gpus, max_restarts=0, max_task_retries=0)(Host)
         with self._lock:
             if self.is_stopping:
                 raise Stopped
             actor = remote.options(scheduling_strategy="SPREAD").remote(shared_environment(), self.mark)
-            hosted = Hosted(self, actor)
+            hosted = Hosted(self, actor, actor.make.remote(kind, arguments))
             self._hosted.add(hosted)
-        try:
-            take(self.wait(actor.make.remote(kind, arguments)))
-        except BaseException:
-            hosted.close()
-            raise
         return hosted
 
     def wait(self, reference: Any) -> Any:
@@ -176,11 +181,23 @@ class Cluster:
             Stopped: the work was stopped.
             ClusterError: no node is left.
         """
-        while not self.ray.wait([reference], timeout=_POLL)[0]:
-            if self.is_stopping:
-                raise Stopped
-            _ = self.nodes
+        while not self.is_there(reference):
+            pass
         return self.get(reference)
+
+    def is_there(self, reference: Any) -> bool:
+        """Wait for the result behind a reference a little while, and return whether it is there.
+
+        Raises:
+            Stopped: the work was stopped.
+            ClusterError: no node is left.
+        """
+        if self.ray.wait([reference], timeout=_POLL)[0]:
+            return True
+        if self.is_stopping:
+            raise Stopped
+        _ = self.nodes
+        return False
 
     def get(self, reference: Any) -> Any:
         """Return the result behind a reference that is there.
@@ -264,10 +281,35 @@ class Hosted:
         cluster: where it is.
         actor: Ray's handle of its ``Host``; None once it has ended. A handle that outlives its connection ends another
             process in the next one, where Ray gives the same names again.
+        making: Ray's reference for the making of the object; None once it is made.
     """
 
     cluster: Cluster
     actor: Any
+    making: Any
+
+    def wait_until_made(self, is_wanted: Callable[[], bool] = lambda: True) -> bool:
+        """Wait until the object is made.
+
+        Args:
+            is_wanted: asked again and again; if not, the making goes on, and nothing waits for it.
+
+        Returns:
+            Whether it is made.
+
+        Raises: as ``Cluster.host``; then the process is ended.
+        """
+        try:
+            while self.making is not None and not self.cluster.is_there(self.making):
+                if not is_wanted():
+                    return False
+            if self.making is not None:
+                take(self.cluster.get(self.making))
+                self.making = None
+        except BaseException:
+            self.close()
+            raise
+        return True
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method, and return what it returns.
