@@ -20,9 +20,11 @@ from .errors import LensconvError as LensconvError
 from .measurement.ablation.ablate import AblationReport as AblationReport
 from .measurement.ablation.ablate import ablate as ablate
 from .measurement.ablation.options import AblateOptions as AblateOptions
-from .measurement.benchmark.bench import BenchReport as BenchReport
 from .measurement.benchmark.bench import bench as bench
 from .measurement.benchmark.options import BenchOptions as BenchOptions
+from .measurement.benchmark.report import BenchReport as BenchReport
+from .measurement.benchmark.sweep import SweepReport as SweepReport
+from .measurement.benchmark.sweep import sweep as sweep
 from .measurement.comparison.compare import compare as compare
 from .measurement.comparison.report import FidelityReport as FidelityReport
 from .measurement.evidence.files import read_evidence as read_evidence

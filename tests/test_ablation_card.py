@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from converter import errors
 from converter.front_matter import parse_front_matter
-from converter.measurement.benchmark.bench import _own_files
+from converter.measurement.benchmark.preparing import own_files
 from converter.measurement.evidence.files import write_evidence
 from converter.measurement.evidence.names import ABLATION_NAME, IMAGES_NAME
 from converter.measurement.evidence.origin import origin_note
@@ -238,7 +238,7 @@ def measured_alone() -> ablations.Content:
 
 def test_a_benchmark_leaves_an_ablation_alone(tmp_path: Path, lensconv: Lensconv) -> None:
     """Both may be in one folder."""
-    names = [file.name for file in _own_files(tmp_path / "evidence", tmp_path / "release")]
+    names = [file.name for file in own_files(tmp_path / "evidence", tmp_path / "release")]
     assert ABLATION_NAME not in names
     assert IMAGES_NAME in names
     write(tmp_path / "evidence", measured_alone(), pictures=True)

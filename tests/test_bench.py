@@ -27,9 +27,9 @@ from PIL import Image
 import converter
 from converter.console import Progress
 from converter.libraries import user_environment
-from converter.measurement.benchmark.bench import _drop_earlier
 from converter.measurement.benchmark.journal import is_image_key
 from converter.measurement.benchmark.machine_probe import probe_machine
+from converter.measurement.benchmark.preparing import drop_earlier
 from converter.measurement.evidence.files import read_evidence_folder
 from converter.schemas import load_schema
 from tests.benches import DRAWING, LIMIT, ONCE, SUITE, folded
@@ -68,7 +68,7 @@ def _described_once() -> Iterator[None]:
         return copy.deepcopy(described[key])
 
     with pytest.MonkeyPatch.context() as changed:
-        changed.setattr("converter.measurement.benchmark.bench.probe_machine", probe)
+        changed.setattr("converter.measurement.benchmark.preparing.probe_machine", probe)
         yield
 
 
@@ -318,7 +318,7 @@ def test_a_restart_deletes_what_was_measured(
     link = tmp_path / "link"
     link.symlink_to(copy)
     for output, folder in ((link, copy), (copy, link)):
-        _drop_earlier(output, folder)
+        drop_earlier(output, folder)
         assert names_in(copy) == [*files[2:], summary]
 
 

@@ -20,7 +20,7 @@ import torch
 from converter._version import __version__
 from converter.errors import DependencyError, DeviceError
 from converter.measurement.benchmark import machine
-from converter.measurement.benchmark.bench import _note_environment
+from converter.measurement.benchmark.bench import note_environment
 from converter.measurement.benchmark.machine import describe_machine
 from converter.measurement.benchmark.machine_probe import probe_machine
 from converter.measurement.benchmark.meter import Meter, Stopwatch
@@ -105,11 +105,11 @@ def test_what_is_known_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
     notes = []
     for kernel, compiles in (("triton", True), ("torch", True), ("none", False)):
-        _note_environment({"cuda": "12.8", "int8_kernel": kernel, "sdnq_compiles": compiles}, said := Notes())
+        note_environment({"cuda": "12.8", "int8_kernel": kernel, "sdnq_compiles": compiles}, said := Notes())
         notes.append([text.partition(",")[0] for text in said.texts])
     slow = ["quantized layers multiply dequantized weights", "SDNQ does not compile its functions"]
     assert notes == [[], ["quantized layers multiply with torch"], slow]
-    _note_environment({"cuda": None, "mxfp4": "unpacked"}, said := Notes())
+    note_environment({"cuda": None, "mxfp4": "unpacked"}, said := Notes())
     assert said.texts[0].startswith("the MXFP4 text encoder cannot stay packed here, and is unpacked")
     has_triton = find_spec("triton") is not None
     assert (known["triton"] is not None) == has_triton

@@ -15,7 +15,7 @@ from converter.errors import UsageError
 from converter.measurement.benchmark import pairing
 from converter.measurement.benchmark.job import Task
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
-from converter.measurement.benchmark.measuring import Bench
+from converter.measurement.benchmark.measuring import Bench, Place
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.pairing import ModePairs, find_pairs
 from converter.measurement.evidence.pairs import TimedPair, read_pairs, used_log_ratios
@@ -66,7 +66,7 @@ class Machine:
             return find_pairs(journal, suite, chosen, mode.split(",")[-1])
 
     def _work(self, bench: Bench) -> Any:
-        def work(cell: Cell, missing: Sequence[Task], shown: Progress) -> bool:
+        def work(cell: Cell, missing: Sequence[Task], shown: Progress, _: Place) -> bool:
             bench.journal.worker += 1
             name = f"{cell.pair}.{cell.attempt} {cell.model}"
             self.said.append(f"{cell.mode[0]} {name}: {' '.join(task.key for task in missing)}")

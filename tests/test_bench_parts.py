@@ -37,7 +37,7 @@ from converter.measurement.benchmark.image_files import image_name
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
 from converter.measurement.benchmark.machine import describe_machine
-from converter.measurement.benchmark.measuring import Bench
+from converter.measurement.benchmark.measuring import Bench, Place
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.session import Session
 from converter.measurement.benchmark.subjects import Subject, open_subjects
@@ -398,7 +398,7 @@ def test_what_a_worker_says_becomes_figures_and_failures(
         with Journal(next(folders), {}, restart=False) as journal:
             work = inputs.bench(journal, "standard")
             try:
-                is_fruitless = work._run_worker(cell, work.missing(cell), shown)
+                is_fruitless = work._run_worker(cell, work.missing(cell), shown, work.place)
             except DiskError as error:
                 return f"{error}, after {len(journal.measured)}"
             measured = [key for _, key in journal.measured]
@@ -424,7 +424,7 @@ def test_workers_that_hang_one_after_another_are_given_up(
 ) -> None:
     tried = []
 
-    def hang(work: Bench, cell: Cell, missing: Sequence[Task], shown: Progress) -> bool:
+    def hang(work: Bench, cell: Cell, missing: Sequence[Task], shown: Progress, _: Place) -> bool:
         tried.append(cell.model)
         work.fail(cell, missing[:1], "hung", shown)
         return len(tried) != 2
@@ -473,7 +473,7 @@ def test_reasons_do_not_tell_where_folders_lie(suite: Path, tiny_repo: Path, rel
         work = inputs.bench(journal, "standard")
         cell = Cell("standard", 0, 0, "quantized")
         with time_limit(LIMIT):
-            work._run_worker(cell, work.missing(cell), Progress())
+            work._run_worker(cell, work.missing(cell), Progress(), work.place)
         # What a loader says it says again: all images failed for one reason, without a second worker.
         (reason,) = set(work.failed.values())
         assert len(work.failed) == 3

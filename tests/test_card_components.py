@@ -20,8 +20,9 @@ from converter.console import SILENT
 from converter.conversion.options import ConvertOptions
 from converter.conversion.recipe.recipe import parse_recipe
 from converter.errors import EvidenceError, MalformedCheckpoint, ReleaseError, UnsupportedCheckpoint, UsageError
-from converter.measurement.benchmark.bench import _copy_summary, _note_differences
+from converter.measurement.benchmark.bench import note_differences
 from converter.measurement.benchmark.fidelity import compare_weights
+from converter.measurement.benchmark.finishing import copy_summary
 from converter.measurement.benchmark.subjects import Subject, open_subjects
 from converter.presentation.card.make_card import make_card
 from converter.presentation.card.options import CardOptions
@@ -282,7 +283,7 @@ def test_subjects_name_what_is_quantized_and_all_weights(tiny_repo: Path, lens_r
     files = ("transformer/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
     assert [row[3] for row in rows[1:]] == [f"{file}.safetensors" for file in files]
     assert rows[0][3] == "diffusion_pytorch_model.safetensors"
-    _note_differences((original, both), notes)
+    note_differences((original, both), notes)
     assert notes.texts == []
     # The autoencoder alone is quantized.
     alone = shutil.copytree(lens_release, tmp_path / "alone")
@@ -293,7 +294,7 @@ def test_subjects_name_what_is_quantized_and_all_weights(tiny_repo: Path, lens_r
     assert vae.label == "SDNQ vae int8 static"
     with pytest.raises(UsageError, match="is quantized, and"):
         open_subjects(alone, tiny_repo, notes)
-    _note_differences((vae, original), notes)
+    note_differences((vae, original), notes)
     assert [text.partition(";")[0] for text in notes.texts] == ["the repos differ in more than the transformer: vae"]
 
 
@@ -309,7 +310,7 @@ def test_a_summary_of_another_component_is_left_alone(lens_release: Path, tiny_r
     edit_manifest(release, lambda found: found["components"].pop(0))
     _, subject = open_subjects(tiny_repo, release, SILENT)
     (tmp_path / "out").mkdir()
-    _copy_summary(subject, tmp_path / "out")
+    copy_summary(subject, tmp_path / "out")
     assert names_in(tmp_path / "out") == []
 
 

@@ -116,10 +116,10 @@ def test_neither_verifying_headers_nor_converting_lens_imports_torch(
 PUBLIC_NAMES = """
 AblateOptions AblationReport AdapterChoice BenchOptions BenchReport CardOptions CardReport ChartsReport Checkpoint
 ConvertOptions ConvertReport FidelityReport GenerateOptions GenerateReport GridReport Header LensconvError PlanReport
-PromptSuite PublishOptions Receipt Recipe Rehearsal ReportPage Reporter ReproduceReport Rule SearchOptions SearchReport
-SuitePrompt SynthReport TensorEntry VerifyReport __version__ ablate bench compare convert draw_charts find_recipe
-generate import_card make_card make_grid make_report open_checkpoint plan publish read_evidence read_evidence_folder
-read_header read_suite rehearse reproduce search synthesize verify
+PromptSuite PublishOptions Receipt Recipe Rehearsal ReportPage Reporter ReproduceReport Rule SearchOptions
+SearchReport SuitePrompt SweepReport SynthReport TensorEntry VerifyReport __version__ ablate bench compare convert
+draw_charts find_recipe generate import_card make_card make_grid make_report open_checkpoint plan publish
+read_evidence read_evidence_folder read_header read_suite rehearse reproduce search sweep synthesize verify
 """
 
 

@@ -179,7 +179,7 @@ def test_nothing_is_compiled_while_images_are_measured(
             graphs[content["key"]] = count - before[-1]
 
     with config.patch(recompile_limit=lengths - 1, accumulated_recompile_limit=lengths - 1):
-        _work(job, say)
+        _work(job, say, ())
     keys = [task.key for task in tasks]
     assert [graphs[key] for key in keys] == [0 if first else 1] + [0] * lengths
     assert counters["stats"]["unique_graphs"] == lengths

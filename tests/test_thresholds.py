@@ -12,7 +12,7 @@ from PIL import Image
 
 from converter.cli.thresholds import render_verdicts
 from converter.errors import UsageError
-from converter.measurement.benchmark.bench import BenchReport
+from converter.measurement.benchmark.report import BenchReport
 from converter.measurement.evidence.names import IMAGES_NAME, MATRIX_NAME, METRICS_NAME
 from converter.measurement.evidence.thresholds import Threshold, exit_code, judge, parse_threshold
 from converter.schemas import load_schema

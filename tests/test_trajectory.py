@@ -19,9 +19,10 @@ from converter.cli.compare import render_summary
 from converter.console import Progress
 from converter.errors import DiskError, ImageError
 from converter.lens import LensPipeline
-from converter.measurement.benchmark.job import Task
+from converter.measurement.benchmark.events import WorkerEvents
+from converter.measurement.benchmark.job import GENERATED, Task
 from converter.measurement.benchmark.journal import Cell, Journal
-from converter.measurement.benchmark.measuring import Bench
+from converter.measurement.benchmark.measuring import Bench, Place
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.trace_files import TRACES_FOLDER, trace_file
 from converter.measurement.benchmark.traces import read_trace, replay_trace, tracing, write_trace
@@ -233,7 +234,7 @@ class Workers:
             return measurement.add_to({"methods": {}, "not_measured": {}}), said
 
     def _work(self, bench: Bench) -> Any:
-        def work(cell: Cell, missing: Sequence[Task], shown: Progress) -> bool:
+        def work(cell: Cell, missing: Sequence[Task], shown: Progress, _: Place) -> bool:
             self.said.append(f"{cell.model}: {', '.join(task.key for task in missing)}")
             bench.journal.worker += 1
             for task in missing:
@@ -245,7 +246,8 @@ class Workers:
                 if reason is not None:
                     bench.fail(cell, [task], reason, shown)
                     return False
-                bench._take_figures(cell, task, self._figures(task))
+                events = WorkerEvents(bench, cell, bench.journal.worker, [task], shown, is_timed=True)
+                events.take({"event": GENERATED, "key": task.key, **self._figures(task)})
             return False
 
         return work

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -178,6 +179,33 @@ def replace_file_in_pieces(output: Path, pieces: Iterable[bytes]) -> None:
                 os.fsync(stream.fileno())
             draft.replace(output)
         finally:
+            draft.unlink(missing_ok=True)
+
+
+def link_file(source: Path, output: Path) -> None:
+    """Give a file a second name, or copy it where that is impossible, completely or not at all.
+
+    Args:
+        source: the file, which nobody changes in place.
+        output: the name; an existing file is replaced.
+
+    Raises:
+        OutputError: it cannot be written.
+        DiskError: the disk is full.
+    """
+    draft = output.with_name(f".{output.name}.{os.getpid()}")
+    _remove_abandoned(output)
+    with writing(output):
+        try:
+            try:
+                os.link(source, draft)
+            except OSError:
+                shutil.copyfile(source, draft)
+                with draft.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            draft.replace(output)
+        finally:
+            # Renaming one name of a file to another one of the same file leaves both.
             draft.unlink(missing_ok=True)
 
 

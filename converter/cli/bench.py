@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter.cli.evidence import render_contents
-from converter.cli.options import PATH, PATH_OR_ADDRESS, adapter_option, dataclass_options, output_options, pass_console
+from converter.cli.options import (
+    PATH,
+    PATH_OR_ADDRESS,
+    adapter_option,
+    dataclass_options,
+    output_options,
+    pass_console,
+    ray_option,
+)
 from converter.cli.thresholds import payload, render_verdicts, threshold_option
 from converter.console import Console
 from converter.errors import MissingFigure
 from converter.extras import require_extra
 from converter.measurement.benchmark.options import BenchOptions
+from converter.measurement.evidence.names import SWEEP_NAME
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.evidence.thresholds import Threshold, exit_code, judge
 from converter.measurement.generation.options import GenerateOptions
@@ -24,7 +33,8 @@ from converter.measurement.generation.places import is_another_pipeline
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from converter.measurement.benchmark.bench import BenchReport
+    from converter.measurement.benchmark.report import BenchReport
+    from converter.measurement.benchmark.sweep import SweepReport
 
 #: Options of `generate` that a benchmark chooses itself, or that mean something else here.
 _CHOSEN = ("seed", "offload", "features", "overwrite", "adapters")
@@ -32,11 +42,11 @@ _CHOSEN = ("seed", "offload", "features", "overwrite", "adapters")
 
 @click.command(
     "bench",
-    short_help="Measure the original and the quantized repo.",
+    short_help="Measure the original and the quantized repos.",
     epilog="Example: lensconv bench Lens Lens-uint4 --prompts ten-signs --out evidence",
 )
 @click.argument("original", type=PATH_OR_ADDRESS)
-@click.argument("quantized", type=PATH_OR_ADDRESS)
+@click.argument("quantized", type=PATH_OR_ADDRESS, nargs=-1, required=True)
 @click.option(
     "--prompts",
     metavar="NAME|FILE",
@@ -49,7 +59,11 @@ _CHOSEN = ("seed", "offload", "features", "overwrite", "adapters")
 @dataclass_options(GenerateOptions, *(field.name for field in fields(GenerateOptions) if field.name not in _CHOSEN))
 @adapter_option(
     "LoRA adapter to add to the weights of ORIGINAL, for a release that was converted with it. Repeatable; file, scale "
-    "and order must be those in the manifest of QUANTIZED."
+    "and order must be those in the manifest of each QUANTIZED."
+)
+@ray_option(
+    "Measure on the nodes of a cluster: each pair of processes whose times are compared alone on a node, all other "
+    "images at the same time and without a time."
 )
 @threshold_option(
     "lpips (mean), psnr (mean, in dB), cer (mean character error rate of the quantized model), trajectory (mean "
@@ -63,9 +77,10 @@ def command(
     console: Console,
     /,
     original: Path | str,
-    quantized: Path | str,
+    quantized: Sequence[Path | str],
     prompts: str,
     output: Path,
+    ray: str | None,
     thresholds: Sequence[Threshold],
     **options: Any,
 ) -> None:
@@ -75,6 +90,9 @@ def command(
     huggingface_hub. Each model and mode runs in new processes. A failure is recorded as a failed row, and the rest is
     still measured. A run that was stopped continues where it stopped. `report`, `grid`, `charts` and `card` read the
     files in DIR.
+
+    With several QUANTIZED, each gets such a folder, DIR/NAME, with the name of its repo. The original generates each
+    image once, except those whose times are compared. DIR/sweep.json and DIR/sweep.md compare all models.
 
     Compare a release that was converted with --lora with the original that has the same adapters: give them again. The
     figures otherwise include the effect of LoRA, not only that of quantization.
@@ -89,11 +107,35 @@ def command(
     # Imported late, since it takes seconds; errors in the command line are reported before.
     from converter.libraries import PIPELINE_BYTES, load_library
 
-    bench = load_library("converter.measurement.benchmark.bench", needed=PIPELINE_BYTES).bench
-    report = bench(original, quantized, output, suite, measuring, generating, reporter=console)
-    verdicts = judge(thresholds, report.evidence)
-    console.result({**report.to_dict(), **payload(verdicts)}, *_render(report), *render_verdicts(verdicts))
-    context.exit(exit_code(verdicts, ok=report.ok))
+    if len(quantized) == 1:
+        bench = load_library("converter.measurement.benchmark.bench", needed=PIPELINE_BYTES).bench
+        report = bench(original, quantized[0], output, suite, measuring, generating, ray=ray, reporter=console)
+        verdicts = judge(thresholds, report.evidence)
+        console.result({**report.to_dict(), **payload(verdicts)}, *_render(report), *render_verdicts(verdicts))
+        context.exit(exit_code(verdicts, ok=report.ok))
+    sweep = load_library("converter.measurement.benchmark.sweep", needed=PIPELINE_BYTES).sweep
+    _show_sweep(
+        context,
+        console,
+        sweep(original, quantized, output, suite, measuring, generating, ray=ray, reporter=console),
+        thresholds,
+    )
+
+
+def _show_sweep(context: click.Context, console: Console, report: SweepReport, thresholds: Sequence[Threshold]) -> None:
+    """Write the table of several models, show it with their verdicts, and exit with 1 if one of them fails."""
+    from converter.presentation.card.sweep import write_sweep_table
+
+    table = write_sweep_table(report.output)
+    verdicts = {name: judge(thresholds, found.evidence) for name, found in report.models.items()}
+    shown = report.to_dict()
+    shown["files"].append(table.name)
+    for model in shown["models"]:
+        model |= payload(verdicts[model["name"]])
+    lines = [line for name, found in verdicts.items() for line in render_verdicts(found, name)]
+    console.result(shown, *_render_sweep(report), *lines)
+    every = [verdict for found in verdicts.values() for verdict in found]
+    context.exit(exit_code(every, ok=report.ok))
 
 
 def _refuse_unmeasured(thresholds: Sequence[Threshold], options: BenchOptions, original: Path | str) -> None:
@@ -116,11 +158,25 @@ def _render(report: BenchReport) -> list[RenderableType]:
     from converter.measurement.evidence.files import FORMATS
 
     parts = render_contents({name: (FORMATS[name].schema, content) for name, content in report.evidence.items()})
-    parts += [
-        f"failed: {row['model']}, {row['mode']}, pair {row['pair'] + 1}, {row['prompt']}: {row['reason']}"
-        for row in report.failed
-    ]
-    count = f"{report.images} images in {report.elapsed_s:.0f} s"
+    parts += [_failure(row) for row in report.failed]
+    return [*parts, f"{_count(report)}. Measurements: {report.output}. Next: lensconv report {report.output}"]
+
+
+def _render_sweep(report: SweepReport) -> list[RenderableType]:
+    parts = render_contents({SWEEP_NAME: ("sweep", report.content)})
+    parts += [f"{name}: {_failure(row)}" for name, found in report.models.items() for row in found.failed]
+    parts += [f"{name}: {_count(found)}" for name, found in report.models.items()]
+    first = next(iter(report.models.values())).output
+    return [*parts, f"{report.elapsed_s:.0f} s. Measurements: {report.output}. Next: lensconv report {first}"]
+
+
+def _failure(row: Mapping[str, Any]) -> str:
+    return f"failed: {row['model']}, {row['mode']}, pair {row['pair'] + 1}, {row['prompt']}: {row['reason']}"
+
+
+def _count(report: BenchReport) -> str:
+    taken = f", {report.taken_over} of them taken over" if report.taken_over else ""
+    count = f"{report.images} images{taken} in {report.elapsed_s:.0f} s"
     if report.failed:
         count += f", {len(report.failed)} failed; run the same command to try these again"
-    return [*parts, f"{count}. Measurements: {report.output}. Next: lensconv report {report.output}"]
+    return count

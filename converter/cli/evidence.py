@@ -72,6 +72,8 @@ def _render(schema: str, content: Mapping[str, Any]) -> list[RenderableType]:
     about_original = [text] if (text := describe_original(content.get("sources", {}))) else []
     if schema == "image_fidelity":
         return [*render_images(content), *about_original]
+    if schema == "sweep":
+        return render_sweep(content)
     if schema == "ablation":
         return render_ablation(content)
     return [_show(fidelity.weights_table(content)), *about_original] if schema == "weight_fidelity" else []
@@ -85,6 +87,17 @@ def render_ablation(content: Mapping[str, Any]) -> list[RenderableType]:
     shown = ablation_table(content, is_narrow=True)
     lines = [*list_failures(content), describe_table(content), *describe_findings(content)]
     return [_show(shown, "Ablation"), *lines]
+
+
+def render_sweep(content: Mapping[str, Any]) -> list[RenderableType]:
+    """Return the table of a sweep, and what its columns mean."""
+    from converter.presentation.tables.sweep import describe_sweep_table, list_sweep_failures, sweep_table
+
+    return [
+        _show(sweep_table(content, is_narrow=True), "Sweep"),
+        *list_sweep_failures(content),
+        describe_sweep_table(content),
+    ]
 
 
 def _spread(model: str, spread: Mapping[str, Any]) -> str:

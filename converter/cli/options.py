@@ -113,9 +113,24 @@ def ray_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(
         "--ray",
         metavar="ADDRESS|local",
+        callback=_check_ray,
         help=f"{text} ADDRESS is HOST:PORT of a cluster of Ray that this machine belongs to, or auto; local uses all "
         "GPUs of this machine. All nodes need the same versions of lensconv and its packages.",
     )
+
+
+def _check_ray(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse what is not an address, or Ray that is not installed, before anything else is done.
+
+    Raises:
+        UsageError: it is not an address.
+        DependencyError: Ray is not installed.
+    """
+    if value is not None:
+        from converter.cluster.connection import check_address
+
+        check_address(value)
+    return value
 
 
 SIZE = Size()

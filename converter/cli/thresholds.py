@@ -37,9 +37,14 @@ def payload(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return {"thresholds": [found.to_dict() for found in verdicts]} if verdicts else {}
 
 
-def render_verdicts(verdicts: Sequence[Verdict]) -> list[RenderableType]:
-    """Return a line for each threshold."""
-    return [verdict(_line(found), ok=found.ok) for found in verdicts]
+def render_verdicts(verdicts: Sequence[Verdict], model: str = "") -> list[RenderableType]:
+    """Return a line for each threshold.
+
+    Args:
+        verdicts: what was found.
+        model: name of the model that they are about, for the lines of several; empty if there is one.
+    """
+    return [verdict(f"{model}: {_line(found)}" if model else _line(found), ok=found.ok) for found in verdicts]
 
 
 def _parse(_context: click.Context, _parameter: click.Parameter, texts: Sequence[str]) -> tuple[Threshold, ...]:

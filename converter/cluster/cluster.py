@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from converter.cluster.environment import shared_environment
 from converter.cluster.hosts import Host, answer_function, take
 from converter.errors import ClusterError, LensconvError, first_line, printable
 from converter.temporary import remove_marked
+from converter.threads import run_in_threads
 
 #: Seconds between two looks at whether to stop, and at the nodes.
 _POLL = 0.5
@@ -34,6 +35,10 @@ _LOSSES = {
 _INSTALL = "Install lensconv, with the same versions, in the Python that Ray uses on each node."
 #: Consecutive losses without any progress, after which something else is wrong.
 MOST_LOSSES = 3
+
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 class Lost(Exception):
@@ -172,6 +177,35 @@ class Cluster:
             hosted = Hosted(self, actor, actor.make.remote(kind, arguments))
             self._hosted.add(hosted)
         return hosted
+
+    def run(
+        self, function: Callable[[_Item], _Result], items: Sequence[_Item], *, refresh: Callable[[], None]
+    ) -> list[_Result | None]:
+        """Call a function with every item, each in a thread of its own, which waits for nodes.
+
+        Args:
+            function: what the threads call.
+            items: one for each thread.
+            refresh: called in the main thread, a few times a second.
+
+        Returns:
+            What the calls returned; None of one that was stopped.
+
+        Raises:
+            BaseException: what the first failed call raised, or a signal's handler. All processes on nodes have ended
+                then, and the cluster cannot be used any more.
+        """
+
+        def call(item: _Item) -> _Result | None:
+            # What stopped it is raised in the main thread.
+            with suppress(Stopped):
+                return function(item)
+            return None
+
+        workers = max(1, len(items))
+        found = run_in_threads(call, items, workers=workers, name="node", refresh=refresh, stop=self.stop)
+        self._stopping.clear()
+        return found
 
     def wait(self, reference: Any) -> Any:
         """Wait for the result behind a reference.

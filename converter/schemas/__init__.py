@@ -36,6 +36,7 @@ NAMES = (
     "scores",
     "search",
     "search_measurement",
+    "sweep",
     "synth",
     "verify",
     "weight_fidelity",

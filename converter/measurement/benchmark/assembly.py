@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from converter.measurement.benchmark.image_files import BASELINE, has_image, image_key, image_name, image_seed
-from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal, is_image_key
+from converter.measurement.benchmark.journal import LOAD_KEY, TAKEN_OVER, Cell, Journal, is_image_key
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.pairing import find_pairs, timing_count
 from converter.measurement.benchmark.repos import ImageSettings, describe_settings
@@ -127,6 +127,10 @@ class Assembly:
         undisturbed = [figures for cell, figures in found if not self._pairs[mode].is_disturbed(cell)]
         return undisturbed or [figures for _, figures in found]
 
+    def _timed(self, mode: str, model: str, key: str) -> list[dict[str, Any]]:
+        """The same, without those of images that were not generated alone."""
+        return [figures for figures in self._rows(mode, model, key) if "time_s" in figures]
+
     def _row(self, mode: str, prompt: SuitePrompt) -> dict[str, Any]:
         row: dict[str, Any] = {
             "id": prompt.id,
@@ -150,11 +154,11 @@ class Assembly:
         ]
         if not figures:
             return {"failed": failed[-1]["reason"] if failed else "not measured"}
-        side = {
-            **combine(figures),
-            "times_s": [part["time_s"] for part in figures],
-            **_stages(figures),
-        }
+        # Figures of images that were not generated alone have no time.
+        timed = [part for part in figures if "time_s" in part]
+        side: dict[str, Any] = combine(figures)
+        if timed:
+            side |= {"times_s": [part["time_s"] for part in timed], **_stages(timed)}
         if image := self._image(model, model, prompt):
             pixels = {
                 part["pixels_sha256"]
@@ -162,6 +166,8 @@ class Assembly:
                 if (cell.model, key) == (model, prompt.id)
             }
             side |= {**image, "images_agree": len(pixels) == 1}
+        if any(part["worker"] == TAKEN_OVER for part in figures):
+            side["taken_over"] = True
         return {**side, "failed_attempts": failed} if failed else side
 
     def _image(self, model: str, kind: str, prompt: SuitePrompt) -> dict[str, str]:
@@ -230,7 +236,7 @@ class Assembly:
         subject = self._subjects[name]
         loads = self._rows(mode, name, LOAD_KEY)
         cold = self._rows(mode, name, first.id)
-        warm = [combine(figures) for prompt in others if (figures := self._rows(mode, name, prompt.id))]
+        warm = [combine(figures) for prompt in others if (figures := self._timed(mode, name, prompt.id))]
         failed = self._failures(mode, name)
         reason = {"failed": failed[-1]["reason"] if failed else "not measured"}
         no_warm = reason if others else {"failed": "the suite has one prompt, which is the cold one"}
@@ -243,7 +249,7 @@ class Assembly:
             "times_s": {
                 prompt.id: times
                 for prompt in self._suite.prompts
-                if (times := [found["time_s"] for found in self._rows(mode, name, prompt.id)])
+                if (times := [found["time_s"] for found in self._timed(mode, name, prompt.id)])
             },
             **_int8(loads),
         }

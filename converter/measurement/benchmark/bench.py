@@ -3,90 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint.writer import replace_file, write_error
+from converter.cluster.cluster import Cluster, in_words
+from converter.cluster.connection import opened_cluster
+from converter.cluster.nodes import refuse_other_software
 from converter.console import SILENT, Reporter
-from converter.conversion.release.manifest import SUMMARY_NAME
-from converter.errors import OutputError
-from converter.measurement.benchmark.assembly import Assembly
-from converter.measurement.benchmark.changes import refuse_changed_files
-from converter.measurement.benchmark.fidelity import compare_images, compare_weights
-from converter.measurement.benchmark.identity import describe_identity
-from converter.measurement.benchmark.image_files import IMAGE_KINDS
-from converter.measurement.benchmark.journal import JOURNAL_NAME, Journal, is_image_key
-from converter.measurement.benchmark.machine_probe import probe_machine
-from converter.measurement.benchmark.measuring import Bench
+from converter.hub.addresses import SCHEME, is_address, parse_address
+from converter.measurement.benchmark.finishing import write_files
+from converter.measurement.benchmark.journal import is_image_key
+from converter.measurement.benchmark.node_machines import choose_nodes
+from converter.measurement.benchmark.node_measuring import measure_on_nodes, measure_trajectories
 from converter.measurement.benchmark.options import BenchOptions
-from converter.measurement.benchmark.output_folder import refuse_output_folder
-from converter.measurement.benchmark.repos import choose_image_settings, cut_texts
-from converter.measurement.benchmark.subjects import Subject, find_summary, open_subjects
-from converter.measurement.benchmark.trace_files import FLAT_FIELD, TRACES_FOLDER, remove_traces
-from converter.measurement.benchmark.trajectory import TrajectoryMeasurement, measured_options
-from converter.measurement.evidence.files import FORMATS, read_evidence_folder, write_evidence
-from converter.measurement.evidence.names import (
-    ABLATION_NAME,
-    IMAGES_NAME,
-    MATRIX_NAME,
-    METRICS_NAME,
-    ORIGINAL,
-    QUANTIZED,
-    WEIGHTS_NAME,
-)
+from converter.measurement.benchmark.preparing import PreparedBench, prepare
+from converter.measurement.benchmark.report import BenchReport
+from converter.measurement.benchmark.repos import cut_texts
+from converter.measurement.benchmark.sharing import count_taken_over, take_over
+from converter.measurement.benchmark.subjects import Subject
+from converter.measurement.benchmark.trace_files import remove_traces
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.places import pipeline_folders
 from converter.measurement.prompts.suite import PromptSuite
 from converter.models.int8_kernels import kernel_text
-
-_IMAGE_FOLDERS = (*IMAGE_KINDS, FLAT_FIELD)
-
-
-@dataclass(frozen=True)
-class BenchReport:
-    """The measurements of a benchmark."""
-
-    output: Path
-    evidence: Mapping[str, Mapping[str, Any]]
-    """Contents of the files of measurements, by name."""
-    images: int
-    """Number of measured images, over models, modes and pairs."""
-    resumed: int
-    """Number of images among them that earlier runs measured."""
-    failed: tuple[dict[str, Any], ...]
-    """What could not be measured: model, mode, pair, attempt, prompt, reason."""
-    elapsed_s: float
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Names of the files of measurements."""
-        return tuple(self.evidence)
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything was measured."""
-        return not self.failed
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what ``lensconv bench --json`` shows."""
-        metrics = self.evidence[METRICS_NAME]
-        return {
-            "ok": self.ok,
-            "output": str(self.output),
-            "files": list(self.files),
-            "images": self.images,
-            "resumed": self.resumed,
-            "failed": list(self.failed),
-            "generation_time_s": {
-                name: metrics["models"][name].get("generation_time_s") for name in (ORIGINAL, QUANTIZED)
-            },
-            "slowdown": self.evidence[MATRIX_NAME]["summary"].get("slowdown"),
-            "elapsed_s": self.elapsed_s,
-        }
 
 
 def bench(
@@ -97,6 +41,7 @@ def bench(
     options: BenchOptions | None = None,
     drawing: GenerateOptions | None = None,
     *,
+    ray: str | None = None,
     reporter: Reporter = SILENT,
 ) -> BenchReport:
     """Measure the original and the quantized model, and write the files of measurements.
@@ -113,6 +58,8 @@ def bench(
         options: how to measure.
         drawing: how to generate images; the defaults are those of `generate`. The seed is that of each prompt. Adapters
             are added to the original; they must be those that the quantized model contains by its manifest.
+        ray: address of a cluster of Ray on whose nodes is measured, or ``local``; this machine when None. Repos are at
+            the same paths there, or addresses.
         reporter: shows progress and notes.
 
     Raises:
@@ -121,144 +68,143 @@ def bench(
         OutputError: measurements cannot be written there, or the folder contains those of another benchmark.
         DiskError: the disk is full, or that of the cache is.
         HubError: the Hub refuses, or cannot be reached.
+        ClusterError: there is no cluster, its nodes differ, or none is left.
     """
     options, drawing = options or BenchOptions(), drawing or GenerateOptions()
-    # A download may take an hour.
-    choose_device(drawing.device)
-    with pipeline_folders([original, quantized], reporter) as (first, second):
-        return _measure(first, second, output, suite, options, drawing, reporter)
+    with (
+        measuring_place(ray, drawing.device) as cluster,
+        pipeline_folders([original, quantized], reporter) as (first, second),
+        prepare(
+            first,
+            {output: second},
+            suite,
+            options,
+            drawing,
+            reporter,
+            cluster,
+            addresses_of([original, quantized], [first, second]),
+        ) as (prepared,),
+    ):
+        note_differences(prepared.subjects, reporter)
+        note_shared(prepared, reporter)
+        report = run(prepared, reporter)
+        remove_traces(output)
+        return report
 
 
-def _measure(
-    original: Path,
-    quantized: Path,
-    output: Path,
-    suite: PromptSuite,
-    options: BenchOptions,
-    drawing: GenerateOptions,
-    reporter: Reporter,
-) -> BenchReport:
-    """Measure the repos in two folders; see ``bench``."""
+def run(prepared: PreparedBench, reporter: Reporter, first: PreparedBench | None = None) -> BenchReport:
+    """Measure what is missing, and write the files of measurements. Traces of the original stay.
+
+    Args:
+        prepared: the benchmark.
+        reporter: shows progress and notes.
+        first: a benchmark of the same original that is measured, from which figures and images are taken over.
+
+    Raises: as ``bench``.
+    """
     started = time.monotonic()
-    folders = ("images", *(f"images/{kind}" for kind in _IMAGE_FOLDERS), TRACES_FOLDER)
-    refuse_output_folder(output, original, folders)
-    subjects = open_subjects(original, quantized, reporter, drawing.adapters)
-    options = measured_options(options, subjects[0].repo)
-    settings = [
-        choose_image_settings(subjects[0].repo, prompt.prompt, replace(drawing, seed=prompt.seed))
-        for prompt in suite.prompts
-    ]
-    with reporter.progress("describing the device", 1, "devices") as shown:
-        environment = probe_machine(drawing.device, shown.refresh)
-    if not any(subject.repo.has_packed_text_encoder for subject in subjects):
-        environment.pop("mxfp4", None)
-    by_name = {subject.name: subject for subject in subjects}
-    identity = describe_identity(subjects, suite, settings[0], environment, options)
-    with Journal(output, identity, restart=options.restart) as journal:
-        if options.restart:
-            _drop_earlier(output, quantized)
-        elif journal.is_new:
-            _refuse_foreign(output, quantized)
-        _note_differences(subjects, reporter)
-        _note_environment(environment, reporter)
-        for text in dict.fromkeys(cut_texts(subjects[0].repo, settings)):
-            reporter.note(text)
-        work = Bench(output, by_name, suite, settings, options, drawing.device, environment, journal)
-        trajectories = TrajectoryMeasurement(work)
-        trajectories.announce(reporter)
-        total = work.total
-        missing = sum(len(work.missing(cell)) for cell in work.cells)
-        if missing < total:
-            reporter.note(f"{total - missing} of {total} images were measured by an earlier run")
-        if missing:
-            reporter.note(_plan_text(options))
-        with reporter.progress("measuring", total, "images") as shown:
-            shown.skip(total - missing)
+    work = prepared.work
+    prepared.trajectories.announce(reporter)
+    resumed = work.total - _count_missing(prepared)
+    if resumed:
+        reporter.note(f"{resumed} of {work.total} images were measured by an earlier run")
+    if first is not None:
+        take_over(first.work, work)
+        reporter.note(f"{count_taken_over(work)} images of the original are taken over from {first.work.output.name}")
+    missing = _count_missing(prepared)
+    if missing:
+        reporter.note(_plan_text(work.options))
+        if prepared.nodes is not None:
+            reporter.note(f"on {in_words(prepared.nodes.cluster.nodes)}; only the timed prompts are generated alone")
+    with reporter.progress("measuring", work.total, "images") as shown:
+        shown.skip(work.total - missing)
+        if prepared.nodes is None:
             work.measure(shown)
-        trajectories.measure(reporter)
-        for subject in subjects:
-            refuse_changed_files(subject.states)
-        contents = Assembly(journal, suite, settings, by_name, environment, options).files()
-        evidence = _write_files(output, contents, by_name, trajectories, reporter)
+        else:
+            measure_on_nodes(work, prepared.nodes, shown)
+    if prepared.nodes is None:
+        prepared.trajectories.measure(reporter)
+    else:
+        measure_trajectories(work, prepared.trajectories, prepared.nodes, reporter)
+    evidence = write_files(prepared, reporter)
     # What fails after the pairs is a reason in image_fidelity.json.
     failed = tuple(
         {**asdict(cell), "prompt": key, "reason": reason}
         for (cell, key), reason in work.failed.items()
         if is_image_key(key)
     )
-    return BenchReport(
-        output=output,
-        evidence=evidence,
-        images=work.measured,
-        resumed=total - missing,
-        failed=failed,
-        elapsed_s=time.monotonic() - started,
-    )
+    elapsed = time.monotonic() - started
+    return BenchReport(work.output, evidence, work.measured, resumed, failed, elapsed, count_taken_over(work))
 
 
-def _write_files(
-    output: Path,
-    contents: Mapping[str, Mapping[str, Any]],
-    subjects: Mapping[str, Subject],
-    trajectories: TrajectoryMeasurement,
-    reporter: Reporter,
-) -> dict[str, dict[str, Any]]:
-    """Write all files of measurements, after comparing images and weights, and read them again.
+@contextmanager
+def measuring_place(ray: str | None, device: str) -> Iterator[Cluster | None]:
+    """Connect to the cluster on which is measured, for the block; None for this machine, if it has the device.
 
     Args:
-        output: the folder of measurements.
-        contents: what ``Assembly`` made, by file name.
-        subjects: the models, by name.
-        trajectories: adds its figures to those of the images.
-        reporter: shows progress and notes.
-    """
-    for name, content in contents.items():
-        write_evidence(output, name, content)
-    _copy_summary(subjects[QUANTIZED], output)
-    images = compare_images(output, contents[MATRIX_NAME], reporter)
-    comparisons = {
-        IMAGES_NAME: None if images is None else trajectories.add_to(images),
-        WEIGHTS_NAME: compare_weights(subjects, reporter),
-    }
-    for name, found in comparisons.items():
-        if found is not None:
-            write_evidence(output, name, found)
-    # Reading compares the files with each other and with the images.
-    return read_evidence_folder(output)
-
-
-def _plan_text(options: BenchOptions) -> str:
-    """How many processes a benchmark starts."""
-    modes, pairs = len(options.modes), options.pairs
-    text = f"{2 * pairs * modes} processes are planned: {pairs} for each model and mode"
-    if pairs < FEWEST_PAIRS:
-        return f"{text}; times are compared with at least {FEWEST_PAIRS}"
-    return f"{text}; a pair that something else disturbs is measured once more"
-
-
-def _refuse_foreign(output: Path, quantized: Path) -> None:
-    """Refuse a folder with files of another benchmark, which would be mixed with those of this one.
+        ray: as for ``bench``.
+        device: as in ``GenerateOptions``.
 
     Raises:
-        OutputError: there is such a file.
+        DeviceError: this machine does not have the device.
+        ClusterError: there is no cluster, or its nodes have other versions.
     """
-    for file in _own_files(output, quantized):
-        if file.exists():
-            raise OutputError(
-                f"{file}: belongs to an earlier benchmark, but {JOURNAL_NAME} is missing",
-                "Choose another folder with --out, or delete its measurements with --restart.",
-            )
+    if ray is None:
+        # A download may take an hour.
+        choose_device(device)
+        yield None
+        return
+    with opened_cluster(ray) as cluster:
+        refuse_other_software(cluster)
+        choose_nodes(cluster, device)
+        yield cluster
 
 
-def _own_files(output: Path, quantized: Path) -> list[Path]:
-    """Paths of the files that a benchmark writes; the summary of a release belongs to the release."""
-    is_release = output.resolve() == quantized.resolve()
-    others = (ABLATION_NAME, *((SUMMARY_NAME,) if is_release else ()))
-    return [output / name for name in FORMATS if name not in others]
+def addresses_of(places: Sequence[Path | str], folders: Sequence[Path]) -> dict[Path, str]:
+    """Return the addresses among places, without revisions, by the folders into which they were downloaded."""
+    return {
+        folder: f"{SCHEME}{parse_address(str(place)).repo_id}"
+        for place, folder in zip(places, folders, strict=True)
+        if is_address(str(place))
+    }
 
 
-def _note_environment(environment: Mapping[str, Any], reporter: Reporter) -> None:
-    """Say when the text encoder takes more memory, or quantized layers more time, than on other machines."""
+def note_differences(subjects: Sequence[Subject], reporter: Reporter) -> None:
+    """Say when more differs than what was quantized, since quantization is not the cause of that.
+
+    Args:
+        subjects: the original and the quantized model.
+        reporter: shows the note.
+    """
+    first, second = (subject.components for subject in subjects)
+    quantized = [*subjects[1].repo.quantizations] or [subjects[1].repo.denoiser]
+    others = [name for name in first if name not in quantized and first[name] != second[name]]
+    if others:
+        reporter.note(
+            f"the repos differ in more than the {' and the '.join(quantized)}: {', '.join(others)}; figures include "
+            "these differences"
+        )
+
+
+def note_shared(prepared: PreparedBench, reporter: Reporter) -> None:
+    """Say what is special about the machine and the prompts, which all benchmarks of an original share.
+
+    Args:
+        prepared: one of them.
+        reporter: shows the notes.
+    """
+    note_environment(prepared.work.environment, reporter)
+    for text in dict.fromkeys(cut_texts(prepared.subjects[0].repo, prepared.work.settings)):
+        reporter.note(text)
+
+
+def note_environment(environment: Mapping[str, Any], reporter: Reporter) -> None:
+    """Say when the text encoder takes more memory, or quantized layers more time, than on other machines.
+
+    Args:
+        environment: the machine and the versions.
+        reporter: shows the notes.
+    """
     if environment.get("mxfp4") == "unpacked":
         reporter.note("the MXFP4 text encoder cannot stay packed here, and is unpacked; `lensconv generate` says why")
     if environment["cuda"] is None:
@@ -270,33 +216,14 @@ def _note_environment(environment: Mapping[str, Any], reporter: Reporter) -> Non
         reporter.note("SDNQ does not compile its functions, so images of the quantized model take longer")
 
 
-def _note_differences(subjects: Sequence[Subject], reporter: Reporter) -> None:
-    """Say when more differs than what was quantized, since quantization is not the cause of that."""
-    first, second = (subject.components for subject in subjects)
-    quantized = [*subjects[1].repo.quantizations] or [subjects[1].repo.denoiser]
-    others = [name for name in first if name not in quantized and first[name] != second[name]]
-    if others:
-        reporter.note(
-            f"the repos differ in more than the {' and the '.join(quantized)}: {', '.join(others)}; figures include "
-            "these differences"
-        )
+def _count_missing(prepared: PreparedBench) -> int:
+    return sum(len(prepared.work.missing(cell)) for cell in prepared.work.cells)
 
 
-def _drop_earlier(output: Path, quantized: Path) -> None:
-    """Delete the files of measurements and the images of an earlier run, but no files of a release."""
-    try:
-        for file in _own_files(output, quantized):
-            file.unlink(missing_ok=True)
-        for kind in _IMAGE_FOLDERS:
-            for image in (output / "images" / kind).glob("*.png"):
-                image.unlink()
-    except OSError as error:
-        raise write_error(output, error) from error
-    remove_traces(output)
-
-
-def _copy_summary(quantized: Subject, output: Path) -> None:
-    """Copy the quantization summary of the release to the measurements."""
-    file, copy = find_summary(quantized.repo), output / SUMMARY_NAME
-    if file is not None and not (copy.exists() and copy.samefile(file)):
-        replace_file(copy, file.read_bytes())
+def _plan_text(options: BenchOptions) -> str:
+    """How many processes a benchmark starts."""
+    modes, pairs = len(options.modes), options.pairs
+    text = f"{2 * pairs * modes} processes are planned: {pairs} for each model and mode"
+    if pairs < FEWEST_PAIRS:
+        return f"{text}; times are compared with at least {FEWEST_PAIRS}"
+    return f"{text}; a pair that something else disturbs is measured once more"

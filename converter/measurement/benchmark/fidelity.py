@@ -36,7 +36,7 @@ def compare_images(output: Path, matrix: Mapping[str, Any], reporter: Reporter) 
         Content of ``image_fidelity.json``; None if no prompt has images of both models.
     """
     settings = matrix["settings"]
-    measured = [row for row in matrix["prompts"] if "time_s" in row[ORIGINAL] and "time_s" in row[QUANTIZED]]
+    measured = [row for row in matrix["prompts"] if not {"failed"} & {*row[ORIGINAL], *row[QUANTIZED]}]
     rows = [row for row in measured if "image" in row[ORIGINAL] and "image" in row[QUANTIZED]]
     changed = [row["id"] for row in measured if row not in rows]
     if changed:

@@ -38,6 +38,15 @@ class Task:
     blocks: bool = False
     """Whether hidden states after blocks are recorded, too."""
 
+    def to_json(self) -> str:
+        """Return the task as one line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Task:
+        """Parse what ``to_json`` returned."""
+        return cls(**json.loads(text))
+
 
 @dataclass(frozen=True)
 class Job:

@@ -2,7 +2,7 @@
 
 The first line identifies the benchmark: weights, prompts, settings, machine and versions. Every other line is a load,
 an image or a failure, with its model, mode, pair and attempt, and with the number of the worker that it comes from.
-Failures stay when a later run succeeds.
+Failures stay when a later run succeeds. Lines that were taken over from another benchmark have no worker of this one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from converter.measurement.benchmark.journal_file import JournalFile
 
 JOURNAL_NAME = "measurements.jsonl"
 _FORMAT = "lensconv.measurements/2"
+#: The number in place of a worker's, in lines that were taken over from the journal of another benchmark.
+TAKEN_OVER = 0
 #: Key of the line of a load.
 LOAD_KEY = "(load)"
 
@@ -73,14 +75,34 @@ class Journal:
         for entry in entries:
             self._take(entry)
 
-    def note(self, cell: Cell, key: str, figures: Mapping[str, Any]) -> None:
+    def new_worker(self) -> int:
+        """Return the number of another worker."""
+        self.worker += 1
+        return self.worker
+
+    def note(self, cell: Cell, key: str, figures: Mapping[str, Any], worker: int | None = None) -> None:
         """Write a measurement, or a failure (``failed``), durably.
+
+        Args:
+            cell: what it belongs to.
+            key: of the line.
+            figures: the measurement or the failure.
+            worker: number of the worker; the last one when None.
 
         Raises:
             OutputError: it cannot be written.
             DiskError: the disk is full.
         """
-        entry = {**asdict(cell), "key": key, "worker": self.worker, **figures}
+        entry = {**asdict(cell), "key": key, "worker": self.worker if worker is None else worker, **figures}
+        self._lines.append(entry)
+        self._take(entry)
+
+    def take_over(self, cell: Cell, key: str, figures: Mapping[str, Any]) -> None:
+        """Write durably what another benchmark measured, or that it failed there.
+
+        Raises: as ``note``.
+        """
+        entry = {**asdict(cell), "key": key, **figures, "worker": TAKEN_OVER}
         self._lines.append(entry)
         self._take(entry)
 
@@ -88,7 +110,8 @@ class Journal:
         figures = dict(entry)
         cell = Cell(*(figures.pop(field.name) for field in fields(Cell)))
         key = figures.pop("key")
-        self.cell_of[figures["worker"]] = cell
+        if figures["worker"] != TAKEN_OVER:
+            self.cell_of[figures["worker"]] = cell
         if "failed" in figures:
             self.failures.setdefault((cell, key), []).append(figures["failed"])
         else:

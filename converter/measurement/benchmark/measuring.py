@@ -1,32 +1,72 @@
-"""Measure cells: start workers until every image is measured, or has failed."""
+"""Measure cells: start workers until every image is measured, or has failed.
+
+Several threads may measure cells of one benchmark at the same time, each with workers of its own. What a worker says is
+taken under a lock.
+"""
 
 from __future__ import annotations
 
-import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from converter.cluster.cluster import Lost
 from converter.console import Progress
+from converter.measurement.benchmark.events import WorkerEvents
 from converter.measurement.benchmark.image_files import BASELINE, has_image, image_key, image_name, image_seed
-from converter.measurement.benchmark.job import FAILED, GENERATED, GENERATING, LOADED, Job, Task
-from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal, is_image_key
+from converter.measurement.benchmark.job import Job, Task
+from converter.measurement.benchmark.journal import Cell, Journal, is_image_key
 from converter.measurement.benchmark.options import MODES, BenchOptions
 from converter.measurement.benchmark.pairing import find_pairs, models_of, timing_prompts
 from converter.measurement.benchmark.repos import ImageSettings
 from converter.measurement.benchmark.subjects import Subject
-from converter.measurement.benchmark.trace_files import is_replayed, trace_file, trace_key
-from converter.measurement.benchmark.worker_process import WorkerProcess, raise_if_aborted
+from converter.measurement.benchmark.trace_files import is_replayed, trace_file
+from converter.measurement.benchmark.worker_process import Worker, WorkerProcess, raise_if_aborted
 from converter.measurement.evidence.names import ORIGINAL
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.prompts.suite import PromptSuite, SuitePrompt
 
 #: Consecutive workers that hang, or die while loading, after which the rest of a cell is given up.
 _FRUITLESS = 3
-#: How quantized models work: in the events of workers, and in descriptions of machines.
-_WORKING = ("int8_kernel", "sdnq_compiles", "mxfp4")
+_Result = TypeVar("_Result")
+
+
+class Place(Protocol):
+    """Where workers run."""
+
+    is_timed: bool
+    """Whether nothing else runs there, so that times mean something."""
+
+    def number(self, journal: Journal) -> int:
+        """Return the number of the next worker."""
+
+    def start(self, job: Job, timeout: float, tick: Callable[[], None]) -> AbstractContextManager[Worker]:
+        """Start a worker."""
+
+    def note_loss(self, loss: Lost) -> None:
+        """Take note of the loss of a worker that is not its own fault; raise an error if there are too many."""
+
+
+class ThisMachine:
+    """Workers run on this machine, one after the other."""
+
+    is_timed = True
+
+    def number(self, journal: Journal) -> int:
+        """Return the next number."""
+        return journal.new_worker()
+
+    def start(self, job: Job, timeout: float, tick: Callable[[], None]) -> WorkerProcess:
+        """Start a process."""
+        return WorkerProcess(job, timeout, tick)
+
+    def note_loss(self, loss: Lost) -> None:
+        """Nothing is lost on this machine."""
+        raise loss
 
 
 @dataclass
@@ -45,6 +85,10 @@ class Bench:
     journal: Journal
     failed: dict[tuple[Cell, str], str] = field(default_factory=dict)
     """Reasons of the failures in this run, by cell and key."""
+    place: Place = field(default_factory=ThisMachine)
+    """Where workers run, unless something else is said."""
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    """For the journal and the failures."""
 
     @property
     def picture_mode(self) -> str:
@@ -55,7 +99,7 @@ class Bench:
     @property
     def cells(self) -> list[Cell]:
         """All cells that are known so far, in the order of measuring."""
-        return [cell for mode in self.options.modes for cell in (*self._planned(mode), *self._repeated(mode))]
+        return [cell for mode in self.options.modes for cell in (*self.planned(mode), *self.repeated(mode))]
 
     @property
     def total(self) -> int:
@@ -102,11 +146,11 @@ class Bench:
 
     def missing(self, cell: Cell) -> list[Task]:
         """Images of a cell that are not measured and have not failed in this run."""
-        return [
-            task
-            for task in self.tasks(cell)
-            if (cell, task.key) not in self.failed and not self._is_measured(cell, task)
-        ]
+        return [task for task in self.tasks(cell) if self.is_missing(cell, task)]
+
+    def is_missing(self, cell: Cell, task: Task) -> bool:
+        """Whether an image is not measured and has not failed in this run."""
+        return (cell, task.key) not in self.failed and not self._is_measured(cell, task)
 
     def measure(self, shown: Progress) -> None:
         """Measure all cells.
@@ -120,18 +164,18 @@ class Bench:
             DeviceError: the device is lost.
         """
         for mode in self.options.modes:
-            for find_cells in (self._planned, self._repeated):
+            for find_cells in (self.planned, self.repeated):
                 for cell in find_cells(mode):
                     shown.total = self.total
                     self.measure_tasks(cell, partial(self.missing, cell), shown)
         shown.total = self.total
 
-    def _planned(self, mode: str) -> list[Cell]:
-        """The cells of all pairs of a mode; which model is first alternates."""
+    def planned(self, mode: str) -> list[Cell]:
+        """Return the cells of all pairs of a mode; which model is first alternates."""
         return [Cell(mode, pair, 0, model) for pair in range(self.options.pairs) for model in models_of(pair)]
 
-    def _repeated(self, mode: str) -> list[Cell]:
-        """The cells of the pairs of a mode that are measured once more, as far as this is known."""
+    def repeated(self, mode: str) -> list[Cell]:
+        """Return the cells of the pairs of a mode that are measured once more, as far as this is known."""
         if self.options.pairs < FEWEST_PAIRS:
             return []
         pairs = find_pairs(self.journal, self.suite, self.options, mode).to_repeat
@@ -146,70 +190,60 @@ class Bench:
         }
         return [prompt for prompt in timing_prompts(self.suite, self.options) if prompt.id not in failed]
 
-    def measure_tasks(self, cell: Cell, find_missing: Callable[[], list[Task]], shown: Progress) -> None:
+    def measure_tasks(
+        self, cell: Cell, find_missing: Callable[[], list[Task]], shown: Progress, place: Place | None = None
+    ) -> None:
         """Start workers until nothing of a cell is missing.
 
         Args:
             cell: what the tasks belong to.
             find_missing: what is not measured and has not failed in this run.
             shown: counts tasks.
+            place: where workers run; that of the benchmark when None.
 
         Raises: as ``measure``.
         """
-        fruitless = 0
-        while missing := find_missing():
+        place, fruitless = place or self.place, 0
+        while missing := self._locked(find_missing):
             if fruitless == _FRUITLESS:
                 reason = f"not tried: {_FRUITLESS} consecutive workers hung, or died while loading"
-                self.fail(cell, missing, reason, shown)
+                self._locked(lambda: self.fail(cell, missing, reason, shown))  # noqa: B023 - called at once
             else:
-                fruitless = fruitless + 1 if self._run_worker(cell, missing, shown) else 0
+                try:
+                    fruitless = fruitless + 1 if self._run_worker(cell, missing, shown, place) else 0
+                except Lost as loss:
+                    place.note_loss(loss)
 
-    def _run_worker(self, cell: Cell, missing: Sequence[Task], shown: Progress) -> bool:
+    def _locked(self, function: Callable[[], _Result]) -> _Result:
+        with self.lock:
+            return function()
+
+    def _run_worker(self, cell: Cell, missing: Sequence[Task], shown: Progress, place: Place) -> bool:
         """Start a worker for the missing images.
 
         Returns:
             Whether it measured nothing, and another worker would probably measure nothing either.
         """
-        shown.label = f"{cell.model}, {cell.mode}"
-        left = {task.key: task for task in missing}
-        current = LOAD_KEY
-        self.journal.worker += 1
-        with WorkerProcess(self._job(cell, missing), self.options.timeout, shown.refresh) as worker:
+        with self.lock:
+            shown.label = f"{cell.model}, {cell.mode}"
+            number = place.number(self.journal)
+            job = self._job(cell, missing, warms_up=place.is_timed)
+        events = WorkerEvents(self, cell, number, missing, shown, is_timed=place.is_timed)
+        with place.start(job, self.options.timeout, shown.refresh) as worker:
             for event in worker.events():
                 raise_if_aborted(event)
-                if event["event"] == LOADED:
-                    event = self._compare_working(event)
-                kind = event.pop("event")
-                if kind == LOADED and (cell, LOAD_KEY) not in self.journal.measured:
-                    self.journal.note(cell, LOAD_KEY, event)
-                elif kind == GENERATING:
-                    current = event["key"]
-                elif kind == GENERATED and event["key"]:
-                    self._take_figures(cell, left.pop(event.pop("key")), event)
-                    shown.advance(1)
-                elif kind == FAILED:
-                    self._take_failure(cell, current, event, list(left.values()), shown)
-                    return len(left) == len(missing) and (current == LOAD_KEY or "hung" in event)
+                with self.lock:
+                    is_fruitless = events.take(event)
+                if is_fruitless is not None:
+                    return is_fruitless
                 shown.refresh()
-        if left:
-            self.fail(cell, list(left.values())[:1], "the worker ended too early", shown)
+        with self.lock:
+            events.end()
         return False
 
-    def _take_figures(self, cell: Cell, task: Task, figures: dict[str, Any]) -> None:
-        """Note what was measured; a trajectory that was recorded with an image is a line of its own."""
-        found = {task.key: figures}
-        if task.trace is not None:
-            key = trace_key(Path(task.trace).stem)
-            trace = figures.pop("trace")
-            found = {**found, key: trace} if is_image_key(task.key) else {key: trace}
-        for key, content in found.items():
-            if "failed" in content:
-                content["failed"] = self.failed[cell, key] = self.without_paths(content["failed"], cell.model)
-            self.journal.note(cell, key, content)
-
-    def _job(self, cell: Cell, missing: Sequence[Task]) -> Job:
+    def _job(self, cell: Cell, missing: Sequence[Task], *, warms_up: bool = True) -> Job:
         # In the other modes the first image is the cold one; a worker that starts with another one has to warm up.
-        warms_up = cell.mode == "standard" or missing[0].key != self.suite.prompts[0].id
+        warms_up = warms_up and (cell.mode == "standard" or missing[0].key != self.suite.prompts[0].id)
         # Only images are timed.
         warms_up = warms_up and is_image_key(missing[0].key)
         warm_up = [replace(missing[0], key="", image=None, trace=None)] if warms_up else []
@@ -228,28 +262,6 @@ class Bench:
             adapted=[*subject.adapters] if subject.choices else [],
         )
 
-    def _take_failure(
-        self, cell: Cell, current: str, event: Mapping[str, Any], left: Sequence[Task], shown: Progress
-    ) -> None:
-        reason = self.without_paths(event["reason"], cell.model)
-        if current == LOAD_KEY:
-            # An error of a loader would occur again; a death may be an accident, and costs one image.
-            self.fail(cell, left[:1] if event.get("died") else left, f"while loading: {reason}", shown)
-        elif not current:
-            self.fail(cell, left[:1], f"while warming up: {reason}", shown)
-        else:
-            self.fail(cell, [task for task in left if task.key == current], reason, shown)
-
-    def _compare_working(self, event: dict[str, Any]) -> dict[str, Any]:
-        """The event of a load without what it says of quantized models, or a failure if they do not work as noted."""
-        working = {"mxfp4": event.pop("mxfp4", None), **(event.pop("quantization", None) or {})}
-        for name in _WORKING:
-            noted, found = self.environment.get(name), working.get(name)
-            if found not in (None, noted):
-                reason = f"{name} is {json.dumps(found)} in this worker, and was {json.dumps(noted)} before"
-                return {"event": FAILED, "reason": reason}
-        return event
-
     def without_paths(self, reason: str, model: str) -> str:
         """Return a reason of a model's failure without the paths of this machine, so that it can be published."""
         subject = self.subjects[model]
@@ -260,10 +272,10 @@ class Bench:
             reason = reason.replace(str(choice.file.absolute()), choice.file.name)
         return reason
 
-    def fail(self, cell: Cell, tasks: Sequence[Task], reason: str, shown: Progress) -> None:
+    def fail(self, cell: Cell, tasks: Sequence[Task], reason: str, shown: Progress, worker: int | None = None) -> None:
         """Note that tasks of a cell failed, and why."""
         for task in tasks:
-            self.journal.note(cell, task.key, {"failed": reason})
+            self.journal.note(cell, task.key, {"failed": reason}, worker)
             self.failed[cell, task.key] = reason
             shown.advance(1)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.measurement.benchmark.conditions import Conditions, disturbances, session_conditions
-from converter.measurement.benchmark.journal import Cell, Journal, is_image_key
+from converter.measurement.benchmark.journal import TAKEN_OVER, Cell, Journal, is_image_key
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.evidence.names import MODELS, STANDARD
 from converter.measurement.evidence.pairs import TimedPair
@@ -40,7 +40,7 @@ class ModePairs:
     pairs: tuple[TimedPair, ...]
     """In their order."""
     to_repeat: tuple[int, ...]
-    """Numbers of the pairs that were disturbed or interrupted when they were first measured."""
+    """Numbers of the pairs that were disturbed or interrupted when they were first measured, or taken over in part."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as in files of measurements."""
@@ -59,7 +59,9 @@ class _Attempt:
     pair: int
     attempt: int
     rows: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    """By model and prompt."""
+    """By model and prompt, without those that were taken over from another benchmark."""
+    taken_over: bool
+    """Whether there are such rows. Their processes were not next to those of this benchmark."""
     interrupted: bool
     conditions: Mapping[str, Conditions]
     """By model, if it has rows."""
@@ -106,7 +108,7 @@ def find_pairs(journal: Journal, suite: PromptSuite, options: BenchOptions, mode
     to_repeat = [
         pair.pair
         for pair, found in zip(pairs, attempts, strict=True)
-        if pair.attempt == 0 and found.prompts and (pair.interrupted or pair.disturbed_sessions)
+        if pair.attempt == 0 and (found.taken_over or (found.prompts and (pair.interrupted or pair.disturbed_sessions)))
     ]
     return ModePairs(tuple(prompts), tuple(pairs), tuple(to_repeat))
 
@@ -145,14 +147,18 @@ def _choose(attempts: Sequence[_Attempt], disturbed: Sequence[Mapping[str, Seque
 
 def _attempt(journal: Journal, mode: str, pair: int, attempt: int, keys: Sequence[str]) -> _Attempt:
     cells = [Cell(mode, pair, attempt, model) for model in models_of(pair)]
-    rows = {
-        cell.model: {key: journal.measured[cell, key] for key in keys if (cell, key) in journal.measured}
+    known = {
+        cell.model: {key: row for key in keys if "time_s" in (row := journal.measured.get((cell, key), {}))}
         for cell in cells
+    }
+    rows = {
+        model: {key: row for key, row in found.items() if row["worker"] != TAKEN_OVER} for model, found in known.items()
     }
     return _Attempt(
         pair=pair,
         attempt=attempt,
         rows=rows,
+        taken_over=rows != known,
         interrupted=_is_interrupted(journal, cells, rows),
         conditions={
             model: found for model in MODELS if (found := session_conditions(list(rows[model].values()))) is not None

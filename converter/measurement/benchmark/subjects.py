@@ -135,7 +135,11 @@ def identify_repo(folder: Path) -> tuple[str, str | None]:
 
 
 def open_subjects(
-    original: Path, quantized: Path, reporter: Reporter, choices: Sequence[AdapterChoice] = ()
+    original: Path,
+    quantized: Path,
+    reporter: Reporter,
+    choices: Sequence[AdapterChoice] = (),
+    known: dict[tuple[int, int], str] | None = None,
 ) -> tuple[Subject, Subject]:
     """Open both repos, and compute the checksums of their weight files.
 
@@ -144,6 +148,7 @@ def open_subjects(
         quantized: another one.
         reporter: shows progress and notes.
         choices: LoRA adapters that are added to the original.
+        known: collects the checksums of files that were read, by device and inode; these are not read again.
 
     Raises:
         InputError: a repo cannot be used, both are the same folder, or they are in the wrong order; or the quantized
@@ -161,9 +166,10 @@ def open_subjects(
     added = add_to_original(repos[0], audits, choices, reporter)
     states = [file_states(repo.weight_files) for repo in repos]
     # A file that both repos have, even under different names, is read once.
+    digests = {} if known is None else known
     sizes = {(device, inode): size for state in states for device, inode, size, _ in state.values()}
-    with reporter.progress("checksums", sum(sizes.values())) as shown:
-        digests: dict[tuple[int, int], str] = {}
+    unread = sum(size for file, size in sizes.items() if file not in digests)
+    with reporter.progress("checksums", unread) as shown:
         weights = [hash_weights(repo, state, digests, shown) for repo, state in zip(repos, states, strict=True)]
     first, second = ({name: {file.sha256 for file in found} for name, found in files.items()} for files in weights)
     if first == second:

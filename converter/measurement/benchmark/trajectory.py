@@ -80,7 +80,7 @@ class TrajectoryMeasurement:
             reporter.note(f"the original's trajectories take up to {size} in {TRACES_FOLDER}, until they are compared")
 
     def measure(self, reporter: Reporter) -> None:
-        """Measure what is missing. What fails becomes a reason, and harms nothing else.
+        """Measure what is missing. What fails becomes a reason, and harms nothing else. Traces stay.
 
         Args:
             reporter: shows progress and notes.
@@ -97,7 +97,6 @@ class TrajectoryMeasurement:
                         remove_traces(self.bench.output)
                         reason = self.bench.without_paths(error.message, model)
                         self.bench.fail(self._cell(model), missing, reason, shown)
-        remove_traces(self.bench.output)
         for name, reason in self._reasons().items():
             if reason != _NOT_REQUESTED:
                 reporter.note(f"{name.replace('_', ' ')}: not measured: {reason}")

@@ -1,8 +1,9 @@
 """A process that loads one pipeline, generates images and measures both.
 
-It reads its job from stdin and reports events on a pipe, one JSON object per line. What libraries print goes to stdout
-and stderr, which the parent chose. The first failure ends the process, since an exception in the middle of an image may
-leave anything on the device; the parent starts another one for the remaining images.
+It reads its job from stdin, further tasks from a pipe if there are any, and reports events on another pipe, one JSON
+object per line. What libraries print goes to stdout and stderr, which the parent chose. The first failure ends the
+process, since an exception in the middle of an image may leave anything on the device; the parent starts another one
+for the remaining images.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,14 @@ _ENVIRONMENT_ERRORS = (CompilerError, DeviceError, DiskError, OutputError, Usage
 
 def main() -> None:
     """Do the job on stdin."""
-    parent, descriptor = int(sys.argv[1]), int(sys.argv[2])
+    parent, descriptor, *fed = map(int, sys.argv[1:])
     # If the parent is killed, the kernel kills this process, too.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the parent process has ended")
     # Processes that libraries start must not keep the pipe open.
-    os.set_inheritable(descriptor, False)
+    for number in (descriptor, *fed):
+        os.set_inheritable(number, False)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OUT_OF_MEMORY_SCORE)
     job = Job.from_json(sys.stdin.read())
@@ -58,7 +60,7 @@ def main() -> None:
             stream.flush()
 
         try:
-            _work(job, say)
+            _work(job, say, _further_tasks(*fed))
         except LensconvError as error:
             if job.probe or isinstance(error, _ENVIRONMENT_ERRORS):
                 say(ABORTED, **error.to_dict()["error"])
@@ -68,7 +70,14 @@ def main() -> None:
     os._exit(0)
 
 
-def _work(job: Job, say: Callable[..., None]) -> None:
+def _further_tasks(*descriptors: int) -> Iterator[Task]:
+    """Yield the tasks that the parent sends later, one per line."""
+    for descriptor in descriptors:
+        with os.fdopen(descriptor, encoding="utf-8") as stream:
+            yield from map(Task.from_json, stream)
+
+
+def _work(job: Job, say: Callable[..., None], further: Iterable[Task]) -> None:
     # Importing these takes seconds.
     from converter.libraries import load_library
 
@@ -82,7 +91,7 @@ def _work(job: Job, say: Callable[..., None]) -> None:
     say(LOADED, **session.load())
     first, *others = job.tasks
 
-    def draw(tasks: list[Task]) -> None:
+    def draw(tasks: Iterable[Task]) -> None:
         for task in tasks:
             say(GENERATING, key=task.key)
             say(GENERATED, key=task.key, **(session.generate(task) if task.replay is None else session.replay(task)))
@@ -94,6 +103,7 @@ def _work(job: Job, say: Callable[..., None]) -> None:
         session.generate(task)
         say(GENERATED, key="")
     draw(others)
+    draw(further)
 
 
 def _warm_cache(files: list[Path]) -> None:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from converter.errors import LensconvError, printable
 from converter.libraries import waiting_environment
-from converter.measurement.benchmark.job import ABORTED, FAILED, Job
+from converter.measurement.benchmark.job import ABORTED, FAILED, Job, Task
 from converter.threads import HeldSignals
 
 #: Seconds between two refreshes of the progress.
@@ -27,6 +27,13 @@ _TAIL_BYTES = 4000
 _PIPE_BYTES = 1 << 16
 
 
+class Worker(Protocol):
+    """A worker, wherever it runs."""
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield its events."""
+
+
 class WorkerProcess:
     """A worker, as a context manager that always ends it.
 
@@ -34,9 +41,10 @@ class WorkerProcess:
         job: its work.
         timeout: seconds without an event after which it counts as hanging.
         tick: called while waiting.
+        is_fed: whether it waits for further tasks after those of its job.
     """
 
-    def __init__(self, job: Job, timeout: float, tick: Callable[[], None]) -> None:
+    def __init__(self, job: Job, timeout: float, tick: Callable[[], None], *, is_fed: bool = False) -> None:
         self._timeout = timeout
         self._tick = tick
         package = str(Path(__file__).resolve().parents[3])
@@ -51,19 +59,28 @@ class WorkerProcess:
         try:
             with HeldSignals():
                 self._pipe, writer = os.pipe()
+                fed, feed = os.pipe() if is_fed else (None, None)
+                self._feed = None if feed is None else os.fdopen(feed, "wb", buffering=0)
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", start, str(os.getpid()), str(writer)],
+                    [sys.executable, "-P", "-c", start, str(os.getpid()), *map(str, filter(None, (writer, fed)))],
                     stdin=self._input,
                     stdout=self._log,
                     stderr=self._log,
-                    pass_fds=(writer,),
+                    pass_fds=tuple(filter(None, (writer, fed))),
                     start_new_session=True,
                     env={**os.environ, **waiting_environment()},
                 )
-                os.close(writer)
+                for descriptor in filter(None, (writer, fed)):
+                    os.close(descriptor)
         except KeyboardInterrupt:
             self.stop()
             raise
+
+    def feed(self, task: Task) -> None:
+        """Give it another task; if it has died, ``events`` says so."""
+        if self._feed is not None:
+            with suppress(BrokenPipeError):
+                self._feed.write(f"{task.to_json()}\n".encode())
 
     def events(self) -> Iterator[dict[str, Any]]:
         """Yield its events; if it dies or hangs, the last one is ``FAILED``, with ``died`` and ``hung``."""
@@ -119,6 +136,8 @@ class WorkerProcess:
         with HeldSignals():
             self.stop()
             os.close(self._pipe)
+            if self._feed is not None:
+                self._feed.close()
             self._log.close()
             self._input.close()
 

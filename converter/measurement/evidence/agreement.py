@@ -37,6 +37,7 @@ def disagreements(schema: str, content: Mapping[str, Any]) -> Iterator[str]:
         "image_fidelity": _check_images,
         "model_cpu_offload_benchmark": _check_offload,
         "sdnq_quantization_summary": _check_summary,
+        "sweep": _check_sweep,
     }
     yield from _check_spreads(content, "")
     yield from _check_adapters(content.get("sources", {}))
@@ -118,7 +119,7 @@ def _check_matrix(content: Mapping[str, Any]) -> Iterator[str]:
             yield from _check_reserved(side, f"{name}.{model}")
             yield from check_seconds(f"{name}.{model}.time_s", side.get("time_s"))
             if "times_s" in side:
-                yield from differences(f"{name}.{model}.time_s", side["time_s"], statistics.median(side["times_s"]))
+                yield from differences(f"{name}.{model}.time_s", side.get("time_s"), statistics.median(side["times_s"]))
         if "delta_percent" in row and has_pairs(content):
             yield f"{name}.delta_percent is not part of {content['schema']}"
         elif "delta_percent" in row:
@@ -186,6 +187,16 @@ def _check_summary(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}_transformer_tensor_storage_gb is {shown}, but its dtypes add up to {total} bytes"
         sizes.append(total / GB)
     yield from _check_reduction(content["transformer_storage_reduction_percent"], *sizes)
+
+
+def _check_sweep(content: Mapping[str, Any]) -> Iterator[str]:
+    folders = [model["folder"] for model in content["models"]]
+    for name in {name for name in folders if folders.count(name) > 1}:
+        yield f"models: {name} is listed {folders.count(name)} times"
+    before = content["original"]["denoiser_bytes"]
+    for name, model in zip(folders, content["models"], strict=True):
+        percent = 100 * (1 - model["denoiser_bytes"] / before) if before else 0.0
+        yield from differences(f"{name}.reduction_percent", model["reduction_percent"], round(percent, 1))
 
 
 def _check_ids(ids: Sequence[str]) -> Iterator[str]:

@@ -31,6 +31,7 @@ SUMMARY_HINT = "Convert again, or remove the file."
 _HINTS = {
     SUMMARY_NAME: SUMMARY_HINT,
     names.ABLATION_NAME: "Measure again with `lensconv ablate`; do not edit the file.",
+    names.SWEEP_NAME: "Run `lensconv bench` with all models again; do not edit the file.",
 }
 _NEWER_HINT = "Update lensconv, or measure again with this version."
 
@@ -59,6 +60,8 @@ FORMATS: dict[str, Format] = {
     names.ABLATION_NAME: Format("ablation", _versions("ablation", 1)),
     SUMMARY_NAME: Format("sdnq_quantization_summary", ()),
 }
+#: Files that are not of one benchmark, in a folder of their own.
+_OTHERS = {names.SWEEP_NAME: Format("sweep", _versions("sweep", 1))}
 
 
 def read_evidence(file: Path) -> tuple[Format, dict[str, Any]]:
@@ -99,7 +102,9 @@ def read_evidence_folder(folder: Path, *, check_images: bool = True) -> dict[str
         raise MissingInput(folder, "no such folder", "Check the path; `lensconv bench` creates such a folder.")
     found = {name: read_evidence(folder / name)[1] for name in FORMATS if (folder / name).exists()}
     if not found:
-        raise MissingInput(folder, f"contains no measurements, such as {names.METRICS_NAME}", MEASURE_HINT)
+        is_sweep = (folder / names.SWEEP_NAME).is_file()
+        hint = f"Name one of the folders in {names.SWEEP_NAME}." if is_sweep else MEASURE_HINT
+        raise MissingInput(folder, f"contains no measurements, such as {names.METRICS_NAME}", hint)
     for name, reason in disagreements_between(found):
         raise _fault(folder / name, reason)
     matrix = found.get(names.MATRIX_NAME, {"prompts": []})
@@ -120,17 +125,18 @@ def write_evidence(folder: Path, name: str, content: Mapping[str, Any]) -> None:
         OutputError: it cannot be written.
         DiskError: the disk is full.
     """
-    _check(folder / name, FORMATS[name], content)
+    _check(folder / name, (FORMATS | _OTHERS)[name], content)
     replace_file(folder / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _find_format(file: Path, content: Mapping[str, Any]) -> Format:
     version = content.get("schema")
-    named = FORMATS.get(file.name)
+    known_files = FORMATS | _OTHERS
+    named = known_files.get(file.name)
     summary = FORMATS[SUMMARY_NAME]
     if version is None and named in (None, summary) and "quant_transformer_dtypes" in content:
         return summary
-    by_version = {known: form for form in FORMATS.values() for known in form.versions}
+    by_version = {known: form for form in known_files.values() for known in form.versions}
     if isinstance(version, str) and version in by_version and named in (None, by_version[version]):
         return by_version[version]
     readable = ", ".join(named.versions if named is not None and named.versions else sorted(by_version))

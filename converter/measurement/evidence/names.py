@@ -9,6 +9,8 @@ SEQUENTIAL_NAME = "sequential_cpu_offload_benchmark.json"
 IMAGES_NAME = "image_fidelity.json"
 WEIGHTS_NAME = "weight_fidelity.json"
 ABLATION_NAME = "ablation.json"
+#: Of several benchmarks, in the folder above theirs: the figures, and their table in Markdown.
+SWEEP_NAME, SWEEP_TABLE_NAME = "sweep.json", "sweep.md"
 
 ORIGINAL, QUANTIZED = MODELS = ("original", "quantized")
 #: How people read the names of the models, in the same order.

@@ -164,10 +164,11 @@ def combine(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Combine several measurements of one thing: the median of ``time_s``, the largest of each ``peak_…``.
 
     Args:
-        rows: at least one.
+        rows: at least one; some may lack a time.
     """
     peaks = {key: max(row[key] for row in rows) for key in shared_figures(rows)}
-    return {**peaks, "time_s": round(statistics.median(row["time_s"] for row in rows), DIGITS)}
+    times = [row["time_s"] for row in rows if "time_s" in row]
+    return {**peaks, **({"time_s": round(statistics.median(times), DIGITS)} if times else {})}
 
 
 def combine_stages(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

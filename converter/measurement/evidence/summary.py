@@ -9,8 +9,9 @@ from typing import Any
 
 from converter.measurement.evidence.agreement import measured_times
 from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder
-from converter.measurement.evidence.names import MODELS
+from converter.measurement.evidence.names import MODELS, SWEEP_NAME
 from converter.measurement.evidence.statistics import summarise_times
+from converter.measurement.evidence.sweep import read_sweep
 from converter.measurement.evidence.time_comparison import compare_matrix
 
 
@@ -35,14 +36,21 @@ def summarise(path: Path) -> EvidenceSummary:
     """Read and check one file of measurements, or all of a folder.
 
     Raises:
-        MissingInput: the file does not exist.
+        MissingInput: the file does not exist, or what a sweep names does not.
         EvidenceError: a file has another format, or figures contradict each other.
     """
+    folder = path if path.is_dir() else path.parent
+    if path.name == SWEEP_NAME or (path.is_dir() and (path / SWEEP_NAME).exists() and not _has_measurements(path)):
+        return EvidenceSummary({SWEEP_NAME: ("sweep", read_sweep(folder))})
     if path.is_dir():
         found = read_evidence_folder(path)
         return EvidenceSummary({name: (FORMATS[name].schema, content) for name, content in found.items()})
     form, content = read_evidence(path)
     return EvidenceSummary({path.name: (form.schema, content)})
+
+
+def _has_measurements(folder: Path) -> bool:
+    return any((folder / name).exists() for name in FORMATS)
 
 
 def matrix_statistics(matrix: Mapping[str, Any]) -> dict[str, Any]:

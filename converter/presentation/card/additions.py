@@ -10,7 +10,7 @@ from typing import Any
 from converter.checkpoint.files import is_plain_name
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import OutputError
-from converter.measurement.evidence.names import MATRIX_NAME, QUANTIZED
+from converter.measurement.evidence.names import MATRIX_NAME, QUANTIZED, SWEEP_NAME
 from converter.presentation.card.evidence import CardEvidence, read_beside
 from converter.presentation.card.pictures import CardPictures
 from converter.presentation.card.release import CardRelease
@@ -29,6 +29,8 @@ def collect_additions(release: CardRelease, evidence: CardEvidence, pictures: Ca
     names = [name for name in evidence.files if name != SUMMARY_NAME]
     names += sorted(_images(evidence))
     contents = {**{name: read_beside(evidence.folder, name) for name in names}, **pictures.contents}
+    if evidence.sweep_file is not None:
+        contents[SWEEP_NAME] = read_beside(evidence.sweep_file.parent, SWEEP_NAME)
     found = {}
     for name, content in contents.items():
         if name not in release.written:

@@ -22,6 +22,7 @@ from converter.presentation.card.metadata import CardMetadata, GalleryImage
 from converter.presentation.card.originals import describe_originals
 from converter.presentation.card.pictures import CardPictures
 from converter.presentation.card.release import CardRelease
+from converter.presentation.card.sweep import describe_sweep_section
 from converter.presentation.card.table_markdown import to_markdown
 from converter.presentation.card.usage import describe_usage
 from converter.presentation.tables import conditions, fidelity, measurements, times
@@ -45,7 +46,11 @@ _REASONS = {
     "ablation": f"{names.ABLATION_NAME} is missing",
     "prompts": f"{names.MATRIX_NAME} does not contain the prompts; name their suite with --prompts",
 }
-SECTIONS = ("quantized", "memory", "recipe", *(name for name in _REASONS if name != "memory"), "provenance", "limits")
+#: In the order of the card. Few releases are measured in a sweep, so it is not missed.
+SECTIONS = (
+    *("quantized", "memory", "recipe", *(name for name in _REASONS if name not in ("memory", "prompts"))),
+    *("sweep", "prompts", "provenance", "limits"),
+)
 
 
 def left_out(context: Mapping[str, Any]) -> dict[str, str]:
@@ -117,6 +122,7 @@ def build_context(
         "ablation": describe_ablation(
             evidence.files.get(names.ABLATION_NAME), evidence.variant, find_ablation(evidence), pictures
         ),
+        "sweep": describe_sweep_section(evidence.sweep, evidence.folder),
         "evidence_files": evidence_files,
         "recipe": to_markdown(release_tables.recipe_table(release, metadata)),
         "provenance": to_markdown(release_tables.provenance_table(release, metadata)),

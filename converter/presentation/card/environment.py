@@ -56,6 +56,16 @@ def render_card(context: Mapping[str, Any], template: Path | None = None) -> str
         raise InputError(_message(file, line, str(error) or type(error).__name__)) from error
 
 
+def render_section(name: str, context: Mapping[str, Any]) -> str:
+    """Render a built-in template alone.
+
+    Args:
+        name: of the template.
+        context: the values that it may use.
+    """
+    return _tidy(_make_environment(None).get_template(name).render(context))
+
+
 def _make_environment(template: Path | None) -> jinja2.Environment:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined,

@@ -11,8 +11,9 @@ from converter.checkpoint.dtypes import LONG_NAMES
 from converter.conversion.adapters.described import adapter_identities
 from converter.conversion.release.manifest import SUMMARY_NAME
 from converter.errors import EvidenceError, unreadable
-from converter.measurement.evidence.files import FORMATS, read_evidence_folder
+from converter.measurement.evidence.files import FORMATS, read_evidence, read_evidence_folder
 from converter.measurement.evidence.names import ABLATION_NAME, METRICS_NAME, ORIGINAL, QUANTIZED
+from converter.measurement.evidence.sweep import find_sweep
 from converter.measurement.evidence.units import GB, ROUNDING
 from converter.measurement.evidence.weights import TRANSFORMER, measured_weights
 from converter.presentation.card.published_variant import find_variant
@@ -39,6 +40,12 @@ class CardEvidence:
     """Measurements as they are in the folder; charts are made from these."""
     variant: str = ""
     """Name of the variant in the ablation that has the weights of the release; empty without an ablation."""
+    sweep: Mapping[str, Any] | None = None
+    """Content of the ``sweep.json`` that has the sha256 of these measurements; None without one."""
+    sweep_file: Path | None = None
+    """Where it is."""
+    other_sweep: str = ""
+    """Why a ``sweep.json`` that exists is left out; empty if it is not."""
 
     @property
     def is_verified(self) -> bool:
@@ -100,7 +107,20 @@ def read_card_evidence(release: CardRelease, folder: Path | None, *, unverified:
     contradictions = tuple(_contradictions(found, foreign, release))
     ordered = {name: found[name] for name in FORMATS if name in found}
     unrecorded = tuple(dict.fromkeys(component for lacking in missing.values() for component in lacking))
-    return CardEvidence(source, ordered, tuple(missing), unrecorded, contradictions, foreign, as_found, variant)
+    sweep, other_sweep = find_sweep(source)
+    return CardEvidence(
+        source,
+        ordered,
+        tuple(missing),
+        unrecorded,
+        contradictions,
+        foreign,
+        as_found,
+        variant,
+        sweep=None if sweep is None else read_evidence(sweep)[1],
+        sweep_file=sweep,
+        other_sweep=other_sweep,
+    )
 
 
 def read_beside(folder: Path, name: str) -> bytes:

@@ -212,6 +212,8 @@ def _warnings(metadata: CardMetadata, evidence: CardEvidence) -> list[str]:
         found.append("the card does not name a license; add one with --license")
     if metadata.base_model is None:
         found.append("the card does not name a base model; add one with --base-model")
+    if evidence.other_sweep:
+        found.append(f"the sweep is left out: {evidence.other_sweep}")
     return [*found, *evidence.contradictions]
 
 

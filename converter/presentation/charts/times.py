@@ -75,7 +75,9 @@ def time_chart(evidence: Evidence) -> Chart | LeftOut:
     matrix = evidence.get(MATRIX_NAME)
     if matrix is None:
         return LeftOut(NAME, f"{MATRIX_NAME} is missing")
-    rows = {row["id"]: [row[name].get("time_s") for name in MODELS] for row in matrix["prompts"]}
+    # An image that was not generated alone has no time.
+    timed = [row for row in matrix["prompts"] if all({"time_s", "failed"} & row[name].keys() for name in MODELS)]
+    rows = {row["id"]: [row[name].get("time_s") for name in MODELS] for row in timed}
     models = [_Model(name, [times[index] for times in rows.values()]) for index, name in enumerate(MODELS)]
     measured = [time for model in models for time in model.measured]
     if not measured:

@@ -106,9 +106,10 @@ def matrix_table(matrix: Mapping[str, Any], titles: Sequence[str], *, with_scena
     rows = []
     for row in matrix["prompts"]:
         sides = [row[model] for model in MODELS]
-        times = [side.get("time_s") for side in sides]
+        # Times that were taken over are not from a process next to that of the other model.
+        times = [None if side.get("taken_over") else side.get("time_s") for side in sides]
         cells: Row = [row["id"], *([row["scenario"]] if with_scenarios else []), row["seed"]]
-        cells += [number(side["time_s"]) if "time_s" in side else _failure(side["failed"]) for side in sides]
+        cells += [_failure(side["failed"]) if "failed" in side else number(side.get("time_s")) for side in sides]
         cells.append(number(None if None in times or not times[0] else times[1] / times[0]))
         cells += [number(side.get(peak_key(peak))) for side in sides] if peak else []
         rows.append(cells)
