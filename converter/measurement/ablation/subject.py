@@ -11,7 +11,7 @@ from converter._version import __version__
 from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.header import Header
 from converter.checkpoint.source import Checkpoint
-from converter.cluster.cluster import Cluster
+from converter.cluster.cluster import Cluster, in_words
 from converter.console import Reporter
 from converter.conversion.options import ConvertOptions
 from converter.conversion.release.manifest import ReleaseFile
@@ -20,7 +20,8 @@ from converter.libraries import package_versions, quantization_environment
 from converter.measurement.benchmark.changes import file_states, refuse_changed_files
 from converter.measurement.benchmark.machine_probe import probe_machine
 from converter.measurement.benchmark.node_machines import agreed_machine, choose_nodes
-from converter.measurement.benchmark.node_repos import NodeRepos, SharedFile, SharedRepo, find_on_nodes
+from converter.measurement.benchmark.node_places import Nodes
+from converter.measurement.benchmark.node_repos import SharedFile, SharedRepo, find_on_nodes
 from converter.measurement.benchmark.repos import ImageSettings, MeasuredRepo, choose_image_settings, cut_texts
 from converter.measurement.benchmark.subjects import Subject, hash_weights, identify_repo
 from converter.measurement.evidence.names import ORIGINAL
@@ -99,6 +100,7 @@ class Original:
         known, note = journal.storages, journal.note_storage
         if cluster is None:
             return scan(self.checkpoint, wanted, options, spool=spool, finished=known, note=note, reporter=reporter)
+        reporter.note(f"on {in_words(cluster.nodes)}")
         repos = find_on_nodes(cluster, [self._shared()])
         return scan_on_nodes(
             cluster, repos, self.checkpoint, wanted, options, finished=known, note=note, reporter=reporter
@@ -156,7 +158,7 @@ class DrawnOriginal:
     """How it draws."""
     environment: Mapping[str, Any]
     """The machine, as evidence names it."""
-    nodes: DrawingNodes | None
+    nodes: Nodes | None
     """Where it draws; None if this machine does."""
 
     def settings(self, prompt: SuitePrompt, seed: int | None = None) -> ImageSettings:
@@ -188,22 +190,9 @@ class DrawnOriginal:
 
         Raises: as ``load_original``.
         """
-        nodes = self.nodes
-        if nodes is None:
+        if self.nodes is None:
             return OriginalsHere(load_original(self.repo, settings, self.drawing, reporter=reporter), work, reporter)
-        drawing = replace(self.drawing, device=nodes.device)
-        return OriginalsOnNodes(nodes.cluster, nodes.repos, settings, drawing, conversion, work, reporter)
-
-
-@dataclass(frozen=True)
-class DrawingNodes:
-    """The nodes of a cluster that draw, which are machines of one kind."""
-
-    cluster: Cluster
-    device: str
-    """``cuda`` or ``cpu``."""
-    repos: NodeRepos
-    """The original on each node."""
+        return OriginalsOnNodes(self.nodes, settings, self.drawing, conversion, work, reporter)
 
 
 def open_drawn(
@@ -239,7 +228,7 @@ def open_drawn(
         with reporter.progress("describing the device", 1, "devices") as shown:
             environment = probe_machine(drawing.device, shown.refresh)
     else:
-        nodes = DrawingNodes(cluster, device, find_on_nodes(cluster, [SharedRepo.of(subject)]))
+        nodes = Nodes(cluster, find_on_nodes(cluster, [SharedRepo.of(subject)]), device)
         environment = agreed_machine(cluster, device, reporter)
     found = DrawnOriginal(repo, subject, drawing, environment, nodes)
     for text in dict.fromkeys(cut_texts(repo, [found.settings(prompt) for prompt in suite.prompts])):

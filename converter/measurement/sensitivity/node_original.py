@@ -12,10 +12,11 @@ from typing import Any, Self, TypeVar
 from PIL.Image import Image
 
 from converter.checkpoint.writer import replace_file_in_pieces, writing
-from converter.cluster.cluster import Cluster, Hosted, Need
+from converter.cluster.cluster import Hosted
 from converter.cluster.sharing import Crew, Work
 from converter.console import Progress, Reporter
 from converter.conversion.options import ConvertOptions
+from converter.measurement.benchmark.node_places import Nodes
 from converter.measurement.benchmark.node_repos import NodeRepos
 from converter.measurement.benchmark.repos import ImageSettings
 from converter.measurement.generation.options import GenerateOptions
@@ -234,10 +235,9 @@ class OriginalsOnNodes:
     """An original in as many processes of a cluster as it has GPUs; on CPUs, in one on each node.
 
     Args:
-        cluster: all its nodes that are used have the device.
-        repos: the original alone.
+        nodes: with the original alone as their repos.
         settings: of all images that will be drawn.
-        drawing: how; its device is ``cuda`` or ``cpu``.
+        drawing: how they are drawn.
         conversion: how numbers are treated when they are quantized.
         work: for the recorded calls, on this machine.
         reporter: is told what the user should know.
@@ -245,19 +245,13 @@ class OriginalsOnNodes:
 
     def __init__(
         self,
-        cluster: Cluster,
-        repos: NodeRepos,
+        nodes: Nodes,
         settings: Sequence[ImageSettings],
         drawing: GenerateOptions,
         conversion: ConvertOptions,
         work: WorkFolder,
         reporter: Reporter,
     ) -> None:
-        nodes = cluster.nodes
-        # torch shares the work of a CPU among as many threads as without a cluster.
-        need, most = Need(min(node.cpus for node in nodes)), len(nodes)
-        if drawing.device != "cpu":
-            need, most = Need(1, 1), int(sum(node.gpus for node in nodes))
         told = set[str]()
 
         def note(text: str) -> None:
@@ -266,11 +260,11 @@ class OriginalsOnNodes:
                 reporter.note(text)
 
         self._crew = Crew[PlacedOriginal](
-            cluster,
-            need,
-            most,
+            nodes.cluster,
+            nodes.slot,
+            nodes.slots,
             NodeOriginal,
-            (repos, tuple(settings), replace(drawing, features=None), conversion),
+            (nodes.repos, tuple(settings), replace(drawing, device=nodes.device, features=None), conversion),
             lambda hosted: OriginalOnNode(hosted, work.calls, note),
         )
 
