@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -33,6 +34,8 @@ from converter.measurement.evidence.sweep import describe_sweep, read_sweep
 from converter.presentation.card.make_card import CardReport, make_card
 from converter.presentation.card.options import CardOptions
 from converter.presentation.card.sweep import write_sweep_table
+from converter.presentation.tables.measurements import matrix_table
+from converter.presentation.tables.table import NOTHING
 from converter.schemas import load_schema
 from tests.benches import DRAWING, LIMIT, SUITE
 from tests.conftest import ROOT, Lensconv, call, command, names_in, snapshot, time_limit
@@ -156,10 +159,34 @@ def test_with_too_few_pairs_for_a_comparison_the_whole_session_is_taken_over(inp
         matrix = inputs.write_files(later.journal)[MATRIX_NAME]
         assert [row[ORIGINAL].get("taken_over") for row in matrix["prompts"]] == [True] * 3
         assert [row[QUANTIZED].get("taken_over") for row in matrix["prompts"]] == [None] * 3
+        ratios = [[row[5] for row in matrix_table(found, ("", "")).rows] for found in (matrix, without_marks(matrix))]
+        assert (set(ratios[0]), NOTHING in ratios[1]) == ({NOTHING}, False)
         more = inputs.bench(later.journal, "standard", pairs=3)
         assert [cell for cell in more.cells if cell.attempt] == [
             Cell("standard", 0, 1, model) for model in (ORIGINAL, QUANTIZED)
         ]
+
+
+def without_marks(matrix: dict[str, Any]) -> dict[str, Any]:
+    """The same matrix, as if its figures were all its own."""
+    rows = [{**row, ORIGINAL: {**row[ORIGINAL], "taken_over": False}} for row in matrix["prompts"]]
+    return {**matrix, "prompts": rows}
+
+
+def test_images_are_copied_where_links_are_impossible(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), source, None, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+    with measured(inputs, tmp_path, pairs=3, timing_prompts=2) as (first, later):
+        take_over(first, later)
+        image = image_name(ORIGINAL, inputs.suite.prompts[2])
+        files = [bench.output / image for bench in (first, later)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+        assert not files[0].samefile(files[1])
+        assert names_in(files[1].parent) == [files[1].name]
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone"])
