@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import psutil
 import pytest
 
 from converter import AblateOptions, ablate
 from converter.cluster.cluster import Losses, Lost
+from converter.cluster.processes import descendants
 from converter.errors import DeviceError, UsageError
 from converter.measurement.ablation.journal import JOURNAL_NAME
 from converter.synthesis.synthesize import synthesize
@@ -45,8 +47,16 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> AblateOptions:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    with clusters.nodes(3) as found:
+def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which nodes, and commands as processes of their own, make temporary ones."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+@pytest.fixture(scope="module")
+def cluster(temporary: Path) -> Iterator[Any]:
+    # Ray's own folder has to have a short path.
+    variables = {"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"}  # noqa: S108
+    with mock.patch.dict(os.environ, variables), clusters.nodes(3) as found:
         yield found
 
 
@@ -63,6 +73,15 @@ def kinds(output: Path) -> list[str]:
     lines = file.read_bytes().splitlines()[1:] if file.exists() else []
     # The last line may be half written.
     return [json.loads(line)["kind"] for line in lines[:-1]]
+
+
+def hosts() -> list[str]:
+    """Processes on the nodes of this test that hold something for a command."""
+    found = []
+    for process in descendants():
+        with suppress(OSError):
+            found.append((Path("/proc") / str(process.number) / "cmdline").read_text())
+    return [line for line in found if line.startswith("ray::Host")]
 
 
 def figures(output: Path) -> dict[str, bytes]:
@@ -116,11 +135,10 @@ def test_a_node_that_dies_costs_a_retry(
 
 
 def test_ctrl_c_leaves_nothing_behind_and_the_run_continues(
-    signs: Path, options: AblateOptions, cluster: Any, tmp_path: Path
+    signs: Path, options: AblateOptions, cluster: Any, temporary: Path, tmp_path: Path
 ) -> None:
     suite, output = tmp_path / "three.toml", tmp_path / "evidence"
     suite.write_text(SUITE.to_toml())
-    before = set(Path(tempfile.gettempdir()).glob("lensconv-shadow-*"))
     line = command(
         *("ablate", signs, "--out", output, "--variants", options.variants, "--level", "images", "--prompts", suite),
         *("--calls", 2, "--steps", 12, "--guidance", 1, "--height", 64, "--width", 64, "--device", "cpu"),
@@ -128,12 +146,14 @@ def test_ctrl_c_leaves_nothing_behind_and_the_run_continues(
     )
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: "image" in kinds(output) or process.poll() is not None)
+        assert hosts()
+        assert list(temporary.glob("lensconv-*"))
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    wait_for(lambda: not [found for found in psutil.process_iter() if found.name().startswith("ray::Host")], 20)
-    assert set(Path(tempfile.gettempdir()).glob("lensconv-shadow-*")) <= before
+    wait_for(lambda: not hosts(), 20)
+    assert not list(temporary.glob("lensconv-*"))
     report = ablate(signs, output, None, SUITE, options, SLOW)
     assert report.ok
     assert report.resumed > 100
