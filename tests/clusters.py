@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-#: Ray of tests writes no token into the home folder, and sends nothing to its makers.
-VARIABLES = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+#: Ray writes no token into the home folder, and sends nothing to its makers. Several nodes share the processors of this
+#: machine, so each has one thread.
+VARIABLES = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 
 
 @contextmanager

@@ -79,6 +79,8 @@ class Cluster:
     ray: ModuleType
     uses: Callable[[Node], bool] = field(default=lambda node: node.cpus > 0)
     """Whether to use a node."""
+    software: Mapping[str, Any] = field(default_factory=dict)
+    """What every process on a node must have, as ``describe_software`` returns it."""
     _stopping: threading.Event = field(default_factory=threading.Event)
     _hosted: set[Hosted] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -173,7 +175,7 @@ class Cluster:
         with self._lock:
             if self.is_stopping:
                 raise Stopped
-            actor = remote.options(scheduling_strategy="SPREAD").remote(shared_environment(), self.mark)
+            actor = remote.options(scheduling_strategy="SPREAD").remote(shared_environment(), self.mark, self.software)
             hosted = Hosted(self, actor, actor.make.remote(kind, arguments))
             self._hosted.add(hosted)
         return hosted

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from converter._version import __version__
+from converter.errors import ClusterError
 from converter.libraries import package_versions
 
 #: Variables that libraries read when they are imported, and that change what is computed or how long it takes. Ray sets
@@ -51,6 +52,25 @@ def describe_software() -> dict[str, Any]:
         "lensconv's code": _code_digest(),
         **package_versions(),
     }
+
+
+def refuse_differences(node: str, found: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse other versions than those of the command.
+
+    Args:
+        node: where they are.
+        found: from ``describe_software`` there.
+        own: of the command.
+
+    Raises:
+        ClusterError: something differs.
+    """
+    for name, value in own.items():
+        if found.get(name) != value:
+            raise ClusterError(
+                f"node {node}: {name} is {found.get(name)}, and {value} here",
+                "Install the same versions on all nodes, or stop Ray on this one.",
+            )
 
 
 def _code_digest() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from converter.cluster.environment import adopt_environment
+from converter.cluster.environment import adopt_environment, describe_software, refuse_differences
 from converter.errors import LensconvError
 from converter.temporary import mark_folders
 
@@ -23,17 +23,21 @@ class Host:
     Args:
         environment: from ``shared_environment`` of the process that it works for.
         mark: in the names of temporary folders.
+        software: that this process must have, too.
     """
 
-    def __init__(self, environment: Mapping[str, str], mark: str) -> None:
+    def __init__(self, environment: Mapping[str, str], mark: str, software: Mapping[str, Any]) -> None:
         adopt_environment(environment)
         mark_folders(mark)
+        self._software = software
         self._held: Any = None
 
     def make(self, kind: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
         """Make the object."""
 
         def construct() -> None:
+            if self._software:
+                refuse_differences(node_id()[:8], describe_software(), self._software)
             self._held = kind(*arguments)
 
         return _answer(construct)

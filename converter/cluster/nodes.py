@@ -7,25 +7,18 @@ from contextlib import contextmanager
 
 from converter.cluster.cluster import Cluster
 from converter.cluster.connection import opened_cluster
-from converter.cluster.environment import describe_software
-from converter.errors import ClusterError
+from converter.cluster.environment import describe_software, refuse_differences
 
 
 def refuse_other_software(cluster: Cluster) -> None:
-    """Refuse nodes with other versions than this process has.
+    """Refuse nodes with other versions than this process has, now and when they join the cluster later.
 
     Raises:
         ClusterError: there is such a node, or lensconv is not installed there.
     """
-    own = describe_software()
+    cluster.software = describe_software()
     for node, found in cluster.each(describe_software).items():
-        different = [name for name in own if found.get(name) != own[name]]
-        if different:
-            name = different[0]
-            raise ClusterError(
-                f"node {node.name}: {name} is {found.get(name)}, and {own[name]} here",
-                "Install the same versions on all nodes, or stop Ray on this one.",
-            )
+        refuse_differences(node.name, found, cluster.software)
 
 
 @contextmanager
