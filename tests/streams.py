@@ -107,8 +107,8 @@ def some_times(hub: LoopbackHub, path: str, fault: Fault, times: int, skip: int 
     hub.faults[f"/lfs/{path}"] = answer
 
 
-def slow_down(hub: LoopbackHub) -> None:
-    """Send weights in pieces with pauses, so that a kill finds them on their way."""
+def slow_down(hub: LoopbackHub, pause: float = 0.01) -> None:
+    """Send weights in pieces with pauses, in seconds, so that a kill finds them on their way."""
 
     def slowly(handler: Handler) -> None:
         content, headers = piece_of(handler)
@@ -124,6 +124,6 @@ def slow_down(hub: LoopbackHub) -> None:
                 handler.close_connection = True
                 return
             handler.hub.sent += len(piece)
-            time.sleep(0.01)
+            time.sleep(pause)
 
     hub.faults["/lfs/"] = slowly

@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from converter.cli.components import unconverted_lines
-from converter.cli.options import PATH, PATH_OR_ADDRESS, dataclass_options, output_options, pass_console, recipe_options
+from converter.cli.options import (
+    PATH,
+    PATH_OR_ADDRESS,
+    dataclass_options,
+    output_options,
+    pass_console,
+    ray_option,
+    recipe_options,
+)
 from converter.console import Console, readable_size, table
 from converter.conversion.adapters.choice import AdapterChoice
 from converter.conversion.options import ConvertOptions
@@ -41,6 +49,7 @@ from converter.errors import Interrupted
     "overwrite",
     "restart",
 )
+@ray_option("Convert weight files on nodes of a cluster.")
 @output_options
 @pass_console
 def command(
@@ -52,6 +61,7 @@ def command(
     settings: tuple[str, ...],
     components: tuple[str, ...],
     adapters: tuple[AdapterChoice, ...],
+    ray: str | None,
     **options: Any,
 ) -> None:
     """Quantize SOURCE into the folder OUT, byte for byte as SDNQ itself would, unless --rounding says otherwise.
@@ -69,6 +79,7 @@ def command(
             recipe,
             ConvertOptions(components=components, settings=settings, adapters=adapters, **options),
             reporter=console,
+            ray=ray,
         )
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted", "Run the same command again to continue.") from error

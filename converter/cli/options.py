@@ -114,8 +114,9 @@ def ray_option(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         "--ray",
         metavar="ADDRESS|local",
         callback=_check_ray,
-        help=f"{text} ADDRESS is HOST:PORT of a cluster of Ray that this machine belongs to, or auto; local uses all "
-        "GPUs of this machine. All nodes need the same versions of lensconv and its packages.",
+        help=f"{text} ADDRESS is HOST:PORT of a cluster of Ray that this machine belongs to, or auto; local "
+        "starts one on this machine, with all of its CPUs and GPUs. All nodes need the same versions of lensconv and "
+        "its packages.",
     )
 
 

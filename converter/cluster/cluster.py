@@ -147,21 +147,28 @@ class Cluster:
         )
         return remote.remote(shared_environment(), function, *arguments)
 
-    def host(self, need: Need, kind: Callable[..., Any], *arguments: Any) -> Hosted:
+    def host(
+        self, need: Need, kind: Callable[..., Any], *arguments: Any, is_wanted: Callable[[], bool] = lambda: True
+    ) -> Hosted:
         """Make an object in a process on a node that Ray chooses.
 
         Args:
             need: what the process takes while it exists.
             kind: its class, importable there.
             arguments: of the class.
+            is_wanted: whether to wait on, where no node has what it needs yet.
 
         Raises:
             Lost: the process ended.
-            Stopped: the work was stopped.
+            Stopped: the work was stopped, or it is not wanted any longer.
             LensconvError: as the class raised it.
         """
         hosted = self.prepare(need, kind, *arguments)
-        hosted.wait_until_made()
+        try:
+            hosted.wait_until_made(is_wanted)
+        except BaseException:
+            hosted.close()
+            raise
         return hosted
 
     def prepare(self, need: Need, kind: Callable[..., Any], *arguments: Any) -> Hosted:
@@ -209,31 +216,23 @@ class Cluster:
         self._stopping.clear()
         return found
 
-    def wait(self, reference: Any) -> Any:
+    def wait(self, reference: Any, is_wanted: Callable[[], bool] = lambda: True) -> Any:
         """Wait for the result behind a reference.
+
+        Args:
+            reference: Ray's.
+            is_wanted: whether to wait on.
 
         Raises:
             Lost: what computed it ended.
-            Stopped: the work was stopped.
+            Stopped: the work was stopped, or the result is not wanted any longer.
             ClusterError: no node is left.
         """
-        while not self.is_there(reference):
-            pass
+        while not self.ray.wait([reference], timeout=_POLL)[0]:
+            if self.is_stopping or not is_wanted():
+                raise Stopped
+            _ = self.nodes
         return self.get(reference)
-
-    def is_there(self, reference: Any) -> bool:
-        """Wait for the result behind a reference a little while, and return whether it is there.
-
-        Raises:
-            Stopped: the work was stopped.
-            ClusterError: no node is left.
-        """
-        if self.ray.wait([reference], timeout=_POLL)[0]:
-            return True
-        if self.is_stopping:
-            raise Stopped
-        _ = self.nodes
-        return False
 
     def get(self, reference: Any) -> Any:
         """Return the result behind a reference that is there.
@@ -324,28 +323,17 @@ class Hosted:
     actor: Any
     making: Any
 
-    def wait_until_made(self, is_wanted: Callable[[], bool] = lambda: True) -> bool:
+    def wait_until_made(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Wait until the object is made.
 
         Args:
-            is_wanted: asked again and again; if not, the making goes on, and nothing waits for it.
+            is_wanted: whether to wait on; if not, the making goes on.
 
-        Returns:
-            Whether it is made.
-
-        Raises: as ``Cluster.host``; then the process is ended.
+        Raises: as ``Cluster.host``.
         """
-        try:
-            while self.making is not None and not self.cluster.is_there(self.making):
-                if not is_wanted():
-                    return False
-            if self.making is not None:
-                take(self.cluster.get(self.making))
-                self.making = None
-        except BaseException:
-            self.close()
-            raise
-        return True
+        if self.making is not None:
+            take(self.cluster.wait(self.making, is_wanted))
+            self.making = None
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method, and return what it returns.

@@ -89,13 +89,14 @@ def opened_cluster(address: str) -> Iterator[Cluster]:
             _require_answer(address)
         started = set(descendants())
         try:
-            cluster = Cluster(_connect(address, folder))
-            try:
-                yield cluster
-            finally:
-                # Processes on nodes end before the connection does.
-                cluster.stop()
-                cluster.clean()
+            with _silent_ray():
+                cluster = Cluster(_connect(address, folder))
+                try:
+                    yield cluster
+                finally:
+                    # Processes on nodes end before the connection does.
+                    cluster.stop()
+                    cluster.clean()
         finally:
             _shut_down(set(descendants()) - started)
 
@@ -157,6 +158,19 @@ def _require_answer(address: str) -> None:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reason = f": {printable(lines[-1])}" if lines else ""
         raise ClusterError(f"--ray {printable(address)}: cannot connect to a cluster of Ray{reason}", _START)
+
+
+@contextmanager
+def _silent_ray() -> Iterator[None]:
+    """Keep Ray's messages about processes that ended off stdout for the block; ``log_to_driver`` is about others."""
+    from ray._private import worker
+
+    function = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = function
 
 
 @contextmanager

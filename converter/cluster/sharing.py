@@ -104,10 +104,11 @@ class Crew(Generic[Place]):
 
         def work_on(number: int) -> None:
             losses = Losses()
-            # The main thread knows why it stopped.
+            # What stopped it is raised in the main thread.
             with suppress(Stopped):
                 while work.size:
                     self._use_one(work, function, losses)
+            if not self._cluster.is_stopping:
                 ended.append(number)
 
         def stop() -> None:
@@ -126,12 +127,15 @@ class Crew(Generic[Place]):
             member.hosted.close()
 
     def _use_one(self, work: Work[Item], function: Callable[[Place, Item], object], losses: Losses) -> None:
-        """Take items until none is left, or the process ends."""
+        """Take items until none is left, or the process ends.
+
+        Raises:
+            Stopped: the work was stopped, or others finished it.
+        """
         member = self._take()
         try:
             # If others finish the work meanwhile, it is for the next one. On a node that died it would never be made.
-            if not member.hosted.wait_until_made(lambda: work.size > 0):
-                return
+            member.hosted.wait_until_made(lambda: work.size > 0)
             group: str | None = None
             while (taken := work.take(group)) is not None:
                 group, item = taken

@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING
 from converter.checkpoint.folders import remove_all_but
 from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import writing
+from converter.cluster.cluster import Cluster
+from converter.cluster.connection import check_address
 from converter.console import SILENT, Reporter
 from converter.conversion.choosing import choose_components, only_component
 from converter.conversion.discarding import discarding
 from converter.conversion.execution.execute import execute
 from converter.conversion.execution.jobs import QuantizeJob
+from converter.conversion.execution.on_nodes import opened_nodes, refuse_options, refuse_recipes
 from converter.conversion.execution.products import choose_products
 from converter.conversion.execution.work import Work, make_work, memory_budget
 from converter.conversion.kernels.host import HOST, Host
@@ -87,6 +90,7 @@ def convert(
     options: ConvertOptions | None = None,
     *,
     reporter: Reporter = SILENT,
+    ray: str | None = None,
 ) -> ConvertReport:
     """Convert a checkpoint to SDNQ's format, streamed and exactly as SDNQ itself would.
 
@@ -97,19 +101,25 @@ def convert(
         recipe: a recipe, its name or its file; the default for the model's class when None.
         options: how to convert.
         reporter: shows progress and notes.
+        ray: address of a cluster of Ray, on whose nodes weight files are converted, with the same bytes; ``local`` for
+            one of this machine, ``auto`` for one that runs on it. None to convert in this process.
 
     Raises:
         InputError: the source cannot be converted, or the output cannot be written.
-        ResourceError: disk, memory, a device or a package is missing.
+        ResourceError: disk, memory, a device or a package is missing, or the cluster cannot be used.
         HubError: the Hub refuses, cannot be reached, or sends other bytes than it has recorded.
         KeyboardInterrupt: the user stopped it; the same call continues later.
     """
     started = time.monotonic()
     options = options or ConvertOptions()
+    if ray is not None:
+        check_address(ray)
+        refuse_options(options)
     if isinstance(source, str) and is_address(source):
-        return _convert_remote(parse_address(source), output, recipe, options, reporter, started)
-    source, options = _without_others(Path(source), options)
-    return _convert(open_request(source, recipe, options), output, reporter, started)
+        return _convert_remote(parse_address(source), output, recipe, options, reporter, ray, started)
+    # Processes on nodes have other current folders.
+    source, options = _without_others(Path(source) if ray is None else Path(source).absolute(), options)
+    return _convert(open_request(source, recipe, options), output, reporter, ray, started)
 
 
 def _convert_remote(
@@ -118,6 +128,7 @@ def _convert_remote(
     recipe: str | Recipe | None,
     options: ConvertOptions,
     reporter: Reporter,
+    ray: str | None,
     started: float,
 ) -> ConvertReport:
     def choose(folder: Path) -> Sequence[str | None]:
@@ -129,7 +140,7 @@ def _convert_remote(
         shadow.repo.be_patient(reporter)
         source, options = _without_others(shadow.folder, options)
         request = open_request(source, recipe, options, reads_headers=False, shadow=shadow)
-        return _convert(request, output, reporter, started)
+        return _convert(request, output, reporter, ray, started)
 
 
 def _without_others(source: Path, options: ConvertOptions) -> tuple[Path, ConvertOptions]:
@@ -139,7 +150,9 @@ def _without_others(source: Path, options: ConvertOptions) -> tuple[Path, Conver
     return only_component(source, options.components, options.variant), replace(options, components=())
 
 
-def _convert(request: Request, output: Path, reporter: Reporter, started: float) -> ConvertReport:
+def _convert(request: Request, output: Path, reporter: Reporter, ray: str | None, started: float) -> ConvertReport:
+    if ray is not None:
+        refuse_recipes(request)
     refuse_overlap(request.checkpoints, output, [adapter.file for adapter in request.adapters])
     replacing = REPLACING_CHECKPOINTS if request.options.overwrite else None
     with _device(request.options) as device, Staging(output, request.identity(device.name), replacing) as staging:
@@ -147,9 +160,9 @@ def _convert(request: Request, output: Path, reporter: Reporter, started: float)
             staging.open()
             staging.discard()
             return published_report(output, request, time.monotonic() - started)
-        with opened_plans(request, reporter) as plans:
+        with opened_plans(request, reporter) as plans, opened_nodes(request, ray, reporter) as cluster:
             # Only the conversion refers to fitted adapters, so that it can free them.
-            return _Conversion(request, staging, plans, reporter, device, fit_to(request)).run(started)
+            return _Conversion(request, staging, plans, reporter, device, cluster, fit_to(request)).run(started)
 
 
 def _device(options: ConvertOptions) -> AbstractContextManager[Host | Device]:
@@ -171,6 +184,7 @@ class _Conversion:
     plans: Plans
     reporter: Reporter
     device: Host | Device
+    cluster: Cluster | None
     adapters: FittedAdapters | None
 
     def run(self, started: float) -> ConvertReport:
@@ -265,7 +279,7 @@ class _Conversion:
         if finished and not _are_complete(staged.folder, work):
             finished = staged.forget(keeps_spooled=True)
         shadow = self.request.shadow
-        outcome = execute(target, work, staged, finished, budget, self.reporter, self.device, shadow)
+        outcome = execute(target, work, staged, finished, budget, self.reporter, self.device, shadow, self.cluster)
         bytes_read += outcome.bytes_read
         if self.plans.is_predicted:
             actual = self.plans.ask_sdnq()
@@ -276,7 +290,7 @@ class _Conversion:
                 work = self._work(target, actual)
                 self.staging.begin(_content([work]))
                 budget = memory_budget(work, target.options.memory)
-                outcome = execute(target, work, staged, {}, budget, self.reporter, self.device, shadow)
+                outcome = execute(target, work, staged, {}, budget, self.reporter, self.device, shadow, self.cluster)
                 bytes_read += outcome.bytes_read
             answer = actual
         for source, damping in outcome.damped.items():

@@ -9,6 +9,7 @@ from converter.checkpoint.staging import Staging
 from converter.console import Reporter
 from converter.errors import (
     CalibrationError,
+    ClusterError,
     CorruptDownload,
     DeviceError,
     HubError,
@@ -46,7 +47,7 @@ def discarding(staging: Staging, reporter: Reporter, *, keeps: Callable[[], bool
         staging.discard()
         raise
     except (HubError, InputError, ResourceError) as error:
-        if isinstance(error, ResourceError) and not (keeps() or isinstance(error, DeviceError)):
+        if isinstance(error, ResourceError) and not (keeps() or isinstance(error, ClusterError | DeviceError)):
             staging.discard()
         else:
             reporter.note(f"What is finished is kept in {staging.folder.name}; the same command continues from there.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -80,6 +80,18 @@ class RemoteRepo:
         """Bytes that have been received so far, without headers of HTTP."""
         return self._requests.received_bytes
 
+    def count_received(self, size: int) -> None:
+        """Add bytes that another process received. Any thread may call this."""
+        self._requests.count(size)
+
+    def known(self) -> KnownRepo:
+        """What another process needs to read the same repo, without a request for what is known.
+
+        Raises:
+            HubError: the user's token cannot be renewed.
+        """
+        return KnownRepo(self.address, self.files, *self._requests.known())
+
     def halt(self) -> None:
         """Stop requests that run, and try nothing again until ``stopping`` is cleared. Any thread may call this."""
         self._requests.halt()
@@ -125,6 +137,23 @@ class RemoteRepo:
 
     def _route(self, path: str) -> str:
         return f"/{self.address.repo_id}/resolve/{self.address.revision}/{quote(path)}"
+
+
+@dataclass(frozen=True)
+class KnownRepo:
+    """A repo at one commit, with all that is needed to read it; can be pickled."""
+
+    address: HubAddress
+    files: Mapping[str, RemoteFile]
+    endpoint: str
+    token: str | bool = field(repr=False)
+    """False for none."""
+
+    def open(self) -> RemoteRepo:
+        """The repo, which is patient; nothing is requested yet."""
+        stopping = threading.Event()
+        requests = Requests(self.endpoint, self.token, Retry(sleep=stopping.wait), stopping)
+        return RemoteRepo(self.address, self.files, requests)
 
 
 def _list_tree(address: HubAddress, path: str, requests: Requests) -> Iterator[Any]:

@@ -49,6 +49,22 @@ class Requests:
         self._open: set[Any] = set()
         self.received_bytes = 0
 
+    def count(self, size: int) -> None:
+        """Count bytes that were received. Any thread may call this."""
+        with self._lock:
+            self.received_bytes += size
+
+    def known(self) -> tuple[str, str | bool]:
+        """The address of the Hub, and the token that is sent to it; False for none."""
+        from huggingface_hub import constants, get_token
+
+        if isinstance(self._token, str) or self._token is False:
+            return self._endpoint, self._token
+        if self._token is None and constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            return self._endpoint, False
+        # It may be renewed, which is a request.
+        return self._endpoint, self.call("looking for the token", get_token) or False
+
     def json(self, what: str, path: str) -> tuple[Any, str]:
         """Request JSON.
 
@@ -149,8 +165,7 @@ class Requests:
     def _received(self, response: Any, skipped: int, limit: int) -> Iterator[bytes]:
         """An answer's body as it arrives, without its first bytes, and not more than a limit of those after them."""
         for chunk in response.iter_raw():
-            with self._lock:
-                self.received_bytes += len(chunk)
+            self.count(len(chunk))
             dropped = min(skipped, len(chunk))
             wanted = chunk[dropped : dropped + limit]
             skipped -= dropped

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from converter.checkpoint.journal import Finished
 from converter.checkpoint.layout import Layout
 from converter.console import Reporter
-from converter.conversion.execution.execute import ordered_jobs, run_jobs
+from converter.conversion.execution.running import ordered_jobs, run_jobs
 from converter.conversion.execution.streaming import Streams
 from converter.conversion.execution.work import Work, memory_budget
 from converter.conversion.execution.workers import WorkerPool
