@@ -321,7 +321,7 @@ class Hosted:
 
     cluster: Cluster
     actor: Any
-    making: Any
+    making: Any = None
 
     def wait_until_made(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Wait until the object is made.
