@@ -11,7 +11,7 @@ import glob
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -160,12 +160,21 @@ def replace_file(output: Path, content: bytes) -> None:
         OutputError: it cannot be written.
         DiskError: the disk is full.
     """
+    replace_file_in_pieces(output, [content])
+
+
+def replace_file_in_pieces(output: Path, pieces: Iterable[bytes]) -> None:
+    """Do what ``replace_file`` does, with content that comes in pieces.
+
+    Raises: as ``replace_file``, and what the pieces raise.
+    """
     draft = output.with_name(f".{output.name}.{os.getpid()}")
     _remove_abandoned(output)
     with writing(output):
         try:
             with draft.open("xb") as stream:
-                stream.write(content)
+                for piece in pieces:
+                    stream.write(piece)
                 stream.flush()
                 os.fsync(stream.fileno())
             draft.replace(output)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, own_fields_first, pass_console
+from converter.cli.options import (
+    LOCAL_PATH,
+    PATH,
+    dataclass_options,
+    output_options,
+    own_fields_first,
+    pass_console,
+    ray_option,
+)
 from converter.console import Console
 from converter.extras import require_extra
 from converter.measurement.ablation.options import WEIGHTS, AblateOptions
@@ -44,6 +52,7 @@ _CHOSEN = ("seed", "features", "overwrite", "adapters", "compile", "int8")
 )
 @dataclass_options(AblateOptions, *own_fields_first(AblateOptions))
 @dataclass_options(GenerateOptions, *(field.name for field in fields(GenerateOptions) if field.name not in _CHOSEN))
+@ray_option("Measure on the nodes of a cluster.")
 @output_options
 @pass_console
 @click.pass_context
@@ -55,6 +64,7 @@ def command(
     output: Path,
     recipe: str | None,
     prompts: str,
+    ray: str | None,
     **options: Any,
 ) -> None:
     """Measure variants of a recipe on the model in ORIGINAL: what does each family of layers cost and save?
@@ -73,7 +83,7 @@ def command(
     from converter.libraries import PIPELINE_BYTES, load_library
 
     ablate = load_library("converter.measurement.ablation.ablate", needed=PIPELINE_BYTES).ablate
-    report = ablate(original, output, recipe, suite, measuring, generating, reporter=console)
+    report = ablate(original, output, recipe, suite, measuring, generating, ray=ray, reporter=console)
     console.result(report.to_dict(), *_render(report))
     context.exit(0 if report.ok else 1)
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.options import LOCAL_PATH, PATH, dataclass_options, output_options, own_fields_first, pass_console
+from converter.cli.options import (
+    LOCAL_PATH,
+    PATH,
+    dataclass_options,
+    output_options,
+    own_fields_first,
+    pass_console,
+    ray_option,
+)
 from converter.console import Console, table
 from converter.extras import require_extra
 from converter.measurement.generation.options import GenerateOptions
@@ -64,6 +72,7 @@ _OPTIONS = [name for name in own_fields_first(SearchOptions) if name != "rules"]
 )
 @dataclass_options(SearchOptions, *_OPTIONS)
 @dataclass_options(GenerateOptions, *(field.name for field in fields(GenerateOptions) if field.name not in _CHOSEN))
+@ray_option("Measure on the nodes of a cluster.")
 @output_options
 @pass_console
 def command(
@@ -73,6 +82,7 @@ def command(
     output: Path,
     recipe: str | None,
     prompts: str,
+    ray: str | None,
     **options: Any,
 ) -> None:
     """Choose for each module of ORIGINAL how it is stored, so that the whole does the least harm.
@@ -91,7 +101,7 @@ def command(
     from converter.libraries import PIPELINE_BYTES, load_library
 
     search = load_library("converter.measurement.search.search", needed=PIPELINE_BYTES).search
-    report = search(original, output, searching, recipe, suite, generating, reporter=console)
+    report = search(original, output, searching, recipe, suite, generating, ray=ray, reporter=console)
     treatment = "" if searching.quantize_from == "bfloat16" else f" --quantize-from {searching.quantize_from}"
     use = f"lensconv convert {original} OUT --recipe {report.found[0].file}{treatment}"
     console.result(report.to_dict(), *_render(report), f"To use it: {use}")

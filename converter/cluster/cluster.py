@@ -163,19 +163,28 @@ class Cluster:
             Stopped: the work was stopped, or it is not wanted any longer.
             LensconvError: as the class raised it.
         """
+        hosted = self.prepare(need, kind, *arguments)
+        try:
+            hosted.wait_until_made(is_wanted)
+        except BaseException:
+            hosted.close()
+            raise
+        return hosted
+
+    def prepare(self, need: Need, kind: Callable[..., Any], *arguments: Any) -> Hosted:
+        """Begin to make an object as ``host`` does, and do not wait for it: ``Hosted.wait_until_made`` does.
+
+        Raises:
+            Stopped: the work was stopped.
+        """
         # Ray's own retries would mix what two processes answered.
         remote = self.ray.remote(num_cpus=need.cpus, num_gpus=need.gpus, max_restarts=0, max_task_retries=0)(Host)
         with self._lock:
             if self.is_stopping:
                 raise Stopped
             actor = remote.options(scheduling_strategy="SPREAD").remote(shared_environment(), self.mark, self.software)
-            hosted = Hosted(self, actor)
+            hosted = Hosted(self, actor, actor.make.remote(kind, arguments))
             self._hosted.add(hosted)
-        try:
-            take(self.wait(actor.make.remote(kind, arguments), is_wanted))
-        except BaseException:
-            hosted.close()
-            raise
         return hosted
 
     def run(
@@ -307,10 +316,24 @@ class Hosted:
         cluster: where it is.
         actor: Ray's handle of its ``Host``; None once it has ended. A handle that outlives its connection ends another
             process in the next one, where Ray gives the same names again.
+        making: Ray's reference for the making of the object; None once it is made.
     """
 
     cluster: Cluster
     actor: Any
+    making: Any = None
+
+    def wait_until_made(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
+        """Wait until the object is made.
+
+        Args:
+            is_wanted: whether to wait on; if not, the making goes on.
+
+        Raises: as ``Cluster.host``.
+        """
+        if self.making is not None:
+            take(self.cluster.wait(self.making, is_wanted))
+            self.making = None
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Call a method, and return what it returns.

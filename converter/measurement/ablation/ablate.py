@@ -10,12 +10,16 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter._version import __version__
 from converter.checkpoint.writer import writing
+from converter.cluster.cluster import Cluster
+from converter.cluster.connection import check_address
+from converter.cluster.nodes import named_cluster
 from converter.console import SILENT, Reporter
 from converter.conversion.planning.planner import plan_with_sdnq
 from converter.conversion.recipe.recipe import Recipe, Rule
@@ -39,7 +43,6 @@ from converter.measurement.evidence.names import ABLATION_NAME
 from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.prompts.suite import PromptSuite
 from converter.measurement.sensitivity.digest import variant_digest
-from converter.measurement.sensitivity.scan import scan
 from converter.memory import peak_rss_bytes
 
 
@@ -98,6 +101,7 @@ def ablate(
     drawing: GenerateOptions | None = None,
     *,
     variants: Sequence[Recipe] = (),
+    ray: str | None = None,
     reporter: Reporter = SILENT,
 ) -> AblationReport:
     """Measure variants of a recipe, and write ``ablation.json``.
@@ -113,14 +117,33 @@ def ablate(
         options: how to measure.
         drawing: how to generate images; the seed is that of each prompt.
         variants: recipes to measure besides, with different names; if there are any, ``options`` choose none.
+        ray: address of a cluster whose nodes measure, as for ``opened_cluster``; None if this machine does.
         reporter: shows progress and notes.
 
     Raises:
         InputError: the original or a variant cannot be used, or a value is out of range.
-        DeviceError: this machine does not have the accelerator.
+        DeviceError: this machine, or the cluster, does not have the accelerator.
+        ClusterError: the cluster cannot be used, or nodes end again and again.
         OutputError: measurements cannot be written there, or the folder contains those of another ablation.
         DiskError: the disk is full.
     """
+    if ray is not None:
+        check_address(ray)
+    return ablate_on(named_cluster(ray), original, output, recipe, suite, options, drawing, variants, reporter)
+
+
+def ablate_on(
+    connection: AbstractContextManager[Cluster | None],
+    original: Path,
+    output: Path,
+    recipe: str | Recipe | None,
+    suite: PromptSuite | None,
+    options: AblateOptions | None,
+    drawing: GenerateOptions | None,
+    variants: Sequence[Recipe],
+    reporter: Reporter,
+) -> AblationReport:
+    """Do what ``ablate`` does; ``connection`` gives a cluster, or None to measure on this machine."""
     started = time.monotonic()
     options, drawing = options or AblateOptions(), drawing or GenerateOptions()
     if options.level != WEIGHTS and suite is None:
@@ -128,9 +151,25 @@ def ablate(
     refuse_output_folder(output, original, ("images", str(IMAGES_FOLDER), WORK_NAME))
     target = _open_target(original, recipe, options)
     found = _find_variants(target, options, variants)
-    described = hash_original(target.checkpoint, reporter)
-    identity = described.identity(options.quantize_from)
-    with AblationJournal(output, identity, restart=options.restart) as journal:
+    with connection as cluster:
+        content, resumed = _measure(cluster, target, found, original, output, suite, options, drawing, reporter)
+    return AblationReport(output, content, resumed, time.monotonic() - started, peak_rss_bytes())
+
+
+def _measure(
+    cluster: Cluster | None,
+    target: Target,
+    variants: Sequence[Variant],
+    folder: Path,
+    output: Path,
+    suite: PromptSuite | None,
+    options: AblateOptions,
+    drawing: GenerateOptions,
+    reporter: Reporter,
+) -> tuple[dict[str, Any], int]:
+    """Measure what no earlier run did, and write the file; return its content, and the number of known figures."""
+    original = hash_original(target.checkpoint, reporter)
+    with AblationJournal(output, original.identity(options.quantize_from), restart=options.restart) as journal:
         if options.restart:
             _drop_earlier(output)
         elif journal.is_new and (output / ABLATION_NAME).exists():
@@ -141,18 +180,18 @@ def ablate(
         resumed = journal.count
         levels = None
         if suite is not None and options.includes(VELOCITY):
-            levels = DrawnLevels(original, output, suite, options, drawing, described, journal, reporter)
-        measured = _Weights(target, journal, output, levels, reporter).measure(found)
-        content = _describe(described, target, measured)
+            levels = DrawnLevels(folder, output, suite, options, drawing, original, journal, reporter, cluster)
+        measured = _Weights(target, original, journal, output, levels, cluster, reporter).measure(variants)
+        content = _describe(original, target, measured)
         if levels is not None:
-            levels.measure(measured, work_folder(output).tensors)
+            levels.measure(measured)
             content |= levels.describe()
             content["methods"] |= levels.methods()
-        described.refuse_changed()
+        original.refuse_changed()
         content["variants"] = describe_variants(measured)
         write_evidence(output, ABLATION_NAME, content)
         work_folder(output).remove()
-    return AblationReport(output, content, resumed, time.monotonic() - started, peak_rss_bytes())
+    return content, resumed
 
 
 def _open_target(original: Path, recipe: str | Recipe | None, options: AblateOptions) -> Target:
@@ -187,15 +226,18 @@ class _Weights:
     """The level of weights."""
 
     target: Target
+    original: Original
     journal: AblationJournal
     output: Path
     levels: DrawnLevels | None
     """What is measured with the quantized tensors later; None if nothing is."""
+    cluster: Cluster | None
+    """Whose nodes measure; None if this machine does."""
     reporter: Reporter
 
     def measure(self, variants: Sequence[Variant]) -> list[MeasuredVariant]:
-        """Measure every tensor in every storage; keep those on disk that will be put into the model."""
-        if self.levels is None:
+        """Measure every tensor in every storage; keep those on disk that will be put into the model here."""
+        if self.levels is None or self.cluster is not None:
             self._scan(variants, None)
         else:
             spool = work_folder(self.output).tensors
@@ -205,15 +247,8 @@ class _Weights:
         return [self._measured(variant) for variant in variants]
 
     def _scan(self, variants: Sequence[Variant], spool: Path | None) -> None:
-        scan(
-            self.target.checkpoint,
-            distinct_storages(variants),
-            self.target.options,
-            spool=spool,
-            finished=self.journal.storages,
-            note=self.journal.note_storage,
-            reporter=self.reporter,
-        )
+        wanted, options = distinct_storages(variants), self.target.options
+        self.original.scan(wanted, options, spool, self.journal, self.cluster, self.reporter)
 
     def _is_done(self, variant: Variant) -> bool:
         """Whether nothing of a variant is left to measure, at any level."""

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from converter.console import Reporter
+from converter.cluster.sharing import Work
+from converter.console import Progress, Reporter
 from converter.conversion.execution.work import DEFAULT_BUDGET
 from converter.errors import first_few
 from converter.measurement.ablation.contents import MeasuredVariant
 from converter.measurement.ablation.options import AblateOptions
-from converter.measurement.sensitivity.calibration import write_calibration
-from converter.measurement.sensitivity.calls import Call
-from converter.measurement.sensitivity.inputs import gather_inputs
-from converter.measurement.sensitivity.loaded import LoadedOriginal
+from converter.measurement.sensitivity.calibration import CalibrationFile
+from converter.measurement.sensitivity.placed import Originals
 
 
 def gather_calibration(
-    loaded: LoadedOriginal,
-    calls: Sequence[Call],
+    originals: Originals,
+    calls: int,
     measured: Sequence[MeasuredVariant],
     options: AblateOptions,
     reporter: Reporter,
@@ -25,8 +24,8 @@ def gather_calibration(
     """Write the second moments of the inputs of every module that a variant quantizes.
 
     Args:
-        loaded: the original, unchanged.
-        calls: recorded ones.
+        originals: where the original runs; its calls are recorded.
+        calls: how many.
         measured: the variants.
         options: name the file, and the memory for sums.
         reporter: is told what the file has.
@@ -36,10 +35,13 @@ def gather_calibration(
     file = options.calibration
     if file is None:
         return
-    paths = {module.name for one in measured for module in one.variant.plan.modules.values()}
-    gathered = gather_inputs(loaded, sorted(paths), calls)
+    paths = sorted({module.name for one in measured for module in one.variant.plan.modules.values()})
     memory = options.memory or DEFAULT_BUDGET
-    written = write_calibration(loaded, gathered, calls, file, memory=memory, reporter=reporter)
-    absent = f"; not those of {first_few(written.absent)}, which were not called or are not linear"
-    count = len(paths) - len(written.absent)
-    reporter.note(f"{file}: inputs of {count} modules in {len(calls)} calls{absent if written.absent else ''}")
+    written = list[CalibrationFile]()
+    originals.run(
+        Work({"": [file]}), lambda original, place: written.append(original.calibrate(paths, place, memory)), Progress()
+    )
+    missing = written[-1].absent
+    absent = f"; not those of {first_few(missing)}, which were not called or are not linear"
+    count = len(paths) - len(missing)
+    reporter.note(f"{file}: inputs of {count} modules in {calls} calls{absent if missing else ''}")

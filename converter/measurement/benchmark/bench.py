@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.cluster.cluster import Cluster, in_words
-from converter.cluster.connection import opened_cluster
-from converter.cluster.nodes import refuse_other_software
+from converter.cluster.nodes import named_cluster
 from converter.console import SILENT, Reporter
 from converter.hub.addresses import SCHEME, is_address, parse_address
 from converter.measurement.benchmark.finishing import write_files
@@ -152,11 +151,9 @@ def measuring_place(ray: str | None, device: str) -> Iterator[Cluster | None]:
     if ray is None:
         # A download may take an hour.
         choose_device(device)
-        yield None
-        return
-    with opened_cluster(ray) as cluster:
-        refuse_other_software(cluster)
-        choose_nodes(cluster, device)
+    with named_cluster(ray) as cluster:
+        if cluster is not None:
+            choose_nodes(cluster, device)
         yield cluster
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -20,7 +21,7 @@ from converter.conversion.convert import convert
 from converter.conversion.planning.planner import plan_with_sdnq
 from converter.conversion.recipe.recipe import Recipe
 from converter.errors import ImageError, ReleaseError, UsageError
-from converter.measurement.ablation.ablate import ablate
+from converter.measurement.ablation.ablate import ablate_on
 from converter.measurement.ablation.options import VELOCITY, AblateOptions
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.prompts.suite import PromptSuite
@@ -103,7 +104,8 @@ def check(found: Sequence[Found], run: SearchRun, scores: Scores) -> Check:
     digests = [_convert(one, run) for one in found]
     suite, options = held_out(run.suite, scores.prompts), run.options
     recipes = named_apart([*(one.recipe for one in found), *uniform_recipes(run.target.recipe, run.space)])
-    report = ablate(
+    report = ablate_on(
+        nullcontext(run.cluster),
         run.original,
         run.folder,
         recipes[0],
@@ -118,8 +120,8 @@ def check(found: Sequence[Found], run: SearchRun, scores: Scores) -> Check:
             restart=options.restart,
         ),
         run.drawing,
-        variants=recipes[1:],
-        reporter=run.reporter,
+        recipes[1:],
+        run.reporter,
     )
     for failure in report.failures:
         raise ImageError(failure, "Measure with other prompts or in another --dtype.")

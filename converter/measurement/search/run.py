@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from converter.cluster.cluster import Cluster
 from converter.console import Reporter
 from converter.conversion.request import Target
 from converter.measurement.ablation.subject import Original
@@ -34,3 +35,5 @@ class SearchRun:
     folder: Path
     """Of the measurements."""
     reporter: Reporter
+    cluster: Cluster | None = None
+    """Whose nodes measure; None if this machine does."""

@@ -5,12 +5,14 @@ weights of the original -> figures and parts of every storage -> recorded calls 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from converter.cluster.sharing import Work
+from converter.console import Progress
 from converter.errors import UnsupportedCheckpoint, first_few
 from converter.measurement.ablation.subject import DrawnOriginal, open_drawn
 from converter.measurement.benchmark.repos import describe_settings
@@ -21,13 +23,10 @@ from converter.measurement.search.places import work_folder
 from converter.measurement.search.run import SearchRun
 from converter.measurement.search.scores import Scores
 from converter.measurement.sensitivity.figures import Figures
-from converter.measurement.sensitivity.gradients import Harms, estimate_harms
-from converter.measurement.sensitivity.inputs import harms_by_inputs
-from converter.measurement.sensitivity.measured import Candidate, measure_harms
+from converter.measurement.sensitivity.gradients import Harms, mean_harms
+from converter.measurement.sensitivity.placed import GradientOptions, Originals, PlacedOriginal, StoredModel
 from converter.measurement.sensitivity.recording import find_calls
-from converter.measurement.sensitivity.scan import scan
 from converter.measurement.sensitivity.storage import Storage
-from converter.measurement.sensitivity.swapping import Swapping
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ class Scoring:
     def _measure_output(self, journal: SearchJournal) -> Scores:
         """The harms that what the denoiser computes has a part in."""
         options, prompts = self.run.options, self._prompts
-        drawn = open_drawn(self.run.original, self.run.described, self.run.suite, self.run.drawing, self.run.reporter)
+        run = self.run
+        drawn = open_drawn(run.original, run.described, run.suite, run.drawing, run.reporter, run.cluster)
         settings = {
             "prompts": [prompt.id for prompt in prompts],
             "calls": options.calls,
@@ -107,15 +107,8 @@ class Scoring:
         by_source: dict[str, list[Storage]] = {}
         for storage in wanted:
             by_source.setdefault(storage.source, []).append(storage)
-        figures = scan(
-            self.run.target.checkpoint,
-            by_source,
-            self.run.target.options,
-            spool=spool,
-            finished=journal.storages,
-            note=journal.note_storage,
-            reporter=self.run.reporter,
-        )
+        run = self.run
+        figures = run.described.scan(by_source, run.target.options, spool, journal, run.cluster, run.reporter)
         for found in figures.values():
             if not found.is_finite:
                 raise UnsupportedCheckpoint(
@@ -125,36 +118,62 @@ class Scoring:
         return figures
 
     def _measure_missing(self, drawn: DrawnOriginal, missing: Sequence[Storage], journal: SearchJournal) -> Harms:
+        run, options = self.run, self.run.options
         prompts = {prompt.id: drawn.settings(prompt) for prompt in self._prompts}
-        loaded = drawn.load(list(prompts.values()), self.run.reporter)
-        work = work_folder(self.run.folder)
-        calls = find_calls(loaded, prompts, self.run.options.calls, work.calls, journal, self.run.reporter)
-        if self.run.options.score == MEASURED:
-            with Swapping(loaded, work.tensors) as swapping:
-                return measure_harms(
-                    loaded,
-                    swapping,
-                    calls,
-                    [Candidate(storage, self._quantization(storage)) for storage in missing],
-                    note=partial(journal.note_harms, MEASURED),
-                    reporter=self.run.reporter,
-                )
-        if self.run.options.score == INPUTS:
-            found = harms_by_inputs(loaded, calls, missing, work.tensors)
-        else:
-            found = estimate_harms(
-                loaded,
-                calls,
-                missing,
-                work.tensors,
-                probes=self.run.options.probes,
-                checkpointing=self.run.options.checkpointing,
-                finished=journal.estimates,
-                note=journal.note_estimate,
-                reporter=self.run.reporter,
-            )
-        journal.note_harms(self.run.options.score, found)
+        work = work_folder(run.folder)
+        with drawn.load(list(prompts.values()), run.target.options, work, run.reporter) as originals:
+            calls = find_calls(originals, prompts, options.calls, work.calls, journal, run.reporter)
+            if options.score == MEASURED:
+                return self._measure_each(originals, missing, journal)
+            if options.score == INPUTS:
+                found = self._measure_by_inputs(originals, missing)
+            else:
+                found = self._estimate(originals, calls, missing, journal)
+        journal.note_harms(options.score, found)
         return found
+
+    def _measure_each(self, originals: Originals, missing: Sequence[Storage], journal: SearchJournal) -> Harms:
+        """The harm of each storage alone; each is noted as soon as it is known."""
+        harms, noting = dict[tuple[str, str], float](), threading.Lock()
+
+        def measure(original: PlacedOriginal, storage: Storage) -> None:
+            found = original.harm(StoredModel({storage.source: storage}, self._quantization(storage)))
+            with noting:
+                harms[storage.source, storage.key] = found
+                journal.note_harms(MEASURED, {(storage.source, storage.key): found})
+            shown.advance(1)
+
+        with self.run.reporter.progress("measuring", len(missing), "candidates") as shown:
+            originals.run(Work({"": missing}), measure, shown)
+        return harms
+
+    def _measure_by_inputs(self, originals: Originals, missing: Sequence[Storage]) -> Harms:
+        """The harm of all storages, by the inputs of their modules in all calls."""
+        found = list[Harms]()
+        originals.run(
+            Work({"": [missing]}),
+            lambda original, storages: found.append(original.harms_by_inputs(storages)),
+            Progress(),
+        )
+        return found[-1]
+
+    def _estimate(self, originals: Originals, calls: int, missing: Sequence[Storage], journal: SearchJournal) -> Harms:
+        """The harm of all storages by gradients, in each call by itself."""
+        options = GradientOptions(missing, self.run.options.probes, self.run.options.checkpointing)
+        keys, noting = {(storage.source, storage.key) for storage in missing}, threading.Lock()
+        found = {call: harms for call, harms in journal.estimates.items() if keys <= harms.keys()}
+        left = [call for call in range(calls) if call not in found]
+
+        def estimate(original: PlacedOriginal, call: int) -> None:
+            harms = original.harms_by_gradients(call, options)
+            with noting:
+                found[call] = harms
+                journal.note_estimate(call, harms)
+            shown.advance(options.probes)
+
+        with self.run.reporter.progress("differentiating", len(left) * options.probes, "passes") as shown:
+            originals.run(Work({"": left}), estimate, shown)
+        return mean_harms(keys, [found[call] for call in range(calls)])
 
     def _candidate(self, source: str, key: str) -> str:
         """The first candidate that stores a weight in this way."""

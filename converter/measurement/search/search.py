@@ -16,6 +16,8 @@ from typing import Any
 
 from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.writer import refuse_taken_place, replace_file, writing
+from converter.cluster.connection import check_address
+from converter.cluster.nodes import named_cluster
 from converter.console import SILENT, Reporter
 from converter.conversion.recipe.recipe import Recipe
 from converter.conversion.request import open_request
@@ -91,6 +93,7 @@ def search(
     suite: PromptSuite | None = None,
     drawing: GenerateOptions | None = None,
     *,
+    ray: str | None = None,
     reporter: Reporter = SILENT,
 ) -> SearchReport:
     """Search for the recipe with the least harm for a number of bytes, and write it.
@@ -105,16 +108,20 @@ def search(
             None.
         suite: the prompts; ``ten-signs`` when None.
         drawing: how to generate images; the seed is that of each prompt.
+        ray: address of a cluster whose nodes measure, as for ``opened_cluster``; None if this machine does.
         reporter: shows progress and notes.
 
     Raises:
         InputError: the original, a rule or a candidate cannot be used, or a value is out of range.
+        ClusterError: the cluster cannot be used, or nodes end again and again.
         SolverError: too many recipes are almost as good as the best one.
         ReleaseError: a conversion has other bytes than predicted.
         OutputError: the recipe cannot be written, or the folder contains the measurements of another search.
         ResourceError: memory, disk or a device is missing.
     """
     started = time.monotonic()
+    if ray is not None:
+        check_address(ray)
     suite, drawing = suite or read_suite("ten-signs"), drawing or GenerateOptions()
     files, folder = _find_places(original, output, options)
     target = open_request(original, recipe, options.conversion).main
@@ -128,21 +135,22 @@ def search(
         open_original(original)
     if options.check:
         held_out(suite, _prompts(suite, options))
-    described = hash_original(target.checkpoint, reporter)
-    run = SearchRun(original, described, target, space, suite, options, drawing, folder, reporter)
-    scores = _find_scores(run)
-    described.refuse_changed()
-    problem = constraints.problem(space, scores.harms)
-    content, digest = encode_scores(describe_scores(described, space, scores, rules))
-    found = [
-        _make_found(file, run, scores, selection, budget, digest)
-        for file, (selection, budget) in zip(files, _choose(problem, options), strict=True)
-    ]
-    _write(found, folder, content, overwrite=options.overwrite)
-    checked = None
-    if options.check:
-        checked = check(found, run, scores)
-        work_folder(folder).remove()
+    with named_cluster(ray) as cluster:
+        described = hash_original(target.checkpoint, reporter)
+        run = SearchRun(original, described, target, space, suite, options, drawing, folder, reporter, cluster)
+        scores = _find_scores(run)
+        described.refuse_changed()
+        problem = constraints.problem(space, scores.harms)
+        content, digest = encode_scores(describe_scores(described, space, scores, rules))
+        found = [
+            _make_found(file, run, scores, selection, budget, digest)
+            for file, (selection, budget) in zip(files, _choose(problem, options), strict=True)
+        ]
+        _write(found, folder, content, overwrite=options.overwrite)
+        checked = None
+        if options.check:
+            checked = check(found, run, scores)
+            work_folder(folder).remove()
     return SearchReport(
         found=tuple(found),
         evidence=folder,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from converter.checkpoint.header import parse_json_object, read_header
+from converter.checkpoint.header import Header, parse_json_object, read_header
 from converter.errors import EvidenceError
 from converter.fields import Fields
 from converter.measurement.sensitivity.calls import Call
@@ -71,12 +71,25 @@ def read_calls(file: Path) -> list[Call]:
         EvidenceError: it does not describe calls.
     """
     header = read_header(file)
-    if header.metadata.get("format") != FORMAT:
-        raise EvidenceError(file, f"is not a file of recorded calls ({FORMAT})", _HINT)
-    content = parse_json_object(header.metadata.get("calls", "").encode(), file, "calls in its metadata")
+    tables = _tables(header)
     tensors = read_tensors(header)
-    tables = Fields(content, str(file), EvidenceError).take_tables("calls", "call")
     return [_decode_call(table, tensors) for table in tables]
+
+
+def count_calls(file: Path) -> int:
+    """The number of calls in a file that ``write_calls`` wrote; their tensors are not read.
+
+    Raises: as ``read_calls``.
+    """
+    return len(_tables(read_header(file)))
+
+
+def _tables(header: Header) -> tuple[Fields, ...]:
+    """What the metadata says of each call."""
+    if header.metadata.get("format") != FORMAT:
+        raise EvidenceError(header.file, f"is not a file of recorded calls ({FORMAT})", _HINT)
+    content = parse_json_object(header.metadata.get("calls", "").encode(), header.file, "calls in its metadata")
+    return Fields(content, str(header.file), EvidenceError).take_tables("calls", "call")
 
 
 def _decode_call(table: Fields, tensors: Mapping[str, torch.Tensor]) -> Call:

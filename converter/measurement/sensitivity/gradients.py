@@ -87,30 +87,77 @@ def estimate_harms(
         UnsupportedCheckpoint: the denoiser cannot be differentiated.
         MemoryLimitError: there is not enough memory.
     """
-    changes = _Changes(loaded, storages, spool, kept_bytes)
-    numbers = range(len(calls))
-    found = {number: finished[number] for number in numbers if changes.keys <= finished.get(number, {}).keys()}
-    missing = [number for number in numbers if number not in found]
-    if missing:
-        _require_memory(changes.parameters, loaded.device)
-    with (
-        _blaming_memory(),
-        blaming(loaded.repo.folder),
-        _differentiating(loaded.denoiser, changes.parameters, checkpointing=checkpointing),
-        reporter.progress("differentiating", len(missing) * probes, "passes") as shown,
-    ):
+    wanted = list(storages)
+    keys = {(storage.source, storage.key) for storage in wanted}
+    found = {number: finished[number] for number in range(len(calls)) if keys <= finished.get(number, {}).keys()}
+    missing = [number for number in range(len(calls)) if number not in found]
+    with reporter.progress("differentiating", len(missing) * probes, "passes") as shown:
+
+        def passed() -> None:
+            shown.advance(1)
+            shown.refresh()
+
+        if missing:
+            gradients = Gradients(
+                loaded, wanted, spool, probes=probes, checkpointing=checkpointing, kept_bytes=kept_bytes
+            )
         for number in missing:
-            sums = dict.fromkeys(changes.keys, 0.0)
-            # A generator of its own, so that a call has the same directions in a run that continues.
-            generator = torch.Generator().manual_seed(seed + number)
-            for dots in _passes(loaded, calls[number], changes, probes, generator):
-                for key, dot in dots.items():
-                    sums[key] += _finite(dot, key, calls[number])
-                shown.advance(1)
-                shown.refresh()
-            found[number] = {key: total / probes for key, total in sums.items()}
+            found[number] = gradients.harms(calls[number], seed + number, passed)
             note(number, found[number])
-    return {key: math.fsum(harms[key] for harms in found.values()) / len(calls) for key in sorted(changes.keys)}
+    return mean_harms(keys, [found[number] for number in range(len(calls))])
+
+
+def mean_harms(keys: Iterable[tuple[str, str]], calls: Sequence[Harms]) -> dict[tuple[str, str], float]:
+    """The mean of harms in single calls, sorted by what they are of."""
+    return {key: math.fsum(harms[key] for harms in calls) / len(calls) for key in sorted(keys)}
+
+
+class Gradients:
+    """Estimates harms in one call after the other; arguments are those of ``estimate_harms``.
+
+    Raises:
+        MemoryLimitError: the largest gradient does not fit.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedOriginal,
+        storages: Iterable[Storage],
+        spool: Path,
+        *,
+        probes: int,
+        checkpointing: bool,
+        kept_bytes: int = 1 << 30,
+    ) -> None:
+        self._loaded = loaded
+        self._probes = probes
+        self._checkpointing = checkpointing
+        self._changes = _Changes(loaded, storages, spool, kept_bytes)
+        _require_memory(self._changes.parameters, loaded.device)
+
+    def harms(self, call: Call, seed: int, passed: Callable[[], object] = lambda: None) -> dict[tuple[str, str], float]:
+        """The harm of each candidate in one call.
+
+        Args:
+            call: a recorded one.
+            seed: of the directions. Each call has its own, so that a run that continues draws the same ones.
+            passed: called after each backward pass.
+
+        Raises: as ``estimate_harms``.
+        """
+        loaded, changes = self._loaded, self._changes
+        sums = dict.fromkeys(changes.keys, 0.0)
+        generator = torch.Generator().manual_seed(seed)
+        with (
+            _blaming_memory(),
+            blaming(loaded.repo.folder),
+            _differentiating(loaded.denoiser, changes.parameters, checkpointing=self._checkpointing),
+        ):
+            for dots in _passes(loaded, call, changes, self._probes, generator):
+                for key, dot in dots.items():
+                    sums[key] += _finite(dot, key, call)
+                passed()
+        return {key: total / self._probes for key, total in sums.items()}
 
 
 def _finite(dot: float, key: tuple[str, str], call: Call) -> float:
