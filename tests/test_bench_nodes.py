@@ -20,7 +20,7 @@ from converter.measurement.benchmark.events import WorkerEvents
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.journal import LOAD_KEY, Cell, Journal
 from converter.measurement.benchmark.machine import describe_machine
-from converter.measurement.benchmark.node_measuring import _Queue
+from converter.measurement.benchmark.node_measuring import _give_up_with, _others
 from converter.measurement.benchmark.node_places import _Place
 from converter.measurement.benchmark.node_repos import FoundRepo, SharedRepo
 from converter.measurement.benchmark.node_worker import FILES, _Tasks
@@ -91,27 +91,24 @@ def test_too_many_losses_in_a_row_are_an_error() -> None:
         losses.note(Lost("the node died"))
 
 
-def test_the_queue_stays_with_a_model_and_gives_up_with_it(inputs: Inputs, tmp_path: Path) -> None:
+def test_images_whose_pipeline_does_not_load_are_given_up(inputs: Inputs, tmp_path: Path) -> None:
     with Journal(tmp_path, {}, restart=False) as journal:
         bench = replace(inputs.bench(journal, "standard"), options=OPTIONS)
-        cells = bench.planned("standard")
-        queue = _Queue(bench, cells)
+        others = _others(bench, bench.planned("standard"))
         # Of both models B2 and C3, and three baselines of the original; A1 is timed.
-        assert len(queue) == 7
-        first = queue.take(None)
-        assert first is not None
-        assert (first[0].model, first[1].key) == ("original", "B2")
-        quantized = next(cell for cell in cells if (cell.model, cell.pair) == ("quantized", 0))
-        other = queue.take(quantized)
-        assert other is not None
-        assert (other[0], other[1].key) == (quantized, "B2")
-        # One that was lost is missing still; one whose pipeline does not load takes the others with it.
+        assert others.size == 7
+        taken = others.take(None)
+        assert taken is not None
+        _, (cell, task) = taken
+        assert (cell.model, task.key) == ("original", "B2")
         shown = Progress()
-        queue.give_up_with(*first, shown)
-        bench.fail(*first[:1], [first[1]], "while loading: no memory", shown)
-        queue.give_up_with(*first, shown)
+        _give_up_with(bench, cell, task, others, shown)
+        assert others.size == 6
+        bench.fail(cell, [task], "while loading: no memory", shown)
+        _give_up_with(bench, cell, task, others, shown)
         assert {key for _, key in bench.failed} == {"B2", "C3", "A1+1000", "B2+1000", "C3+1000"}
-        assert [found[1].key for found in iter(lambda: queue.take(first[0]), None)] == ["C3"]
+        left = [item for _, item in iter(others.take, None)]
+        assert [(cell.model, task.key) for cell, task in left] == [("quantized", "B2"), ("quantized", "C3")]
 
 
 def test_files_of_a_node_come_back_and_its_paths_do_not(tmp_path: Path) -> None:

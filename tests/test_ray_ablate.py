@@ -19,7 +19,6 @@ import pytest
 
 from converter import AblateOptions, ablate
 from converter.cluster.cluster import Losses, Lost
-from converter.cluster.processes import descendants
 from converter.errors import DeviceError, UsageError
 from converter.measurement.ablation.journal import JOURNAL_NAME
 from converter.synthesis.synthesize import synthesize
@@ -78,7 +77,7 @@ def kinds(output: Path) -> list[str]:
 def processes(title: str) -> dict[int, int]:
     """Processes on the nodes of this test that Ray gave a title, and their parents."""
     found = {}
-    for process in descendants():
+    for process in clusters.descendants():
         folder = Path("/proc") / str(process.number)
         with suppress(OSError):
             if (folder / "cmdline").read_text().startswith(title):

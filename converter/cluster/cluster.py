@@ -112,8 +112,8 @@ class Cluster:
             arguments: of the function.
 
         Raises:
-            Lost: the node died.
-            LensconvError: as the function raised it.
+            LensconvError: as the function raised it, with the node's name.
+            ClusterError: the node died.
         """
         return self._taken(node, self._pinned(node, function, *arguments))
 
@@ -134,6 +134,8 @@ class Cluster:
         """The result of a function on a node; errors name it."""
         try:
             return take(self.wait(reference))
+        except Lost as loss:
+            raise ClusterError(f"node {node.name}: {loss}", "Run it again without this node.") from loss
         except LensconvError as error:
             content = error.to_dict()["error"]
             raise LensconvError.from_dict({**content, "message": f"node {node.name}: {error.message}"}) from error
@@ -202,19 +204,25 @@ class Cluster:
 
         Raises:
             BaseException: what the first failed call raised, or a signal's handler. All processes on nodes have ended
-                then, and the cluster cannot be used any more.
+                then, and the cluster cannot be used any longer.
         """
 
+        ended = list[None]()
+
         def call(item: _Item) -> _Result | None:
+            found = None
             # What stopped it is raised in the main thread.
             with suppress(Stopped):
-                return function(item)
-            return None
+                found = function(item)
+            ended.append(None)
+            return found
+
+        def stop() -> None:
+            if len(ended) < len(items):
+                self.stop()
 
         workers = max(1, len(items))
-        found = run_in_threads(call, items, workers=workers, name="node", refresh=refresh, stop=self.stop)
-        self._stopping.clear()
-        return found
+        return run_in_threads(call, items, workers=workers, name="node", refresh=refresh, stop=stop)
 
     def wait(self, reference: Any, is_wanted: Callable[[], bool] = lambda: True) -> Any:
         """Wait for the result behind a reference.
@@ -280,7 +288,7 @@ class Cluster:
 
     def clean(self) -> None:
         """Remove the temporary folders that ended processes have left on the nodes, as far as this is quick."""
-        with suppress(self.ray.exceptions.RayError):
+        with suppress(self.ray.exceptions.RayError, ClusterError):
             found = [self._pinned(node, remove_marked, self.mark) for node in self.nodes]
             self.ray.wait(found, num_returns=len(found), timeout=_CLEANING)
 

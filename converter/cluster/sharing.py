@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 
 from converter.cluster.cluster import Cluster, Hosted, Losses, Lost, Need, Stopped
 from converter.console import Progress
-from converter.threads import run_in_threads
 
 Item = TypeVar("Item")
 Place = TypeVar("Place")
@@ -49,6 +48,12 @@ class Work(Generic[Item]):
         """Put an item back that was taken and not finished."""
         with self._lock:
             self._left[group].appendleft(item)
+
+    def drop(self, group: str) -> list[Item]:
+        """Take all items of a group that are left, which is not worked on any longer."""
+        with self._lock:
+            items, self._left[group] = self._left[group], deque()
+            return list(items)
 
 
 @dataclass(frozen=True)
@@ -99,24 +104,13 @@ class Crew(Generic[Place]):
             ClusterError: several processes ended one after the other, or no node is left.
             LensconvError: as the function raised it.
         """
-        count = min(self._most, work.size)
-        ended = list[int]()
 
-        def work_on(number: int) -> None:
+        def work_on(_number: int) -> None:
             losses = Losses()
-            # What stopped it is raised in the main thread.
-            with suppress(Stopped):
-                while work.size:
-                    self._use_one(work, function, losses)
-            if not self._cluster.is_stopping:
-                ended.append(number)
+            while work.size:
+                self._use_one(work, function, losses)
 
-        def stop() -> None:
-            if len(ended) < count:
-                self._cluster.stop()
-
-        if count:
-            run_in_threads(work_on, range(count), workers=count, name="ray", refresh=shown.refresh, stop=stop)
+        self._cluster.run(work_on, range(min(self._most, work.size)), refresh=shown.refresh)
 
     def close(self, method: str = "") -> None:
         """End all processes, after each has called a method of its object to free what it has, if one is named."""

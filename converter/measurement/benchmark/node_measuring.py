@@ -7,11 +7,10 @@ times. Where and when a worker runs is decided by Ray.
 
 from __future__ import annotations
 
-import threading
-from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+from converter.cluster.sharing import Work
 from converter.console import Progress, Reporter
 from converter.measurement.benchmark.job import Task
 from converter.measurement.benchmark.journal import Cell
@@ -36,12 +35,12 @@ def measure_on_nodes(bench: Bench, nodes: Nodes, shown: Progress) -> None:
         for find_cells in (bench.planned, bench.repeated):
             cells = find_cells(mode)
             shown.total = bench.total
-            queue = _Queue(bench, cells)
+            others = _others(bench, cells)
             # Ray starts first what asks first: the pairs, for each of which a whole node has to be free.
             work: list[Callable[[], None]] = [
                 partial(_measure_pair, bench, pair, nodes, shown) for pair in _pairs(cells)
             ]
-            work += [partial(_draw_others, bench, queue, nodes, shown)] * min(nodes.slots, len(queue))
+            work += [partial(_draw_others, bench, others, nodes, shown)] * min(nodes.slots, others.size)
             nodes.cluster.run(_call, work, refresh=shown.refresh)
     shown.total = bench.total
 
@@ -88,45 +87,32 @@ def _is_timed(bench: Bench, task: Task) -> bool:
     return task.key in {prompt.id for prompt in timing_prompts(bench.suite, bench.options)}
 
 
-def _draw_others(bench: Bench, queue: _Queue, nodes: Nodes, shown: Progress) -> None:
-    """Take images from the queue until it is empty; the pipeline stays loaded as long as it has images to generate."""
+def _others(bench: Bench, cells: Sequence[Cell]) -> Work[tuple[Cell, Task]]:
+    """The images that are not timed; those of a cell are a group, as they need the same pipeline."""
+    return Work(
+        {str(cell): [(cell, task) for task in bench.missing(cell) if not _is_timed(bench, task)] for cell in cells}
+    )
+
+
+def _draw_others(bench: Bench, others: Work[tuple[Cell, Task]], nodes: Nodes, shown: Progress) -> None:
+    """Generate one image after the other until none is left; a pipeline stays loaded as long as it has some."""
     with beside_others(nodes, keeps_loaded=True) as place:
-        last: Cell | None = None
-        while (found := queue.take(last)) is not None:
-            last, task = found
-            bench.measure_tasks(last, partial(_left, bench, last, task), shown, place)
-            queue.give_up_with(last, task, shown)
+        # Without room on any node, other threads may generate what is left.
+        place.open(bench.options.timeout, lambda: others.size > 0)
+        group: str | None = None
+        while (taken := others.take(group)) is not None:
+            group, (cell, task) = taken
+            bench.measure_tasks(cell, partial(_left, bench, cell, task), shown, place)
+            _give_up_with(bench, cell, task, others, shown)
+
+
+def _give_up_with(bench: Bench, cell: Cell, task: Task, others: Work[tuple[Cell, Task]], shown: Progress) -> None:
+    """If a task has just failed since its pipeline cannot be loaded, let the rest of its cell fail, too."""
+    reason = bench.failed.get((cell, task.key), "")
+    if reason.startswith("while loading"):
+        with bench.lock:
+            bench.fail(cell, [left for _, left in others.drop(str(cell))], reason, shown)
 
 
 def _left(bench: Bench, cell: Cell, task: Task) -> list[Task]:
     return [task] if bench.is_missing(cell, task) else []
-
-
-class _Queue:
-    """The images that are not timed, by cell."""
-
-    def __init__(self, bench: Bench, cells: list[Cell]) -> None:
-        self._bench = bench
-        self._lock = threading.Lock()
-        self._left: defaultdict[Cell, deque[Task]] = defaultdict(deque)
-        for cell in cells:
-            self._left[cell].extend(task for task in bench.missing(cell) if not _is_timed(bench, task))
-
-    def __len__(self) -> int:
-        return sum(map(len, self._left.values()))
-
-    def take(self, last: Cell | None) -> tuple[Cell, Task] | None:
-        """Take the next image: of the same cell if there is one, else of that with most left; None at the end."""
-        with self._lock:
-            cells = [cell for cell, tasks in self._left.items() if tasks]
-            if not cells:
-                return None
-            cell = last if last in cells else max(cells, key=lambda found: len(self._left[found]))
-            return cell, self._left[cell].popleft()
-
-    def give_up_with(self, cell: Cell, task: Task, shown: Progress) -> None:
-        """If a task has just failed since its pipeline cannot be loaded, let the rest of its cell fail, too."""
-        reason = self._bench.failed.get((cell, task.key), "")
-        if reason.startswith("while loading"):
-            with self._lock, self._bench.lock:
-                self._bench.fail(cell, list(self._left.pop(cell, ())), reason, shown)

@@ -79,14 +79,30 @@ class _Place:
     def start(self, job: Job, timeout: float, _tick: Callable[[], None]) -> Iterator[NodeSession]:
         """Start a worker on a node; it waits until a node is free.
 
-        Raises:
-            InputError: the node lacks a repo.
-            ClusterError: no node is left.
-            Lost: the process of Ray ended.
+        Raises: as ``open``.
         """
-        if self._hosted is None:
-            self._hosted = self.nodes.cluster.host(self.need, NodeWorker, self.nodes.repos, timeout)
-        yield NodeSession(self._hosted, self.method, job, self._losses.reset)
+        yield NodeSession(self.open(timeout), self.method, job, self._losses.reset)
+
+    def open(self, timeout: float, is_wanted: Callable[[], bool] = lambda: True) -> Hosted:
+        """Start the process of Ray, if it does not run, and wait until a node has room for it.
+
+        Args:
+            timeout: seconds without an event after which a worker counts as hanging.
+            is_wanted: whether to wait on.
+
+        Raises:
+            Stopped: it is not wanted any longer, or the work was stopped.
+            InputError: the node lacks a repo.
+            ClusterError: too many processes were lost, or no node is left.
+        """
+        while self._hosted is None:
+            try:
+                self._hosted = self.nodes.cluster.host(
+                    self.need, NodeWorker, self.nodes.repos, timeout, is_wanted=is_wanted
+                )
+            except Lost as loss:
+                self.note_loss(loss)
+        return self._hosted
 
     def note_loss(self, loss: Lost) -> None:
         """Start another process with the next worker.
