@@ -71,6 +71,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="Where figures go.")
     arguments = parser.parse_args()
     os.environ.update(VARIABLES)
+    # A shell lets programs in the background ignore it, and those that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     wanted = arguments.only.split(",")
     work = arguments.work
     make_models(work, arguments.layers)
