@@ -27,8 +27,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from converter.cluster.cluster import Need
 from converter.cluster.connection import opened_cluster
+from converter.cluster.resources import Need
 from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.node_repos import find_on_nodes
 from converter.measurement.benchmark.node_worker import NodeWorker

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from converter.cluster.cluster import MOST_LOSSES, Losses, Lost
 from converter.cluster.connection import check_address
 from converter.cluster.environment import adopt_environment, shared_environment
+from converter.cluster.losses import MOST_LOSSES, Losses, Lost
 from converter.console import Progress
 from converter.errors import ClusterError, MalformedCheckpoint, MissingInput, UsageError
 from converter.measurement.benchmark.assembly import Assembly

@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 
 from converter import AblateOptions, ablate
-from converter.cluster.cluster import Losses, Lost
+from converter.cluster.losses import Losses, Lost
 from converter.errors import DeviceError, UsageError
 from converter.measurement.ablation.journal import JOURNAL_NAME
 from converter.synthesis.synthesize import synthesize

@@ -8,7 +8,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ from safetensors.torch import load_file, save_file
 from converter import ConvertOptions, convert, errors
 from converter.checkpoint.staging import Staging
 from converter.checkpoint.writer import SlotWriter
-from converter.cluster.cluster import Cluster, Hosted, Lost, Need, Node
+from converter.cluster.cluster import Cluster
+from converter.cluster.hosted import Hosted
+from converter.cluster.losses import Lost
+from converter.cluster.resources import Need, Node
 from converter.conversion.execution import relaying
 from converter.conversion.execution.execute import execute
 from converter.conversion.execution.relaying import (
@@ -213,16 +216,19 @@ class Nearby(Cluster):
     ) -> Hosted:
         assert need == Need(cpus=1)
         assert callable(is_wanted)
-        return NearbyHost(self, kind(*pickle.loads(pickle.dumps(arguments))))  # noqa: S301 - its own
+        held = kind(*pickle.loads(pickle.dumps(arguments)))  # noqa: S301 - its own
+        return NearbyHost(self.answers, held, None, lambda _: None, nearby=self)
 
 
+@dataclass(eq=False, kw_only=True)
 class NearbyHost(Hosted):
+    nearby: Nearby
+
     def stream(self, method: str, *arguments: Any, most: int = -1) -> Iterator[Any]:
         assert most > 0
-        assert isinstance(self.cluster, Nearby)
         for number, steps in enumerate(getattr(self.actor, method)(*arguments)):
-            if number == self.cluster.lasts:
-                self.cluster.losses += 1
+            if number == self.nearby.lasts:
+                self.nearby.losses += 1
                 raise Lost("a process ended")
             yield pickle.loads(pickle.dumps(steps))  # noqa: S301 - its own
 

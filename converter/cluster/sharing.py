@@ -9,7 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from converter.cluster.cluster import Cluster, Hosted, Losses, Lost, Need, Stopped
+from converter.cluster.cluster import Cluster
+from converter.cluster.hosted import Hosted
+from converter.cluster.losses import Losses, Lost, Stopped
+from converter.cluster.resources import Need
 from converter.console import Progress
 
 Item = TypeVar("Item")

@@ -14,9 +14,12 @@ from typing import Any
 
 from converter.checkpoint.journal import Finished
 from converter.checkpoint.staging import StagedComponent
-from converter.cluster.cluster import Cluster, Hosted, Losses, Lost, Need
+from converter.cluster.cluster import Cluster
 from converter.cluster.connection import opened_cluster
+from converter.cluster.hosted import Hosted
+from converter.cluster.losses import Losses, Lost
 from converter.cluster.nodes import refuse_other_software
+from converter.cluster.resources import Need
 from converter.console import Progress, Reporter
 from converter.conversion.execution.relaying import Count, FinishSlots, Note, NoteBegun, Received, Step, Tell, Write
 from converter.conversion.execution.shard_converter import HubSource, ShardConverter, WeightFile, find_files, find_repo

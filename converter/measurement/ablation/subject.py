@@ -11,7 +11,8 @@ from converter._version import __version__
 from converter.checkpoint.checksum import file_sha256
 from converter.checkpoint.header import Header
 from converter.checkpoint.source import Checkpoint
-from converter.cluster.cluster import Cluster, in_words
+from converter.cluster.cluster import Cluster
+from converter.cluster.resources import in_words
 from converter.console import Reporter
 from converter.conversion.options import ConvertOptions
 from converter.conversion.release.manifest import ReleaseFile

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from converter.cluster.cluster import Cluster, in_words
+from converter.cluster.cluster import Cluster
 from converter.cluster.nodes import named_cluster
+from converter.cluster.resources import in_words
 from converter.console import SILENT, Reporter
 from converter.hub.addresses import SCHEME, is_address, parse_address
 from converter.measurement.benchmark.finishing import write_files

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from converter.cluster.cluster import Lost
+from converter.cluster.losses import Lost
 from converter.console import Progress
 from converter.measurement.benchmark.events import WorkerEvents
 from converter.measurement.benchmark.image_files import BASELINE, has_image, image_key, image_name, image_seed

@@ -10,7 +10,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from converter.checkpoint.writer import replace_file
-from converter.cluster.cluster import Cluster, Hosted, Losses, Lost, Need
+from converter.cluster.cluster import Cluster
+from converter.cluster.hosted import Hosted
+from converter.cluster.losses import Losses, Lost
+from converter.cluster.resources import Need
 from converter.errors import unreadable
 from converter.measurement.benchmark.job import Job
 from converter.measurement.benchmark.journal import Journal

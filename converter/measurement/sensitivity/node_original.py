@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from PIL.Image import Image
 
 from converter.checkpoint.writer import replace_file_in_pieces, writing
-from converter.cluster.cluster import Hosted
+from converter.cluster.hosted import Hosted
 from converter.cluster.sharing import Crew, Work
 from converter.console import Progress, Reporter
 from converter.conversion.options import ConvertOptions

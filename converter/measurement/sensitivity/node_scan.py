@@ -8,7 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from converter.checkpoint.source import Checkpoint
-from converter.cluster.cluster import Cluster, Hosted, Need
+from converter.cluster.cluster import Cluster
+from converter.cluster.hosted import Hosted
+from converter.cluster.resources import Need
 from converter.cluster.sharing import Crew, Work
 from converter.console import SILENT, Reporter
 from converter.conversion.options import ConvertOptions
