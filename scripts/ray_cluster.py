@@ -33,15 +33,9 @@ from converter.measurement.benchmark.job import Job, Task
 from converter.measurement.benchmark.node_repos import find_on_nodes
 from converter.measurement.benchmark.node_worker import NodeWorker
 from scripts.benchmark import ROOT, describe_machine
+from scripts.ray_nodes import VARIABLES, differences, nodes, processes_with
 
 RESULTS = ROOT / "benchmarks" / "ray.json"
-#: Without a token in the home folder, without statistics; each node has one thread of the processors they share.
-VARIABLES = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-#: Parts of names of figures that differ between any two runs.
-_VARYING = (
-    *("time_s", "times_s", "_gb", "stages", "conditions", "timed_pairs", "slowdown", "comparison_matrix.json.summary"),
-    *("date", "elapsed", "rss", "per_s"),
-)
 #: Environment variable by which the processes of a command are found.
 _MARK = "LENSCONV_RAY_CLUSTER"
 #: Seconds after which processes of an interrupted command must have ended.
@@ -200,34 +194,6 @@ def interrupt(case: Case, output: Path, when: int) -> list[str]:
     return left
 
 
-def processes_with(mark: str) -> list[str]:
-    """The command lines of processes that inherited a mark."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue
-    return found
-
-
-@contextmanager
-def nodes(count: int) -> Iterator[Any]:
-    """Start nodes with one processor each for the block."""
-    from ray.cluster_utils import Cluster
-
-    options = {"num_cpus": 1, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=options)
-    try:
-        for _ in range(count - 1):
-            cluster.add_node(**options)
-        cluster.wait_for_nodes()
-        yield cluster
-    finally:
-        cluster.shutdown()
-
-
 def kill_at(cluster: Any, is_time: Callable[[], bool]) -> list[Any]:
     """Kill a node once it is time, from a thread; returns the list in which it will be."""
     killed: list[Any] = []
@@ -292,20 +258,6 @@ def compare_folders(first: Path, second: Path) -> Iterator[str]:
             yield from differences(json.loads(ours[name].read_text()), json.loads(theirs[name].read_text()), name)
         elif digest(ours[name]) != digest(theirs[name]):
             yield f"{name}: other bytes"
-
-
-def differences(first: Any, second: Any, where: str) -> Iterator[str]:
-    """Yield the figures that differ, times and memory apart."""
-    if any(part in where for part in _VARYING):
-        return
-    if isinstance(first, dict) and isinstance(second, dict):
-        for key in {**first, **second}:
-            yield from differences(first.get(key), second.get(key), f"{where}.{key}")
-    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
-        for number, pair in enumerate(zip(first, second, strict=True)):
-            yield from differences(*pair, f"{where}.{number}")
-    elif first != second:
-        yield f"{where}: {first} and {second}"
 
 
 def digest(file: Path) -> str:

@@ -22,6 +22,7 @@ from converter.cluster.losses import Losses, Lost
 from converter.errors import DeviceError, UsageError
 from converter.measurement.ablation.journal import JOURNAL_NAME
 from converter.synthesis.synthesize import synthesize
+from scripts import ray_nodes
 from tests import clusters
 from tests.conftest import command, snapshot
 from tests.test_ablate import SMALL, SUITE, VARIANTS
@@ -55,7 +56,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(temporary: Path) -> Iterator[Any]:
     # Ray's own folder has to have a short path.
     variables = {"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"}  # noqa: S108
-    with mock.patch.dict(os.environ, variables), clusters.nodes(3) as found:
+    with mock.patch.dict(os.environ, variables), ray_nodes.nodes(3) as found:
         yield found
 
 
@@ -131,7 +132,7 @@ def test_a_node_that_dies_costs_a_retry(
 
     monkeypatch.setattr(Losses, "note", count)
     # The first node, which cannot be removed, computes nothing.
-    with clusters.nodes(1, cpus=0) as cluster:
+    with ray_nodes.nodes(1, cpus=0) as cluster:
         for _ in range(2):
             cluster.add_node(num_cpus=1, include_dashboard=False)
         cluster.wait_for_nodes()

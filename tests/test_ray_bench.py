@@ -18,8 +18,8 @@ import pytest
 
 from converter.errors import ClusterError, DeviceError
 from converter.measurement.evidence.files import read_evidence_folder
+from scripts.ray_nodes import VARIABLES, differences, nodes, processes_with
 from tests.benches import DRAWING, SUITE
-from tests.clusters import VARIABLES, nodes
 from tests.conftest import Lensconv, command, run_process
 
 pytestmark = pytest.mark.long
@@ -27,19 +27,6 @@ pytestmark = pytest.mark.long
 LIMIT = 480
 #: Three pairs, of which each has one timed prompt; five images and three baselines are not timed.
 OPTIONS = ("--pairs", 3, "--timing-prompts", 1, "--mode", "standard", "--device", "cpu", *DRAWING)
-#: Parts of names of figures that differ between two runs.
-_VARYING = (
-    "time_s",
-    "times_s",
-    "_gb",
-    "stages",
-    "conditions",
-    "timed_pairs",
-    "slowdown",
-    "matrix.json.summary",
-    "date",
-    ".pairs",
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,20 +58,6 @@ def plain(
     done = run_process(*arguments, timeout=LIMIT)
     assert done.returncode == 0, done.stderr
     return read_evidence_folder(output)
-
-
-def differences(first: Any, second: Any, where: str = "") -> Iterator[str]:
-    """Yield the figures that differ, apart from times and memory."""
-    if any(part in where for part in _VARYING):
-        return
-    if isinstance(first, dict) and isinstance(second, dict):
-        for key in {**first, **second}:
-            yield from differences(first.get(key), second.get(key), f"{where}.{key}")
-    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
-        for number, pair in enumerate(zip(first, second, strict=True)):
-            yield from differences(*pair, f"{where}.{number}")
-    elif first != second:
-        yield f"{where}: {first} and {second}"
 
 
 def journal_lines(output: Path) -> list[dict[str, Any]]:
@@ -153,18 +126,6 @@ def test_nothing_runs_after_an_interrupt(tiny_repo: Path, tiny_release: Path, su
     wait_for(lambda: not processes_with(mark))
     # Ray writes a token there by default.
     assert not (tmp_path / ".ray").exists()
-
-
-def processes_with(mark: str) -> list[str]:
-    """The processes that inherited a mark in their environment."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark.encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_text())
-        except OSError:
-            continue
-    return found
 
 
 def test_clusters_that_cannot_be_used_are_refused(

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from converter.cluster.processes import Process
-from tests.clusters import VARIABLES, descendants, nodes
+from scripts.ray_nodes import VARIABLES, nodes
+from tests.clusters import descendants
 from tests.conftest import ROOT, TIME_LIMIT, Serve, command, names_in, run_process, run_python, snapshot
 from tests.faulty_hub import FaultyHub
 from tests.hubs import run_client

@@ -14,7 +14,7 @@ from converter.measurement.search.journal import JOURNAL_NAME
 from converter.measurement.search.scores import SCORES_NAME
 from converter.measurement.search.search import SearchReport
 from converter.synthesis.synthesize import synthesize
-from tests import clusters
+from scripts import ray_nodes
 from tests.test_search import BUDGET, FAST, SMALL, SUITE
 
 pytestmark = pytest.mark.long
@@ -29,7 +29,7 @@ def signs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with clusters.nodes(2) as found:
+    with ray_nodes.nodes(2) as found:
         yield found
 
 
