@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,8 @@ _LOCAL_VARIABLES = {
 _SECRET = "RAY_AUTH_TOKEN"  # noqa: S105 - its name
 #: Where ``auto`` looks first.
 _ADDRESS = "RAY_ADDRESS"
+#: The function by which Ray prints what happens on nodes.
+_PRINTING = "print_to_stdstream"
 _MEMBER = "and run this on a machine of the cluster"
 #: Bytes of memory for values on their way, by default a third of all.
 _LOCAL_STORE_BYTES = 2 << 30
@@ -164,12 +167,13 @@ def _silent_ray() -> Iterator[None]:
     """Keep Ray's messages about processes that ended off stdout for the block; ``log_to_driver`` is about others."""
     from ray._private import worker
 
-    function = worker.print_to_stdstream
-    worker.print_to_stdstream = lambda *_, **__: None
+    # Not a part of its interface; another version may do without.
+    function = getattr(worker, _PRINTING, None)
+    setattr(worker, _PRINTING, lambda *_, **__: None)
     try:
         yield
     finally:
-        worker.print_to_stdstream = function
+        setattr(worker, _PRINTING, function)
 
 
 @contextmanager
@@ -186,9 +190,10 @@ def _kept_environment() -> Iterator[None]:
 
 @contextmanager
 def _kept_handlers() -> Iterator[None]:
-    """Set the handler of SIGTERM back after the block."""
+    """Set the handler of SIGTERM back after the block; in other threads, Ray leaves it alone."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
