@@ -10,15 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from converter import errors
-from converter.console import readable_size
+from converter.console import SILENT, readable_size
 from converter.hub.cached import cache_folder
 from converter.hub.snapshot import local_folders
+from converter.measurement.benchmark.node_repos import SharedRepo
+from converter.measurement.benchmark.subjects import open_subjects
 from converter.measurement.generation.places import pipeline_folders
 from converter.synthesis.synthesize import synthesize
 from tests.benches import DRAWING, SUITE
@@ -39,6 +42,8 @@ OTHERS = (
 #: Writes the folders of places, and how many bytes were downloaded.
 _DOWNLOAD = """
 import sys
+from converter.measurement.benchmark.node_repos import SharedRepo
+from converter.measurement.benchmark.subjects import open_subjects
 from converter.measurement.generation.places import pipeline_folders
 from tests.reporters import Notes
 notes = Notes()
@@ -431,3 +436,21 @@ def test_a_threshold_that_cannot_be_measured_needs_no_download(
     outcome = lensconv("bench", f"hf://{repo}", PLACE, "--out", tmp_path / "o", "--fail-over", "trajectory=1", "--json")
     assert "it is measured for Lens only" in outcome.result["error"]["message"]
     assert not cache_folder().exists()
+
+
+def test_a_machine_without_the_folder_of_an_address_downloads_the_same_commit(
+    published: Published, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pipeline_folders([PLACE]) as (folder,):
+        original, _ = open_subjects(folder, tiny_release, SILENT)
+        shared = SharedRepo.of(original, PLACE)
+    assert shared.address == f"{PLACE}@{published.commit}"
+    assert shared.find().folder == str(folder)
+    # Another machine has another cache.
+    shutil.move(tmp_path / "home" / "hub", tmp_path / "elsewhere")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "node" / "hub"))
+    found = shared.find()
+    assert Path(found.folder).is_relative_to(tmp_path / "node")
+    assert found.states.keys() == {str(Path(found.folder) / file.path) for file in shared.files}
+    with pytest.raises(errors.MissingInput, match="no such file"):
+        replace(shared, address="").find()
