@@ -155,7 +155,7 @@ def _times(matrix: Mapping[str, Any], model: str) -> dict[str, Any]:
     """Mean time of an image and the largest peak of memory; what was not measured is left out."""
     found: dict[str, Any] = {}
     if model in matrix["summary"]:
-        found["time_s"] = matrix["summary"][model]["mean"]
+        found |= {"time_s": matrix["summary"][model]["mean"], "time_prompts": matrix["summary"][model]["count"]}
     sides = [row[model] for row in matrix["prompts"]]
     for kind in names.PEAKS:
         peaks = [side[names.peak_key(kind)] for side in sides if names.peak_key(kind) in side]

@@ -70,7 +70,12 @@ def describe_sweep_table(content: Mapping[str, Any]) -> str:
         content: of ``sweep.json``.
     """
     where = "all weights on the device" if content["mode"] == STANDARD else f"--mode {content['mode']}"
-    said = [f"Time is that of an image, the mean over {counted(content['prompts'], 'prompt')}, with {where}."]
+    # On a cluster, only images of the timed prompts have times; of the original, others may be taken over.
+    counts = sorted({row["time_prompts"] for row in (content["original"], *content["models"]) if "time_prompts" in row})
+    said = []
+    if counts:
+        over = " or ".join(map(str, [*counts[:-1], counted(counts[-1], "prompt")]))
+        said.append(f"Time is that of an image, the mean over {over}, with {where}.")
     if any("slowdown" in model for model in content["models"]):
         said.append(
             "The slowdown is the 95% interval of how much more time a model takes than the original, over pairs of "
