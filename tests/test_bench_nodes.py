@@ -183,7 +183,9 @@ def test_images_that_were_not_generated_alone_have_no_times(inputs: Inputs, tmp_
     assert str(number(None)) not in times["A1"]
 
 
-@pytest.mark.parametrize("address", ["nonsense", "ray://10.0.0.1:10001", "http://10.0.0.1:1", "10.0.0.1:", ":6379", ""])
+@pytest.mark.parametrize(
+    "address", ["nonsense", "ray://10.0.0.1:10001", "http://10.0.0.1:1", "10.0.0.1:", ":6379", "", "a:0", "a:65536"]
+)
 def test_what_is_not_an_address_of_ray_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match="is not an address of Ray"):
         check_address(address)

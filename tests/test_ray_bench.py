@@ -128,6 +128,21 @@ def test_nothing_runs_after_an_interrupt(tiny_repo: Path, tiny_release: Path, su
     assert not (tmp_path / ".ray").exists()
 
 
+def test_a_cluster_that_ends_is_an_error(
+    cluster: Any, tiny_repo: Path, tiny_release: Path, suite: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "evidence"
+    arguments = ("bench", tiny_repo, tiny_release, "--out", output, "--prompts", suite, *OPTIONS, "--json")
+    process = subprocess.Popen(
+        command(*arguments, "--ray", cluster.address), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    wait_for(lambda: len(journal_lines(output)) > 2)
+    cluster.head_node.kill_gcs_server(check_alive=False)
+    result, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == ClusterError.exit_code
+    assert json.loads(result)["error"]["message"].startswith("the head of the cluster of Ray")
+
+
 def test_clusters_that_cannot_be_used_are_refused(
     cluster: Any,
     tiny_repo: Path,

@@ -510,3 +510,21 @@ def test_times_are_compared_within_own_pairs(tiny_repo: Path, recipes: list[Path
         assert not any(pair["interrupted"] for pair in matrix["timed_pairs"])
     marks = [row[ORIGINAL].get("taken_over", False) for row in matrix["prompts"]]
     assert marks == [False, True, True]
+
+
+def test_measurements_of_one_model_and_of_several_do_not_share_a_folder(
+    tiny_repo: Path, tiny_release: Path, tmp_path: Path, lensconv: Lensconv
+) -> None:
+    (tmp_path / "several").mkdir()
+    (tmp_path / "several" / "sweep.json").write_text("{}")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "measurements.jsonl").write_text("")
+    other = shutil.copytree(tiny_release, tmp_path / "other")
+    for output, models, reason in (
+        ("several", [tiny_release], "contains the measurements of several quantized models"),
+        ("one", [tiny_release, other], "contains the measurements of one quantized model"),
+        ("other/transformer", [tiny_release, other], f"is inside {other}"),
+    ):
+        done = lensconv("bench", tiny_repo, *models, "--out", tmp_path / output, "--device", "cpu", "--json")
+        assert done.code == 2
+        assert done.result["error"]["message"] == f"{tmp_path / output}: {reason}"

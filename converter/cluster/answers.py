@@ -100,6 +100,7 @@ class Answers:
             while not self.ray.wait([generator], timeout=_POLL)[0]:
                 if self.is_stopping:
                     raise Stopped
+                self.check()
             try:
                 reference = next(generator)
             except StopIteration:

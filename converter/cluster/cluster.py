@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -16,12 +19,15 @@ from converter.cluster.hosted import Hosted
 from converter.cluster.hosts import Host, answer_function, take
 from converter.cluster.losses import Lost, Stopped
 from converter.cluster.resources import Need, Node, node_of
-from converter.errors import ClusterError, LensconvError
+from converter.errors import ClusterError, LensconvError, reason_of
 from converter.temporary import remove_marked
 from converter.threads import run_in_threads
 
 #: Seconds that nodes get to remove temporary folders.
 _CLEANING = 5.0
+#: Seconds in which a head accepts a connection, and answers.
+_ACCEPTING = 10.0
+_AGAIN = "Start it again, and run the same command."
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -37,6 +43,8 @@ class Cluster:
     ray: ModuleType
     uses: Callable[[Node], bool] = field(default=lambda node: node.cpus > 0)
     """Whether to use a node."""
+    tell: Callable[[str], object] = field(default=lambda _: None)
+    """Is told once what is waited for."""
     software: Mapping[str, Any] = field(default_factory=dict)
     """What every process on a node must have, as ``describe_software`` returns it."""
     _hosted: set[Hosted] = field(default_factory=set)
@@ -53,9 +61,10 @@ class Cluster:
         """The nodes that are alive and used, in the order of their names.
 
         Raises:
-            ClusterError: there are none.
+            ClusterError: there are none, or the head of the cluster has ended.
         """
-        found = [node_of(entry) for entry in self.ray.nodes() if entry["Alive"]]
+        self._require_head()
+        found = [node_of(entry) for entry in self._entries() if entry["Alive"]]
         used = sorted(filter(self.uses, found), key=lambda node: (node.name, node.id))
         if not used:
             raise ClusterError(
@@ -63,6 +72,51 @@ class Cluster:
                 "Start nodes with `ray start`, and run it again.",
             )
         return tuple(used)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the head of the cluster answers."""
+        try:
+            self._require_head()
+            self._entries()
+        except ClusterError:
+            return False
+        return True
+
+    def _require_head(self) -> None:
+        """Refuse to ask a head that does not answer: Ray would wait for it.
+
+        Raises:
+            ClusterError: it does not.
+        """
+        address = self.ray.get_runtime_context().gcs_address
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), _ACCEPTING).close()
+        except OSError as error:
+            raise ClusterError(
+                f"the head of the cluster of Ray, {address}, has ended: {reason_of(error)}", _AGAIN
+            ) from error
+
+    def _entries(self) -> Sequence[Mapping[str, Any]]:
+        """Ask the head for the nodes, in a thread of its own, since Ray waits for a head that has just ended.
+
+        Raises:
+            ClusterError: it does not answer.
+        """
+        future: Future[Sequence[Mapping[str, Any]]] = Future()
+
+        def ask() -> None:
+            try:
+                future.set_result(self.ray.nodes())
+            except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+                future.set_exception(error)
+
+        threading.Thread(target=ask, name="nodes", daemon=True).start()
+        try:
+            return future.result(_ACCEPTING)
+        except TimeoutError as error:
+            raise ClusterError("the head of the cluster of Ray does not answer", _AGAIN) from error
 
     def each(self, function: Callable[..., Any], *arguments: Any, gpus: float = 0.0) -> dict[Node, Any]:
         """Call a function on every node at the same time, and return what each returns.
@@ -134,7 +188,9 @@ class Cluster:
             if self.answers.is_stopping:
                 raise Stopped
             actor = remote.options(scheduling_strategy="SPREAD").remote(shared_environment(), self.mark, self.software)
-            hosted = Hosted(self.answers, actor, actor.make.remote(kind, arguments), self._forget)
+            hosted = Hosted(
+                self.answers, actor, actor.make.remote(kind, arguments), self._forget, partial(self._tell, need)
+            )
             self._hosted.add(hosted)
         return hosted
 
@@ -180,6 +236,13 @@ class Cluster:
             found = list(self._hosted)
         for hosted in found:
             hosted.close()
+
+    def _tell(self, need: Need) -> None:
+        """Say what is waited for, once."""
+        with self._lock:
+            tell, self.tell = self.tell, lambda _: None
+        gpus = f" and {need.gpus:g} GPUs" if need.gpus else ""
+        tell(f"waiting for a node that has {need.cpus:g} CPUs{gpus} free for Ray, or loads slowly")
 
     def _forget(self, hosted: Hosted) -> None:
         with self._lock:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,7 +18,8 @@ from typing import Any
 
 from converter.cluster.cluster import Cluster
 from converter.cluster.processes import processes_with
-from converter.errors import ClusterError, UsageError, first_line, printable
+from converter.console import SILENT, Reporter
+from converter.errors import ClusterError, UsageError, first_line, printable, reason_of
 from converter.extras import require_extra
 from converter.temporary import temporary_folder
 from converter.threads import HeldSignals
@@ -43,6 +46,12 @@ _SECRET = "RAY_AUTH_TOKEN"  # noqa: S105 - its name
 _ADDRESS = "RAY_ADDRESS"
 #: The function by which Ray prints what happens on nodes.
 _PRINTING = "print_to_stdstream"
+#: Seconds in which a head that does not answer is given up; Ray itself waits for a minute, and then ends the process.
+_GIVING_UP = 8.0
+#: Ports that there are.
+_PORTS = range(1, 1 << 16)
+#: Seconds in which a machine accepts a connection.
+_ACCEPTING = 10.0
 _MEMBER = "and run this on a machine of the cluster"
 #: Bytes of memory for values on their way, by default a third of all.
 _LOCAL_STORE_BYTES = 2 << 30
@@ -63,7 +72,8 @@ def check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if address == AUTO and "://" in os.environ.get(_ADDRESS, ""):
         raise UsageError(f"--ray auto: {_ADDRESS} is an address for clients", f"Give HOST:PORT, {_MEMBER}.")
-    if address not in (LOCAL, AUTO) and not (host and port.isdecimal() and "/" not in host):
+    is_place = bool(host) and "/" not in host and port.isdecimal() and int(port) in _PORTS
+    if address not in (LOCAL, AUTO) and not is_place:
         raise UsageError(
             f"--ray {printable(address)}: is not an address of Ray",
             f"Use {LOCAL}, {AUTO} or HOST:PORT, {_MEMBER}.",
@@ -72,11 +82,12 @@ def check_address(address: str) -> None:
 
 
 @contextmanager
-def opened_cluster(address: str) -> Iterator[Cluster]:
+def opened_cluster(address: str, reporter: Reporter = SILENT) -> Iterator[Cluster]:
     """Connect to a cluster for the block, or start one on this machine.
 
     Args:
         address: ``local``, ``auto``, or ``HOST:PORT`` of a cluster that this machine belongs to.
+        reporter: is told what is waited for.
 
     Raises:
         UsageError: it is not an address.
@@ -90,17 +101,15 @@ def opened_cluster(address: str) -> Iterator[Cluster]:
             os.environ.update({**_LOCAL_VARIABLES, _SECRET: secrets.token_hex(32), **os.environ})
         else:
             _require_answer(address)
-        try:
-            with _silent_ray():
-                cluster = Cluster(_connect(address, folder))
-                try:
-                    yield cluster
-                finally:
-                    # Processes on nodes end before the connection does.
-                    cluster.stop()
-                    cluster.clean()
-        finally:
-            _shut_down(folder)
+        with _silent_ray():
+            cluster = Cluster(_connect(address, folder), tell=reporter.note)
+            try:
+                yield cluster
+            finally:
+                # Processes on nodes end before the connection does.
+                cluster.stop()
+                cluster.clean()
+                _shut_down(cluster, folder)
 
 
 def _connect(address: str, folder: Path) -> Any:
@@ -118,20 +127,26 @@ def _connect(address: str, folder: Path) -> Any:
         try:
             ray.init(**options)
         except (OSError, RuntimeError, ValueError) as error:
+            ray.shutdown()
             raise ClusterError(
                 f"Ray does not start: {first_line(error)}", "See `ray status` and Ray's logs."
             ) from error
     return ray
 
 
-def _shut_down(folder: Path) -> None:
+def _shut_down(cluster: Cluster, folder: Path) -> None:
     """Disconnect, and end what is left of a cluster whose files are in a folder; Ray leaves some for half a minute."""
-    import ray
-
     with HeldSignals(), _kept_handlers():
         # Those that Ray's own processes started have other command lines, and other parents afterwards.
         processes = list(processes_with(str(folder)))
-        ray.shutdown()
+        if cluster.has_head:
+            cluster.ray.shutdown()
+        else:
+            thread = threading.Thread(target=cluster.ray.shutdown, name="shutdown", daemon=True)
+            thread.start()
+            thread.join(_GIVING_UP)
+            # It is called again at the end of the process, and would wait again.
+            atexit.unregister(cluster.ray.shutdown)
         for process in processes:
             process.kill()
 
@@ -142,6 +157,12 @@ def _require_answer(address: str) -> None:
     Raises:
         ClusterError: nothing answers as Ray does.
     """
+    if address != AUTO:
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), _ACCEPTING).close()
+        except OSError as error:
+            raise ClusterError(f"--ray {printable(address)}: {reason_of(error)}", _START) from error
     command = [sys.executable, "-P", "-c", _TRY, address]
     try:
         done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -11,6 +12,9 @@ from typing import Any, Self
 from converter.cluster.answers import Answers
 from converter.cluster.hosts import take
 from converter.cluster.losses import Stopped
+
+#: Seconds after which it is said what is waited for.
+_SILENT = 20.0
 
 
 @dataclass(eq=False)
@@ -23,12 +27,14 @@ class Hosted:
             process in the next one, where Ray gives the same names again.
         making: Ray's reference for the making of the object; None once it is made.
         ended: is called when the process is to end.
+        slow: is called again and again when making the object takes long.
     """
 
     answers: Answers
     actor: Any
     making: Any
     ended: Callable[[Hosted], object]
+    slow: Callable[[], object] = lambda: None
     _closing: threading.Lock = field(default_factory=threading.Lock)
 
     def wait_until_made(self, is_wanted: Callable[[], bool] = lambda: True) -> None:
@@ -39,8 +45,15 @@ class Hosted:
 
         Raises: as ``Cluster.host``.
         """
+        deadline = time.monotonic() + _SILENT
+
+        def is_wanted_still() -> bool:
+            if time.monotonic() > deadline:
+                self.slow()
+            return is_wanted()
+
         if self.making is not None:
-            take(self.answers.wait(self.making, is_wanted))
+            take(self.answers.wait(self.making, is_wanted_still))
             self.making = None
 
     def call(self, method: str, *arguments: Any) -> Any:

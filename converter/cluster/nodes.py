@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from converter.cluster.cluster import Cluster
 from converter.cluster.connection import opened_cluster
 from converter.cluster.environment import describe_software, refuse_differences
+from converter.console import SILENT, Reporter
 
 
 def refuse_other_software(cluster: Cluster) -> None:
@@ -22,17 +23,18 @@ def refuse_other_software(cluster: Cluster) -> None:
 
 
 @contextmanager
-def named_cluster(address: str | None) -> Iterator[Cluster | None]:
+def named_cluster(address: str | None, reporter: Reporter = SILENT) -> Iterator[Cluster | None]:
     """Connect to a cluster for the block, if one is named, and refuse nodes with other software.
 
     Args:
         address: as for ``opened_cluster``; None for no cluster.
+        reporter: as for ``opened_cluster``.
 
     Raises: as ``opened_cluster`` and ``refuse_other_software``.
     """
     if address is None:
         yield None
         return
-    with opened_cluster(address) as cluster:
+    with opened_cluster(address, reporter) as cluster:
         refuse_other_software(cluster)
         yield cluster

@@ -82,7 +82,7 @@ def opened_nodes(request: Request, address: str | None, reporter: Reporter) -> I
     if address is None:
         yield None
         return
-    with opened_cluster(address) as cluster:
+    with opened_cluster(address, reporter) as cluster:
         refuse_other_software(cluster)
         if request.shadow is not None:
             cluster.each(find_repo, _hub_source(request.shadow), request.main.checkpoint.headers[0])

@@ -129,7 +129,9 @@ def ablate(
     """
     if ray is not None:
         check_address(ray)
-    return ablate_on(named_cluster(ray), original, output, recipe, suite, options, drawing, variants, reporter)
+    return ablate_on(
+        named_cluster(ray, reporter), original, output, recipe, suite, options, drawing, variants, reporter
+    )
 
 
 def ablate_on(

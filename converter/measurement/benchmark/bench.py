@@ -13,6 +13,7 @@ from converter.cluster.cluster import Cluster
 from converter.cluster.nodes import named_cluster
 from converter.cluster.resources import in_words
 from converter.console import SILENT, Reporter
+from converter.errors import OutputError
 from converter.hub.addresses import SCHEME, is_address, parse_address
 from converter.measurement.benchmark.finishing import write_files
 from converter.measurement.benchmark.journal import is_image_key
@@ -25,6 +26,7 @@ from converter.measurement.benchmark.repos import cut_texts
 from converter.measurement.benchmark.sharing import count_taken_over, take_over
 from converter.measurement.benchmark.subjects import Subject
 from converter.measurement.benchmark.trace_files import remove_traces
+from converter.measurement.evidence.names import SWEEP_NAME
 from converter.measurement.evidence.statistics import FEWEST_PAIRS
 from converter.measurement.generation.devices import choose_device
 from converter.measurement.generation.options import GenerateOptions
@@ -71,8 +73,13 @@ def bench(
         ClusterError: there is no cluster, its nodes differ, or none is left.
     """
     options, drawing = options or BenchOptions(), drawing or GenerateOptions()
+    # A release may have one from its card.
+    if (output / SWEEP_NAME).exists() and output.resolve() != Path(quantized).resolve():
+        raise OutputError(
+            f"{output}: contains the measurements of several quantized models", "Choose a folder in it with --out."
+        )
     with (
-        measuring_place(ray, drawing.device) as cluster,
+        measuring_place(ray, drawing.device, reporter) as cluster,
         pipeline_folders([original, quantized], reporter) as (first, second),
         prepare(
             first,
@@ -138,12 +145,13 @@ def run(prepared: PreparedBench, reporter: Reporter, first: PreparedBench | None
 
 
 @contextmanager
-def measuring_place(ray: str | None, device: str) -> Iterator[Cluster | None]:
+def measuring_place(ray: str | None, device: str, reporter: Reporter) -> Iterator[Cluster | None]:
     """Connect to the cluster on which is measured, for the block; None for this machine, if it has the device.
 
     Args:
         ray: as for ``bench``.
         device: as in ``GenerateOptions``.
+        reporter: is told what is waited for.
 
     Raises:
         DeviceError: this machine does not have the device.
@@ -152,7 +160,7 @@ def measuring_place(ray: str | None, device: str) -> Iterator[Cluster | None]:
     if ray is None:
         # A download may take an hour.
         choose_device(device)
-    with named_cluster(ray) as cluster:
+    with named_cluster(ray, reporter) as cluster:
         if cluster is not None:
             choose_nodes(cluster, device)
         yield cluster

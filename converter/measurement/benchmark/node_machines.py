@@ -59,6 +59,13 @@ def agreed_machine(cluster: Cluster, device: str, reporter: Reporter) -> dict[st
         shown.advance(1)
     (first, environment), *others = found.items()
     for node, other in others:
+        if (node.cpus, node.gpus) != (first.cpus, first.gpus):
+            # What takes a whole node would be alone on the smaller one only.
+            raise ClusterError(
+                f"node {node.name}: Ray has {node.cpus:g} CPUs and {node.gpus:g} GPUs there, and {first.cpus:g} and "
+                f"{first.gpus:g} on node {first.name}",
+                "Start Ray on all nodes with the same --num-cpus and --num-gpus.",
+            )
         for name, value in environment.items():
             if name != _NOT_COMPARED and other.get(name) != value:
                 raise ClusterError(

@@ -10,9 +10,10 @@ from typing import Any
 
 from converter.checkpoint.files import is_plain_name
 from converter.console import SILENT, Reporter
-from converter.errors import UsageError, printable
+from converter.errors import OutputError, UsageError, printable
 from converter.hub.addresses import is_address, parse_address
 from converter.measurement.benchmark.bench import addresses_of, measuring_place, note_differences, note_shared, run
+from converter.measurement.benchmark.journal import JOURNAL_NAME
 from converter.measurement.benchmark.options import BenchOptions
 from converter.measurement.benchmark.preparing import PreparedBench, prepare
 from converter.measurement.benchmark.report import BenchReport
@@ -92,10 +93,11 @@ def sweep(
     members = name_members(quantized)
     named = [original, *quantized]
     with (
-        measuring_place(ray, drawing.device) as cluster,
+        measuring_place(ray, drawing.device, reporter) as cluster,
         pipeline_folders(named, reporter) as (first, *folders),
     ):
         _refuse_same(folders)
+        _refuse_output(output, folders)
         places = {output / name: folder for name, folder in zip(members, folders, strict=True)}
         addresses = addresses_of(named, [first, *folders])
         with prepare(first, places, suite, options, drawing, reporter, cluster, addresses) as prepared:
@@ -148,6 +150,21 @@ def _refuse_same(folders: Sequence[Path]) -> None:
         for other in folders[:number]:
             if folder.exists() and other.exists() and folder.samefile(other):
                 raise UsageError(f"{other} and {folder} are the same folder", "Name each model once.")
+
+
+def _refuse_output(output: Path, folders: Sequence[Path]) -> None:
+    """Refuse a folder that is not one of a sweep.
+
+    Raises:
+        OutputError: it is inside a quantized model, or contains the measurements of one benchmark.
+    """
+    for folder in folders:
+        if output.resolve().is_relative_to(folder.resolve()):
+            raise OutputError(f"{output}: is inside {folder}", "Choose another folder with --out.")
+    if (output / JOURNAL_NAME).exists():
+        raise OutputError(
+            f"{output}: contains the measurements of one quantized model", "Choose another folder with --out."
+        )
 
 
 def _measure(prepared: Sequence[PreparedBench], reporter: Reporter) -> list[BenchReport]:

@@ -135,7 +135,7 @@ def search(
         open_original(original)
     if options.check:
         held_out(suite, _prompts(suite, options))
-    with named_cluster(ray) as cluster:
+    with named_cluster(ray, reporter) as cluster:
         described = hash_original(target.checkpoint, reporter)
         run = SearchRun(original, described, target, space, suite, options, drawing, folder, reporter, cluster)
         scores = _find_scores(run)
