@@ -169,6 +169,13 @@ def test_clusters_that_cannot_be_used_are_refused(
     )
     code, message = refused("--ray", cluster.address, "--device", "cuda:1")
     assert (code, message) == (2, "--device cuda:1: with --ray, Ray chooses the GPU")
+    # What takes a whole node would be alone on the smaller one only.
+    larger = cluster.add_node(num_cpus=2, include_dashboard=False)
+    cluster.wait_for_nodes()
+    code, message = refused("--ray", cluster.address)
+    assert code == ClusterError.exit_code
+    assert re.search(r"^node \S+ \(\w+\): Ray has \d CPUs and 0 GPUs there, and \d and 0 on node", message)
+    cluster.remove_node(larger)
     # Nodes with another version of a package are named.
     monkeypatch.setattr("converter.cluster.environment.package_versions", lambda: {"sdnq": "9.9"})
     code, message = refused("--ray", cluster.address)
