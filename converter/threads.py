@@ -70,6 +70,20 @@ def wait_for(future: Future[_Result]) -> _Result:
     return future.result()
 
 
+def begin(function: Callable[[], _Result], name: str) -> Future[_Result]:
+    """Call a function in a thread that nobody has to wait for; the future gets what it returns or raises."""
+    future: Future[_Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            future.set_exception(error)
+
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return future
+
+
 def run_beside(function: Callable[[], _Result], *, refresh: Callable[[], None], stop: Callable[[], None]) -> _Result:
     """Call a function in a thread; an interrupt need not wait for its end.
 
@@ -84,16 +98,8 @@ def run_beside(function: Callable[[], _Result], *, refresh: Callable[[], None], 
     Raises:
         BaseException: what the call or ``refresh`` raised; what a signal's handler raises.
     """
-    future: Future[_Result] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-            future.set_exception(error)
-
     with HeldSignals() as signals:
-        threading.Thread(target=work, name="beside", daemon=True).start()
+        future = begin(function, "beside")
         try:
             while not wait([future], timeout=_POLL_SECONDS).done:
                 refresh()

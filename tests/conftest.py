@@ -30,6 +30,7 @@ from hypothesis import HealthCheck, settings
 
 from converter.cli.main import COMMANDS, cli, run
 from converter.console import Console
+from tests.benches import SUITE
 
 if TYPE_CHECKING:
     from tests.faulty_hub import FaultyHub
@@ -255,6 +256,14 @@ def names_in(folder: Path) -> list[str]:
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Content of all files below a folder, by their paths in it."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture(scope="session")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with three prompts."""
+    file = tmp_path_factory.mktemp("suites") / "three.toml"
+    file.write_text(SUITE)
+    return file
 
 
 @pytest.fixture(scope="session")

@@ -72,13 +72,6 @@ def _described_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("suites") / "three.toml"
-    file.write_text(SUITE)
-    return file
-
-
 @pytest.fixture
 def bench(tiny_repo: Path, tiny_release: Path, lensconv: Lensconv) -> Lensconv:
     """Run the benchmark of the tiny pipeline and its release, or of others."""

@@ -29,18 +29,10 @@ from converter.measurement.benchmark.pairing import find_pairs
 from converter.measurement.evidence.files import read_evidence_folder, write_evidence
 from converter.presentation.tables.figures import number
 from converter.presentation.tables.measurements import matrix_table
-from tests.benches import SUITE
 from tests.conftest import Lensconv
 from tests.test_bench_parts import Inputs, measured
 
 OPTIONS = BenchOptions(mode="standard", pairs=3, timing_prompts=1, trajectory_prompts=0)
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("suites") / "three.toml"
-    file.write_text(SUITE)
-    return file
 
 
 @pytest.fixture

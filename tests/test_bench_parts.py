@@ -48,7 +48,7 @@ from converter.measurement.generation.options import GenerateOptions
 from converter.measurement.generation.repo import WEIGHTS, open_pipeline
 from converter.measurement.generation.settings import Settings, choose_settings
 from converter.measurement.prompts.suite import PromptSuite, read_suite
-from tests.benches import LIMIT, SUITE, folded
+from tests.benches import LIMIT, folded
 from tests.cases import check_cases
 from tests.conftest import ROOT, Lensconv, edit_json, time_limit
 from tests.expected import check_expected
@@ -56,13 +56,6 @@ from tests.generations import change_tensors, editable, packed
 from tests.reporters import Notes
 
 FILE = "transformer/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("suites") / "three.toml"
-    file.write_text(SUITE)
-    return file
 
 
 #: How quantized models work, as the probe of the machine has found.

@@ -19,7 +19,7 @@ import pytest
 from converter.errors import ClusterError, DeviceError
 from converter.measurement.evidence.files import read_evidence_folder
 from scripts.ray_nodes import VARIABLES, differences, nodes, processes_with
-from tests.benches import DRAWING, SUITE
+from tests.benches import DRAWING
 from tests.conftest import Lensconv, command, run_process
 
 pytestmark = pytest.mark.long
@@ -39,13 +39,6 @@ def _variables() -> Iterator[None]:
 def cluster() -> Iterator[Any]:
     with nodes(3) as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("suites") / "three.toml"
-    file.write_text(SUITE)
-    return file
 
 
 @pytest.fixture(scope="module")

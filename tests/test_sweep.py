@@ -37,7 +37,7 @@ from converter.presentation.card.sweep import write_sweep_table
 from converter.presentation.tables.measurements import matrix_table
 from converter.presentation.tables.table import NOTHING
 from converter.schemas import load_schema
-from tests.benches import DRAWING, LIMIT, SUITE
+from tests.benches import DRAWING, LIMIT
 from tests.conftest import ROOT, Lensconv, call, command, names_in, snapshot, time_limit
 from tests.expected import check_expected
 from tests.test_bench_parts import Inputs
@@ -45,13 +45,6 @@ from tests.test_bench_parts import Inputs
 LOAD = {"time_s": 1.0, "peak_rss_gb": 1.0, "cache_warm": True, "components": {}}
 MODES = "standard,offload"
 STANDARD, OFFLOAD = (Cell(mode, 0, 0, ORIGINAL) for mode in MODES.split(","))
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("suites") / "three.toml"
-    file.write_text(SUITE)
-    return file
 
 
 @pytest.fixture(scope="module")

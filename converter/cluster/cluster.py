@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import secrets
-import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,18 +13,17 @@ from typing import Any, TypeVar
 
 from converter.cluster.answers import Answers
 from converter.cluster.environment import shared_environment
+from converter.cluster.heads import ANSWERING, touch
 from converter.cluster.hosted import Hosted
 from converter.cluster.hosts import Host, answer_function, take
 from converter.cluster.losses import Lost, Stopped
 from converter.cluster.resources import Need, Node, node_of
 from converter.errors import ClusterError, LensconvError, reason_of
 from converter.temporary import remove_marked
-from converter.threads import run_in_threads
+from converter.threads import begin, run_in_threads
 
 #: Seconds that nodes get to remove temporary folders.
 _CLEANING = 5.0
-#: Seconds in which a head accepts a connection, and answers.
-_ACCEPTING = 10.0
 _AGAIN = "Start it again, and run the same command."
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -63,7 +60,6 @@ class Cluster:
         Raises:
             ClusterError: there are none, or the head of the cluster has ended.
         """
-        self._require_head()
         found = [node_of(entry) for entry in self._entries() if entry["Alive"]]
         used = sorted(filter(self.uses, found), key=lambda node: (node.name, node.id))
         if not used:
@@ -77,46 +73,28 @@ class Cluster:
     def has_head(self) -> bool:
         """Whether the head of the cluster answers."""
         try:
-            self._require_head()
             self._entries()
         except ClusterError:
             return False
         return True
 
-    def _require_head(self) -> None:
-        """Refuse to ask a head that does not answer: Ray would wait for it.
+    def _entries(self) -> Sequence[Mapping[str, Any]]:
+        """What the head says of the nodes. It is asked in a thread of its own, as it may end before it answers.
 
         Raises:
-            ClusterError: it does not.
+            ClusterError: it has ended, or does not answer.
         """
         address = self.ray.get_runtime_context().gcs_address
-        host, _, port = address.rpartition(":")
         try:
-            socket.create_connection((host, int(port)), _ACCEPTING).close()
+            touch(address)
+            entries: Sequence[Mapping[str, Any]] = begin(self.ray.nodes, "nodes").result(ANSWERING)
+        except TimeoutError as error:
+            raise ClusterError("the head of the cluster of Ray does not answer", _AGAIN) from error
         except OSError as error:
             raise ClusterError(
                 f"the head of the cluster of Ray, {address}, has ended: {reason_of(error)}", _AGAIN
             ) from error
-
-    def _entries(self) -> Sequence[Mapping[str, Any]]:
-        """Ask the head for the nodes, in a thread of its own, since Ray waits for a head that has just ended.
-
-        Raises:
-            ClusterError: it does not answer.
-        """
-        future: Future[Sequence[Mapping[str, Any]]] = Future()
-
-        def ask() -> None:
-            try:
-                future.set_result(self.ray.nodes())
-            except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
-                future.set_exception(error)
-
-        threading.Thread(target=ask, name="nodes", daemon=True).start()
-        try:
-            return future.result(_ACCEPTING)
-        except TimeoutError as error:
-            raise ClusterError("the head of the cluster of Ray does not answer", _AGAIN) from error
+        return entries
 
     def each(self, function: Callable[..., Any], *arguments: Any, gpus: float = 0.0) -> dict[Node, Any]:
         """Call a function on every node at the same time, and return what each returns.

@@ -7,22 +7,23 @@ import contextlib
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from converter.cluster.cluster import Cluster
+from converter.cluster.heads import touch
 from converter.cluster.processes import processes_with
 from converter.console import SILENT, Reporter
 from converter.errors import ClusterError, UsageError, first_line, printable, reason_of
 from converter.extras import require_extra
 from converter.temporary import temporary_folder
-from converter.threads import HeldSignals
+from converter.threads import HeldSignals, begin
 
 #: The address of a cluster that exists while the command runs, on this machine.
 LOCAL = "local"
@@ -50,8 +51,6 @@ _PRINTING = "print_to_stdstream"
 _GIVING_UP = 8.0
 #: Ports that there are.
 _PORTS = range(1, 1 << 16)
-#: Seconds in which a machine accepts a connection.
-_ACCEPTING = 10.0
 _MEMBER = "and run this on a machine of the cluster"
 #: Bytes of memory for values on their way, by default a third of all.
 _LOCAL_STORE_BYTES = 2 << 30
@@ -59,7 +58,7 @@ _START = "Start one with `ray start --head`, or use --ray local."
 #: Connects as this process will, and ends; what Ray does when nobody answers must not end this process.
 _TRY = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='CRITICAL'); ray.shutdown()"
 #: Where the files of a cluster of this machine are: paths of sockets have 107 characters at most, and Ray adds 61.
-_SHORT = Path("/tmp")  # noqa: S108 - the folder in it has a name that nobody knows
+_SHORT = Path("/tmp")  # noqa: S108 - only this user may read the folder in it
 
 
 def check_address(address: str) -> None:
@@ -142,9 +141,7 @@ def _shut_down(cluster: Cluster, folder: Path) -> None:
         if cluster.has_head:
             cluster.ray.shutdown()
         else:
-            thread = threading.Thread(target=cluster.ray.shutdown, name="shutdown", daemon=True)
-            thread.start()
-            thread.join(_GIVING_UP)
+            wait([begin(cluster.ray.shutdown, "shutdown")], _GIVING_UP)
             # It is called again at the end of the process, and would wait again.
             atexit.unregister(cluster.ray.shutdown)
         for process in processes:
@@ -158,9 +155,8 @@ def _require_answer(address: str) -> None:
         ClusterError: nothing answers as Ray does.
     """
     if address != AUTO:
-        host, _, port = address.rpartition(":")
         try:
-            socket.create_connection((host, int(port)), _ACCEPTING).close()
+            touch(address)
         except OSError as error:
             raise ClusterError(f"--ray {printable(address)}: {reason_of(error)}", _START) from error
     command = [sys.executable, "-P", "-c", _TRY, address]

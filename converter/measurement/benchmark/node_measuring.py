@@ -1,8 +1,8 @@
 """Measure a benchmark on a cluster.
 
 The pairs whose times are compared are measured at the same time on different nodes, each alone on its node. All other
-images are a queue, from which as many workers as there is room for take one after the other; nothing is said of their
-times. Where and when a worker runs is decided by Ray.
+images are a queue. As many workers as there are GPUs, or nodes, take one image after the other; nothing is said of
+their times. Where and when a worker runs is decided by Ray.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _others(bench: Bench, cells: Sequence[Cell]) -> Work[tuple[Cell, Task]]:
 def _draw_others(bench: Bench, others: Work[tuple[Cell, Task]], nodes: Nodes, shown: Progress) -> None:
     """Generate one image after the other until none is left; a pipeline stays loaded as long as it has some."""
     with beside_others(nodes, keeps_loaded=True) as place:
-        # Without room on any node, other threads may generate what is left.
+        # While no node is free for it, other threads may generate what is left.
         place.open(bench.options.timeout, lambda: others.size > 0)
         group: str | None = None
         while (taken := others.take(group)) is not None:

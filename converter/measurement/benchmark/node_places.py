@@ -87,7 +87,7 @@ class _Place:
         yield NodeSession(self.open(timeout), self.method, job, self._losses.reset)
 
     def open(self, timeout: float, is_wanted: Callable[[], bool] = lambda: True) -> Hosted:
-        """Start the process of Ray, if it does not run, and wait until a node has room for it.
+        """Start the process of Ray, if it does not run, and wait until a node is free for it.
 
         Args:
             timeout: seconds without an event after which a worker counts as hanging.

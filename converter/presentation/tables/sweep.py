@@ -32,7 +32,7 @@ _COLUMNS = (
 _WORDS = (_NAME, _MARK, _METHOD)
 #: Columns that are left out where no row has a figure.
 _OPTIONAL = (_MARK, _PEAK, _SLOWDOWN, _LPIPS, _RATIO, _RATE, _VELOCITY, _FAILED)
-#: Columns that a terminal has no room for.
+#: Columns that are too many for a terminal.
 _WIDE = (_METHOD, _SMALLER)
 #: Longest reason of a failure that a line repeats, in characters.
 _REASON_LIMIT = 100
